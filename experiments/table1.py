@@ -32,11 +32,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import describe, open_topology
+from clipbias.training.compute import Compute
 from clipbias.training.group import Row
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of
 from clipbias.training.sweep import RESULTS, parse_part, sweep
-from clipbias.training.sweep_context import Compute, SweepContext
+from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve

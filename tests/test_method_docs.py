@@ -13,7 +13,7 @@ import pytest
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
-from clipbias.training.sweep_context import Compute
+from clipbias.training.compute import Compute
 from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.methods.tpt import TPT

@@ -22,7 +22,8 @@ from jax.sharding import Mesh
 from clipbias.clip.target import AWAY, Target
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.memory import AUTO, describe_plan, fit_evaluation, format_bytes, plan_step
+from clipbias.training.compute import AUTO
+from clipbias.training.memory import describe_plan, fit_evaluation, format_bytes, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
 from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.feature_method import sampling_of

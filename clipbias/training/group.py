@@ -19,9 +19,10 @@ from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import text_features
+from clipbias.training.compute import AUTO
 from clipbias.training.features import epoch_features, support_features
 from clipbias.training.loop import Logging, Run, Trained, rows_per_step, train
-from clipbias.training.memory import AUTO, MemoryPlan, plan_step
+from clipbias.training.memory import MemoryPlan, plan_step
 from clipbias.training.metrics import METRICS
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress

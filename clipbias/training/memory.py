@@ -24,6 +24,7 @@ from clipbias.clip.target import away
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.accumulation import why_whole
+from clipbias.training.compute import AUTO
 from clipbias.training.programs import class_program, training_program
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.feature_method import sampling_of
@@ -42,7 +43,6 @@ REMATS = {
     "half": Remat(layers.keep_half, 1 / 3),
     "tokens": Remat(layers.keep_tokens, 1.0),
 }
-AUTO = "auto"
 
 # Candidates for the parts of the classes and of the images. Each may cost a compilation, so there are few.
 CHUNKS = PARTS = (1, 4, 16)

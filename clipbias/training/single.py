@@ -8,10 +8,11 @@ from jax.sharding import Mesh
 
 from clipbias.data import Dataset, protocols
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.group import learn
 from clipbias.training.loop import Logging, Run
 from clipbias.training.progress import Progress
-from clipbias.training.sweep_context import Compute, SweepContext
+from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.learnables import one_run
 from clipbias.tuning.method import Learnables, Method

@@ -20,45 +20,14 @@ from clipbias.data.protocols import validation_beside
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.features import TrainingFeatures
-from clipbias.training.memory import AUTO
 from clipbias.training.spec import Group
 from clipbias.training.step import place_text
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
 from clipbias.tuning.registry import make_method
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How runs are computed. Nothing here changes a number.
-
-    Attributes:
-      eval_batch_size: images per evaluation step, over all devices.
-      checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
-      remat, class_chunks, micro_batch: how a step saves memory, see `training.memory`.
-      workers: threads that decode images; 0 takes one for each processor.
-      cache_gb: memory for images in gigabytes: two thirds for training images, one third for those of evaluation.
-      trackers: programs that get the metrics besides `metrics.jsonl`, see `training.trackers`.
-      profile: "steps" traces a few steps of each training.
-    """
-
-    eval_batch_size: int = 100
-    checkpoint_seconds: float = 60.0
-    remat: str = AUTO
-    class_chunks: int = 0
-    micro_batch: int = 0
-    workers: int = 0
-    cache_gb: float = 3.0
-    trackers: tuple[str, ...] = ()
-    profile: str = ""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Compute":
-        """The fields of the same names in a configuration."""
-        found: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(cls)}
-        return cls(**found | {"trackers": tuple(found["trackers"])})
 
 
 class SweepContext:

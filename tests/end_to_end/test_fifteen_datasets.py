@@ -9,9 +9,10 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data import catalog, protocols, shards
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.spec import make_specs
 from clipbias.training.sweep import sweep
-from clipbias.training.sweep_context import Compute, SweepContext
+from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.data import miniatures

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.evaluate import evaluate
 from clipbias.training.group import Row, SweepPaths
 from clipbias.training.spec import RunSpec, make_specs, run_names
 from clipbias.training.sweep import sweep
-from clipbias.training.sweep_context import Compute, SweepContext
+from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning.adapter import Adapter, load_adapter
 from clipbias.tuning.recipe import Recipe
 

@@ -18,11 +18,11 @@ from clipbias.data import Dataset
 from clipbias.data.few_shot import few_shot
 from clipbias.io import read_json_lines
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.group import SweepPaths
 from clipbias.training.programs import training_program
 from clipbias.training.spec import RunSpec, run_names
 from clipbias.training.sweep import RESULTS
-from clipbias.training.sweep_context import Compute
 from clipbias.training.timing import Stopwatch
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe

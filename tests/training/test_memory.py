@@ -18,8 +18,8 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.programs import class_program, training_program
-from clipbias.training.sweep_context import Compute
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe

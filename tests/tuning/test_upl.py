@@ -9,9 +9,9 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import confident
+from clipbias.training.compute import Compute
 from clipbias.training.group import training_runs
 from clipbias.training.spec import make_groups
-from clipbias.training.sweep_context import Compute
 from clipbias.tuning import Task
 from tests.data.pictures import encoded
 from tests.reference import upl
