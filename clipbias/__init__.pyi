@@ -5,8 +5,8 @@ from .api import predict as predict
 from .api import push_to_hub as push_to_hub
 from .clip import load as load
 from .errors import ClipbiasError as ClipbiasError
+from .explain.bias_adapter import equivalent_bias as equivalent_bias
 from .explain.relevancy import relevancy as relevancy
-from .explain.replacement import equivalent_bias as equivalent_bias
 from .prediction import Accuracy as Accuracy
 from .prediction import Prediction as Prediction
 from .tuning import Adaptation as Adaptation

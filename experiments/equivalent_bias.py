@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.amounts import TOWERS, Amount
+from clipbias.explain.bias_adapter import METHODS, as_bias_adapter
 from clipbias.explain.conclusions import no_gain, percent
 from clipbias.explain.effects import OUTCOME_NAMES
+from clipbias.explain.equivalent_bias import TOWERS, EquivalentBias
 from clipbias.explain.model import Model
-from clipbias.explain.replacement import METHODS, as_adapter
 from clipbias.explain.results import Findings
 from clipbias.training.progress import say
 from clipbias.tuning.adapter import Adapter, write_adapter
@@ -34,23 +34,23 @@ def save_equivalent_biases(findings: Findings, model: Model, adapter: Adapter, f
     try:
         if reason := facts.get("missing"):
             raise ClipbiasError(reason)
-        amounts = measured_amounts(findings, model.key)
+        biases = measured_biases(findings, model.key)
         for kind in METHODS:
             images = facts["training_images"]
-            bias = as_adapter(adapter, model.task, model.task.init(model.seed), amounts, kind, images=images)
+            bias = as_bias_adapter(adapter, model.task, model.task.init(model.seed), biases, kind, images=images)
             write_adapter(folder / FOLDER / f"{model.key}-{kind}.safetensors", bias)
             common.tell(kept_sentence(findings, model, kind))
     except ClipbiasError as error:
         say(f"{model.label}: no equivalent bias is saved. {error}")
 
 
-def measured_amounts(findings: Findings, key: str) -> dict[str, Amount]:
+def measured_biases(findings: Findings, key: str) -> dict[str, EquivalentBias]:
     """The measured bias of a model by tower, as it stands in a study's arrays, which have no form by token."""
     found = {}
     for tower in TOWERS:
         forms = {form: findings.arrays.get(f"constants/{key}/{tower}/{form}") for form in METHODS}
         if all(array is not None for array in forms.values()):
-            found[tower] = Amount(**forms, token=np.empty(0, np.float32))  # type: ignore[arg-type]
+            found[tower] = EquivalentBias(**forms, token=np.empty(0, np.float32))  # type: ignore[arg-type]
     return found
 
 

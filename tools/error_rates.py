@@ -27,8 +27,6 @@ import numpy as np
 from absl import app, flags
 
 from clipbias.clip import Adaptation
-from clipbias.explain.added import image_features_with
-from clipbias.explain.amounts import amounts_from, vision_moments
 from clipbias.explain.conclusions import (
     CARRIES_MOST,
     DOES_NOT,
@@ -52,8 +50,10 @@ from clipbias.explain.effects import (
     summarize_effects,
     summarize_replacements,
 )
+from clipbias.explain.equivalent_bias import equivalent_biases, vision_moments
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
-from clipbias.explain.ladder import vision_added
+from clipbias.explain.intervention import image_features_with
+from clipbias.explain.ladder import vision_intervention
 from clipbias.explain.rungs import PLAIN
 from clipbias.io import write_text
 from clipbias.tuning import Classifier, make_method
@@ -86,8 +86,8 @@ def make_pool(mechanism: str, strength: float, *, images: int, seed: int) -> tup
     learnables = {"vision_prompts": jnp.asarray(prompts)}
     training = jnp.asarray(pictures(mechanism, TRAINING, seed=seed + 1)[0])
     moments = vision_moments(classifier, params, learnables, training, jnp.ones(TRAINING, bool))
-    amount = amounts_from(jax.device_get(moments), CONFIG)["vision"]
-    added = jax.tree.map(lambda x: jnp.asarray(x)[None], vision_added(amount, PLAIN))
+    bias = equivalent_biases(jax.device_get(moments), CONFIG)["vision"]
+    added = jax.tree.map(lambda x: jnp.asarray(x)[None], vision_intervention(bias, PLAIN))
     pixels, labels = pictures(mechanism, images, seed=seed + 2)
     parts = [
         np.asarray(

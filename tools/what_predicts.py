@@ -26,11 +26,10 @@ import clipbias
 from clipbias.api import RECIPE
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
-from clipbias.explain.amounts import measure as measure_amounts
-from clipbias.explain.amounts import reference_adaptation
-from clipbias.explain.directions import Directions
+from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.effects import KEPT, LOST, OUTCOMES, measure, summarize_replacements
-from clipbias.explain.replacement import raw_batches
+from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_adaptation
+from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.rungs import PLAIN
 from clipbias.explain.uncertainty import RESAMPLES, excludes, interval
 from clipbias.io import write_text
@@ -84,8 +83,10 @@ def form_logits(task: Task, learnables: Any, initial: Any, train: Split, test: S
     """Logits `[n, 4, C]` of the frozen model, with two vectors added, the tuned model without them, and as it is."""
     clip = task.clip
     size = clip.preprocessing.side
-    amounts, _ = measure_amounts(task, clip.params, learnables, initial, raw_batches(train, size, 32))
-    classify = Directions(task, clip.params, learnables, reference_adaptation(task, initial), {PLAIN: (amounts, PLAIN)})
+    biases, _ = measure_equivalent_bias(task, clip.params, learnables, initial, raw_batches(train, size, 32))
+    classify = InterventionClassifier(
+        task, clip.params, learnables, reference_adaptation(task, initial), {PLAIN: (biases, PLAIN)}
+    )
     tuned, found = jax.jit(task.logits), []
     for raw, mask in raw_batches(test, size, BATCH):
         images = clip.preprocessing.normalize(jnp.asarray(raw))

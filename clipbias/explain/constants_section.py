@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.explain.amounts import (
-    Amount,
-    amounts_from,
+from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
+from clipbias.explain.equivalent_bias import (
+    EquivalentBias,
     changed_towers,
+    equivalent_biases,
     image_moments,
     needs_images,
     reference_adaptation,
-    refusal,
     text_moments,
+    why_no_equivalent_bias,
 )
-from clipbias.explain.directions import Directions
-from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
 from clipbias.explain.factorial_section import by_image, seeds_of
+from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.model import Model
 from clipbias.explain.passes import classify
@@ -41,27 +41,27 @@ def compute_constants(study: Study) -> Reading[Section]:
     reasons = {model.key: missing(study, model) for model in study.tuned}
     scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
     models = [model for model in study.tuned if not reasons[model.key]]
-    amounts = yield from measure_amounts(study, models)
+    biases = yield from measure_equivalent_biases(study, models)
     seeds = seeds_of(models)
     others = {ANOTHER_SEED: {key: keys[(i + 1) % len(keys)] for keys in seeds for i, key in enumerate(keys)}}
     others[ANOTHER_DATASET] = {model.key: other.key for model in models if (other := _trained_elsewhere(model, models))}
     asked = {}
     for model in models:
-        own = amounts[model.key][0]
+        own = biases[model.key][0]
         given = {rung: (own, rung) for rung in rungs(own)}
         given |= {name: (control, PLAIN) for name, control in controls(own, seed=study.options.seed).items()}
-        given |= {name: (amounts[other[model.key]][0], PLAIN) for name, other in others.items() if model.key in other}
+        given |= {name: (biases[other[model.key]][0], PLAIN) for name, other in others.items() if model.key in other}
         asked[model.key] = _classifications(study, model, given)
     found = yield [request for request, _ in asked.values()]
     measured: dict[str, Measured] = {}
     for key, (request, forms) in asked.items():
-        rows, (own, images) = found[request.name], amounts[key]
+        rows, (own, images) = found[request.name], biases[key]
         measured[key] = measure(rows["logits"], study.split.labels[rows["images"]])
         values = {name: value[:, 0] for name, value in by_image([measured[key]]).items()}
         arrays |= {f"constants/{key}/{name}": value for name, value in (values | {"images": rows["images"]}).items()}
-        for tower, amount in own.items():
+        for tower, bias in own.items():
             for form in ("vector", "kind"):
-                arrays[f"constants/{key}/{tower}/{form}"] = getattr(amount, form)
+                arrays[f"constants/{key}/{tower}/{form}"] = getattr(bias, form)
         scalars[key] = {
             "forms": forms,
             "images": len(rows["images"]),
@@ -89,15 +89,17 @@ def _trained_elsewhere(model: Model, models: Sequence[Model]) -> Model | None:
 
 def missing(study: Study, model: Model) -> str | None:
     """One sentence why there is nothing to measure of a model, or `None`."""
-    if reason := refusal(model.task, model.learnables):
+    if reason := why_no_equivalent_bias(model.task, model.learnables):
         return reason
     if not study.training and needs_images(model.task, model.learnables):
-        return "What a method amounts to is measured on training images, and there are none."
+        return "The equivalent bias is measured on training images, and there are none."
     return None
 
 
-def measure_amounts(study: Study, models: Sequence[Model]) -> Reading[dict[str, tuple[dict[str, Amount], int]]]:
-    """By model what its method amounts to in each tower, and on how many training images that was measured."""
+def measure_equivalent_biases(
+    study: Study, models: Sequence[Model]
+) -> Reading[dict[str, tuple[dict[str, EquivalentBias], int]]]:
+    """By model the equivalent bias in each tower, and on how many training images that was measured."""
     totals: dict[str, Totals] = {}
     requests = {}
     for model in models:
@@ -106,7 +108,7 @@ def measure_amounts(study: Study, models: Sequence[Model]) -> Reading[dict[str, 
         if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
             totals[model.key] = text_moments(task, study.params, learnables, initial)
         if needs_images(task, model.learnables):
-            name, title = f"constants-measured-{model.key}", f"{model.label}: what it amounts to"
+            name, title = f"constants-measured-{model.key}", f"{model.label}: equivalent bias"
             step = _measuring_step(study, model)
             images: dict[str, Any] = {"split": study.training, "crops": model.crops}
             requests[model.key] = Sums(name, title, study.training_images, step, **images)
@@ -115,7 +117,7 @@ def measure_amounts(study: Study, models: Sequence[Model]) -> Reading[dict[str, 
     for model in models:
         of_images = found[requests[model.key].name] if model.key in requests else {}
         count = of_images["images"].samples if of_images else 0
-        measured[model.key] = amounts_from(totals[model.key] | of_images, study.clip.config), count
+        measured[model.key] = equivalent_biases(totals[model.key] | of_images, study.clip.config), count
     return measured
 
 
@@ -131,21 +133,21 @@ def _measuring_step(study: Study, model: Model) -> Step:
 
 
 def _classifications(
-    study: Study, model: Model, given: Mapping[str, tuple[Mapping[str, Amount], str]]
+    study: Study, model: Model, given: Mapping[str, tuple[Mapping[str, EquivalentBias], str]]
 ) -> tuple[Rows, tuple[str, ...]]:
     """Asks for "logits" `[n, F, C]` in every form; and the forms."""
     task, learnables = model.task, study.learnables[model.key]
     reference = reference_adaptation(task, task.init(model.seed))
-    directions = Directions(task, study.params, learnables, reference, given, study.replicate)
+    classifier = InterventionClassifier(task, study.params, learnables, reference, given, study.replicate)
 
     def step(batch: Batch) -> dict[str, jax.Array]:
         images, mask = batch["images"], batch["mask"]
         tuned = classify(study, model, images, mask)
-        return {"logits": _together(directions(study.normalize(images), mask), tuned)}
+        return {"logits": _together(classifier(study.normalize(images), mask), tuned)}
 
     title = f"{model.label}: a constant in its place"
     request = Rows(f"constants-{model.key}", title, study.images, step, crops=model.crops)
-    return request, (*directions.forms, TUNED)
+    return request, (*classifier.forms, TUNED)
 
 
 @jax.jit

@@ -18,7 +18,7 @@ scale (m) and values (s) from R or from P and computes the blocks on input token
 RRR is the reference and PPP the tuned model, to rounding. Values hold whatever else the tuned run has: where a method
 changes blocks, biases or pixels, corners whose values are P's compute with those. Without slots scale is left out.
 
-Whether what is added may be a constant is another question, and has a test of its own (`directions`).
+Whether what is added may be a constant is another question, and has a test of its own (`intervention_classifier`).
 """
 
 import dataclasses

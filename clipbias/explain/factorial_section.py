@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
-from clipbias.explain.amounts import reference_adaptation
 from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
+from clipbias.explain.equivalent_bias import reference_adaptation
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.model import Model
 from clipbias.explain.results import RANDOM, same_but_for_seed

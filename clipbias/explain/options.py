@@ -29,7 +29,7 @@ class StudyOptions:
         spread over the split.
       faithfulness_images: the same for perturbation, which runs every image over a hundred times.
       control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
-      training_images: at most so many training images for what a method amounts to, spread over them; 0 for all.
+      training_images: at most so many training images for equivalent biases, spread over them; 0 for all.
       examples: number of pictures shown.
       explore_images: number of images that a reader of the report can explore, fewer where their maps would take more
         than 15 MB of the page.

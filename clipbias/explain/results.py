@@ -93,10 +93,10 @@ factorial — the causal test (`factorial.py`), for models that change a tower. 
       both_right {images, numbers, …} over images that both models get right, or null}, or {missing: why there is none}
     JSON factorial.seeds: list of {models: keys that differ in their seed alone, numbers, …}, seeds and images crossed
 
-constants — whether a constant stands for a method (`directions.py`), where the study has training images. n images, F
-    ways to classify them: "reference", "kept:{name}" (the frozen model with it added after every block), "lost:{name}"
-    (the tuned model with it subtracted) and "tuned"; `{name}` is a rung of the ladder (`rungs.RUNGS`) or a control:
-    "random", "shuffled", "another seed"
+constants — whether a constant stands for a method (`intervention_classifier.py`), where the study has training images.
+    n images, F ways to classify them: "reference", "kept:{name}" (the frozen model with it added after every block),
+    "lost:{name}" (the tuned model with it subtracted) and "tuned"; `{name}` is a rung of the ladder
+    (`rungs.RUNGS`) or a control: "random", "shuffled", "another seed"
     constants/{tuned}/images [n]                                     numbers of the examples in the split
     constants/{tuned}/correct [n, F] uint8, …/calibrated [n, F], …/log_likelihood [n, F]
     constants/{tuned}/{tower}/vector [L, D], constants/{tuned}/{tower}/kind [L, 2, D]

@@ -53,7 +53,7 @@ class Study:
           split: labelled images.
           options: settings.
           folder: for `parts/`; what is there of the same study is not computed again.
-          training: images of the training set, for what a method amounts to; `None` leaves that out.
+          training: images of the training set, for equivalent biases; `None` leaves that out.
           mesh: where to compute; `None` takes this process's first device.
           advance: called after every batch with a title, batches done, and batches in all.
           known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
@@ -126,7 +126,7 @@ class Study:
 
     @property
     def training_images(self) -> np.ndarray:
-        """Numbers of the training images that what a method amounts to is measured on."""
+        """Numbers of the training images that equivalent biases are measured on."""
         return spread(len(self.training or ()), self.options.training_images)
 
     def run(self, sections: Mapping[str, Reading[T]]) -> dict[str, T]:

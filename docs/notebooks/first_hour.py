@@ -130,7 +130,7 @@ look(*tuned["ivlp"][:2])
 look(*tuned["bias"][:2])
 
 # %% [markdown]
-# ## What prompts amount to
+# ## The equivalent bias of prompts
 #
 # The causal test runs the frozen and the tuned model side by side and takes attention, scale and values, each from
 # either of them, in every combination. It measures what each carries of the gain. A constant, measured on training
@@ -160,7 +160,7 @@ for model in study.tuned:
     print(model.label, *results.scalars["verdict"][model.key]["sentences"], sep="\n  ")
 
 # %% [markdown]
-# What the prompts amount to is an adapter of bias tuning, to be used as any other. Below are the frozen
+# The prompts' equivalent bias is an adapter of bias tuning, to be used as any other. Below are the frozen
 # model with the prompts' constant in their place, as one vector per layer and as two, and the prompts themselves.
 
 # %%

@@ -10,19 +10,19 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import transforms
 from clipbias.explain import scope
-from clipbias.explain.amounts import measure, refusal
+from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.equivalent_bias import measure_equivalent_bias, why_no_equivalent_bias
 from clipbias.explain.factorial_section import compute_factorial
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.replacement import raw_batches
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.report.study_results import StudyResults, why_missing
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.explain.test_study import split
-from tests.reference import amounts as plain_amounts
+from tests.reference import equivalent_bias as plain_bias
 from tests.reference import factorial, inner_parts, methods, mmrl, numpy_clip, prompts_cocoop, prompts_plot, weights
 from tests.reference import relevancy as plain_relevancy
 from tests.tuning import weights_common
@@ -103,7 +103,7 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
         "mmrl": INSERTED,
         **dict.fromkeys(HEADS, NOTHING),
     }
-    assert [each.key for each in made.tuned if refusal(each.task, each.learnables)] == list(HEADS)
+    assert [each.key for each in made.tuned if why_no_equivalent_bias(each.task, each.learnables)] == list(HEADS)
 
 
 def normalised(clip: Clip) -> np.ndarray:
@@ -164,11 +164,11 @@ def close(found: Any, wanted: np.ndarray, what: str) -> None:
     weights_common.close(found, wanted, 5e-5, what)
 
 
-def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, reference):
+def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, reference):
     """MMRL, whose later blocks have more tokens than the frozen ones, and CoCoOp, as a mean over images too."""
     images, raw = normalised(clip), split().subset(np.arange(IMAGES))
     own = model(clip, "mmrl")
-    found, _ = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
+    found, _ = measure_equivalent_bias(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
     learned = inner_parts.flatten(own.learnables)
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
     for tower, one, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
@@ -176,17 +176,19 @@ def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, reference):
         start = inner_parts.embedded(reference, tower, one)
         run = inner_parts.forward(reference, tower, start, rows, enter=enter)
         assert len({block.tokens.shape[1] for block in run.blocks}) == 2
-        for form, values in plain_amounts.of_inserted(reference, tower, run.blocks, rows, start.shape[1]).items():
+        for form, values in plain_bias.of_inserted(reference, tower, run.blocks, rows, start.shape[1]).items():
             close(getattr(found[tower], form), values, f"{tower} {form}")
     own = model(clip, "cocoop")
-    found, count = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
+    found, count = measure_equivalent_bias(
+        own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2)
+    )
     assert count == IMAGES and set(found) == {"text"}
     learnables = weights.double(own.learnables)
     start = methods.prepare(
         reference, "coop", CLASS_NAMES, {"text_context": np.asarray(own.task.init()["text_context"])}
     )
     each = [
-        plain_amounts.of_texts(
+        plain_bias.of_texts(
             reference, reference.state, prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature), start
         )
         for feature in numpy_clip.encode_image(reference.state, reference.config, images).features

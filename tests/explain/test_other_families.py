@@ -11,7 +11,7 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
-from clipbias.explain.amounts import measure, reference_adaptation
+from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_adaptation
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.passes import looks
 from clipbias.explain.relevancy import explanations
@@ -117,14 +117,14 @@ def test_corners_are_the_two_runs(tuned: tuple) -> None:
 
 
 @pytest.mark.parametrize("method", short(["bias", "bias_by_kind"], "bias_by_kind"))
-def test_a_bias_amounts_to_itself(clip: Clip, method: str) -> None:
+def test_a_bias_is_its_own_equivalent_bias(clip: Clip, method: str) -> None:
     task, random = clipbias.Task(clip, method, CLASSES), np.random.default_rng(1)
     learnables = weights_common.drawn(task.shapes, 0.1)
     raw = random.integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
-    found, _ = measure(task, clip.params, learnables, task.init(), [(raw, np.ones(2, bool))])
-    for name, amount in found.items():
+    found, _ = measure_equivalent_bias(task, clip.params, learnables, task.init(), [(raw, np.ones(2, bool))])
+    for name, bias in found.items():
         wanted = learnables[f"{name}_bias"]
-        assert difference(amount.kind if method == "bias_by_kind" else amount.vector, wanted) < ROUNDING
+        assert difference(bias.kind if method == "bias_by_kind" else bias.vector, wanted) < ROUNDING
     assert found["vision"].kind.shape == (3, 1, 16)
 
 

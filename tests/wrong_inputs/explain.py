@@ -1,4 +1,4 @@
-"""Wrong targets, mixtures and studies, adapters that amount to no bias, and damaged results."""
+"""Wrong targets, mixtures and studies, adapters without an equivalent bias, and damaged results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ maps = case(lambda place, *given, **more: relevancy(*place.learned("zero_shot", 
 
 
 @case
-def amount(place: Place, method: str, images: Any, /, *kind: str, **options: Any) -> None:
+def equivalent_bias(place: Place, method: str, images: Any, /, *kind: str, **options: Any) -> None:
     clipbias.equivalent_bias(place.adapter(method, **options), images, *kind, clip=place.clip)
 
 
@@ -75,16 +75,16 @@ CASES: list[Case] = [
     ("after a class name", lambda place: prompt_prefixes(place.task("coop", position="middle"), 4)),
     *(mixed(f"unknown mixture '{name}'; give letters R and P", name) for name in ("R", "RRRR", "RX", "RR:token")),
     # Adapters.
-    amount("TaskRes amounts to no bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
-    amount("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
-    amount(
+    equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
+    equivalent_bias("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
+    equivalent_bias(
         *("'coop' starts from a random context and not from words", "coop", LEVELS),
         **{"tokens": 4, "class_specific": True, "words": "", "position": "front"},
     ),
-    amount("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
-    amount(r"images are float32 \(4, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]", "vpt", IMAGES),
-    amount("there is no image to measure on", "vpt", None),
-    amount("'token'.*vector, kind", "vpt", None, "token"),
+    equivalent_bias("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
+    equivalent_bias(r"images are float32 \(4, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]", "vpt", IMAGES),
+    equivalent_bias("there is no image to measure on", "vpt", None),
+    equivalent_bias("'token'.*vector, kind", "vpt", None, "token"),
     ("none of these adapters holds contexts, prompts, biases or residuals", without_prompts),
     # Studies and their results.
     study("unknown section 'fig9'", "zero_shot", "vpt"),

@@ -1,4 +1,4 @@
-"""The bias that a method amounts to, token by token in float64.
+"""The equivalent bias of a method, token by token in float64.
 
 For each block, the tuned run's input is given to the tuned and to the frozen block, and what the first gives beyond the
 second is averaged over input tokens: all but learned prompts, in texts up to the end. The frozen block sees no prompt;

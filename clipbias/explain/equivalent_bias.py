@@ -1,4 +1,4 @@
-"""The bias that a method amounts to: what its blocks add on average, as one constant per layer.
+"""The equivalent bias of a method: what its blocks add on average, as one constant per layer.
 
 With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen one,
 
@@ -32,8 +32,8 @@ from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.clip.weight_changes import of_layers
 from clipbias.errors import ClipbiasError
-from clipbias.explain.added import image_outliers, text_outliers
 from clipbias.explain.affine import Products
+from clipbias.explain.intervention import image_outliers, text_outliers
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
@@ -46,8 +46,8 @@ _TEXTS_AT_ONCE = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Amount:
-    """What a method amounts to in one tower: `c_l` in its three forms, float32.
+class EquivalentBias:
+    """A method's equivalent bias in one tower: `c_l` in its three forms, float32.
 
     Attributes:
       vector: `[L, D]`, the mean over all input tokens.
@@ -73,7 +73,7 @@ class Amount:
         length: int,
         outlier: Moments | None = None,
         products: Products | None = None,
-    ) -> "Amount":
+    ) -> "EquivalentBias":
         """Of the differences by position (count `[L, N]`) and at the readout token (count `[L]`), filled up to `N`.
 
         Where a pooling head reads all tokens there is no such token, and one kind less.
@@ -120,15 +120,15 @@ def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
     return tuple(name for name in TOWERS if any(leaf.size for leaf in jax.tree.leaves(parts[name])))
 
 
-def refusal(task: Task, learnables: Learnables) -> str | None:
-    """Why a method amounts to no bias, in one sentence, or `None` where it does."""
+def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str | None:
+    """Why a method has no equivalent bias, in one sentence, or `None` where it does."""
     if not changed_towers(task, learnables):
         return "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
     return None
 
 
 def needs_images(task: Task, learnables: Learnables) -> bool:
-    """Whether what a method amounts to depends on images: where it changes their tower, or they change the texts."""
+    """Whether the equivalent bias depends on images: where a method changes their tower, or they change its texts."""
     return "vision" in changed_towers(task, learnables) or task.method.conditional
 
 
@@ -339,11 +339,11 @@ def image_moments(
     return found
 
 
-def amounts_from(totals: Mapping[str, Any], config: ClipConfig) -> dict[str, Amount]:
+def equivalent_biases(totals: Mapping[str, Any], config: ClipConfig) -> dict[str, EquivalentBias]:
     """By tower, of the sums that `vision_moments` and `text_moments` give."""
     lengths = {"vision": config.vision.tokens, "text": config.text.context_length}
     return {
-        name: Amount.of(
+        name: EquivalentBias.of(
             totals[f"{name}/token"],
             totals.get(f"{name}/readout"),
             lengths[name],
@@ -355,7 +355,7 @@ def amounts_from(totals: Mapping[str, Any], config: ClipConfig) -> dict[str, Amo
     }
 
 
-def measure(
+def measure_equivalent_bias(
     task: Task,
     params: Params,
     learnables: Learnables,
@@ -363,8 +363,8 @@ def measure(
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
     *,
     ladder: bool = False,
-) -> tuple[dict[str, Amount], int]:
-    """What a method amounts to, in the towers that it changes, in memory that does not grow with the images.
+) -> tuple[dict[str, EquivalentBias], int]:
+    """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
 
     Args:
       task: the method bound to classes.
@@ -376,13 +376,13 @@ def measure(
       ladder: whether to measure outliers and affine maps of the vision tower, too.
 
     Returns:
-      `Amount` by tower, and the number of images.
+      `EquivalentBias` by tower, and the number of images.
 
     Raises:
-      ClipbiasError: it amounts to no bias, or there is no image.
+      ClipbiasError: it has no equivalent bias, or there is no image.
     """
-    if reason := refusal(task, learnables):
-        raise ClipbiasError(f"{type(task.method).__name__} amounts to no bias. {reason}")
+    if reason := why_no_equivalent_bias(task, learnables):
+        raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
@@ -397,4 +397,4 @@ def measure(
         totals, images = merge(totals, jax.device_get(found)), images + int(np.sum(mask))
     if needs_images(task, learnables) and not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")
-    return amounts_from(totals, task.clip.config), images
+    return equivalent_biases(totals, task.clip.config), images

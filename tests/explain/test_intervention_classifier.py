@@ -10,20 +10,25 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.explain import added as added_module
+from clipbias.explain import intervention as intervention_module
 from clipbias.explain.affine import Products, low_rank
-from clipbias.explain.amounts import Amount, changed_towers, measure, reference_adaptation
-from clipbias.explain.directions import Directions
+from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.equivalent_bias import (
+    EquivalentBias,
+    changed_towers,
+    measure_equivalent_bias,
+    reference_adaptation,
+)
+from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.ladder import controls, numbers_stored, rungs
-from clipbias.explain.replacement import raw_batches
 from clipbias.explain.rungs import RUNGS
 from clipbias.explain.scope import passes
 from clipbias.tuning import Task, make_method
 from tests import own_methods
 from tests.explain.models import moved, tuned
 from tests.helpers import short
-from tests.reference import amounts as plain_amounts
-from tests.reference import calibration, directions, factorial, methods, numpy_clip
+from tests.reference import calibration, factorial, intervention, methods, numpy_clip
+from tests.reference import equivalent_bias as plain_bias
 from tests.reference.cases import CASES, CLASS_NAMES
 from tests.tuning import weights_common
 
@@ -32,9 +37,9 @@ THRESHOLD = 1.15
 RIDGE = 1e-3
 
 
-def measured(task: Task, learnables: Any, raw: np.ndarray, *, batch_size: int = 5) -> dict[str, Amount]:
+def measured(task: Task, learnables: Any, raw: np.ndarray, *, batch_size: int = 5) -> dict[str, EquivalentBias]:
     batches = raw_batches(raw, 16, batch_size)
-    return measure(task, task.clip.params, learnables, task.init(), batches, ladder=True)[0]
+    return measure_equivalent_bias(task, task.clip.params, learnables, task.init(), batches, ladder=True)[0]
 
 
 class Plain:
@@ -59,14 +64,14 @@ class Plain:
         self.prompts = {"vision": dict(enumerate(own.vision_prompts))}
         self.prompts["vision"].pop(0)
         self.prompts["text"] = own.text_prompts
-        self.far = {tower: directions.outliers(run, THRESHOLD) for tower, run in self.frozen.items()}
+        self.far = {tower: intervention.outliers(run, THRESHOLD) for tower, run in self.frozen.items()}
         self.changes = {
-            tower: directions.changes(self.tuned[tower], self.frozen[tower], self.frozen[tower])
+            tower: intervention.changes(self.tuned[tower], self.frozen[tower], self.frozen[tower])
             for tower in ("vision", "text")
         }
         self.state, self.own, self.before = reference.state, own, before
 
-    def add(self, tower: str, rung: str) -> directions.Add:
+    def add(self, tower: str, rung: str) -> intervention.Add:
         """What a rung adds, from the lists of changes."""
         run = self.frozen[tower]
         if tower == "text" and rung.startswith("rank"):
@@ -108,10 +113,10 @@ class Plain:
             if kind == "kept":  # the words in a text's slots are tokens like all others
                 every = np.broadcast_to(np.arange(run.forward.last.shape[1]), run.forward.last.shape[:2])
                 whole = dataclasses.replace(run, inputs=every)
-                found[tower] = directions.features(whole, {}, add)
+                found[tower] = intervention.features(whole, {}, add)
             else:
                 lost = lambda *given, add=add: -add(*given)  # noqa: E731
-                found[tower] = directions.features(run, self.prompts[tower], lost)
+                found[tower] = intervention.features(run, self.prompts[tower], lost)
         return numpy_clip.logits(self.state, found["vision"], found["text"])
 
 
@@ -119,27 +124,27 @@ def test_every_rung_is_measured_added_and_subtracted_as_the_reference_says(
     clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By two images at a time, of which the last is alone. No other test has this task, traced with this threshold."""
-    monkeypatch.setattr(added_module, "OUTLIER", THRESHOLD)
+    monkeypatch.setattr(intervention_module, "OUTLIER", THRESHOLD)
     raw, images = weights_common.pictures(16, 5)
     case = CASES["ivlp_two_and_one_layers"]
     task = Task(clip, "ivlp", CLASS_NAMES, text_tokens=2, vision_tokens=2, text_depth=2, vision_depth=1)
     values = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
-    amounts = measured(task, values, raw, batch_size=2)
-    assert rungs(amounts) == RUNGS
+    biases = measured(task, values, raw, batch_size=2)
+    assert rungs(biases) == RUNGS
     plain = Plain(reference, task, values, images)
     assert all(sum(len(far) for layer in plain.far[t] for far in layer) > 0 for t in ("vision", "text"))
     forms = {
-        "vision": plain_amounts.of_images(reference, reference.state, plain.own, images),
-        "text": plain_amounts.of_texts(reference, reference.state, plain.own, plain.before),
+        "vision": plain_bias.of_images(reference, reference.state, plain.own, images),
+        "text": plain_bias.of_texts(reference, reference.state, plain.own, plain.before),
     }
     for tower, form in itertools.product(forms, ("vector", "kind", "token")):
-        weights_common.close(getattr(amounts[tower], form), forms[tower][form], 2e-5, f"{tower} {form}")
-    classify = Directions(
+        weights_common.close(getattr(biases[tower], form), forms[tower][form], 2e-5, f"{tower} {form}")
+    classify = InterventionClassifier(
         task,
         clip.params,
         values,
         reference_adaptation(task, task.init()),
-        {rung: (amounts, rung) for rung in RUNGS},
+        {rung: (biases, rung) for rung in RUNGS},
     )
     lost = [f"lost:{rung}" for rung in RUNGS if not rung.startswith("rank")]
     assert classify.forms == ("reference", *(f"kept:{rung}" for rung in RUNGS), *lost)
@@ -153,11 +158,11 @@ def test_every_rung_is_measured_added_and_subtracted_as_the_reference_says(
 
 
 @pytest.mark.parametrize("method", short(["bias", "bias_by_kind"], "bias_by_kind"))
-def test_a_bias_amounts_to_itself_and_is_kept_and_lost_whole(method: str, clip: Clip) -> None:
+def test_a_bias_is_its_own_equivalent_bias_and_is_kept_and_lost_whole(method: str, clip: Clip) -> None:
     task, learnables = tuned(clip, method)
     raw, images = weights_common.pictures(16, 5)
-    amounts = measured(task, learnables, raw)
-    for tower, found in amounts.items():
+    biases = measured(task, learnables, raw)
+    for tower, found in biases.items():
         own = learnables[f"{tower}_bias"]
         by_kind = own if own.ndim == 3 else np.repeat(own[:, None], 2, axis=1)
         np.testing.assert_allclose(found.kind, by_kind, atol=2e-6)
@@ -165,7 +170,7 @@ def test_a_bias_amounts_to_itself_and_is_kept_and_lost_whole(method: str, clip: 
         np.testing.assert_allclose(found.vector, (by_kind[:, 0] + others * by_kind[:, 1]) / (1 + others), atol=2e-6)
     rung = {"bias": "vector", "bias_by_kind": "kind"}[method]
     own = reference_adaptation(task, learnables)
-    classify = Directions(task, clip.params, learnables, own, {"own": (amounts, rung)})
+    classify = InterventionClassifier(task, clip.params, learnables, own, {"own": (biases, rung)})
     images = np.float32(images)
     frozen, kept, lost = np.asarray(classify(images))
     np.testing.assert_allclose(kept, jax.jit(task.logits)(clip.params, learnables, images), atol=2e-4)
@@ -173,13 +178,13 @@ def test_a_bias_amounts_to_itself_and_is_kept_and_lost_whole(method: str, clip: 
     assert np.abs(kept - frozen).max() > 0.1
 
 
-def nothing(task: Task, learnables: Any) -> dict[str, Amount]:
-    """Zeros in the place of what a method amounts to."""
+def nothing(task: Task, learnables: Any) -> dict[str, EquivalentBias]:
+    """Zeros in place of an equivalent bias."""
     config = task.clip.config
     sizes = {"vision": config.vision.tokens, "text": config.text.context_length}
     shapes = {tower: (getattr(config, tower).layers, getattr(config, tower).width) for tower in sizes}
     return {
-        tower: Amount(*(np.zeros((shapes[tower][0], *rows, shapes[tower][1]), np.float32) for rows in rows_of))
+        tower: EquivalentBias(*(np.zeros((shapes[tower][0], *rows, shapes[tower][1]), np.float32) for rows in rows_of))
         for tower in changed_towers(task, learnables)
         for rows_of in [[(), (2,), (sizes[tower],), (3,)]]
     }
@@ -210,7 +215,9 @@ def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
     learnables, params = moved(task), clip.params
     images, own = np.float32(weights_common.pictures(16, 5)[1]), reference_adaptation(task, task.init())
     zeros = nothing(task, learnables)
-    classify = Directions(task, params, learnables, own, {rung: (zeros, rung) for rung in ("kind", "token")})
+    classify = InterventionClassifier(
+        task, params, learnables, own, {rung: (zeros, rung) for rung in ("kind", "token")}
+    )
     logits = dict(zip(classify.forms, np.asarray(classify(images)), strict=True))
     frozen = logits["reference"]
     for form in ("kept:kind", "kept:token"):
@@ -288,16 +295,16 @@ def _sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x - x.mean(0)).T @ (y - y.mean(0))
 
 
-def amount(depth: int = 4, width: int = 3, positions: int = 5, seed: int = 0) -> Amount:
+def bias(depth: int = 4, width: int = 3, positions: int = 5, seed: int = 0) -> EquivalentBias:
     draw = np.random.default_rng(seed)
     kind = (draw.normal(size=(depth, 2, width)) * np.arange(1, depth + 1)[:, None, None]).astype(np.float32)
     token = draw.normal(size=(depth, positions, width)).astype(np.float32)
     token[:, -1] = 0  # where no input token stands
-    return Amount(kind.mean(1), kind, token, np.concatenate([kind, kind[:, 1:]], axis=1))
+    return EquivalentBias(kind.mean(1), kind, token, np.concatenate([kind, kind[:, 1:]], axis=1))
 
 
 def test_controls_keep_norms_and_lose_directions() -> None:
-    own = {"vision": amount(), "text": amount(seed=1)}
+    own = {"vision": bias(), "text": bias(seed=1)}
     found = controls(own, seed=10)
     for tower, given in own.items():
         norms = np.linalg.norm(given.kind, axis=-1)
@@ -315,8 +322,8 @@ def test_controls_keep_norms_and_lose_directions() -> None:
 
 def test_rungs_store_more_and_more() -> None:
     products = Products(*(np.ones((4, *shape)) for shape in ((), (3,), (3,), (3, 3), (3, 3))))
-    vision = dataclasses.replace(amount(positions=100), products=products)
-    both = {"vision": vision, "text": amount(seed=1)}
+    vision = dataclasses.replace(bias(positions=100), products=products)
+    both = {"vision": vision, "text": bias(seed=1)}
     stored = {rung: numbers_stored(both, rung) for rung in rungs(both)}
     one = 4 * 3
     assert stored["vector"] == 2 * one and stored["kind"] == 4 * one and stored["outliers"] == 6 * one

@@ -1,6 +1,6 @@
 """A tower's run with something added to its input tokens after every block, or subtracted from them.
 
-What a method amounts to stands in its place where it is added to the frozen model, and is missing where it is
+A method's equivalent bias stands in its place where it is added to the frozen model, and is missing where it is
 subtracted from the tuned one. *Input tokens* are all but slots, which hold learned tokens and get nothing. What is
 added to a token is a row of a table, another vector where the frozen model makes the token an outlier, and an affine
 map of the block's input token: any of them may be zero, so that one program serves all forms.
@@ -26,7 +26,7 @@ OUTLIER = 5.0
 
 
 @struct.dataclass
-class Added:
+class Intervention:
     """What is added after every block; `F` of them may be stacked on a leading axis.
 
     Attributes:
@@ -45,7 +45,7 @@ class Added:
     @classmethod
     def constant(
         cls, table: np.ndarray, outlier: np.ndarray | None = None, rank: int = 0, maps: tuple | None = None
-    ) -> "Added":
+    ) -> "Intervention":
         """A table, and what there is besides; maps are filled up with zeros to `rank`."""
         depth, _, width = table.shape
         down, up = (np.zeros((depth, width, 0)), np.zeros((depth, 0, width))) if maps is None else maps
@@ -62,7 +62,7 @@ class Added:
 def run_with(
     run: tower.TowerInput,
     config: TowerConfig,
-    added: Added,
+    added: Intervention,
     rows: jax.Array | np.ndarray,
     outliers: jax.Array | None = None,
     sign: float = 1.0,
@@ -82,9 +82,11 @@ def run_with(
     """
 
     def scan(
-        run: tower.TowerInput, blocks: LayerInput, part: Added, rows: jax.Array, seen: jax.Array | None
+        run: tower.TowerInput, blocks: LayerInput, part: Intervention, rows: jax.Array, seen: jax.Array | None
     ) -> jax.Array:
-        def step(tokens: jax.Array, inputs: tuple[LayerInput, Added, jax.Array | None]) -> tuple[jax.Array, None]:
+        def step(
+            tokens: jax.Array, inputs: tuple[LayerInput, Intervention, jax.Array | None]
+        ) -> tuple[jax.Array, None]:
             layer, here, outlier = inputs
             tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
             attend = lambda q, k, v: layers.fused_attention(q, k, v, causal=run.causal)  # noqa: E731
@@ -140,7 +142,7 @@ def image_features_with(
     config: ClipConfig,
     images: jax.Array,
     adaptation: Adaptation,
-    added: Added,
+    added: Intervention,
     *,
     sign: float = 1.0,
     patches: bool = False,
@@ -165,7 +167,7 @@ def image_features_with(
     seen = jnp.pad(seen, ((0, 0), (0, 0), (0, length - count)))
     rows = np.where(np.arange(length) < count, np.arange(length), -1)
 
-    def one(added: Added) -> jax.Array:
+    def one(added: Intervention) -> jax.Array:
         tokens, readout = run_with(run, config.vision, added, rows, seen, sign)
         if adaptation.vision_readout is not None:
             whole = project_image(params, config, tower.take_rows(tokens, readout), adaptation)
@@ -182,7 +184,7 @@ def text_features_with(
     config: ClipConfig,
     tokens: TextTokens,
     adaptation: Adaptation,
-    added: Added,
+    added: Intervention,
     rows: jax.Array | np.ndarray,
     reference: Adaptation,
     *,
@@ -205,7 +207,7 @@ def text_features_with(
     run = embed_text(params, config, tokens, adaptation, dtype=dtype)
     seen = text_outliers(params, config, tokens, reference, dtype=dtype)
 
-    def one(added: Added) -> jax.Array:
+    def one(added: Intervention) -> jax.Array:
         after, readout = run_with(run, config.text, added, rows, seen, sign)
         return project_text(params, config, tower.take_rows(after, readout), adaptation)
 

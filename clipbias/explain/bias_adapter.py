@@ -1,4 +1,4 @@
-"""A constant in a method's place: the frozen model with the bias that the method amounts to, as outcomes and as a file.
+"""A constant in a method's place: the frozen model with its equivalent bias, as an adapter.
 
 The frozen model reads what the method's texts are before training, so that nothing but the bias is added to it, and has
 CLIP's own head.
@@ -16,7 +16,7 @@ from clipbias.clip import Clip, load
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
-from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
+from clipbias.explain.equivalent_bias import TOWERS, EquivalentBias, measure_equivalent_bias, reference_adaptation
 from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, load_adapter
 
@@ -35,11 +35,11 @@ def equivalent_bias(
     own_methods: Sequence[str] = (),
     batch_size: int = 32,
 ) -> Adapter:
-    """The bias that a tuned method amounts to, as an adapter: saved, loaded, folded and exported as any other.
+    """The equivalent bias of a tuned method as an adapter: saved, loaded, folded and exported as any other.
 
-    It is the frozen model with `c_l` after every block `l` (see `explain.amounts`): the mean over images of what the
-    tuned block gives beyond the frozen one on the same tokens. What a method changes outside the blocks is not in it:
-    pixels, embeddings, the LayerNorms before and after, projections, class features, a head of its own.
+    It is the frozen model with `c_l` after every block `l` (see `explain.equivalent_bias`): the mean over images of the
+    tuned block's output minus the frozen block's on the same tokens. Changes outside the blocks are not in it: pixels,
+    embeddings, the LayerNorms before and after, projections, class features, a head of the method's own.
 
     Args:
       adapter: of any method that changes tokens or weights inside the blocks; or where `load_adapter` finds one.
@@ -65,12 +65,12 @@ def equivalent_bias(
     task, learnables = adapter.bind(clip, own_methods=own_methods)
     initial = task.init(int(adapter.notes.get("seed") or 0))
     batches = raw_batches(images, clip.preprocessing.side, batch_size)
-    amounts, count = measure(task, clip.params, learnables, initial, batches)
-    return as_adapter(adapter, task, initial, amounts, kind, images=count)
+    biases, count = measure_equivalent_bias(task, clip.params, learnables, initial, batches)
+    return as_bias_adapter(adapter, task, initial, biases, kind, images=count)
 
 
-def as_adapter(
-    adapter: Adapter, task: Task, initial: Learnables, amounts: Mapping[str, Amount], kind: str, *, images: int
+def as_bias_adapter(
+    adapter: Adapter, task: Task, initial: Learnables, biases: Mapping[str, EquivalentBias], kind: str, *, images: int
 ) -> Adapter:
     """What was measured of an adapter's method, as one of bias tuning.
 
@@ -78,21 +78,21 @@ def as_adapter(
       adapter: the tuned one.
       task: of its method, bound to its classes or others.
       initial: its learnables before training.
-      amounts: by tower.
+      biases: by tower.
       kind: "vector" or "kind".
       images: how many were averaged over.
 
     Raises:
       ClipbiasError: the texts that the method starts from are not those of bias tuning.
     """
-    method = make_method(METHODS[kind], **{f"{tower}_tower": tower in amounts for tower in TOWERS})
+    method = make_method(METHODS[kind], **{f"{tower}_tower": tower in biases for tower in TOWERS})
     own = Task(task.clip, method, task.class_names, template=task.template, descriptions=adapter.descriptions)
     _check_texts(task, initial, own, adapter.method)
     notes = {name: adapter.notes[name] for name in _KEPT if name in adapter.notes}
     made_of = {"method": adapter.method, "options": dict(adapter.options), "images": images}
     return dataclasses.replace(
         adapter,
-        learnables={f"{tower}_bias": getattr(amount, kind) for tower, amount in amounts.items()},
+        learnables={f"{tower}_bias": getattr(bias, kind) for tower, bias in biases.items()},
         method=METHODS[kind],
         options=own.options(),
         class_names=own.class_names,
@@ -112,13 +112,13 @@ def _check_texts(task: Task, initial: Learnables, own: Task, method: str) -> Non
         words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
         if not np.array_equal(found, words):
             raise ClipbiasError(
-                f"{method!r} starts from a random context and not from words, so what it amounts to cannot be added to "
-                "a plain CLIP that reads words."
+                f"{method!r} starts from a random context and not from words, so its equivalent bias cannot be added "
+                "to a plain CLIP that reads words."
             )
     if not np.array_equal(task.tokens.ids, own.tokens.ids):
         raise ClipbiasError(
             f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
-            f"{own.texts[0]!r}, so what it amounts to cannot be an adapter of that method."
+            f"{own.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
         )
 
 

@@ -1,4 +1,4 @@
-"""What methods amount to: against the float64 reference, put in the method's place, as adapters and in a study."""
+"""Equivalent biases: against the float64 reference, put in the method's place, as adapters and in a study."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ import scipy.special
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
+from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.constants_section import compute_constants
-from clipbias.explain.directions import Directions
+from clipbias.explain.equivalent_bias import TOWERS, EquivalentBias, measure_equivalent_bias, reference_adaptation
+from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
-from clipbias.explain.replacement import raw_batches
 from clipbias.explain.study import Section, Study
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.explain.models import moved
 from tests.explain.test_study import make, split
-from tests.reference import amounts as plain
+from tests.reference import equivalent_bias as plain
 from tests.reference import inner_parts, methods, mma, weight_tuning
 from tests.reference.cases import CASES, CLASS_NAMES
 from tests.tuning import test_clip_lora, weights_common
@@ -32,7 +32,8 @@ LABELS = np.array([4, 0, 2, 2, 1])
 FORMS = ("vector", "kind", "token")
 TOLERANCE = 2e-5  # of the largest number, in float32
 
-# In the middle of the text, from random vectors, with a map from one tower to the other; `test_directions` has IVLP.
+# In the middle of the text, from random vectors, with a map from one tower to the other;
+# `test_intervention_classifier` has IVLP.
 PROMPTS: dict[str, dict[str, Any]] = {
     "maple_two_layers": {"tokens": 2, "depth": 2},
     "coop_placeholders_middle": {"tokens": 7, "position": "middle"},
@@ -45,12 +46,16 @@ def pixels(count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
     return weights_common.pictures(16, count)
 
 
-def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, Amount]:
+def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, EquivalentBias]:
     initial = task.init() if initial is None else initial
-    return measure(task, task.clip.params, learnables, initial, raw_batches(pixels()[0], 16, batch_size))[0]
+    return measure_equivalent_bias(
+        task, task.clip.params, learnables, initial, raw_batches(pixels()[0], 16, batch_size)
+    )[0]
 
 
-def assert_forms(found: dict[str, Amount], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE) -> None:
+def assert_forms(
+    found: dict[str, EquivalentBias], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE
+) -> None:
     assert found.keys() == expected.keys()
     for tower, forms in expected.items():
         for form, values in forms.items():
@@ -58,7 +63,7 @@ def assert_forms(found: dict[str, Amount], expected: dict[str, plain.Forms], tol
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_prompts_amount_to_what_the_reference_says(
+def test_prompts_have_the_equivalent_bias_of_the_reference(
     name: str, clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, images = CASES[name], pixels()[1]
@@ -76,11 +81,11 @@ def test_prompts_amount_to_what_the_reference_says(
     if inputs.vision_prompts is not None:
         expected = {"vision": plain.of_images(reference, reference.state, inputs, images)} | expected
     if "class_specific" in name:  # a part of the texts at a time
-        monkeypatch.setattr("clipbias.explain.amounts._TEXTS_AT_ONCE", 2)
+        monkeypatch.setattr("clipbias.explain.equivalent_bias._TEXTS_AT_ONCE", 2)
     assert_forms(measured(task, own, start), expected)
 
 
-def test_tuned_weights_amount_to_what_the_reference_says(clip: Clip, reference: methods.Reference) -> None:
+def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, reference: methods.Reference) -> None:
     plain_inputs = methods.prepare(reference, "zero_shot", CLASS_NAMES, {})
     lora = Task(clip, "clip_lora", CLASS_NAMES)
     pairs = test_clip_lora.start(lora)
@@ -99,7 +104,9 @@ def test_tuned_weights_amount_to_what_the_reference_says(clip: Clip, reference: 
 
 
 @pytest.mark.long
-def test_networks_beside_blocks_amount_to_what_the_reference_says(clip: Clip, reference: methods.Reference) -> None:
+def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(
+    clip: Clip, reference: methods.Reference
+) -> None:
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
     learnables = weights_common.drawn(task.shapes, 0.4)
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
@@ -145,19 +152,19 @@ ADAPTERS = {"vector": "bias", "kind": "bias_by_kind"}
 
 def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
-    raw, amounts = pixels()[0], measured(task, learnables, task.init(3))
+    raw, biases = pixels()[0], measured(task, learnables, task.init(3))
     for kind, method in ADAPTERS.items():
         found = clipbias.equivalent_bias(path, raw, kind, clip=clip, batch_size=5)
         own, bias = found.bind(clip)
-        save_adapter(tmp_path / "amount.safetensors", own, bias, notes=found.notes)
-        again = clipbias.load_adapter(tmp_path / "amount.safetensors")
+        save_adapter(tmp_path / "bias.safetensors", own, bias, notes=found.notes)
+        again = clipbias.load_adapter(tmp_path / "bias.safetensors")
         assert again.method == method and again.template == task.template
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
         assert again.notes["equivalent_bias"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
         own, bias = again.bind(clip)
         assert own.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
-            np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(amounts[tower], kind), atol=1e-6)
+            np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
 
 
 @pytest.mark.long
@@ -166,10 +173,10 @@ def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, t
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw, _ = pixels()
     own, bias = clipbias.equivalent_bias(path, raw, kind, clip=clip).bind(clip)
-    amounts = measured(task, learnables)
+    biases = measured(task, learnables)
     images = clip.preprocessing.normalize(raw)
     start = reference_adaptation(task, task.init(3))
-    classify = Directions(task, clip.params, learnables, start, {kind: (amounts, kind)})
+    classify = InterventionClassifier(task, clip.params, learnables, start, {kind: (biases, kind)})
     expected = np.asarray(outcomes(classify(images), jnp.asarray(LABELS))["log_likelihood"])
     logits = jax.jit(own.logits)(clip.params, bias, images)
     likelihood = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(LABELS)), LABELS]
@@ -216,7 +223,9 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, dict, dict]
     assert scalars["a"]["forms"] == forms and tuple(scalars["a"]["stored"]) == names[:8]
     task, learnables = study.models[1].task, study.models[1].learnables
     chosen = split().subset([6, 3, 1])
-    expected, _ = measure(task, clip.params, learnables, learnables, raw_batches(chosen, 16, 3), ladder=True)
+    expected, _ = measure_equivalent_bias(
+        task, clip.params, learnables, learnables, raw_batches(chosen, 16, 3), ladder=True
+    )
     for form in ("vector", "kind"):
         np.testing.assert_allclose(
             arrays[f"constants/a/vision/{form}"], getattr(expected["vision"], form), rtol=0, atol=1e-6

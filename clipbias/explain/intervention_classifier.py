@@ -17,10 +17,10 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
-from clipbias.explain.added import Added, image_features_with, text_features_with, text_rows
-from clipbias.explain.amounts import Amount
 from clipbias.explain.effects import KEPT, LOST, REFERENCE, ZERO_SHOT
-from clipbias.explain.ladder import text_added, vision_added
+from clipbias.explain.equivalent_bias import EquivalentBias
+from clipbias.explain.intervention import Intervention, image_features_with, text_features_with, text_rows
+from clipbias.explain.ladder import text_intervention, vision_intervention
 from clipbias.explain.rungs import CONSTANTS
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
@@ -28,7 +28,7 @@ from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.descriptions import without_missing
 
 
-class Directions:
+class InterventionClassifier:
     """How images are classified with something in a method's place, and with it taken from the method.
 
     Attributes:
@@ -43,7 +43,7 @@ class Directions:
         params: Params,
         learnables: Learnables,
         reference: Adaptation,
-        amounts: Mapping[str, tuple[Mapping[str, Amount], str]],
+        biases: Mapping[str, tuple[Mapping[str, EquivalentBias], str]],
         replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
     ) -> None:
         """Computes every form's texts.
@@ -53,7 +53,7 @@ class Directions:
           params: the frozen weights.
           learnables: as tuned.
           reference: what the frozen model is given.
-          amounts: by name: what is added, by tower, and as which rung of the ladder: the method's own, controls, those
+          biases: by name: what is added, by tower, and as which rung of the ladder: the method's own, controls, those
             of another seed or dataset. All have the same towers, and all have products or none has.
           replicate: puts arrays on the devices.
         """
@@ -62,19 +62,21 @@ class Directions:
         own_head = task.method.overrides("logits") and not why_no_causal_test(task)
         self._frozen = task.classifier if own_head else self._plain
         self._reference, self._tuned = replicate((reference, task.method.adapt(learnables)))
-        names = tuple(amounts)
-        lost = () if task.method.conditional else tuple(name for name in names if amounts[name][1] in CONSTANTS)
+        names = tuple(biases)
+        lost = () if task.method.conditional else tuple(name for name in names if biases[name][1] in CONSTANTS)
         forms = [(KEPT, name) for name in names] + [(LOST, name) for name in lost]
         self.forms = (REFERENCE, *(f"{kind}:{name}" for kind, name in forms), *([ZERO_SHOT] if own_head else []))
-        towers = set.union(*(set(own) for own, _ in amounts.values()))
-        self._vision: list[Added | None] = [None, None]
+        towers = set.union(*(set(own) for own, _ in biases.values()))
+        self._vision: list[Intervention | None] = [None, None]
         if "vision" in towers:
-            images = {name: vision_added(own["vision"], rung) for name, (own, rung) in amounts.items()}
+            images = {name: vision_intervention(own["vision"], rung) for name, (own, rung) in biases.items()}
             groups = [[images[name] for name in some] for some in (names, lost)]
             self._vision = [replicate(_stack(group)) if group else None for group in groups]
         start = _text_features(self._plain, params, self._reference, task.text)
         if "text" in towers:
-            texts = {name: (text_added(own["text"], rung), rung == "token") for name, (own, rung) in amounts.items()}
+            texts = {
+                name: (text_intervention(own["text"], rung), rung == "token") for name, (own, rung) in biases.items()
+            }
             kept = self._texts(list(texts.values()), self._reference, 1.0)
             lost_texts = self._texts([texts[name] for name in lost], self._tuned, -1.0)
         else:
@@ -82,7 +84,9 @@ class Directions:
             lost_texts = [task.text_features(params, learnables)] * len(lost) if lost else []
         self._texts_of_forms = [start, *kept], lost_texts
 
-    def _texts(self, added: Sequence[tuple[Added, bool]], adaptation: Adaptation, sign: float) -> list[jax.Array]:
+    def _texts(
+        self, added: Sequence[tuple[Intervention, bool]], adaptation: Adaptation, sign: float
+    ) -> list[jax.Array]:
         """Text features `[S · C, d]` of every form. Those with rows by position run together, and so do all others."""
         found: dict[int, jax.Array] = {}
         for by_position in (False, True):
@@ -92,7 +96,7 @@ class Directions:
                 found |= dict(zip(places, features, strict=True))
         return [found[i] for i in range(len(added))]
 
-    def _texts_at_once(self, added: Added, by_position: bool, adaptation: Adaptation, sign: float) -> jax.Array:
+    def _texts_at_once(self, added: Intervention, by_position: bool, adaptation: Adaptation, sign: float) -> jax.Array:
         """`[F, S · C, d]`, computed for as many texts at a time as there are classes."""
         task = self._task
         slots = sign < 0 and (adaptation.text_context is not None or adaptation.text_prompts is not None)
@@ -113,7 +117,7 @@ class Directions:
         return _logits(*classifiers, *weights, self._tuned, self._vision, self._texts_of_forms, images, mask)
 
 
-def _stack(added: Sequence[Added]) -> Added:
+def _stack(added: Sequence[Intervention]) -> Intervention:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *added)
 
 
@@ -130,7 +134,7 @@ def _some_texts(
     params: Params,
     tokens: TextTokens,
     adaptation: Adaptation,
-    added: Added,
+    added: Intervention,
     rows: jax.Array,
     reference: Adaptation,
     at: jax.Array,
@@ -148,7 +152,7 @@ def _logits(
     params: Params,
     learnables: Learnables,
     tuned: Adaptation,
-    vision: Sequence[Added | None],
+    vision: Sequence[Intervention | None],
     texts: tuple[Sequence[jax.Array], Sequence[jax.Array]],
     images: jax.Array,
     mask: jax.Array | None,
@@ -175,7 +179,7 @@ def _lost_logits(
     params: Params,
     learnables: Learnables,
     tuned: Adaptation,
-    vision: Added | None,
+    vision: Intervention | None,
     texts: Sequence[jax.Array],
     images: jax.Array,
     mask: jax.Array | None,
