@@ -25,7 +25,6 @@ COMMANDS = {
     "explain": "Studies why tuning works: zero-shot against tuned adapters, and what adapters learned.",
     "app": "Opens a page that shows predictions and relevancy for your pictures.",
     "show": "Lists and compares runs.",
-    "bundle": "Packs the predictions of finished sweeps so that others can check them.",
     "export": "Writes an adapter for other programs.",
     "prepare_data": "Checks datasets on disk, and builds shards of them.",
 }

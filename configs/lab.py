@@ -4,7 +4,7 @@
     python -m experiments.lab --config.data_dir=/data --workdir=/results/lab --config.part=2/4
 
 Fourteen methods with 1 to 16 images per class, base-to-new, and the causal test of prompts and weights at 16. The same
-command continues. `clipbias bundle --config.runs=/results/lab` packs the results. A miniature on the embedded model:
+command continues. A miniature on the embedded model:
 
     python -m experiments.lab --config=configs/lab.py:demo
 """

@@ -3,9 +3,9 @@
     python -m experiments.lab --config.data_dir=/data --workdir=/results/lab
     python -m experiments.lab --config.data_dir=/data --workdir=/results/lab --config.part=2/4
 
-Prints a plan first: runs, images to decode, memory, and the size of the bundle. The work folder has a folder of
-`table1` for fewer shots (`few_shot`), for the most shots with more seeds (`most_shots`) and for `base_to_new`, and a
-study of `explain` for each dataset in `why`. The same command continues; what is finished is not repeated. Independent
+Prints a plan first: runs, images to decode and memory. The work folder has a folder of `table1` for fewer shots
+(`few_shot`), for the most shots with more seeds (`most_shots`) and for `base_to_new`, and a study of `explain` for each
+dataset in `why`. The same command continues; what is finished is not repeated. Independent
 jobs share the work with `--config.part`; the causal test of a dataset begins when all of its adapters are there.
 """
 
@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import hosts
-from clipbias.bundles.files import LARGEST, WITH_LOG_PROBS, largest_file
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
@@ -119,14 +118,11 @@ def describe_plan(config: ConfigDict) -> Iterator[str]:
     size = clipbias.load(config.model).preprocessing.image_size
     sizes = {name: _sizes(config, name) for name in config.datasets}
     image, third = 3 * size**2, config.cache_gb * 1e9 / 3
-    runs, kept = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)
     total = _Cost()
     for name, stage in stages(config).items():
         cost = _Cost()
         for dataset, (classes, tests) in sizes.items():
             own = _cost(stage, dataset, classes, tests, fits=tests * image <= third)
-            runs[dataset] += own.runs
-            kept[dataset] += own.runs if max(stage.shots) in WITH_LOG_PROBS else 0
             for field in dataclasses.fields(_Cost):
                 setattr(cost, field.name, getattr(cost, field.name) + getattr(own, field.name))
         for field in dataclasses.fields(_Cost):
@@ -137,12 +133,6 @@ def describe_plan(config: ConfigDict) -> Iterator[str]:
     need = f"{largest}'s {most:,} test images take {most * image / 1e9:.1f} GB of a third of it"
     yield f"memory of the host: up to {config.cache_gb:g} GB for images (cache_gb); {need}"
     yield "memory of the device: --config.dry_run compiles every program and prints it"
-    for dataset, (_, tests) in sizes.items():
-        bound = largest_file(tests, runs[dataset], kept[dataset])
-        warning = "" if bound <= LARGEST else f", over {LARGEST / 1e6:.0f} MB unless compression saves it"
-        yield f"bundle: {dataset.replace('/', '_')}.npz, {runs[dataset]} runs, at most {bound / 1e6:.1f} MB{warning}"
-    bounds = sum(largest_file(tests, runs[name], kept[name]) for name, (_, tests) in sizes.items())
-    yield f"bundle: at most {bounds / 1e6:.0f} MB in all"
 
 
 def _sizes(config: ConfigDict, name: str) -> tuple[int, int]:

@@ -1,38 +1,29 @@
 """Hooks of MkDocs, which makes a site of `docs/` (`mkdocs.yml`): pages that lie elsewhere in the repository.
 
 The README is its first page, the reference of the Python API is made from docstrings, a notebook is shown with what its
-cells show, the bundles of results/ are a page, and each source file that a page links to is a page of its own, so that
-the site needs no other host.
+cells show, and each source file that a page links to is a page of its own, so that the site needs no other host.
 `mkdocs build --strict` fails where a link leads nowhere, or a page stands in no menu.
 """
 
 import posixpath
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from clipbias.bundles.page import read_submissions, write_page
 from tools import notebook_page
 from tools.make_api_reference import reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-README, SOURCE, BUNDLES = "index.md", "source", "bundles.html"
-RESULTS = f"""# Results
-
-[All methods and datasets of the bundles in `results/`]({BUNDLES}), with intervals and paired tests. Each bundle was
-checked. [Add yours](runs.md#bundles-results-that-others-can-check).
-"""
+README, SOURCE = "index.md", "source"
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
     """Adds the pages that do not lie in `docs/`."""
-    pages = {README: (ROOT / "README.md").read_text(encoding="utf-8"), "api.md": reference(), "results.md": RESULTS}
-    files.append(File.generated(config, BUNDLES, content=_bundles()))
+    pages = {README: (ROOT / "README.md").read_text(encoding="utf-8"), "api.md": reference()}
     written = {file.src_uri: file.content_string for file in files.documentation_pages()}
     for path in sorted(DOCS.rglob("*.ipynb")):
         folder = path.parent.relative_to(DOCS).as_posix()
@@ -62,14 +53,6 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         return f"]({posixpath.relpath(found, posixpath.dirname(own) or '.')}{link[2] or ''})"
 
     return LINK.sub(lead, markdown)
-
-
-def _bundles() -> str:
-    """The page of all bundles. One that cannot be read stands on it too."""
-    with tempfile.TemporaryDirectory() as folder:
-        submissions, failures = read_submissions(ROOT / "results")
-        path = write_page(submissions, Path(folder) / BUNDLES, failures)
-        return path.read_text(encoding="utf-8")
 
 
 def _folder(page: str) -> Path:

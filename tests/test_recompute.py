@@ -1,0 +1,151 @@
+"""Rows against predictions: each difference is one line, and no file ends in a traceback."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipbias.training.calibration import Outcome
+from clipbias.training.evaluator import score
+from clipbias.training.score import merge_scores
+from tools import recompute
+
+CLASSES = [f"class {number}" for number in range(6)]
+Arrays = dict[str, np.ndarray]
+
+
+def _evaluation(folder: Path, name: str, seed: int) -> dict:
+    """Writes random predictions and returns their score."""
+    stream = np.random.default_rng(seed)
+    labels = stream.integers(0, len(CLASSES), 200)
+    logits = stream.normal(size=(200, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
+    total, highest = np.logaddexp.reduce(logits, axis=1), logits.max(1)
+    five, label = -np.sort(-logits)[:, :5] - total[:, None], logits[np.arange(200), labels] - total
+    arrays = {"images": np.arange(200).astype(str), "labels": labels.astype(np.int32)}
+    arrays |= {"predicted": logits.argmax(1).astype(np.int32), "class_names": np.asarray(CLASSES)}
+    np.savez(folder / "predictions" / f"{name}.npz", log_probs=np.c_[five, label, total].astype(np.float16), **arrays)
+    return score(Outcome(arrays["predicted"] == labels, np.exp(total - highest) - 1, highest), None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A work folder with a run of one evaluation, and one of two."""
+    (tmp_path / "predictions").mkdir()
+    rows = []
+    for seed, names in enumerate((("test",), ("base", "new"))):
+        files = {name: f"bias-{name}-{seed}" for name in names}
+        scores = {name: _evaluation(tmp_path, file, seed) for name, file in files.items()}
+        facts = {"method": "bias", "dataset": "demo/fashion", "shots": 4, "seed": seed, "status": "ok"}
+        rows.append(facts | {"predictions": files} | merge_scores(scores))
+    _write_rows(tmp_path, rows)
+    return tmp_path
+
+
+def _write_rows(folder: Path, rows: list[dict]) -> None:
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def _lines(folder: Path, capsys: pytest.CaptureFixture) -> list[str]:
+    """The problems that are printed, without the row's name."""
+    status = recompute.main([str(folder)])
+    *problems, last = capsys.readouterr().out.splitlines()
+    assert status == int(bool(problems)) and "Neither is trusted" in last
+    run = f"{folder}: method bias, dataset demo/fashion, shots 4, seed "
+    assert all(problem.startswith(run) for problem in problems)
+    return [problem.partition("seed ")[2][3:] for problem in problems]
+
+
+def test_rows_of_the_evaluator_agree(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert _lines(folder, capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "words"),
+    [
+        (0, lambda row: row.update(accuracy=row["accuracy"] + 0.5), "test: accuracy is "),
+        (0, lambda row: row.update(correct=1), "test: correct is 1 in the row, "),
+        (0, lambda row: row["calibration"].update(ece=math.nan), "test: ece is nan in the row, "),
+        (1, lambda row: row["calibrations"]["new"].update(adaptive_ece=0.0), "new: adaptive_ece is 0.0 in the row, "),
+        (1, lambda row: row["tested_images"].update(base=7), "base: images is 7 in the row, 200 by the predictions"),
+        (0, lambda row: row.pop("calibration"), "test: the row lacks a number: KeyError('calibrations')"),
+        (0, lambda row: row.update(accuracy="high"), "test: accuracy is high in the row, "),
+        (0, lambda row: row.pop("predictions"), "the row names no predictions"),
+        (0, lambda row: row["predictions"].update(test="elsewhere"), "test: cannot read elsewhere.npz: FileNotFound"),
+    ],
+)
+def test_what_a_row_says_is_recomputed(
+    folder: Path, capsys: pytest.CaptureFixture, number: int, change: Callable[[dict], object], words: str
+) -> None:
+    rows = _read_rows(folder)
+    change(rows[number])
+    _write_rows(folder, rows)
+    (line,) = _lines(folder, capsys)
+    assert line.startswith(words)
+
+
+def _forge(arrays: Arrays) -> None:
+    arrays["predicted"][arrays["predicted"] != arrays["labels"]] = -1
+
+
+def _correct_one(arrays: Arrays) -> None:
+    wrong = np.flatnonzero(arrays["predicted"] != arrays["labels"])[0]
+    arrays["predicted"][wrong] = arrays["labels"][wrong]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_forge, "images have no prediction (-1): with all of them wrong "),
+        (_correct_one, "classes and log-probabilities contradict each other on 1 images"),
+        (lambda arrays: arrays["log_probs"].__setitem__((3, 0), np.nan), "log-probabilities are not finite"),
+        (lambda arrays: arrays["predicted"].__setitem__(slice(None), -1), "no image has a prediction"),
+        (lambda arrays: arrays["predicted"].__setitem__(3, 6), "bias-test-0.npz has numbers that belong to no class"),
+        (lambda arrays: arrays.update(predicted=arrays["predicted"][:9]), "does not hold one integer label and one "),
+        (lambda arrays: arrays.update(labels=arrays["labels"] / 1.0), "does not hold one integer label and one "),
+        (lambda arrays: arrays.update(log_probs=arrays["log_probs"][:, :5]), "log_probs is not a half-precision array"),
+        (lambda arrays: arrays.pop("labels"), "cannot read bias-test-0.npz: KeyError"),
+    ],
+)
+def test_predictions_are_not_trusted_either(
+    folder: Path, capsys: pytest.CaptureFixture, change: Callable[[Arrays], object], words: str
+) -> None:
+    path = folder / "predictions" / "bias-test-0.npz"
+    with np.load(path) as file:
+        arrays = {name: np.array(file[name]) for name in file.files}
+    change(arrays)
+    np.savez(path, **arrays)
+    assert any(words in line for line in _lines(folder, capsys))
+
+
+def test_a_damaged_file_is_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    path = folder / "predictions" / "bias-test-0.npz"
+    path.write_bytes(path.read_bytes()[:-300])
+    (line,) = _lines(folder, capsys)
+    assert line.startswith("test: cannot read bias-test-0.npz: ")
+
+
+def test_a_forged_accuracy_of_100_is_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    path, rows = folder / "predictions" / "bias-test-0.npz", _read_rows(folder)
+    correct = rows[0]["correct"]
+    with np.load(path) as file:
+        arrays = {name: np.array(file[name]) for name in file.files}
+    _forge(arrays)
+    np.savez(path, **arrays)
+    rows[0] |= {"accuracy": 100.0, "images": correct, "skipped_images": 200 - correct}
+    _write_rows(folder, rows)
+    words = f"test: {200 - correct} images have no prediction (-1): with all of them wrong {correct / 2:.2f} %"
+    assert words in _lines(folder, capsys)
+
+
+def test_folders_without_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(recompute.ClipbiasError, match=r"none of the folders has a results\.jsonl"):
+        recompute.main([str(tmp_path)])
+    with pytest.raises(recompute.ClipbiasError, match="give work folders"):
+        recompute.main([])

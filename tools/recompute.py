@@ -1,0 +1,146 @@
+"""Recomputes the rows of work folders from the predictions that lie in them.
+
+    python -m tools.recompute workdir/demo
+    python -m tools.recompute /results/lab/most_shots /results/lab/few_shot
+
+Prints one line per problem and ends with status 1 if there is any. It shares no code with what wrote the rows. It
+trusts neither rows nor predictions: whoever can change one can change the other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app
+
+from clipbias.errors import ClipbiasError
+from clipbias.io import read_json_lines
+from clipbias.terminal import printable
+from experiments import common
+
+BINS = 15
+# A row's fields with one evaluation, and with several.
+FIELDS = {"accuracy": "accuracies", "images": "tested_images", "calibration": "calibrations"}
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of predictions. Raises `ValueError` with a sentence if they are incomplete or impossible."""
+    try:
+        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+        labels, predicted, classes = arrays["labels"], arrays["predicted"], len(arrays["class_names"])
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise ValueError(f"cannot read {path.name}: {error!r}") from error
+    if labels.dtype.kind != "i" or predicted.dtype.kind != "i" or labels.ndim != 1 or labels.shape != predicted.shape:
+        raise ValueError(f"{path.name} does not hold one integer label and one integer prediction per image")
+    if len(labels) and not (
+        labels.min() >= 0 and predicted.min() >= -1 and max(labels.max(), predicted.max()) < classes
+    ):
+        raise ValueError(f"{path.name} has numbers that belong to no class")
+    log_probs = arrays.get("log_probs", np.zeros((len(labels), 7), np.float16))
+    if log_probs.dtype != np.float16 or log_probs.shape != (len(labels), 7):
+        raise ValueError(f"{path.name}: log_probs is not a half-precision array of seven columns")
+    return arrays
+
+
+def calibration_errors(log_probs: np.ndarray, right: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Both calibration errors in percent, each with the most that half precision may have changed.
+
+    Rounding changes each confidence, and may move images that are near the edge of a bin into the next bin.
+    """
+    confidence = np.exp(log_probs.astype(np.float64))
+    rounding = confidence * (np.abs(log_probs.astype(np.float64)) * 2.0**-11 + 2.0**-24)
+    parts = np.array_split(np.lexsort((right, confidence)), BINS)
+    by_width = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(int)
+    by_count = np.empty(len(confidence), int)
+    for number, part in enumerate(parts):
+        by_count[part] = number
+    edges = np.array([confidence[part[0]] for part in parts[1:] if len(part)])
+    errors = {}
+    for name, bins, limits in (("ece", by_width, np.arange(1, BINS) / BINS), ("adaptive_ece", by_count, edges)):
+        near = (np.abs(confidence[:, None] - limits) <= 2 * rounding[:, None]).any(axis=1)
+        error = np.abs(np.bincount(bins, right - confidence)).sum()
+        tolerance = rounding.sum() + 2 * np.abs(right - confidence)[near].sum()
+        errors[name] = (100 * float(error) / len(right), 100 * float(tolerance) / len(right) + 1e-4)
+    return errors
+
+
+def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Yields a sentence for each problem of an evaluation: its scores by the row, its predictions' arrays."""
+    read = arrays["predicted"] >= 0
+    right = (arrays["predicted"] == arrays["labels"])[read]
+    if not len(right):
+        yield "no image has a prediction"
+        return
+    numbers = {"accuracy": (100 * right.mean(), 1e-9), "images": (len(right), 0), "correct": (right.sum(), 0)}
+    if unread := len(read) - len(right):
+        yield f"{unread} images have no prediction (-1): with all of them wrong {100 * right.sum() / len(read):.2f} %"
+    if "log_probs" in arrays:
+        log_probs = arrays["log_probs"][read]
+        if not np.isfinite(log_probs[:, [0, 5]]).all():
+            yield "log-probabilities are not finite"
+            return
+        first, second, label = log_probs[:, 0], log_probs[:, 1], log_probs[:, 5]
+        wrong = np.where(right, label != first, (label > first) | ((label == first) & (second < first)))
+        if wrong.any():
+            yield f"classes and log-probabilities contradict each other on {wrong.sum()} images"
+        numbers |= calibration_errors(first, right)
+    for name, (number, tolerance) in numbers.items():
+        value = scores[name]
+        agrees = isinstance(value, int | float) and abs(value - number) <= tolerance
+        if not agrees and (name, value) != ("correct", None):  # a row of several evaluations has none
+            yield f"{name} is {value} in the row, {number:.6g} by the predictions"
+
+
+def scores_of(row: Mapping[str, Any], evaluation: str) -> dict[str, object]:
+    """The numbers of an evaluation in a row. Raises `ValueError` if the row lacks one."""
+    try:
+        accuracy, images, calibration = (
+            row[name] if name in row else row[by_evaluation][evaluation] for name, by_evaluation in FIELDS.items()
+        )
+        scores = {"accuracy": accuracy, "images": images, "correct": row.get("correct")}
+        return scores | {name: calibration[name] for name in ("ece", "adaptive_ece")}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the row lacks a number: {error!r}") from error
+
+
+def check_row(row: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yields a sentence for each problem of a row of a work folder."""
+    files = row.get("predictions")
+    if not isinstance(files, dict) or not files:
+        yield "the row names no predictions"
+        return
+    for evaluation, name in files.items():
+        try:
+            problems = list(
+                compare(scores_of(row, evaluation), read_predictions(folder / "predictions" / f"{name}.npz"))
+            )
+        except ValueError as error:
+            problems = [str(error)]
+        yield from (f"{evaluation}: {problem}" for problem in problems)
+
+
+def main(folders: Sequence[str]) -> int:
+    """Prints the problems of all rows; returns the exit status."""
+    if not folders:
+        raise ClipbiasError("give work folders of `train` or `table1`: python -m tools.recompute workdir/demo.")
+    rows = [(folder, row) for folder in map(Path, folders) for row in read_json_lines(folder / "results.jsonl")]
+    rows = [(folder, row) for folder, row in rows if row.get("status") != "failed"]
+    if not rows:
+        raise ClipbiasError("none of the folders has a results.jsonl with rows.")
+    differ = 0
+    for folder, row in rows:
+        problems = list(check_row(row, folder))
+        differ += bool(problems)
+        run = ", ".join(f"{name} {row.get(name)}" for name in ("method", "dataset", "shots", "seed"))
+        for problem in problems:
+            print(printable(f"{folder}: {run}: {problem}"))
+    print(f"{len(rows) - differ} of {len(rows)} rows agree with their predictions. Neither is trusted.")
+    return int(differ > 0)
+
+
+if __name__ == "__main__":
+    common.quiet()
+    app.run(lambda words: common.status_of(lambda: main(words[1:])))
