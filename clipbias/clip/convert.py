@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params, abstract_params, empty_params
-from clipbias.clip.tables import HUGGING_FACE, OF_SIGLIP, OTHER_NETWORKS, SIGLIP, TABLES, Row, Table
+from clipbias.clip.tables import HUGGING_FACE, OF_SIGLIP, OTHER_NETWORKS, SIGLIP, TABLES, NameTable, TensorName
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
@@ -17,7 +17,7 @@ from clipbias.io import shorten
 MOST_SHOWN = 40  # differences between weights and configuration in a message
 
 
-def table_of(tensors: Mapping[str, Tensor], *, where: str) -> Table:
+def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
     """The table that knows most of a checkpoint's names.
 
     Raises:
@@ -33,14 +33,14 @@ def table_of(tensors: Mapping[str, Tensor], *, where: str) -> Table:
     return table
 
 
-def _fitting(table: Table, config: ClipConfig) -> Table:
+def _fitting(table: NameTable, config: ClipConfig) -> NameTable:
     """The table of a configuration's family: SigLIP has one, the others all that are not SigLIP's."""
     if config.family == "siglip":
         return SIGLIP
     return HUGGING_FACE if table is SIGLIP else table
 
 
-def _pieces(config: ClipConfig, table: Table, tree: Params) -> Iterator[tuple[Row, str, np.ndarray]]:
+def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
     """Every tensor of a model with the view of the leaf that holds it: row, name in the file, view."""
     leaves = flatten_dict(tree, sep="/")
     for row in table.rows:
@@ -52,7 +52,7 @@ def _pieces(config: ClipConfig, table: Table, tree: Params) -> Iterator[tuple[Ro
 
 
 def from_tensors(
-    config: ClipConfig, tensors: Mapping[str, Tensor], table: Table = HUGGING_FACE, *, where: str
+    config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable = HUGGING_FACE, *, where: str
 ) -> Params:
     """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
 
@@ -98,7 +98,7 @@ def _shown(name: str) -> str:
     return shorten(name if name.isprintable() else ascii(name))
 
 
-def to_tensors(config: ClipConfig, params: Params, table: Table = HUGGING_FACE) -> dict[str, np.ndarray]:
+def to_tensors(config: ClipConfig, params: Params, table: NameTable = HUGGING_FACE) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
     tree, pieces = jax.tree.map(np.asarray, params), {}
     for row, name, view in _pieces(config, _fitting(table, config), tree):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
-from clipbias.clip.tables import Table
+from clipbias.clip.tables import NameTable
 from clipbias.clip.tensors import Tensor
 from clipbias.errors import ClipbiasError
 
@@ -17,7 +17,7 @@ HEAD_WIDTH = 64  # of every tower for which nothing else is said (Radford et al.
 WIDEST = 1024
 
 
-def config_from_shapes(tensors: Mapping[str, Tensor], table: Table, *, activation: str, where: str) -> ClipConfig:
+def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activation: str, where: str) -> ClipConfig:
     """The geometry of a model, as OpenAI's code derives it from a state dict: heads are 64 wide.
 
     Args:

@@ -42,7 +42,7 @@ FLAX_CONVOLUTION = Layout(lambda x: x.reshape(-1, x.shape[-1]), _to_squares)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TensorName:
     """One tensor.
 
     Attributes:
@@ -60,7 +60,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class NameTable:
     """The names of one family.
 
     Attributes:
@@ -69,7 +69,7 @@ class Table:
       optional_prefix: a beginning of names that some writers add.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TensorName, ...]
     ignored: frozenset[str] = frozenset()
     optional_prefix: str = ""
 
@@ -83,22 +83,22 @@ class Table:
         return name.removeprefix(self.optional_prefix)
 
 
-def linear(path: str, *names: str) -> list[Row]:
+def linear(path: str, *names: str) -> list[TensorName]:
     """The weight and bias of a linear layer of PyTorch's, or of several side by side."""
     layouts = {"weight": ("kernel", TRANSPOSED), "bias": ("bias", SAME)}
     return [
-        Row(f"{name}.{kind}", f"{path}/{leaf}", layout, part, len(names))
+        TensorName(f"{name}.{kind}", f"{path}/{leaf}", layout, part, len(names))
         for kind, (leaf, layout) in layouts.items()
         for part, name in enumerate(names)
     ]
 
 
-def norm(path: str, name: str) -> list[Row]:
+def norm(path: str, name: str) -> list[TensorName]:
     """The scale and bias of a LayerNorm of PyTorch's."""
-    return [Row(f"{name}.weight", f"{path}/scale"), Row(f"{name}.bias", f"{path}/bias")]
+    return [TensorName(f"{name}.weight", f"{path}/scale"), TensorName(f"{name}.bias", f"{path}/bias")]
 
 
-def blocks(tower: str, prefix: str, rows: Iterable[Row]) -> list[Row]:
+def blocks(tower: str, prefix: str, rows: Iterable[TensorName]) -> list[TensorName]:
     """The rows of a tower's transformer blocks, whose names begin with `prefix`."""
     return [dataclasses.replace(row, name=prefix + row.name, path=f"{tower}/layers/{row.path}") for row in rows]
 
@@ -111,19 +111,19 @@ _HUGGING_FACE_BLOCK = [
     *linear("fc1", "mlp.fc1"),
     *linear("fc2", "mlp.fc2"),
 ]
-HUGGING_FACE = Table(
+HUGGING_FACE = NameTable(
     (
-        Row("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
-        Row("vision_model.embeddings.class_embedding", "vision/class_embedding"),
-        Row("vision_model.embeddings.position_embedding.weight", "vision/position_embedding"),
+        TensorName("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
+        TensorName("vision_model.embeddings.class_embedding", "vision/class_embedding"),
+        TensorName("vision_model.embeddings.position_embedding.weight", "vision/position_embedding"),
         *norm("vision/pre_norm", "vision_model.pre_layrnorm"),
         *norm("vision/post_norm", "vision_model.post_layernorm"),
-        Row("visual_projection.weight", "vision/projection", TRANSPOSED),
-        Row("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
-        Row("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
+        TensorName("visual_projection.weight", "vision/projection", TRANSPOSED),
+        TensorName("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
+        TensorName("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
         *norm("text/final_norm", "text_model.final_layer_norm"),
-        Row("text_projection.weight", "text/projection", TRANSPOSED),
-        Row("logit_scale", "logit_scale"),
+        TensorName("text_projection.weight", "text/projection", TRANSPOSED),
+        TensorName("logit_scale", "logit_scale"),
         *blocks("vision", "vision_model.encoder.layers.{}.", _HUGGING_FACE_BLOCK),
         *blocks("text", "text_model.encoder.layers.{}.", _HUGGING_FACE_BLOCK),
     ),
@@ -131,7 +131,7 @@ HUGGING_FACE = Table(
 )
 
 
-def _in_flax(row: Row) -> Row:
+def _in_flax(row: TensorName) -> TensorName:
     """The same tensor in a Flax model of `transformers`: kernels lie there as in the tree."""
     name, _, kind = row.name.rpartition(".")
     if kind == "weight":
@@ -141,26 +141,26 @@ def _in_flax(row: Row) -> Row:
     return dataclasses.replace(row, name=f"{name}.{kind}".lstrip(".").replace(".", "/"), layout=layout)
 
 
-FLAX = Table(tuple(map(_in_flax, HUGGING_FACE.rows)))
+FLAX = NameTable(tuple(map(_in_flax, HUGGING_FACE.rows)))
 
 # SigLIP's names, those of SigLIP 2 with a fixed resolution as well.
 _NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
 _NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
-SIGLIP = Table(
+SIGLIP = NameTable(
     (
         *(row for row in HUGGING_FACE.rows if not any(part in row.path for part in _NOT_SIGLIPS)),
-        Row("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
-        Row("vision_model.head.probe", "vision/pool/probe", Layout(lambda x: x[0, 0], lambda x: x[None, None])),
-        Row("vision_model.head.attention.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
-        Row("vision_model.head.attention.in_proj_bias", "vision/pool/qkv/bias"),
+        TensorName("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
+        TensorName("vision_model.head.probe", "vision/pool/probe", Layout(lambda x: x[0, 0], lambda x: x[None, None])),
+        TensorName("vision_model.head.attention.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
+        TensorName("vision_model.head.attention.in_proj_bias", "vision/pool/qkv/bias"),
         *linear("vision/pool/out", "vision_model.head.attention.out_proj"),
         *norm("vision/pool/norm2", "vision_model.head.layernorm"),
         *linear("vision/pool/fc1", "vision_model.head.mlp.fc1"),
         *linear("vision/pool/fc2", "vision_model.head.mlp.fc2"),
-        Row("text_model.head.weight", "text/projection", TRANSPOSED),
-        Row("text_model.head.bias", "text/projection_bias"),
-        Row("logit_scale", "logit_scale", _NUMBER),
-        Row("logit_bias", "logit_bias", _NUMBER),
+        TensorName("text_model.head.weight", "text/projection", TRANSPOSED),
+        TensorName("text_model.head.bias", "text/projection_bias"),
+        TensorName("logit_scale", "logit_scale", _NUMBER),
+        TensorName("logit_bias", "logit_bias", _NUMBER),
     ),
     ignored=HUGGING_FACE.ignored,
 )
@@ -168,27 +168,27 @@ SIGLIP = Table(
 OPENAI_BUFFERS = frozenset({"input_resolution", "context_length", "vocab_size"})
 _OPEN_CLIP_BLOCK = [
     *norm("norm1", "ln_1"),
-    Row("attn.in_proj_weight", "qkv/kernel", TRANSPOSED),
-    Row("attn.in_proj_bias", "qkv/bias"),
+    TensorName("attn.in_proj_weight", "qkv/kernel", TRANSPOSED),
+    TensorName("attn.in_proj_bias", "qkv/bias"),
     *linear("out", "attn.out_proj"),
     *norm("norm2", "ln_2"),
     *linear("fc1", "mlp.c_fc"),
     *linear("fc2", "mlp.c_proj"),
 ]
 # OpenAI's files and open_clip's, which prefixes a text tower of its own with "text.".
-OPEN_CLIP = Table(
+OPEN_CLIP = NameTable(
     (
-        Row("visual.conv1.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
-        Row("visual.class_embedding", "vision/class_embedding"),
-        Row("visual.positional_embedding", "vision/position_embedding"),
+        TensorName("visual.conv1.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
+        TensorName("visual.class_embedding", "vision/class_embedding"),
+        TensorName("visual.positional_embedding", "vision/position_embedding"),
         *norm("vision/pre_norm", "visual.ln_pre"),
         *norm("vision/post_norm", "visual.ln_post"),
-        Row("visual.proj", "vision/projection"),
-        Row("token_embedding.weight", "text/token_embedding"),
-        Row("positional_embedding", "text/position_embedding"),
+        TensorName("visual.proj", "vision/projection"),
+        TensorName("token_embedding.weight", "text/token_embedding"),
+        TensorName("positional_embedding", "text/position_embedding"),
         *norm("text/final_norm", "ln_final"),
-        Row("text_projection", "text/projection"),
-        Row("logit_scale", "logit_scale"),
+        TensorName("text_projection", "text/projection"),
+        TensorName("logit_scale", "logit_scale"),
         *blocks("vision", "visual.transformer.resblocks.{}.", _OPEN_CLIP_BLOCK),
         *blocks("text", "transformer.resblocks.{}.", _OPEN_CLIP_BLOCK),
     ),

@@ -30,7 +30,7 @@ class Weights:
     where: str
     folder: Path
     tensors: dict[str, Tensor]
-    table: tables.Table
+    table: tables.NameTable
     configuration: Path | None
     files: tuple[Path, ...] = ()
     activation: str | None = None
