@@ -54,14 +54,25 @@ def main(config: ConfigDict, workdir: Path) -> None:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
         load = functools.cache(lambda name: common.load_dataset(config, name))
         dataset, outside = load(name), load(config.ood).split("test") if config.ood else None
-        options: dict[str, Any] = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
-        options["descriptions"] = dataset.descriptions
-        own = split(config.own_methods)
         if adapter is None:
-            task = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options)
+            task = Task(
+                clip,
+                "zero_shot",
+                dataset.class_names,
+                template=dataset.template,
+                descriptions=dataset.descriptions,
+                dtype=config.dtype,
+            )
             learnables: Learnables = {}
         else:
-            task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
+            task, learnables = adapter.bind(
+                clip,
+                dataset.class_names,
+                own_methods=split(config.own_methods),
+                descriptions=dataset.descriptions,
+                dtype=config.dtype,
+            )
+        task = task.with_memory(class_shards=mesh.shape[meshes.DATA])
         method, images = adapter.method if adapter else "zero_shot", dataset.split(config.split)
         what = fingerprint(task, learnables, method, images)
         hosts.assert_same(f"the images of {name}", what)

@@ -248,7 +248,7 @@ def _described(group: Group, prepared: SweepInputs) -> list[str]:
     method, draw = first.make_method(), shared.draws_of(group)[first.seed]
     tested = [evaluation.dataset.split("test") for evaluation in draw.evaluations]
     lines = describe(
-        lambda method=method, **memory: shared.bind(method, draw.source, **memory),
+        shared.bind(method, draw.source),
         first.recipe or prepared.recipe,
         train_images=len(draw.source.split("train")) if method.draws else 0,
         runs=len(group),

@@ -182,7 +182,7 @@ def open_topology(name: str) -> Topology:
 
 
 def describe(
-    make: Callable[..., Task],
+    task: Task,
     recipe: Recipe,
     *,
     train_images: int,
@@ -196,7 +196,7 @@ def describe(
     """Shapes, parameters, plan and compiled programs of a group of runs, as lines. Nothing is run.
 
     Args:
-      make: binds the task, given `remat` and `chunks`, and `method` for another method of its stages.
+      task: a task of the group, with the class shards of the mesh.
       recipe: of the method's training.
       train_images: of a run; 0 leaves training out.
       runs: runs side by side.
@@ -207,7 +207,8 @@ def describe(
     Raises:
       ClipbiasError: a setting is out of range.
     """
-    task, filled, data = make(), meshes.padded(mesh, runs), mesh.shape[meshes.DATA]
+    filled = meshes.padded(mesh, runs)
+    data = mesh.shape[meshes.DATA]
     sampling, classes = sampling_of(task.method), len(task.class_names)
     recipe = recipe.settled(train_images) if train_images else recipe
     stages = task.method.stages(recipe) if train_images and task.method.trains and jax.tree.leaves(task.shapes) else ()
@@ -231,11 +232,11 @@ def describe(
         lines.append(describe_program(features_program(task, sampling, batch=batch, mesh=mesh)))
     for (method, own), taken in zip(stages, rows, strict=bool(stages)):
         shared: dict[str, Any] = dict(rows=taken, runs=filled, mesh=mesh, images=train_images)
-        bind = make if method is task.method else lambda method=method, **memory: make(method=method, **memory)
-        bound, plan = plan_step(bind, own, remat=remat, chunks=chunks, micro_batch=micro_batch, **shared)
+        bound = task if method is task.method else task.with_method(method)
+        bound, plan = plan_step(bound, own, remat=remat, chunks=chunks, micro_batch=micro_batch, **shared)
         program = training_program(bound, own, parts=plan.parts, **shared)
         lines.append(f"{describe_program(program)}; {describe_plan(plan)}")
-    evaluated = fit_evaluation(make, runs=filled, mesh=mesh)
+    evaluated = fit_evaluation(task, runs=filled, mesh=mesh)
     programs = evaluation_programs(evaluated, batch=eval_batch_size, runs=filled, mesh=mesh)
     return lines + [describe_program(program) for program in programs]
 

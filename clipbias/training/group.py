@@ -41,7 +41,7 @@ from clipbias.tuning.recipe import Recipe
 
 Row = dict[str, Any]
 # Binds a method to the classes of a dataset, with options of `training.memory`.
-Bind = Callable[..., Task]
+Bind = Callable[[Method, Dataset], Task]
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
@@ -124,9 +124,8 @@ def train_group(group: Group, shared: SweepContext, files: SweepPaths, common: R
     )
     validation = [draws[spec.seed].validation for spec in group]
 
-    def bind(bound: Method, dataset: Dataset, **memory: Any) -> Task:
-        named = {"method_name": first.method} if bound is method else {}
-        return shared.bind(bound, dataset, **named, **memory)
+    def bind(bound: Method, dataset: Dataset) -> Task:
+        return shared.bind(bound, dataset, first.method if bound is method else None)
 
     learned = learn(shared, bind, method, first.recipe, draw.source, runs, validation, logging)
     if first.score_on == TEST:
@@ -196,7 +195,7 @@ def learn(
     task, plan = bind(method, source), None
     if stages and jax.tree.leaves(task.shapes):
         first, plan = _planned(shared, bind, source, runs, *stages[0])
-        task = first if first.method is method else bind(method, source, **plan.options)
+        task = first if first.method is method else bind(method, source).with_memory(**plan.options)
     else:
         stages = ()
     samples = _samples(shared, task, runs, validation)
@@ -229,7 +228,7 @@ def _planned(
     """The task of one stage, and how its steps fit the memory."""
     compute = shared.compute
     task, plan = plan_step(
-        lambda **memory: bind(method, source, **memory),
+        bind(method, source),
         recipe,
         rows=rows_per_step([run.train for run in runs], recipe),
         runs=meshes.padded(shared.mesh, len(runs)),

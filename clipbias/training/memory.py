@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,10 +81,10 @@ class MemoryPlan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of `Task`; none for the fastest way."""
+        """Arguments of `Task.with_memory`; none for the fastest way."""
         if (self.remat, self.chunks) == (next(iter(REMATS)), 1):
             return {}
-        return {"remat": REMATS[self.remat].keep, "chunks": self.chunks}
+        return {"remat": REMATS[self.remat].keep, "class_chunks": self.chunks}
 
     @property
     def is_fastest(self) -> bool:
@@ -104,7 +104,7 @@ def describe_plan(plan: MemoryPlan) -> str:
 
 
 def plan_step(
-    make: Callable[..., Task],
+    task: Task,
     recipe: Recipe,
     *,
     rows: int,
@@ -119,7 +119,7 @@ def plan_step(
     """The fastest way to run a training step that fits the device; where none fits, the smallest.
 
     Args:
-      make: binds the task, given `remat` and `chunks`.
+      task: what is trained, with the class shards of the mesh.
       recipe: the optimiser's.
       rows: images per step and run, over all devices.
       runs: runs trained side by side.
@@ -133,17 +133,17 @@ def plan_step(
     Raises:
       ClipbiasError: a setting is out of range.
     """
-    bound, limit = make(), device_limit() if limit is None else limit
-    parts = _image_parts(bound, rows, mesh.shape[meshes.DATA], micro_batch)
-    tried = list[tuple[Task, MemoryPlan]]()
-    for plan in _candidates(bound, remat, chunks, parts):
-        task = make(**plan.options) if plan.options else bound  # equal tasks share one compiled program
-        program = training_program(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images, parts=plan.parts)
+    limit = device_limit() if limit is None else limit
+    parts = _image_parts(task, rows, mesh.shape[meshes.DATA], micro_batch)
+    candidates = list[tuple[Task, MemoryPlan]]()
+    for plan in _candidates(task, remat, chunks, parts):
+        planned = task.with_memory(**plan.options)  # equal tasks share one compiled program
+        program = training_program(planned, recipe, rows=rows, runs=runs, mesh=mesh, images=images, parts=plan.parts)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
         if plan.fits:
-            return task, plan
-        tried.append((task, plan))
-    return min(tried, key=lambda pair: pair[1].bytes)
+            return planned, plan
+        candidates.append((planned, plan))
+    return min(candidates, key=lambda pair: pair[1].bytes)
 
 
 def _image_parts(task: Task, rows: int, devices: int, micro_batch: int) -> tuple[int, ...]:
@@ -179,24 +179,23 @@ def _candidates(task: Task, remat: str, chunks: int, parts: tuple[int, ...]) -> 
     return sorted((one for one in plans if one.parts == parts[0] or remat != AUTO or one.remat != "half"), key=cost)
 
 
-def fit_evaluation(make: Callable[..., Task], *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
+def fit_evaluation(task: Task, *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
     """The task whose class features of all runs fit the memory, computed in as few parts as possible.
 
     Args:
-      make: binds the task, given `chunks`.
+      task: what is evaluated.
       runs: runs evaluated side by side.
       mesh: where to compute.
       limit: bytes of one device; `None` asks the device.
     """
-    task = make()
     if not task.classifier.changes_text(task.shapes):
         return task  # the tower ran once, and `Task` limits its memory
     limit = device_limit() if limit is None else limit
     for chunks in (n for n in CHUNKS if n == 1 or n <= len(task.class_names)):
-        task = make(chunks=chunks) if chunks > 1 else task
-        if not limit or needed_bytes(class_program(task, runs=runs, mesh=mesh).lower()) <= USABLE * limit:
+        planned = task.with_memory(class_chunks=chunks)
+        if not limit or needed_bytes(class_program(planned, runs=runs, mesh=mesh).lower()) <= USABLE * limit:
             break
-    return task
+    return planned
 
 
 def needed_bytes(lowered: Any) -> int:

@@ -119,7 +119,7 @@ def _fitted(
     count: int,
 ) -> tuple[Task, Learnables]:
     """The task of a dataset's classes that fits the memory, and the learnables for it, on the host."""
-    task = fit_evaluation(lambda **memory: shared.bind(trained.method, dataset, **memory), runs=count, mesh=shared.mesh)
+    task = fit_evaluation(shared.bind(trained.method, dataset), runs=count, mesh=shared.mesh)
     return task, transfer(trained, task, learnables, labels, axis=1)
 
 

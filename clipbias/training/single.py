@@ -1,7 +1,5 @@
 """Training of a task from memory, without files: what `clipbias.fit` calls."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -40,8 +38,8 @@ def train_task(
     unlabelled = task.method.unlabelled
     train = shared.pseudo_labelled(draw, shots) if unlabelled else draw.source.split("train")
 
-    def bind(method: Method, _: Dataset, **memory: Any) -> Task:
-        return task.again(method, **{"groups": mesh.shape[meshes.DATA], **memory})
+    def bind(method: Method, _: Dataset) -> Task:
+        return task.with_method(method).with_memory(class_shards=mesh.shape[meshes.DATA])
 
     shown = Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None
     learned = learn(

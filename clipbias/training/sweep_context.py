@@ -94,17 +94,24 @@ class SweepContext:
         draws = self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
         return dict(zip(seeds, draws, strict=True))
 
-    def bind(self, method: Method, dataset: Dataset, **memory: Any) -> Task:
-        """A task of a method and a dataset's classes; `memory` are options of `Task`, as `training.memory` sets them.
+    def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
+        """A task of a method and a dataset's classes.
 
         Made once for the groups of a dataset: the texts of a thousand classes take seconds.
         """
-        options = {"groups": self.mesh.shape[meshes.DATA], "dtype": self.dtype, **memory}
         texts = dataset.descriptions
-        key = method, dataset.class_names, dataset.template, texts and texts.digest, *sorted(options.items(), key=str)
+        key = method, method_name, dataset.class_names, dataset.template, texts and texts.digest
         if key not in self._tasks:
-            names, template = dataset.class_names, dataset.template
-            self._tasks[key] = Task(self.clip, method, names, template=template, descriptions=texts, **options)
+            task = Task(
+                self.clip,
+                method,
+                dataset.class_names,
+                template=dataset.template,
+                descriptions=texts,
+                method_name=method_name,
+                dtype=self.dtype,
+            )
+            self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[meshes.DATA])
         return self._tasks[key]
 
     def training_images(self, splits: Sequence[Split]) -> list[Images]:

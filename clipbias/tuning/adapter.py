@@ -93,7 +93,7 @@ class Adapter:
         class_names: Sequence[str] | None = None,
         *,
         own_methods: Sequence[str] = (),
-        **task_options: Any,
+        dtype: str = "float32",
     ) -> Task:
         """The task of this adapter's learnables on its base model, for its own classes or others.
 
@@ -102,7 +102,7 @@ class Adapter:
         Raises:
           ClipbiasError: as in `bind`; or the learnables for these classes are others, which `bind` returns.
         """
-        task, learnables = self.bind(clip, class_names, own_methods=own_methods, **task_options)
+        task, learnables = self.bind(clip, class_names, own_methods=own_methods, dtype=dtype)
         if learnables is not self.learnables and not _equal(flatten(learnables), flatten(self.learnables)):
             raise ClipbiasError(
                 f"what {self.method!r} learned becomes something else for other classes such as "
@@ -118,7 +118,7 @@ class Adapter:
         own_methods: Sequence[str] = (),
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
-        **task_options: Any,
+        dtype: str = "float32",
     ) -> tuple[Task, Learnables]:
         """The task of this adapter on its base model, for its own classes or others, and the learnables for it.
 
@@ -131,7 +131,7 @@ class Adapter:
             `tuning.user_methods.own_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
           free_text: whether `class_names` are texts of any kind (see `Task`).
-          **task_options: more arguments of `Task`.
+          dtype: compute type (see `Task`).
 
         Raises:
           ClipbiasError: `clip` is another model, the learnables belong to the classes of training, or the method is a
@@ -143,17 +143,23 @@ class Adapter:
                 f"not fit {clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
         name = self.method if self.method in METHODS else own_method(self.method, own_methods)
-        method, task_options = make_method(name, **self.options), {**task_options, "method_name": name}
+        method = make_method(name, **self.options)
         stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
-        own = Task(clip, method, self, descriptions=stored, **task_options)
-        _check_shapes(flatten(self.learnables), own, self.method)
+        trained = Task(clip, method, self, descriptions=stored, method_name=name, dtype=dtype)
+        _check_shapes(flatten(self.learnables), trained, self.method)
         class_names = self.class_names if class_names is None else tuple(class_names)
         if class_names == self.class_names and descriptions is None and not free_text:
-            return own, self.learnables
-        texts = descriptions if descriptions is not None or free_text else stored
-        classes = dataclasses.replace(self, class_names=class_names, descriptions=None)
-        task = Task(clip, method, classes, descriptions=texts, free_text=free_text, **task_options)
-        return task, transfer(own, task, self.learnables)
+            return trained, self.learnables
+        task = Task(
+            clip,
+            method,
+            dataclasses.replace(self, class_names=class_names, descriptions=None),
+            descriptions=descriptions if descriptions is not None or free_text else stored,
+            free_text=free_text,
+            method_name=name,
+            dtype=dtype,
+        )
+        return task, transfer(trained, task, self.learnables)
 
 
 def save_adapter(

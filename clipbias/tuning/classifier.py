@@ -20,6 +20,9 @@ from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.test_time_method import TestTimeMethod, crops_of
 
+# A policy of `jax.checkpoint_policies`: which results the backward pass keeps.
+RematPolicy = Callable[..., object]
+
 # What stands for the classes: tokens, or the text tower's features `[n · C, d]` where no learnable changes them.
 Text = PackedTokens | TextTokens | jax.Array
 
@@ -34,7 +37,7 @@ class Classifier:
       templates: number of templates `n` whose class features are averaged.
       dtype: compute type by name, one of `precision.DTYPES`.
       remat: what the backward pass keeps of each block, a `jax.checkpoint_policies` policy.
-      chunks: parts in which the text tower takes the classes, one after another.
+      class_chunks: chunks in which the text tower encodes the classes, one after another.
       counts: how many of the `n` texts each class has, where they differ (`tuning.descriptions`).
     """
 
@@ -42,8 +45,8 @@ class Classifier:
     method: Method
     templates: int = 1
     dtype: str = "float32"
-    remat: Callable[..., Any] | None = None
-    chunks: int = 1
+    remat: RematPolicy | None = None
+    class_chunks: int = 1
     counts: tuple[int, ...] | None = None
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
@@ -88,7 +91,7 @@ class Classifier:
         """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
         options: dict[str, Any] = dict(dtype=self.dtype, remat=self.remat)
         if isinstance(text, PackedTokens):
-            features = encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
+            features = encode_packed_text(params, self.config, text, adaptation, chunks=self.class_chunks, **options)
         elif isinstance(text, TextTokens):
             features = encode_text(params, self.config, text, adaptation, **options)[0]
         else:

@@ -1,10 +1,11 @@
 """A method bound to a frozen CLIP and class names: what a user calls."""
 
+import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from absl import logging
@@ -18,7 +19,7 @@ from clipbias.clip.precision import settle
 from clipbias.clip.weight_changes import check_changes
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.tuning.classifier import Classifier, Text, total_loss
+from clipbias.tuning.classifier import Classifier, RematPolicy, Text, total_loss
 from clipbias.tuning.descriptions import Descriptions, as_descriptions, described_texts, take_templates
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.learnables import check_order, parameter_count
@@ -33,19 +34,23 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 TEXTS_AT_ONCE = 4000
 
 
-class HasClasses(Protocol):
-    """What a task takes of a dataset (`clipbias.data.Dataset`). One with a `name` decides the method's options, too."""
+@runtime_checkable
+class ClassList(Protocol):
+    """Classes and their prompt template: a `clipbias.data.Dataset`, an `Adapter` or another `Task`.
+
+    If it has a `name`, the method takes its authors' options for the dataset of that name.
+    """
 
     @property
     def class_names(self) -> Sequence[str]: ...
     @property
     def template(self) -> str: ...
     @property
-    def descriptions(self) -> Any: ...
+    def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
 
 
 class Task:
-    """A method bound to classes.
+    """A method bound to a frozen CLIP and classes.
 
     All computations are pure functions of `params` and `learnables`, to be jitted, differentiated, vectorised and
     sharded by the caller. The frozen weights are an argument on purpose: a closure over them would become constants of
@@ -55,32 +60,31 @@ class Task:
         learnables = task.init(seed=0)
         logits = jax.jit(task.logits)(clip.params, learnables, images)
 
-    Made of a dataset it is the task that `clipbias train` has there, with the options that the method's authors take
-    for it: `Task(clip, "mmrl", clipbias.data.load("eurosat", "/data"), shots=16)`.
+    Made from a dataset, it is the task that `clipbias train` uses there, with the options of the method's authors for
+    this dataset: `Task(clip, "mmrl", clipbias.data.load("eurosat", "/data"), shots=16)`.
 
     Attributes:
       clip: the frozen model.
       method: the method with its options.
-      method_name: the name that it is made by again.
+      method_name: the method's name in adapter files.
       class_names: the `C` classes, as given.
       template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
-      descriptions: texts of each class that stand in place of the template; `None` where there are none, or the method
-        has a prompt of its own.
-      prompt: what the class names stand in. Many methods have a prompt of their own, whatever the template.
-      teacher_prompt: the same for the method's frozen teacher, `None` where it has none. It may follow the template
-        where `prompt` does not (KgCoOp, ProGrad, TCP).
+      descriptions: texts of each class in place of the template; `None` if there are none, or the method has its own
+        prompt.
+      prompt: the text around each class name. Many methods have their own prompt, whatever the template.
+      teacher_prompt: the text around each class name for the method's frozen teacher; `None` without a teacher. It may
+        follow the template where `prompt` does not (KgCoOp, ProGrad, TCP).
+      shapes: shapes and dtypes of the learnables.
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
-      text: the same, every distinct token once: `PackedTokens`.
-      template_tokens: tokens of the templates without class names, if the method needs them, else `None`.
-      classifier: the mathematics without names.
+      classifier: the same computations without names and tokenizer.
     """
 
     def __init__(
         self,
         clip: Clip,
         method: str | Method,
-        class_names: Sequence[str] | HasClasses,
+        class_names: Sequence[str] | ClassList,
         *,
         template: str | None = None,
         shots: int = 0,
@@ -88,30 +92,23 @@ class Task:
         free_text: bool = False,
         method_name: str | None = None,
         dtype: str = "float32",
-        remat: Any = None,
-        groups: int = 1,
-        chunks: int = 1,
-        **options: Any,
+        **options: object,
     ) -> None:
         """Binds a method to classes.
 
         Args:
           clip: from `clipbias.load`.
           method: a name (see `tuning.registry.resolve`) or a `Method`.
-          class_names: the classes; `_` counts as a space. Or a dataset: then its template, its descriptions and the
-            options of the method's authors for it hold, unless others are given.
-          template: the dataset's own template, with `{}` for the class name; "a photo of a {}." without one.
-          shots: training images per class, 0 for all, on which some of the authors' options for a dataset depend.
-          descriptions: texts by class name, for a classifier of frozen texts and for a method's teacher in place of
-            their templates (see `tuning.descriptions`).
-          free_text: whether `class_names` are texts of any kind, such as "a dog on grass", which no template is put
-            around. A context that the method learns stands before them.
-          method_name: what a `Method` goes by in an adapter's file; `None` for the preset or the program it fits best.
-          dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
-          remat: a `jax.checkpoint_policies` policy for the backward pass.
-          groups: devices that share the classes (the size of the mesh's `data` axis).
-          chunks: parts in which each device takes its classes, one after another: less memory, one more forward pass of
-            the texts.
+          class_names: the classes; `_` counts as a space. Or a dataset: it provides the template, the descriptions and
+            the authors' options of the method, as far as the other arguments do not.
+          template: the dataset's own template, with `{}` for the class name; by default "a photo of a {}.".
+          shots: training images per class, 0 for all. Some authors' options for a dataset depend on it.
+          descriptions: texts by class name. They replace the templates of frozen texts and of a method's teacher (see
+            `tuning.descriptions`).
+          free_text: whether `class_names` are whole texts, such as "a dog on grass", used without a template. If the
+            method learns a context, it stands before them.
+          method_name: name of a `Method` in adapter files; `None` selects the preset or program that fits best.
+          dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for this device's default.
           **options: the method's options.
 
         Raises:
@@ -119,61 +116,123 @@ class Task:
         """
         if isinstance(class_names, str):
             raise ClipbiasError(f"class_names is the text {shown(class_names)}; give a list of names.")
-        is_given, dataset, source = template is not None, None, cast("Any", class_names)
-        if hasattr(source, "class_names"):
-            dataset = getattr(source, "name", None)
-            template = source.template if template is None else template
-            descriptions = source.descriptions if descriptions is None else descriptions
-            source = source.class_names
+        classes = _ClassSource.of(class_names)
         if isinstance(method, str):
-            self.method_name, method = method, resolve(method, options, dataset=dataset, shots=shots)
+            self.method_name = method
+            self.method = resolve(method, options, dataset=classes.dataset, shots=shots)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:
             self.method_name = method_name or name_of(method) or type(method).__name__
-        given = as_descriptions(descriptions)
-        if free_text and given is not None:
+            self.method = method
+        self.clip = clip
+        self.class_names = classes.names
+        self.template = classes.template if template is None else template
+        self._dtype = settle(dtype)
+        self._free_text = free_text
+        self._class_texts = as_descriptions(classes.descriptions if descriptions is None else descriptions)
+        if free_text and self._class_texts is not None:
             raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
-        self.clip, self.method, self.class_names = clip, method, tuple[str, ...](source)
-        self.template = template = DEFAULT_TEMPLATE if template is None else template
-        self._given: dict[str, Any] = dict(descriptions=given, free_text=free_text, dtype=settle(dtype))
 
-        prompt = method.text(template, clip)
+        prompt = self.method.text(self.template, clip)
         self.prompt = without_template(prompt) if free_text else prompt
-        self.teacher_prompt = method.reference(template, clip)
-        if is_given and not free_text:
+        self.teacher_prompt = self.method.reference(self.template, clip)
+        if template is not None and not free_text:
             self._warn_of_teacher()
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
-        adaptation = jax.eval_shape(method.adapt, self.shapes)
-        _check_family(method, adaptation, clip)
+        self._bind_texts(jax.eval_shape(self.method.adapt, self.shapes))
 
-        takes = given is not None and not adaptation.changes_text and take_templates(method, clip)
+    def _bind_texts(self, adaptation: Adaptation) -> None:
+        """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
+        _check_family(self.method, adaptation, self.clip)
+        descriptions = self._class_texts
+        frozen_text = not adaptation.changes_text
+        uses_descriptions = descriptions is not None and frozen_text and take_templates(self.method, self.clip)
         self.descriptions: dict[str, list[str]] | None = None
         self._described: ClassTexts | None = None
-        if given is not None and (takes or self.teacher_prompt is not None):
-            self._described = described_texts(clip, given, self.class_names)
-            self.descriptions = given.of(self.class_names) if takes else None
-        bound = self._described if takes else None
-        bound = bound or template_texts(clip, self.class_names, self.prompt)
-        self.texts, self.tokens, count = bound.texts, bound.tokens, bound.most
-        if not adaptation.changes_text:
-            chunks = max(chunks, math.ceil(len(self.texts) / (groups * TEXTS_AT_ONCE)))
-        self.classifier = Classifier(clip.config, method, count, settle(dtype), remat, chunks, bound.differing)
-        sets, specific = text_layout(adaptation, self.prompt, count, len(self.texts))
-        self.template_tokens: PackedTokens | None = None
-        if method.reads_templates:
-            self.template_tokens = pack(template_tokens(clip, self.prompt), class_specific=specific, sets=sets)
-        self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific, sets=sets)
-        self._groups = groups
+        if descriptions is not None and (uses_descriptions or self.teacher_prompt is not None):
+            self._described = described_texts(self.clip, descriptions, self.class_names)
+            self.descriptions = descriptions.of(self.class_names) if uses_descriptions else None
+        bound = self._described if uses_descriptions else None
+        bound = bound or template_texts(self.clip, self.class_names, self.prompt)
+        self.texts = bound.texts
+        self.tokens = bound.tokens
+        self._text_sets, self._class_specific = text_layout(adaptation, self.prompt, bound.most, len(self.texts))
+        self._frozen_text = frozen_text
+        self._class_shards = 1
+        self.classifier = Classifier(
+            config=self.clip.config,
+            method=self.method,
+            templates=bound.most,
+            dtype=self._dtype,
+            class_chunks=self._chunks_at_least(1),
+            counts=bound.differing,
+        )
+
+    def _chunks_at_least(self, class_chunks: int) -> int:
+        """Class chunks: more than asked for where a frozen text tower would encode too many texts at once."""
+        if not self._frozen_text:
+            return class_chunks
+        return max(class_chunks, math.ceil(len(self.texts) / (self._class_shards * TEXTS_AT_ONCE)))
+
+    @functools.cached_property
+    def text(self) -> PackedTokens:
+        """`tokens` with every distinct token once. Each device has its share of the classes, in `class_chunks`."""
+        groups = self._class_shards * self.classifier.class_chunks
+        return pack(self.tokens, groups=groups, class_specific=self._class_specific, sets=self._text_sets)
+
+    @functools.cached_property
+    def template_tokens(self) -> PackedTokens | None:
+        """Tokens of the templates without class names, if the method needs them."""
+        if not self.method.reads_templates:
+            return None
+        tokens = template_tokens(self.clip, self.prompt)
+        return pack(tokens, class_specific=self._class_specific, sets=self._text_sets)
+
+    def with_memory(
+        self, *, remat: RematPolicy | None = None, class_chunks: int = 1, class_shards: int | None = None
+    ) -> "Task":
+        """The same task with other memory settings. Results are the same; the compiled program differs.
+
+        Args:
+          remat: a `jax.checkpoint_policies` policy for the backward pass; `None` keeps all products.
+          class_chunks: each device encodes its classes in so many chunks, one after another. More than one chunk needs
+            less memory and one more forward pass of the texts.
+          class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it unchanged.
+        """
+        task = copy.copy(self)
+        task.__dict__.pop("text", None)  # packed again, for the new chunks and shards
+        if class_shards is not None:
+            task._class_shards = class_shards
+        chunks = task._chunks_at_least(class_chunks)
+        task.classifier = dataclasses.replace(self.classifier, remat=remat, class_chunks=chunks)
+        return task
+
+    def with_method(self, method: Method) -> "Task":
+        """The same classes, texts and class shards with another method, such as that of a training stage."""
+        task = Task(
+            self.clip,
+            method,
+            self,
+            descriptions=self._class_texts,
+            free_text=self._free_text,
+            dtype=self._dtype,
+        )
+        return task.with_memory(class_shards=self._class_shards)
 
     def _warn_of_teacher(self) -> None:
-        """Says where a template was given that only the frozen teacher takes."""
-        teacher, own = self.teacher_prompt, self.prompt.templates
-        if teacher is None or self.template not in teacher.templates or any(x.endswith(self.template) for x in own):
+        """Warns if only the frozen teacher uses the template that the caller gave."""
+        teacher = self.teacher_prompt
+        prompts = self.prompt.templates
+        if teacher is None or self.template not in teacher.templates:
+            return
+        if any(prompt.endswith(self.template) for prompt in prompts):
             return
         logging.warning(
-            "The template %r is the text of %s's frozen teacher alone; class names stand in %r (task.prompt).",
-            *(self.template, self.method_name, own[0]),
+            "Only %s's frozen teacher uses the template %r; class names stand in %r (task.prompt).",
+            self.method_name,
+            self.template,
+            prompts[0],
         )
 
     def __repr__(self) -> str:
@@ -185,15 +244,6 @@ class Task:
         return (
             f"Task({self.method_name!r} of {self.clip.source!r} for {names}; {prompt}{teacher}; {count:,} parameters)"
         )
-
-    def again(self, method: Method, **memory: Any) -> "Task":
-        """The same classes and texts bound to another method, such as that of a stage of training.
-
-        Args:
-          method: the method with its options.
-          **memory: `remat`, `groups` and `chunks`, as for `Task`.
-        """
-        return Task(self.clip, method, self, **self._given, **memory)
 
     def _init(self, rng: jax.Array) -> Learnables:
         return self.method.init(rng, self.clip, self.class_names)
@@ -301,13 +351,38 @@ class Task:
         """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
         if self._teacher is None:
             return None
-        chunks = math.ceil(len(self._teacher.texts) / (self._groups * TEXTS_AT_ONCE))
-        classifier = dataclasses.replace(self.classifier, counts=self._teacher.differing, chunks=chunks)
-        return _plain_text_features(classifier, params, pack(self._teacher.tokens, groups=self._groups * chunks))
+        chunks = math.ceil(len(self._teacher.texts) / (self._class_shards * TEXTS_AT_ONCE))
+        classifier = dataclasses.replace(self.classifier, counts=self._teacher.differing, class_chunks=chunks)
+        text = pack(self._teacher.tokens, groups=self._class_shards * chunks)
+        return _plain_text_features(classifier, params, text)
 
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
         return method_options(self.method)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ClassSource:
+    """Class names and what comes with them.
+
+    Attributes:
+      names: the classes.
+      template: of the dataset, else the default.
+      descriptions: of the dataset.
+      dataset: its name, if it has one.
+    """
+
+    names: tuple[str, ...]
+    template: str = DEFAULT_TEMPLATE
+    descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None
+    dataset: str | None = None
+
+    @classmethod
+    def of(cls, classes: Sequence[str] | ClassList) -> "_ClassSource":
+        if not isinstance(classes, ClassList):
+            return cls(tuple(classes))
+        dataset = getattr(classes, "name", None)
+        return cls(tuple(classes.class_names), classes.template, classes.descriptions, dataset)
 
 
 def _check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:

@@ -6,7 +6,6 @@ that end for a batch together, whether they end. In half precision GPUs must be 
 """
 
 import dataclasses
-import functools
 import re
 
 import jax
@@ -48,9 +47,9 @@ SEVERAL = {"tpu": "v5e:4x4", "gpu": "h100:1x1x8", "": ""}[ACCELERATOR]
 CASES += [(SEVERAL, name, "bfloat16", 3) for name in TRAINED if ALL or name == "bias"]
 
 
-def bind(clip: Clip, method, classes: int, dtype: str, mesh, **memory) -> Task:
-    groups = mesh.shape[meshes.DATA]
-    return Task(clip, method, model.class_names(classes), dtype=dtype, groups=groups, **memory)
+def bind(clip: Clip, method, classes: int, dtype: str, mesh) -> Task:
+    task = Task(clip, method, model.class_names(classes), dtype=dtype)
+    return task.with_memory(class_shards=mesh.shape[meshes.DATA])
 
 
 def first_stage(name: str, batch: int) -> tuple[Method, Recipe]:
@@ -81,7 +80,7 @@ def test_training_steps(
     shared = dict(rows=recipe.batch_size, runs=runs, mesh=mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
     with where:
-        task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)
+        task, plan = plan_step(bind(clip, method, CLASSES, dtype, mesh), recipe, **shared)
         program = training_program(task, recipe, parts=plan.parts, **shared)
         assert plan.fits and needed_bytes(program.lower()) == plan.bytes
         loops = method.conditional or method.batchwise
@@ -96,8 +95,7 @@ def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> 
     mesh = meshes.make_mesh(devices=where.devices)
     jax.clear_caches()
     with where:
-        make = functools.partial(bind, clip, name, CLASSES, "bfloat16", mesh)
-        task = fit_evaluation(make, runs=3, mesh=mesh)
+        task = fit_evaluation(bind(clip, name, CLASSES, "bfloat16", mesh), runs=3, mesh=mesh)
         for program in evaluation_programs(task, batch=100, runs=3, mesh=mesh):
             loops = task.method.conditional and program.name == "answers"
             check(program, where, "bfloat16", cudnn=program.name == "image_features", loops=loops)
@@ -144,8 +142,7 @@ def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, To
         shared = dict(rows=256, runs=count, mesh=mesh, images=SHOTS * 1000)
         jax.clear_caches()
         with where:
-            make = functools.partial(bind, clip, method, 1000, "bfloat16", mesh)
-            task, plan = plan_step(make, recipe, **shared)
+            task, plan = plan_step(bind(clip, method, 1000, "bfloat16", mesh), recipe, **shared)
             assert plan.fits
             check(training_program(task, recipe, parts=plan.parts, **shared), where, "bfloat16", cudnn=True)
 

@@ -46,7 +46,7 @@ def group(
     clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1
 ) -> tuple[Task, list[Run]]:
     """A method bound to a dataset, and a run for each seed."""
-    task = Task(clip, method, dataset.class_names, template=dataset.template, groups=groups)
+    task = Task(clip, method, dataset.class_names, template=dataset.template).with_memory(class_shards=groups)
     return task, few_shot_runs(dataset, seeds)
 
 

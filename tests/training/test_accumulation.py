@@ -1,7 +1,6 @@
 """A step over parts of its batch against the step over the whole."""
 
 import dataclasses
-import functools
 import types
 from typing import Any
 
@@ -52,7 +51,7 @@ def step(
     """The learnables' change in one step on random images, three of which are masked, and the metrics."""
     mesh = mesh or meshes.single_device()
     method = make_method(name, **options) if isinstance(name, str) else name
-    task = Task(clip, method, NAMES, groups=mesh.shape[meshes.DATA])
+    task = Task(clip, method, NAMES).with_memory(class_shards=mesh.shape[meshes.DATA])
     start = stack_runs([jax.device_get(task.init(seed)) for seed in range(1, runs + 1)])
     rng, params = np.random.default_rng(0), meshes.replicate(mesh, clip.params)
     # Away from where a method starts as plain CLIP, or its loss at its smallest.
@@ -127,12 +126,13 @@ def test_what_is_given_is_taken_and_else_what_fits(clip: Clip, monkeypatch: pyte
 
     monkeypatch.setattr(memory, "training_program", needing)
     monkeypatch.setattr(memory, "needed_bytes", int)
-    mesh, make = meshes.make_mesh(run=1, data=2), functools.partial(Task, clip, "taskres", NAMES, groups=2)
+    mesh = meshes.make_mesh(run=1, data=2)
+    taskres = Task(clip, "taskres", NAMES).with_memory(class_shards=2)
     options: dict[str, Any] = dict(rows=10, runs=1, mesh=mesh)
-    parts = {given: plan_step(make, RECIPE, micro_batch=given, **options)[1].parts for given in (0, 1, 4, 10)}
+    parts = {given: plan_step(taskres, RECIPE, micro_batch=given, **options)[1].parts for given in (0, 1, 4, 10)}
     assert parts == {0: 1, 1: 5, 4: 3, 10: 1}
     # Images are taken in parts before anything is computed again, and a plan says so.
-    vpt = functools.partial(Task, clip, "vpt", NAMES)
+    vpt = Task(clip, "vpt", NAMES)
     plan = plan_step(vpt, RECIPE, rows=64, runs=1, mesh=meshes.single_device(), limit=60)[1]
     assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
     assert "(keeping products, images in 4 parts)" in str(plan)
@@ -156,9 +156,9 @@ def test_a_training_takes_what_was_planned(
 def test_parts_need_less_memory() -> None:
     """Where the images of a step are what does not fit."""
     clip = model.random_clip(model.geometry("tiny", layers=6))
-    make = functools.partial(Task, clip, "vpt", NAMES)
+    task = Task(clip, "vpt", NAMES)
     options: dict[str, Any] = dict(rows=64, runs=1, mesh=meshes.single_device())
-    needed = {n: plan_step(make, RECIPE, micro_batch=64 // n, **options)[1].bytes for n in (1, 4)}
+    needed = {n: plan_step(task, RECIPE, micro_batch=64 // n, **options)[1].bytes for n in (1, 4)}
     assert needed[4] < 0.6 * needed[1]
-    plan = plan_step(make, RECIPE, limit=int((needed[1] + needed[4]) / 2 / 0.85), **options)[1]
+    plan = plan_step(task, RECIPE, limit=int((needed[1] + needed[4]) / 2 / 0.85), **options)[1]
     assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)

@@ -61,7 +61,7 @@ def test_a_topology_says_how_many_hosts_it_has() -> None:
 
 
 def of_a_step(method: str, devices: int) -> list[Exchange]:
-    task = Task(model.random_clip(CONFIG), method, model.class_names(6), groups=devices)
+    task = Task(model.random_clip(CONFIG), method, model.class_names(6)).with_memory(class_shards=devices)
     program = training_program(task, RECIPE, rows=8, runs=1, mesh=meshes.make_mesh(data=devices))
     return exchanges(program.lower().compile().as_text())
 
@@ -116,12 +116,9 @@ def test_exchanges_in_words() -> None:
 def described(clip: Clip, name: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
     """What is said of a method, and what a step of it is planned with."""
     method, mesh = make_method(name), meshes.make_mesh(run=1, data=8)
-
-    def make(method=method, **memory) -> Task:
-        return Task(clip, method, ("red", "green", "blue"), groups=8, **memory)
-
+    task = Task(clip, method, ("red", "green", "blue")).with_memory(class_shards=8)
     recipe, shared = method.recipe_for(RECIPE, 4), dict(train_images=12, runs=4, eval_batch_size=8, mesh=mesh) | options
-    return describe(make, recipe, **shared), dict(make=make, recipe=recipe, rows=8, runs=4, mesh=mesh)
+    return describe(task, recipe, **shared), dict(task=task, recipe=recipe, rows=8, runs=4, mesh=mesh)
 
 
 @pytest.mark.long

@@ -58,7 +58,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
     clip: Clip, colours: Dataset, method: str, devices: int
 ) -> None:
     mesh = meshes.make_mesh(run=1, data=devices, devices=jax.devices()[:devices])
-    task = Task(clip, method, colours.class_names, groups=devices)
+    task = Task(clip, method, colours.class_names).with_memory(class_shards=devices)
     learnables = jax.tree.map(
         lambda x: x + np.float32(0.3 * np.random.default_rng(x.size).normal(size=x.shape)), jax.device_get(task.init())
     )
@@ -117,7 +117,7 @@ def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeyp
         return image_features(*arguments, **options)
 
     monkeypatch.setattr(evaluator, "image_features", called)
-    task = Task(clip, "bias", colours.class_names, groups=4)
+    task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
     learnables, params = jax.tree.map(lambda x: np.stack([x, x]), task.init()), meshes.replicate(mesh, clip.params)
     own = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4)
     own.accuracy(

@@ -123,7 +123,7 @@ def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) ->
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
     mesh, rows = meshes.make_mesh(run=run, devices=jax.devices()[:8]), 32
     images, together = rows // mesh.shape[meshes.DATA], runs // run
-    task = Task(small, "bias", NAMES, dtype="bfloat16", groups=mesh.shape[meshes.DATA])
+    task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[meshes.DATA])
     with on("cuda"):
         step = programs.training_program(task, RECIPE, rows=rows, runs=runs, mesh=mesh, images=64)
         (features, *_) = programs.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)

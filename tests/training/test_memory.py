@@ -1,6 +1,5 @@
 """The plan of a step: the compiler's account, the ways from the fastest to the smallest, and their equal numbers."""
 
-import functools
 import logging
 import os
 import subprocess
@@ -46,7 +45,9 @@ def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, c
     names = ["red", "a green one", "blue", "dark yellow", "x"]
     images = np.random.default_rng(0).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)).astype(np.float32)
     labels, plain = np.array([1, 4]), Task(clip, method, names)
-    other = Task(clip, method, names, remat=memory.REMATS[remat].keep, chunks=chunks, groups=groups)
+    other = Task(clip, method, names).with_memory(
+        remat=memory.REMATS[remat].keep, class_chunks=chunks, class_shards=groups
+    )
     start = jax.device_get(plain.init(0))
     found, wanted = (
         jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels) for task in (other, plain)
@@ -58,11 +59,11 @@ def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, c
 @pytest.mark.long
 def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CHUNKS", (1, 4))  # each is a program to compile
-    make = functools.partial(Task, deep, "coop", model.class_names(400))
+    task = Task(deep, "coop", model.class_names(400))
 
     def choose(limit: float, **options: Any) -> memory.MemoryPlan:
         mesh = meshes.single_device()
-        return memory.plan_step(make, RECIPE, rows=4, runs=1, mesh=mesh, limit=int(limit), **options)[1]
+        return memory.plan_step(task, RECIPE, rows=4, runs=1, mesh=mesh, limit=int(limit), **options)[1]
 
     roomy = choose(100 * GIB)
     assert (roomy.remat, roomy.chunks, roomy.fits) == ("products", 1, True) and not roomy.options
@@ -81,8 +82,9 @@ def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
     """At least weights, momentum and all that the backward pass reads, and in proportion to the images of all runs."""
 
     def needed(batch: int, runs: int = 1) -> int:
-        make, mesh = functools.partial(Task, deep, "vpt", model.class_names(3)), meshes.single_device()
-        return memory.plan_step(make, RECIPE, rows=batch, runs=runs, mesh=mesh, remat="products")[1].bytes
+        task = Task(deep, "vpt", model.class_names(3))
+        mesh = meshes.single_device()
+        return memory.plan_step(task, RECIPE, rows=batch, runs=runs, mesh=mesh, remat="products")[1].bytes
 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(deep.params))
     geometry = deep.config.vision
@@ -129,24 +131,24 @@ def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyP
     whole = Task(clip, "zero_shot", names, templates=templates)
     monkeypatch.setattr(tasks, "TEXTS_AT_ONCE", 7)
     parts = Task(clip, "zero_shot", names, templates=templates)
-    assert (whole.classifier.chunks, parts.classifier.chunks) == (1, 9)
+    assert (whole.classifier.class_chunks, parts.classifier.class_chunks) == (1, 9)
     features = [task.fixed_text(clip.params, {}) for task in (whole, parts)]
     np.testing.assert_allclose(*features, rtol=1e-5, atol=2e-6)
     learned = Task(clip, "coop", names)
-    assert learned.classifier.chunks == 1
+    assert learned.classifier.class_chunks == 1
 
 
 def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) -> None:
-    make = functools.partial(Task, deep, "coop", model.class_names(100))
+    task = Task(deep, "coop", model.class_names(100))
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
 
     def class_bytes(task: Task) -> int:
         return memory.needed_bytes(class_program(task, **options).lower())
 
-    whole = memory.fit_evaluation(make, limit=100 * GIB, **options)
+    whole = memory.fit_evaluation(task, limit=100 * GIB, **options)
     needed = class_bytes(whole)
-    parts = memory.fit_evaluation(make, limit=int(0.7 * needed / memory.USABLE), **options)
-    assert whole.classifier.chunks == 1 and parts.classifier.chunks > 1
+    parts = memory.fit_evaluation(task, limit=int(0.7 * needed / memory.USABLE), **options)
+    assert whole.classifier.class_chunks == 1 and parts.classifier.class_chunks > 1
     assert class_bytes(parts) < 0.7 * needed
 
 

@@ -132,7 +132,7 @@ def test_logits_equal_numpy_without_dropout(other: tuple[Clip, Reference]) -> No
 def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     options, remat = TRAININGS[name]
-    task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.4, remat=remat, **options)
+    task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.4, **options).with_memory(remat=remat)
     learnables, length = start(task), reference.config["text_config"]["max_position_embeddings"]
     drawn = mask_drawer(task, learnables, len(common.LABELS), length)
 

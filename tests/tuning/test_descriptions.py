@@ -60,7 +60,7 @@ def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) 
     found = jax.jit(task.logits)(pair[0].params, {}, images, text)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     # More devices and parts only deal the texts out.
-    split = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, groups=2, chunks=2)
+    split = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS).with_memory(class_chunks=2, class_shards=2)
     np.testing.assert_allclose(
         jax.jit(split.logits)(pair[0].params, {}, images), expected, atol=1e-5 * np.abs(expected).max()
     )
@@ -165,7 +165,8 @@ def test_an_adapter_for_other_classes(pair, saved) -> None:
     assert adapter.task(pair[0], ("a_bird", "cat")).texts[:2] == ("bird", "a cat.")
     with pytest.raises(ClipbiasError, match="the adapter's descriptions have no texts for the class 'dog'"):
         adapter.task(pair[0], ("cat", "dog"))
-    assert adapter.task(pair[0], ("dog",), descriptions={"dog": ["a dog"]}).texts == ("a dog",)
+    task, _ = adapter.bind(pair[0], ("dog",), descriptions={"dog": ["a dog"]})
+    assert task.texts == ("a dog",)
 
 
 def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_path) -> None:

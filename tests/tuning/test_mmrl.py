@@ -93,7 +93,7 @@ def test_training_by_adamw_equals_numpy(other: tuple[Clip, Reference]) -> None:
 def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
     helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
     clip = clipbias.load(tmp_path)
-    task = bound(clip, groups=2)
+    task = bound(clip).with_memory(class_shards=2)
     tokens = common.drawn({"tokens": np.zeros((blocks, 3, 24), np.float32)}, 0.5)["tokens"]
     adaptation = Adaptation(text_tokens=tokens)
 

@@ -40,7 +40,7 @@ def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: 
     # Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
     found = []
     for groups, mesh in ((1, meshes.single_device()), (4, meshes.make_mesh(run=2, data=4))):
-        task = Task(pair[0], make_method(name, **OPTIONS[name]), colours.class_names, groups=groups)
+        task = Task(pair[0], make_method(name, **OPTIONS[name]), colours.class_names).with_memory(class_shards=groups)
         found.append(train_runs(task, few_shot_runs(colours, (1, 2)), RECIPE, mesh))
     one, eight = found
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)

@@ -73,11 +73,9 @@ def test_a_template_that_the_teacher_alone_takes_is_said(
     assert task.teacher_prompt.templates == (template,) and task.prompt.templates[0] != template
     assert f"teacher {template!r}" in repr(task) and f"prompt {task.prompt.templates[0]!r}" in repr(task)
     (said,) = caplog.messages
-    assert said.startswith(
-        f"The template {template!r} is the text of {method}'s frozen teacher alone; class names stand"
-    )
+    assert said.startswith(f"Only {method}'s frozen teacher uses the template {template!r}; class names stand in")
     caplog.clear()
-    for quiet in (task.again(task.method), clipbias.Task(clip, method, names), clipbias.Task(clip, method, task)):
+    for quiet in (task.with_method(task.method), clipbias.Task(clip, method, names), clipbias.Task(clip, method, task)):
         assert quiet.prompt.templates == task.prompt.templates
     clipbias.Task(clip, "mmrl", names, template=template)  # whose own prompt is the template, too
     clipbias.Task(clip, "bias", names, template=template)

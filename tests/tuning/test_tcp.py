@@ -76,7 +76,7 @@ def test_a_block_that_a_shallower_tower_lacks_is_its_last(other: tuple[Clip, Ref
 def test_every_path_through_the_text_tower_is_the_same(other: tuple[Clip, Reference]) -> None:
     """Also where something is learned in the blocks behind the one with prompts."""
     clip, _ = other
-    task = bound(clip, groups=2)
+    task = bound(clip).with_memory(class_shards=2)
     bias = common.drawn(np.zeros((4, 24), np.float32), 0.5)
     adaptation = dataclasses.replace(task.method.adapt(start(task)), text_bias=bias)
 

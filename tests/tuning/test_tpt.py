@@ -177,16 +177,14 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
 @pytest.mark.long
 def test_the_plan_says_what_an_image_needs(pair) -> None:
     clip, mesh, names = pair[0], meshes.single_device(), [f"class {i}" for i in range(300)]
-
-    def make(**options) -> Task:
-        return Task(clip, "tpt", names, **options)
+    task = Task(clip, "tpt", names)
 
     def class_bytes(task: Task) -> int:
         return needed_bytes(class_program(task, runs=1, mesh=mesh).lower())
 
-    one = class_bytes(make())
-    fitted = fit_evaluation(make, runs=1, mesh=mesh, limit=one)
-    assert fitted.classifier.chunks > 1 and class_bytes(fitted) < one
+    one = class_bytes(task)
+    fitted = fit_evaluation(task, runs=1, mesh=mesh, limit=one)
+    assert fitted.classifier.class_chunks > 1 and class_bytes(fitted) < one
 
 
 def test_views_depend_on_the_image_alone() -> None:

@@ -1,7 +1,6 @@
 """Wrong tasks, datasets, devices, plans, settings and folders of a training."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -37,8 +36,8 @@ fitted = case(lambda place, call, *given, names=NAMES, **more: call(place.task(n
 
 @case
 def planned(place: Place, method: str = "bias", **options: Any) -> None:
-    make = functools.partial(Task, place.clip, method, ["a", "b"])
-    plan_step(make, RECIPE, rows=8, runs=1, mesh=meshes.single_device(), **options)
+    task = Task(place.clip, method, ["a", "b"])
+    plan_step(task, RECIPE, rows=8, runs=1, mesh=meshes.single_device(), **options)
 
 
 @case
