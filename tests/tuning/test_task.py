@@ -80,3 +80,13 @@ def test_a_template_that_the_teacher_alone_takes_is_said(
     clipbias.Task(clip, "mmrl", names, template=template)  # whose own prompt is the template, too
     clipbias.Task(clip, "bias", names, template=template)
     assert not caplog.messages
+
+
+def test_memory_settings_change_the_program_and_not_the_task(clip: Clip) -> None:
+    task = clipbias.Task(clip, "bias", ("cat", "dog", "bird"))
+    smaller = task.with_memory(class_chunks=2)
+    shared = smaller.with_memory(class_shards=2)
+    assert [x.classifier.class_chunks for x in (task, smaller, shared)] == [1, 2, 1]
+    assert [len(x.text.ids) for x in (task, smaller, shared)] == [1, 2, 2]
+    assert shared.with_method(clipbias.Task(clip, "vpt", ("a",)).method).text.ids.shape[0] == 2
+    assert task.with_memory().classifier == task.classifier and smaller.method is task.method
