@@ -14,7 +14,7 @@ from configs import base
 
 PRESETS = {
     "full": "every section, of all images but where the settings say of how many",
-    "quick": "a first look: 24 images, without random prompts as a control, without words of prompts, and without "
+    "quick": "a first look: 24 images, without random prompts as a control, and without "
     "perturbation, which runs each image a hundred times",
 }
 
@@ -30,8 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # The images to explain on: "train", "val" or "test".
     config.split = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # factorial, constants, faithfulness, examples, explore, verdict, interpret. With interpret alone no images are
-    # read, and the adapters may be of any datasets.
+    # factorial, constants, faithfulness, examples, explore, verdict.
     config.sections = "all"
 
     # Folders of runs whose predictions are read where they are of the same model and images, separated by commas; those
@@ -68,13 +67,6 @@ def get_config(size: str = "full") -> ConfigDict:
     config.start_layer = 0
     # Prompt similarity: "mean" over the prompts, or the number of one.
     config.prompt = "mean"
-    # interpret: nearest words per prompt.
-    config.nearest_words = 5
-    # interpret: also the words of deeper prompts: a pass of the text tower over the vocabulary for each, which all
-    # adapters share. Four prompts of ViT-B/16 take about five minutes on two cores.
-    config.deeper_words = False
-    # interpret: project what training changed, instead of what was learned: prompts start at random.
-    config.project_change = False
     # Of the random order that faithfulness compares with, and of the control's prompts.
     config.seed = 0
     config.workdir = "workdir/explain"

@@ -2,12 +2,10 @@
 
     python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
     python -m experiments.explain --config.adapters='workdir/demo/adapters/*-16shots-*' --workdir=workdir/why
-    python -m experiments.explain --config.adapters=workdir/demo --config.sections=interpret --workdir=workdir/words
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
 each and an `overview.html`. The section `constants` saves the bias that is equivalent to each tuned adapter as an
-adapter of its own, in `equivalent_bias/`. The section `interpret` writes what all adapters learned (nearest words,
-norms, PCA) as `interpretation.html`, `interpretation.json`, `words.csv` and `norms.csv`.
+adapter of its own, in `equivalent_bias/`.
 """
 
 import contextlib
@@ -45,52 +43,45 @@ from experiments import common
 from experiments.command_line import split
 from experiments.equivalent_bias import save_equivalent_biases
 from experiments.inputs import AdapterFile, by_dataset, find_adapters
-from experiments.interpretation import INTERPRET, interpret_adapters
 
 _CONFIG = "configs/explain.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     sections = named_sections(config.sections)
-    of_study = [section for section in sections if section != INTERPRET]
-    adapters = find_adapters(config.adapters)
-    groups = adapters_by_dataset(config, adapters) if of_study else {"": adapters}
-    several = bool(of_study and (config.datasets or len(groups) > 1))
+    groups = adapters_by_dataset(config, find_adapters(config.adapters))
+    several = bool(config.datasets or len(groups) > 1)
     if several:
         config.datasets = tuple(groups)  # for whoever reads the work folder
     with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
-        load = None
-        if of_study:
-            metrics: MetricWriter | None = None
-            load = functools.cache(lambda name: common.load_dataset(config, name))
-            for name in groups:  # all of them before the first study
-                load(name).split(config.split)
-            folders = {name: workdir / name.replace("/", "_") if several else workdir for name in groups}
-            for number, (name, folder) in enumerate(folders.items(), start=1):
-                scalars = explain(config, load(name), groups[name], folder, of_study, name=name).scalars
-                shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
-                about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
-                # Not before: it replaces what an earlier study left.
-                metrics = metrics or opened.enter_context(MetricWriter(workdir))
-                metrics.write(number, {**about, **shares, "seconds": scalars["seconds"]})
+        metrics: MetricWriter | None = None
+        load = functools.cache(lambda name: common.load_dataset(config, name))
+        for name in groups:  # all of them before the first study
+            load(name).split(config.split)
+        folders = {name: workdir / name.replace("/", "_") if several else workdir for name in groups}
+        for number, (name, folder) in enumerate(folders.items(), start=1):
+            scalars = explain(config, load(name), groups[name], folder, sections, name=name).scalars
+            shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
+            about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
+            # Not before: it replaces what an earlier study left.
+            metrics = metrics or opened.enter_context(MetricWriter(workdir))
+            metrics.write(number, {**about, **shares, "seconds": scalars["seconds"]})
         hosts.leave()
         if not hosts.is_first():
             return
-        if of_study:
-            for folder in folders.values():
-                common.tell(f"report: {write_report(folder, folder / 'report')}")
-            if several:
-                common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
-        if INTERPRET in sections:
-            interpret_adapters(config, groups, workdir, load=load)
+        for folder in folders.values():
+            common.tell(f"report: {write_report(folder, folder / 'report')}")
+        if several:
+            common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
 
 
 def named_sections(text: str) -> list[str]:
     """The sections that a setting names."""
-    known = (*SECTIONS, INTERPRET)
-    sections = list(known) if text == "all" else split(text)
-    if unknown := [section for section in sections if section not in known]:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(known)}, or 'all'.")
+    sections = list(SECTIONS) if text == "all" else split(text)
+    if "interpret" in sections:
+        raise ClipbiasError("there is no section 'interpret'; the words nearest to learned prompts are in 'words'.")
+    if unknown := [section for section in sections if section not in SECTIONS]:
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
     return sections
 
 

@@ -16,7 +16,7 @@ _Devices = Annotated[int, Range(-1, LARGEST)]
 
 OPTIONS = "method_options"  # which the methods check
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("batch_size", "eval_batch_size", "top", "nearest_words", "most_classes"), Positive),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "top", "most_classes"), Positive),
     "mesh.run": _Devices,
     "mesh.data": _Devices,
     "workers": Annotated[int, Range(0, 1024)],

@@ -38,7 +38,7 @@ BUDGET = {
     "experiments.explain": (
         "--config.batch_size=50",
         # All of them are in `end_to_end/test_explain.py`.
-        "--config.sections=text_attention,vision_attention,interpret",
+        "--config.sections=text_attention,vision_attention",
         "--config.image_limit=100",
     ),
     "experiments.train": ("--config.epochs=1",),

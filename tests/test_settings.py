@@ -151,7 +151,6 @@ def test_wrong_values(
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),
         (explain, {"layers": (10**9,), "start_layer": -(10**9), "image_limit": 10**9}),
-        (explain, {"sections": "interpret", "nearest_words": 10**9}),
     ],
 )
 def test_large_values_are_taken_for_all_there_is(

@@ -12,7 +12,7 @@ the learned prompts that stand there in the tuned model; a prompt is compared wi
 tuned model says.
 
 Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
-shorter than the states is nearest to the shortest of them, whatever its direction (`explain/norms.py` tells lengths).
+shorter than the states is nearest to the shortest of them, whatever its direction.
 """
 
 import dataclasses

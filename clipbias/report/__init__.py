@@ -4,7 +4,6 @@ from clipbias.report.accuracy import accuracy_figure
 from clipbias.report.accuracy_tables import make_accuracy_tables, make_tables
 from clipbias.report.costs import cost_figures, cost_tables
 from clipbias.report.frames import Sweep, read_sweep
-from clipbias.report.interpretation import write_interpretation
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.report.overview import write_overview
 from clipbias.report.study_page import write_report
@@ -24,7 +23,6 @@ __all__ = [
     "render",
     "render_tables",
     "save_overlay",
-    "write_interpretation",
     "write_overview",
     "write_report",
     "write_tables",

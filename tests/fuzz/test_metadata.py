@@ -14,9 +14,7 @@ import yaml
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.interpret import InterpretOptions, Learned, interpret
 from clipbias.export.card import model_card
-from clipbias.report.interpretation import write_interpretation
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter, load_adapter, save_adapter
 from experiments.explain import models
@@ -48,7 +46,7 @@ def changed(whole: bytes, name: str, value: Any, *, group: str = "") -> bytes:
     return with_header({**header, "__metadata__": {"clipbias": json.dumps(facts)}}, rest)
 
 
-def use(adapter: Adapter, clip: Clip, folder: Path) -> None:
+def use(adapter: Adapter, clip: Clip) -> None:
     """What is shown of an adapter, and what it is used for, but for running it over images."""
     card = model_card(adapter, None, "adapter")
     assert_harmless(card)
@@ -57,9 +55,6 @@ def use(adapter: Adapter, clip: Clip, folder: Path) -> None:
     images = clipbias.data.load(adapter.notes.get("dataset") or "demo/digits").split("test")
     dataset = clipbias.data.Dataset("d", task.class_names, "a {}.", {"test": images.subset([])})
     assert models(clip, dataset, [(adapter, "a")], "float32")[1].learnables
-    found = interpret(clip, [Learned("a", "a", adapter, task)], InterpretOptions(words=1, change=True))
-    page = write_interpretation({**found, "norms": []}, folder).read_text()
-    assert "<script>alert" not in page and "\x1b" not in page
 
 
 def assert_harmless(card: str) -> None:
@@ -78,7 +73,7 @@ def test_fields_of_adapters(group: str, name: str, whole: bytes, clip: Callable[
         message = answered(lambda: load_adapter(path), tmp_path)
         if message is None:
             taken += 1
-            message = answered(lambda: use(load_adapter(path), clip(), tmp_path), tmp_path)
+            message = answered(lambda: use(load_adapter(path), clip()), tmp_path)
         assert message is None or ("\n" not in message and len(message) < 900), message
     assert taken < len(KINDS), "a number that is not finite is no JSON"
     assert taken or name == "notes" or not group

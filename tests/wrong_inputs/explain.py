@@ -11,7 +11,6 @@ from clipbias.clip import Adaptation
 from clipbias.data import Split
 from clipbias.explain.attention import kind_sums
 from clipbias.explain.factorial import mix_images
-from clipbias.explain.interpret import InterpretOptions, Learned, interpret
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
@@ -55,11 +54,6 @@ def results(place: Place, file: str, damage: Callable[[Path], Any]) -> None:
     load_results(place.tmp_path)
 
 
-def without_prompts(place: Place) -> None:
-    learned = Learned("a", "a", clipbias.load_adapter(place.adapter("zero_shot")), place.task("zero_shot"))
-    interpret(place.clip, [learned], InterpretOptions())
-
-
 CASES: list[Case] = [
     maps(r"targets have shape \(3,\) for 4 images", np.zeros(3, int)),
     maps("targets are float32; give class numbers", np.zeros(4, np.float32)),
@@ -85,7 +79,6 @@ CASES: list[Case] = [
     equivalent_bias(r"images are float32 \(4, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]", "vpt", IMAGES),
     equivalent_bias("there is no image to measure on", "vpt", None),
     equivalent_bias("'token'.*vector, kind", "vpt", None, "token"),
-    ("none of these adapters holds contexts, prompts, biases or residuals", without_prompts),
     # Studies and their results.
     study("unknown section 'fig9'", "zero_shot", "vpt"),
     study("give 'zero_shot' first", "vpt"),
