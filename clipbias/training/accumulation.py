@@ -1,28 +1,31 @@
-"""A step's loss and gradients over parts of its batch, one after another, in the memory of one part.
+"""A step's loss and gradient over micro-batches, one after another, in the memory of one.
 
-They are those of the whole batch, to rounding: texts are encoded once, and each part adds its share of the loss and of
-its gradients by the learnables and by the text features, of which the text tower's backward pass then runs once.
+They are those of the whole batch, to rounding: texts are encoded once, and each micro-batch adds its share of the loss
+and of its gradients by the learnables and by the text features. The text tower's backward pass then runs once.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from clipbias.clip import PackedTokens
-from clipbias.clip.params import Params
+from clipbias.training import mesh as meshes
+from clipbias.training.step_inputs import StepInputs, StepStatic
 from clipbias.tuning import Task
-from clipbias.tuning.classifier import Classifier, Text
+from clipbias.tuning.classifier import EncodedTexts
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
 
-Batch = tuple[jax.Array, ...]  # images, labels and mask
+# `images`, `labels` and `mask`.
+Batch = Mapping[str, jax.Array]
+# Loss, share of correct images, and the gradient that a step takes.
+Gradient = tuple[jax.Array, jax.Array, Learnables]
 
 
 def why_whole(task: Task) -> str | None:
-    """Why the batches of a method cannot be taken in parts, as the end of a sentence; `None` where they can."""
+    """Why a method's batches cannot be split into micro-batches, as the end of a sentence; `None` where they can."""
     name, method = type(task.method).__name__, task.method
     if sampling_of(method) is not None:
         return f"{name} trains on features of images, which are small"
@@ -33,84 +36,80 @@ def why_whole(task: Task) -> str | None:
     return None
 
 
-def in_parts(
-    classifier: Classifier,
-    params: Params,
-    text: Text,
-    reference: jax.Array | None,
-    learned: Learnables,
-    constants: Learnables,
-    batch: Batch,
-    rng: jax.Array,
-    template_tokens: PackedTokens | None = None,
-    chosen: jax.Array | None = None,
-    *,
-    parts: int,
-    groups: int,
-    normalize: Callable[[jax.Array], jax.Array],
-) -> tuple[jax.Array, jax.Array, Learnables]:
-    """`step.loss_and_gradients` of a batch in so many parts.
+def whole_learnables(learned: Learnables, constants: Learnables) -> Learnables:
+    """What a method takes: the learnables that a step changes, with their constants."""
+    return {**learned, CONSTANTS: constants} if constants else learned
 
-    Arguments as there, but for those below.
 
-    Args:
-      batch: images as they are read; a device's rows lie side by side.
-      parts: how many; what the last ones lack is filled up and masked.
-      groups: devices that share the batch, each of which takes a part of its own images at a time.
-      normalize: turns images into what the model takes.
+def accumulated_gradient(
+    static: StepStatic, inputs: StepInputs, learned: Learnables, batch: Batch, rng: jax.Array
+) -> Gradient:
+    """`step.loss_and_gradient` over the micro-batches of a batch.
+
+    Arguments as there, but for `batch`: its images are as they are read, and a device's rows lie side by side.
     """
-    count, method = jnp.maximum(batch[2].sum(), 1), classifier.method  # 1: a batch without a readable image
+    classifier, method, constants = static.classifier, static.classifier.method, inputs.constants
+    count = jnp.maximum(batch["mask"].sum(), 1)  # 1: a batch without a readable image
 
-    def whole(learned: Learnables) -> Learnables:
-        return {**learned, CONSTANTS: constants} if constants else learned
+    def texts(learned: Learnables) -> EncodedTexts:
+        learnables = whole_learnables(learned, constants)
+        return classifier.texts_in_training(inputs.params, learnables, inputs.texts, rng)
 
-    def texts(learned: Learnables) -> Any:
-        return classifier.texts_in_training(params, whole(learned), text, rng, template_tokens, chosen)
-
-    # Texts that depend on the image are those of its part.
+    # Texts that depend on the image are those of its micro-batch.
     encoded, pull_texts = (None, None) if method.conditional else jax.vjp(texts, learned)
 
-    def terms(learned: Learnables, encoded: Any, part: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-        images, labels, mask = part
-        found, logits = classifier.losses(
-            *(params, whole(learned), normalize(images), labels, text, reference, rng, mask, template_tokens, chosen),
+    def terms(
+        learned: Learnables, encoded: EncodedTexts | None, micro_batch: Batch
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        labels, mask = micro_batch["labels"], micro_batch["mask"]
+        losses, logits = classifier.losses(
+            inputs.params,
+            whole_learnables(learned, constants),
+            static.preprocessing.normalize(micro_batch["images"]),
+            labels,
+            inputs.texts,
+            rng=rng,
+            mask=mask,
             encoded=encoded,
         )
         shares = {
-            name: term / parts if jnp.ndim(term) == 0 else jnp.where(mask, term, 0).sum() / count
-            for name, term in found.items()
+            name: term / static.micro_batches if jnp.ndim(term) == 0 else jnp.where(mask, term, 0).sum() / count
+            for name, term in losses.items()
         }
         if not method.overrides("combine"):
             shares = {"": functools.reduce(jnp.add, shares.values())}
         return shares, ((logits.argmax(-1) == labels) & mask).sum()
 
-    def share(part: Batch) -> Any:
-        found, pull, correct = jax.vjp(
-            lambda learned, encoded: terms(learned, encoded, part), learned, encoded, has_aux=True
+    def share(micro_batch: Batch) -> Any:
+        losses, pull, correct = jax.vjp(
+            lambda learned, encoded: terms(learned, encoded, micro_batch), learned, encoded, has_aux=True
         )
-        single = {name: {other: jnp.float32(other == name) for other in found} for name in found}
-        return found, correct, {name: pull(one) for name, one in single.items()}
+        single = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
+        return losses, correct, {name: pull(seed) for name, seed in single.items()}
 
-    def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, share(part)), None
+    def add(total: Any, micro_batch: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, share(micro_batch)), None
 
-    rows = jax.tree.map(lambda leaf: _in_parts(leaf, parts, groups), batch)
-    first = jax.tree.map(lambda leaf: leaf[0], rows)
+    devices = 1 if static.mesh is None else static.mesh.shape[meshes.DATA]
+    rows = {name: _micro_batches(value, static.micro_batches, devices) for name, value in batch.items()}
+    first = {name: value[0] for name, value in rows.items()}
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(share, first))
-    (found, correct, gradients), _ = jax.lax.scan(add, start, rows)
+    (losses, correct, gradients), _ = jax.lax.scan(add, start, rows)
 
     def whole_gradient(by_learned: Learnables, by_texts: Any) -> Learnables:
         return by_learned if pull_texts is None else jax.tree.map(jnp.add, by_learned, pull_texts(by_texts)[0])
 
-    by_term = {name: whole_gradient(*own) for name, own in gradients.items()}
+    by_term = {name: whole_gradient(*pair) for name, pair in gradients.items()}
     gradient = method.combine(by_term) if method.overrides("combine") else by_term[""]
-    return functools.reduce(jnp.add, found.values()), correct / count, gradient
+    return functools.reduce(jnp.add, losses.values()), correct / count, gradient
 
 
-def _in_parts(rows: jax.Array, parts: int, groups: int) -> jax.Array:
-    """`[B, …]` as `[parts, B / parts, …]`, so that every part has as many rows of each group as the others."""
-    own = rows.reshape(groups, -1, *rows.shape[1:])
-    padding = [(0, 0), (0, -own.shape[1] % parts)] + [(0, 0)] * (own.ndim - 2)
-    own = jnp.pad(own, padding)
-    own = own.reshape(groups, parts, -1, *rows.shape[1:]).swapaxes(0, 1)
-    return own.reshape(parts, -1, *rows.shape[1:])
+def _micro_batches(rows: jax.Array, count: int, devices: int) -> jax.Array:
+    """`[B, …]` as `[count, B / count, …]`, so that each micro-batch has as many rows of each device as the others.
+
+    Missing rows are zeros, which the mask drops.
+    """
+    by_device = rows.reshape(devices, -1, *rows.shape[1:])
+    padding = [(0, 0), (0, -by_device.shape[1] % count), *[(0, 0) for _ in rows.shape[1:]]]
+    by_device = jnp.pad(by_device, padding).reshape(devices, count, -1, *rows.shape[1:])
+    return by_device.swapaxes(0, 1).reshape(count, -1, *rows.shape[1:])

@@ -13,7 +13,7 @@ from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import detection
 from clipbias.training.evaluator import Evaluator, score
-from clipbias.training.step import place_text
+from clipbias.training.outcomes import make_evaluation
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 
@@ -50,25 +50,22 @@ def evaluate(
       (`calibration.detection`).
     """
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    stacked = meshes.device_put(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
-    arguments = task.classifier, stacked, place_text(mesh, task, params)
-
+    single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
+    static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)
 
     def on(images: Split) -> Evaluator:
-        options: dict[str, Any] = dict(batch_size=eval_batch_size, on_error=on_image_error)
-        options["workers"] = shared
-        return Evaluator(task.clip, params, images, mesh=mesh, **options)
+        return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
 
     evaluator = on(split)
-    beside = validation_beside(split, validation)
-    (inside,), fitted = evaluator.outcomes(*arguments, runs=1, validation=None if beside is None else on(beside))
+    others = validation_beside(split, validation)
+    (inside,), fitted = evaluator.outcomes(static, inputs, validation=None if others is None else on(others))
     assert evaluator.predicted is not None
     save(evaluator.predicted[0])
-    found = score(inside, None if fitted is None else fitted[0])
+    scores = score(inside, None if fitted is None else fitted[0])
     if evaluator.skipped:
-        found["skipped_images"] = evaluator.skipped
+        scores["skipped_images"] = evaluator.skipped
     if outside is not None:
-        (other,), _ = on(outside).outcomes(*arguments, runs=1)
-        found["ood"] = {"images": len(other.doubt), **detection(inside, other)}
-    return found
+        (other,), _ = on(outside).outcomes(static, inputs)
+        scores["ood"] = {"images": len(other.doubt), **detection(inside, other)}
+    return scores

@@ -18,17 +18,17 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import text_features
 from clipbias.training.compute import AUTO
 from clipbias.training.features import epoch_features, support_features
 from clipbias.training.loop import Logging, Run, Trained, rows_per_step, train
 from clipbias.training.memory import MemoryPlan, plan_step
 from clipbias.training.metrics import METRICS
+from clipbias.training.outcomes import EvalInputs, EvalStatic, text_features
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.score import merge_scores, score_test, score_validation
 from clipbias.training.spec import TEST, Group, RunSpec, group_key, group_name
-from clipbias.training.step import place_text
+from clipbias.training.step_inputs import place_text
 from clipbias.training.sweep_context import SweepContext, choice_images, text_of
 from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.training.workdir import ADAPTER
@@ -331,7 +331,8 @@ def _stage_texts(shared: SweepContext, task: Task, learnables: Learnables) -> np
     if isinstance(text, jax.Array):  # no learnable changes it
         features = jnp.broadcast_to(text, (runs, *text.shape))
     else:
-        features = text_features(task.classifier, shared.params, placed, text, runs=runs)
+        static = EvalStatic(task.classifier, task.clip.preprocessing, shared.mesh, runs)
+        features = text_features(static, EvalInputs(shared.params, placed, text))
     return np.asarray(meshes.device_get(task.classifier.by_text(features)))
 
 

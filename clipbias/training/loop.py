@@ -28,7 +28,8 @@ from clipbias.training.memory import MemoryPlan, explain_exhaustion
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.profile import StepProfile
 from clipbias.training.progress import Progress
-from clipbias.training.step import init_state, place_inputs, train_step
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs
 from clipbias.tuning import Task
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.learnables import with_constants
@@ -143,6 +144,8 @@ def train(
     state = meshes.device_put(mesh, meshes.pad(fresh, count), meshes.RUN)
     inputs = place_inputs(mesh, task, params, meshes.pad(start, count), meshes.pad(np.asarray(seeds, np.int32), count))
 
+    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, 1 if plan is None else plan.parts)
+
     def place(values: np.ndarray) -> jax.Array:
         return meshes.device_put(mesh, meshes.pad(values.astype(np.float32), count), meshes.RUN)
 
@@ -172,11 +175,7 @@ def train(
                     weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
                 profile.before(step)
                 batch = next(batches)
-                state, values = train_step(
-                    *(task.classifier, task.clip.preprocessing, recipe, params, inputs, state, batch),
-                    *(place(rates[step]), weight, mesh),
-                    parts=1 if plan is None else plan.parts,
-                )
+                state, values = train_step(static, inputs, state, batch, StepScalars(place(rates[step]), weight))
                 del batch  # the device keeps what it still computes from, and the next one needs the room
                 batches.computes(values["loss"])
                 profile.after(step, values)

@@ -220,6 +220,11 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
+def is_abstract(tree: Any) -> bool:
+    """Whether a tree holds shapes in place of arrays."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
 def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedSharding:
     """How an array of this shape lies on the mesh, its leading axes split along `axes`, as far as it has so many.
 

@@ -1,8 +1,8 @@
 """What was predicted for every image of an evaluation, in a file beside its results.
 
 `predictions/NAME.npz` holds "images" (names), "labels" and "predicted" (class numbers, -1 where an image could not be
-read), "class_names", the "log_probs" of a sweep's runs (`answers.Answers`), and the "fingerprint" of all that they
-depend on, by which they are found again.
+read), "class_names", the "log_probs" of a sweep's runs (`outcomes.BatchOutcome`), and the "fingerprint" of all inputs,
+by which they are found again.
 """
 
 import hashlib

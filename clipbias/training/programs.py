@@ -4,6 +4,7 @@ They can be lowered and compiled for present or absent devices (`training.ahead`
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features
 from clipbias.training.features import frozen_features
-from clipbias.training.step import init_state, place_inputs, place_text, train_step
+from clipbias.training.outcomes import (
+    EvalInputs,
+    EvalStatic,
+    image_features,
+    images_per_step,
+    logits,
+    make_evaluation,
+    outcomes,
+    text_features,
+)
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs
 from clipbias.tuning import Recipe, Sampling, Task
 from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.method import Learnables
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
 
@@ -75,32 +84,34 @@ def training_program(
         width = config.projection_width if sampling.projected else config.vision.width
         pixels = shape((runs, rows, width), np.float32)
     batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
+    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, parts)
+    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    scalars = StepScalars(
+        learning_rate=meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),
+        weight=None if state.average is None else meshes.replicate(mesh, shape((), np.float32)),
+    )
     arguments = (
-        *(task.classifier, task.clip.preprocessing, recipe),
-        meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True),
-        place_inputs(mesh, task, None, learnables, range(runs)),
+        static,
+        place_inputs(mesh, task, params, learnables, range(runs)),
         meshes.device_put(mesh, state, meshes.RUN),
         meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
-        meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),
-        None if state.average is None else meshes.replicate(mesh, shape((), np.float32)),
-        mesh,
+        scalars,
     )
-    return Program("train_step", train_step, arguments, {"parts": parts})
+    return Program("train_step", train_step, arguments)
 
 
 def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     """The program that holds the class features of so many runs: for one image where they depend on it."""
-    params, learnables = _placed(task, runs, mesh)
-    text = place_text(mesh, task, None)
+    static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
-        return Program("text_features", text_features, (task.classifier, params, learnables, text), {"runs": runs})
+        return Program("text_features", text_features, (static, inputs))
     crops, width = crops_of(task.method), task.clip.config.projection_width
     batch, views = images_per_step(1, crops, mesh), (1 + crops,) if crops else ()
-    own = runs if task.classifier.changes_vision(task.shapes) else 1
-    features = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
-    features = meshes.device_put(mesh, features, meshes.RUN if own == runs else None, meshes.DATA)
+    count = runs if task.classifier.changes_vision(task.shapes) else 1
+    features = jax.ShapeDtypeStruct((count, batch, *views, width), np.float32)
+    features = meshes.device_put(mesh, features, meshes.RUN if count == runs else None, meshes.DATA)
     mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
-    return Program("logits", logits, (task.classifier, params, learnables, features, text, mask), {"runs": runs})
+    return Program("logits", logits, (static, inputs, features, mask))
 
 
 def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
@@ -116,26 +127,26 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
     batch, views = images_per_step(batch, crops, mesh), (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
     pixels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
-    own = runs if task.classifier.changes_vision(task.shapes) else 1
-    arguments = (task.classifier, task.clip.preprocessing, *_placed(task, own, mesh), pixels)
-    options = {"runs": own, "mesh": mesh}
-    programs = [Program("image_features", image_features, arguments, options)]
-    images = jax.eval_shape(lambda *dynamic: image_features(*arguments[:2], *dynamic, **options), *arguments[2:])
+    count = runs if task.classifier.changes_vision(task.shapes) else 1
+    static, inputs = _evaluation(task, count, mesh)
+    arguments = (static, inputs.params, inputs.learnables, pixels)
+    programs = [Program("image_features", image_features, arguments)]
+    images = jax.eval_shape(functools.partial(image_features, static), *arguments[1:])
     images = meshes.device_put(mesh, images, meshes.RUN, meshes.DATA)
-    params, learnables = _placed(task, runs, mesh)
-    text: Any = place_text(mesh, task, None)
+    static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
+        text: Any = inputs.text
         if task.classifier.changes_text(task.shapes):
             programs.append(class_program(task, runs=runs, mesh=mesh))
             width = task.clip.config.projection_width
             text = meshes.device_put(mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), meshes.RUN)
         else:
             text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
+        inputs = dataclasses.replace(inputs, text=text)
     mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
-    temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
     labels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), meshes.DATA)
-    given = (task.classifier, params, learnables, images, text, mask, temperatures, labels)
-    return [*programs, Program("answers", answers, given, {"runs": runs})]
+    temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
+    return [*programs, Program("outcomes", outcomes, (static, inputs, images, mask, labels, temperatures))]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
@@ -147,8 +158,8 @@ def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) 
     return Program("frozen_features", frozen_features, arguments, {"dtype": dtype, "projected": sampling.projected})
 
 
-def _placed(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
-    """Shapes, types and shardings of the frozen weights and of the learnables of so many runs."""
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
+def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInputs]:
+    """The arguments of an evaluation of so many runs, with shapes, types and shardings in place of arrays."""
+    learnables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
-    return params, meshes.device_put(mesh, stacked, meshes.RUN)
+    return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)

@@ -9,7 +9,7 @@ import numpy as np
 from clipbias.data import Dataset, Split, protocols
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import fit_evaluation
-from clipbias.training.step import place_text
+from clipbias.training.outcomes import EvalInputs, EvalStatic, make_evaluation
 from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
@@ -25,7 +25,7 @@ class Tested:
       learnables: for these classes, leading axis `R`, on the host.
       scores: of each run, see `Evaluator.accuracy`.
       predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
-      log_probs: float16 `[R, n, 7]`, see `answers.Answers`.
+      log_probs: float16 `[R, n, 7]`, see `outcomes.BatchOutcome`.
     """
 
     task: Task
@@ -58,11 +58,9 @@ def score_test(
     count = meshes.padded(shared.mesh, runs)
     task, learnables = _fitted(shared, trained, learnables, evaluation.dataset, evaluation.source_labels, count)
     evaluator = shared.evaluator(evaluation.dataset.split("test"))
-    scores = evaluator.accuracy(
-        *(task.classifier, _place(shared, learnables, count), place_text(shared.mesh, task, shared.params)),
-        runs=count,
-        validation=shared.temperature_evaluator(plan, evaluation, shots),
-    )
+    static, inputs = _make_evaluation(shared, task, learnables, count)
+    validation = shared.temperature_evaluator(plan, evaluation, shots)
+    scores = evaluator.accuracy(static, inputs, validation=validation)
     facts = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
     assert evaluator.predicted is not None and evaluator.log_probs is not None, "an evaluation predicts"
     # Behind the runs are copies of the last one that fill up the mesh.
@@ -98,12 +96,9 @@ def score_validation(
     """
     count = meshes.padded(shared.mesh, len(splits))
     task, learnables = _fitted(shared, trained, learnables, source, tuple(range(len(source.class_names))), count)
-    placed, text = _place(shared, learnables, count), place_text(shared.mesh, task, shared.params)
+    static, inputs = _make_evaluation(shared, task, learnables, count)
     distinct = {split.digest: split for split in splits}
-    scores = {
-        digest: shared.evaluator(split).validate(task.classifier, placed, text, runs=count)
-        for digest, split in distinct.items()
-    }
+    scores = {digest: shared.evaluator(split).validate(static, inputs) for digest, split in distinct.items()}
     return [
         {f"validation_{name}": value for name, value in scores[split.digest][index].items()}
         for index, split in enumerate(splits)
@@ -123,5 +118,8 @@ def _fitted(
     return task, transfer(trained, task, learnables, labels, axis=1)
 
 
-def _place(shared: SweepContext, learnables: Learnables, count: int) -> Learnables:
-    return meshes.device_put(shared.mesh, meshes.pad(learnables, count), meshes.RUN)
+def _make_evaluation(
+    shared: SweepContext, task: Task, learnables: Learnables, count: int
+) -> tuple[EvalStatic, EvalInputs]:
+    padded = meshes.pad(learnables, count)
+    return make_evaluation(task, shared.params, padded, runs=count, mesh=shared.mesh)

@@ -23,8 +23,9 @@ from clipbias.training import mesh as meshes
 from clipbias.training.compute import Compute
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.features import TrainingFeatures
+from clipbias.training.outcomes import make_evaluation
 from clipbias.training.spec import Group
-from clipbias.training.step import place_text
+from clipbias.training.step_inputs import place_text
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
 from clipbias.tuning.registry import make_method
@@ -124,10 +125,8 @@ class SweepContext:
         source, split = plan.source, plan.unlabelled()
         if source.class_names not in self._pseudo_labels:
             task = self.bind(make_method("zero_shot"), source)
-            evaluator = self._evaluator_of(split)
-            self._pseudo_labels[source.class_names] = evaluator.pseudo_labels(
-                task.classifier, place_text(self.mesh, task, self.params)
-            )
+            static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
+            self._pseudo_labels[source.class_names] = self._evaluator_of(split).pseudo_labels(static, inputs)
         predicted, doubt = self._pseudo_labels[source.class_names]
         chosen = confident(predicted, doubt, shots=shots)
         return dataclasses.replace(split.subset(chosen), labels=predicted[chosen])
@@ -151,7 +150,7 @@ class SweepContext:
 
     def _evaluator_of(self, split: Split, **options: Any) -> Evaluator:
         given = {"batch_size": self.compute.eval_batch_size, "on_error": self.on_image_error, **options}
-        return Evaluator(self.clip, self.params, split, mesh=self.mesh, workers=self.workers, **given)
+        return Evaluator(split, mesh=self.mesh, workers=self.workers, **given)
 
     def evaluator(self, split: Split, **options: Any) -> Evaluator:
         """Evaluates runs on a split; what does not depend on the run is kept."""
@@ -177,7 +176,7 @@ class SweepContext:
         # What is missing here is no reason to lose a result.
         batch_size = self.evaluator(tested).batch_size
         chosen = split.subset(np.sort(np.concatenate(own)))
-        return self.evaluator(chosen, batch_size=batch_size, on_error="skip", fill=True)
+        return self.evaluator(chosen, batch_size=batch_size, on_error="skip", whole_batches=True)
 
 
 def choice_images(dataset: str, plan: protocols.EvalProtocol) -> Split:

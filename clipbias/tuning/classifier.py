@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from clipbias.clip import Adaptation, PackedTokens, TextTokens, encode_image, encode_packed_text, encode_text
 from clipbias.clip.adaptation import NOTHING
@@ -25,6 +26,27 @@ RematPolicy = Callable[..., object]
 
 # What stands for the classes: tokens, or the text tower's features `[n · C, d]` where no learnable changes them.
 Text = PackedTokens | TextTokens | jax.Array
+
+
+@struct.dataclass
+class TrainingTexts:
+    """The texts of a training.
+
+    Attributes:
+      text: what stands for the classes.
+      reference: features `[S' · C, d]` of a frozen teacher's texts, or `None`.
+      template_tokens: the templates without class names, for a method that reads them, else `None`.
+      selected: `[Q]`, the templates whose texts a step takes; `None` for all.
+    """
+
+    text: Text
+    reference: jax.Array | None = None
+    template_tokens: PackedTokens | None = None
+    selected: jax.Array | None = None
+
+
+# Features of the classes' texts `[S · C, d]`, and of the templates without class names where the method reads them.
+EncodedTexts = tuple[jax.Array, jax.Array | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,81 +205,67 @@ class Classifier:
         learnables: Learnables,
         images: jax.Array,
         labels: jax.Array,
-        text: Text,
-        reference: jax.Array | None,
+        texts: TrainingTexts,
+        *,
         rng: jax.Array | None = None,
         mask: jax.Array | None = None,
-        template_tokens: PackedTokens | None = None,
-        chosen: jax.Array | None = None,
-        encoded: tuple[jax.Array, jax.Array | None] | None = None,
+        encoded: EncodedTexts | None = None,
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
         Args:
+          params: the frozen weights.
+          learnables: as from `Task.init`.
           images: normalised, or features that stand for them (`encode_images`).
           labels: `[B]`.
-          text: what stands for the classes.
-          reference: features `[S' · C, d]` of the teacher's texts, or `None`.
+          texts: what stands for the classes, and for a teacher.
           rng: key of what is random in a training step; `None` leaves that out.
           mask: `[B]`, which of the images count; the others only fill a batch.
-          template_tokens: the templates' texts without a class name, for a method that asks for them.
-          chosen: `[Q]`, the templates whose texts a training step takes; `None` for all.
-          encoded: what `texts_in_training` gives with the same arguments, where that is known.
+          encoded: the result of `texts_in_training` for the same arguments; `None` computes it.
         """
-        method = self.method
         adaptation = self._in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
         if encoded is None:
-            encoded = self._texts_in_training(params, learnables, adaptation, image, text, template_tokens, chosen)
-        texts, alone = encoded
-        templates = self.templates if chosen is None else chosen.shape[0]
-        features = self._features(params, image, self.by_text(texts, templates), mask)
-        if template_tokens is not None:
-            features = dataclasses.replace(features, templates=alone)
-        if reference is not None:
+            encoded = self._encode_texts(params, learnables, adaptation, texts, image)
+        text, templates = encoded
+        count = self.templates if texts.selected is None else texts.selected.shape[0]
+        features = self._features(params, image, self.by_text(text, count), mask)
+        if texts.template_tokens is not None:
+            features = dataclasses.replace(features, templates=templates)
+        if texts.reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
-            reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])
+            reference = texts.reference.reshape(-1, features.text.shape[-2], texts.reference.shape[-1])
             features = dataclasses.replace(features, frozen=self._features(params, plain, reference))
         with jax.default_matmul_precision("highest"):
-            logits = method.logits(learnables, features)
-            return dict(method.losses(learnables, features, logits, labels)), logits
+            logits = self.method.logits(learnables, features)
+            return dict(self.method.losses(learnables, features, logits, labels)), logits
 
     def texts_in_training(
-        self,
-        params: Params,
-        learnables: Learnables,
-        text: Text,
-        rng: jax.Array | None = None,
-        template_tokens: PackedTokens | None = None,
-        chosen: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """What the loss takes of texts that depend on no image: their features, and those without a class name.
+        self, params: Params, learnables: Learnables, texts: TrainingTexts, rng: jax.Array | None = None
+    ) -> EncodedTexts:
+        """The features of texts that depend on no image, and of the templates without class names."""
+        return self._encode_texts(params, learnables, self._in_training(learnables, rng), texts, None)
 
-        Arguments as of `losses`.
-        """
-        adaptation = self._in_training(learnables, rng)
-        return self._texts_in_training(params, learnables, adaptation, None, text, template_tokens, chosen)
-
-    def _texts_in_training(
+    def _encode_texts(
         self,
         params: Params,
         learnables: Learnables,
         adaptation: Adaptation,
+        texts: TrainingTexts,
         image: jax.Array | None,
-        text: Text,
-        template_tokens: PackedTokens | None,
-        chosen: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        of_text = adaptation
-        if chosen is not None:
+    ) -> EncodedTexts:
+        of_text, text = adaptation, texts.text
+        if texts.selected is not None:
             assert isinstance(text, PackedTokens) and adaptation.text_context is not None
-            text = take_sets(text, self.templates, chosen)
-            of_text = dataclasses.replace(adaptation, text_context=adaptation.text_context[chosen])
+            text = take_sets(text, self.templates, texts.selected)
+            of_text = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
         if image is None:
-            texts = self.encode_text(params, of_text, text)
+            features = self.encode_text(params, of_text, text)
         else:
-            texts = self.texts_for(params, learnables, of_text, image, text)
-        return texts, None if template_tokens is None else self.encode_text(params, adaptation, template_tokens)
+            features = self.texts_for(params, learnables, of_text, image, text)
+        if texts.template_tokens is None:
+            return features, None
+        return features, self.encode_text(params, adaptation, texts.template_tokens)
 
     def _in_training(self, learnables: Learnables, rng: jax.Array | None) -> Adaptation:
         return self.method.adapt(learnables) if rng is None else self.method.adapt_in_training(learnables, rng)

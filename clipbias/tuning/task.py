@@ -19,7 +19,7 @@ from clipbias.clip.precision import settle
 from clipbias.clip.weight_changes import check_changes
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.tuning.classifier import Classifier, RematPolicy, Text, total_loss
+from clipbias.tuning.classifier import Classifier, RematPolicy, Text, TrainingTexts, total_loss
 from clipbias.tuning.descriptions import Descriptions, as_descriptions, described_texts, take_templates
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.learnables import check_order, parameter_count
@@ -296,8 +296,9 @@ class Task:
         self._check_images(images)
         text = self.text if text is None else text
         reference = self.reference_features(params) if reference is None else reference
-        given = (images, labels, text, reference)
-        return total_loss(self.classifier.losses(params, learnables, *given, template_tokens=self.template_tokens)[0])
+        texts = TrainingTexts(text, reference, self.template_tokens)
+        terms, _ = self.classifier.losses(params, learnables, images, labels, texts)
+        return total_loss(terms)
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """What the text tower makes of all texts, `[n · C, d]`: `logits` and `loss` take it in place of the texts."""

@@ -97,7 +97,7 @@ def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> 
     with where:
         task = fit_evaluation(bind(clip, name, CLASSES, "bfloat16", mesh), runs=3, mesh=mesh)
         for program in evaluation_programs(task, batch=100, runs=3, mesh=mesh):
-            loops = task.method.conditional and program.name == "answers"
+            loops = task.method.conditional and program.name == "outcomes"
             check(program, where, "bfloat16", cudnn=program.name == "image_features", loops=loops)
         sampling = Sampling()
         check(features_program(task, sampling, batch=112, mesh=mesh), where, "bfloat16", cudnn=True)

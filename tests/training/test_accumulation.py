@@ -15,7 +15,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import MemoryPlan, plan_step
-from clipbias.training.step import init_state, place_inputs, train_step
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.features import Features
 from clipbias.tuning.learnables import stack_runs
@@ -67,13 +68,11 @@ def step(
     state = init_state(method, RECIPE, start)
     before = jax.device_get(state.learnables)
     found, metrics = train_step(
-        *(task.classifier, clip.preprocessing, RECIPE, params),
+        StepStatic(task.classifier, clip.preprocessing, RECIPE, mesh, parts),
         place_inputs(mesh, task, params, start, np.arange(runs)),
         meshes.device_put(mesh, state, meshes.RUN),
         meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
-        meshes.device_put(mesh, np.ones(runs, np.float32), meshes.RUN),
-        *(None, mesh),
-        parts=parts,
+        StepScalars(meshes.device_put(mesh, np.ones(runs, np.float32), meshes.RUN)),
     )
     return jax.tree.map(np.subtract, jax.device_get(found.learnables), before), jax.device_get(metrics)
 
@@ -141,8 +140,8 @@ def test_what_is_given_is_taken_and_else_what_fits(clip: Clip, monkeypatch: pyte
 def test_a_training_takes_what_was_planned(
     clip: Clip, colours: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def watched(*arguments: Any, parts: int) -> None:
-        raise ClipbiasError(f"in {parts} parts")
+    def watched(static: StepStatic, *_: Any) -> None:
+        raise ClipbiasError(f"in {static.micro_batches} parts")
 
     monkeypatch.setattr(loop, "train_step", watched)
     task, mesh, plan = Task(clip, "taskres", NAMES), meshes.single_device(), MemoryPlan("products", 1, 3, 0, 0)

@@ -128,7 +128,7 @@ def test_a_group_is_described_program_by_program(clip: Clip) -> None:
     assert lines[:2] == ["12 training images, 10 steps", "parameters per run: 64 (64 text)"]
     assert lines[4] == "data=8: 1 of 8 images and 1 of 3 classes per device; run=1: 4 runs side by side"
     programs = lines[5:]
-    assert [line.split(":")[0] for line in programs] == ["train_step", "image_features", "text_features", "answers"]
+    assert [line.split(":")[0] for line in programs] == ["train_step", "image_features", "text_features", "outcomes"]
     assert programs[0].endswith("none in a loop; keeping tokens") and "nothing exchanged" in programs[1]
     assert all("per device (" in line for line in programs)
     plan = memory.plan_step(**planned, remat="tokens")[1]
@@ -138,12 +138,12 @@ def test_a_group_is_described_program_by_program(clip: Clip) -> None:
 @pytest.mark.parametrize(
     ("name", "images", "programs"),
     [
-        ("zero_shot", 0, ["image_features", "answers"]),
+        ("zero_shot", 0, ["image_features", "outcomes"]),
         pytest.param(
-            *("two_stage", 12, ["train_step", "train_step", "image_features", "text_features", "answers"]),
+            *("two_stage", 12, ["train_step", "train_step", "image_features", "text_features", "outcomes"]),
             marks=pytest.mark.long,
         ),
-        ("tip_adapter", 12, ["frozen_features", "image_features", "answers"]),
+        ("tip_adapter", 12, ["frozen_features", "image_features", "outcomes"]),
     ],
 )
 def test_every_stage_and_what_is_computed_once_have_their_programs(

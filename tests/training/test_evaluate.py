@@ -13,11 +13,10 @@ from clipbias.data.protocols import validation_beside
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration, evaluator
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import image_features
 from clipbias.training.evaluate import evaluate
 from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.outcomes import image_features, make_evaluation
 from clipbias.training.programs import evaluation_programs
-from clipbias.training.step import place_text
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 
@@ -96,11 +95,11 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
 def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
     mesh = meshes.single_device()
     params = meshes.replicate(mesh, clip.params)
-    shared = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
+    shared = Evaluator(colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
-    text = place_text(mesh, task, params)
-    scores = [shared.accuracy(task.classifier, learnables, text, runs=2) for _ in range(2)]
+    static, inputs = make_evaluation(task, params, learnables, runs=2, mesh=mesh)
+    scores = [shared.accuracy(static, inputs) for _ in range(2)]
     assert scores[0] == scores[1]
     assert shared._plain_features
     alone = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=4, on_image_error="raise")
@@ -112,19 +111,17 @@ def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
 def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     mesh, calls = meshes.make_mesh(run=2, devices=jax.devices()[:8]), []
 
-    def called(*arguments, **options) -> jax.Array:
-        calls.append((meshes.shapes(arguments[2:]), options))
-        return image_features(*arguments, **options)
+    def called(static, *arguments) -> jax.Array:
+        calls.append((static, meshes.shapes(arguments)))
+        return image_features(static, *arguments)
 
     monkeypatch.setattr(evaluator, "image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
     learnables, params = jax.tree.map(lambda x: np.stack([x, x]), task.init()), meshes.replicate(mesh, clip.params)
-    own = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4)
-    own.accuracy(
-        task.classifier, meshes.device_put(mesh, learnables, meshes.RUN), place_text(mesh, task, params), runs=2
-    )
+    own = Evaluator(colours.split("test"), mesh=mesh, batch_size=4)
+    own.accuracy(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
     (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
-    assert calls == 4 * [(meshes.shapes(planned.arguments[2:]), planned.options)]
+    assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
 
 
 def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -> None:

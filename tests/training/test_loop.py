@@ -108,7 +108,7 @@ def test_runs_that_do_not_divide_are_filled_up(
     original, states = loop.train_step, []
 
     def watched(*arguments, **options):
-        states.append([leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(arguments[5].learnables)])
+        states.append([leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(arguments[2].learnables)])
         new = original(*arguments, **options)
         assert all(value.is_fully_replicated for value in new[1].values())
         if len(states) == 2:

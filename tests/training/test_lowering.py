@@ -168,7 +168,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
             formed = set(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
             assert formed <= {"HIGH", "HIGHEST"} and text.count("dot_general") == text.count("precision = ["), program
             assert "bf16" not in text and CUDNN not in text, program.name
-            assert "HIGH" in formed or program.name == "answers", program.name
+            assert "HIGH" in formed or program.name == "outcomes", program.name
 
 
 @pytest.mark.long
@@ -185,7 +185,7 @@ def test_an_evaluation_in_half_precision_goes_through_cudnn(small: Clip) -> None
     with on("cuda"):
         found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
         text = {program.name: lowered(program, "cuda") for program in found}
-    assert list(text) == ["image_features", "text_features", "answers"]
+    assert list(text) == ["image_features", "text_features", "outcomes"]
     assert CUDNN in text["image_features"] and CUDNN_BACKWARD not in text["image_features"]
 
 

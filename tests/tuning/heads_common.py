@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Clip
-from clipbias.training.step import StepInputs, init_state, train_step
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepInputs, StepScalars, StepStatic, init_state
 from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Recipe, Samples
-from clipbias.tuning.classifier import total_loss
+from clipbias.tuning.classifier import TrainingTexts, total_loss
 from clipbias.tuning.learnables import without_constants
 from tests.reference.heads_cases import arrays
 from tests.tuning.weights_common import GRADIENTS, LOGITS, SGD, TRAINED, close
@@ -75,12 +76,11 @@ def stepped(
     classifier = Classifier(clip.config, method, templates=len(samples.text))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
     text = jnp.asarray(samples.text.reshape(-1, samples.text.shape[-1]))
-    given = StepInputs(text, None, start.get(CONSTANTS, {}), jnp.zeros(1, jnp.int32))
+    static = StepStatic(classifier, clip.preprocessing, recipe)
+    inputs = StepInputs(clip.params, TrainingTexts(text), start.get(CONSTANTS, {}), jnp.zeros(1, jnp.int32))
     state = init_state(method, recipe, start)
     for (images, labels), rate in zip(batches, rates, strict=True):
         batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
         batch = {name: jnp.asarray(value) for name, value in batch.items()}
-        state, _ = train_step(
-            classifier, clip.preprocessing, recipe, clip.params, given, state, batch, jnp.float32([rate])
-        )
+        state, _ = train_step(static, inputs, state, batch, StepScalars(jnp.float32([rate])))
     return {**jax.tree.map(lambda leaf: leaf[0], state.learnables)}

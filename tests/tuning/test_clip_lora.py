@@ -13,7 +13,8 @@ import pytest
 from clipbias.clip import Clip, PackedTokens, TextTokens, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.training import mesh as meshes
-from clipbias.training.step import init_state, place_inputs, place_text, train_step
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs, place_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
@@ -164,11 +165,11 @@ def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference
         """Before each of two steps, of runs that differ in their seed alone."""
         learnables, rows = (jax.tree.map(lambda x: np.stack([x] * len(seeds)), tree) for tree in (start(task), batch))
         state, found = init_state(task.method, common.SGD, learnables), []
-        given = place_inputs(mesh, task, clip.params, learnables, seeds)
-        rate = np.full(len(seeds), 0.01, np.float32)
+        static = StepStatic(task.classifier, clip.preprocessing, common.SGD)
+        inputs = place_inputs(mesh, task, clip.params, learnables, seeds)
+        scalars = StepScalars(np.full(len(seeds), 0.01, np.float32))
         for _ in range(2):
-            settings = task.classifier, clip.preprocessing, common.SGD, clip.params
-            state, metrics = train_step(*settings, given, state, rows, rate)
+            state, metrics = train_step(static, inputs, state, rows, scalars)
             found.append(np.asarray(metrics["loss"]))
         return np.stack(found)
 
@@ -222,8 +223,8 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
     for dropout, kind in ((0.0, PackedTokens), (0.25, TextTokens)):
         task = Task(clip, "clip_lora", names, dropout=dropout)
         learnables = jax.tree.map(lambda x: x[None], task.init())
-        for params in (None, clip.params):
-            text = place_inputs(mesh, task, params, learnables, [0]).text
+        for params in (meshes.shapes(clip.params), clip.params):
+            text = place_inputs(mesh, task, params, learnables, [0]).texts.text
             assert isinstance(text, kind)
         if kind is TextTokens:
             assert text.ids.sharding.shard_shape(text.ids.shape)[0] == 3

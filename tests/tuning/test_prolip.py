@@ -10,6 +10,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.training.features import frozen_features
 from clipbias.tuning import Learnables, Samples, Task, make_method
+from clipbias.tuning.classifier import TrainingTexts
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.templates import IMAGENET_SELECT
 from tests.reference import heads_prolip
@@ -49,7 +50,9 @@ def test_loss_and_gradient_equal_numpy(clip: Clip, options: dict, strength: floa
     def compute(params, change):
         def loss(change):
             both = {**learnables, "vision_projection": change}
-            terms, logits = task.classifier.losses(params, both, jnp.asarray(hidden), jnp.asarray(LABELS), text, None)
+            terms, logits = task.classifier.losses(
+                params, both, jnp.asarray(hidden), jnp.asarray(LABELS), TrainingTexts(text)
+            )
             means = {name: term.mean() for name, term in terms.items()}
             return sum(means.values()), (means, logits)
 

@@ -13,11 +13,10 @@ from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import images_per_step
 from clipbias.training.evaluator import Evaluator
 from clipbias.training.memory import fit_evaluation, needed_bytes
+from clipbias.training.outcomes import EvalInputs, EvalStatic, images_per_step, make_evaluation
 from clipbias.training.programs import class_program
-from clipbias.training.step import place_text
 from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.data.pictures import encoded, picture
@@ -133,9 +132,9 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
     best = tpt.logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
     split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
     mesh, other = meshes.make_mesh(data=2, devices=jax.devices()[:2]), jax.tree.map(lambda leaf: -leaf, start)
-    stacked = meshes.device_put(mesh, jax.tree.map(lambda *leaves: np.stack(leaves), start, other), meshes.RUN)
-    evaluator = Evaluator(clip, meshes.replicate(mesh, clip.params), split, mesh=mesh, batch_size=24)
-    scores = evaluator.accuracy(task.classifier, stacked, place_text(mesh, task, clip.params), runs=2)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), start, other)
+    static, inputs = make_evaluation(task, meshes.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
+    scores = Evaluator(split, mesh=mesh, batch_size=24).accuracy(static, inputs)
     second = tpt.logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
     assert [score["correct"] for score in scores] == [COUNT, int((second == best).sum())] and (second != best).any()
     assert images_per_step(24, CROPS, meshes.single_device()) == 2
@@ -143,21 +142,23 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
 
 
 def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
-    clip, seen = pair[0], []
+    clip, mesh, seen = pair[0], meshes.single_device(), []
     split = Split(tuple("abcd"), np.arange(COUNT), lambda index: encoded(picture(index)))
     stacked = jax.tree.map(lambda leaf: leaf[None], start)
 
-    def colours(classifier, preprocessing, params, learnables, images, *, runs, mesh):
+    def colours(static, params, learnables, images):
         seen.append(np.asarray(images))
         return images.astype(jnp.float32).mean((-3, -2))[None]
 
     monkeypatch.setattr(evaluation, "image_features", colours)
 
     def features(evaluator: Evaluator, name: str, **options) -> list:
-        return list(evaluator._features(Task(clip, name, CLASS_NAMES, **OPTIONS, **options).classifier, stacked, 1))
+        task = Task(clip, name, CLASS_NAMES, **OPTIONS, **options)
+        static = EvalStatic(task.classifier, clip.preprocessing, mesh, runs=1)
+        return list(evaluator._features(static, EvalInputs(clip.params, stacked, task.text)))
 
     def evaluator(**options) -> Evaluator:
-        return Evaluator(clip, clip.params, split, mesh=meshes.single_device(), batch_size=24, **options)
+        return Evaluator(split, mesh=mesh, batch_size=24, **options)
 
     shared, narrow = evaluator(budget=evaluation.Budget(1 << 20)), evaluator(budget=evaluation.Budget(1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")

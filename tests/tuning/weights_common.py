@@ -15,7 +15,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 import clipbias
 from clipbias.training import mesh as meshes
-from clipbias.training.step import TrainState, init_state, place_inputs, train_step
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepScalars, StepStatic, TrainState, init_state, place_inputs
 from clipbias.tuning import Learnables, Recipe
 from clipbias.tuning.classifier import Classifier
 from clipbias.tuning.learnables import without_constants
@@ -124,16 +125,14 @@ class Steps:
         labels: np.ndarray = LABELS,
         seed: int = 0,
     ) -> None:
-        self.recipe, self.start, self.params = recipe, jax.tree.map(np.asarray, start), task.clip.params
+        self.recipe, self.start = recipe, jax.tree.map(np.asarray, start)
         mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
         stacked = jax.tree.map(lambda leaf: leaf[None], self.start)
-        self.given, self.first = (
-            place_inputs(mesh, task, self.params, stacked, (seed,)),
-            init_state(task.method, recipe, stacked),
-        )
+        self.inputs = place_inputs(mesh, task, task.clip.params, stacked, (seed,))
+        self.first = init_state(task.method, recipe, stacked)
         self.batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
         classifier = Named(**{field.name: getattr(task.classifier, field.name) for field in fields(task.classifier)})
-        step = functools.partial(train_step.__wrapped__, classifier, task.clip.preprocessing, recipe)
+        step = functools.partial(train_step.__wrapped__, StepStatic(classifier, task.clip.preprocessing, recipe))
         closed, shapes = jax.make_jaxpr(step, return_shape=True)(*self.arguments(self.first, 0.0))
         shown = {
             equation.params["name"].removeprefix("seen/"): equation.outvars[0]
@@ -148,7 +147,7 @@ class Steps:
 
     def arguments(self, state: TrainState, rate: float, **batch: np.ndarray) -> tuple:
         batch = {name: value[None] for name, value in batch.items()}
-        return self.params, self.given, state, self.batch | batch, np.full(1, rate, np.float32)
+        return self.inputs, state, self.batch | batch, StepScalars(np.full(1, rate, np.float32))
 
     def step(self, state: TrainState, rate: float, **batch: np.ndarray) -> tuple[TrainState, float, dict[str, Any]]:
         """The next state, the loss before, and its terms and the logits; `batch` are parts of it to be others."""

@@ -4,6 +4,7 @@ Steps and tests can be timed beside the authors' computation in PyTorch (`tests/
 """
 
 import argparse
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import image_features, logits
+from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
 from clipbias.training.programs import training_program
-from clipbias.training.step import init_state, place_inputs, place_text, train_step
+from clipbias.training.step import train_step
+from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs, place_text
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.test_time_method import crops_of
 from tools.benchmarks import measure, model, ways
@@ -78,29 +80,31 @@ def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
     """One training step, as `clipbias.training.loop` calls it."""
     mesh, clip = meshes.single_device(), task.clip
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
-    pixels = training_program(task, recipe, rows=batch, runs=1, mesh=mesh).arguments[6]["images"]
+    pixels = training_program(task, recipe, rows=batch, runs=1, mesh=mesh).arguments[3]["images"]
     images: Any = model.random_images(clip.config, 1, batch)
     if pixels.dtype == jnp.float32:  # features that stand for the images
         images = np.random.default_rng(0).standard_normal(pixels.shape, np.float32)
     start = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
-    inputs, state = place_inputs(mesh, task, params, start, [0]), init_state(task.method, recipe, start)
+    static = StepStatic(task.classifier, clip.preprocessing, recipe)
+    inputs = place_inputs(mesh, task, params, start, [0])
+    state = init_state(task.method, recipe, start)
     data = jax.device_put({"images": images, "labels": labels(task, batch)[None], "mask": np.ones((1, batch), bool)})
     # If a method averages its epochs: the step at the end of an epoch.
     weight = None if state.average is None else jnp.ones(())
-    rest = data, jnp.full(1, recipe.learning_rate), weight
-    jax.block_until_ready((params, inputs, state, rest))
+    scalars = StepScalars(jnp.full(1, recipe.learning_rate), weight)
+    jax.block_until_ready((inputs, state, data, scalars))
     program: Any = None
 
     def step() -> jax.Array:
         nonlocal state
-        state, metrics = program(params, inputs, state, *rest)
+        state, metrics = program(inputs, state, data, scalars)
         return jax.block_until_ready(metrics["loss"])
 
     def first() -> dict[str, Any]:
         nonlocal program
-        given = (task.classifier, clip.preprocessing, recipe, params, inputs, state, *rest)
-        program = train_step.lower(*given).compile()
-        flop, loss = measure.traced(train_step, *given), np.asarray(step())
+        program = train_step.lower(static, inputs, state, data, scalars).compile()
+        flop = measure.traced(train_step, static, inputs, state, data, scalars)
+        loss = np.asarray(step())
         return measure.planned(program) | {"flop": flop, "loss": float(loss[0]), "answer": [loss]}
 
     return step, first
@@ -108,21 +112,22 @@ def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
 
 def _test(task: Task, views: np.ndarray) -> ways.Loaded:
     """What an evaluation does with images and their views `[B, 1 + V, R, R, 3]`, from pixels to logits `[B, C]`."""
-    params, text = task.clip.params, place_text(meshes.single_device(), task, task.clip.params)
+    mesh, params = meshes.single_device(), task.clip.params
+    static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs=1)
     learnables = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
+    inputs = EvalInputs(params, learnables, place_text(mesh, task, params))
     pixels, mask = jax.device_put(views), jnp.ones(len(views), bool)
-    jax.block_until_ready((params, learnables, text, pixels))
+    jax.block_until_ready((inputs, pixels))
     programs: list[Any] = []
 
     def compute() -> jax.Array:
         vision, head = programs
-        return jax.block_until_ready(head(params, learnables, vision(params, learnables, pixels), text, mask))
+        return jax.block_until_ready(head(inputs, vision(params, learnables, pixels), mask))
 
     def first() -> dict[str, Any]:
-        images = (task.classifier, task.clip.preprocessing, params, learnables, pixels)
-        found = jax.eval_shape(image_features, *images, runs=1)
-        programs.append(image_features.lower(*images, runs=1).compile())
-        programs.append(logits.lower(task.classifier, params, learnables, found, text, mask, runs=1).compile())
+        features = jax.eval_shape(functools.partial(image_features, static), params, learnables, pixels)
+        programs.append(image_features.lower(static, params, learnables, pixels).compile())
+        programs.append(logits.lower(static, inputs, features, mask).compile())
         plan = max((measure.planned(program) for program in programs), key=lambda one: one["program_bytes"])
         return plan | {"answer": [np.asarray(compute()[0])]}
 

@@ -1,0 +1,184 @@
+"""What runs predict for images, from towers to predictions, as compiled functions of all runs at once."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from clipbias.clip.params import Params
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.training import mesh as meshes
+from clipbias.training.step import over_runs
+from clipbias.training.step_inputs import place_text
+from clipbias.tuning import Task
+from clipbias.tuning.classifier import Classifier, Text
+from clipbias.tuning.method import Learnables
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalStatic:
+    """What never changes in an evaluation. Hashable: evaluations with equal ones share compiled programs.
+
+    Attributes:
+      classifier: the method's mathematics.
+      preprocessing: normalises images.
+      mesh: the devices that share the images.
+      runs: `R`, evaluated side by side.
+    """
+
+    classifier: Classifier
+    preprocessing: Preprocessing
+    mesh: Mesh
+    runs: int
+
+
+@struct.dataclass
+class EvalInputs:
+    """Inputs that stay constant over an evaluation, on the mesh.
+
+    Attributes:
+      params: the frozen weights.
+      learnables: leading axis `R`; empty for zero-shot.
+      text: what stands for the classes. `logits` takes features `[R, S · C, d]`, or `[1, S · C, d]` that runs share, or
+        the texts themselves where they depend on the image.
+    """
+
+    params: Params
+    learnables: Learnables
+    text: Text
+
+
+def make_evaluation(
+    task: Task, params: Params, learnables: Learnables, *, runs: int, mesh: Mesh
+) -> tuple[EvalStatic, EvalInputs]:
+    """The arguments of an evaluation.
+
+    Args:
+      task: what is evaluated.
+      params: the frozen weights on the mesh.
+      learnables: of `R` runs, on the host.
+      runs: `R`.
+      mesh: where to compute.
+    """
+    static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs)
+    placed = meshes.device_put(mesh, learnables, meshes.RUN)
+    return static, EvalInputs(params, placed, place_text(mesh, task, params))
+
+
+def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
+    """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
+    size = mesh.shape[meshes.DATA]
+    return -(-max(1, batch_size // (1 + crops)) // size) * size
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
+    """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
+    classifier = static.classifier
+
+    def of_run(learnables: Learnables) -> jax.Array:
+        return classifier.encode_text(inputs.params, classifier.method.adapt(learnables), inputs.text)
+
+    return over_runs(of_run, (0,), runs=static.runs)(inputs.learnables)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
+    """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
+
+    Images have levels from 0 to 255. Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
+    """
+    classifier, images = static.classifier, static.preprocessing.normalize(images)
+
+    def of_run(learnables: Learnables) -> jax.Array:
+        return classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+    return over_runs(of_run, (0,), runs=static.runs, mesh=static.mesh)(learnables)
+
+
+@struct.dataclass
+class BatchOutcome:
+    """What each run predicts for a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
+
+    `log_probs`, float16 `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's,
+    and the log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but half precision keeps
+    differences between sure predictions only in this form.
+    """
+
+    predicted: jax.Array
+    doubt: jax.Array
+    highest: jax.Array
+    doubt_at: jax.Array
+    log_probs: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array) -> jax.Array:
+    """The logits under each run, `[R, B, C]`.
+
+    Args:
+      static: of the evaluation.
+      inputs: with the features of the texts.
+      images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
+      mask: `[B]`, which of the images count; the others only fill the batch.
+    """
+    classifier, conditional = static.classifier, static.classifier.method.conditional
+
+    def of_run(learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
+        if conditional:
+            adaptation = classifier.method.adapt(learnables)
+            text = classifier.texts_for(inputs.params, learnables, adaptation, image, inputs.text)
+        return classifier.head(inputs.params, learnables, image, text, mask)
+
+    features = images if conditional else jnp.asarray(inputs.text)
+    images, features = (jnp.broadcast_to(x, (static.runs, *x.shape[1:])) for x in (images, features))
+    return over_runs(of_run, (0, 0, 0), runs=static.runs)(inputs.learnables, images, features)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def correct_and_loss(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Under each run, whether the most likely class of each image is its label, and the label's `-log p`, `[R, B]`.
+
+    Arguments as of `logits`. Labels are `[B]`; the results of a label -1 mean nothing.
+    """
+    scores = logits(static, inputs, images, mask).astype(jnp.float32)
+    index = jnp.maximum(labels, 0)[None, :, None]
+    loss = jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, index, axis=-1)[..., 0]
+    return scores.argmax(-1) == labels, loss
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def outcomes(
+    static: EvalStatic,
+    inputs: EvalInputs,
+    images: jax.Array,
+    mask: jax.Array,
+    labels: jax.Array,
+    temperatures: jax.Array,
+) -> BatchOutcome:
+    """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
+
+    Arguments as of `logits`. Labels are `[B]`; the log-probability of a label -1 means nothing.
+    """
+    scores = logits(static, inputs, images, mask)
+    predicted, highest = scores.argmax(-1), scores.max(-1)
+    below = (scores - highest[..., None]).astype(jnp.float32)
+    others = predicted[..., None] != jnp.arange(scores.shape[-1])
+
+    def doubt(below: jax.Array) -> jax.Array:
+        return jnp.where(others, jnp.exp(below), 0).sum(-1)
+
+    doubt_at = doubt(below / temperatures[:, None, None])
+    plain = doubt(below)
+    total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
+    of_label = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
+    five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
+    five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
+    highest = highest.astype(jnp.float32)
+    log_probs = jnp.concatenate([five - total, of_label - total, highest[..., None] + total], axis=-1)
+    return BatchOutcome(predicted.astype(jnp.int32), plain, highest, doubt_at, log_probs.astype(jnp.float16))
