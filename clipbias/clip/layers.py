@@ -1,4 +1,4 @@
-"""One transformer block of CLIP as plain functions over a dictionary of weights.
+"""The parts of a transformer block as plain functions over a dictionary of weights; `block` has their order.
 
 Letters: `B` sequences, `N` tokens, `D` width, `H` heads, `K = D / H`. A layer's weights are
 
@@ -23,11 +23,14 @@ from clipbias.clip.products import HALF, activate, activate_keeping_half, multip
 from clipbias.clip.target import DATA, target
 
 Weights = Mapping[str, Any]
+RematPolicy = Callable[..., Any]  # of `jax.checkpoint_policies`
 
+# Names of what a block computes on its way (`block.run_block`).
+INPUT, QKV, ATTENDED, HIDDEN = "input", "queries, keys and values", "attended tokens", "hidden units"
 # What a backward pass needs of a block besides its input and what is cheap to compute again: outputs of the products
 # with weights. Attention is computed again, as cheap as storing and loading all its pairs. Weights are frozen, so the
 # inputs of most products are not needed.
-KEPT = ("queries, keys and values", "attended tokens", "hidden units")
+KEPT = (QKV, ATTENDED, HIDDEN)
 keep_products = jax.checkpoint_policies.save_only_these_names(*KEPT)
 # Half of that, for a tenth more time.
 keep_half = jax.checkpoint_policies.save_only_these_names(*KEPT[:2])
@@ -134,8 +137,8 @@ def read_out_exactly(
 
     Errors of the other rows' attention are averaged there, but an error of its own would go into the feature.
     """
-    row = checkpoint_name(q[:, :1], KEPT[0])
-    q, k, v = (checkpoint_name(x.astype(HALF), KEPT[0]) for x in (q, k, v))
+    row = checkpoint_name(q[:, :1], QKV)
+    q, k, v = (checkpoint_name(x.astype(HALF), QKV) for x in (q, k, v))
     others = cudnn_attention(q, k, v, causal=False, implementation=implementation)[:, 1:]
     with jax.default_matmul_precision("highest"):
         probabilities = attention_probabilities(row, k.astype(jnp.float32), None)
@@ -193,11 +196,6 @@ def normalise(values: jax.Array, total: jax.Array) -> jax.Array:
     return (values / total).astype(values.dtype)
 
 
-def queries_keys_values(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
-    """`qkv(LN1(x))`: `[..., 3D]`."""
-    return dense(layer_norm(x, weights["norm1"], config.layer_norm_epsilon), weights["qkv"])
-
-
 def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
     """`fc1(LN2(x))`: `[..., mlp_width]`."""
     return dense(layer_norm(x, weights["norm2"], config.layer_norm_epsilon), weights["fc1"])
@@ -206,32 +204,13 @@ def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array
 def mlp_output(hidden: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
     """`fc2(activate(hidden))`: `[..., D]`."""
     if weights["fc2"]["kernel"].dtype == HALF:
-        return dense(activate_keeping_half(hidden, config.activation, KEPT[2]), weights["fc2"])
+        return dense(activate_keeping_half(hidden, config.activation, HIDDEN), weights["fc2"])
     return dense(activate(hidden, config.activation), weights["fc2"])
 
 
 def mlp(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
     """The block's second half without its residual: `fc2(activate(fc1(LN2(x))))`."""
     return mlp_output(mlp_hidden(x, weights, config), weights, config)
-
-
-def block(
-    x: jax.Array,
-    weights: Weights,
-    config: TowerConfig,
-    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-    """`x += MHA(LN1(x)); x += MLP(LN2(x))`.
-
-    Args:
-      x: tokens `[..., D]`.
-      attend: maps queries, keys and values `[..., H, K]` to the heads' outputs `[..., H, K]`. How tokens are laid out
-        is this function's business alone: the rest of a block acts on each token by itself.
-    """
-    qkv = checkpoint_name(queries_keys_values(x, weights, config), KEPT[0])
-    q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
-    x = checkpoint_name(x + dense(attend(q, k, v).reshape(x.shape), weights["out"]), KEPT[1])
-    return x + mlp_output(checkpoint_name(mlp_hidden(x, weights, config), KEPT[2]), weights, config)
 
 
 def outputs(qkv: Weights, first: int, end: int) -> Weights:
@@ -242,28 +221,3 @@ def outputs(qkv: Weights, first: int, end: int) -> Weights:
     if "key" in qkv:  # each product draws for itself
         chosen |= {"key": jax.random.fold_in(qkv["key"], first), "rate": qkv["rate"]}
     return chosen
-
-
-def block_rows(
-    x: jax.Array,
-    weights: Weights,
-    config: TowerConfig,
-    take: Callable[[jax.Array], jax.Array],
-    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-    """`take(block(x))`, with queries, projection and MLP computed for the taken rows alone.
-
-    It is for the last block, which is read at one row. Keys and values are still needed of all tokens.
-
-    Args:
-      x: tokens `[..., D]`.
-      take: selects rows: `[..., D]` to `[B, D]`.
-      attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
-    """
-    normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    query = dense(take(normed), outputs(weights["qkv"], 0, 1))
-    keys_values = dense(normed, outputs(weights["qkv"], 1, 3))
-    k, v = (split_heads(y, config.heads) for y in jnp.split(keys_values, 2, axis=-1))
-    rows = take(x)
-    rows = rows + dense(attend(split_heads(query, config.heads), k, v).reshape(rows.shape), weights["out"])
-    return rows + mlp(rows, weights, config)

@@ -11,7 +11,7 @@ from clipbias.clip.adaptation import Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import init_logit_bias, init_logit_scale, init_text, init_vision
 from clipbias.clip.text import TextTokens, encode_text
-from clipbias.clip.tower import Intervene, Observe
+from clipbias.clip.tower import Observe
 from clipbias.clip.vision import encode_image
 
 
@@ -48,14 +48,13 @@ class ClipModule(nn.Module):
         *,
         taps: jax.Array | None = None,
         observe: Observe | None = None,
-        intervene: Intervene | None = None,
     ) -> jax.Array:
         """Image features `[B, d]`, float32, not normalised, of images `[B, R, R, 3]`; see `clip.encode_image`.
 
         Raises:
           ClipbiasError: an array's shape does not fit the geometry.
         """
-        return self._encode(encode_image, "vision", images, adaptation, taps, observe, intervene)
+        return self._encode(encode_image, "vision", images, adaptation, taps, observe)
 
     def encode_text(
         self,
@@ -64,14 +63,13 @@ class ClipModule(nn.Module):
         *,
         taps: jax.Array | None = None,
         observe: Observe | None = None,
-        intervene: Intervene | None = None,
     ) -> jax.Array:
         """Text features `[C, d]`, float32, not normalised, of tokens or ids `[C, N]`; see `clip.encode_text`.
 
         Raises:
           ClipbiasError: an array's shape does not fit the geometry or the number of texts.
         """
-        return self._encode(encode_text, "text", tokens, adaptation, taps, observe, intervene)
+        return self._encode(encode_text, "text", tokens, adaptation, taps, observe)
 
     def __call__(
         self,
@@ -95,7 +93,6 @@ class ClipModule(nn.Module):
         adaptation: Adaptation | None,
         taps: jax.Array | None,
         observe: Observe | None,
-        intervene: Intervene | None,
     ) -> jax.Array:
         features, seen = encode(
             self.variables["params"],
@@ -104,7 +101,6 @@ class ClipModule(nn.Module):
             adaptation,
             taps=taps,
             observe=observe,
-            intervene=intervene,
             remat=self.remat,
             dtype=self.dtype,
         )

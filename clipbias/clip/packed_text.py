@@ -14,7 +14,8 @@ In a tower that is not causal nothing is saved: every tile holds one text with a
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +24,14 @@ import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 
-from clipbias.clip import layers, scan, tower
+from clipbias.clip import layers, scan
 from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.block import BlockHooks, bias_rows, put_prompts, row_attention, run_block, self_attention
 from clipbias.clip.config import ClipConfig
+from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, with_precision
 from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
+from clipbias.clip.tower import causal_mask
 from clipbias.clip.vision import check_inserted
 from clipbias.clip.weight_changes import outside_layers
 from clipbias.errors import ClipbiasError
@@ -186,7 +190,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> j
     # Heads before tokens: the axis of all tokens then splits into tiles where it lies.
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     own_q, own_k, own_v = (x.reshape(*x.shape[:2], *tiles, -1) for x in (q, k[:, :, shared:], v[:, :, shared:]))
-    visible = (tokens.texts[..., :, None] == tokens.texts[..., None, :]) & tower.causal_mask(tiles[-1])
+    visible = (tokens.texts[..., :, None] == tokens.texts[..., None, :]) & causal_mask(tiles[-1])
     own = jnp.einsum("GHCSK,GHCTK->GHCST", own_q, own_k)
     own = jnp.where(visible[:, None], own, -jnp.inf)
     prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*own.shape[:-1], shared)
@@ -201,13 +205,13 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> j
 
 @with_precision
 def encode_packed_text(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     tokens: PackedTokens,
     adaptation: Adaptation | None = None,
     *,
     chunks: int = 1,
-    remat: Callable[..., Any] | None = None,
+    remat: layers.RematPolicy | None = None,
     dtype: DTypeLike = "float32",
 ) -> jax.Array:
     """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order.
@@ -251,84 +255,116 @@ def _with_inserted(tokens: PackedTokens, count: int) -> PackedTokens:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How blocks act on packed tokens `[G, P + U, D]`.
+
+    Attributes:
+      tokens: what lies where.
+      bias_rows: which row of a layer's bias each token gets, see `block.bias_rows`.
+    """
+
+    tokens: PackedTokens
+    bias_rows: jax.Array | None
+
+    def replace(self, x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]) -> jax.Array:
+        """`x` with what `put` makes of the tokens and of their context rows, where there are such rows."""
+        rows, shared = self.tokens.context_rows, self.tokens.shared
+        if not self.tokens.context_is_shared:
+            return put(x, rows)
+        return jnp.concatenate([put(x[:, :shared], rows[:, :shared]), x[:, shared:]], axis=1)
+
+    def put_context(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
+        """`x` with a context, see `text.put_context`."""
+        texts = len(self.tokens.order)
+        classes = self.tokens.classes
+        if self.tokens.context_is_shared:
+            classes = classes[:, : self.tokens.shared]
+        return self.replace(x, lambda y, rows: put_context(y, context, rows, classes, texts))
+
+    def hooks(self) -> BlockHooks:
+        """Of a block that is computed at all tokens."""
+        return BlockHooks(self_attention(self._attend), before=self._put_prompts, bias_rows=self.bias_rows)
+
+    def readout_hooks(self) -> BlockHooks:
+        """Of the last block, computed at the end-of-text rows alone: `[G, Cg, D]`."""
+        rows = None if self.bias_rows is None else self._take(self.bias_rows[..., None])[..., 0]
+        return BlockHooks(
+            row_attention(self._take, self._attend_row), before=self._put_prompts, take=self._take, bias_rows=rows
+        )
+
+    def _put_prompts(self, x: jax.Array, layer: scan.LayerInput) -> jax.Array:
+        return self.replace(x, lambda y, rows: put_prompts(y, layer, rows))
+
+    def _take(self, x: jax.Array) -> jax.Array:
+        return _take_ends(x, self.tokens.ends)
+
+    def _by_text(self, x: jax.Array) -> jax.Array:
+        """`[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal."""
+        return x.reshape(-1, self.tokens.texts.shape[2], *x.shape[2:])
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not self.tokens.causal:
+            by_text = [self._by_text(x) for x in (q, k, v)]
+            return layers.fused_attention(*by_text, causal=False).reshape(q.shape)
+        shared = self.tokens.shared
+        head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
+        return jnp.concatenate([head, _attend(q[:, shared:], k, v, self.tokens)], axis=1)
+
+    def _attend_row(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not self.tokens.causal:
+            by_text = q.reshape(-1, 1, *q.shape[2:])
+            probabilities = layers.attention_probabilities(by_text, self._by_text(k), None)
+            return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), self._by_text(v)).reshape(q.shape)
+        # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
+        shared = self.tokens.shared
+        ends = self.tokens.ends - shared
+        placed = jax.vmap(lambda rows, at: jnp.zeros((k.shape[1] - shared, *q.shape[2:]), q.dtype).at[at].set(rows))
+        heads = _attend(placed(q, ends), k, v, self.tokens)
+        return _take_ends(heads.reshape(*heads.shape[:2], -1), ends).reshape(q.shape)
+
+
+def _take_ends(x: jax.Array, ends: jax.Array | np.ndarray) -> jax.Array:
+    """`[G, tokens, D]` at `ends [G, Cg]`: `[G, Cg, D]`."""
+    return jnp.take_along_axis(x, ends[..., None], axis=1, mode="clip")
+
+
 def _group_features(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     tokens: PackedTokens,
     adaptation: Adaptation,
     *,
-    remat: Callable[..., Any] | None,
+    remat: layers.RematPolicy | None,
     dtype: str,
 ) -> jax.Array:
     """Features `[G, Cg, d]` in the groups' own order."""
-    weights, shared = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights), tokens.shared
+    weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
-    scope = slice(0, shared) if tokens.context_is_shared else slice(None)
-
-    def in_scope(x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]) -> jax.Array:
-        if not tokens.context_is_shared:
-            return put(x, tokens.context_rows)
-        return jnp.concatenate([put(x[:, scope], tokens.context_rows[:, scope]), x[:, shared:]], axis=1)
-
-    classes = tokens.classes[:, scope]
-    x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes, len(tokens.order)))
+    is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
+    layout = _Layout(tokens, bias_rows(adaptation.text_bias, is_end, tokens.positions))
+    x = layout.put_context(x, adaptation.text_context)
     x = x + weights["position_embedding"].astype(jnp.float32)[tokens.positions]
 
-    def by_text(x: jax.Array) -> jax.Array:
-        """`[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal."""
-        return x.reshape(-1, tokens.texts.shape[2], *x.shape[2:])
+    def step(hooks: BlockHooks, x: jax.Array, layer: scan.LayerInput) -> tuple[jax.Array, None]:
+        return run_block(x, layer, config.text, hooks), None
 
-    is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
-    bias_rows = tower.bias_rows(adaptation.text_bias, is_end, tokens.positions)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if not tokens.causal:
-            return layers.fused_attention(*map(by_text, (q, k, v)), causal=False).reshape(q.shape)
-        head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
-        return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
-
-    def step(x: jax.Array, inputs: scan.LayerInput) -> tuple[jax.Array, None]:
-        x = in_scope(x, lambda y, rows: tower.put_prompts(y, inputs, rows))
-        output = tower.add_beside(layers.block(x, inputs.weights, config.text, attend), x, inputs, config.text)
-        return tower.add_bias(output, inputs, bias_rows), None
-
-    inputs, block = text_layers(params, config, adaptation, dtype), 0
+    inputs = text_layers(params, config, adaptation, dtype)
+    start = 0
     if adaptation.text_class_prompts is not None:
-        own, block = adaptation.text_class_prompts, class_block(adaptation, config.text)
-        x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
-        x = in_scope(x, lambda y, rows: put_context(y, own, rows, classes, len(tokens.order)))
-    if (new := check_inserted(adaptation, "text", config)) is not None:
+        start = class_block(adaptation, config.text)
+        x, _ = scan.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, end=start)
+        x = layout.put_context(x, adaptation.text_class_prompts)
+    inserted = check_inserted(adaptation, "text", config)
+    if inserted is not None:
         if not tokens.causal:
             raise ClipbiasError("text_tokens are shared by all texts, which only a causal text tower allows.")
-        block = config.common_blocks - new.shape[0]
-        x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
-        # What follows, the functions above included, is about the longer row of tokens.
-        x, inputs, tokens = (
-            scan.insert(x, new[0], 1),
-            scan.with_inserted(inputs, new, block),
-            _with_inserted(tokens, len(new[0])),
-        )
-        shared = tokens.shared
-        scope = slice(0, shared)
-    x, last = scan.scan_all_but_last(step, x, inputs, remat, start=block)
-    x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
-
-    def take(y: jax.Array, ends: jax.Array | np.ndarray = tokens.ends) -> jax.Array:
-        return jnp.take_along_axis(y, ends[..., None], axis=1, mode="clip")
-
-    def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if not tokens.causal:
-            probabilities = layers.attention_probabilities(q.reshape(-1, 1, *q.shape[2:]), by_text(k), None)
-            return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), by_text(v)).reshape(q.shape)
-        # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
-        ends = tokens.ends - shared
-        placed = jax.vmap(lambda rows, at: jnp.zeros((k.shape[1] - shared, *q.shape[2:]), q.dtype).at[at].set(rows))
-        out = _attend(placed(q, ends), k, v, tokens)
-        return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
-
-    rows = layers.block_rows(x, last.weights, config.text, take, attend_row)
-    rows = tower.add_beside(rows, take(x), last, config.text)
-    row_read = None if bias_rows is None else take(bias_rows[..., None])[..., 0]
-    rows = tower.add_bias(rows, last, row_read)
+        start = config.common_blocks - inserted.shape[0]
+        x, _ = scan.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, end=start)
+        x = scan.insert(x, inserted[0], 1)
+        inputs = scan.with_inserted(inputs, inserted, start)
+        layout = dataclasses.replace(layout, tokens=_with_inserted(tokens, inserted.shape[1]))
+    x, last = scan.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, start=start)
+    rows = run_block(x, last, config.text, layout.readout_hooks())
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

@@ -119,7 +119,7 @@ def scan_all_but_last(
     step: Callable[[jax.Array, LayerInput], tuple[jax.Array, None]],
     tokens: jax.Array,
     inputs: LayerInput,
-    remat: Callable[..., Any] | None,
+    remat: layers.RematPolicy | None,
     *,
     start: int = 0,
     end: int = -1,

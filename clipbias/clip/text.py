@@ -3,7 +3,7 @@
 `packed_text.py` computes the same features with every distinct token once; this layout is for whoever looks inside.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig, TextConfig
 from clipbias.clip.precision import cast_weights, with_precision
 from clipbias.clip.vision import check_adapters, check_bias, check_inserted, check_prompts
@@ -173,7 +174,7 @@ def embed_text(
             text_layers(params, config, adaptation, dtype), own, class_block(adaptation, config.text)
         ),
         prompt_rows=tokens.context_rows if has_prompts else None,
-        bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
+        bias_rows=bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
         causal=config.text.causal,
         inserted=inserted,
@@ -205,8 +206,7 @@ def encode_text(
     *,
     taps: jax.Array | None = None,
     observe: tower.Observe | None = None,
-    intervene: tower.Intervene | None = None,
-    remat: Callable[..., Any] | None = None,
+    remat: layers.RematPolicy | None = None,
     dtype: DTypeLike = "float32",
 ) -> tuple[jax.Array, Any]:
     """Encodes prompt texts with a frozen text tower and an adaptation.
@@ -216,7 +216,7 @@ def encode_text(
       config: geometry.
       tokens: `TextTokens`, or ids `[C, N]` whose contexts, if the adaptation has any, sit behind SOS.
       adaptation: what a method adds. `text_residual` acts on class features and is not used here.
-      taps, observe, intervene, remat, dtype: as in `encode_image`, with `C` for `B`.
+      taps, observe, remat, dtype: as in `encode_image`, with `C` for `B`.
 
     Returns:
       Features `[C, d]` in float32, not normalised; and what `observe` returned, stacked over layers (else `None`).
@@ -227,8 +227,8 @@ def encode_text(
     if not isinstance(tokens, TextTokens):
         tokens = as_tokens(tokens, config, context_width(adaptation or NOTHING))
     inputs = embed_text(params, config, tokens, adaptation, dtype=str(dtype))
-    if taps is None and observe is None and intervene is None:
+    if taps is None and observe is None:
         rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
     else:
-        rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe, intervene=intervene)
+        rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe)
     return project_text(params, config, rows, adaptation), observed

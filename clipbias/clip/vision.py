@@ -1,7 +1,7 @@
 """The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.pooling import Pooled, pool
 from clipbias.clip.precision import cast_weights, with_precision
@@ -89,7 +90,7 @@ def embed_image(
             dtype=dtype,
         ),
         prompt_rows=prompt_rows,
-        bias_rows=tower.bias_rows(bias, positions == 0, positions),
+        bias_rows=bias_rows(bias, positions == 0, positions),
         readout=jnp.zeros(images.shape[0], jnp.int32) if has_cls else None,
         causal=False,
         inserted=inserted,
@@ -170,9 +171,8 @@ def encode_image(
     *,
     taps: jax.Array | None = None,
     observe: tower.Observe | None = None,
-    intervene: tower.Intervene | None = None,
     patches: bool = False,
-    remat: Callable[..., Any] | None = None,
+    remat: layers.RematPolicy | None = None,
     dtype: DTypeLike = "float32",
 ) -> tuple[jax.Array, Any]:
     """Encodes images with a frozen vision tower and an adaptation.
@@ -185,7 +185,6 @@ def encode_image(
       taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one less. The
         gradient with respect to zeros here is ∂y/∂A of every layer.
       observe: reduces each layer's `LayerView` to a small pytree.
-      intervene: replaces the heads' outputs of each layer (see `tower.layer`).
       patches: whether patches get features as `[cls]` does, from the last block's output: then features are
         `[B, 1 + M, d]`, `[cls]` first. Only where nothing is observed or changed on the way.
       remat: a `jax.checkpoint_policies` policy for the backward pass of the fused path.
@@ -201,7 +200,7 @@ def encode_image(
       ClipbiasError: an array's shape does not fit the geometry.
     """
     if adaptation is not None and adaptation.vision_prompts is not None and adaptation.vision_prompts.ndim == 4:
-        if patches or not (taps is None and observe is None and intervene is None):
+        if patches or not (taps is None and observe is None):
             raise ClipbiasError(
                 f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, and only features of whole images can "
                 "be had of all of them; take one."
@@ -224,11 +223,11 @@ def encode_image(
         raise ClipbiasError(
             "patches have no features of their own where a pooling head reads them; ask for those of images."
         )
-    if taps is None and observe is None and intervene is None:
+    if taps is None and observe is None:
         rows, observed = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat), None
         rows = rows[:, : config.vision.tokens] if patches else rows
     else:
-        rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe, intervene=intervene)
+        rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe)
     return project_image(params, config, rows, adaptation), observed
 
 

@@ -1,36 +1,25 @@
 """A tower's blocks forward, keeping what they are differentiated by, and one block backward.
 
 What is kept of each block is some multiple of its tokens `[B, N, D]`, or the tokens of every so many-th block, from
-which the others are computed again.
+which the others are computed again. Both passes run the towers' own block (`clip.block`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from clipbias.clip import layers, scan, tower
+from clipbias.clip.block import Keep, Record, run_block
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.tower import TowerInput
 
-
-@struct.dataclass
-class Kept:
-    """What a block is differentiated by.
-
-    Attributes:
-      tokens: `[B, N, D]` at the block's input, before prompts are put in.
-      middle: `[B, N, D]` between the block's halves.
-      qkv: queries, keys and values `[B, N, 3D]`.
-      hidden: `[B, N, mlp_width]` before the activation.
-    """
-
-    tokens: jax.Array
-    middle: jax.Array
-    qkv: jax.Array
-    hidden: jax.Array
+# What a block is differentiated by: its tokens `[B, N, D]` before prompts are put in, by this name, and what it
+# computes of them by the names `layers.KEPT`.
+Kept = dict[str, jax.Array]
+TOKENS = "tokens"
 
 
 def layer_at(inputs: TowerInput, index: int | jax.Array) -> scan.LayerInput:
@@ -38,34 +27,43 @@ def layer_at(inputs: TowerInput, index: int | jax.Array) -> scan.LayerInput:
     return jax.tree.map(lambda leaf: leaf[index], inputs.layers)
 
 
-def attend(
-    qkv: jax.Array, tap: jax.Array | float, weights: Any, inputs: TowerInput, config: TowerConfig
+def observed_block(
+    tokens: jax.Array,
+    layer: scan.LayerInput,
+    inputs: TowerInput,
+    config: TowerConfig,
+    keep: Keep,
+    tap: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The attention's output `[B, N, D]` and its probabilities `[B, H, N, N]`, a `tap` added to them."""
-    # Heads before tokens, so that the products of both passes read their operands as they lie.
-    q, k, v = (layers.split_heads(part, config.heads).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1))
-    scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-    if inputs.causal:
-        scores = jnp.where(tower.causal_mask(q.shape[2]), scores, -jnp.inf)
-    probabilities = jax.nn.softmax(scores, axis=-1) + tap
-    heads = jnp.einsum("BHNM,BHMK->BHNK", probabilities.astype(v.dtype), v).swapaxes(1, 2)
-    return layers.dense(heads.reshape(*heads.shape[:2], -1), weights["out"]), probabilities
+    """Advances `tokens [B, N, D]` by one block; returns its attention probabilities `[B, H, N, N]`, too.
+
+    A `tap` is added to them.
+    """
+    tower.refuse_inserted(inputs)
+    seen = Record()
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        # Heads before tokens, so that the products of both passes read their operands as they lie.
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+        if inputs.causal:
+            scores = jnp.where(tower.causal_mask(q.shape[2]), scores, -jnp.inf)
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        seen["probabilities"] = probabilities if tap is None else probabilities + tap
+        heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
+        return heads.swapaxes(1, 2)
+
+    output = run_block(tokens, layer, config, dataclasses.replace(inputs.hooks(attend), keep=keep))
+    return output, seen["probabilities"]
 
 
 def block_forward(
     tokens: jax.Array, index: int | jax.Array, inputs: TowerInput, config: TowerConfig
 ) -> tuple[jax.Array, Kept]:
-    """Advances `tokens [B, N, D]` by one block."""
-    layer = layer_at(inputs, index)
-    tower.refuse_inserted(inputs)
-    x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
-    qkv = layers.queries_keys_values(x, layer.weights, config)
-    middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]
-    hidden = layers.mlp_hidden(middle, layer.weights, config)
-    output = middle + layers.mlp_output(hidden, layer.weights, config)
-    output = tower.add_beside(output, x, layer, config)
-    output = tower.add_bias(output, layer, inputs.bias_rows)
-    return output, Kept(tokens, middle, qkv, hidden)
+    """Advances `tokens [B, N, D]` by one block; returns what it is differentiated by, too."""
+    seen = Record()
+    output, _ = observed_block(tokens, layer_at(inputs, index), inputs, config, seen)
+    return output, {TOKENS: tokens} | {name: seen[name] for name in layers.KEPT}
 
 
 def run_blocks(
@@ -106,7 +104,7 @@ def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tupl
 
 def kept_at(kept: Kept | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int) -> Kept:
     """What block `index` is differentiated by, computed again where `run_forward` did not keep it."""
-    if isinstance(kept, Kept):
+    if isinstance(kept, dict):
         return jax.tree.map(lambda leaf: leaf[index], kept)
     segment = index // recompute
     tokens = kept[segment]
@@ -115,36 +113,36 @@ def kept_at(kept: Kept | jax.Array, index: jax.Array, inputs: TowerInput, config
     return block_forward(tokens, index, inputs, config)[1]
 
 
+@jax.custom_jvp
+def _as_kept(computed: jax.Array, kept: jax.Array) -> jax.Array:
+    """`kept`, with the gradient of `computed`, whose value is then not needed: the compiler leaves it out."""
+    return kept
+
+
+@_as_kept.defjvp
+def _change_as_computed(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    return primals[1], tangents[0]
+
+
 def block_backward(
     kept: Kept, layer: scan.LayerInput, inputs: TowerInput, config: TowerConfig
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
-    """Differentiates one block where the forward pass left it, piece by piece.
+    """Differentiates one block where the forward pass left it.
 
-    Every piece starts from what was kept, and its own product is not needed to differentiate it: the compiler leaves it
-    out, and no matrix product of the forward pass is repeated here but `q kᵀ`.
+    Every part of it starts from what was kept, so that no matrix product of the forward pass is repeated but `q kᵀ`.
 
     Returns:
       A function from the gradient of the block's output to that of its tokens and of its attention; and the attention
       probabilities `[B, H, N, N]`.
     """
-    weights = layer.weights
 
-    def enter(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
-        return x, layers.queries_keys_values(x, weights, config), tower.beside(x, layer, config)
+    def put_back(computed: jax.Array, name: str) -> jax.Array:
+        return _as_kept(computed, kept[name]) if name in kept else computed
 
-    _, pull_enter = jax.vjp(enter, kept.tokens)
-    batch, length = kept.tokens.shape[:2]
+    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return observed_block(tokens, layer, inputs, config, put_back, tap)
+
+    batch, length = kept[TOKENS].shape[:2]
     tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
-    _, pull_attend, probabilities = jax.vjp(
-        lambda qkv, tap: attend(qkv, tap, weights, inputs, config), kept.qkv, tap, has_aux=True
-    )
-    _, pull_hidden = jax.vjp(lambda middle: layers.mlp_hidden(middle, weights, config), kept.middle)
-    _, pull_mlp = jax.vjp(lambda hidden: layers.mlp_output(hidden, weights, config), kept.hidden)
-
-    def pull(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-        middle = gradient + pull_hidden(*pull_mlp(gradient))[0]
-        qkv, attention = pull_attend(middle)
-        return pull_enter((middle, qkv, None if layer.adapters is None else gradient))[0], attention
-
+    _, pull, probabilities = jax.vjp(run, kept[TOKENS], tap, has_aux=True)
     return pull, probabilities

@@ -25,9 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, TextTokens, layers, tower
+from clipbias.clip import Adaptation, TextTokens, tower
+from clipbias.clip.block import Record, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.layers import INPUT
 from clipbias.clip.params import Params
+from clipbias.clip.scan import LayerInput
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.clip.weight_changes import of_layers
@@ -275,47 +278,36 @@ def _scan(
       words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
       maps: whether to sum up products for affine maps.
     """
-    length, readout = counted.shape[1], run.readout
+    length = counted.shape[1]
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return layers.fused_attention(q, k, v, causal=run.causal)
+    def step(
+        stage: tower.TowerInput,
+        places: np.ndarray,
+        carry: tuple[jax.Array, jax.Array | None],
+        scanned: tuple[LayerInput, jax.Array | None],
+    ) -> tuple[tuple[jax.Array, jax.Array | None], dict[str, Moments | Products]]:
+        tokens, words = carry
+        layer, is_outlier = scanned
+        frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
+        seen = Record()
+        hooks = stage.hooks(stage.attend_fused)
+        tokens = run_block(tokens, layer, config, dataclasses.replace(hooks, keep=seen))
+        inputs = seen[INPUT][:, places[:length]]
+        if words is not None and slots is not None:
+            inputs = jnp.where(slots[..., None], words, inputs)
+        change = tokens[:, places[:length]] - run_block(inputs, frozen, config, hooks)
+        if words is not None:
+            words = run_block(words, frozen, config, hooks)
+        moments: dict[str, Moments | Products] = {"token": Moments.of(change, counted)}
+        if run.readout is not None:
+            moments["readout"] = Moments.of(tower.take_rows(change, run.readout), counted.any(1))
+        if is_outlier is not None:
+            moments["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (is_outlier & counted).reshape(-1))
+        if maps:
+            moments["products"] = Products.of(inputs, change, counted)
+        return (tokens, words), moments
 
-    def scan_blocks(run: tower.TowerInput, carry: Any, scanned: Any, own: np.ndarray) -> Any:
-        """`own` are the places of the first `N'` tokens among all that these blocks have."""
-
-        def step(carry: tuple[jax.Array, jax.Array | None], inputs_of_layer: Any) -> tuple[tuple, dict[str, Any]]:
-            tokens, words = carry
-            layer, far = inputs_of_layer
-            tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
-            inputs = tokens[:, own]
-            if words is not None and slots is not None:
-                inputs = jnp.where(slots[..., None], words, inputs)
-            output = tower.add_beside(layers.block(tokens, layer.weights, config, attend), tokens, layer, config)
-            tokens = tower.add_bias(output, layer, run.bias_rows)
-            change = tokens[:, own] - layers.block(inputs, layer.frozen, config, attend)
-            words = None if words is None else layers.block(words, layer.frozen, config, attend)
-            found: dict[str, Any] = {"token": Moments.of(change, counted)}
-            if readout is not None:
-                found["readout"] = Moments.of(tower.take_rows(change, readout), counted.any(1))
-            if far is not None:
-                found["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (far & counted).reshape(-1))
-            if maps:
-                found["products"] = Products.of(inputs, change, counted)
-            return (tokens, words), found
-
-        return jax.lax.scan(step, carry, scanned)
-
-    carry = (run.tokens, words)
-    if run.inserted is None:
-        return scan_blocks(run, carry, (run.layers, outliers), np.arange(length))[1]
-    start = run.insert_from
-    before = jax.tree.map(lambda leaf: leaf[:start], (run.layers, outliers))
-    (tokens, words), first = scan_blocks(run, carry, before, np.arange(length))
-    after = tower.after_insertion(run, tokens)
-    others = np.delete(np.arange(after.tokens.shape[1]), run.insert_at + np.arange(run.inserted.shape[1]))
-    blocks = jax.tree.map(lambda leaf: leaf[start:], (after.layers, outliers))
-    rest = scan_blocks(after, (after.tokens, words), blocks, others[:length])[1]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
+    return tower.scan_blocks(run, step, (run.tokens, words), outliers)[2]
 
 
 def image_moments(

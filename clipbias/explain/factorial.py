@@ -24,13 +24,14 @@ Whether what is added may be a constant is another question, and has a test of i
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from clipbias.clip import Adaptation, LayerView, TextTokens, layers, scan, tower
+from clipbias.clip.block import BlockHooks, Keep, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -83,6 +84,20 @@ class Mixed:
     streams: jax.Array
 
 
+class _Parts(NamedTuple):
+    """What a layer of one run gives `N` input tokens.
+
+    Attributes:
+      attention: `A [B, H, N, N]`.
+      mass: `m [B, N, H]`.
+      slots: `s [B, N, D]`.
+    """
+
+    attention: jax.Array
+    mass: jax.Array
+    slots: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pair:
     """Both runs of one tower up to the first block.
@@ -98,24 +113,18 @@ class _Pair:
     inputs: int
     config: TowerConfig
 
-    def part(self, view: LayerView) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`A [B, H, N, N]`, `m [B, N, H]` and `s [B, N, D]` of one run's layer, `N` the inputs."""
+    def part(self, view: LayerView) -> _Parts:
+        """Of one run's layer."""
         count, length = self.inputs, view.tokens.shape[1]
         on_slots = jnp.where(self.slots[..., None, None, :length], view.probabilities, 0)
         relative = renormalise((view.probabilities - on_slots)[..., :count, :count])
         mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
-        return relative, mass, view.project(view.heads_output(on_slots)[:, :count])
+        return _Parts(relative, mass, view.project(view.heads_output(on_slots)[:, :count]))
 
     def bias_rows(self, run: str) -> jax.Array | None:
         """Which row of that run's bias each input token gets."""
         rows = (self.reference if run == "R" else self.tuned).bias_rows
         return None if rows is None else rows[..., : self.inputs]
-
-    def advance(self, tokens: Any, inputs: Any) -> tuple[Any, LayerView, LayerView]:
-        """One block of both runs, as they are."""
-        reference, seen = tower.layer(tokens[0], inputs[0], self.reference, self.config)
-        tuned, seen_tuned = tower.layer(tokens[1], inputs[1], self.tuned, self.config)
-        return (reference, tuned), seen, seen_tuned
 
 
 def _image_pair(
@@ -200,30 +209,33 @@ def _mix(
     read: Callable[[jax.Array, Adaptation], jax.Array],
 ) -> Mixed:
     streams = [_Stream.named(name) for name in names]
-    # Streams that share weights lie side by side, those with the reference's attention first.
-    same = pair.tuned.layers.changes is None
+    # Streams whose values are of the same run lie side by side, those with the reference's attention first.
     groups = {
-        run: sorted((s for s in streams if same or s.values == run), key=lambda s: s.attention != "R")
-        for run in (_RUNS[:1] if same else _RUNS)
+        run: sorted((s for s in streams if s.values == run), key=lambda s: s.attention != "R")
+        for run in _RUNS
+        if any(s.values == run for s in streams)
     }
     starts = {"R": pair.reference.tokens, "P": pair.tuned.tokens[:, : pair.inputs]}
-    carried = {run: jnp.stack([starts[s.values] for s in group]) for run, group in groups.items() if group}
-    scanned = (pair.reference.layers, pair.tuned.layers)
+    mixtures = {run: jnp.stack([starts[run] for _ in group]) for run, group in groups.items()}
 
-    def step(carry: Any, inputs: Any) -> tuple[Any, None]:
-        runs, mixtures = carry
-        runs, seen, seen_tuned = pair.advance(runs, inputs)
+    def step(carry: Any, inputs: tuple[scan.LayerInput, scan.LayerInput]) -> tuple[Any, None]:
+        (reference, tuned), mixtures = carry
+        reference, seen = tower.observe_block(reference, inputs[0], pair.reference, pair.config)
+        tuned, seen_tuned = tower.observe_block(tuned, inputs[1], pair.tuned, pair.config)
         parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}
-        weights, layer = {"R": seen.weights, "P": seen_tuned.weights}, {"R": inputs[0], "P": inputs[1]}
-        mixtures = {run: _block(x, groups[run], parts, weights[run], layer, pair) for run, x in mixtures.items()}
-        return (runs, mixtures), None
+        layer = dict(zip(_RUNS, inputs, strict=True))
+        mixtures = {
+            run: run_block(x, layer[run], pair.config, _hooks(groups[run], parts, pair.bias_rows(run)))
+            for run, x in mixtures.items()
+        }
+        return ((reference, tuned), mixtures), None
 
-    runs = (pair.reference.tokens, pair.tuned.tokens)
-    (runs, carried), _ = jax.lax.scan(step, (runs, carried), scanned)
+    carry = ((pair.reference.tokens, pair.tuned.tokens), mixtures)
+    (runs, mixtures), _ = jax.lax.scan(step, carry, (pair.reference.layers, pair.tuned.layers))
     readout = pair.reference.readout
     features = {
-        stream: read(tower.take_rows(x[place], readout), tuned if stream.values == "P" else reference)
-        for run, x in carried.items()
+        stream: read(tower.take_rows(x[place], readout), tuned if run == "P" else reference)
+        for run, x in mixtures.items()
         for place, stream in enumerate(groups[run])
     }
     return Mixed(
@@ -235,32 +247,20 @@ def _mix(
     )
 
 
-def _block(
-    x: jax.Array,
-    group: Sequence[_Stream],
-    parts: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]],
-    weights: Any,
-    inputs: Mapping[str, scan.LayerInput],
-    pair: _Pair,
-) -> jax.Array:
-    """One block of the streams `[K, B, N, D]` of a group: attention as given, everything else on their own tokens."""
-    config, start = pair.config, x
-    normed = layers.layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
+def _hooks(group: Sequence[_Stream], parts: Mapping[str, _Parts], bias_rows: jax.Array | None) -> BlockHooks:
+    """Of a block of the streams `[K, B, N, D]` of a group: attention as they name it, all else on their own tokens."""
     first = sum(stream.attention == "R" for stream in group)
-    seen = [
-        jnp.einsum("BHNM,KBMHC->KBNHC", parts[run][0].astype(values.dtype), part)
-        for run, part in (("R", values[:first]), ("P", values[first:]))
-        if part.shape[0]
-    ]
-    kept = jnp.stack([1 - parts[stream.scale][1] for stream in group]).astype(values.dtype)
-    heads = jnp.concatenate(seen) * kept[..., None]
-    slots = jnp.stack([jnp.broadcast_to(parts[stream.values][2], x.shape[1:]) for stream in group])
-    x = x + layers.dense(heads.reshape(x.shape), weights["out"]) + slots.astype(x.dtype)
-    x = x + layers.mlp(x, weights, config)
-    changed = []
-    for one, before, stream in zip(x, start, group, strict=True):
-        own = inputs[stream.values]
-        one = tower.add_beside(one, before, own, config)
-        changed.append(tower.add_bias(one, own, pair.bias_rows(stream.values)))
-    return jnp.stack(changed)
+
+    def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, keep: Keep) -> jax.Array:
+        values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
+        seen = [
+            jnp.einsum("BHNM,KBMHC->KBNHC", parts[run].attention.astype(values.dtype), part)
+            for run, part in (("R", values[:first]), ("P", values[first:]))
+            if part.shape[0]
+        ]
+        scale = jnp.stack([1 - parts[stream.scale].mass for stream in group]).astype(values.dtype)
+        heads = jnp.concatenate(seen) * scale[..., None]
+        slots = jnp.stack([jnp.broadcast_to(parts[stream.values].slots, normed.shape[1:]) for stream in group])
+        return layers.dense(heads.reshape(normed.shape), weights["out"]) + slots.astype(normed.dtype)
+
+    return BlockHooks(attention, bias_rows=bias_rows)

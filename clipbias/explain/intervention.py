@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import Adaptation, TextTokens, layers, tower
+from clipbias.clip import Adaptation, TextTokens, tower
+from clipbias.clip.block import run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -62,7 +63,7 @@ class Intervention:
 def run_with(
     run: tower.TowerInput,
     config: TowerConfig,
-    added: Intervention,
+    intervention: Intervention,
     rows: jax.Array | np.ndarray,
     outliers: jax.Array | None = None,
     sign: float = 1.0,
@@ -72,7 +73,7 @@ def run_with(
     Args:
       run: the tower up to its first block.
       config: its geometry.
-      added: not stacked.
+      intervention: not stacked.
       rows: int `[N]` or `[B, N]`: which row of the table each token gets, -1 for slots.
       outliers: bool `[L, B, N]`, of `outlier_tokens`; `None` for none. Tokens inserted later are in neither.
       sign: 1 adds, -1 subtracts.
@@ -81,40 +82,40 @@ def run_with(
       Tokens after the last block `[B, N', D]`, and which of them is read out `[B]`, `None` for a pooling head.
     """
 
-    def scan(
-        run: tower.TowerInput, blocks: LayerInput, part: Intervention, rows: jax.Array, seen: jax.Array | None
-    ) -> jax.Array:
-        def step(
-            tokens: jax.Array, inputs: tuple[LayerInput, Intervention, jax.Array | None]
-        ) -> tuple[jax.Array, None]:
-            layer, here, outlier = inputs
-            tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
-            attend = lambda q, k, v: layers.fused_attention(q, k, v, causal=run.causal)  # noqa: E731
-            output = tower.add_beside(layers.block(tokens, layer.weights, config, attend), tokens, layer, config)
-            output = tower.add_bias(output, layer, run.bias_rows)
-            more = here.table[jnp.maximum(rows, 0)]
-            if outlier is not None:
-                more = jnp.where(outlier[..., None] & here.apart, here.outlier, more)
-            more = more + (tokens @ here.down) @ here.up
-            return output + sign * jnp.where((rows >= 0)[..., None], more, 0).astype(output.dtype), None
+    depth = intervention.table.shape[0]
+    intervention = jax.tree.map(jnp.asarray, intervention)
+    by_layer = dataclasses.replace(intervention, apart=jnp.broadcast_to(intervention.apart, depth))
 
-        return jax.lax.scan(step, run.tokens, (blocks, part, seen))[0]
+    def step(
+        stage: tower.TowerInput,
+        places: np.ndarray,
+        carry: tuple[jax.Array],
+        scanned: tuple[LayerInput, tuple[Intervention, jax.Array | None]],
+    ) -> tuple[tuple[jax.Array], None]:
+        layer, (here, is_outlier) = scanned
+        length = carry[0].shape[1]
+        own_rows = _at(places, jnp.asarray(rows), length, fill=-1)
+        is_outlier = None if is_outlier is None else _at(places, is_outlier, length, fill=False)
 
-    added, rows = jax.tree.map(jnp.asarray, added), jnp.asarray(rows)
-    layerwise = dataclasses.replace(added, apart=jnp.broadcast_to(added.apart, added.table.shape[:1]))
-    if run.inserted is None:
-        return scan(run, run.layers, layerwise, rows, outliers), run.readout
-    start, at, count = run.insert_from, run.insert_at, run.inserted.shape[1]
-    first, rest = (jax.tree.map(lambda z, part=part: z[part], layerwise) for part in (slice(start), slice(start, None)))
-    before = jax.tree.map(lambda z: z[:start], run.layers)
-    tokens = scan(run, before, first, rows, None if outliers is None else outliers[:start])
-    after = tower.after_insertion(run, tokens)
-    blocks = jax.tree.map(lambda z: z[start:], after.layers)
-    rows = jnp.concatenate([rows[..., :at], jnp.full((*rows.shape[:-1], count), -1), rows[..., at:]], axis=-1)
-    if outliers is not None:
-        none = jnp.zeros((*outliers[start:, :, :at].shape[:2], count), bool)
-        outliers = jnp.concatenate([outliers[start:, :, :at], none, outliers[start:, :, at:]], axis=-1)
-    return scan(after, blocks, rest, rows, outliers), after.readout
+        def add(output: jax.Array, inputs: jax.Array) -> jax.Array:
+            change = here.table[jnp.maximum(own_rows, 0)]
+            if is_outlier is not None:
+                change = jnp.where(is_outlier[..., None] & here.apart, here.outlier, change)
+            change = change + (inputs @ here.down) @ here.up
+            return output + sign * jnp.where((own_rows >= 0)[..., None], change, 0).astype(output.dtype)
+
+        hooks = dataclasses.replace(stage.hooks(stage.attend_fused), after=add)
+        return (run_block(carry[0], layer, config, hooks),), None
+
+    stage, (tokens,), _ = tower.scan_blocks(run, step, (run.tokens,), (by_layer, outliers))
+    return tokens, stage.readout
+
+
+def _at(places: np.ndarray, values: jax.Array, length: int, *, fill: int | bool) -> jax.Array:
+    """Values `[..., N]` at `places [N]` among `length` tokens, and `fill` at all others."""
+    if len(places) == length:
+        return values
+    return jnp.full((*values.shape[:-1], length), fill).at[..., places].set(values)
 
 
 def outlier_tokens(run: tower.TowerInput, config: TowerConfig, counted: jax.Array) -> jax.Array:
@@ -127,8 +128,7 @@ def outlier_tokens(run: tower.TowerInput, config: TowerConfig, counted: jax.Arra
     """
 
     def step(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, jax.Array]:
-        attend = lambda q, k, v: layers.fused_attention(q, k, v, causal=run.causal)  # noqa: E731
-        tokens = layers.block(tokens, layer.weights, config, attend)
+        tokens = run_block(tokens, layer, config, run.hooks(run.attend_fused))
         norms = jnp.linalg.norm(tokens.astype(jnp.float32), axis=-1)
         median = jnp.nanmedian(jnp.where(counted, norms, jnp.nan), axis=-1, keepdims=True)
         return tokens, counted & (norms > OUTLIER * median)

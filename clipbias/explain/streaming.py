@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from clipbias.clip import Adaptation, TextTokens, layers, tower
+from clipbias.clip import Adaptation, TextTokens, layers
+from clipbias.clip.block import run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -62,26 +63,27 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
     """The last block at the readout row alone: its output `[B, D]` and what reductions start from.
 
     Args:
+      tokens: `[B, N, D]` at its input.
       tap: added to that row's attention probabilities, `[B, H, N]`.
+      inputs: of the tower.
+      config: likewise.
     """
-    last = layer_at(inputs, config.layers - 1)
-    tokens = tower.put_prompts(tokens, last, inputs.prompt_rows)
-    place, number = jnp.arange(tokens.shape[1]), jnp.asarray(inputs.readout)[:, None]
-    visible = place <= number if inputs.causal else None
-    seen: LastRow | None = None
+    places = jnp.arange(tokens.shape[1])
+    number = jnp.asarray(inputs.readout)[:, None]
+    visible = places <= number if inputs.causal else None
+    row: LastRow | None = None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        nonlocal seen
+        nonlocal row
         mask = None if visible is None else visible[:, None, None, :]
         attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
-        others = place != number if visible is None else place < number
-        seen = LastRow(attention, _cosine(q, k), number[:, 0], others)
+        others = places != number if visible is None else places < number
+        row = LastRow(attention, _cosine(q, k), number[:, 0], others)
         return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
 
-    rows = layers.block_rows(tokens, last.weights, config, lambda x: tower.take_rows(x, inputs.readout), attend)
-    assert seen is not None
-    rows = tower.add_beside(rows, tower.take_rows(tokens, inputs.readout), last, config)
-    return tower.add_bias(rows, last, inputs.bias_row_read), seen
+    rows = run_block(tokens, layer_at(inputs, config.layers - 1), config, inputs.readout_hooks(attend))
+    assert row is not None
+    return rows, row
 
 
 def pooling_row(

@@ -60,10 +60,6 @@ def keep_attention(view: LayerView) -> jax.Array:
     return view.probabilities
 
 
-def silence(view: LayerView) -> jax.Array:
-    return jnp.zeros_like(view.heads_output())
-
-
 def program(run: Callable, *inputs: Any) -> str:
     """What is computed, operation by operation: equal programs have equal values and gradients."""
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(*inputs)))
@@ -92,7 +88,6 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
     [
         {},
         {"taps": True},
-        {"intervene": silence},
         {"observe": keep_attention},
         {"dtype": jnp.bfloat16, "remat": jax.checkpoint_policies.nothing_saveable},
     ],
