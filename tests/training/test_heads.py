@@ -207,5 +207,5 @@ def test_no_tower_runs_in_a_step_on_features(clip: Clip, colours: Dataset, recip
     for method, width in ((Probe(), 12), (Projection(), 24), *on_features):
         task = Task(clip, method, colours.class_names)
         step = training_program(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
-        assert step.arguments[6]["images"].shape == (1, 8, width)
+        assert step.arguments[3]["images"].shape == (1, 8, width)
         assert 0 < measure.traced(step.function, *step.arguments, **step.options) < most
