@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from clipbias.checks import check_int
 from clipbias.clip.encode import is_normalised
 from clipbias.data import Dataset, Split, load
-from clipbias.data.given import labelled
+from clipbias.data.user_images import labelled_split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
@@ -85,7 +85,7 @@ def fit(
     """
     check_int("shots", shots)
     check_int("seed", seed)
-    if not task.method.draws:  # it learns of no image
+    if not task.method.uses_images:  # it learns of no image
         return task.init(seed)
     own: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     recipe = dataclasses.replace(recipe or RECIPE, **{name: x for name, x in own.items() if x is not None})
@@ -227,7 +227,7 @@ def _given(task: Task, images: Any, labels: Any) -> Dataset | Split:
         return images
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
-    return labelled(images, labels, task.class_names)
+    return labelled_split(images, labels, task.class_names)
 
 
 def _training_dataset(task: Task, images: Any, labels: Any, validation: Any) -> Dataset:
@@ -236,6 +236,6 @@ def _training_dataset(task: Task, images: Any, labels: Any, validation: Any) -> 
     name, splits = ("own images", {"train": given}) if isinstance(given, Split) else (given.name, dict(given.splits))
     if validation is not None:
         pictures, own = (validation, None) if isinstance(validation, Split) else validation
-        splits["val"] = pictures if own is None else labelled(pictures, own, task.class_names)
+        splits["val"] = pictures if own is None else labelled_split(pictures, own, task.class_names)
     splits.setdefault("test", next(iter(splits.values())).subset([]))
     return Dataset(name, task.class_names, task.template, splits)

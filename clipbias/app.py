@@ -18,9 +18,10 @@ from PIL import Image
 
 from clipbias.api import predict
 from clipbias.clip import Clip
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import demo
-from clipbias.data.given import picture
 from clipbias.data.transforms import test_image
+from clipbias.data.user_images import to_rgb
 from clipbias.errors import ClipbiasError
 from clipbias.explain.passes import looks
 from clipbias.explain.picture_sections import first_text
@@ -32,7 +33,6 @@ from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.terminal import printable
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, load_adapter
-from clipbias.tuning.task import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     import gradio
@@ -121,7 +121,7 @@ class Bench:
 
     def draw(self, overlay: Overlay | None, path: Any) -> np.ndarray:
         """A map beside its picture as `clipbias.plot` draws it, or the picture as the model sees it."""
-        seen = test_image(picture(path), self.clip.preprocessing.side)
+        seen = test_image(to_rgb(path), self.clip.preprocessing.side)
         if overlay is None:
             return seen
         return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))
@@ -166,7 +166,7 @@ def starting_point(
         return [], class_names, template
     test, known = dataset.split("test"), dataset.class_names
     numbers = [list(test.labels).index(known.index(name)) for name in class_names if name in known][:PICTURES]
-    return [Image.fromarray(test.picture(number)) for number in numbers], class_names, template
+    return [Image.fromarray(test.image(number)) for number in numbers], class_names, template
 
 
 def build(

@@ -11,9 +11,9 @@ import numpy as np
 from clipbias.checks import check_int
 from clipbias.clip.encode import image_batches, is_normalised
 from clipbias.clip.params import Params
-from clipbias.data.confusion import binomial_error, class_accuracies, confusion, taken_for, weakest
-from clipbias.data.given import listed, picture
+from clipbias.data.confusion import binomial_error, class_accuracies, confusion, least_recognised, most_confused_with
 from clipbias.data.transforms import test_views
+from clipbias.data.user_images import list_images, to_rgb
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning import Task
@@ -99,8 +99,8 @@ class Accuracy:
     def __repr__(self) -> str:
         lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {len(self.labels)} images"]
         counts, each = self.confusion, self.per_class
-        others, times = taken_for(counts)
-        for label in weakest(counts, _CLASSES):
+        others, times = most_confused_with(counts)
+        for label in least_recognised(counts, _CLASSES):
             name, other = (printable(self.class_names[number]) for number in (label, others[label]))
             lines.append(
                 f"  {name}: {each[label]:.1f} % of {counts[label].sum()}, most often taken for {other} ({times[label]})"
@@ -139,6 +139,6 @@ def _batches(task: Task, pictures: Any, batch_size: int) -> Iterator[tuple[Any, 
     if is_normalised(pictures):
         raise ClipbiasError(f"{type(task.method).__name__} takes crops of whole pictures; give these, not normalised.")
     size, mixed = task.clip.preprocessing.side, mixes_crops(task.method)
-    for number, image in enumerate(listed(pictures)[0]):
-        views = test_views(picture(image, f"image {number}"), size, crops, mixed=mixed)
+    for number, image in enumerate(list_images(pictures)[0]):
+        views = test_views(to_rgb(image, f"image {number}"), size, crops, mixed=mixed)
         yield np.asarray(preprocessing.normalize(views))[None], 1

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias_adapter import METHODS, as_bias_adapter
 from clipbias.explain.conclusions import no_gain, percent
 from clipbias.explain.effects import OUTCOME_NAMES
-from clipbias.explain.equivalent_bias import TOWERS, EquivalentBias
+from clipbias.explain.equivalent_bias import EquivalentBias
 from clipbias.explain.model import Model
 from clipbias.explain.results import Findings
 from clipbias.training.progress import say

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import hosts
+from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
@@ -57,7 +58,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if adapter is None:
             task = Task(
                 clip,
-                "zero_shot",
+                ZERO_SHOT,
                 dataset.class_names,
                 template=dataset.template,
                 descriptions=dataset.descriptions,
@@ -73,7 +74,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 dtype=config.dtype,
             )
         task = task.with_memory(class_shards=mesh.shape[meshes.DATA])
-        method, images = adapter.method if adapter else "zero_shot", dataset.split(config.split)
+        method, images = adapter.method if adapter else ZERO_SHOT, dataset.split(config.split)
         what = fingerprint(task, learnables, method, images)
         hosts.assert_same(f"the images of {name}", what)
         if jax.process_index() == 0:

@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias import data, hosts
 from clipbias.clip import Clip
+from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import ZERO_SHOT, Model
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import SECTIONS, Findings
 from clipbias.explain.run import run_study

@@ -68,7 +68,7 @@ def stages(config: ConfigDict) -> dict[str, ConfigDict]:
     fewer = tuple(shots for shots in config.shots if shots < most)
     found: dict[str, dict[str, Any]] = {}
     if fewer:
-        trained = tuple(name for name in config.methods if registry.make_method(name).draws)
+        trained = tuple(name for name in config.methods if registry.make_method(name).uses_images)
         found["few_shot"] = {"methods": trained, "shots": fewer}
     found[MOST_SHOTS] = {"shots": (most,), "seeds": config.more_seeds}
     if config.base_to_new:
@@ -148,10 +148,10 @@ def _cost(stage: ConfigDict, dataset: str, classes: int, tests: int, *, fits: bo
     """What a sweep has to do on one dataset; test images that fit are decoded once."""
     found, half = _Cost(), stage.protocol == "base_to_new"
     for name in stage.methods:
-        draws = registry.make_method(name).draws
+        draws = registry.make_method(name).uses_images
         for shots in stage.shots if draws else (0,):
             given = stage.method_options.get(name, {})
-            method = registry.resolve(name, dict(given), dataset=dataset, shots=shots)
+            method = registry.resolve_method(name, dict(given), dataset=dataset, shots=shots)
             seeds = len(stage.seeds) if draws else 1
             images = shots * (-(-classes // 2) if half else classes)
             decoded = images

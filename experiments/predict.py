@@ -27,6 +27,7 @@ import clipbias
 from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
+from clipbias.constants import ZERO_SHOT
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files, read_image
 from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError, UnreadableImage
@@ -48,7 +49,6 @@ from experiments.command_line import split
 from experiments.inputs import AdapterFile, find_adapter
 
 _CONFIG = "configs/predict.py"
-ZERO_SHOT = "zero_shot"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +187,7 @@ def open_task(config: ConfigDict, found: AdapterFile | None) -> tuple[Task, Lear
         )
     if config.template:
         options["template"] = config.template
-    return Task(clipbias.load(config.model or "demo"), "zero_shot", names, **options), {}
+    return Task(clipbias.load(config.model or "demo"), ZERO_SHOT, names, **options), {}
 
 
 def listed(given: str, what: str) -> tuple[str, ...] | None:

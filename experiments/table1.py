@@ -40,7 +40,7 @@ from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import resolve
+from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__
 from experiments import common
 
@@ -125,7 +125,7 @@ def prepare(config: ConfigDict, devices: Any = None) -> SweepInputs:
     targets = [
         one for name in axes["datasets"] for one in protocols.targets_of(axes["protocol"], name, axes["targets"])
     ]
-    draws = any(resolve(name, axes["options"].get(name, {})).draws for name in axes["methods"])
+    draws = any(resolve_method(name, axes["options"].get(name, {})).uses_images for name in axes["methods"])
     opened = open_datasets(
         lambda name: common.load_dataset(config, name),
         dict.fromkeys(targets, 0) | dict.fromkeys(axes["datasets"], int(draws)),
@@ -250,7 +250,7 @@ def _described(group: Group, prepared: SweepInputs) -> list[str]:
     lines = describe(
         shared.bind(method, draw.source),
         first.recipe or prepared.recipe,
-        train_images=len(draw.source.split("train")) if method.draws else 0,
+        train_images=len(draw.source.split("train")) if method.uses_images else 0,
         runs=len(group),
         eval_batch_size=min(compute.eval_batch_size, *map(len, tested)),
         mesh=shared.mesh,

@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipbias import hosts
+from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
 from clipbias.training.metrics import METRICS
@@ -29,7 +30,6 @@ from experiments.table1 import dry_run, prepare
 
 _CONFIG = "configs/train.py"
 RESULT = "result.json"
-ZERO_SHOT = "zero_shot"
 # A loss below this share of its first value has fallen.
 LEARNED = 0.95
 

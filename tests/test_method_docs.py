@@ -54,7 +54,7 @@ def training(method: Method) -> str:
         at_test = f"at test: AdamW {method.rate:g}, {method.steps} step, {views}"
         return f"project's; {at_test}" if method.trains else at_test
     if not method.trains:
-        return "made of features" if method.draws else "none"
+        return "made of features" if method.uses_images else "none"
     common = Recipe.from_config(base.get_config())
     chosen = getattr(method, "recipe", None)
     if chosen is None:

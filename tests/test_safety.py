@@ -129,7 +129,7 @@ def adapt(learnables):
 
 
 def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> None:
-    program, ran = tmp_path / "own_method.py", tmp_path / "ran"
+    program, ran = tmp_path / "match_user_method.py", tmp_path / "ran"
     program.write_text(OWN)
     task = Task(clip, str(program), ("a", "b"))
     save_adapter(tmp_path / "own.safetensors", task, {})
@@ -141,7 +141,7 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
         adapter.task(clip, own_methods=("another.py", "bias"))
     assert not ran.exists()
     # Where it lies is the user's word, not the file's.
-    moved = tmp_path / "mine" / "own_method.py"
+    moved = tmp_path / "mine" / "match_user_method.py"
     moved.parent.mkdir()
     program.rename(moved)
     assert adapter.task(clip, own_methods=(str(moved),)).class_names == ("a", "b")

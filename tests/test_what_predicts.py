@@ -66,7 +66,7 @@ def test_a_learned_constant_is_kept_and_lost_whole() -> None:
     )
     np.testing.assert_allclose(kept, tuned, atol=1e-3)
     np.testing.assert_allclose(lost, frozen, atol=1e-3)
-    images = demo.preprocess([test.picture(index) for index in range(len(test))])
+    images = demo.preprocess([test.image(index) for index in range(len(test))])
     np.testing.assert_allclose(tuned, task.logits(demo.params, learnables, images), atol=1e-3)
     assert np.abs(tuned - frozen).max() > 0.1
 

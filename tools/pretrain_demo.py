@@ -118,7 +118,7 @@ def load_state(path: Path, like: Any) -> tuple[Any, int]:
 def zero_shot_accuracy(params: Any, model: Clip, dataset: data.Dataset, split: str = "val") -> float:
     """The share of images of `split` whose nearest prompt is their own class."""
     chosen, trained = dataset.split(split), dataclasses.replace(model, params=params)
-    image_features = trained.encode_images([chosen.picture(i) for i in range(len(chosen))])
+    image_features = trained.encode_images([chosen.image(i) for i in range(len(chosen))])
     texts = [dataset.template.format(name) for name in dataset.class_names]
     text_features = trained.encode_texts(texts, normalize=True)
     return float((np.argmax(image_features @ text_features.T, -1) == chosen.labels).mean())

@@ -15,8 +15,8 @@ from clipbias.clip.precision import settle
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
-from clipbias.data.given import listed, picture
 from clipbias.data.transforms import test_image
+from clipbias.data.user_images import list_images, to_rgb
 from clipbias.errors import ClipbiasError
 
 # Texts are filled up to a multiple of so many tokens, so that few programs serve all lengths.
@@ -51,7 +51,7 @@ def check_images(images: Any, size: int) -> None:
 
 def preprocess(config: ClipConfig, preprocessing: Preprocessing, images: Any) -> np.ndarray:
     """See `Clip.preprocess`."""
-    given, single = listed(images)
+    given, single = list_images(images)
     pixels = _pixels(given, range(len(given)), preprocessing.side)
     normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
@@ -61,7 +61,7 @@ def _pixels(given: Sequence[Any], numbers: Sequence[int], size: int) -> np.ndarr
     """Pictures as the model sees them, uint8 `[B, R, R, 3]`."""
     found = np.zeros((len(numbers), size, size, 3), np.uint8)
     for place, number in enumerate(numbers):
-        found[place] = test_image(picture(given[number], f"image {number}"), size)
+        found[place] = test_image(to_rgb(given[number], f"image {number}"), size)
     return found
 
 
@@ -81,7 +81,7 @@ def image_batches(preprocessing: Preprocessing, images: Any, batch_size: int) ->
     if ready:
         images = images[None] if np.shape(images) == (size, size, 3) else images
         check_images(images, size)
-    given = images if ready else listed(images)[0]
+    given = images if ready else list_images(images)[0]
     rows = min(batch_size, len(given))
     for start in range(0, len(given), rows or 1):
         numbers = range(start, min(start + rows, len(given)))

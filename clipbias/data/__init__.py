@@ -3,7 +3,7 @@
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import test_batches, train_batches
-from clipbias.data.protocols import make_plan
+from clipbias.data.protocols import make_protocol
 from clipbias.data.sources import load, names
 
-__all__ = ["Dataset", "Split", "few_shot", "load", "make_plan", "names", "test_batches", "train_batches"]
+__all__ = ["Dataset", "Split", "few_shot", "load", "make_protocol", "names", "test_batches", "train_batches"]

@@ -10,15 +10,15 @@ import numpy as np
 from clipbias.checks import check_int
 from clipbias.data import class_names, files_on_disk
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.entry import Entry
+from clipbias.data.entry import CatalogEntry
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json, read_text
 
-Listed = tuple[Sequence[str], np.ndarray]
+SplitListing = tuple[Sequence[str], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Listing:
+class DatasetListing:
     """What a dataset consists of, before any image is touched.
 
     Attributes:
@@ -29,11 +29,11 @@ class Listing:
 
     class_names: tuple[str, ...]
     class_ids: tuple[str, ...]
-    splits: Mapping[str, Listed]
+    splits: Mapping[str, SplitListing]
 
 
 def load(
-    entry: Entry,
+    entry: CatalogEntry,
     data_dir: str | os.PathLike | None,
     *,
     template: str | None = None,
@@ -64,7 +64,7 @@ def load(
     return with_index(dataset, index_file)
 
 
-def find_root(entry: Entry, data_dir: str | os.PathLike | None) -> Path:
+def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
     """The dataset's own folder. Raises `ClipbiasError` saying where it was looked for and how to get it."""
     root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
     if (folder := own_folder(entry, root)) is not None:
@@ -75,20 +75,20 @@ def find_root(entry: Entry, data_dir: str | os.PathLike | None) -> Path:
     raise ClipbiasError(f"{entry.name}: there is no folder {root / entry.folder}; {how_to_fetch(entry)}")
 
 
-def own_folder(entry: Entry, root: Path) -> Path | None:
+def own_folder(entry: CatalogEntry, root: Path) -> Path | None:
     """The dataset's folder below `root`, under the first of its names that is there."""
     candidates = (root / name for name in (entry.folder, *entry.other_folders))
     return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 
-def how_to_fetch(entry: Entry, *, split_alone: bool = False) -> str:
+def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
     """One clause that says what to fetch from where: all of a dataset, or its split file alone."""
     split = ((entry.split_file, entry.split_url),) if entry.split_file else ()
     parts = "; ".join(f"{place} from {url}" for place, url in (*(() if split_alone else entry.fetch), *split))
     return f"put into {entry.folder}/: {parts}."
 
 
-def read_listing(entry: Entry, root: Path) -> Listing:
+def read_listing(entry: CatalogEntry, root: Path) -> DatasetListing:
     """Reads split files and folders of a dataset below its own folder `root`."""
     if entry.split_file is not None:
         return read_split_file(root / entry.split_file, hint=how_to_fetch(entry, split_alone=True))
@@ -111,7 +111,7 @@ def imagenet_names(root: Path) -> dict[str, str]:
     return class_names.parse_classes(read_text(path), str(path)) if path.exists() else class_names.imagenet_classes()
 
 
-def read_split_file(path: Path, *, hint: str) -> Listing:
+def read_split_file(path: Path, *, hint: str) -> DatasetListing:
     """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
     Raises:
@@ -121,7 +121,7 @@ def read_split_file(path: Path, *, hint: str) -> Listing:
     if not path.exists():
         raise ClipbiasError(f"there is no split file {path}; {hint}")
     content = read_json(path)
-    splits: dict[str, Listed] = {}
+    splits: dict[str, SplitListing] = {}
     names: dict[int, str] = {}
     try:
         for split_name in ("train", "val", "test"):
@@ -146,14 +146,14 @@ def read_split_file(path: Path, *, hint: str) -> Listing:
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None:
         raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(names)} has; labels leave a gap.")
-    return Listing(tuple(names[label] for label in range(len(names))), (), splits)
+    return DatasetListing(tuple(names[label] for label in range(len(names))), (), splits)
 
 
-def read_variant_lists(entry: Entry, root: Path) -> Listing:
+def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
     """Reads FGVC-Aircraft's `variants.txt` and its three lists of `<image id> <variant>`."""
     names = tuple(line.strip() for line in _lines(root / "variants.txt", entry) if line.strip())
     labels_of = {name: label for label, name in enumerate(names)}
-    splits: dict[str, Listed] = {}
+    splits: dict[str, SplitListing] = {}
     for split_name in ("train", "val", "test"):
         path = root / f"images_variant_{split_name}.txt"
         paths, labels = [], []
@@ -164,16 +164,16 @@ def read_variant_lists(entry: Entry, root: Path) -> Listing:
             paths.append(files_on_disk.inside(f"{image}.jpg", listed_in=str(path)))
             labels.append(labels_of[name])
         splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
-    return Listing(names, (), splits)
+    return DatasetListing(names, (), splits)
 
 
 def from_class_folders(
-    entry: Entry,
+    entry: CatalogEntry,
     names: Mapping[str, str],
     folders_in: Callable[[str], Sequence[str]],
     images_in: Callable[[str, Sequence[str]], Iterable[Sequence[str]]],
     place: str,
-) -> Listing:
+) -> DatasetListing:
     """ImageNet and its variants, from folders of WordNet ids or, for V2, of label numbers.
 
     The folders may be real ones or those of an archive's index: `folders_in` lists the folders inside a folder,
@@ -193,7 +193,7 @@ def from_class_folders(
     if entry.layout == "numbered folders":
         folder_of = {str(label): identifier for label, identifier in enumerate(ids)}
     labels_of = {identifier: label for label, identifier in enumerate(ids)}
-    splits: dict[str, Listed] = {}
+    splits: dict[str, SplitListing] = {}
     for split_name, prefix in parts.items():
         # Numbers are ordered as numbers: a string sort would put 10 before 2.
         folders = sorted(folders_in(prefix), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
@@ -208,7 +208,7 @@ def from_class_folders(
         splits[split_name] = (keys, np.repeat(own_labels, [len(own) for own in images]))
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]
-    return Listing(tuple(names[identifier] for identifier in ids), ids, splits)
+    return DatasetListing(tuple(names[identifier] for identifier in ids), ids, splits)
 
 
 def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Dataset:
@@ -239,12 +239,12 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": chosen})
 
 
-def _lines(path: Path, entry: Entry) -> list[str]:
+def _lines(path: Path, entry: CatalogEntry) -> list[str]:
     """The lines of a file that are not empty."""
     return [line for line in read_text(_present(path, entry)).splitlines() if line.strip()]
 
 
-def _present(path: Path, entry: Entry) -> Path:
+def _present(path: Path, entry: CatalogEntry) -> Path:
     """`path`, a list or a folder, where it is there. Raises `ClipbiasError` saying how to get it."""
     kind, there = ("file", path.is_file()) if path.suffix == ".txt" else ("folder", path.is_dir())
     if not there:

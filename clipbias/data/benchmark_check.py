@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from clipbias.data import benchmark
 from clipbias.data.dataset import Dataset
-from clipbias.data.entry import Entry
+from clipbias.data.entry import CatalogEntry
 from clipbias.data.few_shot import few_shot
 from clipbias.data.workers import processors
 from clipbias.errors import ClipbiasError, UnreadableImage
@@ -83,7 +83,7 @@ class Finding:
     problems: tuple[str, ...] = ()
 
 
-def check(entry: Entry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
+def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
     """Checks one dataset of the catalogue below the root `data_dir`.
 
     Args:
@@ -127,7 +127,7 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
         split, index = images[path]
         try:
             if decode or not split.folder or is_remote(path):
-                split.picture(index)
+                split.image(index)
             elif os.stat(path).st_size == 0:
                 return f"{split.keys[index]} is empty"
         except OSError as error:

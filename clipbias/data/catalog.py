@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from clipbias.data import class_names
 from clipbias.data.catalog_imagenet import IMAGENET, IMAGENET_A, IMAGENET_R, IMAGENET_SKETCH, IMAGENET_V2
-from clipbias.data.entry import Entry, Tfds
+from clipbias.data.entry import CatalogEntry, TfdsBuilder
 
 DRIVE = "https://drive.google.com/file/d/"
 # Holds copies of all datasets but ImageNet, as the authors of several later papers arranged them.
@@ -16,7 +16,7 @@ MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
 
 
 # Labels follow the folder names with capitals first: Faces, Leopards, Motorbikes, accordion, ...
-CALTECH101 = Entry(
+CALTECH101 = CatalogEntry(
     name="caltech101",
     title="Caltech101",
     folder="caltech-101",
@@ -27,7 +27,7 @@ CALTECH101 = Entry(
     class_name=class_names.caltech101,
     fetch=(("101_ObjectCategories", "https://data.caltech.edu/records/mzrjq-6wc02"),),
     split_url=DRIVE + "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "caltech101",
         {"train": "train", "test": "test"},
         id_feature="image/file_name",
@@ -38,7 +38,7 @@ CALTECH101 = Entry(
     ),
 )
 
-OXFORD_PETS = Entry(
+OXFORD_PETS = CatalogEntry(
     name="oxford_pets",
     title="OxfordPets",
     folder="oxford_pets",
@@ -50,7 +50,7 @@ OXFORD_PETS = Entry(
     class_name=class_names.oxford_pets,
     fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"),),
     split_url=DRIVE + "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "oxford_iiit_pet",
         {"train": "train", "test": "test"},
         id_feature="file_name",
@@ -58,7 +58,7 @@ OXFORD_PETS = Entry(
     ),
 )
 
-STANFORD_CARS = Entry(
+STANFORD_CARS = CatalogEntry(
     name="stanford_cars",
     title="StanfordCars",
     folder="stanford_cars",
@@ -69,7 +69,7 @@ STANFORD_CARS = Entry(
     class_name=class_names.stanford_cars,
     fetch=(("cars_train and cars_test", MIRROR + " (the official addresses have been dead since 2023)"),),
     split_url=DRIVE + "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "cars196",
         {"train": "train", "test": "test"},
         id_feature="id",
@@ -80,7 +80,7 @@ STANFORD_CARS = Entry(
 )
 
 # The split file lists labels in the order 76, 72, 87, ...; the few-shot draw follows that order.
-OXFORD_FLOWERS = Entry(
+OXFORD_FLOWERS = CatalogEntry(
     name="oxford_flowers",
     title="Flowers102",
     folder="oxford_flowers",
@@ -92,7 +92,7 @@ OXFORD_FLOWERS = Entry(
     class_name=class_names.oxford_flowers,
     fetch=(("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),),
     split_url=DRIVE + "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "oxford_flowers102",
         {"train": "train", "validation": "val", "test": "test"},
         id_feature="file_name",
@@ -101,7 +101,7 @@ OXFORD_FLOWERS = Entry(
 )
 
 # Sizes follow from the rule of the split.
-FOOD101 = Entry(
+FOOD101 = CatalogEntry(
     name="food101",
     title="Food101",
     folder="food-101",
@@ -112,7 +112,7 @@ FOOD101 = Entry(
     sizes={"train": 50_500, "val": 20_200, "test": 30_300},
     fetch=(("images", "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),),
     split_url=DRIVE + "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "food101",
         {"train": "train", "validation": "test"},
         id_feature="id",
@@ -123,7 +123,7 @@ FOOD101 = Entry(
 )
 
 # Sizes are the official figures. There is no TFDS builder; `prepare_data build` makes shards from the folder.
-FGVC_AIRCRAFT = Entry(
+FGVC_AIRCRAFT = CatalogEntry(
     name="fgvc_aircraft",
     title="FGVCAircraft",
     folder="fgvc_aircraft",
@@ -142,7 +142,7 @@ FGVC_AIRCRAFT = Entry(
 )
 
 # Sizes follow from the rule of the split.
-SUN397 = Entry(
+SUN397 = CatalogEntry(
     name="sun397",
     title="SUN397",
     folder="sun397",
@@ -153,7 +153,7 @@ SUN397 = Entry(
     class_name=class_names.sun397,
     fetch=(("SUN397", MIRROR + " (the official addresses are dead)"),),
     split_url=DRIVE + "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "sun397/standard-part1-120k",
         {"train": "train", "test": "test"},
         id_feature="file_name",
@@ -162,7 +162,7 @@ SUN397 = Entry(
     ),
 )
 
-DTD = Entry(
+DTD = CatalogEntry(
     name="dtd",
     title="DTD",
     folder="dtd",
@@ -173,7 +173,7 @@ DTD = Entry(
     sizes={"train": 2820, "val": 1128, "test": 1692},
     fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"),),
     split_url=DRIVE + "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "dtd",
         {"train": "train", "validation": "val", "test": "test"},
         id_feature="file_name",
@@ -181,7 +181,7 @@ DTD = Entry(
     ),
 )
 
-EUROSAT = Entry(
+EUROSAT = CatalogEntry(
     name="eurosat",
     title="EuroSAT",
     folder="eurosat",
@@ -193,7 +193,7 @@ EUROSAT = Entry(
     class_name=class_names.eurosat,
     fetch=(("2750", "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"),),
     split_url=DRIVE + "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o/view",
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "eurosat/rgb",
         {"train": "all"},
         id_feature="filename",
@@ -204,7 +204,7 @@ EUROSAT = Entry(
 
 # Middle frames of the videos. TFDS has the videos only and no file names; `prepare_data build` makes shards from
 # the folder.
-UCF101 = Entry(
+UCF101 = CatalogEntry(
     name="ucf101",
     title="UCF101",
     folder="ucf101",
@@ -237,4 +237,4 @@ _VARIANTS = (IMAGENET_V2, IMAGENET_SKETCH, IMAGENET_A, IMAGENET_R)
 
 ELEVEN = tuple(entry.name for entry in _ELEVEN)
 VARIANTS = tuple(entry.name for entry in _VARIANTS)
-ENTRIES: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ELEVEN + _VARIANTS})
+ENTRIES: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for entry in _ELEVEN + _VARIANTS})

@@ -1,11 +1,11 @@
 """ImageNet and its four variants, as catalogue entries."""
 
 from clipbias.data import class_names
-from clipbias.data.entry import Entry, Tfds
+from clipbias.data.entry import CatalogEntry, TfdsBuilder
 
 # Sizes are the official figures. The official validation set is both val and test. CoOp draws from an unsorted
 # directory listing, so its picks depend on the file system; here files are sorted, or listed by index_file.
-IMAGENET = Entry(
+IMAGENET = CatalogEntry(
     name="imagenet",
     title="ImageNet",
     folder="imagenet",
@@ -18,7 +18,7 @@ IMAGENET = Entry(
         ("images/train and images/val", "https://image-net.org/download.php"),
         ("classnames.txt (optional)", "https://drive.google.com/file/d/1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF/view"),
     ),
-    tfds=Tfds(
+    tfds=TfdsBuilder(
         "imagenet2012",
         {"train": "train", "validation": "val"},
         id_feature="file_name",
@@ -28,7 +28,7 @@ IMAGENET = Entry(
 )
 
 # Sizes are the official figures.
-IMAGENET_V2 = Entry(
+IMAGENET_V2 = CatalogEntry(
     name="imagenet_v2",
     title="ImageNetV2",
     folder="imagenetv2",
@@ -42,12 +42,12 @@ IMAGENET_V2 = Entry(
             "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
         ),
     ),
-    tfds=Tfds("imagenet_v2/matched-frequency", {"test": "test"}, id_feature="file_name", version="3.0.0"),
+    tfds=TfdsBuilder("imagenet_v2/matched-frequency", {"test": "test"}, id_feature="file_name", version="3.0.0"),
     class_name=class_names.imagenet,
 )
 
 # Sizes are the official figures.
-IMAGENET_SKETCH = Entry(
+IMAGENET_SKETCH = CatalogEntry(
     name="imagenet_sketch",
     title="ImageNet-Sketch",
     folder="imagenet-sketch",
@@ -56,12 +56,12 @@ IMAGENET_SKETCH = Entry(
     classes=1000,
     sizes={"test": 50_889},
     fetch=(("images", "https://github.com/HaohanWang/ImageNet-Sketch (its sketch/ folder)"),),
-    tfds=Tfds("imagenet_sketch", {"test": "test"}, id_feature="file_name"),
+    tfds=TfdsBuilder("imagenet_sketch", {"test": "test"}, id_feature="file_name"),
     class_name=class_names.imagenet,
 )
 
 # Sizes are the official figures. Evaluated among its own 200 classes; the label is the rank of the folder.
-IMAGENET_A = Entry(
+IMAGENET_A = CatalogEntry(
     name="imagenet_a",
     title="ImageNet-A",
     folder="imagenet-adversarial",
@@ -70,12 +70,12 @@ IMAGENET_A = Entry(
     classes=200,
     sizes={"test": 7500},
     fetch=(("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),),
-    tfds=Tfds("imagenet_a", {"test": "test"}, id_feature="file_name", path="{label}/{id}"),
+    tfds=TfdsBuilder("imagenet_a", {"test": "test"}, id_feature="file_name", path="{label}/{id}"),
     class_name=class_names.imagenet,
 )
 
 # Sizes are the official figures. Evaluated among its own 200 classes; the label is the rank of the folder.
-IMAGENET_R = Entry(
+IMAGENET_R = CatalogEntry(
     name="imagenet_r",
     title="ImageNet-R",
     folder="imagenet-rendition",
@@ -84,6 +84,6 @@ IMAGENET_R = Entry(
     classes=200,
     sizes={"test": 30_000},
     fetch=(("imagenet-r", "https://github.com/hendrycks/imagenet-r"),),
-    tfds=Tfds("imagenet_r", {"test": "test"}, id_feature="file_name", version="0.2.0"),
+    tfds=TfdsBuilder("imagenet_r", {"test": "test"}, id_feature="file_name", version="0.2.0"),
     class_name=class_names.imagenet,
 )

@@ -30,14 +30,14 @@ def class_accuracies(counts: np.ndarray) -> np.ndarray:
     return np.where(images > 0, 100 * np.diag(counts) / np.maximum(images, 1), np.nan)
 
 
-def taken_for(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def most_confused_with(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The other class that each is most often taken for, int `[C]`, and how often, `[C]`; the first of equal ones."""
     others = counts.copy()
     np.fill_diagonal(others, -1)
     return others.argmax(1), np.maximum(others.max(1, initial=0), 0)
 
 
-def weakest(counts: np.ndarray, most: int) -> np.ndarray:
+def least_recognised(counts: np.ndarray, most: int) -> np.ndarray:
     """The classes that are not always recognised, the least recognised first, int `[k]`, at most so many."""
     each = class_accuracies(counts)
     return np.array([label for label in np.argsort(each, kind="stable") if each[label] < 100][:most], int)

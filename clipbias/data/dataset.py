@@ -14,8 +14,6 @@ from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 
-TEMPLATE = "a photo of a {}."  # where a dataset has none of its own
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -53,7 +51,7 @@ class Split:
         """What messages call image `index`."""
         return self.folder + self.keys[index]
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 RGB `[h, w, 3]`. Raises `UnreadableImage`."""
         return transforms.decode(self.read(index), self.path(index))
 

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import class_names
-from clipbias.data.dataset import TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True)
-class Tfds:
+class TfdsBuilder:
     """What the stock builder of tensorflow-datasets offers, and how its records map to the benchmark's files.
 
     Attributes:
@@ -35,7 +35,7 @@ class Tfds:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """One dataset.
 
     Attributes:
@@ -62,9 +62,9 @@ class Entry:
     sizes: Mapping[str, int]
     fetch: tuple[tuple[str, str], ...]
     layout: str = "split file"
-    template: str = TEMPLATE
+    template: str = DEFAULT_TEMPLATE
     split_file: str | None = None
     split_url: str = ""
     other_folders: tuple[str, ...] = ()
     class_name: Callable[[str], str] = class_names.unchanged
-    tfds: Tfds | None = None
+    tfds: TfdsBuilder | None = None

@@ -40,7 +40,7 @@ def few_shot(
     return np.asarray(train_indices, np.int64), np.asarray(val_indices, np.int64)
 
 
-def confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int) -> np.ndarray:
+def most_confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int) -> np.ndarray:
     """Picks images by pseudo-label, as UPL does (Huang et al. 2022): of each class those that are surest to be of it.
 
     Args:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files_on_disk
-from clipbias.data.dataset import TEMPLATE, Dataset, Split
+from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
 
 # Names under which people keep each split, in order of preference.
@@ -55,7 +56,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     places = roots or {"all": root}
     splits = {key: _read_classes(place, root, class_names, key in ("all", "train")) for key, place in places.items()}
     splits = complete_splits(splits, str(root))
-    return Dataset("folder", class_names, TEMPLATE if template is None else template, splits)
+    return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
 
 
 def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:

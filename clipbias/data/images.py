@@ -30,7 +30,7 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int)
     chosen = split.subset(indices)
     found = np.zeros((len(chosen), image_size, image_size, 3), np.uint8)
     for i in range(len(chosen)):
-        found[i] = transforms.test_image(chosen.picture(i), image_size)
+        found[i] = transforms.test_image(chosen.image(i), image_size)
     return found
 
 

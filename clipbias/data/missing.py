@@ -11,7 +11,7 @@ from clipbias.errors import ClipbiasError
 SHOWN = 5  # classes whose images are counted in a message
 
 
-def missing(dataset: Dataset, *, shots: int) -> str | None:
+def describe_missing(dataset: Dataset, *, shots: int) -> str | None:
     """Why a run on a dataset cannot begin, in a sentence; `None` where it can.
 
     Args:
@@ -43,7 +43,7 @@ def open_datasets(
     for name, shots in wanted.items():
         try:
             dataset = load(name)
-            problem = missing(dataset, shots=shots)
+            problem = describe_missing(dataset, shots=shots)
         except ClipbiasError as error:
             problem = str(error)
         if problem is None:

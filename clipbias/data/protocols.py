@@ -81,12 +81,12 @@ def full(dataset: Dataset) -> EvalProtocol:
     train = dataset.split("train")
 
     def validation() -> Split | None:
-        return validation_beside(dataset.split("test"), dataset.splits.get("val"))
+        return validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
 
     return EvalProtocol("full", dataset, (_same_classes("test", dataset),), lambda: train, validation)
 
 
-def validation_beside(evaluated: Split, validation: Split | None) -> Split | None:
+def validation_outside_test(evaluated: Split, validation: Split | None) -> Split | None:
     """Validation images but those that are evaluated, as all of ImageNet's are; `None` where none is left."""
     if validation is None:
         return None
@@ -99,7 +99,7 @@ def validation_beside(evaluated: Split, validation: Split | None) -> Split | Non
 
 def validation_policy(dataset: Dataset) -> str:
     """The images of `EvalProtocol.validation`: "validation split", or "few-shot", training images not drawn."""
-    own = validation_beside(dataset.split("test"), dataset.splits.get("val"))
+    own = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
     return "few-shot" if own is None else "validation split"
 
 
@@ -173,7 +173,7 @@ PROTOCOLS: Mapping[str, Callable[..., EvalProtocol]] = MappingProxyType(
 
 
 # The protocols that test other datasets, too.
-ACROSS = ("cross_dataset", "domain_generalization")
+MULTI_DATASET = ("cross_dataset", "domain_generalization")
 
 
 def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tup
     Raises:
       ClipbiasError: targets are given for a protocol within one dataset.
     """
-    if targets and protocol not in ACROSS:
+    if targets and protocol not in MULTI_DATASET:
         raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
     return tuple(targets) if targets else default_targets(protocol, source)
 
@@ -200,7 +200,7 @@ def default_targets(protocol: str, source: str) -> tuple[str, ...]:
     return catalog.VARIANTS if protocol == "domain_generalization" else ()
 
 
-def make_plan(
+def make_protocol(
     protocol: str,
     source: str,
     load: Load,
@@ -227,7 +227,7 @@ def make_plan(
     if protocol == "full":
         return full(load(source))
     names = targets_of(protocol, source, targets)
-    if protocol not in ACROSS:
+    if protocol not in MULTI_DATASET:
         return PROTOCOLS[protocol](load(source), shots=shots, seed=seed)
     return PROTOCOLS[protocol](load(source), [load(name) for name in names], shots=shots, seed=seed)
 
@@ -246,7 +246,7 @@ def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Call
     """See `EvalProtocol.validation`; drawn when it is asked for."""
 
     def validation() -> Split | None:
-        own = validation_beside(dataset.split("test"), dataset.splits.get("val"))
+        own = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
         if own is not None:
             return own
         train, picked = dataset.split("train"), set(picks.split("train").keys)

@@ -21,7 +21,7 @@ FILE = "clipbias_index_{split}.npz"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Index:
+class RecordIndex:
     """Of `n` records.
 
     Attributes:
@@ -36,8 +36,8 @@ class Index:
 
 
 def find_or_make(
-    folder: epath.Path, split: str, id_feature: str | None, count: int, make: Callable[[], Index]
-) -> Index:
+    folder: epath.Path, split: str, id_feature: str | None, count: int, make: Callable[[], RecordIndex]
+) -> RecordIndex:
     """The index of the `count` records of a split in `folder`, which `id_feature` tells apart; made where it lacks."""
     files = sorted(path for path in folder.iterdir() if f"-{split}." in path.name)
     stats = [path.stat() for path in files]
@@ -62,7 +62,7 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _write(path: epath.Path, of: str, index: Index) -> None:
+def _write(path: epath.Path, of: str, index: RecordIndex) -> None:
     ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, of=np.array(of), labels=index.labels, ids=ids, positions=index.positions)
@@ -70,14 +70,14 @@ def _write(path: epath.Path, of: str, index: Index) -> None:
         temporary.write_bytes(content.getvalue())
 
 
-def _read(path: epath.Path, of: str, count: int) -> Index | None:
+def _read(path: epath.Path, of: str, count: int) -> RecordIndex | None:
     """The index in a file; `None` where there is none, or it is damaged or of other records."""
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             if str(stored["of"]) != of:
                 return None
             ids = tuple(json.loads(stored["ids"].tobytes()))
-            index = Index(stored["labels"], ids, stored["positions"])
+            index = RecordIndex(stored["labels"], ids, stored["positions"])
     except Exception:  # a damaged archive raises nearly anything
         return None
     whole = len(index.labels) == count and all(len(part) in (0, count) for part in (index.ids, index.positions))

@@ -20,7 +20,7 @@ from clipbias import hosts
 from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.tfds_records import Prepared, records_path
+from clipbias.data.tfds_records import PreparedDataset, records_path
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason, shorten, user_path
 
@@ -103,7 +103,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # after a failure; a folder that holds something stays
     folder = epath.Path(builder.data_dir)
-    prepared = Prepared(folder)
+    prepared = PreparedDataset(folder)
     for stored in dict.fromkeys(stored_as.values()):
         prepared.records(stored, "key")  # leaves an index, so that opening the shards reads no image
     return folder
@@ -130,10 +130,10 @@ def load(
 ) -> Dataset:
     """Opens shards made by `build`. Arguments and errors as for `benchmark.load`."""
     records_path(folder)
-    prepared = Prepared(folder)
+    prepared = PreparedDataset(folder)
     metadata = prepared.metadata
     stored = {}
-    with prepared.told("the description"):
+    with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
             stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files_on_disk
-from clipbias.data.dataset import TEMPLATE, Dataset, Split
+from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import SPLIT_FOLDERS, complete_splits
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, parse_json, read_text, reason
@@ -17,7 +18,7 @@ SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in
 
 LONGEST_NUMBER = 10  # digits of a label; longer ones are names
 
-Row = tuple[str, str, str]  # path, label, split
+TableRow = tuple[str, str, str]  # path, label, split
 
 
 def load(
@@ -75,7 +76,7 @@ def load_metadata(
 
     The metadata lies beside the images, in `folder` or in each of `train/`, `validation/`, `test/`.
     """
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for place, split_name in [("", ""), *SPLIT_NAMES.items()]:
         for name in METADATA:
             path = folder / place / name
@@ -85,7 +86,7 @@ def load_metadata(
     return _dataset("folder", folder, rows, template, class_names, str(folder))
 
 
-def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> Iterator[Row]:
+def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> Iterator[TableRow]:
     for number, record in _records(path):
         for column in (path_column, label_column):
             if record.get(column) in (None, ""):
@@ -123,7 +124,7 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
 def _dataset(
     name: str,
     root: Path,
-    rows: list[Row],
+    rows: list[TableRow],
     template: str | None,
     class_names: Sequence[str] | None,
     place: str,
@@ -155,6 +156,6 @@ def _dataset(
     return Dataset(
         name,
         tuple(labels if class_names is None else class_names),
-        TEMPLATE if template is None else template,
+        DEFAULT_TEMPLATE if template is None else template,
         complete_splits(splits, place),
     )

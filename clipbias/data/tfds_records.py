@@ -19,7 +19,7 @@ from etils import epath
 from clipbias import hosts
 from clipbias import io as files
 from clipbias.data import record_index
-from clipbias.data.record_index import Index
+from clipbias.data.record_index import RecordIndex
 from clipbias.errors import ClipbiasError, UnreadableImage
 
 CHUNK = 256  # records that are read at once
@@ -48,7 +48,7 @@ class Records:
     read: Callable[[int], bytes]
 
 
-class Prepared:
+class PreparedDataset:
     """A dataset that TFDS has prepared as array_record in `folder` (the one that holds `dataset_info.json`)."""
 
     def __init__(self, folder: epath.PathLike) -> None:
@@ -78,12 +78,12 @@ class Prepared:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        with self.told("the description"):
+        with self.explained("the description"):
             return tuple(self._builder.info.features["label"].names)
 
     @property
     def metadata(self) -> Mapping:
-        with self.told("the description"):
+        with self.explained("the description"):
             return dict(self._builder.info.metadata or {})
 
     def source(self, split: str) -> Any:
@@ -94,11 +94,11 @@ class Prepared:
             for key, feature in features.items()
             if isinstance(feature, self._tfds.features.Image)
         }
-        with self.told(split):
+        with self.explained(split):
             return self._builder.as_data_source(split, decoders=skip)
 
     @contextlib.contextmanager
-    def told(self, what: str) -> Iterator[None]:
+    def explained(self, what: str) -> Iterator[None]:
         """Records that are damaged make the library raise nearly anything."""
         try:
             yield
@@ -115,7 +115,7 @@ class Prepared:
         if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
-        with self.told(split):
+        with self.explained(split):
             index = record_index.find_or_make(
                 self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature)
             )
@@ -127,7 +127,7 @@ class Prepared:
             try:
                 with lock:
                     source = opened()
-                with self.told(f"record {number} of {split}"):
+                with self.explained(f"record {number} of {split}"):
                     return source[int(number)]["image"]
             except ClipbiasError as error:
                 raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error)) from error
@@ -135,7 +135,7 @@ class Prepared:
         order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
         return Records(ids, index.labels, order, read)
 
-    def _read_index(self, split: str, id_feature: str | None) -> Index:
+    def _read_index(self, split: str, id_feature: str | None) -> RecordIndex:
         features = self._builder.info.features
         for wanted in ("image", "label", id_feature):
             if wanted is not None and wanted not in features:
@@ -143,7 +143,7 @@ class Prepared:
         ids, labels, positions = list[str](), list[int](), list[int]()
         source, told = self.source(split), time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
-        with self.told(split):
+        with self.explained(split):
             for first in range(0, len(source), CHUNK):
                 hosts.check()
                 for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
@@ -155,7 +155,7 @@ class Prepared:
                 if time.monotonic() > told + SECONDS_BETWEEN_LINES:
                     told = time.monotonic()
                     logging.info("%d of %d records of %s", len(labels), len(source), split)
-        return Index(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
+        return RecordIndex(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
 
 
 def records_path(path: str | os.PathLike) -> Path:
@@ -167,7 +167,7 @@ def records_path(path: str | os.PathLike) -> Path:
     return files.data_path(path) if str(path).startswith("gs://") else files.user_path(path)
 
 
-def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> Prepared:
+def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
     """The newest prepared version of `builder` below `data_dir`.
 
     Raises:
@@ -186,7 +186,7 @@ def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = 
             f"tfds.builder('{builder}{exact}', data_dir='{data_dir}', file_format='array_record')"
             '.download_and_prepare()"'
         )
-    return Prepared(max(wanted, key=lambda path: _key(path.name)))
+    return PreparedDataset(max(wanted, key=lambda path: _key(path.name)))
 
 
 def check_features(path: epath.Path) -> None:

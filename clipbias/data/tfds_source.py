@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import benchmark, catalog, class_names
-from clipbias.data.dataset import TEMPLATE, Dataset, Split
-from clipbias.data.entry import Entry, Tfds
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.entry import CatalogEntry, TfdsBuilder
 from clipbias.data.folder import complete_splits
 from clipbias.data.tfds_records import Records
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path
 
 if TYPE_CHECKING:
-    from clipbias.data.tfds_records import Prepared
+    from clipbias.data.tfds_records import PreparedDataset
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
@@ -65,7 +66,7 @@ def load(
         if split == "coop":
             raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
         prepared = tfds_records.find_prepared(data_dir, wanted, "0.0.0")
-        return _with_own_split(name, None, Tfds(wanted, OWN_SPLITS), prepared, template)
+        return _with_own_split(name, None, TfdsBuilder(wanted, OWN_SPLITS), prepared, template)
     prepared = tfds_records.find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_own_split(name, entry, stock, prepared, template)
@@ -73,7 +74,7 @@ def load(
     return _with_benchmark_split(name, entry, stock, prepared, template, split_dir)
 
 
-def find_entry(wanted: str) -> Entry | None:
+def find_entry(wanted: str) -> CatalogEntry | None:
     """The catalogue entry of a catalogue name or of a builder's name, with or without its configuration."""
     for entry in catalog.ENTRIES.values():
         builder = entry.tfds.builder if entry.tfds else ""
@@ -82,7 +83,9 @@ def find_entry(wanted: str) -> Entry | None:
     return None
 
 
-def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prepared", template: str | None) -> Dataset:
+def _with_own_split(
+    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: "PreparedDataset", template: str | None
+) -> Dataset:
     label_names = prepared.label_names
     kept = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
     new_label = np.full(len(label_names), -1, np.int32)
@@ -102,16 +105,16 @@ def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prep
     if stock.difference:
         logging.warning("%s is not the benchmark's split: %s.", name, stock.difference)
     rename = entry.class_name if entry is not None else class_names.unchanged
-    own_template = entry.template if entry is not None else TEMPLATE
+    own_template = entry.template if entry is not None else DEFAULT_TEMPLATE
     names = tuple(rename(label_names[label]) for label in kept)
     return Dataset(name, names, own_template if template is None else template, splits)
 
 
 def _with_benchmark_split(
     name: str,
-    entry: Entry,
-    stock: Tfds,
-    prepared: "Prepared",
+    entry: CatalogEntry,
+    stock: TfdsBuilder,
+    prepared: "PreparedDataset",
     template: str | None,
     split_dir: str | os.PathLike,
 ) -> Dataset:
@@ -151,7 +154,9 @@ def _with_benchmark_split(
     return Dataset(name, listing.class_names, template, splits, listing.class_ids)
 
 
-def _listing(entry: Entry, stock: Tfds, available: Iterable[str], split_dir: str | os.PathLike) -> benchmark.Listing:
+def _listing(
+    entry: CatalogEntry, stock: TfdsBuilder, available: Iterable[str], split_dir: str | os.PathLike
+) -> benchmark.DatasetListing:
     root = data_path(split_dir)
     root = benchmark.own_folder(entry, root) or root
     if entry.split_file is not None:
@@ -171,7 +176,7 @@ def _listing(entry: Entry, stock: Tfds, available: Iterable[str], split_dir: str
     )
 
 
-def _fold(path: str, stock: Tfds) -> str:
+def _fold(path: str, stock: TfdsBuilder) -> str:
     return path.lower() if stock.ignore_case else path
 
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from clipbias.checks import check_choice, check_int
 from clipbias.clip import Clip, load
+from clipbias.constants import TOWERS
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
-from clipbias.explain.equivalent_bias import TOWERS, EquivalentBias, measure_equivalent_bias, reference_adaptation
+from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias, reference_adaptation
 from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, load_adapter
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clipbias.constants import ZERO_SHOT
 from clipbias.explain.temperature import calibrate, raw_log_likelihoods
 from clipbias.explain.uncertainty import (
     RESAMPLES,
@@ -35,7 +36,9 @@ OUTCOME_NAMES = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihoo
 # Images, the standard deviation of what resamples of accuracy vary by besides.
 DOUBT = 0.5
 REFERENCE, TUNED = "reference", "tuned"
-KEPT, LOST, OUTSIDE, ZERO_SHOT = "kept", "lost", "outside", "zero_shot"
+KEPT = "kept"
+LOST = "lost"
+OUTSIDE = "outside"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from clipbias.clip.scan import LayerInput
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.clip.weight_changes import of_layers
+from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.explain.affine import Products
 from clipbias.explain.intervention import image_outliers, text_outliers
@@ -43,7 +44,6 @@ from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of
 
-TOWERS = ("vision", "text")
 # Texts that run at once: a tower's tokens of all layers are held for them.
 _TEXTS_AT_ONCE = 128
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
-from clipbias.explain.effects import KEPT, LOST, REFERENCE, ZERO_SHOT
+from clipbias.constants import ZERO_SHOT
+from clipbias.explain.effects import KEPT, LOST, REFERENCE
 from clipbias.explain.equivalent_bias import EquivalentBias
 from clipbias.explain.intervention import Intervention, image_features_with, text_features_with, text_rows
 from clipbias.explain.ladder import text_intervention, vision_intervention
@@ -58,7 +59,7 @@ class InterventionClassifier:
           replicate: puts arrays on the devices.
         """
         self._task, self._params, self._learnables = task, params, learnables
-        self._plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
+        self._plain = dataclasses.replace(task.classifier, method=make_method(ZERO_SHOT))
         own_head = task.method.overrides("logits") and not why_no_causal_test(task)
         self._frozen = task.classifier if own_head else self._plain
         self._reference, self._tuned = replicate((reference, task.method.adapt(learnables)))

@@ -10,8 +10,6 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of
 
-ZERO_SHOT = "zero_shot"
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:

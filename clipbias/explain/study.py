@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, named
+from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import ZERO_SHOT, Model
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT
 from clipbias.explain.stream import Batch, Progress, Reading, Request, Saver

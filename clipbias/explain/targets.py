@@ -124,7 +124,7 @@ def own_pair_logits(
       every: text features of all classes `[n · C, d]`.
       targets: `[B, K]`.
     """
-    every = classifier.by_text(every)
+    every = classifier.split_by_template(every)
 
     def one(image: jax.Array, own: jax.Array, target: jax.Array) -> jax.Array:
         among = every.at[:, target].set(own).reshape(-1, own.shape[-1])

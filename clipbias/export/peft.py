@@ -19,11 +19,11 @@ from clipbias.clip import Clip
 from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.tensors import open_safetensors_file
+from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter
-from clipbias.tuning.frozen_weights import TOWERS
 from clipbias.tuning.methods.clip_lora import QKV, ClipLora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
-from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
+from clipbias.data.confusion import class_accuracies, confusion, least_recognised, most_confused_with
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_bytes
 from clipbias.report import style
@@ -55,7 +55,7 @@ class Answers:
         The accuracy is in percent, and not a number for a class without images.
         """
         counts = self.confusion()
-        others, times = taken_for(counts)
+        others, times = most_confused_with(counts)
         for number, (row, share) in enumerate(zip(counts, class_accuracies(counts).tolist(), strict=True)):
             other = self.class_names[others[number]] if times[number] else ""
             yield self.class_names[number], int(row.sum()), int(row[number]), share, other, int(times[number])
@@ -137,5 +137,5 @@ def write_class_table(folder: Path) -> None:
 def weakest_classes(answers: Answers, most: int = 3) -> str:
     """The classes of the lowest accuracies in words, with what they are taken for."""
     rows = [*answers.rows()]
-    chosen = (rows[number] for number in weakest(answers.confusion(), most))
+    chosen = (rows[number] for number in least_recognised(answers.confusion(), most))
     return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in chosen)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from clipbias.constants import ZERO_SHOT
 from clipbias.report import looks, style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.errors import WITHIN, difference_error
@@ -16,7 +17,6 @@ from clipbias.report.published import dataset_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ZERO_SHOT = "zero_shot"
 # Where the columns of numbers end, in widths of the panel.
 _COLUMNS = (1.13, 1.42)
 

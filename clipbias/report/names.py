@@ -40,7 +40,7 @@ def draws(method: str) -> bool:
     from clipbias.tuning import METHODS, make_method
 
     name = base_name(method)
-    return name not in METHODS or make_method(name).draws
+    return name not in METHODS or make_method(name).uses_images
 
 
 def method_kind(method: str) -> str | None:

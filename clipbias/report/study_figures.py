@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from clipbias.constants import TOWERS
 from clipbias.explain.results import MAPS, TEXT_KINDS
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
@@ -16,7 +17,6 @@ from clipbias.report.study_results import KIND_NAMES, VARIANT_NAMES, StudyResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TOWERS = ("vision", "text")
 MAP_NAMES = {
     "relevancy": "relevancy",
     "attention": "last-layer attention",

@@ -18,7 +18,7 @@ from clipbias.report.study_results import counted
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TOWERS = {"both": "both towers", "vision": "vision tower alone", "text": "text tower alone"}
+TOWER_LABELS = {"both": "both towers", "vision": "vision tower alone", "text": "text tower alone"}
 EFFECT_COLOURS = {"attention": style.SKY, "scale": style.ORANGE, "values": style.GREEN}
 OUTCOMES_LONG = {
     outcome: f"{name[:1].upper()}{name[1:]} ({UNITS[outcome][0]})" for outcome, name in OUTCOME_NAMES.items()
@@ -81,7 +81,7 @@ def effects_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
         ordered = part.iloc[part["quantity"].map(_order).argsort(kind="stable")]
         bars(axes, ordered, category="quantity", text=text, loose=("random",), **hue)
 
-    legend = {name: {"facecolor": style.GREY, **looks[tower]} for tower, name in TOWERS.items()}
+    legend = {name: {"facecolor": style.GREY, **looks[tower]} for tower, name in TOWER_LABELS.items()}
     figure = panels(
         frame,
         draw,

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data import Split
-from clipbias.data.protocols import validation_beside
+from clipbias.data.protocols import validation_outside_test
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import detection
@@ -58,7 +58,7 @@ def evaluate(
         return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
 
     evaluator = on(split)
-    others = validation_beside(split, validation)
+    others = validation_outside_test(split, validation)
     (inside,), fitted = evaluator.outcomes(static, inputs, validation=None if others is None else on(others))
     assert evaluator.predicted is not None
     save(evaluator.predicted[0])

@@ -35,7 +35,7 @@ from clipbias.training.workdir import ADAPTER
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.feature_method import FeatureMethod, sampling_of
-from clipbias.tuning.learnables import one_run, stack_runs
+from clipbias.tuning.learnables import select_run, stack_runs
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.recipe import Recipe
 
@@ -140,7 +140,7 @@ def train_group(group: Group, shared: SweepContext, files: SweepPaths, common: R
     ]
     if first.score_on == TEST and hosts.is_first():
         for index, (spec, row) in enumerate(zip(group, rows, strict=True)):
-            own = one_run(learned.learnables, index)
+            own = select_run(learned.learnables, index)
             if jax.tree.leaves(own) or files.single:
                 notes = {name: value for name, value in row.items() if name not in VOLATILE}
                 save_adapter(files.adapter(spec), learned.task, own, notes=notes)
@@ -151,7 +151,7 @@ def training_runs(
     group: Group, method: Method, draws: dict[int, protocols.EvalProtocol], shared: SweepContext
 ) -> list[Run]:
     """The runs of a group with their training images; the runs of one seed share them."""
-    if not method.draws:
+    if not method.uses_images:
         tested = next(iter(draws.values())).evaluations[0].dataset.split("test")
         return [Run(tested, spec.seed) for spec in group]
     # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
@@ -187,7 +187,7 @@ def learn(
       logging: reports and checkpoints.
     """
     stages: Sequence[tuple[Method, Recipe]] = ()
-    if method.trains and recipe is not None and method.draws:
+    if method.trains and recipe is not None and method.uses_images:
         settled = recipe.settled(len(runs[0].train))
         if logging.progress is not None and settled != recipe:
             logging.progress.say(f"{settled.epochs} epochs, {settled.total_steps(len(runs[0].train))} steps")
@@ -219,7 +219,7 @@ def each_run(
     hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
 ) -> Learnables:
     """A method's hook called with the learnables and samples of each run, its results stacked again."""
-    return stack_runs([jax.device_get(hook(one_run(learnables, run), one)) for run, one in enumerate(samples)])
+    return stack_runs([jax.device_get(hook(select_run(learnables, run), one)) for run, one in enumerate(samples)])
 
 
 def _planned(
@@ -319,7 +319,8 @@ def _next_stage(method: Method, stage: int, learnables: Learnables, text: np.nda
     """`Method.next_stage` of each run, on the host."""
     runs = jax.tree.leaves(learnables)[0].shape[0]
     each = [
-        method.next_stage(stage, one_run(learnables, run), None if text is None else text[run]) for run in range(runs)
+        method.next_stage(stage, select_run(learnables, run), None if text is None else text[run])
+        for run in range(runs)
     ]
     return stack_runs(jax.device_get(each))
 
@@ -333,7 +334,7 @@ def _stage_texts(shared: SweepContext, task: Task, learnables: Learnables) -> np
     else:
         static = EvalStatic(task.classifier, task.clip.preprocessing, shared.mesh, runs)
         features = text_features(static, EvalInputs(shared.params, placed, text))
-    return np.asarray(meshes.device_get(task.classifier.by_text(features)))
+    return np.asarray(meshes.device_get(task.classifier.split_by_template(features)))
 
 
 def _training_seconds(
@@ -373,7 +374,7 @@ def _tested(
         found[evaluation.name] = tested.scores
         if hosts.is_first():
             for index, spec in enumerate(group):
-                name, own = files.predictions(spec, evaluation.name), one_run(tested.learnables, index)
+                name, own = files.predictions(spec, evaluation.name), select_run(tested.learnables, index)
                 said = evaluation.dataset.split("test"), tested.predicted[index], tested.log_probs[index]
                 save_predictions(files.workdir, name, tested.task, own, spec.method, *said)
     rows = []
@@ -386,7 +387,7 @@ def _tested(
 
 def _picks(method: Method, draw: protocols.EvalProtocol, run: Run) -> Row:
     """The hashes of the images that a run was made from, as published picks have them."""
-    if not method.draws:
+    if not method.uses_images:
         return {}
     found = {"train": Images.of(run.train).split.names_hash}
     return {"picks": found | ({"val": draw.source.split("val").names_hash} if "val" in draw.source.splits else {})}
@@ -394,7 +395,7 @@ def _picks(method: Method, draw: protocols.EvalProtocol, run: Run) -> Row:
 
 def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Recipe, shared: SweepContext) -> Row:
     """A row with its spec, its parameters, and what its training took."""
-    counts, trained = parameter_count(one_run(learned.learnables, index)), learned.trained
+    counts, trained = parameter_count(select_run(learned.learnables, index)), learned.trained
     facts = spec_facts(spec, common) | {"model": shared.clip.name, "status": "ok"} | row
     facts |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
     facts |= {"parameters": counts["total"], "loss": None, "training_seconds": round(learned.seconds[index], 4)}

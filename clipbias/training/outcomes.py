@@ -130,7 +130,7 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
     def of_run(learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
         if conditional:
             adaptation = classifier.method.adapt(learnables)
-            text = classifier.texts_for(inputs.params, learnables, adaptation, image, inputs.text)
+            text = classifier.encode_text_for(inputs.params, learnables, adaptation, image, inputs.text)
         return classifier.head(inputs.params, learnables, image, text, mask)
 
     features = images if conditional else jnp.asarray(inputs.text)

@@ -12,7 +12,7 @@ from clipbias.training.loop import Logging, Run
 from clipbias.training.progress import Progress
 from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.learnables import one_run
+from clipbias.tuning.learnables import select_run
 from clipbias.tuning.method import Learnables, Method
 
 
@@ -48,4 +48,4 @@ def train_task(
         [draw.validation],
         Logging(progress=shown),
     )
-    return jax.tree.map(jnp.asarray, one_run(learned.learnables, 0))
+    return jax.tree.map(jnp.asarray, select_run(learned.learnables, 0))

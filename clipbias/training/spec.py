@@ -22,7 +22,7 @@ from clipbias.training.rates import Rates
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import method_options, resolve, source_digest
+from clipbias.tuning.registry import method_options, resolve_method, source_digest
 
 # More runs than this gain nothing side by side and delay the first result.
 MOST_RUNS = 32
@@ -94,7 +94,7 @@ class RunSpec:
 
     def make_method(self) -> Method:
         """The method with its options."""
-        return resolve(self.method, self.options)
+        return resolve_method(self.method, self.options)
 
 
 # Runs that train side by side.
@@ -140,12 +140,12 @@ def make_specs(
             raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
     given = options or {}
     for name in methods:  # a misspelt option is reported before any dataset is looked at
-        resolve(name, given.get(name, {}))
+        resolve_method(name, given.get(name, {}))
     specs = []
     for dataset, method in itertools.product([opened[name] for name in datasets if name in opened], methods):
         own = {**given.get(method, {}), **given.get(f"{method}@{dataset.name}", {})}
-        for count in shots if resolve(method, own).draws else (0,):
-            made = resolve(method, own, dataset=dataset.name, shots=count)
+        for count in shots if resolve_method(method, own).uses_images else (0,):
+            made = resolve_method(method, own, dataset=dataset.name, shots=count)
             recipe = made.recipe_for(common, count) if made.trains else None
             each: Sequence[float | None] = (None,)
             if recipe is not None:
@@ -157,7 +157,7 @@ def make_specs(
                 method=method,
                 options=method_options(made),
                 dataset=dataset.name,
-                protocol="full" if not count and made.draws and protocol != "pseudo_labels" else protocol,
+                protocol="full" if not count and made.uses_images and protocol != "pseudo_labels" else protocol,
                 targets=others,
                 shots=count,
                 seed=0,
@@ -175,7 +175,7 @@ def make_specs(
             specs += [
                 dataclasses.replace(spec, seed=seed, recipe=recipe and recipe.at(rate))
                 for rate in each
-                for seed in (seeds if made.draws else (0,))
+                for seed in (seeds if made.uses_images else (0,))
             ]
     return specs
 

@@ -130,7 +130,7 @@ def _updated(
 ) -> TrainState:
     """The state after a step. The optimiser acts on each number by itself, so the runs' axis needs no care."""
     method = static.classifier.method
-    decayed = method.decayed(state.learnables, inputs.params)
+    decayed = method.decayed_weights(state.learnables, inputs.params)
     directions, momentum = method.optimizer(static.recipe).update(gradient, state.momentum, decayed)
     rate = scalars.learning_rate
     learnables = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, state.learnables, directions)

@@ -127,12 +127,12 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
 
 def _place_reference(mesh: Mesh, task: Task, params: Params) -> jax.Array | None:
     """The text features of the method's frozen teacher, if it has one."""
-    if not task.reference_texts:
+    if not task.teacher_text_count:
         return None
     if meshes.is_abstract(params):
-        shape = (task.reference_texts, task.clip.config.projection_width)
+        shape = (task.teacher_text_count, task.clip.config.projection_width)
         return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
-    return jax.device_put(task.reference_features(params), meshes.sharding(mesh))
+    return jax.device_put(task.teacher_features(params), meshes.sharding(mesh))
 
 
 def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False) -> Text:
@@ -147,7 +147,7 @@ def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False
         if abstract:
             shape = (len(task.texts), task.clip.config.projection_width)
             return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
-        features = task.fixed_text(params, task.init())
+        features = task.text_input(params, task.init())
         return jax.device_put(features, meshes.sharding(mesh))
     if training and task.classifier.drops_text(task.shapes):
         tokens = meshes.shapes(task.tokens) if abstract else task.tokens

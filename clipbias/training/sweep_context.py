@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
+from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
-from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
+from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
 from clipbias.data.images import ImageCache, Images
-from clipbias.data.protocols import validation_beside
+from clipbias.data.protocols import validation_outside_test
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
@@ -87,7 +88,7 @@ class SweepContext:
         """What each seed trains and is tested on. Where nothing is trained, any draw tells the test images."""
         options: dict[str, Any] = dict(shots=max(shots, 1), targets=targets or None)
         load = self.datasets.__getitem__
-        return tuple(protocols.make_plan(protocol, dataset, load, seed=seed, **options) for seed in seeds)
+        return tuple(protocols.make_protocol(protocol, dataset, load, seed=seed, **options) for seed in seeds)
 
     def draws_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
         """The draw of each of a group's seeds, by seed, in the order in which they first appear."""
@@ -124,11 +125,11 @@ class SweepContext:
         """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
         source, split = plan.source, plan.unlabelled()
         if source.class_names not in self._pseudo_labels:
-            task = self.bind(make_method("zero_shot"), source)
+            task = self.bind(make_method(ZERO_SHOT), source)
             static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
             self._pseudo_labels[source.class_names] = self._evaluator_of(split).pseudo_labels(static, inputs)
         predicted, doubt = self._pseudo_labels[source.class_names]
-        chosen = confident(predicted, doubt, shots=shots)
+        chosen = most_confident(predicted, doubt, shots=shots)
         return dataclasses.replace(split.subset(chosen), labels=predicted[chosen])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
@@ -167,7 +168,7 @@ class SweepContext:
             return None
         # Where the dataset's own are all tested, no others take their place here.
         tested = evaluation.dataset.split("test")
-        split = plan.validation() if validation_beside(tested, plan.source.split("val")) is not None else None
+        split = plan.validation() if validation_outside_test(tested, plan.source.split("val")) is not None else None
         if split is None:
             return None
         most = min(shots or MAX_VAL_SHOTS, MAX_VAL_SHOTS)
@@ -194,4 +195,4 @@ def text_of(shared: SweepContext, task: Task) -> jax.Array:
     """The class features that no learnable changes, `[S, C, d]`, for what is made of images' features."""
     placed = place_text(shared.mesh, task, shared.params)
     assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
-    return task.classifier.by_text(placed)
+    return task.classifier.split_by_template(placed)

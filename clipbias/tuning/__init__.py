@@ -10,7 +10,7 @@ from clipbias.tuning.method import CONSTANTS, Learnables, Method
 from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import METHODS, make_method, resolve
+from clipbias.tuning.registry import METHODS, make_method, resolve_method
 from clipbias.tuning.task import Task
 from clipbias.tuning.test_time_method import TestTimeMethod
 
@@ -36,6 +36,6 @@ __all__ = [
     "make_method",
     "parameter_count",
     "read_descriptions",
-    "resolve",
+    "resolve_method",
     "unit_length",
 ]

@@ -27,7 +27,7 @@ from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import transfer
-from clipbias.tuning.user_methods import is_program, own_method
+from clipbias.tuning.user_methods import is_user_method, match_user_method
 
 # Raised when a file changes in a way that earlier code would misread.
 FORMAT = 1
@@ -128,7 +128,7 @@ class Adapter:
           clip: the model it was trained on.
           class_names: `None` for the classes of training.
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
-            `tuning.user_methods.own_method`).
+            `tuning.user_methods.match_user_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
           free_text: whether `class_names` are texts of any kind (see `Task`).
           dtype: compute type (see `Task`).
@@ -142,7 +142,7 @@ class Adapter:
                 f"this adapter was trained on {self.base!r} (weights {printable(self.base_fingerprint[:12])}) and does "
                 f"not fit {clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
-        name = self.method if self.method in METHODS else own_method(self.method, own_methods)
+        name = self.method if self.method in METHODS else match_user_method(self.method, own_methods)
         method = make_method(name, **self.options)
         stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
         trained = Task(clip, method, self, descriptions=stored, method_name=name, dtype=dtype)
@@ -181,7 +181,7 @@ def save_adapter(
 
 def make_adapter(task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None) -> Adapter:
     """An adapter of what a task learned; arguments and errors as for `save_adapter`."""
-    if task.method_name not in METHODS and not is_program(task.method_name):
+    if task.method_name not in METHODS and not is_user_method(task.method_name):
         raise ClipbiasError(
             f"cannot save the adapter: the method {task.method_name!r} cannot be made again; put its class in a file, "
             "and make the task with the file's path."

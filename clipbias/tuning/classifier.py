@@ -73,7 +73,7 @@ class Classifier:
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        return unit_length(self.of_image(self.encode_images(params, self.method.adapt(learnables), images)))
+        return unit_length(self.whole_image_features(self.encode_images(params, self.method.adapt(learnables), images)))
 
     def class_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
         """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
@@ -81,7 +81,8 @@ class Classifier:
         Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
         """
         adaptation = self.method.adapt(learnables)
-        return class_vectors(self.by_text(self.encode_text(params, adaptation, text)), adaptation.text_residual)
+        features = self.split_by_template(self.encode_text(params, adaptation, text))
+        return class_vectors(features, adaptation.text_residual)
 
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
         """Features `[B, d]` of normalised images, as the tower makes them; with patches `[B, 1 + M, d]`, `[cls]` first.
@@ -103,7 +104,7 @@ class Classifier:
             return project_image(params, self.config, images, adaptation, normed=True)
         return images
 
-    def of_image(self, features: jax.Array) -> jax.Array:
+    def whole_image_features(self, features: jax.Array) -> jax.Array:
         """The features of whole images `[B, d]` among those that `encode_images` gives."""
         if self.method.patches or (features.ndim == 3 and self.method.first_view):
             return features[:, 0]
@@ -120,7 +121,7 @@ class Classifier:
             return text
         return features if self.counts is None else without_missing(features, self.counts)
 
-    def texts_for(
+    def encode_text_for(
         self, params: Params, learnables: Learnables, adaptation: Adaptation, image: jax.Array, text: Text
     ) -> jax.Array:
         """Text features `[S · C, d]`, or `[B, S · C, d]` where they depend on the images of features `[B, d]`.
@@ -131,7 +132,7 @@ class Classifier:
         tuned_at_test = isinstance(self.method, TestTimeMethod) and image.ndim == 3
         if not tuned_at_test and not self.method.overrides("adapt_to"):
             return self.encode_text(params, adaptation, text)
-        features = image if tuned_at_test else self.of_image(image)
+        features = image if tuned_at_test else self.whole_image_features(image)
 
         def one(feature: jax.Array) -> jax.Array:
             return self.encode_text(params, self.adaptation_for(params, learnables, feature, text), text)
@@ -156,7 +157,7 @@ class Classifier:
         assert isinstance(self.method, TestTimeMethod), "the others see one feature of an image"
         return self.method.adapt(self.method.at_test(learnables, logits))
 
-    def by_text(self, features: jax.Array, templates: int = 0) -> jax.Array:
+    def split_by_template(self, features: jax.Array, templates: int = 0) -> jax.Array:
         """`[…, S · C, d]` as `[…, S, C, d]`, with `S` so many templates, or all."""
         return features.reshape(*features.shape[:-2], templates or self.templates, -1, features.shape[-1])
 
@@ -180,7 +181,7 @@ class Classifier:
             )
         adaptation = self.method.adapt(learnables)
         image = self.encode_images(params, adaptation, images)
-        texts = self.texts_for(params, learnables, adaptation, image, text)
+        texts = self.encode_text_for(params, learnables, adaptation, image, text)
         return self.head(params, learnables, image, texts, mask)
 
     def head(
@@ -191,12 +192,12 @@ class Classifier:
         text: jax.Array,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `texts_for`.
+        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `encode_text_for`.
 
         SigLIP's bias is added; a softmax over classes, and with it the loss, does not see it.
         """
         with jax.default_matmul_precision("highest"):
-            logits = self.method.logits(learnables, self._features(params, image, self.by_text(text), mask))
+            logits = self.method.logits(learnables, self._features(params, image, self.split_by_template(text), mask))
         return logits + params["logit_bias"] if "logit_bias" in params else logits
 
     def losses(
@@ -229,13 +230,13 @@ class Classifier:
             encoded = self._encode_texts(params, learnables, adaptation, texts, image)
         text, templates = encoded
         count = self.templates if texts.selected is None else texts.selected.shape[0]
-        features = self._features(params, image, self.by_text(text, count), mask)
+        features = self._features(params, image, self.split_by_template(text, count), mask)
         if texts.template_tokens is not None:
             features = dataclasses.replace(features, templates=templates)
         if texts.reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = texts.reference.reshape(-1, features.text.shape[-2], texts.reference.shape[-1])
-            features = dataclasses.replace(features, frozen=self._features(params, plain, reference))
+            features = dataclasses.replace(features, teacher=self._features(params, plain, reference))
         with jax.default_matmul_precision("highest"):
             logits = self.method.logits(learnables, features)
             return dict(self.method.losses(learnables, features, logits, labels)), logits
@@ -262,7 +263,7 @@ class Classifier:
         if image is None:
             features = self.encode_text(params, of_text, text)
         else:
-            features = self.texts_for(params, learnables, of_text, image, text)
+            features = self.encode_text_for(params, learnables, of_text, image, text)
         if texts.template_tokens is None:
             return features, None
         return features, self.encode_text(params, adaptation, texts.template_tokens)
@@ -274,7 +275,7 @@ class Classifier:
         patches = image[:, 1:] if self.method.patches else None
         scale = jnp.exp(self.method.logit_scale(params))
         views = image if image.ndim == 3 and patches is None else None
-        return Features(self.of_image(image), text, scale, patches=patches, views=views, mask=mask)
+        return Features(self.whole_image_features(image), text, scale, patches=patches, views=views, mask=mask)
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""

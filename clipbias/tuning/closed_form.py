@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, Samples, average_texts, unit_length
 
 # The factor of the cosines where the authors write a number in place of `exp(logit_scale)`.
-HUNDRED = 100.0
+COSINE_SCALE = 100.0
 
 
 def cosines(features: Features) -> jax.Array:

@@ -27,7 +27,7 @@ class FeatureMethod(Method):
         return learnables
 
     @property
-    def draws(self) -> bool:
+    def uses_images(self) -> bool:
         return True
 
 

@@ -56,14 +56,14 @@ class Features:
         (`Method.reads_templates`), else `None`.
       mask: bool `[B]`, which of the images count; the others only fill a batch. `None` where all do. A head whose
         logits of one image depend on the others of its batch leaves those out.
-      frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
-        `None`.
+      teacher: the same features from plain CLIP, with the texts of `Method.teacher_text`; `None` if the method has no
+        teacher, and outside losses.
     """
 
     image: jax.Array
     text: jax.Array
     scale: jax.Array
-    frozen: "Features | None" = None
+    teacher: "Features | None" = None
     patches: jax.Array | None = None
     views: jax.Array | None = None
     templates: jax.Array | None = None

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
+from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.preset import Kind
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
-TOWERS = ("vision", "text")
 # LayerNorms outside the blocks, two in the vision tower and one in the text tower.
 OUTER_NORMS = ("pre_norm", "post_norm", "final_norm")
 TowerNames = tuple[Annotated[str, Choices(TOWERS)], ...]
@@ -50,7 +50,7 @@ class WeightTuning(Method):
     def adapt(self, learnables: Learnables) -> Adaptation:
         return Adaptation(**learnables)
 
-    def decayed(self, learnables: Learnables, params: Params) -> Learnables:
+    def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
         return tuned_weights(learnables, params) if self.decay == WEIGHTS else learnables
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:

@@ -34,7 +34,7 @@ def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
     return {**learnables, CONSTANTS: others[CONSTANTS]} if CONSTANTS in others else learnables
 
 
-def one_run(learnables: Learnables, index: int) -> Learnables:
+def select_run(learnables: Learnables, index: int) -> Learnables:
     """Those of one of several runs, which lie on a leading axis `R`."""
     return jax.tree.map(lambda leaf: leaf[index], learnables)
 

@@ -17,9 +17,10 @@ import optax
 from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
+from clipbias.constants import WORDS
 from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import WORDS, PromptText
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import Recipe
 
 # A dictionary of arrays. What lies under `CONSTANTS` belongs to a run and its adapter like the rest, but no step
@@ -53,7 +54,7 @@ class Method(abc.ABC):
       reads_templates: whether the loss sees features of the templates without a class name, too, `Features.templates`.
       first_view: whether the first of several features of an image (`Features.views`) is its own; else their mean is.
       unlabelled: whether training images are those that plain CLIP is most certain of, with its labels
-        (`data.few_shot.confident`), in place of a draw of labelled ones.
+        (`data.few_shot.most_confident`), in place of a draw of labelled ones.
       datasets: options of the authors' for a dataset (`options_for`).
       scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
       batchwise: whether the logits or the loss of an image depend on the other images of its batch, which then is not
@@ -151,8 +152,8 @@ class Method(abc.ABC):
         """
         return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels)}
 
-    def reference(self, template: str, clip: Clip) -> PromptText | None:
-        """The text of a frozen teacher, whose features are `Features.frozen` in `losses`. By default there is none."""
+    def teacher_text(self, template: str, clip: Clip) -> PromptText | None:
+        """The text of a frozen teacher, whose features are `Features.teacher` in `losses`. By default there is none."""
         return None
 
     def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:
@@ -168,7 +169,7 @@ class Method(abc.ABC):
     def options_for(cls, dataset: str, shots: int) -> Mapping[str, Any]:
         """The authors' options for a dataset of the catalogue and so many images per class, 0 for all that there are.
 
-        They hold unless the user gives the option (`registry.resolve`). By default those of `datasets`.
+        They hold unless the user gives the option (`registry.resolve_method`). By default those of `datasets`.
         """
         return cls.datasets.get(dataset, {})
 
@@ -200,7 +201,7 @@ class Method(abc.ABC):
         """The optimiser without the learning rate, by default the recipe's. It acts on each number by itself."""
         return recipe.transformation()
 
-    def decayed(self, learnables: Learnables, params: Params) -> Learnables:
+    def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
         """What weight decay draws towards zero, of several runs side by side. By default the learnables."""
         return learnables
 
@@ -242,6 +243,6 @@ class Method(abc.ABC):
         return self.overrides("adapt_to")
 
     @property
-    def draws(self) -> bool:
+    def uses_images(self) -> bool:
         """Whether it uses training images at all."""
         return self.trains

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-WORDS = "a photo of a"
-
 
 @dataclasses.dataclass(frozen=True)
 class PromptText:

@@ -20,10 +20,10 @@ from clipbias.tuning.user_methods import (
     FunctionMethod,
     classes,
     from_functions,
-    is_program,
-    load_program,
-    loaded_program,
-    program_of,
+    is_user_method,
+    load_user_method,
+    loaded_user_method,
+    user_method_name,
 )
 from clipbias.tuning.user_methods import source_digest as source_digest
 
@@ -31,7 +31,7 @@ from clipbias.tuning.user_methods import source_digest as source_digest
 METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
 
-def resolve(name: str, given: Mapping[str, Any], *, dataset: str | None = None, shots: int = 0) -> Method:
+def resolve_method(name: str, given: Mapping[str, Any], *, dataset: str | None = None, shots: int = 0) -> Method:
     """A method with all its options: each is the given one, else the dataset's, else the preset's, else the default.
 
     Args:
@@ -48,8 +48,8 @@ def resolve(name: str, given: Mapping[str, Any], *, dataset: str | None = None, 
     given = {option: _hashable(name, option, value) for option, value in given.items()}
     if name in METHODS:
         kind, preset = METHODS[name]
-    elif is_program(name):
-        program = load_program(name)
+    elif is_user_method(name):
+        program = load_user_method(name)
         if isinstance(program, types.ModuleType):
             return from_functions(program, name, given)
         kind, preset = program, Preset(name)
@@ -67,8 +67,8 @@ def resolve(name: str, given: Mapping[str, Any], *, dataset: str | None = None, 
 
 
 def make_method(name: str, /, **options: Any) -> Method:
-    """A method with options as given, on no dataset: `resolve` without one."""
-    return resolve(name, options)
+    """A method with options as given, on no dataset: `resolve_method` without one."""
+    return resolve_method(name, options)
 
 
 def method_options(method: Method) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def name_of(method: Method) -> str | None:
     found = [name for name, (kind, _) in METHODS.items() if kind is type(method)]
     fitting = [name for name in found if METHODS[name][1].options.items() <= options]
     if not found:
-        return program_of(method)
+        return user_method_name(method)
     return max(fitting or found[:1], key=lambda name: len(METHODS[name][1].options))
 
 
@@ -105,14 +105,14 @@ def find_preset(name: str) -> Preset | None:
     """
     if name in METHODS:
         return METHODS[name][1]
-    program = loaded_program(name)
+    program = loaded_user_method(name)
     presets = getattr(program, "presets", None)
     return next((one for one in presets.values() if isinstance(one, Preset)), None) if presets else None
 
 
 def find_kind(name: str) -> Kind | None:
     """The kind of a method, likewise; `None` where it is not known."""
-    program = METHODS[name][0] if name in METHODS else loaded_program(name)
+    program = METHODS[name][0] if name in METHODS else loaded_user_method(name)
     return program.kind if isinstance(program, type) else None
 
 

@@ -17,6 +17,7 @@ from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import settle
 from clipbias.clip.weight_changes import check_changes
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.classifier import Classifier, RematPolicy, Text, TrainingTexts, total_loss
@@ -25,9 +26,7 @@ from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.learnables import check_order, parameter_count
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.prompt_tokens import ClassTexts, template_texts, template_tokens, text_layout, without_template
-from clipbias.tuning.registry import method_options, name_of, resolve
-
-DEFAULT_TEMPLATE = "a photo of a {}."
+from clipbias.tuning.registry import method_options, name_of, resolve_method
 
 # Texts that each device takes at once where nothing is learned in the text tower, so that it only runs forward. All of
 # an ensemble's (80 templates of 1000 classes) would need tens of gigabytes.
@@ -98,7 +97,7 @@ class Task:
 
         Args:
           clip: from `clipbias.load`.
-          method: a name (see `tuning.registry.resolve`) or a `Method`.
+          method: a name (see `tuning.registry.resolve_method`) or a `Method`.
           class_names: the classes; `_` counts as a space. Or a dataset: it provides the template, the descriptions and
             the authors' options of the method, as far as the other arguments do not.
           template: the dataset's own template, with `{}` for the class name; by default "a photo of a {}.".
@@ -119,7 +118,7 @@ class Task:
         classes = _ClassSource.of(class_names)
         if isinstance(method, str):
             self.method_name = method
-            self.method = resolve(method, options, dataset=classes.dataset, shots=shots)
+            self.method = resolve_method(method, options, dataset=classes.dataset, shots=shots)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:
@@ -136,7 +135,7 @@ class Task:
 
         prompt = self.method.text(self.template, clip)
         self.prompt = without_template(prompt) if free_text else prompt
-        self.teacher_prompt = self.method.reference(self.template, clip)
+        self.teacher_prompt = self.method.teacher_text(self.template, clip)
         if template is not None and not free_text:
             self._warn_of_teacher()
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
@@ -256,7 +255,7 @@ class Task:
         """Learnables with what the method makes of its frozen teacher's features of these classes, if anything."""
         if not self.method.overrides("read_classes"):
             return learnables
-        reference = self.reference_features(self.clip.params)
+        reference = self.teacher_features(self.clip.params)
         assert reference is not None, "a method that reads the classes has a teacher"
         text = reference.reshape(-1, len(self.class_names), reference.shape[-1])
         return self.method.read_classes(learnables, text)
@@ -269,7 +268,7 @@ class Task:
           learnables: as from `init`.
           images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`); for a method that is trained on
             features, these may stand in their place, `[B, d]` (`Sampling`).
-          text: what `text_features` or `fixed_text` returned, to skip the text tower.
+          text: what `text_features` or `text_input` returned, to skip the text tower.
 
         Raises:
           ClipbiasError: the images are not normalised, or of another shape; or params and learnables are swapped.
@@ -289,13 +288,13 @@ class Task:
     ) -> jax.Array:
         """The method's loss, the mean cross-entropy of `logits` with integer `labels [B]` unless it has its own.
 
-        What is random in training, such as dropout, is left out. `reference` is what `reference_features` returned, to
+        What is random in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
         compute it once.
         """
         check_order(params, learnables)
         self._check_images(images)
         text = self.text if text is None else text
-        reference = self.reference_features(params) if reference is None else reference
+        reference = self.teacher_features(params) if reference is None else reference
         texts = TrainingTexts(text, reference, self.template_tokens)
         terms, _ = self.classifier.losses(params, learnables, images, labels, texts)
         return total_loss(terms)
@@ -322,7 +321,7 @@ class Task:
         self._check_images(images)
         return self.classifier.image_features(params, learnables, images)
 
-    def fixed_text(self, params: Params, learnables: Learnables) -> Text:
+    def text_input(self, params: Params, learnables: Learnables) -> Text:
         """The text tower's features `[n · C, d]` where no learnable changes them, else the tokens."""
         return self.text if self.classifier.changes_text(learnables) else self.text_features(params, learnables)
 
@@ -344,11 +343,11 @@ class Task:
         return self._described or template_texts(self.clip, self.class_names, self.teacher_prompt)
 
     @property
-    def reference_texts(self) -> int:
+    def teacher_text_count(self) -> int:
         """How many texts `S' · C` the method's frozen teacher has, 0 where it has none."""
         return 0 if self._teacher is None else len(self._teacher.texts)
 
-    def reference_features(self, params: Params) -> jax.Array | None:
+    def teacher_features(self, params: Params) -> jax.Array | None:
         """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
         if self._teacher is None:
             return None

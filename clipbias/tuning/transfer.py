@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.learnables import one_run, stack_runs
+from clipbias.tuning.learnables import select_run, stack_runs
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.task import Task
 
@@ -33,10 +33,9 @@ def transfer(
     if source.class_names == target.class_names:
         return learnables
     if method.overrides("transfer"):
-        before, after = (
-            np.asarray(task.classifier.by_text(task.plain_text_features(task.clip.params))) for task in (source, target)
-        )
-        return _each_run(lambda one: method.transfer(one, labels, before, after), learnables, axis)
+        source_text = _plain_texts(source)
+        target_text = _plain_texts(target)
+        return _each_run(lambda run: method.transfer(run, labels, source_text, target_text), learnables, axis)
     if method.overrides("read_classes"):
         return _each_run(target.read_classes, learnables, axis)
     # What belongs to a class grows with the number of classes.
@@ -57,9 +56,15 @@ def transfer(
     return jax.tree.map(rows, learnables, source.shapes, one_more)
 
 
+def _plain_texts(task: Task) -> np.ndarray:
+    """Plain CLIP's text features `[S, C, d]` of a task's classes."""
+    features = task.plain_text_features(task.clip.params)
+    return np.asarray(task.classifier.split_by_template(features))
+
+
 def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
     """What is made of the learnables on the host; run by run where a leading axis holds several."""
     if not axis:
         return jax.device_get(change(learnables))
     runs = range(jax.tree.leaves(learnables)[0].shape[0])
-    return stack_runs([jax.device_get(change(one_run(learnables, run))) for run in runs])
+    return stack_runs([jax.device_get(change(select_run(learnables, run))) for run in runs])

@@ -52,13 +52,13 @@ class FunctionMethod(Method):
         return PromptText((text,)) if isinstance(text, str) else text
 
 
-def is_program(name: str) -> bool:
+def is_user_method(name: str) -> bool:
     """Whether a method's name is that of a file (`own.py`) or module (`package.own`), `…:Class` for one of several."""
     where, _, attribute = name.partition(":")
     return where.endswith(".py") or "." in where or bool(attribute)
 
 
-def load_program(name: str) -> type[Method] | ModuleType:
+def load_user_method(name: str) -> type[Method] | ModuleType:
     """Runs a program: its subclass of `Method`, or the module itself where it has functions `init` and `adapt`.
 
     Raises:
@@ -91,8 +91,8 @@ def from_functions(module: ModuleType, name: str, options: Mapping[str, Any]) ->
     return FunctionMethod(module.init, module.adapt, getattr(module, "text", None), tuple(sorted(options.items())))
 
 
-def loaded_program(name: str) -> type[Method] | ModuleType | None:
-    """What `load_program` gave before in this process; `None` if it did not. Runs nothing."""
+def loaded_user_method(name: str) -> type[Method] | ModuleType | None:
+    """What `load_user_method` gave before in this process; `None` if it did not. Runs nothing."""
     where, _, attribute = name.partition(":")
     module = sys.modules.get(_module_name(where))
     if module is None:
@@ -107,7 +107,7 @@ def classes(module: ModuleType) -> list[type[Method]]:
     return [kind for kind in kinds if kind.__module__ == module.__name__]
 
 
-def program_of(method: Method) -> str | None:
+def user_method_name(method: Method) -> str | None:
     """The name of the program that a method was made from; `None` where it has none, as in a notebook."""
     source: Any = method.init_function if isinstance(method, FunctionMethod) else type(method)
     module = sys.modules.get(source.__module__)
@@ -120,7 +120,7 @@ def program_of(method: Method) -> str | None:
 def source_digest(name: str) -> str | None:
     """SHA-256 of a program; `None` for the name of a built-in method, or where no program is found."""
     where = name.partition(":")[0]
-    if not is_program(name):
+    if not is_user_method(name):
         return None
     try:
         spec = None if where.endswith(".py") else importlib.util.find_spec(where)
@@ -130,7 +130,7 @@ def source_digest(name: str) -> str | None:
         return None
 
 
-def own_method(recorded: str, given: Sequence[str]) -> str:
+def match_user_method(recorded: str, given: Sequence[str]) -> str:
     """The program of a method that a file names, if the user named that program too.
 
     A file from elsewhere must not choose what is run. The path or module is the user's, and what was recorded only

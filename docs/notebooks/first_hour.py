@@ -112,7 +112,7 @@ table(rows)
 # each prompt and each word counts for it. Beside a map, where there are prompts, a bar shows their share.
 
 # %%
-picture = PICTURE if PICTURE is not None else dataset.split("test").picture(0)
+picture = PICTURE if PICTURE is not None else dataset.split("test").image(0)
 
 
 def look(task, learnables):

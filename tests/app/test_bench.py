@@ -88,7 +88,7 @@ def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
     test = clothes.split("test")
     for picture, name in zip(pictures, names, strict=True):
         number = list(test.labels).index(clothes.class_names.index(name))
-        np.testing.assert_array_equal(np.asarray(picture), test.picture(number))
+        np.testing.assert_array_equal(np.asarray(picture), test.image(number))
 
 
 def test_names_are_read_as_people_write_them() -> None:

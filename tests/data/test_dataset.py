@@ -45,9 +45,9 @@ def test_a_message_has_the_path(tmp_path):
     with pytest.raises(
         UnreadableImage, match=r"cannot read the image .*c\.png, listed in list\.csv: No such"
     ) as raised:
-        split.picture(1)
+        split.image(1)
     assert raised.value.path == str(tmp_path / "c.png")
     (tmp_path / "c.png").write_bytes(b"x")
     with pytest.raises(UnreadableImage, match=r"c\.png cannot be decoded") as raised:
-        split.subset([1]).picture(0)
+        split.subset([1]).image(0)
     assert raised.value.path == str(tmp_path / "c.png")

@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from clipbias.data import demo, make_plan
+from clipbias.data import demo, make_protocol
 from clipbias.data.dataset import Split
 from tools.demo import concepts, datasets, icons, stickers
 
@@ -126,10 +126,10 @@ def test_no_style_is_both_seen_and_tested_and_every_class_has_its_own_icons():
 
 
 def test_the_protocols_find_their_targets_among_the_embedded_datasets():
-    plan = make_plan("domain_generalization", "demo/emoji", demo.load, shots=16, seed=1)
+    plan = make_protocol("domain_generalization", "demo/emoji", demo.load, shots=16, seed=1)
     assert [one.name for one in plan.evaluations] == ["demo/emoji", *demo.VARIANTS]
     assert plan.evaluations[2].source_labels == tuple(range(60))
-    plan = make_plan("cross_dataset", "demo/emoji", demo.load, shots=16, seed=1)
+    plan = make_protocol("cross_dataset", "demo/emoji", demo.load, shots=16, seed=1)
     assert [one.name for one in plan.evaluations] == ["demo/emoji", "demo/digits", "demo/fashion"]
 
 

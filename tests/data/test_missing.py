@@ -5,7 +5,7 @@ import pytest
 
 from clipbias import data
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.missing import missing, open_datasets
+from clipbias.data.missing import describe_missing, open_datasets
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import write
 
@@ -21,19 +21,19 @@ def dataset_of(name: str, **labels: list[int]) -> Dataset:
 def test_two_images_in_all_leave_none_to_evaluate_on(tmp_path):
     for name in ("cat", "dog"):
         write(tmp_path / name / "1.png")
-    found = missing(data.load("folder", data_dir=tmp_path), shots=1)
+    found = describe_missing(data.load("folder", data_dir=tmp_path), shots=1)
     assert found == "folder has no test images to evaluate on (it has train: cat 1, dog 1); add some."
 
 
 def test_what_is_needed_depends_on_what_is_done():
-    assert missing(dataset_of("x", train=[0], test=[1]), shots=1) is None
+    assert describe_missing(dataset_of("x", train=[0], test=[1]), shots=1) is None
     evaluated = dataset_of("x", test=[0, 1, 2, 3, 4, 5, 5])
-    assert missing(evaluated, shots=0) is None
-    said = missing(evaluated, shots=4)
+    assert describe_missing(evaluated, shots=0) is None
+    said = describe_missing(evaluated, shots=4)
     assert said == (
         "x has no train images to train on (it has test: a 1, b 1, c 1, d 1, e 1 and 1 more classes); add some."
     )
-    assert "(it has no image)" in missing(dataset_of("x", train=[]), shots=4)
+    assert "(it has no image)" in describe_missing(dataset_of("x", train=[]), shots=4)
 
 
 def test_all_that_is_wrong_is_said_at_once_or_left_out(caplog):

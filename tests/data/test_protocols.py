@@ -82,7 +82,7 @@ def test_few_shot_and_full(root):
 
 
 def test_cross_dataset_takes_the_other_ten(root):
-    plan = protocols.make_plan("cross_dataset", "imagenet", lambda name: data.load(name, data_dir=root), shots=1)
+    plan = protocols.make_protocol("cross_dataset", "imagenet", lambda name: data.load(name, data_dir=root), shots=1)
     assert [evaluation.name for evaluation in plan.evaluations] == list(catalog.ELEVEN)
     assert plan.evaluations[0].source_labels == (0, 1, 2, 3)
     assert all(evaluation.source_labels is None for evaluation in plan.evaluations[1:])
@@ -100,7 +100,7 @@ def test_domain_generalization_maps_classes_to_the_source(root, tmp_path):
     def load(name):
         return data.load(name, data_dir=tmp_path if name == "imagenet_a" else root)
 
-    plan = protocols.make_plan("domain_generalization", "imagenet", load, shots=1, seed=2)
+    plan = protocols.make_protocol("domain_generalization", "imagenet", load, shots=1, seed=2)
     labels = {evaluation.name: evaluation.source_labels for evaluation in plan.evaluations}
     assert list(labels) == ["imagenet", *catalog.VARIANTS]
     # Two classes are called "missile": they are told apart by WordNet id, not by name.

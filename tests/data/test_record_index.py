@@ -10,7 +10,7 @@ from etils import epath
 
 from clipbias import data
 from clipbias.data import record_index, shards
-from clipbias.data.tfds_records import Prepared
+from clipbias.data.tfds_records import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 
@@ -32,13 +32,13 @@ def copied(built: tuple[Path, data.Dataset], tmp_path: Path, monkeypatch: pytest
     """A copy of the shards' folder, and which of its splits are read whole."""
     shutil.copytree(built[0], tmp_path / "shards")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    read, original = [], Prepared._read_index
+    read, original = [], PreparedDataset._read_index
 
-    def noted(self: Prepared, split: str, id_feature: str | None) -> record_index.Index:
+    def noted(self: PreparedDataset, split: str, id_feature: str | None) -> record_index.RecordIndex:
         read.append(split)
         return original(self, split, id_feature)
 
-    monkeypatch.setattr(Prepared, "_read_index", noted)
+    monkeypatch.setattr(PreparedDataset, "_read_index", noted)
     return tmp_path / "shards", read
 
 

@@ -9,7 +9,7 @@ import clipbias
 from clipbias import clip as clip_package
 from clipbias import data
 from clipbias import io as files
-from clipbias.data import given, shards
+from clipbias.data import shards, user_images
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from experiments.predict import find_images
@@ -72,8 +72,8 @@ def test_pictures(tmp_path, bucket):
     own = [tmp_path / "cat" / "1.png", tmp_path / "cat" / "2.png"]
     assert [str(path) for path in find_images(f"{GS}/cat")] == paths and find_images(str(tmp_path / "cat")) == own
     for address, path in zip(paths, own, strict=True):
-        np.testing.assert_array_equal(given.picture(address), given.picture(path))
-    assert given.labelled(paths, [0, 1], ["a", "b"]).read(1) == own[1].read_bytes()
+        np.testing.assert_array_equal(user_images.to_rgb(address), user_images.to_rgb(path))
+    assert user_images.labelled_split(paths, [0, 1], ["a", "b"]).read(1) == own[1].read_bytes()
 
 
 def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from clipbias import data
 from clipbias.data import shards
-from clipbias.data.tfds_records import Prepared
+from clipbias.data.tfds_records import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests import bucket as buckets
 from tests.bucket import Bucket
@@ -53,13 +53,13 @@ def test_shards_open_by_their_index_alone(served, folders) -> None:
 
 
 def test_without_an_index_records_are_read_once(served, folders, monkeypatch) -> None:
-    read, original = [], Prepared._read_index
+    read, original = [], PreparedDataset._read_index
 
     def noted(self, split, id_feature):
         read.append(split)
         return original(self, split, id_feature)
 
-    monkeypatch.setattr(Prepared, "_read_index", noted)
+    monkeypatch.setattr(PreparedDataset, "_read_index", noted)
     before = served.cat_file(INDEX)
     served.rm_file(INDEX)
     served.written.clear()

@@ -57,7 +57,7 @@ def tuned(task: Task) -> Learnables:
     if sampling is not None:
         width = task.clip.config.projection_width if sampling.projected else task.clip.config.vision.width
         labels = np.repeat(np.arange(len(NAMES), dtype=np.int32), PER_CLASS)
-        text = np.asarray(task.classifier.by_text(task.fixed_text(task.clip.params, learnables)))
+        text = np.asarray(task.classifier.split_by_template(task.text_input(task.clip.params, learnables)))
         centres = rng.normal(size=(len(NAMES), width)).astype(np.float32)
 
         def draw(*shape: int) -> np.ndarray:

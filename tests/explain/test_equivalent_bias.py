@@ -11,9 +11,10 @@ import scipy.special
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.constants import TOWERS
 from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.constants_section import compute_constants
-from clipbias.explain.equivalent_bias import TOWERS, EquivalentBias, measure_equivalent_bias, reference_adaptation
+from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias, reference_adaptation
 from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions

@@ -18,7 +18,7 @@ def entropies(scores: np.ndarray) -> np.ndarray:
     return -(probabilities * np.log(probabilities)).sum(-1)
 
 
-def confident(scores: np.ndarray, share: float = 0.1) -> np.ndarray:
+def most_confident(scores: np.ndarray, share: float = 0.1) -> np.ndarray:
     """The views of smallest entropy, as many as `share` of them rounded down, one at least."""
     return np.argsort(entropies(scores), kind="stable")[: max(1, int(share * len(scores)))]
 
@@ -51,7 +51,7 @@ def tuned(
 ) -> tuple[Learnables, np.ndarray]:
     """The context after its steps of AdamW from a fresh state, and the views that it learned of."""
     learnables = weights.double(learnables)
-    chosen = confident(methods.task_logits(clip, "coop", class_names, learnables, views), share)
+    chosen = most_confident(methods.task_logits(clip, "coop", class_names, learnables, views), share)
     optimizer = optimizers.AdamW(weight_decay=decay)
     moved = optimizers.run(
         optimizer,

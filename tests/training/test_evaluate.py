@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
-from clipbias.data.protocols import validation_beside
+from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration, evaluator
 from clipbias.training import mesh as meshes
@@ -135,8 +135,8 @@ def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -
 
 def test_no_temperature_is_fitted_on_what_is_evaluated(colours: Dataset) -> None:
     test, val = colours.split("test"), colours.split("val")
-    assert validation_beside(test, None) is None
-    assert validation_beside(test, test.subset([3, 1])) is None  # ImageNet's validation images are its test images
+    assert validation_outside_test(test, None) is None
+    assert validation_outside_test(test, test.subset([3, 1])) is None  # as ImageNet's are
     both = Split(test.keys + val.keys, np.concatenate([test.labels, val.labels]), test.read)
-    left = validation_beside(test, both)
+    left = validation_outside_test(test, both)
     assert left is not None and left.keys == val.keys and (left.labels == val.labels).all()

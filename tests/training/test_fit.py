@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}}
 
 def pictures(dataset: Dataset, name: str) -> tuple[list[np.ndarray], np.ndarray]:
     split = dataset.split(name)
-    return [split.picture(index) for index in range(len(split))], split.labels
+    return [split.image(index) for index in range(len(split))], split.labels
 
 
 def make_task(clip: Clip, dataset: Dataset, method: str) -> Task:

@@ -132,7 +132,7 @@ def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tasks, "TEXTS_AT_ONCE", 7)
     parts = Task(clip, "zero_shot", names, templates=templates)
     assert (whole.classifier.class_chunks, parts.classifier.class_chunks) == (1, 9)
-    features = [task.fixed_text(clip.params, {}) for task in (whole, parts)]
+    features = [task.text_input(clip.params, {}) for task in (whole, parts)]
     np.testing.assert_allclose(*features, rtol=1e-5, atol=2e-6)
     learned = Task(clip, "coop", names)
     assert learned.classifier.class_chunks == 1

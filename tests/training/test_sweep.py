@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import pictures
-from clipbias.data.protocols import make_plan
+from clipbias.data.protocols import make_protocol
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
@@ -58,7 +58,7 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
 def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs, test = tiny.specs("bias"), colours.split("test")
-    draws = {seed: make_plan("few_shot", "", lambda _: colours, shots=2, seed=seed).source for seed in (1, 2)}
+    draws = {seed: make_protocol("few_shot", "", lambda _: colours, shots=2, seed=seed).source for seed in (1, 2)}
     hashes = {seed: {name: draw.split(name).names_hash for name in ("train", "val")} for seed, draw in draws.items()}
     images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.config.vision.image_size))
     rows = tiny.run(specs)

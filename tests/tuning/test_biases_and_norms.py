@@ -83,4 +83,4 @@ def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]
     }
     assert jax.tree.map(np.shape, part.init()) == jax.tree.map(np.shape, same)
     start = part.init()
-    assert part.method.decayed(start, clip.params) is start
+    assert part.method.decayed_weights(start, clip.params) is start

@@ -56,7 +56,7 @@ def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) -> None:
     task = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS)
     expected = plain_logits(pair, images, np.stack([numpy_clip.unit(one).mean(0) for one in raw]))
-    text = jax.jit(task.fixed_text)(pair[0].params, {})
+    text = jax.jit(task.text_input)(pair[0].params, {})
     found = jax.jit(task.logits)(pair[0].params, {}, images, text)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     # More devices and parts only deal the texts out.

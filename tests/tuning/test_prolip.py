@@ -101,7 +101,7 @@ def test_images_are_projected_by_the_tuned_projection(clip: Clip) -> None:
     rows = frozen_features(clip.config, clip.preprocessing, clip.params, raw, dtype="float32", projected=False)
     logits = jax.jit(task.logits)(clip.params, learnables, clip.preprocessing.normalize(raw))
     projection = np.asarray(clip.params["vision"]["projection"] + learnables["vision_projection"])
-    text = np.asarray(task.classifier.by_text(task.fixed_text(clip.params, task.init())))
+    text = np.asarray(task.classifier.split_by_template(task.text_input(clip.params, task.init())))
     expected = heads_prolip.logits(hidden=rows, projection=projection, text_features=text)
     common.close(logits, expected, common.LOGITS)
 

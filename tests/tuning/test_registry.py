@@ -12,10 +12,10 @@ from clipbias.data import Dataset, Split
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.looks import method_look
 from clipbias.report.names import method_name, ordered_methods
-from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve
+from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve_method
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import method_options, name_of, option_types
-from clipbias.tuning.user_methods import FunctionMethod, own_method
+from clipbias.tuning.user_methods import FunctionMethod, match_user_method
 from configs import train, zoo
 
 CLASS = """
@@ -95,17 +95,17 @@ def test_a_file_with_functions(tmp_path: Path) -> None:
     ],
 )
 def test_the_one_rule_of_options(name: str, given: dict, dataset: str | None, shots: int, expected: dict) -> None:
-    method = resolve(name, given, dataset=dataset, shots=shots)
+    method = resolve_method(name, given, dataset=dataset, shots=shots)
     assert expected.items() <= method_options(method).items()
-    assert resolve(name, method_options(method)) == method
-    assert resolve(name, method_options(method), dataset="stanford_cars", shots=1) == method
+    assert resolve_method(name, method_options(method)) == method
+    assert resolve_method(name, method_options(method), dataset="stanford_cars", shots=1) == method
 
 
 def test_a_task_of_a_dataset_has_the_dataset_s_options(clip: Clip) -> None:
     split = Split((), np.zeros(0), lambda index: b"")
     cars = Dataset("stanford_cars", ("cat", "dog"), "a photo of a {}, a car.", {"test": split})
     task = Task(clip, "mmrl", cars, shots=16, blocks=1)
-    assert task.method == resolve("mmrl", {"blocks": 1}, dataset="stanford_cars", shots=16)
+    assert task.method == resolve_method("mmrl", {"blocks": 1}, dataset="stanford_cars", shots=16)
     assert (task.class_names, task.template, task.texts[0]) == (
         ("cat", "dog"),
         cars.template,
@@ -147,7 +147,7 @@ def test_the_name_of_a_method() -> None:
 
 
 def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
-    assert [name for name in METHODS if not make_method(name).draws] == ["zero_shot", "tpt"]
+    assert [name for name in METHODS if not make_method(name).uses_images] == ["zero_shot", "tpt"]
     path = tmp_path / "own_functions.py"
     path.write_text(FUNCTIONS)
     assert make_method(str(path)).trains
@@ -236,7 +236,7 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
     ],
 )
 def test_the_program_that_an_adapter_means(recorded: str, given: tuple[str, ...], expected: str) -> None:
-    assert own_method(recorded, given) == expected
+    assert match_user_method(recorded, given) == expected
 
 
 @pytest.mark.parametrize("where", ["paper", "demo"])

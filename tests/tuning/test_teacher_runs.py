@@ -16,7 +16,7 @@ from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
-from clipbias.tuning.registry import resolve
+from clipbias.tuning.registry import resolve_method
 from tests.reference import teachers
 from tests.training.conftest import few_shot_runs, train_runs
 from tests.tuning.heads_common import COMMON
@@ -26,7 +26,7 @@ RECIPE = dataclasses.replace(COMMON, batch_size=3)
 
 def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
     """The method with the options that it has on a dataset and with so many shots."""
-    return resolve(name, options, dataset=dataset, shots=shots)
+    return resolve_method(name, options, dataset=dataset, shots=shots)
 
 
 def test_the_authors_options_by_dataset_and_shots() -> None:

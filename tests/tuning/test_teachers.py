@@ -85,7 +85,7 @@ def test_prograd_on_other_datasets_starts_from_a_photo_and_asks_the_datasets_own
         task.init()["text_context"], teachers.prograd_context(reference, "a photo of a {}."), atol=1e-7
     )
     np.testing.assert_allclose(
-        task.reference_features(clip.params), teachers.plain_text(reference, CLASS_NAMES, OWN), atol=1e-5
+        task.teacher_features(clip.params), teachers.plain_text(reference, CLASS_NAMES, OWN), atol=1e-5
     )
 
 
@@ -121,5 +121,5 @@ def test_the_teachers_template_of_kgcoop(pair) -> None:
         ("kgcoop", OWN),
         (make_method("kgcoop", template="a type of {} texture."), "a type of {} texture."),
     ):
-        found = Task(clip, method, CLASS_NAMES, template=OWN).reference_features(clip.params)
+        found = Task(clip, method, CLASS_NAMES, template=OWN).teacher_features(clip.params)
         np.testing.assert_allclose(found, teachers.plain_text(reference, CLASS_NAMES, template), atol=1e-5)

@@ -79,7 +79,7 @@ def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> N
 
     found = jax.jit(jax.value_and_grad(objective, has_aux=True))
     for own, image in zip(features, images, strict=True):
-        chosen = tpt.confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
+        chosen = tpt.most_confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
         loss, expected = tpt.loss_and_gradients(reference, CLASS_NAMES, double(start), image, chosen)
         (value, picks), slopes = found(start, own)
         np.testing.assert_array_equal(picks, chosen)

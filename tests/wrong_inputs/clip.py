@@ -18,7 +18,7 @@ from clipbias.clip.checkpoint import WEIGHTS
 from clipbias.clip.encode import check_images
 from clipbias.clip.families import choose
 from clipbias.clip.precision import DTYPES, resolve
-from clipbias.data.given import label_numbers
+from clipbias.data.user_images import label_numbers
 from clipbias.export import fold
 from tests.wrong_inputs.place import Case, Place, case, pure
 

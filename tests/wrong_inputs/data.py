@@ -60,7 +60,7 @@ def split_file(words: str, **more: list[Any]) -> Case:
 def plan(words: str, protocol: str, name: str, *targets: str) -> Case:
     """A protocol on miniatures."""
     options: dict[str, Any] = dict(shots=1, targets=targets) if targets else {}
-    call = lambda folder: protocols.make_plan(protocol, name, lambda name: load(name)(folder), **options)  # noqa: E731
+    call = lambda folder: protocols.make_protocol(protocol, name, lambda name: load(name)(folder), **options)  # noqa: E731
     return made(words, call, dict.fromkeys((name, *targets), ...))
 
 

@@ -13,7 +13,7 @@ import clipbias
 from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.tuning import Task, make_method, read_descriptions
 from clipbias.tuning.templates import choose_templates
-from clipbias.tuning.user_methods import own_method
+from clipbias.tuning.user_methods import match_user_method
 from tests.tuning.heads_common import LABELS, make_samples
 from tests.tuning.test_registry import CLASS
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
@@ -101,10 +101,10 @@ CASES: list[Case] = [
     program("has the hook 'sampling'; derive it from tuning.FeatureMethod", f"{CLASS}    sampling = print"),
     program("has the hook 'at_test'; derive it from tuning.TestTimeMethod", f"{CLASS}    at_test = print"),
     program(r"text_context have 2 tokens, but its text\(\) keeps 0 places", CONTEXT),
-    pure(r"may be x/a\.py or y/a\.py", own_method, "a.py", ("x/a.py", "y/a.py")),
-    pure(r"may be mine/a\.py or yours/a\.py", own_method, "theirs/a.py", ("mine/a.py", "yours/a.py")),
-    pure("name it yourself", own_method, "mine/a.py", ("mine/b.py",)),
-    pure("name it yourself", own_method, "package.own", ("other.own",)),
+    pure(r"may be x/a\.py or y/a\.py", match_user_method, "a.py", ("x/a.py", "y/a.py")),
+    pure(r"may be mine/a\.py or yours/a\.py", match_user_method, "theirs/a.py", ("mine/a.py", "yours/a.py")),
+    pure("name it yourself", match_user_method, "mine/a.py", ("mine/b.py",)),
+    pure("name it yourself", match_user_method, "package.own", ("other.own",)),
     # Classes and their texts.
     bound("no class names", ()),
     bound("class_names is the text 'cat'; give a list of names", "cat"),

@@ -12,7 +12,8 @@ import numpy as np
 
 from clipbias import data
 from clipbias.clip import Clip, load
-from clipbias.explain.model import ZERO_SHOT, Model
+from clipbias.constants import ZERO_SHOT
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import SECTIONS
 from clipbias.explain.run import run_study

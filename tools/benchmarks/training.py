@@ -16,6 +16,7 @@ import numpy as np
 from clipbias.clip import Clip, encode_image
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
+from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
@@ -156,13 +157,13 @@ def _features(clip: Clip, job: ways.Job) -> ways.Loaded:
 def torch_inputs(clip: Clip, job: ways.Job) -> dict[str, np.ndarray]:
     """Images or views of images, labels, padded tokens, prompts, and a teacher's text features of one template."""
     names, count = model.class_names(job["classes"]), job["batch"]
-    plain, own = Task(clip, "zero_shot", names), job["method"] in OWN_LEARNABLES
+    plain, own = Task(clip, ZERO_SHOT, names), job["method"] in OWN_LEARNABLES
     # PromptSRC's prompts are IVLP's, of nine layers.
     options = model.options(job["option"]) if own else {"depth": 9}
     task = Task(clip, job["method"] if own else "ivlp", names, **options)
     crops, missing = crops_of(task.method), clip.config.text.context_length - task.tokens.ids.shape[1]
     pixels = model.random_views(clip.config, count, crops) if crops else model.random_images(clip.config, count)
-    teacher = np.asarray(plain.fixed_text(clip.params, plain.init(0)))
+    teacher = np.asarray(plain.text_input(clip.params, plain.init(0)))
     arrays = {
         "images": clip.preprocessing.normalize(pixels),
         "labels": labels(task, count),

@@ -14,12 +14,13 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
+from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.closed_form import HUNDRED
+from clipbias.tuning.closed_form import COSINE_SCALE
 from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
 from clipbias.tuning.method import CONSTANTS, Depth, Learnables, Method
 from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import WORDS, PromptText
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
@@ -49,7 +50,7 @@ class ClipLora(Method):
 
     presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
-    scale: ClassVar[float | None] = HUNDRED
+    scale: ClassVar[float | None] = COSINE_SCALE
 
     parts: tuple[Part, ...] = QKV
     towers: TowerNames = ("vision", "text")

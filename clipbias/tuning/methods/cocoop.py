@@ -10,12 +10,13 @@ from typing import ClassVar
 import jax
 
 from clipbias.clip import Adaptation, Clip
+from clipbias.constants import WORDS
 from clipbias.tuning.context import context_text, initial_context, initial_linear
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.method import Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import WORDS, PromptText
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

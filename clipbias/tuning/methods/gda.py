@@ -16,7 +16,7 @@ import numpy as np
 from clipbias.checks import Choices
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.closed_form import HUNDRED, accuracy, class_means, cosines, passes, text_classifier, unit_rows
+from clipbias.tuning.closed_form import COSINE_SCALE, accuracy, class_means, cosines, passes, text_classifier, unit_rows
 from clipbias.tuning.closed_form import validation as validation_of
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
@@ -45,7 +45,7 @@ class GDA(FrozenTowers, FeatureMethod):
     presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540)}
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
-    scale: ClassVar[float] = HUNDRED
+    scale: ClassVar[float] = COSINE_SCALE
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
 
     covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"

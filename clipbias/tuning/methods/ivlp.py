@@ -7,11 +7,12 @@ from typing import ClassVar
 import jax
 
 from clipbias.clip import Adaptation, Clip
+from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, initial_context, random_prompts
 from clipbias.tuning.method import Depth, Learnables, Method, TokensOrNone
 from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import WORDS, PromptText
+from clipbias.tuning.prompt_text import PromptText
 
 
 @dataclasses.dataclass(frozen=True)

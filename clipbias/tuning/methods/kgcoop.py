@@ -39,14 +39,14 @@ class KgCoOp(CoOp):
     template: str = ""
     recipe: RecipeName = COMMON
 
-    def reference(self, template: str, clip: Clip) -> PromptText:
+    def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((self.template or template,))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        assert features.frozen is not None
-        student, teacher = (unit_length(average_texts(one.text)) for one in (features, features.frozen))
+        assert features.teacher is not None
+        student, teacher = (unit_length(average_texts(one.text)) for one in (features, features.teacher))
         distance = 1 - (student * teacher).sum(-1).mean()
         return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
 

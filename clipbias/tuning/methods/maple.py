@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
+from clipbias.constants import WORDS
 from clipbias.tuning.context import context_text, initial_context, initial_linear, random_prompts
 from clipbias.tuning.method import Depth, Learnables, Method, Tokens
 from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import WORDS, PromptText
+from clipbias.tuning.prompt_text import PromptText
 
 
 @dataclasses.dataclass(frozen=True)

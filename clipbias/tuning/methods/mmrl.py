@@ -15,7 +15,7 @@ import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import HUNDRED
+from clipbias.tuning.closed_form import COSINE_SCALE
 from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
@@ -72,7 +72,7 @@ class MMRL(Method):
         **_BY_DATASET,
         "imagenet": {"epochs": 5, "batch_size": 32},
     }
-    scale: ClassVar[float | None] = HUNDRED
+    scale: ClassVar[float | None] = COSINE_SCALE
     first_view: ClassVar[bool] = True
 
     tokens: Tokens = 5
@@ -108,7 +108,7 @@ class MMRL(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
 
-    def reference(self, template: str, clip: Clip) -> PromptText:
+    def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
 
     def _both(self, features: Features) -> tuple[jax.Array, jax.Array]:
@@ -126,11 +126,11 @@ class MMRL(Method):
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        frozen = features.frozen
-        assert frozen is not None
+        teacher = features.teacher
+        assert teacher is not None
         image, tokens = (optax.softmax_cross_entropy_with_integer_labels(z, labels) for z in self._both(features))
-        text = unit_length(average_texts(features.text)) * unit_length(average_texts(frozen.text))
-        same = (unit_length(features.image) * unit_length(frozen.image)).sum(-1)
+        text = unit_length(average_texts(features.text)) * unit_length(average_texts(teacher.text))
+        same = (unit_length(features.image) * unit_length(teacher.image)).sum(-1)
         return {
             "cross_entropy": self.alpha * image,
             "tokens": (1 - self.alpha) * tokens,

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
+from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import word_ids
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import WORDS, PromptText
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 _END = " {}."
@@ -96,17 +97,18 @@ class ProGrad(Method):
         placeholders = ["X"] * (self.tokens - self._count(clip))
         return PromptText((" ".join([*placeholders, self._words]) + _END,), context_tokens=self.tokens)
 
-    def reference(self, template: str, clip: Clip) -> PromptText:
+    def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((self.template or template,))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        assert features.frozen is not None
-        frozen, temperature = features.frozen, self.temperature
-        plain = frozen.scale * (unit_length(frozen.image) @ unit_length(average_texts(frozen.text)).T)
-        each = jax.nn.softmax(plain / temperature) * jax.nn.log_softmax(logits / temperature)
-        return {**super().losses(learnables, features, logits, labels), "kl": -(temperature**2) * each.sum(-1)}
+        assert features.teacher is not None
+        teacher = features.teacher
+        temperature = self.temperature
+        zero_shot = teacher.scale * (unit_length(teacher.image) @ unit_length(average_texts(teacher.text)).T)
+        products = jax.nn.softmax(zero_shot / temperature) * jax.nn.log_softmax(logits / temperature)
+        return {**super().losses(learnables, features, logits, labels), "kl": -(temperature**2) * products.sum(-1)}
 
     def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
         strength = 1.0 if self.strength is None else self.strength

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import HUNDRED
+from clipbias.tuning.closed_form import COSINE_SCALE
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling
 from clipbias.tuning.method import CONSTANTS, Learnables
@@ -43,7 +43,7 @@ class ProLip(FeatureMethod):
     presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
     datasets: ClassVar[Mapping[str, Mapping[str, object]]] = {"imagenet": {"templates": "imagenet_select"}}
-    scale: ClassVar[float | None] = HUNDRED
+    scale: ClassVar[float | None] = COSINE_SCALE
 
     strength: Annotated[float, Range(0)] | None = None
     passes: Annotated[int, Range(1, 10_000)] = 300

@@ -80,22 +80,24 @@ class PromptSRC(IVLP):
     recipe: RecipeName = COMMON
     epochs: Annotated[int, Range(1, MOST)] = 50
 
-    def reference(self, template: str, clip: Clip) -> PromptText:
+    def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText(choose_templates(self.templates, template))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        frozen = features.frozen
-        assert frozen is not None
-        text, plain_text = unit_length(average_texts(features.text)), unit_length(average_raw_texts(frozen.text))
-        image, plain_image = unit_length(features.image), unit_length(frozen.image)
-        teacher = jax.nn.log_softmax(frozen.scale * (plain_image @ plain_text.T))
+        teacher = features.teacher
+        assert teacher is not None
+        text = unit_length(average_texts(features.text))
+        image = unit_length(features.image)
+        teacher_text = unit_length(average_raw_texts(teacher.text))
+        teacher_image = unit_length(teacher.image)
+        log_teacher = jax.nn.log_softmax(teacher.scale * (teacher_image @ teacher_text.T))
         return {
             **super().losses(learnables, features, logits, labels),
-            "text": self.text_weight * jnp.abs(text - plain_text).mean(),
-            "image": self.image_weight * jnp.abs(image - plain_image).mean(-1),
-            "kl": (jnp.exp(teacher) * (teacher - jax.nn.log_softmax(logits))).mean(-1),
+            "text": self.text_weight * jnp.abs(text - teacher_text).mean(),
+            "image": self.image_weight * jnp.abs(image - teacher_image).mean(-1),
+            "kl": (jnp.exp(log_teacher) * (log_teacher - jax.nn.log_softmax(logits))).mean(-1),
         }
 
     def average(self, epochs: int) -> np.ndarray:

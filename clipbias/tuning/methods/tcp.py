@@ -91,7 +91,7 @@ class TCP(Method):
         suffix = self.suffix or template.partition("{}")[2]
         return PromptText((" ".join(["X"] * self.tokens) + " {}" + suffix,), context_tokens=self.tokens)
 
-    def reference(self, template: str, clip: Clip) -> PromptText:
+    def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((self.template or template,))
 
     def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:

@@ -19,7 +19,7 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import HUNDRED, cosines, text_classifier, unit_rows, validation
+from clipbias.tuning.closed_form import COSINE_SCALE, cosines, text_classifier, unit_rows, validation
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
@@ -72,7 +72,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     presets: ClassVar[Mapping[str, Preset]] = {"tip_adapter": Preset("Tip-Adapter", order=520)}
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
-    scale: ClassVar[float] = HUNDRED
+    scale: ClassVar[float] = COSINE_SCALE
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = DATASETS
 
     alpha: Weight = 1.17

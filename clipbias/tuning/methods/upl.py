@@ -1,8 +1,8 @@
 """UPL (Huang et al. 2022, arXiv 2204.03649, Unsupervised Prompt Learning): CoOp on labels that plain CLIP gives.
 
-The training images are picked among all those of the dataset, whose own labels are not looked at
-(`data.few_shot.confident`). The protocol `pseudo_labels` trains any other method on the same images. It is trained by
-the project's recipe, or with `recipe="authors"` by its authors'.
+The training images are those of the whole dataset that plain CLIP is surest of; their true labels are not used
+(`data.few_shot.most_confident`). The protocol `pseudo_labels` trains any other method on the same images. The project's
+recipe holds by default; `recipe="authors"` takes the authors'.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax
 
 from clipbias.clip import Clip
+from clipbias.constants import ZERO_SHOT
 from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.preset import Kind, Preset
@@ -20,7 +21,7 @@ class ZeroShot(FrozenTowers):
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"zero_shot": Preset("Zero-shot", order=0)}
+    presets: ClassVar[Mapping[str, Preset]] = {ZERO_SHOT: Preset("Zero-shot", order=0)}
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
 

@@ -25,7 +25,7 @@ def is_path(image: Any) -> bool:
     return isinstance(image, str | os.PathLike)
 
 
-def listed(images: Any) -> tuple[Sequence[Any], bool]:
+def list_images(images: Any) -> tuple[Sequence[Any], bool]:
     """What was given as a sequence of pictures, and whether it was a single one.
 
     An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several.
@@ -46,7 +46,7 @@ def listed(images: Any) -> tuple[Sequence[Any], bool]:
     raise ClipbiasError(f"the images are {what}; {_WHAT}.")
 
 
-def picture(image: Any, name: str = "the image") -> np.ndarray:
+def to_rgb(image: Any, name: str = "the image") -> np.ndarray:
     """One picture as uint8 RGB `[h, w, 3]`; grey is repeated, transparency dropped.
 
     Args:
@@ -77,7 +77,7 @@ def picture(image: Any, name: str = "the image") -> np.ndarray:
     return array if array.shape[2:] == (3,) else np.asarray(Image.fromarray(array).convert("RGB"))
 
 
-def labelled(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
+def labelled_split(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
     """Pictures with their classes as a split; files are read when they are needed.
 
     Args:
@@ -88,7 +88,7 @@ def labelled(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
     Raises:
       ClipbiasError: there are not as many labels as images, or a label is no class.
     """
-    given, _ = listed(images)
+    given, _ = list_images(images)
     numbers = label_numbers(labels, class_names)
     if len(given) != len(numbers) or not len(given):
         raise ClipbiasError(f"there are {len(given)} images and {len(numbers)} labels; give a label for each image.")
@@ -96,7 +96,7 @@ def labelled(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
 
     def read(index: int) -> bytes:
         image = given[index]
-        return read_image(data_path(image)) if is_path(image) else _png(picture(image, f"image {index}"))
+        return read_image(data_path(image)) if is_path(image) else _png(to_rgb(image, f"image {index}"))
 
     return Split(keys, numbers, read)
 
