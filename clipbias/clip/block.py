@@ -83,8 +83,8 @@ def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: 
     hidden = hooks.keep(layers.mlp_hidden(middle, weights, config), HIDDEN)
     output = middle + layers.mlp_output(hidden, weights, config)
     if layer.adapters is not None:
-        beside = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon)
-        output = output + layers.network(beside, layer.adapters)
+        normed_rows = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon)
+        output = output + layers.network(normed_rows, layer.adapters)
     if layer.bias is not None:
         output = output + bias_of_tokens(layer.bias, hooks.bias_rows)
     return hooks.after(output, rows)

@@ -26,7 +26,10 @@ Weights = Mapping[str, Any]
 RematPolicy = Callable[..., Any]  # of `jax.checkpoint_policies`
 
 # Names of what a block computes on its way (`block.run_block`).
-INPUT, QKV, ATTENDED, HIDDEN = "input", "queries, keys and values", "attended tokens", "hidden units"
+INPUT = "input"
+QKV = "queries, keys and values"
+ATTENDED = "attended tokens"
+HIDDEN = "hidden units"
 # What a backward pass needs of a block besides its input and what is cheap to compute again: outputs of the products
 # with weights. Attention is computed again, as cheap as storing and loading all its pairs. Weights are frozen, so the
 # inputs of most products are not needed.
@@ -176,7 +179,9 @@ def _cudnn_attention(
     # Of the runs that `vmap` puts side by side each has its own, as the kernel's batching asks.
     lengths = count + 0 * jnp.isfinite(q[:, 0, 0, 0])
     padded = jax.nn.dot_product_attention(
-        *(q, k, v),
+        q,
+        k,
+        v,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
         is_causal=causal,
@@ -216,8 +221,8 @@ def mlp(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
 def outputs(qkv: Weights, first: int, end: int) -> Weights:
     """Queries (0), keys (1) and values (2) of a `qkv` product, from part `first` up to `end`."""
     width = qkv["kernel"].shape[-1] // 3
-    chosen = {name: qkv[name][..., first * width : end * width] for name in ("kernel", "bias")}
-    chosen |= {name: qkv[name][..., first:end, :, :] for name in ("down", "up") if name in qkv}
+    part = {name: qkv[name][..., first * width : end * width] for name in ("kernel", "bias")}
+    part |= {name: qkv[name][..., first:end, :, :] for name in ("down", "up") if name in qkv}
     if "key" in qkv:  # each product draws for itself
-        chosen |= {"key": jax.random.fold_in(qkv["key"], first), "rate": qkv["rate"]}
-    return chosen
+        part |= {"key": jax.random.fold_in(qkv["key"], first), "rate": qkv["rate"]}
+    return part

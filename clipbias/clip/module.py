@@ -1,17 +1,18 @@
 """CLIP as a Flax module: for training loops built on `init` and `apply`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from clipbias.clip.adaptation import Adaptation
 from clipbias.clip.config import ClipConfig
+from clipbias.clip.layers import RematPolicy
 from clipbias.clip.params import init_logit_bias, init_logit_scale, init_text, init_vision
 from clipbias.clip.text import TextTokens, encode_text
-from clipbias.clip.tower import Observe
+from clipbias.clip.tower import Observe, Observed
 from clipbias.clip.vision import encode_image
 
 
@@ -31,8 +32,8 @@ class ClipModule(nn.Module):
     """
 
     config: ClipConfig
-    dtype: Any = jnp.float32
-    remat: Callable[..., Any] | None = None
+    dtype: DTypeLike = jnp.float32
+    remat: RematPolicy | None = None
 
     def setup(self) -> None:
         self.param("vision", init_vision, self.config)
@@ -87,9 +88,9 @@ class ClipModule(nn.Module):
 
     def _encode(
         self,
-        encode: Callable[..., tuple[jax.Array, Any]],
+        encode: Callable[..., tuple[jax.Array, Observed]],
         tower: str,
-        inputs: Any,
+        inputs: jax.Array | TextTokens,
         adaptation: Adaptation | None,
         taps: jax.Array | None,
         observe: Observe | None,

@@ -15,8 +15,7 @@ In a tower that is not causal nothing is saved: every tile holds one text with a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +25,13 @@ from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan
 from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.adaptation_checks import check_inserted, check_text_parts, class_block
 from clipbias.clip.block import BlockHooks, bias_rows, put_prompts, row_attention, run_block, self_attention
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, with_precision
-from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
+from clipbias.clip.text import TextTokens, project_text, put_context, text_layers
 from clipbias.clip.tower import causal_mask
-from clipbias.clip.vision import check_inserted
 from clipbias.clip.weight_changes import outside_layers
 from clipbias.errors import ClipbiasError
 
@@ -122,44 +121,71 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
         return np.full(shape, fill, np.int32)
 
     packed_ids, positions, classes = (grid(0, groups, shared + unique) for _ in range(3))
-    context_rows, texts = grid(-1, groups, shared + unique), grid(-1, groups, unique)
-    ends, order = grid(shared + unique, groups, per_group), grid(0, len(ids))
+    context_rows = grid(-1, groups, shared + unique)
+    texts = grid(-1, groups, unique)
+    ends = grid(shared + unique, groups, per_group)
+    order = grid(0, len(ids))
     firsts = np.tile([span.start for span in spans], groups // sets)
-    packed_ids[:, :shared], context_rows[:, :shared] = ids[firsts, :shared], rows[firsts, :shared]
-    positions[:, :shared], classes[:, :shared] = np.arange(shared), firsts[:, None]
+    packed_ids[:, :shared] = ids[firsts, :shared]
+    context_rows[:, :shared] = rows[firsts, :shared]
+    positions[:, :shared] = np.arange(shared)
+    classes[:, :shared] = firsts[:, None]
     for g, group in enumerate(members):
         for place, (index, start) in enumerate(zip(group, starts[g], strict=True)):
             length = int(lengths[index])
             span = slice(shared + start, shared + start + length)
             source = slice(shared, shared + length)
-            packed_ids[g, span], context_rows[g, span] = ids[index, source], rows[index, source]
-            positions[g, span], classes[g, span] = np.arange(shared, shared + length), index
+            packed_ids[g, span] = ids[index, source]
+            context_rows[g, span] = rows[index, source]
+            positions[g, span] = np.arange(shared, shared + length)
+            classes[g, span] = index
             texts[g, start : start + length] = index
-            ends[g, place], order[index] = span.stop - 1, g * per_group + place
+            ends[g, place] = span.stop - 1
+            order[index] = g * per_group + place
     return PackedTokens(
-        *(packed_ids, positions, context_rows, classes, texts.reshape(groups, -1, size), ends, order),
+        ids=packed_ids,
+        positions=positions,
+        context_rows=context_rows,
+        classes=classes,
+        texts=texts.reshape(groups, -1, size),
+        ends=ends,
+        order=order,
         shared=shared,
         context_is_shared=bool((rows[:, shared:] < 0).all()),
         causal=causal,
     )
 
 
-def take_sets(tokens: PackedTokens, sets: int, chosen: jax.Array) -> PackedTokens:
-    """The texts of some of the sets that `pack` was given, in this order: `chosen` is int32 `[Q]` and may be traced."""
-    count, each = chosen.shape[0], tokens.order.shape[0] // sets
-    picked: dict[str, Any] = {}
+def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedTokens:
+    """The texts of some of the sets that `pack` was given, by `numbers`, int32 `[Q]`, which may be traced."""
+    count = numbers.shape[0]
+    each = tokens.order.shape[0] // sets
+    leaves = {}
     for name in GROUPED:
         leaf = jnp.asarray(getattr(tokens, name))
-        by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, chosen]
+        by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, numbers]
         if name == "classes":  # those of the first set taken come first now
-            places = jnp.arange(count).reshape(1, -1, *[1] * (leaf.ndim - 1))
+            places = jnp.expand_dims(jnp.arange(count), (0, *range(2, leaf.ndim + 1)))
             by_set = by_set % each + each * places
-        picked[name] = by_set.reshape(-1, *leaf.shape[1:])
+        leaves[name] = by_set.reshape(-1, *leaf.shape[1:])
     # A text's group is one of each set's, and its place in there stays.
-    groups, places = jnp.divmod(jnp.asarray(tokens.order).reshape(sets, each)[chosen], tokens.ends.shape[1])
+    groups, places = jnp.divmod(jnp.asarray(tokens.order).reshape(sets, each)[numbers], tokens.ends.shape[1])
     groups = groups // sets * count + jnp.arange(count)[:, None]
     order = (groups * tokens.ends.shape[1] + places).reshape(-1)
-    return dataclasses.replace(tokens, **picked, order=order)
+    return _with_leaves(dataclasses.replace(tokens, order=order), leaves)
+
+
+def _with_leaves(tokens: PackedTokens, leaves: Mapping[str, jax.Array]) -> PackedTokens:
+    """The same with other arrays of the fields `GROUPED`."""
+    return dataclasses.replace(
+        tokens,
+        ids=leaves["ids"],
+        positions=leaves["positions"],
+        context_rows=leaves["context_rows"],
+        classes=leaves["classes"],
+        texts=leaves["texts"],
+        ends=leaves["ends"],
+    )
 
 
 def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
@@ -186,19 +212,20 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> j
       q: `[G, U, H, K]`.
       k, v: `[G, P + U, H, K]`.
     """
-    shared, tiles = tokens.shared, tokens.texts.shape[1:3]
+    shared = tokens.shared
+    tiles = tokens.texts.shape[1:3]
     # Heads before tokens: the axis of all tokens then splits into tiles where it lies.
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-    own_q, own_k, own_v = (x.reshape(*x.shape[:2], *tiles, -1) for x in (q, k[:, :, shared:], v[:, :, shared:]))
+    tile_q, tile_k, tile_v = (x.reshape(*x.shape[:2], *tiles, -1) for x in (q, k[:, :, shared:], v[:, :, shared:]))
     visible = (tokens.texts[..., :, None] == tokens.texts[..., None, :]) & causal_mask(tiles[-1])
-    own = jnp.einsum("GHCSK,GHCTK->GHCST", own_q, own_k)
-    own = jnp.where(visible[:, None], own, -jnp.inf)
-    prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*own.shape[:-1], shared)
-    prefix, own = layers.exponentials(prefix, own)
+    tile = jnp.einsum("GHCSK,GHCTK->GHCST", tile_q, tile_k)
+    tile = jnp.where(visible[:, None], tile, -jnp.inf)
+    prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*tile.shape[:-1], shared)
+    prefix, tile = layers.exponentials(prefix, tile)
     # A token sees fewer tokens than a head is wide, so dividing costs less before the sum over values than after it.
-    total = prefix.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
-    prefix, own = ((part / total).astype(v.dtype) for part in (prefix, own))
-    values = jnp.einsum("GHCST,GHCTK->GHCSK", own, own_v).reshape(q.shape)
+    total = prefix.sum(-1, keepdims=True) + tile.sum(-1, keepdims=True)
+    prefix, tile = ((part / total).astype(v.dtype) for part in (prefix, tile))
+    values = jnp.einsum("GHCST,GHCTK->GHCSK", tile, tile_v).reshape(q.shape)
     values = values + jnp.einsum("GHUP,GHPK->GHUK", prefix.reshape(*q.shape[:3], shared), v[:, :, :shared])
     return values.swapaxes(1, 2)
 
@@ -232,16 +259,10 @@ def encode_packed_text(
         features = run(tokens)
     else:
         # A device's groups lie side by side, and each chunk takes one of them from every device.
-        split = [
-            leaf.reshape(-1, chunks, *leaf.shape[1:]).swapaxes(0, 1)
-            for leaf in (getattr(tokens, field) for field in GROUPED)
-        ]
-
-        def one(leaves: list[jax.Array]) -> jax.Array:
-            arrays: dict[str, Any] = dict(zip(GROUPED, leaves, strict=True))
-            return run(dataclasses.replace(tokens, **arrays))
-
-        features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), split).swapaxes(0, 1)
+        leaves = {name: getattr(tokens, name) for name in GROUPED}
+        split = {name: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1) for name, x in leaves.items()}
+        run_chunk = jax.checkpoint(lambda leaves: run(_with_leaves(tokens, leaves)), prevent_cse=False)
+        features = jax.lax.map(run_chunk, split).swapaxes(0, 1)
     # Only now, after each device has read out its own classes, so that features alone are exchanged.
     return features.reshape(-1, features.shape[-1])[tokens.order]
 
@@ -269,7 +290,8 @@ class _Layout:
 
     def replace(self, x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]) -> jax.Array:
         """`x` with what `put` makes of the tokens and of their context rows, where there are such rows."""
-        rows, shared = self.tokens.context_rows, self.tokens.shared
+        rows = self.tokens.context_rows
+        shared = self.tokens.shared
         if not self.tokens.context_is_shared:
             return put(x, rows)
         return jnp.concatenate([put(x[:, :shared], rows[:, :shared]), x[:, shared:]], axis=1)

@@ -7,7 +7,6 @@ left, together about 16 bits. That is the forward pass; gradients only steer, an
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +33,18 @@ def _in_one(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @functools.partial(in_two_parts.defjvp, symbolic_zeros=True)
-def _change(given: tuple[jax.Array, jax.Array], changes: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    (x, kernel), (of_x, of_kernel), found = given, changes, []
+def _change(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero]
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = primals
+    of_x, of_kernel = tangents
+    parts = []
     if not isinstance(of_x, SymbolicZero):
         # The backward pass takes the transpose, which rounds the gradient that comes in and the one that goes out.
-        found.append(jnp.matmul(of_x.astype(HALF), kernel).astype(jnp.float32))
+        parts.append(jnp.matmul(of_x.astype(HALF), kernel).astype(jnp.float32))
     if not isinstance(of_kernel, SymbolicZero):  # no frozen kernel's
-        found.append(_in_one(x, of_kernel))
-    return in_two_parts(x, kernel), functools.reduce(jnp.add, found)
+        parts.append(_in_one(x, of_kernel))
+    return in_two_parts(x, kernel), functools.reduce(jnp.add, parts)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -58,7 +61,9 @@ def activate_keeping_half(x: jax.Array, name: str, kept_as: str) -> jax.Array:
 
 
 @activate_keeping_half.defjvp
-def _slope(name: str, kept_as: str, given: tuple[jax.Array], changes: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    (x,) = given
-    kept = checkpoint_name(x.astype(HALF), kept_as).astype(x.dtype)
-    return activate(x, name), jax.jvp(lambda y: activate(y, name), (kept,), changes)[1]
+def _slope(
+    name: str, kept_as: str, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,) = primals
+    half = checkpoint_name(x.astype(HALF), kept_as).astype(x.dtype)
+    return activate(x, name), jax.jvp(lambda y: activate(y, name), (half,), tangents)[1]

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from clipbias.clip import layers
 from clipbias.clip.precision import cast_weights
-from clipbias.clip.weight_changes import changed
+from clipbias.clip.weight_changes import Changes, changed
 
 
 @struct.dataclass
@@ -34,29 +34,29 @@ class LayerInput:
     """
 
     index: jax.Array
-    frozen: Any
+    frozen: layers.Weights | None
     prompts: jax.Array | None
     replace: jax.Array
     bias: jax.Array | None
-    changes: Any = None
-    adapters: Any = None
+    changes: Changes | None = None
+    adapters: layers.Weights | None = None
     adapted_from: int = struct.field(pytree_node=False, default=0)
     dtype: str = struct.field(pytree_node=False, default="float32")
 
     @property
-    def weights(self) -> Any:
+    def weights(self) -> layers.Weights:
         """The weights that the block computes with: the frozen ones, in the compute type, with their changes."""
         frozen = cast_weights(self.frozen, self.dtype)
         return frozen if self.changes is None else changed(frozen, self.changes)
 
 
 def layer_inputs(
-    weights: Any,
-    prompts: jax.Array | None,
-    bias: jax.Array | None,
-    changes: Any = None,
-    adapters: Any = None,
+    weights: layers.Weights,
     *,
+    prompts: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    changes: Changes | None = None,
+    adapters: layers.Weights | None = None,
     adapters_end: int | None = None,
     dtype: str,
 ) -> LayerInput:
@@ -74,7 +74,8 @@ def layer_inputs(
     depth = jax.tree.leaves(weights)[0].shape[0]
     index = jnp.arange(depth)
     if prompts is None or prompts.shape[0] == 0:
-        prompts, replace = None, jnp.zeros(depth, bool)
+        prompts = None
+        replace = jnp.zeros(depth, bool)
     else:
         replace = (index >= 1) & (index <= prompts.shape[0])
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
@@ -88,7 +89,9 @@ def layer_inputs(
 
 def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
     """`[n, …]` of the blocks from `first` on as `[depth, …]`, zeros for the others."""
-    return jnp.pad(stacked, [(first, depth - first - stacked.shape[0])] + [(0, 0)] * (stacked.ndim - 1))
+    widths = np.zeros((stacked.ndim, 2), int)
+    widths[0] = first, depth - first - stacked.shape[0]
+    return jnp.pad(stacked, widths)
 
 
 def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int) -> LayerInput:
@@ -102,7 +105,8 @@ def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int
 
 def with_inserted(inputs: LayerInput, tokens: jax.Array, start: int) -> LayerInput:
     """The stacked inputs with tokens `[n, T, D]` as prompts of `n` blocks from `start` on, which inserts them."""
-    depth, end = inputs.index.shape[0], start + tokens.shape[0]
+    depth = inputs.index.shape[0]
+    end = start + tokens.shape[0]
     replace = inputs.index > start
     if end < depth:
         replace &= inputs.index < end

@@ -3,23 +3,20 @@
 `packed_text.py` computes the same features with every distinct token once; this layout is for whoever looks inside.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.adaptation_checks import check_inserted, check_text_parts, class_block
 from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig, TextConfig
+from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, with_precision
-from clipbias.clip.vision import check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
-from clipbias.errors import ClipbiasError
 
 
 @struct.dataclass
@@ -48,13 +45,14 @@ class TextTokens:
     @property
     def counted(self) -> jax.Array:
         """bool `[C, N]`: the tokens of each text and the position that is read out, without other padding."""
-        positions, eos = jnp.arange(self.ids.shape[1]), jnp.asarray(self.eos)[:, None]
+        positions = jnp.arange(self.ids.shape[1])
+        eos = jnp.asarray(self.eos)[:, None]
         if self.ends is None:
             return positions <= eos
         return (positions < jnp.asarray(self.ends)[:, None]) | (positions == eos)
 
 
-def text_tokens(ids: Any, context_rows: Any, config: TextConfig) -> TextTokens:
+def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Array, config: TextConfig) -> TextTokens:
     """Ids `[C, N]` and their context rows with the position that is read out, as NumPy arrays or JAX's."""
     numpy = np if isinstance(ids, np.ndarray) else jnp
     if config.causal:
@@ -65,7 +63,7 @@ def text_tokens(ids: Any, context_rows: Any, config: TextConfig) -> TextTokens:
     return TextTokens(ids, context_rows, numpy.full(count, length - 1, np.int32), ends)
 
 
-def as_tokens(ids: Any, config: ClipConfig, context_length: int = 0) -> TextTokens:
+def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> TextTokens:
     """Plain ids `[C, N]` as `TextTokens`, with a context of so many tokens behind SOS, or at the start without one."""
     ids = jnp.asarray(ids)
     rows = jnp.arange(ids.shape[1]) - config.text.first_word
@@ -79,11 +77,6 @@ def context_width(adaptation: Adaptation) -> int:
         if part is not None:
             return part.shape[-2]
     return 0
-
-
-def class_block(adaptation: Adaptation, geometry: TextConfig) -> int:
-    """The block at whose input `text_class_prompts` are put in."""
-    return min(adaptation.text_class_block, geometry.layers - 1)
 
 
 def put_context(
@@ -103,53 +96,30 @@ def put_context(
     if context is None or context.shape[-2] == 0:
         return embeddings
     context = jnp.asarray(context)  # a NumPy array takes no traced index
-    at = jnp.maximum(rows, 0)
-    chosen = context[at] if context.ndim == 2 else context[texts // (count // context.shape[0]), at]
-    return jnp.where((rows >= 0)[..., None], chosen.astype(embeddings.dtype), embeddings)
+    index = jnp.maximum(rows, 0)
+    new = context[index] if context.ndim == 2 else context[texts // (count // context.shape[0]), index]
+    return jnp.where((rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
 
 
-def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tokens: int) -> None:
-    """Refuses text parts of an adaptation that do not fit the tower or the number of texts."""
-    geometry, context = config.text, adaptation.text_context
-    check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
-    check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
-    check_adapters(adaptation.text_adapters, config, "text")
-    if tokens > geometry.context_length:
-        raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
-    own, block = adaptation.text_class_prompts, class_block(adaptation, geometry)
-    if own is not None:
-        if own.ndim != 3 or own.shape[0] != texts or own.shape[-1] != geometry.width:
-            raise ClipbiasError(
-                f"text_class_prompts have shape {own.shape}; expected [{texts}, T, {geometry.width}], of each text."
-            )
-        if block < 1 or adaptation.text_prompts is not None:
-            raise ClipbiasError(
-                f"text_class_prompts are put in at block {block}; it must be 1 at least, in a tower of two blocks or "
-                "more, without text_prompts beside them."
-            )
-    if context is None:
-        return
-    if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
-        raise ClipbiasError(
-            f"text_context has shape {context.shape}; expected [T, {geometry.width}] or [C, T, {geometry.width}]."
-        )
-    if context.ndim == 3 and texts % context.shape[0]:
-        raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
-
-
-def text_layers(params: Mapping[str, Any], config: ClipConfig, adaptation: Adaptation, dtype: str) -> scan.LayerInput:
+def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtype: str) -> scan.LayerInput:
     """What the text blocks need, whatever the layout of their tokens."""
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
         prompts = None
     check_changes(adaptation.text_weights, params["text"], "text_weights")
-    changes = of_layers(adaptation.text_weights)
-    stacked = prompts, adaptation.text_bias, changes, adaptation.text_adapters
-    return scan.layer_inputs(params["text"]["layers"], *stacked, adapters_end=config.common_blocks, dtype=dtype)
+    return scan.layer_inputs(
+        params["text"]["layers"],
+        prompts=prompts,
+        bias=adaptation.text_bias,
+        changes=of_layers(adaptation.text_weights),
+        adapters=adaptation.text_adapters,
+        adapters_end=config.common_blocks,
+        dtype=dtype,
+    )
 
 
 def embed_text(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     tokens: TextTokens,
     adaptation: Adaptation | None = None,
@@ -164,14 +134,15 @@ def embed_text(
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
-    own = adaptation.text_class_prompts
-    own = None if own is None else own.astype(jnp.float32)
+    class_prompts = adaptation.text_class_prompts
+    if class_prompts is not None:
+        class_prompts = class_prompts.astype(jnp.float32)
     inserted = check_inserted(adaptation, "text", config)
-    has_prompts = own is not None or adaptation.text_prompts is not None
+    has_prompts = class_prompts is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
         tokens=x + weights["position_embedding"][:length].astype(jnp.float32),
         layers=scan.with_class_prompts(
-            text_layers(params, config, adaptation, dtype), own, class_block(adaptation, config.text)
+            text_layers(params, config, adaptation, dtype), class_prompts, class_block(adaptation, config.text)
         ),
         prompt_rows=tokens.context_rows if has_prompts else None,
         bias_rows=bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
@@ -184,7 +155,7 @@ def embed_text(
 
 
 def project_text(
-    params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
+    params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
     """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length.
 
@@ -199,7 +170,7 @@ def project_text(
 
 @with_precision
 def encode_text(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     tokens: TextTokens | jax.Array,
     adaptation: Adaptation | None = None,
@@ -208,7 +179,7 @@ def encode_text(
     observe: tower.Observe | None = None,
     remat: layers.RematPolicy | None = None,
     dtype: DTypeLike = "float32",
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, tower.Observed]:
     """Encodes prompt texts with a frozen text tower and an adaptation.
 
     Args:
@@ -228,7 +199,7 @@ def encode_text(
         tokens = as_tokens(tokens, config, context_width(adaptation or NOTHING))
     inputs = embed_text(params, config, tokens, adaptation, dtype=str(dtype))
     if taps is None and observe is None:
-        rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
-    else:
-        rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe)
+        rows = tower.run_fused(inputs, config.text, remat=remat)
+        return project_text(params, config, rows, adaptation), None
+    rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe)
     return project_text(params, config, rows, adaptation), observed

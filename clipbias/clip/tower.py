@@ -9,7 +9,7 @@ reduces it while the scan runs.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ from clipbias.clip.layers import INPUT
 from clipbias.clip.products import HALF
 from clipbias.clip.scan import LayerInput, insert, scan_all_but_last, with_inserted
 from clipbias.errors import ClipbiasError
+
+Carry = TypeVar("Carry", bound=tuple[Any, ...])
+Scanned = TypeVar("Scanned")
+Stacked = TypeVar("Stacked")
 
 
 @struct.dataclass
@@ -102,7 +106,8 @@ class LayerView:
         return layers.product(heads_output.reshape(*heads_output.shape[:-2], -1), self.weights["out"])
 
 
-Observe = Callable[[LayerView], Any]
+Observed = Any  # a pytree that an observer returns, stacked over layers
+Observe = Callable[[LayerView], Observed]
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -151,7 +156,7 @@ def refuse_inserted(tower: TowerInput) -> None:
 
 def run_explicit(
     tower: TowerInput, config: TowerConfig, *, taps: jax.Array | None = None, observe: Observe | None = None
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Observed]:
     """Runs all blocks with their attention probabilities at hand.
 
     Returns:
@@ -159,7 +164,7 @@ def run_explicit(
       (`None` without it).
     """
 
-    def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Any]:
+    def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
         layer, tap = inputs
         tokens, view = observe_block(tokens, layer, tower, config, tap)
         return tokens, None if observe is None else observe(view)
@@ -233,10 +238,10 @@ def run_fused(
 
 def scan_blocks(
     tower: TowerInput,
-    step: Callable[[TowerInput, np.ndarray, Any, Any], tuple[Any, Any]],
-    carry: tuple[Any, ...],
-    scanned: Any = None,
-) -> tuple[TowerInput, tuple[Any, ...], Any]:
+    step: Callable[[TowerInput, np.ndarray, Carry, tuple[LayerInput, Scanned]], tuple[Carry, Stacked]],
+    carry: Carry,
+    scanned: Scanned,
+) -> tuple[TowerInput, Carry, Stacked]:
     """Scans a step over all layers, also where the later ones have inserted tokens.
 
     Args:
@@ -251,8 +256,9 @@ def scan_blocks(
     """
     length = tower.tokens.shape[1]
     if tower.inserted is None:
-        places = np.arange(length)
-        return tower, *jax.lax.scan(functools.partial(step, tower, places), carry, (tower.layers, scanned))
+        run = functools.partial(step, tower, np.arange(length))
+        carry, stacked = jax.lax.scan(run, carry, (tower.layers, scanned))
+        return tower, carry, stacked
     start = tower.insert_from
     before = jax.tree.map(lambda leaf: leaf[:start], (tower.layers, scanned))
     carry, first = jax.lax.scan(functools.partial(step, tower, np.arange(length)), carry, before)
@@ -260,7 +266,8 @@ def scan_blocks(
     inserted = later.insert_at + np.arange(later.tokens.shape[1] - length)
     places = np.delete(np.arange(later.tokens.shape[1]), inserted)
     behind = jax.tree.map(lambda leaf: leaf[start:], (later.layers, scanned))
-    carry, rest = jax.lax.scan(functools.partial(step, later, places), (later.tokens, *carry[1:]), behind)
+    carry = cast(Carry, (later.tokens, *carry[1:]))
+    carry, rest = jax.lax.scan(functools.partial(step, later, places), carry, behind)
     return later, carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
 
 

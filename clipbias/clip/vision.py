@@ -1,8 +1,6 @@
 """The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,10 @@ from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.adaptation_checks import check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.block import bias_rows
-from clipbias.clip.config import ClipConfig
+from clipbias.clip.config import ClipConfig, VisionConfig
+from clipbias.clip.params import Params
 from clipbias.clip.pooling import Pooled, pool
 from clipbias.clip.precision import cast_weights, with_precision
 from clipbias.clip.products import multiply
@@ -31,7 +31,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 
 
 def embed_image(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     images: jax.Array,
     adaptation: Adaptation | None = None,
@@ -48,26 +48,14 @@ def embed_image(
       dtype: compute type by name, see `precision`.
     """
     adaptation = adaptation or NOTHING
-    geometry, changes = config.vision, adaptation.vision_weights
+    geometry = config.vision
+    changes = adaptation.vision_weights
     check_changes(changes, params["vision"], "vision_weights")
     weights = outside_layers(cast_weights(params["vision"], dtype), changes)
-    expected = (geometry.image_size, geometry.image_size, 3)
-    if images.ndim != 4 or images.shape[1:] != expected:
-        raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
-    if adaptation.pixels is not None:
-        if adaptation.pixels.shape != expected:
-            raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
-        images = images + adaptation.pixels
-    pixels = patchify(images.astype(jnp.float32), geometry.patch_size)
-    tokens, has_cls = multiply(pixels, weights["patch_embedding"]), geometry.pooling == "cls"
-    if has_cls:
-        cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
-        tokens = jnp.concatenate([cls, tokens], axis=1)
-    else:
-        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
-    tokens = tokens + weights["position_embedding"].astype(jnp.float32)
     bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, kinds=geometry.kinds)
+    inserted = check_inserted(adaptation, "vision", config)
+    tokens = embed_patches(weights, geometry, images, adaptation.pixels)
     prompt_rows = None
     if prompts is not None:
         count = prompts.shape[1]
@@ -75,17 +63,17 @@ def embed_image(
         tokens = jnp.concatenate([tokens, first], axis=1)
         prompt_rows = np.concatenate([np.full(geometry.tokens, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
-    inserted = check_inserted(adaptation, "vision", config)
+    has_cls = geometry.pooling == "cls"
     if has_cls:
         tokens = layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon)
     return tower.TowerInput(
         tokens=tokens,
         layers=scan.layer_inputs(
             params["vision"]["layers"],
-            None if prompts is None else prompts[1:],
-            bias,
-            of_layers(changes),
-            check_adapters(adaptation.vision_adapters, config, "vision"),
+            prompts=None if prompts is None else prompts[1:],
+            bias=bias,
+            changes=of_layers(changes),
+            adapters=check_adapters(adaptation.vision_adapters, config, "vision"),
             adapters_end=config.common_blocks,
             dtype=dtype,
         ),
@@ -99,8 +87,31 @@ def embed_image(
     )
 
 
+def embed_patches(
+    weights: layers.Weights, geometry: VisionConfig, images: jax.Array, pixels: jax.Array | None
+) -> jax.Array:
+    """`[cls]`, if there is one, and patches with their positions `[B, N, D]`; `pixels` are added to the images first.
+
+    Raises `ClipbiasError` where the images or the pixels have another shape than the geometry's.
+    """
+    expected = (geometry.image_size, geometry.image_size, 3)
+    if images.ndim != 4 or images.shape[1:] != expected:
+        raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
+    if pixels is not None:
+        if pixels.shape != expected:
+            raise ClipbiasError(f"pixels have shape {pixels.shape}; expected {expected}.")
+        images = images + pixels
+    tokens = multiply(patchify(images.astype(jnp.float32), geometry.patch_size), weights["patch_embedding"])
+    if geometry.pooling == "cls":
+        cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
+        tokens = jnp.concatenate([cls, tokens], axis=1)
+    else:
+        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
+    return tokens + weights["position_embedding"].astype(jnp.float32)
+
+
 def project_image(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     rows: jax.Array,
     adaptation: Adaptation | None = None,
@@ -122,7 +133,7 @@ def project_image(
 
 
 def pool_image(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     tokens: jax.Array,
     adaptation: Adaptation | None = None,
@@ -137,7 +148,7 @@ def pool_image(
 
 @with_precision
 def head_attention(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     images: jax.Array,
     adaptation: Adaptation | None = None,
@@ -150,21 +161,19 @@ def head_attention(
     return pool_image(params, config, tokens, adaptation).probabilities.mean(1)
 
 
-def read_tokens(
-    params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None
-) -> jax.Array:
+def read_tokens(params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None) -> jax.Array:
     """`mean(post-LayerNorm(x)) @ vision_readout` over the inserted tokens of rows `[B, N, D]`: `[B, d]`, float32."""
     assert adaptation is not None and adaptation.vision_readout is not None
     weights = outside_layers(params["vision"], adaptation.vision_weights)
-    own = rows[:, config.vision.tokens :]
-    normed = layers.layer_norm(own, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
+    inserted = rows[:, config.vision.tokens :]
+    normed = layers.layer_norm(inserted, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
     with jax.default_matmul_precision("highest"):
         return (normed @ adaptation.vision_readout.astype(normed.dtype)).astype(jnp.float32)
 
 
 @with_precision
 def encode_image(
-    params: Mapping[str, Any],
+    params: Params,
     config: ClipConfig,
     images: jax.Array,
     adaptation: Adaptation | None = None,
@@ -174,7 +183,7 @@ def encode_image(
     patches: bool = False,
     remat: layers.RematPolicy | None = None,
     dtype: DTypeLike = "float32",
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, tower.Observed]:
     """Encodes images with a frozen vision tower and an adaptation.
 
     Args:
@@ -199,21 +208,21 @@ def encode_image(
     Raises:
       ClipbiasError: an array's shape does not fit the geometry.
     """
+    looks_inside = taps is not None or observe is not None
     if adaptation is not None and adaptation.vision_prompts is not None and adaptation.vision_prompts.ndim == 4:
-        if patches or not (taps is None and observe is None):
+        if patches or looks_inside:
             raise ClipbiasError(
                 f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, and only features of whole images can "
                 "be had of all of them; take one."
             )
 
-        def one(prompts: jax.Array) -> jax.Array:
-            own = dataclasses.replace(adaptation, vision_prompts=prompts)
-            return encode_image(params, config, images, own, remat=remat, dtype=dtype)[0]
+        def encode_with(prompts: jax.Array) -> jax.Array:
+            adaptation_of_set = dataclasses.replace(adaptation, vision_prompts=prompts)
+            return encode_image(params, config, images, adaptation_of_set, remat=remat, dtype=dtype)[0]
 
-        return jax.vmap(one, out_axes=1)(adaptation.vision_prompts), None
+        return jax.vmap(encode_with, out_axes=1)(adaptation.vision_prompts), None
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
-    readout = None if adaptation is None else adaptation.vision_readout
-    if readout is not None:
+    if adaptation is not None and adaptation.vision_readout is not None:
         if patches or inputs.inserted is None:
             raise ClipbiasError("vision_readout reads vision_tokens, and no patches beside them; give those alone.")
         rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
@@ -223,68 +232,11 @@ def encode_image(
         raise ClipbiasError(
             "patches have no features of their own where a pooling head reads them; ask for those of images."
         )
-    if taps is None and observe is None:
-        rows, observed = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat), None
-        rows = rows[:, : config.vision.tokens] if patches else rows
-    else:
+    observed = None
+    if looks_inside:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe)
+    else:
+        rows = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat)
+        if patches:
+            rows = rows[:, : config.vision.tokens]
     return project_image(params, config, rows, adaptation), observed
-
-
-def check_prompts(prompts: jax.Array | None, geometry: Any, name: str, *, extra: int = 0) -> jax.Array | None:
-    """Refuses prompts that do not fit the tower; an empty set of prompts counts as none."""
-    if prompts is None or 0 in prompts.shape:
-        return None
-    if prompts.ndim != 3 or prompts.shape[-1] != geometry.width or prompts.shape[0] + extra > geometry.layers:
-        raise ClipbiasError(
-            f"{name} has shape {prompts.shape}; expected [depth, tokens, {geometry.width}] with depth at most "
-            f"{geometry.layers - extra}."
-        )
-    return prompts
-
-
-def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int, *, kinds: int = 2) -> jax.Array | None:
-    """Refuses a bias that has neither one row per layer, nor one per kind, nor one for each of so many `tokens`.
-
-    Of a single kind it is returned as one row per layer.
-    """
-    one, by_kind, every = ((geometry.layers, *rows, geometry.width) for rows in ((), (kinds,), (tokens,)))
-    if bias is not None and bias.shape not in (one, by_kind, every):
-        raise ClipbiasError(f"{name} has shape {bias.shape}; expected {one}, {by_kind} by kind or {every} by token.")
-    return bias[:, 0] if bias is not None and bias.shape == by_kind and kinds == 1 else bias
-
-
-def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax.Array | None:
-    """Tokens of a tower's blocks, `[n, T, D]`. Refuses those that do not fit, or not beside the other parts."""
-    width, most = getattr(config, name).width, config.common_blocks
-    tokens, bias = (getattr(adaptation, f"{name}_{part}") for part in ("tokens", "bias"))
-    if tokens is None:
-        return None
-    if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= most or tokens.shape[-1] != width:
-        raise ClipbiasError(
-            f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {width}] with n from 1 to {most}."
-        )
-    others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
-    if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
-        raise ClipbiasError(
-            f"{name}_tokens stand beside prompts of later blocks or a bias that differs between tokens; give one alone."
-        )
-    return tokens.astype(jnp.float32)
-
-
-def check_adapters(adapters: Any, config: ClipConfig, name: str) -> Any:
-    """Refuses networks that do not fit beside a tower's blocks."""
-    if adapters is None:
-        return None
-    width, most = getattr(config, name).width, config.common_blocks
-    count, inputs = np.shape(adapters["down"]["kernel"])[0], width
-    for part in [part for part in ("down", "middle", "up") if part != "middle" or part in adapters]:
-        kernel, bias = (np.shape(adapters[part][leaf]) for leaf in ("kernel", "bias"))
-        outputs = width if part == "up" else kernel[-1]
-        if kernel != (count, inputs, outputs) or bias != (count, outputs) or count > most:
-            raise ClipbiasError(
-                f"{name}_adapters have {part!r} of shapes {kernel} and {bias}; expected {(count, inputs, outputs)} and "
-                f"{(count, outputs)}, of at most {most} blocks."
-            )
-        inputs = outputs
-    return adapters

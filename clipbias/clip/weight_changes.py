@@ -23,8 +23,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from clipbias.errors import ClipbiasError
 
-Changes = Mapping[str, Any]
-LOW_RANK, DROPOUT = ("down", "up"), ("key", "rate")
+Changes = Mapping[str, Any]  # a part of a tower's weight tree
+LOW_RANK = ("down", "up")
+DROPOUT = ("key", "rate")
 BESIDE = (*LOW_RANK, *DROPOUT)  # what lies beside a kernel instead of being added to it
 
 
@@ -41,14 +42,15 @@ def drops(changes: Changes | None) -> bool:
     return any(path[-1] in DROPOUT for path in flatten_dict(changes or {}))
 
 
-def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
+def check_changes(changes: Changes | None, weights: Changes, name: str) -> None:
     """Refuses changes that name no weight of the tower, or have another shape than it."""
     shapes = {path: np.shape(leaf) for path, leaf in flatten_dict(weights).items()}
-    given = flatten_dict(changes or {})
-    for path, leaf in given.items():
-        where, shape = "/".join(path), np.shape(leaf)
+    leaves = flatten_dict(changes or {})
+    for path, leaf in leaves.items():
+        where = "/".join(path)
+        shape = np.shape(leaf)
         if path[-1] in BESIDE:
-            _check_low_rank(given, path[:-1], shapes.get((*path[:-1], "kernel")), name)
+            _check_low_rank(leaves, path[:-1], shapes.get((*path[:-1], "kernel")), name)
         elif path not in shapes:
             raise ClipbiasError(f"{name} changes {where!r}, which is no weight of this tower.")
         elif shape != shapes[path]:
@@ -57,9 +59,11 @@ def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
             )
 
 
-def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str) -> None:
+def _check_low_rank(
+    leaves: Mapping[tuple[str, ...], jax.Array], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str
+) -> None:
     where = "/".join(path)
-    down, up = (np.shape(given.get((*path, part), 0.0)) for part in LOW_RANK)  # a missing one has no axes
+    down, up = (np.shape(leaves.get((*path, part), 0.0)) for part in LOW_RANK)  # a missing one has no axes
     if kernel is None or len(kernel) != 3:
         raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
     layers, inputs, outputs = kernel
@@ -71,17 +75,18 @@ def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tup
             f"{name} changes {where!r} by down {down} and up {up}; expected [{layers}, {parts}, {inputs}, rank] and "
             f"[{layers}, {parts}, rank, {outputs // parts}]."
         )
-    for name_of, leaf in ((part, given.get((*path, part))) for part in DROPOUT):
+    for name_of, leaf in ((part, leaves.get((*path, part))) for part in DROPOUT):
         if leaf is not None and np.shape(leaf) != (layers,):
             raise ClipbiasError(f"{name} has {where}/{name_of} of shape {np.shape(leaf)}; expected ({layers},).")
 
 
-def fold_changes(weights: Any, changes: Changes) -> Any:
+def fold_changes(weights: Changes, changes: Changes) -> Changes:
     """One tower's weights with the changes in them, float32 NumPy where something changed, low rank multiplied out."""
-    flat, given = flatten_dict(weights), flatten_dict(changes)
-    added = {path: np.asarray(leaf, np.float32) for path, leaf in given.items() if path[-1] not in BESIDE}
-    for path in {path[:-1] for path in given if path[-1] in LOW_RANK}:
-        down, up = (np.asarray(given[(*path, part)], np.float32) for part in LOW_RANK)
+    flat = flatten_dict(weights)
+    leaves = flatten_dict(changes)
+    added = {path: np.asarray(leaf, np.float32) for path, leaf in leaves.items() if path[-1] not in BESIDE}
+    for path in {path[:-1] for path in leaves if path[-1] in LOW_RANK}:
+        down, up = (np.asarray(leaves[(*path, part)], np.float32) for part in LOW_RANK)
         parts = np.moveaxis(down @ up, 1, 2)  # [L, inputs, P, outputs / P]
         kernel = (*path, "kernel")
         added[kernel] = added.get(kernel, 0) + parts.reshape(*parts.shape[:2], -1)
@@ -89,12 +94,12 @@ def fold_changes(weights: Any, changes: Changes) -> Any:
     return unflatten_dict({**flat, **folded})
 
 
-def outside_layers(weights: Any, changes: Changes | None) -> Any:
+def outside_layers(weights: Changes, changes: Changes | None) -> Changes:
     """One tower's weights with the changes of all but its blocks, whose changes act block by block."""
     return changed(weights, {name: change for name, change in (changes or {}).items() if name != "layers"})
 
 
-def of_layers(changes: Changes | None) -> Any:
+def of_layers(changes: Changes | None) -> Changes | None:
     """The changes of a tower's stacked blocks, or `None` where there are none."""
     layers = (changes or {}).get("layers")
     return layers if jax.tree.leaves(layers) else None

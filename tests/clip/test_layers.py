@@ -49,7 +49,7 @@ def test_cudnn_where_it_has_a_kernel(
     kernels = {name: jnp.ones((2, *(2 * width * n for n in size)), dtype) for name, size in sizes.items()}
     kernels |= {"fc1": jnp.ones((2, 2 * width, 8), dtype), "fc2": jnp.ones((2, 8, 2 * width), dtype)}
     weights: dict[str, Any] = {name: {"kernel": x, "bias": jnp.zeros((2, x.shape[-1]))} for name, x in kernels.items()}
-    inputs = layer_inputs(weights | {"norm1": norm, "norm2": norm}, None, None, dtype=jnp.dtype(dtype).name)
+    inputs = layer_inputs(weights | {"norm1": norm, "norm2": norm}, dtype=jnp.dtype(dtype).name)
     tokens = jnp.ones((1, 5, 2 * width))
     images = TowerInput(tokens, inputs, None, None, jnp.zeros(1, jnp.int32), causal=False)
     jax.eval_shape(lambda: run_fused(images, config))
