@@ -34,16 +34,6 @@ from clipbias.tuning.method import Learnables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# As configs/train.py has it, which Python does not read; a test holds the two together.
-RECIPE = Recipe(
-    learning_rate=0.0025,
-    epochs=0,
-    warmup_epochs=1,
-    warmup_learning_rate=1e-5,
-    batch_size=32,
-    momentum=0.9,
-    weight_decay=5e-4,
-)
 # Maps in a figure of `plot`; a figure of more is too long to be read.
 MOST_MAPS = 32
 
@@ -72,7 +62,7 @@ def fit(
       shots: images drawn of each class; 0 takes all.
       seed: of the draw, of the learnables' start and of the order of images.
       learning_rate, epochs, batch_size: in place of the recipe's.
-      recipe: how learnables are trained, by default as in the paper, but for 300 steps at least (`configs/train.py`).
+      recipe: how learnables are trained, by default `Recipe()`: as in the paper, but for 300 steps at least.
       validation: a split, or a pair of pictures and their labels, for methods that choose on validation images.
       mesh: where to compute; `None` takes all devices.
       progress: whether to show it.
@@ -88,7 +78,7 @@ def fit(
     if not task.method.uses_images:  # it learns of no image
         return task.init(seed)
     own: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
-    recipe = dataclasses.replace(recipe or RECIPE, **{name: x for name, x in own.items() if x is not None})
+    recipe = dataclasses.replace(recipe or Recipe(), **{name: x for name, x in own.items() if x is not None})
     dataset = _training_dataset(task, images, labels, validation)
     return train_task(task, recipe, dataset, shots, seed, meshes.make_mesh() if mesh is None else mesh, progress)
 

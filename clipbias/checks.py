@@ -96,24 +96,34 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     elif kind is str:
         check_text(name, value)
     elif origin in (types.UnionType, Union):
-        others = [one for one in inner if one is not type(None)]
-        if len(others) == 1 and len(inner) == 2:  # the message says what it must be besides `None`
+        others = [part for part in inner if part is not type(None)]
+        if len(others) == 1 and len(inner) == 2:
             if value is not None:
-                check_value(name, value, others[0])
-        elif not any(_accepts(value, one) for one in inner):
+                _check_optional(name, value, others[0])
+        elif not any(_accepts(value, part) for part in inner):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
     elif origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
         for item in value if inner[1:] in ((...,), ()) else ():
             check_value(name, item, inner[0])
-    elif origin is dict:
+    elif origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ClipbiasError(f"{name} is {shown(value)}; it must hold values by name.")
         for key, item in value.items():
             check_value(f"{name}[{shown(key)}]", item, inner[1])
     elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
+
+
+def _check_optional(name: str, value: Any, kind: Any) -> None:
+    """A value where `None` may stand: its message says so, and an empty text is no way to write `None`."""
+    if value == "":
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be a text that is not empty, or None.")
+    try:
+        check_value(name, value, kind)
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{str(error).removesuffix('.')}, or None.") from None
 
 
 def _accepts(value: Any, kind: Any) -> bool:
@@ -137,6 +147,29 @@ def annotations(kind: type) -> dict[str, Any]:
         return typing.get_type_hints(kind, include_extras=True)
     except NameError:
         return {}
+
+
+def plain_type(kind: Any) -> type:
+    """`float` of `float | None`, `tuple` of `tuple[str, ...] | None`, `object` of what says nothing."""
+    parts = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
+    for part in parts:
+        base = get_args(part)[0] if get_origin(part) is Annotated else part
+        base = get_origin(base) or base
+        if isinstance(base, type) and base is not type(None):
+            return base
+    return object
+
+
+def as_annotated(value: Any, kind: Any) -> Any:
+    """A checked value in its annotated type: a whole number as a float where it is one, a list as a tuple."""
+    base = plain_type(kind)
+    if value is None or base not in (float, tuple):
+        return value
+    if base is float:
+        return float(value)
+    parts = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
+    inner = get_args(parts[0])
+    return tuple(as_annotated(item, inner[0]) for item in value) if inner else tuple(value)
 
 
 def shown(value: Any) -> str:

@@ -3,20 +3,29 @@
 python -m experiments.evaluate --config.adapters=workdir/digits
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from configs import base
+from clipbias.checks import Positive
+from clipbias.data.reading import ImageReading, WorkerCount
+from clipbias.settings import setting, setting_of, to_config
+from clipbias.training.compute import Compute
+from configs._common import AdapterSettings, DatasetSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings(AdapterSettings, DatasetSettings):
+    """The settings of `evaluate`."""
+
+    dataset: str | None = setting(None, "The dataset to evaluate on; None takes the adapter's.")
+    split: str = setting("test", 'Its images: "train", "val" or "test".')
+    ood: str | None = setting(
+        None, "A dataset whose test images are to be told from those images, such as demo/fashion."
+    )
+    eval_batch_size: Positive = setting_of(Compute, "eval_batch_size")
+    workers: WorkerCount | None = setting_of(ImageReading, "workers")
 
 
 def get_config() -> ConfigDict:
-    config = base.add_adapters(base.add_images(base.add_model(ConfigDict())))
-    # The dataset to evaluate on; empty takes the adapter's.
-    config.dataset = ""
-    # Its images: "train", "val" or "test".
-    config.split = "test"
-    # A dataset whose test images are to be told from those images, such as "demo/fashion"; empty for none.
-    config.ood = ""
-    # Images per step of evaluation, over all devices.
-    config.eval_batch_size = 100
-    config.workdir = "workdir/evaluate"
-    return config
+    return to_config(EvaluateSettings, workdir="workdir/evaluate")

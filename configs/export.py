@@ -3,15 +3,23 @@
 python -m experiments.export --config.adapters=workdir/digits --config.output=workdir/export/digits
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from configs import base
+from clipbias.settings import setting, to_config
+from configs._common import AdapterSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings(AdapterSettings):
+    """The settings of `export`."""
+
+    form: str | None = setting(
+        None, '"checkpoint", "head", "program" or "peft" (docs/export.md); None takes what fits the method.'
+    )
+    output: str | None = setting(None, "The folder to write, a new one.")
 
 
 def get_config() -> ConfigDict:
-    config = base.add_adapters(ConfigDict())
-    # "checkpoint", "head", "program" or "peft" (docs/export.md); empty takes what fits the method.
-    config.form = ""
-    # The folder to write, a new one.
-    config.output = ""
-    return config
+    return to_config(ExportSettings)

@@ -4,29 +4,38 @@ python -m experiments.predict --config.images=photos --config.classes=cat,dog
 python -m experiments.predict --config.images=photos --config.adapters=workdir/digits --config.relevancy
 """
 
+import dataclasses
+from typing import Annotated
+
 from ml_collections import ConfigDict
 
-from configs import base
+from clipbias.checks import LARGEST, Positive, Range
+from clipbias.explain.options import StudyOptions
+from clipbias.settings import setting, setting_of, to_config
+from configs._common import AdapterSettings, InputSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictSettings(AdapterSettings, InputSettings):
+    """The settings of `predict`."""
+
+    images: str | None = setting(
+        None, "Image files and folders, separated by commas; folders are searched through and through."
+    )
+    classes: str | None = setting(
+        None, "Class names separated by commas, or a text file with one per line; None takes the adapter's."
+    )
+    texts: str | None = setting(
+        None,
+        'Texts in place of class names, which no template is added to, such as "a dog on grass,two cats"; or a text '
+        "file with one per line.",
+    )
+    zero_shot: bool = setting(True, "Whether zero-shot CLIP is shown beside an adapter.")
+    top: Positive = setting(5, "How many classes are shown.")
+    relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
+    start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")
+    batch_size: Positive = setting(32, "Images at a time.")
 
 
 def get_config() -> ConfigDict:
-    config = base.add_adapters(base.add_model(ConfigDict()))
-    # Image files and folders, separated by commas; folders are searched through and through.
-    config.images = ""
-    # Class names separated by commas, or a text file with one per line; empty takes the adapter's.
-    config.classes = ""
-    # Texts in place of class names, which no template is added to, such as "a dog on grass,two cats"; or a text file
-    # with one per line.
-    config.texts = ""
-    # Whether an adapter has zero-shot CLIP beside it.
-    config.zero_shot = True
-    # How many classes are shown.
-    config.top = 5
-    # Whether the relevancy of every image's most likely class is drawn, too.
-    config.relevancy = False
-    # First layer of relevancy: 0 all layers, -1 the last alone.
-    config.start_layer = 0
-    # Images at a time.
-    config.batch_size = 32
-    config.workdir = "workdir/predict"
-    return config
+    return to_config(PredictSettings, workdir="workdir/predict")

@@ -3,24 +3,34 @@
 python -m experiments.prepare_data --config.data_dir=/data
 """
 
+import dataclasses
+from typing import Annotated
+
 from ml_collections import ConfigDict
+
+from clipbias.checks import Choices, Count, Positive
+from clipbias.settings import setting, setting_of, to_config
+from configs._common import DatasetSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareDataSettings:
+    """The settings of `prepare_data`."""
+
+    action: Annotated[str, Choices(("check", "build", "draw"))] = setting(
+        "check",
+        '"check" looks for what is missing or differs from the catalogue; "build" makes array_record shards; "draw" '
+        "makes a picture of training images.",
+    )
+    datasets: tuple[str, ...] | None = setting(
+        None, "The datasets, by name; `check` takes all fifteen of the catalogue for None."
+    )
+    data_dir: str | None = setting_of(DatasetSettings, "data_dir")
+    output: str | None = setting(None, "build: the folder for the shards, made if needed. draw: the PNG file.")
+    decode: bool = setting(False, "check: decode every image, too.")
+    shots: Positive = setting(16, "draw: images per class.")
+    seed: Count = setting(1, "draw: the seed that draws them.")
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    # "check" looks for what is missing or differs from the catalogue; "build" makes array_record shards; "draw" makes a
-    # picture of training images.
-    config.action = "check"
-    # The datasets, by name; `check` takes all fifteen of the catalogue where none is given.
-    config.datasets = ()
-    # Root folder of the images (not needed by the demo datasets).
-    config.data_dir = ""
-    # build: the folder for the shards, made if needed. draw: the PNG file.
-    config.output = ""
-    # check: decode every image, too.
-    config.decode = False
-    # draw: images per class, the seed that draws them, and how many classes at most.
-    config.shots = 16
-    config.seed = 1
-    config.most_classes = 12
-    return config
+    return to_config(PrepareDataSettings)

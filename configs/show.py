@@ -3,17 +3,25 @@
 python -m experiments.show --config.runs=workdir/digits,workdir/demo
 """
 
+import dataclasses
+from typing import Annotated
+
 from ml_collections import ConfigDict
+
+from clipbias.checks import Choices
+from clipbias.report.run_tables import FORMATS
+from clipbias.settings import setting, to_config
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowSettings:
+    """The settings of `show`."""
+
+    runs: str | None = setting(None, 'Work folders, or patterns with "*" such as workdir/*, separated by commas.')
+    format: Annotated[str, Choices(FORMATS)] = setting("text", 'How tables are printed: "text", "markdown" or "json".')
+    every_run: bool = setting(False, "Whether every run of a sweep that ended is listed.")
+    output: str | None = setting(None, "PNG file for the training curves.")
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    # Work folders, or patterns with "*" such as workdir/*, separated by commas.
-    config.runs = ""
-    # How tables are printed: "text", "markdown" or "json".
-    config.format = "text"
-    # Whether every run of a sweep that ended is listed.
-    config.every_run = False
-    # PNG file for the training curves; empty draws none.
-    config.output = ""
-    return config
+    return to_config(ShowSettings)

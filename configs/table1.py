@@ -9,10 +9,18 @@ literature's protocols, such as
     python -m experiments.table1 --config=configs/table1.py:base_to_new --config.data_dir=/data
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated
+
 from ml_collections import ConfigDict
 
-from clipbias.checks import check_choice
-from configs import base
+from clipbias.checks import Choices, Count, Positive, Range, check_choice
+from clipbias.data.protocols import PROTOCOLS
+from clipbias.settings import setting, to_config
+from clipbias.training.rates import CELL, METHOD, NONE
+from clipbias.training.spec import TEST, VALIDATION
+from configs._common import SweepSettings
 
 PRESETS = {
     "few_shot": "eleven datasets, 4, 8 and 16 shots",
@@ -22,59 +30,114 @@ PRESETS = {
 }
 
 
+METHODS = (
+    "zero_shot",
+    "vpt",
+    "coop",
+    "ivlp",
+    "ivlp_matched",
+    "ivlp_matched_2",
+    "maple",
+    "taskres",
+    "bias",
+    "bias_by_kind",
+)
+DATASETS = (
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "oxford_flowers",
+    "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSettings(SweepSettings):
+    """What `table1` and `lab` combine, and how much of it a job takes."""
+
+    methods: tuple[str, ...] = setting(
+        METHODS, "The methods, by name or by the path of a file of your own (docs/methods.md)."
+    )
+    method_options: Mapping[str, object] = setting(
+        {}, "Options by method name, or by method@dataset for one dataset only."
+    )
+    datasets: tuple[str, ...] = setting(DATASETS, "The datasets, by name (docs/datasets.md).")
+    seeds: tuple[Count, ...] = setting(
+        (1, 2, 3),
+        "Of the draws of training images, the initial trainable parameters and the order of images; tables average "
+        "over them.",
+    )
+    runs_per_program: Positive | None = setting(
+        None,
+        "Runs trained side by side in one program; None takes all seeds and learning rates of one method, dataset and "
+        "number of shots.",
+    )
+    on_missing: Annotated[str, Choices(("raise", "skip"))] = setting(
+        "raise", 'Where a dataset cannot be used: "raise" before anything is trained, or "skip" its runs.'
+    )
+    part: str | None = setting(
+        None,
+        '"2/4" runs the second of four parts, which other jobs may run meanwhile in the same work folder; None runs '
+        "all.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table1Settings(GridSettings):
+    """The settings of `table1`."""
+
+    shots: tuple[Positive, ...] | None = setting(
+        (4, 8, 16), 'Training images per class; None takes all, with the protocol "full".'
+    )
+    protocol: Annotated[str, Choices(tuple(PROTOCOLS))] = setting(
+        "few_shot",
+        '"few_shot", "full" (with --config.shots=None), "pseudo_labels", "base_to_new", "cross_dataset" or '
+        '"domain_generalization".',
+    )
+    targets: tuple[str, ...] | None = setting(
+        None,
+        'Datasets that "cross_dataset" and "domain_generalization" evaluate on besides; None takes the literature\'s.',
+    )
+    learning_rates: tuple[Annotated[float, Range(0)], ...] = setting(
+        (),
+        "Learning rates that are compared on validation images to select from; () takes `learning_rate` for every "
+        "method.",
+    )
+    choose: Annotated[str, Choices((METHOD, CELL, NONE))] = setting(
+        METHOD,
+        'What a learning rate is selected for: each "method" on all datasets and shots together, or each "cell" '
+        '(method, dataset and shots); with "none" all are tested instead, each with rows of its own.',
+    )
+    score_on: Annotated[str, Choices((TEST, VALIDATION))] = setting(
+        TEST,
+        '"test", or "validation" to only select learning rates (`rates.json`), which other jobs may share in parts.',
+    )
+    compare: bool = setting(
+        False, "Show the finished runs of the work folder beside published results, and run nothing."
+    )
+
+
 def get_config(protocol: str = "few_shot") -> ConfigDict:
     check_choice("the preset", protocol, tuple(PRESETS))
-    config = base.get_config()
-    # The methods, by name or by the path of a file of your own (docs/methods.md).
-    config.methods = (
-        *("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "ivlp_matched_2"),
-        *("maple", "taskres", "bias", "bias_by_kind"),
+    config = to_config(
+        Table1Settings,
+        epochs=10,  # the paper's, whatever the number of images
+        method_options={"taskres@oxford_flowers": {"alpha": 1.0}},
+        protocol=protocol,
+        workdir="workdir/table1",
     )
-    # Options by method name, or by method@dataset for one dataset only.
-    config.method_options = ConfigDict({"taskres@oxford_flowers": {"alpha": 1.0}})
-    # The datasets, by name (docs/datasets.md).
-    config.datasets = (
-        "imagenet",
-        "caltech101",
-        "oxford_pets",
-        "stanford_cars",
-        "oxford_flowers",
-        "food101",
-        "fgvc_aircraft",
-        "sun397",
-        "dtd",
-        "eurosat",
-        "ucf101",
-    )
-    # Training images per class.
-    config.shots = (4, 8, 16)
-    # Of the draws of training images, the learnables' start and the order of images; tables average over them.
-    config.seeds = (1, 2, 3)
-    # "few_shot", "full" (with shots 0), "pseudo_labels", "base_to_new", "cross_dataset" or "domain_generalization".
-    config.protocol = protocol
-    # Datasets that "cross_dataset" and "domain_generalization" evaluate on besides; empty takes the literature's.
-    config.targets = ()
-    # Learning rates that are tried on validation images to choose from; empty takes `learning_rate` for every method.
-    config.learning_rates = ()
-    # What a learning rate is chosen for: each "method" on all datasets and shots together, or each "cell" (method,
-    # dataset and shots); with "none" all are tested instead, each with rows of its own.
-    config.choose = "method"
-    # "test", or "validation" to only choose learning rates (`rates.json`), which other jobs may share in parts.
-    config.score_on = "test"
-    # Cells trained side by side in one program; 0 takes all seeds and learning rates of one method, dataset and shots.
-    config.runs_per_program = 0
-    # Where a dataset cannot be used: "raise" before anything is trained, or "skip" its runs.
-    config.on_missing = "raise"
-    # "2/4" runs the second of four parts, which other jobs may run meanwhile in the same work folder; empty runs all.
-    config.part = ""
-    # Show the finished runs of the work folder beside published results, and run nothing.
-    config.compare = False
-    config.workdir = "workdir/table1"
     if protocol != "few_shot":
-        config.shots, config.workdir = (16,), f"workdir/{protocol}"
+        config.shots = (16,)
+        config.workdir = f"workdir/{protocol}"
     if protocol in ("cross_dataset", "domain_generalization"):
         config.datasets = ("imagenet",)
     if protocol in ("base_to_new", "cross_dataset"):  # a residual per class has nothing to say about new classes
-        config.methods = tuple(method for method in config.methods if method != "taskres")
+        config.methods = tuple(method for method in METHODS if method != "taskres")
         config.method_options = ConfigDict()
     return config

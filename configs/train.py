@@ -9,27 +9,33 @@ The part after the colon is a method by its name, "bias" without one, or a file 
         --config.data_dir=/path/to/images --config.template="a photo of a {}."
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict, config_dict
 
-from configs import base
+from clipbias.checks import Count, Positive
+from clipbias.settings import setting, to_config
+from clipbias.tuning.registry import option_types
+from configs._common import SweepSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings(SweepSettings):
+    """The settings of `train`."""
+
+    dataset: str = setting("demo/digits", "The dataset, by name (docs/datasets.md).")
+    shots: Positive | None = setting(16, "Training images per class; None takes all.")
+    seed: Count = setting(
+        1, "Of the draw of training images, the initial trainable parameters and the order of images."
+    )
+    method: str = setting("bias", "The method, by name or by the path of a file of your own (docs/methods.md).")
+    method_options: Mapping[str, object] = setting(
+        {},
+        "The method's options by name. One that is not set is the authors' for the dataset, else the method's default.",
+    )
 
 
 def get_config(method: str = "bias") -> ConfigDict:
-    # A method's own file knows its options.
-    from clipbias.tuning.registry import option_types
-
-    config = base.get_config()
-    # The dataset, by name (docs/datasets.md).
-    config.dataset = "demo/digits"
-    # Images per class; 0 takes all.
-    config.shots = 16
-    # Of the draw of training images, the learnables' start and the order of images.
-    config.seed = 1
-    # A small set makes more passes than the paper's, so that it is trained for 300 steps.
-    config.epochs = 0
-    # The method, by name or by the path of a file of your own (docs/methods.md).
-    config.method = method
-    # The method's options by name. One that is not set is the authors' for the dataset, else the method's default.
-    kinds = option_types(method).items()
-    config.method_options = ConfigDict({name: config_dict.placeholder(kind) for name, kind in kinds})
-    return config
+    options = {name: config_dict.placeholder(kind) for name, kind in option_types(method).items()}
+    return to_config(TrainSettings, method=method, method_options=options)

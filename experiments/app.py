@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 import clipbias
 from clipbias import hosts
 from clipbias.app import Bench, build, serve
 from clipbias.errors import ClipbiasError
+from clipbias.settings import as_json
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import FILE, Adapter
+from configs.app import AppSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapters
@@ -30,23 +30,23 @@ _CONFIG = "configs/app.py"
 _SECONDS = 0.2  # between two looks for a notice to stop
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
-    adapters = find_adapters(config.adapters)
+def main(settings: AppSettings, workdir: Path) -> None:
+    adapters = find_adapters(settings.adapters)
     bases = dict.fromkeys(adapter.base for adapter, _ in adapters)
-    if len(bases) > 1 and not config.model:
+    if len(bases) > 1 and not settings.model:
         raise ClipbiasError(f"the adapters are of several models, {', '.join(bases)}; give those of one.")
-    model = config.model or next(iter(bases), "demo")
-    class_names = listed(config.classes, "class names") or ()
-    with open_workdir(workdir, common.plain(config)):
-        examples = find_images(config.images) if config.images else []
+    model = settings.model or next(iter(bases), "demo")
+    class_names = listed(settings.classes, "class names") or ()
+    with open_workdir(workdir, as_json(settings)):
+        examples = find_images(settings.images) if settings.images is not None else []
         uploads = (workdir / "uploads").resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # gradio reads it when it is imported
-        bench = Bench(clipbias.load(model), named(adapters), own_methods=split(config.own_methods))
-        page = build(bench, examples=examples, class_names=class_names, template=config.template)
+        bench = Bench(clipbias.load(model), named(adapters), own_methods=split(settings.own_methods))
+        page = build(bench, examples=examples, class_names=class_names, template=settings.template or "")
         address = serve(
             page,
-            server_name=config.host,
-            server_port=config.port or None,
+            server_name=settings.host,
+            server_port=settings.port,
             prevent_thread_lock=True,
             allowed_paths=[str(path.resolve()) for path in examples],
         )

@@ -1,13 +1,14 @@
 """Reading a binary's command line: its flags, its configuration file, its help."""
 
+import ast
+import functools
 import glob
 import inspect
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_type_hints
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -15,12 +16,22 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
+from clipbias.settings import flatten, help_text
 from clipbias.terminal import printable
-from experiments.values import flat
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 CONFIGS = Path(str(configs.__file__)).parent
 USAGE = "[--config=FILE[:PRESET]] [--config.NAME=VALUE …]"
+# `config_flags` knows no None.
+_UNSET = re.compile(r"--?config\.([^=]+)=None")
+# What stands in place of settings that are no more.
+_WORDS = "the words nearest to learned prompts are a section of every study"
+GONE = {
+    "most_classes": "there is no setting most_classes any more: `draw` shows the first twelve classes.",
+    "nearest_words": f"there is no setting nearest_words any more: {_WORDS}, five of each prompt.",
+    "deeper_words": f"there is no setting deeper_words any more: {_WORDS}.",
+    "project_change": f"there is no setting project_change any more: {_WORDS}.",
+}
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
@@ -34,8 +45,13 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
       main: of the binary.
       default: its configuration file.
     """
-    words, asked = [word for word in words if word not in HELP], any(word in HELP for word in words)
+    asked = any(word in HELP for word in words)
+    unset = [match[1] for word in words if (match := _UNSET.fullmatch(word))]
+    words = [word for word in words if word not in HELP and not _UNSET.fullmatch(word)]
     try:
+        for word in words:
+            if (match := re.match(r"--?config\.(\w+)", word)) and match[1] in GONE:
+                raise ClipbiasError(GONE[match[1]])
         for place in [place for place, word in enumerate(words) if re.match(r"--?config(=|$)", word)]:
             flag, equals, file = words[place].partition("=")
             if equals:
@@ -45,6 +61,11 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
         config_flags.DEFINE_config_file("config", _find(default), lock_config=True, sys_argv=words)
         rest = flags.FLAGS(words)
         _split_lists(flags.FLAGS.config)
+        for name in unset:
+            *parents, last = name.split(".")
+            place = functools.reduce(getattr, parents, flags.FLAGS.config)
+            getattr(place, last)  # which suggests what a misspelt name meant
+            place[last] = None
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
         refuse(_sentence(error))
     if asked:
@@ -59,8 +80,10 @@ def refuse(sentence: str) -> NoReturn:
     sys.exit(1)
 
 
-def split(text: str) -> list[str]:
-    """The parts of a list separated by commas."""
+def split(text: str | None) -> list[str]:
+    """The parts of a list separated by commas; none for `None`."""
+    if text is None:
+        return []
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -92,7 +115,8 @@ def _sentence(error: BaseException) -> str:
     """What is wrong with a command line, in one line."""
     if isinstance(error, flags.UnrecognizedFlagError) and "config" in flags.FLAGS:
         meant = f"config.{error.flagname}"
-        if error.flagname in flat(flags.FLAGS["config"].value):
+        config = flags.FLAGS["config"].value  # the flags are not parsed
+        if isinstance(config, ConfigDict) and meant in flatten(config.to_dict(), "config"):
             return f"there is no flag --{error.flagname}; did you mean --{meant}?"
     causes = [error]
     while cause := causes[-1].__context__:
@@ -110,28 +134,32 @@ def _sentence(error: BaseException) -> str:
     return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"
 
 
+def settings_type(main: Callable) -> type:
+    """The dataclass of a binary's settings: the annotation of `settings` in its `main`."""
+    return get_type_hints(main)["settings"]
+
+
+def binary_of(main: Callable) -> str:
+    """The name of the binary that a `main` belongs to, such as "train"."""
+    return Path(inspect.getfile(main)).stem
+
+
 def _help(main: Callable) -> str:
-    """The docstring of a binary and its flags; its configuration files, whose comments explain the settings, and the
-    values that result.
-    """
-    binary = Path(inspect.getfile(main)).stem
-    parts = [main.__globals__["__doc__"].strip(), f"Usage: clipbias {binary} {USAGE}"]
+    """The docstrings of a binary and of another configuration file, the flags, and each setting with its value."""
+    parts = [main.__globals__["__doc__"].strip(), f"Usage: clipbias {binary_of(main)} {USAGE}"]
     parts.append(flags.FLAGS.module_help(__name__).strip())
-    given = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-    own, config = CONFIGS / f"{binary}.py", flags.FLAGS.config
-    base = [CONFIGS / "base.py"] if "configs.base" in sys.modules else []  # not every configuration starts from it
-    for file in {path.resolve(): path for path in (*base, own, Path(given))}.values():
-        title = f"==== configs/{file.name} " if file.parent == CONFIGS else f"==== {file} "
-        parts.append(title.ljust(100, "=") + "\n" + file.read_text(encoding="utf-8").strip())
+    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
+    config = flags.FLAGS.config
+    if file.stem != binary_of(main):
+        parts += [_title(str(file)), ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""]
     if isinstance(config.get("method"), str):
         from clipbias.tuning.registry import make_method
 
-        parts.append(f"==== {config.method} ".ljust(100, "=") + f"\n{inspect.getdoc(make_method(config.method))}")
-    values = (f"--config.{name}={_quoted(value)}" for name, value in flat(config).items())
-    parts.append("\n".join(["==== the values that result ".ljust(100, "="), *values]))
+        parts += [_title(config.method), inspect.getdoc(make_method(config.method)) or ""]
+    parts += [_title("settings, with their values"), help_text(settings_type(main), config)]
     text = "\n\n".join(part for part in parts if part)
     return text.replace("python -m experiments.", "clipbias ") if sys.argv[0].startswith("clipbias ") else text
 
 
-def _quoted(value: object) -> str:
-    return f'"{value}"' if isinstance(value, tuple | ConfigDict) else shlex.quote(str(value))
+def _title(words: str) -> str:
+    return f"==== {words} ".ljust(100, "=")

@@ -2,13 +2,11 @@
 
 import dataclasses
 import importlib
-import inspect
-import json
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 from absl.logging import DEBUG, get_absl_handler, get_verbosity, use_absl_handler
@@ -17,9 +15,14 @@ from ml_collections import ConfigDict
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.io import BROKEN_DISK, NOT_ALLOWED, data_path, reason
+from clipbias.settings import as_json, from_config
 from clipbias.terminal import printable, quiet_when_closed
-from experiments.command_line import WORKDIR, parse, refuse
-from experiments.values import check_config
+from experiments.command_line import WORKDIR, binary_of, parse, refuse, settings_type
+
+if TYPE_CHECKING:
+    from clipbias.data import Dataset
+    from clipbias.tuning import Descriptions
+    from configs._common import DatasetSettings, InputSettings
 
 # Device files of NVIDIA GPUs, AMD GPUs and TPUs.
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
@@ -29,7 +32,7 @@ def run(main: Callable[..., int | None], default: str) -> None:
     """Runs a binary; see `answer`.
 
     Args:
-      main: of the binary: `main(config, workdir)`, or `main(config)` where its configuration has no `workdir`.
+      main: of the binary: `main(settings, workdir)`, or `main(settings)` where these have no `workdir`.
       default: the configuration file, such as "configs/train.py", unless `--config=FILE` names another.
     """
 
@@ -49,42 +52,45 @@ def run(main: Callable[..., int | None], default: str) -> None:
 
 
 def answer(main: Callable[..., int | None], config: ConfigDict, workdir: str | None = None) -> int:
-    """Runs `main(config, workdir)`, or `main(config)`, and returns the exit status; see `status_of`.
+    """Runs `main(settings, workdir)`, or `main(settings)`, and returns the exit status; see `status_of`.
 
-    A binary whose configuration has no `workdir` writes no work folder and needs no device.
+    A binary without the setting `workdir` writes no work folder and needs no device.
 
     Args:
       main: of a binary.
-      config: its configuration. Its `workdir` and `dtype` are set to the values that are used.
-      workdir: takes precedence over the configuration's own.
+      config: its configuration, which the settings are taken from.
+      workdir: takes precedence over the configuration's.
     """
 
     def work() -> int | None:
-        check_config(config, own_config(main))
+        settings: object = from_config(settings_type(main), config)
         with hosts.stoppable():
-            return main(config) if "workdir" not in config else main(config, _prepare(main, config, workdir))
+            if "workdir" not in config:
+                return main(settings)
+            resolved = _resolve(main, settings, workdir)
+            return main(resolved, data_path(resolved.workdir or "."))
 
     return status_of(work)
 
 
-def _prepare(main: Callable[..., int | None], config: ConfigDict, workdir: str | None) -> Path:
-    """Settles the work folder and the compute type, and says where everything is written."""
+def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None) -> Any:
+    """The settings with the work folder and the compute type that are used; says where everything is written."""
     # They import JAX, which showing runs does without.
     from clipbias.clip import precision
     from clipbias.training.progress import say
     from clipbias.training.workdir import CONFIG
 
-    folder = workdir or config.workdir
-    if not folder and not config.get("dry_run"):
+    folder, dry_run = workdir or settings.workdir, getattr(settings, "dry_run", False)
+    if folder is None and not dry_run:
         raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
-    config.workdir = folder
-    if "dtype" in config and not config.get("topology"):
-        config.dtype = precision.resolve(config.dtype)
+    settings = dataclasses.replace(settings, workdir=folder)
+    if hasattr(settings, "dtype") and getattr(settings, "topology", None) is None:
+        settings = dataclasses.replace(settings, dtype=precision.resolve(settings.dtype))
     # Each host may have its own path to the same folder.
-    hosts.assert_same("the configuration", {**plain(config), "workdir": ""})
-    if not config.get("dry_run"):
+    hosts.assert_same("the configuration", {**as_json(settings), "workdir": None})
+    if not dry_run:
         say(f"{binary_of(main)}: everything is written to {folder}, the settings to {CONFIG} there")
-    return data_path(folder or ".")
+    return settings
 
 
 def status_of(work: Callable[[], int | None]) -> int:
@@ -118,20 +124,10 @@ def own_config(main: Callable[..., int | None]) -> ConfigDict:
     return importlib.import_module(f"configs.{binary_of(main)}").get_config()
 
 
-def binary_of(main: Callable) -> str:
-    """The name of the binary that a `main` belongs to, such as "train"."""
-    return Path(inspect.getfile(main)).stem
-
-
 def tell(*lines: str) -> None:
     """Prints lines to a terminal, which names in them cannot steer."""
     for line in lines:
         print(printable(line), flush=True)  # at once, also into a pipe
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """A configuration as JSON values, to be stored beside its results."""
-    return json.loads(config.to_json_best_effort())
 
 
 class _Sentence(logging.Formatter):
@@ -172,26 +168,26 @@ def start() -> None:
     kept_programs.keep()
 
 
-def load_dataset(config: ConfigDict, name: str) -> Any:
-    """Opens a dataset with the configuration's options; empty ones are left to the source."""
+def load_dataset(settings: "DatasetSettings", name: str) -> "Dataset":
+    """Opens a dataset with the settings that are given; the others are left to the source."""
     from clipbias import data
 
-    settings = {"split": "split_source", "split_dir": "split_dir", "index_file": "index_file"}
-    given = {option: name for option, name in settings.items() if config[name]}
-    options = {option: config[name] for option, name in given.items()}
+    given = {"split": settings.split_source, "split_dir": settings.split_dir, "index_file": settings.index_file}
+    options = {option: value for option, value in given.items() if value is not None}
     try:
-        dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None, **options)
+        dataset = data.load(name, data_dir=settings.data_dir, template=settings.template, **options)
     except TypeError as error:  # an option that this source does not take
         if options and "unexpected keyword" in str(error):
-            said = ", ".join(f"--config.{setting}" for setting in given.values())
-            raise ClipbiasError(f"the dataset {name!r} does not take {said}; leave it out.") from error
+            flags_given = ", ".join("--config.split_source" if x == "split" else f"--config.{x}" for x in options)
+            raise ClipbiasError(f"the dataset {name!r} does not take {flags_given}; leave it out.") from error
         raise
-    return dataclasses.replace(dataset, descriptions=load_descriptions(config, name))
+    return dataclasses.replace(dataset, descriptions=load_descriptions(settings, name))
 
 
-def load_descriptions(config: ConfigDict, name: str) -> Any:
-    """The configuration's texts by class name for a dataset, whose name may be part of their path, or `None`."""
+def load_descriptions(settings: "InputSettings", name: str) -> "Descriptions | None":
+    """The texts by class name for a dataset, whose name may be part of their path."""
     from clipbias.tuning import read_descriptions
 
-    path = config.descriptions
-    return read_descriptions(path.replace("{dataset}", name.replace("/", "_"))) if path else None
+    if settings.descriptions is None:
+        return None
+    return read_descriptions(settings.descriptions.replace("{dataset}", name.replace("/", "_")))

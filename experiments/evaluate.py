@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import hosts
@@ -29,12 +28,14 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
+from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
+from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapter
@@ -43,18 +44,18 @@ _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
-    found = find_adapter(config.adapters)
+def main(settings: EvaluateSettings, workdir: Path) -> None:
+    found = find_adapter(settings.adapters)
     adapter = found[0] if found else None
-    mesh = meshes.make_mesh(**config.mesh)
-    with open_workdir(workdir, common.plain(config)):
-        clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
+    mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
+    with open_workdir(workdir, as_json(settings)):
+        clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"))
         hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
-        name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
+        name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
-        load = functools.cache(lambda name: common.load_dataset(config, name))
-        dataset, outside = load(name), load(config.ood).split("test") if config.ood else None
+        load = functools.cache(lambda name: common.load_dataset(settings, name))
+        dataset, outside = load(name), load(settings.ood).split("test") if settings.ood else None
         if adapter is None:
             task = Task(
                 clip,
@@ -62,19 +63,19 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 dataset.class_names,
                 template=dataset.template,
                 descriptions=dataset.descriptions,
-                dtype=config.dtype,
+                dtype=settings.dtype,
             )
             learnables: Learnables = {}
         else:
             task, learnables = adapter.bind(
                 clip,
                 dataset.class_names,
-                own_methods=split(config.own_methods),
+                own_methods=split(settings.own_methods),
                 descriptions=dataset.descriptions,
-                dtype=config.dtype,
+                dtype=settings.dtype,
             )
         task = task.with_memory(class_shards=mesh.shape[meshes.DATA])
-        method, images = adapter.method if adapter else ZERO_SHOT, dataset.split(config.split)
+        method, images = adapter.method if adapter else ZERO_SHOT, dataset.split(settings.split)
         what = fingerprint(task, learnables, method, images)
         hosts.assert_same(f"the images of {name}", what)
         if jax.process_index() == 0:
@@ -85,7 +86,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         def save(predicted: np.ndarray) -> None:
             answered.append(Answers(np.asarray(images.labels), predicted, dataset.class_names))
             if jax.process_index() == 0:
-                save_predictions(workdir, config.split, task, learnables, method, images, predicted)
+                save_predictions(workdir, settings.split, task, learnables, method, images, predicted)
 
         began = time.monotonic()
         score = evaluate(
@@ -93,9 +94,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
             learnables,
             images,
             mesh=mesh,
-            eval_batch_size=config.eval_batch_size,
-            on_image_error=config.on_image_error,
-            workers=config.workers,
+            eval_batch_size=settings.eval_batch_size,
+            on_image_error=settings.on_image_error,
+            workers=settings.workers,
             validation=dataset.splits.get("val"),
             outside=outside,
             save=save,
@@ -104,16 +105,18 @@ def main(config: ConfigDict, workdir: Path) -> None:
             share, seconds = score["correct"] / max(score["images"], 1), time.monotonic() - began
             metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": round(seconds, 4)})
         if jax.process_index() == 0:
-            if config.ood:
-                score["ood"] = {"dataset": config.ood, **score["ood"]}
-            result = {"method": method, "dataset": name, "split": config.split, "fingerprint": what}
-            result |= {"dtype": config.dtype, **score}
+            if settings.ood:
+                score["ood"] = {"dataset": settings.ood, **score["ood"]}
+            result = {"method": method, "dataset": name, "split": settings.split, "fingerprint": what}
+            result |= {"dtype": settings.dtype, **score}
             write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-            common.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.split} images")
+            common.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {settings.split} images")
             for line in told(score):
                 common.tell(line)
             for answers in answered:
-                write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {config.split} images")
+                write_answers(
+                    workdir, images.keys, answers, f"{method_name(method)} on {name}, {settings.split} images"
+                )
                 if words := weakest_classes(answers):
                     common.tell(
                         f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import data, hosts
@@ -25,7 +24,6 @@ from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import SECTIONS, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
@@ -33,6 +31,7 @@ from clipbias.io import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.report.published import dataset_name
+from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
@@ -40,6 +39,7 @@ from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
+from configs.explain import ExplainSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.equivalent_bias import save_equivalent_biases
@@ -48,20 +48,20 @@ from experiments.inputs import AdapterFile, by_dataset, find_adapters
 _CONFIG = "configs/explain.py"
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
-    sections = named_sections(config.sections)
-    groups = adapters_by_dataset(config, find_adapters(config.adapters))
-    several = bool(config.datasets or len(groups) > 1)
+def main(settings: ExplainSettings, workdir: Path) -> None:
+    sections = named_sections(settings.sections)
+    groups = adapters_by_dataset(settings, find_adapters(settings.adapters))
+    several = settings.datasets is not None or len(groups) > 1
     if several:
-        config.datasets = tuple(groups)  # for whoever reads the work folder
-    with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
+        settings = dataclasses.replace(settings, datasets=tuple(groups))  # for whoever reads the work folder
+    with open_workdir(workdir, as_json(settings)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
-        load = functools.cache(lambda name: common.load_dataset(config, name))
+        load = functools.cache(lambda name: common.load_dataset(settings, name))
         for name in groups:  # all of them before the first study
-            load(name).split(config.split)
+            load(name).split(settings.split)
         folders = {name: workdir / name.replace("/", "_") if several else workdir for name in groups}
         for number, (name, folder) in enumerate(folders.items(), start=1):
-            scalars = explain(config, load(name), groups[name], folder, sections, name=name).scalars
+            scalars = explain(settings, load(name), groups[name], folder, sections, name=name).scalars
             shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
             about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
             # Not before: it replaces what an earlier study left.
@@ -86,19 +86,19 @@ def named_sections(text: str) -> list[str]:
     return sections
 
 
-def adapters_by_dataset(config: ConfigDict, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
+def adapters_by_dataset(settings: ExplainSettings, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
     """The datasets to explain on, each with its adapters."""
-    if config.dataset and config.datasets:
+    if settings.dataset is not None and settings.datasets is not None:
         raise ClipbiasError("give --config.dataset or --config.datasets, not both.")
-    if config.dataset:
-        return {config.dataset: list(adapters)}
-    if not config.datasets and not adapters:
+    if settings.dataset is not None:
+        return {settings.dataset: list(adapters)}
+    if settings.datasets is None and not adapters:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    return by_dataset(adapters, config.datasets)
+    return by_dataset(adapters, settings.datasets)
 
 
 def explain(
-    config: ConfigDict,
+    settings: ExplainSettings,
     dataset: data.Dataset,
     adapters: Sequence[AdapterFile],
     folder: Path,
@@ -106,26 +106,22 @@ def explain(
     name: str,
 ) -> Findings:
     """One dataset's study, written to `folder`."""
-    clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
-    mesh = meshes.make_mesh(**config.mesh)
-    number = config.prompt.isdecimal() and len(config.prompt) < 9
-    asked = {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
-    asked |= {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name not in asked}
-    options = StudyOptions(**asked)
-    facts = {"name": name, "split": config.split}
+    clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"))
+    mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
+    facts = {"name": name, "split": settings.split}
     with explain_exhaustion("lower --config.batch_size."), advance_bars() as advance:
         study = Study(
-            models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods), on=name),
-            dataset.split(config.split),
-            options,
+            models(clip, dataset, adapters, settings.dtype, own_methods=split(settings.own_methods), on=name),
+            dataset.split(settings.split),
+            settings.study,
             folder,
             training=dataset.splits.get("train"),
             mesh=mesh,
             advance=advance,
-            known=known_predictions(config.predictions, adapters, dataset.split(config.split)),
+            known=known_predictions(settings.predictions, adapters, dataset.split(settings.split)),
         )
         hosts.assert_same("what is explained", study.fingerprint)
-        findings = run_study(study, folder, dataset=facts, config=common.plain(config), sections=sections)
+        findings = run_study(study, folder, dataset=facts, config=as_json(settings), sections=sections)
     if "constants" in sections and jax.process_index() == 0:
         for model, (adapter, _) in zip(study.tuned, adapters, strict=True):
             save_equivalent_biases(findings, model, adapter, folder)
@@ -133,7 +129,7 @@ def explain(
 
 
 def known_predictions(
-    workdirs: str, adapters: Sequence[AdapterFile], images: data.Split
+    workdirs: str | None, adapters: Sequence[AdapterFile], images: data.Split
 ) -> Callable[[Model], np.ndarray | None]:
     """What the runs in these folders, and those that the adapters come from, predicted for the images."""
     folders = [user_path(path) for path in split(workdirs)]

@@ -9,12 +9,11 @@ model card lies beside it.
 
 import logging
 
-from ml_collections import ConfigDict
-
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.io import user_path
+from configs.export import ExportSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapter
@@ -22,18 +21,18 @@ from experiments.inputs import find_adapter
 _CONFIG = "configs/export.py"
 
 
-def main(config: ConfigDict) -> None:
+def main(settings: ExportSettings) -> None:
     for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
         logging.getLogger(library).setLevel(logging.WARNING)
-    found = find_adapter(config.adapters)
-    if found is None or not config.output:
+    found = find_adapter(settings.adapters)
+    if found is None or not settings.output:
         raise ClipbiasError("give an adapter and the folder to write: --config.adapters=FILE --config.output=FOLDER.")
     adapter, path = found
-    clip = clipbias.load(config.model or adapter.base)
-    own = split(config.own_methods)
-    form = export(adapter, clip, config.output, form=config.form or None, own_methods=own)
+    clip = clipbias.load(settings.model or adapter.base)
+    own = split(settings.own_methods)
+    form = export(adapter, clip, settings.output, form=settings.form, own_methods=own)
     common.tell(f"{path} as a {form}:")
-    for written in sorted(user_path(config.output).iterdir()):
+    for written in sorted(user_path(settings.output).iterdir()):
         common.tell(f"  {written} ({written.stat().st_size / 1000:,.1f} kB)")
 
 

@@ -13,8 +13,8 @@ from experiments.command_line import matching, split
 AdapterFile = tuple[Adapter, str]  # an adapter, and where its file is
 
 
-def find_adapters(text: str) -> list[AdapterFile]:
-    """Adapters, from parts separated by commas, each file once; none for an empty text.
+def find_adapters(text: str | None) -> list[AdapterFile]:
+    """Adapters, from parts separated by commas, each file once; none for `None`.
 
     A part is an adapter file, a folder of `experiments.train` or `experiments.table1`, a folder of adapter files, or a
     pattern with `*` that matches such files and folders.
@@ -39,7 +39,7 @@ def _files(path: Path) -> list[Path]:
     return sorted([*path.glob("adapters/*.safetensors"), *path.glob("*.safetensors")])
 
 
-def find_adapter(text: str) -> AdapterFile | None:
+def find_adapter(text: str | None) -> AdapterFile | None:
     """The adapter for a command that takes one, or `None` where none is named.
 
     Raises:
@@ -53,22 +53,22 @@ def find_adapter(text: str) -> AdapterFile | None:
     return adapters[0] if adapters else None
 
 
-def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str]) -> dict[str, list[AdapterFile]]:
+def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) -> dict[str, list[AdapterFile]]:
     """Adapters by the dataset that they were trained on.
 
     Args:
       adapters: to be divided.
-      datasets: the adapters of other datasets are left out; empty takes all.
+      datasets: the adapters of other datasets are left out; `None` takes all.
 
     Raises:
       ClipbiasError: an adapter does not say on which dataset it was trained, or a wanted dataset has no adapter.
     """
-    groups: dict[str, list[AdapterFile]] = {name: [] for name in datasets}
+    groups: dict[str, list[AdapterFile]] = {name: [] for name in datasets or ()}
     for adapter, source in adapters:
         name = str(adapter.notes.get("dataset") or "")
         if not name:
             raise ClipbiasError(f"{source} does not say on which dataset it was trained; give --config.dataset=NAME.")
-        if not datasets or name in groups:
+        if datasets is None or name in groups:
             groups.setdefault(name, []).append((adapter, source))
     if missing := [name for name, group in groups.items() if adapters and not group]:
         raise ClipbiasError(f"none of --config.adapters was trained on {missing[0]}; leave it out of the datasets.")

@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import hosts
@@ -37,6 +36,7 @@ from clipbias.explain.tokens import token_labels
 from clipbias.io import data_path, read_text, write_text
 from clipbias.prediction import softmax
 from clipbias.report.overlay import Overlay, save_overlay
+from clipbias.settings import as_json
 from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
@@ -44,6 +44,7 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
+from configs.predict import PredictSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.inputs import AdapterFile, find_adapter
@@ -69,27 +70,27 @@ class Model:
     classes: Text
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
-    files = find_images(config.images)
-    adapter = find_adapter(config.adapters)
-    task, learnables = open_task(config, adapter)
+def main(settings: PredictSettings, workdir: Path) -> None:
+    files = find_images(settings.images)
+    adapter = find_adapter(settings.adapters)
+    task, learnables = open_task(settings, adapter)
     params = jax.device_put(cast_weights(task.clip.params, task.classifier.dtype))
-    models = list(bound(task, learnables, params, config, tuned=adapter is not None))
-    found, key = list[dict[str, Any]](), "texts" if config.texts else "classes"
+    models = list(bound(task, learnables, params, settings, tuned=adapter is not None))
+    found, key = list[dict[str, Any]](), "texts" if settings.texts else "classes"
     began = time.monotonic()
-    with open_workdir(workdir, common.plain(config)), progress(len(files), unit="image", title="predict") as bar:
-        for chunk, pictures in read(files, task, config):
+    with open_workdir(workdir, as_json(settings)), progress(len(files), unit="image", title="predict") as bar:
+        for chunk, pictures in read(files, task, settings):
             hosts.check()
             # The last batch is padded, so that one compiled program serves all.
-            missing = min(images_per_batch(task, config), len(files)) - len(chunk)
+            missing = min(images_per_batch(task, settings), len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))
             mask = np.arange(len(filled)) < len(chunk)
-            answers = [classify(model, params, filled, mask, config) for model in models]
+            answers = [classify(model, params, filled, mask, settings) for model in models]
             for i, path in enumerate(chunk):
                 found.append({"image": str(path)})
                 overlays = []
                 for model, (shares, maps) in zip(models, answers, strict=True):
-                    best = np.argsort(-shares[i], kind="stable")[: config.top]
+                    best = np.argsort(-shares[i], kind="stable")[: settings.top]
                     told = {
                         key: [task.class_names[c] for c in best],
                         "probabilities": [float(shares[i, c]) for c in best],
@@ -113,19 +114,21 @@ def main(config: ConfigDict, workdir: Path) -> None:
         common.tell(line)
 
 
-def bound(task: Task, learnables: Learnables, params: Params, config: ConfigDict, *, tuned: bool) -> Iterator[Model]:
+def bound(
+    task: Task, learnables: Learnables, params: Params, settings: PredictSettings, *, tuned: bool
+) -> Iterator[Model]:
     """The model that was asked for, and zero-shot CLIP beside a tuned one."""
 
     def model(title: str, key: str, task: Task, learnables: Learnables) -> Model:
         classes = task.text if task.method.conditional else task.text_features(params, learnables)
         return Model(title, key, task, learnables, classes)
 
-    both = tuned and config.zero_shot
+    both = tuned and settings.zero_shot
     yield model("Tuned" if both else "", "", task, learnables)
     if both:
-        text: dict[str, Any] = {"free_text": True} if config.texts else {"template": task.template}
+        text: dict[str, Any] = {"free_text": True} if settings.texts else {"template": task.template}
         try:
-            frozen = Task(task.clip, ZERO_SHOT, task.class_names, dtype=config.dtype, **text)
+            frozen = Task(task.clip, ZERO_SHOT, task.class_names, dtype=settings.dtype, **text)
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")
             return
@@ -144,11 +147,14 @@ def overlay(model: Model, best: int, share: float, vision: np.ndarray, text: np.
     )
 
 
-def find_images(text: str) -> list[Path]:
+def find_images(text: str | None) -> list[Path]:
     """Image files, and visible ones in folders, in the order given and by name."""
     found: list[Path] = []
-    whole = data_path(text) if "," in text else None  # a name may have a comma
-    for part in [text] if whole is not None and (whole.is_file() or whole.is_dir()) else split(text):
+    whole = data_path(text) if text is not None and "," in text else None  # a name may have a comma
+    parts = split(text)
+    if whole is not None and (whole.is_file() or whole.is_dir()):
+        parts = [str(whole)]
+    for part in parts:
         path = data_path(part)
         if path.is_dir():
             inside = [path / name for name in image_files(path)]
@@ -165,34 +171,34 @@ def find_images(text: str) -> list[Path]:
     return found
 
 
-def open_task(config: ConfigDict, found: AdapterFile | None) -> tuple[Task, Learnables]:
+def open_task(settings: PredictSettings, found: AdapterFile | None) -> tuple[Task, Learnables]:
     """The task of the adapter, or zero-shot, with class names or texts from the configuration or the adapter."""
-    names, texts = listed(config.classes, "class names"), listed(config.texts, "texts")
-    if texts and (names or config.template or config.descriptions):
+    names, texts = listed(settings.classes, "class names"), listed(settings.texts, "texts")
+    if texts and (names or settings.template or settings.descriptions):
         raise ClipbiasError(
             "texts stand in place of class names and have no template or descriptions; leave out --config.classes, "
             "--config.template and --config.descriptions."
         )
-    options: dict[str, Any] = {"dtype": config.dtype, "descriptions": common.load_descriptions(config, "")}
+    options: dict[str, Any] = {"dtype": settings.dtype, "descriptions": common.load_descriptions(settings, "")}
     options["free_text"] = texts is not None
     names = texts or names
     if found is not None:
         adapter, _ = found
-        clip = clipbias.load(config.model or adapter.base)
-        own = split(config.own_methods)
+        clip = clipbias.load(settings.model or adapter.base)
+        own = split(settings.own_methods)
         return adapter.bind(clip, names, own_methods=own, **options)
     if names is None:
         raise ClipbiasError(
             "no class names; give --config.classes=cat,dog or a file, --config.texts, or --config.adapters."
         )
-    if config.template:
-        options["template"] = config.template
-    return Task(clipbias.load(config.model or "demo"), ZERO_SHOT, names, **options), {}
+    if settings.template:
+        options["template"] = settings.template
+    return Task(clipbias.load(settings.model or "demo"), ZERO_SHOT, names, **options), {}
 
 
-def listed(given: str, what: str) -> tuple[str, ...] | None:
-    """Names or texts separated by commas, or from a file with one per line; `None` for nothing."""
-    if not given:
+def listed(given: str | None, what: str) -> tuple[str, ...] | None:
+    """Names or texts separated by commas, or from a file with one per line; `None` for `None`."""
+    if given is None:
         return None
     if os.path.isfile(path := os.path.expanduser(given)):
         found = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
@@ -205,19 +211,19 @@ def listed(given: str, what: str) -> tuple[str, ...] | None:
     return found
 
 
-def images_per_batch(task: Task, config: ConfigDict) -> int:
+def images_per_batch(task: Task, settings: PredictSettings) -> int:
     """The batch size, which counts the crops of each image, too."""
-    return max(1, config.batch_size // (1 + crops_of(task.method)))
+    return max(1, settings.batch_size // (1 + crops_of(task.method)))
 
 
-def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tuple[list[Path], np.ndarray]]:
+def read(files: Sequence[Path], task: Task, settings: PredictSettings) -> Iterator[tuple[list[Path], np.ndarray]]:
     """Batches of paths and pictures `[B, R, R, 3]`; unreadable ones are refused or left out as configured.
 
     Pictures have levels from 0 to 255. For a method that learns of crops of each image, they are `[B, 1 + V, R, R, 3]`.
     """
     size, crops = task.clip.preprocessing.side, crops_of(task.method)
     mixed = mixes_crops(task.method)
-    rows = images_per_batch(task, config)
+    rows = images_per_batch(task, settings)
     for start in range(0, len(files), rows):
         chunk, pictures = [], []
         for path in files[start : start + rows]:
@@ -225,7 +231,7 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
                 image = decode(read_image(path), str(path))
                 pictures.append(test_views(image, size, crops, mixed=mixed) if crops else test_image(image, size))
             except UnreadableImage as error:
-                if config.on_image_error != "skip":
+                if settings.on_image_error != "skip":
                     raise
                 common.tell(f"skipped: {error}")
                 continue
@@ -235,7 +241,7 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
 
 def classify(
-    model: Model, params: Params, pictures: np.ndarray, mask: np.ndarray, config: ConfigDict
+    model: Model, params: Params, pictures: np.ndarray, mask: np.ndarray, settings: PredictSettings
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """Probabilities `[B, C]`, and with `relevancy` the maps `[B, M + V]` and `[B, N]` of each image's best class.
 
@@ -246,9 +252,9 @@ def classify(
         pictures = pictures[:, 0]  # the whole image, which a tuned method beside it learns of crops of
     images = task.clip.preprocessing.normalize(pictures)
     found = np.asarray(softmax(task.classifier, params, learnables, images, model.classes, mask))
-    if not config.relevancy:
+    if not settings.relevancy:
         return found, None
-    maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=config.start_layer)
+    maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=settings.start_layer)
     return found, (np.asarray(maps.vision), first_text(maps.text))
 
 

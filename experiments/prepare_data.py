@@ -12,65 +12,62 @@ name that `clipbias.data.load` takes; `folder` and `csv` too.
 
 from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
 from clipbias import data
-from clipbias.checks import check_int
 from clipbias.data import benchmark_check, catalog, shards
 from clipbias.errors import ClipbiasError
 from clipbias.io import atomic_path, is_remote
 from clipbias.report.contact_sheet import contact_sheet
+from configs.prepare_data import PrepareDataSettings
 from experiments import common
 
 _CONFIG = "configs/prepare_data.py"
 
 
-def run_check(config: ConfigDict) -> int:
+def run_check(settings: PrepareDataSettings) -> int:
     """Prints the table; returns the exit status."""
-    if not config.data_dir:
+    if settings.data_dir is None:
         raise ClipbiasError("check needs --config.data_dir, the root of the datasets.")
     findings = []
-    for name in config.datasets or catalog.ENTRIES:
+    for name in settings.datasets or catalog.ENTRIES:
         if name in catalog.ENTRIES:
-            if is_remote(config.data_dir):
-                raise ClipbiasError(f"check looks at files, and {config.data_dir} is in a bucket; mount it.")
-            findings.append(benchmark_check.check(catalog.ENTRIES[name], config.data_dir, decode=config.decode))
+            if is_remote(settings.data_dir):
+                raise ClipbiasError(f"check looks at files, and {settings.data_dir} is in a bucket; mount it.")
+            findings.append(benchmark_check.check(catalog.ENTRIES[name], settings.data_dir, decode=settings.decode))
         else:
-            dataset = data.load(name, data_dir=config.data_dir)
-            findings.append(benchmark_check.check_images(dataset, decode=config.decode))
+            dataset = data.load(name, data_dir=settings.data_dir)
+            findings.append(benchmark_check.check_images(dataset, decode=settings.decode))
     print(benchmark_check.table(findings))
     return int(any(finding.problems and (finding.counts or finding.state != "missing") for finding in findings))
 
 
-def run_build(config: ConfigDict) -> int:
+def run_build(settings: PrepareDataSettings) -> int:
     """Builds shards of each dataset; returns the exit status."""
-    if not config.output or not config.datasets:
+    if settings.output is None or settings.datasets is None:
         raise ClipbiasError("build needs --config.datasets, and --config.output, the folder for the shards.")
-    for name in config.datasets:
-        folder = shards.build(data.load(name, data_dir=config.data_dir or None), config.output)
+    for name in settings.datasets:
+        folder = shards.build(data.load(name, data_dir=settings.data_dir), settings.output)
         common.tell(f"{name}: {folder}")
     return 0
 
 
-def run_draw(config: ConfigDict) -> int:
+def run_draw(settings: PrepareDataSettings) -> int:
     """Draws a contact sheet; returns the exit status."""
-    if len(config.datasets) != 1 or not config.output:
+    if settings.datasets is None or len(settings.datasets) != 1 or settings.output is None:
         raise ClipbiasError("draw needs --config.datasets with one name, and --config.output, the PNG file.")
-    dataset = data.load(config.datasets[0], data_dir=config.data_dir or None)
-    check_int("shots", config.shots, lowest=1)
-    sheet = contact_sheet(dataset, shots=config.shots, seed=config.seed, max_classes=config.most_classes)
-    with atomic_path(config.output) as temporary:
+    dataset = data.load(settings.datasets[0], data_dir=settings.data_dir)
+    sheet = contact_sheet(dataset, shots=settings.shots, seed=settings.seed)
+    with atomic_path(settings.output) as temporary:
         sheet.save(temporary, format="PNG")
-    common.tell(config.output)
+    common.tell(settings.output)
     return 0
 
 
-ACTIONS: dict[str, Callable[[ConfigDict], int]] = {"check": run_check, "build": run_build, "draw": run_draw}
+ACTIONS: dict[str, Callable[[PrepareDataSettings], int]] = {"check": run_check, "build": run_build, "draw": run_draw}
 
 
-def main(config: ConfigDict) -> int:
+def main(settings: PrepareDataSettings) -> int:
     """Runs one action; returns the exit status."""
-    return ACTIONS[config.action](config)
+    return ACTIONS[settings.action](settings)
 
 
 if __name__ == "__main__":

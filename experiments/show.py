@@ -11,23 +11,20 @@ the training curves. For each folder that cannot be read it prints one sentence,
 import sys
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from clipbias.checks import check_choice
 from clipbias.errors import ClipbiasError
-from clipbias.report.run_tables import FORMATS, render_runs
+from clipbias.report.run_tables import render_runs
 from clipbias.report.runs import RunRecord, read_workdir
 from clipbias.terminal import printable
+from configs.show import ShowSettings
 from experiments import common
 from experiments.command_line import matching, split
 
 _CONFIG = "configs/show.py"
 
 
-def main(config: ConfigDict) -> int:
+def main(settings: ShowSettings) -> int:
     """Prints the tables; returns the exit status."""
-    check_choice("format", config.format, FORMATS)
-    folders = [folder for part in split(config.runs) for folder in matching(part)]
+    folders = [folder for part in split(settings.runs) for folder in matching(part)]
     if not folders:
         raise ClipbiasError("no runs to show; give --config.runs=FOLDERS, separated by commas.")
     rows: list[RunRecord] = []
@@ -36,14 +33,14 @@ def main(config: ConfigDict) -> int:
     for folder in folders:
         try:
             found = read_workdir(folder)
-            rows += read_workdir(folder, cells=True) if config.every_run else found
+            rows += read_workdir(folder, cells=True) if settings.every_run else found
             shown.append(found[0])
         except ClipbiasError as error:
             problems.append(str(error))
-    if text := render_runs(rows, shown, problems, form=config.format):
+    if text := render_runs(rows, shown, problems, form=settings.format):
         common.tell(*text.removesuffix("\n").split("\n"))
     curves = []
-    if config.output:
+    if settings.output:
         from clipbias.report.curves import read_curves, save_curves
 
         for run in shown:
@@ -53,8 +50,8 @@ def main(config: ConfigDict) -> int:
                 problems.append(str(error))
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
-    if config.output:
-        print(f"curves: {save_curves(curves, Path(config.output))}", file=sys.stderr)
+    if settings.output:
+        print(f"curves: {save_curves(curves, Path(settings.output))}", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -15,11 +15,10 @@ images first; `rates.json` has the choice (`--config.choose`).
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from ml_collections import ConfigDict
+import jax
 
 import clipbias
 import configs
@@ -30,38 +29,38 @@ from clipbias.data import protocols
 from clipbias.data.missing import open_datasets
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
+from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import describe, open_topology
-from clipbias.training.compute import Compute
 from clipbias.training.group import Row
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of
 from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import note_model, open_workdir
-from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__
+from configs.table1 import Table1Settings
 from experiments import common
 
 _CONFIG = "configs/demo.py"
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(settings: Table1Settings, workdir: Path) -> None:
     from clipbias.report.sweep_tables import check_published, write_tables
 
-    if config.compare:
+    if settings.compare:
         rows = read_json_lines(workdir / RESULTS)
         check_published(rows, workdir)
         common.tell(*write_tables(rows, workdir))
         return
-    if config.dry_run:
-        dry_run(config)
+    if settings.dry_run:
+        dry_run(settings)
         return
-    with open_workdir(workdir, common.plain(config), part=parse_part(config.part)):
-        prepared = prepare(config)
-        note_model(workdir, prepared.shared.clip)
-        specs, rows = run(config, prepared, workdir)
+    with open_workdir(workdir, as_json(settings), part=parse_part(settings.part)):
+        inputs = prepare(settings)
+        note_model(workdir, inputs.context.clip)
+        specs, rows = run(inputs, workdir)
         hosts.leave()
         if hosts.is_first() and rows:
             common.tell(*write_tables(rows, workdir))
@@ -74,116 +73,150 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SweepInputs:
-    """A configuration that is ready to run.
+    """Settings that are ready to run.
 
     Attributes:
-      shared: the model, the datasets and the devices.
-      recipe: of the methods that have none of their own.
-      axes: what `make_specs` combines.
-      rates: learning rates that were chosen before, or `None`.
+      settings: of `table1`.
+      context: the model, the datasets and the devices.
+      rates: learning rates that were selected before, or `None`.
     """
 
-    shared: SweepContext
-    recipe: Recipe
-    axes: Mapping[str, Any]
+    settings: Table1Settings
+    context: SweepContext
     rates: Rates | None
 
-    def specs(self, learning_rates: tuple[float, ...], rates: Rates | None, score_on: str = TEST) -> list[RunSpec]:
-        """The runs, at each of some learning rates or at those that were chosen."""
-        shared = self.shared
+    def specs(
+        self, learning_rates: Sequence[float] = (), rates: Rates | None = None, score_on: str = TEST
+    ) -> list[RunSpec]:
+        """The runs, at each of some learning rates or at those that were selected."""
+        settings = self.settings
         return make_specs(
-            *(shared.clip, shared.datasets, self.recipe),
-            **self.axes,
+            self.context.clip,
+            self.context.datasets,
+            settings.recipe,
+            methods=settings.methods,
+            datasets=settings.datasets,
+            shots=(0,) if settings.shots is None else settings.shots,
+            seeds=settings.seeds,
+            options=given_options(settings),
+            protocol=settings.protocol,
+            targets=settings.targets or (),
             learning_rates=learning_rates,
             rates=rates,
-            dtype=shared.dtype,
-            on_image_error=shared.on_image_error,
+            dtype=settings.dtype,
+            on_image_error=settings.on_image_error,
             score_on=score_on,
         )
 
 
-def prepare(config: ConfigDict, devices: Any = None) -> SweepInputs:
-    """Loads the model and opens the datasets, of `table1`'s configuration or of `train`'s, which has one of each.
+def prepare(settings: Table1Settings, devices: Sequence[jax.Device] | None = None) -> SweepInputs:
+    """Loads the model and opens the datasets.
 
     Args:
-      config: the settings.
+      settings: of `table1`, or of `train` as one run of it.
       devices: absent ones, to compile for; `None` takes those that are there.
 
     Raises:
       ClipbiasError: a dataset cannot be used, unless `on_missing` is "skip".
     """
-    several = "methods" in config
-    axes: dict[str, Any] = {
-        axis: tuple(config[axis]) if several else (config[one],)
-        for axis, one in {"methods": "method", "datasets": "dataset", "shots": "shots", "seeds": "seed"}.items()
-    }
-    options = config.method_options if several else {config.method: config.method_options}
-    axes["options"] = {name: _given_options(name, values) for name, values in options.items()}
-    axes |= {"protocol": config.get("protocol", "few_shot"), "targets": tuple(config.get("targets", ()))}
-    clip = clipbias.load(config.model)
-    hosts.assert_same(f"the model {config.model}", clip.fingerprint)
+    options = given_options(settings)
+    clip = clipbias.load(settings.model)
+    hosts.assert_same(f"the model {settings.model}", clip.fingerprint)
+    draws = any(resolve_method(name, options.get(name, {})).uses_images for name in settings.methods)
+    training = dict.fromkeys(settings.datasets, int(draws))
     targets = [
-        one for name in axes["datasets"] for one in protocols.targets_of(axes["protocol"], name, axes["targets"])
+        target
+        for name in settings.datasets
+        for target in protocols.targets_of(settings.protocol, name, settings.targets or ())
     ]
-    draws = any(resolve_method(name, axes["options"].get(name, {})).uses_images for name in axes["methods"])
     opened = open_datasets(
-        lambda name: common.load_dataset(config, name),
-        dict.fromkeys(targets, 0) | dict.fromkeys(axes["datasets"], int(draws)),
-        skip=config.get("on_missing") == "skip",
+        lambda name: common.load_dataset(settings, name),
+        dict.fromkeys(targets, 0) | training,
+        skip=settings.on_missing == "skip",
     )
-    shared = SweepContext(
-        *(clip, opened, Compute.from_config(config), meshes.make_mesh(**config.mesh, devices=devices)),
-        dtype=config.dtype,
-        on_image_error=config.on_image_error,
+    context = SweepContext(
+        clip,
+        opened,
+        settings.compute,
+        meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
+        dtype=settings.dtype,
+        on_image_error=settings.on_image_error,
     )
-    rates = Rates.read(rates_path(config.rates_file)) if config.rates_file else None
-    return SweepInputs(shared, Recipe.from_config(config), axes, rates)
+    rates = None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
+    return SweepInputs(settings, context, rates)
 
 
-def _given_options(method: str, values: Any) -> dict[str, Any]:
-    """The options that are given; `train` shows every option, `None` where it is not."""
-    if not isinstance(values, ConfigDict | dict):
-        raise ClipbiasError(f"method_options.{method} is {shown(values)}; it must hold options by name.")
-    return {option: value for option, value in values.items() if value is not None}
+def given_options(settings: Table1Settings) -> dict[str, dict[str, object]]:
+    """The methods' options that are given; `train` shows every option, `None` where it is not."""
+    options: dict[str, dict[str, object]] = {}
+    for method, values in settings.method_options.items():
+        if not isinstance(values, Mapping):
+            raise ClipbiasError(f"method_options.{method} is {shown(values)}; it must hold options by name.")
+        options[method] = {option: value for option, value in values.items() if value is not None}
+    return options
 
 
-def run(config: ConfigDict, prepared: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
-    """Runs a configuration: first on validation images, if learning rates are to be chosen; then on test images.
+def run(inputs: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
+    """Runs a sweep: first on validation images, if learning rates are to be selected; then on test images.
 
     Returns:
       The specs on test images, and their rows as far as these are there.
     """
-    part, rates = parse_part(config.get("part", "")), prepared.rates
-    learning_rates, chosen = tuple(config.get("learning_rates", ())), False
-    scope, validate_only = config.get("choose", NONE), config.get("score_on", TEST) == VALIDATION
-    options: dict[str, Any] = dict(part=part, most_runs=config.get("runs_per_program", 0))
-    if validate_only and not (learning_rates and scope != NONE):
-        raise ClipbiasError(
-            "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
-        )
-    if learning_rates and scope != NONE:
-        if scope == METHOD and part[1] > 1 and not validate_only:
+    settings, rates = inputs.settings, inputs.rates
+    if not settings.learning_rates or settings.choose == NONE:
+        if settings.score_on == VALIDATION:
             raise ClipbiasError(
-                "a part has not all datasets and shots that a method's learning rate is chosen by; choose first, with "
-                "--config.score_on=validation in all parts, and give the result as --config.rates_file; or choose for "
-                f"each dataset and number of shots, --config.choose={CELL}."
+                "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
             )
-        # Methods with a rate of their own, or without any, have nothing to choose.
-        tried = [x for x in prepared.specs(learning_rates, rates, VALIDATION) if x.learning_rate in learning_rates]
-        rows = sweep(tried, prepared.shared, workdir, prepared.recipe, **options) if tried else []
-        if validate_only and len(rows) < len(tried):
-            common.tell(f"{len(rows)} of {len(tried)} runs are there; the last part to end writes {FILE}.")
-            return [], []
-        mine = {spec.key for spec in (tried if validate_only else part_of(tried, part))}
-        rates, learning_rates, chosen = choose([row for row in rows if row["key"] in mine], scope), (), True
-        if hosts.is_first() and (validate_only or part[1] == 1):
-            rates.write(workdir / FILE, _provenance(prepared, tried, scope))
-        if validate_only:
-            common.tell(f"Learning rates: {workdir / FILE}")
-            return [], []
-    specs = prepared.specs(learning_rates, rates)
-    notes = _choices(specs, rates) if chosen and rates is not None else {}
-    return specs, sweep(specs, prepared.shared, workdir, prepared.recipe, notes=notes, **options)
+        specs = inputs.specs(settings.learning_rates, rates)
+        return specs, _sweep(inputs, specs, workdir)
+    selected = select_rates(inputs, workdir)
+    if selected is None:
+        return [], []
+    specs = inputs.specs((), selected)
+    return specs, _sweep(inputs, specs, workdir, _choices(specs, selected))
+
+
+def select_rates(inputs: SweepInputs, workdir: Path) -> Rates | None:
+    """Selects learning rates on validation images; `None` where only these were asked for, or other parts go on."""
+    settings, part = inputs.settings, parse_part(inputs.settings.part)
+    validate_only = settings.score_on == VALIDATION
+    if settings.choose == METHOD and part[1] > 1 and not validate_only:
+        raise ClipbiasError(
+            "a part has not all datasets and shots that a method's learning rate is chosen by; choose first, with "
+            "--config.score_on=validation in all parts, and give the result as --config.rates_file; or choose for "
+            f"each dataset and number of shots, --config.choose={CELL}."
+        )
+    # Methods with a rate of their own, or without any, have nothing to select.
+    specs = inputs.specs(settings.learning_rates, inputs.rates, VALIDATION)
+    candidates = [spec for spec in specs if spec.learning_rate in settings.learning_rates]
+    rows = _sweep(inputs, candidates, workdir) if candidates else []
+    if validate_only and len(rows) < len(candidates):
+        common.tell(f"{len(rows)} of {len(candidates)} runs are there; the last part to end writes {FILE}.")
+        return None
+    scope = {spec.key for spec in (candidates if validate_only else part_of(candidates, part))}
+    rates = choose([row for row in rows if row["key"] in scope], settings.choose)
+    if hosts.is_first() and (validate_only or part[1] == 1):
+        rates.write(workdir / FILE, _provenance(inputs, candidates))
+    if validate_only:
+        common.tell(f"Learning rates: {workdir / FILE}")
+        return None
+    return rates
+
+
+def _sweep(
+    inputs: SweepInputs, specs: list[RunSpec], workdir: Path, notes: Mapping[str, Row] | None = None
+) -> list[Row]:
+    settings = inputs.settings
+    return sweep(
+        specs,
+        inputs.context,
+        workdir,
+        settings.recipe,
+        part=parse_part(settings.part),
+        most_runs=settings.runs_per_program,
+        notes=notes,
+    )
 
 
 def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
@@ -196,20 +229,21 @@ def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
     }
 
 
-def _provenance(prepared: SweepInputs, tried: list[RunSpec], scope: str) -> dict[str, Any]:
-    """What a choice of learning rates was made with."""
-    recipe = prepared.recipe.facts()
+def _provenance(inputs: SweepInputs, candidates: list[RunSpec]) -> dict[str, object]:
+    """What learning rates were selected with."""
+    settings, clip = inputs.settings, inputs.context.clip
+    recipe = settings.recipe.facts()
     return {
-        "for": scope,
-        "images": sorted({spec.validation for spec in tried} - {"none"}),
-        "model": prepared.shared.clip.name,
-        "fingerprint": prepared.shared.clip.fingerprint,
-        "protocol": prepared.axes["protocol"],
-        "datasets": list(dict.fromkeys(spec.dataset for spec in tried)),
-        "shots": sorted({spec.shots for spec in tried}),
-        "seeds": sorted({spec.seed for spec in tried}),
+        "for": settings.choose,
+        "images": sorted({spec.validation for spec in candidates} - {"none"}),
+        "model": clip.name,
+        "fingerprint": clip.fingerprint,
+        "protocol": settings.protocol,
+        "datasets": list(dict.fromkeys(spec.dataset for spec in candidates)),
+        "shots": sorted({spec.shots for spec in candidates}),
+        "seeds": sorted({spec.seed for spec in candidates}),
         "recipe": {name: value for name, value in recipe.items() if name != "learning_rate"},
-        "dtype": prepared.shared.dtype,
+        "dtype": settings.dtype,
         "clipbias": __version__,
     }
 
@@ -221,35 +255,38 @@ def rates_path(name: str) -> Path:
     return own if own.is_file() and not path.exists() else path
 
 
-def dry_run(*configs: ConfigDict) -> None:
+def dry_run(*sweeps: Table1Settings) -> None:
     """Prints shapes, parameters, and each program's memory as its compiler says it. Trains nothing, leaves no file.
 
-    With `topology`, the same in all configurations, programs are compiled for absent devices. Then no device may have
-    been touched before.
+    With `topology`, the same in all sweeps, programs are compiled for absent devices. Then no device may have been
+    touched before.
     """
-    topology = open_topology(configs[0].topology) if configs[0].topology else None
+    name = sweeps[0].topology
+    topology = None if name is None else open_topology(name)
     with topology or contextlib.nullcontext():
         if topology is not None:
             common.tell(f"compiled for {topology}, by {topology.compiler}")
-        for config in configs:
-            if topology is not None:
-                config.dtype = precision.resolve(config.dtype)
-            prepared = prepare(config, None if topology is None else topology.devices)
-            every = prepared.specs(tuple(config.get("learning_rates", ())), prepared.rates)
-            specs = part_of(every, parse_part(config.get("part", "")))
-            for group in make_groups(specs, config.get("runs_per_program", 0)):
-                common.tell(*_described(group, prepared))
-            common.tell(f"{len(specs)} runs")
+        for settings in sweeps:
+            _describe_sweep(settings, None if topology is None else topology.devices)
 
 
-def _described(group: Group, prepared: SweepInputs) -> list[str]:
+def _describe_sweep(settings: Table1Settings, devices: Sequence[jax.Device] | None) -> None:
+    """A sweep's lines of a dry run."""
+    inputs = prepare(dataclasses.replace(settings, dtype=precision.resolve(settings.dtype)), devices)
+    specs = part_of(inputs.specs(settings.learning_rates, inputs.rates), parse_part(settings.part))
+    for group in make_groups(specs, settings.runs_per_program):
+        common.tell(*_described(group, inputs))
+    common.tell(f"{len(specs)} runs")
+
+
+def _described(group: Group, inputs: SweepInputs) -> list[str]:
     """A group's lines of a dry run."""
-    shared, compute, first = prepared.shared, prepared.shared.compute, group[0]
+    shared, compute, first = inputs.context, inputs.settings.compute, group[0]
     method, draw = first.make_method(), shared.draws_of(group)[first.seed]
     tested = [evaluation.dataset.split("test") for evaluation in draw.evaluations]
     lines = describe(
         shared.bind(method, draw.source),
-        first.recipe or prepared.recipe,
+        first.recipe or inputs.settings.recipe,
         train_images=len(draw.source.split("train")) if method.uses_images else 0,
         runs=len(group),
         eval_batch_size=min(compute.eval_batch_size, *map(len, tested)),

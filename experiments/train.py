@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
+from clipbias.settings import as_json, convert
 from clipbias.training.metrics import METRICS
 from clipbias.training.score import score_test
 from clipbias.training.spec import RunSpec
@@ -25,6 +24,8 @@ from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
 from clipbias.tuning.registry import make_method
+from configs.table1 import Table1Settings
+from configs.train import TrainSettings
 from experiments import common
 from experiments.table1 import dry_run, prepare
 
@@ -34,29 +35,44 @@ RESULT = "result.json"
 LEARNED = 0.95
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
-    if config.dry_run:
-        dry_run(config)
+def main(settings: TrainSettings, workdir: Path) -> None:
+    grid = one_run(settings)
+    if settings.dry_run:
+        dry_run(grid)
         return
-    with open_workdir(workdir, common.plain(config)):
-        prepared = prepare(config)
-        note_model(workdir, prepared.shared.clip)
-        (spec,) = prepared.specs((), prepared.rates)
+    with open_workdir(workdir, as_json(settings)):
+        inputs = prepare(grid)
+        context = inputs.context
+        note_model(workdir, context.clip)
+        (spec,) = inputs.specs((), inputs.rates)
         before = _keep_result(workdir, spec)
         notes = {}
         if spec.method != ZERO_SHOT:
             same = before if before.get("key") == spec.key else {}
             known = hosts.from_first(lambda: same.get("zero_shot_accuracy"))
-            notes = {"zero_shot_accuracy": zero_shot(prepared.shared, spec) if known is None else known}
+            notes = {"zero_shot_accuracy": zero_shot(context, spec) if known is None else known}
             if hosts.is_first():
                 common.tell(f"{ZERO_SHOT} on {spec.dataset}: {notes['zero_shot_accuracy']:.2f} % of test images")
-        (row,) = sweep([spec], prepared.shared, workdir, prepared.recipe, single=True, notes={spec.key: notes})
+        (row,) = sweep([spec], context, workdir, settings.recipe, single=True, notes={spec.key: notes})
         if hosts.is_first():
             write_json(workdir / RESULT, row)
             common.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
             if hint := hardly_learned(read_json_lines(workdir / METRICS), row):
                 common.tell(hint)
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
+
+
+def one_run(settings: TrainSettings) -> Table1Settings:
+    """The settings of a sweep that has this run alone."""
+    return convert(
+        settings,
+        Table1Settings,
+        methods=(settings.method,),
+        method_options={settings.method: settings.method_options},
+        datasets=(settings.dataset,),
+        shots=None if settings.shots is None else (settings.shots,),
+        seeds=(settings.seed,),
+    )
 
 
 def zero_shot(shared: SweepContext, spec: RunSpec) -> float:

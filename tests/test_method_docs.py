@@ -18,7 +18,6 @@ from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMeth
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.methods.tpt import TPT
 from clipbias.tuning.test_time_method import crops_of
-from configs import base
 from tests.documents import ROOT, blocks
 from tests.training.sweeps import TinySweep
 from tests.tuning.test_task import VIT_B_16
@@ -55,7 +54,7 @@ def training(method: Method) -> str:
         return f"project's; {at_test}" if method.trains else at_test
     if not method.trains:
         return "made of features" if method.uses_images else "none"
-    common = Recipe.from_config(base.get_config())
+    common = Recipe(epochs=10)
     chosen = getattr(method, "recipe", None)
     if chosen is None:
         assert method.recipe_for(common, SHOTS) == common
@@ -121,9 +120,11 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_the_examples_learn(clip: Clip, examples: Path, tmp_path: Path) -> None:
-    recipe = Recipe.from_config({**base.get_config(), "learning_rate": 0.08, "epochs": 10})
+    recipe = Recipe(learning_rate=0.08, epochs=10)
     datasets = {"demo/fashion": data.load("demo/fashion")}
-    tiny = TinySweep(clip, datasets, recipe, tmp_path, compute=Compute(eval_batch_size=300, checkpoint_seconds=600.0))
+    tiny = TinySweep(
+        clip, datasets, recipe, tmp_path, compute=Compute(trackers=(), eval_batch_size=300, checkpoint_seconds=600.0)
+    )
     methods = ["zero_shot", *(str(examples / name) for name in EXAMPLES)]
     zero_shot, *others = tiny.rows(*methods, shots=(SHOTS,), seeds=(1,))
     for tuned in others:

@@ -1,6 +1,7 @@
 """The configurations, and what a binary answers to a setting that is wrong: one sentence, and nothing is begun."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +21,11 @@ from clipbias.cli import COMMANDS, folder, overview
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.conclusions import FEWEST_IMAGES
+from clipbias.settings import as_json, from_config
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common
-from experiments.values import check_config
+from experiments.command_line import settings_type
 from tests.documents import ROOT
 from tests.end_to_end.binaries import answer_here, sentence
 
@@ -33,10 +35,10 @@ OF_TABLE1 = ("demo", "zoo")
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py")))
 def test_every_configuration_and_preset_suits_its_binary(name: str) -> None:
     module = importlib.import_module(f"configs.{name}")
-    own = importlib.import_module("configs.table1" if name in OF_TABLE1 else f"configs.{name}").get_config()
+    binary = importlib.import_module(f"experiments.{'table1' if name in OF_TABLE1 else name}")
     for arguments in [(), *((preset,) for preset in getattr(module, "PRESETS", ()))]:
         config = module.get_config(*arguments)
-        check_config(config, own)
+        assert as_json(from_config(settings_type(binary.main), config)) == json.loads(config.to_json_best_effort())
     if hasattr(module, "PRESETS"):
         with pytest.raises(ClipbiasError, match="the preset is 'ful'; choose from"):
             module.get_config("ful")
@@ -90,7 +92,7 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (train, "seed", -1, "seed is -1; it must be a whole number from 0"),
     (train, "seed", 2**64, "seed is 18446744073709551616; it must be a whole number"),
     (train, "seed", "one", "seed is 'one'; it must be a whole number"),
-    (train, "epochs", 10**9, "epochs is 1000000000; it must be a whole number from 0"),
+    (train, "epochs", 10**9, "epochs is 1000000000; it must be a whole number from 1 to 1,000,000, or None"),
     (train, "learning_rate", float("inf"), "learning_rate is inf; it must be a finite number"),
     (train, "learning_rate", 1e300, "learning_rate is 1e+300; it must be a finite number"),
     (train, "momentum", float("nan"), "momentum is nan; it must be a finite number"),
@@ -101,14 +103,14 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (train, "topology", "v5e:4x4", "nothing can be run on v5e:4x4; add --config.dry_run"),
     (train, "method", "\0.py", r"no file '\x00.py' to take a method from"),
     (train, "method", "os.path", "'os.path' holds neither a subclass of Method nor functions"),
-    (train, "method_options", 5, "method_options is 5; it must hold options by name"),
+    (train, "method_options", 5, "method_options is 5; it must hold values by name"),
     (train, "method_options", {"tokens": [[1]]}, "method 'bias' has no option 'tokens'"),
     (train, "dataset", "\0", r"there is no dataset '\x00'"),
     (train, "data_dir", "x" * 5000, "File name too long; check the path"),
     (train, "data_dir", 5, "data_dir is 5; it must be a text"),
     (train, "template", "{0}", "the template '{0}' must hold exactly one {} for the class name"),
     (train, "dtype", "float16", "dtype is 'float16'; choose from auto, float32"),
-    (train, "mesh", {"run": 0, "data": 0}, "a mesh of run=0 and data=0 has no devices"),
+    (train, "mesh", {"run": 0, "data": 0}, "mesh.run is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
     (train, "mesh", {"run": 1}, "the configuration has no mesh.data"),
     (train, "mesh", {"run": 1, "data": 1, "model": 1}, "there is no setting 'mesh.model'"),
     (table1, "methods", ("bias", 5), "methods is 5; it must be a text"),
@@ -119,7 +121,10 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (table1, "protocol", "few_shots", "protocol is 'few_shots'; choose from few_shot"),
     (table1, "method_options", {"bias": 5}, "method_options.bias is 5; it must hold options by name"),
     (explain, "rotations", (45,), "rotations are (45,); give multiples of 90 degrees"),
-    (explain, "prompt", "x", "prompt is 'x'; it must be a whole number"),
+    (explain, "prompt", "x", "prompt is 'x'; it must be a whole number from 0 to 2,147,483,647, or None"),
+    (explain, "image_limit", 0, "image_limit is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
+    (train, "shots", 0, "shots is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
+    (train, "data_dir", "", "data_dir is ''; it must be a text that is not empty, or None"),
     (explain, "examples", 0, "examples is 0; it must be a whole number from 1"),
     (explain, "dataset", "..", "there is no dataset '..'"),
     (explain, "datasets", ("demo/digits",), "give --config.dataset or --config.datasets, not both"),

@@ -9,7 +9,6 @@ least squares over the adapters with a sure gain, each once. Intervals are perce
 Writes every adapter's numbers as CSV, the coefficients as JSON, and prints them.
 """
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,6 @@ import pandas as pd
 from absl import app, flags
 
 import clipbias
-from clipbias.api import RECIPE
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.explain.bias_adapter import raw_batches
@@ -34,7 +32,7 @@ from clipbias.explain.rungs import PLAIN
 from clipbias.explain.uncertainty import RESAMPLES, excludes, interval
 from clipbias.io import write_text
 from clipbias.report.captioned import write_csv
-from clipbias.tuning import Task
+from clipbias.tuning import Recipe, Task
 
 _TO = flags.DEFINE_string("predictors", "predictors", "The files to write, without their endings.")
 DATASETS = (("demo/digits", 10), ("demo/fashion", 10), ("demo/emoji", 10), ("demo/emoji", 60))
@@ -65,7 +63,7 @@ def adapters(clip: Clip) -> Iterator[dict[str, Any]]:
 
 def one_adapter(task: Task, dataset: Dataset, *, shots: int, steps: int, seed: int) -> dict[str, Any]:
     """The gain of a trained adapter, and the shares of it that are kept and lost, in both outcomes."""
-    recipe = dataclasses.replace(RECIPE, learning_rate=RATE, steps=steps)
+    recipe = Recipe(learning_rate=RATE, steps=steps)
     learnables = clipbias.fit(task, dataset, shots=shots, seed=seed, recipe=recipe, progress=False)
     train = protocols.few_shot(dataset, shots=shots, seed=seed).source.split("train")
     logits = form_logits(task, learnables, task.init(seed), train, dataset.split("test"))

@@ -17,6 +17,7 @@ from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Images, unset
+from clipbias.data.reading import ON_ERROR
 from clipbias.data.workers import Ahead, Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
 
@@ -24,8 +25,6 @@ DEFAULT_CACHE_BYTES = 2 << 30
 # Images that a thread is given at once: handing over single ones costs threads, which share Python's lock, about half a
 # millisecond each.
 PIECE = 16
-# What to do with an image that cannot be read.
-ON_ERROR = ("raise", "skip")
 
 Batch = dict[str, np.ndarray]
 

@@ -12,8 +12,6 @@ from typing import Generic, TypeVar
 # Elements made ahead of the one that is taken, as long as they fit so many bytes. As many as keep all threads at work
 # may have more, and one is made whatever its size: it is in the making while the one before it is used.
 AHEAD, AHEAD_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
-# Threads beyond so many only wait for one another.
-MOST_WORKERS = 1024
 # How long to look again whether a device has come to its end, in seconds.
 LOOK = 1e-3
 
@@ -29,15 +27,15 @@ class Workers(ThreadPoolExecutor):
       count: how many there are.
     """
 
-    def __init__(self, count: int = 0) -> None:
-        """`count` threads; 0 takes one for each processor that this process may use."""
+    def __init__(self, count: int | None = None) -> None:
+        """`count` threads; `None` takes one for each processor that this process may use."""
         self.count = count or processors()
         super().__init__(self.count, thread_name_prefix="images")
 
     @classmethod
     def of(cls, workers: "Workers | int | None") -> "Workers":
         """`workers` itself, or new threads: so many, or one for each processor."""
-        return workers if isinstance(workers, Workers) else cls(workers or 0)
+        return workers if isinstance(workers, Workers) else cls(workers)
 
 
 def processors() -> int:

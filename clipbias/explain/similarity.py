@@ -20,17 +20,17 @@ def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Arr
     return jnp.sqrt(jnp.square(differences).sum(-1))
 
 
-def choose_prompt(distances: jax.Array, prompt: int | str) -> jax.Array:
-    """`[B, V, M]` to `[B, M]`: the mean over prompts ("mean") or one of them, counted from 0."""
-    if prompt == "mean":
+def choose_prompt(distances: jax.Array, prompt: int | None) -> jax.Array:
+    """`[B, V, M]` to `[B, M]`: the mean over prompts (`None`) or one of them, counted from 0."""
+    if prompt is None:
         return distances.mean(1)
     count = distances.shape[1]
     if not isinstance(prompt, int) or not 0 <= prompt < count:
-        raise ClipbiasError(f"there is no prompt {prompt!r}; choose 'mean' or 0 … {count - 1}.")
+        raise ClipbiasError(f"there is no prompt {prompt!r}; choose None for their mean, or 0 … {count - 1}.")
     return distances[:, prompt]
 
 
-def observe_similarity(patches: int, *, prompts: int, prompt: int | str = "mean", first: int = 1) -> Observe:
+def observe_similarity(patches: int, *, prompts: int, prompt: int | None = None, first: int = 1) -> Observe:
     """`{"cls": [B, M]}`, the attention of `[cls]` if there is one, and with prompts `{"distance": [B, M]}` to them."""
 
     def observe(view: LayerView) -> dict[str, jax.Array]:

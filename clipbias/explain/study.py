@@ -58,7 +58,7 @@ class Study:
           mesh: where to compute; `None` takes this process's first device.
           advance: called after every batch with a title, batches done, and batches in all.
           known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
-            read; or `None`. Where all models' are known, those of no other images than `options.images` are dropped.
+            read; or `None`. Where all models' are known, `options.image_limit` does not apply to them.
         """
         keys = [model.key for model in models]
         if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):
@@ -116,14 +116,14 @@ class Study:
         found.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         return found.hexdigest()
 
-    def spread(self, count: int) -> np.ndarray:
-        """`count` example numbers spread evenly over the split; all of them for 0."""
+    def spread(self, count: int | None) -> np.ndarray:
+        """`count` example numbers spread evenly over the split; all of them for `None`."""
         return spread(len(self.split), count)
 
     @property
     def images(self) -> np.ndarray:
         """Numbers of the images that most sections look at."""
-        return self.spread(self.options.images)
+        return self.spread(self.options.image_limit)
 
     @property
     def training_images(self) -> np.ndarray:
@@ -252,6 +252,8 @@ class Study:
         return pictures(self.split, indices, self.clip.preprocessing.side)
 
 
-def spread(total: int, count: int) -> np.ndarray:
-    """`count` of the numbers below `total`, spread evenly; all of them for 0, or where there are no more."""
-    return np.arange(total) if not 0 < count < total else np.linspace(0, total - 1, count).round().astype(int)
+def spread(total: int, count: int | None) -> np.ndarray:
+    """`count` of the numbers below `total`, spread evenly; all of them for `None`, or where there are no more."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.linspace(0, total - 1, count).round().astype(int)

@@ -54,7 +54,7 @@ def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
             for axes, title in zip(block[0], titles, strict=True):
                 axes.set_title(title, fontsize=7, fontweight="normal")
         heat_scale(figure, grid)
-    which = study.section("similarity", key).get("prompt", "mean")
+    prompt = study.section("similarity", key).get("prompt")
     numbers = joined(
         tidy(_by_patch(values[picture, place], study.grid), None, ("row", "column"), picture=picture, map=name).assign(
             rotation=int(rotations[picture]), layer=int(depth) + 1
@@ -70,7 +70,7 @@ def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
         name=f"fig6_similarity_{file_name(key)}",
         label=label_of(model),
         dataset=study.dataset,
-        prompts="mean over the prompts" if which == "mean" else f"of prompt {which}",
+        prompts="mean over the prompts" if prompt is None else f"of prompt {prompt}",
         shown=shown,
         counts=counted(len(images), "picture"),
     )

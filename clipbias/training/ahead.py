@@ -190,8 +190,8 @@ def describe(
     eval_batch_size: int,
     mesh: Mesh,
     remat: str = AUTO,
-    chunks: int = 0,
-    micro_batch: int = 0,
+    chunks: int | None = None,
+    micro_batch: int | None = None,
 ) -> list[str]:
     """Shapes, parameters, plan and compiled programs of a group of runs, as lines. Nothing is run.
 

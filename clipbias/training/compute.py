@@ -1,8 +1,11 @@
 """How runs are computed: batch sizes, memory, threads. No setting here changes a number."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
+
+from clipbias.checks import Choices, Positive, Range, check_fields
+from clipbias.data.reading import ImageReading, WorkerCount
+from clipbias.settings import setting, setting_of
 
 # Remat policies by name are those of `training.memory.REMATS`; this one selects the fastest that fits.
 AUTO = "auto"
@@ -10,30 +13,39 @@ AUTO = "auto"
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How runs are computed. Nothing here changes a number.
+    """How runs are computed. Nothing here changes a number."""
 
-    Attributes:
-      eval_batch_size: images per evaluation step, over all devices.
-      checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
-      remat, class_chunks, micro_batch: how a step saves memory, see `training.memory`.
-      workers: threads that decode images; 0 takes one for each processor.
-      cache_gb: memory for images in gigabytes: two thirds for training images, one third for those of evaluation.
-      trackers: programs that get the metrics besides `metrics.jsonl`, see `training.trackers`.
-      profile: "steps" traces a few steps of each training.
-    """
+    eval_batch_size: Positive = setting(100, "Images per step of evaluation, over all devices.")
+    remat: str = setting(
+        AUTO,
+        'What the backward pass keeps of each block: "products", "half", "tokens" (the smallest), or "auto": the '
+        "fastest that fits the device's memory.",
+    )
+    class_chunks: Positive | None = setting(
+        None, "Parts in which a device takes the classes, one after another, to save memory; None selects."
+    )
+    micro_batch: Positive | None = setting(
+        None,
+        "Images of a run that a training step takes at a time, over all devices, to save memory; None takes all that "
+        "fit.",
+    )
+    workers: WorkerCount | None = setting_of(ImageReading, "workers")
+    cache_gb: Annotated[float, Range(0)] = setting(
+        3.0,
+        "Memory for images in gigabytes, of all runs of a sweep together: two thirds for training images, one third "
+        "for those of evaluation.",
+    )
+    checkpoint_seconds: Annotated[float, Range(0)] = setting(
+        60.0, "Least time between two checkpoints of a run; 0 saves after every step."
+    )
+    trackers: tuple[str, ...] = setting(
+        ("auto",),
+        'Who gets the metrics of training steps besides metrics.jsonl: "tensorboard", "wandb" and "trackio", where '
+        'they are installed; "auto" is TensorBoard where tensorboardX is. () for nobody.',
+    )
+    profile: Annotated[str, Choices(("steps",))] | None = setting(
+        None, '"steps" writes a trace of a few training steps, for XProf or Perfetto, below the folder of the metrics.'
+    )
 
-    eval_batch_size: int = 100
-    checkpoint_seconds: float = 60.0
-    remat: str = AUTO
-    class_chunks: int = 0
-    micro_batch: int = 0
-    workers: int = 0
-    cache_gb: float = 3.0
-    trackers: tuple[str, ...] = ()
-    profile: str = ""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Compute":
-        """The fields of the same names in a configuration."""
-        found: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(cls)}
-        return cls(**found | {"trackers": tuple(found["trackers"])})
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -26,7 +26,7 @@ def evaluate(
     mesh: Mesh,
     eval_batch_size: int,
     on_image_error: str,
-    workers: int = 0,
+    workers: int | None = None,
     validation: Split | None = None,
     outside: Split | None = None,
     save: Callable[[np.ndarray], None] = lambda predicted: None,
@@ -40,7 +40,7 @@ def evaluate(
       mesh: where to compute.
       eval_batch_size: images per step over all devices.
       on_image_error: "raise" or "skip" images that cannot be read.
-      workers: threads that decode; 0 takes one for each processor.
+      workers: threads that decode; `None` takes one for each processor.
       validation: images to fit a temperature on, but those that are evaluated.
       outside: images of other classes, whose labels are not looked at.
       save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.

@@ -238,7 +238,7 @@ def _planned(
         micro_batch=compute.micro_batch,
         images=len(runs[0].train),
     )
-    given = (compute.remat, compute.class_chunks, compute.micro_batch) != (AUTO, 0, 0)
+    given = (compute.remat, compute.class_chunks, compute.micro_batch) != (AUTO, None, None)
     if not (given or plan.is_fastest) and len({run.learning_rate for run in runs}) > 1:
         raise ClipbiasError("the learning rates do not fit the memory side by side.")  # the sweep tries them apart
     return task, plan

@@ -111,8 +111,8 @@ def plan_step(
     runs: int,
     mesh: Mesh,
     remat: str = AUTO,
-    chunks: int = 0,
-    micro_batch: int = 0,
+    chunks: int | None = None,
+    micro_batch: int | None = None,
     limit: int | None = None,
     images: int = 0,
 ) -> tuple[Task, MemoryPlan]:
@@ -125,8 +125,8 @@ def plan_step(
       runs: runs trained side by side.
       mesh: where to compute.
       remat: a name of `REMATS`, or "auto".
-      chunks: parts of the classes; 0 selects.
-      micro_batch: images of a run that are taken at a time, over all devices; 0 selects, all of them where they fit.
+      chunks: parts of the classes; `None` selects.
+      micro_batch: images of a run that are taken at a time, over all devices; `None` takes all that fit.
       limit: bytes of one device; `None` asks the device.
       images: the training images of a run, where the method learns something for each.
 
@@ -146,28 +146,28 @@ def plan_step(
     return min(candidates, key=lambda pair: pair[1].bytes)
 
 
-def _image_parts(task: Task, rows: int, devices: int, micro_batch: int) -> tuple[int, ...]:
+def _image_parts(task: Task, rows: int, devices: int, micro_batch: int | None) -> tuple[int, ...]:
     """Candidates for the parts of `rows` images on so many devices."""
     why, each = why_whole(task), -(-rows // devices)
-    if micro_batch:
+    if micro_batch is not None:
         parts = -(-each // max(1, micro_batch // devices))
         if parts == 1 or sampling_of(task.method) is not None:
             return (1,)
         if why is not None:
-            raise ClipbiasError(f"micro_batch is {micro_batch}, but {why}; leave it at 0 or lower batch_size.")
+            raise ClipbiasError(f"micro_batch is {micro_batch}, but {why}; leave it at None or lower batch_size.")
         return (parts,)
     if why is not None or not task.classifier.changes_vision(task.shapes):  # without a backward pass images need little
         return (1,)
     return tuple(n for n in PARTS if n <= each)
 
 
-def _candidates(task: Task, remat: str, chunks: int, parts: tuple[int, ...]) -> list[MemoryPlan]:
+def _candidates(task: Task, remat: str, chunks: int | None, parts: tuple[int, ...]) -> list[MemoryPlan]:
     """Plans from the fastest to the slowest. With images in parts, "auto" tries the first and the last remat alone."""
     if remat != AUTO and remat not in REMATS:
         raise ClipbiasError(f"remat is {remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
     classes = len(task.class_names)
-    if chunks < 0 or chunks > classes:
-        raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or 0 to choose.")
+    if chunks is not None and not 1 <= chunks <= classes:
+        raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or None to select.")
     packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
     splits = (chunks,) if chunks else tuple(n for n in CHUNKS if n == 1 or (packed and n <= classes))
 

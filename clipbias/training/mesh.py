@@ -25,8 +25,8 @@ from clipbias.errors import ClipbiasError
 RUN = "run"
 
 
-def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:
-    """Arranges the devices as `[run, data]`; -1 takes all that are left.
+def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Any = None) -> Mesh:
+    """Arranges the devices as `[run, data]`; `None` takes all that are left.
 
     Every process holds a part of every run where `run` divides its devices: they then share the decoding of images that
     all runs see. Else each holds some of the runs, or some hold a run together.
@@ -41,15 +41,15 @@ def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:
     each = min(map(len, own.values()))
     for part in range(each, 0, -1):
         total = part * len(own)
-        rows = run if run != -1 else total // max(data, 1)
-        columns = data if data != -1 else total // max(rows, 1)
+        rows = total // max(data or 1, 1) if run is None else run
+        columns = total // max(rows, 1) if data is None else data
         shared = rows > 0 and part % rows == 0
         whole = columns > 0 and (part % columns == 0 or columns % part == 0)
         if rows * columns == total and (shared or whole):
             break
     else:
         raise ClipbiasError(_no_mesh(run, data, each, len(own)))
-    if total < len(devices) and -1 in (run, data):
+    if total < len(devices) and None in (run, data):
         logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)
     grid = np.asarray([row[:part] for _, row in sorted(own.items())], dtype=object)
     if shared:
@@ -57,17 +57,18 @@ def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:
     return Mesh(grid.reshape(rows, columns), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _no_mesh(run: int, data: int, each: int, several: int) -> str:
+def _no_mesh(run: int | None, data: int | None, each: int, several: int) -> str:
     """Why devices cannot be arranged, `each` of `several` processes having so many of them."""
     count = each * several
-    run, data = run if run != -1 else count // max(data, 1), data if data != -1 else count // max(run, 1)
+    run = count // max(data or 1, 1) if run is None else run
+    data = count // max(run, 1) if data is None else data
     if run < 1 or data < 1:
-        return f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or -1 for the rest."
+        return f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or None for the rest."
     if run * data > count:
         return f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}."
     return (
         f"a mesh of run={run} and data={data} cannot be divided among {several} processes of {each} devices: each must "
-        "hold as many of them, a part of every run or whole runs or a part of one; give data=-1 for what fits."
+        "hold as many of them, a part of every run or whole runs or a part of one; give data=None for what fits."
     )
 
 

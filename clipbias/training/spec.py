@@ -193,12 +193,12 @@ def _validates(method: Method) -> bool:
     return sampling is not None and sampling.validation
 
 
-def make_groups(specs: Sequence[RunSpec], most: int = 0) -> list[Group]:
+def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group]:
     """The specs in groups, in their order; each group has all seeds of as many learning rates as fit.
 
     Args:
       specs: without repetition.
-      most: runs of a group; 0 takes `MOST_RUNS`, or all seeds of one rate where these are more.
+      most: runs of a group; `None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
     alike: dict[str, list[RunSpec]] = {}
     for spec in specs:

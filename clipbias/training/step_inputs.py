@@ -21,6 +21,7 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.classifier import Classifier, Text, TrainingTexts
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.method import CONSTANTS, Learnables, Method
+from clipbias.tuning.recipe import EPOCHS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
     """The state before the first step; `learnables` have the leading axis `R`."""
     learned = without_constants(learnables)
     average = None
-    if method.average(recipe.epochs) is not None:
+    if method.average(recipe.epochs or EPOCHS) is not None:
         average = jax.tree.map(jnp.zeros_like, learned)
     return TrainState(learned, method.optimizer(recipe).init(learned), jnp.zeros((), jnp.int32), average)
 

@@ -37,7 +37,7 @@ def sweep(
     common: Recipe,
     *,
     part: tuple[int, int] = (0, 1),
-    most_runs: int = 0,
+    most_runs: int | None = None,
     single: bool = False,
     notes: Mapping[str, Row] | None = None,
 ) -> list[Row]:
@@ -49,7 +49,7 @@ def sweep(
       workdir: the folder of the sweep.
       common: the recipe of methods that have none of their own.
       part: `(i, n)` of jobs that share the work folder.
-      most_runs: runs side by side; 0 for as many as are worth it.
+      most_runs: runs side by side; `None` for as many as are worth it.
       single: there is one run, whose files lie in the folder itself, and whose failure is raised.
       notes: facts that are added to a row, by the key of its spec.
 
@@ -171,9 +171,9 @@ def write_results(workdir: Path, rows: Sequence[Row]) -> None:
         write_text(workdir / name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """`"2/4"` as `(1, 4)`; all of it, `(0, 1)`, where the text is empty. Raises `ClipbiasError` for anything else."""
-    if not text:
+def parse_part(text: str | None) -> tuple[int, int]:
+    """`"2/4"` as `(1, 4)`; `None` as all of it, `(0, 1)`. Raises `ClipbiasError` for anything else."""
+    if text is None:
         return 0, 1
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
     if not found or not 1 <= int(found[1]) <= int(found[2]):

@@ -54,7 +54,7 @@ def open_workdir(
         if own != folder:  # nobody works on the whole meanwhile
             locked.enter_context(io.lock(folder, shared=True))
         locked.enter_context(io.lock(own))
-        write_json(folder / CONFIG, {**config, "part": ""} if part[1] > 1 else config)
+        write_json(folder / CONFIG, {**config, "part": None} if part[1] > 1 else config)
         for place in {folder, own}:
             write_json(place / ENVIRONMENT, environment())
         began, started = time.monotonic(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")

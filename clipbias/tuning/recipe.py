@@ -1,13 +1,13 @@
-"""How learnables are trained: optimiser, schedule, batches. The paper's values are in `configs/`, nowhere else."""
+"""How learnables are trained: optimiser, schedule, batches."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
 import optax
 
 from clipbias.checks import Choices, Range, check_fields
+from clipbias.settings import fields_of, setting
 
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
@@ -27,14 +27,14 @@ _Number = Annotated[float, Range(0, 3e38)]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How learnables are trained.
+    """How learnables are trained, by default as in the paper.
 
-    The fields up to `weight_decay` are the configuration's. The others are what the authors of some methods do
-    otherwise; their defaults are the common recipe.
+    The fields up to `weight_decay` are settings. The others are what the authors of some methods do otherwise; their
+    defaults are the common recipe.
 
     Attributes:
       learning_rate: of the optimiser, after the warm-up.
-      epochs: passes over the training images, the warm-up ones included; 0 for 10, or as many as make 300 steps.
+      epochs: passes over the training images, the warm-up ones included; `None` for 10, or as many as make 300 steps.
       warmup_epochs: first epochs at a constant `warmup_learning_rate`.
       warmup_learning_rate: their learning rate.
       batch_size: images per step and run, over all devices.
@@ -45,24 +45,29 @@ class Recipe:
         η)(1 + cos(π k / K)) / 2` for k = 0 … K - 1, without warm-up; "warmed_steps" for that cosine after `W` steps of
         `lr (k + 1) / W`, those of the warm-up epochs.
       final_learning_rate: η of that cosine.
-      steps: steps in all, whatever the epochs; 0 takes the epochs.
+      steps: steps in all, whatever the epochs; `None` takes the epochs.
       keep_last: whether an epoch ends with its incomplete batch.
       crop: smallest share of an image that a training crop covers.
       augment: whether images are cropped and flipped at random, or prepared as they are evaluated.
     """
 
-    learning_rate: _Number
-    epochs: Annotated[int, Range(0, MOST)]
-    warmup_epochs: Annotated[int, Range(0, MOST)]
-    warmup_learning_rate: _Number
-    batch_size: _Count
-    momentum: _Number
-    weight_decay: _Number
+    learning_rate: _Number = setting(
+        0.0025, "Learning rate of the first epoch after the warm-up, from which it falls along a cosine."
+    )
+    epochs: _Count | None = setting(
+        None,
+        "Passes over the training images, those of the warm-up among them; None for 10, or as many as make 300 steps.",
+    )
+    warmup_epochs: Annotated[int, Range(0, MOST)] = setting(1, "Epochs at the start whose learning rate is constant.")
+    warmup_learning_rate: _Number = setting(1e-5, "Learning rate of the warm-up's epochs.")
+    batch_size: _Count = setting(32, "Training images per step of each run, over all devices.")
+    momentum: _Number = setting(0.9, "Momentum of SGD.")
+    weight_decay: _Number = setting(5e-4, "Weight decay, of what is learned alone.")
     optimizer: Annotated[str, Choices(("sgd", "adam", "adamw"))] = "sgd"
     epsilon: _Number = 1e-8
     schedule: Annotated[str, Choices(("epochs", "steps", "warmed_steps"))] = "epochs"
     final_learning_rate: _Number = 0.0
-    steps: Annotated[int, Range(0, MOST)] = 0
+    steps: _Count | None = None
     keep_last: bool = False
     crop: Annotated[float, Range(0, 1)] = 0.08
     augment: bool = True
@@ -70,27 +75,13 @@ class Recipe:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
-        """Takes the fields of the same names from a configuration; those with a default need not be there."""
-        given = {
-            field.name: config[field.name]
-            for field in dataclasses.fields(cls)
-            if field.default is dataclasses.MISSING or field.name in config
-        }
-        recipe = cls(**given)
-        # 1 and 1.0 are one recipe: what is stored beside results must not tell them apart.
-        numbers: dict[str, Any] = {
-            name: float(given[name]) for name, kind in cls.__annotations__.items() if kind is _Number and name in given
-        }
-        return dataclasses.replace(recipe, **numbers)
-
     def facts(self) -> dict[str, Any]:
-        """The fields as JSON values, without those that are as in the common recipe, which results do not name."""
+        """The settings, and the other fields where they are not as in the common recipe, as JSON values."""
+        settings = fields_of(Recipe)
         return {
             field.name: value
             for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default
+            if (value := getattr(self, field.name)) != field.default or field.name in settings
         }
 
     def differences(self, common: "Recipe") -> dict[str, Any]:
@@ -128,6 +119,7 @@ class Recipe:
         A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per
         step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
         """
+        assert self.epochs is not None, "the number of epochs is that of a training set: see `settled`"
         epoch = np.arange(self.epochs)
         cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - self.warmup_epochs) / self.epochs)) / 2
         return np.where(epoch < self.warmup_epochs, self.warmup_learning_rate, cosine)

@@ -5,11 +5,10 @@ import difflib
 import importlib
 import pkgutil
 import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from clipbias.checks import annotations, check_value
+from clipbias.checks import annotations, check_value, plain_type
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import methods
 from clipbias.tuning.feature_method import FeatureMethod
@@ -82,7 +81,7 @@ def option_types(name: str) -> dict[str, type]:
     """The type of each option of a method, so that a command line can set it: `float` of `float | None`."""
     method = make_method(name)
     kinds = annotations(type(method))
-    return {option: _plain_type(kinds.get(option)) for option in method_options(method)}
+    return {option: plain_type(kinds.get(option)) for option in method_options(method)}
 
 
 def name_of(method: Method) -> str | None:
@@ -143,17 +142,6 @@ def _hashable(name: str, option: str, value: Any) -> Any:
             f"option {option!r} of method {name!r} is {value!r}; it must be a number, a text or a list of these."
         ) from error
     return value
-
-
-def _plain_type(kind: Any) -> type:
-    """`float` of `float | None`, `tuple` of `tuple[str, ...] | None`, `object` of what says nothing."""
-    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
-    for part in typing.get_args(kind) if union else (kind,):
-        base = typing.get_args(part)[0] if typing.get_origin(part) is typing.Annotated else part
-        base = typing.get_origin(base) or base
-        if isinstance(base, type) and base is not type(None):
-            return base
-    return object
 
 
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:

@@ -16,7 +16,7 @@ from clipbias.explain import constants_section
 from clipbias.explain.results import SECTIONS, Findings, load_results, same_but_for_seed
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
-from configs import explain as explain_config
+from configs.explain import ExplainSettings
 from experiments.equivalent_bias import kept_sentence
 from experiments.inputs import find_adapter, find_adapters
 from tests.end_to_end.binaries import (
@@ -155,20 +155,19 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     for name, seed in (("digits", 1), ("digits", 2), ("fashion", 1)):
         path = tmp_path / f"bias-demo_{name}-seed{seed}.safetensors"
         save_adapter(path, task, task.init(), notes={"seed": seed, "dataset": f"demo/{name}"})
-    config = explain_config.get_config()
+    settings = ExplainSettings()
     found = find_adapters(f"{tmp_path}/bias-*,{tmp_path}")
-    own, (digits, fashion) = experiments.explain.adapters_by_dataset(config, found), ("demo/digits", "demo/fashion")
+    own, (digits, fashion) = experiments.explain.adapters_by_dataset(settings, found), ("demo/digits", "demo/fashion")
     assert {name: [Path(source).stem[-5:] for _, source in group] for name, group in own.items()} == {
         digits: ["seed1", "seed2"],
         fashion: ["seed1"],
     }
-    config.datasets = (fashion,)
-    assert experiments.explain.adapters_by_dataset(config, found) == {fashion: own[fashion]}
-    config.datasets = ("demo/emoji",)
+    settings = ExplainSettings(datasets=(fashion,))
+    assert experiments.explain.adapters_by_dataset(settings, found) == {fashion: own[fashion]}
     with pytest.raises(ClipbiasError, match=r"none of .*adapters was trained on demo/emoji"):
-        experiments.explain.adapters_by_dataset(config, found)
-    config.datasets, config.dataset = (), digits
-    assert experiments.explain.adapters_by_dataset(config, found) == {digits: found}
+        experiments.explain.adapters_by_dataset(ExplainSettings(datasets=("demo/emoji",)), found)
+    settings = ExplainSettings(dataset=digits)
+    assert experiments.explain.adapters_by_dataset(settings, found) == {digits: found}
     with pytest.raises(ClipbiasError, match=r"vpt-\* holds no adapter; give adapter files"):
         find_adapters(f"{tmp_path}/vpt-*")
     with pytest.raises(ClipbiasError, match=r"names 3 adapters, .*; this command takes one"):

@@ -44,7 +44,7 @@ def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, method: str, *
     """The rows of a method trained on two images of a class of each dataset."""
     targets = [name for dataset in datasets for name in protocols.targets_of(protocol, dataset, ())]
     opened = {name: data.load(name, data_dir=data_dir) for name in (*datasets, *targets)}
-    shared = SweepContext(clip, opened, Compute(eval_batch_size=8), meshes.single_device())
+    shared = SweepContext(clip, opened, Compute(trackers=(), eval_batch_size=8), meshes.single_device())
     axes = dict(methods=[method], datasets=datasets, shots=[2], seeds=[1], protocol=protocol)
     rows = sweep(make_specs(clip, opened, RECIPE, **axes), shared, workdir, RECIPE)
     assert [row.get("error") for row in rows] == [None] * len(rows)

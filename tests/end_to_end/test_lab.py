@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import experiments.lab
+from clipbias.settings import from_config
 from configs import lab as settings
 from tests.end_to_end import binaries
 from tools import recompute
@@ -29,7 +30,7 @@ SMALL = {
 def test_the_plan_of_the_eleven_datasets() -> None:
     config = settings.get_config()
     config.model = "demo"
-    few, most, new, total, host, _ = experiments.lab.describe_plan(config)
+    few, most, new, total, host, _ = experiments.lab.describe_plan(from_config(settings.LabSettings, config))
     # 13 methods that draw images, on 11 datasets: 4 numbers of shots with 3 seeds, 16 shots with 5, base-to-new with 3.
     for line, runs in ((few, 13 * 11 * 4 * 3), (most, 13 * 11 * 5 + 11), (new, 10 * 11 * 3 + 11)):
         assert f": {runs:,} runs in " in line
@@ -57,5 +58,5 @@ def test_a_lab_in_miniature(tmp_path: Path) -> None:
 
 def test_a_part_waits_for_the_adapters_of_others(tmp_path: Path) -> None:
     config = settings.get_config("demo")
-    (told,) = experiments.lab.causal_tests(config, tmp_path)
+    (told,) = experiments.lab.causal_tests(from_config(settings.LabSettings, config), tmp_path)
     assert told.startswith("the causal test on demo/fashion lacks 4 adapters")

@@ -61,6 +61,9 @@ REFUSED = [
     ("table1 --config=configs/demo.py:ful", "the preset is 'ful'; choose from quick, digits, emoji, full"),
     ("predict --relevancy", "there is no flag --relevancy; did you mean --config.relevancy?"),
     ("train --config.shots", "Missing value for flag --config.shots"),
+    ("train --config.shot=None", "setting 'shot'. Did you mean"),
+    ("train --config.seed=None --config.model=demo", "seed is None; it must be a whole number from 0"),
+    ("prepare_data --config.most_classes=4", "there is no setting most_classes any more: `draw` shows"),
     ("train --config=RAISES", "ZeroDivisionError: division by zero"),
     ("show", "no runs to show"),
     ("show workdir/digits", "unexpected argument 'workdir/digits'; settings are given as --config.name=value"),
@@ -71,7 +74,7 @@ HELPED = [
     (
         "predict --help",
         [
-            "    # How many classes are shown.\n    config.top = 5\n",
+            "\n--config.top=5\n    How many classes are shown.\n",
             "    clipbias predict --config.images=photos --config.adapters=workdir/digits --config.relevancy",
         ],
     ),
@@ -79,8 +82,8 @@ HELPED = [
         "train --config=configs/train.py:ivlp --config.epochs=3 -h",
         ["\n--config.epochs=3\n", "\n--config.method_options.depth=None\n"],
     ),
-    ("table1 --config=configs/demo.py --help", ["==== configs/table1.py ==="]),
-    ("show --help", ["    # Whether every run of a sweep that ended is listed.\n    config.every_run = False\n"]),
+    ("table1 --config=configs/demo.py --config.rates_file=None -h", ["/demo.py ===", "\n--config.rates_file=None\n"]),
+    ("show --help", ["\n--config.every_run=False\n    Whether every run of a sweep that ended is listed.\n"]),
     (
         "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --help",
         ["\n--config.datasets=\"('dtd', 'eurosat')\"\n"],

@@ -42,7 +42,7 @@ def test_zero_shot_is_that_of_a_run_of_its_own(
 
 @pytest.mark.long
 def test_a_small_set_is_trained_for_enough_steps(model: Path, tmp_path: Path) -> None:
-    binaries.succeed_here(train, {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": 0}, tmp_path)
+    binaries.succeed_here(train, {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": None}, tmp_path)
     row = json.loads((tmp_path / "result.json").read_text())
     assert row["steps"] == 300  # of ten images each
 

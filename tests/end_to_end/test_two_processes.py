@@ -14,11 +14,13 @@ from safetensors.numpy import load_file
 from clipbias.explain.results import load_results
 from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
+from clipbias.settings import from_config
 from clipbias.training import loop
 from clipbias.training.group import VOLATILE
 from clipbias.training.workdir import ADAPTER
 from configs import demo
 from configs import train as config_file
+from configs.table1 import Table1Settings
 from experiments import table1, train
 from tests.end_to_end import binaries
 from tests.end_to_end.binaries import SHORT_RUN
@@ -57,7 +59,7 @@ def here(model: Path, workdir: Path, devices: int, method: str = "bias") -> dict
     config = config_file.get_config(method)
     config.update(CHANGES)
     config.model, config.mesh.data = str(model), devices
-    train.main(config, workdir)
+    train.main(from_config(config_file.TrainSettings, config), workdir)
     return json.loads((workdir / "result.json").read_text())
 
 
@@ -164,7 +166,7 @@ def start_sweep(model: Path, workdir: Path, cache: Path, **changes: Any) -> list
 def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp_path: Path) -> None:
     """What learned something for each class is refused for new ones, and what comes after it is run."""
     methods = ("taskres", "zero_shot")
-    processes = start_sweep(model, tmp_path, cache, methods=methods, protocol="base_to_new", rates_file="")
+    processes = start_sweep(model, tmp_path, cache, methods=methods, protocol="base_to_new", rates_file=None)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 1 and "Traceback" not in errors, errors[-3000:]
         assert "2 of 3 runs failed; the first one: " in errors.strip().splitlines()[-1]
@@ -177,12 +179,12 @@ def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp
 def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, tmp_path: Path) -> None:
     """On as many devices as one process has: by the same accuracies on validation images, and with the same bits."""
     one, two = tmp_path / "one", tmp_path / "two"
-    changes = {"methods": ("vpt",), "learning_rates": (0.5, 20.0), "rates_file": ""}
+    changes = {"methods": ("vpt",), "learning_rates": (0.5, 20.0), "rates_file": None}
     processes = start_sweep(model, two, cache, **changes)
     config = demo.get_config()
     config.update(SWEEP | changes | {"model": str(model)})
     config.mesh.data = 2
-    table1.main(config, one)
+    table1.main(from_config(Table1Settings, config), one)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
     assert read_json(two / "rates.json") == read_json(one / "rates.json")
@@ -209,7 +211,7 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Pat
     config = demo.get_config()
     config.update(SWEEP | changes | {"model": str(model)})
     config.mesh.data = 2
-    table1.main(config, whole)
+    table1.main(from_config(Table1Settings, config), whole)
     processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(disturbed.glob("runs/*/metrics.jsonl")):

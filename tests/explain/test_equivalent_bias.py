@@ -208,7 +208,7 @@ def constants(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stu
     for number, (key, dataset) in enumerate({"a": "one", "b": "one", "c": "two", "d": "two"}.items()):
         drawn = weights_common.drawn(task.shapes, 0.3, number)
         models.append(Model(key, key, "vpt", task, drawn, seed=1 + number % 2, dataset=dataset))
-    options = StudyOptions(batch_size=3, images=4, training_images=3)
+    options = StudyOptions(batch_size=3, image_limit=4, training_images=3)
     folder = tmp_path_factory.mktemp("constants")
     study = Study(models, split(), options, folder, training=split().subset([6, 5, 3, 1]))
     return study, *compute_of(study)

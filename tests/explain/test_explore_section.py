@@ -42,7 +42,7 @@ def test_classes_take_turns(clip, tmp_path):
 
 
 def test_only_images_of_the_causal_test(clip, tmp_path):
-    study = make(clip, tmp_path, options=StudyOptions(images=3))
+    study = make(clip, tmp_path, options=StudyOptions(image_limit=3))
     nothing = [0] * COUNT
     assert choose_images(study, predictions(nothing, nothing), 99).tolist() == [0, 3, 6]
 

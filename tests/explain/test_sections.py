@@ -96,7 +96,7 @@ def study_of(reference, clip, tmp_path_factory):
             task = Task(clip, name, CLASS_NAMES, template=TEMPLATE, **sizes[name])
             models.append(Model(name, name, name, task, reference.learnables[name]))
         split = Split(tuple(f"{i}.png" for i in range(len(LABELS))), LABELS, read)
-        options = StudyOptions(batch_size=4, images=len(SPREAD), examples=2, rotations=ROTATIONS, layers=LAYERS)
+        options = StudyOptions(batch_size=4, image_limit=len(SPREAD), examples=2, rotations=ROTATIONS, layers=LAYERS)
         return Study(models, split, options, tmp_path_factory.mktemp("sections"))
 
     return make

@@ -215,13 +215,13 @@ def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
     assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
     groups = relevancy_groups(study, predicted, study.models[1])
     assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0, 5], list(range(COUNT))]
-    few = make(clip, tmp_path, options=StudyOptions(images=3))
+    few = make(clip, tmp_path, options=StudyOptions(image_limit=3))
     groups = relevancy_groups(few, predicted, few.models[1])
     assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0], [0, 3, 6]]
 
 
 def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, tmp_path):
-    study = make(clip, tmp_path, options=StudyOptions(images=3))
+    study = make(clip, tmp_path, options=StudyOptions(image_limit=3))
     whole = {"zero_shot": np.array([0, 1, 2, 0, 1, 2, 0], np.int32), "vpt": np.array([2, 1, 0, 2, 1, 0, 2], np.int32)}
     for number, known in enumerate((("zero_shot",), ("zero_shot", "vpt"))):
         study.parts = tmp_path / f"parts{number}"
@@ -272,7 +272,7 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
     """Maps of two models and zero-shot that anything can be made of by hand: what is asked, and where it is counted."""
     plain = make(clip, tmp_path)
     other = dataclasses.replace(plain.models[1], key="other", label="other")
-    study = Study([*plain.models, other], plain.split, StudyOptions(batch_size=2, images=2), tmp_path / "both")
+    study = Study([*plain.models, other], plain.split, StudyOptions(batch_size=2, image_limit=2), tmp_path / "both")
     asked = maps_by_hand(monkeypatch)
     labels, shift = study.split.labels, {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
     shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
@@ -315,7 +315,7 @@ def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
 
 def test_spread_covers_the_split(clip, tmp_path):
     study = make(clip, tmp_path)
-    assert study.spread(0).tolist() == study.spread(99).tolist() == list(range(COUNT))
+    assert study.spread(None).tolist() == study.spread(99).tolist() == list(range(COUNT))
     assert study.spread(3).tolist() == [0, 3, 6]
 
 

@@ -7,7 +7,6 @@ import pytest
 
 import clipbias
 from clipbias.clip.hub import PINS
-from configs import base
 from configs import table1 as table1_config
 from configs import train as train_config
 from experiments import common, table1, train
@@ -19,7 +18,7 @@ from tests.hub.server import LARGE, Hub, Repository
 # The hub's own client says so to itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
-DEFAULT = base.get_config().model
+DEFAULT = train_config.get_config().model
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from clipbias.clip import Clip
 from clipbias.clip import hub as clip_hub
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.adapter import Adapter
-from configs import base
+from configs import train
 from tests.documents import ROOT, blocks
 from tests.hub.server import Hub, Repository
 
@@ -136,4 +136,4 @@ def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
     exec(code, {})
     assert hub.repositories.keys() == set(re.findall(r'push_to_hub\("(.*?)"', code)) == {"you/fashion-bias", "you/clip"}
     (shown,) = [block for block in blocks(ROOT / "docs" / "models.md", "bash") if block.startswith("hf download")]
-    assert shlex.split(shown) == shlex.split(clip_hub.command(clip_hub.parse(base.get_config().model)))
+    assert shlex.split(shown) == shlex.split(clip_hub.command(clip_hub.parse(train.get_config().model)))

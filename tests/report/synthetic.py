@@ -236,7 +236,7 @@ class _Builder:
             for name in ("zero_shot_cls", "cls", "prompts"):
                 self.arrays[f"similarity/{key}/{name}"] = self.maps(4 * pictures, len(shown))
             self.average(f"similarity/{key}/rank_correlation", np.linspace(0.2, -0.45, self.layers))
-            self.scalars["similarity"][key] = {"count": self.images, "prompt": "mean"}
+            self.scalars["similarity"][key] = {"count": self.images, "prompt": None}
 
     def decomposition(self):
         towers = {}

@@ -38,7 +38,7 @@ class TinySweep:
     protocol: str = "few_shot"
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     targets: Sequence[str] = ()
-    compute: Compute = Compute(eval_batch_size=8)  # noqa: RUF009 (it is frozen)
+    compute: Compute = Compute(trackers=(), eval_batch_size=8)  # noqa: RUF009 (it is frozen)
 
     def __post_init__(self) -> None:
         if isinstance(self.datasets, Dataset):

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.api import RECIPE
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task
-from configs import base, train
 from tests.training.sweeps import TinySweep
 
 OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}}
@@ -93,11 +91,6 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     np.testing.assert_array_equal(same.confusion, wanted)
     none = dataclasses.replace(found, labels=found.labels[:5], predicted=found.predicted[:5])
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
-
-
-def test_the_recipe_is_that_of_the_configurations() -> None:
-    assert Recipe.from_config(train.get_config()) == RECIPE
-    assert Recipe.from_config(base.get_config()) == dataclasses.replace(RECIPE, epochs=10)
 
 
 def test_a_method_that_learns_nothing_needs_nothing(clip: Clip, colours: Dataset) -> None:

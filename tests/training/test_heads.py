@@ -72,7 +72,7 @@ def parameters(clip: Clip) -> dict[str, int]:
 
 def sweep_of(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path, **options: Any) -> TinySweep:
     """Every step is saved."""
-    compute = Compute(eval_batch_size=8, checkpoint_seconds=0.0)
+    compute = Compute(trackers=(), eval_batch_size=8, checkpoint_seconds=0.0)
     return TinySweep(clip, colours, recipe, folder, compute=compute, **options)
 
 

@@ -159,7 +159,7 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.")
 
     monkeypatch.setattr(loop, "train_step", exhausted)
-    tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(eval_batch_size=8, class_chunks=2))
+    tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(trackers=(), eval_batch_size=8, class_chunks=2))
     with pytest.raises(ClipbiasError, match=r"out of memory; a step needs about .*lower --config.batch_size") as caught:
         tiny.run(tiny.specs("taskres", seeds=(1,)), single=True)
     assert "classes in 2 parts" in str(caught.value)

@@ -10,7 +10,7 @@ from clipbias.training import mesh as meshes
 def test_axes_take_what_is_left() -> None:
     assert dict(meshes.make_mesh().shape) == {"run": 1, "data": jax.device_count()}
     assert dict(meshes.make_mesh(run=2).shape) == {"run": 2, "data": jax.device_count() // 2}
-    assert dict(meshes.make_mesh(run=-1, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
+    assert dict(meshes.make_mesh(run=None, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
 
 
 def test_arrays_come_back_as_they_went() -> None:
@@ -55,13 +55,13 @@ def devices(processes: int, each: int) -> list[Device]:
         (8, 8, {"run": 3}, (3, 16)),  # 16 devices are left idle
         (4, 4, {"run": 3}, (3, 4)),
         (4, 4, {"run": 2, "data": 8}, (2, 8)),
-        (4, 4, {"run": -1, "data": 2}, (8, 2)),
+        (4, 4, {"run": None, "data": 2}, (8, 2)),
         (4, 1, {"run": 2}, (2, 2)),
         (1, 8, {"run": 3}, (3, 2)),
     ],
 )
 def test_processes_hold_equal_parts_that_make_up_the_whole(
-    monkeypatch: pytest.MonkeyPatch, processes: int, each: int, asked: dict[str, int], shape: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, processes: int, each: int, asked: dict[str, int | None], shape: tuple[int, int]
 ) -> None:
     mesh = meshes.make_mesh(**asked, devices=devices(processes, each))
     assert mesh.devices.shape == shape

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from scipy.special import logsumexp
 
 from clipbias.clip import Clip
@@ -29,6 +28,7 @@ from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import make_method
 from clipbias.tuning.recipe import Recipe
+from configs.table1 import Table1Settings
 from experiments import table1
 from tests.bucket import Bucket
 from tests.training.sweeps import TinySweep, score_of
@@ -144,7 +144,7 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
     assert run_names(specs)[specs[1].key] == "bias-a-1shots-rate0.1-seed1"
     with pytest.raises(ClipbiasError, match="there are no seeds"):
         tiny.specs("bias", seeds=())
-    assert parse_part("2/4") == (1, 4) and parse_part("") == (0, 1)
+    assert parse_part("2/4") == (1, 4) and parse_part(None) == (0, 1)
 
 
 def test_parts_together_are_the_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
@@ -227,9 +227,15 @@ def test_only_rates_of_the_common_recipe_are_chosen(
 
     monkeypatch.setattr(table1, "sweep", noted)
     shared = TinySweep(clip, colours, recipe, tmp_path).shared
-    axes = dict(methods=("zero_shot", "bias", "visual_prompting"), datasets=("colours",), shots=(1,), seeds=(1,))
-    prepared = table1.SweepInputs(shared, recipe, axes | {"protocol": "few_shot"}, None)
-    table1.run(ConfigDict(dict(learning_rates=(0.1, 0.2), choose="method")), prepared, tmp_path)
+    settings = Table1Settings(
+        methods=("zero_shot", "bias", "visual_prompting"),
+        datasets=("colours",),
+        shots=(1,),
+        seeds=(1,),
+        learning_rates=(0.1, 0.2),
+        recipe=recipe,
+    )
+    table1.run(table1.SweepInputs(settings, shared, None), tmp_path)
     tried, tested = asked
     assert tried == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
     assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
@@ -244,7 +250,7 @@ def test_options_of_one_dataset_are_its_own(clip: Clip, colours: Dataset, recipe
 
 def test_every_step_can_be_saved(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     saved = []
-    compute = Compute(eval_batch_size=8, checkpoint_seconds=0.0)
+    compute = Compute(trackers=(), eval_batch_size=8, checkpoint_seconds=0.0)
     tiny = TinySweep(clip, colours, recipe, tmp_path, compute=compute)
     original = loop.Checkpoints.save
     with pytest.MonkeyPatch.context() as patch:

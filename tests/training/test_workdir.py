@@ -70,7 +70,7 @@ def test_parts_share_a_folder_and_each_has_its_own_state(tmp_path: Path) -> None
         assert state(tmp_path / "parts" / "1-of-2")["state"] == "running"
     states = [state(tmp_path / "parts" / name)["state"] for name in ("1-of-2", "2-of-2")]
     assert states == ["finished", "failed"] and not (tmp_path / "state.json").exists()
-    assert json.loads((tmp_path / "config.json").read_text()) == {"part": ""}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"part": None}
     for place in (tmp_path, tmp_path / "parts" / "2-of-2"):
         assert json.loads((place / "environment.json").read_text())["python"].startswith("3.")
 

@@ -12,6 +12,7 @@ import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
+from clipbias.settings import from_config
 from clipbias.training.predictions import fingerprint
 from clipbias.tuning import Descriptions, Task, read_descriptions
 from clipbias.tuning.adapter import load_adapter, save_adapter
@@ -191,11 +192,12 @@ def test_a_sweep_reads_them(pair, files) -> None:
     path, named = files
     config = table1_config.get_config()
     config.update({"model": pair[0].source, "methods": ("zero_shot",), "datasets": ("demo/digits",)})
-    config.update({"descriptions": named, "rates_file": "", "data_dir": ""})
-    (before,) = table1.prepare(config).specs((), None)
+    config.update({"descriptions": named, "rates_file": None})
+    settings = from_config(table1_config.Table1Settings, config)
+    (before,) = table1.prepare(settings).specs()
     assert before.descriptions == read_descriptions(path).digest
     path.write_text(json.dumps({name: ["a cat"] for name in json.loads(path.read_text())}))
-    (after,) = table1.prepare(config).specs((), None)
+    (after,) = table1.prepare(settings).specs()
     assert after.descriptions == read_descriptions(path).digest != before.descriptions
 
 
@@ -204,7 +206,7 @@ def test_an_evaluation_reads_them(pair, files, tmp_path) -> None:
     path, named = files
     config = evaluate_config.get_config()
     config.model, config.dataset, config.descriptions = pair[0].source, "demo/digits", named
-    evaluate.main(config, tmp_path / "work")
+    evaluate.main(from_config(evaluate_config.EvaluateSettings, config), tmp_path / "work")
     found, texts = json.loads((tmp_path / "work" / "result.json").read_text()), json.loads(path.read_text())
     task = Task(pair[0], "zero_shot", list(texts), descriptions=texts)
     images = clipbias.data.load("demo/digits").split("test")

@@ -48,7 +48,7 @@ def test_training_equals_numpy(pair) -> None:
 
 
 def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:
-    options, compute = {"upl": {"tokens": 5, "sets": 2}}, Compute(eval_batch_size=7)
+    options, compute = {"upl": {"tokens": 5, "sets": 2}}, Compute(trackers=(), eval_batch_size=7)
     recipe = dataclasses.replace(common.SGD, epochs=2)
     return TinySweep(clip, dataset, recipe, folder, protocol=protocol, options=options, compute=compute)
 

@@ -65,7 +65,10 @@ CASES: list[Case] = [
     pure(
         "reduction is 'max'; choose from sum, mean", kind_sums, np.zeros((1, 3)), np.zeros((1, 3), int), reduction="max"
     ),
-    *(pure("choose 'mean' or 0 … 1", choose_prompt, np.zeros((1, 2, 3)), wrong) for wrong in (2, "first")),
+    *(
+        pure("choose None for their mean, or 0 … 1", choose_prompt, np.zeros((1, 2, 3)), wrong)
+        for wrong in (2, "first")
+    ),
     ("after a class name", lambda place: prompt_prefixes(place.task("coop", position="middle"), 4)),
     *(mixed(f"unknown mixture '{name}'; give letters R and P", name) for name in ("R", "RRRR", "RX", "RR:token")),
     # Adapters.

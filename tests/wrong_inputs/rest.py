@@ -6,8 +6,8 @@ import numpy as np
 
 import clipbias
 from clipbias.app import ZERO_SHOT, Bench
-from experiments import common, train
-from experiments.values import check_config
+from clipbias.settings import from_config, to_config
+from configs import train
 from tests.wrong_inputs.place import Case, Place, case, pure
 from tools import draw_verdict, make_demo_tables, make_notebook
 
@@ -23,9 +23,10 @@ def plotted(place: Place, pictures: Any, **options: Any) -> None:
     clipbias.plot(task, learnables, pictures, **options)
 
 
-OWN = common.own_config(train.main)
-FEWER = OWN.copy_and_resolve_references()
+FEWER = train.get_config()
 del FEWER["epochs"]
+MORE = train.get_config()
+MORE.warm_up = 5
 CASES: list[Case] = [
     plotted("2 pictures and 1 maps", LEVELS, maps=np.ones((1, 16))),
     plotted("2 pictures and 1 titles", LEVELS, titles=["a"]),
@@ -40,8 +41,9 @@ CASES: list[Case] = [
         ("is no name of a repository", lambda place, name=name: clipbias.push_to_hub(name, place.task(), {}))
         for name in ("small", "me/small@main", "")
     ),
-    pure("the configuration has no epochs", check_config, FEWER, OWN),
-    pure("there is no setting 'epochs'", check_config, OWN, FEWER),
+    pure("the configuration has no epochs", from_config, train.TrainSettings, FEWER),
+    pure("there is no setting 'warm_up'", from_config, train.TrainSettings, MORE),
+    pure("there is no setting 'warm_up'", lambda: to_config(train.TrainSettings, warm_up=5)),
     (
         r"runs\.md has no table of the demo; report\.md, .* models\.md have",
         lambda place: make_demo_tables.page(place.tmp_path / "runs.md"),

@@ -27,7 +27,7 @@ SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour
 DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)
 OTHERS = "makes of an image depends on the other images of its batch"
 DROPS = "drops inputs of the vision tower by one draw for all images of a batch"
-END = r"; leave it at 0 or lower batch_size\.$"
+END = r"; leave it at None or lower batch_size\.$"
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
 meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))

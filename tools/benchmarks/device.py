@@ -16,7 +16,8 @@ from typing import Any
 from clipbias.data.catalog import ENTRIES
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.tuning import Recipe, make_method
+from clipbias.settings import from_config
+from clipbias.tuning import make_method
 from clipbias.tuning.registry import METHODS
 from configs import table1
 from tools.pages import markdown
@@ -196,7 +197,7 @@ def table1_seconds(method: str, points: Mapping[int, float], images_per_second: 
       images_per_second: through the vision tower.
     """
     config = table1.get_config()
-    recipe = Recipe.from_config(config)
+    recipe = from_config(table1.Table1Settings, config).recipe
     low, high = min(points), max(points)
     slope = (points[high] - points[low]) / (high - low)
     training = evaluation = 0.0

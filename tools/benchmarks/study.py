@@ -14,10 +14,10 @@ from clipbias import data
 from clipbias.clip import Clip, load
 from clipbias.constants import ZERO_SHOT
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import SECTIONS
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
+from clipbias.settings import from_config
 from clipbias.tuning import Task
 from configs import explain
 from tools.benchmarks import model, ways
@@ -77,7 +77,9 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda leaf, rng=rng: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), task.init(0)
         )
         models.append(Model(method, method, method, task, learned))
-    options = StudyOptions(images=count, faithfulness_images=-(-count // 2), **{name: config[name] for name in IMAGES})
+    options = dataclasses.replace(
+        from_config(explain.ExplainSettings, config).study, faithfulness_images=-(-count // 2)
+    )
     split, training = dataset.split("test"), dataset.split("train")
     with tempfile.TemporaryDirectory() as folder, Spent() as measured:
         asked = Study(models, split, options, Path(folder), training=training)

@@ -86,6 +86,6 @@ class ProLip(FeatureMethod):
             weight_decay=0.0,
             schedule="steps",
             final_learning_rate=0.0,
-            steps=0,
+            steps=None,
             crop=0.5,
         )

@@ -1,0 +1,185 @@
+"""Settings: fields of frozen dataclasses. The annotation has the type and its bounds; default and help stand beside it.
+
+    @dataclasses.dataclass(frozen=True)
+    class MeshSettings:
+        run: Positive | None = setting(1, "Devices along the axis of independent runs; None takes all that are left.")
+
+    @dataclasses.dataclass(frozen=True)
+    class TrainSettings:
+        shots: Positive | None = setting(16, "Training images per class; None takes all.")
+        recipe: Recipe = group(Recipe)  # its settings stand beside `shots`, as `--config.learning_rate`
+        mesh: MeshSettings = group(MeshSettings, flat=False)  # and these below its name, as `--config.mesh.run`
+
+`to_config` makes of such a class the `ConfigDict` that a command line changes, `from_config` makes the settings of it
+again, each value checked by its annotation. `None` in place of a value is written `--config.shots=None`.
+"""
+
+import dataclasses
+import json
+import shlex
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from clipbias.checks import annotations, as_annotated, check_value, plain_type
+from clipbias.errors import ClipbiasError
+
+_HELP, _FLAT = "help", "flat"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting as its field defines it."""
+
+    kind: Any
+    default: object
+    help: str
+
+
+def setting(default: object, text: str) -> Any:
+    """A field with a default and the text that `--help` prints for it."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={_HELP: text})
+    return dataclasses.field(default=default, metadata={_HELP: text})
+
+
+def setting_of(kind: type, name: str) -> Any:
+    """A field with the default and the help of another dataclass's field."""
+    known = fields_of(kind)[name]
+    return setting(known.default, known.help)
+
+
+def group(kind: type, *, flat: bool = True) -> Any:
+    """A field that holds the settings of another dataclass, in a configuration beside the others or below its name."""
+    return dataclasses.field(default_factory=kind, metadata={_FLAT: flat})
+
+
+def fields_of(kind: type, prefix: str = "") -> dict[str, Setting]:
+    """The settings of a dataclass and of its groups by their names in a configuration, such as "mesh.run"."""
+    known: dict[str, Setting] = {}
+    kinds = annotations(kind)
+    for field in dataclasses.fields(kind):
+        annotation = kinds[field.name]
+        if _FLAT in field.metadata:
+            known |= fields_of(annotation, prefix if field.metadata[_FLAT] else f"{prefix}{field.name}.")
+        elif _HELP in field.metadata:
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            known[prefix + field.name] = Setting(annotation, default, field.metadata[_HELP])
+    return known
+
+
+def to_config(kind: type, **changes: object) -> ConfigDict:
+    """A configuration with the defaults of a dataclass, but for the changes.
+
+    Raises:
+      ClipbiasError: a change names no setting.
+    """
+    known = fields_of(kind)
+    if unknown := [name for name in changes if name not in known]:
+        raise ClipbiasError(f"there is no setting {unknown[0]!r}; take it out of the configuration.")
+    config = ConfigDict()
+    for name, one in known.items():
+        *parents, last = name.split(".")
+        place = config
+        for parent in parents:
+            if parent not in place:
+                place[parent] = ConfigDict()
+            place = place[parent]
+        value = as_annotated(changes.get(name, one.default), one.kind)
+        if value is None:  # so that a flag can set it
+            place[last] = placeholder(plain_type(one.kind))
+        else:
+            place[last] = ConfigDict(value) if isinstance(value, Mapping) else value
+    return config
+
+
+def from_config(kind: type[T], config: ConfigDict) -> T:
+    """The settings that a configuration holds.
+
+    Raises:
+      ClipbiasError: a setting is missing or unknown, or its value is of another type, out of range or no choice.
+    """
+    known = fields_of(kind)
+    values = dict(_values(config, known))
+    for name, one in known.items():
+        if name not in values:
+            raise ClipbiasError(f"the configuration has no {name}; start from a file of configs/.")
+        check_value(name, values[name], one.kind)
+        values[name] = as_annotated(values[name], one.kind)
+    if unknown := [name for name in values if name not in known]:
+        raise ClipbiasError(f"there is no setting {unknown[0]!r}; take it out of the configuration.")
+    return _make(kind, values)
+
+
+def values_of(settings: object) -> dict[str, object]:
+    """The values of settings by their names in a configuration."""
+    values: dict[str, object] = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if _FLAT in field.metadata:
+            prefix = "" if field.metadata[_FLAT] else f"{field.name}."
+            values |= {prefix + name: inner for name, inner in values_of(value).items()}
+        elif _HELP in field.metadata:
+            values[field.name] = value
+    return values
+
+
+def as_json(settings: object) -> dict[str, Any]:
+    """Settings as JSON values, as a configuration has them, to be stored beside results."""
+    return json.loads(to_config(type(settings), **values_of(settings)).to_json_best_effort())
+
+
+def convert(settings: object, kind: type[T], **changes: object) -> T:
+    """Settings of another command: those of the same names, and the defaults of the rest, but for the changes."""
+    known = fields_of(kind)
+    values = {name: value for name, value in values_of(settings).items() if name in known}
+    return _make(kind, {name: one.default for name, one in known.items()} | values | changes)
+
+
+def help_text(kind: type, config: ConfigDict) -> str:
+    """Each setting with its value in a configuration, and below it what it means."""
+    lines: list[str] = []
+    known = fields_of(kind)
+    values = dict(_values(config, known))
+    for name, one in known.items():
+        lines += [f"--config.{path}={_quoted(value)}" for path, value in flatten(values.get(name), name).items()]
+        lines += textwrap.wrap(one.help, 116, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def flatten(value: object, path: str) -> dict[str, object]:
+    """A value by its path, or those within it by theirs, as `method_options.bias.depth`."""
+    if not isinstance(value, Mapping) or not value:
+        return {path: value}
+    values: dict[str, object] = {}
+    for name, inner in value.items():
+        values |= flatten(inner, f"{path}.{name}")
+    return values
+
+
+def _values(config: Mapping[str, Any], known: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in config.items():
+        path = prefix + name
+        if isinstance(value, ConfigDict) and any(other.startswith(f"{path}.") for other in known):
+            yield from _values(value, known, f"{path}.")
+        else:
+            yield path, value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _make(kind: type[T], values: Mapping[str, object], prefix: str = "") -> T:
+    kinds, arguments = annotations(kind), dict[str, object]()
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if _FLAT in field.metadata:
+            inner = prefix if field.metadata[_FLAT] else f"{prefix}{field.name}."
+            arguments[field.name] = _make(kinds[field.name], values, inner)
+        elif _HELP in field.metadata:
+            arguments[field.name] = values[prefix + field.name]
+    return kind(**arguments)
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, tuple | Mapping) else shlex.quote(str(value))

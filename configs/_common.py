@@ -1,0 +1,114 @@
+"""Settings that several commands have."""
+
+import dataclasses
+from typing import Annotated
+
+from clipbias.checks import Choices, Positive
+from clipbias.clip.precision import CHOICES
+from clipbias.data.reading import ImageReading, OnImageError
+from clipbias.errors import ClipbiasError
+from clipbias.settings import group, setting, setting_of
+from clipbias.training.compute import Compute
+from clipbias.tuning.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkdirSettings:
+    """Where a command writes."""
+
+    workdir: str | None = setting(None, "Folder for everything that is written; --workdir takes precedence over it.")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSettings(WorkdirSettings):
+    """How classes and images are given to the model."""
+
+    template: str | None = setting(
+        None, "Prompt template with {} for the class name; None takes the dataset's or the adapter's."
+    )
+    descriptions: str | None = setting(
+        None,
+        "JSON file of texts by class name in place of the template, for classifiers of frozen texts and for teachers; "
+        "{dataset} in its path stands for the dataset's name.",
+    )
+    on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
+    dtype: Annotated[str, Choices(CHOICES)] = setting(
+        "float32",
+        'Compute type: "float32", "tensorfloat32" (GPU), "bfloat16_3x" (TPU), "bfloat16", or "auto": the fastest of '
+        "the device that trains what float32 trains (docs/devices.md).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """The devices as a mesh."""
+
+    run: Positive | None = setting(
+        1, "Devices along the mesh's axis of independent runs (seeds, learning rates); None takes all that are left."
+    )
+    data: Positive | None = setting(
+        None, "Devices along the mesh's axis of images and classes; None takes all that are left."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSettings(InputSettings):
+    """Where the images of datasets are, and the devices that they are spread over."""
+
+    data_dir: str | None = setting(None, "Root folder of the images (not needed by the demo datasets).")
+    split_source: str | None = setting(
+        None,
+        'TFDS: "coop" imposes the benchmark\'s splits, "builder" keeps TFDS\'s own; None takes the source\'s default.',
+    )
+    split_dir: str | None = setting(None, "TFDS: folder of the split_zhou_*.json files.")
+    index_file: str | None = setting(None, "TFDS: file that lists ImageNet's training picks.")
+    mesh: MeshSettings = group(MeshSettings, flat=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSettings:
+    """Tuned adapters, and the model that they are of."""
+
+    adapters: str | None = setting(
+        None,
+        'Adapter files, folders of `train` or `table1`, folders of adapter files, or patterns with "*" such as '
+        "workdir/demo/adapters/bias-*, separated by commas. Commands that take one adapter refuse several; None stands "
+        "for zero-shot CLIP where that makes sense.",
+    )
+    own_methods: str | None = setting(
+        None,
+        "Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter "
+        "names is run.",
+    )
+    model: str | None = setting(
+        None,
+        '"demo", a hub name such as "openai/clip-vit-base-patch16", or a local folder or file (docs/models.md); None '
+        'takes that of the adapters, and without any "demo".',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepSettings(DatasetSettings):
+    """What `train`, `table1` and `lab` share."""
+
+    model: str = setting(
+        "openai/clip-vit-base-patch16",
+        '"demo", a hub name such as "openai/clip-vit-base-patch16", or a local folder or file (docs/models.md).',
+    )
+    recipe: Recipe = group(Recipe)
+    rates_file: str | None = setting(
+        None,
+        "JSON file of learning rates by method that take precedence over `learning_rate`, as a selection writes it "
+        "(`rates.json` in its work folder, docs/runs.md).",
+    )
+    compute: Compute = group(Compute)
+    dry_run: bool = setting(False, "Print shapes, parameters and the memory of each program, and stop.")
+    topology: str | None = setting(
+        None,
+        'With `dry_run`: devices that are not there, such as "v5e:4x4" or "h100:1x1x8", whose own compilers then tell '
+        "what programs need (docs/before_you_rent.md); None takes those of this machine.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.topology is not None and not self.dry_run:
+            raise ClipbiasError(f"nothing can be run on {self.topology}; add --config.dry_run, or leave topology out.")
