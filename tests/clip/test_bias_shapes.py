@@ -5,6 +5,7 @@ One vector per layer, two by kind (the token that is read out, all others), or o
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, pack
 from clipbias.clip.text import as_tokens
 from tests import helpers
-from tests.reference import gradients, numpy_clip
+from tests.reference import numpy_clip
+from tests.reference.differences import along_directions
 from tests.reference.methods import Reference
 from tests.reference.weights import deterministic_uniform
 
@@ -50,6 +52,13 @@ def close(found: jax.Array, expected: np.ndarray, tolerance: float) -> None:
     assert np.abs(np.asarray(found, np.float64) - expected).max() < tolerance * np.abs(expected).max()
 
 
+def close_to_differences(function: Callable[[np.ndarray], float], bias: np.ndarray, gradient: jax.Array) -> None:
+    """Layer by layer, so that none hides another's."""
+    layers = dict(enumerate(bias))
+    errors = along_directions(lambda x: function(np.stack([*x.values()])), layers, dict(enumerate(gradient)))
+    assert max(errors.values()) < GRADIENTS, errors
+
+
 def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
     """Features, and the gradient of their product with the cotangent."""
 
@@ -76,26 +85,21 @@ def test_vision(both, shape, prompts, explicit):
     clip, reference = both
     images, added = helpers.random_images(reference.config, 3), bias(reference.config, "vision", shape)
     deep = draw(13, 2, prompts, added.shape[-1]) if prompts else None  # replaced at the second block, not at the last
-    expected = numpy_clip.encode_image(
-        reference.state,
-        reference.config,
-        images,
-        prompts=None if deep is None else deep.astype(float),
-        bias=added.astype(float),
-    )
-    cotangent = draw(14, *expected.features.shape)
-    slots = slice(expected.embedded.shape[1] - prompts, None)
-    _, _, gradient, _ = gradients.tower_backward(
-        *(reference, "vision", expected, cotangent.astype(float), [1] if prompts else [], slots), kind=added.shape[1:]
-    )
+
+    def encode(bias):
+        prompts = None if deep is None else deep.astype(float)
+        return numpy_clip.encode_image(reference.state, reference.config, images, prompts=prompts, bias=bias).features
+
+    expected = encode(added.astype(float))
+    cotangent = draw(14, *expected.shape)
     observe = (lambda view: None) if explicit else None
     features, found = both_ways(
         lambda adaptation: encode_image(clip.params, clip.config, images, adaptation, observe=observe)[0],
         Adaptation(vision_bias=added, vision_prompts=deep),
         cotangent,
     )
-    close(features, expected.features, VALUES)
-    close(found.vision_bias, gradient, GRADIENTS)
+    close(features, expected, VALUES)
+    close_to_differences(lambda bias: (encode(bias) * cotangent).sum(), added, found.vision_bias)
 
 
 @pytest.mark.parametrize(
@@ -115,18 +119,13 @@ def test_text(both, shape, prompts, layout):
     ids, added = helpers.random_tokens(reference.config, LENGTHS), bias(reference.config, "text", shape)
     ids[:, 1 : 1 + PROMPTS] = 7  # the same words in all texts
     deep = draw(15, 1, prompts, added.shape[-1]) if prompts else None
-    expected = numpy_clip.encode_text(
-        reference.state,
-        reference.config,
-        ids,
-        prompts={} if deep is None else {1: deep[0].astype(float)},
-        bias=added.astype(float),
-    )
-    cotangent = draw(16, *expected.features.shape)
-    _, _, gradient, _ = gradients.tower_backward(
-        *(reference, "text", expected, cotangent.astype(float), [1] if prompts else [], slice(1, 1 + prompts)),
-        kind=added.shape[1:],
-    )
+
+    def plain(bias):
+        prompts = {} if deep is None else {1: deep[0].astype(float)}
+        return numpy_clip.encode_text(reference.state, reference.config, ids, prompts=prompts, bias=bias).features
+
+    expected = plain(added.astype(float))
+    cotangent = draw(16, *expected.shape)
     tokens = as_tokens(ids, clip.config, prompts)
 
     def encode(adaptation):
@@ -137,8 +136,8 @@ def test_text(both, shape, prompts, layout):
         return encode_packed_text(clip.params, clip.config, pack(tokens, groups=groups), adaptation, chunks=chunks)
 
     features, found = both_ways(encode, Adaptation(text_bias=added, text_prompts=deep), cotangent)
-    close(features, expected.features, VALUES)
-    close(found.text_bias, gradient, GRADIENTS)
+    close(features, expected, VALUES)
+    close_to_differences(lambda bias: (plain(bias) * cotangent).sum(), added, found.text_bias)
 
 
 def test_features_of_patches(both):

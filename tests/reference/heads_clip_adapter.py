@@ -9,8 +9,7 @@
 
 import numpy as np
 
-from tests.reference import heads, numpy_clip
-from tests.reference.gradients import unit_backward
+from tests.reference import heads
 
 
 def adapted(*, features: np.ndarray, down: np.ndarray, up: np.ndarray, ratio: float = 0.2) -> np.ndarray:
@@ -32,27 +31,3 @@ def logits(
     """[B, C] of raw features [B, d] and raw text features [S, C, d]."""
     u = adapted(features=features, down=down, up=up, ratio=ratio)
     return heads.zero_shot_logits(u, text_features, scale)
-
-
-def loss_and_gradients(
-    *,
-    features: np.ndarray,
-    labels: np.ndarray,
-    text_features: np.ndarray,
-    down: np.ndarray,
-    up: np.ndarray,
-    scale: float,
-    ratio: float = 0.2,
-) -> tuple[float, dict[str, np.ndarray]]:
-    """CE, and its gradients with respect to `down` and `up`."""
-    f, down, up = heads.double(features), heads.double(down), heads.double(up)
-    inner = f @ down.T
-    hidden = np.maximum(inner, 0)
-    outer = hidden @ up.T
-    u = ratio * np.maximum(outer, 0) + (1 - ratio) * f
-    scores = heads.zero_shot_logits(u, text_features, scale)
-    direction = scale * heads.cross_entropy_gradient(scores, labels) @ heads.zero_shot_classifier(text_features)
-    through_outer = ratio * unit_backward(u, direction) * (outer > 0)
-    through_inner = through_outer @ up * (inner > 0)
-    gradients = {"down": through_inner.T @ f, "up": through_outer.T @ hidden}
-    return numpy_clip.cross_entropy(scores, labels), gradients

@@ -6,11 +6,11 @@
 Tip-Adapter-F trains the keys, which are normalised only at the start, with CE of the same logits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from tests.reference import heads, numpy_clip, optimizers
+from tests.reference import heads
 
 
 def cache(*, features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,56 +62,3 @@ def search(
         if found > best:
             alpha, beta, best = new_alpha, new_beta, found
     return alpha, beta, best
-
-
-def loss_and_gradient(
-    *,
-    features: np.ndarray,
-    labels: np.ndarray,
-    keys: np.ndarray,
-    values: np.ndarray,
-    text_features: np.ndarray,
-    alpha: float,
-    beta: float,
-) -> tuple[float, np.ndarray]:
-    """CE of the logits, and its gradient with respect to the keys [N, d].
-
-    With D = d CE / d logits [B, C] and A = exp(-β (1 - x keysᵀ)) [B, N]: `(α β (D Vᵀ) ⊙ A)ᵀ x`.
-    """
-    scores = logits(features=features, keys=keys, values=values, text_features=text_features, alpha=alpha, beta=beta)
-    x = heads.unit(features)
-    cached = np.exp(-beta * (1 - x @ heads.double(keys).T))
-    through = alpha * beta * (heads.cross_entropy_gradient(scores, labels) @ values.T) * cached
-    return numpy_clip.cross_entropy(scores, labels), through.T @ x
-
-
-def train(
-    *,
-    batches: Sequence[tuple[np.ndarray, np.ndarray]],
-    keys: np.ndarray,
-    values: np.ndarray,
-    text_features: np.ndarray,
-    alpha: float,
-    beta: float,
-    learning_rate: float = 1e-3,
-) -> tuple[list[np.ndarray], list[float]]:
-    """Keys after every step, and the loss before it; one step per batch (raw features [B, d], labels [B]).
-
-    AdamW with eps 1e-4 and decay 1e-2; the rate falls along a cosine to 0 over all steps.
-    """
-    optimizer = optimizers.AdamW(epsilon=1e-4, weight_decay=1e-2)
-    current, after, losses = {"keys": heads.double(keys)}, [], []
-    for (features, labels), rate in zip(batches, optimizers.cosine_rates(learning_rate, len(batches)), strict=True):
-        loss, gradient = loss_and_gradient(
-            features=features,
-            labels=labels,
-            keys=current["keys"],
-            values=values,
-            text_features=text_features,
-            alpha=alpha,
-            beta=beta,
-        )
-        current = optimizer.step(current, {"keys": gradient}, rate)
-        after.append(current["keys"])
-        losses.append(loss)
-    return after, losses

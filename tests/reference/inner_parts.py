@@ -1,4 +1,4 @@
-"""What `mma`, `mmrl` and `tcp` share: a tower with something beside its blocks, or between them, and its derivative.
+"""What `mma`, `mmrl` and `tcp` share: a tower with something beside its blocks, or between them.
 
 Letters as in `numpy_clip`. A tower is run block by block; `enter` sees the tokens at each block's input, `beside` makes
 something of the block's input after its first LayerNorm, which is added to its output. Learnables are nested
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reference import gradients, numpy_clip
+from tests.reference import numpy_clip
 from tests.reference.methods import Reference
 from tests.reference.numpy_clip import Block
 
@@ -70,43 +70,6 @@ def forward(
         x = blocks[-1].output + added
     read = numpy_clip.layer_norm(clip.state, f"{name}.{final}", epsilon, x[np.arange(len(x)), rows])
     return Passed(read @ clip.state[f"{projection}.weight"].T, blocks, x, rows)
-
-
-def readout_backward(clip: Reference, tower: str, saved: Passed, features: np.ndarray) -> np.ndarray:
-    """From the gradient of the features to that of the tokens after the last block."""
-    sizes, (name, final, projection) = clip.config[f"{tower}_config"], FINAL[tower]
-    x, each = np.zeros_like(saved.last), np.arange(len(saved.last))
-    pooled = features @ clip.state[f"{projection}.weight"]
-    x[each, saved.rows] = gradients.layer_norm_backward(
-        clip.state, f"{name}.{final}", sizes["layer_norm_eps"], saved.last[each, saved.rows], pooled
-    )
-    return x
-
-
-def backward(
-    clip: Reference,
-    tower: str,
-    saved: Passed,
-    x: np.ndarray,
-    *,
-    leave: AtLayer = same,
-    beside: Callable[[int, np.ndarray, np.ndarray], np.ndarray] | None = None,
-) -> np.ndarray:
-    """From the gradient after the last block to that of the embedded tokens.
-
-    `leave` is `enter`'s; `beside` is given the LayerNorm's output and the gradient of what it made of it, and returns
-    the LayerNorm's.
-    """
-    sizes, name = clip.config[f"{tower}_config"], FINAL[tower][0]
-    for l in reversed(range(sizes["num_hidden_layers"])):
-        layer, block = f"{name}.encoder.layers.{l}", saved.blocks[l]
-        through, _ = gradients.block_backward(clip.state, layer, sizes, block, x)
-        if beside is not None:
-            norm, epsilon = f"{layer}.layer_norm1", sizes["layer_norm_eps"]
-            normed = beside(l, numpy_clip.layer_norm(clip.state, norm, epsilon, block.tokens), x)
-            through = through + gradients.layer_norm_backward(clip.state, norm, epsilon, block.tokens, normed)
-        x = leave(l, through)
-    return x
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

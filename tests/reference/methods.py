@@ -179,6 +179,20 @@ def task_logits(
     return forward(clip, prepare(clip, method, class_names, learnables, **options), images).logits
 
 
+def losses(
+    clip: Reference,
+    method: str,
+    class_names: Sequence[str],
+    learnables: Learnables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    **options: Any,
+) -> tuple[dict[str, float], np.ndarray]:
+    """The mean cross-entropy of a method, and its logits [B, C]."""
+    scores = task_logits(clip, method, class_names, learnables, images, **options)
+    return {"cross_entropy": numpy_clip.cross_entropy(scores, labels)}, scores
+
+
 def ensemble_logits(
     clip: Reference, class_names: Sequence[str], images: np.ndarray, templates: Sequence[str]
 ) -> np.ndarray:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tests.reference import gradients, numpy_clip, weights
-from tests.reference.gradients import Gradients
-from tests.reference.inner_parts import Losses, backward, embedded, forward, readout_backward, worded_tokens
+from tests.reference import numpy_clip, weights
+from tests.reference.inner_parts import Losses, embedded, forward, worded_tokens
 from tests.reference.methods import Learnables, Reference
 
 
@@ -26,14 +25,9 @@ class Inserted:
     """`R W_l + b_l` behind the first token: inserted at the first of the last blocks, and replaced at the others."""
 
     def __init__(self, learnables: Learnables, tower: str, layers: int) -> None:
-        self._space, self._tower = learnables["tokens"], tower
+        self._space = learnables["tokens"]
         self._kernels, self._biases = learnables[f"{tower}_kernel"], learnables[f"{tower}_bias"]
         self.count, self._start = len(self._space), layers - len(self._kernels)
-        self.gradients: Gradients = {
-            "tokens": np.zeros_like(self._space),
-            f"{tower}_kernel": np.zeros_like(self._kernels),
-            f"{tower}_bias": np.zeros_like(self._biases),
-        }
 
     def enter(self, layer: int, x: np.ndarray) -> np.ndarray:
         """The tokens at a block's input."""
@@ -44,22 +38,8 @@ class Inserted:
         rest = x[:, 1:] if number == 0 else x[:, 1 + self.count :]
         return np.concatenate([x[:, :1], np.broadcast_to(own, (len(x), *own.shape)), rest], axis=1)
 
-    def leave(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """From their gradient to that of the block before; those of the learnables are kept in `gradients`."""
-        number, slots = layer - self._start, slice(1, 1 + self.count)
-        if number < 0:
-            return x
-        own = x[:, slots].sum(0)
-        self.gradients["tokens"] += own @ self._kernels[number].T
-        self.gradients[f"{self._tower}_kernel"][number] = self._space.T @ own
-        self.gradients[f"{self._tower}_bias"][number] = own.sum(0)
-        if number == 0:
-            return np.concatenate([x[:, :1], x[:, 1 + self.count :]], axis=1)
-        x[:, slots] = 0.0
-        return x
 
-
-def mmrl_losses_and_gradients(
+def mmrl_losses(
     clip: Reference,
     class_names: Sequence[str],
     learnables: Learnables,
@@ -69,8 +49,8 @@ def mmrl_losses_and_gradients(
     template: str,
     alpha: float = 0.7,
     weight: float = 0.5,
-) -> tuple[Losses, Gradients, np.ndarray, np.ndarray]:
-    """The four terms, the gradient of their sum, and the logits `z` and `z_r`, 100 times cosines each."""
+) -> tuple[Losses, np.ndarray, np.ndarray]:
+    """The four terms, and the logits `z` and `z_r`, 100 times cosines each."""
     learnables, config = weights.double(learnables), clip.config
     tokens = worded_tokens(clip, class_names, template)
     plain = {
@@ -98,20 +78,4 @@ def mmrl_losses_and_gradients(
         "image": float(weight * (1 - (f * f_plain).sum(-1).mean())),
         "text": float(weight * (1 - (g * g_plain).sum(-1).mean())),
     }
-    slope = 100 * alpha * gradients.cross_entropy_backward(z, labels)
-    slope_r = 100 * (1 - alpha) * gradients.cross_entropy_backward(z_r, labels)
-    of_image = gradients.unit_backward(image, slope @ g - weight * f_plain / len(f))
-    of_text = gradients.unit_backward(text, slope.T @ f + slope_r.T @ r - weight * g_plain / len(g))
-    of_read = gradients.unit_backward(read, slope_r @ g)
-    found: Gradients = {"vision_readout": mean.T @ of_read}
-    of_mean = np.repeat((of_read @ learnables["vision_readout"].T)[:, None] / count, count, axis=1)
-    last = {
-        "vision": readout_backward(clip, "vision", saved["vision"], of_image),
-        "text": readout_backward(clip, "text", saved["text"], of_text),
-    }
-    last["vision"][:, 1 : 1 + count] += gradients.layer_norm_backward(clip.state, norm, epsilon, own, of_mean)
-    for tower, x in last.items():
-        backward(clip, tower, saved[tower], x, leave=inserted[tower].leave)
-        for name, value in inserted[tower].gradients.items():
-            found[name] = found.get(name, 0.0) + value
-    return losses, {name: found[name] for name in learnables}, z, z_r
+    return losses, z, z_r

@@ -41,14 +41,14 @@ def pair(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) -> Pai
     """`y = exp(logit_scale) · cos(f, g)` of `image` [R, R, 3] and class `target`, with both towers' ∂y/∂A."""
     alone = only(inputs, target)
     saved = methods.forward(clip, alone, image[None])
-    _, vision, text = gradients.pull_back(clip, alone, saved, np.ones((1, 1)))
+    slopes = gradients.attention_gradients(clip, alone, saved, np.ones((1, 1)))
     return Pair(
         score=float(saved.logits[0, 0]),
         end=int(saved.text.rows[0]),
         vision_attention=[block.attention[0] for block in saved.vision.blocks],
-        vision_gradient=[layer[0] for layer in vision],
+        vision_gradient=[layer[0] for layer in slopes["vision"][0]],
         text_attention=[block.attention[0] for block in saved.text.blocks],
-        text_gradient=[layer[0] for layer in text],
+        text_gradient=[layer[0] for layer in slopes["text"][0]],
     )
 
 
@@ -104,18 +104,12 @@ def grad_eclip(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) 
     """
     alone = only(inputs, target)
     saved = methods.forward(clip, alone, image[None])
-    gradient: dict[str, np.ndarray] = {}
-
-    def listen(name: str, x: np.ndarray, of_output: np.ndarray) -> float:
-        gradient[name] = of_output
-        return 0.0
-
-    gradients.pull_back(clip, alone, saved, np.ones((1, 1)), listen)
+    slopes = gradients.attention_gradients(clip, alone, saved, np.ones((1, 1)))
 
     def one(name: str, tower: Tower, others: slice) -> np.ndarray:
-        last = f"{name}.encoder.layers.{len(tower.blocks) - 1}.self_attn.out_proj"
+        last = f"{name}_model.encoder.layers.{len(tower.blocks) - 1}.self_attn.out_proj"
         row = int(tower.rows[0])
-        channels = gradient[last][0, row] @ clip.state[f"{last}.weight"]
+        channels = slopes[name][1][0, row] @ clip.state[f"{last}.weight"]
         block = tower.blocks[-1]
         query, keys, values = (merge_heads(x)[0] for x in (block.query, block.key, block.value))
         cosine = keys[others] @ query[row] / np.linalg.norm(keys[others], axis=1) / np.linalg.norm(query[row])
@@ -123,4 +117,4 @@ def grad_eclip(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) 
         return np.maximum((channels * values[others] * loosened[:, None]).sum(1), 0)
 
     end = int(saved.text.rows[0])
-    return one("vision_model", saved.vision, slice(1, None)), one("text_model", saved.text, slice(0, end))
+    return one("vision", saved.vision, slice(1, None)), one("text", saved.text, slice(0, end))

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.reference import gradients, numpy_clip, weights
-from tests.reference.gradients import Gradients
-from tests.reference.inner_parts import Losses, backward, embedded, forward, readout_backward, worded_tokens
+from tests.reference import numpy_clip, weights
+from tests.reference.inner_parts import Losses, embedded, forward, worded_tokens
 from tests.reference.methods import Learnables, Reference
 
 
-def tcp_prompts(learnables: Learnables, plain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`W₂ quickgelu(W₁ g⁰_c + b₁) + b₂` as `[C, T, Dt]`, and what comes before the activation."""
+def tcp_prompts(learnables: Learnables, plain: np.ndarray) -> np.ndarray:
+    """`W₂ quickgelu(W₁ g⁰_c + b₁) + b₂` as `[C, T, Dt]`."""
     hidden = plain @ learnables["text_hidden_kernel"] + learnables["text_hidden_bias"]
     active = numpy_clip.activate("quick_gelu", hidden)
     prompts = active @ learnables["text_output_kernel"] + learnables["text_output_bias"]
-    return prompts.reshape(len(plain), *learnables["text_context"].shape), hidden
+    return prompts.reshape(len(plain), *learnables["text_context"].shape)
 
 
-def tcp_losses_and_gradients(
+def tcp_losses(
     clip: Reference,
     class_names: Sequence[str],
     learnables: Learnables,
@@ -32,8 +31,8 @@ def tcp_losses_and_gradients(
     suffix: str,
     block: int,
     weight: float = 8.0,
-) -> tuple[Losses, Gradients, np.ndarray]:
-    """`CE(s · cos)` and `8 (1 − mean_c cos(g_c, g⁰_c))`, the gradient of their sum, and the logits.
+) -> tuple[Losses, np.ndarray]:
+    """`CE(s · cos)` and `8 (1 − mean_c cos(g_c, g⁰_c))`, and the logits.
 
     The context stands over tokens 1 … T of "X … X {name}{suffix}" at the embeddings, where it gets positions; at the
     input of block `block` the class's own prompts take its place, without.
@@ -42,7 +41,7 @@ def tcp_losses_and_gradients(
     context, count = learnables["text_context"], len(learnables["text_context"])
     ids = worded_tokens(clip, class_names, template)
     plain = numpy_clip.unit(numpy_clip.encode_text(clip.state, clip.config, ids).features)
-    prompts, hidden = tcp_prompts(learnables, plain)
+    prompts = tcp_prompts(learnables, plain)
     tokens = worded_tokens(clip, class_names, " ".join(["X"] * count) + " {}" + suffix)
     embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
     embeddings[:, 1 : 1 + count] = context
@@ -60,24 +59,4 @@ def tcp_losses_and_gradients(
         "cross_entropy": numpy_clip.cross_entropy(scores, labels),
         "distillation": float(weight * (1 - (text * plain).sum(-1).mean())),
     }
-    slopes = scale * gradients.cross_entropy_backward(scores, labels).T @ image - weight * plain / len(plain)
-    slopes = gradients.unit_backward(saved.features, slopes)
-    of_prompts = np.zeros_like(prompts)
-
-    def leave(layer: int, x: np.ndarray) -> np.ndarray:
-        if layer == block:
-            of_prompts[:] = x[:, 1 : 1 + count]
-            x[:, 1 : 1 + count] = 0.0
-        return x
-
-    x = backward(clip, "text", saved, readout_backward(clip, "text", saved, slopes), leave=leave)
-    output = of_prompts.reshape(len(plain), -1)
-    inner = gradients.activate_backward("quick_gelu", hidden, output @ learnables["text_output_kernel"].T)
-    found = {
-        "text_context": x[:, 1 : 1 + count].sum(0),
-        "text_hidden_kernel": plain.T @ inner,
-        "text_hidden_bias": inner.sum(0),
-        "text_output_kernel": numpy_clip.activate("quick_gelu", hidden).T @ output,
-        "text_output_bias": output.sum(0),
-    }
-    return losses, found, scores
+    return losses, scores

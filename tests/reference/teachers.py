@@ -1,16 +1,14 @@
 """KgCoOp, ProGrad and PromptSRC: prompts that learn from a frozen CLIP too.
 
 Letters: `f` [B, d] and `g` [C, d] un-normalised features of the tuned model, `s` its scale, `y` labels, `CE` the mean
-cross-entropy. Every `…_losses` returns the terms of the loss as they enter its sum; `…_loss_and_gradients` also the
-gradient that the optimiser is given, before momentum and weight decay.
+cross-entropy. Every `…_losses` returns the terms of the loss as they enter its sum.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tests.reference import gradients, methods, numpy_clip, weights
-from tests.reference.gradients import Gradients
+from tests.reference import numpy_clip
 from tests.reference.methods import Forward, Inputs, Learnables, Reference
 
 Losses = dict[str, float]
@@ -44,29 +42,6 @@ def kgcoop_losses(
         "cross_entropy": numpy_clip.cross_entropy(saved.logits, labels),
         "distillation": float(weight * (1 - cosines.mean())),
     }
-
-
-def kgcoop_loss_and_gradients(
-    clip: Reference,
-    class_names: Sequence[str],
-    learnables: Learnables,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    template: str,
-    weight: float = 8,
-) -> tuple[Losses, Gradients]:
-    """KgCoOp's two terms, and the gradient of `text_context` [T, Dt]."""
-    learnables = weights.double(learnables)
-    inputs = methods.prepare(clip, "coop", class_names, learnables)
-    saved = methods.forward(clip, inputs, images)
-    losses = kgcoop_losses(clip, saved, class_names, labels, template=template, weight=weight)
-    scores = gradients.cross_entropy_backward(saved.logits, labels)
-    image, text = gradients.logits_backward(clip, saved, scores)
-    teacher = numpy_clip.unit(plain_text(clip, class_names, template))
-    text = text + gradients.unit_backward(saved.text_features, -weight * teacher / len(teacher))
-    found, _, _ = gradients.pull_back_features(clip, inputs, saved, image, text)
-    return losses, gradients.of_learnables(found, learnables)
 
 
 # ProGrad (Zhu et al. 2022)
@@ -126,7 +101,7 @@ def _plain_logits(clip: Reference, saved: Forward, class_names: Sequence[str], t
     return numpy_clip.logits(clip.state, saved.vision.features, plain_text(clip, class_names, template))
 
 
-def project(cross_entropy: Gradients, kl: Gradients, *, strength: float = 1.0) -> Gradients:
+def project(cross_entropy: Learnables, kl: Learnables, *, strength: float = 1.0) -> Learnables:
     """For each array by itself, `a` and `b̂` the unit vector of KL's: `a − λ (a · b̂) b̂` where `a · b̂ < 0`, else `a`."""
     found = {}
     for name, a in cross_entropy.items():
@@ -134,34 +109,6 @@ def project(cross_entropy: Gradients, kl: Gradients, *, strength: float = 1.0) -
         along = (a * direction).sum()
         found[name] = a - strength * along * direction if along < 0 else a
     return found
-
-
-def prograd_loss_and_gradients(
-    clip: Reference,
-    class_names: Sequence[str],
-    learnables: Learnables,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    template: str,
-    temperature: float = 1.0,
-    strength: float = 1.0,
-) -> tuple[Losses, Gradients, dict[str, Gradients]]:
-    """ProGrad's two losses, the gradient that is stepped along, and each loss's own."""
-    inputs = prograd_inputs(clip, class_names, learnables, template)
-    saved = methods.forward(clip, inputs, images)
-    losses = prograd_losses(clip, saved, class_names, labels, template=template, temperature=temperature)
-    teacher = numpy_clip.softmax(_plain_logits(clip, saved, class_names, template) / temperature)
-    student = numpy_clip.softmax(saved.logits / temperature)
-    scores = {
-        "cross_entropy": gradients.cross_entropy_backward(saved.logits, labels),
-        "kl": temperature * (student - teacher) / len(labels),
-    }
-    each = {
-        name: gradients.of_learnables(gradients.pull_back(clip, inputs, saved, score)[0], learnables)
-        for name, score in scores.items()
-    }
-    return losses, project(each["cross_entropy"], each["kl"], strength=strength), each
 
 
 # PromptSRC (Khattak et al. 2023)
@@ -200,36 +147,6 @@ def promptsrc_teacher(
     """Unit features of plain CLIP: `text` [C, d] by `raw_ensemble`, `image` [B, d] of the very images of the batch."""
     image = numpy_clip.encode_image(clip.state, clip.config, images).features
     return {"text": raw_ensemble(clip, class_names, templates), "image": numpy_clip.unit(image)}
-
-
-def promptsrc_loss_and_gradients(
-    clip: Reference,
-    class_names: Sequence[str],
-    learnables: Learnables,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    templates: Sequence[str],
-    text_weight: float = 25,
-    image_weight: float = 10,
-) -> tuple[Losses, Gradients]:
-    """The terms and the gradients of ivlp's learnables; logits are ivlp's own (`methods.task_logits`)."""
-    learnables = weights.double(learnables)
-    inputs = methods.prepare(clip, "ivlp", class_names, learnables)
-    saved = methods.forward(clip, inputs, images)
-    teacher = promptsrc_teacher(clip, class_names, images, templates)
-    losses = promptsrc_losses(clip, saved, teacher, labels, text_weight=text_weight, image_weight=image_weight)
-    plain = numpy_clip.softmax(numpy_clip.logits(clip.state, teacher["image"], teacher["text"]))
-    scores = gradients.cross_entropy_backward(saved.logits, labels)
-    scores = scores + (numpy_clip.softmax(saved.logits) - plain) / plain.size
-    image, text = gradients.logits_backward(clip, saved, scores)
-    sides = ((saved.vision.features, "image", image_weight), (saved.text_features, "text", text_weight))
-    distances = []
-    for features, side, weight in sides:
-        signs = np.sign(numpy_clip.unit(features) - teacher[side])
-        distances.append(gradients.unit_backward(features, weight * signs / signs.size))
-    found, _, _ = gradients.pull_back_features(clip, inputs, saved, image + distances[0], text + distances[1])
-    return losses, gradients.of_learnables(found, learnables)
 
 
 def gaussian_weights(epochs: int, mean: float, deviation: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The reference agrees with itself: gradients with finite differences, explanations with known values."""
+"""The reference agrees with itself: attention's gradients with finite differences, explanations with known values."""
 
 import math
 
@@ -6,44 +6,13 @@ import numpy as np
 import pytest
 
 from tests import helpers
-from tests.reference import gradients, methods, numpy_clip, relevancy, statistics, weights
+from tests.reference import differences, methods, numpy_clip, relevancy, statistics, weights
 from tests.reference.cases import CLASS_NAMES
-
-CASES = {
-    "coop": ("coop", {}, {}),
-    "coop_class_specific_middle": ("coop", {"class_specific": True, "text": 3}, {"position": "middle"}),
-    "coop_front": ("coop", {}, {"position": "front", "worded": False}),
-    "vpt_shallow": ("vpt", {"vision_depth": 1}, {}),
-    "ivlp": ("ivlp", {"text_depth": 2}, {}),
-    "maple": ("maple", {"text": 2, "text_depth": 2}, {}),
-    "taskres": ("taskres", {}, {}),
-    "bias": ("bias", {}, {}),
-}
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> methods.Reference:
     return helpers.tiny_checkpoint(tmp_path_factory.mktemp("tiny"), vision=(16, 2, 2), image_size=8)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_gradients_equal_finite_differences(clip, case):
-    method, sizes, options = CASES[case]
-    images, labels = helpers.random_images(clip.config, 3), np.array([4, 0, 2])
-    names = CLASS_NAMES
-    learnables = methods.random_learnables(clip.config, method, len(names), **sizes)
-    _, found = gradients.loss_and_gradients(clip, method, names, learnables, images, labels, **options)
-    for stream, (name, value) in enumerate(learnables.items()):
-        # Along one random direction: the whole array at the price of two evaluations.
-        direction = weights.deterministic_uniform(7, stream, value.shape)
-
-        def loss(distance, name=name, value=value, direction=direction):
-            moved = learnables | {name: value + distance[0] * direction}
-            scores = methods.task_logits(clip, method, names, moved, images, **options)
-            return numpy_clip.cross_entropy(scores, labels)
-
-        slope = gradients.finite_differences(loss, np.zeros(1))[0]
-        assert abs(slope - (found[name] * direction).sum()) < 1e-6 * np.linalg.norm(found[name])
 
 
 def test_attention_gradients_equal_finite_differences_through_taps(clip):
@@ -58,10 +27,10 @@ def test_attention_gradients_equal_finite_differences_through_taps(clip):
 
             def score(distance, tower=tower, layer=layer, found=found, direction=direction):
                 taps = [np.zeros(1)] * len(found)
-                taps[layer] = distance[0] * direction[None]
+                taps[layer] = distance * direction[None]
                 return methods.forward(clip, alone, image, **{f"{tower}_taps": taps}).logits[0, 0]
 
-            slope = gradients.finite_differences(score, np.zeros(1))[0]
+            slope = differences.central(score)
             assert abs(slope - (gradient * direction).sum()) < 1e-6 * np.linalg.norm(gradient)
 
 

@@ -1,4 +1,4 @@
-"""TPT (Shu et al. 2022): a context that is tuned on the views of one test image, from the rule and by hand.
+"""TPT (Shu et al. 2022): a context that is tuned on the views of one test image, from the rule.
 
 The learnable is `text_context` [T, Dt]. Views are [1 + V, R, R, 3], CLIP-normalised, the image itself first.
 """
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.reference import gradients, methods, numpy_clip, optimizers, weights
-from tests.reference.gradients import Gradients
+from tests.reference import differences, methods, numpy_clip, optimizers, weights
 from tests.reference.methods import Learnables, Reference
 
 
@@ -23,19 +22,13 @@ def most_confident(scores: np.ndarray, share: float = 0.1) -> np.ndarray:
     return np.argsort(entropies(scores), kind="stable")[: max(1, int(share * len(scores)))]
 
 
-def loss_and_gradients(
-    clip: Reference, class_names: Sequence[str], learnables: Learnables, views: np.ndarray, chosen: np.ndarray
-) -> tuple[float, Gradients]:
-    """The entropy of the chosen views' mean probabilities and its gradient."""
-    inputs = methods.prepare(clip, "coop", class_names, learnables)
-    saved = methods.forward(clip, inputs, views)
-    each = numpy_clip.softmax(saved.logits[chosen])
-    mean = each.mean(0)
-    slope = -(np.log(mean) + 1) / len(chosen)
-    scores = np.zeros(saved.logits.shape)
-    scores[chosen] = each * (slope - (each * slope).sum(-1, keepdims=True))
-    found = gradients.pull_back(clip, inputs, saved, scores)[0]
-    return float(-(mean * np.log(mean)).sum()), gradients.of_learnables(found, learnables)
+def entropy(
+    clip: Reference, class_names: Sequence[str], learnables: Learnables, views: np.ndarray, surest: np.ndarray
+) -> float:
+    """The entropy of the surest views' mean probabilities."""
+    scores = methods.task_logits(clip, "coop", class_names, learnables, views[surest])
+    mean = numpy_clip.softmax(scores).mean(0)
+    return float(-(mean * np.log(mean)).sum())
 
 
 def tuned(
@@ -51,15 +44,12 @@ def tuned(
 ) -> tuple[Learnables, np.ndarray]:
     """The context after its steps of AdamW from a fresh state, and the views that it learned of."""
     learnables = weights.double(learnables)
-    chosen = most_confident(methods.task_logits(clip, "coop", class_names, learnables, views), share)
-    optimizer = optimizers.AdamW(weight_decay=decay)
-    moved = optimizers.run(
-        optimizer,
-        lambda values: loss_and_gradients(clip, class_names, values, views, chosen)[1],
-        learnables,
-        [rate] * steps,
-    )
-    return moved, chosen
+    surest = most_confident(methods.task_logits(clip, "coop", class_names, learnables, views), share)
+
+    def gradient(values: Learnables) -> Learnables:
+        return differences.in_full(lambda x: np.array([entropy(clip, class_names, x, views, surest)]), values)[0]
+
+    return optimizers.run(optimizers.AdamW(weight_decay=decay), gradient, learnables, [rate] * steps), surest
 
 
 def logits(

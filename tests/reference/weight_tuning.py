@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from tests.reference import gradients, methods, numpy_clip, weights
-from tests.reference.gradients import Gradients, Listener
+from tests.reference import methods, numpy_clip, weights
 from tests.reference.methods import Forward, Learnables, Reference
 from tests.reference.numpy_clip import Branch
 from tests.reference.weights import State
@@ -113,24 +112,6 @@ def fold_lora(state: State, learnables: Learnables, *, alpha: float = 1.0) -> St
     return folded
 
 
-def _lora_listener(
-    learnables: Learnables, alpha: float, masks: Mapping[str, np.ndarray] | None, rate: float, found: Gradients
-) -> Listener:
-    """Collects `∂A = γ Bᵀ δᵀ drop(h)` and `∂B = γ δᵀ drop(h) Aᵀ`, δ the gradient of the linear layer's output."""
-    scale = _lora_scale(learnables, alpha)
-
-    def listener(name: str, x: np.ndarray, gradient: np.ndarray) -> np.ndarray | float:
-        if f"{name}.A" not in learnables:
-            return 0.0
-        a, b = learnables[f"{name}.A"], learnables[f"{name}.B"]
-        rows, dropped = (y.reshape(-1, y.shape[-1]) for y in (gradient, _drop(x, masks, name, rate)))
-        found[f"{name}.A"] = scale * (rows @ b).T @ dropped
-        found[f"{name}.B"] = scale * rows.T @ (dropped @ a.T)
-        return _drop(scale * gradient @ b @ a, masks, name, rate)
-
-    return listener
-
-
 def lora(
     clip: Reference,
     class_names: Sequence[str],
@@ -151,36 +132,6 @@ def lora(
     found = methods.forward(clip, inputs, images, branch=branch)
     found.logits = 100 * numpy_clip.unit(found.vision.features) @ numpy_clip.unit(found.text.features).T
     return found
-
-
-def lora_loss_and_gradients(
-    clip: Reference,
-    class_names: Sequence[str],
-    learnables: Learnables,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    alpha: float = 1.0,
-    masks: Mapping[str, np.ndarray] | None = None,
-    rate: float = 0.25,
-) -> tuple[float, Gradients]:
-    """Mean cross-entropy of `lora`'s logits and its gradient with respect to every `A` and `B`."""
-    learnables = weights.double(learnables)
-    saved = lora(clip, class_names, learnables, images, alpha=alpha, masks=masks, rate=rate)
-    hundred = dataclasses.replace(clip, state=clip.state | {"logit_scale": np.log(100.0)})
-    found: Gradients = {}
-    listener = _lora_listener(learnables, alpha, masks, rate, found)
-    loss = _pull_back(hundred, class_names, saved, labels, listener)
-    return loss, {name: found[name] for name in learnables}
-
-
-def _pull_back(
-    clip: Reference, class_names: Sequence[str], saved: Forward, labels: np.ndarray, listener: Listener
-) -> float:
-    """The mean cross-entropy; its gradient is told to the listener."""
-    inputs = methods.prepare(clip, "zero_shot", class_names, {})
-    gradients.pull_back(clip, inputs, saved, gradients.cross_entropy_backward(saved.logits, labels), listener)
-    return numpy_clip.cross_entropy(saved.logits, labels)
 
 
 # BitFit (Ben Zaken et al. 2021) and LayerNorm tuning, as in "rethinking few-shot VLMs" (Farina et al. 2025)
@@ -225,27 +176,6 @@ def weights_forward(clip: Reference, class_names: Sequence[str], learnables: Lea
     return methods.forward(tuned, methods.prepare(tuned, "zero_shot", class_names, {}), images)
 
 
-def weights_loss_and_gradients(
-    clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray, labels: np.ndarray
-) -> tuple[float, Gradients]:
-    """Mean cross-entropy and its gradient with respect to tuned biases and LayerNorm weights."""
-    tuned, found = with_weights(clip, learnables), {}
-
-    def listener(name: str, x: np.ndarray, gradient: np.ndarray) -> float:
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        found[f"{name}.bias"] = rows.sum(0)
-        if f"{name}.weight" in learnables:
-            epsilon = clip.config[f"{name.split('_')[0]}_config"]["layer_norm_eps"]
-            centred = x - x.mean(-1, keepdims=True)
-            normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
-            found[f"{name}.weight"] = (rows * normed.reshape(rows.shape)).sum(0)
-        return 0.0
-
-    saved = methods.forward(tuned, methods.prepare(tuned, "zero_shot", class_names, {}), images)
-    loss = _pull_back(tuned, class_names, saved, labels, listener)
-    return loss, {name: found[name] for name in learnables}
-
-
 # 2SFS (Farina et al. 2025): LayerNorm tuning, then a classifier of the tuned towers' features
 
 
@@ -256,14 +186,8 @@ def second_stage_start(clip: Reference, class_names: Sequence[str], tuned: Learn
     return numpy_clip.unit(numpy_clip.encode_text(one.state, one.config, inputs.tokens).features)
 
 
-def second_stage_loss_and_gradient(
-    clip: Reference, tuned: Learnables, classes: np.ndarray, images: np.ndarray, labels: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean cross-entropy of `s · unit(f) · unit(W)ᵀ`, its gradient with respect to `W` alone, and the logits."""
+def second_stage_logits(clip: Reference, tuned: Learnables, classes: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """`s · unit(f) · unit(W)ᵀ`."""
     one = with_weights(clip, tuned)
-    image = numpy_clip.unit(numpy_clip.encode_image(one.state, one.config, images).features)
-    classes, scale = np.asarray(classes, np.float64), np.exp(one.state["logit_scale"])
-    scores = scale * image @ numpy_clip.unit(classes).T
-    slopes = gradients.cross_entropy_backward(scores, labels)
-    gradient = gradients.unit_backward(classes, scale * slopes.T @ image)
-    return numpy_clip.cross_entropy(scores, labels), gradient, scores
+    image = numpy_clip.encode_image(one.state, one.config, images).features
+    return numpy_clip.logits(one.state, image, np.asarray(classes, np.float64))

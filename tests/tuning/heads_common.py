@@ -1,26 +1,27 @@
-"""What the tests of heads on frozen features share: features of runs, and a head's loss, gradient and steps."""
+"""What the tests of heads on frozen features share: features of runs, and steps of its training."""
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from clipbias.clip import Clip
 from clipbias.training.step import train_step
 from clipbias.training.step_inputs import StepInputs, StepScalars, StepStatic, init_state
-from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Recipe, Samples
-from clipbias.tuning.classifier import TrainingTexts, total_loss
-from clipbias.tuning.learnables import without_constants
+from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Samples
+from clipbias.tuning.classifier import TrainingTexts
 from tests.reference.heads_cases import arrays
-from tests.tuning.weights_common import GRADIENTS, LOGITS, SGD, TRAINED, close
+from tests.tuning.weights_common import LOGITS, SGD, Training, close
 
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)  # not every class as often
 VALIDATION = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [11, 9, 13])).astype(np.int32)
 SHOTS, CLASSES = 4, 3
 COMMON = dataclasses.replace(SGD, epochs=3, warmup_epochs=1, warmup_learning_rate=1e-3, batch_size=8)
-__all__ = ["CLASSES", "COMMON", "GRADIENTS", "LABELS", "LOGITS", "SHOTS", "TRAINED", "close"]
+__all__ = ["CLASSES", "COMMON", "LABELS", "LOGITS", "SHOTS", "Training", "close"]
 
 
 def make_samples(clip: Clip) -> Samples:
@@ -48,39 +49,33 @@ def features_of(samples: Samples, images: np.ndarray) -> Features:
     return Features(*(np.asarray(x, np.float32) for x in (images, samples.text, samples.scale)))
 
 
-def loss_and_gradient(
-    method: Method, learnables: Learnables, samples: Samples, images: np.ndarray, labels: np.ndarray
-) -> tuple[dict[str, jax.Array], Learnables]:
-    """The terms of the loss and the gradient of their sum, both through `losses`."""
-    features = features_of(samples, images)
-
-    def total(learned: Learnables) -> Any:
-        whole = {**learnables, **learned}
-        terms = dict(method.losses(whole, features, method.logits(whole, features), jnp.asarray(labels)))
-        return total_loss(terms), terms
-
-    gradient, terms = jax.jit(jax.grad(total, has_aux=True))(without_constants(learnables))
-    return terms, gradient
-
-
-def stepped(
+def check_steps(
     clip: Clip,
     method: Method,
     learnables: Learnables,
     samples: Samples,
     batches: list[tuple[np.ndarray, np.ndarray]],
-    recipe: Recipe,
     rates: np.ndarray,
+    terms: Callable[..., Mapping[str, float]],
+    training: Training,
 ) -> Learnables:
-    """The learnables after a `train_step` on each batch of features, of one run."""
+    """Holds a `train_step` on each batch of features, of one run, to NumPy's; returns the learnables after them.
+
+    Args:
+      terms: of the loss, in float64, of values by name and a batch's features and labels.
+    """
     classifier = Classifier(clip.config, method, templates=len(samples.text))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
     text = jnp.asarray(samples.text.reshape(-1, samples.text.shape[-1]))
-    static = StepStatic(classifier, clip.preprocessing, recipe)
+    static = StepStatic(classifier, clip.preprocessing, training.recipe)
     inputs = StepInputs(clip.params, TrainingTexts(text), start.get(CONSTANTS, {}), jnp.zeros(1, jnp.int32))
-    state = init_state(method, recipe, start)
-    for (images, labels), rate in zip(batches, rates, strict=True):
+    state = init_state(method, training.recipe, start)
+    for number, ((images, labels), rate) in enumerate(zip(batches, rates, strict=True)):
         batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
-        batch = {name: jnp.asarray(value) for name, value in batch.items()}
-        state, _ = train_step(static, inputs, state, batch, StepScalars(jnp.float32([rate])))
+        batch, before = {name: jnp.asarray(value) for name, value in batch.items()}, jax.tree.map(np.asarray, state)
+        state, metrics = train_step(static, inputs, state, batch, StepScalars(jnp.float32([rate])))
+        of_batch = functools.partial(terms, features=images, labels=labels)
+        loss = sum(of_batch(training.values(before)).values())
+        assert float(metrics["loss"][0]) == pytest.approx(loss, rel=LOGITS, abs=LOGITS)
+        training.check(of_batch, rate, before, state, number)
     return {**jax.tree.map(lambda leaf: leaf[0], state.learnables)}

@@ -15,6 +15,7 @@ from clipbias.tuning.methods.bitfit import BitFit
 from clipbias.tuning.methods.layer_norm import LayerNormTuning
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
+from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 
 CASES = {
@@ -60,17 +61,19 @@ def test_training_by_adamw_equals_numpy(other: tuple[Clip, Reference]) -> None:
     assert common.named(start).keys() == wanted
     frozen = {key: np.asarray(reference.state[key], np.float64) for key in common.named(start)}
 
-    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
-        given = reference, common.CLASS_NAMES, values, images
-        loss, slopes = weight_tuning.weights_loss_and_gradients(*given, common.LABELS)
-        return {"cross_entropy": loss}, slopes, weight_tuning.weights_forward(*given).logits
+    def rule(values: common.Values, step: common.Step) -> tuple:
+        logits = weight_tuning.weights_forward(reference, common.CLASS_NAMES, values, step.images).logits
+        return {"cross_entropy": cross_entropy(logits, common.LABELS)}, logits
 
     # A decay of the size of a step, and an epsilon that keeps rounding out of the steps' signs.
-    recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
-    optimizer = optimizers.AdamW(epsilon=1e-3, weight_decay=0.5)
-    # Softmax does not see the biases of keys.
-    unseen = {key for key in frozen if key.endswith("k_proj.bias")}
-    common.check_training(task, start, rule, recipe, optimizer, flat=common.named, frozen=frozen, unseen=unseen)
+    training = common.Training(
+        recipe=dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3),
+        optimizer=optimizers.AdamW(epsilon=1e-3, weight_decay=0.5),
+        flat=common.named,
+        frozen=frozen,
+        unseen={key for key in frozen if key.endswith("k_proj.bias")},  # softmax does not see the biases of keys
+    )
+    common.check_training(task, start, rule, training)
 
 
 def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]) -> None:

@@ -20,6 +20,7 @@ from clipbias.tuning.method import CONSTANTS
 from tests import helpers
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
+from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 
 Masks = dict[str, np.ndarray]
@@ -137,18 +138,25 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tup
     learnables, length = start(task), reference.config["text_config"]["max_position_embeddings"]
     drawn = mask_drawer(task, learnables, len(common.LABELS), length)
 
-    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
-        rng = jax.random.fold_in(jax.random.key(5), step)  # each step drops other inputs
-        given, alpha = (reference, common.CLASS_NAMES, values, images), options.get("alpha", 1.0)
-        same = {"alpha": alpha, "masks": drawn(rng), "rate": 0.4}
-        scores, plain = weight_tuning.lora(*given, **same).logits, weight_tuning.lora(*given, alpha=alpha).logits
-        assert np.abs(plain - scores).max() > 0.01 * np.abs(scores).max()  # dropout matters
-        loss, slopes = weight_tuning.lora_loss_and_gradients(*given, common.LABELS, **same)
-        return {"cross_entropy": loss}, slopes, scores
+    alpha = options.get("alpha", 1.0)
 
-    recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-2)
-    optimizer = optimizers.AdamW(epsilon=1e-2, weight_decay=0.5)
-    common.check_training(task, learnables, rule, recipe, optimizer, flat=functools.partial(named, task), seed=5)
+    @functools.cache
+    def masks(step: int) -> Masks:
+        return drawn(jax.random.fold_in(jax.random.key(5), step))  # each step drops other inputs
+
+    def rule(values: common.Values, step: common.Step) -> tuple:
+        lora = functools.partial(weight_tuning.lora, reference, common.CLASS_NAMES, values, step.images, alpha=alpha)
+        logits = lora(masks=masks(step.number), rate=0.4).logits
+        if values is step.start:  # dropout matters
+            assert np.abs(lora().logits - logits).max() > 0.01 * np.abs(logits).max()
+        return {"cross_entropy": cross_entropy(logits, common.LABELS)}, logits
+
+    training = common.Training(
+        recipe=dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-2),
+        optimizer=optimizers.AdamW(epsilon=1e-2, weight_decay=0.5),
+        flat=functools.partial(named, task),
+    )
+    common.check_training(task, learnables, rule, training, seed=5)
 
 
 @pytest.mark.long

@@ -10,7 +10,6 @@ from clipbias.clip import Clip, encode_image, encode_text
 from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.reference import inner_parts, mma, optimizers
-from tests.reference.differences import against_differences
 from tests.reference.methods import Reference, task_logits
 from tests.tuning import weights_common as common
 from tests.tuning.conftest import TEXT, VISION
@@ -28,9 +27,6 @@ class FromTheStart(mma.Adapters):
     def forward(self, layer: int, normed: np.ndarray) -> np.ndarray:
         return np.zeros_like(normed) if layer >= TEXT[1] else super().forward(layer, normed)
 
-    def backward(self, layer: int, normed: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        return np.zeros_like(normed) if layer >= TEXT[1] else super().backward(layer, normed, gradient)
-
 
 @pytest.fixture(autouse=True)
 def from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,40 +43,26 @@ def test_start(clip: Clip) -> None:
         assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
 
 
-@pytest.mark.long  # the package's own gradients are compared with these
-def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
-    _, reference = other
-    shapes = mma.mma_shapes(reference.config, blocks=2, width=3)
-    rng = np.random.default_rng(0)
-    learnables = {name: rng.normal(scale=0.4, size=shape) for name, shape in shapes.items()}
-    images = helpers.random_images(reference.config, 2)
-
-    def run(learnables: dict) -> tuple:
-        return mma.mma_loss_and_gradients(
-            reference, common.CLASS_NAMES[:2], learnables, images, np.array([1, 0]), factor=0.05
-        )
-
-    errors = against_differences(lambda one: run(one)[0], learnables, run(learnables)[1], entries=1)
-    assert set(errors) == set(shapes) and max(errors.values()) < 1e-6
-
-
 def test_steps_are_given_the_gradient_over_the_factor_and_decay_as_it_is(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     task = Task(clip, "mma", common.CLASS_NAMES, template="a {} of another dataset.", **OPTIONS)
     shapes = mma.mma_shapes(reference.config, blocks=2, width=6)
     assert {name: leaf.shape for name, leaf in inner_parts.flatten(start(task)).items()} == shapes
 
-    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
-        given = reference, common.CLASS_NAMES, values, images
-        loss, slopes, scores = mma.mma_loss_and_gradients(*given, common.LABELS, factor=0.05)
-        if step == 0:
-            plain = task_logits(reference, "zero_shot", common.CLASS_NAMES, {}, images)
-            assert np.abs(plain - scores).max() > 0.01 * np.abs(scores).max()
-        return {"cross_entropy": loss}, {name: slope / 0.05 for name, slope in slopes.items()}, scores
+    def rule(values: common.Values, step: common.Step) -> tuple:
+        losses, logits = mma.mma_losses(reference, common.CLASS_NAMES, values, step.images, common.LABELS, factor=0.05)
+        if values is step.start:
+            plain = task_logits(reference, "zero_shot", common.CLASS_NAMES, {}, step.images)
+            assert np.abs(plain - logits).max() > 0.01 * np.abs(logits).max()
+        return losses, logits
 
-    recipe = dataclasses.replace(common.SGD, weight_decay=50.0)  # as large a part of a step as the gradient
-    optimizer, rates = optimizers.SGD(momentum=0.9, weight_decay=50.0), (2e-4, 3e-4, 1e-4)
-    common.check_training(task, start(task), rule, recipe, optimizer, flat=inner_parts.flatten, rates=rates)
+    training = common.Training(
+        recipe=dataclasses.replace(common.SGD, weight_decay=10.0),  # as large a part of a step as the gradient
+        optimizer=optimizers.SGD(momentum=0.9, weight_decay=10.0),
+        flat=inner_parts.flatten,
+        times=1 / 0.05,
+    )
+    common.check_training(task, start(task), rule, training, rates=(2e-4, 3e-4, 1e-4))
 
 
 def test_every_path_through_the_towers_is_the_same(other: tuple[Clip, Reference]) -> None:

@@ -18,7 +18,7 @@ from clipbias.tuning import Features, Task, make_method
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
 from tests.data.pictures import encoded
-from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda
+from tests.reference import methods, numpy_clip, prompts_cocoop, prompts_plot, prompts_proda
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
@@ -36,9 +36,9 @@ def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
 def test_cocoop(pair) -> None:
     clip, reference = pair
 
-    def rule(values, images, _):
-        scores = prompts_cocoop.logits(reference, CLASS_NAMES, values, images)
-        return *prompts_cocoop.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
+    def rule(values, step):
+        scores = prompts_cocoop.logits(reference, CLASS_NAMES, values, step.images)
+        return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
 
     task = Task(clip, "cocoop", CLASS_NAMES)
     start = common.drawn(task.shapes, 0.4, seed=5)
@@ -50,7 +50,7 @@ def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
     task = Task(clip, "cocoop", CLASS_NAMES)
     runs = [jax.device_get(task.init(seed)) for seed in range(60)]
     words = reference.tokenizer.tokenize(["a photo of a"])[0, 1:5]
-    expected = methods.numpy_clip.token_embeddings(reference.state, words)
+    expected = numpy_clip.token_embeddings(reference.state, words)
     np.testing.assert_allclose(runs[0]["text_context"], expected, atol=1e-7)
     for layer, inputs in (("hidden", 48), ("output", 3)):
         for part in ("kernel", "bias"):
@@ -67,15 +67,17 @@ def test_plot(pair) -> None:
     task = Task(clip, "plot", CLASS_NAMES, pooled=True, tokens=5, sets=3)
     assert task.text.shared == 6  # the start and each set's context
 
-    def rule(values, images, _):
-        scores = prompts_plot.plot_logits(reference, CLASS_NAMES, values, images, pooled=True)
-        given = reference, CLASS_NAMES, values, images, LABELS[: len(images)]
-        return *prompts_plot.plot_loss_and_gradients(*given, pooled=True), scores
+    def logits(values, images, point=None):
+        return prompts_plot.plot_logits(reference, CLASS_NAMES, values, images, pooled=True, point=point)
+
+    def rule(values, step):
+        scores = logits(values, step.images, step.start)
+        return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
 
     start = common.drawn(task.shapes, 0.4, seed=3)
     common.check_training(task, start, rule)
     raw, images = common.pictures(8, 5)
-    scores = np.concatenate([rule(start, part, 0)[2] for part in (images[:3], images[3:])])
+    scores = np.concatenate([logits(start, part) for part in (images[:3], images[3:])])
     split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
     given = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
     assert evaluate(task, start, split, **given)["accuracy"] == 100.0
@@ -140,13 +142,12 @@ def test_plot_plus_plus(pair) -> None:
         (first, moved, {"text_context": context}),
     ):
 
-        def rule(values, images, _, added=added):
-            both = {**values, **added}
-            passes = prompts_plot.plus_forward(reference, CLASS_NAMES, both, images, PHRASES)
-            given = reference, CLASS_NAMES, both, images, LABELS
-            losses, slopes = prompts_plot.plus_loss_and_gradients(*given, phrases=PHRASES, first=bool(added))
-            scores = prompts_plot.plus_scores(reference, passes, first=bool(added))
-            return losses, {name: slopes[name] for name in values}, scores
+        def rule(values, step, added=added):
+            both, point = {**values, **added}, {**step.start, **added}
+            scores = prompts_plot.plus_logits(
+                reference, CLASS_NAMES, both, step.images, phrases=PHRASES, first=bool(added), point=point
+            )
+            return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
 
         common.check_training(task, begun, rule)
     after = whole.method.next_stage(1, moved, None)
@@ -171,13 +172,8 @@ def test_proda(pair) -> None:
     for step in range(3):  # the sets that the run's seed says
         draws.append(np.asarray(task.method.templates_in_training(jax.random.key(7), step)).tolist())
 
-    def rule(values, images, step):
-        towers = prompts_proda.texts(reference, CLASS_NAMES, values, draws[step])
-        text = np.mean([methods.numpy_clip.unit(tower.features) for _, tower in towers], axis=0)
-        image = methods.numpy_clip.encode_image(reference.state, reference.config, images).features
-        scores = np.exp(reference.state["logit_scale"]) * methods.numpy_clip.unit(image) @ text.T
-        given = reference, CLASS_NAMES, values, images, LABELS
-        return *prompts_proda.loss_and_gradients(*given, draws[step]), scores
+    def rule(values, step):
+        return prompts_proda.losses(reference, CLASS_NAMES, values, step.images, LABELS, draws[step.number])
 
     common.check_training(task, start, rule, seed=7)
 

@@ -1,5 +1,7 @@
 """KgCoOp, ProGrad and PromptSRC against NumPy: terms of the loss, gradients, steps, contexts and teachers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,49 +18,48 @@ WITH_COMMA = "a type of cat, a photo of a {}."
 
 
 def case(name: str, reference: methods.Reference):
-    """A method's options, start, and NumPy's terms and gradients of learnables and images."""
-    arguments = (reference, CLASS_NAMES)
+    """A method's options, start, what goes into the towers, and the terms of the loss of a forward pass."""
     if name == "kgcoop":
         start = methods.random_learnables(reference.config, "coop", len(CLASS_NAMES))
-        return {}, start, lambda x, i: teachers.kgcoop_loss_and_gradients(*arguments, x, i, LABELS, template=OWN)
+        losses = functools.partial(teachers.kgcoop_losses, reference, class_names=CLASS_NAMES, template=OWN)
+        return {}, start, functools.partial(methods.prepare, reference, "coop"), losses
     if name == "prograd":
-        noise = 0.3 * weights.deterministic_uniform(11, 0, (16, 16))
-        start = {"text_context": teachers.prograd_context(reference, WITH_COMMA) + noise}
-        options = {"strength": 0.8, "temperature": 2.0}
-
-        def prograd(x, i):
-            return teachers.prograd_loss_and_gradients(*arguments, x, i, LABELS, template=WITH_COMMA, **options)[:2]
-
-        return {"template": WITH_COMMA, **options}, start, prograd
+        noise = 0.3 * weights.deterministic_uniform(11, 0, (9, 16))
+        start = {"text_context": teachers.prograd_context(reference, WITH_COMMA, count=9) + noise}
+        inputs = functools.partial(teachers.prograd_inputs, reference, template=WITH_COMMA)
+        losses = functools.partial(
+            teachers.prograd_losses, reference, class_names=CLASS_NAMES, template=WITH_COMMA, temperature=2.0
+        )
+        return {"template": WITH_COMMA, "tokens": 9, "strength": 0.8, "temperature": 2.0}, start, inputs, losses
     start = methods.random_learnables(reference.config, "ivlp", len(CLASS_NAMES), text_depth=2, vision_depth=2)
-    sixty = imagenet_full()[:60]
-    return (
-        {"depth": 2},
-        start,
-        lambda x, i: teachers.promptsrc_loss_and_gradients(*arguments, x, i, LABELS, templates=sixty),
-    )
+    images = common.pictures(reference.config["vision_config"]["image_size"])[1]
+    teacher = teachers.promptsrc_teacher(reference, CLASS_NAMES, images, imagenet_full()[:60])
+    losses = functools.partial(teachers.promptsrc_losses, reference, teacher=teacher)
+    return {"depth": 2}, start, functools.partial(methods.prepare, reference, "ivlp"), losses
 
 
 @pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptsrc"])
 def test_training_equals_numpy(name, pair) -> None:
     clip, reference = pair
-    options, start, expected = case(name, reference)
+    options, start, inputs, losses = case(name, reference)
     task = Task(clip, make_method(name, **options), CLASS_NAMES, template=OWN)
 
-    def rule(values, images, _):
-        if name == "prograd":
-            inputs = teachers.prograd_inputs(reference, CLASS_NAMES, values, WITH_COMMA)
-        else:
-            inputs = methods.prepare(reference, {"kgcoop": "coop"}.get(name, "ivlp"), CLASS_NAMES, values)
-        return *expected(values, images), methods.forward(reference, inputs, images).logits
+    def rule(values, step):
+        saved = methods.forward(reference, inputs(class_names=CLASS_NAMES, learnables=values), step.images)
+        return losses(saved, labels=LABELS), saved.logits
 
-    run = common.check_training(task, jax.tree.map(np.float32, start), rule)
+    def projected(gradients):
+        return teachers.project(*gradients, strength=0.8)
+
+    training = common.Training(combine=projected if name == "prograd" else None)
+    run = common.check_training(task, jax.tree.map(np.float32, start), rule, training)
     # What is masked does not count.
     images, mask = run.batch["images"][0], np.array([True, True, False, False])
     other = np.concatenate([images[:2], 255 - images[2:]])
-    one, two = (run.taken(run.step(run.first, 0.03, images=x, mask=mask)[0]) for x in (images, other))
+    one, two = (run.taken(run.first, run.step(run.first, 0.03, images=x, mask=mask)[0]) for x in (images, other))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), one, two)
-    assert np.abs(one["text_context"] - run.taken(run.step(run.first, 0.03)[0])["text_context"]).max() > 1e-3
+    whole = run.taken(run.first, run.step(run.first, 0.03)[0])
+    assert np.abs(one["text_context"] - whole["text_context"]).max() > 1e-3
 
 
 # ProGrad's context and projection, and the teachers' templates.

@@ -1,6 +1,7 @@
 """TPT against NumPy: views that count, loss, gradients, steps and logits; and that every image starts anew."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, tpt
-from tests.reference.differences import against_differences
+from tests.reference.differences import along_directions
 from tests.reference.weights import double
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES
@@ -50,17 +51,6 @@ def start(pair) -> dict[str, np.ndarray]:
     return common.drawn(Task(pair[0], "tpt", CLASS_NAMES).shapes, 0.4, seed=2)
 
 
-def test_the_reference_is_the_gradient_of_its_loss(pair, start, views) -> None:
-    reference, exact, own = pair[1], double(start), views[1][0]
-    chosen = np.array([4, 1, 7])
-
-    def loss(learnables):
-        return tpt.loss_and_gradients(reference, CLASS_NAMES, learnables, own, chosen)[0]
-
-    found = tpt.loss_and_gradients(reference, CLASS_NAMES, exact, own, chosen)[1]
-    assert max(against_differences(loss, exact, found).values()) < 1e-6
-
-
 def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> None:
     (clip, reference), (raw, images) = pair, views
     task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
@@ -80,11 +70,11 @@ def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> N
     found = jax.jit(jax.value_and_grad(objective, has_aux=True))
     for own, image in zip(features, images, strict=True):
         chosen = tpt.most_confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
-        loss, expected = tpt.loss_and_gradients(reference, CLASS_NAMES, double(start), image, chosen)
         (value, picks), slopes = found(start, own)
         np.testing.assert_array_equal(picks, chosen)
-        assert float(value) == pytest.approx(loss, rel=common.LOGITS)
-        common.close_trees(slopes, expected, common.GRADIENTS)
+        entropy = functools.partial(tpt.entropy, reference, CLASS_NAMES, views=image, surest=chosen)
+        assert float(value) == pytest.approx(entropy(double(start)), rel=common.LOGITS)
+        assert max(along_directions(entropy, double(start), slopes).values()) < common.GRADIENTS
 
 
 def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
@@ -93,29 +83,12 @@ def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
     normal, compute = clip.preprocessing.normalize(jnp.asarray(raw)), jax.jit(task.logits)
     logits = np.asarray(compute(clip.params, start, normal))
     expected = tpt.logits(reference, CLASS_NAMES, start, images, steps=steps, **RULE)
-    common.close(logits, expected, common.TRAINED)
+    common.close(logits, expected, 2e-4)  # AdamW's first steps are as long as the rate, whatever the gradient's size
     untouched = methods.task_logits(reference, "coop", CLASS_NAMES, double(start), images[:, 0])
     assert np.abs(logits - untouched).max() > 1e-2  # so that the steps are what is compared
     # Every image starts anew: alone, or in another order, its logits are the same.
     again = np.asarray(compute(clip.params, start, normal[::-1]))[::-1]
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-5)
-
-
-def test_pytorch_by_the_authors_computation_equals_numpy(pair, start, views) -> None:
-    """What `tools.benchmarks` times TPT beside; only where PyTorch is installed."""
-    torch, reference = pytest.importorskip("torch"), pair[1]
-    from tests.reference import training_torch
-
-    def tensors(arrays):
-        return {name: torch.tensor(np.asarray(value)) for name, value in arrays.items()}
-
-    tokens = reference.tokenizer.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in CLASS_NAMES])
-    many = np.concatenate([views[1]] * 2, axis=1)[:, : 2 * CROPS]  # 22 views, of which two count
-    inputs = tensors({"pixels": many.transpose(0, 1, 4, 2, 3), "ids": tokens, "eos": tokens.argmax(-1)})
-    model = training_torch.Model(tensors(reference.state), reference.config)
-    found = training_torch.tpt_logits(model, tensors(double(start)), inputs)
-    expected = tpt.logits(reference, CLASS_NAMES, start, many)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_a_step_moves_every_entry_by_the_rate_and_the_decay(pair, start, views) -> None:

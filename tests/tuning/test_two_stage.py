@@ -12,6 +12,7 @@ from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
 from clipbias.tuning.transfer import transfer
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
+from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 
 OTHERS = ("bird dog", "a cat")
@@ -32,7 +33,7 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     task = Task(clip, SecondStage(method.first), common.CLASS_NAMES)
     images = common.pictures(clip.config.vision.image_size)[1]
     classes = np.asarray(start["classes"])
-    _, _, logits = weight_tuning.second_stage_loss_and_gradient(reference, tuned, classes, images, common.LABELS)
+    logits = weight_tuning.second_stage_logits(reference, tuned, classes, images)
 
     # The method's own learnables are the same classifier.
     own = method.next_stage(2, start, None)
@@ -40,14 +41,14 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     compute = jax.jit(whole.logits)
     common.close(compute(clip.params, own, images.astype(np.float32)), logits, common.LOGITS)
 
-    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
-        given = reference, tuned, values["classes"], images, common.LABELS
-        loss, slopes, scores = weight_tuning.second_stage_loss_and_gradient(*given)
-        return {"cross_entropy": loss}, {"classes": slopes}, scores
+    def rule(values: common.Values, step: common.Step) -> tuple:
+        logits = weight_tuning.second_stage_logits(reference, tuned, values["classes"], step.images)
+        return {"cross_entropy": cross_entropy(logits, common.LABELS)}, logits
 
     recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
     # Nothing else is stepped.
-    common.check_training(task, start, rule, recipe, optimizers.AdamW(epsilon=1e-3, weight_decay=0.5))
+    training = common.Training(recipe, optimizers.AdamW(epsilon=1e-3, weight_decay=0.5))
+    common.check_training(task, start, rule, training)
 
 
 def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Reference]) -> None:

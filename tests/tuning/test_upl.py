@@ -40,9 +40,9 @@ def test_training_equals_numpy(pair) -> None:
     task = Task(clip, "upl", CLASS_NAMES, tokens=5, sets=3)
     assert task.text.shared == 6  # the start and each set's context
 
-    def rule(values, images, _):
-        scores = upl.logits(reference, CLASS_NAMES, values, images)
-        return *upl.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
+    def rule(values, step):
+        scores = upl.logits(reference, CLASS_NAMES, values, step.images)
+        return upl.losses(reference, CLASS_NAMES, values, step.images, LABELS), scores
 
     common.check_training(task, common.drawn(task.shapes, 0.4, seed=3), rule)
 

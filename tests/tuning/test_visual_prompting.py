@@ -16,8 +16,7 @@ from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, optimizers, visual_prompting
-from tests.reference.differences import against_differences
-from tests.reference.weights import double
+from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
@@ -38,26 +37,15 @@ def test_it_equals_numpy(pair) -> None:
         **dict.fromkeys(("vision_left", "vision_right"), (10, 3, 3)),
     }
 
-    def rule(values, images, _):
-        scores = visual_prompting.forward(reference, CLASS_NAMES, values, images)[1].logits
-        return *visual_prompting.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
+    def rule(values, step):
+        scores = visual_prompting.logits(reference, CLASS_NAMES, values, step.images)
+        return {"cross_entropy": cross_entropy(scores, LABELS)}, scores
 
     recipe = dataclasses.replace(task.method.recipe_for(common.SGD, 16), learning_rate=0.5, epochs=6, warmup_epochs=2)
     rates = recipe.step_rates(len(LABELS))
     np.testing.assert_allclose(rates, visual_prompting.rates(0.5, 2, 6), rtol=1e-12)
-    optimizer = optimizers.SGD(momentum=0.9, weight_decay=0.0)
-    common.check_training(task, start, rule, recipe, optimizer, rates=rates)
-
-
-def test_the_reference_is_the_gradient_of_its_loss(pair) -> None:
-    clip, reference = pair
-    start, images = double(Task(clip, "visual_prompting", CLASS_NAMES).init(2)), common.pictures(16)[1]
-
-    def loss(learnables):
-        return sum(visual_prompting.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS)[0].values())
-
-    _, found = visual_prompting.loss_and_gradients(reference, CLASS_NAMES, start, images, LABELS)
-    assert max(against_differences(loss, start, found).values()) < 1e-6
+    training = common.Training(recipe, optimizers.SGD(momentum=0.9, weight_decay=0.0))
+    common.check_training(task, start, rule, training, rates=rates)
 
 
 def test_strips_start_at_a_standard_normal_distribution_and_differ(pair) -> None:

@@ -1,7 +1,7 @@
 """Relevancy maps of a class for each image in both towers, in several ways whose maps must agree.
 
 Ways are `streaming` (`clipbias.relevancy` without options), `recompute=N` and `chunk=N` (its options), and `torch` and
-`torch-per-pair` (`tests/reference/relevancy_torch.py`).
+`torch-per-pair` (`tools/benchmarks/relevancy_torch.py`).
 """
 
 import argparse
@@ -44,7 +44,7 @@ def relevancy(arguments: argparse.Namespace) -> dict[str, Any]:
                 arrays = {"images": images_of(task), "ids": task.tokens.ids, "eos": task.tokens.eos, **task.init(0)}
                 inputs = {name: np.array(value, order="C") for name, value in arrays.items()}
                 job |= {"folder": folder, "inputs": inputs}
-            modules = {name: "tests.reference.relevancy_torch" if name in TORCH_WAYS else __name__ for name in names}
+            modules = {name: "tools.benchmarks.relevancy_torch" if name in TORCH_WAYS else __name__ for name in names}
             jobs = [job | {"way": name, "module": module} for name, module in modules.items()]
             found = ways.measured(jobs, arguments.repeats, together=arguments.together)
             print(f"batch {batch}\n\n{ways.table(found)}")

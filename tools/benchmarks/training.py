@@ -1,6 +1,6 @@
 """A training step, the test of an image with its views (TPT), and image features.
 
-Steps and tests can be timed beside the authors' computation in PyTorch (`tests/reference/training_torch.py`).
+Steps and tests can be timed beside the authors' computation in PyTorch (`tools/benchmarks/training_torch.py`).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.test_time_method import crops_of
 from tools.benchmarks import measure, model, ways
 
-MODULES = {"clipbias": __name__, "torch": "tests.reference.training_torch"}
+MODULES = {"clipbias": __name__, "torch": "tools.benchmarks.training_torch"}
 # Methods whose learnables PyTorch starts from; the others are given IVLP's prompts.
 OWN_LEARNABLES = ("ivlp", "cocoop", "tpt", "coop", "vpt", "bias")
 SETTINGS = ("command", "geometry", "layers", "method", "option", "dtype", "classes", "batch")

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from clipbias.errors import ClipbiasError
-from tests.reference import torch_methods
+from tools.benchmarks import torch_methods
 from tools.benchmarks.ways import Job
 
 

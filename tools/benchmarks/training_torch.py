@@ -249,7 +249,11 @@ def tpt_logits(model: Model, learnables: Tensors, inputs: Tensors) -> torch.Tens
     for views in inputs["pixels"]:
         with torch.no_grad():
             images = unit(image_features(model, views))
-        context = tpt_context(learnables["text_context"], lambda one, images=images: scale * images @ texts(one).T)
+
+        def logits(context: torch.Tensor, images: torch.Tensor = images) -> torch.Tensor:
+            return scale * images @ texts(context).T
+
+        context = tpt_context(learnables["text_context"], logits)
         with torch.no_grad():
             rows.append(scale * images[0] @ texts(context).T)
     return torch.stack(rows)
