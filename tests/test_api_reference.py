@@ -33,7 +33,7 @@ def page() -> str:
 
 def test_every_name_has_its_arguments_and_errors(page: str) -> None:
     headings = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("### ")}
-    assert {"load", "Task", "relevancy", "CoOp", "BiasTuning", "train_batches"} <= headings
+    assert {"load", "Task", "relevancy", "CoOp", "BiasTuning", "test_batches"} <= headings
     for package in packages():
         assert f"## {package}\n\n" in page
         assert set(public(package)) <= headings

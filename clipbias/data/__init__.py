@@ -2,8 +2,8 @@
 
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot
-from clipbias.data.pipeline import test_batches, train_batches
+from clipbias.data.pipeline import test_batches
 from clipbias.data.protocols import make_protocol
 from clipbias.data.sources import load, names
 
-__all__ = ["Dataset", "Split", "few_shot", "load", "make_protocol", "names", "test_batches", "train_batches"]
+__all__ = ["Dataset", "Split", "few_shot", "load", "make_protocol", "names", "test_batches"]

@@ -88,26 +88,23 @@ class Source:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches that measures how long its user waited for them.
-
-    Outside training, which saves first, a notice to stop ends it (`interruption.Interrupted`).
+    """An iterator of batches that measures how long its user waited for them. A notice to stop ends it.
 
     Attributes:
       count: Number of batches that are left to come at the start.
       skipped: Number of unreadable images masked so far, with `on_error="skip"`.
     """
 
-    def __init__(self, source: Source, workers: Workers | int | None, *, training: bool = False) -> None:
+    def __init__(self, source: Source, workers: Workers | int | None) -> None:
         """Has the batches made ahead of their use."""
-        self.source, self._training = source, training
+        self.source = source
         self.count = len(source.numbers)
         self._ahead: Ahead[Batch] = Ahead(
             Workers.of(workers), source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes
         )
 
     def __next__(self) -> Batch:
-        if not self._training:
-            hosts.check()
+        hosts.check()
         return next(self._ahead)
 
     @property
@@ -142,49 +139,6 @@ def steps_per_epoch(examples: int, batch_size: int, *, keep_last: bool = False) 
     return -(-examples // batch_size) if keep_last else max(1, examples // batch_size)
 
 
-def train_batches(
-    split: Split | Images,
-    *,
-    image_size: int,
-    batch_size: int,
-    seed: int,
-    epochs: int,
-    start_step: int = 0,
-    shard: tuple[int, int] = (0, 1),
-    keep_last: bool = False,
-    crop: float | None = transforms.SCALE[0],
-    on_error: str = "raise",
-    workers: Workers | int | None = None,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
-) -> Batches:
-    """Shuffled, augmented batches of all epochs, from step `start_step` on.
-
-    Args:
-      split: The training images; an `Images` shares its cache between calls.
-      image_size: R, the side of the model's input.
-      batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
-      seed: Keys the order and the augmentations.
-      epochs: Passes over the data.
-      start_step: Steps already done, counted over all epochs; continuing costs nothing.
-      shard: (index, count) of this host; it gets the rows `index * ceil(B / count)` and following of every batch. What
-        the last ones lack is filled up and masked.
-      keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
-      crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
-      on_error: "raise" stops at an unreadable image; "skip" masks it, logs it and counts it in `skipped`. The number of
-        steps stays the same.
-      workers: Decoding threads, which others may share, or their number; None takes one per processor. Does not change
-        the batches.
-      cache_bytes: Images are kept up to this size; ignored where `split` is an `Images`.
-
-    Returns:
-      An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}, with B this host's share.
-    """
-    images = Images.of(split, cache_bytes)
-    options: dict[str, Any] = dict(image_size=image_size, batch_size=batch_size, seed=seed, epochs=epochs)
-    options |= dict(start_step=start_step, shard=shard, keep_last=keep_last, crop=crop, on_error=on_error)
-    return Batches(train_source(images, **options), workers, training=True)
-
-
 def train_source(
     images: Images,
     *,
@@ -198,7 +152,22 @@ def train_source(
     crop: float | None,
     on_error: str = "raise",
 ) -> Source:
-    """How the batches of `train_batches` are made; arguments as there."""
+    """Shuffled, augmented batches of all epochs, from step `start_step` on.
+
+    Args:
+      images: The training images.
+      image_size: R, the side of the model's input.
+      batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
+      seed: Keys the order and the augmentations.
+      epochs: Passes over the data.
+      start_step: Steps already done, counted over all epochs; continuing costs nothing.
+      shard: (index, count) of this host; it gets the rows `index * ceil(B / count)` and following of every batch. What
+        the last ones lack is filled up and masked.
+      keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
+      crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
+      on_error: "raise" stops at an unreadable image; "skip" masks it, logs it and counts it in `Images.unreadable`. The
+        number of steps stays the same.
+    """
     size = len(images)
     steps = steps_per_epoch(size, batch_size, keep_last=keep_last)
     batch_size = min(batch_size, size)
@@ -229,9 +198,9 @@ def pass_batches(
     on_error: str = "raise",
     workers: Workers | int | None = None,
 ) -> Batches:
-    """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_batches` is.
+    """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_source` is.
 
-    Batches and arguments are those of `train_batches`; the last one of a pass is filled up and masked.
+    Arguments are those of `train_source`; the last batch of a pass is filled up and masked.
     """
     steps = steps_per_epoch(len(images), batch_size, keep_last=True)
     index, count = shard
@@ -278,7 +247,7 @@ def test_batches(
       image_size: R, the side of the model's input.
       batch_size: B over all hosts, a multiple of their number.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
-      on_error: As of `train_batches`.
+      on_error: As of `train_source`.
       crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads, which others may share, or their number; None takes one per processor.

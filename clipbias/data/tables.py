@@ -70,7 +70,6 @@ def load_metadata(
     *,
     template: str | None = None,
     class_names: Sequence[str] | None = None,
-    label_column: str = "label",
 ) -> Dataset:
     """Reads an image folder as Hugging Face `datasets` does: `metadata.jsonl` with `file_name` and a label.
 
@@ -81,7 +80,7 @@ def load_metadata(
         for name in METADATA:
             path = folder / place / name
             if _is_there(path):
-                for image, label, own_split in _rows(path, "file_name", label_column, split_name):
+                for image, label, own_split in _rows(path, "file_name", "label", split_name):
                     rows.append((f"{place}/{image}" if place else image, label, own_split))
     return _dataset("folder", folder, rows, template, class_names, str(folder))
 

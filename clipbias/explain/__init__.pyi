@@ -7,7 +7,6 @@ from .factorial import mix_images as mix_images
 from .factorial import mix_texts as mix_texts
 from .model import Model as Model
 from .options import StudyOptions as StudyOptions
-from .perturbation import perturbed_predictions as perturbed_predictions
 from .relevancy import explanations as explanations
 from .results import load_results as load_results
 from .run import run_study as run_study

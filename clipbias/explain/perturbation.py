@@ -4,7 +4,7 @@ A patch is removed by making its pixels black before they are normalised. "posit
 faithful map makes the accuracy fall fast. "negative" removes the lowest first: a faithful map makes it stay.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,26 +61,6 @@ def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.nd
     which[:, images] = inverse.reshape(tries, len(images))
     numbers = np.ascontiguousarray(kept[:, :4]).view(">i4")[:, 0].astype(np.int32)
     return numbers, np.unpackbits(kept[:, 4:], axis=-1, count=patches).astype(bool), which
-
-
-def perturbed_predictions(
-    predict: Callable[[jax.Array], jax.Array],
-    images: jax.Array,
-    maps: jax.Array,
-    *,
-    patch_size: int,
-    direction: str,
-    fractions: Sequence[float] = FRACTIONS,
-) -> jax.Array:
-    """Predicted classes after each step of removal: int32 `[S, B]`.
-
-    Args:
-      predict: raw images `[B, R, R, 3]` to logits `[B, C]`.
-      images: raw pixels `[B, R, R, 3]`.
-      maps: `[B, M]`, over the patches alone.
-    """
-    steps = (black_out(images, removed(maps, fraction, direction), patch_size) for fraction in fractions)
-    return jnp.stack([predict(step).argmax(-1) for step in steps]).astype(jnp.int32)
 
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:

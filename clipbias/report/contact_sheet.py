@@ -13,40 +13,37 @@ from clipbias.data.pipeline import augmentation_rng
 from clipbias.terminal import printable
 
 TILE, GAP, HEADER, CAPTION = 96, 4, 42, 18
+# What is shown at most: classes, picks of each, and training crops of the first pick, those of the first epochs.
+CLASSES, PICKS, CROPS = 12, 6, 4
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
 
 
-def contact_sheet(
-    dataset: Dataset, *, shots: int, seed: int, max_classes: int = 12, max_picks: int = 6, augmentations: int = 4
-) -> Image.Image:
+def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
     """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
 
     Args:
       dataset: Any dataset with training images.
       shots: Images per class of the draw.
       seed: The draw's seed, which also keys the crops.
-      max_classes: Rows at most.
-      max_picks: Picks shown per class at most.
-      augmentations: Training crops shown, those of the first epochs.
     """
     train = dataset.split("train")
     indices, _ = few_shot(train, None, shots=shots, seed=seed)
     chosen = train.subset(indices)
-    labels = list(dict.fromkeys(chosen.labels.tolist()))[:max_classes]
-    columns = min(shots, max_picks) + augmentations
+    labels = list(dict.fromkeys(chosen.labels.tolist()))[:CLASSES]
+    columns = min(shots, PICKS) + CROPS
     width = max(columns * (TILE + GAP) + 3 * GAP, 480)
     sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     title = f"{dataset.name}: {len(dataset.class_names)} classes, {shots} shots, seed {seed}, {dataset.template!r}"
     draw.text((GAP, GAP), title, fill=INK, font=font(14))
-    note = f"right: {augmentations} training crops of the first pick"
+    note = f"right: {CROPS} training crops of the first pick"
     draw.text((GAP, GAP + 18), note, fill=FAINT, font=font(11))
     top = HEADER
     for label in labels:
         own = np.flatnonzero(chosen.labels == label).tolist()
         prompt = printable(dataset.template.replace("{}", dataset.class_names[label].replace("_", " ")))
         draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=font(12))
-        _row(sheet, top + CAPTION, _tiles(chosen, own, seed, max_picks, augmentations), min(shots, max_picks))
+        _row(sheet, top + CAPTION, _tiles(chosen, own, seed), min(shots, PICKS))
         top += TILE + CAPTION + GAP
     return sheet
 
@@ -58,10 +55,10 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def _tiles(chosen: Split, own: Sequence[int], seed: int, max_picks: int, augmentations: int) -> list[list[np.ndarray]]:
-    images = [transforms.decode(chosen.read(index), chosen.keys[index]) for index in own[:max_picks]]
+def _tiles(chosen: Split, own: Sequence[int], seed: int) -> list[list[np.ndarray]]:
+    images = [transforms.decode(chosen.read(index), chosen.keys[index]) for index in own[:PICKS]]
     picks = [transforms.test_image(image, TILE) for image in images]
-    rngs = [augmentation_rng(seed, epoch, own[0]) for epoch in range(augmentations)]
+    rngs = [augmentation_rng(seed, epoch, own[0]) for epoch in range(CROPS)]
     return [picks, [transforms.train_image(images[0], rng, TILE) for rng in rngs]]
 
 

@@ -27,14 +27,6 @@ def method_name(method: str) -> str:
     return printable(base if preset is None else preset.label) + comma + printable(rate)
 
 
-def trains(method: str) -> bool:
-    """Whether steps train a method; taken for granted of a program of the user's own, which is not run here."""
-    from clipbias.tuning import METHODS
-
-    name = base_name(method)
-    return name not in METHODS or METHODS[name][0].trains
-
-
 def draws(method: str) -> bool:
     """Whether a method is made from training images, by steps or at once; taken for granted of the user's own."""
     from clipbias.tuning import METHODS, make_method

@@ -54,7 +54,6 @@ def panels(
     share_y: Share = "row",
     wrap: int = 0,
     widths: Sequence[float] | None = None,
-    heights: Sequence[float] | None = None,
     bottom: float | None = None,
     legend: bool | Mapping[str, Look] = True,
 ) -> "Figure":
@@ -69,7 +68,7 @@ def panels(
       x_label, y_label: of every column and row.
       share_x, share_y: which panels have one scale, as for `Figure.subplots`.
       wrap: without rows, start a new line of panels after so many.
-      widths, heights: of columns and rows, relative to one another.
+      widths: of columns, relative to one another.
       bottom: where all y axes begin.
       legend: whether to name what panels label, or looks to name instead, by label.
     """
@@ -78,7 +77,7 @@ def panels(
     down = len(rows) * -(-len(columns) // across)
     names = names or {}
     with style.styled():
-        inches = (size[0] * (sum(widths) if widths else across) + 0.5, size[1] * (sum(heights) if heights else down))
+        inches = (size[0] * (sum(widths) if widths else across) + 0.5, size[1] * down)
         figure = style.new_figure(inches[0], inches[1] + 0.5)
         grid = figure.subplots(
             down,
@@ -87,7 +86,6 @@ def panels(
             sharex=share_x,
             sharey=share_y,
             width_ratios=widths,
-            height_ratios=heights,
         )
         cells = [(row, column) for row in rows for column in columns]
         for number, axes in enumerate(grid.ravel()):

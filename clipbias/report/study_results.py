@@ -78,10 +78,6 @@ class StudyResults:
         error = self.array(f"{name}/standard_error")
         return Average(mean, np.full_like(mean, np.nan) if error is None else error)
 
-    def averages(self, names: Mapping[str, str]) -> dict[str, Average]:
-        """Those of the averages, by key and path, that were computed."""
-        return {key: found for key, name in names.items() if (found := self.average(name)) is not None}
-
     def section(self, *path: str) -> Mapping[str, Any]:
         """The JSON part at a path, empty where there is none."""
         found: Any = self.scalars

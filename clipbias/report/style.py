@@ -31,7 +31,7 @@ COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things wit
 ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red, which looks orange here
 
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-SOLID, DASHED, DOTTED, DASH_DOTTED = LINES
+SOLID, DASHED = LINES[:2]
 
 _RC: dict[Any, Any] = {
     "font.family": "sans-serif",

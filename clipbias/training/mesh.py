@@ -247,26 +247,3 @@ def device_get(tree: Any) -> Any:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(one, tree)
-
-
-def from_first(tree: Any, like: Any) -> Any:
-    """A tree of the first process's host arrays, the same to the last bit on every process. All of them must take part.
-
-    Args:
-      tree: in the first process; what the others give is not looked at.
-      like: a tree of arrays with those shapes and types.
-    """
-    if jax.process_count() == 1:
-        return tree
-    from jax.experimental import multihost_utils
-
-    # As bytes, which a sum with zeros leaves as they are.
-    if jax.process_index() == 0:
-        own = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
-    else:
-        own = bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
-    told, at, leaves = np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(own, np.uint8))).tobytes(), 0, []
-    for leaf in jax.tree.leaves(like):
-        leaves.append(np.frombuffer(told, leaf.dtype, leaf.size, at).reshape(leaf.shape))
-        at += leaves[-1].nbytes
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -8,7 +8,6 @@ import jax
 # Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
 BEFORE, TRACED = 2, 5
 FOLDER = "profile"
-PROFILES = ("", "steps")
 
 
 class StepProfile:

@@ -14,7 +14,6 @@ from clipbias.io import read_json, write_text
 FILE = "rates.json"
 # A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
 METHOD, CELL, NONE = "method", "cell", "none"
-CHOICES = (METHOD, CELL, NONE)
 _CELL = ["method", "dataset", "shots"]
 
 Row = dict[str, Any]

@@ -127,9 +127,9 @@ def test_other_layouts_are_checked_too(tmp_path, name):
 def test_contact_sheet_shows_picks_and_crops(tmp_path):
     miniatures.make(tmp_path, "eurosat")
     dataset = data.load("eurosat", data_dir=tmp_path)
-    sheet = contact_sheet.contact_sheet(dataset, shots=2, seed=1, augmentations=3, max_classes=2)
+    sheet = contact_sheet.contact_sheet(dataset, shots=2, seed=1)
     tile, gap = contact_sheet.TILE, contact_sheet.GAP
-    assert sheet.height == contact_sheet.HEADER + 2 * (tile + contact_sheet.CAPTION + gap)
+    assert sheet.height == contact_sheet.HEADER + len(dataset.class_names) * (tile + contact_sheet.CAPTION + gap)
     first = dataset.splits["train"].subset(data.few_shot(dataset.splits["train"], None, shots=2, seed=1)[0])
     expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), tile)
     top = contact_sheet.HEADER + contact_sheet.CAPTION

@@ -11,6 +11,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images, unset
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture
 
 SIZE = 12
@@ -23,9 +24,7 @@ def make_split(count: int, broken: tuple[int, ...] = ()) -> Split:
 
 
 def train(split, *, batch_size=4, seed=1, epochs=3, **options):
-    return list(
-        pipeline.train_batches(split, image_size=SIZE, batch_size=batch_size, seed=seed, epochs=epochs, **options)
-    )
+    return list(train_batches(split, image_size=SIZE, batch_size=batch_size, seed=seed, epochs=epochs, **options))
 
 
 def assert_same(batches, others):
@@ -79,7 +78,7 @@ def test_resumed_batches_are_the_rest(start_step):
 def test_resuming_far_costs_nothing():
     split = make_split(8)
     options = dict(image_size=SIZE, batch_size=4, seed=1, epochs=10**9)
-    batch = next(pipeline.train_batches(split, start_step=2 * 10**9 - 1, **options))
+    batch = next(train_batches(split, start_step=2 * 10**9 - 1, **options))
     assert batch["images"].shape == (4, SIZE, SIZE, 3)
 
 
@@ -197,7 +196,7 @@ def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
 
 
 def test_waiting_is_measured():
-    batches = pipeline.train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=2)
+    batches = train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=2)
     assert batches.waiting_share == batches.seconds_waiting == 0.0
     next(batches)
     assert batches.seconds_waiting > 0 and batches.waiting_share == 0
@@ -220,7 +219,7 @@ def test_those_who_share_threads_have_no_more_together():
 
     workers, watched = Workers(2), Split(split.keys, split.labels, read)
     options = dict(image_size=SIZE, workers=workers, cache_bytes=0)
-    many = [pipeline.train_batches(watched, batch_size=36, seed=seed, epochs=2, **options) for seed in range(5)]
+    many = [train_batches(watched, batch_size=36, seed=seed, epochs=2, **options) for seed in range(5)]
     many.append(pipeline.test_batches(watched, batch_size=36, **options))
     found = [list(batch) for batch in zip(*many, strict=True)]
     assert len(found) == 2 and max(most) <= 2
@@ -253,7 +252,7 @@ def test_images_of_one_cache_are_decoded_once():
 
 def test_abandoned_batches_end_their_threads():
     before = threading.active_count()
-    batches = pipeline.train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=10**6)
+    batches = train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=10**6)
     next(batches)
     del batches
     for thread in threading.enumerate():

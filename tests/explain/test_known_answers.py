@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.perturbation import FRACTIONS, area_under_curve, perturbed_predictions
+from clipbias.explain.perturbation import FRACTIONS, area_under_curve, black_out, removed
 from clipbias.explain.relevancy import explanations
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, transparent
@@ -64,8 +64,9 @@ def test_curves_rank_a_true_map_above_a_random_one(clip):
     areas = {}
     for name, maps in (("true", true), ("random", random)):
         for direction in ("positive", "negative"):
-            hits = perturbed_predictions(predict, raw, maps, patch_size=patch, direction=direction) == 0
-            areas[name, direction] = area_under_curve(FRACTIONS, np.asarray(hits).mean(1))
+            steps = (black_out(raw, removed(maps, fraction, direction), patch) for fraction in FRACTIONS)
+            hits = [np.mean(predict(images).argmax(-1) == 0) for images in steps]
+            areas[name, direction] = area_under_curve(FRACTIONS, np.asarray(hits))
     assert areas["true", "positive"] < areas["random", "positive"] < areas["true", "negative"]
     assert areas["true", "positive"] == pytest.approx(0.05 / 0.9)  # gone at the first step
     assert areas["true", "negative"] == 1

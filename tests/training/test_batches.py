@@ -9,12 +9,12 @@ import pytest
 from clipbias.data import Dataset
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
-from clipbias.data.pipeline import train_batches
 from clipbias.data.workers import Workers
 from clipbias.errors import UnreadableImage
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
 from clipbias.tuning.recipe import Recipe
+from tests.data.batches import train_batches
 from tests.training.conftest import few_shot_runs
 
 SIZE, SEEDS = 16, (1, 2, 1, 3, 2)

@@ -11,12 +11,13 @@ import pytest
 from clipbias.clip import Clip, encode_image
 from clipbias.data import Dataset, Split
 from clipbias.data.images import Images
-from clipbias.data.pipeline import epoch_order, train_batches
+from clipbias.data.pipeline import epoch_order
 from clipbias.data.transforms import test_image as crop
 from clipbias.training import mesh as meshes
 from clipbias.training.features import FeatureBatches, TrainingFeatures, epoch_features, support_features
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.recipe import Recipe
+from tests.data.batches import train_batches
 from tests.own_methods import Projection
 
 SEED = 3

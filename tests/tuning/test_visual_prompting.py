@@ -10,10 +10,10 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.images import Images
-from clipbias.data.pipeline import train_batches
 from clipbias.data.transforms import test_image as evaluated
 from clipbias.tuning import Task, make_method
 from tests import helpers
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, optimizers, visual_prompting
 from tests.reference.numpy_clip import cross_entropy

@@ -9,6 +9,7 @@ from clipbias import data
 from clipbias.data import catalog, class_names, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
 from tests.data import miniatures
+from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture, write
 from tests.wrong_inputs.place import Case, Place, case, pure
 
@@ -157,7 +158,7 @@ CASES: list[Case] = [
     ),
     (
         "no training image",
-        lambda place: [*pipeline.train_batches(split(), image_size=8, batch_size=4, seed=1, epochs=3)],
+        lambda place: [*train_batches(split(), image_size=8, batch_size=4, seed=1, epochs=3)],
     ),
     pure("choose from raise, skip", pipeline.test_batches, split(), image_size=8, batch_size=4, on_error="ignore"),
 ]

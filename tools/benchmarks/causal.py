@@ -13,7 +13,8 @@ from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.tuning import Task
 from tools.benchmarks import measure, model, ways
 
-WAYS = BOTH, MIXTURES = ("both models", "mixtures")
+BOTH = "both models"
+WAYS = (BOTH, "mixtures")
 SETTINGS = ("geometry", "layers", "method", "option", "dtype", "batch")
 
 

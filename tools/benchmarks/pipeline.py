@@ -19,7 +19,7 @@ from PIL import Image
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, train_batches
+from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
 from clipbias.data.workers import processors
 
 HEIGHT, WIDTH = 375, 500  # of the JPEG files
@@ -33,11 +33,25 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     keys = tuple(f"{number}.jpg" for number in range(len(files)))
     split = Split(keys, np.zeros(len(files), np.int32), lambda index: files[index])
     cached = Images(split, ImageCache(DEFAULT_CACHE_BYTES))
-    options: dict[str, Any] = dict(image_size=SIZE, batch_size=batch, seed=1, epochs=1)
+
+    def batches(images: Images, workers: int | None = None) -> Batches:
+        source = train_source(
+            images,
+            image_size=SIZE,
+            batch_size=batch,
+            seed=1,
+            epochs=1,
+            start_step=0,
+            shard=(0, 1),
+            keep_last=False,
+            crop=transforms.SCALE[0],
+        )
+        return Batches(source, workers)
+
     ways: dict[str, Callable[[], Iterable[Any]]] = {
-        "clipbias, 1 thread": lambda: train_batches(split, cache_bytes=0, workers=1, **options),
-        f"clipbias, {processors()} threads": lambda: train_batches(split, cache_bytes=0, **options),
-        f"clipbias, {processors()} threads, cached": lambda: train_batches(cached, **options),
+        "clipbias, 1 thread": lambda: batches(Images.of(split, 0), workers=1),
+        f"clipbias, {processors()} threads": lambda: batches(Images.of(split, 0)),
+        f"clipbias, {processors()} threads, cached": lambda: batches(cached),
     }
     if importlib.util.find_spec("torchvision"):
         ways["torchvision"] = lambda: torchvision_loader(files, batch)
