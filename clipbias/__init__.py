@@ -1,9 +1,9 @@
 """Adapt CLIP with prompts or biases, and see why it works.
 
     clip = clipbias.load("demo")
-    task = clipbias.Task(clip, "bias", class_names)
-    learnables = task.init(seed=0)
-    logits = task.logits(clip.params, learnables, images)
+    model = clipbias.fit(clip, "bias", "demo/fashion", shots=4)
+    model.predict(pictures)
+    model.task.logits(clip.params, model.learnables, images)
 
 Names are imported when first used, so that `import clipbias` is quick and touches no device.
 """

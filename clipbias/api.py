@@ -1,231 +1,282 @@
 """The functions that a user calls besides `load`, `Task` and `relevancy`.
 
-Each takes a task, its learnables, and pictures or a dataset, in this order. They read files, draw images and show
-progress, so they are not for `jax.jit`; the methods of `Task` are.
+They read files, draw images and show progress, so they are not for `jax.jit`; the methods of `Task` are.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterable, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.checks import check_int
-from clipbias.clip.encode import is_normalised
-from clipbias.data import Dataset, Split, load
-from clipbias.data.user_images import labelled_split
+from clipbias.checks import check_int, shown
+from clipbias.clip import Clip
+from clipbias.data import Dataset, Split
+from clipbias.data import load as load_dataset
+from clipbias.data import names as dataset_names
+from clipbias.data.pipeline import BATCH_SIZE
+from clipbias.data.user_images import Labels, Pictures, as_array, labelled_split
 from clipbias.errors import ClipbiasError
-from clipbias.explain.picture_sections import first_text
-from clipbias.explain.relevancy import relevancy
-from clipbias.explain.streaming import Relevancy
-from clipbias.explain.tokens import token_labels
-from clipbias.export.upload import push_to_hub as push_to_hub
-from clipbias.prediction import Accuracy, Prediction, probabilities
-from clipbias.report.overlay import Overlay, overlay_rows
-from clipbias.training import evaluate as evaluation
+from clipbias.explain import bias_adapter
+from clipbias.export.upload import upload
 from clipbias.training import mesh as meshes
 from clipbias.training.single import train_task
-from clipbias.tuning import Recipe, Task
-from clipbias.tuning.learnables import flatten
-from clipbias.tuning.method import Learnables
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Maps in a figure of `plot`; a figure of more is too long to be read.
-MOST_MAPS = 32
+from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
+from clipbias.tuning import METHODS, Method, Recipe, Task
+from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.recipe import COMMON
+from clipbias.tuning.registry import option_types
+from clipbias.tuning.task import ClassList
 
 
 def fit(
-    task: Task,
-    images: Any,
-    labels: Any = None,
+    clip: Clip | str | os.PathLike,
+    method: str | Method,
+    images: Images | None = None,
+    labels: Labels | None = None,
     *,
-    shots: int = 0,
+    class_names: Sequence[str] | ClassList | None = None,
+    template: str | None = None,
+    shots: int | None = None,
     seed: int = 1,
     learning_rate: float | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    recipe: Recipe | None = None,
-    validation: Any = None,
+    recipe: Recipe | str | None = None,
+    validation: Split | tuple[Pictures, Labels] | None = None,
     mesh: Mesh | None = None,
     progress: bool = True,
-) -> Learnables:
-    """Trains a task, with the draws, steps and numbers of `clipbias train`.
+    **options: object,
+) -> TunedModel:
+    """Tunes a model, with the few-shot splits, steps and numbers of `clipbias train`.
+
+        model = clipbias.fit("demo", "ivlp", pictures, ["cat", "dog", "cat"], depth=9)
 
     Args:
-      task: a method bound to classes.
-      images: a dataset (`clipbias.data.load`) or its name, a split of one, or pictures as for `clip.preprocess`.
+      clip: from `clipbias.load`, or a name that it takes.
+      method: a name of `clipbias.list_methods()`, a file of a method of your own, or a `Method`.
+      images: a dataset (`clipbias.data.load`) or its name, a split of one, or pictures as for `clip.preprocess`. A
+        method that learns of no image (zero-shot) needs none.
       labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
-      shots: images drawn of each class; 0 takes all.
-      seed: of the draw, of the learnables' start and of the order of images.
+      class_names: the classes, or a dataset with them, where `images` do not say them: for a split, for labels that are
+        numbers, and where a class has no picture. Names of labels are sorted.
+      template: the text around a class name, with `{}` for it; `None` takes the dataset's.
+      shots: images drawn of each class; `None` takes all.
+      seed: of the few-shot split, of the learnables' start and of the order of images.
       learning_rate, epochs, batch_size: in place of the recipe's.
-      recipe: how learnables are trained, by default `Recipe()`: as in the paper, but for 300 steps at least.
+      recipe: "common" or "authors" for a method that has both; or a `Recipe`. By default the method's own; where it has
+        none, `Recipe()`: the paper's, for 300 steps at least.
       validation: a split, or a pair of pictures and their labels, for methods that choose on validation images.
       mesh: where to compute; `None` takes all devices.
       progress: whether to show it.
-
-    Returns:
-      The learnables, as `task.init` makes them.
+      **options: the method's options; and `descriptions`, `free_text` or `dtype` as for `Task`.
 
     Raises:
-      ClipbiasError: images, labels or classes do not fit, or the loss is not finite.
+      ClipbiasError: images, labels, classes or options do not fit, or the loss is not finite.
     """
-    check_int("shots", shots)
+    if shots is not None:
+        check_int("shots", shots, lowest=1)
     check_int("seed", seed)
-    if not task.method.uses_images:  # it learns of no image
-        return task.init(seed)
-    own: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
-    recipe = dataclasses.replace(recipe or Recipe(), **{name: x for name, x in own.items() if x is not None})
-    dataset = _training_dataset(task, images, labels, validation)
-    return train_task(task, recipe, dataset, shots, seed, meshes.make_mesh() if mesh is None else mesh, progress)
-
-
-def predict(task: Task, learnables: Learnables, pictures: Any, *, batch_size: int = 64) -> Prediction:
-    """Classifies pictures.
-
-    Args:
-      task: a method bound to classes.
-      learnables: from `fit` or an adapter; `{}` for a method that learns nothing (zero-shot).
-      pictures: as for `clip.preprocess`: paths, PIL images, uint8 arrays, or what it returned.
-      batch_size: images at a time.
-
-    Returns:
-      `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`.
-
-    Raises:
-      ClipbiasError: a picture cannot be read, or the learnables are those of another method.
-    """
-    _check_learnables(task, learnables)
-    return Prediction(task.class_names, probabilities(task, learnables, pictures, batch_size))
-
-
-def evaluate(
-    task: Task,
-    learnables: Learnables,
-    images: Any,
-    labels: Any = None,
-    *,
-    split: str = "test",
-    batch_size: int = 100,
-    mesh: Mesh | None = None,
-) -> Accuracy:
-    """Compares predictions with labels, in all and by class.
-
-    Args:
-      task: a method bound to classes.
-      learnables: as for `predict`.
-      images, labels: as for `fit`.
-      split: of a dataset, the images to take: "train", "val" or "test".
-      batch_size: images at a time.
-      mesh: where to compute; `None` takes all devices.
-
-    Returns:
-      `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`.
-
-    Raises:
-      ClipbiasError: images, labels, classes or learnables do not fit.
-    """
-    _check_learnables(task, learnables)
-    given = _given(task, images, labels)
-    chosen = given.split(split) if isinstance(given, Dataset) else given
-    mesh = meshes.make_mesh() if mesh is None else mesh
-    predicted: list[np.ndarray] = []
-    options: dict[str, Any] = dict(eval_batch_size=batch_size, on_image_error="raise", save=predicted.append)
-    score = evaluation.evaluate(task, learnables, chosen, mesh=mesh, **options)
-    return Accuracy(task.class_names, chosen.labels, predicted[0], score["calibration"])
-
-
-def plot(
-    task: Task,
-    learnables: Learnables,
-    pictures: Any,
-    targets: Sequence[int] | None = None,
-    *,
-    maps: Any = None,
-    titles: Sequence[str] | None = None,
-) -> "Figure":
-    """Draws relevancy over pictures: each picture, beside it the map, with the prompts' share, and the words below.
-
-        clipbias.plot(task, learnables, ["cat.png", "dog.png"]).savefig("maps.png")
-
-    Args:
-      task: a method bound to classes.
-      learnables: as for `predict`.
-      pictures: as for `predict`, at most 32.
-      targets: the class of each map, `[B]`; `None` takes the most likely class.
-      maps: other maps of these pictures: what `clipbias.relevancy` or `clipbias.explain` returned, or an array
-        `[B, M + V]` of patches, row by row, then prompts.
-      titles: `[B]`, above the maps, in place of the classes' names.
-
-    Returns:
-      A `matplotlib.figure.Figure`, which a notebook shows and `savefig` writes.
-
-    Raises:
-      ClipbiasError: there are not as many maps as pictures, more than 32, or the method has no maps.
-    """
-    _check_learnables(task, learnables)
-    preprocessing = task.clip.preprocessing
-    images = np.asarray(pictures, np.float32) if is_normalised(pictures) else task.clip.preprocess(pictures)
-    images = images[None] if images.ndim == 3 else images
-    if not 0 < len(images) <= MOST_MAPS:
-        raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
-    if targets is None:
-        targets = predict(task, learnables, pictures).labels.tolist()
-    titles = [task.class_names[int(target)] for target in targets] if titles is None else titles
-    vision = maps.vision if isinstance(maps, Relevancy) else maps
-    for name, given in (("targets", targets), ("titles", titles), ("maps", images if maps is None else vision)):
-        if len(given) != len(images):
-            raise ClipbiasError(f"there are {len(images)} pictures and {len(given)} {name}; give one for each.")
-    if maps is None:
-        maps = relevancy(task, task.clip.device_params, learnables, jnp.asarray(images), targets)
-    rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
-    texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
-    patches, overlays = task.clip.config.vision.patches, list[Overlay]()
-    for number, row in enumerate(rows):
-        words = () if texts is None else (tuple(token_labels(task, int(targets[number]))), texts[number])
-        overlays.append(Overlay(str(titles[number]), row, patches, *words))
-    levels = 255 * (images * np.asarray(preprocessing.std) + np.asarray(preprocessing.mean))
-    return overlay_rows(levels.round().clip(0, 255).astype(np.uint8), overlays)
-
-
-def _check_learnables(task: Task, learnables: Any) -> None:
-    """Raises `ClipbiasError` where learnables are missing, or something else stands in their place."""
-    wanted = flatten(task.shapes).keys()
-    if not isinstance(learnables, Mapping) or flatten(learnables).keys() != wanted:
-        raise ClipbiasError(
-            f"the second argument is not what {type(task.method).__name__} learns ({', '.join(wanted) or 'nothing: {}'}"
-            "); give what clipbias.fit returned, task.init before training, or an adapter's learnables."
-        )
-
-
-def _given(task: Task, images: Any, labels: Any) -> Dataset | Split:
-    """A dataset with the task's classes, or a split. Raises `ClipbiasError` for pictures without labels."""
+    if isinstance(clip, Task):
+        raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
+    clip = as_clip(clip)
     if labels is None and isinstance(images, str):
-        images = load(images)
+        images = load_dataset(images)
+    if isinstance(recipe, str):
+        options = {"recipe": recipe, **options}
+    elif isinstance(method, str):
+        settings = {"epochs": epochs, "batch_size": batch_size, "recipe": COMMON if recipe is not None else None}
+        options = _with_settings(method, options, settings)
+    classes = _classes(images, labels, class_names)
+    task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
+    if not task.method.uses_images:
+        return TunedModel(task, task.init(seed))
+    dataset = _training_dataset(task, images, labels, validation)
+    if not isinstance(recipe, Recipe):
+        recipe = task.method.recipe_for(Recipe(), shots or 0)
+    learnables = train_task(
+        task,
+        _changed(recipe, learning_rate, epochs, batch_size),
+        dataset,
+        shots=shots,
+        seed=seed,
+        mesh=meshes.make_mesh() if mesh is None else mesh,
+        progress=progress,
+    )
+    return TunedModel(task, learnables, _notes(images, shots, seed))
+
+
+def load_adapter(
+    path: str | os.PathLike,
+    clip: Clip | str | os.PathLike | None = None,
+    *,
+    own_methods: Sequence[str] = (),
+    dtype: str = "float32",
+) -> TunedModel:
+    """Reads a tuned model.
+
+    Args:
+      path: an adapter's file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a
+        repository of the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
+      clip: the model that it was trained on; `None` loads it.
+      own_methods: files or modules that a method of your own may be taken from. What a file names is never run unless
+        it is named here.
+      dtype: compute type, as for `Task`.
+
+    Raises:
+      ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; it cannot be downloaded; or
+        `clip` is another model.
+    """
+    adapter = read_adapter(path)
+    base = as_clip(adapter.base if clip is None else clip)
+    return TunedModel.of(adapter, base, own_methods=own_methods, dtype=dtype)
+
+
+def equivalent_bias(
+    model: TunedModel,
+    images: np.ndarray | Split | Iterable[np.ndarray] | None,
+    form: str = "vector",
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> TunedModel:
+    """The bias that is equivalent to a tuned model, as a model of its own: saved, folded and exported as any other.
+
+    It is the frozen model with `c_l` after every block `l` (see `explain.amounts`): the mean over images of what the
+    tuned block adds to the frozen one on the same tokens. What a method changes outside the blocks is not in it:
+    pixels, embeddings, the LayerNorms before and after, projections, class features, a head of its own.
+
+    Args:
+      model: of any method that changes tokens or weights inside the blocks.
+      images: to average over, of the training set, never of the test set: raw pixels uint8 `[n, R, R, 3]`, several such
+        arrays one after another, or a `Split`. `None` will do where the method leaves the vision tower as it is.
+      form: "vector", one per layer (method "bias"); "kind", two (method "bias_by_kind"): one for `[cls]` and one for
+        patches, one for EOS and one for the other tokens of a text.
+      batch_size: images at a time.
+
+    Returns:
+      A model of the same classes. Its notes tell what it was made of.
+
+    Raises:
+      ClipbiasError: the method's texts depend on the image, it changes nothing inside the blocks, the texts that it
+        starts from are not those of bias tuning, or the images are not what the model takes.
+    """
+    _check_model(model)
+    adapter = bias_adapter.equivalent_bias(
+        model.task, model.learnables, images, form, notes=model.notes, batch_size=batch_size
+    )
+    return TunedModel.of(adapter, model.clip)
+
+
+def push_to_hub(repository: str, model: TunedModel | Clip, *, private: bool | None = None) -> str:
+    """Uploads a tuned model, as an adapter, or a frozen one, with a model card, as a commit on the main branch.
+
+        clipbias.push_to_hub("you/fashion-bias", model)
+
+    Args:
+      repository: "owner/name", made if it is not there.
+      model: what `fit` or `load_adapter` returned, or a model from `load`.
+      private: who may read a repository that is made; `None` takes the owner's default.
+
+    Returns:
+      "owner/name@commit", which `load_adapter`, or of a frozen model `load`, takes.
+
+    Raises:
+      ClipbiasError: the name is none, or the hub refuses or cannot be reached.
+    """
+    if isinstance(model, Clip):
+        return upload(repository, model, private=private)
+    _check_model(model)
+    return upload(repository, model.to_adapter(), private=private)
+
+
+def list_methods() -> tuple[str, ...]:
+    """The names of methods that `fit` takes; the path of a Python file of your own is another."""
+    return tuple(METHODS)
+
+
+def list_datasets() -> tuple[str, ...]:
+    """The names that `clipbias.data.load` takes; "tfds/" and a builder's name is another."""
+    return dataset_names()
+
+
+def _check_model(model: TunedModel) -> None:
+    if not isinstance(model, TunedModel):
+        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
+
+
+def _with_settings(method: str, options: dict[str, object], settings: Mapping[str, object]) -> dict[str, object]:
+    """A method's options with those training settings, where given, that the method has as options of its own."""
+    if method not in METHODS:
+        return options
+    known = option_types(method)
+    return {**{name: value for name, value in settings.items() if value is not None and name in known}, **options}
+
+
+def _changed(recipe: Recipe, learning_rate: float | None, epochs: int | None, batch_size: int | None) -> Recipe:
+    """The recipe with settings that are given; with epochs it makes as many as they say, whatever its steps were."""
+    if learning_rate is not None:
+        recipe = recipe.at(learning_rate)
+    if epochs is not None:
+        recipe = dataclasses.replace(recipe, epochs=epochs, steps=None)
+    if batch_size is not None:
+        recipe = dataclasses.replace(recipe, batch_size=batch_size)
+    return recipe
+
+
+def _classes(
+    images: Images | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
+) -> Sequence[str] | ClassList:
+    """The classes of a dataset, those that are given, or those that labels name."""
     if isinstance(images, Dataset):
-        if tuple(images.class_names) != task.class_names:
-            raise ClipbiasError(
-                f"{images.name} has {len(images.class_names)} classes, not the task's {len(task.class_names)}, or "
-                "not in their order; make the task of dataset.class_names."
-            )
-        if labels is not None:
-            raise ClipbiasError(f"the dataset {images.name} has labels of its own; leave `labels` out.")
-    if isinstance(images, Dataset | Split):
+        if class_names is not None and class_names is not images and tuple(images.class_names) != _names(class_names):
+            raise ClipbiasError(f"{images.name} has classes of its own; leave `class_names` out.")
         return images
+    if class_names is not None:
+        return class_names
+    if images is None:
+        raise ClipbiasError("there are neither images nor class names; give a dataset, or pictures and their labels.")
+    if isinstance(images, Split):
+        raise ClipbiasError("a split has no class names; give class_names=dataset.")
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
-    return labelled_split(images, labels, task.class_names)
+    array = np.asarray(as_array(labels))
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
+    return sorted(set(array.tolist()))
 
 
-def _training_dataset(task: Task, images: Any, labels: Any, validation: Any) -> Dataset:
-    """What `fit` is given as a dataset with the task's classes and texts."""
-    given = _given(task, images, labels)
-    name, splits = ("own images", {"train": given}) if isinstance(given, Split) else (given.name, dict(given.splits))
-    if validation is not None:
-        pictures, own = (validation, None) if isinstance(validation, Split) else validation
-        splits["val"] = pictures if own is None else labelled_split(pictures, own, task.class_names)
+def _names(class_names: Sequence[str] | ClassList) -> tuple[str, ...]:
+    return tuple(class_names.class_names if isinstance(class_names, ClassList) else class_names)
+
+
+def _training_dataset(
+    task: Task,
+    images: Images | None,
+    labels: Labels | None,
+    validation: Split | tuple[Pictures, Labels] | None,
+) -> Dataset:
+    """What `fit` trains on as a dataset with the task's classes and texts."""
+    if images is None:
+        raise ClipbiasError(f"{task.method_name!r} learns of images; give a dataset, or pictures and their labels.")
+    source = labelled_images(images, labels, task.class_names)
+    if isinstance(source, Split):
+        name, splits = "own images", {"train": source}
+    else:
+        name, splits = source.name, dict(source.splits)
+    if isinstance(validation, Split):
+        splits["val"] = validation
+    elif validation is not None:
+        pictures, classes = validation
+        splits["val"] = labelled_split(pictures, classes, task.class_names)
     splits.setdefault("test", next(iter(splits.values())).subset([]))
     return Dataset(name, task.class_names, task.template, splits)
+
+
+def _notes(images: Images | None, shots: int | None, seed: int) -> dict[str, object]:
+    notes: dict[str, object] = {"seed": seed}
+    if shots is not None:
+        notes["shots"] = shots
+    if isinstance(images, Dataset):
+        notes["dataset"] = images.name
+    return notes

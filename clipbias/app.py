@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import dataclasses
 import functools
 import html
 import io
@@ -16,23 +15,23 @@ import jax
 import numpy as np
 from PIL import Image
 
-from clipbias.api import predict
+from clipbias.api import load_adapter
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import demo
 from clipbias.data.transforms import test_image
-from clipbias.data.user_images import to_rgb
+from clipbias.data.user_images import Picture, to_rgb
 from clipbias.errors import ClipbiasError
 from clipbias.explain.passes import looks
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import passes, why_no_maps, why_no_similarity, why_no_vision_attention
-from clipbias.explain.tokens import token_labels
+from clipbias.explain.tokens import prompt_counts, token_labels
 from clipbias.report import style
 from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.terminal import printable
-from clipbias.tuning import Learnables, Task
-from clipbias.tuning.adapter import Adapter, load_adapter
+from clipbias.tuned_model import TunedModel
+from clipbias.tuning import Task
 
 if TYPE_CHECKING:
     import gradio
@@ -48,83 +47,81 @@ CSS = ".note {color: var(--body-text-color-subdued); font-size: 90%} footer {dis
 _looks = jax.jit(looks, static_argnums=0)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Side:
-    """One of the two models that the page compares: a task and its learnables."""
-
-    task: Task
-    learnables: Learnables
-
-    @functools.cached_property
-    def prompts(self) -> int:
-        """`V`, learned tokens in the vision tower."""
-        prompts = jax.eval_shape(self.task.method.adapt, self.learnables).vision_prompts
-        return 0 if prompts is None else prompts.shape[-2]
-
-    def probabilities(self, path: Any) -> np.ndarray:
-        """Of the classes, `[C]`, for a picture."""
-        return predict(self.task, self.learnables, [path]).probabilities[0]
-
-
 class Bench:
-    """A frozen model and adapters of it, bound to the class names that people write."""
+    """A frozen model and tuned ones, bound to the class names that people write."""
 
-    def __init__(self, clip: Clip, adapters: Mapping[str, Adapter], *, own_methods: Sequence[str] = ()) -> None:
-        """Raises `ClipbiasError` for an adapter of another model."""
-        self.clip, self.adapters, self._own_methods = clip, dict(adapters), tuple(own_methods)
-        for adapter in self.adapters.values():
-            adapter.bind(clip, own_methods=self._own_methods)
-        self._load = functools.lru_cache(maxsize=16)(load_adapter)  # a file that is uploaded is named by its digest
+    def __init__(self, clip: Clip, models: Mapping[str, TunedModel], *, own_methods: Sequence[str] = ()) -> None:
+        """Raises `ClipbiasError` for a tuned model of another base."""
+        for name, model in models.items():
+            if model.clip.fingerprint != clip.fingerprint:
+                raise ClipbiasError(f"{name} is a tuned {model.clip.name!r} and does not fit {clip.name!r}.")
+        self.clip, self.models = clip, dict(models)
+
+        def load(path: str) -> TunedModel:
+            return load_adapter(path, clip, own_methods=own_methods)
+
+        self._load = functools.lru_cache(maxsize=16)(load)  # a file that is uploaded is named by its digest
         self.bind = functools.lru_cache(maxsize=8)(self._bind)
 
-    def adapter(self, chosen: str) -> Adapter | None:
-        """An adapter by its name on the page or that of a file; `None` for zero-shot."""
-        return None if chosen == ZERO_SHOT else self.adapters.get(chosen) or self._load(chosen)
+    def model(self, name: str) -> TunedModel | None:
+        """A tuned model by its name on the page or that of a file; `None` for zero-shot."""
+        return None if name == ZERO_SHOT else self.models.get(name) or self._load(name)
 
-    def _bind(self, chosen: str, text: str, template: str = "") -> Side:
-        adapter, names = self.adapter(chosen), read_names(text)
-        if adapter is None:
-            return Side(Task(self.clip, "zero_shot", names, template=template.strip() or DEFAULT_TEMPLATE), {})
-        return Side(*adapter.bind(self.clip, names, own_methods=self._own_methods))
+    def _bind(self, name: str, text: str, template: str = "") -> TunedModel:
+        model, class_names = self.model(name), read_names(text)
+        if model is not None:
+            return model if class_names == [*model.class_names] else model.with_classes(class_names)
+        return TunedModel(Task(self.clip, "zero_shot", class_names, template=template.strip() or DEFAULT_TEMPLATE), {})
 
     def look(
-        self, side: Side, path: Any, label: int, kind: str = RELEVANCY, layer: int = 1, slot: int = 1
+        self, model: TunedModel, path: Picture, label: int, kind: str = RELEVANCY, layer: int = 1, slot: int = 1
     ) -> tuple[Overlay | None, str]:
         """A map of a picture and a sentence on it, which says why there is no map where there is none.
 
         Args:
-          side: the task and its learnables.
+          model: zero-shot or a tuned one.
           path: the picture.
           label: the class that relevancy is for.
           kind: `RELEVANCY`, `ATTENTION` (mean over heads) or `PROMPT`.
           layer: from 1; of relevancy the first that counts. A tower with fewer has its last.
           slot: the prompt, from 1.
         """
-        task, vision, params = side.task, self.clip.config.vision, self.clip.device_params
+        task, vision, params = model.task, self.clip.config.vision, self.clip.device_params
         if reason := why_no_map(kind, task):
             return None, reason
         images, layer = self.clip.preprocess([path]), min(layer, vision.layers)
         if kind == RELEVANCY:
-            maps = relevancy(task, params, side.learnables, jax.numpy.asarray(images), [label], by_layer=True)
+            maps = relevancy(task, params, model.learnables, jax.numpy.asarray(images), [label], by_layer=True)
             text = np.asarray(maps.text)
             text = first_text(text[..., min(layer, text.shape[-2]) - 1, :])[0]
             row, name = np.asarray(maps.vision)[0, layer - 1], task.class_names[label]
             found = Overlay(name, row, vision.patches, tuple(token_labels(task, label)), text)
             return found, f"{name}: layers {layer} to {vision.layers}"
-        seen = _looks(task.classifier, params, side.learnables, images)
+        seen = _looks(task.classifier, params, model.learnables, images)
         if kind == ATTENTION:
             row, note = seen["attention"][0, layer - 1], f"layer {layer}"
         else:
-            slot = min(slot, side.prompts)
-            row, note = 1 - seen["distance"][0, layer - 1, slot - 1], f"layer {layer}, prompt {slot} of {side.prompts}"
+            prompts = vision_prompts(model)
+            slot = min(slot, prompts)
+            row, note = 1 - seen["distance"][0, layer - 1, slot - 1], f"layer {layer}, prompt {slot} of {prompts}"
         return Overlay(note, np.asarray(row), vision.patches), note
 
-    def draw(self, overlay: Overlay | None, path: Any) -> np.ndarray:
-        """A map beside its picture as `clipbias.plot` draws it, or the picture as the model sees it."""
+    def draw(self, overlay: Overlay | None, path: Picture) -> np.ndarray:
+        """A map beside its picture as `TunedModel.plot` draws it, or the picture as the model sees it."""
         seen = test_image(to_rgb(path), self.clip.preprocessing.side)
         if overlay is None:
             return seen
         return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))
+
+
+def vision_prompts(model: TunedModel) -> int:
+    """`V`, learned tokens in the vision tower."""
+    return prompt_counts(model.task, model.learnables)[0]
+
+
+def probabilities(model: TunedModel, path: Picture) -> np.ndarray:
+    """Of the classes, `[C]`, for a picture."""
+    return model.predict([path]).probabilities[0]
 
 
 def why_no_map(kind: str, task: Task) -> str:
@@ -152,15 +149,15 @@ def read_names(text: str) -> list[str]:
 
 
 def starting_point(
-    adapter: Adapter | None, class_names: Sequence[str] = (), template: str = ""
+    model: TunedModel | None, class_names: Sequence[str] = (), template: str = ""
 ) -> tuple[list[Image.Image], Sequence[str], str]:
-    """Pictures, their class names and a template: of the adapter, or without an adapter of `DATASET`.
+    """Pictures, their class names and a template: of a tuned model's dataset, or without a model of `DATASET`.
 
-    There is no picture if the adapter's dataset is not embedded in this package.
+    There is no picture if the model's dataset is not embedded in this package.
     """
-    name = adapter.notes.get("dataset") if adapter else DATASET
+    name = str(model.notes.get("dataset")) if model else DATASET
     dataset = demo.load(name) if name in demo.NAMES else None
-    if not class_names and (source := adapter or dataset):
+    if not class_names and (source := model.task if model else dataset):
         class_names, template = source.class_names, template or source.template
     if dataset is None:
         return [], class_names, template
@@ -194,10 +191,10 @@ def build(
     def fill(chosen: str, file: str | None, names: str, template: str) -> tuple[str, str]:
         """An adapter's own class names and template."""
         with mistakes_shown():
-            adapter = bench.adapter(file or chosen)
-        return (names, template) if adapter is None else ("\n".join(adapter.class_names), adapter.template)
+            model = bench.model(file or chosen)
+        return (names, template) if model is None else ("\n".join(model.class_names), model.task.template)
 
-    def sides(names: str, template: str, chosen: str, file: str | None) -> list[Side | None]:
+    def sides(names: str, template: str, chosen: str, file: str | None) -> list[TunedModel | None]:
         tuned = file or chosen
         return [bench.bind(ZERO_SHOT, names, template), None if tuned == ZERO_SHOT else bench.bind(tuned, names)]
 
@@ -208,8 +205,8 @@ def build(
         with mistakes_shown():
             both = sides(*asked)
             options = [*map(printable, both[0].task.class_names)] if both[0] else []
-            shown = [side and dict(zip(options, side.probabilities(path).tolist(), strict=True)) for side in both]
-        prompts = both[1].prompts if both[1] else 0
+            shown = [side and dict(zip(options, probabilities(side, path).tolist(), strict=True)) for side in both]
+        prompts = vision_prompts(both[1]) if both[1] else 0
         slots = gr.update(maximum=max(2, prompts), value=1, interactive=prompts > 0)
         return *shown, gr.update(choices=[LIKELIEST, *options], value=LIKELIEST), slots
 
@@ -223,13 +220,13 @@ def build(
                     shown += [None, ""]
                     continue
                 known = [*map(printable, side.task.class_names)]
-                label = known.index(of_class) if of_class in known else int(side.probabilities(path).argmax())
+                label = known.index(of_class) if of_class in known else int(probabilities(side, path).argmax())
                 overlay, note = bench.look(side, path, label, kind, int(layer), int(slot))
                 shown += [bench.draw(overlay, path), f'<div class="note">{html.escape(printable(note))}</div>']
         return shown
 
-    first = next(iter(bench.adapters), ZERO_SHOT)
-    pictures, class_names, template = starting_point(bench.adapters.get(first), class_names, template)
+    first = next(iter(bench.models), ZERO_SHOT)
+    pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
     starts = [str(path) for path in examples] or pictures
     layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
@@ -246,7 +243,7 @@ def build(
                     gr.Examples([[start] for start in starts], [image], label="Pictures to start from")
                 names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
                 around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
-                chosen = gr.Dropdown([ZERO_SHOT, *bench.adapters], value=first, label="Tuned adapter")
+                chosen = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
                 file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=170)
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():

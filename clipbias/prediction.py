@@ -1,4 +1,4 @@
-"""Predictions and accuracies of a task, as `clipbias.predict` and `clipbias.evaluate` return them."""
+"""Predictions and accuracies of a task, as `TunedModel.predict` and `TunedModel.evaluate` return them."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from clipbias.clip.encode import image_batches, is_normalised
 from clipbias.clip.params import Params
 from clipbias.data.confusion import binomial_error, class_accuracies, confusion, least_recognised, most_confused_with
 from clipbias.data.transforms import test_views
-from clipbias.data.user_images import list_images, to_rgb
+from clipbias.data.user_images import Pictures, list_images, to_rgb
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning import Task
@@ -116,23 +116,25 @@ def softmax(
     return jax.nn.softmax(classifier.logits(params, learnables, images, text, mask), axis=-1)
 
 
-def probabilities(task: Task, learnables: Learnables, pictures: Any, batch_size: int) -> np.ndarray:
-    """Probabilities `[B, C]` of pictures, see `clipbias.predict`."""
+def probabilities(
+    task: Task, learnables: Learnables, pictures: Pictures, batch_size: int, *, normalised: bool = False
+) -> np.ndarray:
+    """Probabilities `[B, C]` of pictures, see `TunedModel.predict`."""
     check_int("batch_size", batch_size, lowest=1)
     params = task.clip.device_params
     text = task.text if task.method.conditional else task.text_features(params, learnables)
     found = [np.zeros((0, len(task.class_names)), np.float32)]
-    for images, count in _batches(task, pictures, batch_size):
+    for images, count in _batches(task, pictures, batch_size, normalised):
         mask = np.arange(len(images)) < count
         found.append(np.asarray(softmax(task.classifier, params, learnables, images, text, mask))[:count])
     return np.concatenate(found)
 
 
-def _batches(task: Task, pictures: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
+def _batches(task: Task, pictures: Pictures, batch_size: int, normalised: bool) -> Iterator[tuple[Any, int]]:
     """Normalised images and how many of them count; for a method that learns of crops, one image with its crops."""
     preprocessing, crops = task.clip.preprocessing, crops_of(task.method)
     if not crops:
-        for images, count in image_batches(task.clip.preprocessing, pictures, batch_size):
+        for images, count in image_batches(preprocessing, pictures, batch_size, normalised=normalised):
             ready = images.dtype != np.uint8
             yield images.astype(np.float32) if ready else preprocessing.normalize(images), count
         return

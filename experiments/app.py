@@ -19,6 +19,7 @@ from clipbias.app import Bench, build, serve
 from clipbias.errors import ClipbiasError
 from clipbias.settings import as_json
 from clipbias.training.workdir import open_workdir
+from clipbias.tuned_model import TunedModel
 from clipbias.tuning.adapter import FILE, Adapter
 from configs.app import AppSettings
 from experiments import common
@@ -41,7 +42,11 @@ def main(settings: AppSettings, workdir: Path) -> None:
         examples = find_images(settings.images) if settings.images is not None else []
         uploads = (workdir / "uploads").resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # gradio reads it when it is imported
-        bench = Bench(clipbias.load(model), named(adapters), own_methods=split(settings.own_methods))
+        clip, own_methods = clipbias.load(model), split(settings.own_methods)
+        models = {
+            name: TunedModel.of(adapter, clip, own_methods=own_methods) for name, adapter in named(adapters).items()
+        }
+        bench = Bench(clip, models, own_methods=own_methods)
         page = build(bench, examples=examples, class_names=class_names, template=settings.template or "")
         address = serve(
             page,

@@ -38,7 +38,8 @@ def save_equivalent_biases(findings: Findings, model: Model, adapter: Adapter, f
         biases = measured_biases(findings, model.key)
         for kind in METHODS:
             images = facts["training_images"]
-            bias = as_bias_adapter(adapter, model.task, model.task.init(model.seed), biases, kind, images=images)
+            initial = model.task.init(model.seed)
+            bias = as_bias_adapter(model.task, initial, biases, kind, notes=adapter.notes, images=images)
             write_adapter(folder / FOLDER / f"{model.key}-{kind}.safetensors", bias)
             common.tell(kept_sentence(findings, model, kind))
     except ClipbiasError as error:

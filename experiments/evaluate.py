@@ -57,14 +57,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         load = functools.cache(lambda name: common.load_dataset(settings, name))
         dataset, outside = load(name), load(settings.ood).split("test") if settings.ood else None
         if adapter is None:
-            task = Task(
-                clip,
-                ZERO_SHOT,
-                dataset.class_names,
-                template=dataset.template,
-                descriptions=dataset.descriptions,
-                dtype=settings.dtype,
-            )
+            task = Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype)
             learnables: Learnables = {}
         else:
             task, learnables = adapter.bind(

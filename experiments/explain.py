@@ -182,8 +182,7 @@ def models(
 
     A method that was trained on another dataset than `on` is named by that too.
     """
-    texts = {"template": dataset.template, "descriptions": dataset.descriptions}
-    task = Task(clip, ZERO_SHOT, dataset.class_names, **texts, dtype=dtype)
+    task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
     found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
         key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.training.workdir import ADAPTER
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.adapter import Adapter, read_adapter
 from experiments.command_line import matching, split
 
 AdapterFile = tuple[Adapter, str]  # an adapter, and where its file is
@@ -28,7 +27,7 @@ def find_adapters(text: str | None) -> list[AdapterFile]:
         if not inside:
             raise ClipbiasError(f"{part} holds no adapter; give adapter files, or folders of finished runs.")
         files |= dict.fromkeys(inside)
-    return [(clipbias.load_adapter(file), str(file)) for file in files]
+    return [(read_adapter(file), str(file)) for file in files]
 
 
 def _files(path: Path) -> list[Path]:

@@ -43,6 +43,7 @@ from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.task import Classes, check_class_names
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from configs.predict import PredictSettings
 from experiments import common
@@ -126,9 +127,9 @@ def bound(
     both = tuned and settings.zero_shot
     yield model("Tuned" if both else "", "", task, learnables)
     if both:
-        text: dict[str, Any] = {"free_text": True} if settings.texts else {"template": task.template}
+        classes = Classes(task.class_names, task.template)
         try:
-            frozen = Task(task.clip, ZERO_SHOT, task.class_names, dtype=settings.dtype, **text)
+            frozen = Task(task.clip, ZERO_SHOT, classes, free_text=bool(settings.texts), dtype=settings.dtype)
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")
             return
@@ -185,8 +186,9 @@ def open_task(settings: PredictSettings, found: AdapterFile | None) -> tuple[Tas
     if found is not None:
         adapter, _ = found
         clip = clipbias.load(settings.model or adapter.base)
-        own = split(settings.own_methods)
-        return adapter.bind(clip, names, own_methods=own, **options)
+        if names is not None:
+            check_class_names(names)
+        return adapter.bind(clip, names, own_methods=split(settings.own_methods), **options)
     if names is None:
         raise ClipbiasError(
             "no class names; give --config.classes=cat,dog or a file, --config.texts, or --config.adapters."

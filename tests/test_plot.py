@@ -1,4 +1,4 @@
-"""`clipbias.plot`: maps over pictures of every kind, with titles and words."""
+"""`TunedModel.plot`: maps over pictures of every kind, with titles and words."""
 
 from typing import Any
 
@@ -17,14 +17,15 @@ def panels(figure: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def task(clip: Clip) -> clipbias.Task:
-    return clipbias.Task(clip, "ivlp", ("cat", "dog"))
+def tuned(clip: Clip) -> clipbias.TunedModel:
+    task = clipbias.Task(clip, "ivlp", ("cat", "dog"))
+    return clipbias.TunedModel(task, task.init())
 
 
-def test_pictures_and_maps_stand_side_by_side(clip: Clip, task: clipbias.Task) -> None:
-    learnables, images = task.init(), clip.preprocess(PIXELS)
-    maps = clipbias.relevancy(task, clip.params, learnables, images, [1, 0])
-    figure = clipbias.plot(task, learnables, PIXELS, [1, 0])
+def test_pictures_and_maps_stand_side_by_side(clip: Clip, tuned: clipbias.TunedModel) -> None:
+    images = clip.preprocess(PIXELS)
+    maps = clipbias.relevancy(tuned.task, clip.params, tuned.learnables, images, [1, 0])
+    figure = tuned.plot(PIXELS, ["dog", "cat"])
     first, heat, second, _ = panels(figure)
     np.testing.assert_array_equal(first.images[0].get_array(), PIXELS[0, 2:18])
     np.testing.assert_array_equal(second.images[0].get_array(), PIXELS[1, 2:18])
@@ -34,13 +35,13 @@ def test_pictures_and_maps_stand_side_by_side(clip: Clip, task: clipbias.Task) -
     assert "dog" in written and "cat" in written and "SOS" in written
     # Normalised pictures are drawn as they were, and other maps in the place of relevancy.
     rows = np.random.default_rng(1).random((2, 16 + 4), np.float32)
-    again = panels(clipbias.plot(task, learnables, images, titles=["a", "b"], maps=rows))
+    again = panels(tuned.plot(images, titles=["a", "b"], maps=rows))
     np.testing.assert_array_equal(again[0].images[0].get_array(), PIXELS[0, 2:18])
     np.testing.assert_allclose(again[3].images[1].get_array(), heat_map(rows[1], 16, 16))
     assert again[1].get_title() == "a"
-    likely = clipbias.plot(task, learnables, PIXELS)
-    assert [panels(likely)[place].get_title() for place in (1, 3)] == clipbias.predict(task, learnables, PIXELS).classes
-    one = clipbias.plot(task, learnables, PIXELS[0], maps=rows[:1], targets=[1])
+    likely = tuned.plot(PIXELS)
+    assert [panels(likely)[place].get_title() for place in (1, 3)] == tuned.predict(PIXELS).classes
+    one = tuned.plot(PIXELS[0], maps=rows[:1], targets=[1])
     np.testing.assert_array_equal(panels(one)[0].images[0].get_array(), PIXELS[0, 2:18])
     # A notebook shows it.
     assert one._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]

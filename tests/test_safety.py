@@ -25,7 +25,7 @@ from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import load_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from experiments import common
 from tests import helpers
 
@@ -134,7 +134,7 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
     task = Task(clip, str(program), ("a", "b"))
     save_adapter(tmp_path / "own.safetensors", task, {})
     ran.unlink()
-    adapter = load_adapter(tmp_path / "own.safetensors")
+    adapter = read_adapter(tmp_path / "own.safetensors")
     with pytest.raises(ClipbiasError, match=r"name it yourself, with --config\.own_methods"):
         adapter.task(clip)
     with pytest.raises(ClipbiasError, match="name it yourself"):
@@ -157,7 +157,7 @@ def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method
     safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"clipbias": json.dumps(header)})
     before = set(sys.modules)
     with pytest.raises(ClipbiasError, match="not run just because a file names it"):
-        load_adapter(path).task(clip)
+        read_adapter(path).task(clip)
     assert set(sys.modules) == before
 
 
@@ -209,7 +209,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name)
         (tmp_path / f"circle{name}").symlink_to(f"circle{name}")
     reads = {
-        "a.safetensors": load_adapter,
+        "a.safetensors": read_adapter,
         "results.npz": load_arrays,
         "a.json": read_json,
         "a.jsonl": read_json_lines,
@@ -225,7 +225,7 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch:
     (tmp_path / "a.safetensors").write_bytes(b"")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # nothing is closed to the user tests may run as
     with pytest.raises(ClipbiasError, match=r"cannot read .*a\.safetensors: Permission denied; check its permissions"):
-        load_adapter(tmp_path / "a.safetensors")
+        read_adapter(tmp_path / "a.safetensors")
 
 
 def test_a_closed_folder_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,4 +247,4 @@ def test_metadata_of_an_adapter_is_data(clip: Clip, tmp_path: Path) -> None:
     buffer = io.BytesIO(safetensors.numpy.save({"a": np.zeros(2, np.float32)}, {"clipbias": "__import__('os')"}))
     path.write_bytes(buffer.getvalue())
     with pytest.raises(ClipbiasError, match="lacks a readable 'clipbias' header"):
-        load_adapter(path)
+        read_adapter(path)

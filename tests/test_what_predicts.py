@@ -8,7 +8,6 @@ import pytest
 
 import clipbias
 from clipbias import data
-from clipbias.tuning import Task
 from tests.documents import ROOT
 from tools import what_predicts
 from tools.what_predicts import FACTORS, form_logits, regress
@@ -58,8 +57,8 @@ def test_what_was_planted_is_recovered() -> None:
 @pytest.mark.long
 def test_a_learned_constant_is_kept_and_lost_whole() -> None:
     demo, dataset = clipbias.load("demo"), data.load("demo/digits")
-    task = Task(demo, "bias_by_kind", dataset.class_names, template=dataset.template)
-    learnables = clipbias.fit(task, dataset, shots=1, epochs=2, learning_rate=1.0, progress=False)
+    model = clipbias.fit(demo, "bias_by_kind", dataset, shots=1, epochs=2, learning_rate=1.0, progress=False)
+    task, learnables = model.task, model.learnables
     test = dataset.split("test").subset(np.arange(0, 1120, 56))
     frozen, kept, lost, tuned = np.moveaxis(
         form_logits(task, learnables, task.init(), dataset.split("train"), test), 1, 0

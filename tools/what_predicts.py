@@ -32,6 +32,7 @@ from clipbias.explain.rungs import PLAIN
 from clipbias.explain.uncertainty import RESAMPLES, excludes, interval
 from clipbias.io import write_text
 from clipbias.report.captioned import write_csv
+from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Recipe, Task
 
 _TO = flags.DEFINE_string("predictors", "predictors", "The files to write, without their endings.")
@@ -51,20 +52,30 @@ def adapters(clip: Clip) -> Iterator[dict[str, Any]]:
         if classes < len(dataset.class_names):
             dataset = dataset.with_classes(range(0, len(dataset.class_names), len(dataset.class_names) // classes))
         for prompts, depth in itertools.product(PROMPTS, DEPTHS):
-            options: dict[str, Any] = {"text_tokens": prompts, "vision_tokens": prompts, "depth": depth}
-            task = Task(clip, "ivlp", dataset.class_names, template=dataset.template, **options)
             for shots, steps in TRAININGS:
                 seed += 1
-                found = one_adapter(task, dataset, shots=shots, steps=steps, seed=seed)
+                recipe = Recipe(learning_rate=RATE, steps=steps)
+                model = clipbias.fit(
+                    clip,
+                    "ivlp",
+                    dataset,
+                    shots=shots,
+                    seed=seed,
+                    recipe=recipe,
+                    progress=False,
+                    text_tokens=prompts,
+                    vision_tokens=prompts,
+                    depth=depth,
+                )
+                found = one_adapter(model, dataset, shots=shots, seed=seed)
                 place = {"dataset": name, "prompts": prompts, "depth": depth, "shots": shots, "steps": steps}
                 yield place | {"classes": classes, "seed": seed, **found}
         jax.clear_caches()
 
 
-def one_adapter(task: Task, dataset: Dataset, *, shots: int, steps: int, seed: int) -> dict[str, Any]:
-    """The gain of a trained adapter, and the shares of it that are kept and lost, in both outcomes."""
-    recipe = Recipe(learning_rate=RATE, steps=steps)
-    learnables = clipbias.fit(task, dataset, shots=shots, seed=seed, recipe=recipe, progress=False)
+def one_adapter(model: TunedModel, dataset: Dataset, *, shots: int, seed: int) -> dict[str, Any]:
+    """The gain of a tuned model, and the shares of it that are kept and lost, in both outcomes."""
+    task, learnables = model.task, model.learnables
     train = protocols.few_shot(dataset, shots=shots, seed=seed).source.split("train")
     logits = form_logits(task, learnables, task.init(seed), train, dataset.split("test"))
     measured = measure(logits, dataset.split("test").labels)

@@ -23,6 +23,8 @@ from clipbias.clip.preprocess import Preprocessing, preprocessor_json
 from clipbias.clip.shapes import config_from_shapes
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
 from clipbias.clip.weights import Weights, open_weights
+from clipbias.data.pipeline import BATCH_SIZE
+from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path, write_tensors, write_text
 
@@ -79,7 +81,7 @@ class Clip:
         """`params` on JAX's first device, taken there once."""
         return jax.device_put(self.params)
 
-    def preprocess(self, images: Any) -> np.ndarray:
+    def preprocess(self, images: Pictures) -> np.ndarray:
         """Pictures as the model takes them: shorter side to `R`, centre crop, normalised.
 
         Args:
@@ -95,21 +97,36 @@ class Clip:
         return encode.preprocess(self.config, self.preprocessing, images)
 
     def encode_images(
-        self, images: Any, *, batch_size: int = 64, normalize: bool = False, dtype: str = "float32"
+        self,
+        images: Pictures,
+        *,
+        batch_size: int = BATCH_SIZE,
+        normalised: bool = False,
+        normalize: bool = False,
+        dtype: str = "float32",
     ) -> np.ndarray:
         """Image features `[B, d]`, float32, of one picture `[1, d]`; compiled once for all batches.
 
         Args:
           images: as for `preprocess`, or what it returned: float `[B, R, R, 3]` or `[R, R, 3]`.
           batch_size: images at a time.
+          normalised: whether an array of floating point is normalised, even if it looks like levels.
           normalize: whether features are brought to length 1.
           dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
 
         Raises:
           ClipbiasError: a picture cannot be read, or is none, or there is no such type.
         """
-        given = self.device_params, self.config, self.preprocessing, images
-        return encode.encode_images(*given, batch_size=batch_size, normalize=normalize, dtype=dtype)
+        return encode.encode_images(
+            self.device_params,
+            self.config,
+            self.preprocessing,
+            images,
+            batch_size=batch_size,
+            normalised=normalised,
+            normalize=normalize,
+            dtype=dtype,
+        )
 
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False, dtype: str = "float32"

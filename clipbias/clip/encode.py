@@ -16,7 +16,7 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
 from clipbias.data.transforms import test_image
-from clipbias.data.user_images import list_images, to_rgb
+from clipbias.data.user_images import Picture, Pictures, as_array, list_images, to_rgb
 from clipbias.errors import ClipbiasError
 
 # Texts are filled up to a multiple of so many tokens, so that few programs serve all lengths.
@@ -49,43 +49,63 @@ def check_images(images: Any, size: int) -> None:
         raise ClipbiasError(f"the images have shape {list(shape)}; give [B, {size}, {size}, 3]{hint}.")
 
 
-def preprocess(config: ClipConfig, preprocessing: Preprocessing, images: Any) -> np.ndarray:
+def check_not_levels(images: np.ndarray) -> None:
+    """Raises `ClipbiasError` where all numbers of an array of floating point lie in 0 … 1, or 0 … 255.
+
+    Of normalised images that is hardly ever so: what is darker than the mean is negative.
+    """
+    lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
+    if lowest >= 0 and not 1 < highest < 3:
+        end = 1 if highest <= 1 else 255
+        raise ClipbiasError(
+            f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels from 0 to {end} and not "
+            "like what clip.preprocess makes; give levels as uint8, or normalised=True if they are normalised."
+        )
+
+
+def preprocess(config: ClipConfig, preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
     """See `Clip.preprocess`."""
-    given, single = list_images(images)
-    pixels = _pixels(given, range(len(given)), preprocessing.side)
+    pictures, single = list_images(images)
+    pixels = _pixels(pictures, range(len(pictures)), preprocessing.side)
     normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
 
 
-def _pixels(given: Sequence[Any], numbers: Sequence[int], size: int) -> np.ndarray:
+def _pixels(pictures: Sequence[Picture], numbers: Sequence[int], size: int) -> np.ndarray:
     """Pictures as the model sees them, uint8 `[B, R, R, 3]`."""
-    found = np.zeros((len(numbers), size, size, 3), np.uint8)
+    pixels = np.zeros((len(numbers), size, size, 3), np.uint8)
     for place, number in enumerate(numbers):
-        found[place] = test_image(to_rgb(given[number], f"image {number}"), size)
-    return found
+        pixels[place] = test_image(to_rgb(pictures[number], f"image {number}"), size)
+    return pixels
 
 
-def image_batches(preprocessing: Preprocessing, images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+def image_batches(
+    preprocessing: Preprocessing, images: Pictures, batch_size: int, *, normalised: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
     """Batches of images of equal shapes, and how many of each count: the last one is filled up.
 
     Args:
       preprocessing: of the model.
       images: as for `Clip.encode_images`.
       batch_size: images at a time; fewer where there are fewer.
+      normalised: whether an array of floating point is normalised, even if it looks like levels.
 
     Yields:
       uint8 pictures `[b, R, R, 3]`, or what was normalised already, float.
     """
     check_int("batch_size", batch_size, lowest=1)
-    size, ready = preprocessing.side, is_normalised(images)
+    size, array = preprocessing.side, as_array(images)
+    ready = is_normalised(array)
     if ready:
-        images = images[None] if np.shape(images) == (size, size, 3) else images
-        check_images(images, size)
-    given = images if ready else list_images(images)[0]
-    rows = min(batch_size, len(given))
-    for start in range(0, len(given), rows or 1):
-        numbers = range(start, min(start + rows, len(given)))
-        batch = np.asarray(given[start : numbers.stop]) if ready else _pixels(given, numbers, size)
+        array = array[None] if array.shape == (size, size, 3) else array
+        check_images(array, size)
+        if not normalised:
+            check_not_levels(array)
+    pictures = array if ready else list_images(array)[0]
+    rows = min(batch_size, len(pictures))
+    for start in range(0, len(pictures), rows or 1):
+        numbers = range(start, min(start + rows, len(pictures)))
+        batch = array[start : numbers.stop] if ready else _pixels(pictures, numbers, size)
         yield np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1)), len(batch)
 
 
@@ -93,15 +113,17 @@ def encode_images(
     params: Params,
     config: ClipConfig,
     preprocessing: Preprocessing,
-    images: Any,
+    images: Pictures,
     *,
     batch_size: int,
+    normalised: bool,
     normalize: bool,
     dtype: str,
 ) -> np.ndarray:
     """See `Clip.encode_images`."""
+    batches = image_batches(preprocessing, images, batch_size, normalised=normalised)
     run = functools.partial(_image_features, config, preprocessing, settle(dtype), normalize, params)
-    return _joined(run, image_batches(preprocessing, images, batch_size), config.projection_width)
+    return _joined(run, batches, config.projection_width)
 
 
 def encode_ids(

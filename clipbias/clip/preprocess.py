@@ -43,6 +43,11 @@ class Preprocessing:
         scaled = jnp.asarray(images).astype(jnp.float32) / 255
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
+    def levels(self, images: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`: float32 `[..., R, R, 3]` to uint8."""
+        levels = 255 * (images * np.asarray(self.std) + np.asarray(self.mean))
+        return levels.round().clip(0, 255).astype(np.uint8)
+
 
 # The sides that images are resized to, and the filters by their numbers in configurations.
 _SIDES = {"crop": int, "bicubic": WholeSide, "bilinear": BilinearSide}

@@ -22,6 +22,8 @@ from clipbias.data.workers import Ahead, Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
 
 DEFAULT_CACHE_BYTES = 2 << 30
+# Images at a time wherever nothing is trained.
+BATCH_SIZE = 100
 # Images that a thread is given at once: handing over single ones costs threads, which share Python's lock, about half a
 # millisecond each.
 PIECE = 16

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -15,17 +15,46 @@ from clipbias.data.transforms import as_rgb, decode
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path
 
+
+class HasArray(Protocol):
+    """An array: NumPy's, JAX's, or a tensor of torch."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    def __len__(self) -> int: ...
+
+
+# What functions for users take: a picture or several; the class of each, by number or by name.
+Picture: TypeAlias = str | os.PathLike | Image.Image | HasArray
+Pictures: TypeAlias = Picture | Sequence[Picture]
+Labels: TypeAlias = Sequence[int] | Sequence[str] | HasArray
+
 _WHAT = (
     "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"
 )
 
 
-def is_path(image: Any) -> bool:
+def is_path(image: object) -> TypeGuard[str | os.PathLike]:
     """Whether an image is given as the name of its file."""
     return isinstance(image, str | os.PathLike)
 
 
-def list_images(images: Any) -> tuple[Sequence[Any], bool]:
+def as_array(images: object) -> Any:
+    """Arrays of JAX and tensors of torch as NumPy arrays, anything else as it is.
+
+    Raises:
+      ClipbiasError: NumPy has no such type of numbers.
+    """
+    if isinstance(images, np.ndarray | Image.Image) or not hasattr(images, "shape"):
+        return images
+    try:
+        # A tensor that has a gradient, or lies on another device, does not turn into an array by itself.
+        return np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+    except TypeError as error:
+        raise ClipbiasError(f"the array holds numbers that NumPy lacks ({error}); give float32 or uint8.") from error
+
+
+def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
     """What was given as a sequence of pictures, and whether it was a single one.
 
     An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several.
@@ -33,6 +62,7 @@ def list_images(images: Any) -> tuple[Sequence[Any], bool]:
     Raises:
       ClipbiasError: it is nothing of the kind.
     """
+    images = as_array(pictures)
     if is_path(images) or isinstance(images, Image.Image):
         return [images], True
     shape = getattr(images, "shape", None)
@@ -46,7 +76,7 @@ def list_images(images: Any) -> tuple[Sequence[Any], bool]:
     raise ClipbiasError(f"the images are {what}; {_WHAT}.")
 
 
-def to_rgb(image: Any, name: str = "the image") -> np.ndarray:
+def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
     """One picture as uint8 RGB `[h, w, 3]`; grey is repeated, transparency dropped.
 
     Args:
@@ -63,7 +93,7 @@ def to_rgb(image: Any, name: str = "the image") -> np.ndarray:
         return np.asarray(as_rgb(image))
     if not hasattr(image, "shape"):
         raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
-    array = np.asarray(image)
+    array = np.asarray(as_array(image))
     if array.dtype != np.uint8:
         raise ClipbiasError(
             f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255, of levels from 0 to 1 "
@@ -77,7 +107,7 @@ def to_rgb(image: Any, name: str = "the image") -> np.ndarray:
     return array if array.shape[2:] == (3,) else np.asarray(Image.fromarray(array).convert("RGB"))
 
 
-def labelled_split(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
+def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str]) -> Split:
     """Pictures with their classes as a split; files are read when they are needed.
 
     Args:
@@ -101,11 +131,11 @@ def labelled_split(images: Any, labels: Any, class_names: Sequence[str]) -> Spli
     return Split(keys, numbers, read)
 
 
-def label_numbers(labels: Any, class_names: Sequence[str]) -> np.ndarray:
+def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     """Labels, given by number or by name, as int32 `[n]`. Raises `ClipbiasError` for one that is no class."""
     if isinstance(labels, str):
         raise ClipbiasError(f"labels is the text {shown(labels)}; give a list.")
-    found = np.asarray(labels)
+    found = np.asarray(as_array(labels))
     if found.ndim != 1 or found.dtype.kind not in "iuU":
         raise ClipbiasError(
             f"labels have type {found.dtype} and shape {list(found.shape)}; give numbers or names, [n]."

@@ -4,22 +4,19 @@ The frozen model reads what the method's texts are before training, so that noth
 CLIP's own head.
 """
 
-import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
 
 from clipbias.checks import check_choice, check_int
-from clipbias.clip import Clip, load
 from clipbias.constants import TOWERS
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias, reference_adaptation
 from clipbias.tuning import Learnables, Task, make_method
-from clipbias.tuning.adapter import Adapter, load_adapter
+from clipbias.tuning.adapter import Adapter, make_adapter
 
 # What an adapter can hold, and the method that it is then one of.
 METHODS = {"vector": "bias", "kind": "bias_by_kind"}
@@ -28,77 +25,54 @@ _KEPT = ("dataset", "shots", "seed")
 
 
 def equivalent_bias(
-    adapter: Adapter | str | os.PathLike,
+    task: Task,
+    learnables: Learnables,
     images: np.ndarray | Split | Iterable[np.ndarray] | None,
-    kind: str = "vector",
+    form: str,
     *,
-    clip: Clip | None = None,
-    own_methods: Sequence[str] = (),
-    batch_size: int = 32,
+    notes: Mapping[str, object],
+    batch_size: int,
 ) -> Adapter:
-    """The equivalent bias of a tuned method as an adapter: saved, loaded, folded and exported as any other.
-
-    It is the frozen model with `c_l` after every block `l` (see `explain.equivalent_bias`): the mean over images of the
-    tuned block's output minus the frozen block's on the same tokens. Changes outside the blocks are not in it: pixels,
-    embeddings, the LayerNorms before and after, projections, class features, a head of the method's own.
-
-    Args:
-      adapter: of any method that changes tokens or weights inside the blocks; or where `load_adapter` finds one.
-      images: to average over, of the training set, never of the test set: raw pixels uint8 `[n, R, R, 3]`, several such
-        arrays one after another, or a `Split`. `None` will do where the method leaves the vision tower as it is.
-      kind: "vector", one per layer, makes an adapter of bias tuning (method "bias"); "kind", one for `[cls]` and one
-        for patches, one for EOS and one for the other tokens of a text, one of "bias_by_kind".
-      clip: the model that the adapter was trained on; loaded where it is `None`.
-      own_methods: files or modules that an adapter of a method of one's own may take it from.
-      batch_size: images at a time.
-
-    Returns:
-      An adapter for the same classes. Its notes tell what it was made of.
-
-    Raises:
-      ClipbiasError: the method's texts depend on the image, it changes nothing inside the blocks, the texts that it
-        starts from are not those of bias tuning, or the images are not what the model takes.
-    """
-    check_choice("kind", kind, tuple(METHODS))
+    """The equivalent bias of a tuned method as an adapter, see `clipbias.equivalent_bias`."""
+    check_choice("form", form, tuple(METHODS))
     check_int("batch_size", batch_size, lowest=1)
-    adapter = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
-    clip = load(adapter.base) if clip is None else clip
-    task, learnables = adapter.bind(clip, own_methods=own_methods)
-    initial = task.init(int(adapter.notes.get("seed") or 0))
-    batches = raw_batches(images, clip.preprocessing.side, batch_size)
-    biases, count = measure_equivalent_bias(task, clip.params, learnables, initial, batches)
-    return as_bias_adapter(adapter, task, initial, biases, kind, images=count)
+    seed = notes.get("seed")
+    initial = task.init(seed if isinstance(seed, int) else 0)
+    batches = raw_batches(images, task.clip.preprocessing.side, batch_size)
+    biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
+    return as_bias_adapter(task, initial, biases, form, notes=notes, images=count)
 
 
 def as_bias_adapter(
-    adapter: Adapter, task: Task, initial: Learnables, biases: Mapping[str, EquivalentBias], kind: str, *, images: int
+    task: Task,
+    initial: Learnables,
+    biases: Mapping[str, EquivalentBias],
+    form: str,
+    *,
+    notes: Mapping[str, object],
+    images: int,
 ) -> Adapter:
-    """What was measured of an adapter's method, as one of bias tuning.
+    """The measured bias of a tuned method as an adapter of bias tuning.
 
     Args:
-      adapter: the tuned one.
-      task: of its method, bound to its classes or others.
+      task: of the method, bound to its classes or others.
       initial: its learnables before training.
       biases: by tower.
-      kind: "vector" or "kind".
+      form: "vector" or "kind".
+      notes: of the tuned adapter.
       images: how many were averaged over.
 
     Raises:
       ClipbiasError: the texts that the method starts from are not those of bias tuning.
     """
-    method = make_method(METHODS[kind], **{f"{tower}_tower": tower in biases for tower in TOWERS})
-    own = Task(task.clip, method, task.class_names, template=task.template, descriptions=adapter.descriptions)
-    _check_texts(task, initial, own, adapter.method)
-    notes = {name: adapter.notes[name] for name in _KEPT if name in adapter.notes}
-    made_of = {"method": adapter.method, "options": dict(adapter.options), "images": images}
-    return dataclasses.replace(
-        adapter,
-        learnables={f"{tower}_bias": getattr(bias, kind) for tower, bias in biases.items()},
-        method=METHODS[kind],
-        options=own.options(),
-        class_names=own.class_names,
-        descriptions=own.descriptions,
-        notes={**notes, "equivalent_bias": made_of},
+    method = make_method(METHODS[form], **{f"{tower}_tower": tower in biases for tower in TOWERS})
+    bias_task = Task(task.clip, method, task)
+    _check_texts(task, initial, bias_task, task.method_name)
+    source = {"method": task.method_name, "options": task.options(), "images": images}
+    return make_adapter(
+        bias_task,
+        {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()},
+        notes={name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source},
     )
 
 

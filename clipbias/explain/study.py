@@ -27,6 +27,7 @@ from clipbias.explain.results import FORMAT
 from clipbias.explain.stream import Batch, Progress, Reading, Request, Saver
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
+from clipbias.tuning.task import Classes
 
 Section = tuple[dict[str, np.ndarray], dict[str, Any]]
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class Study:
         own = self.zero_shot
         if self.options.zero_shot_text == "dataset":
             return own
-        task = Task(self.clip, ZERO_SHOT, own.task.class_names, dtype=own.task.classifier.dtype)
+        task = Task(self.clip, ZERO_SHOT, Classes(own.task.class_names), dtype=own.task.classifier.dtype)
         return own if task.texts == own.task.texts else dataclasses.replace(own, task=task)
 
     @property

@@ -90,9 +90,8 @@ image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top,
 CLIPBIAS = """\
 import clipbias
 
-adapter = clipbias.load_adapter("adapter.safetensors")
-task = adapter.task(clipbias.load(adapter.base){own})
-print(clipbias.predict(task, adapter.learnables, ["image.png"]))
+model = clipbias.load_adapter("adapter.safetensors"{own})
+print(model.predict(["image.png"]))
 """
 
 

@@ -50,7 +50,7 @@ def export(
     """Writes an adapter's folder; it appears when all is written.
 
     Args:
-      adapter: from `clipbias.load_adapter`.
+      adapter: from `tuning.adapter.read_adapter`, or `TunedModel.to_adapter()`.
       clip: its base model, from `clipbias.load`.
       folder: what is written; it must not exist, or be empty.
       form: of `FORMS`; `None` takes the natural one.
@@ -75,7 +75,7 @@ def export(
     if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
             f"the method {adapter.method!r} learns of each test image, which no exported file does; classify images "
-            "with clipbias.predict."
+            "with `TunedModel.predict`."
         )
     natural = natural_form(task, learnables)
     form = form or natural

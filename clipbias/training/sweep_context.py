@@ -107,9 +107,8 @@ class SweepContext:
             task = Task(
                 self.clip,
                 method,
-                dataset.class_names,
+                dataset,
                 template=dataset.template,
-                descriptions=texts,
                 method_name=method_name,
                 dtype=self.dtype,
             )

@@ -150,15 +150,7 @@ class Adapter:
         class_names = self.class_names if class_names is None else tuple(class_names)
         if class_names == self.class_names and descriptions is None and not free_text:
             return trained, self.learnables
-        task = Task(
-            clip,
-            method,
-            dataclasses.replace(self, class_names=class_names, descriptions=None),
-            descriptions=descriptions if descriptions is not None or free_text else stored,
-            free_text=free_text,
-            method_name=name,
-            dtype=dtype,
-        )
+        task = trained.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         return task, transfer(trained, task, self.learnables)
 
 
@@ -174,7 +166,7 @@ def save_adapter(
       notes: JSON values to keep beside it.
 
     Raises:
-      ClipbiasError: `load_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
+      ClipbiasError: `read_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
     write_adapter(path, make_adapter(task, learnables, notes=notes))
 
@@ -202,7 +194,7 @@ def make_adapter(task: Task, learnables: Learnables, *, notes: Mapping[str, Any]
 
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
-    """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `load_adapter` would refuse."""
+    """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `read_adapter` would refuse."""
     tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(adapter.learnables).items()}
     _check_finite(tensors, "cannot save the adapter")
     header = {field: getattr(adapter, field) for field in _FIELDS}
@@ -215,7 +207,7 @@ def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     write_tensors(path, tensors, {"clipbias": text})
 
 
-def load_adapter(path: str | os.PathLike) -> Adapter:
+def read_adapter(path: str | os.PathLike) -> Adapter:
     """Reads an adapter.
 
     Args:

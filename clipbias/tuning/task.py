@@ -1,5 +1,6 @@
 """A method bound to a frozen CLIP and class names: what a user calls."""
 
+import collections
 import copy
 import dataclasses
 import functools
@@ -48,6 +49,31 @@ class ClassList(Protocol):
     def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Class names and what comes with them; a `ClassList` itself.
+
+    Attributes:
+      class_names: the classes.
+      template: of the dataset, else the default.
+      descriptions: of the dataset.
+      name: the dataset's, if it has one.
+    """
+
+    class_names: tuple[str, ...]
+    template: str = DEFAULT_TEMPLATE
+    descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None
+    name: str | None = None
+
+    @classmethod
+    def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
+        """From a list of names or a dataset. Raises `ClipbiasError` for a list that holds a name twice."""
+        if not isinstance(classes, ClassList):
+            return cls(check_class_names(classes))
+        name = getattr(classes, "name", None)
+        return cls(tuple(classes.class_names), classes.template, classes.descriptions, name)
+
+
 class Task:
     """A method bound to a frozen CLIP and classes.
 
@@ -86,7 +112,7 @@ class Task:
         class_names: Sequence[str] | ClassList,
         *,
         template: str | None = None,
-        shots: int = 0,
+        shots: int | None = None,
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
         method_name: str | None = None,
@@ -101,7 +127,7 @@ class Task:
           class_names: the classes; `_` counts as a space. Or a dataset: it provides the template, the descriptions and
             the authors' options of the method, as far as the other arguments do not.
           template: the dataset's own template, with `{}` for the class name; by default "a photo of a {}.".
-          shots: training images per class, 0 for all. Some authors' options for a dataset depend on it.
+          shots: training images per class, `None` for all. Some authors' options for a dataset depend on it.
           descriptions: texts by class name. They replace the templates of frozen texts and of a method's teacher (see
             `tuning.descriptions`).
           free_text: whether `class_names` are whole texts, such as "a dog on grass", used without a template. If the
@@ -111,21 +137,22 @@ class Task:
           **options: the method's options.
 
         Raises:
-          ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
+          ClipbiasError: `clip` is no model; unknown method or option; a name or template that cannot be used, or a
+            name that occurs twice; a text that is too long.
         """
-        if isinstance(class_names, str):
-            raise ClipbiasError(f"class_names is the text {shown(class_names)}; give a list of names.")
-        classes = _ClassSource.of(class_names)
+        if not isinstance(clip, Clip):
+            raise ClipbiasError(f"the first argument is {shown(clip)} and no model; give what clipbias.load returned.")
+        classes = Classes.of(class_names)
         if isinstance(method, str):
             self.method_name = method
-            self.method = resolve_method(method, options, dataset=classes.dataset, shots=shots)
+            self.method = resolve_method(method, options, dataset=classes.name, shots=shots or 0)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:
             self.method_name = method_name or name_of(method) or type(method).__name__
             self.method = method
         self.clip = clip
-        self.class_names = classes.names
+        self.class_names = classes.class_names
         self.template = classes.template if template is None else template
         self._dtype = settle(dtype)
         self._free_text = free_text
@@ -215,6 +242,33 @@ class Task:
             self,
             descriptions=self._class_texts,
             free_text=self._free_text,
+            dtype=self._dtype,
+        )
+        return task.with_memory(class_shards=self._class_shards)
+
+    def with_classes(
+        self,
+        class_names: Sequence[str],
+        *,
+        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
+        free_text: bool = False,
+    ) -> "Task":
+        """The same method and template with other classes. Learnables may not fit them: see `tuning.transfer`.
+
+        Args:
+          class_names: the classes, or with `free_text` whole texts.
+          descriptions: as for `Task`; by default those of this task, unless with `free_text`.
+          free_text: as for `Task`.
+        """
+        if descriptions is None and not free_text:
+            descriptions = self._class_texts
+        task = Task(
+            self.clip,
+            self.method,
+            Classes(tuple(class_names), self.template),
+            descriptions=descriptions,
+            free_text=free_text,
+            method_name=self.method_name,
             dtype=self._dtype,
         )
         return task.with_memory(class_shards=self._class_shards)
@@ -361,28 +415,21 @@ class Task:
         return method_options(self.method)
 
 
-@dataclasses.dataclass(frozen=True)
-class _ClassSource:
-    """Class names and what comes with them.
-
-    Attributes:
-      names: the classes.
-      template: of the dataset, else the default.
-      descriptions: of the dataset.
-      dataset: its name, if it has one.
-    """
-
-    names: tuple[str, ...]
-    template: str = DEFAULT_TEMPLATE
-    descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None
-    dataset: str | None = None
-
-    @classmethod
-    def of(cls, classes: Sequence[str] | ClassList) -> "_ClassSource":
-        if not isinstance(classes, ClassList):
-            return cls(tuple(classes))
-        dataset = getattr(classes, "name", None)
-        return cls(tuple(classes.class_names), classes.template, classes.descriptions, dataset)
+def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of a list. Raises `ClipbiasError` where it is a text, or a name occurs twice."""
+    try:
+        counts = collections.Counter([] if isinstance(names, str) else names)
+    except TypeError as error:
+        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.") from error
+    if isinstance(names, str):
+        raise ClipbiasError(f"class_names is the text {shown(names)}; give a list of names.")
+    for name, count in counts.items():
+        if count > 1:
+            raise ClipbiasError(
+                f"the class name {shown(name)} occurs {count} times; give each class a name of its own, or the whole "
+                "dataset where two of its classes share a name."
+            )
+    return tuple(names)
 
 
 def _check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:

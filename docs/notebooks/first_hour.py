@@ -50,8 +50,8 @@ print(clip)
 print(dataset)
 
 # %%
-zero_shot = clipbias.Task(clip, "zero_shot", dataset.class_names, template=dataset.template)
-clipbias.evaluate(zero_shot, {}, test)
+zero_shot = clipbias.fit(clip, "zero_shot", dataset)
+zero_shot.evaluate(test)
 
 # %% [markdown]
 # ## Tune prompts, tune a bias
@@ -66,18 +66,17 @@ METHODS = {"ivlp": "prompts (IVLP)", "bias": "bias tuning", "bias_by_kind": "bia
 
 
 def tune(method):
-    """A method's task and what it learned with the learning rate that does best on validation images."""
-    task = clipbias.Task(clip, method, dataset.class_names, template=dataset.template)
+    """The model with the learning rate that does best on validation images, and this rate."""
     best = -1.0
     for rate in LEARNING_RATES if "val" in dataset.splits else LEARNING_RATES[:1]:
-        found = clipbias.fit(task, dataset, shots=SHOTS, learning_rate=rate, epochs=EPOCHS, progress=False)
+        model = clipbias.fit(clip, method, dataset, shots=SHOTS, learning_rate=rate, epochs=EPOCHS, progress=False)
         score = 0.0
         if "val" in dataset.splits:
-            score = clipbias.evaluate(task, found, some(dataset.split("val"))).accuracy
+            score = model.evaluate(some(dataset.split("val"))).accuracy
         print(f"{METHODS[method]}, learning rate {rate}: {score:.1f} % of the validation images")
         if score > best:
-            best, learnables, chosen = score, found, rate
-    return task, learnables, chosen
+            best, best_model, best_rate = score, model, rate
+    return best_model, best_rate
 
 
 tuned = {method: tune(method) for method in METHODS}
@@ -91,10 +90,9 @@ tuned = {method: tune(method) for method in METHODS}
 # %%
 from clipbias.tuning import parameter_count
 
-rows = [["zero-shot", 0, None, clipbias.evaluate(zero_shot, {}, test)]]
-for method, (task, learnables, rate) in tuned.items():
-    count = parameter_count(learnables)["total"]
-    rows.append([METHODS[method], count, rate, clipbias.evaluate(task, learnables, test)])
+rows = [["zero-shot", 0, None, zero_shot.evaluate(test)]]
+for method, (model, rate) in tuned.items():
+    rows.append([METHODS[method], parameter_count(model.learnables)["total"], rate, model.evaluate(test)])
 
 
 def table(rows):
@@ -115,19 +113,19 @@ table(rows)
 picture = PICTURE if PICTURE is not None else dataset.split("test").image(0)
 
 
-def look(task, learnables):
+def look(model):
     """The picture, and its relevancy for the most likely class."""
-    title = f"{METHODS.get(task.method_name, 'zero-shot')}: {clipbias.predict(task, learnables, [picture])}"
-    return clipbias.plot(task, learnables, [picture], titles=[title.replace(", ", "\n")])
+    title = f"{METHODS.get(model.task.method_name, 'zero-shot')}: {model.predict([picture])}"
+    return model.plot([picture], titles=[title.replace(", ", "\n")])
 
 
-look(zero_shot, {})
-
-# %%
-look(*tuned["ivlp"][:2])
+look(zero_shot)
 
 # %%
-look(*tuned["bias"][:2])
+look(tuned["ivlp"][0])
+
+# %%
+look(tuned["bias"][0])
 
 # %% [markdown]
 # ## The equivalent bias of prompts
@@ -141,12 +139,10 @@ look(*tuned["bias"][:2])
 from clipbias.explain import Model, Study, StudyOptions, run_study
 
 folder = Path(FOLDER)
-models = [Model("zero_shot", "zero-shot", "zero_shot", zero_shot, {})]
-models += [
-    Model(method, METHODS[method], method, task, learnables, seed=1)
-    for method, (task, learnables, _) in tuned.items()
-    if method != "bias_by_kind"
-]
+models = [Model("zero_shot", "zero-shot", "zero_shot", zero_shot.task, {})]
+for method in ("ivlp", "bias"):
+    model = tuned[method][0]
+    models.append(Model(method, METHODS[method], method, model.task, model.learnables, seed=1))
 options = StudyOptions(images=300, control_images=100, training_images=128)
 study = Study(models, test, options, folder / "study", training=dataset.split("train"))
 results = run_study(
@@ -164,18 +160,13 @@ for model in study.tuned:
 # model with the prompts' constant in their place, as one vector per layer and as two, and the prompts themselves.
 
 # %%
-task, learnables, rate = tuned["ivlp"]
-folder.mkdir(exist_ok=True)
-clipbias.save_adapter(folder / "prompts.safetensors", task, learnables, notes={"seed": 1})
-kept = [row for row in rows if row[0] in ("zero-shot", METHODS["ivlp"])]
-for kind, name in (("vector", "one vector per layer"), ("kind", "two, by kind of token")):
-    constant = clipbias.equivalent_bias(
-        folder / "prompts.safetensors", some(dataset.split("train"), 128), kind, clip=clip
-    )
-    score = clipbias.evaluate(constant.task(clip), constant.learnables, test)
-    kept.append([f"prompts as {name}", parameter_count(constant.learnables)["total"], None, score])
+prompts, rate = tuned["ivlp"]
+replaced = [row for row in rows if row[0] in ("zero-shot", METHODS["ivlp"])]
+for form, name in (("vector", "one vector per layer"), ("kind", "two, by kind of token")):
+    bias = clipbias.equivalent_bias(prompts, some(dataset.split("train"), 128), form)
+    replaced.append([f"prompts as {name}", parameter_count(bias.learnables)["total"], None, bias.evaluate(test)])
 
-table(kept)
+table(replaced)
 
 # %% [markdown]
 # ## Take it along
@@ -187,14 +178,10 @@ table(kept)
 # %%
 import shutil
 
-from clipbias import export
-
-task, learnables, rate = tuned["bias"]
-notes = {"dataset": DATASET, "shots": SHOTS, "seed": 1}
-clipbias.save_adapter(folder / "bias.safetensors", task, learnables, notes=notes)
-adapter = clipbias.load_adapter(folder / "bias.safetensors")
+tuned["bias"][0].save(folder / "bias.safetensors")
+model = clipbias.load_adapter(folder / "bias.safetensors", clip)
 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-print(export.export(adapter, clip, folder / "checkpoint"))
+print(model.export(folder / "checkpoint"))
 for path in sorted((folder / "checkpoint").iterdir()):
     print(f"{path.name:<30} {path.stat().st_size:>12,} bytes")
 
@@ -204,8 +191,8 @@ for path in sorted((folder / "checkpoint").iterdir()):
 
 # %%
 folded = clipbias.load(folder / "checkpoint")
-again = clipbias.evaluate(clipbias.Task(folded, "zero_shot", dataset.class_names), {}, test)
-print(again.accuracy == clipbias.evaluate(task, learnables, test).accuracy)
+again = clipbias.fit(folded, "zero_shot", class_names=dataset.class_names).evaluate(test)
+print(again.accuracy == model.evaluate(test).accuracy)
 
 # %% [markdown]
 # ## From here

@@ -1,4 +1,4 @@
-"""A picture, and adapters that nobody trained."""
+"""A picture, and models that nobody trained."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,17 @@ import jax
 import numpy as np
 
 import clipbias
+from clipbias import TunedModel
 from clipbias.clip import Clip
-from clipbias.tuning.adapter import Adapter
 
 NAMES = ["cat", "a grey dog", "bird"]
 PICTURE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
 
-def adapter_of(clip: Clip, method: str, class_names: Sequence[str]) -> Adapter:
-    """An adapter whose method is some way off its start."""
+def tuned(clip: Clip, method: str, class_names: Sequence[str]) -> TunedModel:
+    """A model whose method is some way off its start."""
     task = clipbias.Task(clip, method, class_names)
     leaves, tree = jax.tree.flatten(task.init(0))
     rng = np.random.default_rng(1)
     moved = [np.asarray(leaf + 0.05 * rng.normal(size=leaf.shape), np.float32) for leaf in leaves]
-    return Adapter(
-        learnables=jax.tree.unflatten(tree, moved),
-        method=method,
-        options=task.options(),
-        class_names=tuple(class_names),
-        template=task.template,
-        base=clip.source,
-        base_fingerprint=clip.fingerprint,
-    )
+    return TunedModel(task, jax.tree.unflatten(tree, moved))

@@ -7,24 +7,23 @@ from typing import Any
 import pytest
 
 import clipbias
-from clipbias.app import ATTENTION, RELEVANCY, ZERO_SHOT, Bench, build, serve
+from clipbias.app import ATTENTION, RELEVANCY, ZERO_SHOT, Bench, build, probabilities, serve
 from clipbias.clip import Clip
-from clipbias.tuning.adapter import write_adapter
-from tests.app.adapters import NAMES, PICTURE, adapter_of
+from tests.app.adapters import NAMES, PICTURE, tuned
 from tests.browser import Browser
 
 
 @pytest.fixture(scope="session")
 def bench(clip: Clip) -> Bench:
-    return Bench(clip, {"prompts": adapter_of(clip, "ivlp", NAMES)})
+    return Bench(clip, {"prompts": tuned(clip, "ivlp", NAMES)})
 
 
 @pytest.fixture(scope="session")
 def files(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An adapter, one of another model, and the server's own folder."""
     folder = tmp_path_factory.mktemp("given")
-    write_adapter(folder / "bias.safetensors", adapter_of(bench.clip, "bias", ["tree", "house"]))
-    write_adapter(folder / "other.safetensors", adapter_of(clipbias.load("demo"), "bias", ["tree", "house"]))
+    tuned(bench.clip, "bias", ["tree", "house"]).save(folder / "bias.safetensors")
+    tuned(clipbias.load("demo"), "bias", ["tree", "house"]).save(folder / "other.safetensors")
     return {path.stem: path for path in folder.iterdir()}
 
 
@@ -37,7 +36,7 @@ def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         warnings.simplefilter("ignore")  # gradio's own, of what it is built on
         for chosen in (ZERO_SHOT, "prompts"):  # compiled before it is asked
             side = bench.bind(chosen, "\n".join(NAMES))
-            side.probabilities(PICTURE)
+            probabilities(side, PICTURE)
             for kind in (RELEVANCY, ATTENTION):
                 bench.look(side, PICTURE, 0, kind)
         page = build(bench)

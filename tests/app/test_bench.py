@@ -9,23 +9,35 @@ import pytest
 import scipy.special
 
 import clipbias
-from clipbias.app import ATTENTION, PICTURES, PROMPT, RELEVANCY, ZERO_SHOT, Bench, read_names, starting_point
+from clipbias.app import (
+    ATTENTION,
+    PICTURES,
+    PROMPT,
+    RELEVANCY,
+    ZERO_SHOT,
+    Bench,
+    probabilities,
+    read_names,
+    starting_point,
+    vision_prompts,
+)
 from clipbias.clip import Clip, encode_image
 from clipbias.data import demo
 from clipbias.explain.similarity import observe_similarity
-from tests.app.adapters import NAMES, PICTURE, adapter_of
+from tests.app.adapters import NAMES, PICTURE, tuned
 
 TEXT = "\n".join(NAMES)
 
 
 def test_probabilities_are_those_of_the_task_for_any_names(bench: Bench, clip: Clip) -> None:
-    tuned, plain = bench.bind("prompts", "bird, cat"), bench.bind(ZERO_SHOT, "bird, cat", "a {}.")
-    assert tuned is bench.bind("prompts", "bird, cat") and tuned.prompts == 4 and plain.prompts == 0
-    for side, method, text in ((tuned, "ivlp", {}), (plain, "zero_shot", {"template": "a {}."})):
+    prompts, plain = bench.bind("prompts", "bird, cat"), bench.bind(ZERO_SHOT, "bird, cat", "a {}.")
+    assert prompts is bench.bind("prompts", "bird, cat")
+    assert vision_prompts(prompts) == 4 and vision_prompts(plain) == 0
+    for side, method, text in ((prompts, "ivlp", {}), (plain, "zero_shot", {"template": "a {}."})):
         task = clipbias.Task(clip, method, ["bird", "cat"], **text)
-        learned = bench.adapters["prompts"].learnables if method == "ivlp" else {}
+        learned = bench.models["prompts"].learnables if method == "ivlp" else {}
         logits = np.asarray(jax.jit(task.logits)(clip.params, learned, clip.preprocess([PICTURE])))
-        np.testing.assert_allclose(side.probabilities(PICTURE), scipy.special.softmax(logits[0]), rtol=1e-5)
+        np.testing.assert_allclose(probabilities(side, PICTURE), scipy.special.softmax(logits[0]), rtol=1e-5)
 
 
 @pytest.mark.long
@@ -67,7 +79,7 @@ def test_attention_and_nearness_are_of_the_layer_and_the_prompt(bench: Bench, cl
 
 def test_a_sentence_stands_where_there_is_no_map(bench: Bench, clip: Clip) -> None:
     assert bench.look(bench.bind(ZERO_SHOT, TEXT), PICTURE, 0, PROMPT) == (None, "There are no vision prompts.")
-    other = Bench(clip, {"inserted": adapter_of(clip, "mmrl", NAMES)})
+    other = Bench(clip, {"inserted": tuned(clip, "mmrl", NAMES)})
     for kind in (RELEVANCY, ATTENTION, PROMPT):
         found, note = other.look(other.bind("inserted", TEXT), PICTURE, 0, kind)
         assert found is None and note.startswith("Tokens are inserted inside")
@@ -81,10 +93,10 @@ def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
     assert len(pictures) == PICTURES and (names, template) == (emoji.class_names, emoji.template)
     pictures, names, template = starting_point(None, ["dog", "unicorn", "cat"])
     assert len(pictures) == 2 and names == ["dog", "unicorn", "cat"] and not template
-    adapter = bench.adapters["prompts"]
-    assert starting_point(adapter) == ([], tuple(NAMES), adapter.template)
-    tuned = dataclasses.replace(adapter, class_names=("bag", "coat"), notes={"dataset": "demo/fashion"})
-    pictures, names, _ = starting_point(tuned)
+    model = bench.models["prompts"]
+    assert starting_point(model) == ([], tuple(NAMES), model.task.template)
+    other = dataclasses.replace(model.with_classes(("bag", "coat")), notes={"dataset": "demo/fashion"})
+    pictures, names, _ = starting_point(other)
     test = clothes.split("test")
     for picture, name in zip(pictures, names, strict=True):
         number = list(test.labels).index(clothes.class_names.index(name))

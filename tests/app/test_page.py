@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clipbias.app import ATTENTION, LIKELIEST, PICTURES, RELEVANCY, ZERO_SHOT, Bench, build, serve
+from clipbias.app import ATTENTION, LIKELIEST, PICTURES, RELEVANCY, ZERO_SHOT, Bench, build, probabilities, serve
 from clipbias.clip import Clip
 from tests.app.adapters import NAMES, PICTURE
 from tests.browser import Browser
@@ -38,7 +38,7 @@ def test_what_the_page_does_when_it_is_asked(bench: Bench, files: dict, tmp_path
     *shares, classes, slot = events["classify"](path, *asked)
     sides = [bench.bind(ZERO_SHOT, asked[0], asked[1]), bench.bind("prompts", asked[0])]
     for found, side in zip(shares, sides, strict=True):
-        assert [*found] == NAMES and list(found.values()) == side.probabilities(PICTURE).tolist()
+        assert [*found] == NAMES and list(found.values()) == probabilities(side, PICTURE).tolist()
     assert classes["choices"] == [(name, name) for name in (LIKELIEST, *NAMES)] or LIKELIEST in classes["choices"]
     assert slot["maximum"] == 4 and slot["interactive"]
     first, note, second, other = events["look"](path, *asked, RELEVANCY, NAMES[1], 2, 1)
@@ -83,7 +83,7 @@ def click(browser: Browser, words: str) -> None:
 
 def test_a_picture_is_classified_both_ways(opened: Browser, bench: Bench, address: str) -> None:
     sides = [bench.bind(chosen, "\n".join(NAMES)) for chosen in (ZERO_SHOT, "prompts")]
-    found = [side.probabilities(PICTURE) for side in sides]
+    found = [probabilities(side, PICTURE) for side in sides]
     assert opened.evaluate(LABELS) == [NAMES[p.argmax()] for p in found]
     shown = " ".join(opened.evaluate(SHARES))
     assert all(name in shown for name in NAMES)
@@ -98,7 +98,7 @@ def test_other_names_and_a_name_that_is_markup(opened: Browser, bench: Bench) ->
     names = ["<b>star</b>", "moon"]
     write(opened, NAMES_FIELD, "\n".join(names))
     click(opened, "Classify")
-    expected = names[bench.bind(ZERO_SHOT, "\n".join(names)).probabilities(PICTURE).argmax()]
+    expected = names[probabilities(bench.bind(ZERO_SHOT, "\n".join(names)), PICTURE).argmax()]
     opened.wait_for(f"{LABELS}[0] == {json.dumps(expected)}", PATIENCE)
     opened.wait_for(f"{NOTES}[0].startsWith({json.dumps(expected)})", PATIENCE)
     assert opened.evaluate("document.querySelectorAll('.note b').length") == 0

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias import clip as clip_package
 from clipbias import data
 from clipbias import io as files
 from clipbias.data import shards, user_images
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
+from clipbias.tuning.adapter import read_adapter
 from experiments.predict import find_images
 from tests.bucket import Bucket
 from tests.data import miniatures
@@ -91,7 +91,7 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
         lambda: data.load("tfds/dtd", data_dir="s3://bucket/data"),
         lambda: shards.load("s3://bucket/data/ucf101_coop/1.0.0"),
         lambda: clip_package.load(f"{GS}/model"),
-        lambda: clipbias.load_adapter(f"{GS}/adapter.safetensors"),
+        lambda: read_adapter(f"{GS}/adapter.safetensors"),
         lambda: read_descriptions(f"{GS}/descriptions.json"),
     ):
         with pytest.raises(ClipbiasError, match=r"(gs|s3)://\S+ is in a bucket, where images.*mount the bucket"):

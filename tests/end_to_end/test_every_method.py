@@ -14,7 +14,7 @@ from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning import METHODS, Samples, Task
-from clipbias.tuning.adapter import Adapter, save_adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.test_time_method import crops_of
@@ -92,7 +92,7 @@ def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, cl
     task = Task(clip, name, NAMES, **OPTIONS.get(name, {}))
     learnables, path = tuned(task), tmp_path / "adapter.safetensors"
     save_adapter(path, task, learnables)
-    adapter = clipbias.load_adapter(path)
+    adapter = read_adapter(path)
     again, loaded = adapter.bind(clip)
     assert again.classifier == task.classifier
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(learnables))
@@ -117,7 +117,7 @@ def test_an_exported_file_has_the_logits_that_are_explained(
     task, out = Task(clip, name, NAMES, **OPTIONS.get(name, {})), tmp_path / "out"
     learnables, crops = tuned(task), crops_of(task.method)
     save_adapter(tmp_path / "adapter.safetensors", task, learnables)
-    adapter = clipbias.load_adapter(tmp_path / "adapter.safetensors")
+    adapter = read_adapter(tmp_path / "adapter.safetensors")
     explained = name not in UNEXPLAINED and name not in COMPARED
     if crops:
         images = np.stack([transforms.test_views(image, images.shape[1], crops) for image in images])

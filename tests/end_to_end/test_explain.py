@@ -15,7 +15,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain import constants_section
 from clipbias.explain.results import SECTIONS, Findings, load_results, same_but_for_seed
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import load_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs.explain import ExplainSettings
 from experiments.equivalent_bias import kept_sentence
 from experiments.inputs import find_adapter, find_adapters
@@ -76,7 +76,7 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     # The equivalent bias as an adapter answers as the study says, and is printed with what it keeps.
     test_images, labels = pictures_of(images), results.arrays["predictions/labels"]
     for kind, method in (("vector", "bias"), ("kind", "bias_by_kind"))[: 2 if whole else 1]:
-        adapter = load_adapter(tmp_path / "equivalent_bias" / f"ivlp-{kind}.safetensors")
+        adapter = read_adapter(tmp_path / "equivalent_bias" / f"ivlp-{kind}.safetensors")
         task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
         answers = jax.jit(task.logits)(clip.params, learnables, clip.preprocess(test_images)).argmax(-1)
         form = results.scalars["constants"]["ivlp"]["forms"].index(f"kept:{kind}")

@@ -9,6 +9,7 @@ import pytest
 import clipbias
 import clipbias.export.folder
 from clipbias.io import PART
+from clipbias.tuning.adapter import save_adapter
 from experiments import export
 from tests.end_to_end.binaries import answer_here, refusal_here, succeed_here
 
@@ -23,7 +24,7 @@ def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path) -> None:
     assert "adapter_format_1.safetensors as a program:" in printed and "classifier.stablehlo" in printed
     task = clipbias.Task(clipbias.load(BASE), "bias", ("cat", "dog"))
     run_folder = tmp_path / "run"  # as experiments.train leaves it
-    clipbias.save_adapter(run_folder / "adapter.safetensors", task, task.init())
+    save_adapter(run_folder / "adapter.safetensors", task, task.init())
     succeed_here(export, {"adapters": str(run_folder), "output": str(tmp_path / "biases")})
     assert clipbias.load(tmp_path / "biases").fingerprint == task.clip.fingerprint  # biases of zero
 

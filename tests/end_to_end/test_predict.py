@@ -16,7 +16,7 @@ import experiments.predict
 from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import load_adapter
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from experiments.predict import find_images
 from tests.end_to_end.binaries import CLASS_NAMES, answer_here, assert_recorded, refusal_here, succeed_here
 
@@ -54,7 +54,7 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, t
     """Also beside a method that learns of crops of each image."""
     clip, names, template = clipbias.load(model), ("cat", "dog", "bird"), "two {} beside a house."
     task = clipbias.Task(clip, "tpt_coop", names, template=template)
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
+    save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
     files = [tmp_path / "one.png", tmp_path / "other.png"]
     for file in files:
         picture = np.random.default_rng(len(file.stem)).integers(0, 255, (30, 40, 3), np.uint8)
@@ -99,7 +99,7 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     names = ["0001_0.png", "0002_1.png", "0003_blue.png", "0004_0.png"]
     assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
 
-    adapter = load_adapter(Path(adapters[1]) / "adapter.safetensors")
+    adapter = read_adapter(Path(adapters[1]) / "adapter.safetensors")
     task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
     frozen, seen = Task(clip, "zero_shot", CLASS_NAMES, template=adapter.template), clip.preprocess(files)
     expected, zero_shot = (
@@ -145,7 +145,7 @@ def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
     pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
     normal = clip.preprocessing.normalize(pixels[None])
     zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
-    learned = clipbias.load_adapter(adapters[0]).bind(clip, texts, free_text=True)
+    learned = read_adapter(adapters[0]).bind(clip, texts, free_text=True)
     for given, adapter, (task, learnables) in (
         (",".join(texts), "", zero_shot),
         (str(tmp_path / "texts.txt"), str(adapters[0]), learned),
@@ -163,14 +163,12 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     """The probabilities are those of the learnables that the method makes for these classes."""
     clip, picture, names = clipbias.load(model), images / "test" / "cat" / "0.png", ("bird", "horse", "cat")
     task = clipbias.Task(clip, "tests.own_methods:Probe", ("cat", "dog"))
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
+    save_adapter(tmp_path / "a.safetensors", task, task.init())
     settings = {"images": str(picture), "adapters": str(tmp_path / "a.safetensors"), "classes": ",".join(names)}
     settings |= {"own_methods": "tests.own_methods", "top": 3, "zero_shot": False}
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
     (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    bound, learnables = clipbias.load_adapter(tmp_path / "a.safetensors").bind(
-        clip, names, own_methods=["tests.own_methods"]
-    )
+    bound, learnables = read_adapter(tmp_path / "a.safetensors").bind(clip, names, own_methods=["tests.own_methods"])
     pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
     logits = jax.jit(bound.logits)(clip.params, learnables, clip.preprocessing.normalize(pixels[None]))[0]
     expected = dict(zip(names, jax.nn.softmax(logits).tolist(), strict=True))

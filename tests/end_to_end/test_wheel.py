@@ -115,7 +115,7 @@ def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) 
 def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:
     python = programs / "python"
     (packages,) = (programs.parent / "lib").glob("python*/site-packages")
-    examples = *blocks(ROOT / "README.md", "python"), blocks(ROOT / "docs/python.md", "python")[0]
+    examples = *blocks(ROOT / "README.md", "python"), *blocks(ROOT / "docs/python.md", "python")[:2]
     lines = "".join(examples) + "print(clipbias.__file__)\n"
     (tmp_path / "lines.py").write_text(lines, encoding="utf-8")
     accuracy, *_, numbers, place = call(python, "lines.py", cwd=tmp_path).splitlines()

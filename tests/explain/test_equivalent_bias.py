@@ -21,7 +21,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.study import Section, Study
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests.explain.models import moved
 from tests.explain.test_study import make, split
 from tests.reference import equivalent_bias as plain
@@ -155,10 +155,9 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw, biases = pixels()[0], measured(task, learnables, task.init(3))
     for kind, method in ADAPTERS.items():
-        found = clipbias.equivalent_bias(path, raw, kind, clip=clip, batch_size=5)
-        own, bias = found.bind(clip)
-        save_adapter(tmp_path / "bias.safetensors", own, bias, notes=found.notes)
-        again = clipbias.load_adapter(tmp_path / "bias.safetensors")
+        found = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind, batch_size=5)
+        found.save(tmp_path / "bias.safetensors")
+        again = read_adapter(tmp_path / "bias.safetensors")
         assert again.method == method and again.template == task.template
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
         assert again.notes["equivalent_bias"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
@@ -173,13 +172,13 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
 def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw, _ = pixels()
-    own, bias = clipbias.equivalent_bias(path, raw, kind, clip=clip).bind(clip)
+    model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind)
     biases = measured(task, learnables)
     images = clip.preprocessing.normalize(raw)
     start = reference_adaptation(task, task.init(3))
     classify = InterventionClassifier(task, clip.params, learnables, start, {kind: (biases, kind)})
     expected = np.asarray(outcomes(classify(images), jnp.asarray(LABELS))["log_likelihood"])
-    logits = jax.jit(own.logits)(clip.params, bias, images)
+    logits = jax.jit(model.task.logits)(clip.params, model.learnables, images)
     likelihood = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(LABELS)), LABELS]
     np.testing.assert_allclose(likelihood, expected[1], atol=1e-4)
     assert np.abs(expected[0] - expected[1]).max() > 0.01
@@ -189,11 +188,12 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
     path, *_ = saved(tmp_path, "vpt", clip)
     images = split()
     raw = np.stack([pictures for pictures, _ in raw_batches(images, 16, 1)])[:, 0]
-    whole = clipbias.equivalent_bias(path, raw, clip=clip, batch_size=4).learnables["vision_bias"]
+    model = clipbias.load_adapter(path, clip)
+    whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables["vision_bias"]
     for given in (images, [raw[:3], raw[3:]]):
-        found = clipbias.equivalent_bias(path, given, clip=clip, batch_size=4)
+        found = clipbias.equivalent_bias(model, given, batch_size=4)
         np.testing.assert_allclose(found.learnables["vision_bias"], whole, atol=1e-6)
-        assert found.learnables.keys() == {"vision_bias"} and found.options["text_tower"] is False
+        assert found.learnables.keys() == {"vision_bias"} and found.task.options()["text_tower"] is False
 
 
 def compute_of(study: Study) -> Section:

@@ -10,7 +10,7 @@ import numpy as np
 import clipbias
 from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Learnables, Task
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 
 CLASS_NAMES = ("cat", "maine_coon", "bird")
 NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
@@ -60,8 +60,8 @@ def adapter(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **optio
     """A tuned adapter, written to `folder` and read back."""
     task = Task(clip, method, CLASS_NAMES, template="a {} of a pet.", **options)
     path = folder / "tuned.safetensors"
-    clipbias.save_adapter(path, task, learned(task, size), notes=NOTES)
-    return clipbias.load_adapter(path)
+    save_adapter(path, task, learned(task, size), notes=NOTES)
+    return read_adapter(path)
 
 
 def pictures(clip: Clip, count: int = 4, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export import export, read_peft
 from clipbias.tuning import CONSTANTS
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from tests.export import models
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,7 +71,7 @@ def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) ->
     back = read_peft(tmp_path / "out", clip, models.CLASS_NAMES)
     assert back.task(clip).options() == adapter.task(clip).options()
     jax.tree.map(np.testing.assert_array_equal, back.learnables, dict(adapter.learnables))
-    clipbias.save_adapter(tmp_path / "back.safetensors", back.task(clip), back.learnables)
+    save_adapter(tmp_path / "back.safetensors", back.task(clip), back.learnables)
 
 
 def test_plain_lora_is_scaled_by_its_rank(clip: Clip, tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_without_its_adapter(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "peft")
-    assert clipbias.load_adapter(tmp_path / "peft").method == "clip_lora"  # this project's own file lies there
+    assert read_adapter(tmp_path / "peft").method == "clip_lora"  # this project's own file lies there
     (tmp_path / "peft" / "adapter.safetensors").unlink()
     with pytest.raises(ClipbiasError, match=r"read it with clipbias\.export\.read_peft"):
-        clipbias.load_adapter(tmp_path / "peft")
+        read_adapter(tmp_path / "peft")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -16,7 +16,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import Adapter, load_adapter, save_adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from experiments.explain import models
 from tests import helpers
 from tests.fuzz.answers import answered
@@ -70,10 +70,10 @@ def test_fields_of_adapters(group: str, name: str, whole: bytes, clip: Callable[
     path, taken = tmp_path / "a.safetensors", 0
     for value in KINDS:
         path.write_bytes(changed(whole, name, value, group=group))
-        message = answered(lambda: load_adapter(path), tmp_path)
+        message = answered(lambda: read_adapter(path), tmp_path)
         if message is None:
             taken += 1
-            message = answered(lambda: use(load_adapter(path), clip()), tmp_path)
+            message = answered(lambda: use(read_adapter(path), clip()), tmp_path)
         assert message is None or ("\n" not in message and len(message) < 900), message
     assert taken < len(KINDS), "a number that is not finite is no JSON"
     assert taken or name == "notes" or not group
@@ -83,6 +83,6 @@ def test_fields_of_adapters(group: str, name: str, whole: bytes, clip: Callable[
 def test_a_dataset_that_is_no_name_is_refused_where_the_file_is_read(value: Any, whole: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(changed(whole, "dataset", value, group="notes"))
     with pytest.raises(ClipbiasError, match=r"a\.safetensors is damaged: dataset is .*; it must be a text\."):
-        load_adapter(tmp_path / "a.safetensors")
+        read_adapter(tmp_path / "a.safetensors")
     with pytest.raises(ClipbiasError, match="the name of a dataset is"):
         clipbias.data.load(value)

@@ -18,7 +18,7 @@ from clipbias.clip import Clip
 from clipbias.clip.tensors import FLOATING
 from clipbias.clip.torch_file import open_torch
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import load_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests import helpers, torch_files
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted, mutated
 from tests.torch_files import STORAGES
@@ -100,7 +100,7 @@ HOSTILE = (
 def test_hostile_headers(folder: Path, model: Path, content: bytes, tmp_path: Path) -> None:
     assert load_with(folder, model, "model.safetensors", content)
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert answered(lambda: load_adapter(tmp_path / "a.safetensors"), tmp_path)
+    assert answered(lambda: read_adapter(tmp_path / "a.safetensors"), tmp_path)
 
 
 @given(st.data())
@@ -119,7 +119,7 @@ def test_made_up_headers(folder: Path, model: Path, tmp_path: Path, header: dict
     content = with_header(header, b"\0" * size)
     assert load_with(folder, model, "model.safetensors", content)
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert answered(lambda: load_adapter(tmp_path / "a.safetensors"), tmp_path)
+    assert answered(lambda: read_adapter(tmp_path / "a.safetensors"), tmp_path)
 
 
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
@@ -274,7 +274,7 @@ def adapter(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def use(path: Path, clip: Clip) -> None:
-    read = load_adapter(path)
+    read = read_adapter(path)
     task = read.task(clip)
     assert task.init(0).keys() == read.learnables.keys()
 

@@ -7,6 +7,7 @@ import pytest
 
 import clipbias
 from clipbias.clip.hub import PINS
+from clipbias.tuning.adapter import read_adapter
 from configs import table1 as table1_config
 from configs import train as train_config
 from experiments import common, table1, train
@@ -64,9 +65,9 @@ def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) 
     model = json.loads((workdir / "environment.json").read_text())["model"]
     commit = PINS[DEFAULT].commit
     assert (model["name"], model["revision"]) == (DEFAULT, commit)
-    adapter = clipbias.load_adapter(workdir / "adapter.safetensors")
+    adapter = read_adapter(workdir / "adapter.safetensors")
     assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
-    place = clipbias.push_to_hub("me/eurosat-taskres", adapter)
+    place = clipbias.push_to_hub("me/eurosat-taskres", clipbias.load_adapter(workdir / "adapter.safetensors"))
     official.sent.clear()
     again, _ = find_adapter(place)  # as all binaries find what `--config.adapters=` names
     again.task(clipbias.load(again.base))

@@ -1,5 +1,6 @@
 """Adapters and models travel through the hub and come back as they were."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,10 +13,11 @@ from huggingface_hub import ModelCard, constants
 from safetensors import safe_open
 
 import clipbias
+from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.clip import hub as clip_hub
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from configs import train
 from tests.documents import ROOT, blocks
 from tests.hub.server import Hub, Repository
@@ -29,8 +31,13 @@ def adapter(clip: Clip, tmp_path: Path) -> Adapter:
     task = clipbias.Task(clip, "bias", ("cat", "dog"), template="a photo of a {}.")
     learnables = jax.tree.map(lambda x: x + 0.5, task.init(seed=0))
     path = tmp_path / "bias.safetensors"
-    clipbias.save_adapter(path, task, learnables, notes={"dataset": "pets", "accuracy": 75.0})
-    return clipbias.load_adapter(path)
+    save_adapter(path, task, learnables, notes={"dataset": "pets", "accuracy": 75.0})
+    return read_adapter(path)
+
+
+@pytest.fixture
+def tuned(adapter: Adapter, clip: Clip) -> TunedModel:
+    return TunedModel.of(adapter, clip)
 
 
 def same(one: Adapter, other: Adapter) -> None:
@@ -39,35 +46,30 @@ def same(one: Adapter, other: Adapter) -> None:
         assert getattr(one, name) == getattr(other, name)
 
 
-def test_an_adapter_comes_back(hub: Hub, adapter: Adapter, clip: Clip) -> None:
-    place = clipbias.push_to_hub("me/pets-bias", adapter)
+def test_an_adapter_comes_back(hub: Hub, tuned: TunedModel, adapter: Adapter, clip: Clip) -> None:
+    place = clipbias.push_to_hub("me/pets-bias", tuned)
     commit = hub.repositories["me/pets-bias"].references["main"]
     assert place == f"me/pets-bias@{commit}"
     hub.requests.clear()
     for source in (place, "me/pets-bias", f"hf-hub:{place}"):
-        same(clipbias.load_adapter(source), adapter)
+        same(read_adapter(source), adapter)
     assert hub.downloaded() == ["adapter.safetensors"]
-    logits = clipbias.load_adapter(place).task(clip).logits
-    assert logits is not None
+    again = clipbias.load_adapter(place, clip)
+    same(again.to_adapter(), adapter)
+    assert again.predict(np.zeros((16, 16, 3), np.uint8)).probabilities.shape == (1, 2)
 
 
-def test_a_task_is_pushed_with_what_it_learned(hub: Hub, adapter: Adapter, clip: Clip) -> None:
-    task = clipbias.Task(clip, "bias", adapter.class_names)
-    place = clipbias.push_to_hub("me/task", task, adapter.learnables, notes=adapter.notes)
-    same(clipbias.load_adapter(place), adapter)
-
-
-def test_a_second_upload_is_another_commit(hub: Hub, adapter: Adapter) -> None:
-    first = clipbias.push_to_hub("me/pets-bias", adapter)
-    changed = Adapter(**{**vars(adapter), "notes": {"dataset": "dogs"}})
+def test_a_second_upload_is_another_commit(hub: Hub, tuned: TunedModel) -> None:
+    first = clipbias.push_to_hub("me/pets-bias", tuned)
+    changed = dataclasses.replace(tuned, notes={"dataset": "dogs"})
     second = clipbias.push_to_hub("me/pets-bias", changed)
     assert first != second
-    assert clipbias.load_adapter(first).notes["dataset"] == "pets"
-    assert clipbias.load_adapter("me/pets-bias").notes["dataset"] == "dogs"
+    assert read_adapter(first).notes["dataset"] == "pets"
+    assert read_adapter("me/pets-bias").notes["dataset"] == "dogs"
 
 
-def test_the_card_is_what_the_hub_reads(hub: Hub, adapter: Adapter) -> None:
-    clipbias.push_to_hub("me/pets-bias", adapter)
+def test_the_card_is_what_the_hub_reads(hub: Hub, tuned: TunedModel) -> None:
+    clipbias.push_to_hub("me/pets-bias", tuned)
     repository = hub.repositories["me/pets-bias"]
     card = repository.commits[repository.references["main"]]["README.md"].decode()
     (result,) = ModelCard(card).data.eval_results
@@ -90,8 +92,8 @@ def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, byte
     repository = hub.repositories["someone/small"] = Repository(files)
     first = clipbias.load("someone/small")
     task = clipbias.Task(first, "bias", ("cat", "dog"))
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
-    adapter = clipbias.load_adapter(tmp_path / "a.safetensors")
+    save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
+    adapter = read_adapter(tmp_path / "a.safetensors")
     assert adapter.base == first.source == f"someone/small@{first.revision}"
     repository.add({"README.md": b"the weights went away"})
     adapter.task(clipbias.load(adapter.base))
@@ -103,26 +105,26 @@ def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, byte
     }
 
 
-def test_what_is_refused(hub: Hub, adapter: Adapter, files: dict[str, bytes]) -> None:
+def test_what_is_refused(hub: Hub, tuned: TunedModel, files: dict[str, bytes]) -> None:
     hub.repositories["someone/small"] = Repository(files)
     hub.private.add("someone/else")
     with pytest.raises(ClipbiasError, match=r"does not let you write 'someone/else'; run `hf auth login`"):
-        clipbias.push_to_hub("someone/else", adapter)
+        clipbias.push_to_hub("someone/else", tuned)
     with pytest.raises(ClipbiasError, match=r"holds no adapter\.safetensors"):
-        clipbias.load_adapter("someone/small")
+        read_adapter("someone/small")
     for wrong in ("someone/nothing", "runs/none.safetensors"):
         with pytest.raises(ClipbiasError, match=re.escape("no ")):
-            clipbias.load_adapter(wrong)
+            read_adapter(wrong)
     assert not any("none.safetensors" in request for request in hub.requests)  # a file's name is not looked up
 
 
-def test_offline(hub: Hub, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = clipbias.push_to_hub("me/pets-bias", adapter)
-    clipbias.load_adapter(place)
+def test_offline(hub: Hub, tuned: TunedModel, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = clipbias.push_to_hub("me/pets-bias", tuned)
+    read_adapter(place)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    same(clipbias.load_adapter(place), adapter)
+    same(read_adapter(place), adapter)
     with pytest.raises(ClipbiasError, match=r"was not uploaded .* the same call tries again"):
-        clipbias.push_to_hub("me/pets-bias", adapter)
+        clipbias.push_to_hub("me/pets-bias", tuned)
 
 
 def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     clip = clipbias.load("demo")
     task = clipbias.Task(clip, "bias", ("waves", "stripes"))
-    clipbias.save_adapter(path, task, task.init(seed=0))
+    save_adapter(path, task, task.init(seed=0))
     exec(code, {})
     assert hub.repositories.keys() == set(re.findall(r'push_to_hub\("(.*?)"', code)) == {"you/fashion-bias", "you/clip"}
     (shown,) = [block for block in blocks(ROOT / "docs" / "models.md", "bash") if block.startswith("hf download")]

@@ -16,7 +16,7 @@ from clipbias.training.group import Row, SweepPaths
 from clipbias.training.spec import RunSpec, make_specs, run_names
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
-from clipbias.tuning.adapter import Adapter, load_adapter
+from clipbias.tuning.adapter import Adapter, read_adapter
 from clipbias.tuning.recipe import Recipe
 
 
@@ -65,7 +65,7 @@ class TinySweep:
 
     def adapter(self, spec: RunSpec, specs: Sequence[RunSpec] = ()) -> Adapter:
         """The adapter of a run of a sweep over `specs`, or over `spec` alone."""
-        return load_adapter(SweepPaths(self.folder, run_names(specs or [spec])).adapter(spec))
+        return read_adapter(SweepPaths(self.folder, run_names(specs or [spec])).adapter(spec))
 
 
 def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[str] = (), **options: Any) -> Row:

@@ -13,7 +13,7 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import CONSTANTS, make_method
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from clipbias.tuning.learnables import flatten
 from clipbias.tuning.methods.ivlp import IVLP
 from tests import helpers
@@ -22,8 +22,8 @@ from tests import helpers
 def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     """An adapter for two classes, written and read back."""
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.", **options)
-    clipbias.save_adapter(path, task, task.init(seed=3), notes={"accuracy": 1.5})
-    return clipbias.load_adapter(path)
+    save_adapter(path, task, task.init(seed=3), notes={"accuracy": 1.5})
+    return read_adapter(path)
 
 
 # Those of all methods come back in `tests/end_to_end/test_every_method.py`; here a preset's name, and trees of arrays.
@@ -71,8 +71,8 @@ def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
 def test_constants_come_back(clip: Clip, tmp_path: Path) -> None:
     task, learnables = cached(clip)
     path = tmp_path / "a.safetensors"
-    clipbias.save_adapter(path, task, learnables)
-    adapter = clipbias.load_adapter(path)
+    save_adapter(path, task, learnables)
+    adapter = read_adapter(path)
     jax.tree.map(np.testing.assert_array_equal, learnables, adapter.learnables)
     types = {name: leaf.dtype.name for name, leaf in adapter.learnables[CONSTANTS].items()}
     assert types == {"keys": "float32", "labels": "int32", "strength": "float32"}
@@ -94,23 +94,23 @@ def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: st
     """They are not written, and a file that holds them is refused."""
     path = tmp_path / "a.safetensors"
     task, learnables = cached(clip)
-    clipbias.save_adapter(path, task, learnables)
+    save_adapter(path, task, learnables)
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     damaged = cached(clip, **change)[1]
     with pytest.raises(ClipbiasError, match=message):
-        clipbias.save_adapter(path, task, damaged)
+        save_adapter(path, task, damaged)
     save_file({name: np.asarray(leaf) for name, leaf in flatten(damaged).items()}, path, metadata=metadata)
     with pytest.raises(ClipbiasError, match=message):
-        clipbias.load_adapter(path).task(clip, own_methods=["tests.own_methods"])
+        read_adapter(path).task(clip, own_methods=["tests.own_methods"])
 
 
 def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
     """What a method makes of them for other classes comes with the task; the task alone would mislead."""
     path, method = tmp_path / "a.safetensors", "tests.own_methods:Probe"
     task = clipbias.Task(clip, method, ("cat", "dog"))
-    clipbias.save_adapter(path, task, task.init())
-    adapter = clipbias.load_adapter(path)
+    save_adapter(path, task, task.init())
+    adapter = read_adapter(path)
     names = ("bird", "maine_coon", "cat")
     task, learnables = adapter.bind(clip, names, own_methods=["tests.own_methods"])
     assert task.class_names == names
@@ -122,9 +122,9 @@ def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
         adapter.task(clip, names, own_methods=["tests.own_methods"])
     own, same = adapter.bind(clip, own_methods=["tests.own_methods"])
     assert own.class_names == ("cat", "dog") and same is adapter.learnables
-    clipbias.save_adapter(path, *cached(clip))
+    save_adapter(path, *cached(clip))
     with pytest.raises(ClipbiasError, match="the cache holds images of the classes of training"):
-        clipbias.load_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
+        read_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
 
 
 def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip: Clip, tmp_path: Path) -> None:
@@ -132,15 +132,15 @@ def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip: Clip, tmp_pa
     matched = clipbias.Task(clip, "ivlp_matched", classes)
     for method, name in (("ivlp_matched", "ivlp_matched"), (matched.method, "ivlp_matched"), (IVLP(), "ivlp")):
         task = clipbias.Task(clip, method, classes)
-        clipbias.save_adapter(path, task, task.init())
-        adapter = clipbias.load_adapter(path)
+        save_adapter(path, task, task.init())
+        adapter = read_adapter(path)
         assert adapter.method == name and adapter.task(clip).method == task.method
     program = tmp_path / "own.py"
     program.write_text("from clipbias.tuning.methods.bias import BiasTuning\nclass Own(BiasTuning):\n    pass\n")
     for method in (str(program), f"{program}:Own", make_method(str(program))):
         task = clipbias.Task(clip, method, classes)
-        clipbias.save_adapter(path, task, task.init())
-        adapter = clipbias.load_adapter(path)
+        save_adapter(path, task, task.init())
+        adapter = read_adapter(path)
         assert adapter.method.partition(":")[0] == str(program)
         assert type(adapter.task(clip, own_methods=[str(program)]).method).__name__ == "Own"
 
@@ -150,4 +150,4 @@ def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip: Clip, tmp_pa
 
     task = clipbias.Task(clip, Local(), classes)
     with pytest.raises(ClipbiasError, match="the method 'Local' cannot be made again; put its class in a file"):
-        clipbias.save_adapter(path, task, task.init())
+        save_adapter(path, task, task.init())

@@ -15,7 +15,7 @@ from clipbias.export import export
 from clipbias.settings import from_config
 from clipbias.training.predictions import fingerprint
 from clipbias.tuning import Descriptions, Task, read_descriptions
-from clipbias.tuning.adapter import load_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs import evaluate as evaluate_config
 from configs import table1 as table1_config
 from experiments import evaluate, table1
@@ -145,7 +145,7 @@ def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
     save_adapter(tmp_path / "kgcoop", kgcoop, kgcoop.init())
     for adapter, method, kept in (
         (tiny.adapter(spec), spec.make_method(), COLOUR_TEXTS),
-        (load_adapter(tmp_path / "kgcoop"), "kgcoop", None),  # its teacher's alone
+        (read_adapter(tmp_path / "kgcoop"), "kgcoop", None),  # its teacher's alone
     ):
         assert adapter.descriptions == kept
         expected = Task(pair[0], method, colours.class_names, **own)
@@ -162,7 +162,7 @@ def saved(pair, tmp_path_factory) -> Path:
 
 
 def test_an_adapter_for_other_classes(pair, saved) -> None:
-    adapter = load_adapter(saved)
+    adapter = read_adapter(saved)
     assert adapter.task(pair[0], ("a_bird", "cat")).texts[:2] == ("bird", "a cat.")
     with pytest.raises(ClipbiasError, match="the adapter's descriptions have no texts for the class 'dog'"):
         adapter.task(pair[0], ("cat", "dog"))
@@ -171,9 +171,9 @@ def test_an_adapter_for_other_classes(pair, saved) -> None:
 
 
 def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_path) -> None:
-    adapter = load_adapter(saved)
+    adapter = read_adapter(saved)
     assert export(adapter, pair[0], tmp_path / "out") == "head"
-    assert load_adapter(tmp_path / "out").descriptions == adapter.descriptions
+    assert read_adapter(tmp_path / "out").descriptions == adapter.descriptions
     with pytest.raises(ClipbiasError, match="are descriptions, and maps follow the tokens of a template"):
         relevancy(adapter.task(pair[0]), pair[0].params, {}, images, [0, 1])
 

@@ -16,7 +16,7 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Clip
 from clipbias.export import export
-from clipbias.tuning.adapter import make_adapter
+from clipbias.tuning.adapter import make_adapter, read_adapter, save_adapter
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Samples
 from tests import helpers
@@ -100,8 +100,8 @@ def test_a_bias_is_exported_as_a_checkpoint_and_transferred(siglip: tuple[Clip, 
     clip, expected = siglip
     task = clipbias.Task(clip, "bias_by_kind", CLASSES, text_tower=False)
     learnables = {"vision_bias": learned(expected, "bias_by_kind", "after")["vision_bias"]}
-    clipbias.save_adapter(tmp_path / "adapter.safetensors", task, learnables)
-    adapter = clipbias.load_adapter(tmp_path / "adapter.safetensors")
+    save_adapter(tmp_path / "adapter.safetensors", task, learnables)
+    adapter = read_adapter(tmp_path / "adapter.safetensors")
     assert export(adapter, clip, tmp_path / "model") == "checkpoint"
     content = json.loads((tmp_path / "model" / "config.json").read_text())
     assert content["architectures"] == ["SiglipModel"]

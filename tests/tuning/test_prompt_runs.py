@@ -13,7 +13,7 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables, Method, Recipe, Task, make_method
-from clipbias.tuning.adapter import load_adapter
+from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.methods.taskres import TaskRes
 from tests import helpers
 from tests.reference.methods import Reference
@@ -89,10 +89,10 @@ def test_through_a_sweep_from_base_to_new_classes(
     rows = tiny.rows(*names, seeds=(1,))
     assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * len(names), rows
     adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
-    assert [load_adapter(path).method for path in adapters] == list(names)
+    assert [read_adapter(path).method for path in adapters] == list(names)
     pictures = helpers.random_images({"vision_config": {"image_size": 8}}, 2)
     for path in adapters:
-        adapter = load_adapter(path)
+        adapter = read_adapter(path)
         task, start = adapter.task(clip), adapter.task(clip).init(1)
         assert jax.eval_shape(task.logits, clip.params, adapter.learnables, pictures).shape == (2, 2)
         for key in {"text_context", "vision_prompts", "classes", "vision_weights"} & set(start):

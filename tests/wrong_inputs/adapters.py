@@ -9,6 +9,7 @@ import safetensors
 from safetensors.numpy import load_file, save_file
 
 import clipbias
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests.wrong_inputs.place import Case, Place, case
 
 OPEN_CLIP = Path(__file__).parents[1] / "data_files" / "formats" / "open_clip"
@@ -18,7 +19,7 @@ OPEN_CLIP = Path(__file__).parents[1] / "data_files" / "formats" / "open_clip"
 def header(place: Place, text: str | None) -> None:
     """A file with this header."""
     save_file({"a": np.zeros(1)}, place.tmp_path / "a", metadata=None if text is None else {"clipbias": text})
-    clipbias.load_adapter(place.tmp_path / "a")
+    read_adapter(place.tmp_path / "a")
 
 
 @case
@@ -28,14 +29,14 @@ def arrays(place: Place, change: Callable[[dict[str, np.ndarray]], dict[str, np.
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     save_file(change(load_file(path)), path, metadata=metadata)
-    clipbias.load_adapter(path).task(place.clip)
+    read_adapter(path).task(place.clip)
 
 
 @case
 def cut(place: Place, change: Callable[[bytes], bytes]) -> None:
     path = place.adapter("ivlp")
     path.write_bytes(change(path.read_bytes()))
-    clipbias.load_adapter(path)
+    read_adapter(path)
 
 
 @case
@@ -46,14 +47,14 @@ def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
         learnables = {name: np.full(leaf.shape, learnables, type(learnables)) for name, leaf in task.shapes.items()}
     path.write_text("earlier")
     try:
-        clipbias.save_adapter(path, task, learnables, **notes)
+        save_adapter(path, task, learnables, **notes)
     finally:
         assert path.read_text() == "earlier"
 
 
 CUT = r"a\.safetensors is damaged or incomplete"
 CASES: list[Case] = [
-    ("no adapter file", lambda place: clipbias.load_adapter(place.tmp_path / "none")),
+    ("no adapter file", lambda place: read_adapter(place.tmp_path / "none")),
     *(header("is not a clipbias adapter", text) for text in (None, "{", "[]", "3")),
     header("a is damaged: its list of classes is None; it must be a list", '{"format": 1}'),
     header("a is damaged: the adapter's method is None; it must be a text", '{"format": 1, "class_names": ["a"]}'),
@@ -81,10 +82,10 @@ CASES: list[Case] = [
     unsaved("accuracy is 'good'; it must be a finite number", notes={"accuracy": "good"}),
     (
         "learned something for each class and cannot be used with other classes",
-        lambda place: clipbias.load_adapter(place.adapter("taskres")).bind(place.clip, ("a dog.",), free_text=True),
+        lambda place: read_adapter(place.adapter("taskres")).bind(place.clip, ("a dog.",), free_text=True),
     ),
     (
         "was trained on .* and does not fit .*open_clip.*; load its own base model",
-        lambda place: clipbias.load_adapter(place.adapter()).task(clipbias.load(OPEN_CLIP)),
+        lambda place: read_adapter(place.adapter()).task(clipbias.load(OPEN_CLIP)),
     ),
 ]

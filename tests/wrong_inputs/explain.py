@@ -36,7 +36,7 @@ maps = case(lambda place, *given, **more: relevancy(*place.learned("zero_shot", 
 
 @case
 def equivalent_bias(place: Place, method: str, images: Any, /, *kind: str, **options: Any) -> None:
-    clipbias.equivalent_bias(place.adapter(method, **options), images, *kind, clip=place.clip)
+    clipbias.equivalent_bias(place.tuned(method, **options), images, *kind)
 
 
 @case

@@ -9,6 +9,7 @@ from safetensors.numpy import load, save_file
 
 import clipbias
 from clipbias.export import export, read_peft
+from clipbias.tuning.adapter import read_adapter
 from tests.wrong_inputs.place import Case, Place, case
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -19,7 +20,7 @@ Tensors = dict[str, np.ndarray]
 @case
 def form(place: Place, method: str, name: str) -> None:
     """A form that an adapter does not take, and nothing is left of it."""
-    adapter, folder = clipbias.load_adapter(place.adapter(method)), place.tmp_path / "out"
+    adapter, folder = read_adapter(place.adapter(method)), place.tmp_path / "out"
     try:
         export(adapter, place.clip, folder, form=name, own_methods=(method,))
     finally:
@@ -27,7 +28,7 @@ def form(place: Place, method: str, name: str) -> None:
 
 
 def half(place: Place) -> None:
-    adapter, clip = clipbias.load_adapter(place.adapter()), clipbias.load(place.model, dtype="bfloat16")
+    adapter, clip = read_adapter(place.adapter()), clipbias.load(place.model, dtype="bfloat16")
     export(adapter, clip, place.tmp_path / "out")
 
 
@@ -39,7 +40,7 @@ def peft(place: Place, change: Callable[[Tensors], Tensors] = dict, **settings: 
     """A folder of PEFT's with other settings or tensors."""
     folder = place.tmp_path / "out"
     if not FILES:
-        export(clipbias.load_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
+        export(read_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
         FILES.update({name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)})
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(json.loads(FILES[CONFIG]) | settings))

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-import clipbias
+from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,15 @@ class Place:
         task = self.task(*given, **options)
         return task, self.clip.params, zeros(task)
 
+    def tuned(self, *given: Any, **options: Any) -> TunedModel:
+        """A model of zeros."""
+        task = self.task(*given, **options)
+        return TunedModel(task, zeros(task))
+
     def adapter(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Path:
         """A file of an adapter of zeros."""
         task, path = self.task(method, names, **options), self.tmp_path / "a.safetensors"
-        clipbias.save_adapter(path, task, zeros(task))
+        save_adapter(path, task, zeros(task))
         return path
 
 

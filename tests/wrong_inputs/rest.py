@@ -19,8 +19,7 @@ bench = case(lambda place, names: Bench(place.clip, {}).bind(ZERO_SHOT, names))
 
 @case
 def plotted(place: Place, pictures: Any, **options: Any) -> None:
-    task, _, learnables = place.learned("ivlp")
-    clipbias.plot(task, learnables, pictures, **options)
+    place.tuned("ivlp").plot(pictures, **options)
 
 
 FEWER = train.get_config()
@@ -35,10 +34,10 @@ CASES: list[Case] = [
     plotted("there are 0 pictures", []),
     bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),
     bench("there are 1001 class names; write from 1 to 1000, one per line", "\n".join(map(str, range(1001)))),
-    ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": clipbias.load_adapter(place.adapter())})),
-    ("there are no learnables", lambda place: clipbias.push_to_hub("me/task", place.task())),
+    ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": place.tuned()})),
+    pure("the model is .*; give what clipbias.fit or", clipbias.push_to_hub, "me/task", "bias"),
     *(
-        ("is no name of a repository", lambda place, name=name: clipbias.push_to_hub(name, place.task(), {}))
+        ("is no name of a repository", lambda place, name=name: clipbias.push_to_hub(name, place.tuned("zero_shot")))
         for name in ("small", "me/small@main", "")
     ),
     pure("the configuration has no epochs", from_config, train.TrainSettings, FEWER),

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 import clipbias
+from clipbias import TunedModel
 from clipbias.data import Dataset, Split
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
@@ -31,7 +32,7 @@ END = r"; leave it at None or lower batch_size\.$"
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
 meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))
-fitted = case(lambda place, call, *given, names=NAMES, **more: call(place.task(names=names), *given, **more))
+fitted = case(lambda place, *given, method="bias", **more: clipbias.fit(place.clip, method, *given, **more))
 
 
 @case
@@ -72,21 +73,46 @@ def workdir(place: Place, inside: str) -> None:
         pass
 
 
+evaluating = case(lambda place, *given, **more: place.tuned().evaluate(*given, **more))
+predicting = case(lambda place, *given, **more: place.tuned().predict(*given, **more))
+
 IMAGES, LABELS = np.zeros((18, 16, 16, 3), np.uint8), np.zeros(18, int)
 CASES: list[Case] = [
-    fitted(r"second argument is not what BiasTuning learns \(text_bias, vision_bias\)", clipbias.predict, IMAGES, {}),
-    (
-        "the second argument is not what BiasTuning",
-        lambda place: clipbias.evaluate(place.task(names=NAMES), place.clip.params, DATA),
-    ),
-    fitted("colours has 3 classes, not the task's 2", clipbias.fit, DATA, names=("cat", "dog")),
-    ("classes, not the task's", lambda place: clipbias.evaluate(place.task(), zeros(place.task()), DATA)),
-    fitted("images without labels", clipbias.fit, IMAGES),
-    fitted("18 images and 2 labels", clipbias.fit, IMAGES, LABELS[:2]),
-    fitted("has labels of its own", clipbias.fit, DATA, LABELS),
-    fitted("there is no dataset 'nothing'", clipbias.fit, "nothing"),
-    fitted("learning_rate is -1", clipbias.fit, DATA, learning_rate=-1),
-    fitted("seed is -1", clipbias.fit, DATA, seed=-1),
+    ("the learnables are not what BiasTuning learns", lambda place: TunedModel(place.task(), {})),
+    ("the learnables are not what BiasTuning learns", lambda place: TunedModel(place.task(), place.clip.params)),
+    pure("the task is 'bias'; give a clipbias.Task", TunedModel, "bias", {}),
+    evaluating("colours has 3 classes, not the model's 2, or .* take model.with_classes", DATA),
+    evaluating("images without labels", IMAGES),
+    evaluating("18 images and 2 labels", IMAGES, LABELS[:2]),
+    evaluating("have labels of their own", DATA.split("test"), LABELS),
+    evaluating("batch_size is 0", DATA.split("test"), batch_size=0),
+    evaluating("the label 'horse' is no class", IMAGES, ["horse"] * 18),
+    predicting("look like levels from 0 to 1 and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
+    predicting("look like levels from 0 to 255 and not like", np.full((16, 16, 3), 200, np.float32)),
+    predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
+    predicting("image 0 is None", [None]),
+    predicting("batch_size is 0", IMAGES, batch_size=0),
+    ("'cat' occurs 2 times", lambda place: place.tuned().with_classes(("cat", "cat"))),
+    ("class_names is the text 'cat'", lambda place: place.tuned().with_classes("cat")),
+    ("the adapter's notes is 5", lambda place: place.tuned().save(place.tmp_path / "a.safetensors", notes=5)),
+    pure("the model is None; give what clipbias.load returned, or a name", clipbias.fit, None, "bias", DATA),
+    ("the first argument is a task; give the model", lambda place: clipbias.fit(place.task(), "bias", DATA)),
+    fitted("colours has classes of its own", DATA, class_names=("cat", "dog")),
+    fitted("images without labels", IMAGES),
+    fitted("neither images nor class names"),
+    fitted("'bias' learns of images", class_names=NAMES),
+    fitted("a split has no class names; give class_names=dataset", SPLITS["train"]),
+    fitted("the labels are no names, so the classes have none; give class_names", IMAGES, LABELS),
+    fitted("18 images and 2 labels", IMAGES, LABELS[:2], class_names=NAMES),
+    fitted("have labels of their own", DATA, LABELS),
+    fitted("there is no dataset 'nothing'", "nothing"),
+    fitted("learning_rate is -1", DATA, learning_rate=-1),
+    fitted("epochs is -1", DATA, epochs=-1),
+    fitted("seed is -1", DATA, seed=-1),
+    fitted("shots is 0; it must be a whole number from 1", DATA, shots=0),
+    fitted("method 'bias' has no option 'recipe'", DATA, recipe="authors"),
+    fitted("method 'ivlp' has no option 'deptth'; did you mean 'depth'", DATA, method="ivlp", deptth=1),
+    fitted("unknown method 'bais'; did you mean 'bias'", DATA, method="bais"),
     ("different numbers of steps", of_different_sizes),
     evaluated("is not finite", slice(None)),
     evaluated("is not finite", slice(None), validation=SPLITS["train"]),

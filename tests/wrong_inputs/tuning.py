@@ -108,6 +108,9 @@ CASES: list[Case] = [
     # Classes and their texts.
     bound("no class names", ()),
     bound("class_names is the text 'cat'; give a list of names", "cat"),
+    bound("class_names is 5; give a list of names", 5),
+    bound("the class name 'cat' occurs 2 times; give each class a name of its own", ("cat", "dog", "cat")),
+    pure("the first argument is 'demo' and no model; give what clipbias.load", Task, "demo", "bias", ("cat", "dog")),
     bound("class 1 has an empty name", ("cat", " ")),
     bound("must contain '{}' exactly once", ("cat",), template="no place"),
     bound("this model reads at most 24", ("cat " * 30,)),

@@ -1,0 +1,293 @@
+"""What `clipbias.fit` and `clipbias.load_adapter` return: a model that predicts, is evaluated, drawn and saved."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.checks import check_int, shown
+from clipbias.clip import Clip, load
+from clipbias.clip.encode import check_images, check_not_levels, is_normalised
+from clipbias.data import Dataset, Split
+from clipbias.data import load as load_dataset
+from clipbias.data.pipeline import BATCH_SIZE
+from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
+from clipbias.errors import ClipbiasError
+from clipbias.explain.picture_sections import first_text
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.streaming import Relevancy
+from clipbias.explain.tokens import token_labels
+from clipbias.export.folder import export
+from clipbias.prediction import Accuracy, Prediction, probabilities
+from clipbias.report.overlay import Overlay, overlay_rows
+from clipbias.training import evaluate as evaluation
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Descriptions, Learnables, Task
+from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
+from clipbias.tuning.learnables import flatten
+from clipbias.tuning.registry import METHODS
+from clipbias.tuning.task import Classes, ClassList
+from clipbias.tuning.transfer import transfer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Maps in a figure of `plot`; a figure of more is too long to be read.
+MOST_MAPS = 32
+
+# Labelled images: a dataset or its name, a split of one, or pictures with labels beside them.
+Images: TypeAlias = Dataset | Split | Pictures
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TunedModel:
+    """A frozen CLIP with what a method learned for it.
+
+        model = clipbias.fit(clip, "bias", clothes, shots=16)
+        print(model.evaluate(clothes))
+        model.save("clothes.safetensors")
+
+    Attributes:
+      task: the method bound to the frozen CLIP and the classes, with the pure functions of `params`, `learnables` and
+        `images`.
+      learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
+      notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
+    """
+
+    task: Task
+    learnables: Learnables
+    notes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises `ClipbiasError` for learnables of another method."""
+        if not isinstance(self.task, Task):
+            raise ClipbiasError(f"the task is {shown(self.task)}; give a clipbias.Task.")
+        names = flatten(self.task.shapes).keys()
+        if not isinstance(self.learnables, Mapping) or flatten(self.learnables).keys() != names:
+            raise ClipbiasError(
+                f"the learnables are not what {type(self.task.method).__name__} learns "
+                f"({', '.join(names) or 'nothing: {}'}); give those of clipbias.fit or task.init."
+            )
+
+    @classmethod
+    def of(
+        cls, adapter: Adapter, clip: Clip, *, own_methods: Sequence[str] = (), dtype: str = "float32"
+    ) -> "TunedModel":
+        """An adapter on its base model; arguments and errors as for `Adapter.bind`."""
+        task, learnables = adapter.bind(clip, own_methods=own_methods, dtype=dtype)
+        return cls(task, learnables, adapter.notes)
+
+    @property
+    def clip(self) -> Clip:
+        """The frozen model."""
+        return self.task.clip
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The `C` classes."""
+        return self.task.class_names
+
+    def __repr__(self) -> str:
+        return f"TunedModel({self.task!r})"
+
+    def with_classes(
+        self,
+        class_names: Sequence[str] | ClassList,
+        *,
+        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
+        free_text: bool = False,
+    ) -> "TunedModel":
+        """The same model for other classes; its template stays.
+
+        Args:
+          class_names: the classes, or a dataset with them.
+          descriptions: texts by class name in place of the template.
+          free_text: whether `class_names` are texts of any kind (see `Task`).
+
+        Raises:
+          ClipbiasError: what the method learned belongs to the classes of training.
+        """
+        names = Classes.of(class_names).class_names
+        task = self.task.with_classes(names, descriptions=descriptions, free_text=free_text)
+        return dataclasses.replace(self, task=task, learnables=transfer(self.task, task, self.learnables))
+
+    def predict(self, pictures: Pictures, *, batch_size: int = BATCH_SIZE, normalised: bool = False) -> Prediction:
+        """Classifies pictures.
+
+        Args:
+          pictures: as for `clip.preprocess` (paths, PIL images, uint8 arrays), or what it returned.
+          batch_size: images at a time.
+          normalised: whether an array of floating point is normalised, even if it looks like levels.
+
+        Returns:
+          `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`.
+
+        Raises:
+          ClipbiasError: a picture cannot be read, or is none.
+        """
+        rows = probabilities(self.task, self.learnables, pictures, batch_size, normalised=normalised)
+        return Prediction(self.class_names, rows)
+
+    def evaluate(
+        self,
+        images: Images,
+        labels: Labels | None = None,
+        *,
+        split: str = "test",
+        batch_size: int = BATCH_SIZE,
+        mesh: Mesh | None = None,
+    ) -> Accuracy:
+        """Compares predictions with labels, in all and by class.
+
+        Args:
+          images: a dataset or its name, a split of one, or pictures.
+          labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
+          split: of a dataset, the images to take: "train", "val" or "test".
+          batch_size: images at a time.
+          mesh: where to compute; `None` takes all devices.
+
+        Returns:
+          `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`.
+
+        Raises:
+          ClipbiasError: images, labels or classes do not fit.
+        """
+        check_int("batch_size", batch_size, lowest=1)
+        source = labelled_images(images, labels, self.class_names)
+        tested = source.split(split) if isinstance(source, Dataset) else source
+        predicted: list[np.ndarray] = []
+        score = evaluation.evaluate(
+            self.task,
+            self.learnables,
+            tested,
+            mesh=meshes.make_mesh() if mesh is None else mesh,
+            eval_batch_size=batch_size,
+            on_image_error="raise",
+            save=predicted.append,
+        )
+        return Accuracy(self.class_names, tested.labels, predicted[0], score["calibration"])
+
+    def plot(
+        self,
+        pictures: Pictures,
+        targets: Labels | None = None,
+        *,
+        maps: Relevancy | np.ndarray | None = None,
+        titles: Sequence[str] | None = None,
+        normalised: bool = False,
+    ) -> "Figure":
+        """Draws relevancy: each picture, beside it the map, with the prompts' share, and the words below.
+
+            model.plot(["cat.png", "dog.png"]).savefig("maps.png")
+
+        Args:
+          pictures: as for `predict`, at most 32.
+          targets: the class of each map, by number or by name, `[B]`; `None` takes the most likely class.
+          maps: other maps of these pictures: what `clipbias.relevancy` returned, or an array `[B, M + V]` of patches,
+            row by row, then prompts.
+          titles: `[B]`, above the maps, in place of the classes' names.
+          normalised: as for `predict`.
+
+        Returns:
+          A `matplotlib.figure.Figure`, which a notebook shows and `savefig` writes.
+
+        Raises:
+          ClipbiasError: there are not as many maps as pictures, more than 32, or the method has no maps.
+        """
+        images = self._preprocessed(pictures, normalised)
+        if not 0 < len(images) <= MOST_MAPS:
+            raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
+        if targets is None:
+            targets = self.predict(pictures, normalised=normalised).labels
+        classes = label_numbers(targets, self.class_names)
+        titles = [self.class_names[label] for label in classes] if titles is None else titles
+        _check_count(len(images), len(classes), "targets")
+        _check_count(len(images), len(titles), "titles")
+        if maps is None:
+            maps = relevancy(self.task, self.clip.device_params, self.learnables, jnp.asarray(images), classes.tolist())
+        rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
+        _check_count(len(images), len(rows), "maps")
+        texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
+        overlays = []
+        for number, (title, row) in enumerate(zip(titles, rows, strict=True)):
+            overlay = Overlay(str(title), row, self.clip.config.vision.patches)
+            if texts is not None:
+                tokens = tuple(token_labels(self.task, int(classes[number])))
+                overlay = dataclasses.replace(overlay, tokens=tokens, text=texts[number])
+            overlays.append(overlay)
+        return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
+
+    def _preprocessed(self, pictures: Pictures, normalised: bool) -> np.ndarray:
+        """Normalised images `[B, R, R, 3]`."""
+        images = as_array(pictures)
+        ready = is_normalised(images)
+        if not ready:
+            images = self.clip.preprocess(images)
+        images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
+        check_images(images, self.clip.config.vision.image_size)
+        if ready and not normalised:
+            check_not_levels(images)
+        return images
+
+    def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
+        """Writes the adapter's file, atomically: the learnables, and what is needed to use them again.
+
+        Args:
+          path: a `.safetensors` file.
+          notes: JSON values to keep beside those that the model has.
+
+        Raises:
+          ClipbiasError: `clipbias.load_adapter` would refuse the file, or it cannot be written.
+        """
+        write_adapter(path, self.to_adapter(notes))
+
+    def export(self, folder: str | os.PathLike, *, form: str | None = None) -> str:
+        """Writes a model that other programs load; arguments, result and errors as for `clipbias.export.export`."""
+        name = self.task.method_name
+        own_methods = () if name in METHODS else (name,)
+        return export(self.to_adapter(), self.clip, folder, form=form, own_methods=own_methods)
+
+    def to_adapter(self, notes: Mapping[str, object] | None = None) -> Adapter:
+        """The content of the adapter's file; arguments and errors as for `save`."""
+        return make_adapter(self.task, self.learnables, notes=_merged(self.notes, notes))
+
+
+def as_clip(clip: Clip | str | os.PathLike) -> Clip:
+    """A model, loaded where it is named. Raises `ClipbiasError` for anything else."""
+    if isinstance(clip, Clip):
+        return clip
+    if isinstance(clip, str | os.PathLike):
+        return load(clip)
+    raise ClipbiasError(f"the model is {shown(clip)}; give what clipbias.load returned, or a name that it takes.")
+
+
+def labelled_images(images: Images, labels: Labels | None, class_names: tuple[str, ...]) -> Dataset | Split:
+    """A dataset of these classes, or a split. Raises `ClipbiasError` for pictures without labels."""
+    source = load_dataset(images) if labels is None and isinstance(images, str) else images
+    if isinstance(source, Dataset) and tuple(source.class_names) != class_names:
+        raise ClipbiasError(
+            f"{source.name} has {len(source.class_names)} classes, not the model's {len(class_names)}, or not in their "
+            "order; take model.with_classes(dataset)."
+        )
+    if isinstance(source, Dataset | Split):
+        if labels is not None:
+            raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
+        return source
+    if labels is None:
+        raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
+    return labelled_split(source, labels, class_names)
+
+
+def _merged(notes: Mapping[str, object], more: Mapping[str, object] | None) -> Mapping[str, object]:
+    if more is not None and not isinstance(more, Mapping):
+        raise ClipbiasError(f"the adapter's notes is {shown(more)}; it must hold values by name.")
+    return {**notes, **(more or {})}
+
+
+def _check_count(images: int, count: int, name: str) -> None:
+    if count != images:
+        raise ClipbiasError(f"there are {images} pictures and {count} {name}; give one for each.")
