@@ -11,5 +11,6 @@ from .relevancy import explanations as explanations
 from .results import load_results as load_results
 from .run import run_study as run_study
 from .similarity import observe_similarity as observe_similarity
+from .streaming import MapOptions as MapOptions
 from .streaming import Relevancy as Relevancy
 from .study import Study as Study

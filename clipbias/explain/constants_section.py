@@ -126,7 +126,7 @@ def _measuring_step(study: Study, model: Model) -> Step:
 
     def step(batch: Batch) -> dict[str, Moments]:
         pixels = study.normalize(batch["images"])
-        seen = image_moments(task, study.params, learnables, initial, pixels, batch["mask"], ladder=True)
+        seen = image_moments(task, study.params, learnables, initial, pixels, batch["mask"], every_form=True)
         return seen | {"images": _moments(batch["mask"], batch["mask"])}
 
     return step

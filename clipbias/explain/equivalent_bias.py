@@ -18,7 +18,7 @@ a head of its own: `c_l` knows nothing of these.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -38,12 +38,15 @@ from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.explain.affine import Products
 from clipbias.explain.intervention import image_outliers, text_outliers
-from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.explain.statistics import Moments, merge
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of
 
+# Mergeable sums over tokens by name, `Moments` or `Products`: of one tower ("token", "readout", "outlier", "products"),
+# or of both ("vision/token", …).
+BlockSums = dict[str, Any]
 # Texts that run at once: a tower's tokens of all layers are held for them.
 _TEXTS_AT_ONCE = 128
 
@@ -69,57 +72,71 @@ class EquivalentBias:
     products: Products | None = None
 
     @classmethod
-    def of(
-        cls,
-        token: Moments,
-        readout: Moments | None,
-        length: int,
-        outlier: Moments | None = None,
-        products: Products | None = None,
-    ) -> "EquivalentBias":
-        """Of the differences by position (count `[L, N]`) and at the readout token (count `[L]`), filled up to `N`.
+    def of(cls, sums: BlockSums, tower: str, length: int) -> "EquivalentBias":
+        """Of a tower's differences by position (count `[L, N]`), filled up to `N`, and at the pooled token (count `[L]`).
 
         Where a pooling head reads all tokens there is no such token, and one kind less.
-
-        Args:
-          outlier: of the differences at outliers (count `[L]`).
-          products: of input tokens and differences.
         """
-        count, mean = (np.asarray(x, np.float64) for x in (token.count, token.mean))
-        if readout is None:
-            own_count, own = np.zeros(len(count)), np.zeros((len(count), mean.shape[-1]))
-        else:
-            own_count, own = (np.asarray(x, np.float64) for x in (readout.count, readout.mean))
-        total, samples = (count[..., None] * mean).sum(1), count.sum(1)
-        others = total - own_count[:, None] * own
-        by_kind = np.stack([own, others / np.maximum(samples - own_count, 1)[:, None]], axis=1)
-        by_token = np.pad(mean, ((0, 0), (0, length - mean.shape[1]), (0, 0)))
-        vector, kinds = total / np.maximum(samples, 1)[:, None], None
+        token: Moments = sums[f"{tower}/token"]
+        pooled: Moments | None = sums.get(f"{tower}/readout")
+        outlier: Moments | None = sums.get(f"{tower}/outlier")
+        count, mean = _count_and_mean(token)
+        samples = count.sum(1)
+        total = (count[..., None] * mean).sum(1)
+        pooled_count = np.zeros(len(count))
+        pooled_mean = np.zeros_like(total)
+        if pooled is not None:
+            pooled_count, pooled_mean = _count_and_mean(pooled)
+        others = total - pooled_count[:, None] * pooled_mean
+        other_count = samples - pooled_count
+        by_kind = np.stack([pooled_mean, _ratio(others, other_count)], axis=1)
+        outliers = None
         if outlier is not None:
-            far, apart = np.asarray(outlier.count, np.float64), np.asarray(outlier.mean, np.float64)
-            rest = total - own_count[:, None] * own - far[:, None] * apart
-            usual = rest / np.maximum(samples - own_count - far, 1)[:, None]
-            kinds = np.stack([own, usual, np.where(far[:, None] > 0, apart, usual)], axis=1).astype(np.float32)
-        if readout is None:
-            by_kind, kinds = by_kind[:, 1:], None if kinds is None else kinds[:, 1:]
-        forms = [form.astype(np.float32) for form in (vector, by_kind, by_token)]
-        return cls(forms[0], forms[1], forms[2], kinds, products)
+            far_count, far_mean = _count_and_mean(outlier)
+            usual = _ratio(others - far_count[:, None] * far_mean, other_count - far_count)
+            far = np.where(far_count[:, None] > 0, far_mean, usual)
+            outliers = np.stack([pooled_mean, usual, far], axis=1).astype(np.float32)
+        if pooled is None:
+            by_kind = by_kind[:, 1:]
+            outliers = None if outliers is None else outliers[:, 1:]
+        return cls(
+            vector=_ratio(total, samples).astype(np.float32),
+            kind=by_kind.astype(np.float32),
+            token=np.pad(mean, ((0, 0), (0, length - mean.shape[1]), (0, 0))).astype(np.float32),
+            outliers=outliers,
+            products=sums.get(f"{tower}/products"),
+        )
+
+
+def _count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Means of sums `[L, D]` over counts `[L]`; 0 where nothing was counted."""
+    return total / np.maximum(count, 1)[:, None]
 
 
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
     """The towers in whose blocks a method changes tokens or weights."""
-    found = jax.eval_shape(task.method.adapt, learnables)
-    parts = {
-        "vision": (
-            *(found.vision_prompts, found.vision_tokens, found.vision_bias, found.vision_adapters),
-            of_layers(found.vision_weights),
-        ),
-        "text": (
-            *(found.text_context, found.text_prompts, found.text_class_prompts, found.text_tokens),
-            *(found.text_bias, found.text_adapters),
-            of_layers(found.text_weights),
-        ),
-    }
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    vision = (
+        adaptation.vision_prompts,
+        adaptation.vision_tokens,
+        adaptation.vision_bias,
+        adaptation.vision_adapters,
+        of_layers(adaptation.vision_weights),
+    )
+    text = (
+        adaptation.text_context,
+        adaptation.text_prompts,
+        adaptation.text_class_prompts,
+        adaptation.text_tokens,
+        adaptation.text_bias,
+        adaptation.text_adapters,
+        of_layers(adaptation.text_weights),
+    )
+    parts = {"vision": vision, "text": text}
     return tuple(name for name in TOWERS if any(leaf.size for leaf in jax.tree.leaves(parts[name])))
 
 
@@ -147,27 +164,30 @@ def vision_moments(
     learnables: Learnables,
     images: jax.Array,
     mask: jax.Array,
-    ladder: bool = False,
-) -> Any:
+    every_form: bool = False,
+) -> BlockSums:
     """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
 
     Returns:
-      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`), the latter not for a pooling head; for the
-      `ladder` "vision/outlier" (`count [L]`) and "vision/products" besides.
+      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`), the latter not for a pooling head; for
+      `every_form` "vision/outlier" (`count [L]`) and "vision/products" besides.
     """
     config: ClipConfig = classifier.config
     with jax.default_matmul_precision("highest"):
         counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
-        outliers = image_outliers(params, config, images) if ladder else None
-        runs = [
-            _scan(embed_image(params, config, images, adaptation), config.vision, counted, outliers, maps=ladder)
+        outliers = image_outliers(params, config, images) if every_form else None
+        sums = [
+            _sum_changes(
+                embed_image(params, config, images, adaptation), config.vision, counted, outliers, with_maps=every_form
+            )
             for adaptation in by_pass(classifier.method.adapt(learnables))
         ]
-        return _named("vision", _joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)))
+        return _joined("vision", jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums))
 
 
-def _joined(stacked: Totals) -> Totals:
-    return {name: moments.joined() for name, moments in stacked.items()}
+def _joined(tower: str, stacked: BlockSums) -> BlockSums:
+    """Sums of several runs, stacked, as one, by the names of a tower."""
+    return {f"{tower}/{name}": sums.joined() for name, sums in stacked.items()}
 
 
 @jax.jit(static_argnums=(0, 1))
@@ -180,11 +200,12 @@ def _text_moments(
     tokens: TextTokens,
     texts: jax.Array,
     mask: jax.Array,
-) -> Totals:
+) -> BlockSums:
     adaptation = of_texts(classifier.method.adapt(learnables), texts, count)
     initial = of_texts(reference, texts, count)
     with jax.default_matmul_precision("highest"):
-        return _named("text", _of_texts(params, classifier.config, adaptation, initial, tokens, mask))
+        sums = _sum_text_changes(params, classifier.config, adaptation, initial, tokens, mask)
+        return {f"text/{name}": moments for name, moments in sums.items()}
 
 
 @jax.jit(static_argnums=0)
@@ -197,7 +218,7 @@ def text_moments_of_images(
     text: Text,
     images: jax.Array,
     mask: jax.Array,
-) -> Totals:
+) -> BlockSums:
     """`text_moments` where texts depend on the images, `[B, R, R, 3]` or views of them, of which `mask [B]` count.
 
     The text tower takes one image after another.
@@ -206,35 +227,35 @@ def text_moments_of_images(
     with jax.default_matmul_precision("highest"):
         features = classifier.encode_images(params, classifier.method.adapt(learnables), images)
 
-        def one(of_image: tuple[jax.Array, jax.Array]) -> Totals:
-            feature, counts = of_image
+        def sum_of_image(inputs: tuple[jax.Array, jax.Array]) -> BlockSums:
+            feature, is_counted = inputs
             adaptation = classifier.adaptation_for(params, learnables, feature, text)
-            every = jnp.broadcast_to(counts, tokens.ids.shape[:1])
-            return _of_texts(params, config, adaptation, reference, tokens, every)
+            counted_texts = jnp.broadcast_to(is_counted, tokens.ids.shape[:1])
+            return _sum_text_changes(params, config, adaptation, reference, tokens, counted_texts)
 
-        return _named("text", _joined(jax.lax.map(one, (features, mask))))
+        return _joined("text", jax.lax.map(sum_of_image, (features, mask)))
 
 
-def _of_texts(
+def _sum_text_changes(
     params: Params,
     config: ClipConfig,
     adaptation: Adaptation,
     reference: Adaptation,
     tokens: TextTokens,
     mask: jax.Array,
-) -> Totals:
+) -> BlockSums:
     """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
     run = embed_text(params, config, tokens, adaptation)
     outliers = text_outliers(params, config, tokens, reference)
     counted = tokens.counted & mask[:, None]
     if adaptation.text_context is None and adaptation.text_prompts is None:
-        return _scan(run, config.text, counted, outliers)
+        return _sum_changes(run, config.text, counted, outliers)
     slots = jnp.asarray(tokens.context_rows) >= 0
     words = embed_text(params, config, tokens, reference).tokens
-    return _scan(run, config.text, counted & ~slots, outliers, slots, words)
+    return _sum_changes(run, config.text, counted & ~slots, outliers, slots, words)
 
 
-def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> Totals:
+def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
     """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/readout".
 
     Args:
@@ -243,23 +264,22 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
       learnables: as tuned.
       initial: as before training.
     """
-    reference, count = reference_adaptation(task, initial), len(task.tokens.ids)
+    reference = reference_adaptation(task, initial)
+    count = len(task.tokens.ids)
     size = min(count, _TEXTS_AT_ONCE)
-    totals: Totals = {}
+    sums: BlockSums = {}
     for start in range(0, count, size):
-        rows = np.arange(start, start + size)
-        mask, rows = rows < count, np.minimum(rows, count - 1)
-        tokens: TextTokens = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], task.tokens)
-        found = _text_moments(task.classifier, count, params, learnables, reference, tokens, rows, mask)
-        totals = merge(totals, jax.device_get(found))
-    return totals
+        numbers = np.arange(start, start + size)
+        texts = np.minimum(numbers, count - 1)
+        tokens: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], task.tokens)
+        moments = _text_moments(
+            task.classifier, count, params, learnables, reference, tokens, texts, mask=numbers < count
+        )
+        sums = merge(sums, jax.device_get(moments))
+    return sums
 
 
-def _named(name: str, moments: Mapping[str, Moments]) -> Totals:
-    return {f"{name}/{key}": value for key, value in moments.items()}
-
-
-def _scan(
+def _sum_changes(
     run: tower.TowerInput,
     config: TowerConfig,
     counted: jax.Array,
@@ -267,16 +287,18 @@ def _scan(
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
     *,
-    maps: bool = False,
-) -> Any:
+    with_maps: bool = False,
+) -> BlockSums:
     """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
 
     Args:
+      run: the tuned tower up to its first block.
+      config: of the tower.
       counted: `[B, N']`: which of the first `N'` tokens count. The others are slots, or of no influence.
       outliers: `[L, B, N']`: which of them are outliers, or `None`.
       slots: `[B, N]`: which tokens are slots, where they stand among the first `N'`.
       words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
-      maps: whether to sum up products for affine maps.
+      with_maps: whether to sum up products for affine maps.
     """
     length = counted.shape[1]
 
@@ -285,7 +307,7 @@ def _scan(
         places: np.ndarray,
         carry: tuple[jax.Array, jax.Array | None],
         scanned: tuple[LayerInput, jax.Array | None],
-    ) -> tuple[tuple[jax.Array, jax.Array | None], dict[str, Moments | Products]]:
+    ) -> tuple[tuple[jax.Array, jax.Array | None], BlockSums]:
         tokens, words = carry
         layer, is_outlier = scanned
         frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
@@ -298,14 +320,14 @@ def _scan(
         change = tokens[:, places[:length]] - run_block(inputs, frozen, config, hooks)
         if words is not None:
             words = run_block(words, frozen, config, hooks)
-        moments: dict[str, Moments | Products] = {"token": Moments.of(change, counted)}
+        sums: BlockSums = {"token": Moments.of(change, counted)}
         if run.readout is not None:
-            moments["readout"] = Moments.of(tower.take_rows(change, run.readout), counted.any(1))
+            sums["readout"] = Moments.of(tower.take_rows(change, run.readout), counted.any(1))
         if is_outlier is not None:
-            moments["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (is_outlier & counted).reshape(-1))
-        if maps:
-            moments["products"] = Products.of(inputs, change, counted)
-        return (tokens, words), moments
+            sums["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (is_outlier & counted).reshape(-1))
+        if with_maps:
+            sums["products"] = Products.of(inputs, change, counted)
+        return (tokens, words), sums
 
     return tower.scan_blocks(run, step, (run.tokens, words), outliers)[2]
 
@@ -318,32 +340,27 @@ def image_moments(
     images: jax.Array,
     mask: jax.Array,
     *,
-    ladder: bool = False,
-) -> Any:
+    every_form: bool = False,
+) -> BlockSums:
     """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
-    towers, found = changed_towers(task, learnables), Totals()
+    towers = changed_towers(task, learnables)
+    sums: BlockSums = {}
     if "vision" in towers:
         whole = images[:, 0] if images.ndim == 5 else images
-        found |= vision_moments(task.classifier, params, learnables, whole, mask, ladder)
+        sums |= vision_moments(task.classifier, params, learnables, whole, mask, every_form)
     if "text" in towers and task.method.conditional:
-        given = (reference_adaptation(task, initial), task.tokens, task.text, images, mask)
-        found |= text_moments_of_images(task.classifier, params, learnables, *given)
-    return found
+        reference = reference_adaptation(task, initial)
+        sums |= text_moments_of_images(
+            task.classifier, params, learnables, reference, task.tokens, task.text, images, mask
+        )
+    return sums
 
 
-def equivalent_biases(totals: Mapping[str, Any], config: ClipConfig) -> dict[str, EquivalentBias]:
+def equivalent_biases(sums: BlockSums, config: ClipConfig) -> dict[str, EquivalentBias]:
     """By tower, of the sums that `vision_moments` and `text_moments` give."""
     lengths = {"vision": config.vision.tokens, "text": config.text.context_length}
     return {
-        name: EquivalentBias.of(
-            totals[f"{name}/token"],
-            totals.get(f"{name}/readout"),
-            lengths[name],
-            totals.get(f"{name}/outlier"),
-            totals.get(f"{name}/products"),
-        )
-        for name in TOWERS
-        if f"{name}/token" in totals
+        tower: EquivalentBias.of(sums, tower, length) for tower, length in lengths.items() if f"{tower}/token" in sums
     }
 
 
@@ -354,7 +371,7 @@ def measure_equivalent_bias(
     initial: Learnables,
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
     *,
-    ladder: bool = False,
+    every_form: bool = False,
 ) -> tuple[dict[str, EquivalentBias], int]:
     """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
 
@@ -365,7 +382,7 @@ def measure_equivalent_bias(
       initial: as before training.
       batches: raw images `[B, R, R, 3]` uint8, and which of them count `[B]`; unused where the vision tower is as it
         was and no text depends on an image.
-      ladder: whether to measure outliers and affine maps of the vision tower, too.
+      every_form: whether to measure outliers and affine maps of the vision tower, too.
 
     Returns:
       `EquivalentBias` by tower, and the number of images.
@@ -380,13 +397,17 @@ def measure_equivalent_bias(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
             "clipbias explain --config.sections=constants."
         )
-    images, conditional = 0, task.method.conditional
-    towers = changed_towers(task, learnables)
-    totals = text_moments(task, params, learnables, initial) if "text" in towers and not conditional else {}
-    for raw, mask in batches if needs_images(task, learnables) else ():
+    sums: BlockSums = {}
+    if "text" in changed_towers(task, learnables) and not task.method.conditional:
+        sums = text_moments(task, params, learnables, initial)
+    if not needs_images(task, learnables):
+        return equivalent_biases(sums, task.clip.config), 0
+    images = 0
+    for raw, mask in batches:
         pixels = task.clip.preprocessing.normalize(raw)
-        found = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask), ladder=ladder)
-        totals, images = merge(totals, jax.device_get(found)), images + int(np.sum(mask))
-    if needs_images(task, learnables) and not images:
+        moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask), every_form=every_form)
+        sums = merge(sums, jax.device_get(moments))
+        images += int(np.sum(mask))
+    if not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")
-    return equivalent_biases(totals, task.clip.config), images
+    return equivalent_biases(sums, task.clip.config), images

@@ -23,6 +23,7 @@ from clipbias.explain.results import MAPS
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
 from clipbias.explain.stream import Batch, Reading, Sums
+from clipbias.explain.streaming import MapOptions
 from clipbias.explain.study import Section, Study
 from clipbias.training import mesh as meshes
 
@@ -78,9 +79,12 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
 
         predicted = logits.argmax(-1)
         found = explanations(
-            *(task, params, learnables, study.normalize(raw), jnp.stack([predicted, labels], axis=1)),
-            start_layer=study.options.start_layer,
-            chunk=chunk(model, raw),
+            task,
+            params,
+            learnables,
+            study.normalize(raw),
+            targets=jnp.stack([predicted, labels], axis=1),
+            options=MapOptions(start_layer=study.options.start_layer, chunk=chunk(model, raw)),
             text=classes if model.has_own_head else None,
         )
         maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}

@@ -12,10 +12,10 @@ features and by those of the target's texts; the texts of the other classes and 
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.checks import check_int
 from clipbias.clip import TextTokens
@@ -24,7 +24,7 @@ from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.scope import why_no_maps
-from clipbias.explain.streaming import Relevancy, stream
+from clipbias.explain.streaming import MapOptions, Relevancy, stream
 from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
@@ -76,9 +76,10 @@ def relevancy(
       ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
         no whole number or too small.
     """
-    options: dict[str, Any] = dict(chunk=chunk, recompute=recompute, text=text, by_layer=by_layer)
-    options["start_layer"] = start_layer
-    return explanations(task, params, learnables, images, targets, maps=["relevancy"], **options)["relevancy"]
+    options = MapOptions(
+        maps=("relevancy",), start_layer=start_layer, chunk=chunk, recompute=recompute, by_layer=by_layer
+    )
+    return explanations(task, params, learnables, images, targets, options, text=text)["relevancy"]
 
 
 def explanations(
@@ -87,20 +88,23 @@ def explanations(
     learnables: Learnables,
     images: jax.Array,
     targets: jax.Array | Sequence[int],
+    options: MapOptions = MapOptions(),  # noqa: B008 (frozen)
     *,
-    maps: Sequence[str] = tuple(REDUCTIONS),
-    start_layer: int = 0,
-    chunk: int | None = None,
-    recompute: int = 0,
     text: jax.Array | None = None,
-    by_layer: bool = False,
 ) -> dict[str, Relevancy]:
-    """Several maps of the same images and targets by name, from one pass; arguments as in `relevancy`.
+    """Several maps of the same images and targets by name, from one pass.
 
     Args:
-      maps: some of "relevancy", "attention", "rollout", "legrad", "grad_eclip".
+      task: as in `relevancy`.
+      params: likewise.
+      learnables: likewise.
+      images: likewise.
+      targets: likewise.
+      options: which maps, by default all of "relevancy", "attention", "rollout", "legrad", "grad_eclip"; and the other
+        arguments of `relevancy`.
+      text: as in `relevancy`.
     """
-    unknown = sorted(set(maps) - set(REDUCTIONS))
+    unknown = sorted(set(options.maps) - set(REDUCTIONS))
     if unknown:
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     if reason := why_no_maps(task):
@@ -108,61 +112,56 @@ def explanations(
     check_order(params, learnables)
     check_images(images, task.clip.config.vision.image_size)
     targets = check_targets(task, images, targets)
-    check_int("recompute", recompute)
-    if chunk is not None:
-        check_int("chunk", chunk, lowest=1)
+    check_int("recompute", options.recompute)
+    if options.chunk is not None:
+        check_int("chunk", options.chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
-    settings = (task.classifier, tuple(maps), start_layer, chunk, recompute, by_layer)
-    every: Text | None = None
+    class_texts: Text | None = None
     if task.method.overrides("logits"):
-        every = task.text if text is None else text
-    found = _explanations(*settings, params, learnables, images, pairs, tokens, every)
-    return jax.tree.map(lambda x: x[:, 0], found) if targets.ndim == 1 else found
+        class_texts = task.text if text is None else text
+    maps = _explanations(task.classifier, options, params, learnables, images, pairs, tokens, class_texts)
+    return jax.tree.map(lambda x: x[:, 0], maps) if targets.ndim == 1 else maps
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _explanations(
     classifier: Classifier,
-    maps: tuple[str, ...],
-    start_layer: int,
-    chunk: int | None,
-    recompute: int,
-    by_layer: bool,
+    options: MapOptions,
     params: Params,
     learnables: Learnables,
     images: jax.Array,
     targets: jax.Array,
     tokens: TextTokens,
-    text: Text | None,
+    class_texts: Text | None,
 ) -> dict[str, Relevancy]:
-    every = None if text is None else classifier.encode_text(params, classifier.method.adapt(learnables), text)
+    class_features: jax.Array | None = None
+    if class_texts is not None:
+        class_features = classifier.encode_text(params, classifier.method.adapt(learnables), class_texts)
 
     def run(images: jax.Array, targets: jax.Array) -> dict[str, Relevancy]:
         return stream(
-            *(
-                classifier,
-                {name: REDUCTIONS[name] for name in maps},
-                params,
-                learnables,
-                images,
-                targets,
-                tokens,
-                every,
-            ),
-            start_layer=start_layer,
-            recompute=recompute,
-            by_layer=by_layer,
+            classifier,
+            options,
+            params,
+            learnables,
+            images,
+            targets,
+            tokens,
+            class_features,
             dtype=classifier.dtype,
         )
 
     batch = images.shape[0]
+    chunk = options.chunk
     if chunk is None or chunk >= batch:
         return run(images, targets)
 
-    def part(x: jax.Array) -> jax.Array:
-        """`[n, chunk, …]`; the last part is filled up, since another size would be another program."""
-        return jnp.pad(x, [(0, -batch % chunk), *[(0, 0)] * (x.ndim - 1)], "edge").reshape(-1, chunk, *x.shape[1:])
+    def split(x: jax.Array) -> jax.Array:
+        """`[n, chunk, …]`; the last chunk is filled up, since another size would be another program."""
+        widths = np.zeros((x.ndim, 2), int)
+        widths[0, 1] = -batch % chunk
+        return jnp.pad(x, widths, "edge").reshape(-1, chunk, *x.shape[1:])
 
-    found = jax.lax.map(lambda parts: run(*parts), jax.tree.map(part, (images, targets)))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], found)
+    maps = jax.lax.map(lambda chunk: run(*chunk), (split(images), split(targets)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], maps)

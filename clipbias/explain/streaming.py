@@ -12,8 +12,7 @@ that row, and the last block counts as a whole.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, pool_image, project_image
 from clipbias.explain.blocks import Kept, block_backward, kept_at, layer_at, run_forward, whole_blocks
-from clipbias.explain.reductions import LastRow, Reduction
+from clipbias.explain.reductions import REDUCTIONS, LastRow
 from clipbias.explain.targets import (
     first_layer,
     image_contexts,
@@ -39,6 +38,9 @@ from clipbias.explain.targets import (
 )
 from clipbias.tuning import Classifier, Learnables
 from clipbias.tuning.features import unit_length
+
+States = dict[str, jax.Array]  # of reductions, by the names of their maps
+_Carry = tuple[jax.Array, States]
 
 
 @struct.dataclass
@@ -57,6 +59,46 @@ class Relevancy:
     vision: jax.Array
     text: jax.Array
     scores: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MapOptions:
+    """How maps are computed; see `relevancy.relevancy`.
+
+    Attributes:
+      maps: names of `reductions.REDUCTIONS`.
+      start_layer: the first layer that counts, in both towers; negative counts from the end.
+      chunk: so many images at a time; `None` all at once.
+      recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
+      by_layer: whether there is a map for each layer that could be the first.
+    """
+
+    maps: tuple[str, ...] = tuple(REDUCTIONS)
+    start_layer: int = 0
+    chunk: int | None = None
+    recompute: int = 0
+    by_layer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerPass:
+    """A tower's forward pass.
+
+    Attributes:
+      inputs: the tower up to its first block.
+      config: its geometry.
+      kept: what `run_forward` kept of the blocks.
+      features: as they are read out, `[B, d]`.
+      pull: from the features' gradient to those of the tokens that reach the last block and of the row's attention.
+      row: the readout row in the last layer.
+    """
+
+    inputs: TowerInput
+    config: TowerConfig
+    kept: Kept | jax.Array
+    features: jax.Array
+    pull: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    row: LastRow
 
 
 def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig) -> tuple[jax.Array, LastRow]:
@@ -104,74 +146,71 @@ def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("BD,BND->BN", query, keys)
 
 
-def last_block(
-    tokens: jax.Array,
+def run_tower(
     inputs: TowerInput,
     config: TowerConfig,
+    recompute: int,
     readout: Callable[[jax.Array], jax.Array],
     head: Callable[[jax.Array, jax.Array], tuple[jax.Array, LastRow]] | None = None,
-) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]], LastRow]:
-    """The last block at the readout row and the feature that is read there; or a pooling `head` behind that block.
+) -> TowerPass:
+    """Runs a tower forward: its last block at the readout row, and the feature that `readout` makes of it.
 
-    Returns:
-      The features; a function from their gradient to those of `tokens` and of the row's attention; that row.
+    Where a pooling `head` reads all tokens, it takes those behind the last block, and what to add to its attention.
     """
+    kept, tokens = run_forward(inputs, config, recompute)
 
     def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
         if head is not None and inputs.readout is None:
             return head(tokens, tap)
-        rows, seen = last_rows(tokens, tap, inputs, config)
-        return readout(rows), seen
+        rows, row = last_rows(tokens, tap, inputs, config)
+        return readout(rows), row
 
     tap = jnp.zeros((tokens.shape[0], config.heads, tokens.shape[1]), jnp.float32)
-    return jax.vjp(run, tokens, tap, has_aux=True)
+    features, pull, row = jax.vjp(run, tokens, tap, has_aux=True)
+    return TowerPass(inputs, config, kept, features, pull, row)
 
 
 def reduce_backward(
-    inputs: TowerInput,
-    config: TowerConfig,
-    kept: Kept | jax.Array,
-    row: LastRow,
-    gradients: tuple[jax.Array, jax.Array],
-    reductions: Mapping[str, Reduction],
-    start_layer: int,
-    recompute: int,
-    by_layer: bool,
+    tower_pass: TowerPass, gradients: tuple[jax.Array, jax.Array], options: MapOptions
 ) -> dict[str, jax.Array]:
     """Runs the reductions from the last layer down to `start_layer`.
 
     Args:
-      kept: from `run_forward`.
-      row: the readout row in the last layer.
+      tower_pass: from `run_tower`.
       gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
         attention `[K, B, H, N]`.
-      start_layer: the lowest layer, from 0.
-      by_layer: whether all maps on the way are kept.
+      options: which maps, and of which layers.
 
     Returns:
       For each reduction its map `[K, B, N]`; by layer `[K, B, L − start_layer, N]`, of what each layer and those above
       it give.
     """
+    inputs = tower_pass.inputs
+    config = tower_pass.config
+    start_layer = first_layer(options.start_layer, config)
+    reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
-        name: jax.vmap(lambda g, r=reduction: r.first(row, g))(row_gradients) for name, reduction in reductions.items()
+        name: jax.vmap(lambda g, r=reduction: r.first(tower_pass.row, g))(row_gradients)
+        for name, reduction in reductions.items()
     }
 
-    def step(carry: tuple[jax.Array, dict[str, jax.Array]], index: jax.Array) -> tuple[Any, Any]:
-        here = kept_at(kept, index, inputs, config, recompute)
-        pull, probabilities = block_backward(here, layer_at(inputs, index), inputs, config)
+    def step(carry: _Carry, index: jax.Array) -> tuple[_Carry, States | None]:
+        kept = kept_at(tower_pass.kept, index, inputs, config, options.recompute)
+        pull, probabilities = block_backward(kept, layer_at(inputs, index), inputs, config)
 
-        def one(gradient: jax.Array, states: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def step_target(gradient: jax.Array, states: States) -> tuple[jax.Array, States]:
             gradient, attention_gradient = pull(gradient)
             return gradient, {
                 name: reduction.step(states[name], probabilities, attention_gradient)
                 for name, reduction in reductions.items()
             }
 
-        gradients, states = jax.vmap(one)(*carry)
-        return (gradients, states), states if by_layer else None
+        gradients, states = jax.vmap(step_target)(*carry)
+        return (gradients, states), states if options.by_layer else None
 
-    last, lower = states, None
+    last = states
+    lower = None
     top = whole_blocks(inputs, config)
     if start_layer < top:
         below = jnp.arange(start_layer, top)
@@ -180,102 +219,89 @@ def reduce_backward(
     influential = jnp.asarray(inputs.readout) + 1 if inputs.causal else jnp.full(batch, length)
     count = top + 1 - start_layer
 
-    def finish(states: dict[str, jax.Array], layers: int) -> dict[str, jax.Array]:
+    def finish(states: States, layers: int) -> States:
         return {
             name: jax.vmap(lambda state, r=reduction: r.finish(state, layers, influential))(states[name])
             for name, reduction in reductions.items()
         }
 
-    if not by_layer:
+    if not options.by_layer:
         return finish(states, count)
-    each = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
+    by_layer = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
     if inputs.readout is not None:
-        each.append(finish(last, 1))
-    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *each)
+        by_layer.append(finish(last, 1))
+    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *by_layer)
 
 
 @with_precision
 def stream(
     classifier: Classifier,
-    reductions: Mapping[str, Reduction],
+    options: MapOptions,
     params: Params,
     learnables: Learnables,
     images: jax.Array,
     targets: jax.Array,
     tokens: TextTokens,
-    every: jax.Array | None = None,
+    class_features: jax.Array | None = None,
     *,
-    start_layer: int = 0,
-    recompute: int = 0,
-    by_layer: bool = False,
     dtype: str = "float32",
 ) -> dict[str, Relevancy]:
-    """The maps that `reductions` make of images `[B, R, R, 3]` and target classes `[B, K]`, by name.
+    """The maps that `options` name of images `[B, R, R, 3]` and target classes `[B, K]`.
 
     Args:
       classifier: of the task.
+      options: which maps, and how they are computed.
+      params: the frozen weights.
+      learnables: as from `task.init`.
+      images: normalised.
+      targets: the classes that are explained in each image.
       tokens: of all the task's texts; only the targets' texts are run.
-      every: text features of all classes `[n · C, d]`, for a method with a head of its own; `None` without one.
-      start_layer: the first layer that counts, in both towers; negative counts from the end.
-      recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
-      by_layer: whether there is a map for each layer that could be the first.
+      class_features: text features of all classes `[n · C, d]`, for a method with a head of its own; else `None`.
       dtype: compute type by name.
     """
     config, templates = classifier.config, classifier.templates
     batch, per_image = targets.shape
     adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)
-    vision_input = embed_image(params, config, images, adaptation, dtype=dtype)
-    vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
-    image_features, pull_image, image_row = last_block(
-        *(vision_tokens, vision_input, config.vision, lambda rows: project_image(params, config, rows, adaptation)),
-        lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
+    vision_pass = run_tower(
+        embed_image(params, config, images, adaptation, dtype=dtype),
+        config.vision,
+        options.recompute,
+        readout=lambda rows: project_image(params, config, rows, adaptation),
+        head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
     if classifier.method.overrides("adapt_to"):
-        context = image_contexts(classifier, learnables, image_features, per_image)
+        context = image_contexts(classifier, learnables, vision_pass.features, per_image)
         adaptation = dataclasses.replace(adaptation, text_context=context)
-    text_input = embed_text(params, config, text, adaptation, dtype=dtype)
-    text_kept, text_tokens = run_forward(text_input, config.text, recompute)
-    text_features, pull_text, text_row = last_block(
-        text_tokens, text_input, config.text, lambda rows: project_text(params, config, rows, adaptation)
+    text_pass = run_tower(
+        embed_text(params, config, text, adaptation, dtype=dtype),
+        config.text,
+        options.recompute,
+        readout=lambda rows: project_text(params, config, rows, adaptation),
     )
 
     def score(image: jax.Array, text: jax.Array) -> jax.Array:
-        if every is None:
+        if class_features is None:
             scale = jnp.exp(classifier.method.logit_scale(params))
             return pair_logits(scale, image, text, adaptation.text_residual, templates)
-        return own_pair_logits(classifier, params, learnables, image, text, every, targets)
+        return own_pair_logits(classifier, params, learnables, image, text, class_features, targets)
 
-    logits, pull = jax.vjp(score, image_features, text_features)
+    logits, pull = jax.vjp(score, vision_pass.features, text_pass.features)
     # Every pair has its own text but shares its image, so the image gets one gradient per target and the texts one.
     each = jnp.broadcast_to(jnp.eye(per_image)[:, None], (per_image, batch, per_image))
-    image_gradients = jax.vmap(lambda y: pull_image(pull(y)[0]))(each)
-    text_gradients = jax.tree.map(lambda x: x[None], pull_text(pull(jnp.ones_like(logits))[1]))
-    vision_first = first_layer(start_layer, config.vision, "vision")
-    text_first = first_layer(start_layer, config.text, "text")
-    vision = reduce_backward(
-        vision_input,
-        config.vision,
-        vision_kept,
-        image_row,
-        image_gradients,
-        reductions,
-        vision_first,
-        recompute,
-        by_layer,
-    )
-    words = reduce_backward(
-        text_input, config.text, text_kept, text_row, text_gradients, reductions, text_first, recompute, by_layer
-    )
+    image_gradients = jax.vmap(lambda y: vision_pass.pull(pull(y)[0]))(each)
+    text_gradients = jax.tree.map(lambda x: x[None], text_pass.pull(pull(jnp.ones_like(logits))[1]))
+    vision = reduce_backward(vision_pass, image_gradients, options)
+    words = reduce_backward(text_pass, text_gradients, options)
     before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
-    if by_layer:
+    if options.by_layer:
         before_end = before_end[:, None]
-    shape = (batch, per_image, *((templates,) if templates > 1 else ()))
+    shape = (batch, per_image) if templates == 1 else (batch, per_image, templates)
     return {
         name: Relevancy(
             vision=jnp.moveaxis(vision[name], 0, 1)[..., config.vision.first_patch :],
             text=jnp.where(before_end, words[name][0], 0).reshape(*shape, *words[name].shape[2:]),
             scores=logits,
         )
-        for name in reductions
+        for name in options.maps
     }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
-from clipbias.clip.config import TowerConfig
+from clipbias.clip.config import TextConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Classifier, Learnables, Task
@@ -34,9 +34,10 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
     return targets
 
 
-def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:
+def first_layer(start_layer: int, config: TowerConfig) -> int:
     """`start_layer` counted from 0; negative ones count from the last layer."""
     if not -config.layers <= start_layer < config.layers:
+        tower_name = "text" if isinstance(config, TextConfig) else "vision"
         raise ClipbiasError(
             f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
             "layers or -1 for the last one."
@@ -49,17 +50,18 @@ def by_pass(adaptation: Adaptation) -> list[Adaptation]:
     prompts = adaptation.vision_prompts
     if prompts is None or prompts.ndim == 3:
         return [adaptation]
-    return [dataclasses.replace(adaptation, vision_prompts=one) for one in prompts]
+    return [dataclasses.replace(adaptation, vision_prompts=prompts_of_pass) for prompts_of_pass in prompts]
 
 
 def of_texts(adaptation: Adaptation, texts: jax.Array | np.ndarray, count: int) -> Adaptation:
     """The same for some of `count` texts, where they have contexts of their own, or share one with the next texts."""
-    context, own = adaptation.text_context, adaptation.text_class_prompts
+    context = adaptation.text_context
+    class_prompts = adaptation.text_class_prompts
     if context is not None and context.ndim == 3:
-        chosen = jnp.asarray(context)[texts // (count // context.shape[0])]
-        adaptation = dataclasses.replace(adaptation, text_context=chosen)
-    if own is not None:
-        adaptation = dataclasses.replace(adaptation, text_class_prompts=jnp.asarray(own)[texts])
+        contexts = jnp.asarray(context)[texts // (count // context.shape[0])]
+        adaptation = dataclasses.replace(adaptation, text_context=contexts)
+    if class_prompts is not None:
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=jnp.asarray(class_prompts)[texts])
     return adaptation
 
 
@@ -67,25 +69,26 @@ def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextT
     """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
     classes = tokens.ids.shape[0] // templates
     rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
-    chosen: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
-    return chosen
+    texts: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
+    return texts
 
 
 def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:
     """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
     adaptation = classifier.method.adapt(learnables)
-    context, residual = adaptation.text_context, adaptation.text_residual
+    context = adaptation.text_context
+    residual = adaptation.text_residual
     if context is not None and context.ndim == 3:
         context = jnp.asarray(context)
         if context.shape[0] == classifier.templates:  # of templates, in the order of `target_text`
-            chosen = jnp.tile(context, (targets.shape[0], 1, 1))
+            contexts = jnp.tile(context, (targets.shape[0], 1, 1))
         else:
             by_class = context.reshape(classifier.templates, -1, *context.shape[1:])[:, targets]
-            chosen = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
-        adaptation = dataclasses.replace(adaptation, text_context=chosen)
+            contexts = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
+        adaptation = dataclasses.replace(adaptation, text_context=contexts)
     if adaptation.text_class_prompts is not None:
-        own = jnp.asarray(adaptation.text_class_prompts)[targets]
-        adaptation = dataclasses.replace(adaptation, text_class_prompts=own)
+        class_prompts = jnp.asarray(adaptation.text_class_prompts)[targets]
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=class_prompts)
     if residual is not None:
         adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
     return adaptation
@@ -96,10 +99,11 @@ def image_contexts(classifier: Classifier, learnables: Learnables, images: jax.A
 
     They are in the order of `target_text`. Whoever differentiates the texts by them holds the images fixed.
     """
-    found = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(images)
-    assert found is not None
-    by_text = found if found.ndim == 4 else jnp.repeat(found[:, None], classifier.templates, axis=1)
-    return jnp.repeat(by_text, targets, axis=0).reshape(-1, *found.shape[-2:])
+    contexts = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(images)
+    assert contexts is not None
+    if contexts.ndim == 3:
+        contexts = jnp.repeat(contexts[:, None], classifier.templates, axis=1)
+    return jnp.repeat(contexts, targets, axis=0).reshape(-1, *contexts.shape[-2:])
 
 
 def own_pair_logits(
@@ -108,7 +112,7 @@ def own_pair_logits(
     learnables: Learnables,
     images: jax.Array,
     texts: jax.Array,
-    every: jax.Array,
+    class_features: jax.Array,
     targets: jax.Array,
 ) -> jax.Array:
     """The logits of a method with a head of its own for every pair of an image and a target: `[B, K]`.
@@ -121,16 +125,16 @@ def own_pair_logits(
       learnables: whole, whatever the targets.
       images: image features `[B, d]`.
       texts: text features of the pairs `[B · K · n, d]`.
-      every: text features of all classes `[n · C, d]`.
+      class_features: text features of all classes `[n · C, d]`.
       targets: `[B, K]`.
     """
-    every = classifier.split_by_template(every)
+    fixed = classifier.split_by_template(class_features)
 
-    def one(image: jax.Array, own: jax.Array, target: jax.Array) -> jax.Array:
-        among = every.at[:, target].set(own).reshape(-1, own.shape[-1])
-        return classifier.head(params, learnables, image[None], among)[0, target]
+    def logit(image: jax.Array, texts: jax.Array, target: jax.Array) -> jax.Array:
+        all_texts = fixed.at[:, target].set(texts).reshape(-1, texts.shape[-1])
+        return classifier.head(params, learnables, image[None], all_texts)[0, target]
 
-    over_targets = jax.vmap(one, (None, 0, 0))
+    over_targets = jax.vmap(logit, (None, 0, 0))
     return jax.vmap(over_targets)(images, texts.reshape(*targets.shape, classifier.templates, -1), targets)
 
 

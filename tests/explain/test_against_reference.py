@@ -7,6 +7,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.relevancy import explanations
+from clipbias.explain.streaming import MapOptions
 from clipbias.tuning import Task
 from tests import helpers
 from tests.reference import methods
@@ -53,7 +54,7 @@ def test_maps_equal_the_full_matrices(name, clip, reference):
     images = helpers.random_images(reference.config, len(TARGETS), seed=1)
     maps, start = tuple(REDUCTIONS) if name in RIVALS else ("relevancy",), RIVALS.get(name, 0)
     given = (task, clip.params, learnables, images, TARGETS)
-    found = jax.device_get(explanations(*given, maps=maps, start_layer=start))
+    found = jax.device_get(explanations(*given, MapOptions(maps, start)))
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
     for i, target in enumerate(TARGETS):
         pair = plain.pair(reference, inputs, images[i], target)

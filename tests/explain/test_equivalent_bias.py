@@ -225,7 +225,7 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, dict, dict]
     task, learnables = study.models[1].task, study.models[1].learnables
     chosen = split().subset([6, 3, 1])
     expected, _ = measure_equivalent_bias(
-        task, clip.params, learnables, learnables, raw_batches(chosen, 16, 3), ladder=True
+        task, clip.params, learnables, learnables, raw_batches(chosen, 16, 3), every_form=True
     )
     for form in ("vector", "kind"):
         np.testing.assert_allclose(

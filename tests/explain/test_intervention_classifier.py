@@ -39,7 +39,7 @@ RIDGE = 1e-3
 
 def measured(task: Task, learnables: Any, raw: np.ndarray, *, batch_size: int = 5) -> dict[str, EquivalentBias]:
     batches = raw_batches(raw, 16, batch_size)
-    return measure_equivalent_bias(task, task.clip.params, learnables, task.init(), batches, ladder=True)[0]
+    return measure_equivalent_bias(task, task.clip.params, learnables, task.init(), batches, every_form=True)[0]
 
 
 class Plain:

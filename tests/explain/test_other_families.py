@@ -15,6 +15,7 @@ from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.passes import looks
 from clipbias.explain.relevancy import explanations
+from clipbias.explain.streaming import MapOptions
 from clipbias.explain.tokens import text_kinds, token_labels
 from clipbias.tuning.features import unit_length
 from tests.helpers import short
@@ -86,7 +87,7 @@ def plain_maps(
 def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     task, learnables, images = tuned
     params = task.clip.params
-    maps = explanations(task, params, learnables, images, np.asarray(LABELS), maps=["relevancy", "attention"])
+    maps = explanations(task, params, learnables, images, np.asarray(LABELS), MapOptions(("relevancy", "attention")))
     rows = [plain_maps(task, params, learnables, image, label) for image, label in zip(images, LABELS, strict=True)]
     wanted = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     assert difference(maps["relevancy"].vision, wanted["vision"]) < ROUNDING
