@@ -73,7 +73,7 @@ class EquivalentBias:
 
     @classmethod
     def of(cls, sums: BlockSums, tower: str, length: int) -> "EquivalentBias":
-        """Of a tower's differences by position (count `[L, N]`), filled up to `N`, and at the pooled token (count `[L]`).
+        """Of a tower's differences by position, filled up to `length`, and at the pooled token.
 
         Where a pooling head reads all tokens there is no such token, and one kind less.
         """

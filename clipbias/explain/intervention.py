@@ -45,18 +45,24 @@ class Intervention:
 
     @classmethod
     def constant(
-        cls, table: np.ndarray, outlier: np.ndarray | None = None, rank: int = 0, maps: tuple | None = None
+        cls,
+        table: np.ndarray,
+        outlier: np.ndarray | None = None,
+        rank: int = 0,
+        maps: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> "Intervention":
         """A table, and what there is besides; maps are filled up with zeros to `rank`."""
         depth, _, width = table.shape
-        down, up = (np.zeros((depth, width, 0)), np.zeros((depth, 0, width))) if maps is None else maps
+        if maps is None:
+            maps = (np.zeros((depth, width, 0)), np.zeros((depth, 0, width)))
+        down, up = maps
         missing = rank - down.shape[-1]
         return cls(
-            np.asarray(table, np.float32),
-            np.zeros((depth, width), np.float32) if outlier is None else np.asarray(outlier, np.float32),
-            np.asarray(outlier is not None),
-            np.pad(down, ((0, 0), (0, 0), (0, missing))).astype(np.float32),
-            np.pad(up, ((0, 0), (0, missing), (0, 0))).astype(np.float32),
+            table=np.asarray(table, np.float32),
+            outlier=np.zeros((depth, width), np.float32) if outlier is None else np.asarray(outlier, np.float32),
+            apart=np.asarray(outlier is not None),
+            down=np.pad(down, ((0, 0), (0, 0), (0, missing))).astype(np.float32),
+            up=np.pad(up, ((0, 0), (0, missing), (0, 0))).astype(np.float32),
         )
 
 
@@ -142,7 +148,7 @@ def image_features_with(
     config: ClipConfig,
     images: jax.Array,
     adaptation: Adaptation,
-    added: Intervention,
+    intervention: Intervention,
     *,
     sign: float = 1.0,
     patches: bool = False,
@@ -155,7 +161,7 @@ def image_features_with(
       config: geometry.
       images: `[B, R, R, 3]`, normalised.
       adaptation: with one set of prompts at most. Nothing is added to its prompts.
-      added: stacked; its tables hold a row for `[cls]` and each patch, in their order.
+      intervention: stacked; its tables hold a row for `[cls]` and each patch, in their order.
       sign: 1 adds, -1 subtracts.
       patches: whether patches get features, too.
       dtype: compute type by name.
@@ -163,19 +169,19 @@ def image_features_with(
     count = config.vision.tokens
     run = embed_image(params, config, images, adaptation, dtype=dtype)
     length = run.tokens.shape[1]
-    seen = image_outliers(params, config, images, dtype=dtype)
-    seen = jnp.pad(seen, ((0, 0), (0, 0), (0, length - count)))
+    outliers = image_outliers(params, config, images, dtype=dtype)
+    outliers = jnp.pad(outliers, ((0, 0), (0, 0), (0, length - count)))
     rows = np.where(np.arange(length) < count, np.arange(length), -1)
 
-    def one(added: Intervention) -> jax.Array:
-        tokens, readout = run_with(run, config.vision, added, rows, seen, sign)
+    def features(form: Intervention) -> jax.Array:
+        tokens, readout = run_with(run, config.vision, form, rows, outliers, sign)
         if adaptation.vision_readout is not None:
             whole = project_image(params, config, tower.take_rows(tokens, readout), adaptation)
             return jnp.stack([whole, read_tokens(params, config, tokens, adaptation)], axis=1)
-        read = tokens[:, :count] if patches else tower.take_rows(tokens, readout)
-        return project_image(params, config, read, adaptation)
+        pooled = tokens[:, :count] if patches else tower.take_rows(tokens, readout)
+        return project_image(params, config, pooled, adaptation)
 
-    return jax.lax.map(one, added)
+    return jax.lax.map(features, intervention)
 
 
 @with_precision
@@ -184,7 +190,7 @@ def text_features_with(
     config: ClipConfig,
     tokens: TextTokens,
     adaptation: Adaptation,
-    added: Intervention,
+    intervention: Intervention,
     rows: jax.Array | np.ndarray,
     reference: Adaptation,
     *,
@@ -198,27 +204,27 @@ def text_features_with(
       config: geometry.
       tokens: `[C, N]`.
       adaptation: of these texts.
-      added: stacked.
+      intervention: stacked.
       rows: `[C, N]`, of `text_rows`.
       reference: what the reference run has, in which outliers are found.
       sign: 1 adds, -1 subtracts.
       dtype: compute type by name.
     """
     run = embed_text(params, config, tokens, adaptation, dtype=dtype)
-    seen = text_outliers(params, config, tokens, reference, dtype=dtype)
+    outliers = text_outliers(params, config, tokens, reference, dtype=dtype)
 
-    def one(added: Intervention) -> jax.Array:
-        after, readout = run_with(run, config.text, added, rows, seen, sign)
-        return project_text(params, config, tower.take_rows(after, readout), adaptation)
+    def features(form: Intervention) -> jax.Array:
+        output, readout = run_with(run, config.text, form, rows, outliers, sign)
+        return project_text(params, config, tower.take_rows(output, readout), adaptation)
 
-    return jax.lax.map(one, added)
+    return jax.lax.map(features, intervention)
 
 
 def image_outliers(params: Params, config: ClipConfig, images: jax.Array, *, dtype: str = "float32") -> jax.Array:
     """Outliers among the frozen model's patches, bool `[L, B, N]`; `[cls]`, which is a kind of its own, is none."""
     frozen = embed_image(params, config, images, dtype=dtype)
-    found = outlier_tokens(frozen, config.vision, jnp.ones(frozen.tokens.shape[:2], bool))
-    return found.at[:, :, : config.vision.first_patch].set(False)
+    outliers = outlier_tokens(frozen, config.vision, jnp.ones(frozen.tokens.shape[:2], bool))
+    return outliers.at[:, :, : config.vision.first_patch].set(False)
 
 
 def text_outliers(
@@ -234,9 +240,11 @@ def text_rows(tokens: TextTokens, *, by_position: bool, slots: bool) -> np.ndarr
     """Which row each token of texts `[C, N]` gets: its position, or 0 for EOS and 1 for all others.
 
     Args:
+      tokens: of the texts.
+      by_position: whether there is a row for each position.
       slots: whether the context's places are slots, which get nothing (-1).
     """
-    rows, eos = np.asarray(tokens.context_rows), np.asarray(tokens.eos)[:, None]
-    positions = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-    found = positions if by_position else np.where(positions == eos, 0, 1)
-    return np.where(slots & (rows >= 0), -1, found)
+    context_rows = np.asarray(tokens.context_rows)
+    positions = np.broadcast_to(np.arange(context_rows.shape[1]), context_rows.shape)
+    rows = positions if by_position else np.where(positions == np.asarray(tokens.eos)[:, None], 0, 1)
+    return np.where(slots & (context_rows >= 0), -1, rows)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
@@ -26,7 +27,44 @@ from clipbias.explain.rungs import CONSTANTS
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
+from clipbias.tuning.classifier import Text
 from clipbias.tuning.descriptions import without_missing
+
+Forms = Mapping[str, tuple[Mapping[str, EquivalentBias], str]]
+
+
+@struct.dataclass
+class _Forms:
+    """What differs between the ways to classify; a tree of arrays.
+
+    Attributes:
+      tuned: the tuned method's adaptation.
+      vision_kept: added to the frozen vision tower, stacked; `None` where the method does not change it.
+      vision_lost: subtracted from the tuned one, likewise.
+      texts_kept: text features of the frozen model, then with what is added to it.
+      texts_lost: of the tuned model with what is subtracted.
+    """
+
+    tuned: Adaptation
+    vision_kept: Intervention | None
+    vision_lost: Intervention | None
+    texts_kept: list[jax.Array]
+    texts_lost: list[jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Heads:
+    """Static: the classifiers of a test.
+
+    Attributes:
+      tuned: of the tuned method.
+      plain: the frozen model with CLIP's head.
+      frozen: the frozen model with the method's own head where it has one, else `plain`.
+    """
+
+    tuned: Classifier
+    plain: Classifier
+    frozen: Classifier
 
 
 class InterventionClassifier:
@@ -44,7 +82,7 @@ class InterventionClassifier:
         params: Params,
         learnables: Learnables,
         reference: Adaptation,
-        biases: Mapping[str, tuple[Mapping[str, EquivalentBias], str]],
+        biases: Forms,
         replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
     ) -> None:
         """Computes every form's texts.
@@ -58,141 +96,168 @@ class InterventionClassifier:
             of another seed or dataset. All have the same towers, and all have products or none has.
           replicate: puts arrays on the devices.
         """
-        self._task, self._params, self._learnables = task, params, learnables
-        self._plain = dataclasses.replace(task.classifier, method=make_method(ZERO_SHOT))
-        own_head = task.method.overrides("logits") and not why_no_causal_test(task)
-        self._frozen = task.classifier if own_head else self._plain
-        self._reference, self._tuned = replicate((reference, task.method.adapt(learnables)))
-        names = tuple(biases)
-        lost = () if task.method.conditional else tuple(name for name in names if biases[name][1] in CONSTANTS)
-        forms = [(KEPT, name) for name in names] + [(LOST, name) for name in lost]
-        self.forms = (REFERENCE, *(f"{kind}:{name}" for kind, name in forms), *([ZERO_SHOT] if own_head else []))
-        towers = set.union(*(set(own) for own, _ in biases.values()))
-        self._vision: list[Intervention | None] = [None, None]
+        self._task = task
+        self._params = params
+        self._learnables = learnables
+        plain = dataclasses.replace(task.classifier, method=make_method(ZERO_SHOT))
+        has_own_head = task.method.overrides("logits") and not why_no_causal_test(task)
+        self._heads = _Heads(task.classifier, plain, task.classifier if has_own_head else plain)
+        self._reference, tuned = replicate((reference, task.method.adapt(learnables)))
+        lost = [name for name, (_, rung) in biases.items() if rung in CONSTANTS and not task.method.conditional]
+        forms = [REFERENCE, *(f"{KEPT}:{name}" for name in biases), *(f"{LOST}:{name}" for name in lost)]
+        if has_own_head:
+            forms.append(ZERO_SHOT)
+        self.forms = tuple(forms)
+        towers = {tower for by_tower, _ in biases.values() for tower in by_tower}
+        vision_kept = vision_lost = None
         if "vision" in towers:
-            images = {name: vision_intervention(own["vision"], rung) for name, (own, rung) in biases.items()}
-            groups = [[images[name] for name in some] for some in (names, lost)]
-            self._vision = [replicate(_stack(group)) if group else None for group in groups]
-        start = _text_features(self._plain, params, self._reference, task.text)
+            images = {name: vision_intervention(bias["vision"], rung) for name, (bias, rung) in biases.items()}
+            vision_kept = replicate(_stack(list(images.values())))
+            vision_lost = replicate(_stack([images[name] for name in lost])) if lost else None
+        texts_kept = [_text_features(plain, params, self._reference, task.text)]
+        texts_lost: list[jax.Array] = []
         if "text" in towers:
-            texts = {
-                name: (text_intervention(own["text"], rung), rung == "token") for name, (own, rung) in biases.items()
-            }
-            kept = self._texts(list(texts.values()), self._reference, 1.0)
-            lost_texts = self._texts([texts[name] for name in lost], self._tuned, -1.0)
+            texts_kept += self._texts(biases, self._reference, 1.0)
+            texts_lost += self._texts({name: biases[name] for name in lost}, tuned, -1.0)
         else:
-            kept = [start] * len(names)
-            lost_texts = [task.text_features(params, learnables)] * len(lost) if lost else []
-        self._texts_of_forms = [start, *kept], lost_texts
+            texts_kept += [texts_kept[0] for _ in biases]
+            if lost:
+                tuned_texts = task.text_features(params, learnables)
+                texts_lost += [tuned_texts for _ in lost]
+        self._arrays = _Forms(tuned, vision_kept, vision_lost, texts_kept, texts_lost)
 
-    def _texts(
-        self, added: Sequence[tuple[Intervention, bool]], adaptation: Adaptation, sign: float
-    ) -> list[jax.Array]:
+    def _texts(self, biases: Forms, adaptation: Adaptation, sign: float) -> list[jax.Array]:
         """Text features `[S · C, d]` of every form. Those with rows by position run together, and so do all others."""
-        found: dict[int, jax.Array] = {}
+        features: dict[str, jax.Array] = {}
         for by_position in (False, True):
-            places = [i for i, (_, own) in enumerate(added) if own is by_position]
-            if places:
-                features = self._texts_at_once(_stack([added[i][0] for i in places]), by_position, adaptation, sign)
-                found |= dict(zip(places, features, strict=True))
-        return [found[i] for i in range(len(added))]
+            forms = {
+                name: text_intervention(bias["text"], rung)
+                for name, (bias, rung) in biases.items()
+                if (rung == "token") is by_position
+            }
+            if forms:
+                stacked = _stack(list(forms.values()))
+                together = self._texts_at_once(stacked, by_position, adaptation, sign)
+                features |= dict(zip(forms, together, strict=True))
+        return [features[name] for name in biases]
 
-    def _texts_at_once(self, added: Intervention, by_position: bool, adaptation: Adaptation, sign: float) -> jax.Array:
+    def _texts_at_once(
+        self, interventions: Intervention, by_position: bool, adaptation: Adaptation, sign: float
+    ) -> jax.Array:
         """`[F, S · C, d]`, computed for as many texts at a time as there are classes."""
         task = self._task
         slots = sign < 0 and (adaptation.text_context is not None or adaptation.text_prompts is not None)
         rows = text_rows(task.tokens, by_position=by_position, slots=slots)
-        count, classes, parts = len(task.tokens.ids), len(task.class_names), []
+        count = len(task.tokens.ids)
+        classes = len(task.class_names)
+        parts = []
         for start in range(0, count, classes):
-            at = np.arange(start, min(start + classes, count))
-            tokens: TextTokens = jax.tree.map(lambda x, at=at: np.asarray(x)[at], task.tokens)
-            given = (tokens, adaptation, added, rows[at], self._reference, at)
-            parts.append(_some_texts(task.classifier, count, sign, self._params, *given))
-        found = jnp.concatenate(parts, axis=1)
+            texts = np.arange(start, min(start + classes, count))
+            tokens: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], task.tokens)
+            inputs = _Texts(
+                tokens=tokens,
+                rows=rows[texts],
+                adaptation=of_texts(adaptation, texts, count),
+                reference=of_texts(self._reference, texts, count),
+            )
+            parts.append(_some_texts(task.classifier, sign, self._params, inputs, interventions))
+        features = jnp.concatenate(parts, axis=1)
         counts = task.classifier.counts
-        return found if counts is None else jax.vmap(lambda x: without_missing(x, counts))(found)
+        return features if counts is None else jax.vmap(lambda x: without_missing(x, counts))(features)
 
     def __call__(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Logits `[F, B, C]` of normalised images `[B, R, R, 3]`, or of views where the method learns of crops."""
-        classifiers, weights = (self._plain, self._frozen, self._task.classifier), (self._params, self._learnables)
-        return _logits(*classifiers, *weights, self._tuned, self._vision, self._texts_of_forms, images, mask)
+        return _logits(self._heads, self._params, self._learnables, self._arrays, images, mask)
 
 
-def _stack(added: Sequence[Intervention]) -> Intervention:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *added)
+def _stack(interventions: Sequence[Intervention]) -> Intervention:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *interventions)
 
 
 @jax.jit(static_argnums=0)
-def _text_features(classifier: Classifier, params: Params, adaptation: Adaptation, text: Any) -> jax.Array:
+def _text_features(classifier: Classifier, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
     return classifier.encode_text(params, adaptation, text)
 
 
-@jax.jit(static_argnums=(0, 1, 2))
+@struct.dataclass
+class _Texts:
+    """Some texts, the rows of tables that their tokens get, and their parts of two adaptations."""
+
+    tokens: TextTokens
+    rows: np.ndarray
+    adaptation: Adaptation
+    reference: Adaptation
+
+
+@jax.jit(static_argnums=(0, 1))
 def _some_texts(
-    classifier: Classifier,
-    count: int,
-    sign: float,
-    params: Params,
-    tokens: TextTokens,
-    adaptation: Adaptation,
-    added: Intervention,
-    rows: jax.Array,
-    reference: Adaptation,
-    at: jax.Array,
+    classifier: Classifier, sign: float, params: Params, texts: _Texts, interventions: Intervention
 ) -> jax.Array:
-    own, plain = (of_texts(one, at, count) for one in (adaptation, reference))
-    given = (params, classifier.config, tokens, own, added, rows, plain)
-    return text_features_with(*given, sign=sign, dtype=classifier.dtype)
+    return text_features_with(
+        params,
+        classifier.config,
+        texts.tokens,
+        texts.adaptation,
+        interventions,
+        texts.rows,
+        texts.reference,
+        sign=sign,
+        dtype=classifier.dtype,
+    )
 
 
-@jax.jit(static_argnums=(0, 1, 2))
+@jax.jit(static_argnums=0)
 def _logits(
-    plain: Classifier,
-    frozen: Classifier,
-    classifier: Classifier,
+    heads: _Heads,
     params: Params,
     learnables: Learnables,
-    tuned: Adaptation,
-    vision: Sequence[Intervention | None],
-    texts: tuple[Sequence[jax.Array], Sequence[jax.Array]],
+    forms: _Forms,
     images: jax.Array,
     mask: jax.Array | None,
 ) -> jax.Array:
     whole = images[:, 0] if images.ndim == 5 else images
-    kept = frozen.encode_images(params, Adaptation(), whole)[None]
-    if vision[0] is not None:
-        changed = image_features_with(params, plain.config, whole, Adaptation(), vision[0], dtype=plain.dtype)
-        kept = jnp.concatenate([kept, changed])
-    several, own_head = len(by_pass(tuned)), frozen != plain
-    if own_head and several > 1:  # a head that reads several passes reads the frozen model's as often
-        kept = jnp.stack([kept] * several, axis=2)
-    logits = [frozen.head(params, learnables, _pick(kept, i), text) for i, text in enumerate(texts[0])]
-    if texts[1]:
-        logits += _lost_logits(plain, classifier, params, learnables, tuned, vision[1], texts[1], images, mask)
-    if own_head:
-        logits.append(plain.head(params, {}, plain.encode_images(params, Adaptation(), whole), texts[0][0]))
+    plain = heads.plain
+    has_own_head = heads.frozen != plain
+    kept_features = heads.frozen.encode_images(params, Adaptation(), whole)[None]
+    if forms.vision_kept is not None:
+        changed = image_features_with(params, plain.config, whole, Adaptation(), forms.vision_kept, dtype=plain.dtype)
+        kept_features = jnp.concatenate([kept_features, changed])
+    passes = len(by_pass(forms.tuned))
+    if has_own_head and passes > 1:  # a head that reads several passes reads the frozen model's as often
+        kept_features = jnp.stack([kept_features for _ in range(passes)], axis=2)
+    logits = [
+        heads.frozen.head(params, learnables, _pick(kept_features, i), text) for i, text in enumerate(forms.texts_kept)
+    ]
+    if forms.texts_lost:
+        lost_features = _lost_features(heads.tuned, params, forms, images)
+        logits += [
+            heads.tuned.head(params, learnables, _pick(lost_features, i), text, mask)
+            for i, text in enumerate(forms.texts_lost)
+        ]
+    if has_own_head:
+        logits.append(plain.head(params, {}, plain.encode_images(params, Adaptation(), whole), forms.texts_kept[0]))
     return jnp.stack(logits)
 
 
-def _lost_logits(
-    plain: Classifier,
-    classifier: Classifier,
-    params: Params,
-    learnables: Learnables,
-    tuned: Adaptation,
-    vision: Intervention | None,
-    texts: Sequence[jax.Array],
-    images: jax.Array,
-    mask: jax.Array | None,
-) -> list[jax.Array]:
+def _lost_features(classifier: Classifier, params: Params, forms: _Forms, images: jax.Array) -> jax.Array:
+    """Image features of the tuned model with what is subtracted, `[F, B, …]`; one form where nothing is."""
+    if forms.vision_lost is None:
+        return classifier.encode_images(params, forms.tuned, images)[None]
     whole = images[:, 0] if images.ndim == 5 else images
-    if vision is None:
-        lost = classifier.encode_images(params, tuned, images)[None]
-    else:
-        options: dict[str, Any] = dict(sign=-1.0, patches=classifier.method.patches, dtype=classifier.dtype)
-        passes = [image_features_with(params, plain.config, whole, one, vision, **options) for one in by_pass(tuned)]
-        lost = passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
-    return [classifier.head(params, learnables, _pick(lost, i), text, mask) for i, text in enumerate(texts)]
+    passes = [
+        image_features_with(
+            params,
+            classifier.config,
+            whole,
+            adaptation,
+            forms.vision_lost,
+            sign=-1.0,
+            patches=classifier.method.patches,
+            dtype=classifier.dtype,
+        )
+        for adaptation in by_pass(forms.tuned)
+    ]
+    return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
 
 
 def _pick(features: jax.Array, place: int) -> jax.Array:

@@ -15,7 +15,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.perturbation import FRACTIONS
 from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.results import MAPS
-from clipbias.explain.streaming import Relevancy
+from clipbias.explain.streaming import MapOptions, Relevancy
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests.explain import test_study
@@ -61,12 +61,12 @@ def split(model, classify, raw):
     return Split(images.keys, labels, images.read)
 
 
-def maps_by_hand(task, params, learnables, images, targets, **options):
+def maps_by_hand(task, params, learnables, images, targets, options, text=None):
     """Of `explanations`' form, told apart by pixels, kind and, where it has a say, target; `test_sections` has its own.
 
     Patches are weighed by numbers without ties.
     """
-    assert options in ({}, {"start_layer": 0, "chunk": None, "text": None})
+    assert options == MapOptions() and text is None
     patches = images.reshape(len(images), 4, 4, 4, 4, 3).mean((2, 4, 5)).reshape(len(images), 1, 16)
     draw, found = np.random.default_rng(0), {}
     for name in REDUCTIONS:
