@@ -61,12 +61,12 @@ def split(model, classify, raw):
     return Split(images.keys, labels, images.read)
 
 
-def maps_by_hand(task, params, learnables, images, targets, options, text=None):
+def maps_by_hand(task, params, learnables, images, targets, options=None, text=None):
     """Of `explanations`' form, told apart by pixels, kind and, where it has a say, target; `test_sections` has its own.
 
     Patches are weighed by numbers without ties.
     """
-    assert options == MapOptions() and text is None
+    assert options in (None, MapOptions()) and text is None
     patches = images.reshape(len(images), 4, 4, 4, 4, 3).mean((2, 4, 5)).reshape(len(images), 1, 16)
     draw, found = np.random.default_rng(0), {}
     for name in REDUCTIONS:
