@@ -26,7 +26,7 @@ def seen(clip, images):
         return {
             "input": view.project(input_part),
             "prompt": view.project(prompt_part),
-            "whole": view.project(view.heads_output()),
+            "whole": view.project(view.heads_output(view.probabilities)),
             "mass": mass,
             "attention": view.probabilities,
             "values": view.values,
