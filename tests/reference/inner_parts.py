@@ -72,6 +72,11 @@ def forward(
     return Passed(read @ clip.state[f"{projection}.weight"].T, blocks, x, rows)
 
 
+def shallower(config: Mapping[str, Any]) -> int:
+    """Blocks of the shallower tower: the last of these have something inserted, in a deeper tower by their numbers."""
+    return min(config[f"{tower}_config"]["num_hidden_layers"] for tower in ("vision", "text"))
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     """Nested dictionaries as names with slashes, float64."""
     found: dict[str, np.ndarray] = {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tests.reference import methods, numpy_clip, weights
-from tests.reference.inner_parts import Losses, embedded, forward, worded_tokens
+from tests.reference.inner_parts import Losses, embedded, forward, shallower, worded_tokens
 from tests.reference.methods import Learnables, Reference
 
 
@@ -40,7 +40,7 @@ class Adapters:
     def forward(self, layer: int, normed: np.ndarray) -> np.ndarray:
         """What is added to a block's output."""
         number = layer - self._start
-        if number < 0:
+        if not 0 <= number < len(self._values["shared/bias"]):
             return np.zeros_like(normed)
         inner = np.maximum(self._layer("shared", number, np.maximum(self._layer("down", number, normed), 0)), 0)
         return self._factor * self._layer("up", number, inner)
@@ -61,7 +61,7 @@ def mma_losses(
     inputs = {"vision": (images, np.zeros(len(images), int)), "text": (tokens, tokens.argmax(-1))}
     features = {}
     for tower, (one, rows) in inputs.items():
-        adapters = Adapters(learnables, tower, clip.config[f"{tower}_config"]["num_hidden_layers"], factor)
+        adapters = Adapters(learnables, tower, shallower(clip.config), factor)
         features[tower] = forward(clip, tower, embedded(clip, tower, one), rows, beside=adapters.forward).features
     scores = numpy_clip.logits(clip.state, features["vision"], features["text"])
     return {"cross_entropy": numpy_clip.cross_entropy(scores, labels)}, scores

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tests.reference import numpy_clip, weights
-from tests.reference.inner_parts import Losses, embedded, forward, worded_tokens
+from tests.reference.inner_parts import Losses, embedded, forward, shallower, worded_tokens
 from tests.reference.methods import Learnables, Reference
 
 
@@ -32,7 +32,7 @@ class Inserted:
     def enter(self, layer: int, x: np.ndarray) -> np.ndarray:
         """The tokens at a block's input."""
         number = layer - self._start
-        if number < 0:
+        if not 0 <= number < len(self._kernels):
             return x
         own = self._space @ self._kernels[number] + self._biases[number]
         rest = x[:, 1:] if number == 0 else x[:, 1 + self.count :]
@@ -57,7 +57,7 @@ def mmrl_losses(
         "text": numpy_clip.encode_text(clip.state, config, tokens).features,
         "vision": numpy_clip.encode_image(clip.state, config, images).features,
     }
-    inserted = {tower: Inserted(learnables, tower, config[f"{tower}_config"]["num_hidden_layers"]) for tower in plain}
+    inserted = {tower: Inserted(learnables, tower, shallower(config)) for tower in plain}
     count = inserted["text"].count
     rows = {"text": tokens.argmax(-1) + count, "vision": np.zeros(len(images), int)}
     saved = {

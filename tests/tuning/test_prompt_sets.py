@@ -18,7 +18,7 @@ from clipbias.tuning import Features, Task, make_method
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
 from tests.data.pictures import encoded
-from tests.reference import methods, numpy_clip, prompts_cocoop, prompts_plot, prompts_proda
+from tests.reference import methods, numpy_clip, prompts_plot
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
@@ -31,18 +31,6 @@ def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
 
 
 # CoCoOp
-
-
-def test_cocoop(pair) -> None:
-    clip, reference = pair
-
-    def rule(values, step):
-        scores = prompts_cocoop.logits(reference, CLASS_NAMES, values, step.images)
-        return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
-
-    task = Task(clip, "cocoop", CLASS_NAMES)
-    start = common.drawn(task.shapes, 0.4, seed=5)
-    common.check_training(task, start, rule)
 
 
 def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
@@ -62,22 +50,19 @@ def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
 # PLOT
 
 
-def test_plot(pair) -> None:
+def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair) -> None:
     clip, reference = pair
     task = Task(clip, "plot", CLASS_NAMES, pooled=True, tokens=5, sets=3)
     assert task.text.shared == 6  # the start and each set's context
 
-    def logits(values, images, point=None):
-        return prompts_plot.plot_logits(reference, CLASS_NAMES, values, images, pooled=True, point=point)
-
-    def rule(values, step):
-        scores = logits(values, step.images, step.start)
-        return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
-
     start = common.drawn(task.shapes, 0.4, seed=3)
-    common.check_training(task, start, rule)
     raw, images = common.pictures(8, 5)
-    scores = np.concatenate([logits(start, part) for part in (images[:3], images[3:])])
+    scores = np.concatenate(
+        [
+            prompts_plot.plot_logits(reference, CLASS_NAMES, start, part, pooled=True)
+            for part in (images[:3], images[3:])
+        ]
+    )
     split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
     given = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
     assert evaluate(task, start, split, **given)["accuracy"] == 100.0
@@ -163,19 +148,6 @@ def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
 
 
 # ProDA
-
-
-def test_proda(pair) -> None:
-    clip, reference = pair
-    task = Task(clip, "proda", CLASS_NAMES, tokens=6, sets=8, sets_per_step=2)
-    start, draws = common.drawn(task.shapes, 0.4, seed=3), []
-    for step in range(3):  # the sets that the run's seed says
-        draws.append(np.asarray(task.method.templates_in_training(jax.random.key(7), step)).tolist())
-
-    def rule(values, step):
-        return prompts_proda.losses(reference, CLASS_NAMES, values, step.images, LABELS, draws[step.number])
-
-    common.check_training(task, start, rule, seed=7)
 
 
 def test_proda_takes_all_its_sets_in_turn() -> None:

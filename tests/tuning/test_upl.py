@@ -12,12 +12,11 @@ from clipbias.data.few_shot import most_confident
 from clipbias.training.compute import Compute
 from clipbias.training.group import training_runs
 from clipbias.training.spec import make_groups
-from clipbias.tuning import Task
 from tests.data.pictures import encoded
 from tests.reference import upl
 from tests.training.sweeps import TinySweep
 from tests.tuning import weights_common as common
-from tests.tuning.weights_common import CLASS_NAMES, LABELS
+from tests.tuning.weights_common import CLASS_NAMES
 
 TEMPLATE = "a blurry photo of {}."
 IMAGES, SHOTS = 40, 4
@@ -33,18 +32,6 @@ def dataset() -> Dataset:
         labels = np.arange(last - first) % len(CLASS_NAMES)
         splits[name] = Split(keys, labels, lambda index, own=own: encoded(own[index]))
     return Dataset("drawn", CLASS_NAMES, TEMPLATE, splits)
-
-
-def test_training_equals_numpy(pair) -> None:
-    clip, reference = pair
-    task = Task(clip, "upl", CLASS_NAMES, tokens=5, sets=3)
-    assert task.text.shared == 6  # the start and each set's context
-
-    def rule(values, step):
-        scores = upl.logits(reference, CLASS_NAMES, values, step.images)
-        return upl.losses(reference, CLASS_NAMES, values, step.images, LABELS), scores
-
-    common.check_training(task, common.drawn(task.shapes, 0.4, seed=3), rule)
 
 
 def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:

@@ -1,0 +1,142 @@
+"""MMA, MMRL and TCP: what stands in the blocks of a tower, on every path through it, and for other classes."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Adaptation, Clip, encode_image, encode_text
+from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
+from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.transfer import transfer
+from tests import helpers
+from tests.reference import tcp
+from tests.reference.methods import Reference
+from tests.tuning import weights_common as common
+
+TEMPLATE, SUFFIX = "a painting of a {}, a type of cat.", ", a type of cat."
+OPTIONS = {
+    "mma": {"blocks": 2, "width": 6, "factor": 0.05},
+    "mmrl": {"tokens": 3, "blocks": 2, "space": 10},
+    "tcp": {"block": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def deep_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("deep")
+    sizes = {"vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40}
+    reference = helpers.tiny_checkpoint(folder, seed=5, **sizes)
+    return clipbias.load(folder), reference
+
+
+def bound(clip: Clip, method: str, names: tuple[str, ...] = common.CLASS_NAMES, **options: Any) -> Task:
+    return Task(clip, method, names, template=TEMPLATE, **OPTIONS[method] | options)
+
+
+def start(task: Task) -> Learnables:
+    learned = common.drawn(without_constants(task.shapes), 0.3)
+    return {**learned, CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else learned
+
+
+def test_kernels_start_as_the_authors_do(clip: Clip) -> None:
+    found = Task(clip, "mma", ("cat", "dog"), blocks=2, width=200).init(3)
+    for part, outputs in ((found["vision"]["up"], 24), (found["text"]["down"], 200), (found["shared"], 200)):
+        assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
+    found = bound(clip, "mmrl").init(2)
+    for kernel in (found["text_kernel"], found["vision_kernel"]):
+        np.testing.assert_array_equal(kernel[0], kernel[1])
+    assert np.std(found["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
+
+
+def paths(
+    task: Task, adaptation: Adaptation, images: np.ndarray | None, *, is_observable: bool = True
+) -> Iterator[list[jax.Array]]:
+    """Features of texts packed, fused and observed; and of images fused, observed and with those of patches."""
+    clip = task.clip
+
+    def observe(view: Any) -> jax.Array:
+        return view.index
+
+    @jax.jit
+    def texts(params: Any) -> list[jax.Array]:
+        packed = task.classifier.encode_text(params, adaptation, task.text)
+        ways = (None, observe) if is_observable else (None,)
+        return [packed, *(encode_text(params, clip.config, task.tokens, adaptation, observe=x)[0] for x in ways)]
+
+    yield texts(clip.params)
+    if images is not None:
+        encode = jax.jit(encode_image, static_argnames=("config", "observe", "patches"))
+        fused, seen = (encode(clip.params, clip.config, images, adaptation, observe=x)[0] for x in (None, observe))
+        yield [fused, seen, encode(clip.params, clip.config, images, adaptation, patches=True)[0][:, 0]]
+
+
+@pytest.mark.parametrize("method", ["mma", "tcp"])
+def test_every_path_through_the_towers_is_the_same(
+    method: str, other: tuple[Clip, Reference], deep_text: tuple[Clip, Reference]
+) -> None:
+    """Also where something is learned in the blocks behind the one with prompts."""
+    clip, reference = other if method == "mma" else deep_text
+    task = bound(clip, method)
+    adaptation, images = task.method.adapt(start(task)), helpers.random_images(reference.config, 2)
+    if method == "tcp":
+        task, images = task.with_memory(class_shards=2), None
+        bias = common.drawn(np.zeros((clip.config.text.layers, clip.config.text.width), np.float32), 0.5)
+        adaptation = dataclasses.replace(adaptation, text_bias=bias)
+    for first, *others in paths(task, adaptation, images):
+        for one in others:
+            common.close(one, np.asarray(first), common.LOGITS)
+
+
+@pytest.mark.parametrize(("blocks", "layers"), helpers.short([(1, 3), (2, 5), (3, 3)], (2, 5), (3, 3), several=True))
+def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
+    helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
+    clip = clipbias.load(tmp_path)
+    task = bound(clip, "mmrl").with_memory(class_shards=2)
+    tokens = common.drawn({"tokens": np.zeros((blocks, 3, 24), np.float32)}, 0.5)["tokens"]
+    adaptation = Adaptation(text_tokens=tokens)
+    ((packed, plain),) = paths(task, adaptation, None, is_observable=False)
+    common.close(packed, np.asarray(plain), common.LOGITS)
+
+
+def test_mmrl_predicts_by_the_image_alone_for_other_classes(other: tuple[Clip, Reference]) -> None:
+    """The tokens' logits are of classes that training saw."""
+    task, few = (bound(other[0], "mmrl", names) for names in (common.CLASS_NAMES, common.CLASS_NAMES[:2]))
+    moved, same = transfer(task, few, start(task)), transfer(task, few, start(task), labels=[0, 1])
+    assert float(moved[CONSTANTS]["alpha"]) == 1 and float(same[CONSTANTS]["alpha"]) == pytest.approx(0.7)
+
+
+def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text: tuple[Clip, Reference]) -> None:
+    clip, reference = deep_text
+    task = bound(clip, "tcp", block=8)
+    images, learnables = common.pictures(clip.config.vision.image_size)[1], start(task)
+    logits = jax.jit(task.logits)(clip.params, learnables, images.astype(np.float32))
+    options = {"template": TEMPLATE, "suffix": SUFFIX, "block": 3}
+    given = (reference, common.CLASS_NAMES, without_constants(learnables), images, common.LABELS)
+    common.close(logits, tcp.tcp_losses(*given, **options)[1], common.LOGITS)
+
+
+def test_other_classes_have_their_own_features_and_the_same_network(deep_text: tuple[Clip, Reference]) -> None:
+    clip, _ = deep_text
+    source, target = bound(clip, "tcp"), bound(clip, "tcp", ("bird dog", "a cat"))
+    learnables = start(source)
+    moved = transfer(source, target, learnables)
+    np.testing.assert_array_equal(moved[CONSTANTS]["classes"], target.init()[CONSTANTS]["classes"])
+    runs = transfer(source, target, jax.tree.map(lambda leaf: np.stack([leaf] * 2), learnables), axis=1)
+    np.testing.assert_array_equal(runs[CONSTANTS]["classes"][1], moved[CONSTANTS]["classes"])
+    np.testing.assert_array_equal(runs["text_context"][1], learnables["text_context"])
+
+
+def test_the_suffix_ends_the_texts(deep_text: tuple[Clip, Reference]) -> None:
+    clip, _ = deep_text
+    assert bound(clip, "tcp", ("cat",)).texts == ("X X X X cat, a type of cat.",)
+    assert bound(clip, "tcp", ("cat",), suffix=".").texts == ("X X X X cat.",)
+
+
+def test_the_authors_batch_of_imagenet() -> None:
+    assert make_method("mma").options_for("imagenet", 16) == {"batch_size": 128}
