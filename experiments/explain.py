@@ -33,7 +33,7 @@ from clipbias.report.names import method_name
 from clipbias.report.published import dataset_name
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
-from clipbias.training.memory import explain_exhaustion
+from clipbias.training.device_memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say

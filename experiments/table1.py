@@ -32,9 +32,10 @@ from clipbias.io import read_json_lines, user_path
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import describe, open_topology
-from clipbias.training.group import Row
+from clipbias.training.axes import SweepAxes, make_specs
+from clipbias.training.group import Row, make_job
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
-from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of
+from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, part_of
 from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import note_model, open_workdir
@@ -90,23 +91,18 @@ class SweepInputs:
     ) -> list[RunSpec]:
         """The runs, at each of some learning rates or at those that were selected."""
         settings = self.settings
-        return make_specs(
-            self.context.clip,
-            self.context.datasets,
-            settings.recipe,
+        axes = SweepAxes(
             methods=settings.methods,
             datasets=settings.datasets,
             shots=(0,) if settings.shots is None else settings.shots,
             seeds=settings.seeds,
+            learning_rates=tuple(learning_rates),
             options=given_options(settings),
             protocol=settings.protocol,
             targets=settings.targets or (),
-            learning_rates=learning_rates,
-            rates=rates,
-            dtype=settings.dtype,
-            on_image_error=settings.on_image_error,
             score_on=score_on,
         )
+        return make_specs(self.context, settings.recipe, axes, rates)
 
 
 def prepare(settings: Table1Settings, devices: Sequence[jax.Device] | None = None) -> SweepInputs:
@@ -281,25 +277,11 @@ def _describe_sweep(settings: Table1Settings, devices: Sequence[jax.Device] | No
 
 def _described(group: Group, inputs: SweepInputs) -> list[str]:
     """A group's lines of a dry run."""
-    shared, compute, first = inputs.context, inputs.settings.compute, group[0]
-    method, draw = first.make_method(), shared.draws_of(group)[first.seed]
-    tested = [evaluation.dataset.split("test") for evaluation in draw.evaluations]
-    lines = describe(
-        shared.bind(method, draw.source),
-        first.recipe or inputs.settings.recipe,
-        train_images=len(draw.source.split("train")) if method.uses_images else 0,
-        runs=len(group),
-        eval_batch_size=min(compute.eval_batch_size, *map(len, tested)),
-        mesh=shared.mesh,
-        remat=compute.remat,
-        chunks=compute.class_chunks,
-        micro_batch=compute.micro_batch,
-    )
+    first, job = group[0], make_job(group, inputs.context)
+    tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
     shots = f"{first.shots} shots, " if first.shots else ""
-    return [
-        f"{first.method} on {first.dataset}, {shots}{sum(map(len, tested))} test images:",
-        *(f"  {x}" for x in lines),
-    ]
+    title = f"{first.method} on {first.dataset}, {shots}{tested} test images:"
+    return [title, *(f"  {line}" for line in describe(job))]
 
 
 if __name__ == "__main__":

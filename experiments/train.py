@@ -7,6 +7,7 @@ Continues where it stopped. Writes `metrics.jsonl`, `results.jsonl`, the same as
 `adapter.safetensors`.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
 from clipbias.settings import as_json, convert
+from clipbias.training.group import make_job
 from clipbias.training.metrics import METRICS
 from clipbias.training.score import score_test
 from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
-from clipbias.tuning.registry import make_method
 from configs.table1 import Table1Settings
 from configs.train import TrainSettings
 from experiments import common
@@ -75,12 +76,11 @@ def one_run(settings: TrainSettings) -> Table1Settings:
     )
 
 
-def zero_shot(shared: SweepContext, spec: RunSpec) -> float:
+def zero_shot(context: SweepContext, spec: RunSpec) -> float:
     """The accuracy of the frozen model on the run's test images, in percent."""
-    draw = shared.draws_of((spec,))[spec.seed]
-    task = shared.bind(make_method(ZERO_SHOT), draw.source)
-    tested = score_test(shared, task, {}, draw, draw.evaluations[0], 1, spec.shots)
-    return float(tested.scores[0]["accuracy"])
+    job = make_job((dataclasses.replace(spec, method=ZERO_SHOT, options={}, recipe=None),), context)
+    result = score_test(job, {}, job.protocol.evaluations[0])
+    return float(result.scores[0]["accuracy"])
 
 
 def _keep_result(workdir: Path, spec: RunSpec) -> dict[str, Any]:

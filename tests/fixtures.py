@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 import clipbias
 from clipbias.clip import Clip
 from clipbias.report import style
-from clipbias.training import cpu, memory
+from clipbias.training import cpu, device_memory
 from tests import bucket as buckets
 from tests import forks, helpers
 
@@ -70,7 +70,7 @@ def few_programs() -> Iterator[None]:
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text(encoding="utf-8").splitlines()) > MOST_MAPS:
-        memory.drop_programs()
+        device_memory.drop_programs()
 
 
 @pytest.fixture(autouse=True)

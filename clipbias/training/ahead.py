@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from clipbias.clip.target import AWAY, Target
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import AUTO
-from clipbias.training.memory import describe_plan, fit_evaluation, format_bytes, plan_step
+from clipbias.training.device_memory import format_bytes
+from clipbias.training.job import TrainJob, plan_stages
+from clipbias.training.memory import describe_plan, fit_evaluation
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
-from clipbias.tuning import Recipe, Task, parameter_count
+from clipbias.tuning import parameter_count
 from clipbias.tuning.feature_method import sampling_of
 
 GIB = 1 << 30
@@ -181,77 +181,62 @@ def open_topology(name: str) -> Topology:
         raise ClipbiasError(f"there is no topology {name!r}: {reason}") from error
 
 
-def describe(
-    task: Task,
-    recipe: Recipe,
-    *,
-    train_images: int,
-    runs: int,
-    eval_batch_size: int,
-    mesh: Mesh,
-    remat: str = AUTO,
-    chunks: int | None = None,
-    micro_batch: int | None = None,
-) -> list[str]:
-    """Shapes, parameters, plan and compiled programs of a group of runs, as lines. Nothing is run.
-
-    Args:
-      task: a task of the group, with the class shards of the mesh.
-      recipe: of the method's training.
-      train_images: of a run; 0 leaves training out.
-      runs: runs side by side.
-      eval_batch_size: images of an evaluation step.
-      mesh: where to compute.
-      remat, chunks, micro_batch: as in `memory.plan_step`.
+def describe(job: TrainJob) -> list[str]:
+    """Shapes, parameters, plan and compiled programs of a job, as lines. Nothing is run.
 
     Raises:
-      ClipbiasError: a setting is out of range.
+      ClipbiasError: a memory setting is out of range.
     """
-    filled = meshes.padded(mesh, runs)
-    data = mesh.shape[meshes.DATA]
-    sampling, classes = sampling_of(task.method), len(task.class_names)
-    recipe = recipe.settled(train_images) if train_images else recipe
-    stages = task.method.stages(recipe) if train_images and task.method.trains and jax.tree.leaves(task.shapes) else ()
-    rows = [min(train_images, own.batch_size) for _, own in stages] or [eval_batch_size]
-    steps = sum(own.total_steps(train_images) for _, own in stages)
+    task, mesh, compute = job.task, job.context.mesh, job.context.compute
+    stages = plan_stages(job)
+    tested = [len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations]
+    batch = min(compute.eval_batch_size, *tested)
+    lines = _describe_shapes(job, stages, rows=stages[0].rows if stages else batch)
+    if (sampling := sampling_of(task.method)) is not None:
+        shards = mesh.shape[meshes.DATA]
+        images = -(-min(batch, job.examples) // shards) * shards
+        lines.append(describe_program(features_program(task, sampling, batch=images, mesh=mesh)))
+    for stage in stages:
+        assert stage.plan is not None, "stages are planned"
+        micro_batches = stage.plan.micro_batches
+        program = training_program(stage.task, stage.training, stage.step_shape, micro_batches=micro_batches)
+        lines.append(f"{describe_program(program)}; {describe_plan(stage.plan)}")
+    evaluated = fit_evaluation(task, runs=job.padded_runs, mesh=mesh)
+    programs = evaluation_programs(evaluated, batch=batch, runs=job.padded_runs, mesh=mesh)
+    return lines + [describe_program(program) for program in programs]
+
+
+def _describe_shapes(job: TrainJob, stages: Sequence[TrainJob], rows: int) -> list[str]:
+    """Steps, parameters, texts, and how images and classes are shared by the devices."""
+    task, mesh = job.task, job.context.mesh
+    devices, classes = mesh.shape[meshes.DATA], len(task.class_names)
+    steps = sum(stage.steps for stage in stages)
     counts = parameter_count(task.shapes)
     parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
-    lines = [
-        f"{train_images} training images, {steps} steps" if steps else "no training steps",
+    leaves = jax.tree_util.tree_leaves_with_path(task.shapes)
+    return [
+        f"{job.examples} training images, {steps} steps" if steps else "no training steps",
         f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
-        *(
-            f"  {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes)
-        ),
+        *(f"  {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}" for path, leaf in leaves),
         f"{classes} classes, text tokens {list(task.text.ids.shape)}",
-        f"data={data}: {-(-rows[0] // data)} of {rows[0]} images and {-(-classes // data)} of {classes} classes per "
-        f"device; run={mesh.shape[meshes.RUN]}: {runs} runs side by side",
+        f"data={devices}: {-(-rows // devices)} of {rows} images and {-(-classes // devices)} of {classes} classes per "
+        f"device; run={mesh.shape[meshes.RUN]}: {len(job.runs)} runs side by side",
     ]
-    if sampling is not None and train_images:
-        batch = -(-min(eval_batch_size, train_images) // data) * data
-        lines.append(describe_program(features_program(task, sampling, batch=batch, mesh=mesh)))
-    for (method, own), taken in zip(stages, rows, strict=bool(stages)):
-        shared: dict[str, Any] = dict(rows=taken, runs=filled, mesh=mesh, images=train_images)
-        bound = task if method is task.method else task.with_method(method)
-        bound, plan = plan_step(bound, own, remat=remat, chunks=chunks, micro_batch=micro_batch, **shared)
-        program = training_program(bound, own, parts=plan.parts, **shared)
-        lines.append(f"{describe_program(program)}; {describe_plan(plan)}")
-    evaluated = fit_evaluation(task, runs=filled, mesh=mesh)
-    programs = evaluation_programs(evaluated, batch=eval_batch_size, runs=filled, mesh=mesh)
-    return lines + [describe_program(program) for program in programs]
 
 
 def describe_program(program: Program) -> str:
     """Memory of a device and exchanges of a program, as its compiler reports them."""
     compiled = program.lower().compile()
-    memory, found = compiled.memory_analysis(), exchanges(compiled.as_text())
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None, "the compilers of CPUs, GPUs and TPUs report them"
     sizes = {
         "arguments": int(memory.argument_size_in_bytes),
         "temporaries": int(memory.temp_size_in_bytes),
         "output": int(memory.output_size_in_bytes - memory.alias_size_in_bytes),
     }
     parts = " + ".join(f"{format_bytes(size)} {name}" for name, size in sizes.items())
-    return f"{program.name}: {format_bytes(sum(sizes.values()))} per device ({parts}), {describe_exchanges(found)}"
+    exchanged = describe_exchanges(exchanges(text))
+    return f"{program.name}: {format_bytes(sum(sizes.values()))} per device ({parts}), {exchanged}"
 
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipbias import hosts
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, Source, train_source
 from clipbias.data.workers import Ahead, Workers
@@ -94,10 +95,10 @@ class RunBatches(Iterator[Batch]):
         """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
         self._busy.values = values
 
-    @property
-    def skipped(self) -> list[int]:
-        """How many training images of each run this process could not read and has masked so far."""
-        return [len(one.unreadable) for one in self._images]
+    def skipped(self) -> tuple[int, ...]:
+        """How many training images of each run some process could not read and has masked. All must call this."""
+        by_process = hosts.gather([sorted(images.unreadable) for images in self._images])
+        return tuple(len(set().union(*names)) for names in zip(*by_process, strict=True))
 
     @property
     def waiting_share(self) -> float:

@@ -16,7 +16,7 @@ from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
-from clipbias.training.memory import explain_exhaustion
+from clipbias.training.device_memory import explain_exhaustion
 from clipbias.training.outcomes import (
     EvalInputs,
     EvalStatic,

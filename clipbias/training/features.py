@@ -3,18 +3,18 @@
 They are computed once, pass by pass, and kept in memory; no tower runs in a step.
 """
 
+import dataclasses
 import functools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.clip import Clip, Preprocessing, encode_image
+from clipbias.clip import Preprocessing, encode_image
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.data.images import Images
@@ -24,15 +24,30 @@ from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Sampling
 
 
-@functools.partial(jax.jit, static_argnames=("config", "preprocessing", "dtype", "projected"))
-def frozen_features(
-    config: ClipConfig, preprocessing: Preprocessing, params: Params, images: jax.Array, *, dtype: str, projected: bool
-) -> jax.Array:
-    """Plain CLIP's features `[B, d]` of uint8 images, or the rows before the projection `[B, Dv]`."""
-    if not projected:
-        vision = params["vision"] | {"projection": jnp.eye(config.vision.width)}
+@dataclasses.dataclass(frozen=True)
+class FeatureStatic:
+    """What never changes while features of images are computed. Hashable.
+
+    Attributes:
+      config: geometry.
+      preprocessing: normalises images.
+      dtype: compute type by name.
+      projected: whether features are `[B, d]`, or the rows before the projection `[B, Dv]`.
+    """
+
+    config: ClipConfig
+    preprocessing: Preprocessing
+    dtype: str
+    projected: bool = True
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) -> jax.Array:
+    """Plain CLIP's features of uint8 images."""
+    if not static.projected:
+        vision = params["vision"] | {"projection": jnp.eye(static.config.vision.width)}
         params = {**params, "vision": vision}
-    return encode_image(params, config, preprocessing.normalize(images), dtype=dtype)[0]
+    return encode_image(params, static.config, static.preprocessing.normalize(images), dtype=static.dtype)[0]
 
 
 class TrainingFeatures:
@@ -40,7 +55,7 @@ class TrainingFeatures:
 
     def __init__(
         self,
-        clip: Clip,
+        static: FeatureStatic,
         params: Params,
         images: Images,
         *,
@@ -48,34 +63,33 @@ class TrainingFeatures:
         batch_size: int,
         seed: int,
         crop: float,
-        projected: bool,
-        dtype: str,
         on_error: str = "raise",
         workers: Workers | None = None,
     ) -> None:
         """Prepares nothing yet.
 
         Args:
-          clip: the frozen model.
+          static: the frozen model's geometry, and which features.
           params: its weights on the mesh.
           images: `N` training images.
           mesh: where to compute.
           batch_size: images per program call, over all devices.
           seed: of the run, which keys the augmentations.
-          crop, projected: see `Sampling`.
-          dtype: compute type by name.
+          crop: see `Sampling`.
           on_error: "raise", or "skip": `readable` then says which images could be read, and the others' features are
             those of a black image.
           workers: threads that decode; `None` for its own.
         """
         size = mesh.shape[meshes.DATA]
-        self._images, self._mesh, self._batch_size = images, mesh, -(-min(batch_size, len(images)) // size) * size
-        self._encode = functools.partial(
-            frozen_features, clip.config, clip.preprocessing, params, dtype=dtype, projected=projected
-        )
-        self._size = clip.preprocessing.side
-        self._options: dict[str, Any] = dict(seed=seed, crop=crop)
-        self._workers, self._on_error = Workers.of(workers), on_error
+        self._batch_size = -(-min(batch_size, len(images)) // size) * size
+        self._images = images
+        self._mesh = mesh
+        self._static = static
+        self._params = params
+        self._seed = seed
+        self._crop = crop
+        self._workers = Workers.of(workers)
+        self._on_error = on_error
         self.readable = np.ones(len(images), bool)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
@@ -86,52 +100,62 @@ class TrainingFeatures:
         known = 0 if self._passes is None else len(self._passes)
         missing = range(known, count)
         if len(missing):
-            batches = pass_batches(self._images, passes=missing, **self._options, **self._shared)
-            found = self._run(batches, len(missing))
-            self._passes = found if self._passes is None else np.concatenate([self._passes, found])
+            share = meshes.share(self._mesh)
+            batches = pass_batches(
+                self._images,
+                passes=missing,
+                seed=self._seed,
+                crop=self._crop,
+                image_size=self._static.preprocessing.side,
+                batch_size=self._batch_size,
+                shard=(share.part, share.parts),
+                workers=self._workers,
+                on_error=self._on_error,
+            )
+            features = self._compute(batches, len(missing))
+            self._passes = features if self._passes is None else np.concatenate([self._passes, features])
         assert self._passes is not None
         return self._passes[:count]
 
     def plain(self) -> np.ndarray:
         """One pass of the images as they are evaluated, `[1, N, d]`."""
         if self._plain is None:
-            self._plain = self._run(test_batches(self._images, **self._shared), 1)
+            share = meshes.share(self._mesh)
+            batches = test_batches(
+                self._images,
+                image_size=self._static.preprocessing.side,
+                batch_size=self._batch_size,
+                shard=(share.part, share.parts),
+                workers=self._workers,
+                on_error=self._on_error,
+            )
+            self._plain = self._compute(batches, 1)
         return self._plain
 
     def seconds(self, images: int) -> float:
         """What so many images take, whether or not they were computed for another method already."""
         return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
 
-    @property
-    def _shared(self) -> dict[str, Any]:
-        share = meshes.share(self._mesh)
-        return dict(
-            image_size=self._size,
-            batch_size=self._batch_size,
-            shard=(share.part, share.parts),
-            workers=self._workers,
-            on_error=self._on_error,
-        )
-
-    def _run(self, batches: Batches, passes: int) -> np.ndarray:
+    def _compute(self, batches: Batches, passes: int) -> np.ndarray:
         """The features of so many passes over all images, `[E, N, d]`."""
-        found, began = [], time.monotonic()
+        results = []
+        began = time.monotonic()
         for batch in batches:
-            features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
-            found.append(meshes.device_get((features, meshes.place_rows(self._mesh, batch["mask"]))))
+            features = frozen_features(self._static, self._params, meshes.place_rows(self._mesh, batch["images"]))
+            results.append(meshes.device_get((features, meshes.place_rows(self._mesh, batch["mask"]))))
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now
-        features, mask = (np.concatenate(list(map(np.asarray, parts))) for parts in zip(*found, strict=True))
-        count = len(self._images)  # what follows them fills up the last batch of a pass
+        features, mask = (np.concatenate(list(map(np.asarray, parts))) for parts in zip(*results, strict=True))
+        count = len(self._images)  # the rows behind them pad the last batch of a pass
         self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
         return features.reshape(passes, -1, features.shape[-1])[:, :count]
 
 
 def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    """What `Method.support` is given, `[E, N', d]`: features of the images that can be read (`source.readable`)."""
-    found = _support(source, sampling)
-    return found[:, source.readable]
+    """The features of `Method.support`, `[E, N', d]`: of the images that can be read (`source.readable`)."""
+    features = _support(source, sampling)
+    return features[:, source.readable]
 
 
 def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
@@ -189,8 +213,12 @@ class FeatureBatches(Iterator[Batch]):
         mine = slice(share.part * local, (share.part + 1) * local)
         return meshes.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
 
-    def computes(self, values: Any) -> None:
+    def computes(self, values: jax.Array) -> None:
         """Nothing is made ahead."""
+
+    def skipped(self) -> tuple[int, ...]:
+        """How many training images of each run could not be read."""
+        return tuple(int((~readable).sum()) for readable in self._readable)
 
     def close(self) -> None:
         """Nothing is made ahead."""

@@ -1,267 +1,236 @@
-"""The training loop: batches, step, metrics, checkpoints, and the notice to stop.
+"""The training loop: batch, step, metrics, checkpoint, and the notice to stop.
 
 Independent runs of one task train side by side in one program; every array of theirs has a leading axis `R`.
 """
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from clipbias import hosts
-from clipbias.clip.params import Params
-from clipbias.data import Split
-from clipbias.data.images import Images
-from clipbias.data.workers import Workers
-from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
 from clipbias.training.checkpoint import Checkpoints
-from clipbias.training.features import FeatureBatches
-from clipbias.training.memory import MemoryPlan, explain_exhaustion
+from clipbias.training.device_memory import explain_exhaustion
+from clipbias.training.features import FeatureBatches, epoch_features
+from clipbias.training.job import TrainJob, TrainResult
+from clipbias.training.memory import MemoryPlan
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.profile import StepProfile
-from clipbias.training.progress import Progress
 from clipbias.training.step import train_step
-from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs
-from clipbias.tuning import Task
+from clipbias.training.step_inputs import StepScalars, StepStatic, TrainState, init_state, place_inputs
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.learnables import with_constants
 from clipbias.tuning.method import Learnables
-from clipbias.tuning.recipe import Recipe
 
 # Steps whose time decides how often checkpoints are saved. The first one compiles and does not count.
 _TIMED_STEPS = 3
 
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One of the runs of a group: its training images, its seed, and its learning rate if not the recipe's."""
-
-    train: Split | Images
-    seed: int
-    learning_rate: float | None = None
+Batches = RunBatches | FeatureBatches
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """The result of a training.
-
-    Attributes:
-      learnables: of all runs, leading axis `R`, on the mesh.
-      losses: the last step's loss of each run.
-      steps: steps in all.
-      seconds: wall time in this process.
-      waiting_share: share of the steps' time in which the devices waited for images.
-      skipped: of each run, how many training images could not be read and were masked.
-    """
-
-    learnables: Learnables
-    losses: list[float]
-    steps: int
-    seconds: float
-    waiting_share: float
-    skipped: list[int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Logging:
-    """Where a training reports, and how often it is saved. Nothing here changes a number.
-
-    Attributes:
-      checkpoints: folder of its checkpoints; `None` saves none.
-      checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
-      metrics: folder of `metrics.jsonl`; `None` writes none.
-      trackers: other programs that get the metrics, see `trackers`.
-      profile: whether a few steps are traced into the folder of the metrics.
-      progress: shows every step.
-      steps_before: steps of earlier stages, from which the metrics count on.
-      steps_in_all: steps of all stages together; 0 where this is the only one.
-    """
-
-    checkpoints: Path | None = None
-    checkpoint_seconds: float = 60.0
-    metrics: Path | None = None
-    trackers: tuple[str, ...] = ()
-    profile: bool = False
-    progress: Progress | None = None
-    steps_before: int = 0
-    steps_in_all: int = 0
-
-
-def train(
-    task: Task,
-    params: Params,
-    runs: Sequence[Run],
-    recipe: Recipe,
-    start: Learnables,
-    *,
-    mesh: Mesh,
-    plan: MemoryPlan | None = None,
-    features: Sequence[np.ndarray] | None = None,
-    readable: Sequence[np.ndarray] | None = None,
-    on_image_error: str = "raise",
-    workers: Workers | None = None,
-    logging: Logging | None = None,
-) -> Trained:
-    """Trains the runs of a task to the end, from the latest checkpoint if there is one.
+def train(job: TrainJob, start: Learnables) -> TrainResult:
+    """Trains the runs of a stage to the end, from the latest checkpoint if there is one.
 
     Args:
-      task: a method bound to classes.
-      params: the frozen weights on the mesh.
-      runs: with equally many steps.
-      recipe: optimiser and schedule.
+      job: a stage.
       start: the learnables before the first step, leading axis `R`, on the host.
-      mesh: the devices.
-      plan: how a step fits the memory.
-      features, readable: of each run, what its epochs take in place of images (`FeatureBatches`).
-      on_image_error: "raise", or "skip" to mask images that cannot be read.
-      workers: threads that decode images; `None` for its own.
-      logging: reports and checkpoints; `None` keeps nothing.
 
     Raises:
       ClipbiasError: the loss is not finite, or the device's memory is exhausted. The last checkpoint stays.
       hosts.Stopped: a notice to stop came. The state is saved.
     """
-    began, logging = time.monotonic(), logging or Logging()
-    images = [Images.of(run.train) for run in runs]
-    examples, rows = len(images[0]), rows_per_step(images, recipe)
-    total, per_epoch = recipe.total_steps(examples), recipe.steps_per_epoch(examples)
-    seeds, count = [run.seed for run in runs], meshes.padded(mesh, len(runs))
-    rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in runs], axis=1)
-    weights = task.method.average(recipe.total_epochs(examples))
-
-    step, fresh, losses = 0, init_state(task.method, recipe, start), None
-    checkpoints = None if logging.checkpoints is None else Checkpoints(logging.checkpoints)
-    if checkpoints is not None and (restored := checkpoints.restore(fresh)) is not None:
-        step, fresh, losses = restored
-    state = meshes.device_put(mesh, meshes.pad(fresh, count), meshes.RUN)
-    inputs = place_inputs(mesh, task, params, meshes.pad(start, count), meshes.pad(np.asarray(seeds, np.int32), count))
-
-    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, 1 if plan is None else plan.parts)
-
-    def place(values: np.ndarray) -> jax.Array:
-        return meshes.device_put(mesh, meshes.pad(values.astype(np.float32), count), meshes.RUN)
-
+    began = time.monotonic()
+    mesh, runs, logging = job.context.mesh, len(job.runs), job.logging
+    images, total = job.rows * runs, job.steps
+    static = StepStatic(
+        job.task.classifier,
+        job.task.clip.preprocessing,
+        job.training,
+        mesh,
+        micro_batches=1 if job.plan is None else job.plan.micro_batches,
+    )
+    schedule = _Schedule(job)
     with contextlib.ExitStack() as opened:
-        if checkpoints is not None:
-            opened.callback(checkpoints.close)
-        batches: RunBatches | FeatureBatches
-        if features is None:
-            how: dict[str, Any] = dict(image_size=task.clip.preprocessing.side, start_step=step)
-            how |= dict(workers=Workers.of(workers), on_error=on_image_error)
-            batches = RunBatches(images, seeds, recipe, mesh, **how)
-        else:
-            sampling, labels = sampling_of(task.method), [one.labels for one in images]
-            pooled = sampling is not None and sampling.training == "pooled"
-            how = dict(pooled=pooled, start_step=step, readable=readable)
-            batches = FeatureBatches(features, labels, seeds, recipe, mesh, **how)
-        opened.callback(batches.close)
-        report = _report(opened, logging, task, seeds, rows, step, total, losses, batches, plan)
-        profile = _profile(opened, logging, step, total)
+        checkpoints = _open_checkpoints(opened, job)
+        step, state, losses = _first_state(job, start, checkpoints)
+        seeds = meshes.pad(np.asarray(job.seeds, np.int32), job.padded_runs)
+        inputs = place_inputs(mesh, job.task, job.context.params, meshes.pad(start, job.padded_runs), seeds)
+        batches = _open_batches(opened, job, step)
+        report = _open_report(opened, job, step, losses, batches, images=images)
+        profile = StepProfile(logging.metrics if logging.profile else None, first=step, total=total)
+        opened.callback(profile.close)
         interval = _Interval(logging.checkpoint_seconds)
-        with explain_exhaustion(_advice(plan)):
+        with explain_exhaustion(_advice(job.plan)):
             while step < total:
-                # Epochs end with the learnables that enter the average.
-                weight = None
-                if weights is not None:
-                    ends = step + 1 == total or not (step + 1) % per_epoch
-                    weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
                 profile.before(step)
                 batch = next(batches)
-                state, values = train_step(static, inputs, state, batch, StepScalars(place(rates[step]), weight))
+                state, metrics = train_step(static, inputs, state, batch, schedule.scalars(step))
                 del batch  # the device keeps what it still computes from, and the next one needs the room
-                batches.computes(values["loss"])
-                profile.after(step, values)
+                batches.computes(metrics["loss"])
+                profile.after(step, metrics)
                 step += 1
-                report.step(logging.steps_before + step, values, rates[step - 1])
-                stops, ends_stage = hosts.stops(), step == total < logging.steps_in_all - logging.steps_before
-                if checkpoints is not None and (stops or ends_stage or interval.is_over(last=step == total)):
+                report.step(logging.steps_before + step, metrics, schedule.rates[step - 1])
+                stops = hosts.stops()
+                if checkpoints is not None and (
+                    stops or _ends_stage(job, step) or interval.is_over(last=step == total)
+                ):
                     report.catch_up()  # nothing is saved after a loss that is not finite
-                    checkpoints.save(step, meshes.unpad(mesh, state, len(runs)), report.losses)
+                    checkpoints.save(step, meshes.unpad(mesh, state, runs), report.losses)
                 if stops:
-                    if checkpoints is not None:
-                        checkpoints.wait()
-                    whole = logging.steps_in_all or total
-                    raise hosts.Stopped(
-                        f"stopped at step {logging.steps_before + step} of {whole}; the same command continues."
-                    )
+                    _stop(job, step, checkpoints)
             report.catch_up()
-    learned = meshes.unpad(mesh, state.learnables if state.average is None else state.average, len(runs))
-    seconds = time.monotonic() - began
-    skipped = _skipped(images) if readable is None else [int((~one).sum()) for one in readable]
-    return Trained(
-        *(with_constants(learned, start), report.losses, total, seconds, batches.waiting_share), skipped=skipped
+    learned = meshes.unpad(mesh, state.learnables if state.average is None else state.average, runs)
+    return TrainResult(
+        learnables=with_constants(meshes.device_get(learned), start),
+        losses=tuple(report.losses),
+        steps=total,
+        seconds=time.monotonic() - began,
+        waiting_share=batches.waiting_share,
+        skipped=batches.skipped(),
     )
 
 
-def _skipped(images: Sequence[Images]) -> list[int]:
-    """How many images of each run some process could not read."""
-    names = hosts.gather([sorted(one.unreadable) for one in images])
-    return [len({name for each in names for name in each[run]}) for run in range(len(images))]
+class _Schedule:
+    """The numbers of each step.
+
+    Attributes:
+      rates: learning rates, float64 `[steps, R]`.
+      weights: of the learnables after each step in their average, `[steps]`; `None` without an average.
+    """
+
+    def __init__(self, job: TrainJob) -> None:
+        recipe, examples = job.training, job.examples
+        self._job = job
+        self.rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)
+        self.weights: np.ndarray | None = None
+        of_epochs = job.task.method.average(recipe.total_epochs(examples))
+        if of_epochs is not None:  # epochs end with the learnables that enter the average
+            per_epoch = recipe.steps_per_epoch(examples)
+            done = np.arange(1, job.steps + 1)
+            ends = (done % per_epoch == 0) | (done == job.steps)
+            self.weights = np.where(ends, np.asarray(of_epochs)[(done - 1) // per_epoch], 0).astype(np.float32)
+
+    def scalars(self, step: int) -> StepScalars:
+        """The numbers of a step, from 0, on the mesh."""
+        mesh = self._job.context.mesh
+        rates = meshes.pad(self.rates[step].astype(np.float32), self._job.padded_runs)
+        return StepScalars(
+            learning_rate=meshes.device_put(mesh, rates, meshes.RUN),
+            weight=None if self.weights is None else meshes.replicate(mesh, self.weights[step]),
+        )
 
 
-def _report(
+def _open_checkpoints(opened: contextlib.ExitStack, job: TrainJob) -> Checkpoints | None:
+    if job.logging.checkpoints is None:
+        return None
+    checkpoints = Checkpoints(job.logging.checkpoints)
+    opened.callback(checkpoints.close)
+    return checkpoints
+
+
+def _first_state(
+    job: TrainJob, start: Learnables, checkpoints: Checkpoints | None
+) -> tuple[int, TrainState, Sequence[float] | None]:
+    """The step that the job goes on from, its state on the mesh, and its losses: `None` at the first step."""
+    step, state, losses = 0, init_state(job.task.method, job.training, start), None
+    if checkpoints is not None and (restored := checkpoints.restore(state)) is not None:
+        step, state, losses = restored
+    return step, meshes.device_put(job.context.mesh, meshes.pad(state, job.padded_runs), meshes.RUN), losses
+
+
+def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) -> Batches:
+    """Batches from a step on: of images, or of features for a method that sees these."""
+    context, sampling = job.context, sampling_of(job.task.method)
+    batches: Batches
+    if sampling is None:
+        batches = RunBatches(
+            [run.images for run in job.runs],
+            job.seeds,
+            job.training,
+            context.mesh,
+            image_size=job.task.clip.preprocessing.side,
+            start_step=start_step,
+            workers=context.workers,
+            on_error=context.on_image_error,
+        )
+    else:
+        sources = [context.features(run.images, run.seed, sampling) for run in job.runs]
+        epochs = job.training.total_epochs(job.examples)
+        batches = FeatureBatches(
+            [epoch_features(source, sampling, epochs) for source in sources],
+            [run.images.labels for run in job.runs],
+            job.seeds,
+            job.training,
+            context.mesh,
+            pooled=sampling.training == "pooled",
+            start_step=start_step,
+            readable=[source.readable for source in sources],
+        )
+    opened.callback(batches.close)
+    return batches
+
+
+def _open_report(
     opened: contextlib.ExitStack,
-    logging: Logging,
-    task: Task,
-    seeds: Sequence[int],
-    rows: int,
+    job: TrainJob,
     step: int,
-    total: int,
     losses: Sequence[float] | None,
-    batches: RunBatches | FeatureBatches,
-    plan: MemoryPlan | None,
+    batches: Batches,
+    *,
+    images: int,
 ) -> StepReport:
-    """Progress and metrics of the steps that are left; the metrics of the others stay."""
-    if logging.progress is not None:
-        opened.callback(logging.progress.close)
-        logging.progress.start(total, done=step)
-        if plan is not None:
-            logging.progress.say(f"memory: {plan}")
+    """Progress and metrics of the steps that are left, of so many images each; the metrics of the others stay."""
+    logging, total, progress = job.logging, job.steps, job.logging.progress
+    if progress is not None:
+        opened.callback(progress.close)
+        progress.start(total, done=step)
+        if job.plan is not None:
+            progress.say(f"memory: {job.plan}")
     metrics = None
     if logging.metrics is not None and step < total:
         writer = MetricWriter(
             logging.metrics,
             start_step=logging.steps_before + step + 1,
-            steps=logging.steps_in_all or total,
+            steps=logging.total_steps or total,
             trackers=logging.trackers,
         )
         metrics = opened.enter_context(writer)
-    waiting: Callable[[], float] | None = None
-    if isinstance(batches, RunBatches):
-        waiting = lambda: batches.waiting_share  # noqa: E731 (asked at each step)
-    name = type(task.method).__name__
-    return StepReport(name, seeds, logging.progress, metrics, images=rows * len(seeds), losses=losses, waiting=waiting)
+    return StepReport(
+        type(job.task.method).__name__,
+        job.seeds,
+        progress,
+        metrics,
+        images=images,
+        losses=losses,
+        waiting=(lambda: batches.waiting_share) if isinstance(batches, RunBatches) else None,
+    )
 
 
-def _profile(opened: contextlib.ExitStack, logging: Logging, step: int, total: int) -> Any:
-    if not logging.profile or logging.metrics is None:
-        return _NoProfile()
-    profile = StepProfile(logging.metrics, first=step, total=total)
-    opened.callback(profile.close)
-    return profile
+def _ends_stage(job: TrainJob, step: int) -> bool:
+    """Whether other stages follow this step."""
+    return step == job.steps < (job.logging.total_steps or 0) - job.logging.steps_before
 
 
-class _NoProfile:
-    def before(self, step: int) -> None:
-        """Nothing is traced."""
-
-    def after(self, step: int, result: Any) -> None:
-        """Nothing is traced."""
+def _stop(job: TrainJob, step: int, checkpoints: Checkpoints | None) -> None:
+    if checkpoints is not None:
+        checkpoints.wait()
+    logging = job.logging
+    raise hosts.Stopped(
+        f"stopped at step {logging.steps_before + step} of {logging.total_steps or job.steps}; the same command "
+        "continues."
+    )
 
 
 class _Interval:
     """When to save: after so many steps, a number that all processes agree on once, since their clocks differ."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._steps, self._began = seconds, 0, 0.0
+        self._seconds = seconds
+        self._steps = 0
+        self._began = 0.0
         self._every = 0 if seconds else 1
 
     def is_over(self, *, last: bool) -> bool:
@@ -285,11 +254,3 @@ def _advice(plan: MemoryPlan | None) -> str:
         f"{needs}lower --config.batch_size or --config.micro_batch, raise --config.class_chunks, or set "
         "--config.remat=tokens."
     )
-
-
-def rows_per_step(images: Sequence[Images | Split], recipe: Recipe) -> int:
-    """Images of a step of each run. Raises `ClipbiasError` where the runs differ in their steps."""
-    shapes = {(recipe.total_steps(len(one)), min(len(one), recipe.batch_size)) for one in images}
-    if len(shapes) > 1:
-        raise ClipbiasError("the runs of one group have different numbers of steps; train them separately.")
-    return shapes.pop()[1]

@@ -1,7 +1,7 @@
 """A trace of a few training steps, as `--config.profile=steps` asks for."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -13,29 +13,29 @@ FOLDER = "profile"
 class StepProfile:
     """Traces a few steps of process 0 into `profile` below a folder, to be looked at with XProf or Perfetto."""
 
-    def __init__(self, folder: Path, *, first: int, total: int) -> None:
+    def __init__(self, folder: Path | None, *, first: int, total: int) -> None:
         """Prepares nothing yet.
 
         Args:
-          folder: of the run.
+          folder: of the run; `None` traces nothing.
           first: the step that this process begins with, from 0.
           total: steps of the whole training; where there are few, the last ones are traced.
         """
-        self._folder = folder / FOLDER
+        self._folder = folder
         begin = min(first + BEFORE, max(total - TRACED, first))
         self._steps = range(begin, min(begin + TRACED, total))
         self._runs = False
 
     def before(self, step: int) -> None:
         """To be called before each step, numbered from 0."""
-        if step == self._steps.start and jax.process_index() == 0:
+        if self._folder is not None and step == self._steps.start and jax.process_index() == 0:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every call of a function would slow the steps down
-            jax.profiler.start_trace(str(self._folder), profiler_options=options)
+            jax.profiler.start_trace(str(self._folder / FOLDER), profiler_options=options)
             self._runs = True
 
-    def after(self, step: int, result: Any) -> None:
-        """To be called behind each step with what it computes, which the last traced step is waited for with."""
+    def after(self, step: int, result: Mapping[str, jax.Array]) -> None:
+        """To be called after each step with its results; the trace ends with those of the last traced step."""
         if self._runs and step == self._steps.stop - 1:
             jax.block_until_ready(result)
             self.close()

@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import stages
 from jax.sharding import Mesh
 
 from clipbias.training import mesh as meshes
-from clipbias.training.features import frozen_features
+from clipbias.training.features import FeatureStatic, frozen_features
 from clipbias.training.outcomes import (
     EvalInputs,
     EvalStatic,
@@ -38,53 +39,64 @@ class Program:
     Attributes:
       name: of the function.
       function: as `jax.jit` made it.
-      arguments, options: shapes, types and shardings in place of arrays, and static values as they are.
+      arguments: shapes, types and shardings in place of arrays, and static values as they are.
     """
 
     name: str
-    function: Any
+    function: stages.Wrapped
     arguments: Sequence[Any]
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def trace(self) -> Any:
+    def trace(self) -> stages.Traced:
         """As JAX traces it, to be lowered for any platform."""
-        return self.function.trace(*self.arguments, **self.options)
+        return self.function.trace(*self.arguments)
 
-    def lower(self) -> Any:
+    def lower(self) -> stages.Lowered:
         """For the devices of its shardings."""
-        return self.function.lower(*self.arguments, **self.options)
+        return self.function.lower(*self.arguments)
 
 
-def training_program(
-    task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int = 0, parts: int = 1
-) -> Program:
-    """The training step of `runs` runs.
+@dataclasses.dataclass(frozen=True)
+class StepShape:
+    """Sizes of a training step.
+
+    Attributes:
+      rows: images per step and run, over all devices.
+      runs: runs trained side by side, padding included.
+      mesh: where to compute.
+      images: the training images of a run, where the method learns something for each.
+    """
+
+    rows: int
+    runs: int
+    mesh: Mesh
+    images: int = 0
+
+
+def training_program(task: Task, recipe: Recipe, size: StepShape, *, micro_batches: int = 1) -> Program:
+    """The training step of a task.
 
     Args:
       task: what is trained.
       recipe: the optimiser's.
-      rows: images per step and run, over all devices.
-      runs: runs trained side by side.
-      mesh: where to compute.
-      images: the training images of a run, where the method learns something for each.
-      parts: parts in which the images of a step are taken.
+      size: of the step.
+      micro_batches: in which the images of a step are taken.
     """
     shape, config, method = jax.ShapeDtypeStruct, task.clip.config, task.method
-    sampling = sampling_of(method)
+    runs, mesh, sampling = size.runs, size.mesh, sampling_of(method)
     # A method on features may learn something for each image; without images it has an axis of none.
-    each = 0 if sampling is None else images
+    each = 0 if sampling is None else size.images
     learnables = jax.tree.map(
         lambda leaf: shape((runs, *(axis or each for axis in leaf.shape)), leaf.dtype), task.shapes
     )
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
-    rows += -rows % mesh.shape[meshes.DATA]
-    size = config.vision.image_size
-    pixels: Any = shape((runs, rows, size, size, 3), np.uint8)
+    rows = size.rows + -size.rows % mesh.shape[meshes.DATA]
+    side = config.vision.image_size
+    pixels = shape((runs, rows, side, side, 3), np.uint8)
     if sampling is not None:
         width = config.projection_width if sampling.projected else config.vision.width
         pixels = shape((runs, rows, width), np.float32)
     batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
-    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, parts)
+    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, micro_batches)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(
         learning_rate=meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),
@@ -154,8 +166,8 @@ def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) 
     clip, size, dtype = task.clip, task.clip.config.vision.image_size, task.classifier.dtype
     images = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
     params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
-    arguments = (clip.config, clip.preprocessing, params, images)
-    return Program("frozen_features", frozen_features, arguments, {"dtype": dtype, "projected": sampling.projected})
+    static = FeatureStatic(clip.config, clip.preprocessing, dtype, sampling.projected)
+    return Program("frozen_features", frozen_features, (static, params, images))
 
 
 def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInputs]:

@@ -1,4 +1,4 @@
-"""Scores of the runs of a group, on test images or on the validation images that a learning rate is chosen by."""
+"""Scores of the runs of a job, on test images or on the validation images that a learning rate is selected by."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.data import Dataset, Split, protocols
+from clipbias.data import Dataset, protocols
 from clipbias.training import mesh as meshes
+from clipbias.training.job import TrainJob, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.outcomes import EvalInputs, EvalStatic, make_evaluation
-from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
+class EvalResult:
     """The scores of `R` runs in one evaluation.
 
     Attributes:
@@ -35,91 +35,73 @@ class Tested:
     log_probs: np.ndarray
 
 
-def score_test(
-    shared: SweepContext,
-    trained: Task,
-    learnables: Learnables,
-    plan: protocols.EvalProtocol,
-    evaluation: protocols.Evaluation,
-    runs: int,
-    shots: int,
-) -> Tested:
-    """Scores runs on the test images of one evaluation.
+def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation) -> EvalResult:
+    """Scores the runs of a job on the test images of one evaluation.
 
     Args:
-      shared: the model, the mesh, and the evaluators.
-      trained: the task of training.
+      job: whose validation images a temperature is fitted on.
       learnables: leading axis `R`, on the host.
-      plan: the draw, whose validation images a temperature is fitted on.
       evaluation: test images and classes.
-      runs: `R`.
-      shots: training images per class.
     """
-    count = meshes.padded(shared.mesh, runs)
-    task, learnables = _fitted(shared, trained, learnables, evaluation.dataset, evaluation.source_labels, count)
-    evaluator = shared.evaluator(evaluation.dataset.split("test"))
-    static, inputs = _make_evaluation(shared, task, learnables, count)
-    validation = shared.temperature_evaluator(plan, evaluation, shots)
+    context, runs = job.context, len(job.runs)
+    task, learnables = _fitted(job, learnables, evaluation.dataset, evaluation.source_labels)
+    evaluator = context.evaluator(evaluation.dataset.split("test"))
+    static, inputs = _evaluation(job, task, learnables)
+    validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
     scores = evaluator.accuracy(static, inputs, validation=validation)
-    facts = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
+    skipped = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
     assert evaluator.predicted is not None and evaluator.log_probs is not None, "an evaluation predicts"
-    # Behind the runs are copies of the last one that fill up the mesh.
-    each = [score | facts for score in scores[:runs]]
-    return Tested(task, learnables, each, evaluator.predicted[:runs], evaluator.log_probs[:runs])
+    # Runs are padded to a multiple of the mesh with copies of the last run.
+    return EvalResult(
+        task=task,
+        learnables=learnables,
+        scores=[score | skipped for score in scores[:runs]],
+        predicted=evaluator.predicted[:runs],
+        log_probs=evaluator.log_probs[:runs],
+    )
 
 
 def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The scores of one run in its evaluations, as its row has them: by name where there are several."""
+    """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
     if len(scores) == 1:
         return dict(next(iter(scores.values())))
-    found: dict[str, Any] = {
+    merged: dict[str, Any] = {
         "tested_images": {name: score["images"] for name, score in scores.items()},
         "accuracies": {name: score["accuracy"] for name, score in scores.items()},
         "calibrations": {name: score["calibration"] for name, score in scores.items()},
     }
     skipped = sum(score.get("skipped_images", 0) for score in scores.values())
-    return found | ({"skipped_images": skipped} if skipped else {})
+    return merged | ({"skipped_images": skipped} if skipped else {})
 
 
-def score_validation(
-    shared: SweepContext, trained: Task, learnables: Learnables, source: Dataset, splits: Sequence[Split]
-) -> list[dict[str, Any]]:
-    """Scores runs on validation images of the classes of training. No test image is looked at.
-
-    Args:
-      shared, trained, learnables: as for `score_test`.
-      source: the classes of training.
-      splits: of each run, its validation images.
+def score_validation(job: TrainJob, learnables: Learnables) -> list[dict[str, Any]]:
+    """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
 
     Returns:
       Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
     """
-    count = meshes.padded(shared.mesh, len(splits))
-    task, learnables = _fitted(shared, trained, learnables, source, tuple(range(len(source.class_names))), count)
-    static, inputs = _make_evaluation(shared, task, learnables, count)
+    splits, source = validation_images(job), job.protocol.source
+    task, learnables = _fitted(job, learnables, source, tuple(range(len(source.class_names))))
+    static, inputs = _evaluation(job, task, learnables)
     distinct = {split.digest: split for split in splits}
-    scores = {digest: shared.evaluator(split).validate(static, inputs) for digest, split in distinct.items()}
+    scores = {digest: job.context.evaluator(split).validate(static, inputs) for digest, split in distinct.items()}
     return [
-        {f"validation_{name}": value for name, value in scores[split.digest][index].items()}
-        for index, split in enumerate(splits)
+        {f"validation_{name}": value for name, value in scores[split.digest][run].items()}
+        for run, split in enumerate(splits)
     ]
 
 
 def _fitted(
-    shared: SweepContext,
-    trained: Task,
-    learnables: Learnables,
-    dataset: Dataset,
-    labels: Sequence[int] | None,
-    count: int,
+    job: TrainJob, learnables: Learnables, dataset: Dataset, labels: Sequence[int] | None
 ) -> tuple[Task, Learnables]:
     """The task of a dataset's classes that fits the memory, and the learnables for it, on the host."""
-    task = fit_evaluation(shared.bind(trained.method, dataset), runs=count, mesh=shared.mesh)
-    return task, transfer(trained, task, learnables, labels, axis=1)
+    task = job.context.bind(job.task.method, dataset)
+    task = fit_evaluation(task, runs=job.padded_runs, mesh=job.context.mesh)
+    return task, transfer(job.task, task, learnables, labels, axis=1)
 
 
-def _make_evaluation(
-    shared: SweepContext, task: Task, learnables: Learnables, count: int
-) -> tuple[EvalStatic, EvalInputs]:
+def _evaluation(job: TrainJob, task: Task, learnables: Learnables) -> tuple[EvalStatic, EvalInputs]:
+    """The arguments of an evaluation of the runs, padded to a multiple of the mesh."""
+    count, context = job.padded_runs, job.context
     padded = meshes.pad(learnables, count)
-    return make_evaluation(task, shared.params, padded, runs=count, mesh=shared.mesh)
+    return make_evaluation(task, context.params, padded, runs=count, mesh=context.mesh)

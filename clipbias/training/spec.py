@@ -14,15 +14,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clipbias.clip import Clip
-from clipbias.clip.precision import named
-from clipbias.data import Dataset, protocols
-from clipbias.errors import ClipbiasError
-from clipbias.training.rates import Rates
-from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import method_options, resolve_method, source_digest
+from clipbias.tuning.registry import resolve_method
 
 # More runs than this gain nothing side by side and delay the first result.
 MOST_RUNS = 32
@@ -99,98 +93,6 @@ class RunSpec:
 
 # Runs that train side by side.
 Group = tuple[RunSpec, ...]
-
-
-def make_specs(
-    clip: Clip,
-    opened: Mapping[str, Dataset],
-    common: Recipe,
-    *,
-    methods: Sequence[str],
-    datasets: Sequence[str],
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    protocol: str = "few_shot",
-    targets: Sequence[str] = (),
-    learning_rates: Sequence[float] = (),
-    rates: Rates | None = None,
-    dtype: str = "float32",
-    on_image_error: str = "raise",
-    score_on: str = TEST,
-) -> list[RunSpec]:
-    """All combinations, dataset by dataset. A method that draws no image is one run per dataset.
-
-    Args:
-      clip: the frozen model.
-      opened: datasets by name, targets among them; what is not there is left out (`on_missing=skip`).
-      common: the recipe of all methods that have none of their own.
-      methods, datasets, shots, seeds: what is combined.
-      options: options by method name, or by `method@dataset`.
-      protocol, targets: see `data.protocols`; empty targets are the literature's.
-      learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
-      rates: learning rates that were chosen before.
-      dtype, on_image_error, score_on: see `RunSpec`.
-
-    Raises:
-      ClipbiasError: there is nothing to combine, or no such method or option.
-    """
-    for name, values in {"methods": methods, "datasets": datasets, "shots": shots, "seeds": seeds}.items():
-        if not values:
-            raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
-    given = options or {}
-    for name in methods:  # a misspelt option is reported before any dataset is looked at
-        resolve_method(name, given.get(name, {}))
-    specs = []
-    for dataset, method in itertools.product([opened[name] for name in datasets if name in opened], methods):
-        own = {**given.get(method, {}), **given.get(f"{method}@{dataset.name}", {})}
-        for count in shots if resolve_method(method, own).uses_images else (0,):
-            made = resolve_method(method, own, dataset=dataset.name, shots=count)
-            recipe = made.recipe_for(common, count) if made.trains else None
-            each: Sequence[float | None] = (None,)
-            if recipe is not None:
-                compared = learning_rates and recipe.learning_rate == common.learning_rate
-                each = learning_rates if compared else (rates.of(method, dataset.name, count) if rates else None,)
-            others = protocols.targets_of(protocol, dataset.name, targets)
-            chosen = len(each) > 1 or (rates is not None and each[0] is not None) or _validates(made)
-            spec = RunSpec(
-                method=method,
-                options=method_options(made),
-                dataset=dataset.name,
-                protocol="full" if not count and made.uses_images and protocol != "pseudo_labels" else protocol,
-                targets=others,
-                shots=count,
-                seed=0,
-                recipe=recipe,
-                template=dataset.template,
-                descriptions=dataset.descriptions.digest if dataset.descriptions else "",
-                dtype=named(dtype),
-                weights=clip.fingerprint,
-                source=source_digest(method) or "",
-                data=_contents(opened[name] for name in (dataset.name, *others)),
-                on_image_error=on_image_error,
-                score_on=score_on,
-                validation=protocols.validation_policy(dataset) if chosen else "none",
-            )
-            specs += [
-                dataclasses.replace(spec, seed=seed, recipe=recipe and recipe.at(rate))
-                for rate in each
-                for seed in (seeds if made.uses_images else (0,))
-            ]
-    return specs
-
-
-def _contents(datasets: Iterable[Dataset]) -> str:
-    """A hash of class names, image names and labels."""
-    return stable_hash(
-        [[one.class_names, {name: split.digest for name, split in one.splits.items()}] for one in datasets]
-    )
-
-
-def _validates(method: Method) -> bool:
-    """Whether the method itself selects something on validation images."""
-    sampling = sampling_of(method)
-    return sampling is not None and sampling.validation
 
 
 def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group]:

@@ -5,6 +5,7 @@ stopped or killed continues when the same command is given again, and independen
 `i/n` runs every n-th method, dataset and number of shots.
 """
 
+import itertools
 import json
 import re
 import time
@@ -19,11 +20,12 @@ from etils import epath
 from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
-from clipbias.training.group import Row, SweepPaths, spec_facts, train_group
-from clipbias.training.memory import drop_programs
+from clipbias.training.device_memory import drop_programs
+from clipbias.training.group import Row, spec_facts, train_group
 from clipbias.training.progress import Progress, progress
 from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep_context import SweepContext
+from clipbias.training.sweep_paths import SweepPaths
 from clipbias.training.workdir import note_runs
 from clipbias.tuning.recipe import Recipe
 
@@ -32,7 +34,7 @@ FOLDER, RESULTS, VALIDATED = "results", "results.jsonl", "validation.jsonl"
 
 def sweep(
     specs: Sequence[RunSpec],
-    shared: SweepContext,
+    context: SweepContext,
     workdir: Path,
     common: Recipe,
     *,
@@ -45,7 +47,7 @@ def sweep(
 
     Args:
       specs: all runs of the sweep.
-      shared: the model, datasets and devices.
+      context: the model, datasets and devices.
       workdir: the folder of the sweep.
       common: the recipe of methods that have none of their own.
       part: `(i, n)` of jobs that share the work folder.
@@ -60,12 +62,14 @@ def sweep(
       hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
     """
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
-    files, found = SweepPaths(workdir, run_names(specs), single), hosts.from_first(lambda: read_rows(workdir, specs))
-    done = {row["key"] for row in found if row["status"] == "ok"}
+    paths = SweepPaths(workdir, run_names(specs), single)
+    rows = hosts.from_first(lambda: read_rows(workdir, specs))
+    done = {row["key"] for row in rows if row["status"] == "ok"}
     groups = make_groups(part_of(specs, part), most_runs)
-    todo = [some for group in groups if (some := tuple(spec for spec in group if spec.key not in done))]
-    _tidy(files, [group for group in groups if all(spec.key in done for spec in group)])
-    write_results(workdir, found)
+    left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
+    todo = [group for group in left if group]
+    _tidy(paths, [group for group, specs_left in zip(groups, left, strict=True) if not specs_left])
+    write_results(workdir, rows)
     if specs[0].score_on == TEST:
         note_runs(workdir, len(specs))
     total = sum(map(len, todo))
@@ -80,49 +84,50 @@ def sweep(
             if before is not None and _owner(before) != _owner(group):
                 drop_programs()
             before = group
-            shared.begin(group[0].dataset)
+            context.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots} shots")
-            for some, rows in _attempt(group, shared, files, common, bar):
-                rows = [row | (notes or {}).get(row["key"], {}) for row in rows]
-                found = _in_order([*found, *rows], specs)
-                _write(some, rows, files)
-                write_results(workdir, found)
-                bar.advance(len(some), _last(some, rows))
-    found = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
-    write_results(workdir, found)
-    return found
+            for attempted, new in _attempt(group, context, paths, common, bar):
+                new = [row | (notes or {}).get(row["key"], {}) for row in new]
+                rows = _in_order([*rows, *new], specs)
+                _write(attempted, new, paths)
+                write_results(workdir, rows)
+                bar.advance(len(attempted), _last(attempted, new))
+    rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
+    write_results(workdir, rows)
+    return rows
 
 
 def _owner(group: Group) -> tuple[str, str]:
     return group[0].method, group[0].dataset
 
 
-def _tidy(files: SweepPaths, finished: Sequence[Group]) -> None:
+def _tidy(paths: SweepPaths, finished: Sequence[Group]) -> None:
     """Removes checkpoints of finished groups, which a process left that was killed after it wrote their rows."""
-    folder = files.workdir / "checkpoints"
+    folder = paths.workdir / "checkpoints"
     if hosts.is_first() and folder.is_dir():
         left = {path.name for path in folder.iterdir()}
         for group in finished:
-            if files.checkpoints(group).name in left:
-                epath.Path(files.checkpoints(group)).rmtree(missing_ok=True)
+            if paths.checkpoints(group).name in left:
+                epath.Path(paths.checkpoints(group)).rmtree(missing_ok=True)
 
 
 def _attempt(
-    group: Group, shared: SweepContext, files: SweepPaths, common: Recipe, bar: Progress
+    group: Group, context: SweepContext, paths: SweepPaths, common: Recipe, bar: Progress
 ) -> list[tuple[Group, list[Row]]]:
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
     try:
-        rows = train_group(group, shared, files, common)
+        rows = train_group(group, context, paths, common)
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
-        if files.single or (hosts.multi_process() and not alike):
+        if paths.single or (hosts.multi_process() and not alike):
             raise
         rates = dict.fromkeys(spec.learning_rate for spec in group)
         if len(rates) > 1:
-            parts = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
-            return [one for some in parts for one in _attempt(some, shared, files, common, bar)]
+            by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
+            attempts = [_attempt(alike, context, paths, common, bar) for alike in by_rate]
+            return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
         bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots} shots: {sentence(error)}")
@@ -138,13 +143,13 @@ def _last(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
     return {"last": f"{group[0].method} on {group[0].dataset}{mean}"}
 
 
-def _write(group: Group, rows: Sequence[Row], files: SweepPaths) -> None:
+def _write(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
     """Writes the rows of a group in one go, and removes its checkpoints."""
     if hosts.is_first():
         text = json.dumps(list(rows), indent=1)
-        write_text(files.workdir / FOLDER / f"{files.of(group)}.json", text + "\n")
+        write_text(paths.workdir / FOLDER / f"{paths.group_file(group)}.json", text + "\n")
         if all(row["status"] == "ok" for row in rows):
-            epath.Path(files.checkpoints(group)).rmtree(missing_ok=True)
+            epath.Path(paths.checkpoints(group)).rmtree(missing_ok=True)
 
 
 def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
@@ -157,11 +162,11 @@ def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
 
 def _in_order(rows: Sequence[Row], specs: Sequence[RunSpec]) -> list[Row]:
     """The last row of each spec, in the order of the specs. Of a run that failed and ran again, the good row."""
-    found: dict[str, Row] = {}
+    by_key: dict[str, Row] = {}
     for row in rows:
-        if row["status"] == "ok" or found.get(row["key"], row)["status"] != "ok":
-            found[row["key"]] = row
-    return [found[spec.key] for spec in specs if spec.key in found]
+        if row["status"] == "ok" or by_key.get(row["key"], row)["status"] != "ok":
+            by_key[row["key"]] = row
+    return [by_key[spec.key] for spec in specs if spec.key in by_key]
 
 
 def write_results(workdir: Path, rows: Sequence[Row]) -> None:

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,14 +18,12 @@ from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
 from clipbias.data.workers import Workers
-from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.compute import Compute
 from clipbias.training.evaluator import Budget, Evaluator
-from clipbias.training.features import TrainingFeatures
+from clipbias.training.features import FeatureStatic, TrainingFeatures
 from clipbias.training.outcomes import make_evaluation
 from clipbias.training.spec import Group
-from clipbias.training.step_inputs import place_text
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
 from clipbias.tuning.registry import make_method
@@ -71,7 +68,7 @@ class SweepContext:
         self._features: dict[Any, TrainingFeatures] = {}
         self._pseudo_labels: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self._tasks: dict[Any, Task] = {}
-        self.draws = functools.lru_cache(maxsize=64)(self._draws)
+        self._protocols = functools.lru_cache(maxsize=64)(self._make_protocols)
 
     def begin(self, dataset: str) -> None:
         """Drops images, features and test images of other datasets."""
@@ -82,19 +79,22 @@ class SweepContext:
             for kept in (self._evaluators, self._features, self._pseudo_labels, self._tasks):
                 kept.clear()
 
-    def _draws(
+    def _make_protocols(
         self, protocol: str, dataset: str, shots: int, seeds: tuple[int, ...], targets: tuple[str, ...]
     ) -> tuple[protocols.EvalProtocol, ...]:
-        """What each seed trains and is tested on. Where nothing is trained, any draw tells the test images."""
-        options: dict[str, Any] = dict(shots=max(shots, 1), targets=targets or None)
+        """The few-shot split of each seed. Where nothing is trained, any split has the test images."""
         load = self.datasets.__getitem__
-        return tuple(protocols.make_protocol(protocol, dataset, load, seed=seed, **options) for seed in seeds)
+        count = max(shots, 1)
+        return tuple(
+            protocols.make_protocol(protocol, dataset, load, shots=count, seed=seed, targets=targets or None)
+            for seed in seeds
+        )
 
-    def draws_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
-        """The draw of each of a group's seeds, by seed, in the order in which they first appear."""
+    def protocols_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
+        """The few-shot split of each of a group's seeds, by seed, in the order in which they first appear."""
         first, seeds = group[0], tuple(dict.fromkeys(spec.seed for spec in group))
-        draws = self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
-        return dict(zip(seeds, draws, strict=True))
+        by_seed = self._protocols(first.protocol, first.dataset, first.shots, seeds, first.targets)
+        return dict(zip(seeds, by_seed, strict=True))
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
         """A task of a method and a dataset's classes.
@@ -135,14 +135,15 @@ class SweepContext:
         """Features of images under the frozen vision tower."""
         key = images.split.digest, seed, sampling.crop, sampling.projected
         if key not in self._features:
+            static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
             self._features[key] = TrainingFeatures(
-                *(self.clip, self.params, images),
+                static,
+                self.params,
+                images,
                 mesh=self.mesh,
                 batch_size=self.compute.eval_batch_size,
                 seed=seed,
                 crop=sampling.crop,
-                projected=sampling.projected,
-                dtype=self.dtype,
                 on_error=self.on_image_error,
                 workers=self.workers,
             )
@@ -177,21 +178,3 @@ class SweepContext:
         batch_size = self.evaluator(tested).batch_size
         chosen = split.subset(np.sort(np.concatenate(own)))
         return self.evaluator(chosen, batch_size=batch_size, on_error="skip", whole_batches=True)
-
-
-def choice_images(dataset: str, plan: protocols.EvalProtocol) -> Split:
-    """The validation images of a draw. Raises `ClipbiasError` where there are none."""
-    split = plan.validation()
-    if split is None or not len(split):
-        raise ClipbiasError(
-            f"{dataset}: there are no validation images under the protocol {plan.protocol}; a learning rate cannot be "
-            "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
-        )
-    return split
-
-
-def text_of(shared: SweepContext, task: Task) -> jax.Array:
-    """The class features that no learnable changes, `[S, C, d]`, for what is made of images' features."""
-    placed = place_text(shared.mesh, task, shared.params)
-    assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
-    return task.classifier.split_by_template(placed)

@@ -18,8 +18,9 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import why_no_maps
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import Topology, exchanges
-from clipbias.training.memory import USABLE, fit_evaluation, needed_bytes, plan_step
-from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
+from clipbias.training.device_memory import USABLE, needed_bytes
+from clipbias.training.memory import fit_evaluation, plan_step
+from clipbias.training.programs import Program, StepShape, evaluation_programs, features_program, training_program
 from clipbias.tuning import Method, Recipe, Task, make_method
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
@@ -76,11 +77,12 @@ def test_training_steps(
     """The fastest way that the plan finds."""
     where, (method, recipe) = topologies[topology], first_stage(name, BATCH)
     mesh = meshes.make_mesh(devices=where.devices)
-    shared = dict(rows=recipe.batch_size, runs=runs, mesh=mesh, images=SHOTS * CLASSES)
+    size = StepShape(recipe.batch_size, runs, mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
     with where:
-        task, plan = plan_step(bind(clip, method, CLASSES, dtype, mesh), recipe, **shared)
-        program = training_program(task, recipe, parts=plan.parts, **shared)
+        task = bind(clip, method, CLASSES, dtype, mesh)
+        plan = plan_step(task, recipe, size)
+        program = training_program(plan.apply(task), recipe, size, micro_batches=plan.micro_batches)
         assert plan.fits and needed_bytes(program.lower()) == plan.bytes
         loops = method.conditional or method.batchwise
         exchanged = check(program, where, dtype, cudnn=sampling_of(method) is None, loops=loops)
@@ -138,12 +140,14 @@ def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, To
     runs = len(where.devices) // 4
     for run, count in ((1, 1), (runs, runs)):
         mesh = meshes.make_mesh(run=run, devices=where.devices)
-        shared = dict(rows=256, runs=count, mesh=mesh, images=SHOTS * 1000)
+        size = StepShape(256, count, mesh, images=SHOTS * 1000)
         jax.clear_caches()
         with where:
-            task, plan = plan_step(bind(clip, method, 1000, "bfloat16", mesh), recipe, **shared)
+            task = bind(clip, method, 1000, "bfloat16", mesh)
+            plan = plan_step(task, recipe, size)
             assert plan.fits
-            check(training_program(task, recipe, parts=plan.parts, **shared), where, "bfloat16", cudnn=True)
+            program = training_program(plan.apply(task), recipe, size, micro_batches=plan.micro_batches)
+            check(program, where, "bfloat16", cudnn=True)
 
 
 def test_the_compiler_grants_the_memory_that_is_planned_with(topologies: dict[str, Topology]) -> None:

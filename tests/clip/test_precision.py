@@ -12,7 +12,7 @@ import experiments.train
 from clipbias.clip import Clip, encode_image
 from clipbias.clip.precision import DTYPES, OWN, cast_weights, resolve
 from clipbias.training import mesh as meshes
-from clipbias.training.programs import training_program
+from clipbias.training.programs import StepShape, training_program
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
@@ -44,7 +44,7 @@ def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> N
     """Float32 factors are multiplied as the type's name says, or more exactly; half precision has no choice."""
     task = Task(clip, make_method("ivlp"), NAMES, dtype=dtype)
     recipe = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
-    text = training_program(task, recipe, rows=4, runs=1, mesh=meshes.single_device()).lower().as_text()
+    text = training_program(task, recipe, StepShape(4, 1, meshes.single_device())).lower().as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     halves = [line for line in products if re.search(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>\)", line)]
     asked = {found for line in products if line not in halves for found in re.findall(r"precision = \[(.*?)\]", line)}

@@ -9,8 +9,8 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data import catalog, protocols, shards
 from clipbias.training import mesh as meshes
+from clipbias.training.axes import SweepAxes, make_specs
 from clipbias.training.compute import Compute
-from clipbias.training.spec import make_specs
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning.recipe import Recipe
@@ -44,9 +44,9 @@ def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, method: str, *
     """The rows of a method trained on two images of a class of each dataset."""
     targets = [name for dataset in datasets for name in protocols.targets_of(protocol, dataset, ())]
     opened = {name: data.load(name, data_dir=data_dir) for name in (*datasets, *targets)}
-    shared = SweepContext(clip, opened, Compute(trackers=(), eval_batch_size=8), meshes.single_device())
-    axes = dict(methods=[method], datasets=datasets, shots=[2], seeds=[1], protocol=protocol)
-    rows = sweep(make_specs(clip, opened, RECIPE, **axes), shared, workdir, RECIPE)
+    context = SweepContext(clip, opened, Compute(trackers=(), eval_batch_size=8), meshes.single_device())
+    axes = SweepAxes(methods=(method,), datasets=datasets, shots=(2,), seeds=(1,), protocol=protocol)
+    rows = sweep(make_specs(context, RECIPE, axes), context, workdir, RECIPE)
     assert [row.get("error") for row in rows] == [None] * len(rows)
     return rows
 

@@ -12,9 +12,12 @@ from PIL import Image
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
+from clipbias.data.images import Images
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.loop import Logging, Run, Trained
+from clipbias.training.compute import Compute
+from clipbias.training.job import Logging, Run, TrainJob, TrainResult
+from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Task
 from clipbias.tuning.learnables import stack_runs
 from clipbias.tuning.recipe import Recipe
@@ -39,7 +42,7 @@ def colour_split(count: int, seed: int) -> Split:
 def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> list[Run]:
     """A run for each seed, on its draw."""
     draws = [protocols.few_shot(dataset, shots=shots, seed=seed) for seed in seeds]
-    return [Run(draw.source.split("train"), seed) for draw, seed in zip(draws, seeds, strict=True)]
+    return [Run(Images.of(draw.source.split("train")), seed, draw) for draw, seed in zip(draws, seeds, strict=True)]
 
 
 def group(
@@ -50,11 +53,20 @@ def group(
     return task, few_shot_runs(dataset, seeds)
 
 
-def train_runs(task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, **logging: Any) -> Trained:
+def make_job(
+    task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, logging: Logging | None = None
+) -> TrainJob:
+    """A job of these runs by itself."""
+    context = SweepContext(task.clip, {}, Compute(), mesh or meshes.single_device(), dtype=task.classifier.dtype)
+    return TrainJob(context, task, recipe, tuple(runs), logging=logging or Logging())
+
+
+def train_runs(
+    task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, **logging: Any
+) -> TrainResult:
     """Trains runs from the learnables of their seeds; `logging` are fields of `Logging`."""
-    mesh, start = mesh or meshes.single_device(), stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
-    params = meshes.replicate(mesh, task.clip.params)
-    return loop.train(task, params, runs, recipe, start, mesh=mesh, logging=Logging(**logging))
+    start = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
+    return loop.train(make_job(task, runs, recipe, mesh, Logging(**logging)), start)
 
 
 @pytest.fixture(scope="session")

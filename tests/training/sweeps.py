@@ -10,12 +10,15 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.training import mesh as meshes
+from clipbias.training.axes import SweepAxes, make_specs
 from clipbias.training.compute import Compute
 from clipbias.training.evaluate import evaluate
-from clipbias.training.group import Row, SweepPaths
-from clipbias.training.spec import RunSpec, make_specs, run_names
+from clipbias.training.group import Row
+from clipbias.training.rates import Rates
+from clipbias.training.spec import RunSpec, run_names
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
+from clipbias.training.sweep_paths import SweepPaths
 from clipbias.tuning.adapter import Adapter, read_adapter
 from clipbias.tuning.recipe import Recipe
 
@@ -39,25 +42,46 @@ class TinySweep:
     options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     targets: Sequence[str] = ()
     compute: Compute = Compute(trackers=(), eval_batch_size=8)  # noqa: RUF009 (it is frozen)
+    dtype: str = "float32"
+    on_image_error: str = "raise"
 
     def __post_init__(self) -> None:
         if isinstance(self.datasets, Dataset):
             self.datasets = {self.datasets.name: self.datasets}
         self.mesh = self.mesh or meshes.single_device()
-        self.shared = SweepContext(self.clip, self.datasets, self.compute, self.mesh)
+        self.context = SweepContext(
+            self.clip,
+            self.datasets,
+            self.compute,
+            self.mesh,
+            dtype=self.dtype,
+            on_image_error=self.on_image_error,
+        )
 
     def specs(
-        self, *methods: str, shots: Sequence[int] = (2,), seeds: Sequence[int] = (1, 2), **options: Any
+        self,
+        *methods: str,
+        shots: Sequence[int] = (2,),
+        seeds: Sequence[int] = (1, 2),
+        rates: Rates | None = None,
+        **axes: Any,
     ) -> list[RunSpec]:
-        """The runs of some methods on all datasets that are no targets."""
-        learned = [name for name in self.datasets if name not in self.targets]
-        given = dict(methods=methods, datasets=learned, shots=shots, seeds=seeds, options=self.options)
-        given |= dict(protocol=self.protocol, targets=self.targets)
-        return make_specs(self.clip, self.datasets, self.recipe, **given, **options)
+        """The runs of some methods on all datasets that are no targets; `axes` are further ones."""
+        combined = SweepAxes(
+            methods=methods,
+            datasets=tuple(name for name in self.datasets if name not in self.targets),
+            shots=tuple(shots),
+            seeds=tuple(seeds),
+            options=self.options,
+            protocol=self.protocol,
+            targets=tuple(self.targets),
+            **axes,
+        )
+        return make_specs(self.context, self.recipe, combined, rates)
 
     def run(self, specs: Sequence[RunSpec], **options: Any) -> list[Row]:
         """Runs specs; returns their rows."""
-        return sweep(specs, self.shared, self.folder, self.recipe, **options)
+        return sweep(specs, self.context, self.folder, self.recipe, **options)
 
     def rows(self, *methods: str, **options: Any) -> list[Row]:
         """Runs some methods; options as of `specs`."""

@@ -14,7 +14,9 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
 from clipbias.training.memory import MemoryPlan, plan_step
+from clipbias.training.programs import StepShape
 from clipbias.training.step import train_step
 from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs
 from clipbias.tuning import Task, make_method
@@ -23,7 +25,7 @@ from clipbias.tuning.learnables import stack_runs
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.methods.bias import BiasTuning
 from clipbias.tuning.recipe import Recipe
-from tests.training.conftest import few_shot_runs
+from tests.training.conftest import few_shot_runs, make_job
 from tools.benchmarks import model
 
 NAMES = ["red", "a green one", "blue"]
@@ -120,21 +122,21 @@ def test_transport_does_depend_on_the_batch(clip: Clip) -> None:
 def test_what_is_given_is_taken_and_else_what_fits(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of steps that need 100 bytes for all their images, or half where things are computed again; none is compiled."""
 
-    def needing(task: Task, *_: Any, parts: int, **__: Any) -> types.SimpleNamespace:
-        return types.SimpleNamespace(lower=lambda: (50 if task.classifier.remat else 100) // parts)
+    def needing(task: Task, *_: Any, micro_batches: int) -> types.SimpleNamespace:
+        return types.SimpleNamespace(lower=lambda: (50 if task.classifier.remat else 100) // micro_batches)
 
     monkeypatch.setattr(memory, "training_program", needing)
     monkeypatch.setattr(memory, "needed_bytes", int)
-    mesh = meshes.make_mesh(run=1, data=2)
+    size = StepShape(10, 1, meshes.make_mesh(run=1, data=2))
     taskres = Task(clip, "taskres", NAMES).with_memory(class_shards=2)
-    options: dict[str, Any] = dict(rows=10, runs=1, mesh=mesh)
-    parts = {given: plan_step(taskres, RECIPE, micro_batch=given, **options)[1].parts for given in (0, 1, 4, 10)}
-    assert parts == {0: 1, 1: 5, 4: 3, 10: 1}
+    counts = {n: plan_step(taskres, RECIPE, size, Compute(micro_batch=n)).micro_batches for n in (None, 1, 4, 10)}
+    assert counts == {None: 1, 1: 5, 4: 3, 10: 1}
     # Images are taken in parts before anything is computed again, and a plan says so.
     vpt = Task(clip, "vpt", NAMES)
-    plan = plan_step(vpt, RECIPE, rows=64, runs=1, mesh=meshes.single_device(), limit=60)[1]
-    assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
-    assert "(keeping products, images in 4 parts)" in str(plan)
+    plan = plan_step(vpt, RECIPE, StepShape(64, 1, meshes.single_device()), limit=60)
+    assert (plan.remat, plan.class_chunks, plan.micro_batches) == ("products", 1, 4)
+    assert plan.fits and not plan.is_fastest
+    assert "(keeping products, 4 micro-batches)" in str(plan)
 
 
 def test_a_training_takes_what_was_planned(
@@ -144,11 +146,11 @@ def test_a_training_takes_what_was_planned(
         raise ClipbiasError(f"in {static.micro_batches} parts")
 
     monkeypatch.setattr(loop, "train_step", watched)
-    task, mesh, plan = Task(clip, "taskres", NAMES), meshes.single_device(), MemoryPlan("products", 1, 3, 0, 0)
+    task, plan = Task(clip, "taskres", NAMES), MemoryPlan("products", 1, 3)
     with pytest.raises(ClipbiasError, match="in 3 parts"):
         start = stack_runs([jax.device_get(task.init(1))])
-        runs = few_shot_runs(colours, (1,))
-        loop.train(task, meshes.replicate(mesh, clip.params), runs, recipe, start, mesh=mesh, plan=plan)
+        job = make_job(task, few_shot_runs(colours, (1,)), recipe)
+        loop.train(dataclasses.replace(job, plan=plan), start)
 
 
 @pytest.mark.long
@@ -156,8 +158,9 @@ def test_parts_need_less_memory() -> None:
     """Where the images of a step are what does not fit."""
     clip = model.random_clip(model.geometry("tiny", layers=6))
     task = Task(clip, "vpt", NAMES)
-    options: dict[str, Any] = dict(rows=64, runs=1, mesh=meshes.single_device())
-    needed = {n: plan_step(task, RECIPE, micro_batch=64 // n, **options)[1].bytes for n in (1, 4)}
+    size = StepShape(64, 1, meshes.single_device())
+    needed = {n: plan_step(task, RECIPE, size, Compute(micro_batch=64 // n)).bytes for n in (1, 4)}
     assert needed[4] < 0.6 * needed[1]
-    plan = plan_step(task, RECIPE, limit=int((needed[1] + needed[4]) / 2 / 0.85), **options)[1]
-    assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
+    plan = plan_step(task, RECIPE, size, limit=int((needed[1] + needed[4]) / 2 / 0.85))
+    assert (plan.remat, plan.class_chunks, plan.micro_batches) == ("products", 1, 4)
+    assert plan.fits and not plan.is_fastest

@@ -5,6 +5,7 @@ That their own compilers take the programs is tested in `tests/accelerators`, wh
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +14,18 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from clipbias.clip import Clip
 from clipbias.clip.target import Target, away, target
+from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.training import memory
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import CHIPS, Exchange, Topology, describe, describe_exchanges, exchanges, open_topology
-from clipbias.training.programs import training_program
-from clipbias.tuning import Recipe, Task, make_method
+from clipbias.training.compute import Compute
+from clipbias.training.device_memory import device_limit, format_bytes
+from clipbias.training.group import make_job
+from clipbias.training.job import TrainJob, plan_stages
+from clipbias.training.programs import StepShape, training_program
+from clipbias.training.spec import make_groups
+from clipbias.tuning import Recipe, Task
+from tests.training.sweeps import TinySweep
 from tools.benchmarks import model
 
 RECIPE = Recipe(0.0025, 10, 1, 1e-5, 8, 0.9, 5e-4)
@@ -37,7 +44,7 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
     own, answer, chip = target(), cudnn.check_cudnn_version, CHIPS["h100"]
     with pytest.raises(KeyboardInterrupt), Topology("h100:1x1x1", chip, []):
         assert target() == away() == chip.target and target().platform == "gpu"
-        assert memory.device_limit() == chip.memory
+        assert device_limit() == chip.memory
         assert cudnn.check_compute_capability("9.0") and not cudnn.check_compute_capability("10.0")
         assert cudnn.check_cudnn_version() > 90000
         raise KeyboardInterrupt
@@ -62,7 +69,7 @@ def test_a_topology_says_how_many_hosts_it_has() -> None:
 
 def of_a_step(method: str, devices: int) -> list[Exchange]:
     task = Task(model.random_clip(CONFIG), method, model.class_names(6)).with_memory(class_shards=devices)
-    program = training_program(task, RECIPE, rows=8, runs=1, mesh=meshes.make_mesh(data=devices))
+    program = training_program(task, RECIPE, StepShape(8, 1, meshes.make_mesh(data=devices)))
     return exchanges(program.lower().compile().as_text())
 
 
@@ -113,42 +120,46 @@ def test_exchanges_in_words() -> None:
     assert describe_exchanges([]) == "nothing exchanged"
 
 
-def described(clip: Clip, name: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
-    """What is said of a method, and what a step of it is planned with."""
-    method, mesh = make_method(name), meshes.make_mesh(run=1, data=8)
-    task = Task(clip, method, ("red", "green", "blue")).with_memory(class_shards=8)
-    recipe, shared = method.recipe_for(RECIPE, 4), dict(train_images=12, runs=4, eval_batch_size=8, mesh=mesh) | options
-    return describe(task, recipe, **shared), dict(task=task, recipe=recipe, rows=8, runs=4, mesh=mesh)
+def job_of(
+    clip: Clip, colours: Dataset, folder: Path, name: str, seeds: tuple[int, ...] = (1,), **compute: Any
+) -> TrainJob:
+    """Of twelve images, on all devices."""
+    mesh = meshes.make_mesh(run=1, data=8)
+    tiny = TinySweep(clip, colours, RECIPE, folder, mesh=mesh, compute=Compute(eval_batch_size=8, **compute))
+    (group,) = make_groups(tiny.specs(name, shots=(4,), seeds=seeds))
+    return make_job(group, tiny.context)
 
 
 @pytest.mark.long
-def test_a_group_is_described_program_by_program(clip: Clip) -> None:
+def test_a_group_is_described_program_by_program(clip: Clip, colours: Dataset, tmp_path: Path) -> None:
     """A step's memory is that of its plan."""
-    lines, planned = described(clip, "coop", remat="tokens")
+    job = job_of(clip, colours, tmp_path, "coop", seeds=(1, 2, 3, 4), remat="tokens")
+    lines = describe(job)
     assert lines[:2] == ["12 training images, 10 steps", "parameters per run: 64 (64 text)"]
     assert lines[4] == "data=8: 1 of 8 images and 1 of 3 classes per device; run=1: 4 runs side by side"
     programs = lines[5:]
     assert [line.split(":")[0] for line in programs] == ["train_step", "image_features", "text_features", "outcomes"]
     assert programs[0].endswith("none in a loop; keeping tokens") and "nothing exchanged" in programs[1]
     assert all("per device (" in line for line in programs)
-    plan = memory.plan_step(**planned, remat="tokens")[1]
-    assert programs[0].startswith(f"train_step: {memory.format_bytes(plan.bytes)} per device")
+    (stage,) = plan_stages(job)
+    assert programs[0].startswith(f"train_step: {format_bytes(stage.plan.bytes)} per device")
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "programs"),
+    ("name", "programs"),
     [
-        ("zero_shot", 0, ["image_features", "outcomes"]),
+        ("zero_shot", ["image_features", "outcomes"]),
         pytest.param(
-            *("two_stage", 12, ["train_step", "train_step", "image_features", "text_features", "outcomes"]),
+            "two_stage",
+            ["train_step", "train_step", "image_features", "text_features", "outcomes"],
             marks=pytest.mark.long,
         ),
-        ("tip_adapter", 12, ["frozen_features", "image_features", "outcomes"]),
+        ("tip_adapter", ["frozen_features", "image_features", "outcomes"]),
     ],
 )
 def test_every_stage_and_what_is_computed_once_have_their_programs(
-    clip: Clip, name: str, images: int, programs: list[str]
+    clip: Clip, colours: Dataset, tmp_path: Path, name: str, programs: list[str]
 ) -> None:
-    lines, _ = described(clip, name, train_images=images, runs=1)
+    lines = describe(job_of(clip, colours, tmp_path, name))
     assert [line.split(":")[0] for line in lines if "per device (" in line] == programs
     assert ("no training steps" in lines) == (name != "two_stage")

@@ -41,7 +41,7 @@ def test_they_are_those_of_each_run(
     What runs with one seed share is sent once, unless that is more than what each device's own runs take.
     """
     recipe, reads, cache = dataclasses.replace(recipe, batch_size=6), list[str](), ImageCache(1 << 20)
-    splits = [one.train for one in few_shot_runs(colours, (1, 2, 3))]
+    splits = [run.images.split for run in few_shot_runs(colours, (1, 2, 3))]
     images = [Images(counted(split, reads), cache) for split in splits]
     mesh = meshes.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
     options = dict(image_size=SIZE, batch_size=6, epochs=recipe.epochs, crop=recipe.crop, cache_bytes=0)
@@ -80,7 +80,7 @@ def test_images_that_cannot_be_read_are_told_or_masked_and_counted(colours: Data
         mask = np.asarray(batch["mask"])
         for name in ("images", "labels"):
             np.testing.assert_array_equal(np.asarray(batch[name])[mask], np.asarray(other[name])[mask])
-    assert made.skipped == [1, 0, 1, 2, 0]
+    assert made.skipped() == (1, 0, 1, 2, 0)
 
 
 def test_it_waits_only_while_the_device_has_nothing_to_do(colours: Dataset, recipe: Recipe) -> None:

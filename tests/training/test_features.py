@@ -14,7 +14,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import epoch_order
 from clipbias.data.transforms import test_image as crop
 from clipbias.training import mesh as meshes
-from clipbias.training.features import FeatureBatches, TrainingFeatures, epoch_features, support_features
+from clipbias.training.features import FeatureBatches, FeatureStatic, TrainingFeatures, epoch_features, support_features
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.recipe import Recipe
 from tests.data.batches import train_batches
@@ -34,14 +34,14 @@ def source(
     mesh, split = mesh or meshes.single_device(), colours.split("train")
     images = Split(split.keys, split.labels, lambda index: b"broken" if index in broken else split.read(index))
     return TrainingFeatures(
-        *(clip, meshes.replicate(mesh, clip.params), Images(images)),
+        FeatureStatic(clip.config, clip.preprocessing, "float32", projected),
+        meshes.replicate(mesh, clip.params),
+        Images(images),
         mesh=mesh,
         on_error="skip",
         batch_size=7,
         seed=SEED,
         crop=0.5,
-        projected=projected,
-        dtype="float32",
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 from clipbias.clip import layers, products
 from clipbias.clip.precision import cast_weights
 from clipbias.training import mesh as meshes
-from clipbias.training.programs import training_program
+from clipbias.training.programs import StepShape, training_program
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from tools.benchmarks import measure, model
@@ -98,8 +98,8 @@ def test_a_step_takes_two_products_forward_and_one_back() -> None:
     counts = {}
     for dtype in ("float32", "bfloat16"):
         task = Task(clip, "ivlp", ["red", "blue"], dtype=dtype)
-        step = training_program(task, recipe, rows=4, runs=1, mesh=meshes.single_device())
-        counts[dtype] = measure.traced(step.function, *step.arguments, **step.options)
+        step = training_program(task, recipe, StepShape(4, 1, meshes.single_device()))
+        counts[dtype] = measure.traced(step.function, *step.arguments)
     assert 1.3 < counts["bfloat16"] / counts["float32"] < 1.52
 
 

@@ -19,10 +19,10 @@ from clipbias.data.few_shot import few_shot
 from clipbias.io import read_json_lines
 from clipbias.training import mesh as meshes
 from clipbias.training.compute import Compute
-from clipbias.training.group import SweepPaths
-from clipbias.training.programs import training_program
+from clipbias.training.programs import StepShape, training_program
 from clipbias.training.spec import RunSpec, run_names
 from clipbias.training.sweep import RESULTS
+from clipbias.training.sweep_paths import SweepPaths
 from clipbias.training.timing import Stopwatch
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe
@@ -122,7 +122,7 @@ def test_a_row_and_its_adapter(
         elif spec.method in WEIGHTS:
             assert row["steps"] == 6 and row["accuracy"] > 50, spec.method
     again = sweep_of(clip, colours, tiny.recipe, tiny.folder, options=OPTIONS)
-    again.shared.datasets = {}  # nothing is looked at for what is finished
+    again.context.datasets = {}  # nothing is looked at for what is finished
     assert again.run(specs) == rows
 
 
@@ -206,6 +206,6 @@ def test_no_tower_runs_in_a_step_on_features(clip: Clip, colours: Dataset, recip
     on_features = [(make_method(name), 12) for name in ("clip_adapter", "tip_adapter_f", "clap")]
     for method, width in ((Probe(), 12), (Projection(), 24), *on_features):
         task = Task(clip, method, colours.class_names)
-        step = training_program(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
+        step = training_program(task, recipe, StepShape(8, 1, meshes.single_device(), images=12))
         assert step.arguments[3]["images"].shape == (1, 8, width)
-        assert 0 < measure.traced(step.function, *step.arguments, **step.options) < most
+        assert 0 < measure.traced(step.function, *step.arguments) < most

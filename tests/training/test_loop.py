@@ -16,16 +16,15 @@ from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.loop import Trained
+from clipbias.training.job import TrainResult
 from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import group, train_runs
 
 
-def assert_close(first: Trained, second: Trained, index: slice = slice(None)) -> None:
+def assert_close(first: TrainResult, second: TrainResult, index: slice = slice(None)) -> None:
     """Equal losses and learnables; of the first, the runs at `index`."""
     np.testing.assert_allclose(first.losses[index], second.losses, rtol=2e-5)
-    one, other = meshes.device_get((first.learnables, second.learnables))
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    for a, b in zip(jax.tree.leaves(first.learnables), jax.tree.leaves(second.learnables), strict=True):
         # Of sums in another order: small numbers differ by as much as large ones do.
         np.testing.assert_allclose(a[index], b, rtol=0, atol=2e-5 * np.abs(b).max())
 
@@ -46,14 +45,14 @@ def stop_at(steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 @pytest.fixture(scope="module")
-def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> Trained:
+def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> TrainResult:
     """Two undisturbed runs on one device, of six steps each."""
     return train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
 
 
 @pytest.mark.long  # a step over parts of a batch, of two runs on four devices, is in `test_accumulation.py`
 def test_eight_devices_give_the_numbers_of_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path
 ) -> None:
     """Batches of six images and three classes do not divide by four devices: they are padded and masked."""
     mesh = meshes.make_mesh(run=2, data=4)
@@ -61,7 +60,7 @@ def test_eight_devices_give_the_numbers_of_one(
 
 
 def test_runs_side_by_side_are_the_runs_one_by_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult
 ) -> None:
     for index, seed in enumerate((1, 2)):
         assert_close(whole, train_runs(*group(clip, colours, "bias", (seed,)), recipe), slice(index, index + 1))
@@ -69,7 +68,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
     goes_on = stop_at((2,), monkeypatch)
@@ -77,17 +76,17 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
     goes_on()
     continued = train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
-    jax.tree.map(np.testing.assert_array_equal, *meshes.device_get((continued.learnables, whole.learnables)))
+    jax.tree.map(np.testing.assert_array_equal, continued.learnables, whole.learnables)
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
 
 
 @pytest.mark.long
 def test_a_run_moves_between_devices_at_every_notice_to_stop(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
 
-    def on(devices: int) -> Trained:
+    def on(devices: int) -> TrainResult:
         task, runs = group(clip, colours, "bias", (1, 2), groups=devices)
         return train_runs(task, runs, recipe, meshes.make_mesh(run=1, data=devices), **where)
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,10 +84,10 @@ def on(platform: str | None) -> Iterator[None]:
 
 def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> list[programs.Program]:
     """The training step of each of a method's stages."""
-    where: dict[str, Any] = dict(rows=rows, runs=runs, mesh=meshes.single_device(), images=12)
+    size = programs.StepShape(rows, runs, meshes.single_device(), images=12)
     found = []
     for method, recipe in make_method(name).stages(make_method(name).recipe_for(RECIPE, 4)):
-        found.append(programs.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, **where))
+        found.append(programs.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, size))
     return found
 
 
@@ -125,7 +124,7 @@ def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) ->
     images, together = rows // mesh.shape[meshes.DATA], runs // run
     task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[meshes.DATA])
     with on("cuda"):
-        step = programs.training_program(task, RECIPE, rows=rows, runs=runs, mesh=mesh, images=64)
+        step = programs.training_program(task, RECIPE, programs.StepShape(rows, runs, mesh, images=64))
         (features, *_) = programs.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
         texts = {program.name: lowered(program, "cuda") for program in (step, features)}
     for name, text in texts.items():

@@ -15,10 +15,10 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.training import loop, memory
+from clipbias.training import device_memory, loop, memory
 from clipbias.training import mesh as meshes
 from clipbias.training.compute import Compute
-from clipbias.training.programs import class_program, training_program
+from clipbias.training.programs import StepShape, class_program, training_program
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
@@ -58,24 +58,24 @@ def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, c
 
 @pytest.mark.long
 def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CHUNKS", (1, 4))  # each is a program to compile
+    monkeypatch.setattr(memory, "COUNTS", (1, 4))  # each is a program to compile
     task = Task(deep, "coop", model.class_names(400))
 
     def choose(limit: float, **options: Any) -> memory.MemoryPlan:
         mesh = meshes.single_device()
-        return memory.plan_step(task, RECIPE, rows=4, runs=1, mesh=mesh, limit=int(limit), **options)[1]
+        return memory.plan_step(task, RECIPE, StepShape(4, 1, mesh), Compute(**options), limit=int(limit))
 
     roomy = choose(100 * GIB)
-    assert (roomy.remat, roomy.chunks, roomy.fits) == ("products", 1, True) and not roomy.options
-    tight = choose(0.9 * roomy.bytes / memory.USABLE)
-    assert tight.fits and tight.bytes < roomy.bytes and (tight.remat, tight.chunks) == ("half", 1)
-    tighter = choose(0.5 * roomy.bytes / memory.USABLE)
-    assert tighter.fits and tighter.bytes < tight.bytes and (tighter.chunks > 1 or tighter.remat == "tokens")
+    assert (roomy.remat, roomy.class_chunks, roomy.fits) == ("products", 1, True) and roomy.is_fastest
+    tight = choose(0.9 * roomy.bytes / device_memory.USABLE)
+    assert tight.fits and tight.bytes < roomy.bytes and (tight.remat, tight.class_chunks) == ("half", 1)
+    tighter = choose(0.5 * roomy.bytes / device_memory.USABLE)
+    assert tighter.fits and tighter.bytes < tight.bytes and (tighter.class_chunks > 1 or tighter.remat == "tokens")
     hopeless = choose(1)
     assert not hopeless.fits and hopeless.bytes <= tighter.bytes
-    given = choose(100 * GIB, remat="half", chunks=4)
-    assert (given.remat, given.chunks) == ("half", 4)
-    assert "classes in 4 parts" in str(given) and "of 107 GB" in str(given)
+    given = choose(100 * GIB, remat="half", class_chunks=4)
+    assert (given.remat, given.class_chunks) == ("half", 4)
+    assert "4 class chunks" in str(given) and "of 107 GB" in str(given)
 
 
 def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
@@ -83,8 +83,8 @@ def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
 
     def needed(batch: int, runs: int = 1) -> int:
         task = Task(deep, "vpt", model.class_names(3))
-        mesh = meshes.single_device()
-        return memory.plan_step(task, RECIPE, rows=batch, runs=runs, mesh=mesh, remat="products")[1].bytes
+        size = StepShape(batch, runs, meshes.single_device())
+        return memory.plan_step(task, RECIPE, size, Compute(remat="products")).bytes
 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(deep.params))
     geometry = deep.config.vision
@@ -99,7 +99,7 @@ def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
 def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: str) -> None:
     """An empty set of prompts is no axis of images."""
     task = Task(deep, method, model.class_names(3), depth=1)
-    step = training_program(task, RECIPE, rows=4, runs=1, mesh=meshes.single_device(), images=12)
+    step = training_program(task, RECIPE, StepShape(4, 1, meshes.single_device(), images=12))
     planned = jax.tree.map(lambda leaf: leaf.shape[1:], step.arguments[2].learnables)
     assert planned == jax.tree.map(lambda leaf: leaf.shape, task.shapes)
     assert planned["text_prompts"][0] == 0
@@ -123,7 +123,7 @@ def test_nothing_is_compiled_twice(
 
 
 def test_the_device_tells_its_memory() -> None:
-    assert 0 < memory.device_limit() < 1 << 45
+    assert 0 < device_memory.device_limit() < 1 << 45
 
 
 def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +143,11 @@ def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) 
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
 
     def class_bytes(task: Task) -> int:
-        return memory.needed_bytes(class_program(task, **options).lower())
+        return device_memory.needed_bytes(class_program(task, **options).lower())
 
     whole = memory.fit_evaluation(task, limit=100 * GIB, **options)
     needed = class_bytes(whole)
-    parts = memory.fit_evaluation(task, limit=int(0.7 * needed / memory.USABLE), **options)
+    parts = memory.fit_evaluation(task, limit=int(0.7 * needed / device_memory.USABLE), **options)
     assert whole.classifier.class_chunks == 1 and parts.classifier.class_chunks > 1
     assert class_bytes(parts) < 0.7 * needed
 
@@ -162,18 +162,18 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
     tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(trackers=(), eval_batch_size=8, class_chunks=2))
     with pytest.raises(ClipbiasError, match=r"out of memory; a step needs about .*lower --config.batch_size") as caught:
         tiny.run(tiny.specs("taskres", seeds=(1,)), single=True)
-    assert "classes in 2 parts" in str(caught.value)
+    assert "2 class chunks" in str(caught.value)
     assert "memory: about" in capsys.readouterr().err
 
 
 def test_other_errors_of_the_device_pass() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.explain_exhaustion("x"):
+    with pytest.raises(jax.errors.JaxRuntimeError), device_memory.explain_exhaustion("x"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 GROUPS = """
 import jax, numpy as np
-from clipbias.training import memory
+from clipbias.training import device_memory
 
 def maps():
     with open("/proc/self/maps") as file:
@@ -190,7 +190,7 @@ def group(size):
 
 for size in range(2, 5):
     group(size)
-    memory.drop_programs()
+    device_memory.drop_programs()
     print(maps())
 for size in range(5, 8):
     group(size)
@@ -210,4 +210,4 @@ def test_dropped_programs_give_their_memory_maps_back() -> None:
 
 
 def test_bytes_in_words() -> None:
-    assert [memory.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
+    assert [device_memory.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]

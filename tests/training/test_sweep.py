@@ -18,15 +18,16 @@ from clipbias.data.protocols import make_protocol
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
-from clipbias.training import group, loop
+from clipbias.training import loop, stages
 from clipbias.training.compute import Compute
 from clipbias.training.group import Row
+from clipbias.training.job import TrainJob, TrainResult
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import Rates
 from clipbias.training.spec import VALIDATION, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import make_method
+from clipbias.tuning import Learnables, make_method
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
 from experiments import table1
@@ -91,8 +92,9 @@ def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, re
     renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
 
     def key(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> str:
-        given = {name: options.pop(name) for name in ("options", "protocol") if name in options}
-        (spec,) = TinySweep(clip, dataset, recipe, tmp_path, **given).specs(method, **{"seeds": (1,)} | options)
+        fields = {field.name for field in dataclasses.fields(TinySweep)} & options.keys()
+        tiny = TinySweep(clip, dataset, recipe, tmp_path, **{name: options.pop(name) for name in fields})
+        (spec,) = tiny.specs(method, **{"seeds": (1,)} | options)
         return spec.key
 
     plain, program = key(), key(str(own))
@@ -163,11 +165,11 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
     """And are chosen without a look at a test image."""
     sizes = []
 
-    def counted(task, params, runs, *arguments, **options):
-        sizes.append(len(runs))
-        return loop.train(task, params, runs, *arguments, **options)
+    def counted(job: TrainJob, start: Learnables) -> TrainResult:
+        sizes.append(len(job.runs))
+        return loop.train(job, start)
 
-    monkeypatch.setattr(group, "train", counted)
+    monkeypatch.setattr(stages, "train", counted)
 
     def run(folder: str, *rates: float, dataset: Dataset = colours, **options: Any) -> tuple[list[Row], TinySweep]:
         tiny = TinySweep(clip, dataset, recipe, tmp_path / folder)
@@ -226,7 +228,7 @@ def test_only_rates_of_the_common_recipe_are_chosen(
         return []
 
     monkeypatch.setattr(table1, "sweep", noted)
-    shared = TinySweep(clip, colours, recipe, tmp_path).shared
+    context = TinySweep(clip, colours, recipe, tmp_path).context
     settings = Table1Settings(
         methods=("zero_shot", "bias", "visual_prompting"),
         datasets=("colours",),
@@ -235,7 +237,7 @@ def test_only_rates_of_the_common_recipe_are_chosen(
         learning_rates=(0.1, 0.2),
         recipe=recipe,
     )
-    table1.run(table1.SweepInputs(settings, shared, None), tmp_path)
+    table1.run(table1.SweepInputs(settings, context, None), tmp_path)
     tried, tested = asked
     assert tried == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
     assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
@@ -321,12 +323,12 @@ def test_a_work_folder_in_a_bucket(
 
 
 def test_tasks_are_told_apart_by_their_options(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    shared = TinySweep(clip, colours, recipe, tmp_path).shared
+    context = TinySweep(clip, colours, recipe, tmp_path).context
     method = make_method("bias")
-    task = shared.bind(method, colours)
-    assert shared.bind(method, colours) is task
-    assert shared.bind(method, colours, "another name") is not task
+    task = context.bind(method, colours)
+    assert context.bind(method, colours) is task
+    assert context.bind(method, colours, "another name") is not task
     other = dataclasses.replace(colours, template="a picture of a {}.")
-    assert shared.bind(method, other) is not task and shared.bind(make_method("vpt"), colours) is not task
-    shared.begin("colours")
-    assert shared.bind(method, colours) is not task
+    assert context.bind(method, other) is not task and context.bind(make_method("vpt"), colours) is not task
+    context.begin("colours")
+    assert context.bind(method, colours) is not task

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.training.features import frozen_features
+from clipbias.training.features import FeatureStatic, frozen_features
 from clipbias.tuning import Learnables, Samples, Task, make_method
 from clipbias.tuning.classifier import TrainingTexts
 from clipbias.tuning.feature_method import sampling_of
@@ -94,7 +94,8 @@ def test_images_are_projected_by_the_tuned_projection(clip: Clip) -> None:
     """What is trained on rows is what the tower computes of images afterwards."""
     task, learnables = begun(clip, make_samples(clip))
     raw, _ = common.pictures(clip.config.vision.image_size)
-    rows = frozen_features(clip.config, clip.preprocessing, clip.params, raw, dtype="float32", projected=False)
+    static = FeatureStatic(clip.config, clip.preprocessing, "float32", projected=False)
+    rows = frozen_features(static, clip.params, raw)
     logits = jax.jit(task.logits)(clip.params, learnables, clip.preprocessing.normalize(raw))
     projection = np.asarray(clip.params["vision"]["projection"] + learnables["vision_projection"])
     text = np.asarray(task.classifier.split_by_template(task.text_input(clip.params, task.init())))

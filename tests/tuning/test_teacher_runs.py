@@ -13,6 +13,7 @@ from clipbias import hosts
 from clipbias.data import Dataset
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
+from clipbias.training.job import TrainResult
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
@@ -72,7 +73,7 @@ class Averaged(TaskRes):
         return PromptSRC().average(epochs)
 
 
-def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) -> loop.Trained:
+def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) -> TrainResult:
     return train_runs(task, few_shot_runs(dataset, (1, 2)), recipe, mesh, **logging)
 
 
@@ -87,7 +88,7 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         return state, values
 
     monkeypatch.setattr(loop, "train_step", watched)
-    whole = meshes.device_get(train(task, colours, recipe).learnables)
+    whole = train(task, colours, recipe).learnables
     epochs = states[1::2]
     assert len(epochs) == 4
     expected = teachers.average(epochs, PromptSRC().average(4))
@@ -108,6 +109,6 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         with hosts.stoppable(), pytest.raises(hosts.Stopped, match=f"stopped at step {stop} of 8"):
             train(task, colours, recipe, **where)
         monkeypatch.setattr(loop, "train_step", original)
-        continued = meshes.device_get(train(task, colours, recipe, **where).learnables)
+        continued = train(task, colours, recipe, **where).learnables
         for name, value in whole.items():
             np.testing.assert_array_equal(continued[name], value)

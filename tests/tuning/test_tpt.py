@@ -14,8 +14,9 @@ from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
+from clipbias.training.device_memory import needed_bytes
 from clipbias.training.evaluator import Evaluator
-from clipbias.training.memory import fit_evaluation, needed_bytes
+from clipbias.training.memory import fit_evaluation
 from clipbias.training.outcomes import EvalInputs, EvalStatic, images_per_step, make_evaluation
 from clipbias.training.programs import class_program
 from clipbias.tuning import Task, make_method

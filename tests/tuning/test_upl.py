@@ -10,7 +10,7 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import most_confident
 from clipbias.training.compute import Compute
-from clipbias.training.group import training_runs
+from clipbias.training.group import make_job
 from clipbias.training.spec import make_groups
 from tests.data.pictures import encoded
 from tests.reference import upl
@@ -44,8 +44,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
     """The names and labels of the images that are trained on."""
     tiny = sweep_of(clip, dataset, folder, protocol)
     (group,) = make_groups(tiny.specs(method, shots=(SHOTS,)))
-    draws = tiny.shared.draws_of(group)
-    images = [run.train for run in training_runs(group, group[0].make_method(), draws, tiny.shared)]
+    images = [run.images for run in make_job(group, tiny.context).runs]
     first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
     if method == "upl" or protocol == "pseudo_labels":
         assert first == second  # a seed changes contexts alone

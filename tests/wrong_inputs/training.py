@@ -9,11 +9,14 @@ import numpy as np
 import clipbias
 from clipbias import TunedModel
 from clipbias.data import Dataset, Split
+from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
+from clipbias.training.compute import Compute
 from clipbias.training.evaluate import evaluate
 from clipbias.training.memory import plan_step
 from clipbias.training.predictions import save_predictions
+from clipbias.training.programs import StepShape
 from clipbias.training.sweep import parse_part
 from clipbias.training.trackers import check_trackers
 from clipbias.training.workdir import open_workdir
@@ -38,7 +41,7 @@ fitted = case(lambda place, *given, method="bias", **more: clipbias.fit(place.cl
 @case
 def planned(place: Place, method: str = "bias", **options: Any) -> None:
     task = Task(place.clip, method, ["a", "b"])
-    plan_step(task, RECIPE, rows=8, runs=1, mesh=meshes.single_device(), **options)
+    plan_step(task, RECIPE, StepShape(8, 1, meshes.single_device()), Compute(**options))
 
 
 @case
@@ -52,7 +55,7 @@ def evaluated(place: Place, images: slice, **validation: Split) -> None:
 
 def of_different_sizes(place: Place) -> None:
     task, runs = group(place.clip, DATA, "bias", (1,))
-    train_runs(task, [*runs, dataclasses.replace(runs[0], train=DATA.split("val"))], RECIPE)
+    train_runs(task, [*runs, dataclasses.replace(runs[0], images=Images(DATA.split("val")))], RECIPE)
 
 
 def of_other_classes(place: Place) -> None:
@@ -127,7 +130,7 @@ CASES: list[Case] = [
     planned(f"^micro_batch is 2, but what PLOT {OTHERS}{END}", "plot", micro_batch=2),
     planned(f"^micro_batch is 2, but what PLOTPlusPlus {OTHERS}{END}", "plot_plus_plus", micro_batch=2),
     planned(f"^micro_batch is 2, but ClipLora {DROPS}{END}", "clip_lora", micro_batch=2),
-    planned("class_chunks is 3; give 1 … 2", chunks=3),
+    planned("class_chunks is 3; give 1 … 2", class_chunks=3),
     *(
         pure("topology is .*; give .* such as v5e:4x4, v5p:2x2x2, v6e:4x4, h100:1x1x8", open_topology, name)
         for name in ("v5e", "v5e:4", "v5e:4x4x4", "h100:8", "a100:1x1x1", "", "v5p:2x2", ":")

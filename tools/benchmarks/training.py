@@ -20,7 +20,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
-from clipbias.training.programs import training_program
+from clipbias.training.programs import StepShape, training_program
 from clipbias.training.step import train_step
 from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs, place_text
 from clipbias.tuning import Recipe, Task
@@ -81,7 +81,7 @@ def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
     """One training step, as `clipbias.training.loop` calls it."""
     mesh, clip = meshes.single_device(), task.clip
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
-    pixels = training_program(task, recipe, rows=batch, runs=1, mesh=mesh).arguments[3]["images"]
+    pixels = training_program(task, recipe, StepShape(batch, 1, mesh)).arguments[3]["images"]
     images: Any = model.random_images(clip.config, 1, batch)
     if pixels.dtype == jnp.float32:  # features that stand for the images
         images = np.random.default_rng(0).standard_normal(pixels.shape, np.float32)

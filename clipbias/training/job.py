@@ -1,0 +1,225 @@
+"""Runs that train side by side in one program, and all that their training and their scores depend on."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from clipbias.data import Split
+from clipbias.data.images import Images
+from clipbias.data.protocols import EvalProtocol
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.compute import AUTO
+from clipbias.training.memory import MemoryPlan, plan_step
+from clipbias.training.programs import StepShape
+from clipbias.training.progress import Progress
+from clipbias.training.sweep_context import SweepContext
+from clipbias.tuning import Task
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One of the runs of a job.
+
+    Attributes:
+      images: for training.
+      seed: of the initial learnables, the order and augmentation of images.
+      protocol: its few-shot split, validation images and evaluations.
+      learning_rate: `None` for the recipe's.
+    """
+
+    images: Images
+    seed: int
+    protocol: EvalProtocol
+    learning_rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """Where a training reports, and how often it is saved. Nothing here changes a number.
+
+    Attributes:
+      checkpoints: folder of its checkpoints; `None` saves none.
+      checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
+      metrics: folder of `metrics.jsonl`; `None` writes none.
+      trackers: other programs that get the metrics, see `trackers`.
+      profile: whether a few steps are traced into the folder of the metrics.
+      progress: shows every step.
+      steps_before: steps of earlier stages, from which the metrics count on.
+      total_steps: of all stages; `None` where this stage is the only one.
+    """
+
+    checkpoints: Path | None = None
+    checkpoint_seconds: float = 60.0
+    metrics: Path | None = None
+    trackers: tuple[str, ...] = ()
+    profile: bool = False
+    progress: Progress | None = None
+    steps_before: int = 0
+    total_steps: int | None = None
+
+    def say(self, line: str) -> None:
+        """Prints a line beside the progress, if it is shown."""
+        if self.progress is not None:
+            self.progress.say(line)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainJob:
+    """Runs that train side by side in one program. Made once for a group, and handed on whole.
+
+    A *stage* is a training with an optimiser of its own; most methods have one. Each stage is a job too
+    (`plan_stages`), with the task, recipe and plan of that stage.
+
+    Attributes:
+      context: the frozen model, the devices, and what the jobs of a sweep share.
+      task: the method bound to the classes of training.
+      recipe: how it is trained; `None` where no step is made.
+      runs: they differ in seed and learning rate.
+      shots: training images per class, 0 for all.
+      logging: reports and checkpoints.
+      plan: how a step fits the memory; `None` before it is planned.
+    """
+
+    context: SweepContext
+    task: Task
+    recipe: Recipe | None
+    runs: tuple[Run, ...]
+    shots: int = 0
+    logging: Logging = Logging()
+    plan: MemoryPlan | None = None
+
+    @property
+    def protocol(self) -> EvalProtocol:
+        """The evaluations, and the classes of training: they are those of all runs."""
+        return self.runs[0].protocol
+
+    @property
+    def examples(self) -> int:
+        """Training images of a run."""
+        return len(self.runs[0].images)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the runs."""
+        return [run.seed for run in self.runs]
+
+    @property
+    def padded_runs(self) -> int:
+        """The number of runs, padded to a multiple of the mesh."""
+        return meshes.padded(self.context.mesh, len(self.runs))
+
+    @property
+    def training(self) -> Recipe:
+        """The recipe of a job that is trained in steps."""
+        assert self.recipe is not None, "the job makes no step"
+        return self.recipe
+
+    @property
+    def steps(self) -> int:
+        """Steps of this stage."""
+        return self.training.total_steps(self.examples)
+
+    @property
+    def rows(self) -> int:
+        """Images of a step of each run. Raises `ClipbiasError` where the runs differ in their steps."""
+        shapes = {
+            (self.training.total_steps(len(run.images)), min(len(run.images), self.training.batch_size))
+            for run in self.runs
+        }
+        if len(shapes) > 1:
+            raise ClipbiasError("the runs of one group have different numbers of steps; train them separately.")
+        return shapes.pop()[1]
+
+    @property
+    def step_shape(self) -> StepShape:
+        """Sizes of a step."""
+        return StepShape(self.rows, self.padded_runs, self.context.mesh, self.examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """The result of a job, or of one of its stages.
+
+    Attributes:
+      learnables: of all runs, leading axis `R`, on the host.
+      losses: of each run at the last step; empty where no step was made.
+      steps: of all stages.
+      seconds: wall time of the steps in this process.
+      waiting_share: share of the steps' time in which the devices waited for images.
+      skipped: of each run, how many training images could not be read and were masked.
+      training_seconds: of each run, whenever it was trained (`timing`).
+    """
+
+    learnables: Learnables
+    losses: tuple[float, ...] = ()
+    steps: int = 0
+    seconds: float = 0.0
+    waiting_share: float = 0.0
+    skipped: tuple[int, ...] = ()
+    training_seconds: tuple[float, ...] = ()
+
+
+def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
+    """The stages of a job, each with its task, recipe and memory plan; none where no step is made.
+
+    Raises:
+      ClipbiasError: a memory setting is out of range.
+    """
+    method = job.task.method
+    if job.recipe is None or not jax.tree.leaves(job.task.shapes):
+        return ()
+    recipe = job.recipe.settled(job.examples)
+    if recipe != job.recipe:
+        job.logging.say(f"{recipe.epochs} epochs, {recipe.total_steps(job.examples)} steps")
+    methods = method.stages(recipe)
+    steps = [stage.total_steps(job.examples) for _, stage in methods]
+    stages = []
+    for number, (stage_method, stage_recipe) in enumerate(methods):
+        folder = job.logging.checkpoints
+        logging = dataclasses.replace(
+            job.logging,
+            checkpoints=None if folder is None else folder / f"stage{number}",
+            steps_before=sum(steps[:number]),
+            total_steps=sum(steps),
+        )
+        task = job.task if stage_method is method else job.task.with_method(stage_method)
+        stage = dataclasses.replace(job, task=task, recipe=stage_recipe, logging=logging)
+        plan = plan_step(task, stage_recipe, stage.step_shape, job.context.compute)
+        stages.append(dataclasses.replace(stage, task=plan.apply(task), plan=plan))
+    return tuple(stages)
+
+
+def check_side_by_side(stages: Sequence[TrainJob]) -> None:
+    """Raises `ClipbiasError` where fewer learning rates would fit the memory without loss of time."""
+    for stage in stages:
+        compute = stage.context.compute
+        is_set = (compute.remat, compute.class_chunks, compute.micro_batch) != (AUTO, None, None)
+        fastest = stage.plan is None or stage.plan.is_fastest
+        if not (is_set or fastest) and len({run.learning_rate for run in stage.runs}) > 1:
+            raise ClipbiasError("the learning rates do not fit the memory side by side.")  # the sweep trains them apart
+
+
+def validation_images(job: TrainJob) -> list[Split]:
+    """The images of each run that a learning rate is selected on.
+
+    Raises:
+      ClipbiasError: there are none.
+    """
+    by_seed = {run.seed: run.protocol for run in job.runs}
+    splits = {seed: protocol.validation() for seed, protocol in by_seed.items()}
+    dataset, name = job.protocol.source.name, job.protocol.protocol
+    images = []
+    for run in job.runs:
+        split = splits[run.seed]
+        if split is None or not len(split):
+            raise ClipbiasError(
+                f"{dataset}: there are no validation images under the protocol {name}; a learning rate cannot be "
+                "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
+            )
+        images.append(split)
+    return images
