@@ -81,7 +81,7 @@ class Probe(FeatureMethod):
     """A linear head that is trained on features, started from the class features and drawn back to them."""
 
     training: str = "fresh"
-    steps: int = 0
+    steps: int | None = None
     keep_last: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
