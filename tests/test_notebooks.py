@@ -1,7 +1,6 @@
 """The notebooks: what their scripts say, and what they showed when they were run; their cells on another model."""
 
 import ast
-import base64
 import json
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.documents import ROOT
-from tools import make_notebook, notebook_page
+from tools import make_notebook
 from tools.make_notebook import Cell
 
 SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
-PIXEL = base64.b64encode(b"a picture").decode()
 
 
 def notebook(script: Path) -> dict:
@@ -70,26 +68,3 @@ def test_cells_and_what_colab_needs() -> None:
     assert "(https://colab.research.google.com/github/them/it/blob/main/docs/a.ipynb)" in opened.source
     assert install.source.endswith('%pip install --quiet "clipbias @ git+https://github.com/them/it"')
     assert opened.source.startswith(plain[0].source) and rest == plain[1:]
-
-
-def test_a_page_shows_what_cells_show() -> None:
-    outputs = [
-        {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]},
-        {"output_type": "execute_result", "data": {"text/plain": "<Figure>", "image/png": PIXEL}},
-        {"output_type": "execute_result", "data": {"text/plain": "plain", "text/html": "<table>\n\n</table>"}},
-        {"output_type": "execute_result", "data": {"text/plain": "3 classes"}},
-    ]
-    cells = [
-        {"cell_type": "markdown", "source": ["# Title\n", "[methods](../methods.md)"]},
-        {"cell_type": "code", "source": "x = 1", "outputs": outputs},
-    ]
-    text, pictures = notebook_page.page(json.dumps({"cells": cells}), "first")
-    assert text.split("\n\n") == [
-        "# Title\n[methods](../methods.md)",
-        "~~~~python\nx = 1\n~~~~",
-        "~~~~text\none\ntwo\n~~~~",
-        "![first](first-1.png)",
-        "<table>\n</table>",
-        "~~~~text\n3 classes\n~~~~\n",
-    ]
-    assert pictures == {"first-1.png": b"a picture"}

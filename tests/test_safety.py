@@ -45,7 +45,7 @@ IMPORTERS = {
     "clipbias/tuning/registry.py",
     "clipbias/tuning/user_methods.py",
     "experiments/common.py",
-    "tools/make_api_reference.py",
+    "tools/docs_site.py",
     "tools/benchmarks/ways.py",
 }
 

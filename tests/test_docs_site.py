@@ -1,0 +1,62 @@
+"""The page of the public API: every public name is on it, with a docstring that describes its own arguments."""
+
+import importlib
+import re
+from typing import Any
+
+import griffe
+import pytest
+
+from tests.documents import ROOT
+from tools.docs_site import packages, public, reference
+
+
+@pytest.fixture(scope="module")
+def tree() -> Any:
+    return griffe.load("clipbias", search_paths=[str(ROOT)], docstring_parser="google")
+
+
+def unknown_arguments(function: Any) -> set[str]:
+    """Arguments that a docstring describes and a function does not have; several may share a line."""
+    lists = [section.value for section in function.docstring.parsed if section.kind.value == "parameters"]
+    described = re.findall(r"\w+", " ".join(f"{item.name} " for items in lists for item in items))
+    return set(described) - {parameter.name for parameter in function.parameters}
+
+
+def functions_of(found: Any) -> list[Any]:
+    """A function, or the documented ones of a class."""
+    members = [found, *found.members.values()] if found.is_class else [found]
+    return [member for member in members if member.is_function and member.docstring]
+
+
+def test_every_name_is_on_the_page_once() -> None:
+    page = reference()
+    identifiers = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
+    assert len(identifiers) == len(set(identifiers)) and set(packages()) <= set(identifiers)
+    names = {identifier.rpartition(".")[2] for identifier in identifiers}
+    assert {"load", "Task", "relevancy", "CoOp", "BiasTuning", "test_batches"} <= names
+    assert {name.rpartition(".")[2] for package in packages() for name in public(package)} <= names
+
+
+@pytest.mark.parametrize("package", packages())
+def test_what_is_public_is_there(package: str) -> None:
+    module = importlib.import_module(package)
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
+    assert all(callable(value) for value in public(package).values())
+
+
+@pytest.mark.parametrize("package", packages())
+def test_docstrings_are_there_and_describe_arguments_that_exist(package: str, tree: Any) -> None:
+    for value in public(package).values():
+        found = tree[f"{value.__module__}.{value.__qualname__}".removeprefix("clipbias.")]
+        assert found.docstring, f"write a docstring for {found.path}"
+        for function in functions_of(found):
+            assert not unknown_arguments(function), f"{function.path} has no such argument"
+
+
+def test_a_misspelt_argument_is_seen() -> None:
+    with griffe.temporary_visited_module(
+        'def load(name, seed):\n    """Loads.\n\n    Args:\n      nmae, seed: Which.\n    """\n',
+        docstring_parser="google",
+    ) as module:
+        assert unknown_arguments(module["load"]) == {"nmae"}
