@@ -4,26 +4,28 @@
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/fashion
 
-The dataset's own classes are used; an adapter that learned something per class refuses others. Beside the accuracy
-stands how well calibrated the probabilities are, as they are and at the temperature that the dataset's validation
-images ask for; and with `ood` how well they, and the logits, tell the dataset's images from those of another one.
-`classes.csv` has each class's accuracy, `confusion.png` what it is taken for, `predictions.csv` every image's answer.
+The dataset's classes are used; an adapter with parameters for each class refuses others. Besides the accuracy, the
+calibration of the probabilities is written, as they are and at a temperature fitted on the dataset's validation images;
+with `ood`, how well probabilities and logits separate the dataset's images from those of another dataset.
+`classes.csv` has each class's accuracy, `confusion.png` its confusions, `predictions.csv` every image's prediction.
 
-A folder keeps its evaluation: one of another adapter, of other images or with other settings wants another --workdir.
+A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
 
-import functools
+import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import clipbias
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
+from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
@@ -35,6 +37,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
+from clipbias.tuning.adapter import Adapter
 from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.command_line import split
@@ -44,76 +47,121 @@ _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """A model and the images that it is evaluated on.
+
+    Attributes:
+      method: the method's name.
+      dataset_name: as the settings or the adapter name it.
+      dataset: the images' dataset.
+      images: one of its splits.
+      task, learnables: the model.
+    """
+
+    method: str
+    dataset_name: str
+    dataset: Dataset
+    images: Split
+    task: Task
+    learnables: Learnables
+
+    @property
+    def title(self) -> str:
+        """Method and dataset for pages."""
+        return f"{method_name(self.method)} on {self.dataset_name}"
+
+
 def main(settings: EvaluateSettings, workdir: Path) -> None:
-    found = find_adapter(settings.adapters)
-    adapter = found[0] if found else None
+    pair = find_adapter(settings.adapters)
+    adapter = None if pair is None else pair[0]
     mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
     with open_workdir(workdir, as_json(settings)):
-        clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"))
-        hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
-        name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
-        if not name:
-            raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
-        load = functools.cache(lambda name: common.load_dataset(settings, name))
-        dataset, outside = load(name), load(settings.ood).split("test") if settings.ood else None
-        if adapter is None:
-            task = Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype)
-            learnables: Learnables = {}
-        else:
-            task, learnables = adapter.bind(
-                clip,
-                dataset.class_names,
-                own_methods=split(settings.own_methods),
-                descriptions=dataset.descriptions,
-                dtype=settings.dtype,
-            )
-        task = task.with_memory(class_shards=mesh.shape[meshes.DATA])
-        method, images = adapter.method if adapter else ZERO_SHOT, dataset.split(settings.split)
-        what = fingerprint(task, learnables, method, images)
-        hosts.assert_same(f"the images of {name}", what)
-        if jax.process_index() == 0:
-            keep_evaluation(workdir, what)
-
-        answered: list[Answers] = []
-
-        def save(predicted: np.ndarray) -> None:
-            answered.append(Answers(np.asarray(images.labels), predicted, dataset.class_names))
-            if jax.process_index() == 0:
-                save_predictions(workdir, settings.split, task, learnables, method, images, predicted)
-
+        model = open_model(settings, adapter, mesh)
+        outside = None if settings.ood is None else common.load_dataset(settings, settings.ood).split("test")
+        key = fingerprint(model.task, model.learnables, model.method, model.images)
+        hosts.assert_same(f"the images of {model.dataset_name}", key)
+        if hosts.is_first():
+            keep_evaluation(workdir, key)
+        predictions: list[np.ndarray] = []
         began = time.monotonic()
         score = evaluate(
-            task,
-            learnables,
-            images,
+            model.task,
+            model.learnables,
+            model.images,
             mesh=mesh,
             eval_batch_size=settings.eval_batch_size,
             on_image_error=settings.on_image_error,
             workers=settings.workers,
-            validation=dataset.splits.get("val"),
+            validation=model.dataset.splits.get("val"),
             outside=outside,
-            save=save,
+            save=predictions.append,
         )
         with MetricWriter(workdir) as metrics:
-            share, seconds = score["correct"] / max(score["images"], 1), time.monotonic() - began
-            metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": round(seconds, 4)})
-        if jax.process_index() == 0:
-            if settings.ood:
+            share = score["correct"] / max(score["images"], 1)
+            seconds = round(time.monotonic() - began, 4)
+            metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": seconds})
+        if hosts.is_first():
+            if settings.ood is not None:
                 score["ood"] = {"dataset": settings.ood, **score["ood"]}
-            result = {"method": method, "dataset": name, "split": settings.split, "fingerprint": what}
-            result |= {"dtype": settings.dtype, **score}
-            write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-            common.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {settings.split} images")
-            for line in told(score):
-                common.tell(line)
-            for answers in answered:
-                write_answers(
-                    workdir, images.keys, answers, f"{method_name(method)} on {name}, {settings.split} images"
-                )
-                if words := weakest_classes(answers):
-                    common.tell(
-                        f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"
-                    )
+            write_result(settings, model, score, key, workdir)
+            write_predictions(settings, model, predictions[0], workdir)
+
+
+def open_model(settings: EvaluateSettings, adapter: Adapter | None, mesh: Mesh) -> Evaluated:
+    """An adapter, or zero-shot CLIP, with the classes of the dataset that it is evaluated on."""
+    clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"))
+    hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
+    name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
+    if not name:
+        raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
+    dataset = common.load_dataset(settings, name)
+    learnables: Learnables = {}
+    if adapter is None:
+        task = Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype)
+    else:
+        task, learnables = adapter.bind(
+            clip,
+            dataset.class_names,
+            own_methods=split(settings.own_methods),
+            descriptions=dataset.descriptions,
+            dtype=settings.dtype,
+        )
+    return Evaluated(
+        method=adapter.method if adapter else ZERO_SHOT,
+        dataset_name=name,
+        dataset=dataset,
+        images=dataset.split(settings.split),
+        task=task.with_memory(class_shards=mesh.shape[meshes.DATA]),
+        learnables=learnables,
+    )
+
+
+def write_result(
+    settings: EvaluateSettings, model: Evaluated, score: Mapping[str, Any], key: str, workdir: Path
+) -> None:
+    """Writes and prints the accuracy and what goes with it."""
+    result = {
+        "method": model.method,
+        "dataset": model.dataset_name,
+        "split": settings.split,
+        "fingerprint": key,
+        "dtype": settings.dtype,
+        **score,
+    }
+    write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
+    images = f"{score['images']} {settings.split} images"
+    common.tell(f"{model.method} on {model.dataset_name}: {score['accuracy']:.2f} % of {images}")
+    common.tell(*describe_score(score))
+
+
+def write_predictions(settings: EvaluateSettings, model: Evaluated, predicted: np.ndarray, workdir: Path) -> None:
+    """Writes every image's prediction and each class's accuracy."""
+    save_predictions(workdir, settings.split, model.task, model.learnables, model.method, model.images, predicted)
+    answers = Answers(np.asarray(model.images.labels), predicted, model.dataset.class_names)
+    write_answers(workdir, model.images.keys, answers, f"{model.title}, {settings.split} images")
+    if words := weakest_classes(answers):
+        common.tell(f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})")
 
 
 def keep_evaluation(workdir: Path, fingerprint: str) -> None:
@@ -129,24 +177,25 @@ def keep_evaluation(workdir: Path, fingerprint: str) -> None:
         )
 
 
-def told(score: dict[str, Any]) -> list[str]:
+def describe_score(score: Mapping[str, Any]) -> list[str]:
     """Calibration and detection in words."""
-    found = score["calibration"]
-    lines = [f"calibration error {found['ece']:.2f} %, adaptive {found['adaptive_ece']:.2f} %"]
-    if "temperature" in found:
-        lines[0] += (
-            f"; {found['ece_at_temperature']:.2f} % and {found['adaptive_ece_at_temperature']:.2f} % at temperature "
-            f"{found['temperature']:.3f}, fitted on validation images"
+    calibration = score["calibration"]
+    line = f"calibration error {calibration['ece']:.2f} %, adaptive {calibration['adaptive_ece']:.2f} %"
+    if "temperature" in calibration:
+        line += (
+            f"; {calibration['ece_at_temperature']:.2f} % and {calibration['adaptive_ece_at_temperature']:.2f} % at "
+            f"temperature {calibration['temperature']:.3f}, fitted on validation images"
         )
     else:
-        lines[0] += "; no temperature is fitted, for want of validation images beside those evaluated on"
+        line += "; no temperature is fitted, because there are no other images to validate on"
+    lines = [line]
     if "ood" in score:
         ood = score["ood"]
         scores = (
             f"by {words} AUROC {ood[key]['auroc']:.2f} %, FPR95 {ood[key]['fpr95']:.2f} %"
             for key, words in (("max_softmax", "largest probability"), ("max_logit", "largest logit"))
         )
-        lines.append(f"told from {ood['images']} images of {ood['dataset']}: {'; '.join(scores)}")
+        lines.append(f"separated from {ood['images']} images of {ood['dataset']}: {'; '.join(scores)}")
     return lines
 
 

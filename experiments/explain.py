@@ -13,9 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 import clipbias
@@ -122,7 +120,7 @@ def explain(
         )
         hosts.assert_same("what is explained", study.fingerprint)
         findings = run_study(study, folder, dataset=facts, config=as_json(settings), sections=sections)
-    if "constants" in sections and jax.process_index() == 0:
+    if "constants" in sections and hosts.is_first():
         for model, (adapter, _) in zip(study.tuned, adapters, strict=True):
             save_equivalent_biases(findings, model, adapter, folder)
     return findings
@@ -131,7 +129,7 @@ def explain(
 def known_predictions(
     workdirs: str | None, adapters: Sequence[AdapterFile], images: data.Split
 ) -> Callable[[Model], np.ndarray | None]:
-    """What the runs in these folders, and those that the adapters come from, predicted for the images."""
+    """Predictions for the images by the runs in these folders, and by those that the adapters come from."""
     folders = [user_path(path) for path in split(workdirs)]
     if missing := [folder for folder in folders if not folder.is_dir()]:
         raise ClipbiasError(f"there is no folder {missing[0]}; check --config.predictions.")
@@ -140,19 +138,19 @@ def known_predictions(
         folders += [parent, parent.parent] if parent.name == "adapters" else [parent]
     known = KnownPredictions(dict.fromkeys(folders))
 
-    def of(model: Model) -> np.ndarray | None:
-        found = known.find(model.task, model.learnables, model.method, images)
-        if found is not None:
+    def find(model: Model) -> np.ndarray | None:
+        predicted = known.find(model.task, model.learnables, model.method, images)
+        if predicted is not None:
             say(f"{model.label}: predictions read from an evaluation")
-        return found
+        return predicted
 
     # All processes do the same, whatever files each of them sees.
-    return of if jax.process_count() == 1 else lambda model: None
+    return (lambda model: None) if hosts.multi_process() else find
 
 
 @contextlib.contextmanager
 def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """What tells of every step of a study: a bar for each title, one after another."""
+    """Shows every step of a study: a bar for each title, one after another."""
     bars: dict[str, Progress] = {}
 
     def advance(title: str, done: int, total: int) -> None:
@@ -183,24 +181,43 @@ def models(
     A method that was trained on another dataset than `on` is named by that too.
     """
     task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
-    found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
+    bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
-        key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method
-        name, seed, number = method_name(adapter.method), adapter.notes.get("seed", 0), 1
+        name = method_name(adapter.method)
+        seed = adapter.notes.get("seed", 0)
         trained_on = str(adapter.notes.get("dataset") or "")
         if on and trained_on and trained_on != on:
             name += f" trained on {dataset_name(trained_on)}"
-        label = name
-        taken = {model.key for model in found}
-        if key in taken:
-            key, label = f"{base}_seed{seed}", f"{name} (seed {seed})"
-        while key in taken:
-            number += 1
-            key, label = f"{base}_{number}", f"{name} ({number})"
-        own, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
-        facts: dict[str, Any] = dict(source=source, seed=seed, name=name, dataset=trained_on)
-        found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, **facts))
-    return found
+        key, label = unique_key(adapter.method, name, seed, {model.key for model in bound})
+        task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
+        bound.append(
+            Model(
+                key.replace("/", "_"),
+                label,
+                adapter.method,
+                task,
+                learnables,
+                source=source,
+                seed=seed,
+                name=name,
+                dataset=trained_on,
+            )
+        )
+    return bound
+
+
+def unique_key(method: str, name: str, seed: int, taken: set[str]) -> tuple[str, str]:
+    """A key that no other model of the study has, and the label that goes with it."""
+    base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
+    if base not in taken:
+        return base, name
+    key = f"{base}_seed{seed}"
+    if key not in taken:
+        return key, f"{name} (seed {seed})"
+    number = 2
+    while f"{base}_{number}" in taken:
+        number += 1
+    return f"{base}_{number}", f"{name} ({number})"
 
 
 if __name__ == "__main__":
