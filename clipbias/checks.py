@@ -1,4 +1,4 @@
-"""Checks of values that come from a user: each returns the value, or says in one sentence what it must be."""
+"""Checks of values that come from a user: each returns the value, or raises one sentence with what it must be."""
 
 import dataclasses
 import math
@@ -7,10 +7,13 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LARGEST = 2**31 - 1
 
@@ -34,7 +37,7 @@ class Choices:
     texts: tuple[str, ...]
 
 
-def check_int(name: str, value: Any, *, lowest: float = 0, highest: float = LARGEST) -> int:
+def check_int(name: str, value: object, *, lowest: float = 0, highest: float = LARGEST) -> int:
     """A whole number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
         limits = "" if math.isinf(lowest) or math.isinf(highest) else f" from {lowest:,} to {highest:,}"
@@ -53,21 +56,21 @@ def check_number(name: str, value: Any, *, lowest: float = -math.inf, highest: f
     return value
 
 
-def check_text(name: str, value: Any) -> str:
+def check_text(name: str, value: object) -> str:
     """A text. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a text.")
     return value
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """One of `choices`. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str) or value not in choices:
         raise ClipbiasError(f"{name} is {shown(value)}; choose from {', '.join(choices)}.")
     return value
 
 
-def check_value(name: str, value: Any, kind: Any) -> None:
+def check_value(name: str, value: object, kind: object) -> None:
     """A value of an annotated type, such as a method's option or a setting of a configuration.
 
     Args:
@@ -79,54 +82,67 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     Raises:
       ClipbiasError: the value is of another type or out of range.
     """
-    limits: Any = None
+    limits: object = None
     if get_origin(kind) is Annotated:
         kind, limits, *_ = get_args(kind)
-    bounds = dataclasses.asdict(limits if isinstance(limits, Range) else Range())
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
-    elif kind is int:
-        check_int(name, value, **bounds)
-    elif kind is float:
-        check_number(name, value, **bounds)
-    elif kind is str and isinstance(limits, Choices):
-        check_choice(name, value, limits.texts)
-    elif kind is str:
-        check_text(name, value)
+    origin = get_origin(kind)
+    if kind in (bool, int, float, str):
+        _check_plain(name, value, kind, limits)
     elif origin in (types.UnionType, Union):
-        others = [part for part in inner if part is not type(None)]
-        if len(others) == 1 and len(inner) == 2:
-            if value is not None:
-                _check_optional(name, value, others[0])
-        elif not any(_accepts(value, part) for part in inner):
-            raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
+        _check_union(name, value, kind)
     elif origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
-        for item in value if inner[1:] in ((...,), ()) else ():
-            check_value(name, item, inner[0])
+        _check_list(name, value, kind)
     elif origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ClipbiasError(f"{name} is {shown(value)}; it must hold values by name.")
         for key, item in value.items():
-            check_value(f"{name}[{shown(key)}]", item, inner[1])
+            check_value(f"{name}[{shown(key)}]", item, get_args(kind)[1])
     elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
 
 
-def _check_optional(name: str, value: Any, kind: Any) -> None:
-    """A value where `None` may stand: its message says so, and an empty text is no way to write `None`."""
-    if value == "":
+def _check_plain(name: str, value: object, kind: object, limits: object) -> None:
+    bounds = limits if isinstance(limits, Range) else Range()
+    if kind is bool and not isinstance(value, bool):
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
+    if kind is int:
+        check_int(name, value, lowest=bounds.lowest, highest=bounds.highest)
+    elif kind is float:
+        check_number(name, value, lowest=bounds.lowest, highest=bounds.highest)
+    elif kind is str and isinstance(limits, Choices):
+        check_choice(name, value, limits.texts)
+    elif kind is str:
+        check_text(name, value)
+
+
+def _check_list(name: str, value: object, kind: object) -> None:
+    if not isinstance(value, list | tuple):
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
+    inner = get_args(kind)
+    if inner[1:] in ((...,), ()):
+        for item in value:
+            check_value(name, item, inner[0])
+
+
+def _check_union(name: str, value: object, kind: object) -> None:
+    """Where `None` may stand, the message says so, and an empty text is no way to write `None`."""
+    parts = get_args(kind)
+    others = [part for part in parts if part is not type(None)]
+    if len(parts) != 2 or len(others) != 1:
+        if not any(_accepts(value, part) for part in parts):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
+        return
+    if value is None:
+        return
+    if isinstance(value, str) and not value:
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a text that is not empty, or None.")
     try:
-        check_value(name, value, kind)
+        check_value(name, value, others[0])
     except ClipbiasError as error:
         raise ClipbiasError(f"{str(error).removesuffix('.')}, or None.") from None
 
 
-def _accepts(value: Any, kind: Any) -> bool:
+def _accepts(value: object, kind: object) -> bool:
     try:
         check_value("", value, kind)
     except ClipbiasError:
@@ -134,7 +150,7 @@ def _accepts(value: Any, kind: Any) -> bool:
     return True
 
 
-def check_fields(instance: Any) -> None:
+def check_fields(instance: "DataclassInstance") -> None:
     """Every field of a dataclass against its annotation. Raises `ClipbiasError` for the first that does not fit."""
     kinds = annotations(type(instance))
     for field in dataclasses.fields(instance):
@@ -149,7 +165,7 @@ def annotations(kind: type) -> dict[str, Any]:
         return {}
 
 
-def plain_type(kind: Any) -> type:
+def plain_type(kind: object) -> type:
     """`float` of `float | None`, `tuple` of `tuple[str, ...] | None`, `object` of what says nothing."""
     parts = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
     for part in parts:
@@ -160,7 +176,7 @@ def plain_type(kind: Any) -> type:
     return object
 
 
-def as_annotated(value: Any, kind: Any) -> Any:
+def as_annotated(value: Any, kind: object) -> Any:
     """A checked value in its annotated type: a whole number as a float where it is one, a list as a tuple."""
     base = plain_type(kind)
     if value is None or base not in (float, tuple):
@@ -172,7 +188,7 @@ def as_annotated(value: Any, kind: Any) -> Any:
     return tuple(as_annotated(item, inner[0]) for item in value) if inner else tuple(value)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as a message quotes it: not more than a line of it."""
     # Python refuses to write out a whole number of more than 4300 digits.
     if isinstance(value, int) and abs(value) >= 10**60:

@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Setting:
     """A setting as its field defines it."""
 
-    kind: Any
+    kind: object
     default: object
     help: str
 
@@ -61,14 +61,12 @@ def group(kind: type, *, flat: bool = True) -> Any:
 def fields_of(kind: type, prefix: str = "") -> dict[str, Setting]:
     """The settings of a dataclass and of its groups by their names in a configuration, such as "mesh.run"."""
     known: dict[str, Setting] = {}
-    kinds = annotations(kind)
-    for field in dataclasses.fields(kind):
-        annotation = kinds[field.name]
+    for field, annotation, path in _settings(kind, prefix):
         if _FLAT in field.metadata:
-            known |= fields_of(annotation, prefix if field.metadata[_FLAT] else f"{prefix}{field.name}.")
-        elif _HELP in field.metadata:
+            known |= fields_of(annotation, path)
+        else:
             default = field.default_factory() if callable(field.default_factory) else field.default
-            known[prefix + field.name] = Setting(annotation, default, field.metadata[_HELP])
+            known[path] = Setting(annotation, default, field.metadata[_HELP])
     return known
 
 
@@ -82,16 +80,16 @@ def to_config(kind: type, **changes: object) -> ConfigDict:
     if unknown := [name for name in changes if name not in known]:
         raise ClipbiasError(f"there is no setting {unknown[0]!r}; take it out of the configuration.")
     config = ConfigDict()
-    for name, one in known.items():
+    for name, field in known.items():
         *parents, last = name.split(".")
         place = config
         for parent in parents:
             if parent not in place:
                 place[parent] = ConfigDict()
             place = place[parent]
-        value = as_annotated(changes.get(name, one.default), one.kind)
+        value = as_annotated(changes.get(name, field.default), field.kind)
         if value is None:  # so that a flag can set it
-            place[last] = placeholder(plain_type(one.kind))
+            place[last] = placeholder(plain_type(field.kind))
         else:
             place[last] = ConfigDict(value) if isinstance(value, Mapping) else value
     return config
@@ -105,26 +103,22 @@ def from_config(kind: type[T], config: ConfigDict) -> T:
     """
     known = fields_of(kind)
     values = dict(_values(config, known))
-    for name, one in known.items():
+    for name, field in known.items():
         if name not in values:
             raise ClipbiasError(f"the configuration has no {name}; start from a file of configs/.")
-        check_value(name, values[name], one.kind)
-        values[name] = as_annotated(values[name], one.kind)
+        check_value(name, values[name], field.kind)
+        values[name] = as_annotated(values[name], field.kind)
     if unknown := [name for name in values if name not in known]:
         raise ClipbiasError(f"there is no setting {unknown[0]!r}; take it out of the configuration.")
     return _make(kind, values)
 
 
-def values_of(settings: object) -> dict[str, object]:
+def values_of(settings: object, prefix: str = "") -> dict[str, object]:
     """The values of settings by their names in a configuration."""
     values: dict[str, object] = {}
-    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+    for field, _, path in _settings(type(settings), prefix):
         value = getattr(settings, field.name)
-        if _FLAT in field.metadata:
-            prefix = "" if field.metadata[_FLAT] else f"{field.name}."
-            values |= {prefix + name: inner for name, inner in values_of(value).items()}
-        elif _HELP in field.metadata:
-            values[field.name] = value
+        values |= values_of(value, path) if _FLAT in field.metadata else {path: value}
     return values
 
 
@@ -137,7 +131,7 @@ def convert(settings: object, kind: type[T], **changes: object) -> T:
     """Settings of another command: those of the same names, and the defaults of the rest, but for the changes."""
     known = fields_of(kind)
     values = {name: value for name, value in values_of(settings).items() if name in known}
-    return _make(kind, {name: one.default for name, one in known.items()} | values | changes)
+    return _make(kind, {name: field.default for name, field in known.items()} | values | changes)
 
 
 def help_text(kind: type, config: ConfigDict) -> str:
@@ -145,9 +139,9 @@ def help_text(kind: type, config: ConfigDict) -> str:
     lines: list[str] = []
     known = fields_of(kind)
     values = dict(_values(config, known))
-    for name, one in known.items():
+    for name, field in known.items():
         lines += [f"--config.{path}={_quoted(value)}" for path, value in flatten(values.get(name), name).items()]
-        lines += textwrap.wrap(one.help, 116, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(field.help, 116, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
@@ -171,14 +165,20 @@ def _values(config: Mapping[str, Any], known: Mapping[str, object], prefix: str 
 
 
 def _make(kind: type[T], values: Mapping[str, object], prefix: str = "") -> T:
-    kinds, arguments = annotations(kind), dict[str, object]()
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-        if _FLAT in field.metadata:
-            inner = prefix if field.metadata[_FLAT] else f"{prefix}{field.name}."
-            arguments[field.name] = _make(kinds[field.name], values, inner)
-        elif _HELP in field.metadata:
-            arguments[field.name] = values[prefix + field.name]
+    arguments: dict[str, object] = {}
+    for field, annotation, path in _settings(kind, prefix):
+        arguments[field.name] = _make(annotation, values, path) if _FLAT in field.metadata else values[path]
     return kind(**arguments)
+
+
+def _settings(kind: type, prefix: str) -> Iterator[tuple[dataclasses.Field, type, str]]:
+    """The fields that are settings or groups, their annotations, and their names, or the prefix of a group's names."""
+    kinds = annotations(kind)
+    for field in dataclasses.fields(kind):
+        if _HELP in field.metadata:
+            yield field, kinds[field.name], prefix + field.name
+        elif _FLAT in field.metadata:
+            yield field, kinds[field.name], prefix if field.metadata[_FLAT] else f"{prefix}{field.name}."
 
 
 def _quoted(value: object) -> str:

@@ -45,7 +45,7 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
       main: of the binary.
       default: its configuration file.
     """
-    asked = any(word in HELP for word in words)
+    wants_help = any(word in HELP for word in words)
     unset = [match[1] for word in words if (match := _UNSET.fullmatch(word))]
     words = [word for word in words if word not in HELP and not _UNSET.fullmatch(word)]
     try:
@@ -68,7 +68,7 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
             place[last] = None
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
         refuse(_sentence(error))
-    if asked:
+    if wants_help:
         print(_help(main))
         sys.exit(0)
     return rest
@@ -102,13 +102,13 @@ def _split_lists(config: ConfigDict) -> None:
 def _find(path: str) -> str:
     """`FILE` or `FILE:PRESET`, the file in the working folder, or else the package's own."""
     file, colon, preset = path.partition(":")
-    own = CONFIGS.parent / file
-    if Path(file).is_file() or not own.is_file():
+    packaged = CONFIGS.parent / file
+    if Path(file).is_file() or not packaged.is_file():
         if not Path(file).is_file() or not file.endswith(".py"):
-            ours = ", ".join(sorted(f"configs/{one.stem}.py" for one in CONFIGS.glob("[!_]*.py")))
-            raise ClipbiasError(f"there is no configuration file {file!r}; clipbias has {ours}.")
+            names = ", ".join(sorted(f"configs/{path.stem}.py" for path in CONFIGS.glob("[!_]*.py")))
+            raise ClipbiasError(f"there is no configuration file {file!r}; clipbias has {names}.")
         return path
-    return f"{own}{colon}{preset}"
+    return f"{packaged}{colon}{preset}"
 
 
 def _sentence(error: BaseException) -> str:
@@ -123,12 +123,13 @@ def _sentence(error: BaseException) -> str:
         causes.append(cause)
     if isinstance(causes[-1], ClipbiasError):
         return str(causes[-1])
-    told: object = error
-    while isinstance(told, BaseException) and told.args:
-        told = told.args[0]
-    text = ". ".join(line.strip().removesuffix(".") for line in str(told).splitlines())
+    message: object = error
+    while isinstance(message, BaseException) and message.args:
+        message = message.args[0]
+    lines = [line.strip() for line in str(message).strip().splitlines()]
+    text = ". ".join(line.removesuffix(".") for line in lines)
     if "Traceback" in text:  # of a configuration file
-        return f"{text.partition(': ')[0]}: {str(told).strip().splitlines()[-1]}"
+        return f"{text.partition(': ')[0]}: {lines[-1]}"
     if isinstance(error, AttributeError):
         return f"there is no setting {text}"
     return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""What every binary does around its own work: flags, start-up, and one sentence for a user's mistake."""
+"""What every binary does before and after its main function: flags, start-up, one sentence for a user's mistake."""
 
 import dataclasses
 import importlib
@@ -172,8 +172,8 @@ def load_dataset(settings: "DatasetSettings", name: str) -> "Dataset":
     """Opens a dataset with the settings that are given; the others are left to the source."""
     from clipbias import data
 
-    given = {"split": settings.split_source, "split_dir": settings.split_dir, "index_file": settings.index_file}
-    options = {option: value for option, value in given.items() if value is not None}
+    source = {"split": settings.split_source, "split_dir": settings.split_dir, "index_file": settings.index_file}
+    options = {option: value for option, value in source.items() if value is not None}
     try:
         dataset = data.load(name, data_dir=settings.data_dir, template=settings.template, **options)
     except TypeError as error:  # an option that this source does not take

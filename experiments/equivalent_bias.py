@@ -23,7 +23,7 @@ WORDS = {"vector": "a bias of one vector per layer", "kind": "a bias of two vect
 def save_equivalent_biases(findings: Findings, model: Model, adapter: Adapter, folder: Path) -> None:
     """Writes `equivalent_bias/<key>-vector.safetensors` and `…-kind.safetensors`, and prints what each keeps.
 
-    Where a method has no equivalent bias, that is said in one line.
+    Prints one line where a method has no equivalent bias.
 
     Args:
       findings: of a study with the section `constants`.
@@ -48,12 +48,12 @@ def save_equivalent_biases(findings: Findings, model: Model, adapter: Adapter, f
 
 def measured_biases(findings: Findings, key: str) -> dict[str, EquivalentBias]:
     """The measured bias of a model by tower, as it stands in a study's arrays, which have no form by token."""
-    found = {}
+    biases = {}
     for tower in TOWERS:
         forms = {form: findings.arrays.get(f"constants/{key}/{tower}/{form}") for form in METHODS}
         if all(array is not None for array in forms.values()):
-            found[tower] = EquivalentBias(**forms, token=np.empty(0, np.float32))  # type: ignore[arg-type]
-    return found
+            biases[tower] = EquivalentBias(**forms, token=np.empty(0, np.float32))  # type: ignore[arg-type]
+    return biases
 
 
 def kept_sentence(findings: Findings, model: Model, kind: str) -> str:

@@ -24,13 +24,13 @@ _CONFIG = "configs/export.py"
 def main(settings: ExportSettings) -> None:
     for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
         logging.getLogger(library).setLevel(logging.WARNING)
-    found = find_adapter(settings.adapters)
-    if found is None or not settings.output:
+    pair = find_adapter(settings.adapters)
+    if pair is None or settings.output is None:
         raise ClipbiasError("give an adapter and the folder to write: --config.adapters=FILE --config.output=FOLDER.")
-    adapter, path = found
+    adapter, path = pair
     clip = clipbias.load(settings.model or adapter.base)
-    own = split(settings.own_methods)
-    form = export(adapter, clip, settings.output, form=settings.form, own_methods=own)
+    own_methods = split(settings.own_methods)
+    form = export(adapter, clip, settings.output, form=settings.form, own_methods=own_methods)
     common.tell(f"{path} as a {form}:")
     for written in sorted(user_path(settings.output).iterdir()):
         common.tell(f"  {written} ({written.stat().st_size / 1000:,.1f} kB)")

@@ -23,6 +23,8 @@ from clipbias.training.sweep import parse_part
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning import Kind, registry
 from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.method import Method
+from clipbias.tuning.recipe import Recipe
 from configs.explain import ExplainSettings
 from configs.lab import LabSettings
 from configs.table1 import Table1Settings
@@ -40,24 +42,22 @@ def main(settings: LabSettings, workdir: Path) -> None:
     if hosts.multi_process():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
     common.tell(*describe_plan(settings))
-    unfinished = []
-    for name, stage in stages(settings).items():
-        unfinished += _sweep(name, stage, workdir / name)
+    failures = [_sweep(name, stage, workdir / name) for name, stage in stages(settings).items()]
     if settings.causal_images:
         common.tell(*causal_tests(settings, workdir))
-    if unfinished:
-        raise ClipbiasError(" ".join(unfinished))
+    if any(failures):
+        raise ClipbiasError(" ".join(failure for failure in failures if failure))
 
 
-def _sweep(name: str, stage: Table1Settings, workdir: Path) -> list[str]:
-    """Runs a sweep without tables, which may not mix the policies of ImageNet and others; says what failed."""
+def _sweep(name: str, stage: Table1Settings, workdir: Path) -> str:
+    """Runs a sweep without tables, which may not mix the policies of ImageNet and others; returns what failed."""
     with open_workdir(workdir, as_json(stage), part=parse_part(stage.part)):
         inputs = table1.prepare(stage)
         note_model(workdir, inputs.context.clip)
         specs, rows = table1.run(inputs, workdir)
     common.tell(f"{name}: {len(rows)} of {len(specs)} runs are there")
     failed = [row["error"] for row in rows if row["status"] != "ok"]
-    return [f"{name}: {len(failed)} runs failed; the first one: {failed[0]}"] if failed else []
+    return f"{name}: {len(failed)} runs failed; the first one: {failed[0]}" if failed else ""
 
 
 def stages(settings: LabSettings) -> dict[str, Table1Settings]:
@@ -78,28 +78,26 @@ def stages(settings: LabSettings) -> dict[str, Table1Settings]:
 
 def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
     """Runs the causal test on this part's datasets; returns a sentence for each that has to wait."""
-    part, waits = parse_part(settings.part), []
-    for dataset in tuple(settings.datasets)[part[0] :: part[1]]:
+    number, parts = parse_part(settings.part)
+    waits = []
+    for dataset in settings.datasets[number::parts]:
         folder = workdir / WHY / dataset.replace("/", "_")
         state = folder / "state.json"
         if state.exists() and read_json(state, dict).get("state") == "finished":
             continue
-        adapters, missing = [], 0
-        for method in settings.methods:
-            if registry.find_kind(method) in (Kind.PROMPTS, Kind.WEIGHTS):
-                for seed in settings.more_seeds:
-                    name = f"{method}-{dataset.replace('/', '_')}-{max(settings.shots)}shots-seed{seed}.safetensors"
-                    path = workdir / MOST_SHOTS / "adapters" / name
-                    adapters += [str(path)] if path.exists() else []
-                    missing += not path.exists()
+        adapters = adapter_files(settings, dataset, workdir)
+        missing = [path for path in adapters if not path.exists()]
         if missing or not adapters:
-            waits.append(f"the causal test on {dataset} lacks {missing} adapters; give the command again with them.")
+            waits.append(
+                f"the causal test on {dataset} lacks {len(missing)} adapters; give the command again with them."
+            )
             continue
         study = convert(
             settings,
             ExplainSettings,
-            adapters=",".join(adapters),
+            adapters=",".join(map(str, adapters)),
             sections="factorial,constants,verdict",
+            batch_size=None,  # that of training is another one
             image_limit=settings.causal_images,
             control_images=0,
             datasets=None,
@@ -109,8 +107,16 @@ def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
     return waits
 
 
-@dataclasses.dataclass
-class _Cost:
+def adapter_files(settings: LabSettings, dataset: str, workdir: Path) -> list[Path]:
+    """Where the adapters that the causal test of a dataset needs lie."""
+    folder = workdir / MOST_SHOTS / "adapters"
+    name = f"{dataset.replace('/', '_')}-{max(settings.shots)}shots"
+    methods = [name for name in settings.methods if registry.find_kind(name) in (Kind.PROMPTS, Kind.WEIGHTS)]
+    return [folder / f"{method}-{name}-seed{seed}.safetensors" for method in methods for seed in settings.more_seeds]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
     """Of a sweep: runs, cells, and images that are decoded at most for training and for tests."""
 
     runs: int = 0
@@ -118,63 +124,84 @@ class _Cost:
     training: int = 0
     tests: int = 0
 
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.runs + other.runs,
+            self.cells + other.cells,
+            self.training + other.training,
+            self.tests + other.tests,
+        )
+
+    def __str__(self) -> str:
+        images = f"decodes at most {self.training:,} images for training and {self.tests:,} for tests"
+        return f"{self.runs:,} runs in {self.cells:,} cells (method, dataset, shots); {images}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSize:
+    """How large a dataset is."""
+
+    classes: int
+    tests: int
+
 
 def describe_plan(settings: LabSettings) -> Iterator[str]:
     """The lines of the plan."""
     size = clipbias.load(settings.model).preprocessing.image_size
-    sizes = {name: _sizes(settings, name) for name in settings.datasets}
-    image, third = 3 * size**2, settings.compute.cache_gb * 1e9 / 3
-    total = _Cost()
+    sizes = {name: _size(settings, name) for name in settings.datasets}
+    image_bytes = 3 * size**2
+    memory = settings.compute.cache_gb * 1e9 / 3
+    total = Cost()
     for name, stage in stages(settings).items():
-        cost = _Cost()
-        for dataset, (classes, tests) in sizes.items():
-            own = _cost(stage, dataset, classes, tests, fits=tests * image <= third)
-            for field in dataclasses.fields(_Cost):
-                setattr(cost, field.name, getattr(cost, field.name) + getattr(own, field.name))
-        for field in dataclasses.fields(_Cost):
-            setattr(total, field.name, getattr(total, field.name) + getattr(cost, field.name))
-        yield f"{name}: {_words(cost)}"
-    yield f"in all: {_words(total)}"
-    largest, (_, most) = max(sizes.items(), key=lambda one: one[1][1])
-    need = f"{largest}'s {most:,} test images take {most * image / 1e9:.1f} GB of a third of it"
+        costs = [_cost(stage, dataset, sizes[dataset], memory // image_bytes) for dataset in sizes]
+        cost = sum(costs, Cost())
+        total += cost
+        yield f"{name}: {cost}"
+    yield f"in all: {total}"
+    largest = max(sizes, key=lambda name: sizes[name].tests)
+    tests = sizes[largest].tests
+    need = f"{largest}'s {tests:,} test images take {tests * image_bytes / 1e9:.1f} GB of a third of it"
     yield f"memory of the host: up to {settings.compute.cache_gb:g} GB for images (cache_gb); {need}"
     yield "memory of the device: --config.dry_run compiles every program and prints it"
 
 
-def _sizes(settings: LabSettings, name: str) -> tuple[int, int]:
+def _size(settings: LabSettings, name: str) -> DatasetSize:
     """Classes and test images of a dataset, by the catalogue if it is there."""
     if name in catalog.ENTRIES:
         entry = catalog.ENTRIES[name]
-        return entry.classes, entry.sizes["test"]
+        return DatasetSize(entry.classes, entry.sizes["test"])
     dataset = common.load_dataset(settings, name)
-    return len(dataset.class_names), len(dataset.split("test"))
+    return DatasetSize(len(dataset.class_names), len(dataset.split("test")))
 
 
-def _cost(stage: Table1Settings, dataset: str, classes: int, tests: int, *, fits: bool) -> _Cost:
-    """What a sweep has to do on one dataset; test images that fit are decoded once."""
-    found, half = _Cost(), stage.protocol == "base_to_new"
+def _cost(stage: Table1Settings, dataset: str, size: DatasetSize, cached_images: float) -> Cost:
+    """What a sweep has to do on one dataset; test images that fit the memory are decoded once."""
+    classes = -(-size.classes // 2) if stage.protocol == "base_to_new" else size.classes
     options = table1.given_options(stage)
+    cost = Cost()
     for name in stage.methods:
-        draws = registry.make_method(name).uses_images
-        for shots in (stage.shots or ()) if draws else (0,):
+        uses_images = registry.make_method(name).uses_images
+        seeds = len(stage.seeds) if uses_images else 1
+        for shots in (stage.shots or ()) if uses_images else (0,):
             method = registry.resolve_method(name, options.get(name, {}), dataset=dataset, shots=shots)
-            seeds = len(stage.seeds) if draws else 1
-            images = shots * (-(-classes // 2) if half else classes)
-            decoded = images
-            if (sampling := sampling_of(method)) is not None:
-                decoded = images * max(1, sampling.passes)
-            elif draws:
-                recipe = method.recipe_for(stage.recipe, shots)
-                decoded = recipe.total_steps(images) * min(recipe.batch_size, images)
-            found.runs, found.cells = found.runs + seeds, found.cells + 1
-            found.training += decoded * seeds
-            found.tests += 0 if fits and found.tests else tests
-    return found
+            is_cached = size.tests <= cached_images and cost.tests > 0
+            cost += Cost(
+                runs=seeds,
+                cells=1,
+                training=seeds * _decoded_images(method, stage.recipe, shots, shots * classes),
+                tests=0 if is_cached else size.tests,
+            )
+    return cost
 
 
-def _words(cost: _Cost) -> str:
-    images = f"decodes at most {cost.training:,} images for training and {cost.tests:,} for tests"
-    return f"{cost.runs:,} runs in {cost.cells:,} cells (method, dataset, shots); {images}"
+def _decoded_images(method: Method, common_recipe: Recipe, shots: int, images: int) -> int:
+    """How many images a run decodes to train on so many."""
+    if (sampling := sampling_of(method)) is not None:
+        return images * max(1, sampling.passes)
+    if not method.uses_images:
+        return images
+    recipe = method.recipe_for(common_recipe, shots)
+    return recipe.total_steps(images) * min(recipe.batch_size, images)
 
 
 if __name__ == "__main__":

@@ -32,15 +32,15 @@ def main(settings: ShowSettings) -> int:
     problems: list[str] = []
     for folder in folders:
         try:
-            found = read_workdir(folder)
-            rows += read_workdir(folder, cells=True) if settings.every_run else found
-            shown.append(found[0])
+            records = read_workdir(folder)
+            rows += read_workdir(folder, cells=True) if settings.every_run else records
+            shown.append(records[0])
         except ClipbiasError as error:
             problems.append(str(error))
     if text := render_runs(rows, shown, problems, form=settings.format):
         common.tell(*text.removesuffix("\n").split("\n"))
     curves = []
-    if settings.output:
+    if settings.output is not None:
         from clipbias.report.curves import read_curves, save_curves
 
         for run in shown:
@@ -50,7 +50,7 @@ def main(settings: ShowSettings) -> int:
                 problems.append(str(error))
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
-    if settings.output:
+    if settings.output is not None:
         print(f"curves: {save_curves(curves, Path(settings.output))}", file=sys.stderr)
     return 1 if problems else 0
 
