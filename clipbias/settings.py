@@ -19,7 +19,7 @@ import json
 import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -88,9 +88,9 @@ def to_config(kind: type, **changes: object) -> ConfigDict:
                 place[parent] = ConfigDict()
             place = place[parent]
         value = as_annotated(changes.get(name, field.default), field.kind)
-        if value is None:  # so that a flag can set it
+        if type(None) in get_args(field.kind):  # its type stays that of the other values while it is None
             place[last] = placeholder(plain_type(field.kind))
-        else:
+        if value is not None:
             place[last] = ConfigDict(value) if isinstance(value, Mapping) else value
     return config
 

@@ -53,6 +53,8 @@ def test_a_configuration_holds_all_settings_and_gives_them_back() -> None:
     assert settings == Settings(4, ("b",), {"depth": None}, Optimiser(2.0), Mesh(1, 8))
     assert isinstance(settings.optimiser.rate, float)
     assert as_json(settings) == {**config.to_dict(), "names": ["b"]}
+    config.shots = None
+    assert config.get_type("shots") is int  # a flag can still set it
     with pytest.raises(TypeError):
         config.shots = "four"
 
