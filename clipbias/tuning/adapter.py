@@ -24,6 +24,7 @@ from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.learnables import SEPARATOR, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
+from clipbias.tuning.preset import Options
 from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import transfer
@@ -71,7 +72,7 @@ class Adapter:
 
     learnables: Learnables
     method: str
-    options: Mapping[str, Any]
+    options: Options
     class_names: tuple[str, ...]
     template: str
     base: str

@@ -1,6 +1,7 @@
-"""What heads on features of a frozen CLIP share, and what they compute on the host, in float64.
+"""Shared functions of heads on frozen features: cosines, class means, accuracy.
 
-A search compares accuracies, which a single image changes: float64 makes it independent of the order of sums.
+Functions on NumPy arrays compute in float64 on the host. A search compares accuracies, which one image can change:
+float64 makes the result independent of the order of sums.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, Samples, average_texts, unit_length
 
-# The factor of the cosines where the authors write a number in place of `exp(logit_scale)`.
+# Factor of the cosines in methods whose authors use a fixed number instead of `exp(logit_scale)`.
 COSINE_SCALE = 100.0
 
 
@@ -27,14 +28,14 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 
 def text_classifier(text: np.ndarray) -> np.ndarray:
-    """`T [C, d]` of texts `[S, C, d]`, float64; rows of zeros stand for texts that a class has fewer than others."""
+    """`T [C, d]` of texts `[S, C, d]`, float64; rows of zeros are padding for classes with fewer texts."""
     text = np.asarray(text, np.float64)
     length = np.linalg.norm(text, axis=-1, keepdims=True)
     return unit_rows((text / np.where(length > 0, length, 1)).sum(0))
 
 
-def passes(samples: Samples) -> Iterator[np.ndarray]:
-    """`unit(f) [N, d]` of the training images, pass by pass: all of them at once would be gigabytes on ImageNet."""
+def unit_passes(samples: Samples) -> Iterator[np.ndarray]:
+    """`unit(f) [N, d]` of the training images, pass by pass. All passes at once would take gigabytes on ImageNet."""
     return map(unit_rows, samples.features)
 
 
@@ -52,28 +53,28 @@ def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarra
     return np.stack([rows[labels == label].mean(0) for label in range(classes)])
 
 
-def validation(samples: Samples, most: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Validation features `[n, d]` and labels `[n]`, at most so many of a class; `None` where there are none.
+def validation_features(samples: Samples, per_class: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any.
 
-    Of a class that has more, those are taken that come first in an order drawn with the run's seed.
+    A class with more images gives those that come first in an order drawn with the run's seed.
     """
     features, labels = samples.validation, samples.validation_labels
     if features is None or labels is None or not len(labels):
         return None
-    if most is None:
+    if per_class is None:
         return features, labels
     order = np.random.default_rng(samples.seed).permutation(len(labels))
-    chosen = np.concatenate([order[labels[order] == label][:most] for label in np.unique(labels)])
-    return features[chosen], labels[chosen]
+    rows = np.concatenate([order[labels[order] == label][:per_class] for label in np.unique(labels)])
+    return features[rows], labels[rows]
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images whose largest logit is their class's; the first of equal ones counts."""
+    """The share of images whose largest logit is that of their class. Among equal logits the first one counts."""
     return float((logits.argmax(-1) == labels).mean())
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in place: on ImageNet a copy is 128 MB."""
+    """Over the last axis, in place: a copy would take 128 MB on ImageNet."""
     logits -= logits.max(-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Learned contexts and the maps beside them: how they start, and the text that keeps a context's places."""
+"""Initial values of learned contexts and linear maps, and the prompt text around a context."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from clipbias.clip.tokenizer import encode
 from clipbias.tuning.prompt_text import PromptText
 
 POSITIONS = ("end", "middle", "front")  # of a class name among its context
-STANDARD_DEVIATION = 0.02  # of every randomly initialised prompt token
+STANDARD_DEVIATION = 0.02  # of prompt tokens with random initial values
 
 
 def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
@@ -20,7 +20,7 @@ def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
 
 
 def initial_linear(rng: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
-    """Kernel `[inputs, outputs]` and bias `[outputs]` as torch.nn.Linear starts them: uniform within ±1/√inputs."""
+    """Kernel `[inputs, outputs]` and bias `[outputs]` initialised as in torch.nn.Linear: uniform within ±1/√inputs."""
     kernel, bias = jax.random.split(rng)
     bound = inputs**-0.5
     return (
@@ -35,7 +35,7 @@ def word_ids(words: str, clip: Clip) -> Sequence[int]:
 
 
 def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.Array:
-    """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if there are no or too few words."""
+    """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if `words` has fewer tokens."""
     ids = word_ids(words, clip)
     if 0 < tokens <= len(ids):
         return jnp.asarray(clip.params["text"]["token_embedding"][np.asarray(ids[:tokens])], jnp.float32)
@@ -45,7 +45,7 @@ def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.
 def context_text(clip: Clip, words: str, tokens: int, position: str = "end") -> PromptText:
     """The prompt text around a context of `T` tokens: the words themselves, or as many placeholders "X"."""
     count = len(word_ids(words, clip))
-    # Words beyond the context would stay between it and a class name that moves to the middle or front.
+    # Placeholders only: words after the context would stay there when the class name moves to the middle or front.
     if tokens > count or (position != "end" and tokens < count):
         words = " ".join(["X"] * tokens)
     return PromptText((f"{words} {{}}.",), context_tokens=tokens, position=position)

@@ -1,4 +1,4 @@
-"""What methods with several contexts for all classes have in common: PLOT, ProDA, UPL."""
+"""Methods with several contexts for all classes: PLOT, ProDA, UPL."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,5 +37,5 @@ class ContextSets(Method):
         return Adaptation(text_context=learnables["text_context"])
 
     def text(self, template: str, clip: Clip) -> PromptText:
-        one = context_text(clip, "", self.tokens)
-        return dataclasses.replace(one, templates=one.templates * self.sets)
+        prompt = context_text(clip, "", self.tokens)
+        return dataclasses.replace(prompt, templates=prompt.templates * self.sets)

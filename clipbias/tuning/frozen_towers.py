@@ -1,4 +1,4 @@
-"""What methods have in common that leave both towers as they are: their texts are a choice of templates."""
+"""Methods that change neither tower; their texts use a choice of templates."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,7 +12,7 @@ from clipbias.tuning.templates import choose_templates
 
 @dataclasses.dataclass(frozen=True)
 class FrozenTowers(Method):
-    """Adds nothing to the model: what it has of its own is in its head.
+    """A method that changes only the head.
 
     Attributes:
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.

@@ -1,4 +1,4 @@
-"""What the methods share that tune weights which CLIP has: biases, LayerNorms, or low-rank changes of its kernels."""
+"""Shared parts of methods that tune CLIP's own weights: biases, LayerNorms, or low-rank changes of its kernels."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -19,8 +19,9 @@ from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 OUTER_NORMS = ("pre_norm", "post_norm", "final_norm")
 TowerNames = tuple[Annotated[str, Choices(TOWERS)], ...]
 
-# What weight decay draws towards zero: the tuned weights themselves, or only what tuning adds to them.
-WEIGHTS, CHANGES = "weights", "changes"
+# Weight decay pulls the tuned weights themselves towards zero, or only their changes.
+WEIGHTS = "weights"
+CHANGES = "changes"
 Decay = Annotated[str, Choices((WEIGHTS, CHANGES))]
 
 
@@ -30,8 +31,8 @@ class WeightTuning(Method):
 
     Attributes:
       towers: which towers are tuned.
-      decay: what weight decay draws towards zero: the whole weights ("weights"), as the authors' AdamW does, or the
-        "changes" alone.
+      decay: what weight decay pulls towards zero: the whole weights ("weights"), as the authors' AdamW does, or only
+        their changes ("changes").
       recipe: "common", or the "authors'": AdamW at 2e-4, with 32 images a step.
       steps_per_shot: of the authors' recipe.
     """
@@ -57,28 +58,28 @@ class WeightTuning(Method):
         return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
 
-def no_changes(clip: Clip, names: Collection[tuple[str, ...]], towers: Sequence[str] = TOWERS) -> Learnables:
-    """Zeros of the shapes of each tower's biases and scales of these paths, such as ("layers", "fc2", "bias").
+def no_changes(clip: Clip, paths: Collection[tuple[str, ...]], towers: Sequence[str] = TOWERS) -> Learnables:
+    """Zeros with the shapes of each tower's biases and scales at `paths`, such as ("layers", "fc2", "bias").
 
-    LayerNorms outside the blocks that a tower lacks are left out there.
+    LayerNorms outside the blocks that a tower lacks are left out.
     """
-    found: dict[str, Any] = {}
+    changes: dict[str, Learnables] = {}
     for tower in towers:
         geometry = getattr(clip.config, tower)
         widths = {"qkv": 3 * geometry.width, "fc1": geometry.mlp_width}
         tree: dict[str, Any] = {}
-        for *outer, part, leaf in names:
+        for *outer, part, leaf in paths:
             if not outer and part not in clip.params[tower]:
                 continue
             node = tree.setdefault("layers", {}) if outer else tree
             stack = (geometry.layers,) if outer else ()
             node.setdefault(part, {})[leaf] = jnp.zeros((*stack, widths.get(part, geometry.width)))
-        found[f"{tower}_weights"] = tree
-    return found
+        changes[f"{tower}_weights"] = tree
+    return changes
 
 
 def tuned_weights(learnables: Learnables, params: Params) -> Learnables:
-    """The weights that changes `{"vision_weights": …, "text_weights": …}` of several runs make, run by run."""
+    """The tuned weights of several runs, from their changes `{"vision_weights": …, "text_weights": …}`."""
     return {name: _added(change, params[name.removesuffix("_weights")]) for name, change in learnables.items()}
 
 
@@ -89,10 +90,10 @@ def _added(change: Any, weights: Any) -> Any:
 
 
 def lora_recipe(recipe: str, common: Recipe, shots: int, steps_per_shot: int) -> Recipe:
-    """The recipe of CLIP-LoRA's authors, which those after them took over, or `common` unless it is "authors".
+    """The recipe of CLIP-LoRA's authors, which later methods use as well; `common` unless `recipe` is "authors".
 
-    AdamW at 2e-4 with decay 1e-2, a cosine from step to step down to 1e-6, batches of 32 with the incomplete ones, and
-    so many steps per shot, all images counting as 16 shots.
+    AdamW at 2e-4 with weight decay 1e-2, a cosine schedule per step down to 1e-6, batches of 32 including incomplete
+    ones, and `steps_per_shot` steps per shot. All images count as 16 shots.
     """
     if recipe != AUTHORS:
         return common
@@ -112,13 +113,13 @@ def lora_recipe(recipe: str, common: Recipe, shots: int, steps_per_shot: int) ->
 
 
 def check_towers(towers: Sequence[str]) -> None:
-    """Raises `ClipbiasError` where there is no tower to tune."""
+    """Raises `ClipbiasError` if no tower is tuned."""
     if not towers:
         raise ClipbiasError("neither tower is tuned, so there is nothing to learn; choose one.")
 
 
 def block_numbers(first: int, last: int, layers: int, tower: str) -> range:
-    """Blocks `first` to `last`, counted from 1, as indices; 0 stands for a tower's last block.
+    """Indices of the blocks `first` to `last`, counted from 1; a `last` of 0 is the tower's last block.
 
     Raises:
       ClipbiasError: the tower has no such blocks.

@@ -19,7 +19,7 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
 from clipbias.constants import WORDS
 from clipbias.tuning.features import Features, class_vectors, unit_length
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import Recipe
 
@@ -68,7 +68,7 @@ class Method(abc.ABC):
     reads_templates: ClassVar[bool] = False
     first_view: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    datasets: ClassVar[DatasetOptions] = {}
     scale: ClassVar[float | None] = None
     batchwise: ClassVar[bool] = False
 
@@ -166,7 +166,7 @@ class Method(abc.ABC):
     # Training.
 
     @classmethod
-    def options_for(cls, dataset: str, shots: int) -> Mapping[str, Any]:
+    def options_for(cls, dataset: str, shots: int) -> Options:
         """The authors' options for a dataset of the catalogue and so many images per class, 0 for all that there are.
 
         They hold unless the user gives the option (`registry.resolve_method`). By default those of `datasets`.

@@ -1,30 +1,34 @@
-"""What a method is called, and what kind of method it is."""
+"""Names, options and kinds of methods."""
 
 import dataclasses
 import enum
 from collections.abc import Mapping
 from typing import Any
 
+# A method's options by name, as plain values; and those of its authors for each dataset.
+Options = Mapping[str, Any]
+DatasetOptions = Mapping[str, Options]
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A name that a method goes by, and the options behind it.
+    """A name of a method, and the options that it stands for.
 
     Attributes:
-      label: what tables and figures call it.
-      options: those that differ from the method's defaults.
-      order: position among the rows of a table, from the least to the most that is learned in both towers.
-      datasets: the authors' options for a dataset under this name; `None` for those of the class, `Method.datasets`.
+      label: name in tables and figures.
+      options: options that differ from the method's defaults.
+      order: position among the rows of a table. Methods that change more of both towers come later.
+      datasets: the authors' options for each dataset under this name; `None` for those of the class, `Method.datasets`.
     """
 
     label: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = dataclasses.field(default_factory=dict)
     order: int = 1000
-    datasets: Mapping[str, Mapping[str, Any]] | None = None
+    datasets: DatasetOptions | None = None
 
 
 class Kind(enum.StrEnum):
-    """What methods are grouped by: what they change, or that nothing is trained."""
+    """Groups of methods, by what they change."""
 
     TRAINING_FREE = "training-free"
     HEAD = "head"

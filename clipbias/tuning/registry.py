@@ -13,7 +13,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning import methods
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.method import Method
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import Kind, Options, Preset
 from clipbias.tuning.test_time_method import TestTimeMethod
 from clipbias.tuning.user_methods import (
     FunctionMethod,
@@ -30,7 +30,7 @@ from clipbias.tuning.user_methods import source_digest as source_digest
 METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
 
-def resolve_method(name: str, given: Mapping[str, Any], *, dataset: str | None = None, shots: int = 0) -> Method:
+def resolve_method(name: str, given: Options, *, dataset: str | None = None, shots: int = 0) -> Method:
     """A method with all its options: each is the given one, else the dataset's, else the preset's, else the default.
 
     Args:
@@ -115,7 +115,7 @@ def find_kind(name: str) -> Kind | None:
     return program.kind if isinstance(program, type) else None
 
 
-def _construct(kind: type[Method], name: str, options: Mapping[str, Any]) -> Method:
+def _construct(kind: type[Method], name: str, options: Options) -> Method:
     for hook, base in {"sampling": FeatureMethod, "at_test": TestTimeMethod}.items():
         if hasattr(kind, hook) and not issubclass(kind, base):
             raise ClipbiasError(f"method {name!r} has the hook {hook!r}; derive it from tuning.{base.__name__}.")

@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ import jax
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.preset import Options
 from clipbias.tuning.prompt_text import PromptText
 
 
@@ -81,7 +82,7 @@ def load_user_method(name: str) -> type[Method] | ModuleType:
     return module
 
 
-def from_functions(module: ModuleType, name: str, options: Mapping[str, Any]) -> FunctionMethod:
+def from_functions(module: ModuleType, name: str, options: Options) -> FunctionMethod:
     """A method from a module's functions. Raises `ClipbiasError` for an option that they do not take."""
     for function in (module.init, module.adapt):
         known = inspect.signature(function).parameters

@@ -119,7 +119,9 @@ def test_tip_adapters_grid_counts_like_the_plain_computation(samples: Samples) -
     keys = heads.unit(samples.features.mean(0))
     texts = 100 * heads.zero_shot_classifier(samples.text)
     alphas, betas = np.array([0.5, 20.0, 60.0]), np.array([0.1, 2.1, 4.1])
-    found = tip_adapter.count_correct(samples.validation, samples.validation_labels, keys, labels, texts, alphas, betas)
+    found = tip_adapter.count_correct(
+        tip_adapter.Cache(keys, labels, texts), samples.validation, samples.validation_labels, alphas, betas
+    )
     case = {"features": samples.validation, "keys": keys, "text_features": samples.text}
     for i, beta in enumerate(betas):
         for j, alpha in enumerate(alphas):

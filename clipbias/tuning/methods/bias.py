@@ -35,8 +35,12 @@ class BiasTuning(Method):
             raise ClipbiasError("neither tower gets a bias, so there is nothing to learn; choose one.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        towers = {"vision": (self.vision_tower, clip.config.vision), "text": (self.text_tower, clip.config.text)}
-        return {f"{name}_bias": jnp.zeros((t.layers, t.width)) for name, (chosen, t) in towers.items() if chosen}
+        learnables = {}
+        if self.vision_tower:
+            learnables["vision_bias"] = jnp.zeros((clip.config.vision.layers, clip.config.vision.width))
+        if self.text_tower:
+            learnables["text_bias"] = jnp.zeros((clip.config.text.layers, clip.config.text.width))
+        return learnables
 
     def adapt(self, learnables: Learnables) -> Adaptation:
         return Adaptation(**learnables)

@@ -1,11 +1,10 @@
 """Bias tuning by kind of token: two learnable embeddings per layer instead of one.
 
-To every token that sees them, deep prompts add attention mass on the prompts times their values (He et al. 2022, arXiv
-2110.04366), within a layer a bias of its output and nothing else (Petrov et al. 2024, arXiv 2310.19698). Averaged over
-images that is nearly a constant, but not the same one for `[cls]` or EOS, which gathers the feature, as for all other
-tokens. This learns the two constants directly, without a token more in the sequence. Near it: Prefix-Tuning+ (arXiv
-2506.13674), which moves the prefix out of the attention, and TCPA (arXiv 2505.02406), with prompts for `[cls]` and
-others for patches.
+Deep prompts add their values to every token that attends to them, weighted by the attention (He et al. 2022, arXiv
+2110.04366). Within a layer this is a bias of the output and nothing else (Petrov et al. 2024, arXiv 2310.19698). Its
+mean over images differs between the pooled token (`[cls]` or EOS) and the other tokens. This method learns the two
+biases directly and adds no token. Related: Prefix-Tuning+ (arXiv 2506.13674) moves the prefix out of the attention;
+TCPA (arXiv 2505.02406) has separate prompts for `[cls]` and for patches.
 """
 
 import dataclasses
@@ -24,14 +23,14 @@ from clipbias.tuning.preset import Preset
 
 @dataclasses.dataclass(frozen=True)
 class BiasByKind(BiasTuning):
-    """`x ← block_l(x) + b_l`, with one `b_l` for the token that is read out, `[cls]` or EOS, and one for all others.
+    """`x ← block_l(x) + b_l`, with one `b_l` for the pooled token, `[cls]` or EOS, and one for all other tokens.
 
-    Learnables are `vision_bias [L, 2, D]` and `text_bias [L, 2, D]`, zero at the start, row 0 for the token that is
-    read out. With two equal rows it is `BiasTuning`. A vision tower with a pooling head has patches alone, `vision_bias
-    [L, 1, D]`; a text tower that is not causal is read out at its last position.
+    Learnables are `vision_bias [L, 2, D]` and `text_bias [L, 2, D]`, zero at the start, row 0 for the pooled token.
+    With two equal rows this is `BiasTuning`. A vision tower with a pooling head has patches only: `vision_bias [L, 1,
+    D]`. A text tower that is not causal is pooled at its last position.
 
     Attributes:
-      vision_by_kind, text_by_kind: which of the towers that get biases get two per layer; the other gets one.
+      vision_by_kind, text_by_kind: whether a tower with biases has two per layer instead of one.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -48,7 +47,9 @@ class BiasByKind(BiasTuning):
             raise ClipbiasError("no tower's bias is by kind, which is the method 'bias'; choose that, or a tower.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        kinds = {"vision_bias": clip.config.vision.kinds if self.vision_by_kind else 0}
-        kinds["text_bias"] = 2 if self.text_by_kind else 0
-        one = super().init(rng, clip, class_names)
-        return {name: jnp.stack([bias] * kinds[name], axis=1) if kinds[name] else bias for name, bias in one.items()}
+        learnables = dict(super().init(rng, clip, class_names))
+        if self.vision_tower and self.vision_by_kind:
+            learnables["vision_bias"] = jnp.stack([learnables["vision_bias"]] * clip.config.vision.kinds, axis=1)
+        if self.text_tower and self.text_by_kind:
+            learnables["text_bias"] = jnp.stack([learnables["text_bias"]] * 2, axis=1)
+        return learnables

@@ -1,7 +1,7 @@
-"""BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): the biases that CLIP has are tuned, and nothing else.
+"""BitFit (Ben Zaken et al. 2021, arXiv 2106.10199): CLIP's own biases are tuned, and nothing else.
 
-Which biases, and how they are trained with `recipe="authors"`, follows the program of Farina et al. 2025, who tune
-CLIP's towers that way: it leaves the biases of queries, keys and values alone. By default the project's recipe holds.
+The choice of biases and `recipe="authors"` follow the code of Farina et al. 2025, which tunes CLIP's towers and leaves
+out the biases of queries, keys and values. The project's recipe is the default.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from clipbias.tuning.preset import Preset
 
 # The parts of a block that have a bias, and the LayerNorms before and after the blocks.
 BLOCK_PARTS = ("out", "fc1", "fc2", "norm1", "norm2")
-OUTER, QKV = "outer_norms", "qkv"
+OUTER = "outer_norms"
+QKV = "qkv"
 Part = Annotated[str, Choices((*BLOCK_PARTS, OUTER, QKV))]
 
 
@@ -26,13 +27,13 @@ Part = Annotated[str, Choices((*BLOCK_PARTS, OUTER, QKV))]
 class BitFit(WeightTuning):
     """Changes of the biases of both towers' output projections, MLPs and LayerNorms, zero at the start.
 
-    With `only=("fc2",)` it tunes what bias tuning tunes, the output bias of every MLP; `decay="changes"` then makes the
-    same training of it.
+    With `only=("fc2",)` it tunes the output bias of every MLP, as bias tuning does. With `decay="changes"` the training
+    is then the same.
 
     Attributes:
-      only: parts of `BLOCK_PARTS`, "outer_norms" (pre-, post- and final LayerNorm) and "qkv" whose biases are tuned;
+      only: parts whose biases are tuned, from `BLOCK_PARTS`, "outer_norms" (pre-, post- and final LayerNorm) and "qkv";
         empty for all but "qkv".
-      qkv: tunes the biases of queries, keys and values besides.
+      qkv: also tunes the biases of queries, keys and values.
       towers, decay, recipe: as of `WeightTuning`.
     """
 
@@ -42,7 +43,10 @@ class BitFit(WeightTuning):
     qkv: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        parts = {*(self.only or (*BLOCK_PARTS, OUTER)), *((QKV,) if self.qkv else ())}
-        paths = [("layers", part, "bias") for part in (*BLOCK_PARTS, QKV) if part in parts]
-        outer = [(norm, "bias") for norm in OUTER_NORMS if OUTER in parts]
-        return no_changes(clip, [*paths, *outer], self.towers)
+        parts = set(self.only or (*BLOCK_PARTS, OUTER))
+        if self.qkv:
+            parts.add(QKV)
+        paths: list[tuple[str, ...]] = [("layers", part, "bias") for part in (*BLOCK_PARTS, QKV) if part in parts]
+        if OUTER in parts:
+            paths += [(norm, "bias") for norm in OUTER_NORMS]
+        return no_changes(clip, paths, self.towers)

@@ -1,26 +1,26 @@
 """CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730): a linear probe that starts at the texts and is held near them.
 
-No validation image is used: the last epoch counts. It trains as its authors do by default (`recipe="common"` takes the
-project's recipe), on the features of twenty augmentations of each image: a step runs neither tower. Its authors'
-program leaves `_` in class names, which is a space here as everywhere.
+It uses no validation images; the last epoch counts. The authors' recipe is the default, `recipe="common"` selects the
+project's. Training uses the features of twenty augmentations of each image, so a step runs neither tower. The authors'
+code keeps `_` in class names; here it becomes a space, as for all methods.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import class_means, passes, softmax, unit_rows
+from clipbias.tuning.closed_form import class_means, softmax, unit_passes, unit_rows
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, average_raw_texts, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.preset import DatasetOptions, Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 
@@ -28,8 +28,9 @@ from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 class CLAP(FrozenTowers, FeatureMethod):
     """`s · unit(f) unit(w)ᵀ` with the loss `CE + (1/C) Σ_c λ_c ‖w_c - t_c‖²`.
 
-    The prototypes `w [C, d]` start at `t`, the mean over templates of the text features as they are. `λ_c` is the mean
-    probability that the start gives to class `c` on its training images. Without the penalty it is the authors' ZS-LP.
+    The prototypes `w [C, d]` start at `t`, the mean over templates of the text features before normalisation. `λ_c` is
+    the mean probability of class `c` on its training images before training. Without the penalty it is the authors'
+    ZS-LP.
 
     Attributes:
       penalised: whether there is a penalty.
@@ -41,7 +42,7 @@ class CLAP(FrozenTowers, FeatureMethod):
         "clap": Preset("CLAP", order=560),
         "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561),
     }
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
+    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
 
     penalised: bool = True
     recipe: RecipeName = AUTHORS
@@ -51,7 +52,10 @@ class CLAP(FrozenTowers, FeatureMethod):
         return self._learnables(prototypes, np.zeros(len(class_names), np.float32))
 
     def _learnables(self, prototypes: np.ndarray, penalties: np.ndarray) -> Learnables:
-        return {"text_prototypes": prototypes} | ({CONSTANTS: {"penalties": penalties}} if self.penalised else {})
+        learnables: dict[str, object] = {"text_prototypes": prototypes}
+        if self.penalised:
+            learnables[CONSTANTS] = {"penalties": penalties}
+        return learnables
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ unit_length(learnables["text_prototypes"]).T)
@@ -61,8 +65,8 @@ class CLAP(FrozenTowers, FeatureMethod):
     ) -> Mapping[str, jax.Array]:
         terms = dict(super().losses(learnables, features, logits, labels))
         if self.penalised:
-            away = learnables["text_prototypes"] - average_raw_texts(features.text)
-            terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(away).sum(-1)).mean()
+            difference = learnables["text_prototypes"] - average_raw_texts(features.text)
+            terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(difference).sum(-1)).mean()
         return terms
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
@@ -75,7 +79,8 @@ class CLAP(FrozenTowers, FeatureMethod):
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
         start = np.asarray(average_raw_texts(jnp.asarray(samples.text)), np.float64)
-        own = np.arange(len(samples.labels)), samples.labels
-        found = [softmax(samples.scale * x @ unit_rows(start).T)[own] for x in passes(samples)]
-        mean = class_means(np.mean(found, axis=0), samples.labels, len(start))
-        return self._learnables(start.astype(np.float32), mean.astype(np.float32))
+        images = np.arange(len(samples.labels))
+        classifier = unit_rows(start).T
+        probabilities = [softmax(samples.scale * x @ classifier)[images, samples.labels] for x in unit_passes(samples)]
+        penalties = class_means(np.mean(probabilities, axis=0), samples.labels, len(start))
+        return self._learnables(start.astype(np.float32), penalties.astype(np.float32))

@@ -1,8 +1,8 @@
-"""CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a small network beside the image feature.
+"""CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a small network after the vision tower.
 
-It is the visual adapter of the authors' program, at the ratio 0.2 for every dataset. That program names no settings but
-CoOp's, so the project's recipe holds by default; `recipe="authors"` takes CoOp's 200 epochs at 0.002. Both towers are
-frozen: the features of every epoch's augmented images are computed once, and a step runs neither tower.
+It is the visual adapter of the authors' code, with the ratio 0.2 for every dataset. That code has CoOp's settings only,
+so the project's recipe is the default; `recipe="authors"` selects CoOp's 200 epochs at 0.002. Both towers are frozen:
+the features of every epoch's augmented images are computed once, and a step runs neither tower.
 """
 
 import dataclasses
@@ -25,9 +25,10 @@ from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 @dataclasses.dataclass(frozen=True)
 class ClipAdapter(FrozenTowers, FeatureMethod):
-    """`s · unit(u) Tᵀ` with `u = r relu(W2 relu(W1 f)) + (1 - r) f` of the image feature `f [d]` as it is.
+    """`s · unit(u) Tᵀ` with `u = r relu(W2 relu(W1 f)) + (1 - r) f` of the image feature `f [d]` before normalisation.
 
-    `W1 [d/4, d]` and `W2 [d, d/4]` have no bias and start uniform within ±1/√(columns). They know of no class.
+    `W1 [d/4, d]` and `W2 [d, d/4]` have no bias and start uniform within ±1/√(columns). They do not depend on the
+    classes.
 
     Attributes:
       ratio: `r`.
@@ -45,16 +46,16 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         width = clip.config.projection_width
         hidden = max(1, width // self.reduction)
-        first, second = jax.random.split(rng)
+        down, up = jax.random.split(rng)
         return {
-            "vision_down": jax.random.uniform(first, (hidden, width), minval=-1, maxval=1) / width**0.5,
-            "vision_up": jax.random.uniform(second, (width, hidden), minval=-1, maxval=1) / hidden**0.5,
+            "vision_down": jax.random.uniform(down, (hidden, width), minval=-1, maxval=1) / width**0.5,
+            "vision_up": jax.random.uniform(up, (width, hidden), minval=-1, maxval=1) / hidden**0.5,
         }
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         hidden = jax.nn.relu(features.image @ learnables["vision_down"].T)
-        added = jax.nn.relu(hidden @ learnables["vision_up"].T)  # never negative
-        image = self.ratio * added + (1 - self.ratio) * features.image
+        adapted = jax.nn.relu(hidden @ learnables["vision_up"].T)  # never negative
+        image = self.ratio * adapted + (1 - self.ratio) * features.image
         return features.scale * cosines(dataclasses.replace(features, image=image))
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:

@@ -1,12 +1,12 @@
 """CLIP-LoRA (Zanella & Ben Ayed 2024, arXiv 2405.18541): low-rank changes of the attention's kernels in both towers.
 
-It is trained as its authors do by default; `recipe="common"` takes the project's recipe. As there, logits are 100
+The authors' recipe is the default; `recipe="common"` selects the project's. As there, logits are 100
 times the cosines, and the prompt is "a photo of a {}." whatever the dataset. Images are the project's draws of shots.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.constants import WORDS
+from clipbias.constants import TOWERS, WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import COSINE_SCALE
 from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
@@ -30,16 +30,16 @@ Part = Annotated[str, Choices((*QKV, "o"))]
 
 @dataclasses.dataclass(frozen=True)
 class ClipLora(Method):
-    """`h W + γ drop(h) down up` for the kernels W of queries, keys and values, each with a pair of its own.
+    """`h W + γ drop(h) down up` for the kernels W of queries, keys and values, each with its own `down` and `up`.
 
-    `γ = α/√r`. `down [D, r]` starts uniform within ±1/√D, `up [r, D]` at zero. Dropout acts on the input of this branch
-    alone, by a mask of its own for each kernel, in steps of training only: afterwards `W + γ down up` is a plain CLIP.
-    In the text tower it makes the first tokens of all texts differ, so that a step encodes every text by itself.
+    `γ = α/√r`. `down [D, r]` starts uniform within ±1/√D, `up [r, D]` at zero. Dropout acts on the input of the
+    low-rank branch, with a mask per kernel, in training steps only. After training `W + γ down up` is a plain CLIP. In
+    the text tower dropout makes the first tokens of all texts differ, so that a step encodes every text separately.
 
     Attributes:
-      parts: which kernels are changed, of "q", "k", "v" and "o", the attention's output.
-      towers: which towers are tuned. Without the text tower the classifier is the frozen texts'.
-      first_block, last_block: of each tower, counted from 1; 0 is its last.
+      parts: tuned kernels: "q", "k", "v", and "o" for the attention's output.
+      towers: tuned towers. Without the text tower the classifier is made of the frozen texts.
+      first_block, last_block: in each tower, counted from 1; 0 for the last block.
       rank: `r`.
       alpha: `α`.
       dropout: share of the inputs that are dropped.
@@ -53,7 +53,7 @@ class ClipLora(Method):
     scale: ClassVar[float | None] = COSINE_SCALE
 
     parts: tuple[Part, ...] = QKV
-    towers: TowerNames = ("vision", "text")
+    towers: TowerNames = TOWERS
     first_block: Annotated[int, Range(1, 1000)] = 1
     last_block: Depth = 0
     rank: Annotated[int, Range(1, 10_000)] = 2
@@ -70,27 +70,28 @@ class ClipLora(Method):
             raise ClipbiasError("no kernel is changed, so there is nothing to learn; choose parts of q, k, v and o.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """`down` and `up` of the chosen blocks, `[blocks, parts, …]`, by tower: "qkv" and "out".
+        """`down` and `up` of the tuned blocks, `[blocks, parts, …]`, by tower: "qkv" and "out".
 
-        Where not all blocks are chosen, a constant `[L]` tells which are.
+        If not all blocks are tuned, a constant `[L]` marks the tuned ones.
         """
-        found: dict[str, Any] = {}
+        learnables: dict[str, Learnables] = {}
         constants = {}
-        for tower, key in zip(("vision", "text"), jax.random.split(rng), strict=True):
+        for tower, key in zip(TOWERS, jax.random.split(rng), strict=True):
             geometry = getattr(clip.config, tower)
             if tower not in self.towers:
                 continue
             blocks = block_numbers(self.first_block, self.last_block, geometry.layers, tower)
             pairs = {}
-            for name, one in zip(("qkv", "out"), jax.random.split(key), strict=True):
-                if count := len(self._chosen(name)):
+            for name, down_key in zip(("qkv", "out"), jax.random.split(key), strict=True):
+                if count := len(self._tuned_parts(name)):
                     shape = (len(blocks), count, geometry.width, self.rank)
-                    down = jax.random.uniform(one, shape, minval=-1, maxval=1) / geometry.width**0.5
+                    down = jax.random.uniform(down_key, shape, minval=-1, maxval=1) / geometry.width**0.5
                     pairs[name] = {"down": down, "up": jnp.zeros((len(blocks), count, self.rank, geometry.width))}
-            found[tower] = pairs
+            learnables[tower] = pairs
             constants[tower] = jnp.zeros(geometry.layers).at[jnp.asarray(blocks)].set(1)
-        every = self.first_block == 1 and not self.last_block
-        return found if every else {**found, CONSTANTS: constants}
+        if self.first_block == 1 and not self.last_block:
+            return learnables
+        return {**learnables, CONSTANTS: constants}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
         return Adaptation(**self._changes(learnables))
@@ -98,10 +99,10 @@ class ClipLora(Method):
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         changes = self._changes(learnables)
         if self.dropout:
-            for number, tower in enumerate(changes.values()):
-                for turn, pair in enumerate(tower["layers"].values()):
+            for i, tower in enumerate(changes.values()):
+                for j, pair in enumerate(tower["layers"].values()):
                     layers = pair["down"].shape[0]
-                    pair["key"] = jax.random.split(jax.random.fold_in(rng, 2 * number + turn), layers)
+                    pair["key"] = jax.random.split(jax.random.fold_in(rng, 2 * i + j), layers)
                     pair["rate"] = jnp.full(layers, self.dropout)
         return Adaptation(**changes)
 
@@ -111,32 +112,33 @@ class ClipLora(Method):
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
-    def _chosen(self, name: str) -> list[int]:
-        """Which parts of a product's outputs are changed."""
+    def _tuned_parts(self, name: str) -> list[int]:
+        """Indices of the tuned parts of "qkv" or "out"."""
         letters = {"qkv": QKV, "out": ("o",)}[name]
-        return [number for number, letter in enumerate(letters) if letter in self.parts]
+        return [index for index, letter in enumerate(letters) if letter in self.parts]
 
-    def _changes(self, learnables: Learnables) -> dict[str, Any]:
-        """Pairs of low rank for every block and part, zeros where nothing is changed; `γ` is in `up`."""
+    def _changes(self, learnables: Learnables) -> Learnables:
+        """`down` and `up` for every block and part, zeros where nothing is tuned; `γ` is in `up`."""
         gamma = self.alpha / self.rank**0.5
         blocks = learnables.get(CONSTANTS, {})
-        changes: dict[str, Any] = {}
+        changes: dict[str, Learnables] = {}
         for tower, pairs in learnables.items():
             if tower == CONSTANTS:
                 continue
-            layers: dict[str, Any] = {}
+            layers: dict[str, Learnables] = {}
             for name, pair in pairs.items():
                 scaled = {"down": pair["down"], "up": gamma * pair["up"]}
                 depth = blocks[tower].shape[0] if blocks else pair["down"].shape[0]
-                layers[name] = {key: self._whole(name, value, depth) for key, value in scaled.items()}
+                layers[name] = {key: self._all_blocks(name, value, depth) for key, value in scaled.items()}
             changes[f"{tower}_weights"] = {"layers": layers}
         return changes
 
-    def _whole(self, name: str, value: jax.Array, depth: int) -> jax.Array:
+    def _all_blocks(self, name: str, value: jax.Array, depth: int) -> jax.Array:
         """`[blocks, parts, …]` as `[L, P, …]`."""
-        parts, chosen = (3 if name == "qkv" else 1), self._chosen(name)
-        if value.shape[0] == depth and len(chosen) == parts:
+        parts = 3 if name == "qkv" else 1
+        tuned = self._tuned_parts(name)
+        if value.shape[0] == depth and len(tuned) == parts:
             return value
         first = self.first_block - 1
         rows = np.arange(first, first + value.shape[0])[:, None]
-        return jnp.zeros((depth, parts, *value.shape[2:]), value.dtype).at[rows, np.asarray(chosen)].set(value)
+        return jnp.zeros((depth, parts, *value.shape[2:]), value.dtype).at[rows, np.asarray(tuned)].set(value)

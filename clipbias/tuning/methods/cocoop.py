@@ -1,6 +1,6 @@
-"""CoCoOp (Zhou et al. 2022, arXiv 2203.05557): a context that each image shifts.
+"""CoCoOp (Zhou et al. 2022, arXiv 2203.05557): a learned context that depends on the image.
 
-It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
+The project's recipe is the default; `recipe="authors"` selects the authors'.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 @dataclasses.dataclass(frozen=True)
 class CoCoOp(Method):
-    """Shifts every token of a context `[T, Dt]` by one vector for each image, of its unit-length feature `f`:
+    """Adds one vector per image to every token of a context `[T, Dt]`, computed from its unit-length feature `f`:
 
         π = W2 relu(W1 f + b1) + b2, of widths d, d/16 and Dt
 
-    The text tower runs for each image. `π` is not zero at the start: a fresh CoCoOp is not zero-shot CLIP.
+    The text tower runs once per image. `π` is not zero before training: an untrained CoCoOp is not zero-shot CLIP.
 
     Attributes:
       tokens: `T`.
@@ -42,15 +42,15 @@ class CoCoOp(Method):
     recipe: RecipeName = COMMON
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        width, text_width = clip.config.projection_width, clip.config.text.width
+        width = clip.config.projection_width
+        hidden_width = max(1, width // 16)
         context, hidden, output = jax.random.split(rng, 3)
-        units = max(1, width // 16)
-        kernel, bias = initial_linear(hidden, width, units)
-        output_kernel, output_bias = initial_linear(output, units, text_width)
+        hidden_kernel, hidden_bias = initial_linear(hidden, width, hidden_width)
+        output_kernel, output_bias = initial_linear(output, hidden_width, clip.config.text.width)
         return {
             "text_context": initial_context(context, clip, self.words, self.tokens),
-            "text_hidden_kernel": kernel,
-            "text_hidden_bias": bias,
+            "text_hidden_kernel": hidden_kernel,
+            "text_hidden_bias": hidden_bias,
             "text_output_kernel": output_kernel,
             "text_output_bias": output_bias,
         }
@@ -59,10 +59,9 @@ class CoCoOp(Method):
         return Adaptation(text_context=learnables["text_context"])
 
     def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
-        names = ("hidden_kernel", "hidden_bias", "output_kernel", "output_bias")
-        kernel, bias, output_kernel, output_bias = (learnables[f"text_{name}"] for name in names)
         with jax.default_matmul_precision("highest"):
-            shift = jax.nn.relu(unit_length(image) @ kernel + bias) @ output_kernel + output_bias
+            hidden = unit_length(image) @ learnables["text_hidden_kernel"] + learnables["text_hidden_bias"]
+            shift = jax.nn.relu(hidden) @ learnables["text_output_kernel"] + learnables["text_output_bias"]
         return Adaptation(text_context=learnables["text_context"] + shift)
 
     def text(self, template: str, clip: Clip) -> PromptText:

@@ -18,7 +18,7 @@ from clipbias.tuning.recipe import Recipe
 
 
 def coop_recipe(*, learning_rate: float, epochs: int, batch_size: int, weight_decay: float = 5e-4) -> Recipe:
-    """How CoOp's code trains, and that of the methods built on it, whatever else of theirs differs."""
+    """The recipe of CoOp's code, and of the methods built on that code."""
     return Recipe(
         learning_rate=learning_rate,
         epochs=epochs,
@@ -35,7 +35,7 @@ class CoOp(Method):
     """Replaces the embeddings of the context words `[T, Dt]`, before position embeddings are added.
 
     Attributes:
-      tokens: `T`. Up to the number of `words`, the context starts from them; beyond, at N(0, 0.02) with placeholders.
+      tokens: `T`. The context starts from `words` if they have as many tokens, else at N(0, 0.02) with placeholders.
       words: initial context.
       class_specific: one context per class, `[C, T, Dt]`.
       position: where the class name stands: "end", "middle" or "front".

@@ -1,14 +1,14 @@
-"""GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features beside zero-shot CLIP.
+"""GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features, added to zero-shot CLIP.
 
-Its authors choose α on ImageNet's test images; here the whole validation split decides it on every dataset, and without
-validation images it is 0.1. The training images are the protocol's picks, not those that the authors' program draws. In
-their base-to-new experiments the covariance is not shrunk, and new classes borrow base images: run those with
+The authors select α on ImageNet's test images. Here the validation split of each dataset selects it; without validation
+images it is 0.1. The training images are the protocol's few-shot split, not the images that the authors' code draws. In
+the authors' base-to-new experiments the covariance is not shrunk, and new classes borrow base images. Run those with
 `config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import numpy as np
@@ -16,17 +16,27 @@ import numpy as np
 from clipbias.checks import Choices
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.closed_form import COSINE_SCALE, accuracy, class_means, cosines, passes, text_classifier, unit_rows
-from clipbias.tuning.closed_form import validation as validation_of
+from clipbias.tuning.closed_form import (
+    COSINE_SCALE,
+    accuracy,
+    class_means,
+    cosines,
+    text_classifier,
+    unit_passes,
+    unit_rows,
+    validation_features,
+)
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 
+DEFAULT_ALPHA = 0.1  # without validation images
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
-# What a class without images is made of: the rows nearest to its text, and copies of the text.
-NEIGHBOURS, COPIES = 64, 16
+# A class without images uses the rows nearest to its text, and copies of the text.
+NEIGHBOURS = 64
+COPIES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +48,8 @@ class GDA(FrozenTowers, FeatureMethod):
 
     Attributes:
       covariance: "shrunk" as above; "classes" for `P` the pseudo-inverse of the mean of the classes' own covariances.
-      keep_rows: whether all rows are kept, of which classes without images are made. Without them it is refused there.
+      keep_rows: whether all rows are kept, so that classes without images can use them. Without the rows, other classes
+        are refused.
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
@@ -46,21 +57,21 @@ class GDA(FrozenTowers, FeatureMethod):
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
     scale: ClassVar[float] = COSINE_SCALE
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
+    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
 
     covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"
     keep_rows: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        classes, width = len(class_names), clip.config.projection_width
-        rows = np.zeros((0, width))
-        return self._learnables(np.zeros((classes, width)), np.zeros(classes), 0.1, rows)
+        classes = len(class_names)
+        width = clip.config.projection_width
+        return self._learnables(np.zeros((classes, width)), np.zeros(classes), DEFAULT_ALPHA, np.zeros((0, width)))
 
     def _learnables(self, weight: np.ndarray, bias: np.ndarray, alpha: float, rows: np.ndarray) -> Learnables:
-        found = {"weight": weight, "bias": bias, "alpha": np.asarray(alpha)} | (
-            {"rows": rows} if self.keep_rows else {}
-        )
-        return {CONSTANTS: {name: value.astype(np.float32) for name, value in found.items()}}
+        arrays = {"weight": weight, "bias": bias, "alpha": np.asarray(alpha)}
+        if self.keep_rows:
+            arrays["rows"] = rows
+        return {CONSTANTS: {name: value.astype(np.float32) for name, value in arrays.items()}}
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
@@ -71,34 +82,40 @@ class GDA(FrozenTowers, FeatureMethod):
         return Sampling(passes=10, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        classes, labels = samples.text.shape[1], samples.labels
-        mean_rows = sum(passes(samples), np.zeros(samples.features.shape[1:])) / len(samples.features)
+        classes = samples.text.shape[1]
+        labels = samples.labels
+        mean_rows = sum(unit_passes(samples), np.zeros(samples.features.shape[1:])) / len(samples.features)
         means = class_means(mean_rows, labels, classes)
         count = len(samples.features) * np.bincount(labels, minlength=classes)
-        # Each row's weight in the covariance: that of its class's own, or the same for all.
-        own = self.covariance == "classes"
-        weights = (1 / (classes * np.maximum(count - 1, 1)))[labels] if own else np.ones(len(labels))
+        by_class = self.covariance == "classes"
+        weights = np.ones(len(labels))  # of each row in the covariance
+        if by_class:
+            weights = (1 / (classes * np.maximum(count - 1, 1)))[labels]
         scatter = np.zeros((means.shape[1],) * 2)
-        for x in passes(samples):
+        for x in unit_passes(samples):
             centred = x - means[labels]
             scatter += (centred * weights[:, None]).T @ centred
-        precision = pseudo_inverse(scatter) if own else shrunk_precision(scatter, count.sum() - 1)
+        precision = pseudo_inverse(scatter) if by_class else shrunk_precision(scatter, count.sum() - 1)
         weight, bias = gaussian(means, precision)
         rows = unit_rows(samples.features.reshape(-1, means.shape[1]) if self.keep_rows else means[:0])
         return self._learnables(weight, bias, self._search(weight, bias, samples), rows)
 
     def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
-        """The smallest of the best α on the validation images, 0.1 where none gets any right."""
-        alpha, best = 0.1, 0.0
-        chosen = validation_of(samples)
-        if chosen is None:
+        """The smallest of the best α on the validation images, 0.1 if no α classifies any image correctly."""
+        alpha = DEFAULT_ALPHA
+        images = validation_features(samples)
+        if images is None:
             return alpha
-        x = unit_rows(chosen[0])
-        plain, densities = self.scale * x @ text_classifier(samples.text).T, x @ weight.T + bias
+        features, labels = images
+        x = unit_rows(features)
+        zero_shot = self.scale * x @ text_classifier(samples.text).T
+        densities = x @ weight.T + bias
+        best = 0.0
         for candidate in ALPHAS:
-            found = accuracy(plain + candidate * densities, chosen[1])
-            if found > best:
-                alpha, best = candidate, found
+            score = accuracy(zero_shot + candidate * densities, labels)
+            if score > best:
+                alpha = candidate
+                best = score
         return alpha
 
     def transfer(
@@ -106,16 +123,16 @@ class GDA(FrozenTowers, FeatureMethod):
     ) -> Learnables:
         constants = learnables[CONSTANTS]
         if labels is not None:
-            taken = {name: np.asarray(constants[name])[np.asarray(labels)] for name in ("weight", "bias")}
+            classifier = {name: np.asarray(constants[name])[np.asarray(labels)] for name in ("weight", "bias")}
         elif self.keep_rows:
             weight, bias = from_neighbours(np.asarray(constants["rows"], np.float64), text_classifier(target))
-            taken = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
+            classifier = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
         else:
             raise ClipbiasError(
                 "GDA made its classifier from images of each class and cannot be used with other classes; tune it on "
-                "them, or set its option keep_rows, with which other classes are made of the nearest training images."
+                "them, or set its option keep_rows, which makes other classes from the nearest training images."
             )
-        return {**learnables, CONSTANTS: {**constants, **taken}}
+        return {**learnables, CONSTANTS: {**constants, **classifier}}
 
 
 def gaussian(means: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,10 +163,11 @@ def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np
     is taken around `w`, and the precision is the mean over the classes.
     """
     count = min(NEIGHBOURS, len(rows))
-    means, precision = [], np.zeros((texts.shape[1],) * 2)
+    means = []
+    precision = np.zeros((texts.shape[1],) * 2)
     for w in texts:
         nearest = rows[np.argsort(-(rows @ w), kind="stable")[:count]]
         means.append((nearest.sum(0) + COPIES * w) / (count + COPIES))
-        away = nearest - w
-        precision += shrunk_precision(away.T @ away, count - 1) / len(texts)
+        centred = nearest - w
+        precision += shrunk_precision(centred.T @ centred, count - 1) / len(texts)
     return gaussian(np.stack(means), precision)

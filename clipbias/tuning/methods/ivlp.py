@@ -23,10 +23,10 @@ class IVLP(Method):
     replaces tokens `1 … T` at block `i`'s input. Vision: as `VPT`. From block `depth` on nothing is replaced.
 
     Attributes:
-      text_tokens: `T`; 0 leaves the text as it is.
-      vision_tokens: `V`; 0 leaves the images as they are.
-      depth: layers that get prompts of their own, at most each tower's; 0 all of them (the paper).
-      text_depth, vision_depth: the same for one tower, 0 for `depth`.
+      text_tokens: `T`; 0 for no text prompts.
+      vision_tokens: `V`; 0 for no vision prompts.
+      depth: number of layers with prompts, at most each tower's; 0 for all layers (the paper).
+      text_depth, vision_depth: the same for one tower; 0 for `depth`.
       words: initial context.
     """
 
@@ -36,7 +36,7 @@ class IVLP(Method):
         "ivlp_2_2": Preset("IVLP (2 + 2)", {"depth": 9, "text_tokens": 2, "vision_tokens": 2}, order=302),
         # As many parameters as bias tuning: one token per layer and tower.
         "ivlp_matched": Preset("IVLP (matched budget)", {"text_tokens": 1, "vision_tokens": 1}, order=303),
-        # As many as bias tuning by kind: two.
+        # As many as bias tuning by kind: two tokens.
         "ivlp_matched_2": Preset("IVLP (matched, two tokens)", {"text_tokens": 2, "vision_tokens": 2}, order=304),
     }
     kind: ClassVar[Kind | None] = Kind.PROMPTS
@@ -54,7 +54,8 @@ class IVLP(Method):
             raise ClipbiasError("text_tokens and vision_tokens are both 0, so there is nothing to learn; raise one.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        text, vision = clip.config.text, clip.config.vision
+        text = clip.config.text
+        vision = clip.config.vision
         context, deep, visual = jax.random.split(rng, 3)
         learnables = {}
         if self.text_tokens:

@@ -1,11 +1,11 @@
 """KgCoOp (Yao et al. 2023, arXiv 2303.13283, Visual-Language Prompt Tuning with Knowledge-guided Context Optimization).
 
-It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
+The project's recipe is the default; `recipe="authors"` selects the authors'.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 
@@ -14,26 +14,27 @@ from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import CoOp, coop_recipe
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.preset import DatasetOptions, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
 class KgCoOp(CoOp):
-    """CoOp whose class features `g_c` stay near those of plain CLIP, `w_c`, both of unit length.
+    """CoOp with class features `g_c` that stay near those of plain CLIP, `w_c`, both of unit length.
 
-    The loss is `cross-entropy + λ (1 - (1/C) Σ_c g_c · w_c)`, a mean over all classes whatever is in the batch. `w_c`
-    is the feature of the dataset's own template, while the learned context stands in "a photo of a {}." everywhere.
+    The loss is `cross-entropy + λ (1 - (1/C) Σ_c g_c · w_c)`, with a mean over all classes, whatever the batch holds.
+    `w_c` is the feature of the dataset's own template. The learned context stands in "a photo of a {}." on every
+    dataset.
 
     Attributes:
       weight: `λ`.
-      template: the teacher's, with `{}`; the dataset's own where it is empty.
+      template: of the teacher, with `{}`; empty for the dataset's own.
       recipe: "common", or "authors" for 100 epochs at 0.002 with 128 images a step.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"kgcoop": Preset("KgCoOp", order=120)}
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"dtd": {"template": "a photo of a {}, a type of texture."}}
+    datasets: ClassVar[DatasetOptions] = {"dtd": {"template": "a photo of a {}, a type of texture."}}
 
     weight: Annotated[float, Range(0)] = 8.0
     template: str = ""
@@ -46,7 +47,8 @@ class KgCoOp(CoOp):
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
         assert features.teacher is not None
-        student, teacher = (unit_length(average_texts(one.text)) for one in (features, features.teacher))
+        student = unit_length(average_texts(features.text))
+        teacher = unit_length(average_texts(features.teacher.text))
         distance = 1 - (student * teacher).sum(-1).mean()
         return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
 

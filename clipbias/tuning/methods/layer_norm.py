@@ -1,8 +1,8 @@
 """LayerNorm tuning (as in Farina et al. 2025, arXiv 2503.11609): scale and bias of CLIP's LayerNorms are tuned.
 
-The authors' program means to tune the three LayerNorms outside the blocks, too, but freezes them again before training:
-the published numbers are without them, and so is the default. By default the project's recipe holds; `recipe="authors"`
-takes theirs.
+The authors' code intends to tune the three LayerNorms outside the blocks as well, but freezes them before training. The
+published numbers are without them, and so is the default. The project's recipe is the default; `recipe="authors"`
+selects the authors'.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class LayerNormTuning(WeightTuning):
     """Changes of scale and bias of the two LayerNorms of every block of both towers, zero at the start.
 
     Attributes:
-      outer: tunes pre-, post- and final LayerNorm besides.
+      outer: also tunes the pre-, post- and final LayerNorm.
       towers, decay, recipe: as of `WeightTuning`.
     """
 
@@ -31,5 +31,7 @@ class LayerNormTuning(WeightTuning):
     outer: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        norms = [("layers", "norm1"), ("layers", "norm2"), *((norm,) for norm in OUTER_NORMS if self.outer)]
+        norms: list[tuple[str, ...]] = [("layers", "norm1"), ("layers", "norm2")]
+        if self.outer:
+            norms += [(norm,) for norm in OUTER_NORMS]
         return no_changes(clip, [(*norm, leaf) for norm in norms for leaf in ("scale", "bias")], self.towers)

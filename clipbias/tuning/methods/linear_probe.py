@@ -1,7 +1,7 @@
 """Linear probe (Radford et al. 2021, arXiv 2103.00020), with the search of its regularisation in CoOp's experiments.
 
-It is chosen on validation images, at most min(K, 4) of each class for K shots. The images are the protocol's picks, not
-those that CoOp's program draws for it.
+The search uses validation images, at most min(K, 4) of each class for K shots. The images are the protocol's few-shot
+split, not the images that CoOp's code draws.
 """
 
 import dataclasses
@@ -15,26 +15,27 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import accuracy, class_means, validation
+from clipbias.tuning.closed_form import accuracy, class_means, validation_features
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.preset import Kind, Preset
 
 SWEEP = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
-HALVINGS, VALIDATION_SHOTS = 8, 4
+HALVINGS = 8
+VALIDATION_SHOTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(FeatureMethod):
     """`f Wᵀ + b` that minimises `½ ‖W‖² + c Σ CE` over the training images, as they are evaluated.
 
-    Features `f` are as the tower makes them, not of unit length; the texts have no part in it. scikit-learn's L-BFGS
-    finds the minimum, at its own tolerance.
+    Features `f` are not normalised, and texts are not used. scikit-learn's L-BFGS finds the minimum at its default
+    tolerance.
 
     Attributes:
-      inverse: `c` where there are no validation images; the default is the one in the example of CLIP's authors.
-      iterations: the most that L-BFGS does for one `c`.
+      inverse: `c` without validation images; the default is from the example of CLIP's authors.
+      iterations: maximum number of L-BFGS iterations for one `c`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"linear_probe": Preset("Linear probe", order=505)}
@@ -59,20 +60,23 @@ class LinearProbe(FeatureMethod):
         return Sampling(passes=0, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        features, labels = samples.features[0].astype(np.float64), samples.labels
+        features = samples.features[0].astype(np.float64)
+        labels = samples.labels
         class_means(features, labels, samples.text.shape[1])  # refuses a class without an image
 
         @functools.cache
         def fitted(inverse: float) -> tuple[np.ndarray, np.ndarray]:
             return fit(features, labels, inverse, self.iterations)
 
-        chosen, inverse = validation(samples, min(samples.shots, VALIDATION_SHOTS)), self.inverse
-        if chosen is not None:
-            images, truth = chosen[0].astype(np.float64), chosen[1]
+        inverse = self.inverse
+        validation = validation_features(samples, min(samples.shots, VALIDATION_SHOTS))
+        if validation is not None:
+            validation_images = validation[0].astype(np.float64)
+            validation_labels = validation[1]
 
             def score(inverse: float) -> float:
                 weight, bias = fitted(inverse)
-                return accuracy(images @ weight.T + bias, truth)
+                return accuracy(validation_images @ weight.T + bias, validation_labels)
 
             inverse = search(score)
         weight, bias = fitted(inverse)
@@ -92,26 +96,29 @@ def fit(features: np.ndarray, labels: np.ndarray, inverse: float, iterations: in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the authors stop there, too
         model.fit(features, labels)
+    weight = model.coef_
+    bias = model.intercept_
     if classes == 2:
-        return np.concatenate([-model.coef_, model.coef_]) / 2, np.concatenate(
-            [-model.intercept_, model.intercept_]
-        ) / 2
-    return model.coef_, model.intercept_
+        weight = np.concatenate([-weight, weight]) / 2
+        bias = np.concatenate([-bias, bias]) / 2
+    return weight, bias
 
 
 def search(score: Callable[[float], float]) -> float:
-    """The `c` that validation chooses: the first best of `SWEEP`, then eight halvings of the decades around it.
+    """Selects `c` on validation images: the first best of `SWEEP`, then eight halvings of the decades around it.
 
-    Each compares both ends and keeps the better one, of equal ones the smaller; the other moves to the geometric
-    middle. The last end that was kept is the result.
+    A halving compares both ends and keeps the better one, the smaller one if they are equal. The other end moves to the
+    geometric middle. The last end that was kept is the result.
     """
-    peak = max(SWEEP, key=score)
-    low, high = peak / 10, peak * 10
-    kept = peak
+    best = max(SWEEP, key=score)
+    low = best / 10
+    high = best * 10
     for _ in range(HALVINGS):
         middle = 10 ** ((np.log10(low) + np.log10(high)) / 2)
         if score(low) < score(high):
-            kept, low = high, middle
+            best = high
+            low = middle
         else:
-            kept, high = low, middle
-    return float(kept)
+            best = low
+            high = middle
+    return float(best)

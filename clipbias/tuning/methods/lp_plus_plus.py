@@ -1,51 +1,61 @@
 """LP++ (Huang et al. 2024, arXiv 2404.02285): a linear probe blended with the texts, and steps of a computed length.
 
-The step that is best on validation images is kept, at most K of each class for K shots; without validation images the
-last one is.
+The result is the step that is best on validation images, at most K of each class for K shots; without validation images
+it is the last step.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import jax
 import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import accuracy, class_means, cosines, softmax, text_classifier, unit_rows, validation
+from clipbias.tuning.closed_form import (
+    accuracy,
+    class_means,
+    cosines,
+    softmax,
+    text_classifier,
+    unit_rows,
+    validation_features,
+)
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import Learnables
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.preset import DatasetOptions, Preset
 
-# What α starts at, beside the mean cosine of images and their texts; and how many steps of W lie between its own.
-START, EVERY = 250.0, 10
+# α starts at this factor times the mean cosine of images and their texts.
+ALPHA_FACTOR = 250.0
+STEPS_PER_ALPHA_STEP = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class LPPlusPlus(FrozenTowers, FeatureMethod):
     """`x Wᵀ + b + α ⊙ (x Tᵀ)` with `x = unit(f)`, trained with cross-entropy and without a temperature.
 
-    It is trained on the host. `W_c` starts at the sum of its class's `x`, `α` at one number for all classes. W and b
-    take full-batch SGD steps of momentum 0.9 at the rate `4 N / λmax(XᵀX)`. After every tenth of them `α -= lr_α G`,
-    `lr_α = N / (4 max_c Σ_n (x_n·T_c)²)`, where `G` is, as in the authors' program, the sum of α's gradients over all
-    steps so far.
+    Training runs on the host. `W_c` starts at the sum of its class's `x`, `α` at one number for all classes. W and b
+    take full-batch SGD steps with momentum 0.9 at the rate `4 N / λmax(XᵀX)`. After every tenth step `α -= lr_α G` with
+    `lr_α = N / (4 max_c Σ_n (x_n·T_c)²)`. As in the authors' code, `G` is the sum of α's gradients over all steps so
+    far.
 
     Attributes:
-      steps: of W and b.
+      steps: number of steps of W and b.
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"lp_plus_plus": Preset("LP++", order=550)}
     trains: ClassVar[bool] = False
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
+    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
 
     steps: Annotated[int, Range(1)] = 300
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        classes, width = len(class_names), clip.config.projection_width
+        classes = len(class_names)
+        width = clip.config.projection_width
         return {
             "weight": np.zeros((classes, width), np.float32),
             "bias": jax.random.uniform(rng, (classes,), minval=-1, maxval=1) / width**0.5,
@@ -53,41 +63,72 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
         }
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        own = unit_length(features.image) @ learnables["weight"].T + learnables["bias"]
-        return own + learnables["alpha"] * cosines(features)
+        linear = unit_length(features.image) @ learnables["weight"].T + learnables["bias"]
+        return linear + learnables["alpha"] * cosines(features)
 
     def sampling(self) -> Sampling:
         return Sampling(passes=1, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        x, labels, texts = unit_rows(samples.features[0]), samples.labels, text_classifier(samples.text)
+        x = unit_rows(samples.features[0])
+        labels = samples.labels
+        texts = text_classifier(samples.text)
         means = class_means(x, labels, len(texts))
-        similar = x @ texts.T  # [N, C]
-        count, own = len(x), (np.arange(len(x)), labels)
-        weight = means * np.bincount(labels, minlength=len(texts))[:, None]
-        bias = np.asarray(learnables["bias"], np.float64)
-        alpha = np.full(len(texts), START * (means * texts).sum(-1).mean())
-        rate = 4 * count / np.linalg.eigvalsh(x.T @ x)[-1]
-        alpha_rate = count / (4 * np.square(similar).sum(0).max())
-        chosen = validation(samples, samples.shots)
-        if chosen is not None:
-            x_chosen, truth = unit_rows(chosen[0]), chosen[1]
-            similar_chosen = x_chosen @ texts.T
-        kept, best = (weight, bias, alpha), 0.0
-        velocity, bias_velocity, gathered = np.zeros_like(weight), np.zeros_like(bias), np.zeros_like(alpha)
-        for step in range(1, self.steps + 1):
-            errors = softmax(x @ weight.T + bias + alpha * similar)
-            errors[own] -= 1
-            errors /= count
-            velocity = 0.9 * velocity + errors.T @ x
-            bias_velocity = 0.9 * bias_velocity + errors.sum(0)
-            gathered = gathered + (errors * similar).sum(0)
-            weight, bias = weight - rate * velocity, bias - rate * bias_velocity
-            if step % EVERY == 0:
-                alpha = alpha - alpha_rate * gathered
-            found = best
-            if chosen is not None:
-                found = accuracy(x_chosen @ weight.T + bias + alpha * similar_chosen, truth)
-            if found >= best:  # of equal steps the last
-                kept, best = (weight, bias, alpha), found
-        return {name: value.astype(np.float32) for name, value in zip(("weight", "bias", "alpha"), kept, strict=True)}
+        alpha = np.full(len(texts), ALPHA_FACTOR * (means * texts).sum(-1).mean())
+        start = _Probe(
+            weight=means * np.bincount(labels, minlength=len(texts))[:, None],
+            bias=np.asarray(learnables["bias"], np.float64),
+            alpha=alpha,
+        )
+        validation = validation_features(samples, samples.shots)
+        if validation is not None:
+            validation_x = unit_rows(validation[0])
+            validation_similarity = validation_x @ texts.T
+        best = start
+        best_score = 0.0
+        for probe in _descend(start, x, labels, texts, self.steps):
+            score = best_score
+            if validation is not None:
+                score = accuracy(probe.logits(validation_x, validation_similarity), validation[1])
+            if score >= best_score:  # the last of equal steps
+                best = probe
+                best_score = score
+        return {name: value.astype(np.float32) for name, value in dataclasses.asdict(best).items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Probe:
+    """`W [C, d]`, `b [C]` and `α [C]`."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    alpha: np.ndarray
+
+    def logits(self, x: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+        """Logits `[N, C]` of unit rows `x [N, d]`, with their cosines `x Tᵀ [N, C]`."""
+        return x @ self.weight.T + self.bias + self.alpha * similarity
+
+
+def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray, steps: int) -> Iterator[_Probe]:
+    """The probe after each step."""
+    count = len(x)
+    images = np.arange(count)
+    similarity = x @ texts.T  # [N, C]
+    rate = 4 * count / np.linalg.eigvalsh(x.T @ x)[-1]
+    alpha_rate = count / (4 * np.square(similarity).sum(0).max())
+    probe = start
+    velocity = np.zeros_like(start.weight)
+    bias_velocity = np.zeros_like(start.bias)
+    alpha_gradients = np.zeros_like(start.alpha)
+    for step in range(1, steps + 1):
+        errors = softmax(probe.logits(x, similarity))
+        errors[images, labels] -= 1
+        errors /= count
+        velocity = 0.9 * velocity + errors.T @ x
+        bias_velocity = 0.9 * bias_velocity + errors.sum(0)
+        alpha_gradients = alpha_gradients + (errors * similarity).sum(0)
+        alpha = probe.alpha
+        if step % STEPS_PER_ALPHA_STEP == 0:
+            alpha = alpha - alpha_rate * alpha_gradients
+        probe = _Probe(probe.weight - rate * velocity, probe.bias - rate * bias_velocity, alpha)
+        yield probe

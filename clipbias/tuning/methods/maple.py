@@ -21,7 +21,7 @@ class MaPLe(Method):
 
     Attributes:
       tokens: `T`, the same in both towers.
-      depth: layers that get prompts of their own, at most the shallower tower's; 0 all of those.
+      depth: number of layers with prompts, at most those of the shallower tower; 0 for all of these.
       words: initial context.
     """
 
@@ -33,23 +33,23 @@ class MaPLe(Method):
     words: str = WORDS
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        text, vision = clip.config.text, clip.config.vision
+        text = clip.config.text
+        vision = clip.config.vision
         depth = min(self.depth or text.layers, text.layers, vision.layers)
-        context, deep, first, others = jax.random.split(rng, 4)
-
+        context, deep, first, deeper = jax.random.split(rng, 4)
+        kernel, bias = initial_linear(first, text.width, vision.width)
         # The maps of deeper layers start as copies of one map.
-        kernels, biases = zip(
-            *(initial_linear(key, text.width, vision.width) for key in [first] + [others] * (depth - 1)), strict=True
-        )
+        deep_kernel, deep_bias = initial_linear(deeper, text.width, vision.width)
         return {
             "text_context": initial_context(context, clip, self.words, self.tokens),
             "text_prompts": random_prompts(deep, depth - 1, self.tokens, text.width),
-            "projection_kernel": jnp.stack(kernels),
-            "projection_bias": jnp.stack(biases),
+            "projection_kernel": jnp.stack([kernel] + [deep_kernel] * (depth - 1)),
+            "projection_bias": jnp.stack([bias] + [deep_bias] * (depth - 1)),
         }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
-        context, prompts = learnables["text_context"], learnables["text_prompts"]
+        context = learnables["text_context"]
+        prompts = learnables["text_prompts"]
         text = jnp.concatenate([context[None], prompts])
         vision = jnp.einsum("LTD,LDE->LTE", text, learnables["projection_kernel"], precision="highest")
         return Adaptation(

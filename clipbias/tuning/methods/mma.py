@@ -1,12 +1,12 @@
 """MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters that share a layer between towers.
 
-It is trained by the project's recipe, or with `recipe="authors"` by its authors'. The prompt is "a photo of a {}."
+The project's recipe is the default; `recipe="authors"` selects the authors'. The prompt is "a photo of a {}."
 whatever the dataset.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,24 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
 class MMA(Method):
-    """Beside each of the last blocks of both towers, `a · up(relu(shared(relu(down(LN1(x))))))`, added to its output.
+    """Adds `a · up(relu(shared(relu(down(LN1(x))))))` to the output of each of the last blocks of both towers.
 
-    `x` is the block's input and LN1 its own frozen LayerNorm. `down [D, r]` and `up [r, D]` belong to a tower, `shared
-    [r, r]` to both towers' blocks of the same number. Kernels start at N(0, 2/outputs), biases at zero.
+    `x` is the block's input and LN1 its frozen first LayerNorm. `down [D, r]` and `up [r, D]` belong to one tower;
+    `shared [r, r]` belongs to the blocks of the same number in both towers. Kernels start at N(0, 2/outputs), biases at
+    zero.
 
-    The factor `a` makes gradients as small as what is added: the optimiser is given `1/a` times the gradient, and
-    weight decay as it is.
+    The factor `a` also scales the gradients. The optimiser therefore gets `1/a` times the gradient, and the weight
+    decay unscaled.
 
     Attributes:
-      blocks: how many of the last blocks of the shallower tower; the authors' 5 to 12 of 12. A deeper tower has them
-        beside the blocks with the same numbers, counted from its start.
+      blocks: number of the last blocks of the shallower tower; the authors use 5 to 12 of 12. A deeper tower has
+        adapters at the blocks with the same numbers, counted from its start.
       width: `r`.
       factor: `a`.
       recipe: "common", or the "authors'": SGD at 0.0015 for 5 epochs without warm-up.
@@ -41,7 +42,7 @@ class MMA(Method):
 
     presets: ClassVar[Mapping[str, Preset]] = {"mma": Preset("MMA", order=650)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"batch_size": 128}}
+    datasets: ClassVar[DatasetOptions] = {"imagenet": {"batch_size": 128}}
 
     blocks: Annotated[int, Range(1, 1000)] = 8
     width: Annotated[int, Range(1, 10_000)] = 32
@@ -50,8 +51,10 @@ class MMA(Method):
     batch_size: Annotated[int, Range(1, MOST)] = 16
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        vision, text = clip.config.vision, clip.config.text
-        count, width = min(self.blocks, vision.layers, text.layers), self.width
+        vision = clip.config.vision
+        text = clip.config.text
+        count = min(self.blocks, vision.layers, text.layers)
+        width = self.width
 
         def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
             kernel = (2 / outputs) ** 0.5 * jax.random.normal(key, (count, inputs, outputs))
@@ -65,11 +68,11 @@ class MMA(Method):
         }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
-        def beside(tower: Mapping[str, Any]) -> dict[str, Any]:
+        def adapters(tower: Learnables) -> dict[str, Learnables]:
             up = jax.tree.map(lambda leaf: self.factor * leaf, tower["up"])
             return {"down": tower["down"], "middle": learnables["shared"], "up": up}
 
-        return Adaptation(text_adapters=beside(learnables["text"]), vision_adapters=beside(learnables["vision"]))
+        return Adaptation(text_adapters=adapters(learnables["text"]), vision_adapters=adapters(learnables["vision"]))
 
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
         return optax.chain(optax.scale(1 / self.factor), recipe.transformation())
@@ -77,5 +80,5 @@ class MMA(Method):
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe != AUTHORS:
             return common
-        own = coop_recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)
-        return dataclasses.replace(own, warmup_epochs=0)
+        recipe = coop_recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)
+        return dataclasses.replace(recipe, warmup_epochs=0)

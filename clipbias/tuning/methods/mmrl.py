@@ -1,12 +1,12 @@
 """MMRL (Guo & Gu 2025, arXiv 2503.08497, Multi-Modal Representation Learning for Vision-Language Models).
 
-It is trained as its authors do by default; `recipe="common"` takes the project's recipe. As there, logits are 100 times
+The authors' recipe is the default; `recipe="common"` selects the project's. As there, logits are 100 times
 the cosines.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -33,27 +33,27 @@ _WEIGHTS = {
     "oxford_pets": 0.2,
     "eurosat": 0.01,
 }
-_BY_DATASET: dict[str, dict[str, Any]] = {name: {"weight": weight} for name, weight in _WEIGHTS.items()}
-_BY_DATASET["eurosat"]["space"] = 2048
+_BY_DATASET: dict[str, Options] = {name: {"weight": weight} for name, weight in _WEIGHTS.items()}
+_BY_DATASET["eurosat"] = {"weight": _WEIGHTS["eurosat"], "space": 2048}
 
 
 @dataclasses.dataclass(frozen=True)
 class MMRL(Method):
-    """Tokens of a space of their own `R [K, S]`, which linear maps carry into the last blocks of both towers.
+    """Tokens `R [K, S]` in a shared space, which linear maps project into the last blocks of both towers.
 
-    At the input of the first of these blocks they are inserted, and replaced by those of its own map at each later one.
-    With `f` of `[cls]` and `r` of the mean of the images' inserted tokens, projected by a matrix of its own, `z = 100
-    cos(f, g)` and `z_r = 100 cos(r, g)`, the loss is
+    They are inserted at the input of the first of these blocks. At each later block the tokens of that block's map
+    replace them. `f` is the feature of `[cls]`; `r` is that of the mean inserted token of the image, projected by a
+    matrix of its own. With `z = 100 cos(f, g)` and `z_r = 100 cos(r, g)` the loss is
 
         α CE(z) + (1 - α) CE(z_r) + λ (1 - mean cos(f, f⁰)) + λ (1 - mean cos(g, g⁰))
 
-    with `f⁰` and `g⁰` of plain CLIP, and the logits are `α z + (1 - α) z_r`; for classes that training did not see `z`
-    alone.
+    with `f⁰` and `g⁰` of plain CLIP. The logits are `α z + (1 - α) z_r`, and `z` alone for classes that training did
+    not see.
 
     Attributes:
       tokens: `K`.
-      blocks: how many of the last blocks of the shallower tower; the authors' 6 to 12 of 12. In a deeper tower they are
-        the blocks with the same numbers, counted from its start; later blocks run with the tokens as they come.
+      blocks: number of the last blocks of the shallower tower; the authors use 6 to 12 of 12. In a deeper tower they
+        are the blocks with the same numbers, counted from its start; later blocks get no new tokens.
       space: `S`.
       alpha: `α`.
       weight: `λ`.
@@ -68,7 +68,7 @@ class MMRL(Method):
         "mmrl_cross_dataset": Preset("MMRL (cross-dataset)", {"epochs": 1}, order=412, datasets=_BY_DATASET),
     }
     kind: ClassVar[Kind | None] = Kind.PROMPTS
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    datasets: ClassVar[DatasetOptions] = {
         **_BY_DATASET,
         "imagenet": {"epochs": 5, "batch_size": 32},
     }
@@ -85,25 +85,35 @@ class MMRL(Method):
     batch_size: Annotated[int, Range(1, MOST)] = 32
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        vision, text = clip.config.vision, clip.config.text
+        vision = clip.config.vision
+        text = clip.config.text
         count = min(self.blocks, vision.layers, text.layers)
-        tokens, of_text, of_vision, readout = jax.random.split(rng, 4)
-        found = {"tokens": random_prompts(tokens, self.tokens, self.space)}
-        for name, key, width in (("text", of_text, text.width), ("vision", of_vision, vision.width)):
-            # All maps of a tower start as copies of one.
-            kernel, bias = initial_linear(key, self.space, width)
-            found |= {f"{name}_kernel": jnp.stack([kernel] * count), f"{name}_bias": jnp.stack([bias] * count)}
+        tokens, text_key, vision_key, readout = jax.random.split(rng, 4)
+        # All maps of a tower start as copies of one.
+        text_kernel, text_bias = initial_linear(text_key, self.space, text.width)
+        vision_kernel, vision_bias = initial_linear(vision_key, self.space, vision.width)
         joint = clip.config.projection_width
-        found["vision_readout"] = vision.width**-0.5 * jax.random.normal(readout, (vision.width, joint))
-        return {**found, CONSTANTS: {"alpha": jnp.float32(self.alpha)}}
+        return {
+            "tokens": random_prompts(tokens, self.tokens, self.space),
+            "text_kernel": jnp.stack([text_kernel] * count),
+            "text_bias": jnp.stack([text_bias] * count),
+            "vision_kernel": jnp.stack([vision_kernel] * count),
+            "vision_bias": jnp.stack([vision_bias] * count),
+            "vision_readout": vision.width**-0.5 * jax.random.normal(readout, (vision.width, joint)),
+            CONSTANTS: {"alpha": jnp.float32(self.alpha)},
+        }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
-        def mapped(name: str) -> jax.Array:
-            kernel, bias = learnables[f"{name}_kernel"], learnables[f"{name}_bias"]
+        def project_tokens(tower: str) -> jax.Array:
+            kernel = learnables[f"{tower}_kernel"]
+            bias = learnables[f"{tower}_bias"]
             return jnp.einsum("KS,LSD->LKD", learnables["tokens"], kernel, precision="highest") + bias[:, None]
 
-        readout = learnables["vision_readout"]
-        return Adaptation(text_tokens=mapped("text"), vision_tokens=mapped("vision"), vision_readout=readout)
+        return Adaptation(
+            text_tokens=project_tokens("text"),
+            vision_tokens=project_tokens("vision"),
+            vision_readout=learnables["vision_readout"],
+        )
 
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
@@ -111,15 +121,16 @@ class MMRL(Method):
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
 
-    def _both(self, features: Features) -> tuple[jax.Array, jax.Array]:
+    def _logits(self, features: Features) -> tuple[jax.Array, jax.Array]:
         """`z` and `z_r`, `[B, C]` each."""
         assert features.views is not None
         classes = unit_length(average_texts(features.text))
-        image, tokens = (features.scale * unit_length(features.views[:, view]) @ classes.T for view in (0, 1))
+        image = features.scale * unit_length(features.views[:, 0]) @ classes.T
+        tokens = features.scale * unit_length(features.views[:, 1]) @ classes.T
         return image, tokens
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        image, tokens = self._both(features)
+        image, tokens = self._logits(features)
         alpha = learnables[CONSTANTS]["alpha"]
         return alpha * image + (1 - alpha) * tokens
 
@@ -128,14 +139,15 @@ class MMRL(Method):
     ) -> Mapping[str, jax.Array]:
         teacher = features.teacher
         assert teacher is not None
-        image, tokens = (optax.softmax_cross_entropy_with_integer_labels(z, labels) for z in self._both(features))
-        text = unit_length(average_texts(features.text)) * unit_length(average_texts(teacher.text))
-        same = (unit_length(features.image) * unit_length(teacher.image)).sum(-1)
+        image, tokens = self._logits(features)
+        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+        text_products = unit_length(average_texts(features.text)) * unit_length(average_texts(teacher.text))
+        image_cosines = (unit_length(features.image) * unit_length(teacher.image)).sum(-1)
         return {
-            "cross_entropy": self.alpha * image,
-            "tokens": (1 - self.alpha) * tokens,
-            "image": self.weight * (1 - same),
-            "text": self.weight * (1 - text.sum(-1).mean()),
+            "cross_entropy": self.alpha * cross_entropy(image, labels),
+            "tokens": (1 - self.alpha) * cross_entropy(tokens, labels),
+            "image": self.weight * (1 - image_cosines),
+            "text": self.weight * (1 - text_products.sum(-1).mean()),
         }
 
     def transfer(
@@ -146,6 +158,6 @@ class MMRL(Method):
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe != AUTHORS:
             return common
-        own = coop_recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
+        recipe = coop_recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
         warmup = min(1, self.epochs - 1)  # none in a training of one epoch
-        return dataclasses.replace(own, optimizer="adamw", crop=0.5, warmup_epochs=warmup)
+        return dataclasses.replace(recipe, optimizer="adamw", crop=0.5, warmup_epochs=warmup)

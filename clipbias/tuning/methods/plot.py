@@ -1,12 +1,12 @@
-"""PLOT (Chen et al. 2023, arXiv 2210.01253), on a vision transformer: contexts and patches.
+"""PLOT (Chen et al. 2023, arXiv 2210.01253) on a vision transformer: several contexts, matched with patches.
 
-The authors' program has a ResNet's positions where this has the patches of the last block; all else is theirs. It is
-trained by the project's recipe, or with `recipe="authors"` by its authors'.
+The authors' code matches positions of a ResNet; here they are patches of the last block. The rest is as in their code.
+It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
@@ -14,7 +14,7 @@ from clipbias.tuning.context_sets import ContextSets
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.preset import DatasetOptions, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
@@ -23,29 +23,30 @@ from clipbias.tuning.transport import transport_logits
 class PLOT(ContextSets):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name.
 
-    The logits are those of optimal transport between the features of an image's patches and a class's `P` texts
-    (`tuning.transport`). The plan has no gradient, and its rounds end for a batch together, so that logits depend in
-    their last digits on what else is in the batch.
+    The logits come from optimal transport between the features of an image's patches and a class's `P` texts
+    (`tuning.transport`). The plan has no gradient. Its iterations end for the whole batch together, so the last digits
+    of an image's logits depend on the other images of its batch.
 
     Attributes:
       tokens: `T`.
       sets: `P`.
-      pooled: whether the cosine of the image's own feature and the mean of the raw text features is added, as the
-        authors do on ImageNet.
+      pooled: adds the cosine of the image's feature and the mean of the raw text features, as the authors do on
+        ImageNet.
       recipe: "common", or "authors" for 50 epochs at 0.002 with 128 images a step.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140)}
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"pooled": True}}
+    datasets: ClassVar[DatasetOptions] = {"imagenet": {"pooled": True}}
     patches: ClassVar[bool] = True
-    batchwise: ClassVar[bool] = True  # the rounds of transport
+    batchwise: ClassVar[bool] = True  # the iterations of transport
 
     pooled: bool = False
     recipe: RecipeName = COMMON
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         assert features.patches is not None
-        image, text = unit_length(features.patches), unit_length(features.text)
+        image = unit_length(features.patches)
+        text = unit_length(features.text)
         logits = transport_logits(image, text, features.scale, features.mask)
         if self.pooled:
             logits += features.scale * unit_length(features.image) @ unit_length(features.text.mean(0)).T

@@ -1,12 +1,12 @@
-"""PLOT++ (Chen et al. 2023, arXiv 2210.01253): several contexts and several passes over an image, joined by transport.
+"""PLOT++ (Chen et al. 2023, arXiv 2210.01253): several contexts and several vision prompts, matched by transport.
 
-It is what PLOT's authors run on vision transformers. It is trained by the project's recipe, or with `recipe="authors"`
+PLOT's authors use it on vision transformers. It is trained by the project's recipe, or with `recipe="authors"`
 by its authors'.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,42 +19,43 @@ from clipbias.tuning.context import random_prompts, word_ids
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
-VISION, JOINT = "vision", "joint"
+VISION = "vision"
+JOINT = "joint"
 
 
-def _thing(name: str) -> Mapping[str, Any]:
-    start = f"a photo of a {name}", f"one picture of a {name}", f"this is {name} picture of"
-    return {"phrases": (*start, start[1])}
+def _object_phrases(name: str) -> Options:
+    picture = f"one picture of a {name}"
+    return {"phrases": (f"a photo of a {name}", picture, f"this is {name} picture of", picture)}
 
 
 @dataclasses.dataclass(frozen=True)
 class PLOTPlusPlus(Method):
-    """Learns `P` contexts `[P, n, Dt]`, which start as phrases, and as many sets of vision prompts `[P, 1, V, Dv]`.
+    """Learns `P` contexts `[P, n, Dt]`, which start as phrases, and `P` sets of vision prompts `[P, 1, V, Dv]`.
 
-    The vision tower runs once for each set, at whose input they are. The logits are those of optimal transport
+    The vision tower runs once for each set of prompts, at its input. The logits come from optimal transport
     (`tuning.transport`) between an image's `P` features and a class's `P` texts.
 
-    There are two trainings, each by the whole recipe. In the first the contexts stay, and the cosine of the mean of the
-    raw image features and the mean of the raw text features is added to the logits; the second learns all.
+    Training has two stages, each with the whole recipe. The first keeps the contexts fixed, and adds the cosine of the
+    mean raw image feature and the mean raw text feature to the logits. The second learns everything.
 
     Attributes:
-      phrases: what stands before the class names, one for each context. `n` is the number of the first one's words: of
-        a phrase with more tokens the rest stays, one with fewer goes on with "X". By default the authors' for a dataset
-        of the catalogue, and those of Caltech101 for others.
+      phrases: the words before the class names, one phrase per context. `n` is the number of words of the first phrase.
+        In a phrase with more tokens the other tokens stay fixed; "X" fills up a phrase with fewer. By default the
+        authors' phrases for a dataset of the catalogue, and those of Caltech101 for others.
       vision_tokens: `V`.
-      stage: "vision" is the first training's method, "joint" the second's, which is evaluated.
-      recipe: "common", or "authors" for twice 50 epochs at 0.002 with 32 images a step.
+      stage: "vision" is the method of the first stage, "joint" that of the second, which is evaluated.
+      recipe: "common", or "authors" for 50 epochs per stage at 0.002 with 32 images a step.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"plot_plus_plus": Preset("PLOT++", order=330)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
-    batchwise: ClassVar[bool] = True  # the rounds of transport
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    batchwise: ClassVar[bool] = True  # the iterations of transport
+    datasets: ClassVar[DatasetOptions] = {
         "imagenet": {"phrases": ("a photo of a", "this is a photo", "this is a", "one picture of a")},
         "dtd": {
             "phrases": (
@@ -88,8 +89,8 @@ class PLOTPlusPlus(Method):
                 "one picture of a food",
             )
         },
-        "oxford_flowers": _thing("flower"),
-        "oxford_pets": _thing("pet"),
+        "oxford_flowers": _object_phrases("flower"),
+        "oxford_pets": _object_phrases("pet"),
         "ucf101": {
             "phrases": (
                 "a photo of a person doing",
@@ -115,18 +116,21 @@ class PLOTPlusPlus(Method):
         ids = [word_ids(text, clip)[: self._count] for text in self._texts(clip)]
         context = {"text_context": table[jnp.asarray(ids)].astype(jnp.float32)}
         prompts = random_prompts(rng, len(self.phrases), 1, self.vision_tokens, clip.config.vision.width)
-        return {"vision_prompts": prompts, **(context if self.stage == JOINT else {CONSTANTS: context})}
+        if self.stage == JOINT:
+            return {"vision_prompts": prompts, **context}
+        return {"vision_prompts": prompts, CONSTANTS: context}
 
     @property
     def _count(self) -> int:
         return len(self.phrases[0].split())
 
     def _texts(self, clip: Clip) -> list[str]:
-        short = [max(0, self._count - len(word_ids(phrase, clip))) for phrase in self.phrases]
-        return [" ".join([phrase, *["X"] * count]) for phrase, count in zip(self.phrases, short, strict=True)]
+        """The phrases, filled up with "X" to as many tokens as the context has."""
+        missing = [max(0, self._count - len(word_ids(phrase, clip))) for phrase in self.phrases]
+        return [phrase + " X" * count for phrase, count in zip(self.phrases, missing, strict=True)]
 
     def adapt(self, learnables: Learnables) -> Adaptation:
-        # In the first training contexts are the words of the texts, whose features are then computed once.
+        # In the first stage contexts are the words of the texts, so that their features are computed once.
         return Adaptation(
             text_context=learnables["text_context"] if self.stage == JOINT else None,
             vision_prompts=learnables["vision_prompts"],
@@ -137,7 +141,8 @@ class PLOTPlusPlus(Method):
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         assert features.views is not None
-        image, text = unit_length(features.views), unit_length(features.text)
+        image = unit_length(features.views)
+        text = unit_length(features.text)
         logits = transport_logits(image, text, features.scale, features.mask)
         if self.stage == VISION:
             logits += features.scale * unit_length(features.image) @ unit_length(features.text.mean(0)).T
@@ -151,5 +156,7 @@ class PLOTPlusPlus(Method):
 
     def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
         context = {**learnables, **learnables.get(CONSTANTS, {})}["text_context"]
-        own = {"vision_prompts": learnables["vision_prompts"]}
-        return own | ({CONSTANTS: {"text_context": context}} if stage == 0 else {"text_context": context})
+        prompts = learnables["vision_prompts"]
+        if stage == 0:
+            return {"vision_prompts": prompts, CONSTANTS: {"text_context": context}}
+        return {"vision_prompts": prompts, "text_context": context}

@@ -1,7 +1,7 @@
 """ProDA (Lu et al. 2022, arXiv 2205.03340): many contexts, whose class features are a distribution.
 
-There is no program of its authors' that can be had. Where the paper is silent this follows the unofficial copies of
-their code. It is trained by the project's recipe, or with `recipe="authors"` by theirs.
+The authors' code is not available. Where the paper gives no detail, this follows unofficial copies of their code.
+It is trained by the project's recipe, or with `recipe="authors"` by theirs.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ Sets = Annotated[int, Range(1, 1000)]
 class ProDA(ContextSets):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02); logits are `s unit(f) · μ_c`.
 
-    `μ_c` is the mean of the unit text features `G_cp`, not of unit length. The class name stands in front of a quarter
-    of the contexts, in the middle of the next and behind the others. A step takes `Q` of them, all of them in turn in
-    an order that is drawn anew each time, and the loss is the cross-entropy of
+    `μ_c` is the mean of the unit text features `G_cp` and is not normalised. The class name stands before a quarter of
+    the contexts, in the middle of the next quarter, and after the others. A step takes `Q` contexts. All contexts take
+    turns, in an order that is drawn anew for each cycle. The loss is the cross-entropy of
 
         s unit(f_b) · μ_c + (s²/2) Σ_k unit(f_b)_k² v_k(y_b, c),
         v(y, c) = 1/(Q+1) Σ_q ((G_yq - μ_y) - (G_cq - μ_c))²
 
-    which bounds that of normally distributed class features, and `λ` times the mean of `|h_p · h_q|` over all pairs of
-    different contexts, `h` their unit features without a class name.
+    which bounds the cross-entropy of normally distributed class features, plus `λ` times the mean of `|h_p · h_q|` over
+    all pairs of different contexts, with `h` their unit features without a class name.
 
     Attributes:
       tokens: `T`.
@@ -70,9 +70,9 @@ class ProDA(ContextSets):
         return dataclasses.replace(super().text(template, clip), position=position)
 
     def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
-        cycle, piece = jnp.divmod(step, self.sets // self.sets_per_step)
+        cycle, turn = jnp.divmod(step, self.sets // self.sets_per_step)
         order = jax.random.permutation(jax.random.fold_in(rng, cycle), self.sets)
-        return jax.lax.dynamic_slice(order, (piece * self.sets_per_step,), (self.sets_per_step,))
+        return jax.lax.dynamic_slice(order, (turn * self.sets_per_step,), (self.sets_per_step,))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
@@ -82,13 +82,13 @@ class ProDA(ContextSets):
     ) -> Mapping[str, jax.Array]:
         assert features.templates is not None
         text = unit_length(features.text)
-        spread = _spread(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
-        above = features.scale**2 / 2 * spread
-        alone = unit_length(features.templates)
-        others = 1 - jnp.eye(len(alone))
-        overlap = (others * jnp.abs(alone @ alone.T)).sum() / max(1, len(alone) * (len(alone) - 1))
+        variance = _weighted_variance(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
+        margin = features.scale**2 / 2 * variance
+        contexts = unit_length(features.templates)
+        different = 1 - jnp.eye(len(contexts))
+        overlap = (different * jnp.abs(contexts @ contexts.T)).sum() / max(1, len(contexts) * (len(contexts) - 1))
         return {
-            "bound": optax.softmax_cross_entropy_with_integer_labels(logits + above, labels),
+            "bound": optax.softmax_cross_entropy_with_integer_labels(logits + margin, labels),
             "orthogonality": self.weight * overlap,
         }
 
@@ -96,14 +96,14 @@ class ProDA(ContextSets):
         return coop_recipe(learning_rate=0.001, epochs=100, batch_size=4) if self.recipe == AUTHORS else common
 
 
-def _spread(squares: jax.Array, away: jax.Array, labels: jax.Array) -> jax.Array:
-    """`Σ_k unit(f_b)_k² v_k(y_b, c)`, `[B, C]`, of the squares `[B, d]` and what is `away` from the means `[Q, C, d]`.
+def _weighted_variance(squares: jax.Array, centred: jax.Array, labels: jax.Array) -> jax.Array:
+    """`Σ_k unit(f_b)_k² v_k(y_b, c)`, `[B, C]`, from the squares `[B, d]` and the centred text features `[Q, C, d]`.
 
-    The square in `v` is multiplied out: `[B, Q, C, d]` would be large, and images one after another would have devices
-    exchange something for each of them. Products are exact, for what is left of the three terms may be small.
+    The square in `v` is expanded: `[B, Q, C, d]` would be large, and a loop over images would make devices communicate
+    for each image. Products are exact, because the three terms may nearly cancel.
     """
-    own = away[:, labels]  # [Q, B, d]
-    weighted = squares * own
-    both = jnp.einsum("qbd,qcd->bc", weighted, away, precision="highest")
-    classes = jnp.einsum("bd,cd->bc", squares, jnp.square(away).sum(0), precision="highest")
-    return ((weighted * own).sum((0, 2))[:, None] + classes - 2 * both) / (len(away) + 1)
+    labelled = centred[:, labels]  # [Q, B, d]
+    weighted = squares * labelled
+    both = jnp.einsum("qbd,qcd->bc", weighted, centred, precision="highest")
+    classes = jnp.einsum("bd,cd->bc", squares, jnp.square(centred).sum(0), precision="highest")
+    return ((weighted * labelled).sum((0, 2))[:, None] + classes - 2 * both) / (len(centred) + 1)

@@ -1,11 +1,11 @@
 """ProGrad (Zhu et al. 2023, arXiv 2205.14865, Prompt-aligned Gradient for Prompt Tuning).
 
-It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
+The project's recipe is the default; `recipe="authors"` selects the authors'.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from clipbias.tuning.context import word_ids
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
@@ -27,30 +27,29 @@ _END = " {}."
 
 @dataclasses.dataclass(frozen=True)
 class ProGrad(Method):
-    """CoOp that takes no step against what plain CLIP knows.
+    """CoOp without steps that oppose the predictions of plain CLIP.
 
-    Of each learnable array, `a` is the gradient of the cross-entropy and `b̂` the direction of that of
+    For each learnable array, `a` is the gradient of the cross-entropy and `b̂` the direction of the gradient of
 
         L_kl = -τ² mean_b Σ_c softmax(z/τ) log softmax(logits/τ)
 
-    with `z` plain CLIP's logits of the same images. A step takes
+    with `z` the logits of plain CLIP on the same images. The step uses
 
         a - λ (a · b̂) b̂ where a · b̂ < 0, else a
 
-    so the gradient of `L_kl` is never added. Where that is zero there is no direction, and the step takes `a`; the
-    authors' code would compute NaN.
+    The gradient of `L_kl` itself is never added. Where it is zero the step uses `a`; the authors' code would compute
+    NaN.
 
-    The context starts at zeros, with the first tokens of the template's words in its last rows, as many as there are
-    words. A comma is a token of its own but no word: of "a type of pet, a photo of a" eight tokens are learned, and the
-    last "a" stays before the class name.
+    The context starts at zeros. Its last rows are the first tokens of the template's words, one row per word. A comma
+    is a token but not a word: for "a type of pet, a photo of a" eight tokens are learned, and the last "a" stays before
+    the class name.
 
     Attributes:
       tokens: context length `T`.
-      template: initial words and teacher's text, ending with the class name and a full stop. The authors' own for a
-        dataset of the catalogue; for others, where it is empty, the words are "a photo of a" and the teacher takes the
-        dataset's own template.
-      strength: `λ`; `None` for the authors', which is 0.8 for Flowers102, DTD and EuroSAT at 8 and 16 images per class
-        and otherwise 1.
+      template: initial words and teacher's text; it ends with the class name and a full stop. By default the authors'
+        for a dataset of the catalogue. Empty for other datasets: the words are then "a photo of a", and the teacher
+        uses the dataset's own template.
+      strength: `λ`; `None` for the authors': 0.8 for Flowers102, DTD and EuroSAT with 8 or 16 images per class, else 1.
       temperature: `τ`.
       recipe: "common", or "authors" for 50 epochs with 1 image per class, 100 with up to 4 and 200 with more, at 0.002
         with 32 images a step.
@@ -58,7 +57,7 @@ class ProGrad(Method):
 
     presets: ClassVar[Mapping[str, Preset]] = {"prograd": Preset("ProGrad", order=130)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    datasets: ClassVar[DatasetOptions] = {
         "oxford_pets": {"template": "a type of pet, a photo of a {}."},
         "oxford_flowers": {"template": "a type of flower, a photo of a {}."},
         "fgvc_aircraft": {"template": "a type of aircraft, a photo of a {}."},
@@ -94,8 +93,8 @@ class ProGrad(Method):
         return Adaptation(text_context=learnables["text_context"])
 
     def text(self, template: str, clip: Clip) -> PromptText:
-        placeholders = ["X"] * (self.tokens - self._count(clip))
-        return PromptText((" ".join([*placeholders, self._words]) + _END,), context_tokens=self.tokens)
+        placeholders = "X " * (self.tokens - self._count(clip))
+        return PromptText((placeholders + self._words + _END,), context_tokens=self.tokens)
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((self.template or template,))
@@ -113,20 +112,22 @@ class ProGrad(Method):
     def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
         strength = 1.0 if self.strength is None else self.strength
 
-        def one(own: jax.Array, teacher: jax.Array) -> jax.Array:
-            # Divided by its largest number first: squares of small ones would vanish.
+        def project(gradient: jax.Array, teacher: jax.Array) -> jax.Array:
+            # The squares of small numbers would vanish, so the direction is scaled first.
             largest = jnp.abs(teacher).max()
             direction = teacher / jnp.where(largest > 0, largest, 1)
             squares = jnp.square(direction).sum()
-            against = jnp.minimum((own * direction).sum(), 0) / jnp.where(squares > 0, squares, 1)
-            return own - strength * against * direction
+            opposed = jnp.minimum((gradient * direction).sum(), 0) / jnp.where(squares > 0, squares, 1)
+            return gradient - strength * opposed * direction
 
-        return jax.tree.map(one, gradients["cross_entropy"], gradients["kl"])
+        return jax.tree.map(project, gradients["cross_entropy"], gradients["kl"])
 
     @classmethod
-    def options_for(cls, dataset: str, shots: int) -> Mapping[str, Any]:
-        is_weaker = dataset in ("oxford_flowers", "dtd", "eurosat") and shots in (8, 16)
-        return {**super().options_for(dataset, shots), **({"strength": 0.8} if is_weaker else {})}
+    def options_for(cls, dataset: str, shots: int) -> Options:
+        options = dict(super().options_for(dataset, shots))
+        if dataset in ("oxford_flowers", "dtd", "eurosat") and shots in (8, 16):
+            options["strength"] = 0.8
+        return options
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe != AUTHORS:
@@ -139,5 +140,5 @@ class ProGrad(Method):
         return self.template.removesuffix(_END) if self.template else WORDS
 
     def _count(self, clip: Clip) -> int:
-        """How many rows of the context start from words: one for each that blanks divide."""
+        """Rows of the context that start from words: one per word."""
         return min(len(self._words.split()), len(word_ids(self._words, clip)), self.tokens)

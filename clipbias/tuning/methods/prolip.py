@@ -1,8 +1,8 @@
 """ProLIP (Fahes et al. 2024, arXiv 2410.05270): the vision tower's projection is tuned, and nothing else.
 
-It is trained as its authors do by default; `recipe="common"` takes the project's recipe. Rows before the projection of
-all augmented passes are computed once and stay in memory; a step runs neither tower. The projection that results is a
-weight of a plain CLIP.
+The authors' recipe is the default; `recipe="common"` selects the project's. The
+vision tower's output before the projection is computed once for all augmented passes and stays in memory; a step runs
+neither tower. The tuned projection is a weight of a plain CLIP.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from clipbias.tuning.closed_form import COSINE_SCALE
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling
 from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
@@ -30,8 +30,8 @@ CHANGE = "vision_projection"
 class ProLip(FeatureMethod):
     """`CE(100 unit(z (W⁰ + Δ)) Tᵀ) + λ Σ Δ²`: the change `Δ [Dv, d]` of the projection `W⁰`, zero at the start.
 
-    `z [Dv]` is an image's row after the last LayerNorm and `T` the zero-shot classifier. The penalty is a sum over all
-    entries. Epoch `e` takes pass `e` modulo `passes`, all images in one step.
+    `z [Dv]` is the vision tower's output after the last LayerNorm and `T` the zero-shot classifier. The penalty is a
+    sum over all entries. Epoch `e` uses pass `e` modulo `passes`, with all images in one step.
 
     Attributes:
       strength: `λ`; `None` for `1/K`, K the images per class.
@@ -42,7 +42,7 @@ class ProLip(FeatureMethod):
 
     presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
-    datasets: ClassVar[Mapping[str, Mapping[str, object]]] = {"imagenet": {"templates": "imagenet_select"}}
+    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
     scale: ClassVar[float | None] = COSINE_SCALE
 
     strength: Annotated[float, Range(0)] | None = None

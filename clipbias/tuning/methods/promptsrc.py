@@ -1,11 +1,11 @@
 """PromptSRC (Khattak et al. 2023, arXiv 2307.06948).
 
-It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
+The project's recipe is the default; `recipe="authors"` selects the authors'.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,34 +17,33 @@ from clipbias.tuning.features import Features, average_raw_texts, average_texts,
 from clipbias.tuning.method import Depth, Learnables
 from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.methods.ivlp import IVLP
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.preset import DatasetOptions, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
-# Of a few-shot training's Gaussian on datasets that are far from what CLIP knows.
+# The few-shot Gaussian on datasets that differ much from CLIP's training data.
 _LATE = {"mean": 0.9, "deviation": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSRC(IVLP):
-    """IVLP that stays near plain CLIP in features and predictions, and whose prompts are averaged over the epochs.
+    """IVLP with features and predictions that stay near plain CLIP, and with prompts averaged over the epochs.
 
-    The teacher's class features `ḡ` are the unit vector of the mean over templates of features that are *not* of unit
-    length, `f̄` are its features of the same augmented images, `p̄` its probabilities; `g`, `f` and `p` are the
-    learned ones. The loss is the cross-entropy and
+    The teacher is plain CLIP. Its class features `ḡ` are the mean over templates of features that are *not* normalised,
+    then normalised. `f̄` are its features of the same augmented images and `p̄` its probabilities; `g`, `f` and `p` are
+    those of the tuned model. The loss is the cross-entropy plus
 
         λ_t mean_{c,k} |g - ḡ| + λ_i mean_{b,k} |f - f̄| + (1/(B·C)) Σ_{b,c} p̄ (log p̄ - log p)
 
-    What is saved and evaluated is the average of the learnables `θ_e` after each epoch,
+    The average of the learnables `θ_e` after each epoch is saved and evaluated,
 
         Σ_e w_e θ_e, w_e ∝ exp(-(e - μ)² / (2σ²)), e = 1 … E, Σ_e w_e = 1
 
-    with `μ` and `σ` given as shares of `E`, so that the authors' Gaussians keep their place in a training of another
-    length.
+    with `μ` and `σ` as shares of `E`, so that the authors' Gaussians keep their place if the number of epochs changes.
 
     Attributes:
-      depth: layers that get prompts of their own.
+      depth: number of layers with prompts.
       text_weight, image_weight: `λ_t`, `λ_i`.
       templates: the teacher's, a choice of `tuning.templates` or templates with `{}`.
       mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45
@@ -56,7 +55,7 @@ class PromptSRC(IVLP):
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "promptsrc": Preset("PromptSRC", order=320),
-        # One Gaussian for all datasets in these two.
+        # These two use one Gaussian for all datasets.
         "promptsrc_base_to_new": Preset(
             "PromptSRC (base-to-new)", {"mean": 0.75, "deviation": 0.05, "epochs": 20}, order=321, datasets={}
         ),
@@ -67,7 +66,7 @@ class PromptSRC(IVLP):
             datasets={},
         ),
     }
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = dict.fromkeys(
+    datasets: ClassVar[DatasetOptions] = dict.fromkeys(
         ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"), _LATE
     )
 

@@ -2,28 +2,28 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskRes(Method):
-    """`t' = t + α · residual`, where `t [C, d]` are the un-normalised features of the dataset's own template.
+    """`t' = t + α · residual`, with `t [C, d]` the features of the dataset's own template before normalisation.
 
     Attributes:
-      alpha: `α`; 0.5, and 1.0 for Flowers102, as its authors have it.
+      alpha: `α`; as the authors', 1.0 for Flowers102 and 0.5 for other datasets.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"taskres": Preset("TaskRes", order=500)}
     kind: ClassVar[Kind | None] = Kind.HEAD
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"oxford_flowers": {"alpha": 1.0}}
+    datasets: ClassVar[DatasetOptions] = {"oxford_flowers": {"alpha": 1.0}}
 
     alpha: float = 0.5
 

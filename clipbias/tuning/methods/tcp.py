@@ -1,11 +1,11 @@
 """TCP (Yao et al. 2024, arXiv 2311.18231, TCP: Textual-based Class-aware Prompt tuning).
 
-It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
+The project's recipe is the default; `recipe="authors"` selects the authors'.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,33 +17,32 @@ from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
 class TCP(Method):
-    """A context `[T, Dt]` that, inside the text tower, gives way to prompts of each class.
+    """A context `[T, Dt]` that class-specific prompts replace inside the text tower.
 
-    Of the unit feature `g⁰_c` that plain CLIP has of a class, a small network makes `q_c = W₂ quickgelu(W₁ g⁰_c + b₁) +
-    b₂`, `[T, Dt]`, which replaces the context tokens at the input of one block. The loss is `cross-entropy + λ (1 -
-    (1/C) Σ_c cos(g_c, g⁰_c))`. Other classes have a `g⁰` of their own and the same network.
+    A small network turns plain CLIP's unit feature `g⁰_c` of a class into prompts `q_c = W₂ quickgelu(W₁ g⁰_c + b₁) +
+    b₂`, `[T, Dt]`. They replace the context tokens at the input of one block. The loss is `cross-entropy + λ (1 - (1/C)
+    Σ_c cos(g_c, g⁰_c))`. Other classes have their own `g⁰` and the same network.
 
     Attributes:
       tokens: `T`.
-      block: the block, counted from 0; a shallower text tower's last.
-      hidden: width of the network is `d` over this.
+      block: the block, counted from 0; the last one in a text tower with fewer blocks.
+      hidden: the network's width is `d` divided by it.
       weight: `λ`.
-      template: of `g⁰`, with `{}`; the dataset's own where it is empty.
-      suffix: what follows the class name in the text around the context; as in the dataset's own template where it is
-        empty.
+      template: of `g⁰`, with `{}`; empty for the dataset's own.
+      suffix: text after the class name; empty for that of the dataset's own template.
       recipe: "common", or the "authors'": Adam at 0.002 with an epsilon of 1e-3, 50 epochs, batches of 32.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"tcp": Preset("TCP", order=135)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
-    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    datasets: ClassVar[DatasetOptions] = {
         "dtd": {"template": "a photo of a {}, a type of texture.", "suffix": ", a type of texture."},
         "fgvc_aircraft": {"template": "a photo of an aircraft {}."},
         "food101": {"template": "a photo of a {}, a type of food."},
@@ -59,28 +58,30 @@ class TCP(Method):
     recipe: RecipeName = COMMON
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        joint, text = clip.config.projection_width, clip.config.text
+        width = clip.config.projection_width
+        text_width = clip.config.text.width
+        hidden_width = max(width // self.hidden, 1)
         context, hidden, output = jax.random.split(rng, 3)
-        inner = max(joint // self.hidden, 1)
-        kernel, bias = initial_linear(hidden, joint, inner)
-        output_kernel, output_bias = initial_linear(output, inner, self.tokens * text.width)
+        hidden_kernel, hidden_bias = initial_linear(hidden, width, hidden_width)
+        output_kernel, output_bias = initial_linear(output, hidden_width, self.tokens * text_width)
         return {
-            "text_context": random_prompts(context, self.tokens, text.width),
-            "text_hidden_kernel": kernel,
-            "text_hidden_bias": bias,
+            "text_context": random_prompts(context, self.tokens, text_width),
+            "text_hidden_kernel": hidden_kernel,
+            "text_hidden_bias": hidden_bias,
             "text_output_kernel": output_kernel,
             "text_output_bias": output_bias,
-            CONSTANTS: {"classes": jnp.zeros((len(class_names), joint))},
+            CONSTANTS: {"classes": jnp.zeros((len(class_names), width))},
         }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
         context = learnables["text_context"]
 
         def dense(x: jax.Array, name: str) -> jax.Array:
-            kernel, bias = (learnables[f"text_{name}_{leaf}"] for leaf in ("kernel", "bias"))
-            return jnp.matmul(x, kernel, precision="highest") + bias
+            kernel = learnables[f"text_{name}_kernel"]
+            return jnp.matmul(x, kernel, precision="highest") + learnables[f"text_{name}_bias"]
 
-        prompts = dense(activate(dense(learnables[CONSTANTS]["classes"], "hidden"), "quick_gelu"), "output")
+        hidden = activate(dense(learnables[CONSTANTS]["classes"], "hidden"), "quick_gelu")
+        prompts = dense(hidden, "output")
         return Adaptation(
             text_context=context,
             text_class_prompts=prompts.reshape(-1, *context.shape),
@@ -108,5 +109,5 @@ class TCP(Method):
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe != AUTHORS:
             return common
-        own = coop_recipe(learning_rate=0.002, epochs=50, batch_size=32)
-        return dataclasses.replace(own, optimizer="adam", epsilon=1e-3)
+        recipe = coop_recipe(learning_rate=0.002, epochs=50, batch_size=32)
+        return dataclasses.replace(recipe, optimizer="adam", epsilon=1e-3)

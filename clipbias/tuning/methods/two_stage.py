@@ -1,12 +1,12 @@
-"""2SFS (Farina et al. 2025, arXiv 2503.11609): LayerNorms are tuned first, then a linear classifier of what they make.
+"""2SFS (Farina et al. 2025, arXiv 2503.11609): LayerNorms are tuned first, then a linear classifier on their features.
 
-It is trained as its authors do by default; `recipe="common"` takes the project's recipe. The prompt is "a photo of a
+The authors' recipe is the default; `recipe="common"` selects the project's. The prompt is "a photo of a
 {}." whatever the dataset.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,16 @@ TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}
 
 @dataclasses.dataclass(frozen=True)
 class TwoStage(WeightTuning):
-    """Weights of both towers are tuned in a first stage, and class vectors `W [C, d]` in a second on the frozen result.
+    """The first stage tunes weights of both towers; the second tunes class vectors `W [C, d]` on the frozen result.
 
-    The first stage is that of LayerNorm tuning or BitFit. `W` then starts at the unit class features of the tuned text
-    tower, and the logits are `exp(logit_scale) · cos(f, W_c)`. Classes that training did not see have a row of zeros in
-    `W`, and the tuned text tower's feature in its place.
+    The first stage is LayerNorm tuning or BitFit. `W` starts at the unit class features of the tuned text tower, and
+    the logits are `exp(logit_scale) · cos(f, W_c)`. Classes that training did not see have a row of zeros in `W`; the
+    tuned text tower's feature replaces it.
 
     Attributes:
-      tuned: which weights: "layer_norm" or "bitfit".
-      share: of the steps (or epochs) that the first stage takes, rounded down.
-      towers, decay: as of `WeightTuning`, in the first stage.
+      tuned: weights of the first stage: "layer_norm" or "bitfit".
+      share: share of the steps (or epochs) in the first stage, rounded down.
+      towers, decay: as in `WeightTuning`, in the first stage.
       recipe: the "authors'", in each stage: AdamW at 2e-4 with a cosine to 1e-6, with 32 images a step; or "common".
       steps_per_shot: of the authors' recipe, both stages together.
     """
@@ -59,17 +59,19 @@ class TwoStage(WeightTuning):
         return Adaptation(**_without_classes(learnables))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        own = learnables["classes"]
-        known = (own != 0).any(-1, keepdims=True)
-        return _cosines(features, jnp.where(known, own, average_texts(features.text)))
+        classes = learnables["classes"]
+        trained = (classes != 0).any(-1, keepdims=True)
+        return _cosines(features, jnp.where(trained, classes, average_texts(features.text)))
 
     def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
-        length = "steps" if recipe.steps else "epochs"
-        whole = getattr(recipe, length)
-        first = min(max(int(self.share * whole), 1), max(whole - 1, 1))
-        lengths: list[dict[str, Any]] = [{length: first}, {length: max(whole - first, 1)}]
-        methods = self.first, SecondStage(self.first)
-        return [(method, dataclasses.replace(recipe, **own)) for method, own in zip(methods, lengths, strict=True)]
+        total = recipe.steps or recipe.epochs
+        first = min(max(int(self.share * total), 1), max(total - 1, 1))
+        second = max(total - first, 1)
+        if recipe.steps:
+            recipes = dataclasses.replace(recipe, steps=first), dataclasses.replace(recipe, steps=second)
+        else:
+            recipes = dataclasses.replace(recipe, epochs=first), dataclasses.replace(recipe, epochs=second)
+        return (self.first, recipes[0]), (SecondStage(self.first), recipes[1])
 
     def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
         if stage == 0:
@@ -81,9 +83,10 @@ class TwoStage(WeightTuning):
     def transfer(
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        own = np.asarray(learnables["classes"])
-        rows = np.zeros((target.shape[1], own.shape[1]), own.dtype) if labels is None else own[np.asarray(labels)]
-        return {**learnables, "classes": rows}
+        classes = np.asarray(learnables["classes"])
+        if labels is None:
+            return {**learnables, "classes": np.zeros((target.shape[1], classes.shape[1]), classes.dtype)}
+        return {**learnables, "classes": classes[np.asarray(labels)]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ class SecondStage(Method):
         return {"classes": _no_classes(clip, class_names), CONSTANTS: self.first.init(rng, clip, class_names)}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
-        # No text is read any more.
+        # Texts are no longer encoded.
         return Adaptation(vision_weights=learnables[CONSTANTS].get("vision_weights"))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:

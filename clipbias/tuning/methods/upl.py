@@ -23,10 +23,10 @@ from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 @dataclasses.dataclass(frozen=True)
 class UPL(ContextSets):
-    """Learns `S` contexts `[S, T, Dt]` from N(0, 0.02), each a CoOp of its own; their logits are averaged.
+    """Learns `S` contexts `[S, T, Dt]` from N(0, 0.02), each an independent CoOp, and averages their logits.
 
-    The loss is the sum of the contexts' cross-entropies, so that none has a gradient of another's. They see the same
-    batches, where the authors' runs draw each its own.
+    The loss is the sum of the contexts' cross-entropies, so the gradient of a context depends on no other context. All
+    contexts see the same batches; the authors train them in separate runs.
 
     Attributes:
       tokens: `T`.
@@ -46,9 +46,10 @@ class UPL(ContextSets):
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        image, text = unit_length(features.image), unit_length(features.text)
-        each = features.scale * jnp.einsum("bd,scd->sbc", image, text)
-        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(each, labels[None]).sum(0)}
+        image = unit_length(features.image)
+        text = unit_length(features.text)
+        logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
+        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).sum(0)}
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         return coop_recipe(learning_rate=0.002, epochs=50, batch_size=32) if self.recipe == AUTHORS else common

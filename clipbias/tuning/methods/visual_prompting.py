@@ -1,7 +1,7 @@
-"""Visual prompting (Bahng et al. 2022, arXiv 2203.17274, Exploring Visual Prompts): a border of pixels that is learned.
+"""Visual prompting (Bahng et al. 2022, arXiv 2203.17274, Exploring Visual Prompts): a learned border of pixels.
 
-It trains as its authors do; `recipe="common"` takes the project's recipe, whose rate hardly moves a pixel. The authors
-evaluate the epoch that is best on the test set; here it is the last one.
+The authors' recipe is the default. `recipe="common"` selects the project's, whose rate hardly changes a pixel. The
+authors evaluate the epoch that is best on the test set; here it is the last epoch.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
-SIDE = 224  # of the images that the authors' width is meant for
+SIDE = 224  # of the authors' images
 
 
 @dataclasses.dataclass(frozen=True)
 class VisualPrompting(Method):
     """Adds a frame to the normalised image `[R, R, 3]`, which keeps its size: four strips of `p` pixels at N(0, 1).
 
-    Those above and below are `[p, R, 3]`, those at the sides `[R - 2p, p, 3]`. The text is "This is a photo of a {}",
-    without a full stop; `-` in class names is a space, too.
+    The upper and lower strips are `[p, R, 3]`, the left and right ones `[R - 2p, p, 3]`. The text is "This is a photo
+    of a {}", without a full stop; `-` in class names becomes a space, as `_` does.
 
     Attributes:
-      width: `p` of an image of 224 pixels a side; in others it is as large a share, and no strip is empty.
+      width: `p` in images of 224 x 224 pixels. In other images the share is the same, and no strip is empty.
       epochs: of the authors' recipe.
       recipe: the "authors'": SGD at 40 without decay, in batches of 256 of images that are not augmented, with a rate
-        that rises over the first of 200 parts of the epochs and then falls by a cosine, from step to step; or "common".
+        that rises over the first 1/200 of the epochs and then falls along a cosine, step by step; or "common".
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"visual_prompting": Preset("Visual prompting", order=260)}
@@ -45,10 +45,15 @@ class VisualPrompting(Method):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         side = clip.config.vision.image_size
         width = max(1, min(round(self.width * side / SIDE), (side - 1) // 2))
-        names = ("vision_up", "vision_down", "vision_left", "vision_right")
-        shapes = [(width, side, 3)] * 2 + [(side - 2 * width, width, 3)] * 2
-        keys = jax.random.split(rng, len(names))
-        return {name: jax.random.normal(*one) for name, *one in zip(names, keys, shapes, strict=True)}
+        horizontal = (width, side, 3)
+        vertical = (side - 2 * width, width, 3)
+        up, down, left, right = jax.random.split(rng, 4)
+        return {
+            "vision_up": jax.random.normal(up, horizontal),
+            "vision_down": jax.random.normal(down, horizontal),
+            "vision_left": jax.random.normal(left, vertical),
+            "vision_right": jax.random.normal(right, vertical),
+        }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
         width, side = learnables["vision_up"].shape[:2]

@@ -18,7 +18,7 @@ class VPT(Method):
 
     Attributes:
       tokens: `V`.
-      depth: number of layers that get prompts of their own, at most the tower's; 1 is the shallow variant, 0 all.
+      depth: number of layers with prompts, at most the tower's; 1 for the shallow variant, 0 for all layers.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020): no learnables, the dataset's own template or several."""
+"""Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020): no learnables, one template or an ensemble."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from clipbias.tuning.preset import Kind, Preset
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(FrozenTowers):
-    """CLIP as it is. An ensemble averages the normalised text features over templates and normalises again.
+    """Plain CLIP. An ensemble averages the normalised text features over templates and normalises the mean.
 
     Attributes:
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
