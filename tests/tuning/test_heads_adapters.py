@@ -10,7 +10,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import catalog
 from clipbias.tuning import CONSTANTS, Features, Samples, make_method
-from clipbias.tuning.closed_form import cosines, text_classifier, validation
+from clipbias.tuning.closed_form import cosines, text_classifier, validation_features
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.methods import tip_adapter
 from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
@@ -35,15 +35,15 @@ def samples(clip: Clip) -> Samples:
 
 
 def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samples: Samples) -> None:
-    features, labels = validation(samples, SHOTS)
+    features, labels = validation_features(samples, SHOTS)
     assert np.bincount(labels).tolist() == [SHOTS] * CLASSES
     places = [int(np.flatnonzero((samples.validation == row).all(1))[0]) for row in features]
     assert len(set(places)) == len(places) and (samples.validation_labels[places] == labels).all()
-    again, _ = validation(samples, SHOTS)
-    other, _ = validation(dataclasses.replace(samples, seed=4), SHOTS)
+    again, _ = validation_features(samples, SHOTS)
+    other, _ = validation_features(dataclasses.replace(samples, seed=4), SHOTS)
     assert (again == features).all() and not np.array_equal(other, features)
-    assert [len(found) for found in validation(samples)] == [33, 33]
-    assert validation(dataclasses.replace(samples, validation=None)) is None
+    assert [len(found) for found in validation_features(samples)] == [33, 33]
+    assert validation_features(dataclasses.replace(samples, validation=None)) is None
 
 
 def test_rows_of_zeros_stand_for_texts_that_a_class_lacks(samples: Samples) -> None:
@@ -88,7 +88,7 @@ def test_clip_adapter(clip: Clip, samples: Samples) -> None:
 
 
 def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tip_adapter, "PART", 5 * len(LABELS))  # in seven parts, the last one smaller
+    monkeypatch.setattr(tip_adapter, "CHUNK", 5 * len(LABELS))  # in seven chunks, the last one smaller
     method = make_method("tip_adapter", alpha_max=60.0, beta_max=9.0)
     assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
     found = method.support({}, samples)[CONSTANTS]

@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.features import FeatureBatches
 from clipbias.training.mesh import single_device
 from clipbias.tuning import CONSTANTS, Samples, Task, make_method
-from clipbias.tuning.closed_form import validation
+from clipbias.tuning.closed_form import validation_features
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.methods import gda, linear_probe
 from clipbias.tuning.transfer import transfer
@@ -106,7 +106,7 @@ def test_the_probe_is_chosen_on_four_validation_images_of_a_class(
     many = dataclasses.replace(samples, features=np.tile(samples.features[:1], (1, 2, 1)), labels=np.tile(LABELS, 2))
     assert many.shots == 8
     found = method.support({}, many)
-    features, labels = validation(samples, 4)
+    features, labels = validation_features(samples, 4)
     assert len(labels) == 12
     expected = heads_probe.search(
         **{"features": many.features[0], "labels": many.labels, "classes": CLASSES},
@@ -256,7 +256,7 @@ def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
     assert 0.95 < spread.max() * clip.config.projection_width**0.5 <= 1
     noise = np.random.default_rng(3).normal(size=samples.validation.shape)
     one = dataclasses.replace(samples, features=samples.features[:1], validation=samples.validation + noise)
-    features, labels = validation(one, SHOTS)
+    features, labels = validation_features(one, SHOTS)
     expected = heads_lp_plus_plus.train(
         features=one.features[0],
         labels=LABELS,
