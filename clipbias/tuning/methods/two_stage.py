@@ -65,6 +65,7 @@ class TwoStage(WeightTuning):
 
     def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
         total = recipe.steps or recipe.epochs
+        assert total is not None, "the recipe has its epochs by now"
         first = min(max(int(self.share * total), 1), max(total - 1, 1))
         second = max(total - first, 1)
         if recipe.steps:
