@@ -22,7 +22,7 @@ COMMANDS = {
     "lab": "Runs all that the paper asks: every shot, dataset and seed, base-to-new, and the causal test.",
     "evaluate": "Evaluates a tuned adapter, or zero-shot CLIP.",
     "predict": "Classifies images with zero-shot CLIP or a tuned adapter.",
-    "explain": "Studies why tuning works: zero-shot against tuned adapters, and what adapters learned.",
+    "explain": "Studies why tuning works: zero-shot CLIP against tuned adapters.",
     "app": "Opens a page that shows predictions and relevancy for your pictures.",
     "show": "Lists and compares runs.",
     "export": "Writes an adapter for other programs.",

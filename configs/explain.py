@@ -54,5 +54,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config = to_config(ExplainSettings, workdir="workdir/explain")
     if size == "quick":
         config.sections = ",".join(name for name in SECTIONS if name != "faithfulness")
-        config.image_limit, config.control_images, config.training_images, config.explore_images = 24, 0, 16, 8
+        config.image_limit = 24
+        config.control_images = 0
+        config.training_images = 16
+        config.explore_images = 8
     return config

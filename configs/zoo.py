@@ -21,6 +21,7 @@ all others have learning rates that were chosen on validation images:
 from ml_collections import ConfigDict
 
 from clipbias.checks import check_choice
+from clipbias.tuning.registry import METHODS, make_method, method_options
 from configs import demo, table1
 
 PRESETS = {"paper": "the eleven datasets", "demo": "embedded clothes, 16 shots, five seeds"}
@@ -37,21 +38,19 @@ SHORTER = {
 
 
 def get_config(where: str = "paper") -> ConfigDict:
-    # A method's own file knows its names and its recipe.
-    from clipbias.tuning.registry import METHODS, make_method, method_options
-
     check_choice("the preset", where, tuple(PRESETS))
     config = {"paper": table1.get_config, "demo": demo.get_config}[where]()
     firsts = {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
-    chosen = firsts.union(OTHERS).difference(LEFT_OUT if where == "demo" else ())
-    config.methods = tuple(name for name in METHODS if name in chosen)
+    names = firsts.union(OTHERS).difference(LEFT_OUT if where == "demo" else ())
+    config.methods = tuple(name for name in METHODS if name in names)
     # So that a command line can choose the recipe of each method that has two.
     for name in config.methods:
         if "recipe" in (options := method_options(make_method(name))):
             config.method_options[name] = ConfigDict({"recipe": options["recipe"]})
     config.workdir = "workdir/zoo"
     if where == "demo":
-        config.datasets, config.workdir = ("demo/fashion",), "workdir/zoo_demo"
+        config.datasets = ("demo/fashion",)
+        config.workdir = "workdir/zoo_demo"
         config.seeds = (1, 2, 3, 4, 5)
         config.rates_file = "zoo_rates.json"
         for name, options in SHORTER.items():

@@ -80,7 +80,8 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
     from clipbias.training.progress import say
     from clipbias.training.workdir import CONFIG
 
-    folder, dry_run = workdir or settings.workdir, getattr(settings, "dry_run", False)
+    folder = workdir or settings.workdir
+    dry_run = getattr(settings, "dry_run", False)
     if folder is None and not dry_run:
         raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
     settings = dataclasses.replace(settings, workdir=folder)

@@ -49,15 +49,15 @@ _CONFIG = "configs/explain.py"
 def main(settings: ExplainSettings, workdir: Path) -> None:
     sections = named_sections(settings.sections)
     groups = adapters_by_dataset(settings, find_adapters(settings.adapters))
-    several = settings.datasets is not None or len(groups) > 1
-    if several:
+    has_overview = settings.datasets is not None or len(groups) > 1
+    if has_overview:
         settings = dataclasses.replace(settings, datasets=tuple(groups))  # for whoever reads the work folder
     with open_workdir(workdir, as_json(settings)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
         load = functools.cache(lambda name: common.load_dataset(settings, name))
         for name in groups:  # all of them before the first study
             load(name).split(settings.split)
-        folders = {name: workdir / name.replace("/", "_") if several else workdir for name in groups}
+        folders = {name: workdir / name.replace("/", "_") if has_overview else workdir for name in groups}
         for number, (name, folder) in enumerate(folders.items(), start=1):
             scalars = explain(settings, load(name), groups[name], folder, sections, name=name).scalars
             shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
@@ -70,7 +70,7 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             return
         for folder in folders.values():
             common.tell(f"report: {write_report(folder, folder / 'report')}")
-        if several:
+        if has_overview:
             common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
 
 

@@ -35,7 +35,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / ADAPTER).exists():
         return [path / ADAPTER]
-    return sorted([*path.glob("adapters/*.safetensors"), *path.glob("*.safetensors")])
+    return sorted(file for pattern in ("adapters/*.safetensors", "*.safetensors") for file in path.glob(pattern))
 
 
 def find_adapter(text: str | None) -> AdapterFile | None:

@@ -158,13 +158,13 @@ def run(inputs: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
     Returns:
       The specs on test images, and their rows as far as these are there.
     """
-    settings, rates = inputs.settings, inputs.rates
+    settings = inputs.settings
     if not settings.learning_rates or settings.choose == NONE:
         if settings.score_on == VALIDATION:
             raise ClipbiasError(
                 "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
             )
-        specs = inputs.specs(settings.learning_rates, rates)
+        specs = inputs.specs(settings.learning_rates, inputs.rates)
         return specs, _sweep(inputs, specs, workdir)
     selected = select_rates(inputs, workdir)
     if selected is None:
@@ -175,7 +175,8 @@ def run(inputs: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
 
 def select_rates(inputs: SweepInputs, workdir: Path) -> Rates | None:
     """Selects learning rates on validation images; `None` where only these were asked for, or other parts go on."""
-    settings, part = inputs.settings, parse_part(inputs.settings.part)
+    settings = inputs.settings
+    part = parse_part(settings.part)
     validate_only = settings.score_on == VALIDATION
     if settings.choose == METHOD and part[1] > 1 and not validate_only:
         raise ClipbiasError(
@@ -227,7 +228,8 @@ def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
 
 def _provenance(inputs: SweepInputs, candidates: list[RunSpec]) -> dict[str, object]:
     """What learning rates were selected with."""
-    settings, clip = inputs.settings, inputs.context.clip
+    settings = inputs.settings
+    clip = inputs.context.clip
     recipe = settings.recipe.facts()
     return {
         "for": settings.choose,
@@ -247,8 +249,8 @@ def _provenance(inputs: SweepInputs, candidates: list[RunSpec]) -> dict[str, obj
 def rates_path(name: str) -> Path:
     """A file of learning rates: where its name says, or among the configurations that come with the program."""
     path = user_path(name)
-    own = Path(configs.__file__).parent / name
-    return own if own.is_file() and not path.exists() else path
+    packaged = Path(configs.__file__).parent / name
+    return packaged if packaged.is_file() and not path.exists() else path
 
 
 def dry_run(*sweeps: Table1Settings) -> None:
@@ -277,11 +279,13 @@ def _describe_sweep(settings: Table1Settings, devices: Sequence[jax.Device] | No
 
 def _described(group: Group, inputs: SweepInputs) -> list[str]:
     """A group's lines of a dry run."""
-    first, job = group[0], make_job(group, inputs.context)
+    first = group[0]
+    job = make_job(group, inputs.context)
     tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
     shots = f"{first.shots} shots, " if first.shots else ""
     title = f"{first.method} on {first.dataset}, {shots}{tested} test images:"
-    return [title, *(f"  {line}" for line in describe(job))]
+    lines = [f"  {line}" for line in describe(job)]
+    return [title, *lines]
 
 
 if __name__ == "__main__":
