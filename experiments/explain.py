@@ -22,7 +22,7 @@ from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import SECTIONS, Findings
+from clipbias.explain.results import SECTIONS, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
@@ -59,12 +59,12 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             load(name).split(settings.split)
         folders = {name: workdir / name.replace("/", "_") if has_overview else workdir for name in groups}
         for number, (name, folder) in enumerate(folders.items(), start=1):
-            scalars = explain(settings, load(name), groups[name], folder, sections, name=name).scalars
-            shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
-            about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
+            results = explain(settings, load(name), groups[name], folder, sections, name=name)
+            shares = {f"accuracy/{model.key}": model.accuracy / 100 for model in results.models}
+            about = {"dataset": results.dataset.name, "images": results.dataset.images}
             # Not before: it replaces what an earlier study left.
             metrics = metrics or opened.enter_context(MetricWriter(workdir))
-            metrics.write(number, {**about, **shares, "seconds": scalars["seconds"]})
+            metrics.write(number, {**about, **shares, "seconds": results.seconds})
         hosts.leave()
         if not hosts.is_first():
             return
@@ -102,28 +102,30 @@ def explain(
     folder: Path,
     sections: Sequence[str],
     name: str,
-) -> Findings:
+) -> StudyResults:
     """One dataset's study, written to `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
-    facts = {"name": name, "split": settings.split}
+    images = dataset.split(settings.split)
     with explain_exhaustion("lower --config.batch_size."), advance_bars() as advance:
         study = Study(
             models(clip, dataset, adapters, settings.dtype, own_methods=split(settings.own_methods), on=name),
-            dataset.split(settings.split),
+            images,
             settings.study,
             folder,
             training=dataset.splits.get("train"),
             mesh=mesh,
             advance=advance,
-            known=known_predictions(settings.predictions, adapters, dataset.split(settings.split)),
+            known=known_predictions(settings.predictions, adapters, images),
         )
         hosts.assert_same("what is explained", study.fingerprint)
-        findings = run_study(study, folder, dataset=facts, config=as_json(settings), sections=sections)
+        results = run_study(
+            study, folder, dataset=name, split=settings.split, config=as_json(settings), sections=sections
+        )
     if "constants" in sections and hosts.is_first():
         for model, (adapter, _) in zip(study.tuned, adapters, strict=True):
-            save_equivalent_biases(findings, model, adapter, folder)
-    return findings
+            save_equivalent_biases(results, model, adapter, folder)
+    return results
 
 
 def known_predictions(
@@ -185,7 +187,7 @@ def models(
     for adapter, source in adapters:
         name = method_name(adapter.method)
         seed = adapter.notes.get("seed", 0)
-        trained_on = str(adapter.notes.get("dataset") or "")
+        trained_on = adapter.notes.get("dataset") or None
         if on and trained_on and trained_on != on:
             name += f" trained on {dataset_name(trained_on)}"
         key, label = unique_key(adapter.method, name, seed, {model.key for model in bound})
@@ -200,7 +202,7 @@ def models(
                 source=source,
                 seed=seed,
                 name=name,
-                dataset=trained_on,
+                trained_on=trained_on,
             )
         )
     return bound

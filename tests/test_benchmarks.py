@@ -1,6 +1,7 @@
 """`tools.benchmarks`: what the commands measure and print, on a tiny model."""
 
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from clipbias.clip import encode_image
 from clipbias.clip.precision import resolve
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SECTIONS, Findings
+from clipbias.explain.results import SECTIONS
 from configs import table1
 from tests import helpers
 from tools.benchmarks import __main__ as benchmark
@@ -132,14 +133,14 @@ def test_a_study_is_measured(
 ) -> None:
     """With a study that computes nothing: what a whole one computes has tests of its own."""
 
-    def run(asked: Any, folder: Path, *, sections: Any, **_: Any) -> Findings:
+    def run(asked: Any, folder: Path, *, sections: Any, **_: Any) -> Any:
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
         options = asked.options
-        asked_for = (options.images, options.training_images, options.control_images, options.explore_images)
+        asked_for = (options.image_limit, options.training_images, options.control_images, options.explore_images)
         assert asked_for == images and options.faithfulness_images == images[0] // 2
         assert {*SECTIONS} - {*sections} == left
         jax.jit(lambda x: x + 3)(jnp.zeros(7))
-        return Findings({}, {"models": [{"key": "zero_shot", "correct": 1, "images": 6}]})
+        return types.SimpleNamespace(models=[types.SimpleNamespace(key="zero_shot", correct=1, images=6)])
 
     monkeypatch.setattr(study, "run_study", run)
     found = printed("study", "--geometry=tiny", given)

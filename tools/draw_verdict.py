@@ -1,4 +1,4 @@
-"""Draws, over finished studies, what carries each method's gain and what a constant keeps of it.
+"""Draws, over finished studies, what carries each method's gain and what the mean of what its blocks add keeps.
 
     python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_fashion --to=docs/images/verdict.png
 

@@ -166,12 +166,13 @@ def study(measured: Measured) -> dict[str, Any]:
     replaced = summarize_replacements(measured.pick(REPLACED), ("reference", "tuned", f"kept:{PLAIN}", f"lost:{PLAIN}"))
     found = {}
     for outcome in OUTCOMES:
-        numbers = {"gain": effects[outcome]["gain"]} | effects[outcome]["effects"] | effects[outcome]["interactions"]
-        numbers |= {kind: replaced[outcome][kind][PLAIN] for kind in ("kept", "lost")}
+        own, constant = effects[outcome], replaced[outcome]
+        numbers = {"gain": own.gain} | own.effects | own.interactions
+        numbers |= {"kept": constant.kept[PLAIN], "lost": constant.lost[PLAIN]}
         found[outcome] = {
             CARRIER: carrier(effects[outcome], outcome).verdict,
             CONSTANT: stands_for(replaced[outcome], PLAIN, outcome, "the method").verdict,
-            "intervals": {name: (number["low"], number["high"]) for name, number in numbers.items()},
+            "intervals": {name: (number.low, number.high) for name, number in numbers.items()},
         }
     return found
 

@@ -83,8 +83,9 @@ def one_adapter(model: TunedModel, dataset: Dataset, *, shots: int, seed: int) -
     found: dict[str, Any] = {}
     for outcome in OUTCOMES:
         own = numbers[outcome]
-        found |= {f"{outcome} gain": own["gain"]["value"], f"{outcome} sure": excludes(own["gain"]) > 0}
-        found |= {f"{outcome} {kind}": own[kind][PLAIN]["share"] for kind in (KEPT, LOST)}
+        found |= {f"{outcome} gain": own.gain.value, f"{outcome} sure": excludes(own.gain) > 0}
+        for kind, number in ((KEPT, own.kept[PLAIN]), (LOST, own.lost[PLAIN])):
+            found[f"{outcome} {kind}"] = None if number.share is None else number.share.value
     return found
 
 

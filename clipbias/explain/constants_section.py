@@ -1,11 +1,11 @@
-"""Whether a constant stands for a method: measured on training images, added to the frozen model, and taken away."""
+"""What the mean of what a method's blocks add keeps of its gain: added to the frozen model, and taken away."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
 from clipbias.explain.equivalent_bias import (
@@ -18,73 +18,110 @@ from clipbias.explain.equivalent_bias import (
     text_moments,
     why_no_equivalent_bias,
 )
-from clipbias.explain.factorial_section import by_image, seeds_of
+from clipbias.explain.factorial_section import image_outcomes, seeds_of
 from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.model import Model
 from clipbias.explain.passes import classify
+from clipbias.explain.results import (
+    ConstantTest,
+    ConstantTests,
+    ImageOutcomes,
+    MeasuredBias,
+    Missing,
+    SeedReplacements,
+)
 from clipbias.explain.rungs import ANOTHER_DATASET, ANOTHER_SEED, PLAIN
 from clipbias.explain.statistics import Moments, Totals
-from clipbias.explain.stream import Batch, Reading, Rows, Step, Sums
-from clipbias.explain.study import Section, Study
+from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
+from clipbias.explain.study import Study
 
 _moments = jax.jit(Moments.of)
 
 
-def compute_constants(study: Study) -> Reading[Section]:
-    """Every image with each rung of the ladder in the method's place and taken from the method, and with controls.
+@dataclasses.dataclass(frozen=True)
+class MeasuredBiases:
+    """The equivalent bias of a model in each tower that it changes, and on how many training images it was measured."""
+
+    towers: dict[str, EquivalentBias]
+    training_images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacement:
+    """Takes the place of a model: a bias of each tower, and its form."""
+
+    biases: Mapping[str, EquivalentBias]
+    rung: str
+
+
+def compute_constants(study: Study) -> Section[ConstantTests]:
+    """Every image with each replacement in the method's place and taken from the method, and with controls.
 
     Controls are a random constant of the same norms, the constants of other layers, and where the study has them those
     of another seed, and those of the same method trained on another dataset.
     """
-    arrays: dict[str, np.ndarray] = {}
     reasons = {model.key: missing(study, model) for model in study.tuned}
-    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    results: dict[str, ConstantTest | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     models = [model for model in study.tuned if not reasons[model.key]]
     biases = yield from measure_equivalent_biases(study, models)
-    seeds = seeds_of(models)
-    others = {ANOTHER_SEED: {key: keys[(i + 1) % len(keys)] for keys in seeds for i, key in enumerate(keys)}}
-    others[ANOTHER_DATASET] = {model.key: other.key for model in models if (other := _trained_elsewhere(model, models))}
-    asked = {}
-    for model in models:
-        own = biases[model.key][0]
-        given = {rung: (own, rung) for rung in rungs(own)}
-        given |= {name: (control, PLAIN) for name, control in controls(own, seed=study.options.seed).items()}
-        given |= {name: (biases[other[model.key]][0], PLAIN) for name, other in others.items() if model.key in other}
-        asked[model.key] = _classifications(study, model, given)
-    found = yield [request for request, _ in asked.values()]
+    replacements = {model.key: _replacements(study, model, models, biases) for model in models}
+    classifiers = {model.key: _classifier(study, model, replacements[model.key]) for model in models}
+    requests = {model.key: _classifications(study, model, classifiers[model.key]) for model in models}
+    rows = yield list(requests.values())
+    forms = {model.key: (*classifiers[model.key].forms, TUNED) for model in models}
     measured: dict[str, Measured] = {}
-    for key, (request, forms) in asked.items():
-        rows, (own, images) = found[request.name], biases[key]
-        measured[key] = measure(rows["logits"], study.split.labels[rows["images"]])
-        values = {name: value[:, 0] for name, value in by_image([measured[key]]).items()}
-        arrays |= {f"constants/{key}/{name}": value for name, value in (values | {"images": rows["images"]}).items()}
-        for tower, bias in own.items():
-            for form in ("vector", "kind"):
-                arrays[f"constants/{key}/{tower}/{form}"] = getattr(bias, form)
-        scalars[key] = {
-            "forms": forms,
-            "images": len(rows["images"]),
-            "training_images": images,
-            "stored": {rung: numbers_stored(own, rung) for rung in rungs(own)},
-            "numbers": summarize_replacements(measured[key], forms),
-        }
-    scalars["seeds"] = []
-    for keys in seeds:
+    for key, request in requests.items():
+        of_model = rows[request.name]
+        own = biases[key].towers
+        measured[key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
+        results[key] = ConstantTest(
+            forms=forms[key],
+            outcomes=single_tower(image_outcomes(of_model["images"], [measured[key]])),
+            biases={tower: MeasuredBias(vector=bias.vector, kind=bias.kind) for tower, bias in own.items()},
+            training_images=biases[key].training_images,
+            stored={rung: numbers_stored(own, rung) for rung in rungs(own)},
+            numbers=summarize_replacements(measured[key], forms[key]),
+        )
+    seeds = []
+    for keys in seeds_of(models):
         crossed = over_seeds([measured[key] for key in keys])
-        numbers = summarize_replacements(crossed, asked[keys[0]][1])
-        scalars["seeds"].append({"models": keys, "numbers": numbers})
-    return arrays, scalars
+        seeds.append(SeedReplacements(models=keys, numbers=summarize_replacements(crossed, forms[keys[0]])))
+    return ConstantTests(models=results, seeds=tuple(seeds))
+
+
+def single_tower(outcomes: ImageOutcomes) -> ImageOutcomes:
+    """Outcomes `[n, 1, K]` without the axis of towers."""
+    return ImageOutcomes(
+        images=outcomes.images,
+        correct=outcomes.correct[:, 0],
+        calibrated=outcomes.calibrated[:, 0],
+        log_likelihood=outcomes.log_likelihood[:, 0],
+    )
+
+
+def _replacements(
+    study: Study, model: Model, models: Sequence[Model], biases: Mapping[str, MeasuredBiases]
+) -> dict[str, Replacement]:
+    """By name: all forms of the model's equivalent bias, then controls."""
+    own = biases[model.key].towers
+    replacements = {rung: Replacement(own, rung) for rung in rungs(own)}
+    for name, control in controls(own, seed=study.options.seed).items():
+        replacements[name] = Replacement(control, PLAIN)
+    for keys in seeds_of(models):
+        if model.key in keys:
+            other = keys[(keys.index(model.key) + 1) % len(keys)]
+            replacements[ANOTHER_SEED] = Replacement(biases[other].towers, PLAIN)
+    if elsewhere := _trained_elsewhere(model, models):
+        replacements[ANOTHER_DATASET] = Replacement(biases[elsewhere.key].towers, PLAIN)
+    return replacements
 
 
 def _trained_elsewhere(model: Model, models: Sequence[Model]) -> Model | None:
     """The same method with the same options after training on another dataset, of the same seed where there is one."""
-
-    def settings(one: Model) -> tuple[str, Any]:
-        return one.method, one.task.options()
-
-    found = [one for one in models if settings(one) == settings(model) and one.dataset != model.dataset]
-    return min(found, key=lambda one: one.seed != model.seed, default=None)
+    same = [other for other in models if (other.method, other.options) == (model.method, model.options)]
+    others = [other for other in same if other.trained_on != model.trained_on]
+    return min(others, key=lambda other: other.seed != model.seed, default=None)
 
 
 def missing(study: Study, model: Model) -> str | None:
@@ -96,58 +133,63 @@ def missing(study: Study, model: Model) -> str | None:
     return None
 
 
-def measure_equivalent_biases(
-    study: Study, models: Sequence[Model]
-) -> Reading[dict[str, tuple[dict[str, EquivalentBias], int]]]:
-    """By model the equivalent bias in each tower, and on how many training images that was measured."""
+def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, MeasuredBiases]]:
+    """By model the equivalent bias."""
     totals: dict[str, Totals] = {}
-    requests = {}
+    requests: dict[str, SumRequest] = {}
     for model in models:
-        task, learnables, initial = model.task, study.learnables[model.key], model.task.init(model.seed)
+        task = model.task
         totals[model.key] = {}
         if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
-            totals[model.key] = text_moments(task, study.params, learnables, initial)
+            learnables = study.learnables[model.key]
+            totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
         if needs_images(task, model.learnables):
-            name, title = f"constants-measured-{model.key}", f"{model.label}: equivalent bias"
-            step = _measuring_step(study, model)
-            images: dict[str, Any] = {"split": study.training, "crops": model.crops}
-            requests[model.key] = Sums(name, title, study.training_images, step, **images)
-    found = yield list(requests.values())
+            requests[model.key] = SumRequest(
+                f"constants-measured-{model.key}",
+                f"{model.label}: equivalent bias",
+                study.training_images,
+                _measuring_step(study, model),
+                split=study.training,
+                crops=model.crops,
+            )
+    sums = yield list(requests.values())
     measured = {}
     for model in models:
-        of_images = found[requests[model.key].name] if model.key in requests else {}
+        of_images = sums[requests[model.key].name] if model.key in requests else {}
         count = of_images["images"].samples if of_images else 0
-        measured[model.key] = equivalent_biases(totals[model.key] | of_images, study.clip.config), count
+        towers = equivalent_biases(totals[model.key] | of_images, study.clip.config)
+        measured[model.key] = MeasuredBiases(towers=towers, training_images=count)
     return measured
 
 
 def _measuring_step(study: Study, model: Model) -> Step:
-    task, learnables, initial = model.task, study.learnables[model.key], model.task.init(model.seed)
+    learnables = study.learnables[model.key]
+    initial = model.task.init(model.seed)
 
-    def step(batch: Batch) -> dict[str, Moments]:
+    def step(batch: Batch) -> dict[str, Any]:
         pixels = study.normalize(batch["images"])
-        seen = image_moments(task, study.params, learnables, initial, pixels, batch["mask"], every_form=True)
-        return seen | {"images": _moments(batch["mask"], batch["mask"])}
+        moments = image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"], every_form=True)
+        return moments | {"images": _moments(batch["mask"], batch["mask"])}
 
     return step
 
 
-def _classifications(
-    study: Study, model: Model, given: Mapping[str, tuple[Mapping[str, EquivalentBias], str]]
-) -> tuple[Rows, tuple[str, ...]]:
-    """Asks for "logits" `[n, F, C]` in every form; and the forms."""
-    task, learnables = model.task, study.learnables[model.key]
-    reference = reference_adaptation(task, task.init(model.seed))
-    classifier = InterventionClassifier(task, study.params, learnables, reference, given, study.replicate)
+def _classifier(study: Study, model: Model, replacements: Mapping[str, Replacement]) -> InterventionClassifier:
+    reference = reference_adaptation(model.task, model.task.init(model.seed))
+    learnables = study.learnables[model.key]
+    interventions = {name: (each.biases, each.rung) for name, each in replacements.items()}
+    return InterventionClassifier(model.task, study.params, learnables, reference, interventions, study.replicate)
+
+
+def _classifications(study: Study, model: Model, classifier: InterventionClassifier) -> RowRequest:
+    """For "logits" `[n, F, C]` in every form, and as tuned."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        images, mask = batch["images"], batch["mask"]
-        tuned = classify(study, model, images, mask)
-        return {"logits": _together(classifier(study.normalize(images), mask), tuned)}
+        tuned = classify(study, model, batch["images"], batch["mask"])
+        return {"logits": _together(classifier(study.normalize(batch["images"]), batch["mask"]), tuned)}
 
-    title = f"{model.label}: a constant in its place"
-    request = Rows(f"constants-{model.key}", title, study.images, step, crops=model.crops)
-    return request, (*classifier.forms, TUNED)
+    title = f"{model.label}: its blocks' mean in its place"
+    return RowRequest(f"constants-{model.key}", title, study.images, step, crops=model.crops)
 
 
 @jax.jit

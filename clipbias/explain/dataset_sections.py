@@ -1,7 +1,6 @@
 """Sections of a study that go over a dataset: predictions and relevancy."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,45 +9,55 @@ import numpy as np
 from clipbias.explain.attention import kind_sums
 from clipbias.explain.model import Model
 from clipbias.explain.passes import classify, relevancy_maps
-from clipbias.explain.results import GROUPS, TEXT_KINDS
+from clipbias.explain.results import (
+    GROUPS,
+    TEXT_KINDS,
+    BothModels,
+    Missing,
+    Predictions,
+    Relevancy,
+    RelevancyGroup,
+    RelevancyText,
+)
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments, Totals, merge, normalise_maps, rank_correlation, total_variation
-from clipbias.explain.stream import Batch, Reading, Rows, Sums
-from clipbias.explain.streaming import Relevancy
-from clipbias.explain.study import Section, Study
+from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
+from clipbias.explain.streaming import Relevancy as RelevancyMaps
+from clipbias.explain.study import Study
 from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
 
 
-def compute_predictions(study: Study) -> Reading[dict[str, np.ndarray]]:
+def compute_predictions(study: Study) -> Section[Predictions]:
     """The class that each model gives every image; -1 for those that could not be read, or that not all models saw.
 
     An evaluation has seen the whole split, a study that images are limited for only so many of them.
     """
-    predicted, requests = {}, {}
+    predicted: dict[str, np.ndarray] = {}
+    requests: dict[str, RowRequest] = {}
     for model in study.models:
         known = study.known(model)
         if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
             predicted[model.key] = known
         else:
             requests[model.key] = _prediction(study, model)
-    found = yield list(requests.values())
+    results = yield list(requests.values())
     for key, request in requests.items():
-        rows = found[request.name]
+        rows = results[request.name]
         predicted[key] = np.full(len(study.split), -1, np.int32)
         predicted[key][rows["images"]] = rows["predicted"]
     seen = np.min(list(predicted.values()), axis=0) >= 0
-    arrays = {f"predictions/{model.key}": np.where(seen, predicted[model.key], -1) for model in study.models}
-    return {"predictions/labels": np.asarray(study.split.labels, np.int32)} | {
-        name: own.astype(np.int32) for name, own in arrays.items()
-    }
+    return Predictions(
+        labels=np.asarray(study.split.labels, np.int32),
+        models={model.key: np.where(seen, predicted[model.key], -1).astype(np.int32) for model in study.models},
+    )
 
 
-def _prediction(study: Study, model: Model) -> Rows:
+def _prediction(study: Study, model: Model) -> RowRequest:
     def step(batch: Batch) -> dict[str, jax.Array]:
         return {"predicted": _largest(classify(study, model, batch["images"], batch["mask"]))}
 
     title = f"{model.label}: predictions"
-    return Rows(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
+    return RowRequest(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
 
 
 @jax.jit
@@ -56,66 +65,87 @@ def _largest(logits: jax.Array) -> jax.Array:
     return logits.argmax(-1).astype("int32")
 
 
-def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
+def corrected(predictions: Predictions, model: Model) -> np.ndarray:
     """Numbers of the images that zero-shot gets wrong and the tuned model right."""
-    labels, before = arrays["predictions/labels"], arrays["predictions/zero_shot"]
-    return np.flatnonzero((before >= 0) & (before != labels) & (arrays[f"predictions/{model.key}"] == labels))
+    before = predictions.zero_shot
+    return np.flatnonzero((before >= 0) & (before != predictions.labels) & predictions.right(model.key))
 
 
-def relevancy_groups(study: Study, predicted: dict[str, np.ndarray], model: Model) -> np.ndarray:
+def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np.ndarray:
     """Which images belong to which of `GROUPS`: bool `[n, 3]`.
 
     The corrected ones are all that are known; the control and "all" are spread over the split where the options limit
     images.
     """
-    labels = predicted["predictions/labels"]
-    groups = np.zeros((len(labels), len(GROUPS)), bool)
-    groups[corrected(predicted, model), GROUPS.index("corrected")] = True
+    groups = np.zeros((len(predictions.labels), len(GROUPS)), bool)
+    groups[corrected(predictions, model), GROUPS.index("corrected")] = True
     spread = study.images
-    both = (predicted["predictions/zero_shot"] == labels) & (predicted[f"predictions/{model.key}"] == labels)
+    both = (predictions.zero_shot == predictions.labels) & predictions.right(model.key)
     groups[spread, GROUPS.index("both_right")] = both[spread]
     groups[spread, GROUPS.index("all")] = True
     return groups
 
 
-def compute_relevancy(study: Study) -> Reading[Section]:
+def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
     """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
-    predicted = yield from compute_predictions(study)
-    arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
+    predictions = yield from compute_predictions(study)
     reasons = {model.key: why_no_maps(study.worded.task) or why_no_maps(model.task) for model in study.tuned}
-    scalars |= {key: {"missing": reason} for key, reason in reasons.items() if reason}
-    followed = [model for model in study.tuned if not reasons[model.key]]
-    if not followed:
-        return arrays, scalars
-    groups = {model.key: relevancy_groups(study, predicted, model) for model in followed}
-    # Images that the same models are asked about go together, so that zero-shot's maps are computed once for all.
-    asked = np.stack([own.any(1) for own in groups.values()], axis=1)
+    results: dict[str, Relevancy | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
+    models = [model for model in study.tuned if not reasons[model.key]]
+    if not models:
+        return results
+    groups = {model.key: relevancy_groups(study, predictions, model) for model in models}
+    # Images that the same models need go together, so that zero-shot's maps are computed once for all.
+    needed = np.stack([members.any(1) for members in groups.values()], axis=1)
     requests = []
-    for pattern in np.unique(asked[asked.any(1)], axis=0):
-        models = [model for model, own in zip(followed, pattern, strict=True) if own]
-        images = np.flatnonzero((asked == pattern).all(1))
-        name, title = f"relevancy-{''.join(map(str, pattern.astype(int)))}", f"relevancy of {len(models)} models"
-        requests.append(Sums(name, title, images, _relevancy_step(study, models, groups)))
-    found = yield requests
-    totals: dict[str, Totals] = {model.key: {} for model in followed}
-    for sums in found.values():
-        for model in followed:
-            start = f"{model.key}/"
-            own = {name.removeprefix(start): x for name, x in sums.items() if name.startswith(start)}
-            totals[model.key] = merge(totals[model.key], own)
-    for model in followed:
-        about: dict[str, Any] = {"normalisation": study.options.normalisation}
-        for name, moments in totals[model.key].items():
-            if moments.samples:
-                arrays |= moments.arrays(f"relevancy/{model.key}/{name}")
-        for group in GROUPS:
-            about[group] = {"count": totals[model.key][f"{group}/order"].samples}
-        for side, shown in (("zero_shot", study.worded), ("tuned", model)):
-            kinds = index_kinds(text_kinds(shown.task))
-            about[side] = {"text": prompt_text(shown.task), "texts": shown.texts, "index_kinds": kinds}
-        scalars[model.key] = about
-    return arrays, scalars
+    for pattern in np.unique(needed[needed.any(1)], axis=0):
+        some = [model for model, is_needed in zip(models, pattern, strict=True) if is_needed]
+        images = np.flatnonzero((needed == pattern).all(1))
+        name = f"relevancy-{''.join(map(str, pattern.astype(int)))}"
+        step = _relevancy_step(study, some, groups)
+        requests.append(SumRequest(name, f"relevancy of {len(some)} models", images, step))
+    sums = yield requests
+    for model in models:
+        totals: Totals = {}
+        for of_request in sums.values():
+            totals = merge(totals, _below(of_request, f"{model.key}/"))
+        results[model.key] = Relevancy(
+            normalisation=study.options.normalisation,
+            zero_shot=_relevancy_text(study.worded),
+            tuned=_relevancy_text(model),
+            corrected=_relevancy_group(_below(totals, "corrected/")),
+            both_right=_relevancy_group(_below(totals, "both_right/")),
+            all=_relevancy_group(_below(totals, "all/")),
+        )
+    return results
+
+
+def _below(totals: Mapping[str, Moments], start: str) -> Totals:
+    return {name.removeprefix(start): moments for name, moments in totals.items() if name.startswith(start)}
+
+
+def _relevancy_text(model: Model) -> RelevancyText:
+    kinds = index_kinds(text_kinds(model.task))
+    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_kinds=tuple(kinds))
+
+
+def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
+    """The averages over a group of images; `None` where it has none."""
+    if not totals or not totals["order"].samples:
+        return None
+
+    def both(what: str) -> BothModels:
+        return BothModels(zero_shot=totals[f"{what}/zero_shot"].average, tuned=totals[f"{what}/tuned"].average)
+
+    return RelevancyGroup(
+        count=totals["order"].samples,
+        vision=both("vision"),
+        text=both("text"),
+        vision_kinds=both("vision_kinds"),
+        text_kinds=both("text_kinds"),
+        order=totals["order"].average,
+        variation=totals["variation"].average,
+    )
 
 
 def _kinds_by_class(model: Model) -> np.ndarray:
@@ -125,23 +155,25 @@ def _kinds_by_class(model: Model) -> np.ndarray:
     return by_text.swapaxes(0, 1).reshape(by_text.shape[1], -1)
 
 
-def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.ndarray]) -> Any:
+def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
     """Averages of every tuned model and of zero-shot beside it, `{key}/{group}/{what}`."""
-    normalisation, patches = study.options.normalisation, study.clip.config.vision.patches
+    normalisation = study.options.normalisation
+    patches = study.clip.config.vision.patches
 
     @jax.jit
     def summed(
-        maps: dict[str, Relevancy], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
+        maps: dict[str, RelevancyMaps], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
     ) -> dict[str, Moments]:
-        values, among_patches = {}, []
-        for side, own in maps.items():
+        values: dict[str, jax.Array] = {}
+        among_patches = []
+        for side, of_side in maps.items():
             kind = kinds[side][batch["labels"]]
-            vision = normalise_maps(own.vision, normalisation)
+            vision = normalise_maps(of_side.vision, normalisation)
             # Of several texts of a class the row is that of all their tokens together, added up by token index.
-            text = normalise_maps(own.text.reshape(kind.shape), normalisation, kind < TEXT_KINDS.index("eos"))
-            among_patches.append(own.vision[:, :patches])
+            text = normalise_maps(of_side.text.reshape(kind.shape), normalisation, kind < TEXT_KINDS.index("eos"))
+            among_patches.append(of_side.vision[:, :patches])
             values[f"vision/{side}"] = vision
-            values[f"text/{side}"] = text.reshape(len(text), -1, own.text.shape[-1]).sum(1)
+            values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
             values[f"vision_kinds/{side}"] = by_source
             values[f"text_kinds/{side}"] = kind_sums(text, kind)[:, : TEXT_KINDS.index("eos")]
@@ -160,11 +192,11 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.n
 
     def step(batch: Batch) -> dict[str, Moments]:
         maps = [relevancy_maps(study, model, batch["images"], batch["labels"])[0] for model in models]
-        found: dict[str, Moments] = {}
-        for model, own, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
-            sides = {"zero_shot": maps[0], "tuned": own}
+        totals: Totals = {}
+        for model, of_model, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
+            sides = {"zero_shot": maps[0], "tuned": of_model}
             sums = summed(sides, {"zero_shot": kinds[0], "tuned": kind}, members[model.key], batch)
-            found |= {f"{model.key}/{name}": moments for name, moments in sums.items()}
-        return found
+            totals |= {f"{model.key}/{name}": moments for name, moments in sums.items()}
+        return totals
 
     return step

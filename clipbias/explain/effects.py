@@ -11,11 +11,11 @@ varies by half an image more in every resample. Half an image in each cell of a 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from clipbias.constants import ZERO_SHOT
+from clipbias.explain.results import ByOutcome, Effects, Replacements
 from clipbias.explain.temperature import calibrate, raw_log_likelihoods
 from clipbias.explain.uncertainty import (
     RESAMPLES,
@@ -33,8 +33,8 @@ from clipbias.explain.uncertainty import (
 OUTCOMES = ("accuracy", "calibrated")
 UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
 OUTCOME_NAMES = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihood"}
-# Images, the standard deviation of what resamples of accuracy vary by besides.
-DOUBT = 0.5
+# Images: the standard deviation of what resamples of accuracy vary by besides.
+EXTRA_DEVIATION = 0.5
 REFERENCE, TUNED = "reference", "tuned"
 KEPT = "kept"
 LOST = "lost"
@@ -81,8 +81,8 @@ class Measured:
     def pick(self, places: Sequence[int]) -> "Measured":
         """Some of the ways to classify, in this order."""
         at = list(places)
-        samples = {name: Sample(one.mean[at], one.draws[:, at]) for name, one in self.samples.items()}
-        values = {name: own[:, at] for name, own in self.values.items()}
+        samples = {name: Sample(sample.mean[at], sample.draws[:, at]) for name, sample in self.samples.items()}
+        values = {name: rows[:, at] for name, rows in self.values.items()}
         return dataclasses.replace(self, samples=samples, values=values, temperatures=self.temperatures[at])
 
 
@@ -98,7 +98,8 @@ def measure(
       refit: as of `calibrate`.
       resamples: how many.
     """
-    labels, n = np.asarray(labels), len(labels)
+    labels = np.asarray(labels)
+    n = len(labels)
     counts = draw_counts(n, seed=seed, resamples=resamples)
     calibrated = calibrate(logits, labels, counts, seed=seed, refit=refit)
     raw = raw_log_likelihoods(logits, labels)
@@ -115,101 +116,110 @@ def measure(
 
 def accuracies(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Sample:
     """Accuracy in points of logits `[n, K, C]`, arguments as of `measure`."""
-    n, counts = len(labels), draw_counts(len(labels), seed=seed, resamples=resamples)
+    n = len(labels)
+    counts = draw_counts(n, seed=seed, resamples=resamples)
     correct = 100.0 * (np.asarray(logits).argmax(-1) == np.asarray(labels)[:, None])
-    doubt = 100.0 / n * DOUBT * np.random.default_rng(seed).normal(size=(len(counts), correct.shape[1]))
-    return Sample(correct.mean(0), weigh(counts, correct) / n + doubt)
+    extra = 100.0 / n * EXTRA_DEVIATION * np.random.default_rng(seed).normal(size=(len(counts), correct.shape[1]))
+    return Sample(correct.mean(0), weigh(counts, correct) / n + extra)
 
 
 def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
     """Models that differ in their seed alone, on the same images: both are resampled, crossed."""
-    if len({one.images for one in measured}) > 1:
+    if len({each.images for each in measured}) > 1:
         raise ValueError("models that are crossed with images were measured on the same images")
     samples = {
         name: Sample(
-            np.mean([one.samples[name].mean for one in measured], axis=0),
-            cross([one.samples[name].draws for one in measured], seed=seed),
+            np.mean([each.samples[name].mean for each in measured], axis=0),
+            cross([each.samples[name].draws for each in measured], seed=seed),
         )
         for name in measured[0].samples
     }
-    temperatures = np.exp(np.mean([np.log(one.temperatures) for one in measured], axis=0))
-    refitted = all(one.refitted for one in measured)
-    values = {name: np.mean([one.values[name] for one in measured], axis=0) for name in measured[0].values}
-    return Measured(samples, values, measured[0].images, sum(one.seeds for one in measured), refitted, temperatures)
+    return Measured(
+        samples=samples,
+        values={name: np.mean([each.values[name] for each in measured], axis=0) for name in measured[0].values},
+        images=measured[0].images,
+        seeds=sum(each.seeds for each in measured),
+        refitted=all(each.refitted for each in measured),
+        temperatures=np.exp(np.mean([np.log(each.temperatures) for each in measured], axis=0)),
+    )
 
 
 def effect_contrasts(effects: Sequence[str]) -> dict[str, np.ndarray]:
     """Weights `[2^k]` of the corners, by name: "reference", "gain", each effect's Shapley value, all interactions."""
     corners = 2 ** len(effects)
     unit = np.eye(corners)
-    found = {REFERENCE: unit[0], "gain": unit[-1] - unit[0]}
-    found |= dict(zip(effects, shapley(unit).T, strict=True))
-    return found | interactions(unit, effects)
+    contrasts = {REFERENCE: unit[0], "gain": unit[-1] - unit[0]}
+    contrasts |= dict(zip(effects, shapley(unit).T, strict=True))
+    return contrasts | interactions(unit, effects)
 
 
-def summarize_effects(measured: Measured, streams: Sequence[str], effects: Sequence[str]) -> dict[str, dict[str, Any]]:
+def summarize_effects(measured: Measured, streams: Sequence[str], effects: Sequence[str]) -> ByOutcome[Effects]:
     """By outcome: the reference, the gain, and with their shares of it effects, interactions and single mixtures.
 
     Args:
       measured: of the mixtures.
       streams: their names, all corners first.
       effects: of which the corners are mixtures.
-
-    Returns:
-      By outcome "reference", "gain", "effects", "interactions" and "corners"; the last three by name.
     """
-    count, contrasts = 2 ** len(effects), effect_contrasts(effects)
+    contrasts = effect_contrasts(effects)
     matrix = np.zeros((len(streams), len(contrasts)))
-    matrix[:count] = np.stack(list(contrasts.values()), axis=1)
+    matrix[: 2 ** len(effects)] = np.stack(list(contrasts.values()), axis=1)
     single = np.eye(len(streams))[:, 1:] - np.eye(len(streams))[:, :1]
-    names = [*contrasts, *streams[1:]]
-    found = {}
-    for outcome in OUTCOMES:
-        numbers = _shares(measured.samples[outcome].contrast(np.concatenate([matrix, single], axis=1)), names)
-        together = [name for name in contrasts if " × " in name]
-        found[outcome] = {
-            REFERENCE: numbers[REFERENCE],
-            "gain": numbers["gain"],
-            "effects": {name: numbers[name] for name in effects},
-            "interactions": {name: numbers[name] for name in together},
-            "corners": {name: numbers[name] for name in streams[1:]},
-        }
-    return found
+    matrix = np.concatenate([matrix, single], axis=1)
+    together = [name for name in contrasts if " × " in name]
+
+    def summarize(outcome: str) -> Effects:
+        numbers = _shares(measured.samples[outcome].contrast(matrix), [*contrasts, *streams[1:]])
+        return Effects(
+            reference=numbers[REFERENCE],
+            gain=numbers["gain"],
+            effects={name: numbers[name] for name in effects},
+            interactions={name: numbers[name] for name in together},
+            corners={name: numbers[name] for name in streams[1:]},
+        )
+
+    return ByOutcome(accuracy=summarize("accuracy"), calibrated=summarize("calibrated"))
 
 
-def summarize_replacements(measured: Measured, forms: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By outcome: what every constant keeps of the gain, and what of it is lost without the constant.
+def summarize_replacements(measured: Measured, forms: Sequence[str]) -> ByOutcome[Replacements]:
+    """By outcome: what every replacement keeps of the gain, and what of it is lost without it.
 
     Args:
       measured: of the forms.
-      forms: "reference", "tuned", "kept:NAME" (the frozen model with a constant added) and "lost:NAME" (the tuned model
-        with it subtracted), in any order; "zero_shot" where the others have another head than CLIP's.
+      forms: "reference", "tuned", "kept:NAME" (the frozen model with a replacement added) and "lost:NAME" (the tuned
+        model with it subtracted), in any order; "zero_shot" where the others have another head than CLIP's.
 
     Returns:
-      By outcome "gain", "kept" and "lost", the last two by name, and with "zero_shot" "outside": what the head alone
-      changes. What is lost counts from the tuned model downwards.
+      Numbers by name; with "zero_shot" what the head alone changes. What is lost counts from the tuned model downwards.
     """
-    matrix, names = [], []
     unit = dict(zip(forms, np.eye(len(forms)), strict=True))
+    contrasts = {}
     for form in forms:
         kind, _, name = form.partition(":")
-        if kind in (KEPT, LOST) and name:
-            matrix.append(unit[form] - unit[REFERENCE] if kind == KEPT else unit[TUNED] - unit[form])
-            names.append(form)
+        if kind == KEPT and name:
+            contrasts[form] = unit[form] - unit[REFERENCE]
+        elif kind == LOST and name:
+            contrasts[form] = unit[TUNED] - unit[form]
     if ZERO_SHOT in forms:
-        matrix.append(unit[REFERENCE] - unit[ZERO_SHOT])
-        names.append(OUTSIDE)
-    matrix.append(unit[TUNED] - unit[REFERENCE])
-    found = {}
-    for outcome in OUTCOMES:
-        numbers = _shares(measured.samples[outcome].contrast(np.stack(matrix, axis=1)), [*names, "gain"])
-        found[outcome] = {"gain": numbers["gain"]} | {
-            kind: {name.partition(":")[2]: numbers[name] for name in names if name.startswith(f"{kind}:")}
-            for kind in (KEPT, LOST)
-        }
-        if OUTSIDE in numbers:
-            found[outcome][OUTSIDE] = numbers[OUTSIDE]
-    return found
+        contrasts[OUTSIDE] = unit[REFERENCE] - unit[ZERO_SHOT]
+    contrasts["gain"] = unit[TUNED] - unit[REFERENCE]
+    matrix = np.stack(list(contrasts.values()), axis=1)
+
+    def summarize(outcome: str) -> Replacements:
+        numbers = _shares(measured.samples[outcome].contrast(matrix), list(contrasts))
+        return Replacements(
+            gain=numbers["gain"],
+            kept=_of_kind(numbers, KEPT),
+            lost=_of_kind(numbers, LOST),
+            outside=numbers.get(OUTSIDE),
+        )
+
+    return ByOutcome(accuracy=summarize("accuracy"), calibrated=summarize("calibrated"))
+
+
+def _of_kind(numbers: Mapping[str, Estimate], kind: str) -> dict[str, Estimate]:
+    start = f"{kind}:"
+    return {name.removeprefix(start): number for name, number in numbers.items() if name.startswith(start)}
 
 
 def temperature_alone(measured: Measured, reference: int, tuned: int) -> Estimate:
@@ -219,17 +229,20 @@ def temperature_alone(measured: Measured, reference: int, tuned: int) -> Estimat
       measured: of the reference and the tuned model.
       reference, tuned: their places in it.
     """
-    raw, calibrated = measured.samples["raw"], measured.samples["calibrated"]
+    raw = measured.samples["raw"]
+    calibrated = measured.samples["calibrated"]
     mean = calibrated.mean[reference] - raw.mean[reference]
     draws = calibrated.draws[:, reference] - raw.draws[:, reference]
-    gain, gains = raw.mean[tuned] - raw.mean[reference], raw.draws[:, tuned] - raw.draws[:, reference]
-    return share(mean, draws, gain, gains)
+    gain = raw.mean[tuned] - raw.mean[reference]
+    gain_draws = raw.draws[:, tuned] - raw.draws[:, reference]
+    return share(mean, draws, gain, gain_draws)
 
 
 def _shares(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
     """Every number with its interval and its share of the one that is named "gain"."""
     place = names.index("gain")
-    found = dict(zip(names, shares(sample.mean, sample.draws, sample.mean[place], sample.draws[:, place]), strict=True))
-    for name in {"gain", REFERENCE, OUTSIDE} & found.keys():  # these are no parts of the gain
-        found[name] = {end: found[name][end] for end in ("value", "low", "high")}
-    return found
+    numbers = shares(sample.mean, sample.draws, sample.mean[place], sample.draws[:, place])
+    by_name = dict(zip(names, numbers, strict=True))
+    for name in {"gain", REFERENCE, OUTSIDE} & by_name.keys():  # these are no parts of the gain
+        by_name[name] = dataclasses.replace(by_name[name], share=None)
+    return by_name

@@ -1,7 +1,5 @@
 """What a reader of the report explores: maps of single images under every model, in few bytes."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from PIL import Image
@@ -12,29 +10,27 @@ from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.passes import classify, layer_maps, relevancy_maps
 from clipbias.explain.picture_sections import first_text
-from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
+from clipbias.explain.results import CHANGES, TEXT_KINDS, Exploration, ExploredModel, Missing, Predictions
 from clipbias.explain.scope import why_no_maps
-from clipbias.explain.stream import Batch, Reading, Rows
-from clipbias.explain.study import Section, Study
+from clipbias.explain.stream import Batch, RowRequest, Section
+from clipbias.explain.study import Study
 from clipbias.explain.tokens import text_kinds, token_labels
 
 LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
 THUMBNAIL = 224
 
 
-def choose_images(study: Study, predicted: dict[str, np.ndarray], count: int) -> np.ndarray:
+def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndarray:
     """Numbers of at most `count` images of those that the causal test has, in ascending order.
 
     Every tuned model's kinds of change give one in turn, and a kind its classes in turn, while there are any.
     """
-    candidates, labels = study.images, predicted["predictions/labels"]
-    candidates = candidates[
-        np.min([predicted[f"predictions/{model.key}"][candidates] for model in study.models], 0) >= 0
-    ]
-    kinds = [changes(predicted, model.key) for model in study.tuned or study.models[:1]]
-    groups = [
-        _classes_in_turn(candidates[of[candidates] == kind], labels) for of in kinds for kind in range(len(CHANGES))
-    ]
+    images = study.images
+    candidates = images[np.min([predictions.models[model.key][images] for model in study.models], 0) >= 0]
+    groups = []
+    for model in study.tuned or study.models[:1]:
+        changes = predictions.changes(model.key)[candidates]
+        groups += [_classes_in_turn(candidates[changes == kind], predictions.labels) for kind in range(len(CHANGES))]
     chosen: list[int] = []
     while len(chosen) < count and any(groups):
         for group in groups:
@@ -56,7 +52,8 @@ def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
 
 def bytes_per_image(study: Study) -> int:
     """About how much an image takes of a page: its maps by layer, relevancy for two classes, and its picture."""
-    vision, classes = study.clip.config.vision, 2
+    vision = study.clip.config.vision
+    classes = 2
     models = [model for model in study.models if not why_no_maps(model.task)]
     maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in models)
     maps += classes * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
@@ -77,43 +74,47 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
     lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
     scale = values.max(-1) - lowest
     shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
-    found = (np.rint(255 * shares).astype(np.uint8), scale.astype(np.float32))
-    return (*found, lowest.astype(np.float32)) if low else found
+    steps = np.rint(255 * shares).astype(np.uint8)
+    if low:
+        return steps, scale.astype(np.float32), lowest.astype(np.float32)
+    return steps, scale.astype(np.float32)
 
 
-def compute_explore(study: Study) -> Reading[Section]:
+def compute_explore(study: Study) -> Section[Exploration]:
     """Relevancy for the classes in question, `[cls]` attention and nearness to prompts by layer, of a few images."""
-    predicted = yield from compute_predictions(study)
+    predictions = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
-    chosen = choose_images(study, predicted, count)
-    labels = study.split.labels[chosen]
-    given = [predicted[f"predictions/{model.key}"][chosen] for model in study.models]
-    pairs = np.array([(i, c) for i in range(len(chosen)) for c in dict.fromkeys([labels[i], *(g[i] for g in given)])])
-    arrays: dict[str, np.ndarray] = {
-        "explore/images": chosen.astype(np.int32),
-        "explore/pictures": _thumbnails(study.pictures(chosen)),
-        "explore/pairs": pairs.astype(np.int32).reshape(-1, 2),
-    }
-    scalars: dict[str, Any] = {"names": [study.split.keys[int(i)] for i in chosen]}
+    chosen = choose_images(study, predictions, count)
+    pairs = _classes_of_images(study, predictions, chosen)
     reasons = {model.key: why_no_maps(model.task) for model in study.models}
-    scalars |= {key: {"missing": reason} for key, reason in reasons.items() if reason}
     models = [model for model in study.models if not reasons[model.key]]
     pictures_of_pairs = _pairs(study, chosen[pairs[:, 0]], pairs[:, 1])
     of_pairs = {model.key: _relevancy_of_pairs(study, model, pictures_of_pairs) for model in models}
     of_images = {model.key: _layers_of_images(study, model, chosen) for model in models}
-    answers = yield [*of_pairs.values(), *of_images.values()]
+    rows = yield [*of_pairs.values(), *of_images.values()]
+    results: dict[str, ExploredModel | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     for model in models:
-        found = _packed_relevancy(study, model, answers[of_pairs[model.key].name])
-        found |= _packed_layers(study, answers[of_images[model.key].name])
-        arrays |= {f"explore/{model.key}/{name}": value for name, value in found.items()}
-        classes, kinds = np.unique(pairs[:, 1]).tolist(), text_kinds(model.task)
-        tokens = {label: token_labels(model.task, label) for label in classes}
-        scalars[model.key] = {
-            "tokens": tokens,
-            "texts": model.texts,
-            "kinds": {label: [TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]] for label in classes},
-        }
-    return arrays, scalars
+        pair_rows = rows[of_pairs[model.key].name]
+        image_rows = rows[of_images[model.key].name]
+        results[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
+    return Exploration(
+        images=chosen.astype(np.int32),
+        pictures=_thumbnails(study.pictures(chosen)),
+        pairs=pairs.astype(np.int32).reshape(-1, 2),
+        names=tuple(study.split.keys[int(index)] for index in chosen),
+        models=results,
+    )
+
+
+def _classes_of_images(study: Study, predictions: Predictions, images: np.ndarray) -> np.ndarray:
+    """Pairs `[P, 2]` of an image's row and a class: its true one first, then those that models give it."""
+    labels = study.split.labels[images]
+    predicted = [predictions.models[model.key][images] for model in study.models]
+    pairs = []
+    for row, label in enumerate(labels):
+        classes = dict.fromkeys([label, *(of_model[row] for of_model in predicted)])
+        pairs += [(row, each) for each in classes]
+    return np.array(pairs)
 
 
 def _thumbnails(pictures: np.ndarray) -> np.ndarray:
@@ -129,62 +130,76 @@ def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
     return Split(keys, classes, lambda pair: study.split.read(int(images[pair])))
 
 
-def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Rows:
+def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> RowRequest:
     def step(batch: Batch) -> dict[str, jax.Array]:
         maps, by_layer = relevancy_maps(study, model, batch["images"], batch["labels"])
         return {"vision": by_layer, "text": maps.text}
 
-    name, title = f"explore-relevancy-{model.key}", f"{model.label}: relevancy to explore"
-    return Rows(name, title, np.arange(len(pairs)), step, split=pairs)
+    title = f"{model.label}: relevancy to explore"
+    return RowRequest(f"explore-relevancy-{model.key}", title, np.arange(len(pairs)), step, split=pairs)
 
 
-def _packed_relevancy(study: Study, model: Model, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Relevancy of every pair, as `explore/{model}/…` has it."""
-    patches = study.clip.config.vision.patches
-    by_layer, length = rows["vision"], int(np.max(model.task.tokens.end))
-    vision = by_layer[:, 0]
-    relevancies, scale = quantise(vision[:, :patches])
-    whole = by_layer.sum(-1)
-    prompt_share = by_layer[..., patches:].sum(-1) / np.where(whole > 0, whole, 1)
-    never_counted = study.clip.config.vision.layers - by_layer.shape[1]  # layers below the first that counts
-    return {
-        "prompt_share_from": np.pad(prompt_share, ((0, 0), (never_counted, 0)), mode="edge").astype(np.float32),
-        "relevancy": relevancies,
-        "relevancy_scale": scale,
-        "relevancy_sum": vision.sum(-1).astype(np.float32),
-        "slot_relevancy": vision[:, patches:].astype(np.float32),
-        "text": first_text(rows["text"])[:, :length],
-    }
-
-
-def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Rows:
+def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> RowRequest:
     """Where `[cls]` looks and how near every slot is, layer by layer, and how sure the model is of the true class."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
         surety = _surety(classify(study, model, batch["images"]), batch["labels"])
         return layer_maps(study, model, batch["images"]) | surety
 
-    return Rows(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
+    return RowRequest(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
 
 
-def _packed_layers(study: Study, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _pack(
+    study: Study,
+    model: Model,
+    classes: list[int],
+    pair_rows: dict[str, np.ndarray],
+    image_rows: dict[str, np.ndarray],
+) -> ExploredModel:
+    """A model's maps in few bytes.
+
+    Args:
+      classes: of which the texts' tokens are told.
+      pair_rows: of `_relevancy_of_pairs`.
+      image_rows: of `_layers_of_images`.
+    """
     patches = study.clip.config.vision.patches
-    attention, scale = quantise(rows["attention"][..., :patches])
-    found = {
-        "attention": attention,
-        "attention_scale": scale,
-        "slot_attention": rows["attention"][..., patches:].astype(np.float32),
-        "margin": rows["margin"].astype(np.float32),
-        "log_likelihood": rows["log_likelihood"].astype(np.float32),
-    }
-    if "distance" in rows:
-        names = ("distance", "distance_scale", "distance_lowest")
-        found |= dict(zip(names, quantise(rows["distance"], low=True), strict=True))
-    return found
+    by_layer = pair_rows["vision"]
+    vision = by_layer[:, 0]
+    whole = by_layer.sum(-1)
+    prompt_share = by_layer[..., patches:].sum(-1) / np.where(whole > 0, whole, 1)
+    never_counted = study.clip.config.vision.layers - by_layer.shape[1]  # layers below the first that counts
+    prompt_share_from = np.pad(prompt_share, ((0, 0), (never_counted, 0)), mode="edge").astype(np.float32)
+    relevancy, relevancy_scale = quantise(vision[:, :patches])
+    attention, attention_scale = quantise(image_rows["attention"][..., :patches])
+    distance, distance_scale, distance_lowest = None, None, None
+    if "distance" in image_rows:
+        distance, distance_scale, distance_lowest = quantise(image_rows["distance"], low=True)
+    tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
+    kinds = text_kinds(model.task)
+    return ExploredModel(
+        relevancy=relevancy,
+        relevancy_scale=relevancy_scale,
+        relevancy_sum=vision.sum(-1).astype(np.float32),
+        slot_relevancy=vision[:, patches:].astype(np.float32),
+        prompt_share_from=prompt_share_from,
+        text=first_text(pair_rows["text"])[:, : int(np.max(model.task.tokens.end))],
+        attention=attention,
+        attention_scale=attention_scale,
+        slot_attention=image_rows["attention"][..., patches:].astype(np.float32),
+        margin=image_rows["margin"].astype(np.float32),
+        log_likelihood=image_rows["log_likelihood"].astype(np.float32),
+        distance=distance,
+        distance_scale=distance_scale,
+        distance_lowest=distance_lowest,
+        texts=model.texts,
+        tokens=tokens,
+        kinds={label: tuple(TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]) for label in classes},
+    )
 
 
 @jax.jit
 def _surety(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Margin and log-likelihood `[B]` of the true class."""
-    found = outcomes(logits[None], labels)
-    return {name: found[name][0] for name in ("margin", "log_likelihood")}
+    of_images = outcomes(logits[None], labels)
+    return {name: of_images[name][0] for name in ("margin", "log_likelihood")}

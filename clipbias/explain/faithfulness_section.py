@@ -19,44 +19,59 @@ from clipbias.explain.perturbation import (
 )
 from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.relevancy import explanations
-from clipbias.explain.results import MAPS
+from clipbias.explain.results import (
+    MAPS,
+    Faithfulness,
+    MapCurves,
+    Missing,
+    ModelFaithfulness,
+    PerturbationCurve,
+    TargetCurves,
+)
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
-from clipbias.explain.stream import Batch, Reading, Sums
+from clipbias.explain.stream import Batch, Section, SumRequest
 from clipbias.explain.streaming import MapOptions
-from clipbias.explain.study import Section, Study
+from clipbias.explain.study import Study
 from clipbias.training import mesh as meshes
 
 TARGETS = ("predicted", "true")
 
 
-def compute_faithfulness(study: Study) -> Reading[Section]:
+def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
-    arrays: dict[str, np.ndarray] = {"faithfulness/fractions": np.asarray(FRACTIONS, np.float32)}
     indices = study.spread(study.options.faithfulness_images)
     reasons = {model.key: why_no_maps(model.task) for model in study.models}
-    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
-    requests = {
-        model.key: Sums(
-            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
-        )
-        for model in study.models
-        if not reasons[model.key]
+    results: dict[str, ModelFaithfulness | Missing] = {
+        key: Missing(reason) for key, reason in reasons.items() if reason
     }
-    found = yield list(requests.values())
+    requests = {}
+    for model in study.models:
+        if not reasons[model.key]:
+            step = _perturbation_step(study, model)
+            title = f"{model.label}: faithfulness"
+            requests[model.key] = SumRequest(f"faithfulness-{model.key}", title, indices, step)
+    sums = yield list(requests.values())
     for key, request in requests.items():
-        hits = found[request.name]["hits"]
-        accuracy = np.asarray(hits.mean)
-        area: dict[str, Any] = {}
-        for i, name in enumerate(MAPS):
-            for j, direction in enumerate(DIRECTIONS):
-                for k, target in enumerate(TARGETS):
-                    curve = accuracy[k, i, j]
-                    arrays[f"faithfulness/{key}/{name}/{direction}/{target}"] = curve.astype(np.float32)
-                    of_map = area.setdefault(name, {}).setdefault(direction, {})
-                    of_map[target] = area_under_curve(FRACTIONS, curve)
-        scalars[key] = {"count": hits.samples, "area": area}
-    return arrays, scalars
+        hits = sums[request.name]["hits"]
+        results[key] = ModelFaithfulness(count=hits.samples, maps=_curves(np.asarray(hits.mean)))
+    return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=results)
+
+
+def _curves(accuracy: np.ndarray) -> dict[str, MapCurves]:
+    """By map, of accuracies `[targets, maps, directions, steps]`."""
+
+    def curve(target: str, place: int, direction: str) -> PerturbationCurve:
+        values = accuracy[TARGETS.index(target), place, DIRECTIONS.index(direction)]
+        return PerturbationCurve(accuracy=values.astype(np.float32), area=area_under_curve(FRACTIONS, values))
+
+    def targets(place: int, direction: str) -> TargetCurves:
+        return TargetCurves(predicted=curve("predicted", place, direction), true=curve("true", place, direction))
+
+    return {
+        name: MapCurves(positive=targets(place, "positive"), negative=targets(place, "negative"))
+        for place, name in enumerate(MAPS)
+    }
 
 
 def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[str, Moments]]:

@@ -1,7 +1,6 @@
 """One way to classify in a study."""
 
 import dataclasses
-from typing import Any
 
 from clipbias.clip.params import Params
 from clipbias.explain.scope import passes
@@ -23,8 +22,8 @@ class Model:
       learnables: its tuned arrays.
       source: where they come from.
       seed: what its training started from, for what stood in its prompts' places before.
-      name: the label of all its seeds together; the label where it is empty.
-      dataset: what it was trained on, where that is known.
+      name: the label of all its seeds together; `None` takes the label.
+      trained_on: its training set, where that is known.
     """
 
     key: str
@@ -34,19 +33,13 @@ class Model:
     learnables: Learnables
     source: str = ""
     seed: int = 0
-    name: str = ""
-    dataset: str = ""
+    name: str | None = None
+    trained_on: str | None = None
 
-    def facts(self) -> dict[str, Any]:
-        """What names it in a study's results."""
-        return {
-            "key": self.key,
-            "label": self.label,
-            "name": self.name or self.label,
-            "method": self.method,
-            "options": self.task.options(),
-            "trained_on": self.dataset,
-        }
+    @property
+    def options(self) -> dict[str, object]:
+        """Of its method."""
+        return self.task.options()
 
     @property
     def prompts(self) -> tuple[int, int]:

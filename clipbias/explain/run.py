@@ -1,11 +1,10 @@
-"""A whole study: the sections asked for, over as few passes over the images as they allow, into one `Findings`."""
+"""A whole study: the requested sections, over as few passes over the images as they allow."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
@@ -13,24 +12,36 @@ from clipbias.explain import (
     attention_sections,
     constants_section,
     dataset_sections,
+    decomposition_section,
     explore_section,
     factorial_section,
     faithfulness_section,
     picture_sections,
 )
-from clipbias.explain.results import FORMAT, SECTIONS, Findings, plain, save_results
+from clipbias.explain.answer import conclude_study
+from clipbias.explain.model import Model
+from clipbias.explain.results import (
+    SECTIONS,
+    ClipFacts,
+    DatasetFacts,
+    ModelFacts,
+    ParameterCount,
+    Predictions,
+    StudyResults,
+    save_results,
+)
+from clipbias.explain.stream import Section
 from clipbias.explain.study import Study
-from clipbias.explain.verdict import verdicts
 from clipbias.tuning import parameter_count
 
-# What goes over images, in the order of `SECTIONS`. Each is a generator (`stream`).
-COMPUTED: Mapping[str, Callable[[Study], Any]] = {
+# What goes over images, in the order of `SECTIONS`.
+COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "predictions": dataset_sections.compute_predictions,
     "relevancy": dataset_sections.compute_relevancy,
     "text_attention": attention_sections.compute_text_attention,
     "vision_attention": attention_sections.compute_vision_attention,
     "similarity": picture_sections.compute_prompt_similarity,
-    "decomposition": attention_sections.compute_decomposition,
+    "decomposition": decomposition_section.compute_decomposition,
     "factorial": factorial_section.compute_factorial,
     "constants": constants_section.compute_constants,
     "faithfulness": faithfulness_section.compute_faithfulness,
@@ -43,16 +54,18 @@ def run_study(
     study: Study,
     folder: Path,
     *,
-    dataset: Mapping[str, Any],
-    config: Mapping[str, Any],
+    dataset: str,
+    split: str = "test",
+    config: Mapping[str, Any] | None = None,
     sections: Sequence[str] = SECTIONS,
-) -> Findings:
+) -> StudyResults:
     """Computes `sections` and writes `results.npz` and `results.json` into `folder`.
 
     Args:
       study: models, images and options.
       folder: where results go.
-      dataset: its name, split and whatever else is worth telling.
+      dataset: its name.
+      split: the name of the images' split.
       config: stored with the results.
       sections: some of `SECTIONS`; predictions are always made.
 
@@ -63,67 +76,78 @@ def run_study(
     if unknown:
         raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
     began = time.monotonic()
-    asked = [name for name in SECTIONS if name in sections or name == "predictions"]
-    found = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in asked})
-    predicted = found.pop("predictions")
-    scalars: dict[str, Any] = {
-        "format": FORMAT,
-        "dataset": {
-            **dataset,
-            "images": int((predicted["predictions/zero_shot"] >= 0).sum()),
-            "class_names": study.zero_shot.task.class_names,
-            "template": study.zero_shot.task.template,
-        },
-        "clip": _geometry(study),
-        "models": [_describe(study, model, predicted) for model in study.models],
-        "sections": asked,
-        "config": dict(config),
-    }
-    arrays = dict(predicted)
-    for name, (own, facts) in found.items():
-        arrays |= own
-        scalars[name] = plain(facts)
-    results = Findings(arrays, scalars)
-    if "verdict" in asked:
-        scalars["verdict"] = plain(verdicts(results))
-    scalars["seconds"] = round(time.monotonic() - began, 1)
+    requested = tuple(name for name in SECTIONS if name in sections or name == "predictions")
+    computed = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in requested})
+    predictions: Predictions = computed.pop("predictions")
+    facts = StudyResults(
+        dataset=_dataset(study, predictions, dataset, split),
+        clip=_geometry(study),
+        models=tuple(_describe(model, predictions) for model in study.models),
+        sections=requested,
+        config=dict(config or {}),
+        seconds=0.0,
+        predictions=predictions,
+    )
+    results = conclude_study(dataclasses.replace(facts, **computed))
+    results = dataclasses.replace(results, seconds=round(time.monotonic() - began, 1))
     if hosts.is_first():
         save_results(folder, results)
     return results
 
 
-def _geometry(study: Study) -> dict[str, Any]:
-    vision, text = study.clip.config.vision, study.clip.config.text
-    return {
-        "name": study.clip.name,
-        "fingerprint": study.clip.fingerprint,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "grid": vision.grid,
-        "patches": vision.patches,
-        "tokens": vision.tokens,
-        "vision_layers": vision.layers,
-        "vision_heads": vision.heads,
-        "text_layers": text.layers,
-        "text_heads": text.heads,
-    }
+def _dataset(study: Study, predictions: Predictions, name: str, split: str) -> DatasetFacts:
+    task = study.zero_shot.task
+    return DatasetFacts(
+        name=name,
+        split=split,
+        images=int((predictions.zero_shot >= 0).sum()),
+        class_names=tuple(task.class_names),
+        template=task.template,
+    )
 
 
-def _describe(study: Study, model: Any, predicted: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    own, labels = predicted[f"predictions/{model.key}"], predicted["predictions/labels"]
-    images, correct = int((own >= 0).sum()), int((own == labels).sum())
+def _geometry(study: Study) -> ClipFacts:
+    vision = study.clip.config.vision
+    text = study.clip.config.text
+    return ClipFacts(
+        name=study.clip.name,
+        fingerprint=study.clip.fingerprint,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        grid=vision.grid,
+        patches=vision.patches,
+        tokens=vision.tokens,
+        vision_layers=vision.layers,
+        vision_heads=vision.heads,
+        text_layers=text.layers,
+        text_heads=text.heads,
+    )
+
+
+def _describe(model: Model, predictions: Predictions) -> ModelFacts:
+    images = int((predictions.models[model.key] >= 0).sum())
+    correct = int(predictions.right(model.key).sum())
     if not images:
         raise ClipbiasError("none of the images could be read; check the data folder.")
-    (vision, text), (vision_depth, text_depth) = model.prompts, model.depths
-    return {
-        **model.facts(),
-        "parameters": parameter_count(model.learnables),
-        "vision_prompts": vision,
-        "text_prompts": text,
-        "vision_depth": vision_depth,
-        "text_depth": text_depth,
-        "accuracy": 100 * correct / images,
-        "correct": correct,
-        "images": images,
-        "source": model.source,
-    }
+    vision_prompts, text_prompts = model.prompts
+    vision_depth, text_depth = model.depths
+    counts = parameter_count(model.learnables)
+    return ModelFacts(
+        key=model.key,
+        label=model.label,
+        name=model.name or model.label,
+        method=model.method,
+        options=model.options,
+        trained_on=model.trained_on,
+        parameters=ParameterCount(
+            total=counts["total"], vision=counts["vision"], text=counts["text"], shared=counts["shared"]
+        ),
+        vision_prompts=vision_prompts,
+        text_prompts=text_prompts,
+        vision_depth=vision_depth,
+        text_depth=text_depth,
+        accuracy=100 * correct / images,
+        correct=correct,
+        images=images,
+        source=model.source,
+    )

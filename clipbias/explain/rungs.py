@@ -5,7 +5,7 @@ RANKS = (1, 2, 4, 8)
 RUNGS = (*CONSTANTS, *(f"rank{rank}" for rank in RANKS))
 RUNG_NAMES = {
     "vector": "one vector per layer",
-    "kind": "two vectors per layer (one for the token that is read out, one for all others)",
+    "kind": "two vectors per layer (one for the pooled token, one for all others)",
     "outliers": "three vectors per layer (one more for outlier tokens)",
     "token": "one vector per layer and position",
     **{f"rank{rank}": f"an affine map of the token of rank {rank} per layer" for rank in RANKS},

@@ -14,6 +14,7 @@ from flax import struct
 from jax.scipy.stats import rankdata
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain.results import Average, SampledAverage
 
 
 def _widen(x: Any, ndim: int) -> Any:
@@ -85,12 +86,15 @@ class Moments:
         """The number of samples."""
         return int(np.max(self.count, initial=0))
 
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """`{name}/mean` and `{name}/standard_error`, float32."""
-        return {
-            f"{name}/mean": np.asarray(self.mean, np.float32),
-            f"{name}/standard_error": np.asarray(self.standard_error, np.float32),
-        }
+    @property
+    def average(self) -> Average:
+        """Mean and standard error, float32."""
+        return Average(np.asarray(self.mean, np.float32), np.asarray(self.standard_error, np.float32))
+
+    def sampled(self, each: "Moments") -> SampledAverage:
+        """The same, beside one number of each sample (`each`)."""
+        average = self.average
+        return SampledAverage(average.mean, average.standard_error, each.values)
 
 
 Totals = dict[str, Moments]

@@ -1,8 +1,8 @@
-"""One pass over images that serves every section of a study that wants them.
+"""One pass over images that serves every section of a study that needs them.
 
-A section is a generator (`Reading`). It yields the `Sums` and `Rows` that it wants over images, and gets them back by
-name. What it wants next may depend on them: the causal test first wants means over images, then runs with these means.
-`Study.run` collects what all sections want at the moment, and reads each list of images once for all of them. Requests
+A `Section` is a generator. It yields a `SumRequest` or a `RowRequest` for all that it needs of images, and receives the
+results by name. Its next requests may depend on them: the causal test needs means over images, then runs with these
+means. `Study.run` collects the requests of all sections, and reads each list of images once for all of them. Requests
 of the same name are one request.
 
 Every minute, and whatever ends a pass, each request's state is written to `parts/`. An interrupted study continues from
@@ -34,7 +34,7 @@ _FINGERPRINT, _EXAMPLES = "__fingerprint__", "__examples__"
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a section wants over images.
+    """What a section needs of images.
 
     Attributes:
       name: unique in a study; a file name.
@@ -56,12 +56,12 @@ class Request:
         """The state before the first batch."""
         raise NotImplementedError
 
-    def add(self, state: Any, found: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
+    def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
         """The state after a batch.
 
         Args:
           state: before it; not changed.
-          found: what `step` returned, on the host.
+          batch: what `step` returned, on the host.
           examples: the images of the batch, without what fills it up.
           read: which of them could be read.
         """
@@ -75,19 +75,19 @@ class Request:
         """The state that `pack` made arrays of; `KeyError` where they are not such."""
         raise NotImplementedError
 
-    def answer(self, state: Any) -> Any:
-        """What the section gets."""
+    def result(self, state: Any) -> Any:
+        """What the section receives."""
         return state
 
 
-class Sums(Request):
-    """Wants `Moments` or `Products` by name, summed over all images: `Totals`."""
+class SumRequest(Request):
+    """For `Moments` or `Products` by name, summed over all images: `Totals`."""
 
     def start(self) -> Totals:
         return {}
 
-    def add(self, state: Totals, found: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Totals:
-        return merge(state, found)
+    def add(self, state: Totals, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Totals:
+        return merge(state, batch)
 
     def pack(self, state: Totals) -> dict[str, np.ndarray]:
         arrays = {}
@@ -110,14 +110,14 @@ _KINDS: dict[frozenset[str], Any] = {
 }
 
 
-class Rows(Request):
-    """Wants arrays `[n, …]` by name, a row per image that could be read; "images" are the numbers of these."""
+class RowRequest(Request):
+    """For arrays `[n, …]` by name, a row per image that could be read; "images" are the numbers of these."""
 
     def start(self) -> list[dict[str, np.ndarray]]:
         return []
 
-    def add(self, state: Any, found: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
-        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in found.items()}
+    def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
+        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in batch.items()}
         return [*state, rows | {"images": examples[read].astype(np.int32)}]
 
     def pack(self, state: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -126,15 +126,15 @@ class Rows(Request):
     def unpack(self, arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         return [arrays] if arrays else []
 
-    def answer(self, state: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def result(self, state: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return self.pack(state)
 
 
-# A section: yields requests, is sent their answers by name, returns what it made of them.
-Reading = Generator[Sequence[Request], dict[str, Any], T]
+# Yields requests, receives their results by name, returns the section's result.
+Section = Generator[Sequence[Request], dict[str, Any], T]
 
 
-class Progress:
+class RequestProgress:
     """How far a request is: its state, and how many of its images are in it, always together."""
 
     def __init__(self, request: Request, folder: Path, fingerprint: str) -> None:
@@ -143,10 +143,10 @@ class Progress:
         self.state, self.done = self._load()
         self._saved = self.done
 
-    def add(self, found: dict[str, Any], count: int, mask: np.ndarray) -> None:
+    def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
         """Adds a batch of the next `count` images; `mask [B]` says which could be read."""
         examples = self.request.indices[self.done : self.done + count]
-        self.state = self.request.add(self.state, found, examples, mask[: len(examples)])
+        self.state = self.request.add(self.state, batch, examples, mask[: len(examples)])
         self.done += len(examples)
 
     def save(self) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +24,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT
-from clipbias.explain.stream import Batch, Progress, Reading, Request, Saver
+from clipbias.explain.stream import Batch, Request, RequestProgress, Saver, Section
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from clipbias.tuning.task import Classes
 
-Section = tuple[dict[str, np.ndarray], dict[str, Any]]
 T = TypeVar("T")
 
 
@@ -68,12 +67,18 @@ class Study:
             )
         if not len(split):
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
-        self.models, self.split, self.options, self.training = tuple(models), split, options, training
+        self.models = tuple(models)
+        self.split = split
+        self.options = options
+        self.training = training
         self.mesh = mesh or meshes.single_device()
-        self.advance, self.known = advance, known
-        self.parts, self._workers = Path(folder) / "parts", Workers(options.workers)
+        self.advance = advance
+        self.known = known
+        self.parts = Path(folder) / "parts"
+        self._workers = Workers(options.workers)
         share = meshes.share(self.mesh)
-        self._part, self._parts = share.part, share.parts
+        self._part = share.part
+        self._parts = share.parts
         self.clip = models[0].task.clip
         self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
@@ -90,11 +95,11 @@ class Study:
 
         That is the paper's, whatever template the dataset has, unless the options ask for the dataset's.
         """
-        own = self.zero_shot
+        model = self.zero_shot
         if self.options.zero_shot_text == "dataset":
-            return own
-        task = Task(self.clip, ZERO_SHOT, Classes(own.task.class_names), dtype=own.task.classifier.dtype)
-        return own if task.texts == own.task.texts else dataclasses.replace(own, task=task)
+            return model
+        task = Task(self.clip, ZERO_SHOT, Classes(model.task.class_names), dtype=model.task.classifier.dtype)
+        return model if task.texts == model.task.texts else dataclasses.replace(model, task=task)
 
     @property
     def tuned(self) -> tuple[Model, ...]:
@@ -105,17 +110,19 @@ class Study:
         return meshes.replicate(self.mesh, tree)
 
     def _fingerprint(self) -> str:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for model in self.models:
-            facts: list[Any] = [model.key, model.method, repr(model.task.options()), model.task.texts]
-            facts += [named(model.task.classifier.dtype), model.seed]
-            found.update(json.dumps(facts).encode())
+            options = repr(model.task.options())
+            dtype = named(model.task.classifier.dtype)
+            facts = [model.key, model.method, options, model.task.texts, dtype, model.seed]
+            digest.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
-                found.update(str(path).encode() + np.asarray(leaf).tobytes())
-        for images in (self.split, self.training.subset(self.training_images) if self.training else None):
-            found.update(json.dumps(images and images.digest).encode())
-        found.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
-        return found.hexdigest()
+                digest.update(str(path).encode() + np.asarray(leaf).tobytes())
+        training = self.training.subset(self.training_images) if self.training else None
+        for images in (self.split, training):
+            digest.update(json.dumps(images and images.digest).encode())
+        digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
+        return digest.hexdigest()
 
     def spread(self, count: int | None) -> np.ndarray:
         """`count` example numbers spread evenly over the split; all of them for `None`."""
@@ -131,88 +138,99 @@ class Study:
         """Numbers of the training images that equivalent biases are measured on."""
         return spread(len(self.training or ()), self.options.training_images)
 
-    def run(self, sections: Mapping[str, Reading[T]]) -> dict[str, T]:
-        """What sections return, by name. Each list of images is read once for all that want it at the same time."""
+    def run(self, sections: Mapping[str, Section[T]]) -> dict[str, T]:
+        """The results of sections by name. Each list of images is read once for all that request it at once."""
         finished: dict[str, T] = {}
-        answers: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         waiting: dict[str, Sequence[Request]] = {}
 
-        def advance(name: str, reading: Reading[T], given: Any) -> None:
+        def advance(name: str, section: Section[T], received: Any) -> None:
             try:
-                waiting[name] = reading.send(given)
+                waiting[name] = section.send(received)
             except StopIteration as end:
                 waiting.pop(name, None)
                 finished[name] = end.value
 
-        for name, reading in sections.items():
-            advance(name, reading, None)
+        for name, section in sections.items():
+            advance(name, section, None)
         while waiting:
-            wanted = {one.name: one for requests in waiting.values() for one in requests if one.name not in answers}
-            together: dict[Any, list[Progress]] = {}
-            for one in wanted.values():
-                reached = Progress(one, self.parts, self.fingerprint)
-                hosts.assert_same(f"what is kept in {self.parts}", reached.done)
-                # A killed process may have saved some requests later than others, which are then read for apart.
-                images = (id(one.split), one.crops, np.asarray(one.indices, np.int64).tobytes(), reached.done)
-                together.setdefault(images, []).append(reached)
-            for several in together.values():
-                self._pass(several)
-                answers |= {one.request.name: one.request.answer(one.state) for one in several}
+            open_requests = [request for requests in waiting.values() for request in requests]
+            new_requests = {request.name: request for request in open_requests if request.name not in results}
+            for passed in self._by_images(new_requests.values()):
+                self._pass(passed)
+                results |= {progress.request.name: progress.request.result(progress.state) for progress in passed}
             for name, requests in list(waiting.items()):
-                advance(name, sections[name], {one.name: answers[one.name] for one in requests})
+                advance(name, sections[name], {request.name: results[request.name] for request in requests})
         return finished
 
-    def read(self, reading: Reading[T]) -> T:
-        """What a single section returns."""
-        return self.run({"section": reading})["section"]
+    def run_section(self, section: Section[T]) -> T:
+        """The result of a single section."""
+        return self.run({"section": section})["section"]
 
-    def _pass(self, several: Sequence[Progress]) -> None:
+    def _by_images(self, requests: Iterable[Request]) -> list[list[RequestProgress]]:
+        """Requests for the same images, which share a pass."""
+        groups: dict[Any, list[RequestProgress]] = {}
+        for request in requests:
+            progress = RequestProgress(request, self.parts, self.fingerprint)
+            hosts.assert_same(f"what is kept in {self.parts}", progress.done)
+            # A killed process may have saved some requests later than others, which then have a pass of their own.
+            indices = np.asarray(request.indices, np.int64).tobytes()
+            images = (id(request.split), request.crops, indices, progress.done)
+            groups.setdefault(images, []).append(progress)
+        return list(groups.values())
+
+    def _pass(self, requests: Sequence[RequestProgress]) -> None:
         """Brings requests for the same images, as far as each other, to the end in one pass over the images."""
-        first, start, saver = several[0].request, several[0].done, Saver()
-        title = first.title if len(several) == 1 else f"{len(several)} measurements of {len(first.indices)} images"
+        first = requests[0].request
+        saver = Saver()
+        title = first.title if len(requests) == 1 else f"{len(requests)} measurements of {len(first.indices)} images"
         size = self._size(first.split, first.crops)
+        batches = self.batches(first.indices, requests[0].done, split=first.split, crops=first.crops)
         try:
-            for batch, number, total in self.batches(first.indices, start, split=first.split, crops=first.crops):
+            for batch, number, total in batches:
                 mask = meshes.device_get(batch["mask"])
-                for one in several:  # fetched in turn, so that processes that compile do not drift apart
-                    one.add(meshes.device_get(dict(one.request.step(batch))), size, mask)
+                for progress in requests:  # fetched in turn, so that processes that compile do not drift apart
+                    progress.add(meshes.device_get(dict(progress.request.step(batch))), size, mask)
                 self.advance(title, number, total)
                 if number == total or saver.is_due():
-                    self._save(several)
+                    self._save(requests)
                 if hosts.stops():  # several processes, which all stop at the same batch
                     raise hosts.Stopped
         finally:  # whatever ends it, a notice to stop or an image that cannot be read
-            self._save(several)
+            self._save(requests)
 
-    def _save(self, several: Sequence[Progress]) -> None:
+    def _save(self, requests: Sequence[RequestProgress]) -> None:
         if hosts.is_first():
-            for one in several:
-                one.save()
+            for progress in requests:
+                progress.save()
 
     def _size(self, split: Split | None = None, crops: int = 0) -> int:
         """Images per batch: the same for all sections, which so share programs; training images have their own.
 
         With `crops` of each there are so many fewer.
         """
-        own, multiple = split is not None and split is self.training, self.mesh.shape[meshes.DATA]
-        count = len(self.training_images) if own else len(self.images)
+        multiple = self.mesh.shape[meshes.DATA]
+        is_training = split is not None and split is self.training
+        count = len(self.training_images) if is_training else len(self.images)
         at_once = max(1, self.options.images_at_once // (1 + crops))
         return -(-min(at_once, max(count, 1)) // multiple) * multiple
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
         """`compute(*rows)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, as batches of images.
 
-        All passes have the same size, whatever `n > 0` is, so that one program is compiled. What fills the last one up
-        is zeros.
+        All passes have the same size, whatever `n > 0` is, so that one program is compiled. The last one is filled up
+        with zeros.
         """
-        size, found = self._size(), []
+        size = self._size()
         local = size // self._parts
-        for start in range(self._part * local, self._part * local + len(rows[0]), size):
+        count = len(rows[0])
+        results = []
+        for start in range(self._part * local, self._part * local + count, size):
             hosts.check()
-            own = [values[start : start + local] for values in rows]
-            filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
-            found.append(compute(*(meshes.place_rows(self.mesh, x) for x in filled)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *meshes.device_get(found))
+            shards = [values[start : start + local] for values in rows]
+            padded = [np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in shards]
+            results.append(compute(*(meshes.place_rows(self.mesh, x) for x in padded)))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *meshes.device_get(results))
 
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0
@@ -223,7 +241,8 @@ class Study:
         of each image, `[B, 1 + crops, R, R, 3]`, itself first. Beside each batch come the number of batches done with
         it and the number in all, those before `start` included.
         """
-        size, rest = self._size(split, crops), indices[start:]
+        size = self._size(split, crops)
+        rest = indices[start:]
         if not len(rest):
             return
         before = -(-start // size)

@@ -4,6 +4,7 @@ Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with r
 the same draws, so that differences and shares stay paired.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,7 +18,20 @@ FEWEST_DATASETS = 5
 # Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
 _AT_ONCE = 4_000_000
 
-Estimate = dict[str, float | None]
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval.
+
+    Attributes:
+      low, high: `None` where there is no interval.
+      share: of a gain; `None` where the gain's interval includes 0, or where it is no part of one.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    share: "Estimate | None" = None
 
 
 def shapley(outcomes: np.ndarray) -> np.ndarray:
@@ -53,25 +67,28 @@ def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.n
       By names joined with " × ". All of them and the effects' single gains over the reference add up to the gain.
     """
     by_effect = np.asarray(outcomes, np.float64).reshape(len(outcomes), *[2] * len(effects))
-    found = {}
+    terms = {}
     for size in range(2, len(effects) + 1):
-        for chosen in itertools.combinations(range(len(effects)), size):
+        for members in itertools.combinations(range(len(effects)), size):
             term = by_effect
             for effect in range(len(effects)):
-                term = np.diff(term, axis=1 + effect) if effect in chosen else np.take(term, [0], axis=1 + effect)
-            found[" × ".join(effects[effect] for effect in chosen)] = term.reshape(len(outcomes))
-    return found
+                axis = 1 + effect
+                term = np.diff(term, axis=axis) if effect in members else np.take(term, [0], axis=axis)
+            terms[" × ".join(effects[effect] for effect in members)] = term.reshape(len(outcomes))
+    return terms
 
 
 @functools.lru_cache(maxsize=1)
 def draw_counts(n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """How often each resample holds each of `n` images: uint16 `[resamples, n]`. A seed always draws the same."""
-    draw, rounds, found = np.random.default_rng(seed), max(1, _AT_ONCE // n), []
+    generator = np.random.default_rng(seed)
+    rounds = max(1, _AT_ONCE // n)
+    parts = []
     for start in range(0, resamples, rounds):
         size = min(rounds, resamples - start)
-        rows = draw.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        found.append(np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.uint16))
-    counts = np.concatenate(found)
+        rows = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        parts.append(np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.uint16))
+    counts = np.concatenate(parts)
     counts.setflags(write=False)  # all who ask get the same array
     return counts
 
@@ -97,8 +114,8 @@ def cross(draws: Sequence[np.ndarray], *, seed: int = 0) -> np.ndarray:
     """
     if len(draws) == 1:
         return draws[0]
-    chosen = np.random.default_rng(seed).integers(0, len(draws), (len(draws[0]), len(draws) - 1))
-    weights = np.stack([(chosen == number).mean(1) for number in range(len(draws))])
+    seeds = np.random.default_rng(seed).integers(0, len(draws), (len(draws[0]), len(draws) - 1))
+    weights = np.stack([(seeds == number).mean(1) for number in range(len(draws))])
     return np.einsum("sr,srq->rq", weights, np.stack(draws))
 
 
@@ -110,7 +127,7 @@ def interval(draws: np.ndarray) -> np.ndarray:
 def estimate(mean: float, draws: np.ndarray) -> Estimate:
     """A mean with its interval."""
     low, high = interval(draws).tolist()
-    return {"value": float(mean), "low": low, "high": high}
+    return Estimate(float(mean), low, high)
 
 
 def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> Estimate:
@@ -120,15 +137,17 @@ def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -
 
 def shares(means: np.ndarray, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> list[Estimate]:
     """`share` of each of some means `[q]` with their draws `[R, q]`."""
+    numbers = _with_intervals(means, draws)
     low, high = interval(gain_draws)
-    found = list(zip(means.tolist(), *interval(draws).tolist(), strict=True))
     if low <= 0 <= high:
-        of_gain: list[tuple[float | None, ...]] = [(None, None, None)] * len(found)
-    else:
-        ratios = _ratios(draws, gain_draws[:, None], np.sign(gain))
-        of_gain = list(zip((means / gain).tolist(), *interval(ratios).tolist(), strict=True))
-    names = ("value", "low", "high", "share", "share_low", "share_high")
-    return [dict(zip(names, (*own, *part), strict=True)) for own, part in zip(found, of_gain, strict=True)]
+        return numbers
+    of_gain = _with_intervals(means / gain, _ratios(draws, gain_draws[:, None], np.sign(gain)))
+    return [dataclasses.replace(number, share=part) for number, part in zip(numbers, of_gain, strict=True)]
+
+
+def _with_intervals(means: np.ndarray, draws: np.ndarray) -> list[Estimate]:
+    low, high = interval(draws).tolist()
+    return [Estimate(*ends) for ends in zip(means.tolist(), low, high, strict=True)]
 
 
 def _ratios(draws: np.ndarray, gain_draws: np.ndarray, sign: float) -> np.ndarray:
@@ -137,31 +156,28 @@ def _ratios(draws: np.ndarray, gain_draws: np.ndarray, sign: float) -> np.ndarra
     return np.clip(draws / gains, -LARGEST_SHARE, LARGEST_SHARE)
 
 
-def excludes(number: Estimate, threshold: float = 0.0, *, of: str = "") -> int:
-    """On which side of a threshold the interval lies: 1 above, -1 below, 0 where it includes it or there is none.
-
-    Args:
-      of: "" for the number itself, "share" for its share.
-    """
-    low, high = (number.get(f"{of}_{end}" if of else end) for end in ("low", "high"))
-    if low is None or high is None:
+def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
+    """On which side of a threshold the interval lies: 1 above, -1 below, 0 where it includes it or there is none."""
+    if number is None or number.low is None or number.high is None:
         return 0
-    return 1 if low > threshold else -1 if high < threshold else 0
+    if number.low > threshold:
+        return 1
+    return -1 if number.high < threshold else 0
 
 
 def mean_over_datasets(values: Sequence[float]) -> Estimate:
     """The mean over datasets; with an interval only from `FEWEST_DATASETS` on, since a dataset is one observation."""
-    found = mean_of_few(values)
-    return found if len(values) >= FEWEST_DATASETS else found | {"low": None, "high": None}
+    mean = mean_of_few(values)
+    return mean if len(values) >= FEWEST_DATASETS else Estimate(mean.value)
 
 
 def mean_of_few(values: Sequence[float]) -> Estimate:
     """The mean of a few independent numbers, such as one per dataset, with Student's interval; none below two."""
     from scipy import stats
 
-    found = np.asarray(values, np.float64)
-    mean = float(found.mean())
-    if len(found) < 2:
-        return {"value": mean, "low": None, "high": None}
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
-    return {"value": mean, "low": mean - half, "high": mean + half}
+    numbers = np.asarray(values, np.float64)
+    mean = float(numbers.mean())
+    if len(numbers) < 2:
+        return Estimate(mean)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)))
+    return Estimate(mean, mean - half, mean + half)

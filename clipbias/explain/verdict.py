@@ -5,103 +5,132 @@ same for every image. Accuracy is the headline; the calibrated log-likelihood st
 outcome, and takes a side only where a whole 95 % interval lies on one side of the margin that it names (`conclusions`).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from clipbias.explain.conclusions import amount, carrier, conclude, percent, stands_for
-from clipbias.explain.effects import OUTCOMES, OUTSIDE
-from clipbias.explain.power import power, spread
-from clipbias.explain.results import RANDOM, Findings
+from clipbias.explain.conclusions import carrier, conclude, stands_for
+from clipbias.explain.methods import method_label
+from clipbias.explain.power import Power, power, spread
+from clipbias.explain.results import (
+    ByOutcome,
+    CausalTest,
+    Effects,
+    EffectSummary,
+    Missing,
+    ModelFacts,
+    Replacements,
+    StudyResults,
+    Verdict,
+    same_but_for_seed,
+)
 from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN
+from clipbias.explain.wording import amount, percent
 
 
-def verdicts(results: Findings) -> dict[str, Any]:
-    """By tuned model its verdict, and "seeds": one for each method of which there are several seeds."""
-    models = {model["key"]: model for model in results.scalars["models"] if model["key"] != "zero_shot"}
-    found: dict[str, Any] = {key: verdict(results, [key]) for key in models}
-    several = {tuple(one["models"]) for name in ("factorial", "constants") for one in _section(results, name, "seeds")}
-    found["seeds"] = [{"models": list(keys)} | verdict(results, keys) for keys in sorted(several)]
-    return found
+def verdicts(results: StudyResults) -> tuple[Verdict, ...]:
+    """One for each tuned model, and one for each method of which there are several seeds."""
+    together = [models for models in same_but_for_seed(results.tuned) if len(models) > 1]
+    return tuple(verdict(results, models) for models in (*([model] for model in results.tuned), *together))
 
 
-def verdict(results: Findings, keys: Sequence[str]) -> dict[str, Any]:
-    """The verdict on one tuned model, or on several that differ in their seed alone; as `results.py` describes it."""
-    models = [model for model in results.scalars["models"] if model["key"] in keys]
-    test, constants = (_facts(results, name, keys) for name in ("factorial", "constants"))
-    effects, replaced = (facts and facts.get("numbers") for facts in (test, constants))
-    first, label = models[0], _common_label(models)
-    prompts = bool(first["vision_prompts"] or first["text_prompts"])
-    is_constant = first["method"] in CONSTANT_METHODS
-    missing = "" if effects else _why(results, "factorial", keys[0], "The causal test was not run.")
-    found: dict[str, Any] = {"label": label, "missing": missing, "seeds": len(keys), "carrier": {}, "constant": {}}
-    if not effects and not replaced:
-        return found | {"images": 0, "sentences": [missing], "conclusion": missing}
-    both = effects and effects["both"]
-    images = int(_facts(results, "factorial" if effects else "constants", keys[:1])["images"])
-    for outcome in OUTCOMES:
-        if both:
-            found["carrier"][outcome] = carrier(both[outcome], outcome, prompts=prompts).verdict
-        if replaced and not is_constant:
-            found["constant"][outcome] = stands_for(replaced[outcome], PLAIN, outcome, label).verdict
-    said = conclude(both, replaced, label=label, prompts=prompts, images=images, learns_constant=is_constant)
-    if not is_constant and replaced and (outside := replaced["accuracy"].get(OUTSIDE)):
-        said.append(f"Its own head changes accuracy by {amount(outside, 'accuracy')} besides.")
-    more = [missing] if missing else []
-    if both:
-        more += _controls(test, _facts(results, "factorial", [f"{key}{RANDOM}" for key in keys]), prompts)
-        more.append(_power(results, keys).sentence())
-    return found | {
-        "images": images,
-        "sentences": [*said, *more],
-        "conclusion": " ".join(said[: 1 if is_constant else 2]),
-    }
+def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
+    """The verdict on one tuned model, or on several that differ in their seed alone."""
+    first = models[0]
+    keys = tuple(model.key for model in models)
+    label = method_label(models)
+    summary = results.effects(keys)
+    replaced = results.replacements(keys)
+    effects = None if summary is None else summary.towers["both"]
+    missing = None if effects else _why_no_test(results, first.key)
+    if effects is None and replaced is None:
+        reason = missing or ""
+        return Verdict(label, keys, missing, 0, None, None, (reason,), reason)
+    is_constant = first.method in CONSTANT_METHODS
+    sentences = conclude(
+        effects,
+        replaced,
+        label=label,
+        prompts=first.has_prompts,
+        images=_images(results, first.key),
+        learns_constant=is_constant,
+    )
+    conclusion = " ".join(sentences[: 1 if is_constant else 2])
+    if replaced and not is_constant and replaced.accuracy.outside:
+        outside = amount(replaced.accuracy.outside, "accuracy")
+        sentences.append(f"Its own head changes accuracy by {outside} besides.")
+    if missing:
+        sentences.append(missing)
+    if summary is not None:
+        sentences += _controls(results, keys, summary)
+        sentences.append(_power(results, keys).sentence())
+    return Verdict(
+        label=label,
+        models=keys,
+        missing=missing,
+        images=_images(results, first.key),
+        carrier=_carriers(effects, first.has_prompts) if effects else None,
+        constant=_constants(replaced, label) if replaced and not is_constant else None,
+        sentences=tuple(sentences),
+        conclusion=conclusion,
+    )
 
 
-def _section(results: Findings, name: str, key: str) -> Any:
-    return results.scalars.get(name, {}).get(key, {})
+def _carriers(effects: ByOutcome[Effects], prompts: bool) -> ByOutcome[str]:
+    return ByOutcome(
+        accuracy=carrier(effects.accuracy, "accuracy", prompts=prompts).verdict,
+        calibrated=carrier(effects.calibrated, "calibrated", prompts=prompts).verdict,
+    )
 
 
-def _facts(results: Findings, name: str, keys: Sequence[str]) -> Any:
-    """What a section says of one model, or of several seeds; `{}` where it says nothing."""
-    if len(keys) == 1:
-        return _section(results, name, keys[0])
-    return next((one for one in _section(results, name, "seeds") if one["models"] == list(keys)), {})
+def _constants(replaced: ByOutcome[Replacements], label: str) -> ByOutcome[str]:
+    return ByOutcome(
+        accuracy=stands_for(replaced.accuracy, PLAIN, "accuracy", label).verdict,
+        calibrated=stands_for(replaced.calibrated, PLAIN, "calibrated", label).verdict,
+    )
 
 
-def _why(results: Findings, name: str, key: str, otherwise: str) -> str:
-    return _section(results, name, key).get("missing") or otherwise
+def _why_no_test(results: StudyResults, key: str) -> str:
+    test = results.factorial.models.get(key) if results.factorial else None
+    return test.reason if isinstance(test, Missing) else "The causal test was not run."
 
 
-def _common_label(models: Sequence[Mapping[str, Any]]) -> str:
-    return models[0]["label"] if len(models) == 1 else f"{models[0]['name']}, {len(models)} seeds"
+def _images(results: StudyResults, key: str) -> int:
+    """How many images a model was tested on."""
+    test = results.causal_test(key) or results.constant_test(key)
+    return 0 if test is None else len(test.outcomes.images)
 
 
-def _controls(test: Mapping[str, Any], random: Mapping[str, Any], prompts: bool) -> list[str]:
-    """What a temperature alone gives, images that both models get right, and random prompts."""
-    said = []
-    alone = test["temperature_alone"]
-    if alone["share"] is not None:
-        said.append(
-            f"A temperature alone, which moves no decision, gives the frozen model {percent(alone)} of the gain in raw "
-            "log-likelihood."
+def _controls(results: StudyResults, keys: Sequence[str], summary: EffectSummary) -> list[str]:
+    """What a temperature alone gives, and of a single model images that both models get right, and random prompts."""
+    sentences = []
+    if summary.temperature_alone.share is not None:
+        sentences.append(
+            "A temperature alone, which moves no decision, gives the frozen model"
+            f" {percent(summary.temperature_alone.share)} of the gain in raw log-likelihood."
         )
-    if right := test.get("both_right"):
-        gain = right["numbers"]["both"]["calibrated"]["gain"]
-        said.append(
-            f"Over the {right['images']} images that both models get right, calibrated log-likelihood changes by "
-            f"{amount(gain, 'calibrated')}."
+    test = results.causal_test(keys[0])
+    if len(keys) > 1 or test is None:
+        return sentences
+    if test.both_right is not None:
+        gain = test.both_right.summary.towers["both"].calibrated.gain
+        sentences.append(
+            f"Over the {test.both_right.images} images that both models get right, calibrated log-likelihood changes by"
+            f" {amount(gain, 'calibrated')}."
         )
-    if prompts and random:
-        gain = random["numbers"]["both"]["accuracy"]["gain"]
-        said.append(f"Random prompts of the trained ones' norms change accuracy by {amount(gain, 'accuracy')}.")
-    return said
+    if test.random is not None:
+        gain = test.random.summary.towers["both"].accuracy.gain
+        sentences.append(f"Random prompts of the trained ones' norms change accuracy by {amount(gain, 'accuracy')}.")
+    return sentences
 
 
-def _power(results: Findings, keys: Sequence[str]) -> Any:
+def _power(results: StudyResults, keys: Sequence[str]) -> Power:
     """Which difference in accuracy between the tuned and the frozen model could have been seen."""
-    correct = [np.asarray(results.arrays[f"factorial/{key}/correct"], np.float64)[:, 0] for key in keys]
-    corner = 2 ** len(_section(results, "factorial", keys[0])["effects"]) - 1
-    differences = np.stack([100 * (own[:, corner] - own[:, 0]) for own in correct])
+    differences = np.stack([_differences(test) for key in keys if (test := results.causal_test(key)) is not None])
     return power(spread(differences), differences.shape[1], len(keys))
+
+
+def _differences(test: CausalTest) -> np.ndarray:
+    """What tuning changes of each image's accuracy in both towers, in points."""
+    correct = np.asarray(test.outcomes.correct, np.float64)[:, 0]
+    return 100 * (correct[:, 2 ** len(test.effects) - 1] - correct[:, 0])

@@ -8,20 +8,19 @@ import numpy as np
 import pandas as pd
 
 from clipbias.explain.effects import KEPT, LOST, OUTCOMES, UNITS
-from clipbias.explain.results import EFFECTS
+from clipbias.explain.results import EFFECTS, StudyResults
 from clipbias.explain.rungs import PLAIN
-from clipbias.explain.uncertainty import mean_over_datasets
+from clipbias.explain.uncertainty import Estimate, mean_over_datasets
+from clipbias.explain.wording import change, counted
 from clipbias.report import style
-from clipbias.report.answer import OUTCOME
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults, MethodSummary
 from clipbias.report.names import ordered_methods
 from clipbias.report.panels import panels, points
 from clipbias.report.published import dataset_name
-from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
 from clipbias.report.table import MISSING
-from clipbias.report.verdict_figures import EFFECT_COLOURS
-from clipbias.report.verdict_tables import change_text, share_text
+from clipbias.report.verdict_figures import EFFECT_COLOURS, interval_columns
+from clipbias.report.verdict_tables import share_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,66 +33,77 @@ COLUMNS = (
     "Attention",
     "Scale",
     "Values",
-    "Kept by two vectors",
+    "Kept by the mean",
     "Lost without",
 )
 MEAN = "mean"
+OUTCOME = OUTCOMES[0]
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, label, colour, marker in (
         ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
-        (KEPT, "kept by two vectors", style.PURPLE, "o"),
-        (LOST, "lost without them", style.RED, "v"),
+        (KEPT, "kept by the mean", style.PURPLE, "o"),
+        (LOST, "lost without it", style.RED, "v"),
     )
 }
 
 
 def answer_rows(study: StudyResults, methods: Sequence[MethodResults]) -> list[tuple[str, ...]]:
     """Rows of `COLUMNS`, zero-shot first; of too many methods those that gain most."""
-    accuracy, error = accuracy_and_error(study.zero_shot)
-    rows = [(label_of(study.zero_shot), f"{accuracy:.1f} ± {error:.1f}", *[MISSING] * 6)]
-    for each in _shown(methods):
-        effects = each.effects(OUTCOME).get("effects", {})
-        rows.append(
-            (
-                each.label,
-                f"{each.accuracy:.1f} ± {each.error:.1f}",
-                MISSING if each.gain is None else change_text(each.gain, OUTCOME),
-                *(change_text(effects[name], OUTCOME) if name in effects else MISSING for name in EFFECTS),
-                *(share_text(each.share(OUTCOME, kind)) for kind in (KEPT, LOST)),
-            )
-        )
-    return rows
+    zero_shot = study.zero_shot
+    accuracy = f"{zero_shot.accuracy:.1f} ± {zero_shot.standard_error:.1f}"
+    rows = [(zero_shot.label, accuracy, *(MISSING for _ in COLUMNS[2:]))]
+    return rows + [_answer_row(method) for method in _shown(methods)]
+
+
+def _answer_row(method: MethodResults) -> tuple[str, ...]:
+    facts = method.facts
+    effects = method.named(OUTCOME)
+    return (
+        facts.label,
+        f"{facts.accuracy:.1f} ± {facts.standard_error:.1f}",
+        _change(facts.gain),
+        *(_change(effects.get(name)) for name in EFFECTS),
+        *(share_text(method.share(OUTCOME, kind)) for kind in (KEPT, LOST)),
+    )
+
+
+def _change(number: Estimate | None) -> str:
+    return MISSING if number is None else change(number, OUTCOME)
 
 
 def answer_note(study: StudyResults, methods: Sequence[MethodResults]) -> str:
     """What the numbers of `answer_rows` are."""
-    said = [
-        f"Accuracy over {counted(study.zero_shot['images'], 'image')} ± one standard error. The three effects add up to"
+    sentences = [
+        f"Accuracy over {counted(study.zero_shot.images, 'image')} ± one standard error. The three effects add up to"
         " the gain. Kept and lost: shares of the gain in accuracy. A dash: not measured, no sure gain, or a"
         " method that learns such vectors."
     ]
     shown = _shown(methods)
-    starts = [f"{each.name} {each.start:.1f} %" for each in shown if each.start is not None]
+    starts = [f"{each.facts.name} {each.facts.start:.1f} %" for each in shown if each.facts.start is not None]
     if starts:
-        said.append(f"Gains are over the text that training starts from; its accuracy: {', '.join(starts)}.")
+        sentences.append(f"Gains are over the text that training starts from; its accuracy: {', '.join(starts)}.")
     if len(shown) < len(methods):
-        said.append(f"Not here: {counted(len(methods) - len(shown), 'method')} of smaller gain.")
-    return " ".join(said)
+        sentences.append(f"Not here: {counted(len(methods) - len(shown), 'method')} of smaller gain.")
+    return " ".join(sentences)
 
 
 def _shown(methods: Sequence[MethodResults]) -> list[MethodResults]:
-    known = sorted(methods, key=lambda each: each.gain["value"] or 0.0 if each.gain else -np.inf)
-    return [each for each in methods if each in known[-(MOST_ROWS - 1) :]]
+    def gain(method: MethodResults) -> float:
+        return -np.inf if method.facts.gain is None else method.facts.gain.value
+
+    largest = sorted(methods, key=gain)[-(MOST_ROWS - 1) :]
+    return [method for method in methods if any(method is each for each in largest)]
 
 
 def answer_figure(study: StudyResults, methods: Sequence[MethodResults]) -> CaptionedFigure | None:
-    """Per method what carries the gain in accuracy, and what of it two vectors keep and take away."""
-    numbers = pd.DataFrame([row for each in methods for row in _marks(each, study.dataset)])
+    """Per method what carries the gain in accuracy, and what of it the mean keeps and takes away."""
+    name = study.dataset.name
+    numbers = pd.DataFrame([row for method in methods for row in _marks(method, name)])
     if numbers.empty:
         return None
-    return captioned("answer", _draw(numbers, {study.dataset: dataset_name(study.dataset)}, size=4.6), numbers)
+    return captioned("answer", _draw(numbers, {name: dataset_name(name)}, size=4.6), numbers)
 
 
 def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] = ()) -> CaptionedFigure | None:
@@ -103,7 +113,8 @@ def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] 
       summaries: of methods.
       left_out: which methods are not in it, and why; for the caption.
     """
-    ordered = sorted(summaries, key=lambda each: ordered_methods(s.method for s in summaries).index(each.method))
+    order = ordered_methods(summary.method for summary in summaries)
+    ordered = sorted(summaries, key=lambda each: order.index(each.method))
     rows = [row for each in ordered for dataset, own in each.by_dataset.items() for row in _marks(own, dataset)]
     datasets = list(dict.fromkeys(dataset for each in summaries for dataset in each.by_dataset))
     rows += [row for each in ordered for row in _means(each, len(datasets))]
@@ -111,14 +122,13 @@ def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] 
         return None
     drawn = pd.DataFrame(rows)
     # Panels are laid out as their names come.
-    order = {name: number for number, name in enumerate([*datasets, MEAN])}
-    drawn = drawn.sort_values("dataset", key=lambda column: column.map(order), kind="stable")
+    places = {name: number for number, name in enumerate([*datasets, MEAN])}
+    drawn = drawn.sort_values("dataset", key=lambda column: column.map(places), kind="stable")
     figure = _draw(drawn, {dataset: dataset_name(dataset) for dataset in datasets} | {MEAN: "Mean"}, size=2.1)
-    numbers = pd.concat([_all_numbers(each) for each in ordered], ignore_index=True)
     return captioned(
         "verdict_overview",
         figure,
-        numbers,
+        pd.concat([_all_numbers(each) for each in ordered], ignore_index=True),
         datasets=", ".join(map(dataset_name, datasets)),
         left_out=" ".join(["Not in it:", *left_out] if left_out else []),
     )
@@ -150,13 +160,16 @@ def _draw(numbers: pd.DataFrame, names: Mapping[Any, str], size: float) -> Any:
 
 def _marks(method: MethodResults, dataset: str) -> list[dict[str, Any]]:
     """What is drawn of a method, all in points of accuracy."""
-    own, replaced = method.effects(OUTCOME), method.replaced(OUTCOME)
-    found = {"gain": own["gain"], **own["effects"]} if own else {}
-    found |= {kind: replaced[kind][PLAIN] for kind in (KEPT, LOST) if PLAIN in replaced.get(kind, {})}
-    place = {"dataset": dataset, "method": method.name, "seeds": len(method.keys)}
+    effects = method.effects(OUTCOME)
+    marks = {} if effects is None else {"gain": effects.gain, **effects.effects}
+    for kind in (KEPT, LOST):
+        replaced = method.replacements(OUTCOME, kind)
+        if PLAIN in replaced:
+            marks[kind] = replaced[PLAIN]
+    place = {"dataset": dataset, "method": method.facts.name, "seeds": len(method.facts.models)}
     return [
-        {**place, "quantity": name, **{end: number[end] for end in ("value", "low", "high")}}
-        for name, number in found.items()
+        {**place, "quantity": name, "value": number.value, "low": number.low, "high": number.high}
+        for name, number in marks.items()
     ]
 
 
@@ -165,30 +178,30 @@ def _means(summary: MethodSummary, datasets: int) -> list[dict[str, Any]]:
     if len(summary.by_dataset) < datasets:
         return []
     marks = pd.DataFrame([row for name, own in summary.by_dataset.items() for row in _marks(own, name)])
-    found = []
+    rows = []
     for name, own in marks.groupby("quantity", sort=False):
         mean = mean_over_datasets(own["value"].to_list())
-        if len(own) == datasets and mean["low"] is not None:
+        if len(own) == datasets and mean.low is not None:
             place = {"dataset": MEAN, "method": summary.name, "seeds": 0}
-            found.append({**place, "quantity": name, **mean})
-    return found
+            rows.append({**place, "quantity": name, "value": mean.value, "low": mean.low, "high": mean.high})
+    return rows
 
 
 def _all_numbers(summary: MethodSummary) -> pd.DataFrame:
     """All numbers of a method, drawn or not: by dataset, and their means."""
     rows: list[dict[str, Any]] = []
     for outcome in OUTCOMES:
-        by_name: dict[str, list[float]] = {}
+        values: dict[str, list[float]] = {}
+        common = {"method": summary.name, "outcome": outcome, "unit": UNITS[outcome][0]}
         for dataset, own in summary.by_dataset.items():
+            place = {**common, "dataset": dataset, "seeds": len(own.facts.models)}
             for name, number in own.numbers(outcome).items():
-                place = {"method": summary.name, "quantity": name, "outcome": outcome, "unit": UNITS[outcome][0]}
-                rows.append({**place, "dataset": dataset, "seeds": len(own.keys), **number})
-                by_name.setdefault(name, []).append(float(number["value"] or 0.0))
+                rows.append({**place, "quantity": name, **interval_columns(number)})
+                values.setdefault(name, []).append(number.value)
         rows += [
-            {"method": summary.name, "quantity": name, "outcome": outcome, "unit": UNITS[outcome][0], "dataset": MEAN}
-            | mean_over_datasets(values)
-            for name, values in by_name.items()
-            if 1 < len(values) == len(summary.by_dataset)
+            {**common, "dataset": MEAN, "quantity": name, **interval_columns(mean_over_datasets(of_datasets))}
+            for name, of_datasets in values.items()
+            if 1 < len(of_datasets) == len(summary.by_dataset)
         ]
     ends = ["value", "low", "high", "share", "share_low", "share_high"]
     return pd.DataFrame(rows, columns=["method", "quantity", "outcome", "unit", "dataset", "seeds", *ends])

@@ -1,6 +1,7 @@
 """A figure together with what a reader needs to trust it: its caption and its numbers."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,11 @@ def captioned(kind: str, figure: "Figure", numbers: pd.DataFrame, *, name: str =
     return CaptionedFigure(
         name or kind, title.format(**facts), " ".join(caption.format(**facts).split()), figure, numbers
     )
+
+
+def file_name(text: str) -> str:
+    """Letters, digits, dots and underscores only: `demo/digits` becomes `demo_digits`."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.") or "unnamed"
 
 
 def write_csv(path: Path, numbers: pd.DataFrame) -> None:

@@ -1,124 +1,116 @@
 """What the page's explorer shows: a study's maps of single images, packed into JSON."""
 
 import base64
+import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
-from clipbias.explain.uncertainty import shapley
+from clipbias.constants import ZERO_SHOT
+from clipbias.explain.causes import Cause, causes
+from clipbias.explain.results import CHANGES, TEXT_KINDS, Exploration, ExploredModel, ModelFacts, StudyResults, present
+from clipbias.report.names import KIND_NAMES
 from clipbias.report.overlay import HEAT
-from clipbias.report.study_results import KIND_NAMES, StudyResults, label_of
 
 _LOSSLESS = 64  # pixels: pictures so small are shown pixel by pixel
 _ARRAYS = (
-    *("relevancy", "relevancy_scale", "relevancy_sum", "slot_relevancy", "text"),
-    *("attention", "attention_scale", "slot_attention", "distance", "distance_scale", "distance_lowest"),
+    "relevancy",
+    "relevancy_scale",
+    "relevancy_sum",
+    "slot_relevancy",
+    "text",
+    "attention",
+    "attention_scale",
+    "slot_attention",
+    "distance",
+    "distance_scale",
+    "distance_lowest",
     "prompt_share_from",
 )
 
 
 def explorer_data(study: StudyResults) -> dict[str, Any] | None:
-    """All that the page's script reads, in JSON's types, or None where the study has no images to explore."""
-    numbers = study.array("explore/images")
-    models = explored_models(study)
-    if numbers is None or not len(numbers) or not models:
+    """All that the page's script reads, in JSON's types, or `None` where the study has no images to explore."""
+    explore = study.explore
+    if explore is None or not len(explore.images):
         return None
-    pairs, labels = study.present("explore/pairs"), study.present("predictions/labels")[numbers]
-    names = study.scalars["dataset"]["class_names"]
-    causes = {model["key"]: causes_of(study, model, numbers) for model in models if model is not study.zero_shot}
-    images = []
-    for row, (number, picture) in enumerate(zip(numbers.tolist(), study.present("explore/pictures"), strict=True)):
-        images.append(
-            {
-                "name": study.section("explore")["names"][row],
-                "number": number,
-                "picture": _picture(picture),
-                "label": int(labels[row]),
-                "pairs": np.flatnonzero(pairs[:, 0] == row).tolist(),
-                "models": {model["key"]: _outcome(study, model, row, number) for model in models},
-                "causes": {key: found[row] for key, found in causes.items()},
-            }
-        )
+    explored = present(explore.models)
+    models = [model for model in study.models if model.key in explored]
+    if not models:
+        return None
+    numbers = explore.images
+    names = study.dataset.class_names
+    predicted = np.concatenate([study.predictions.models[model.key][numbers] for model in models])
+    classes = np.unique(np.append(explore.pairs[:, 1], predicted)).tolist()
     return {
-        "grid": list(study.grid),
-        "layers": study.scalars["clip"]["vision_layers"],
+        "grid": [study.clip.grid, study.clip.grid],
+        "layers": study.clip.vision_layers,
         "colours": _packed(colours()),
         "changes": list(CHANGES),
-        "classes": {int(c): names[c] for c in np.unique(np.append(pairs[:, 1], _predicted(study, models, numbers)))},
+        "classes": {number: names[number] for number in classes},
         "kinds": [[kind, KIND_NAMES[kind]] for kind in TEXT_KINDS[:-1]],
-        "pairs": pairs[:, 1].tolist(),
-        "images": images,
-        "models": [_model(study, model) for model in models],
+        "pairs": explore.pairs[:, 1].tolist(),
+        "images": _images(study, explore, models),
+        "models": [_model(model, explored[model.key]) for model in models],
     }
 
 
-def explored_models(study: StudyResults) -> list[Mapping[str, Any]]:
-    """Those that there are maps of; the section says of every other why there are none."""
-    return [model for model in study.models if study.array(f"explore/{model['key']}/relevancy") is not None]
+def _images(study: StudyResults, explore: Exploration, models: Sequence[ModelFacts]) -> list[dict[str, Any]]:
+    labels = study.predictions.labels[explore.images]
+    tuned = {model.key: causes(study, model.key, explore.images) for model in models if model is not study.zero_shot}
+    explored = present(explore.models)
+    images = []
+    for row, number in enumerate(explore.images.tolist()):
+        images.append(
+            {
+                "name": explore.names[row],
+                "number": number,
+                "picture": _picture(explore.pictures[row]),
+                "label": int(labels[row]),
+                "pairs": np.flatnonzero(explore.pairs[:, 0] == row).tolist(),
+                "models": {
+                    model.key: _outcome(explored[model.key], int(study.predictions.models[model.key][number]), row)
+                    for model in models
+                },
+                "causes": {key: _cause(of_images[row]) for key, of_images in tuned.items()},
+            }
+        )
+    return images
 
 
-def _predicted(study: StudyResults, models: Sequence[Mapping[str, Any]], numbers: np.ndarray) -> np.ndarray:
-    return np.concatenate([study.present(f"predictions/{model['key']}")[numbers] for model in models])
+def _cause(cause: Cause) -> dict[str, Any]:
+    return dataclasses.asdict(cause)
 
 
-def _model(study: StudyResults, model: Mapping[str, Any]) -> dict[str, Any]:
-    key = model["key"]
-    arrays = {name: study.array(f"explore/{key}/{name}") for name in _ARRAYS}
+def _model(model: ModelFacts, explored: ExploredModel) -> dict[str, Any]:
+    arrays = {name: getattr(explored, name) for name in _ARRAYS}
     return {
-        "key": key,
-        "label": label_of(model),
-        "tuned": model is not study.zero_shot,
-        "slots": model["vision_prompts"],
-        "depth": model["vision_depth"],
-        "tokens": study.section("explore", key)["tokens"],
-        "kinds": study.section("explore", key).get("kinds"),
+        "key": model.key,
+        "label": model.label,
+        "tuned": model.key != ZERO_SHOT,
+        "slots": model.vision_prompts,
+        "depth": model.vision_depth,
+        "tokens": explored.tokens,
+        "kinds": explored.kinds,
         "arrays": {name: _packed(array) for name, array in arrays.items() if array is not None},
     }
 
 
-def _outcome(study: StudyResults, model: Mapping[str, Any], row: int, number: int) -> dict[str, Any]:
-    key = model["key"]
+def _outcome(explored: ExploredModel, predicted: int, row: int) -> dict[str, Any]:
     return {
-        "predicted": int(study.present(f"predictions/{key}")[number]),
-        "margin": float(study.present(f"explore/{key}/margin")[row]),
-        "likelihood": float(study.present(f"explore/{key}/log_likelihood")[row]),
+        "predicted": predicted,
+        "margin": float(explored.margin[row]),
+        "likelihood": float(explored.log_likelihood[row]),
     }
 
 
-def causes_of(study: StudyResults, model: Mapping[str, Any], numbers: np.ndarray) -> list[dict[str, Any]]:
-    """What tuning changed of images by number, and each effect's Shapley value of the calibrated log-likelihood.
-
-    Returns:
-      For every image its "change" and, where it was in the causal test, "effects" by name and which one "decided": the
-      one that did most for a decision that became right, most against one that became wrong, and otherwise most in the
-      direction in which the calibrated log-likelihood went.
-    """
-    rows, values, effects = {}, np.zeros((0, 0)), []
-    facts = study.section("factorial", model["key"])
-    if facts.get("streams"):
-        outcome = study.present(f"factorial/{model['key']}/calibrated")
-        values = shapley(outcome[:, list(facts["towers"]).index("both")])
-        rows = {int(n): i for i, n in enumerate(study.present(f"factorial/{model['key']}/images"))}
-        effects = list(facts["effects"])
-    found = []
-    for number, change in zip(numbers.tolist(), changes(study.results.arrays, model["key"])[numbers], strict=True):
-        own: dict[str, Any] = {"change": int(change), "effects": {}, "decided": None}
-        if number in rows:
-            of_image = values[rows[number]]
-            direction = (1, -1)[change] if change < 2 else np.sign(of_image.sum())
-            own["effects"] = dict(zip(effects, of_image.tolist(), strict=True))
-            own["decided"] = effects[int(np.argmax(direction * of_image))]
-        found.append(own)
-    return found
-
-
 def _picture(pixels: np.ndarray) -> str:
-    file, kind = io.BytesIO(), "png" if len(pixels) <= _LOSSLESS else "jpeg"
-    Image.fromarray(pixels).save(file, kind, **({"quality": 85} if kind == "jpeg" else {}))
+    file = io.BytesIO()
+    kind = "png" if len(pixels) <= _LOSSLESS else "jpeg"
+    Image.fromarray(pixels).save(file, kind, quality=85)  # which PNG does not look at
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 

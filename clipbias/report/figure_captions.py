@@ -19,20 +19,20 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         parameters.""",
     ),
     "answer": (
-        "What carries the gain in accuracy, and what a constant keeps of it",
+        "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",
         """Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that
-        prompts take away. Values: what is added to tokens. Kept: the gain of the frozen model with two vectors per
-        layer added, the same for every image. Lost: what the tuned model loses if they are subtracted. Lines: 95 %
+        prompts take away. Values: what is added to tokens. Kept: the gain of the frozen model with the mean of what
+        the tuned blocks add, two vectors per layer. Lost: what the tuned model loses if it is subtracted. Lines: 95 %
         intervals.""",
     ),
     "verdict_overview": (
-        "What carries the gain in accuracy, and what a constant keeps of it",
+        "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",
         """{datasets}. The gain in accuracy over the frozen model with the text that training starts from, and three
         effects that add up to it, Shapley values: which input tokens attend to which (attention), what prompts take
         away from attention on input tokens (scale), and what is added to tokens (values). Kept: the gain of the frozen
-        model with two vectors per layer added, the same for every image. Lost: what the tuned model loses if they are
-        subtracted. Lines are 95 % intervals over images and seeds; a mean over datasets, from five on, has an interval
-        over datasets. {left_out}""",
+        model with the mean of what the tuned blocks add, two vectors per layer. Lost: what the tuned model loses if it
+        is subtracted. Lines are 95 % intervals over images and seeds; a mean over datasets, from five on, has an
+        interval over datasets. {left_out}""",
     ),
     "verdict_effects": (
         "Effects and interactions",
@@ -45,7 +45,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         seeds where there are several ({counts}).""",
     ),
     "verdict_ladder": (
-        "What must be known to keep the gain",
+        "What must be known of what blocks add on average to keep the gain",
         """Left: the share of the gain that the frozen model keeps if a replacement is added after each of its blocks;
         right: the share that the tuned model loses if it is subtracted; against the numbers that it stores. Lines:
         constants, the same for every image (one vector per layer; two, for [cls] or the end of the text and for all

@@ -1,38 +1,42 @@
 """Maps over pictures: `[cls]` attention beside likeness to the prompts (Fig. 6), and relevancy on examples."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
+from clipbias.explain.results import Similarity, SimilarityMaps, StudyResults, present
+from clipbias.explain.wording import counted
 from clipbias.report import style
-from clipbias.report.captioned import CaptionedFigure, captioned
+from clipbias.report.captioned import CaptionedFigure, captioned, file_name
 from clipbias.report.overlay import Overlay, draw_overlay, draw_text, heat_scale, show_heat, show_picture
 from clipbias.report.panels import tidy
-from clipbias.report.study_figures import correlation_figure, joined
-from clipbias.report.study_results import StudyResults, counted, file_name, label_of
+from clipbias.report.study_figures import correlation_figure, joined, labels_of
 from clipbias.terminal import printable
 
 _ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
-_PICTURES, _ACROSS = 4, 2  # pictures per figure: one in four rotations; and so many side by side
+_PICTURES = 4  # per figure: one in four rotations
+_ACROSS = 2  # pictures side by side
 _SIDE = 0.82  # inches of a map
 
 
 def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     """Fig. 6: a figure per tuned model, and one of the two maps' rank correlation over the dataset."""
-    if study.array("similarity/images") is None:
+    if study.similarity is None:
         return []
-    shown = [model for model in study.tuned if study.array(f"similarity/{model['key']}/cls") is not None]
+    labels = labels_of(study.tuned)
+    results = present(study.similarity.models)
+    figures = [_maps(study, study.similarity, key, labels[key], maps) for key, maps in results.items()]
     correlation = correlation_figure(study)
-    return [*(_maps(study, model) for model in shown), *([correlation] if correlation else [])]
+    return [*figures, *([correlation] if correlation else [])]
 
 
-def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
-    key = model["key"]
-    images, rotations, depths = (study.present(f"similarity/{name}") for name in ("images", "rotations", "layers"))
-    maps = {name: values for name in _ROWS if (values := study.array(f"similarity/{key}/{name}")) is not None}
-    shown, columns = min(_PICTURES, len(images)), 1 + len(depths)
+def _maps(study: StudyResults, similarity: Similarity, key: str, label: str, result: SimilarityMaps) -> CaptionedFigure:
+    images, rotations, depths = similarity.images, similarity.rotations, similarity.layers
+    assert images is not None and rotations is not None and depths is not None
+    maps = {"zero_shot_cls": result.zero_shot_cls, "cls": result.cls, "prompts": result.prompts}
+    shown = min(_PICTURES, len(images))
+    columns = 1 + len(depths)
     across = min(_ACROSS, shown)
     down = -(-shown // across)
     with style.styled():
@@ -54,9 +58,9 @@ def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
             for axes, title in zip(block[0], titles, strict=True):
                 axes.set_title(title, fontsize=7, fontweight="normal")
         heat_scale(figure, grid)
-    prompt = study.section("similarity", key).get("prompt")
+    size = study.clip.grid
     numbers = joined(
-        tidy(_by_patch(values[picture, place], study.grid), None, ("row", "column"), picture=picture, map=name).assign(
+        tidy(_by_patch(values[picture, place], size), None, ("row", "column"), picture=picture, map=name).assign(
             rotation=int(rotations[picture]), layer=int(depth) + 1
         )
         for name, values in maps.items()
@@ -68,69 +72,67 @@ def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
         figure,
         numbers.drop(columns=["low", "high"]),
         name=f"fig6_similarity_{file_name(key)}",
-        label=label_of(model),
-        dataset=study.dataset,
-        prompts="mean over the prompts" if prompt is None else f"of prompt {prompt}",
+        label=label,
+        dataset=study.dataset.name,
+        prompts="mean over the prompts" if result.prompt is None else f"of prompt {result.prompt}",
         shown=shown,
         counts=counted(len(images), "picture"),
     )
 
 
-def _by_patch(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Means over the pixels of each patch."""
-    height, width = (size // count for size, count in zip(values.shape, grid, strict=True))
-    whole = values[: grid[0] * height, : grid[1] * width]
-    return whole.reshape(grid[0], height, grid[1], width).mean((1, 3))
+def _by_patch(values: np.ndarray, grid: int) -> np.ndarray:
+    """Means over the pixels of each patch, of `grid` along a side."""
+    side = values.shape[0] // grid
+    whole = values[: grid * side, : grid * side]
+    return whole.reshape(grid, side, grid, side).mean((1, 3))
 
 
 def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     """Example pictures with every model's relevancy over patches and text."""
-    images = study.array("examples/images")
-    if images is None or not len(images):
+    examples = study.examples
+    if examples is None or not len(examples.images):
         return None
-    labels, names = study.present("examples/labels"), study.section("examples").get("names", [])
-    classes = study.scalars["dataset"]["class_names"]
-    models = [model for model in study.models if study.array(f"examples/{model['key']}/vision") is not None]
+    labels = labels_of(study.models)
+    classes = study.dataset.class_names
+    models = present(examples.models)
+    images = examples.images
     frames = []
     with style.styled():
         figure = style.new_figure(2.25 * (1 + len(models)), 2.8 * len(images) + 0.55)
         grid = figure.subplots(2 * len(images), 1 + len(models), squeeze=False, height_ratios=(4.2, 1) * len(images))
         for picture, image in enumerate(images):
+            label = int(examples.labels[picture])
             above, below = grid[2 * picture], grid[2 * picture + 1]
             show_picture(above[0], image)
-            above[0].set_title(printable(classes[labels[picture]]), fontsize=8)
+            above[0].set_title(printable(classes[label]), fontsize=8)
             below[0].set_axis_off()
-            for axes, words, model in zip(above[1:], below[1:], models, strict=True):
-                overlay = _overlay(study, model, picture, classes, int(labels[picture]))
+            for axes, words, (key, maps) in zip(above[1:], below[1:], models.items(), strict=True):
+                title = f"{labels[key]} {_prediction(maps.logits[picture], classes, label)}"
+                overlay = Overlay(
+                    title, maps.vision[picture], study.clip.patches, maps.tokens[picture], maps.text[picture]
+                )
                 draw_overlay(axes, image, overlay)
                 draw_text(words, overlay)
-                name = names[picture] if picture < len(names) else ""
-                frames.append(_numbers(overlay).assign(picture=picture, name=name, model=model["key"]))
+                frames.append(_numbers(overlay).assign(picture=picture, name=examples.names[picture], model=key))
         heat_scale(figure, grid)
     counts = counted(len(images), "picture")
-    return captioned("examples", figure, joined(frames), dataset=study.dataset, counts=counts)
+    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
 
 
-def _overlay(study: StudyResults, model: Mapping[str, Any], picture: int, classes: list[str], label: int) -> Overlay:
-    key = model["key"]
-    logits = study.present(f"examples/{key}/logits")[picture]
+def _prediction(logits: np.ndarray, classes: Sequence[str], label: int) -> str:
+    """A mark whether the prediction is right, the class, and its probability."""
     predicted = int(np.argmax(logits))
     probability = float(1 / np.exp(logits - logits.max()).sum())
     mark = "✓" if predicted == label else "✗"
-    return Overlay(
-        f"{label_of(model)} {mark}\n{printable(classes[predicted])}, {100 * probability:.0f} %",
-        study.present(f"examples/{key}/vision")[picture],
-        study.patches,
-        tuple(study.section("examples", key)["tokens"][picture]),
-        study.present(f"examples/{key}/text")[picture],
-    )
+    return f"{mark}\n{printable(classes[predicted])}, {100 * probability:.0f} %"
 
 
 def _numbers(overlay: Overlay) -> pd.DataFrame:
     """A row for each patch, prompt and token of the text."""
-    prompts = len(overlay.vision) - overlay.patches
-    parts = ["patch"] * overlay.patches + ["prompt"] * prompts + ["text"] * len(overlay.tokens)
-    text = () if overlay.text is None else overlay.text[: len(overlay.tokens)]
-    index = [*range(len(overlay.vision)), *range(len(overlay.tokens))]
-    tokens = [""] * len(overlay.vision) + list(overlay.tokens)
-    return pd.DataFrame({"part": parts, "index": index, "token": tokens, "relevancy": [*overlay.vision, *text]})
+    text = np.zeros(0) if overlay.text is None else overlay.text[: len(overlay.tokens)]
+    rows: list[tuple[str, int, str, float]] = []
+    for index, relevancy in enumerate(overlay.vision):
+        rows.append(("patch" if index < overlay.patches else "prompt", index, "", relevancy))
+    for index, (token, relevancy) in enumerate(zip(overlay.tokens, text, strict=True)):
+        rows.append(("text", index, token, relevancy))
+    return pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from clipbias.tuning.preset import Preset
 
 
+KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "category", "dot": "“.”", "eos": "EOS"}
+VARIANT_NAMES = {"clip": "", "without_prompt": "W/O Prompt", "with_prompt": "W Prompt"}
+
+
 def at_rate(method: str, rate: float) -> str:
     """The name of a method where it was trained at several learning rates."""
     return f"{method}, rate {rate:g}"

@@ -1,20 +1,20 @@
 """Several datasets on one page: the verdicts side by side, accuracies, and relevancy panels."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain.results import StudyResults
+from clipbias.explain.wording import counted
 from clipbias.report import pages
 from clipbias.report.answer_figure import overview_figure
 from clipbias.report.methods import left_out, load_studies, summarize_methods
 from clipbias.report.published import dataset_name
 from clipbias.report.relevancy_figures import dataset_figures
 from clipbias.report.study_page import FIGURES, REPORT
-from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_tables import summary_sentences, summary_table
 
@@ -46,9 +46,9 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         pages.Section(f"{each.name} by dataset", tables=[summary_table(each)], remarks=summary_sentences(each))
         for each in summaries
     ]
-    for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
-        own = [study for study in ordered if _model(study, key)]
-        pictures = [pages.save_picture(figure, output / FIGURES) for figure in dataset_figures(own, key, label)]
+    for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
+        figures = dataset_figures(ordered, key, label)
+        pictures = [pages.save_picture(figure, output / FIGURES) for figure in figures]
         sections += [pages.Section(f"Relevancy: {label}", pictures=pictures)] if pictures else []
     return pages.write_page(
         output / OVERVIEW,
@@ -67,11 +67,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
 
 
 def _name(study: StudyResults) -> str:
-    return dataset_name(study.dataset)
-
-
-def _model(study: StudyResults, key: str) -> Mapping[str, Any] | None:
-    return next((model for model in study.models if model["key"] == key), None)
+    return dataset_name(study.dataset.name)
 
 
 def _report_in(folder: Path) -> list[Path]:
@@ -79,19 +75,18 @@ def _report_in(folder: Path) -> list[Path]:
 
 
 def _accuracies(studies: Sequence[StudyResults]) -> Table:
-    labels = {model["key"]: label_of(model) for study in studies for model in study.models}
+    labels = {model.key: model.label for study in studies for model in study.models}
     rows = []
-    means: dict[str, list[float]] = {key: [] for key in labels}
+    accuracies: dict[str, list[float]] = {key: [] for key in labels}
     for study in studies:
         texts = dict.fromkeys(labels, MISSING)
         for model in study.models:
-            accuracy, error = accuracy_and_error(model)
-            texts[model["key"]] = f"{accuracy:.1f} ± {error:.1f}"
-            means[model["key"]].append(accuracy)
-        rows.append(cells(_name(study), f"{study.zero_shot['images']:,}", *texts.values()))
+            texts[model.key] = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
+            accuracies[model.key].append(model.accuracy)
+        rows.append(cells(_name(study), f"{study.zero_shot.images:,}", *texts.values()))
     if len(studies) > 1:
-        averages = (f"{np.mean(own):.1f}" if len(own) == len(studies) else MISSING for own in means.values())
-        rows.append(cells("Average", "", *averages))
+        means = (f"{np.mean(own):.1f}" if len(own) == len(studies) else MISSING for own in accuracies.values())
+        rows.append(cells("Average", "", *means))
     caption = (
         "Top-1 accuracy in percent ± one binomial standard error; an average is given where every dataset has the"
         " model."

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clipbias.explain.results import plain
 from clipbias.io import user_path
 from clipbias.report.accuracy_tables import make_accuracy_tables
 from clipbias.report.frames import read_sweep
@@ -105,7 +105,7 @@ def render_runs(
             "differences": differences(folders) if folders else {},
             "problems": list(problems),
         }
-        return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n"
     made = [run_table(runs)] if runs or folders else []
     for run in folders:
         made += accuracies_of(run)
@@ -191,3 +191,14 @@ def devices_words(devices: Sequence[str]) -> str:
 
 def _setting(value: Any) -> str:
     return {"": "''", "[]": "()"}.get(str(value)) or in_words(value, "values")
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

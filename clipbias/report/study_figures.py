@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from clipbias.constants import TOWERS
-from clipbias.explain.results import MAPS, TEXT_KINDS
+from clipbias.explain.results import MAPS, TEXT_KINDS, Average, ModelFacts, StudyResults, TowerDecomposition, present
+from clipbias.explain.wording import counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
+from clipbias.report.names import KIND_NAMES, VARIANT_NAMES
 from clipbias.report.panels import level, lines, panels, tidy
-from clipbias.report.study_results import KIND_NAMES, VARIANT_NAMES, StudyResults, counted, label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ _KIND_LOOKS: dict[str, Any] = {
 _DASHED: dict[str, Any] = {"color": style.TUNED, "linestyle": style.DASHED}
 _SERIES: dict[str, Any] = {
     "prompt_mass": {"color": style.TUNED, "label": "mean over queries"},
-    "readout_mass": {**_DASHED, "label": "query that is read out"},
+    "readout_mass": {**_DASHED, "label": "query that is pooled"},
     "norm_share": {"color": style.TUNED, "marker": "o", "ms": 3, "label": "size"},
     "constancy": {"color": style.TUNED, "marker": "s", "ms": 3, "label": "constant token by token"},
     "bias_likeness": {**_DASHED, "marker": "s", "ms": 3, "label": "constant as one vector"},
@@ -54,6 +54,8 @@ _PANELS = {
     "bias_likeness": "c  constancy",
 }
 _COSINE = "d  cosine to a bias"
+_COSINES = "bias_cosine/"
+_REDUCED = {"sum": "summed", "mean": "averaged"}
 _QUANTITIES = {
     "distance": "distance (pixels)",
     "entropy": "entropy, all queries (nats)",
@@ -62,10 +64,9 @@ _QUANTITIES = {
 _FIRST = {"positive": "most", "negative": "least"}
 
 
-def averages(study: StudyResults, name: str, *axes: str, **labels: Any) -> pd.DataFrame:
-    """An average with its interval as a frame, empty where it was not computed."""
-    found = study.average(name)
-    return pd.DataFrame() if found is None else tidy(found.mean, found.standard_error, axes, **labels)
+def averages(average: Average, *axes: str, **labels: object) -> pd.DataFrame:
+    """An average with its interval as a frame."""
+    return tidy(average.mean, average.standard_error, axes, **labels)
 
 
 def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -74,39 +75,30 @@ def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
 
 
-def counts_of(study: StudyResults, section: str, models: Iterable[Mapping[str, Any]], *path: str) -> str:
-    """`IVLP: 27 images; Bias tuning: 24 images`."""
-    return "; ".join(f"{label_of(model)}: {_images(study, section, model['key'], *path)}" for model in models)
+def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
+    """`IVLP: 27 images; Bias tuning: 24 images`, of labels and counts by key."""
+    return "; ".join(f"{labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
 
 
-def _images(study: StudyResults, *path: str) -> str:
-    return counted(study.count(*path), "image")
+def labels_of(models: Iterable[ModelFacts]) -> dict[str, str]:
+    """Labels by key."""
+    return {model.key: model.label for model in models}
 
 
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 1: what prompts take from the input tokens in every layer, how large what they add is, and how constant."""
-    labels = {model["key"]: label_of(model) for model in study.models}
+    labels = labels_of(study.models)
     looks, frames, counts = dict(_SERIES), [], []
-    for model in study.tuned:
-        for tower in TOWERS:
-            path, row = f"decomposition/{model['key']}/{tower}", f"{label_of(model)}, {tower}"
-            if study.average(f"{path}/prompt_mass") is None:
-                continue
-            thing = "image" if tower == "vision" else "class"
-            counts.append(f"{row}: {counted(study.count('decomposition', model['key'], tower), thing)}")
-            common = {"model": model["key"], "tower": tower, "row": row, "depth": model[f"{tower}_depth"]}
-            cosines = sorted(name.removeprefix(f"{path}/") for name in study.results.under(f"{path}/bias_cosine/"))
-            for number, name in enumerate(cosines):
-                label = f"cosine to {labels.get(name.partition('/')[2], name)}"
-                looks[name] = {"color": style.COLOURS[2 + number], "marker": "D", "ms": 3, "label": label}
-            for name in (*_PANELS, *cosines):
-                place = common | {"panel": _PANELS.get(name, _COSINE), "series": name}
-                if name in ("prompt_mass", "readout_mass"):
-                    frames.append(averages(study, f"{path}/{name}", "layer", "head", **place))
-                elif name == "norm_share":
-                    frames.append(averages(study, f"{path}/{name}", "layer", **place))
-                elif (values := study.array(f"{path}/{name}")) is not None:
-                    frames.append(tidy(values, study.array(f"{path}/error/{name}"), ("layer",), **place))
+    for key, decomposition in present(study.decomposition).items():
+        for tower, own in decomposition.towers.items():
+            row = f"{labels[key]}, {tower}"
+            counts.append(f"{row}: {counted(own.count, 'image' if tower == 'vision' else 'class')}")
+            for number, bias in enumerate(sorted(own.bias_cosine)):
+                label = f"cosine to {labels.get(bias, bias)}"
+                colour = style.COLOURS[2 + number]
+                looks[f"{_COSINES}{bias}"] = {"color": colour, "marker": "D", "ms": 3, "label": label}
+            place = {"model": key, "tower": tower, "row": row, "depth": own.depth}
+            frames.append(_decomposition_frame(own, place))
     frame = joined(frames)
     if frame.empty:
         return None
@@ -114,7 +106,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", hue="series", looks=looks, dots=True)
         panel, last, depth = part["panel"].iloc[0], part["layer"].max(), part["depth"].iloc[0]
-        low, high = min(0.0, float(part["value"].min())), 1.0
+        low = min(0.0, float(part["value"].min()))
         if panel == _COSINE:
             low = -1.0
             level(axes, 0)
@@ -123,20 +115,37 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
                 axes.axvspan(depth + 0.5, last + 0.5, color=style.GREY, alpha=0.12, lw=0)
         else:
             level(axes, 0.5)
-        axes.set_ylim(1.03 * low, 1.03 * high)
+        axes.set_ylim(1.03 * low, 1.03)
 
     figure = panels(frame, draw, by=("row", "panel"), x_label="layer", share_x=False, share_y=False)
     return captioned("fig1_decomposition", figure, frame.drop(columns="row"), counts="; ".join(counts))
 
 
+def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]) -> pd.DataFrame:
+    """A row for each number of a tower, with its `panel` and `series`, and `common` columns."""
+    error = tower.error
+
+    def place(series: str) -> dict[str, object]:
+        return {**common, "panel": _PANELS.get(series, _COSINE), "series": series}
+
+    frames = [averages(tower.prompt_mass.average, "layer", "head", **place("prompt_mass"))]
+    if tower.readout_mass is not None:
+        frames.append(averages(tower.readout_mass, "layer", "head", **place("readout_mass")))
+    frames += [
+        averages(tower.norm_share, "layer", **place("norm_share")),
+        tidy(tower.constancy, None if error is None else error.constancy, ("layer",), **place("constancy")),
+        tidy(tower.bias_likeness, None if error is None else error.bias_likeness, ("layer",), **place("bias_likeness")),
+    ]
+    for bias in sorted(tower.bias_cosine):
+        of_bias = None if error is None else error.bias_cosine[bias]
+        frames.append(tidy(tower.bias_cosine[bias], of_bias, ("layer",), **place(f"{_COSINES}{bias}")))
+    return joined(frames)
+
+
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Fig. 4: what share of the EOS token's attention goes to each kind of token, layer by layer."""
-    found = {
-        key: averages(study, f"text_attention/{key}", "layer", "head", "kind", model=key)
-        for key in (model["key"] for model in study.models)
-    }
-    shown = [model for model in study.models if len(found[model["key"]])]
-    frame = joined(found.values())
+    """Fig. 4: the EOS row's attention by kind of token."""
+    results = present(study.text_attention)
+    frame = joined(averages(own.shares, "layer", "head", "kind", model=key) for key, own in results.items())
     if frame.empty:
         return None
     frame["kind"] = frame["kind"].map(lambda number: TEXT_KINDS[number - 1])
@@ -146,14 +155,13 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         lines(axes, part, x="layer", hue="kind", looks=_KIND_LOOKS)
         axes.set_ylim(-0.02, 1.02)
 
-    sections = {label_of(model): study.section("text_attention", model["key"]) for model in shown}
-    ways = {about.get("reduction", "sum") for about in sections.values()}
+    labels = labels_of(study.models)
     figure = panels(
         used,
         draw,
         by=("", "model"),
         wrap=4,
-        names={"": "", **{model["key"]: label_of(model) for model in shown}},
+        names={"": "", **labels},
         x_label="layer",
         y_label="share of attention",
         share_y=True,
@@ -162,33 +170,39 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         "fig4_text_attention",
         figure,
         frame,
-        added=" or ".join({"sum": "summed", "mean": "averaged"}[way] for way in sorted(ways)),
-        counts=counted(study.largest_count("text_attention", shown), "class"),
-        texts="; ".join(f"{label} “{about.get('text')}”" for label, about in sections.items()),
+        added=" or ".join(sorted({_REDUCED[own.reduction] for own in results.values()})),
+        counts=counted(max(own.count for own in results.values()), "class"),
+        texts="; ".join(f"{labels[key]} “{own.text}”" for key, own in results.items()),
     )
 
 
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 5: attention distance and entropies, a row for each model and variant."""
+    results = present(study.vision_attention)
+    labels = labels_of(study.models)
     frame = joined(
         averages(
-            study,
-            f"vision_attention/{model['key']}/{variant}/{quantity}",
-            *("layer", "head"),
-            **{"row": f"{label_of(model)} {name}".strip(), "model": model["key"], "variant": variant},
+            number.average,
+            "layer",
+            "head",
+            row=f"{labels[key]} {VARIANT_NAMES[variant]}".strip(),
+            model=key,
+            variant=variant,
             quantity=quantity,
         )
-        for model in study.models
-        for variant, name in VARIANT_NAMES.items()
-        for quantity in _QUANTITIES
+        for key, own in results.items()
+        for variant, quantities in own.variants.items()
+        for quantity, number in quantities.quantities.items()
     )
     if frame.empty:
         return None
-    original = frame[frame["model"] == study.zero_shot["key"]]
+    zero_shot = study.zero_shot.key
+    original = frame[frame["model"] == zero_shot]
+    clip = study.clip
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        model, quantity = part["model"].iloc[0], part["quantity"].iloc[0]
-        tuned = model != study.zero_shot["key"]
+        quantity = part["quantity"].iloc[0]
+        tuned = part["model"].iloc[0] != zero_shot
         name = "tuned" if tuned else "zero-shot"
         look = {"color": style.TUNED if tuned else style.ZERO_SHOT, "label": f"{name}, mean over heads"}
         lines(axes, part, x="layer", looks={"": look}, dots=True)
@@ -196,30 +210,36 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
             mean = original[original["quantity"] == quantity].groupby("layer")["value"].mean()
             axes.plot(mean.index, mean, color=style.ZERO_SHOT, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
-            level(axes, math.log(study.tokens))
+            level(axes, math.log(clip.tokens))
 
-    layout: dict[str, Any] = {"size": (2.6, 1.6), "share_y": "col", "bottom": 0}
-    figure = panels(frame, draw, by=("row", "quantity"), names=_QUANTITIES, x_label="layer", **layout)
+    figure = panels(
+        frame,
+        draw,
+        by=("row", "quantity"),
+        names=_QUANTITIES,
+        x_label="layer",
+        size=(2.6, 1.6),
+        share_y="col",
+        bottom=0,
+    )
     return captioned(
         "fig5_vision_attention",
         figure,
         frame.drop(columns="row"),
-        counts=counted(study.largest_count("vision_attention", study.models), "image"),
-        dataset=study.dataset,
-        size=study.scalars["clip"]["image_size"],
-        keys=f"{'[cls] and ' if study.tokens > study.patches else ''}{study.patches} patches",
-        tokens=study.tokens,
-        uniform=math.log(study.tokens),
-        missing=study.scalars["vision_attention"][study.zero_shot["key"]].get("no_cls_entropy", ""),
+        counts=counted(max(own.count for own in results.values()), "image"),
+        dataset=study.dataset.name,
+        size=clip.image_size,
+        keys=f"{'[cls] and ' if clip.tokens > clip.patches else ''}{clip.patches} patches",
+        tokens=clip.tokens,
+        uniform=math.log(clip.tokens),
+        missing=next((own.no_cls_entropy for own in results.values() if own.no_cls_entropy), ""),
     )
 
 
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """The rank correlation of `[cls]` attention and similarity to the prompts by layer."""
-    frame = joined(
-        averages(study, f"similarity/{model['key']}/rank_correlation", "layer", model=model["key"])
-        for model in study.tuned
-    )
+    results = present(None if study.similarity is None else study.similarity.models)
+    frame = joined(averages(own.rank_correlation, "layer", model=key) for key, own in results.items())
     if frame.empty:
         return None
 
@@ -228,27 +248,46 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         lines(axes, part, x="layer", looks={"": {"color": style.TUNED, "marker": "o"}})
         axes.set_ylim(-1, 1)
 
-    shown = [model for model in study.tuned if (frame["model"] == model["key"]).any()]
-    names = {"": "", **{model["key"]: label_of(model) for model in shown}}
-    labels: dict[str, Any] = {"names": names, "x_label": "layer", "y_label": "rank correlation"}
-    figure = panels(frame, draw, by=("", "model"), wrap=4, share_y=True, legend=False, **labels)
-    return captioned("fig6_rank_correlation", figure, frame, counts=counts_of(study, "similarity", shown))
+    labels = labels_of(study.models)
+    figure = panels(
+        frame,
+        draw,
+        by=("", "model"),
+        wrap=4,
+        share_y=True,
+        legend=False,
+        names={"": "", **labels},
+        x_label="layer",
+        y_label="rank correlation",
+    )
+    counts = {key: own.count for key, own in results.items()}
+    return captioned("fig6_rank_correlation", figure, frame, counts=counts_of(labels, counts))
 
 
 def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     """Accuracy while patches are removed in the order of each map: lower is better on the left, higher on the right."""
-    fractions = study.array("faithfulness/fractions")
+    if study.faithfulness is None:
+        return None
+    removed = 100 * study.faithfulness.fractions
+    results = present(study.faithfulness.models)
     frames = []
-    for model in study.models:
+    for key, own in results.items():
         for direction, first in _FIRST.items():
             for target in ("predicted", "true"):
-                place = {"model": model["key"], "direction": direction, "target": target}
-                place["panel"] = f"{first} relevant first,\nmap of {target} class"
+                panel = f"{first} relevant first,\nmap of {target} class"
                 for kind in MAPS:
-                    curve = study.array(f"faithfulness/{model['key']}/{kind}/{direction}/{target}")
-                    if curve is not None and fractions is not None:
-                        numbers = tidy(100 * np.asarray(curve), None, ("point",), map=kind, **place)
-                        frames.append(numbers.assign(point=100 * fractions).rename(columns={"point": "removed"}))
+                    curve = own.maps[kind][direction][target].accuracy
+                    numbers = tidy(
+                        100 * np.asarray(curve),
+                        None,
+                        ("point",),
+                        map=kind,
+                        model=key,
+                        direction=direction,
+                        target=target,
+                        panel=panel,
+                    )
+                    frames.append(numbers.assign(point=removed).rename(columns={"point": "removed"}))
     frame = joined(frames)
     if frame.empty:
         return None
@@ -256,10 +295,16 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
 
-    shown = [model for model in study.models if (frame["model"] == model["key"]).any()]
-    names = {model["key"]: label_of(model) for model in shown}
-    labels: dict[str, Any] = {"names": names, "x_label": "patches removed (%)", "y_label": "accuracy (%)"}
-    figure = panels(frame, draw, by=("model", "panel"), bottom=0, **labels)
-    counts = counts_of(study, "faithfulness", shown)
+    labels = labels_of(study.models)
+    figure = panels(
+        frame,
+        draw,
+        by=("model", "panel"),
+        bottom=0,
+        names=labels,
+        x_label="patches removed (%)",
+        y_label="accuracy (%)",
+    )
+    counts = counts_of(labels, {key: own.count for key, own in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
-    return captioned("faithfulness", figure, numbers, dataset=study.dataset, counts=counts)
+    return captioned("faithfulness", figure, numbers, dataset=study.dataset.name, counts=counts)

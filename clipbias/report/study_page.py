@@ -3,15 +3,16 @@
 Its first page asks, answers, and shows one figure and one table. All else is folded below, a part per section.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias.explain.results import load_results, plain
+from clipbias.explain.results import StudyResults, load_results
+from clipbias.explain.wording import by_reason
 from clipbias.report import pages
-from clipbias.report.answer import answer_sentences, certainty, question
 from clipbias.report.answer_figure import COLUMNS, answer_figure, answer_note, answer_rows
 from clipbias.report.explorer import explorer_data
 from clipbias.report.image_tables import image_tables
@@ -21,10 +22,10 @@ from clipbias.report.relevancy_figures import relevancy_groups_figure, text_rele
 from clipbias.report.study_figures import (
     decomposition_figure,
     faithfulness_figure,
+    labels_of,
     text_attention_figure,
     vision_attention_figure,
 )
-from clipbias.report.study_results import StudyResults, label_of, why_missing
 from clipbias.report.table import Table, cells
 from clipbias.report.verdict_figures import effects_figure, ladder_figure
 from clipbias.report.verdict_tables import (
@@ -72,7 +73,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     Raises:
       ClipbiasError: the results are missing or damaged, or the output cannot be written.
     """
-    study = StudyResults(load_results(results_folder))
+    study = load_results(results_folder)
     output = Path(output_folder)
     methods = study_methods(study)
     figure = answer_figure(study, methods)
@@ -94,10 +95,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     return pages.write_page(
         output / REPORT,
         "report",
-        title=f"Why does tuning help on {study.dataset}?",
-        question=question(study),
-        answer=answer_sentences(study, methods),
-        certainty=certainty(study, methods),
+        title=f"Why does tuning help on {study.dataset.name}?",
+        answer=study.answer,
         picture=pages.save_picture(figure, output / FIGURES) if figure else None,
         columns=COLUMNS,
         rows=answer_rows(study, methods),
@@ -112,17 +111,18 @@ def _listed(made: Any) -> list[Any]:
 
 def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
     """One sentence for each section that is not on the page, and for each model that a section leaves out."""
-    asked = study.scalars["sections"]
-    found = []
+    sentences = []
     for name in ("verdict", "explore", *_DRAWN):
-        if name not in asked:
-            found.append(f"{_title(name)}: not computed; --config.sections={name} has it.")
+        if name not in study.sections:
+            sentences.append(f"{_title(name)}: not computed; --config.sections={name} has it.")
         elif name in _DRAWN and name not in drawn:
-            found.append(f"{_title(name)}: {_DRAWN[name][2]}.")
-    # Sections of the verdict tell which models they leave out.
-    others = [name for name in asked if name not in ("factorial", "constants", "verdict")]
-    found += [f"{_title(name)}, {line}" for name in others for line in why_missing(study, name)]
-    return list(dict.fromkeys(found))
+            sentences.append(f"{_title(name)}: {_DRAWN[name][2]}.")
+    labels = labels_of(study.models)
+    for name in study.sections:
+        if name not in ("factorial", "constants", "verdict"):  # the verdict tells which models these leave out
+            reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
+            sentences += [f"{_title(name)}, {line}" for line in reasons]
+    return list(dict.fromkeys(sentences))
 
 
 def _title(section: str) -> str:
@@ -131,63 +131,59 @@ def _title(section: str) -> str:
 
 def _models(study: StudyResults) -> Table:
     columns = ("Model", "Parameters", "Vision", "Text", "Shared", "Vision prompts", "Text prompts")
-    rows = [
-        cells(
-            label_of(model),
-            *(f"{model['parameters'][part]:,}" for part in ("total", "vision", "text", "shared")),
-            str(model["vision_prompts"]),
-            str(model["text_prompts"]),
-        )
-        for model in study.models
-    ]
-    template = study.scalars["dataset"]["template"]
-    caption = f"Learned parameters: all, of each tower, of both together. Zero-shot's text: {template}"
+    rows = []
+    for model in study.models:
+        count = model.parameters
+        numbers = (count.total, count.vision, count.text, count.shared)
+        prompts = (str(model.vision_prompts), str(model.text_prompts))
+        rows.append(cells(model.label, *(f"{number:,}" for number in numbers), *prompts))
+    caption = "Learned parameters: all, of each tower, of both together. Zero-shot's text: " + study.dataset.template
     return Table("", caption, columns, tuple(rows))
 
 
 def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path) -> list[pages.Section]:
-    """What the gain is made of, what a constant keeps of it, and all of it in words."""
-    if not study.section("verdict"):
+    """What the gain is made of, what replacements keep of it, and all of it in words."""
+    if study.verdict is None:
         return []
-    sections = []
-    for title, identifier, figure, tables, reasons in (
-        (
+    effects = effects_figure(methods)
+    constants = ladder_figure(methods)
+    return [
+        pages.Section(
             "What carries the gain, in full",
             "effects",
-            effects_figure(methods),
-            (effects_table(methods), temperature_table(methods)),
-            why_no_effects(methods),
+            [pages.save_picture(effects, output / FIGURES)] if effects else [],
+            list(filter(None, (effects_table(methods), temperature_table(methods)))),
+            remarks=why_no_effects(methods),
         ),
-        (
-            "What a constant keeps",
+        pages.Section(
+            "What the mean of what blocks add keeps",
             "constants",
-            ladder_figure(methods),
-            (constants_table(methods),),
-            why_no_constants(study, methods),
+            [pages.save_picture(constants, output / FIGURES)] if constants else [],
+            list(filter(None, (constants_table(methods),))),
+            remarks=why_no_constants(study, methods),
         ),
-    ):
-        pictures = [pages.save_picture(figure, output / FIGURES)] if figure else []
-        sections.append(pages.Section(title, identifier, pictures, list(filter(None, tables)), remarks=reasons))
-    said = [(each.label, each.verdict["sentences"]) for each in methods if each.verdict.get("sentences")]
-    labels = {model["key"]: label_of(model) for model in study.models}
-    said += [
-        (labels[key], study.section("verdict", key)["sentences"])
-        for each in methods
-        if len(each.keys) > 1
-        for key in each.keys
+        pages.Section("Method by method, in words", "words", groups=_sentences(study, methods)),
     ]
-    return [*sections, pages.Section("Method by method, in words", "words", groups=said)]
+
+
+def _sentences(study: StudyResults, methods: Sequence[MethodResults]) -> list[tuple[str, Sequence[str]]]:
+    """The verdict on each method, then on each of its seeds."""
+    verdicts = [method.verdict for method in methods]
+    for method in methods:
+        if len(method.facts.models) > 1:
+            verdicts += [study.verdict_on([key]) for key in method.facts.models]
+    return [(each.label, each.sentences) for each in verdicts if each is not None]
 
 
 def _config(study: StudyResults) -> str:
-    scalars = study.scalars
     facts = {
-        "checkpoint": scalars["clip"],
+        "checkpoint": dataclasses.asdict(study.clip),
         "models": [
-            {name: model.get(name) for name in ("key", "method", "options", "source")} for model in study.models
+            {"key": model.key, "method": model.method, "options": model.options, "source": model.source}
+            for model in study.models
         ],
-        "sections": scalars["sections"],
-        "computing seconds": scalars.get("seconds"),
-        "config": scalars.get("config"),
+        "sections": study.sections,
+        "computing seconds": study.seconds,
+        "config": study.config,
     }
-    return json.dumps(plain(facts), indent=2, ensure_ascii=False)
+    return json.dumps(facts, indent=2, ensure_ascii=False)

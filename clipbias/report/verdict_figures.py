@@ -9,20 +9,19 @@ import pandas as pd
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
 from clipbias.explain.results import EFFECTS
 from clipbias.explain.rungs import ANOTHER_DATASET, ANOTHER_SEED, CONSTANTS, PLAIN, RANDOM, RUNGS, SHUFFLED
+from clipbias.explain.uncertainty import Estimate
+from clipbias.explain.wording import capitalize, counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults
 from clipbias.report.panels import bars, lines, panels
-from clipbias.report.study_results import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOWER_LABELS = {"both": "both towers", "vision": "vision tower alone", "text": "text tower alone"}
 EFFECT_COLOURS = {"attention": style.SKY, "scale": style.ORANGE, "values": style.GREEN}
-OUTCOMES_LONG = {
-    outcome: f"{name[:1].upper()}{name[1:]} ({UNITS[outcome][0]})" for outcome, name in OUTCOME_NAMES.items()
-}
+OUTCOMES_LONG = {outcome: f"{capitalize(name)} ({UNITS[outcome][0]})" for outcome, name in OUTCOME_NAMES.items()}
 SHORT_RUNGS = {
     "vector": "one vector",
     "kind": "two, by kind",
@@ -48,30 +47,33 @@ _CONTROL_MARKS = {RANDOM: "x", SHUFFLED: "+", ANOTHER_SEED: "*", ANOTHER_DATASET
 _LOWEST, _HIGHEST = -60.0, 180.0
 
 
+def interval_columns(number: Estimate) -> dict[str, float | None]:
+    """The columns of a number, its interval and its share of the gain."""
+    columns = {"value": number.value, "low": number.low, "high": number.high}
+    share = number.share
+    return columns | {
+        "share": None if share is None else share.value,
+        "share_low": None if share is None else share.low,
+        "share_high": None if share is None else share.high,
+    }
+
+
 def effects_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
     """The effects, the whole gain, interactions and the control, in both towers and in each alone."""
-    rows, counts = [], []
-    for each in methods:
-        if not each.effects(OUTCOMES[0]):
-            continue
-        counts.append(f"{each.label}: {counted(each.test['images'], 'image')}")
-        for outcome in OUTCOMES:
-            for tower in each.test["numbers"]:
-                own = each.effects(outcome, tower)
-                named = {**own["effects"], "all": own["gain"], **own["interactions"]}
-                if each.random and tower == "both":
-                    named["random"] = each.random["numbers"]["both"][outcome]["gain"]
-                place = {"method": each.label, "outcome": outcome, "tower": tower}
-                rows += [{**place, "quantity": name, **number} for name, number in named.items()]
+    rows = [row for method in methods for row in _effect_rows(method)]
     if not rows:
         return None
+    counts = "; ".join(
+        f"{method.facts.label}: {counted(len(method.test.outcomes.images), 'image')}"
+        for method in methods
+        if method.summary is not None and method.test is not None
+    )
     frame = pd.DataFrame(rows)
     looks = {
         tower: {"hatch": hatch, "edgecolor": "white", "alpha": 1.0 if tower == "both" else 0.55}
         for tower, hatch in _HATCHES.items()
     }
-    hue: dict[str, Any] = {"hue": "tower", "looks": looks}
-    hue["colours"] = {name: _COLOURS.get(name, style.PURPLE) for name in frame["quantity"]}
+    colours = {name: _COLOURS.get(name, style.PURPLE) for name in frame["quantity"]}
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         def text(row: pd.Series) -> str:
@@ -79,7 +81,16 @@ def effects_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
 
         # The first effects, then the gain, then what they give together.
         ordered = part.iloc[part["quantity"].map(_order).argsort(kind="stable")]
-        bars(axes, ordered, category="quantity", text=text, loose=("random",), **hue)
+        bars(
+            axes,
+            ordered,
+            category="quantity",
+            text=text,
+            loose=("random",),
+            hue="tower",
+            looks=looks,
+            colours=colours,
+        )
 
     legend = {name: {"facecolor": style.GREY, **looks[tower]} for tower, name in TOWER_LABELS.items()}
     figure = panels(
@@ -92,7 +103,23 @@ def effects_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
         share_x=False,
         share_y=False,
     )
-    return captioned("verdict_effects", figure, frame, counts="; ".join(counts))
+    return captioned("verdict_effects", figure, frame, counts=counts)
+
+
+def _effect_rows(method: MethodResults) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    if method.summary is None:
+        return rows
+    random = None if method.test is None else method.test.random
+    for outcome in OUTCOMES:
+        for tower, numbers in method.summary.towers.items():
+            effects = numbers[outcome]
+            named = {**effects.effects, "all": effects.gain, **effects.interactions}
+            if random is not None and tower == "both":
+                named["random"] = random.summary.towers["both"][outcome].gain
+            place = {"method": method.facts.label, "outcome": outcome, "tower": tower}
+            rows += [{**place, "quantity": name, **interval_columns(number)} for name, number in named.items()]
+    return rows
 
 
 def _order(quantity: str) -> int:
@@ -143,23 +170,27 @@ def ladder_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
 
 def _rungs(method: MethodResults) -> list[dict[str, Any]]:
     """Shares in percent of every rung and control, of outcomes with a sure gain; and the method itself."""
-    stored = method.constants.get("stored", {})
+    stored = {} if method.constants is None else method.constants.stored
     rows: list[dict[str, Any]] = []
     for what in (KEPT, LOST):
         for outcome in OUTCOMES:
-            names = [name for name in method.replaced(outcome).get(what, {}) if method.share(outcome, what, name)]
-            place = {"method": method.label, "what": what, "outcome": outcome}
-            for name in names:
-                number = method.share(outcome, what, name) or {}
-                ends = {end: 100 * float(number[f"share{other}"] or 0.0) for end, other in _ENDS.items()}
-                kind = "control" if name in CONTROLS else "constant" if name in CONSTANTS else "map"
-                rows.append({**place, "name": name, "kind": kind, "stored": stored.get(name, stored[PLAIN]), **ends})
-            if names:
+            place = {"method": method.facts.label, "what": what, "outcome": outcome}
+            shares = {name: method.share(outcome, what, name) for name in method.replacements(outcome, what)}
+            known = {name: share for name, share in shares.items() if share is not None}
+            for name, share in known.items():
+                ends = {"value": share.value, "low": share.low, "high": share.high}
+                percent = {end: 100 * (value or 0.0) for end, value in ends.items()}
+                numbers = stored.get(name, stored[PLAIN])
+                rows.append({**place, "name": name, "kind": _kind_of(name), "stored": numbers, **percent})
+            if known:
                 rows.append({**place, "name": ITSELF, "kind": "itself", "value": 100.0, "low": 100.0, "high": 100.0})
     return rows
 
 
-_ENDS = {"value": "", "low": "_low", "high": "_high"}
+def _kind_of(name: str) -> str:
+    if name in CONTROLS:
+        return "control"
+    return "constant" if name in CONSTANTS else "map"
 
 
 def _draw_rungs(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:

@@ -1,42 +1,29 @@
-"""The verdict's numbers as tables: what carries the gain, what a constant keeps of it, and areas under curves."""
+"""The verdict's numbers as tables: what carries the gain, what replacements keep of it, and areas under curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from clipbias.explain.conclusions import amount, effect_names, percent
+from clipbias.explain.answer import dataset_sentences
+from clipbias.explain.conclusions import effect_names
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
-from clipbias.explain.results import MAPS
-from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN, RUNG_NAMES
+from clipbias.explain.results import MAPS, StudyResults, present
+from clipbias.explain.rungs import PLAIN, RUNG_NAMES
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
+from clipbias.explain.wording import amount, by_reason, change, percent
 from clipbias.report.methods import MethodResults, MethodSummary
 from clipbias.report.published import dataset_name
-from clipbias.report.study_figures import MAP_NAMES
-from clipbias.report.study_results import StudyResults, by_reason, counted, label_of
+from clipbias.report.study_figures import MAP_NAMES, labels_of
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_figures import CONTROLS
 
 _FIRST = {"positive": "Most", "negative": "Least"}
+_LEARNS = "It learns such a constant, so what that keeps is no finding."
 _HEADS = {"accuracy": "Accuracy", "calibrated": "Calibrated"}
 _BRACKETS = f"In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there are several"
 
 
 def effects_table(methods: Sequence[MethodResults]) -> Table | None:
     """Per method, each effect's and interaction's change of both outcomes and its share of each gain."""
-    rows: list[tuple[str, ...]] = []
-    for each in methods:
-        numbers = {outcome: each.effects(outcome) for outcome in OUTCOMES}
-        if not all(numbers.values()):
-            continue
-        sure = {outcome: excludes(own["gain"]) > 0 for outcome, own in numbers.items()}
-        for kind in ("effects", "interactions"):
-            for name in numbers[OUTCOMES[0]][kind]:
-                long = {**effect_names(each.prompts), **dict.fromkeys(numbers[OUTCOMES[0]]["interactions"], "together")}
-                texts = []
-                for outcome, own in numbers.items():
-                    number = own[kind][name]
-                    texts += [change_text(number, outcome), share_text(number if sure[outcome] else None)]
-                rows.append(cells(each.label, f"{name}: {long[name]}", *texts))
-        texts = [text for outcome, own in numbers.items() for text in (change_text(own["gain"], outcome), MISSING)]
-        rows.append(cells(each.label, "all: the gain", *texts))
+    rows = [row for method in methods for row in _effect_rows(method)]
     heads = [text for outcome in OUTCOMES for text in (f"{_HEADS[outcome]} ({UNITS[outcome][0]})", "Share of it")]
     caption = (
         f"Changes of accuracy and of calibrated log-likelihood. {_BRACKETS}; a dash where the gain is not surely above"
@@ -46,20 +33,42 @@ def effects_table(methods: Sequence[MethodResults]) -> Table | None:
     return Table("", caption, ("Model", "Effect", *heads), tuple(rows), words={1}) if rows else None
 
 
+def _effect_rows(method: MethodResults) -> list[tuple[str, ...]]:
+    numbers = {outcome: effects for outcome in OUTCOMES if (effects := method.effects(outcome)) is not None}
+    if not numbers:
+        return []
+    label = method.facts.label
+    headline = numbers[OUTCOMES[0]]
+    names = effect_names(method.facts.prompts) | dict.fromkeys(headline.interactions, "together")
+    rows = []
+    for name in (*headline.effects, *headline.interactions):
+        texts = []
+        for outcome, effects in numbers.items():
+            number = (effects.effects | effects.interactions)[name]
+            share = number.share if excludes(effects.gain) > 0 else None
+            texts += [change(number, outcome), share_text(share)]
+        rows.append(cells(label, f"{name}: {names[name]}", *texts))
+    gains = []
+    for outcome, effects in numbers.items():
+        gains += [change(effects.gain, outcome), MISSING]
+    return [*rows, cells(label, "all: the gain", *gains)]
+
+
 def temperature_table(methods: Sequence[MethodResults]) -> Table | None:
     """What one number that moves no decision gives of the gain in raw log-likelihood, and the temperatures."""
     rows = []
-    for each in methods:
-        if "temperature_alone" in each.test:
-            alone, found = each.test["temperature_alone"], list(each.test["temperatures"].values())
+    for method in methods:
+        if method.summary is not None:
+            temperatures = list(method.summary.temperatures.values())
+            alone = method.summary.temperature_alone
             rows.append(
                 cells(
-                    each.label,
+                    method.facts.label,
                     amount(alone, "calibrated"),
-                    share_text(alone),
-                    f"{found[0]:.2f}",
-                    f"{found[-1]:.2f}",
-                    "yes" if each.test["refitted"] else "no",
+                    share_text(alone.share),
+                    f"{temperatures[0]:.2f}",
+                    f"{temperatures[-1]:.2f}",
+                    "yes" if method.summary.refitted else "no",
                 )
             )
     caption = (
@@ -72,130 +81,115 @@ def temperature_table(methods: Sequence[MethodResults]) -> Table | None:
 
 
 def constants_table(methods: Sequence[MethodResults]) -> Table | None:
-    """Per method, what each rung and control keeps of both gains, and what is lost without it."""
+    """Per method, what each form of the mean and control keeps of both gains, and what is lost without it."""
     rows: list[tuple[str, ...]] = []
-    for each in methods:
-        names = each.replaced(OUTCOMES[0]).get(KEPT, {})
-        stored = each.constants.get("stored", {})
-        for name in names:
-            shares = [share_text(each.share(outcome, kind, name)) for outcome in OUTCOMES for kind in (KEPT, LOST)]
+    for method in methods:
+        stored = {} if method.constants is None else method.constants.stored
+        for name in method.replacements(OUTCOMES[0], KEPT):
+            shares = [share_text(method.share(outcome, kind, name)) for outcome in OUTCOMES for kind in (KEPT, LOST)]
             called = RUNG_NAMES.get(name) or f"control: {CONTROLS.get(name, name)}"
-            rows.append(cells(each.label, called, f"{stored.get(name, stored[PLAIN]):,}", *shares))
+            rows.append(cells(method.facts.label, called, f"{stored.get(name, stored[PLAIN]):,}", *shares))
     caption = (
-        "Share of the gain in accuracy and in calibrated log-likelihood that is kept if the constant is added to the"
-        f" frozen model, and lost if it is subtracted from the tuned one. {_BRACKETS}; a dash where the gain is not"
-        " surely above 0. Controls are by kind."
+        "Share of the gain in accuracy and in calibrated log-likelihood that is kept if the mean of what the tuned"
+        " blocks add is added to the frozen model, in several forms, and lost if it is subtracted from the tuned one."
+        f" {_BRACKETS}; a dash where the gain is not surely above 0. Controls are by kind. Another constant than the"
+        " mean may keep more."
     )
     heads = [f"{kind}, {_HEADS[outcome].lower()}" for outcome in OUTCOMES for kind in ("Kept", "Lost")]
     return Table("", caption, ("Model", "In its place", "Numbers", *heads), tuple(rows), words={1}) if rows else None
 
 
-def change_text(number: Mapping[str, float | None], outcome: str) -> str:
-    """A change with its interval, without its unit."""
-    if number["low"] is None:
-        return f"{round(number['value'] or 0.0, UNITS[outcome][1]) + 0.0:+.{UNITS[outcome][1]}f}"
-    return amount(dict(number), outcome).replace(f" {UNITS[outcome][0]}", "", 1)
-
-
-def share_text(number: Mapping[str, float | None] | None) -> str:
+def share_text(share: Estimate | None) -> str:
     """A share of the gain with its interval, or a dash where there is no gain to share out."""
-    return MISSING if number is None or number.get("share") is None else percent(dict(number))
+    return MISSING if share is None else percent(share)
 
 
 def why_no_effects(methods: Sequence[MethodResults]) -> list[str]:
     """One sentence for each reason why methods' gains could not be taken apart."""
-    return by_reason((each.label, each.verdict.get("missing", "")) for each in methods)
+    return by_reason((each.facts.label, each.verdict.missing) for each in methods if each.verdict is not None)
 
 
 def why_no_constants(study: StudyResults, methods: Sequence[MethodResults]) -> list[str]:
     """One sentence for each reason why no constant was measured of methods, or why it says nothing."""
-    asked = "constants" in study.scalars["sections"]
-    otherwise = "No constant was measured" + ("." if asked else "; --config.sections=constants has it.")
-    learns = "It learns such a constant, so what that keeps is no finding."
-    return by_reason(
-        (each.label, learns if each.method in CONSTANT_METHODS else each.constants.get("missing") or otherwise)
-        for each in methods
-        if each.verdict and not each.replaced(OUTCOMES[0])
-    )
+    measured = "constants" in study.sections
+    otherwise = "No constant was measured" + ("." if measured else "; --config.sections=constants has it.")
+    missing = study.why_missing("constants")
+    reasons = []
+    for method in methods:
+        if method.verdict is not None and method.replaced is None:
+            reason = missing.get(method.facts.models[0], otherwise)
+            reasons.append((method.facts.label, _LEARNS if method.facts.learns_constant else reason))
+    return by_reason(reasons)
 
 
 def summary_table(summary: MethodSummary) -> Table:
     """One method: gains, effects, interactions, kept and lost, datasets side by side; from two on, their mean."""
-    found = summary.by_dataset
-    rows = []
-    for outcome in OUTCOMES:
-        numbers = {dataset: own.numbers(outcome) for dataset, own in found.items()}
-        names = dict.fromkeys(name for own in numbers.values() for name in own if ":" not in name)
-        for name in names:
-            texts = [change_text(own[name], outcome) if name in own else MISSING for own in numbers.values()]
-            known = [own[name]["value"] for own in numbers.values() if name in own]
-            head = f"{OUTCOME_NAMES[outcome]}, {UNITS[outcome][0]}: {name}"
-            rows.append(cells(head, *texts, *_mean(known, outcome, len(found))))
-        for kind in (KEPT, LOST):
-            shares = [own.share(outcome, kind) for own in found.values()]
-            if any(shares):
-                known = [number["share"] for number in shares if number]
-                head = f"{OUTCOME_NAMES[outcome]}: {kind} {'with' if kind == KEPT else 'without'} two vectors"
-                rows.append(cells(head, *map(share_text, shares), *_mean(known, "share", len(found))))
-    heads = [
-        dataset_name(name) + (f" ({len(own.keys)} seeds)" if len(own.keys) > 1 else "") for name, own in found.items()
-    ]
+    methods = summary.by_dataset
+    rows = [row for outcome in OUTCOMES for row in _summary_rows(list(methods.values()), outcome)]
+    heads = [dataset_name(name) + _seeds(len(method.facts.models)) for name, method in methods.items()]
     caption = (
         f"{_BRACKETS}; a share has a dash where its gain is not surely above 0. The mean over datasets has an interval"
         f" from {FEWEST_DATASETS} datasets on, since a dataset is one observation."
     )
-    return Table("", caption, ("", *heads, *(["Mean"] if len(found) > 1 else [])), tuple(rows))
+    return Table("", caption, ("", *heads, *(["Mean"] if len(methods) > 1 else [])), tuple(rows))
 
 
-def _mean(values: Sequence[float | None], outcome: str, datasets: int) -> list[str]:
-    """The cell of the mean, of two datasets or more that all have the number."""
-    known = [value for value in values if value is not None]
-    if datasets < 2:
+def _seeds(count: int) -> str:
+    return f" ({count} seeds)" if count > 1 else ""
+
+
+def _summary_rows(methods: Sequence[MethodResults], outcome: str) -> list[tuple[str, ...]]:
+    """The rows of one outcome, a cell for each dataset, and for their mean."""
+    rows = []
+    numbers = [method.named(outcome) for method in methods]
+    for name in dict.fromkeys(name for named in numbers for name in named):
+        known = [named.get(name) for named in numbers]
+        texts = [MISSING if number is None else change(number, outcome) for number in known]
+        head = f"{OUTCOME_NAMES[outcome]}, {UNITS[outcome][0]}: {name}"
+        mean = _mean(known)
+        rows.append(cells(head, *texts, *(change(each, outcome) if each else MISSING for each in mean)))
+    for kind, preposition in ((KEPT, "with"), (LOST, "without")):
+        shares = [method.share(outcome, kind) for method in methods]
+        if any(shares):
+            head = f"{OUTCOME_NAMES[outcome]}: {kind} {preposition} the mean as two vectors"
+            rows.append(cells(head, *map(share_text, shares), *map(share_text, _mean(shares))))
+    return rows
+
+
+def _mean(numbers: Sequence[Estimate | None]) -> list[Estimate | None]:
+    """The mean of two datasets or more, `None` in it where not all of them have the number."""
+    known = [number.value for number in numbers if number is not None]
+    if len(numbers) < 2:
         return []
-    if len(known) < datasets:
-        return [MISSING]
-    mean: Estimate = mean_over_datasets(known)
-    if outcome != "share":
-        return [change_text(mean, outcome)]
-    if mean["low"] is None:
-        return [f"{100 * (mean['value'] or 0.0):.0f} %"]
-    return [percent({"share": mean["value"], "share_low": mean["low"], "share_high": mean["high"]})]
+    return [mean_over_datasets(known) if len(known) == len(numbers) else None]
 
 
 def summary_sentences(summary: MethodSummary) -> list[str]:
     """Each dataset's conclusion, and from five datasets on what their mean says."""
-    said = [f"{dataset_name(dataset)}: {own.verdict['conclusion']}" for dataset, own in summary.by_dataset.items()]
-    count = len(said)
-    if count < FEWEST_DATASETS:
-        few = f"Nothing follows for other datasets from {counted(count, 'dataset')}; from {FEWEST_DATASETS} on"
-        return [*said, f"{few}, their mean has an interval."]
-    for outcome in OUTCOMES:
-        gains = [own.effects(outcome).get("gain", {}).get("value") for own in summary.by_dataset.values()]
-        known = [gain for gain in gains if gain is not None]
-        if len(known) == count:
-            mean = amount(mean_over_datasets(known), outcome)
-            said.append(f"Over {count} datasets {OUTCOME_NAMES[outcome]} changes by {mean} on average.")
-    return said
+    conclusions = {
+        dataset_name(dataset): "" if method.verdict is None else method.verdict.conclusion
+        for dataset, method in summary.by_dataset.items()
+    }
+    effects = {outcome: [method.effects(outcome) for method in summary.by_dataset.values()] for outcome in OUTCOMES}
+    gains = {outcome: [each.gain for each in own if each is not None] for outcome, own in effects.items()}
+    return dataset_sentences(conclusions, gains)
 
 
 def area_table(study: StudyResults) -> Table | None:
     """The areas under the curves of the perturbation test in percent, a row per model and map."""
+    if study.faithfulness is None:
+        return None
+    labels = labels_of(study.models)
+    targets = ("predicted", "true")
     rows = []
-    for model in study.models:
-        areas = study.section("faithfulness", model["key"], "area")
-        for kind in filter(areas.__contains__, MAPS):
-            values = [
-                areas[kind].get(direction, {}).get(target) for direction in _FIRST for target in ("predicted", "true")
-            ]
-            texts = [MISSING if value is None else f"{100 * value:.1f}" for value in values]
-            rows.append(cells(label_of(model), MAP_NAMES[kind], *texts))
+    for key, result in present(study.faithfulness.models).items():
+        for kind in MAPS:
+            curves = result.maps[kind]
+            areas = [curves[direction][target].area for direction in _FIRST for target in targets]
+            rows.append(cells(labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
     caption = (
         "Area under each curve in percent. Most relevant first: the smaller, the better the map; least relevant first:"
         " the larger, the better."
     )
-    columns = (
-        "Model",
-        "Map",
-        *(f"{first} first, {target}" for first in _FIRST.values() for target in ("predicted", "true")),
-    )
+    columns = ("Model", "Map", *(f"{first} first, {target}" for first in _FIRST.values() for target in targets))
     return Table("", caption, columns, tuple(rows), words={1}) if rows else None

@@ -148,12 +148,11 @@ study = Study(models, test, options, folder / "study", training=dataset.split("t
 results = run_study(
     study,
     folder / "study",
-    dataset={"name": DATASET, "split": "test"},
-    config={},
+    dataset=DATASET,
     sections=("factorial", "constants", "verdict"),
 )
-for model in study.tuned:
-    print(model.label, *results.scalars["verdict"][model.key]["sentences"], sep="\n  ")
+for verdict in results.verdict:
+    print(verdict.label, *verdict.sentences, sep="\n  ")
 
 # %% [markdown]
 # The prompts' equivalent bias is an adapter of bias tuning, to be used as any other. Below are the frozen

@@ -1,7 +1,6 @@
 """The binary `explain` as a user runs it, on a tiny model and images of noise."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,11 +12,20 @@ import experiments.explain
 from clipbias import data
 from clipbias.errors import ClipbiasError
 from clipbias.explain import constants_section
-from clipbias.explain.results import SECTIONS, Findings, load_results, same_but_for_seed
+from clipbias.explain.conclusions import keeps
+from clipbias.explain.results import (
+    ARRAYS,
+    SECTIONS,
+    ByOutcome,
+    Replacements,
+    load_arrays,
+    load_results,
+    same_but_for_seed,
+)
+from clipbias.explain.uncertainty import Estimate
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs.explain import ExplainSettings
-from experiments.equivalent_bias import kept_sentence
 from experiments.inputs import find_adapter, find_adapters
 from tests.end_to_end.binaries import (
     CLASS_NAMES,
@@ -57,30 +65,30 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     assert ("Explore the images" in report.read_text("utf-8")) == whole
     assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
-    assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp"]
-    assert results.scalars["sections"] == [name for name in SECTIONS if name in ("predictions", *sections)]
-    assert set(results.scalars["verdict"]) == {"ivlp", "seeds"}
+    assert [model.key for model in results.models] == ["zero_shot", "ivlp"]
+    assert results.sections == tuple(name for name in SECTIONS if name in ("predictions", *sections))
+    assert [verdict.models for verdict in results.verdict] == [("ivlp",)]
     # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
-    test = results.scalars["factorial"]["ivlp"]
-    assert (test["towers"], test["streams"][7]) == (["both", "vision", "text"], "PPP")
-    correct = results.arrays["factorial/ivlp/correct"]
-    assert correct[:, 0, 7].sum() == results.scalars["models"][1]["correct"]
-    assert ("ivlp:random" in results.scalars["factorial"]) == whole
+    test, constants = results.causal_test("ivlp"), results.constant_test("ivlp")
+    assert (test.towers, test.streams[7]) == (("both", "vision", "text"), "PPP")
+    assert test.outcomes.correct[:, 0, 7].sum() == results.models[1].correct
+    assert (test.random is not None) == whole
     if whole:
-        before = results.arrays["vision_attention/zero_shot/clip/distance/mean"]
-        after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
+        before = results.vision_attention["zero_shot"].clip.distance.mean
+        after = results.vision_attention["ivlp"].without_prompt.distance.mean
         np.testing.assert_allclose(before[0], after[0], rtol=1e-5)
         assert np.abs(before[1:] - after[1:]).max() > 1e-3
-        assert results.arrays["similarity/ivlp/prompts"].shape == (4, 3, 16, 16)
-    assert all(np.isfinite(results.arrays[name]).all() for name in results.arrays if name.endswith("/mean"))
+        assert results.similarity.models["ivlp"].prompts.shape == (4, 3, 16, 16)
+    arrays = load_arrays(tmp_path / ARRAYS)
+    assert all(np.isfinite(values).all() for name, values in arrays.items() if name.endswith("/mean"))
     # The equivalent bias as an adapter answers as the study says, and is printed with what it keeps.
-    test_images, labels = pictures_of(images), results.arrays["predictions/labels"]
+    test_images, labels = pictures_of(images), results.predictions.labels
     for kind, method in (("vector", "bias"), ("kind", "bias_by_kind"))[: 2 if whole else 1]:
         adapter = read_adapter(tmp_path / "equivalent_bias" / f"ivlp-{kind}.safetensors")
         task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
         answers = jax.jit(task.logits)(clip.params, learnables, clip.preprocess(test_images)).argmax(-1)
-        form = results.scalars["constants"]["ivlp"]["forms"].index(f"kept:{kind}")
-        np.testing.assert_array_equal(answers == labels, results.arrays["constants/ivlp/correct"][:, form])
+        form = constants.forms.index(f"kept:{kind}")
+        np.testing.assert_array_equal(answers == labels, constants.outcomes.correct[:, form])
         assert (adapter.method, adapter.notes["equivalent_bias"]["images"]) == (method, 6)
     assert printed.count("IVLP as a bias of ") == 2
 
@@ -91,15 +99,11 @@ def pictures_of(images: Path) -> list[Path]:
 
 
 def test_what_an_equivalent_bias_keeps():
-    sure = {"value": 4.0, "low": 3.0, "high": 5.0}
-    half = {"value": 2.0, "low": 1.0, "high": 3.0, "share": 0.5, "share_low": 0.25, "share_high": 0.75}
-    unsure = {"value": 0.4, "low": -1.0, "high": 1.8}
-    gains = {"accuracy": sure, "calibrated": unsure}
-    numbers = {outcome: {"gain": gain, "kept": {"vector": half}, "lost": {}} for outcome, gain in gains.items()}
-    findings = Findings({}, {"constants": {"a": {"numbers": numbers}}})
-    assert kept_sentence(findings, SimpleNamespace(key="a", label="IVLP"), "vector") == (
-        "IVLP as a bias of one vector per layer: it keeps 50 % (25 to 75) of the gain in accuracy; calibrated "
-        "log-likelihood has no sure gain."
+    half = {"vector": Estimate(2.0, 1.0, 3.0, Estimate(0.5, 0.25, 0.75))}
+    sure = Replacements(Estimate(4.0, 3.0, 5.0), half, {}, None)
+    unsure = Replacements(Estimate(0.4, -1.0, 1.8), half, {}, None)
+    assert keeps(ByOutcome(sure, unsure), "vector") == (
+        "it keeps 50 % (25 to 75) of the gain in accuracy; calibrated log-likelihood has no sure gain"
     )
 
 
@@ -184,8 +188,8 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.
     every = experiments.explain.models(clip, dataset, [*own[digits], *own[fashion]], "float32", on=digits)[1:]
     assert [model.label for model in every][-1].startswith("Bias tuning trained on demo/fashion")
-    groups = same_but_for_seed([model.facts() for model in every])
-    assert [[model["key"] for model in group] for group in groups] == [["bias", "bias_seed2"], [every[-1].key]]
+    groups = same_but_for_seed(every)
+    assert [[model.key for model in group] for group in groups] == [["bias", "bias_seed2"], [every[-1].key]]
     assert [constants_section._trained_elsewhere(model, every) for model in every] == [every[2], every[2], every[0]]
 
 

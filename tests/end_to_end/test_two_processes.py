@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipbias.explain.results import load_results
+from clipbias.explain.results import ARRAYS, load_arrays, load_results
 from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.settings import from_config
@@ -243,16 +243,17 @@ def test_a_study_of_two_processes_is_that_of_one(
     ]
     ended = ends([one, *two])
     assert all(process.returncode == 0 for process in (one, *two)), ended
-    whole, split = (load_results(tmp_path / name) for name in ("one", "two"))
-    assert whole.arrays.keys() == split.arrays.keys()
-    for name, expected in whole.arrays.items():
-        assert expected.shape == split.arrays[name].shape, name
+    whole, split = (load_arrays(tmp_path / name / ARRAYS) for name in ("one", "two"))
+    assert whole.keys() == split.keys()
+    for name, expected in whole.items():
+        assert expected.shape == split[name].shape, name
         if np.issubdtype(expected.dtype, np.floating):
             largest = float(np.nanmax(np.abs(expected), initial=0.0))
             # The error of a sum that is 1 for every image is rounding, and nothing else.
             tolerance = 1e-6 if name.endswith("/standard_error") else 2e-5 * largest
-            np.testing.assert_allclose(split.arrays[name], expected, rtol=1e-4, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(split[name], expected, rtol=1e-4, atol=tolerance, err_msg=name)
         else:
-            np.testing.assert_array_equal(split.arrays[name], expected, err_msg=name)
-    assert split.scalars["verdict"]["ivlp"]["carrier"] == whole.scalars["verdict"]["ivlp"]["carrier"]
+            np.testing.assert_array_equal(split[name], expected, err_msg=name)
+    one, two = (load_results(tmp_path / name).verdict_on(["ivlp"]) for name in ("one", "two"))
+    assert one.carrier == two.carrier
     assert (tmp_path / "two" / "report" / "report.html").is_file()

@@ -1,35 +1,32 @@
 """Claims follow from intervals alone; power against repeated studies."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from clipbias.explain.conclusions import carrier, conclude, stands_for
 from clipbias.explain.power import DETECTABLE, Power, Spread, power, spread
+from clipbias.explain.results import ByOutcome, Effects, Replacements
+from clipbias.explain.uncertainty import Estimate
 
-GAIN = {"value": 10.0, "low": 8.0, "high": 12.0}
-NO_GAIN = {"value": 0.4, "low": -1.0, "high": 1.8}
+GAIN = Estimate(10.0, 8.0, 12.0)
+NO_GAIN = Estimate(0.4, -1.0, 1.8)
 
 
 def part(low, high):
     """A share with its interval, in percent of a gain of 10."""
     value = (low + high) / 2
-    return {
-        "value": value / 10,
-        "low": low / 10,
-        "high": high / 10,
-        "share": value / 100,
-        "share_low": low / 100,
-        "share_high": high / 100,
-    }
+    return Estimate(value / 10, low / 10, high / 10, Estimate(value / 100, low / 100, high / 100))
 
 
 def nothing():
-    return part(-5, 5) | {"share": None, "share_low": None, "share_high": None}
+    return dataclasses.replace(part(-5, 5), share=None)
 
 
 def effects(attention, scale, values, *, gain=GAIN, interactions=None):
     named = {"attention": attention, "scale": scale, "values": values}
-    return {"gain": gain, "effects": named, "interactions": interactions or {}, "corners": {}}
+    return Effects(Estimate(50.0), gain, named, interactions or {}, {})
 
 
 @pytest.mark.parametrize(
@@ -54,7 +51,7 @@ def test_an_effect_carries_a_gain_with_its_whole_interval(shares, expected, outc
     )
     without = carrier(effects(nothing(), nothing(), nothing(), gain=NO_GAIN), outcome)
     assert without.verdict == "no gain" and "no sure gain in" in without.sentence
-    loss = {"value": -3.0, "low": -5.0, "high": -1.0}
+    loss = Estimate(-3.0, -5.0, -1.0)
     assert carrier(effects(*shares, gain=loss), outcome).verdict == "no gain"
 
 
@@ -75,7 +72,7 @@ def test_interactions_are_named_where_they_are_not_small():
     [
         (part(92, 99), part(91, 130), "stands", "Both intervals lie above 90 %."),
         (part(92, 99), part(89, 130), "most", "Both intervals lie above 50 %."),
-        (part(51, 99), part(91, 99), "most", "A constant stands for most of IVLP"),
+        (part(51, 99), part(91, 99), "most", "The mean of what its blocks add stands for most of IVLP"),
         (part(10, 49), part(91, 99), "not", "What is kept lies below 50 %."),
         (part(91, 99), part(10, 49), "not", "What is lost lies below 50 %."),
         (part(1, 9), part(10, 49), "not", "What is kept and what is lost lie below 50 %."),
@@ -85,41 +82,46 @@ def test_interactions_are_named_where_they_are_not_small():
     ],
 )
 def test_a_constant_stands_for_a_method_in_both_directions(kept, lost, expected, words):
-    numbers = {"gain": GAIN, "kept": {"kind": kept}, "lost": {"kind": lost}}
+    numbers = both(kept, lost)
     claim = stands_for(numbers, "kind", "accuracy", "IVLP")
     assert claim.verdict == expected and words in claim.sentence
     assert "of the gain in accuracy" in claim.sentence
-    missing = stands_for(numbers | {"lost": {}}, "kind", "accuracy", "IVLP")
+    assert ("Another constant may." in claim.sentence) == (expected == "not")
+    missing = stands_for(dataclasses.replace(numbers, lost={}), "kind", "accuracy", "IVLP")
     assert missing.verdict == "undecided" and "was not measured" in missing.sentence
-    assert stands_for(numbers | {"gain": NO_GAIN}, "kind", "accuracy", "IVLP").verdict == "no gain"
+    assert stands_for(dataclasses.replace(numbers, gain=NO_GAIN), "kind", "accuracy", "IVLP").verdict == "no gain"
 
 
 VALUES = [part(0, 20), part(-5, 5), part(60, 100)]
 
 
 def both(kept, lost, gain=GAIN):
-    return {"gain": gain, "kept": {"kind": kept}, "lost": {"kind": lost}}
+    return Replacements(gain, {"kind": kept}, {"kind": lost}, None)
 
 
 @pytest.mark.parametrize(
     "shares,kept,favours",
     [
         (VALUES, part(92, 99), "This favours (b), a bias, over (a), attention."),
-        (VALUES, part(10, 40), "This favours neither (a), attention, nor (b), a bias that is the same"),
-        (VALUES, part(40, 60), "This is against (a), attention. Whether (b), a bias, holds is undecided."),
+        (
+            VALUES,
+            part(10, 40),
+            "This is against (a), attention. Whether (b), a bias, keeps the gain is undecided: another constant may",
+        ),
+        (VALUES, part(40, 60), "This is against (a), attention. Whether (b), a bias, keeps the gain is undecided."),
         (VALUES[::-1], part(40, 60), "This favours (a), attention, over (b), a bias."),
     ],
 )
 def test_the_headline_favours_a_hypothesis(shares, kept, favours):
-    numbers = {outcome: effects(*shares) for outcome in ("accuracy", "calibrated")}
-    constants = {outcome: both(kept, part(92, 99)) for outcome in ("accuracy", "calibrated")}
+    numbers = ByOutcome(effects(*shares), effects(*shares))
+    constants = ByOutcome(both(kept, part(92, 99)), both(kept, part(92, 99)))
     given = {"label": "IVLP", "prompts": True}
     said = conclude(numbers, constants, images=100, **given)
     assert next(s for s in said if "favours" in s or "against" in s).startswith(favours)
     assert sum("calibrated log-likelihood" in s for s in said) == 2
     # Nothing is favoured where accuracy has no sure gain.
-    numbers["accuracy"] = effects(nothing(), nothing(), nothing(), gain=NO_GAIN)
-    constants["accuracy"] = both(nothing(), nothing(), NO_GAIN)
+    numbers = ByOutcome(effects(nothing(), nothing(), nothing(), gain=NO_GAIN), numbers.calibrated)
+    constants = ByOutcome(both(nothing(), nothing(), NO_GAIN), constants.calibrated)
     said = conclude(numbers, constants, images=100, **given)
     assert not any("favours" in s or "against" in s for s in said) and "no sure gain in accuracy" in said[0]
     assert conclude(numbers, constants, images=19, **given)[0].startswith("Undecided, because 19 images are too few")

@@ -17,6 +17,7 @@ from clipbias.explain.effects import OUTCOMES, measure, summarize_effects
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.results import ByOutcome
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.explain.uncertainty import shapley
@@ -120,29 +121,31 @@ def study(made: Constructed, clip: Clip, folder: Path) -> Study:
 def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, reference, clip, tmp_path):
     """Half the images at a time, from files, through the sections to the verdict: which constants do, and which not."""
     made = CONSTRUCTED[name](reference, IMAGES)
-    about = {"name": "constructed", "split": "test"}
     made_study = study(made, clip, tmp_path)
-    found = run_study(made_study, tmp_path, dataset=about, config={}, sections=("factorial", "constants", "verdict"))
-    facts, arrays = found.scalars["factorial"]["tuned"], found.arrays
-    assert tuple(facts["effects"]) == factorial.WITH_SLOTS
-    assert tuple(facts["streams"]) == tuple(factorial.streams(facts["effects"]))
+    sections = ("factorial", "constants", "verdict")
+    found = run_study(made_study, tmp_path, dataset="constructed", sections=sections)
+    test, constants = found.causal_test("tuned"), found.constant_test("tuned")
+    assert test is not None and constants is not None and test.random is not None
+    assert test.effects == factorial.WITH_SLOTS
+    assert test.streams == tuple(factorial.streams(test.effects))
     few = dataclasses.replace(made, images=made.images[:FEW], labels=made.labels[:FEW])
-    likelihood = arrays["factorial/tuned/log_likelihood"][:FEW, 0]
+    likelihood = test.outcomes.log_likelihood[:FEW, 0]
     # Pixels are rounded to eight bits.
-    np.testing.assert_allclose(likelihood, expected_outcomes(few, facts["effects"]), atol=0.02)
-    right = made.labels == arrays["predictions/tuned"]
-    np.testing.assert_array_equal(arrays["factorial/tuned/correct"][:, 0, 7], right)
-    np.testing.assert_array_equal(arrays["factorial/tuned/images"], np.arange(IMAGES))
+    np.testing.assert_allclose(likelihood, expected_outcomes(few, test.effects), atol=0.02)
+    right = made.labels == found.predictions.models["tuned"]
+    np.testing.assert_array_equal(test.outcomes.correct[:, 0, 7], right)
+    np.testing.assert_array_equal(test.outcomes.images, np.arange(IMAGES))
     # The control: other prompts of the same length, on some of the images.
-    few = arrays["factorial/tuned:random/images"]
+    few = test.random.outcomes.images
     np.testing.assert_array_equal(few, [0, IMAGES // 2, IMAGES - 1])
-    control, trained = (arrays[f"factorial/{key}/log_likelihood"] for key in ("tuned:random", "tuned"))
+    control, trained = test.random.outcomes.log_likelihood, test.outcomes.log_likelihood
     np.testing.assert_allclose(control[..., 0], trained[few, :, 0], rtol=1e-5)
     assert np.abs(control[..., 7] - trained[few, :, 7]).max() > 1e-2
-    assert found.scalars["verdict"]["tuned"]["carrier"] == dict.fromkeys(OUTCOMES, "values")
-    kept = found.scalars["constants"]["tuned"]["numbers"]["calibrated"]["kept"]
+    verdict = found.verdict_on(["tuned"])
+    assert verdict is not None and verdict.carrier == ByOutcome("values", "values")
+    kept = constants.numbers.calibrated.kept
     for rung, does in (("vector", vector), ("kind", kind)):
-        low, high = (kept[rung][f"share_{end}"] for end in ("low", "high"))
+        low, high = kept[rung].share.low, kept[rung].share.high
         assert low > 0.9 if does else high < 0.5, (rung, low, high)
     # These towers are so plain that a constant does in any of their layers: only its direction matters.
-    assert kept["random"]["share_high"] < 0.9 or name == "image"
+    assert kept["random"].share.high < 0.9 or name == "image"

@@ -17,7 +17,7 @@ from clipbias.explain.effects import (
     temperature_alone,
 )
 from clipbias.explain.temperature import calibrate, fit_temperatures, halves, raw_log_likelihoods
-from clipbias.explain.uncertainty import RESAMPLES, cross, draw_counts, interactions, mean_over_datasets
+from clipbias.explain.uncertainty import RESAMPLES, Estimate, cross, draw_counts, interactions, mean_over_datasets
 from tests.reference import calibration, factorial
 
 EFFECTS = ("attention", "scale", "values")
@@ -146,19 +146,20 @@ def test_numbers_of_effects_are_means_over_images():
     for outcome, values in means.items():
         corner = dict(zip(streams, map(np.asarray, values), strict=True))
         numbers, gain = found[outcome], corner["PPP"] - corner["RRR"]
-        assert numbers["reference"]["value"] == pytest.approx(float(corner["RRR"]))
-        assert numbers["gain"]["value"] == pytest.approx(float(gain))
+        assert numbers.reference.value == pytest.approx(float(corner["RRR"]))
+        assert numbers.gain.value == pytest.approx(float(gain))
         for part, expected in (
             ("effects", factorial.shapley(corner, EFFECTS)),
             ("interactions", calibration.moebius(corner, EFFECTS)),
             ("corners", {name: corner[name] - corner["RRR"] for name in streams[1:]}),
         ):
-            assert list(numbers[part]) == list(expected)
+            named = getattr(numbers, part)
+            assert list(named) == list(expected)
             for name, value in expected.items():
-                assert numbers[part][name]["value"] == pytest.approx(float(value), abs=1e-8), (part, name)
-                assert numbers[part][name]["low"] <= value <= numbers[part][name]["high"]
-                if numbers[part][name]["share"] is not None:
-                    assert numbers[part][name]["share"] == pytest.approx(float(value / gain), rel=1e-6)
+                assert named[name].value == pytest.approx(float(value), abs=1e-8), (part, name)
+                assert named[name].low <= value <= named[name].high
+                if named[name].share is not None:
+                    assert named[name].share.value == pytest.approx(float(value / gain), rel=1e-6)
 
 
 FORMS = ("tuned", "kept:kind", "reference", "lost:kind", "lost:random")
@@ -169,14 +170,14 @@ def test_kept_counts_from_below_and_lost_from_above():
     mean = np.array([60.0, 55.0, 40.0, 41.0, 59.5])
     draws = mean + 0.1 * draw.normal(size=(RESAMPLES, 5))
     measured = Measured({name: Sample(mean, draws) for name in ("accuracy", "calibrated")}, {}, 10, 1, True, np.ones(5))
-    for numbers in summarize_replacements(measured, FORMS).values():
-        assert numbers["gain"]["value"] == 20
-        assert numbers["kept"]["kind"]["share"] == pytest.approx(15 / 20)
-        assert numbers["lost"]["kind"]["share"] == pytest.approx(19 / 20)
-        assert numbers["lost"]["random"]["share"] == pytest.approx(0.5 / 20)
+    for _, numbers in summarize_replacements(measured, FORMS).items():
+        assert numbers.gain.value == 20
+        assert numbers.kept["kind"].share.value == pytest.approx(15 / 20)
+        assert numbers.lost["kind"].share.value == pytest.approx(19 / 20)
+        assert numbers.lost["random"].share.value == pytest.approx(0.5 / 20)
         low, high = np.quantile((draws[:, 0] - draws[:, 3]) / (draws[:, 0] - draws[:, 2]), [0.025, 0.975])
-        kind = numbers["lost"]["kind"]
-        assert [kind["share_low"], kind["share_high"]] == pytest.approx([low, high])
+        share = numbers.lost["kind"].share
+        assert [share.low, share.high] == pytest.approx([low, high])
 
 
 def test_what_a_temperature_alone_gives():
@@ -186,9 +187,9 @@ def test_what_a_temperature_alone_gives():
     plain = raw_log_likelihoods(logits, labels).mean()
     own = calibration.cross_fitted(logits[:, 0], labels, halves(labels), np.ones(200))
     raw_gain = calibration.log_likelihoods(logits[:, 0], labels, 7).mean() - plain
-    assert found["value"] == pytest.approx(own - plain)
-    assert found["share"] == pytest.approx((own - plain) / raw_gain)
-    assert 0.9 < found["share"] < 1.1
+    assert found.value == pytest.approx(own - plain)
+    assert found.share.value == pytest.approx((own - plain) / raw_gain)
+    assert 0.9 < found.share.value < 1.1
 
 
 def test_seeds_and_images_are_crossed():
@@ -219,9 +220,9 @@ def test_several_seeds_are_averaged_and_their_spread_counts():
 
 
 def test_datasets_are_generalised_from_five_on():
-    assert mean_over_datasets([1.0, 2.0, 3.0, 6.0]) == {"value": 3.0, "low": None, "high": None}
+    assert mean_over_datasets([1.0, 2.0, 3.0, 6.0]) == Estimate(3.0)
     found = mean_over_datasets([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found["low"] == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
+    assert found.low == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
 
 
 @pytest.mark.parametrize("better,worse", [(0.3, 0.0), (15.0, 6.0)])

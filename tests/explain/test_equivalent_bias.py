@@ -19,7 +19,8 @@ from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
-from clipbias.explain.study import Section, Study
+from clipbias.explain.results import ConstantTest, ConstantTests, Missing
+from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests.explain.models import moved
@@ -196,82 +197,84 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
         assert found.learnables.keys() == {"vision_bias"} and found.task.options()["text_tower"] is False
 
 
-def compute_of(study: Study) -> Section:
-    return study.read(compute_constants(study))
-
-
 @pytest.fixture(scope="module")
-def constants(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, dict, dict]:
+def constants(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, ConstantTests]:
     """VPT learned twice on one dataset and twice on another."""
     task = Task(clip, "vpt", CLASS_NAMES)
     models = [Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})]
     for number, (key, dataset) in enumerate({"a": "one", "b": "one", "c": "two", "d": "two"}.items()):
         drawn = weights_common.drawn(task.shapes, 0.3, number)
-        models.append(Model(key, key, "vpt", task, drawn, seed=1 + number % 2, dataset=dataset))
+        models.append(Model(key, key, "vpt", task, drawn, seed=1 + number % 2, trained_on=dataset))
     options = StudyOptions(batch_size=3, image_limit=4, training_images=3)
     folder = tmp_path_factory.mktemp("constants")
     study = Study(models, split(), options, folder, training=split().subset([6, 5, 3, 1]))
-    return study, *compute_of(study)
+    return study, study.run_section(compute_constants(study))
 
 
-def test_a_study_measures_on_training_images(constants: tuple[Study, dict, dict], clip: Clip) -> None:
-    study, arrays, scalars = constants
-    assert (scalars["a"]["images"], scalars["a"]["training_images"]) == (4, 3)
+def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTests], clip: Clip) -> None:
+    study, test = constants[0], constants[1].models["a"]
+    assert isinstance(test, ConstantTest)
+    outcomes = test.outcomes
+    assert (len(outcomes.images), test.training_images) == (4, 3)
     names = ("vector", "kind", "outliers", "token", "rank1", "rank2", "rank4", "rank8", "random", "shuffled")
     names += ("another seed", "another dataset")
     subtracted = [name for name in names if not name.startswith("rank")]  # maps are not
     forms = ("reference", *(f"kept:{name}" for name in names), *(f"lost:{name}" for name in subtracted), "tuned")
-    assert scalars["a"]["forms"] == forms and tuple(scalars["a"]["stored"]) == names[:8]
+    assert test.forms == forms and tuple(test.stored) == names[:8]
     task, learnables = study.models[1].task, study.models[1].learnables
     chosen = split().subset([6, 3, 1])
     expected, _ = measure_equivalent_bias(
         task, clip.params, learnables, learnables, raw_batches(chosen, 16, 3), every_form=True
     )
     for form in ("vector", "kind"):
-        np.testing.assert_allclose(
-            arrays[f"constants/a/vision/{form}"], getattr(expected["vision"], form), rtol=0, atol=1e-6
-        )
-    assert arrays["constants/a/images"].tolist() == study.spread(4).tolist()
-    assert arrays["constants/a/correct"].dtype == np.uint8
-    assert arrays["constants/a/log_likelihood"].shape == (4, len(forms))
+        found = getattr(test.biases["vision"], form)
+        np.testing.assert_allclose(found, getattr(expected["vision"], form), rtol=0, atol=1e-6)
+    assert outcomes.images.tolist() == study.spread(4).tolist()
+    assert outcomes.correct.dtype == np.uint8
+    assert outcomes.log_likelihood.shape == (4, len(forms))
     shown = clip.preprocessing.normalize(study.pictures(study.spread(4)))
     logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, shown), np.float64)
     true = scipy.special.log_softmax(logits, axis=-1)[np.arange(4), study.split.labels[study.spread(4)]]
-    np.testing.assert_allclose(arrays["constants/a/log_likelihood"][:, -1], true, atol=1e-5)
-    numbers, places = scalars["a"]["numbers"], {form: place for place, form in enumerate(forms)}
+    np.testing.assert_allclose(outcomes.log_likelihood[:, -1], true, atol=1e-5)
+    places = {form: place for place, form in enumerate(forms)}
     for outcome, name, unit in (("accuracy", "correct", 100), ("calibrated", "calibrated", 1)):
-        means = unit * arrays[f"constants/a/{name}"].astype(float).mean(0)
+        means, numbers = unit * getattr(outcomes, name).astype(float).mean(0), test.numbers[outcome]
         gain = means[places["tuned"]] - means[places["reference"]]
-        assert numbers[outcome]["gain"]["value"] == pytest.approx(gain, rel=1e-5)
+        assert numbers.gain.value == pytest.approx(gain, rel=1e-5)
         for rung in names:
-            kept, lost = (numbers[outcome][way].get(rung, {}).get("value") for way in ("kept", "lost"))
+            kept = numbers.kept[rung].value
             assert kept == pytest.approx(means[places[f"kept:{rung}"]] - means[places["reference"]], abs=1e-5)
-            assert (lost is None) == (rung not in subtracted)
+            assert (rung in numbers.lost) == (rung in subtracted)
             if rung in subtracted:
-                assert lost == pytest.approx(means[places["tuned"]] - means[places[f"lost:{rung}"]], abs=1e-5)
+                lost = means[places["tuned"]] - means[places[f"lost:{rung}"]]
+                assert numbers.lost[rung].value == pytest.approx(lost, abs=1e-5)
 
 
-def test_constants_of_another_seed_and_another_dataset_are_controls(constants: tuple[Study, dict, dict]) -> None:
+def test_constants_of_another_seed_and_another_dataset_are_controls(constants: tuple[Study, ConstantTests]) -> None:
     """What the frozen model makes of another model's constants is what that model's own study finds."""
-    _, arrays, scalars = constants
-    assert [group["models"] for group in scalars["seeds"]] == [["a", "b"], ["c", "d"]]
+    _, tests = constants
+    assert [group.models for group in tests.seeds] == [("a", "b"), ("c", "d")]
 
     def column(key: str, form: str) -> np.ndarray:
-        return arrays[f"constants/{key}/log_likelihood"][:, scalars[key]["forms"].index(form)]
+        test = tests.models[key]
+        assert isinstance(test, ConstantTest) and f"lost:{form.partition(':')[2]}" in test.forms
+        return test.outcomes.log_likelihood[:, test.forms.index(form)]
 
     for key, form, other in (("a", "another seed", "b"), ("a", "another dataset", "c"), ("d", "another dataset", "b")):
         np.testing.assert_allclose(column(key, f"kept:{form}"), column(other, "kept:kind"), atol=1e-5)
         assert np.abs(column(key, f"kept:{form}") - column(key, "kept:kind")).max() > 1e-2
-        assert f"lost:{form}" in scalars[key]["forms"]
 
 
 @pytest.mark.long
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
-    assert "training images" in compute_of(make(clip, tmp_path))[1]["vpt"]["missing"]
+    bare = make(clip, tmp_path)
+    test = bare.run_section(compute_constants(bare)).models["vpt"]
+    assert isinstance(test, Missing) and "training images" in test.reason
     task = Task(clip, "taskres", CLASS_NAMES)
     models = [
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("own", "Own", "own", task, task.init()),
     ]
-    arrays, scalars = compute_of(Study(models, split(), StudyOptions(), tmp_path, training=split()))
-    assert not arrays and "Neither tokens nor weights" in scalars["own"]["missing"]
+    study = Study(models, split(), StudyOptions(), tmp_path, training=split())
+    test = study.run_section(compute_constants(study)).models["own"]
+    assert isinstance(test, Missing) and "Neither tokens nor weights" in test.reason

@@ -16,9 +16,10 @@ from clipbias.explain.factorial_section import compute_factorial
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
+from clipbias.explain.results import StudyResults, present
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
-from clipbias.report.study_results import StudyResults, why_missing
+from clipbias.explain.wording import by_reason
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.explain.test_study import split
@@ -50,13 +51,9 @@ def study(clip: Clip, folder: Path, *names: str, **options: Any) -> Study:
     return Study(models, images, asked, folder, training=images)
 
 
-def said(made: Study, section: dict[str, Any]) -> dict[str, str]:
+def said(results: StudyResults, section: str) -> dict[str, str]:
     """Which of a study's models a section left out, and the first words of the reason."""
-    return {
-        each.key: section[each.key]["missing"][:30]
-        for each in made.models
-        if isinstance(section.get(each.key), dict) and "missing" in section[each.key]
-    }
+    return {key: reason[:30] for key, reason in results.why_missing(section).items()}
 
 
 INSERTED, PATCHES = "Tokens are inserted inside the", "The head reads features of pat"
@@ -73,25 +70,27 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     given = np.arange(IMAGES, dtype=np.int32) % 3
     made.known = lambda each: given  # so that nothing but the sections is compiled
     figures = ("text_attention", "similarity", "decomposition", "verdict")
-    found = run_study(made, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=figures)
-    assert [each["key"] for each in found.scalars["models"]] == ["zero_shot", *METHODS]
+    found = run_study(made, tmp_path, dataset="noise", sections=figures)
+    assert [each.key for each in found.models] == ["zero_shot", *METHODS]
     inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
-    assert said(made, found.scalars["text_attention"]) == inside
+    assert said(found, "text_attention") == inside
     for key in {*METHODS, "zero_shot"} - set(inside):
-        np.testing.assert_allclose(found.arrays[f"text_attention/{key}/mean"].sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(found.text_attention[key].shares.mean.sum(-1), 1, rtol=1e-5)
     none = dict.fromkeys(("cocoop", "plot", "tpt", *HEADS), "There are no vision prompts.")
     similar = {**none, "mmrl": INSERTED, "plot_plus_plus": "Every pass over an image has p"}
-    assert said(made, found.scalars["similarity"]) == similar
+    assert said(found, "similarity") == similar
     without = inside | dict.fromkeys(HEADS, "There are no prompts that atte")
-    assert said(made, found.scalars["decomposition"]) == without
-    towers = {key: sorted(facts) for key, facts in found.scalars["decomposition"].items() if key not in without}
+    assert said(found, "decomposition") == without
+    decomposed = present(found.decomposition)
+    towers = {key: sorted(result.towers) for key, result in decomposed.items()}
     assert towers == {"plot": ["text"], "plot_plus_plus": ["text", "vision"]}
-    assert found.scalars["decomposition"]["plot"]["text"]["runs"] == 2
-    # Nothing is computed of these, and every sentence is for the page.
-    left_out = {"text_attention": inside, "similarity": similar, "decomposition": without}
-    parts = [name.split("/") for name in found.arrays]
-    assert not [name for section, key, *_ in parts for name in left_out.get(section, ()) if name == key]
-    sentences = [why_missing(StudyResults(found), section) for section in left_out]
+    assert decomposed["plot"].text.runs == 2
+    # Every sentence is for the page.
+    labels = {model.key: model.label for model in found.models}
+    sentences = [
+        by_reason((labels[key], reason) for key, reason in found.why_missing(section).items())
+        for section in ("text_attention", "similarity", "decomposition")
+    ]
     assert any(line.startswith("COCOOP, TPT: The texts depend on the image") for line in sentences[0])
     assert any(line.startswith("TASKRES, TIP_ADAPTER: There are no prompts") for line in sentences[2])
     # Sections that take long say the same of the methods that they leave out.
@@ -116,7 +115,7 @@ def normalised(clip: Clip) -> np.ndarray:
 def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
     """PLOT++ and CoCoOp, from the images to the likelihoods."""
     made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3
-    arrays, scalars = made.read(compute_factorial(made))
+    tests = made.run_section(compute_factorial(made)).models
     streams = factorial.streams(factorial.WITH_SLOTS)
     several, one = made.tuned
     before, after = (
@@ -134,17 +133,17 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
             mixed = [factorial.features(*runs, stream, factorial.WITH_SLOTS) for stream in streams]
             features[tower].append(np.stack(mixed))
     image, text = (np.stack(features[tower], axis=1) for tower in ("vision", "text"))  # [K, m, B, d] and [K, P, C, d]
-    assert scalars["plot_plus_plus"]["streams"] == tuple(streams)
-    for place, tower in enumerate(scalars["plot_plus_plus"]["towers"]):
+    assert tests["plot_plus_plus"].streams == tuple(streams)
+    for place, tower in enumerate(tests["plot_plus_plus"].towers):
         for k in range(len(streams)):
             own = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
             logits, what = prompts_plot.transport_logits(reference, *own), f"{tower} {streams[k]}"
-            found, correct = (arrays[f"factorial/plot_plus_plus/{name}"][:, place, k] for name in OUTCOMES)
+            found, correct = (getattr(tests["plot_plus_plus"].outcomes, name)[:, place, k] for name in OUTCOMES)
             np.testing.assert_allclose(
                 found, factorial.log_likelihood(logits, labels), rtol=1e-3, atol=2e-3, err_msg=what
             )
             np.testing.assert_array_equal(correct, logits.argmax(-1) == labels, err_msg=what)
-    assert scalars["cocoop"]["streams"] == tuple(streams)
+    assert tests["cocoop"].streams == tuple(streams)
     learnables = weights.double(one.learnables)
     seen = numpy_clip.encode_image(reference.state, reference.config, images).features
     start = factorial.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(one.task.init(1)["text_context"]))
@@ -156,7 +155,7 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
                 reference.state, feature[None], factorial.features(*runs, stream, factorial.WITH_SLOTS)
             )
             wanted = factorial.log_likelihood(logits, labels[b : b + 1])
-            found = arrays["factorial/cocoop/log_likelihood"][b : b + 1, 0, k]
+            found = tests["cocoop"].outcomes.log_likelihood[b : b + 1, 0, k]
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-4, err_msg=f"image {b} {stream}")
 
 

@@ -6,7 +6,7 @@ import pytest
 from clipbias.explain import explore_section
 from clipbias.explain.explore_section import bytes_per_image, choose_images, compute_explore, quantise
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import changes
+from clipbias.explain.results import Predictions
 from clipbias.explain.streaming import Relevancy
 from tests.explain.test_study import COUNT, knows, make
 
@@ -14,14 +14,15 @@ from tests.explain.test_study import COUNT, knows, make
 def predictions(zero_shot, vpt):
     """Of images of classes in turn; 0 is right, 1 wrong, -1 not read."""
     labels = np.arange(len(zero_shot)) % 3
-    found = {"predictions/labels": labels}
-    for name, wrong in {"zero_shot": zero_shot, "vpt": vpt}.items():
-        found[f"predictions/{name}"] = np.where(np.array(wrong) < 0, -1, (labels + np.array(wrong)) % 3)
-    return found
+    models = {
+        name: np.where(np.array(wrong) < 0, -1, (labels + np.array(wrong)) % 3)
+        for name, wrong in {"zero_shot": zero_shot, "vpt": vpt}.items()
+    }
+    return Predictions(labels, models)
 
 
 def test_kinds_of_change():
-    found = changes(predictions([1, 0, 0, 1, -1, 0, 1], [0, 1, 0, 1, 0, -1, 0]), "vpt")
+    found = predictions([1, 0, 0, 1, -1, 0, 1], [0, 1, 0, 1, 0, -1, 0]).changes("vpt")
     assert found.tolist() == [0, 1, 2, 3, -1, -1, 0]
 
 
@@ -62,9 +63,9 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
     monkeypatch.setattr(explore_section, "relevancy_maps", maps)
     monkeypatch.setattr(explore_section, "layer_maps", layers)
     monkeypatch.setattr(explore_section, "LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
-    arrays, scalars = study.read(compute_explore(knows(study, predictions([0] * COUNT, [1] * COUNT))))
-    assert len(arrays["explore/images"]) == len(scalars["names"]) == 2
-    assert arrays["explore/pairs"].tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
+    explore = study.run_section(compute_explore(knows(study, predictions([0] * COUNT, [1] * COUNT))))
+    assert len(explore.images) == len(explore.names) == 2
+    assert explore.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("low", [False, True])

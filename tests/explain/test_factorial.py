@@ -186,18 +186,18 @@ def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
         Model("tuned", "Tuned", "coop", bound.task, bound.learnables, seed=seed),
     ]
     study = Study(models, images, StudyOptions(batch_size=7, control_images=0), tmp_path)
-    found, facts = study.read(compute_factorial(study))
+    test = study.run_section(compute_factorial(study)).models["tuned"]
     pixels = (pictures(images, np.arange(7), 16) / 255 - clip.preprocessing.mean) / clip.preprocessing.std
     features = numpy_clip.encode_image(reference.state, reference.config, pixels).features
     runs, streams = reference_runs(bound, reference, clip, name, "text", None), factorial.streams(bound.effects)
-    assert facts["tuned"]["streams"] == tuple(streams) and facts["tuned"]["towers"] == ("both",)
+    assert test.streams == tuple(streams) and test.towers == ("both",)
     for k, stream in enumerate(streams):
         logits = numpy_clip.logits(reference.state, features, factorial.features(*runs, stream, bound.effects))
         for outcome, expected in (
             ("log_likelihood", factorial.log_likelihood(logits, images.labels)),
             ("correct", logits.argmax(-1) == images.labels),
         ):
-            column = found[f"factorial/tuned/{outcome}"][:, 0, k]
+            column = getattr(test.outcomes, outcome)[:, 0, k]
             np.testing.assert_allclose(column, expected, rtol=1e-4, atol=2e-4, err_msg=stream)
 
 

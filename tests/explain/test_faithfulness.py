@@ -115,10 +115,10 @@ def expected(clip, model, classify, raw, split):
 @pytest.mark.parametrize("size", short([2, 16], 2))
 def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path, size):
     study = study_of(model, split, tmp_path, size)
-    arrays, scalars = study.read(compute_faithfulness(study))
-    assert scalars["zero_shot"]["count"] == COUNT - 1
-    for names, curve in expected.items():
-        np.testing.assert_allclose(arrays["/".join(("faithfulness", "zero_shot", *names))], curve, rtol=1e-6)
+    result = study.run_section(compute_faithfulness(study)).models["zero_shot"]
+    assert result.count == COUNT - 1
+    for (name, direction, target), curve in expected.items():
+        np.testing.assert_allclose(result.maps[name][direction][target].accuracy, curve, rtol=1e-6)
     # Curves differ from step to step, map to map and target to target, or any mistake would do.
     assert len({tuple(curve) for curve in expected.values()}) > 6
     assert any(
@@ -146,7 +146,7 @@ def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, r
     for name, shift in (("right", 0), ("wrong", 1)):
         images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
         study = study_of(model, images, tmp_path / name, 2)
-        study.read(compute_faithfulness(study))
+        study.run_section(compute_faithfulness(study))
     tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
     assert asked["right"] <= 5.5 * tries
     assert asked["right"] < asked["wrong"] <= 8.5 * tries

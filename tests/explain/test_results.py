@@ -1,14 +1,54 @@
+"""What a study's files give back is what was written, array by array."""
+
+import dataclasses
+
 import numpy as np
+import pytest
 
-from clipbias.explain.results import FORMAT, Findings, load_results, save_results
+from clipbias.explain.results import ARRAYS, load_arrays, load_results, save_results
+from tests.report.synthetic import synthetic_results
 
 
-def test_saved_results_come_back(tmp_path):
-    arrays = {"a/b/mean": np.arange(3.0), "images": np.zeros((1, 2, 2, 3), np.uint8)}
-    scalars = {"format": FORMAT, "x": {"y": np.float32(0.5), "z": (1, np.int64(2)), "missing": np.nan}}
-    save_results(tmp_path, Findings(arrays, scalars))
-    found = load_results(tmp_path)
-    assert found.scalars == {"format": FORMAT, "x": {"y": 0.5, "z": [1, 2], "missing": None}}
-    np.testing.assert_array_equal(found.arrays["a/b/mean"], arrays["a/b/mean"])
-    assert found.arrays["images"].dtype == np.uint8
-    assert list(found.under("a/")) == ["a/b/mean"]
+def assert_same(written, read, place):
+    """Equal to the last bit, of the same types."""
+    assert type(written) is type(read) or isinstance(written, np.ndarray), place
+    if dataclasses.is_dataclass(written):
+        for field in dataclasses.fields(written):
+            assert_same(getattr(written, field.name), getattr(read, field.name), f"{place}/{field.name}")
+    elif isinstance(written, dict):
+        assert list(written) == list(read), place
+        for key, value in written.items():
+            assert_same(value, read[key], f"{place}/{key}")
+    elif isinstance(written, np.ndarray):
+        assert written.dtype == read.dtype, place
+        np.testing.assert_array_equal(written, read, err_msg=place)
+    else:
+        assert written == read, place
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_saved_results_come_back(tmp_path, twins):
+    results = synthetic_results(pictures=1, twins=twins)
+    save_results(tmp_path, results)
+    assert_same(dataclasses.replace(results, config={}), dataclasses.replace(load_results(tmp_path), config={}), "")
+
+
+def test_arrays_are_named_by_their_places(tmp_path):
+    results = synthetic_results(pictures=1)
+    save_results(tmp_path, results)
+    arrays = load_arrays(tmp_path / ARRAYS)
+    mean = results.relevancy["ivlp"].corrected.vision.tuned.mean
+    np.testing.assert_array_equal(arrays["relevancy/ivlp/corrected/vision/tuned/mean"], mean)
+    np.testing.assert_array_equal(arrays["predictions/models/ivlp"], results.predictions.models["ivlp"])
+
+
+def test_what_is_no_number_stays_none(tmp_path):
+    """JSON has no NaN."""
+    results = synthetic_results(pictures=1)
+    error = results.decomposition["ivlp"].vision.mean_error
+    vision = dataclasses.replace(
+        results.decomposition["ivlp"].vision, mean_error=dataclasses.replace(error, constancy=float("nan"))
+    )
+    results.decomposition["ivlp"] = dataclasses.replace(results.decomposition["ivlp"], vision=vision)
+    save_results(tmp_path, results)
+    assert np.isnan(load_results(tmp_path).decomposition["ivlp"].vision.mean_error.constancy)

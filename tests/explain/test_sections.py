@@ -8,7 +8,7 @@ import safetensors.numpy
 from PIL import Image
 
 from clipbias.data import Split
-from clipbias.explain.attention_sections import compute_decomposition
+from clipbias.explain.decomposition_section import compute_decomposition
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.run import run_study
@@ -105,9 +105,7 @@ def study_of(reference, clip, tmp_path_factory):
 @pytest.fixture(scope="session")
 def found(study_of):
     study = study_of("ivlp")
-    return run_study(
-        study, study.parts.parent, dataset={"name": "noise", "split": "test"}, config={}, sections=SECTIONS
-    )
+    return run_study(study, study.parts.parent, dataset="noise", sections=SECTIONS)
 
 
 def close(actual, expected, tolerance=2e-5, scale=0.0):
@@ -116,50 +114,51 @@ def close(actual, expected, tolerance=2e-5, scale=0.0):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def averages(found, name, samples, tolerance=2e-5):
+def averages(average, samples, tolerance=2e-5):
     mean, error = sections.mean_and_error(samples)
-    length = found.arrays[f"{name}/mean"].shape[-1]  # texts of the reference always have the whole context's length
+    length = average.mean.shape[-1]  # texts of the reference always have the whole context's length
     assert not mean[..., length:].any()
-    close(found.arrays[f"{name}/mean"], mean[..., :length], tolerance)
-    close(found.arrays[f"{name}/standard_error"], error[..., :length], tolerance, np.abs(mean).max())
+    close(average.mean, mean[..., :length], tolerance)
+    close(average.standard_error, error[..., :length], tolerance, np.abs(mean).max())
 
 
 def test_predictions(found, reference):
     for key, name in RUNS.items():
         expected = reference.saved[name].logits.argmax(-1)
         not_asked = np.setdiff1d(np.arange(len(LABELS)), SPREAD)
-        np.testing.assert_array_equal(np.delete(found.arrays[f"predictions/{key}"], not_asked), expected[SPREAD])
-        assert (found.arrays[f"predictions/{key}"][not_asked] == -1).all()
+        np.testing.assert_array_equal(np.delete(found.predictions.models[key], not_asked), expected[SPREAD])
+        assert (found.predictions.models[key][not_asked] == -1).all()
     assert reference.saved["zero_shot"].logits[4].argmax() != LABELS[4]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_relevancy(found, reference, group):
     chosen = GROUPS[group]
-    about = found.scalars["relevancy"]["ivlp"]
-    assert about[group] == {"count": len(chosen)}
+    averaged = found.relevancy["ivlp"].groups[group]
+    assert averaged.count == len(chosen)
     rows = {"zero_shot": reference.relevancy["zero_shot"], "tuned": reference.relevancy["ivlp"]}
     for side, own in rows.items():
         for part in ("vision", "text", "vision_kinds", "text_kinds"):
-            averages(found, f"relevancy/ivlp/{group}/{part}/{side}", [own[part][i] for i in chosen])
+            averages(getattr(getattr(averaged, part), side), [own[part][i] for i in chosen])
     pairs = [(rows["zero_shot"]["raw"][i], rows["tuned"]["raw"][i]) for i in chosen]
-    averages(found, f"relevancy/ivlp/{group}/order", [np.array([sections.order(*pair)]) for pair in pairs])
-    averages(found, f"relevancy/ivlp/{group}/variation", [np.array([sections.variation(*pair)]) for pair in pairs])
+    averages(averaged.order, [np.array([sections.order(*pair)]) for pair in pairs])
+    averages(averaged.variation, [np.array([sections.variation(*pair)]) for pair in pairs])
 
 
 def test_relevancy_says_which_texts_it_is_of(found):
-    about = found.scalars["relevancy"]["ivlp"]
-    assert about["zero_shot"]["text"] == "a photo of a {}." and about["normalisation"] == "sum"
-    assert about["zero_shot"]["index_kinds"][:6] == ["sos", *["words"] * 4, "category"]
-    assert about["tuned"]["index_kinds"][:6] == ["sos", "prompt", "prompt", "words", "words", "category"]
+    about = found.relevancy["ivlp"]
+    assert about.zero_shot.text == "a photo of a {}." and about.normalisation == "sum"
+    assert about.zero_shot.index_kinds[:6] == ("sos", *["words"] * 4, "category")
+    assert about.tuned.index_kinds[:6] == ("sos", "prompt", "prompt", "words", "words", "category")
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "ivlp"])
 def test_text_attention(found, reference, name):
     expected = sections.text_attention(reference.saved[name], reference.runs[name])
-    close(found.arrays[f"text_attention/{name}/mean"], expected)
-    about = found.scalars["text_attention"][name]
-    assert about == {"count": len(CLASS_NAMES), "texts": 1, "reduction": "sum", "text": "a photo of a {}."}
+    about = found.text_attention[name]
+    close(about.shares.mean, expected)
+    facts = (about.count, about.texts, about.reduction, about.text)
+    assert facts == (len(CLASS_NAMES), 1, "sum", "a photo of a {}.")
     learned = 2 if name == "ivlp" else 0
     assert (expected[..., KINDS.index("prompt")].max() > 0) == (learned > 0)
     assert expected[..., KINDS.index("words")].min() > 0
@@ -171,49 +170,51 @@ def test_vision_attention(found, reference):
         for variant in own:
             expected = sections.vision_attention(reference.saved[name], reference.runs[name], variant, GRID, PATCH)
             for quantity, values in expected.items():
-                path = f"vision_attention/{name}/{variant}/{quantity}"
-                averages(found, path, [values[i] for i in SPREAD])
-                each = found.arrays[f"{path}/each"]
+                average = found.vision_attention[name].variants[variant].quantities[quantity]
+                averages(average, [values[i] for i in SPREAD])
+                each = average.each
                 close(each[SPREAD], [values[i].mean() for i in SPREAD])
                 assert np.isnan(np.delete(each, SPREAD)).all() and len(each) == len(LABELS)
 
 
 def test_similarity(found, reference):
-    arrays, keys = found.arrays, found.scalars["examples"]["names"]
+    similarity, keys = found.similarity, found.examples.names
     upright = [picture(int(key.removesuffix(".png"))) for key in keys]
-    np.testing.assert_array_equal(arrays["examples/images"], upright)
+    np.testing.assert_array_equal(found.examples.images, upright)
     # Pillow turns counter-clockwise.
     rotated = [np.asarray(Image.fromarray(image).rotate(angle)) for image in upright for angle in ROTATIONS]
-    np.testing.assert_array_equal(arrays["similarity/images"], rotated)
-    np.testing.assert_array_equal(arrays["similarity/rotations"], ROTATIONS * len(upright))
+    np.testing.assert_array_equal(similarity.images, rotated)
+    np.testing.assert_array_equal(similarity.rotations, ROTATIONS * len(upright))
     prompted = reference.forward("ivlp", normalised(rotated))
     cls, distance = sections.cls_attention(prompted, PATCHES), sections.distance_to_prompts(prompted, PATCHES)
     plain = sections.cls_attention(reference.forward("zero_shot", normalised(rotated)), PATCHES)
+    maps = similarity.models["ivlp"]
     for k in range(len(rotated)):
         for s, layer in enumerate(LAYERS):
-            close(arrays["similarity/ivlp/zero_shot_cls"][k, s], sections.enlarged(plain[k, layer], SIZE), 1e-4)
-            close(arrays["similarity/ivlp/cls"][k, s], sections.enlarged(cls[k, layer], SIZE), 1e-4)
-            close(arrays["similarity/ivlp/prompts"][k, s], 1 - sections.enlarged(distance[k, layer], SIZE), 1e-4)
+            close(maps.zero_shot_cls[k, s], sections.enlarged(plain[k, layer], SIZE), 1e-4)
+            close(maps.cls[k, s], sections.enlarged(cls[k, layer], SIZE), 1e-4)
+            close(maps.prompts[k, s], 1 - sections.enlarged(distance[k, layer], SIZE), 1e-4)
 
 
 def test_rank_correlation_of_attention_and_nearness(found, reference):
     saved = reference.saved["ivlp"]
     cls, distance = sections.cls_attention(saved, PATCHES), sections.distance_to_prompts(saved, PATCHES)
     nearness = [[sections.order(cls[i, l], -distance[i, l]) for l in range(LAYER_COUNT)] for i in SPREAD]
-    averages(found, "similarity/ivlp/rank_correlation", np.array(nearness))
-    assert found.scalars["similarity"]["ivlp"]["count"] == len(SPREAD)
+    maps = found.similarity.models["ivlp"]
+    averages(maps.rank_correlation, np.array(nearness))
+    assert maps.count == len(SPREAD)
 
 
 @pytest.fixture(scope="session")
 def decomposed(study_of):
     """With bias tuning beside IVLP, to compare with."""
     study = study_of("ivlp", "bias")
-    return study.read(compute_decomposition(study))
+    return study.run_section(compute_decomposition(study))
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_decomposition(decomposed, reference, tower):
-    arrays, scalars = decomposed
+    own = decomposed["ivlp"].towers[tower]
     saved, inputs = reference.saved["ivlp"], np.arange(1 + PATCHES)
     if tower == "vision":
         chosen, ends = methods.forward(reference.clip, reference.runs["ivlp"].inputs, reference.images[SPREAD]), None
@@ -222,40 +223,43 @@ def test_decomposition(decomposed, reference, tower):
         chosen, ends = saved, [int(end) for end in saved.text.rows]
         slots, queries, rows = slice(1, 3), [np.arange(3, end + 1) for end in ends], ends
     expected = sections.decomposition(reference.clip, chosen, tower, slots, queries, rows)
-    path = f"decomposition/ivlp/{tower}"
     for quantity in ("prompt_mass", "readout_mass", "norm_share"):
-        close(arrays[f"{path}/{quantity}/mean"], expected[quantity])
+        close(getattr(own, quantity).mean, expected[quantity])
     shown = None if ends is None else min(ends) + 1  # what stands after a text's end is padding
-    by_query = arrays[f"{path}/mass_by_query/mean"]
+    by_query = own.mass_by_query.mean
     close(by_query[..., :shown], expected["mass_by_query"][..., :shown])
     bias = reference.learnables["bias"][f"{tower}_bias"]
     lengths = np.linalg.norm(expected["vector"], axis=-1) * np.linalg.norm(bias, axis=-1)
-    close(arrays[f"{path}/bias_cosine/bias"], (expected["vector"] * bias).sum(-1) / lengths, 1e-4)
-    about = scalars["ivlp"][tower]
-    assert about["depth"] == 2 and about["count"] == len(queries)
+    close(own.bias_cosine["bias"], (expected["vector"] * bias).sum(-1) / lengths, 1e-4)
+    assert own.depth == 2 and own.count == len(queries)
     for quantity in ("constancy", "bias_likeness"):
-        close(arrays[f"{path}/{quantity}"], expected[quantity], 1e-4)
+        close(getattr(own, quantity), expected[quantity], 1e-4)
         expected_means = [expected[quantity][:2].mean(), expected[quantity][2]]
-        close([about[quantity]["up_to_depth"], about[quantity]["beyond"]], expected_means, 1e-4)
+        means = getattr(own, f"mean_{quantity}")
+        close([means.up_to_depth, means.beyond], expected_means, 1e-4)
     errors = left_out.without_each(reference, chosen, tower, slots, queries, bias)
     for quantity, values in errors.items():
-        close(arrays[f"{path}/error/{quantity}"], left_out.jackknife_error(values), 1e-3)
-        layers = 3 if quantity == "bias_cosine/bias" else 2  # a cosine's mean is over all, the others' up to the depth
-        close(about["error"][quantity], left_out.jackknife_error(values[:, :layers].mean(1)), 1e-3)
+        cosine = quantity == "bias_cosine/bias"
+        by_layer = own.error.bias_cosine["bias"] if cosine else getattr(own.error, quantity)
+        close(by_layer, left_out.jackknife_error(values), 1e-3)
+        layers = 3 if cosine else 2  # a cosine's mean is over all, the others' up to the depth
+        mean = own.mean_error.bias_cosine["bias"] if cosine else getattr(own.mean_error, quantity)
+        close(mean, left_out.jackknife_error(values[:, :layers].mean(1)), 1e-3)
     each = [expected_mass.mean() for expected_mass in left_out.masses(reference, chosen, tower, slots, queries)]
-    found = arrays[f"{path}/prompt_mass/each"]
+    found = own.prompt_mass.each
     close(found[np.isfinite(found)], each)
     assert np.flatnonzero(np.isfinite(found)).tolist() == (list(SPREAD) if tower == "vision" else [0, 1, 2])
 
 
-def steps(found, name, expected, tolerance=2e-5):
+def steps(maps, name, expected, tolerance=2e-5):
     """A map in 256 steps: each value within half a step, and the largest is the last."""
-    scale, lowest = found.arrays[f"{name}_scale"], found.arrays.get(f"{name}_lowest", np.zeros(1))
+    quantised, scale = getattr(maps, name), getattr(maps, f"{name}_scale")
+    lowest = getattr(maps, f"{name}_lowest", np.zeros(1))
     close(scale + lowest, expected.max(-1), tolerance)
-    if f"{name}_lowest" in found.arrays:
+    if name == "distance":
         close(lowest, expected.min(-1), tolerance)
-    assert found.arrays[name].dtype == np.uint8 and (found.arrays[name].max(-1) == 255).all()
-    values = lowest[..., None] + found.arrays[name] * (scale[..., None] / 255)
+    assert quantised.dtype == np.uint8 and (quantised.max(-1) == 255).all()
+    values = lowest[..., None] + quantised * (scale[..., None] / 255)
     assert (np.abs(values - expected) <= scale[..., None] / 510 + tolerance * np.abs(expected).max()).all()
 
 
@@ -265,57 +269,56 @@ def test_maps_to_explore(found, reference, key):
     given = np.stack([LABELS, *(reference.saved[name].logits.argmax(-1) for name in RUNS.values())], 1)[SPREAD]
     pairs = [(row, label) for row, labels in enumerate(given.tolist()) for label in dict.fromkeys(labels)]
     assert len(pairs) > len(SPREAD)
-    np.testing.assert_array_equal(found.arrays["explore/images"], SPREAD)
-    np.testing.assert_array_equal(found.arrays["explore/pictures"], [picture(index) for index in SPREAD])
-    np.testing.assert_array_equal(found.arrays["explore/pairs"], pairs)
-    assert found.scalars["explore"]["names"] == [f"{index}.png" for index in SPREAD]
+    np.testing.assert_array_equal(found.explore.images, SPREAD)
+    np.testing.assert_array_equal(found.explore.pictures, [picture(index) for index in SPREAD])
+    np.testing.assert_array_equal(found.explore.pairs, pairs)
+    assert found.explore.names == tuple(f"{index}.png" for index in SPREAD)
     rows = [
         relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label) for row, label in pairs
     ]
-    vision, path = np.stack([row[0] for row in rows]), f"explore/{key}"
-    steps(found, f"{path}/relevancy", vision[:, :PATCHES])
-    close(found.arrays[f"{path}/relevancy_sum"], vision.sum(-1))
-    close(found.arrays[f"{path}/slot_relevancy"], vision[:, PATCHES:])
-    for layer, shares in enumerate(found.arrays[f"{path}/prompt_share_from"].T):
+    vision, maps = np.stack([row[0] for row in rows]), found.explore.models[key]
+    steps(maps, "relevancy", vision[:, :PATCHES])
+    close(maps.relevancy_sum, vision.sum(-1))
+    close(maps.slot_relevancy, vision[:, PATCHES:])
+    for layer, shares in enumerate(maps.prompt_share_from.T):
         later = [
             relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label, start_layer=layer)[0]
             for row, label in pairs
         ]
         close(shares, [own[PATCHES:].sum() / own.sum() for own in later])
-    for (_, label), (_, text), own in zip(pairs, rows, found.arrays[f"{path}/text"], strict=True):
+    for (_, label), (_, text), own in zip(pairs, rows, maps.text, strict=True):
         close(own[: len(text)], text)
         assert not own[len(text) :].any()
-        about = found.scalars["explore"][key]
-        assert len(about["tokens"][str(label)]) == len(about["kinds"][str(label)]) == len(text)
-        named = [
-            about["tokens"][str(label)][i] for i, kind in enumerate(about["kinds"][str(label)]) if kind == "category"
-        ]
+        tokens, kinds = maps.tokens[label], maps.kinds[label]
+        assert len(tokens) == len(kinds) == len(text)
+        named = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "category"]
         assert "".join(named) == CLASS_NAMES[label].replace("_", "").replace(" ", "")
     attention = np.stack([block.attention[SPREAD, :, 0, 1:].mean(1) for block in saved.vision.blocks], 1)
-    steps(found, f"{path}/attention", attention[..., :PATCHES])
-    close(found.arrays[f"{path}/slot_attention"], attention[..., PATCHES:])
+    steps(maps, "attention", attention[..., :PATCHES])
+    close(maps.slot_attention, attention[..., PATCHES:])
     logits, labels = saved.logits[SPREAD], LABELS[SPREAD]
     true = logits[np.arange(len(labels)), labels]
     others = np.where(np.arange(len(CLASS_NAMES)) == labels[:, None], -np.inf, logits).max(-1)
-    close(found.arrays[f"{path}/margin"], true - others, 1e-4, np.abs(logits).max())
-    close(found.arrays[f"{path}/log_likelihood"], true - np.log(np.exp(logits).sum(-1)), 1e-4, np.abs(logits).max())
-    assert (f"{path}/distance" in found.arrays) == (key == "ivlp")
+    close(maps.margin, true - others, 1e-4, np.abs(logits).max())
+    close(maps.log_likelihood, true - np.log(np.exp(logits).sum(-1)), 1e-4, np.abs(logits).max())
+    assert (maps.distance is not None) == (key == "ivlp")
     if key == "ivlp":
         distances = [statistics.prompt_distance(block.tokens[SPREAD], PATCHES) for block in saved.vision.blocks]
-        steps(found, f"{path}/distance", np.stack(distances, 1))
+        steps(maps, "distance", np.stack(distances, 1))
 
 
 def test_examples(found, reference):
-    chosen = [int(key.removesuffix(".png")) for key in found.scalars["examples"]["names"]]
+    chosen = [int(key.removesuffix(".png")) for key in found.examples.names]
     assert set(chosen) <= set(GROUPS["corrected"])
     for key, name in RUNS.items():
         for k, index in enumerate(chosen):
-            vision, text = (found.arrays[f"examples/{key}/{part}"][k] for part in ("vision", "text"))
+            maps = found.examples.models[key]
+            vision, text = maps.vision[k], maps.text[k]
             close(vision / vision.sum(), reference.relevancy[name]["vision"][index])
             close(text / text.sum(), reference.relevancy[name]["text"][index][: len(text)])
-            close(found.arrays[f"examples/{key}/logits"][k], reference.saved[name].logits[index])
+            close(maps.logits[k], reference.saved[name].logits[index])
 
 
 def test_models_tell_their_depths(found):
-    depths = [(model["vision_depth"], model["text_depth"]) for model in found.scalars["models"]]
+    depths = [(model.vision_depth, model.text_depth) for model in found.models]
     assert depths == [(0, 0), (2, 2)]

@@ -9,7 +9,7 @@ from clipbias.explain.statistics import (
     rank_correlation,
     total_variation,
 )
-from clipbias.explain.stream import Progress, Sums
+from clipbias.explain.stream import RequestProgress, SumRequest
 from clipbias.training import mesh as meshes
 
 DRAW = np.random.default_rng(0)
@@ -66,18 +66,18 @@ def test_sharded_input_gives_the_same():
 
 def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
     moments = batched(VALUES, np.ones(11, bool))
-    request = Sums("x", "x", np.arange(5), lambda batch: {})
-    kept = Progress(request, tmp_path, "a")
+    request = SumRequest("x", "x", np.arange(5), lambda batch: {})
+    kept = RequestProgress(request, tmp_path, "a")
     assert (kept.state, kept.done) == ({}, 0)
     kept.add({"some/name": moments}, 3, np.ones(3, bool))
     kept.save()
-    again = Progress(request, tmp_path, "a")
+    again = RequestProgress(request, tmp_path, "a")
     assert again.done == 3 and list(again.state) == ["some/name"]
     np.testing.assert_array_equal(again.state["some/name"].squares, moments.squares)
-    assert Progress(request, tmp_path, "b").done == 0
+    assert RequestProgress(request, tmp_path, "b").done == 0
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:200])
-    assert Progress(request, tmp_path, "a").done == 0
+    assert RequestProgress(request, tmp_path, "a").done == 0
 
 
 def test_normalisations():

@@ -17,10 +17,10 @@ from clipbias.explain.dataset_sections import (
 )
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import load_results
+from clipbias.explain.results import Predictions, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.statistics import Moments
-from clipbias.explain.stream import Rows, Sums
+from clipbias.explain.stream import RowRequest, SumRequest
 from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.report import write_report
@@ -68,9 +68,10 @@ def totals_of(study):
     """Averages of pixels over images, as a section asks for its own."""
 
     def section():
-        return (yield [Sums("x", "x", study.images, lambda batch: {"mean": moments(batch["images"], batch["mask"])})])
+        request = SumRequest("x", "x", study.images, lambda batch: {"mean": moments(batch["images"], batch["mask"])})
+        return (yield [request])
 
-    return study.read(section())["x"]["mean"]
+    return study.run_section(section())["x"]["mean"]
 
 
 def pixels():
@@ -79,7 +80,7 @@ def pixels():
 
 def knows(study, predicted):
     """The study with predictions that were made before."""
-    study.known = lambda model: predicted[f"predictions/{model.key}"].astype(np.int32)
+    study.known = lambda model: predicted.models[model.key].astype(np.int32)
     return study
 
 
@@ -133,11 +134,11 @@ def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(cl
 
     def predictions(**changes):
         study = make(clip, tmp_path, advance=lambda title, done, total: steps.append(title), **changes)
-        return study.read(compute_predictions(study))
+        return study.run_section(compute_predictions(study))
 
     first = predictions()
     assert len(steps) == 3  # of both models together
-    np.testing.assert_array_equal(first["predictions/vpt"], predictions()["predictions/vpt"])
+    np.testing.assert_array_equal(first.models["vpt"], predictions().models["vpt"])
     assert len(steps) == 3
     predictions(scale=2.0)
     assert len(steps) == 6
@@ -154,11 +155,13 @@ def test_sections_share_passes_over_the_images(clip, tmp_path):
     counted = Split(plain.keys, plain.labels, lambda index: read.append(index) or plain.read(index))
     study = make(clip, tmp_path, images=counted)
 
+    def labels_of(batch):
+        return {"labels": batch["labels"]}
+
     def section(*rounds):
         found = []
         for names in rounds:
-            requests = [Rows(name, name, study.images, lambda batch: {"labels": batch["labels"]}) for name in names]
-            answers = yield requests
+            answers = yield [RowRequest(name, name, study.images, labels_of) for name in names]
             assert sorted(answers) == sorted(names)
             found.append([answers[name]["labels"].tolist() for name in names])
         return found
@@ -173,21 +176,24 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
     """A process that is killed while it saves leaves some requests further than others."""
 
     def request(name, study, value):
-        return Sums(name, name, study.images, lambda batch: {"mean": moments(value + batch["numbers"], batch["mask"])})
+        def step(batch):
+            return {"mean": moments(value + batch["numbers"], batch["mask"])}
+
+        return SumRequest(name, name, study.images, step)
 
     def both(study):
         return (yield [request("a", study, 0), request("b", study, 100)])
 
     whole, cut = make(clip, tmp_path / "whole"), make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
-    expected = whole.read(both(whole))
-    behind = stream.Progress(request("a", cut, 0), cut.parts, cut.fingerprint)
+    expected = whole.run_section(both(whole))
+    behind = stream.RequestProgress(request("a", cut, 0), cut.parts, cut.fingerprint)
     for batch, number, _ in cut.batches(cut.images):
         behind.add(behind.request.step(batch), 2, np.asarray(batch["mask"]))
         if number == 2:
             behind.save()
             break
     again = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
-    found = again.read(both(again))
+    found = again.run_section(both(again))
     for name, sums in expected.items():
         assert sums["mean"].samples == found[name]["mean"].samples == COUNT
         np.testing.assert_allclose(found[name]["mean"].mean, sums["mean"].mean)
@@ -196,7 +202,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
 
 def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(stream.Progress, "save", lambda self: saved.append(self.done))
+    monkeypatch.setattr(stream.RequestProgress, "save", lambda self: saved.append(self.done))
     for minute, expected in ((60.0, [7, 7]), (-1.0, [3, 6, 7, 7])):
         monkeypatch.setattr(stream, "SAVE_SECONDS", minute)
         totals_of(make(clip, tmp_path))
@@ -207,11 +213,8 @@ def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
 def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
     study = make(clip, tmp_path)
     labels = study.split.labels
-    predicted = {
-        "predictions/labels": labels,
-        "predictions/zero_shot": (labels + np.array([0, 1, 1, 1, 0, 0, 1])) % 3,
-        "predictions/vpt": (labels + np.array([0, 0, 1, 0, 1, 0, 0])) % 3,
-    }
+    wrong = {"zero_shot": [0, 1, 1, 1, 0, 0, 1], "vpt": [0, 0, 1, 0, 1, 0, 0]}
+    predicted = Predictions(labels, {key: (labels + np.array(own)) % 3 for key, own in wrong.items()})
     assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
     groups = relevancy_groups(study, predicted, study.models[1])
     assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0, 5], list(range(COUNT))]
@@ -226,12 +229,12 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
     for number, known in enumerate((("zero_shot",), ("zero_shot", "vpt"))):
         study.parts = tmp_path / f"parts{number}"
         study.known = lambda model, known=known: whole[model.key] if model.key in known else None
-        arrays = study.read(compute_predictions(study))
+        predicted = study.run_section(compute_predictions(study)).models
         seen = np.arange(COUNT) if len(known) == 2 else study.spread(3)
         for key in whole:
-            assert np.flatnonzero(arrays[f"predictions/{key}"] >= 0).tolist() == seen.tolist()
+            assert np.flatnonzero(predicted[key] >= 0).tolist() == seen.tolist()
             if key in known:
-                np.testing.assert_array_equal(arrays[f"predictions/{key}"][seen], whole[key][seen])
+                np.testing.assert_array_equal(predicted[key][seen], whole[key][seen])
 
 
 def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
@@ -239,9 +242,9 @@ def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
     study = make(clip, tmp_path)
 
     def few():
-        yield [Rows("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})]
+        yield [RowRequest("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})]
 
-    study.read(few())
+    study.run_section(few())
     rows = np.arange(10, dtype=np.float32)
     doubled = study.in_passes(lambda x: sizes.append(len(x)) or {"twice": 2 * x}, rows)
     np.testing.assert_array_equal(doubled["twice"], 2 * rows)
@@ -276,9 +279,8 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
     asked = maps_by_hand(monkeypatch)
     labels, shift = study.split.labels, {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
     shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
-    predicted = {f"predictions/{key}": (labels + np.array(own)) % 3 for key, own in shift.items()}
-    predicted["predictions/labels"] = labels
-    arrays, scalars = study.read(compute_relevancy(knows(study, predicted)))
+    predicted = Predictions(labels, {key: (labels + np.array(own)) % 3 for key, own in shift.items()})
+    results = study.run_section(compute_relevancy(knows(study, predicted)))
     first = pixels()[:, 0, 0, 0]
     padding = [0]  # image 2 alone is asked of one model only
     assert sorted(asked["zero_shot"]) == sorted([*first[[0, 1, 2, 6]].tolist(), *padding * 2])
@@ -286,9 +288,10 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
     for key, corrections in (("vpt", [1]), ("other", [1, 2, 6])):
         chosen = {"corrected": corrections, "both_right": [0], "all": [0, 6]}
         for group, images in chosen.items():
-            assert scalars[key][group]["count"] == len(images)
+            averaged = results[key].groups[group]
+            assert averaged.count == len(images)
             for side, name in (("zero_shot", "zero_shot"), ("tuned", key)):
-                found = arrays[f"relevancy/{key}/{group}/vision/{side}/mean"]
+                found = getattr(averaged.vision, side).mean
                 rows = first[images, None] + STRENGTH[name] * np.arange(1.0, 1 + found.shape[-1])
                 np.testing.assert_allclose(found, (rows / rows.sum(1, keepdims=True)).mean(0), rtol=1e-5)
 
@@ -296,21 +299,22 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch):
     maps_by_hand(monkeypatch)
     study = make(clip, tmp_path)
-    same = {name: study.split.labels for name in ("predictions/labels", "predictions/zero_shot", "predictions/vpt")}
-    arrays, scalars = study.read(compute_relevancy(knows(study, same)))
-    assert [scalars["vpt"][group]["count"] for group in ("corrected", "both_right", "all")] == [0, COUNT, COUNT]
-    assert arrays and not [name for name in arrays if "/corrected/" in name]
-    mean = arrays["relevancy/vpt/all/vision_kinds/tuned/mean"]
-    np.testing.assert_array_equal(arrays["relevancy/vpt/both_right/vision_kinds/tuned/mean"], mean)
+    labels = study.split.labels
+    same = Predictions(labels, dict.fromkeys(("zero_shot", "vpt"), labels))
+    result = study.run_section(compute_relevancy(knows(study, same)))["vpt"]
+    assert result.corrected is None and result.corrected_count == 0
+    assert (result.both_right.count, result.all.count) == (COUNT, COUNT)
+    mean = result.all.vision_kinds.tuned.mean
+    np.testing.assert_array_equal(result.both_right.vision_kinds.tuned.mean, mean)
 
 
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     options = StudyOptions(batch_size=3, on_image_error="skip")
     study = make(clip, tmp_path, options=options, images=split(broken=2))
-    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=())
-    assert results.arrays["predictions/vpt"][2] == -1
-    assert results.scalars["dataset"]["images"] == COUNT - 1
-    assert load_results(tmp_path).scalars["models"][1]["images"] == COUNT - 1
+    results = run_study(study, tmp_path, dataset="noise", sections=())
+    assert results.predictions.models["vpt"][2] == -1
+    assert results.dataset.images == COUNT - 1
+    assert load_results(tmp_path).models[1].images == COUNT - 1
 
 
 def test_spread_covers_the_split(clip, tmp_path):
@@ -338,23 +342,24 @@ def test_heads_of_their_own(clip, tmp_path, sections):
         *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
     ]
     study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
-    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=sections)
+    results = run_study(study, tmp_path, dataset="noise", sections=sections)
     logits = np.asarray(jax.jit(tasks["head"].logits)(clip.params, learnables["head"], images))
     expected = {"head": logits.argmax(-1), "cache": (split().labels + 1) % 3}
     for number, (name, guesses) in enumerate(expected.items(), start=1):
-        np.testing.assert_array_equal(results.arrays[f"predictions/{name}"], guesses)
+        np.testing.assert_array_equal(results.predictions.models[name], guesses)
         right = guesses == study.split.labels
-        assert results.scalars["models"][number]["correct"] == right.sum()
+        assert results.models[number].correct == right.sum()
         if "faithfulness" in sections:
-            curve = results.arrays[f"faithfulness/{name}/relevancy/positive/true"]
+            curve = results.faithfulness.models[name].maps["relevancy"].positive.true.accuracy
             assert curve[0] == pytest.approx(right[study.spread(3)].mean())
     # The other model adds no tokens and so has no second run.
-    tests = results.scalars["factorial"]
-    assert "No token and no weight" in tests["cache"]["missing"] == results.scalars["verdict"]["cache"]["conclusion"]
-    assert tests["head"]["towers"] == ["both", "vision", "text"] and tests["head"]["images"] == COUNT
-    np.testing.assert_array_equal(results.arrays["factorial/head/images"], np.arange(COUNT))
-    tuned = results.arrays["factorial/head/correct"][:, 0, tests["head"]["streams"].index("PPP")]
-    assert tuned.sum() == results.scalars["models"][1]["correct"]
+    tests = results.factorial.models
+    assert "No token and no weight" in tests["cache"].reason == results.verdict_on(["cache"]).conclusion
+    head = tests["head"]
+    assert head.towers == ("both", "vision", "text") and len(head.outcomes.images) == COUNT
+    np.testing.assert_array_equal(head.outcomes.images, np.arange(COUNT))
+    tuned = head.outcomes.correct[:, 0, head.streams.index("PPP")]
+    assert tuned.sum() == results.models[1].correct
     if "faithfulness" in sections:
         page = write_report(tmp_path, tmp_path / "report").read_text()
         assert "cache: No token and no weight of the towers is changed" in page

@@ -1,15 +1,30 @@
 """The verdict on outcomes whose answer is known: claims, controls, seeds together, and what could have been seen."""
 
 import copy
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
 
-from clipbias.explain.effects import measure, over_seeds, summarize_replacements
+from clipbias.explain.constants_section import single_tower
+from clipbias.explain.effects import measure, summarize_replacements
 from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import _numbers, by_image
-from clipbias.explain.results import Findings
+from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
+from clipbias.explain.results import (
+    CausalTest,
+    CausalTests,
+    ClipFacts,
+    ConstantTest,
+    ConstantTests,
+    DatasetFacts,
+    Missing,
+    ModelFacts,
+    ParameterCount,
+    Predictions,
+    SeedEffects,
+    StudyResults,
+)
 from clipbias.explain.verdict import verdict, verdicts
 
 IMAGES, CLASSES = 300, 4
@@ -21,9 +36,23 @@ NOTHING = dict.fromkeys(ATTENTION, 0.0)
 
 
 def model(key, prompts, method="ivlp"):
-    facts = {"key": key, "label": key.upper(), "name": key.upper(), "method": method, "options": {}}
-    facts |= {"trained_on": "", "images": IMAGES, "accuracy": 50.0}
-    return facts | {"vision_prompts": prompts, "text_prompts": prompts}
+    return ModelFacts(
+        key=key,
+        label=key.upper(),
+        name=key.upper() if key == "zero_shot" else "IVLP",
+        method=method,
+        options={},
+        trained_on=None,
+        parameters=ParameterCount(0, 0, 0, 0),
+        vision_prompts=prompts,
+        text_prompts=prompts,
+        vision_depth=1,
+        text_depth=1,
+        accuracy=50.0,
+        correct=IMAGES // 2,
+        images=IMAGES,
+        source="",
+    )
 
 
 def logits(strengths, labels, draw):
@@ -43,25 +72,45 @@ def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=N
     """A study in which each effect moves the true class' logit so far; constants keep and lose shares of all of it."""
     draw, effects = np.random.default_rng(0), dict(effects)
     labels, names = draw.integers(0, CLASSES, images), effects_in_play(prompts > 0)
-    facts = {"effects": names, "towers": ("both",), "streams": corners(names), "images": images}
+    mixtures, every = Mixtures(names, ("both",), corners(names)), np.arange(images)
     total = sum(effects[name] for name in names)
-    arrays, scalars = {"predictions/labels": labels}, {"factorial": {}, "constants": {}}
-    measured, constants = {}, {}
+    tests, constants, measured = {}, {}, {}
     for key in keys:
-        moved = [sum(effects[n] for n, run in zip(names, c, strict=True) if run == "P") for c in facts["streams"]]
+        moved = [sum(effects[n] for n, run in zip(names, c, strict=True) if run == "P") for c in mixtures.streams]
         measured[key] = {"both": measure(logits(moved, labels, draw), labels)}
-        arrays |= {f"factorial/{key}/{name}": value for name, value in by_image(measured[key].values()).items()}
-        scalars["factorial"][key] = facts | _numbers(measured[key], facts) | {"both_right": None}
+        tests[key] = CausalTest(
+            effects=names,
+            towers=("both",),
+            streams=mixtures.streams,
+            outcomes=image_outcomes(every, measured[key].values()),
+            summary=summarize(measured[key], mixtures),
+            both_right=None,
+            random=None,
+        )
         if kept is not None:
-            strengths = [0, kept * total, (1 - lost) * total, total]
-            constants[key] = measure(logits(strengths, labels, draw), labels)
-            numbers = summarize_replacements(constants[key], FORMS)
-            scalars["constants"][key] = {"forms": FORMS, "images": images, "numbers": numbers}
+            replaced = measure(logits([0, kept * total, (1 - lost) * total, total], labels, draw), labels)
+            outcomes = single_tower(image_outcomes(every, [replaced]))
+            constants[key] = ConstantTest(FORMS, outcomes, {}, 64, {}, summarize_replacements(replaced, FORMS))
+    seeds = ()
     if len(keys) > 1:
-        together = {"both": over_seeds([measured[key]["both"] for key in keys])}
-        scalars["factorial"]["seeds"] = [{"models": list(keys)} | facts | _numbers(together, facts)]
-    scalars["models"] = [model("zero_shot", 0, "zero_shot"), *(model(key, prompts) for key in keys)]
-    return Findings(arrays, scalars)
+        together = cross_seeds([measured[key] for key in keys])
+        seeds = (SeedEffects(keys, summarize(together, mixtures)),)
+    return StudyResults(
+        dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
+        clip=ClipFacts("tiny", "", 16, 4, 4, 16, 17, 2, 2, 2, 2),
+        models=(model("zero_shot", 0, "zero_shot"), *(model(key, prompts) for key in keys)),
+        sections=("predictions", "factorial", "constants", "verdict"),
+        config={},
+        seconds=0.0,
+        predictions=Predictions(labels, dict.fromkeys(("zero_shot", *keys), labels)),
+        factorial=CausalTests(tests, seeds),
+        constants=ConstantTests(constants, ()),
+    )
+
+
+def of(results):
+    """The verdict on the first tuned model."""
+    return verdict(results, results.tuned[:1])
 
 
 @pytest.mark.parametrize(
@@ -69,8 +118,8 @@ def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=N
     [
         ({"effects": ATTENTION}, "attention", None, "This favours (a)"),
         ({"effects": VALUES, "kept": 1.0, "lost": 1.0}, "values", "most", "This favours (b)"),
-        ({"effects": VALUES, "kept": 0.1, "lost": 1.0}, "values", "not", "This favours neither (a)"),
-        ({"effects": VALUES, "kept": 1.0, "lost": 0.1}, "values", "not", "This favours neither (a)"),
+        ({"effects": VALUES, "kept": 0.1, "lost": 1.0}, "values", "not", "undecided: another constant may keep it"),
+        ({"effects": VALUES, "kept": 1.0, "lost": 0.1}, "values", "not", "undecided: another constant may keep it"),
         ({"effects": VALUES}, "values", None, "This is against (a), attention."),
         ({"effects": BOTH}, "shared", None, "Several effects share the gain in accuracy"),
         ({"effects": NOTHING}, "no gain", None, "There is no sure gain in accuracy"),
@@ -79,70 +128,68 @@ def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=N
     ],
 )
 def test_known_answers(given, carried, constant, words):
-    found = verdict(study(**given), ["ivlp"])
-    said = " ".join(found["sentences"])
+    found = of(study(**given))
+    said = " ".join(found.sentences)
     assert words.lower() in said.lower(), said
     if carried is not None:
-        assert found["carrier"]["accuracy"] == carried
+        assert found.carrier.accuracy == carried
     if constant is not None:
-        assert found["constant"]["accuracy"] in ({"stands", "most"} if constant == "most" else {constant})
+        assert found.constant.accuracy in ({"stands", "most"} if constant == "most" else {constant})
     # The conclusion is the headline's.
-    assert found["conclusion"].startswith(found["sentences"][0])
+    assert found.conclusion.startswith(found.sentences[0])
 
 
 def test_no_hypothesis_is_favoured_without_a_sure_gain_in_accuracy():
     """A change of temperature alone moves no decision: raw log-likelihood calls it a gain, and nothing else does."""
-    results, key = study(NOTHING), "ivlp"
+    results = study(NOTHING)
     draw = np.random.default_rng(1)
     labels, streams = draw.integers(0, CLASSES, IMAGES), corners(effects_in_play(True))
     confident = 6 * (draw.normal(size=(IMAGES, 1, CLASSES)) + 0.5 * np.eye(CLASSES)[labels][:, None])
     scale = np.where([stream.endswith("P") for stream in streams], 0.2, 1.0)
     own = {"both": measure(confident * scale[:, None], labels)}
-    facts = {"effects": effects_in_play(True), "towers": ("both",), "streams": streams}
-    results.scalars["factorial"][key] |= _numbers(own, facts)
-    found = verdict(results, [key])
-    assert found["carrier"] == {"accuracy": "no gain", "calibrated": "no gain"}
-    assert "favours" not in " ".join(found["sentences"])
-    alone = results.scalars["factorial"][key]["temperature_alone"]
-    assert alone["share"] == pytest.approx(1.0, abs=0.06)  # 0.2 is not the best
-    assert any(sentence.startswith("A temperature alone") for sentence in found["sentences"])
+    summary = summarize(own, Mixtures(effects_in_play(True), ("both",), streams))
+    results.factorial.models["ivlp"] = dataclasses.replace(results.factorial.models["ivlp"], summary=summary)
+    found = of(results)
+    assert found.carrier.accuracy == found.carrier.calibrated == "no gain"
+    assert "favours" not in " ".join(found.sentences)
+    assert summary.temperature_alone.share.value == pytest.approx(1.0, abs=0.06)  # 0.2 is not the best
+    assert any(sentence.startswith("A temperature alone") for sentence in found.sentences)
 
 
 def test_seeds_have_one_verdict_together():
     results = study(VALUES, keys=("ivlp", "ivlp_seed2"))
-    found = verdicts(results)
-    (together,) = found["seeds"]
-    assert together["models"] == ["ivlp", "ivlp_seed2"] and together["label"] == "IVLP, 2 seeds"
-    assert together["carrier"]["accuracy"] == "values"
-    numbers = [results.scalars["factorial"][key]["numbers"]["both"]["accuracy"]["gain"] for key in together["models"]]
-    crossed = results.scalars["factorial"]["seeds"][0]["numbers"]["both"]["accuracy"]["gain"]
-    assert crossed["value"] == pytest.approx(np.mean([one["value"] for one in numbers]))
-    assert any(s.startswith(f"With {IMAGES} images and 2 seeds") for s in together["sentences"])
+    *single, together = verdicts(results)
+    assert [own.models for own in single] == [("ivlp",), ("ivlp_seed2",)]
+    assert together.models == ("ivlp", "ivlp_seed2") and together.label == "IVLP, 2 seeds"
+    assert together.carrier.accuracy == "values"
+    numbers = [results.factorial.models[key].summary.towers["both"].accuracy.gain for key in together.models]
+    crossed = results.factorial.seeds[0].summary.towers["both"].accuracy.gain
+    assert crossed.value == pytest.approx(np.mean([one.value for one in numbers]))
+    assert any(s.startswith(f"With {IMAGES} images and 2 seeds") for s in together.sentences)
 
 
 def test_what_could_have_been_seen_is_of_the_images_themselves():
     results = study(VALUES)
-    correct = results.arrays["factorial/ivlp/correct"][:, 0].astype(float)
+    correct = results.factorial.models["ivlp"].outcomes.correct[:, 0].astype(float)
     error = (100 * (correct[:, -1] - correct[:, 0])).std(ddof=1) / np.sqrt(IMAGES)
-    (sentence,) = [s for s in verdict(results, ["ivlp"])["sentences"] if s.startswith("With ")]
+    (sentence,) = [s for s in of(results).sentences if s.startswith("With ")]
     assert f"a difference of {(1.959964 + 0.841621) * error:.1f} points" in sentence
 
 
 def test_a_method_without_a_second_run_says_why():
     results = study(VALUES)
-    results.scalars["factorial"] = {"ivlp": {"missing": "It changes no token."}}
-    found = verdict(results, ["ivlp"])
-    assert found["conclusion"] == found["missing"] == "It changes no token." and not found["carrier"]
-    results.scalars.pop("factorial")
-    assert verdict(results, ["ivlp"])["conclusion"] == "The causal test was not run."
+    results.factorial.models["ivlp"] = Missing("It changes no token.")
+    found = of(results)
+    assert found.conclusion == found.missing == "It changes no token." and not found.carrier
+    assert of(dataclasses.replace(results, factorial=None)).conclusion == "The causal test was not run."
 
 
 def test_that_a_constant_stands_for_bias_tuning_is_no_finding():
     results = study(VALUES, prompts=0, kept=1.0, lost=1.0)
-    prompted = verdict(results, ["ivlp"])
-    results.scalars["models"][1]["method"] = "bias"
-    found = verdict(results, ["ivlp"])
-    assert prompted["constant"]["accuracy"] in ("stands", "most") and found["constant"] == {}
-    assert found["carrier"] == prompted["carrier"]
-    said = " ".join(found["sentences"])
+    prompted = of(results)
+    models = (results.models[0], dataclasses.replace(results.models[1], method="bias"))
+    found = of(dataclasses.replace(results, models=models))
+    assert prompted.constant.accuracy in ("stands", "most") and found.constant is None
+    assert found.carrier == prompted.carrier
+    said = " ".join(found.sentences)
     assert "favours" not in said and "stands for" not in said and "against (a)" not in said

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from clipbias import report
 from clipbias.explain.results import load_arrays, load_results, save_results
-from clipbias.explain.stream import Progress, Sums
+from clipbias.explain.stream import RequestProgress, SumRequest
 from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter
 from tests.fuzz.answers import answered, corrupted, mutated
-from tests.report.synthetic import synthetic_results
+from tests.report.synthetic import only_sections, synthetic_results
 
 
 @given(st.data())
@@ -46,8 +46,8 @@ def test_archives(tmp_path: Path, content: bytes) -> None:
 
 @given(st.data())
 def test_sums_of_a_study(tmp_path: Path, data: st.DataObject) -> None:
-    request, path = Sums("sums", "sums", np.arange(3), lambda batch: {}), tmp_path / "sums.npz"
-    kept = Progress(request, tmp_path, "mine")
+    request, path = SumRequest("sums", "sums", np.arange(3), lambda batch: {}), tmp_path / "sums.npz"
+    kept = RequestProgress(request, tmp_path, "mine")
     kept.add({}, 3, np.ones(3, bool))
     kept.save()
     with np.load(path, allow_pickle=False) as stored:
@@ -56,15 +56,14 @@ def test_sums_of_a_study(tmp_path: Path, data: st.DataObject) -> None:
     arrays[name] = np.asarray(data.draw(st.sampled_from((1.5, -3, "x", [1, 2], b"y"))))
     arrays["a|count"] = np.zeros(2)
     np.savez(path, **arrays)
-    answered(lambda: Progress(request, tmp_path, "mine"), tmp_path)
+    answered(lambda: RequestProgress(request, tmp_path, "mine"), tmp_path)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = synthetic_results(layers=1, heads=1, pictures=1)
-    results.arrays = {}
-    results.scalars = {k: v for k, v in results.scalars.items() if k not in ("similarity", "examples")}
-    save_results(folder := tmp_path_factory.mktemp("study"), results)
+    folder = tmp_path_factory.mktemp("study")
+    save_results(folder, only_sections(results, "text_attention", "factorial", "constants", "verdict"))
     return folder
 
 

@@ -3,18 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.report.synthetic import synthetic_results
+from tests.report.synthetic import only_sections, synthetic_results
 
-KEPT = ("explore", "predictions", "factorial")
 GRID, LAYERS, SLOTS = 4, 3, 2
 
 
 def only_explored(**sizes):
-    found = synthetic_results(pictures=3, grid=GRID, image_size=32, layers=LAYERS, vision_prompts=SLOTS, **sizes)
-    found.arrays = {name: array for name, array in found.arrays.items() if name.split("/")[0] in KEPT}
-    always = ("dataset", "clip", "config")
-    found.scalars = {k: v for k, v in found.scalars.items() if k in (*KEPT, *always) or not isinstance(v, dict)}
-    return found
+    results = synthetic_results(pictures=3, grid=GRID, image_size=32, layers=LAYERS, vision_prompts=SLOTS, **sizes)
+    return only_sections(results, "explore", "factorial")
 
 
 def read(browser):
@@ -52,18 +48,19 @@ class Expected:
     """What the page must say, from the results' arrays."""
 
     def __init__(self, results):
-        self.arrays = results.arrays
+        self.explore = results.explore
+        self.predictions = results.predictions
 
     def pair(self, image, label):
-        rows = (self.arrays["explore/pairs"] == (image, label)).all(1)
+        rows = (self.explore.pairs == (image, label)).all(1)
         return int(np.flatnonzero(rows)[0])
 
     def value(self, model, name, *place):
         """A map's value at a patch, the last of the place."""
-        path, rest = f"explore/{model}/{name}", place[:-1]
-        unit = np.float64(self.arrays[f"{path}_scale"][rest]) / 255
-        lowest = self.arrays.get(f"{path}_lowest")
-        return float(self.arrays[path][place] * unit + (0 if lowest is None else lowest[rest]))
+        maps, rest = self.explore.models[model], place[:-1]
+        unit = np.float64(getattr(maps, f"{name}_scale")[rest]) / 255
+        lowest = getattr(maps, f"{name}_lowest", None)
+        return float(getattr(maps, name)[place] * unit + (0 if lowest is None else lowest[rest]))
 
     def share(self, model, pair, relevancy):
-        return 100 * relevancy / self.arrays[f"explore/{model}/relevancy_sum"][pair]
+        return 100 * relevancy / self.explore.models[model].relevancy_sum[pair]

@@ -24,20 +24,20 @@ def seeds_of_draws(count):
     return np.random.default_rng(0).integers(0, count, (2000, count - 1))
 
 
-def drawn(values, doubt=0.0):
-    """Of values `[seeds, images]` the mean, then the means of all resamples, which may vary by a doubt besides."""
+def drawn(values, extra=0.0):
+    """Of values `[seeds, images]` the mean, then the means of all resamples, which may vary by something besides."""
     count = values.shape[1]
-    means = values @ times_drawn(count) / count + doubt
+    means = values @ times_drawn(count) / count + extra
     crossed = means[seeds_of_draws(len(values)), np.arange(2000)[:, None]].mean(1)
     return np.array([values.mean(), *crossed])
 
 
 def by_name(names, arrays, outcome):
     """By the names of the columns of arrays `[images, K]`, one for each seed, what `drawn` gives."""
-    images, doubt = len(arrays[0]), np.zeros((2000, len(names)))
+    images, extra = len(arrays[0]), np.zeros((2000, len(names)))
     if outcome == "accuracy":  # the number of right answers varies by half an image
-        doubt = 100 / images * 0.5 * np.random.default_rng(0).normal(size=doubt.shape)
-    return {name: drawn(np.stack([array[:, k] for array in arrays]), doubt[:, k]) for k, name in enumerate(names)}
+        extra = 100 / images * 0.5 * np.random.default_rng(0).normal(size=extra.shape)
+    return {name: drawn(np.stack([array[:, k] for array in arrays]), extra[:, k]) for k, name in enumerate(names)}
 
 
 def number(values, gains=None):
@@ -58,16 +58,17 @@ def number(values, gains=None):
 
 def mixture_outcomes(results, key, outcome, tower):
     """What each image becomes, by mixture."""
-    facts, (name, scale) = results.scalars["factorial"][key], SCALES[outcome]
-    array = np.asarray(results.arrays[f"factorial/{key}/{name}"], np.float64) * scale
-    place = list(facts["towers"]).index(tower)
-    return {stream: array[:, place, k] for k, stream in enumerate(facts["streams"])}
+    test, (name, scale) = results.factorial.models[key.removesuffix(":random")], SCALES[outcome]
+    outcomes = test.random.outcomes if key.endswith(":random") else test.outcomes
+    array = np.asarray(getattr(outcomes, name), np.float64) * scale
+    return {stream: array[:, test.towers.index(tower), k] for k, stream in enumerate(test.streams)}
 
 
 def effects(results, keys, outcome, tower="both"):
     """The gain, the mean contribution of every effect over all orders of adding them, and interactions."""
     keys = [keys] if isinstance(keys, str) else keys
-    names, streams = (results.scalars["factorial"][keys[0]][name] for name in ("effects", "streams"))
+    test = results.factorial.models[keys[0].removesuffix(":random")]
+    names, streams = test.effects, test.streams
     each = [mixture_outcomes(results, key, outcome, tower) for key in keys]
     by_stream = by_name(streams, [np.stack([one[stream] for stream in streams], 1) for one in each], outcome)
 
@@ -96,8 +97,9 @@ def effects(results, keys, outcome, tower="both"):
 def constants(results, keys, outcome):
     """By "kept:NAME" and "lost:NAME" what constants keep, and what is lost without them."""
     keys = [keys] if isinstance(keys, str) else keys
-    forms, (name, scale) = results.scalars["constants"][keys[0]]["forms"], SCALES[outcome]
-    arrays = [np.asarray(results.arrays[f"constants/{key}/{name}"], np.float64) * scale for key in keys]
+    tests, (name, scale) = results.constants.models, SCALES[outcome]
+    forms = tests[keys[0]].forms
+    arrays = [np.asarray(getattr(tests[key].outcomes, name), np.float64) * scale for key in keys]
     by_form = by_name(forms, arrays, outcome)
     gain = by_form["tuned"] - by_form["reference"]
     found = {}
@@ -111,3 +113,11 @@ def constants(results, keys, outcome):
 
 def ends(found, names=ENDS, scale=1.0):
     return [found[name] * scale for name in names]
+
+
+def columns(number):
+    """A package's estimate as `number` gives it."""
+    share = number.share
+    return {"value": number.value, "low": number.low, "high": number.high} | (
+        dict.fromkeys(SHARES) if share is None else dict(zip(SHARES, (share.value, share.low, share.high), strict=True))
+    )

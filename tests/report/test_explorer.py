@@ -1,6 +1,8 @@
 """The explorer's data as a script reads them, and the page in a real browser: clicked, driven by keys, read back."""
 
 import base64
+import copy
+import dataclasses
 import io
 import json
 import re
@@ -9,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbias.explain.results import CHANGES, save_results
+from clipbias.explain.results import CHANGES, Missing, save_results
 from clipbias.explain.uncertainty import shapley
 from clipbias.report import write_report
 from clipbias.report.explorer import explorer_data
-from clipbias.report.study_results import StudyResults
 from tests.report.exploring import GRID, LAYERS, Expected, near, only_explored, pick, read, tab_to, unfold
 from tests.report.markup import Page
 
@@ -26,38 +27,37 @@ def unpacked(packed):
 
 
 def test_arrays_are_packed_and_images_are_described(explored):
-    data, arrays = explorer_data(StudyResults(explored)), explored.arrays
-    assert data["pairs"] == arrays["explore/pairs"][:, 1].tolist()
+    data, explore = explorer_data(explored), explored.explore
+    assert data["pairs"] == explore.pairs[:, 1].tolist()
     for model in data["models"]:
-        names = set(explored.under(f"explore/{model['key']}/"))
-        packed = {f"explore/{model['key']}/{name}": unpacked(value) for name, value in model["arrays"].items()}
-        assert names - set(packed) == {f"explore/{model['key']}/{name}" for name in ("margin", "log_likelihood")}
+        maps = vars(explore.models[model["key"]])
+        names = {name for name, value in maps.items() if isinstance(value, np.ndarray)}
+        packed = {name: unpacked(value) for name, value in model["arrays"].items()}
+        assert names - set(packed) == {"margin", "log_likelihood"}
         for name, value in packed.items():
-            np.testing.assert_array_equal(value, arrays[name])
+            np.testing.assert_array_equal(value, maps[name])
     for row, image in enumerate(data["images"]):
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["picture"].partition(",")[2]))))
-        np.testing.assert_array_equal(pixels, arrays["explore/pictures"][row])
-        assert (
-            image["label"]
-            == arrays["predictions/labels"][arrays["explore/images"][row]]
-            == data["pairs"][image["pairs"][0]]
-        )
-        assert image["models"]["ivlp"]["margin"] == arrays["explore/ivlp/margin"][row]
+        np.testing.assert_array_equal(pixels, explore.pictures[row])
+        label = explored.predictions.labels[explore.images[row]]
+        assert image["label"] == label == data["pairs"][image["pairs"][0]]
+        assert image["models"]["ivlp"]["margin"] == explore.models["ivlp"].margin[row]
 
 
 def test_causes_are_shapley_values_by_image_number(explored):
-    arrays, labels = explored.arrays, explored.arrays["predictions/labels"]
+    test, labels = explored.factorial.models["ivlp"], explored.predictions.labels
     # The causal test has other images, in another order.
-    tested = arrays["factorial/ivlp/images"][::-1][:40]
-    changed = {name: value.copy() for name, value in arrays.items()}
-    changed["factorial/ivlp/images"] = tested
-    changed["factorial/ivlp/calibrated"] = arrays["factorial/ivlp/calibrated"][:40]
-    images = explorer_data(StudyResults(type(explored)(changed, explored.scalars)))["images"]
-    values = shapley(changed["factorial/ivlp/calibrated"][:, 0])
+    tested = test.outcomes.images[::-1][:40]
+    outcomes = dataclasses.replace(test.outcomes, images=tested, calibrated=test.outcomes.calibrated[:40])
+    changed = copy.deepcopy(explored)
+    changed.factorial.models["ivlp"] = dataclasses.replace(test, outcomes=outcomes)
+    images = explorer_data(changed)["images"]
+    values = shapley(outcomes.calibrated[:, 0])
     seen = set()
-    for image, number in zip(images, arrays["explore/images"], strict=True):
+    for image, number in zip(images, explored.explore.images, strict=True):
         own, names = image["causes"]["ivlp"], ("attention", "scale", "values")
-        before, after = (arrays[f"predictions/{name}"][number] == labels[number] for name in ("zero_shot", "ivlp"))
+        predicted = explored.predictions.models
+        before, after = (predicted[name][number] == labels[number] for name in ("zero_shot", "ivlp"))
         words = {(False, True): "wrong → right", (True, False): "right → wrong", (True, True): "both right"}
         assert CHANGES[own["change"]] == words.get((bool(before), bool(after)), "both wrong")
         if number not in tested:
@@ -74,9 +74,8 @@ def test_causes_are_shapley_values_by_image_number(explored):
 @pytest.mark.long
 def test_a_model_without_maps_is_left_out_and_told(tmp_path):
     results = only_explored()
-    results.arrays = {name: array for name, array in results.arrays.items() if not name.startswith("explore/bias/")}
-    results.scalars["explore"]["bias"] = {"missing": "No map follows its logit."}
-    data = explorer_data(StudyResults(results))
+    results.explore.models["bias"] = Missing("No map follows its logit.")
+    data = explorer_data(results)
     assert [model["key"] for model in data["models"]] == ["zero_shot", "ivlp"]
     assert all(set(image["models"]) == {"zero_shot", "ivlp"} for image in data["images"])
     save_results(tmp_path, results)
@@ -86,8 +85,9 @@ def test_a_model_without_maps_is_left_out_and_told(tmp_path):
 
 def test_names_cannot_end_the_script(tmp_path):
     results = only_explored()
-    results.scalars["dataset"]["class_names"][0] = HOSTILE
-    results.scalars["explore"]["names"][0] = HOSTILE
+    dataset = dataclasses.replace(results.dataset, class_names=(HOSTILE, *results.dataset.class_names[1:]))
+    explore = dataclasses.replace(results.explore, names=(HOSTILE, *results.explore.names[1:]))
+    results = dataclasses.replace(results, dataset=dataset, explore=explore)
     save_results(tmp_path, results)
     page = Page(write_report(tmp_path, tmp_path / "report").read_text("utf-8"))
     assert page.tags.count("script") == 2
@@ -117,7 +117,7 @@ def check_patch(said, expected, image, label, layer, slots, row, column):
 
 
 def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
-    expected, labels = Expected(explored), explored.arrays["predictions/labels"][explored.arrays["explore/images"]]
+    expected, labels = Expected(explored), explored.predictions.labels[explored.explore.images]
     opened.mouse("canvas[data-place='ivlp/attention']", across=0.6, down=0.1)
     check_patch(read(opened), expected, 0, labels[0], LAYERS - 1, (0, 1), 0, 2)
     opened.mouse("#explore-image-5", click=True)
@@ -128,8 +128,8 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
     opened.mouse("[data-place='ivlp/slots/1']", click=True)
     pair, said = expected.pair(5, labels[5]), read(opened)
     relevancy, attention = re.search(r"prompt slot 2: relevancy (\S+), .* attention in layer 3 (\S+),", said).groups()
-    assert near(relevancy, explored.arrays["explore/ivlp/slot_relevancy"][pair, 1])
-    assert near(attention, explored.arrays["explore/ivlp/slot_attention"][5, LAYERS - 1, 1])
+    assert near(relevancy, explored.explore.models["ivlp"].slot_relevancy[pair, 1])
+    assert near(attention, explored.explore.models["ivlp"].slot_attention[5, LAYERS - 1, 1])
     assert opened.evaluate("document.getElementById('explore-slot').value") == "1"
     opened.mouse("canvas[data-place='ivlp/similarity']", across=0.3, down=0.3)
     check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (1,), 1, 1)
@@ -137,12 +137,12 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
 
 @pytest.mark.long
 def test_the_keyboard_alone_changes_everything(opened, explored):
-    expected, arrays = Expected(explored), explored.arrays
-    numbers = arrays["explore/images"]
+    expected, explore = Expected(explored), explored.explore
+    numbers = explore.images
     tab_to(opened, "explore-model")
     tab_to(opened, "explore-images")
     opened.press("End", "ArrowLeft", "ArrowRight")
-    image, label = len(numbers) - 1, arrays["predictions/labels"][numbers[-1]]
+    image, label = len(numbers) - 1, explored.predictions.labels[numbers[-1]]
     tab_to(opened, "explore-layer")
     opened.press("ArrowLeft")
     tab_to(opened, "explore-slot")
@@ -155,7 +155,7 @@ def test_the_keyboard_alone_changes_everything(opened, explored):
     assert "prompt slot 2" in read(opened) and f"layer {LAYERS - 1} " in read(opened)
     tab_to(opened, "ivlp/tokens/0")
     opened.press("ArrowRight")
-    row = arrays["explore/ivlp/text"][expected.pair(image, label)]
+    row = explore.models["ivlp"].text[expected.pair(image, label)]
     value, share = re.search(r"token 2, “\[1\]”: relevancy (\S+), (\S+) % of the text's", read(opened)).groups()
     assert near(value, row[1]) and float(share) == pytest.approx(100 * row[1] / row.sum(), abs=0.051)
     tab_to(opened, "zero_shot/tokens/0")
@@ -163,14 +163,14 @@ def test_the_keyboard_alone_changes_everything(opened, explored):
 
 
 def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explored):
-    expected, arrays = Expected(explored), explored.arrays
-    counts = np.bincount(arrays["explore/pairs"][:, 0])
+    expected, pairs = Expected(explored), explored.explore.pairs
+    counts = np.bincount(pairs[:, 0])
     image = int(counts.argmax())
-    pair = int(np.flatnonzero(arrays["explore/pairs"][:, 0] == image)[-1])
+    pair = int(np.flatnonzero(pairs[:, 0] == image)[-1])
     opened.mouse(f"#explore-image-{image}", click=True)
     pick(opened, "class", pair)
     opened.mouse("canvas[data-place='ivlp/relevancy']", across=0.1, down=0.9)
-    check_patch(read(opened), expected, image, arrays["explore/pairs"][pair, 1], LAYERS - 1, (0, 1), 3, 0)
+    check_patch(read(opened), expected, image, pairs[pair, 1], LAYERS - 1, (0, 1), 3, 0)
     pick(opened, "model", "bias")
     pick(opened, "beside", "")
     opened.mouse("canvas[data-place='bias/relevancy']", across=0.1, down=0.9)
@@ -180,7 +180,7 @@ def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explore
 
 
 def test_filters_and_orders(opened, explored):
-    images = explorer_data(StudyResults(explored))["images"]
+    images = explorer_data(explored)["images"]
     listed = "[...document.querySelectorAll('#explore-images [role=option]')].map(e => Number(e.id.split('-')[2]))"
     properties = {
         "change": [image["causes"]["ivlp"]["change"] for image in images],
@@ -215,8 +215,8 @@ def test_maps_are_painted_as_the_static_figures_are(opened, explored):
     """The hottest patch's middle has the colour that its value and the picture beneath it make."""
     opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
     heat = np.asarray(
-        explored.arrays["explore/ivlp/relevancy"][
-            Expected(explored).pair(0, explored.arrays["predictions/labels"][explored.arrays["explore/images"][0]])
+        explored.explore.models["ivlp"].relevancy[
+            Expected(explored).pair(0, explored.predictions.labels[explored.explore.images[0]])
         ],
         float,
     )
@@ -226,7 +226,7 @@ def test_maps_are_painted_as_the_static_figures_are(opened, explored):
     rgba = opened.evaluate(
         f"[...document.querySelector('canvas').getContext('2d').getImageData({place[0]}, {place[1]}, 1, 1).data]"
     )
-    picture = explored.arrays["explore/pictures"][0].astype(float).mean(-1)
+    picture = explored.explore.pictures[0].astype(float).mean(-1)
     grey = picture[place[1] * 32 // 224, place[0] * 32 // 224]
     from matplotlib import colormaps
 

@@ -5,7 +5,6 @@ import pytest
 
 from clipbias.explain.results import CHANGES
 from clipbias.report.explorer import explorer_data
-from clipbias.report.study_results import StudyResults
 from tests.reference.sections import order
 from tests.report.exploring import GRID, LAYERS, Expected, pick
 
@@ -39,22 +38,18 @@ class Numbers(Expected):
 
     def __init__(self, results):
         super().__init__(results)
-        self.labels = self.arrays["predictions/labels"][self.arrays["explore/images"]]
+        self.labels = self.predictions.labels[self.explore.images]
 
     def own(self, image):
         return self.pair(image, self.labels[image])
 
     def token(self, model, image, place):
-        row = self.arrays[f"explore/{model}/text"][self.own(image)].astype(float)
+        row = self.explore.models[model].text[self.own(image)].astype(float)
         return 100 * row[place].sum() / row.sum()
 
     def on_prompts(self, model, image):
-        path = f"explore/{model}"
-        return (
-            100
-            * self.arrays[f"{path}/slot_relevancy"][self.own(image)].sum()
-            / self.arrays[f"{path}/relevancy_sum"][self.own(image)]
-        )
+        maps, pair = self.explore.models[model], self.own(image)
+        return 100 * maps.slot_relevancy[pair].sum() / maps.relevancy_sum[pair]
 
     def attention(self, model, image, layer):
         return [self.value(model, "attention", image, layer, patch) for patch in range(GRID * GRID)]
@@ -67,7 +62,7 @@ class Numbers(Expected):
 
 
 def test_means_are_those_of_the_images_that_pass(opened, explored):
-    numbers, data = Numbers(explored), explorer_data(StudyResults(explored))["images"]
+    numbers, data = Numbers(explored), explorer_data(explored)["images"]
     corrected = [
         i for i, image in enumerate(data) if image["causes"]["ivlp"]["change"] == CHANGES.index("wrong → right")
     ]
@@ -115,7 +110,7 @@ def test_words_of_one_class(opened, explored):
 
 
 def test_every_layer_has_its_numbers(opened, explored):
-    numbers, count = Numbers(explored), len(explored.arrays["explore/images"])
+    numbers, count = Numbers(explored), len(explored.explore.images)
     opened.mouse("#explore-image-3", click=True)
     pick(opened, "slot", 1)
     rows = table_of(opened, "IVLP, layer by layer; similarity to prompt 2")
@@ -125,10 +120,10 @@ def test_every_layer_has_its_numbers(opened, explored):
         attention = np.array(numbers.attention("ivlp", 3, layer))
         place = int(attention.argmax())
         assert most == f"row {place // GRID + 1}, column {place % GRID + 1}: {100 * attention[place]:.1f} %"
-        slots = explored.arrays["explore/ivlp/slot_attention"][:, layer].sum(-1) * 100
+        slots = explored.explore.models["ivlp"].slot_attention[:, layer].sum(-1) * 100
         assert float(on_prompts) == pytest.approx(slots[3], abs=0.051)
         np.testing.assert_allclose(shares(mean_on_prompts), mean_and_error(slots), atol=0.051)
-        deep = [100 * explored.arrays["explore/ivlp/prompt_share_from"][numbers.own(i), layer] for i in everywhere]
+        deep = [100 * explored.explore.models["ivlp"].prompt_share_from[numbers.own(i), layer] for i in everywhere]
         assert float(share) == pytest.approx(deep[3], abs=0.051)
         np.testing.assert_allclose(shares(mean_share), mean_and_error(deep), atol=0.051)
         likeness = [numbers.alike(i, layer, [1]) for i in everywhere]
@@ -157,7 +152,7 @@ def moved(browser, before):
 
 
 def test_an_address_leads_back_to_a_view(opened, page, explored):
-    number = explored.arrays["explore/images"][4]
+    number = explored.explore.images[4]
     stops = [("", view(opened))]
 
     def stop():
@@ -166,7 +161,7 @@ def test_an_address_leads_back_to_a_view(opened, page, explored):
     opened.mouse("#explore-image-4", click=True)
     stop()
     assert stops[-1][0] == f"#explore/image={number}"
-    row = explored.arrays["explore/pairs"][:, 0].tolist()
+    row = explored.explore.pairs[:, 0].tolist()
     for name, value in (
         ("class", len(row) - 1 - row[::-1].index(4)),
         ("layer", 2),
@@ -207,7 +202,7 @@ MISSED = "(e => e.hidden ? '' : e.textContent)(document.getElementById('explore-
 
 @pytest.mark.long
 def test_what_an_address_asks_in_vain_is_said(opened, page, explored):
-    shown, numbers = view(opened), sorted(explored.arrays["explore/images"].tolist())
+    shown, numbers = view(opened), sorted(explored.explore.images.tolist())
     images = f"Its images are, by their numbers in the dataset: {', '.join(map(str, numbers))}."
     opened.open(page, fragment="#explore/image=117&layer=3")  # an image of the dataset, but not of the page
     assert opened.evaluate(MISSED) == f"This link asks for image=117, which this page cannot show. {images}"
@@ -222,10 +217,10 @@ def test_what_an_address_asks_in_vain_is_said(opened, page, explored):
     opened.open(page, fragment="#explore/%E0%A4%A&&=&layer=1e1")
     assert opened.evaluate(MISSED) == "This link asks for layer=1e1, which this page cannot show."
     # The true class may go by its number.
-    label = explored.arrays["predictions/labels"][explored.arrays["explore/images"][0]]
+    label = explored.predictions.labels[explored.explore.images[0]]
     for right in (
         "#explore/",
-        f"#explore/layer=1&image={explored.arrays['explore/images'][0]}&class={label}",
+        f"#explore/layer=1&image={explored.explore.images[0]}&class={label}",
         "#config",
     ):
         opened.open(page, fragment=right)

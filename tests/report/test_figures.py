@@ -1,5 +1,6 @@
 """The figures of a study show the numbers of its arrays: panels, lines, points, captions and CSV rows."""
 
+import dataclasses
 import functools
 import math
 
@@ -26,7 +27,6 @@ from clipbias.report.study_figures import (
     text_attention_figure,
     vision_attention_figure,
 )
-from clipbias.report.study_results import StudyResults
 from clipbias.report.verdict_tables import area_table
 from tests import helpers
 from tests.report.synthetic import synthetic_results
@@ -43,7 +43,7 @@ NAMES = [draw.__name__ for draw in EVERY]
 
 @pytest.fixture(scope="module")
 def study():
-    return StudyResults(synthetic_results())
+    return synthetic_results()
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,12 @@ def drawn(study):
     return draw_once
 
 
-def without(prefix):
-    results = synthetic_results()
-    results.arrays = {name: values for name, values in results.arrays.items() if not name.startswith(prefix)}
-    results.scalars.pop(prefix.split("/")[0], None)
-    return StudyResults(results)
+def relevancy_of(study, key="ivlp", group="corrected"):
+    return study.relevancy[key].groups[group]
+
+
+def both(average):
+    return average.mean, average.standard_error
 
 
 def numbers(drawing, **wanted):
@@ -106,7 +107,7 @@ def assert_bars(axes, study, part):
     """Pairs of bars by kind of token: zero-shot's, hatched and blue, and the tuned model's."""
     for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
         own = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == to_hex(colour)]
-        expected = study.average(f"relevancy/ivlp/corrected/{part}/{side}").mean
+        expected = getattr(getattr(relevancy_of(study), part), side).mean
         np.testing.assert_allclose([bar.get_width() for bar in own], expected, rtol=1e-6)
         assert {bar.get_hatch() for bar in own} == {"////" if side == "zero_shot" else None}
         said = [text.get_text() for text in axes.texts]
@@ -117,7 +118,7 @@ def test_text_relevancy_draws_both_models_without_sos_and_sums_with_it(study, dr
     (drawing,) = drawn(text_relevancy_figure)
     tokens, kinds = drawing.figure.axes[:2]
     for side, label in (("zero_shot", "zero-shot"), ("tuned", "tuned")):
-        mean, error = study.average(f"relevancy/ivlp/corrected/text/{side}")
+        mean, error = both(getattr(relevancy_of(study).text, side))
         length = np.flatnonzero(mean).max() + 1
         assert_line(tokens, label, mean[1:length], error[1:length])
         np.testing.assert_array_equal(line_of(tokens, label)[0][0], range(1, length))
@@ -137,10 +138,11 @@ def test_relevancy_captions_state_the_samples_and_the_normalisation(drawn):
 def test_vision_relevancy_has_patches_and_prompts_on_one_scale_and_maps(study, drawn):
     (drawing,) = drawn(vision_relevancy_figure)
     (patches, prompts, kinds, before, after), bias = grid(drawing, 2, 5)
-    tuned, error = study.average("relevancy/ivlp/corrected/vision/tuned")
-    original = study.average("relevancy/ivlp/corrected/vision/zero_shot")
+    vision = relevancy_of(study).vision
+    tuned, error = both(vision.tuned)
+    original = vision.zero_shot
     assert_line(patches, "tuned", tuned[:9], error[:9])
-    assert_line(patches, "zero-shot", *original)
+    assert_line(patches, "zero-shot", *both(original))
     assert_line(prompts, "tuned", tuned[9:], error[9:])
     assert patches.get_ylim() == prompts.get_ylim() and not bias[1].axison
     np.testing.assert_allclose(np.asarray(after.images[0].get_array()).ravel(), tuned[:9], rtol=1e-6)
@@ -159,30 +161,29 @@ def test_groups_of_images_are_beside_each_other(study, drawn):
         for group in GROUPS:
             for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
                 points = next(containers).lines[0]
-                expected = study.average(f"relevancy/ivlp/{group}/{part}/{side}").mean
+                expected = getattr(getattr(relevancy_of(study, group=group), part), side).mean
                 np.testing.assert_allclose(np.asarray(points.get_xdata(), float), expected, rtol=1e-6)
                 assert (points.get_color(), points.get_marker()) == (colour, MARKERS[group])
     for group, container in zip(GROUPS, changes.containers, strict=True):
-        expected = [study.average(f"relevancy/ivlp/{group}/{name}").mean[0] for name in ("order", "variation")]
+        own = relevancy_of(study, group=group)
+        expected = [own.order.mean[0], own.variation.mean[0]]
         np.testing.assert_allclose(np.asarray(container.lines[0].get_xdata(), float), expected, rtol=1e-6)
     assert "IVLP: corrected 27 images, both right 11 images, all 50 images;" in drawing.caption
     row = numbers(drawing, model="bias", group="all", side="tuned", kind="words").iloc[0]
-    mean, error = (values[2] for values in study.average("relevancy/bias/all/text_kinds/tuned"))
+    mean, error = (values[2] for values in both(relevancy_of(study, "bias", "all").text_kinds.tuned))
     found = [float(row[name]) for name in ("value", "low", "high")]
     np.testing.assert_allclose(found, [mean, mean - 1.96 * error, mean + 1.96 * error], rtol=1e-5)
 
 
 def test_a_model_without_samples_is_left_out_and_counted():
     results = synthetic_results()
-    results.arrays = {name: value for name, value in results.arrays.items() if not name.startswith("relevancy/bias")}
-    for group in GROUPS:
-        results.scalars["relevancy"]["bias"][group] = {"count": 0}
-    drawing = text_relevancy_figure(StudyResults(results))
+    results.relevancy["bias"] = dataclasses.replace(results.relevancy["bias"], **dict.fromkeys(GROUPS))
+    drawing = text_relevancy_figure(results)
     assert "Bias tuning: 0 images" in drawing.caption and numbers(drawing, model="bias").empty
 
 
 def test_several_datasets_have_a_panel_each(study):
-    other = StudyResults(synthetic_results(dataset="demo/fashion", seed=1))
+    other = synthetic_results(dataset="demo/fashion", seed=1)
     text, vision = dataset_figures([study, other], "ivlp", "IVLP")
     assert [drawing.name for drawing in (text, vision)] == ["fig2_text_relevancy_ivlp", "fig3_vision_relevancy_ivlp"]
     assert [axes.get_title(loc="left") for axes in text.figure.axes] == [
@@ -190,7 +191,7 @@ def test_several_datasets_have_a_panel_each(study):
         "demo/fashion (n = 27)",
     ]
     for axes, own in zip(vision.figure.axes, (study, other), strict=True):
-        assert_line(axes, "tuned", *own.average("relevancy/ivlp/corrected/vision/tuned"))
+        assert_line(axes, "tuned", *both(relevancy_of(own).vision.tuned))
     assert dataset_figures([study], "nobody", "") == []
 
 
@@ -201,7 +202,7 @@ def test_text_attention_has_a_line_for_each_kind(study, drawn):
         drawing.figure.axes, {"zero_shot": "Zero-shot", "ivlp": "IVLP", "bias": "Bias tuning"}.items(), strict=True
     ):
         assert axes.get_title(loc="left") == label
-        mean, error = study.average(f"text_attention/{key}")
+        mean, error = both(study.text_attention[key].shares)
         shown = [container.get_label() for container in axes.containers]
         assert shown == [name for name in names if name != ("words" if key == "ivlp" else "prompts")]
         for kind, name in enumerate(names):
@@ -216,11 +217,13 @@ def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn)
     panels = grid(drawing, 4, 3)
     labels = [axes.get_ylabel() for axes in panels[:, 0]]
     assert labels == ["Zero-shot", "IVLP W/O Prompt", "IVLP W Prompt", "Bias tuning"]
-    variants = ("zero_shot/clip", "ivlp/without_prompt", "ivlp/with_prompt", "bias/clip")
-    for row, variant in zip(panels, variants, strict=True):
+    attention = study.vision_attention
+    variants = [(key, variant) for key, own in attention.items() for variant in own.variants.values()]
+    assert len(variants) == 4
+    for row, (key, variant) in zip(panels, variants, strict=True):
         for axes, quantity in zip(row, ("distance", "entropy", "cls_entropy"), strict=True):
-            mean, error = study.average(f"vision_attention/{variant}/{quantity}")
-            tuned = variant != "zero_shot/clip"
+            mean, error = both(variant.quantities[quantity])
+            tuned = key != "zero_shot"
             name = f"{'tuned' if tuned else 'zero-shot'}, mean over heads"
             assert_line(axes, name, mean.mean(1), error.mean(1))
             (dots,) = [line for line in axes.lines if line.get_marker() == "o"]
@@ -228,18 +231,18 @@ def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn)
             assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > mean.max()
             assert level(axes) == ([] if quantity == "distance" else [math.log(10)])
             if tuned:
-                original = study.average(f"vision_attention/zero_shot/clip/{quantity}").mean
+                original = attention["zero_shot"].clip.quantities[quantity].mean
                 assert_line(axes, "zero-shot's again", original.mean(1))
     assert "[cls] and 9 patches, ln 10 = 2.3026" in drawing.caption and "mean over 50 images" in drawing.caption
 
 
 def test_a_tower_without_cls_says_that_a_curve_is_missing():
     results = synthetic_results()
-    results.arrays = {name: values for name, values in results.arrays.items() if "cls_entropy" not in name}
-    results.scalars["clip"]["tokens"] = results.scalars["clip"]["patches"]
-    for key in results.scalars["vision_attention"]:
-        results.scalars["vision_attention"][key]["no_cls_entropy"] = "There is no [cls]."
-    drawing = vision_attention_figure(StudyResults(results))
+    for key, attention in results.vision_attention.items():
+        bare = {name: dataclasses.replace(own, cls_entropy=None) for name, own in attention.variants.items()}
+        results.vision_attention[key] = dataclasses.replace(attention, no_cls_entropy="There is no [cls].", **bare)
+    clip = dataclasses.replace(results.clip, tokens=results.clip.patches)
+    drawing = vision_attention_figure(dataclasses.replace(results, clip=clip))
     assert len(drawing.figure.axes) == 4 * 2
     assert "attention over 9 patches, ln 9 = 2.1972" in drawing.caption
     assert drawing.caption.endswith("There is no [cls].")
@@ -248,25 +251,23 @@ def test_a_tower_without_cls_says_that_a_curve_is_missing():
 def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study, drawn):
     (drawing,) = drawn(decomposition_figure)
     for tower, row in zip(("vision", "text"), grid(drawing, 2, 4), strict=True):
-        path = f"decomposition/ivlp/{tower}"
+        own = study.decomposition["ivlp"].towers[tower]
         mass, size, constancy, cosine = row
         assert mass.get_ylabel() == f"IVLP, {tower}"
         assert [level(axes) for axes in row] == [[0.5], [0.5], [], [0]]
-        for name, label in (("prompt_mass", "mean over queries"), ("readout_mass", "query that is read out")):
-            mean, error = study.average(f"{path}/{name}")
+        averages = {"mean over queries": own.prompt_mass, "query that is pooled": own.readout_mass}
+        for label, average in averages.items():
+            mean, error = both(average)
             assert_line(mass, label, mean.mean(1), error.mean(1))
         dots = [line for line in mass.lines if line.get_marker() == "o"]
-        np.testing.assert_allclose(dots[0].get_ydata(), study.average(f"{path}/prompt_mass").mean.ravel(), rtol=1e-6)
-        assert_line(size, "size", *study.average(f"{path}/norm_share"))
-        for axes, name, label in (
-            (constancy, "constancy", "constant token by token"),
-            (constancy, "bias_likeness", "constant as one vector"),
-            (cosine, "bias_cosine/bias", "cosine to Bias tuning"),
-        ):
-            assert_line(axes, label, study.array(f"{path}/{name}"), study.array(f"{path}/error/{name}"))
+        np.testing.assert_allclose(dots[0].get_ydata(), own.prompt_mass.mean.ravel(), rtol=1e-6)
+        assert_line(size, "size", *both(own.norm_share))
+        assert_line(constancy, "constant token by token", own.constancy, own.error.constancy)
+        assert_line(constancy, "constant as one vector", own.bias_likeness, own.error.bias_likeness)
+        assert_line(cosine, "cosine to Bias tuning", own.bias_cosine["bias"], own.error.bias_cosine["bias"])
         shaded = [(patch.get_x(), patch.get_width()) for patch in constancy.patches]
         assert shaded == ([(2.5, 1.0)] if tower == "vision" else [])  # vision prompts reach the second of three layers
-    mean = study.average("decomposition/ivlp/text/prompt_mass").mean
+    mean = study.decomposition["ivlp"].text.prompt_mass.mean
     row = numbers(drawing, tower="text", series="prompt_mass", layer=3, head=2).iloc[0]
     assert row["value"] == pytest.approx(mean[2, 1])
 
@@ -284,9 +285,10 @@ def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, draw
         for row, name in zip(block, ("zero_shot_cls", "cls", "prompts"), strict=True):
             for layer, axes in enumerate(row[1:]):
                 values = np.asarray(axes.images[-1].get_array())
-                np.testing.assert_array_equal(values, study.array(f"similarity/ivlp/{name}")[picture, layer])
+                expected = getattr(study.similarity.models["ivlp"], name)[picture, layer]
+                np.testing.assert_array_equal(values, expected)
     (axes,) = correlation.figure.axes
-    expected = study.average("similarity/ivlp/rank_correlation")
+    expected = study.similarity.models["ivlp"].rank_correlation
     assert level(axes) == [0]
     shown = np.asarray(axes.containers[0].lines[0].get_ydata(), float)
     np.testing.assert_allclose(shown, expected.mean, rtol=1e-6)
@@ -296,8 +298,8 @@ def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, draw
 def test_similarity_numbers_are_means_over_the_pixels_of_patches():
     results = synthetic_results(grid=3, image_size=12)
     ramp = np.tile(np.arange(12, dtype=np.float32) / 11, (12, 1))
-    results.arrays["similarity/ivlp/cls"][...] = ramp
-    rows = numbers(similarity_figures(StudyResults(results))[0], map="cls", picture=0, layer=1, row=1)
+    results.similarity.models["ivlp"].cls[...] = ramp
+    rows = numbers(similarity_figures(results)[0], map="cls", picture=0, layer=1, row=1)
     np.testing.assert_allclose(11 * rows["value"], [1.5, 5.5, 9.5], rtol=1e-6)
 
 
@@ -305,10 +307,11 @@ def test_faithfulness_draws_every_map_in_four_ways(study, drawn):
     (drawing,) = drawn(faithfulness_figure)
     panels = grid(drawing, 3, 4)
     ways = [(direction, target) for direction in ("positive", "negative") for target in ("predicted", "true")]
+    models = study.faithfulness.models
     for row, model in zip(panels, study.models, strict=True):
         for axes, way in zip(row, ways, strict=True):
             for kind in MAPS:
-                curve = 100 * study.array("/".join(("faithfulness", model["key"], kind, *way)))
+                curve = 100 * models[model.key].maps[kind][way[0]][way[1]].accuracy
                 assert_line(axes, MAP_NAMES[kind], curve)
                 assert curve.max() <= axes.get_ylim()[1] and axes.get_ylim()[0] == 0
     assert list(MAP_NAMES) == list(MAPS)
@@ -317,21 +320,21 @@ def test_faithfulness_draws_every_map_in_four_ways(study, drawn):
 def test_areas_are_those_of_the_results(study):
     table = area_table(study)
     assert len(table.columns) == 6 and len(table.rows) == 3 * len(MAPS)
-    areas = study.section("faithfulness", "bias", "area")
+    legrad = study.faithfulness.models["bias"].maps["legrad"]
     row = next(row for row in table.rows if [*row[:2]] == ["Bias tuning", "LeGrad"])
-    assert row[2] == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
+    assert row[2] == f"{100 * legrad.positive.predicted.area:.1f}"
 
 
 def test_examples_show_every_model_with_its_prediction(study, drawn):
     (drawing,) = drawn(examples_figure)
     titles = [axes.get_title() for axes in drawing.figure.axes]
-    logits = study.array("examples/ivlp/logits")[0]
+    logits = study.examples.models["ivlp"].logits[0]
     share = np.exp(logits) / np.exp(logits).sum()
-    mark = "✓" if share.argmax() == study.array("examples/labels")[0] else "✗"
+    mark = "✓" if share.argmax() == study.examples.labels[0] else "✗"
     assert f"IVLP {mark}\nclass {share.argmax()}, {100 * share.max():.0f} %" in titles
     row = numbers(drawing, picture=1, model="bias", part="text", index=2).iloc[0]
     assert (row["token"], row["name"]) == ("photo", "test/class_1/0001.png")
-    assert row["relevancy"] == study.array("examples/bias/text")[1, 2]
+    assert row["relevancy"] == study.examples.models["bias"].text[1, 2]
     inches = drawing.figure.get_size_inches()[0]
     assert all(1 < inches * axes.get_position().width < 3 for axes in drawing.figure.axes if axes.get_title())
 
@@ -348,15 +351,17 @@ def test_no_text_shows_how_it_is_written(drawn, draw):
 @pytest.mark.parametrize("draw", EVERY, ids=NAMES)
 def test_what_was_not_computed_is_not_drawn(draw):
     section = draw.__name__.removesuffix("_figure").removesuffix("_figures")
-    assert not draw(without("relevancy/" if "relevancy" in section else section))
+    without = {"relevancy" if "relevancy" in section else section: None}
+    assert not draw(dataclasses.replace(synthetic_results(), **without))
 
 
 @pytest.fixture(scope="module")
 def smallest():
     """A study of one tuned model of one layer and one head."""
     results = synthetic_results(layers=1, heads=1, grid=2, image_size=8, pictures=1)
-    results.scalars["models"] = results.scalars["models"][:2]
-    return StudyResults(results)
+    for name in ("relevancy", "text_attention", "vision_attention"):
+        getattr(results, name).pop("bias")
+    return dataclasses.replace(results, models=results.models[:2])
 
 
 # `test_pages.py` draws all of one layer and one head.

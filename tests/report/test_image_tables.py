@@ -1,14 +1,15 @@
 """Tables of classes and single images, against plain loops over a study's arrays."""
 
 import collections
+import dataclasses
 import itertools
 import re
 
 import numpy as np
 import pytest
 
+from clipbias.explain.results import CausalTests, Missing
 from clipbias.report.image_tables import image_tables
-from clipbias.report.study_results import StudyResults
 from tests.report.recomputed import mixture_outcomes
 from tests.report.synthetic import synthetic_results
 
@@ -17,19 +18,20 @@ from tests.report.synthetic import synthetic_results
 def results():
     found = synthetic_results(pictures=1)
     # Decisions that flip both ways, under every mixture.
-    for name in ("factorial/ivlp/correct", "factorial/bias/correct"):
-        found.arrays[name] = np.random.default_rng(0).integers(0, 2, found.arrays[name].shape, np.uint8)
+    for test in found.factorial.models.values():
+        correct = test.outcomes.correct
+        correct[...] = np.random.default_rng(0).integers(0, 2, correct.shape, np.uint8)
     return found
 
 
 @pytest.fixture(scope="module")
 def tables(results):
-    return image_tables(StudyResults(results))
+    return image_tables(results)
 
 
 def test_classes(results, tables):
-    arrays = results.arrays
-    labels, zero_shot = arrays["predictions/labels"].tolist(), arrays["predictions/zero_shot"].tolist()
+    predicted = results.predictions.models
+    labels, zero_shot = results.predictions.labels.tolist(), predicted["zero_shot"].tolist()
     totals = []
     for row in tables[0].rows:
         label = int(row[0].removeprefix("class "))
@@ -40,7 +42,7 @@ def test_classes(results, tables):
         assert row[3] == f"class {taken} ({count} of {len(own)})"
         totals.append(0.0)
         for key, cell in zip(("ivlp", "bias"), row[4:], strict=True):
-            steps = [int(arrays[f"predictions/{key}"][i] == label) - int(zero_shot[i] == label) for i in own]
+            steps = [int(predicted[key][i] == label) - int(zero_shot[i] == label) for i in own]
             mean = sum(steps) / len(steps)
             error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
             assert cell == f"{100 * mean:+.1f} ± {100 * error:.1f} ({steps.count(1)}, {steps.count(-1)})"
@@ -49,9 +51,9 @@ def test_classes(results, tables):
 
 
 def test_many_classes_are_those_at_either_end(results, monkeypatch):
-    whole, _ = image_tables(StudyResults(results))
+    whole, _ = image_tables(results)
     monkeypatch.setattr("clipbias.report.image_tables.CLASSES", 2)
-    cut, _ = image_tables(StudyResults(results))
+    cut, _ = image_tables(results)
     assert cut.rows == [whole.rows[0], whole.rows[-1]] and "of 4 classes the 1 at either end" in cut.note
 
 
@@ -92,7 +94,7 @@ def test_what_flipped_decisions(results, tables):
 
 
 def test_a_model_outside_the_causal_test_has_its_classes_alone(results):
-    scalars = {**results.scalars, "factorial": {key: {"missing": "It has no second run."} for key in ("ivlp", "bias")}}
-    only = image_tables(StudyResults(type(results)(results.arrays, scalars)))
+    tests = CausalTests({key: Missing("It has no second run.") for key in ("ivlp", "bias")}, ())
+    only = image_tables(dataclasses.replace(results, factorial=tests))
     assert [table.title for table in only] == ["Which classes gain and lose"]
     assert re.search(r"one standard error", only[0].caption) and "±" in only[0].rows[0][4]

@@ -1,6 +1,7 @@
 """Verdicts over datasets: each dataset's numbers side by side, and what their mean may say."""
 
 import copy
+import dataclasses
 import statistics
 import types
 
@@ -8,11 +9,10 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import save_results
-from clipbias.explain.verdict import verdicts
+from clipbias.explain.answer import conclude_study
+from clipbias.explain.results import Missing, save_results
 from clipbias.report.answer_figure import overview_figure
 from clipbias.report.methods import left_out, summarize_methods
-from clipbias.report.study_results import StudyResults
 from clipbias.report.verdict_tables import summary_sentences, summary_table
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, SHARES, ends
@@ -32,7 +32,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def studies(results):
-    return [StudyResults(each) for each in results.values()]
+    return list(results.values())
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def numbers(results):
     found = {}
     for name, each in results.items():
         for method, keys in KEYS.items():
-            own = [key for key in keys if key in each.scalars["factorial"]]
+            own = [key for key in keys if key in each.factorial.models]
             for outcome in ("accuracy", "calibrated"):
                 found[method, outcome, name] = recomputed.effects(each, own, outcome) | (
                     recomputed.constants(each, own, outcome) if method == "IVLP" else {}
@@ -116,25 +116,24 @@ def test_the_table_has_datasets_side_by_side(results, numbers, studies):
     mean = student([own["share"] for own in lost])
     texts = [ends(own, SHARES, 100) for own in lost] + [ends(mean, scale=100)]
     wanted = ["{} % ({} to {})".format(*map(round, text)) for text in texts]
-    assert list(rows["accuracy: lost without two vectors"]) == wanted
+    assert list(rows["accuracy: lost without the mean as two vectors"]) == wanted
     said = summary_sentences(summary)
-    assert said[0] == f"ImageNet: {results['imagenet'].scalars['verdict']['ivlp']['conclusion']}"
-    assert said[4] == f"demo/fashion: {results['demo/fashion'].scalars['verdict']['seeds'][0]['conclusion']}"
+    assert said[0] == f"ImageNet: {results['imagenet'].verdict_on(['ivlp']).conclusion}"
+    assert said[4] == f"demo/fashion: {results['demo/fashion'].verdict_on(KEYS['IVLP']).conclusion}"
     mean = student([numbers["IVLP", "accuracy", name]["gain"]["value"] for name in DATASETS])
     assert "{:+.1f} points ({:+.1f} to {:+.1f}) on average".format(*ends(mean)) in said[5]
 
 
 def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
     head = copy.deepcopy(results["imagenet"])
+    models = list(head.models)
     for key, label in (("head", "Head"), ("head_2", "Head (seed 2)")):
-        head.scalars["models"].append(
-            head.scalars["models"][1] | {"key": key, "label": label, "name": label, "method": "taskres"}
-        )
-        for section in ("factorial", "constants"):
-            head.scalars[section][key] = {"missing": f"Head has no {section}."}
-        head.arrays[f"predictions/{key}"] = head.arrays["predictions/ivlp"]
-    head.scalars["verdict"] = verdicts(head)
-    assert left_out([StudyResults(head)]) == ["Head: Head has no factorial."]
+        models.append(dataclasses.replace(models[1], key=key, label=label, name="Head", method="taskres"))
+        head.factorial.models[key] = Missing("Head has no factorial.")
+        head.constants.models[key] = Missing("Head has no constants.")
+        head.predictions.models[key] = head.predictions.models["ivlp"]
+    head = conclude_study(dataclasses.replace(head, models=tuple(models)))
+    assert left_out([head]) == ["Head: Head has no factorial."]
     for place, each in enumerate((head, results["dtd"])):
         save_results(tmp_path / "why" / f"study{place}", each)
     picture = tmp_path / "images" / "verdict.png"

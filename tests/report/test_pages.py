@@ -1,17 +1,18 @@
 """The report as a reader opens it: one file, everything in it, nothing unescaped."""
 
 import base64
+import dataclasses
 import re
 
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import save_results
-from clipbias.explain.verdict import verdicts
+from clipbias.explain.answer import conclude_study
+from clipbias.explain.results import Missing, save_results
 from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
 from tests.report.markup import Page
-from tests.report.synthetic import synthetic_results
+from tests.report.synthetic import only_sections, synthetic_results
 
 HOSTILE = "<img src=x onerror=\"alert('1')\"> & co"
 
@@ -20,13 +21,8 @@ KEYS = ("ivlp", "ivlp_seed2")
 
 
 def only(*names, **sizes):
-    """A study with no arrays but those of the named sections: pages without the cost of all figures."""
-    results = synthetic_results(**sizes)
-    results.arrays = {key: value for key, value in results.arrays.items() if key.split("/")[0] in names}
-    results.scalars = {
-        key: value for key, value in results.scalars.items() if key in names or not isinstance(value, dict)
-    } | {key: results.scalars[key] for key in ("dataset", "clip", "config")}
-    return results
+    """A study of the named sections alone: pages without the cost of all figures."""
+    return only_sections(synthetic_results(**sizes), *names)
 
 
 def unsaved(monkeypatch):
@@ -112,17 +108,17 @@ def test_nothing_comes_from_the_network(whole):
 
 def test_verdict_models_and_config_are_told(whole):
     page, _, results, _ = whole
-    verdict = results.scalars["verdict"]["ivlp"]
+    verdict = results.verdict_on(["ivlp"])
     for words in (
-        verdict["conclusion"],
-        *verdict["sentences"],
+        verdict.conclusion,
+        *verdict.sentences,
         "72.0 ± 6.3",
         "a photo of a {}.",
         '"normalisation": "sum"',
     ):
         assert words in page.text
     in_words = page.text.partition("Method by method, in words")[2]
-    assert [in_words.count(sentence) for sentence in verdict["sentences"]] == [1] * len(verdict["sentences"])
+    assert [in_words.count(sentence) for sentence in verdict.sentences] == [1] * len(verdict.sentences)
 
 
 def test_the_first_page_asks_answers_and_shows(whole):
@@ -153,11 +149,10 @@ def test_pictures_are_inlined_and_the_files_lie_beside(written):
 
 def test_what_is_missing_says_why(written, drawn):
     results = only("verdict", "factorial")
-    results.scalars["sections"] = ["relevancy", "factorial", "verdict", "similarity"]
-    results.scalars["factorial"]["bias"] = {"missing": "It has no second run."}
-    results.scalars["verdict"] = verdicts(results)
-    results.scalars["relevancy"] = {"bias": {"missing": "No map follows its logit."}}
-    _, page = written(results)
+    results.factorial.models["bias"] = Missing("It has no second run.")
+    sections = ("relevancy", "factorial", "verdict", "similarity")
+    relevancy = {"bias": Missing("No map follows its logit.")}
+    _, page = written(conclude_study(dataclasses.replace(results, sections=sections, relevancy=relevancy)))
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     assert "Bias tuning: It has no second run." in page.text
     assert "IVLP: No constant was measured; --config.sections=constants has it." in page.text
@@ -166,32 +161,29 @@ def test_what_is_missing_says_why(written, drawn):
 
 
 def test_a_study_without_a_verdict_says_so(written):
-    results = only()
-    results.scalars["sections"] = []
-    _, page = written(results)
+    _, page = written(only())
     assert "Verdict: not computed; --config.sections=verdict has it." in page.text
 
 
 def test_seeds_are_told_together_and_one_by_one(written, drawn):
     results = only("verdict", "factorial", twins=True)
     _, page = written(results)
-    together, (first, second) = (
-        results.scalars["verdict"]["seeds"][0],
-        (results.scalars["verdict"][key] for key in KEYS),
-    )
-    assert page.text.index(together["sentences"][0]) < page.text.index(first["sentences"][0])
-    assert "IVLP (seed 2)" in page.text and second["sentences"][-1] in page.text
-    assert together["conclusion"] in page.text.partition("How sure:")[0]
+    together = results.verdict_on(KEYS)
+    first, second = (results.verdict_on([key]) for key in KEYS)
+    assert page.text.index(together.sentences[0]) < page.text.index(first.sentences[0])
+    assert "IVLP (seed 2)" in page.text and second.sentences[-1] in page.text
+    assert together.conclusion in page.text.partition("How sure:")[0]
 
 
 def test_every_text_is_escaped(written, drawn):
     results = only("verdict", "factorial", "text_attention")
-    results.scalars["dataset"]["name"] = HOSTILE
-    results.scalars["config"]["note"] = HOSTILE
-    results.scalars["models"][1]["label"] = HOSTILE
-    results.scalars["verdict"]["ivlp"]["conclusion"] = HOSTILE
-    results.scalars["verdict"]["ivlp"]["sentences"][0] = HOSTILE
-    path, page = written(results)
+    results.config["note"] = HOSTILE
+    dataset = dataclasses.replace(results.dataset, name=HOSTILE)
+    zero_shot, ivlp, bias = results.models
+    models = (zero_shot, dataclasses.replace(ivlp, label=HOSTILE), bias)
+    verdicts = tuple(dataclasses.replace(own, conclusion=HOSTILE, sentences=(HOSTILE,)) for own in results.verdict)
+    answer = dataclasses.replace(results.answer, sentences=(HOSTILE,))
+    path, page = written(dataclasses.replace(results, dataset=dataset, models=models, verdict=verdicts, answer=answer))
     assert page.tags.count("img") == 3  # of the first page, of the verdict and the one that was asked for
     assert "<img src=x" not in path.read_text("utf-8")
 
@@ -205,9 +197,8 @@ def folders(tmp_path, *datasets, names=("verdict", "factorial", "constants")):
     made = []
     for index, dataset in enumerate(datasets):
         results = only(*names)
-        results.scalars["dataset"]["name"] = dataset
         made.append(tmp_path / f"study{index}")
-        save_results(made[-1], results)
+        save_results(made[-1], dataclasses.replace(results, dataset=dataclasses.replace(results.dataset, name=dataset)))
     return made
 
 
@@ -224,7 +215,10 @@ def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
     ]
     assert "Average" in page.text and "rank correlation" not in page.text
     assert list(drawn) == ["verdict_overview"]
-    assert "Nothing follows for other datasets from 3 datasets" in page.text and "kept with two vectors" in page.text
+    assert (
+        "Nothing follows for other datasets from 3 datasets" in page.text
+        and "kept with the mean as two vectors" in page.text
+    )
 
 
 def test_overview_has_the_papers_panels(drawn, tmp_path):

@@ -1,17 +1,18 @@
 """What the verdict's figures and tables show is what the images' outcomes give, computed anew."""
 
-import copy
+import dataclasses
 
 import numpy as np
 import pytest
 
-from clipbias.explain.verdict import verdicts
+from clipbias.explain.answer import conclude_study
+from clipbias.explain.results import ByOutcome, Missing
+from clipbias.explain.uncertainty import Estimate
 from clipbias.report import style, verdict_figures, verdict_tables
 from clipbias.report.methods import study_methods
-from clipbias.report.study_results import StudyResults
 from tests.report import recomputed
-from tests.report.recomputed import SHARES, ends
-from tests.report.synthetic import NAMES, synthetic_results
+from tests.report.recomputed import SHARES, columns, ends
+from tests.report.synthetic import NAMES, only_sections, synthetic_results
 
 UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
 KEYS = {"IVLP, 2 seeds": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
@@ -26,7 +27,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def methods(results):
-    return study_methods(StudyResults(results))
+    return study_methods(results)
 
 
 def same(row, expected, scale=1.0):
@@ -93,16 +94,16 @@ def test_the_table_of_effects_is_recomputed(results, methods):
 
 def test_the_table_of_temperatures_has_what_the_study_has(results, methods):
     rows = verdict_tables.temperature_table(methods).rows
-    for row, facts in zip(
-        rows, (results.scalars["factorial"]["seeds"][0], results.scalars["factorial"]["bias"]), strict=True
-    ):
-        alone, (first, *_, last) = facts["temperature_alone"], facts["temperatures"].values()
+    summaries = (results.factorial.seeds[0].summary, results.factorial.models["bias"].summary)
+    for row, summary in zip(rows, summaries, strict=True):
+        first, *_, last = summary.temperatures.values()
+        alone = columns(summary.temperature_alone)
         assert row[2:] == (share(alone), f"{first:.2f}", f"{last:.2f}", "no")
 
 
 def test_the_ladder_has_every_rung_of_each_outcome(results, methods):
     drawing = verdict_figures.ladder_figure(methods)
-    frame, stored = drawing.numbers, results.scalars["constants"]["ivlp"]["stored"]
+    frame, stored = drawing.numbers, results.constants.models["ivlp"].stored
     assert set(frame["method"]) == {"IVLP, 2 seeds"}  # bias tuning learns such a constant
     itself = frame["name"] == "the method itself"
     for outcome, rows in frame[~itself].groupby("outcome"):
@@ -132,49 +133,46 @@ def test_the_table_of_constants_is_recomputed(results, methods):
     assert table.rows[1][2] == "192" and table.rows[-1][1] == "control: layers shuffled"
 
 
-def again(results):
-    results.scalars["verdict"] = verdicts(results)
-    return StudyResults(results)
+def without_gain(numbers):
+    loss = Estimate(-1.0, -2.0, -0.5)  # a sure loss has shares in the results
+    return ByOutcome(*(dataclasses.replace(own, gain=loss) for own in (numbers.accuracy, numbers.calibrated)))
 
 
 def test_of_what_is_no_sure_gain_nothing_is_shared_out():
     results = synthetic_results(pictures=1)
-    for section in ("factorial", "constants"):
-        own = results.scalars[section]["ivlp"]["numbers"]
-        for numbers in (own if section == "constants" else own["both"]).values():
-            numbers["gain"] = {"value": -1.0, "low": -2.0, "high": -0.5}  # a sure loss has shares in the results
-    study = again(results)
-    methods = study_methods(study)
+    test, constants = results.factorial.models["ivlp"], results.constants.models["ivlp"]
+    towers = test.summary.towers | {"both": without_gain(test.summary.towers["both"])}
+    summary = dataclasses.replace(test.summary, towers=towers)
+    results.factorial.models["ivlp"] = dataclasses.replace(test, summary=summary)
+    results.constants.models["ivlp"] = dataclasses.replace(constants, numbers=without_gain(constants.numbers))
+    methods = study_methods(conclude_study(results))
     rows = [row for row in verdict_tables.effects_table(methods).rows if row[0] == "IVLP"]
     assert {row[3] for row in rows} == {row[5] for row in rows} == {"–"}
     assert verdict_figures.ladder_figure(methods) is None
     assert {text for row in verdict_tables.constants_table(methods).rows for text in row[3:]} == {"–"}
-    assert "favours" not in " ".join(methods[0].verdict["sentences"])
+    assert "favours" not in " ".join(methods[0].verdict.sentences)
 
 
 def test_what_is_missing_says_why():
     results = synthetic_results(pictures=1)
-    results.scalars["factorial"]["ivlp"] = {"missing": "Its texts depend on the image."}
-    results.scalars["constants"]["ivlp"] = {"missing": "There are no training images."}
-    study = again(results)
+    results.factorial.models["ivlp"] = Missing("Its texts depend on the image.")
+    results.constants.models["ivlp"] = Missing("There are no training images.")
+    study = conclude_study(results)
     methods = study_methods(study)
     assert verdict_tables.why_no_effects(methods) == ["IVLP: Its texts depend on the image."]
     assert verdict_tables.why_no_constants(study, methods) == [
         "IVLP: There are no training images.",
         "Bias tuning: It learns such a constant, so what that keeps is no finding.",
     ]
-    del results.scalars["constants"]["ivlp"]
-    results.scalars["sections"] = ["factorial", "verdict"]
-    said = verdict_tables.why_no_constants(study, study_methods(study))
+    bare = only_sections(study, "factorial", "verdict")
+    said = verdict_tables.why_no_constants(bare, study_methods(bare))
     assert said[0].endswith("measured; --config.sections=constants has it.")
     assert verdict_figures.ladder_figure(methods) is None and verdict_tables.constants_table(methods) is None
     assert {row[0] for row in verdict_tables.effects_table(methods).rows} == {"Bias tuning"}
 
 
 def test_without_a_verdict_there_is_nothing_to_draw(results):
-    bare = copy.copy(results)
-    bare.scalars = {k: v for k, v in results.scalars.items() if k not in ("verdict", "factorial", "constants")}
-    study = StudyResults(bare)
+    study = only_sections(results)
     methods = study_methods(study)
     assert verdict_figures.effects_figure(methods) is None and verdict_tables.effects_table(methods) is None
     assert verdict_tables.temperature_table(methods) is None and verdict_tables.why_no_constants(study, methods) == []

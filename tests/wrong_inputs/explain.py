@@ -14,12 +14,13 @@ from clipbias.explain.factorial import mix_images
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.results import ARRAYS, FORMAT, SCALARS, Findings, load_results, save_arrays, save_results
+from clipbias.explain.results import ARRAYS, SCALARS, load_results, save_arrays, save_results
 from clipbias.explain.run import run_study
 from clipbias.explain.similarity import choose_prompt
 from clipbias.explain.statistics import normalise_maps
 from clipbias.explain.study import Study
 from clipbias.explain.words import prompt_prefixes
+from tests.report.synthetic import only_sections, synthetic_results
 from tests.wrong_inputs.place import Case, Place, case, pure
 
 IMAGES = np.zeros((4, 16, 16, 3), np.float32)
@@ -43,13 +44,13 @@ def equivalent_bias(place: Place, method: str, images: Any, /, *kind: str, **opt
 def study(place: Place, *methods: str, images: int = 1) -> None:
     models = [Model(name, name, name, place.task(name), {}) for name in methods]
     study = Study(models, Split(("a",) * images, (0,) * images, lambda _: b""), StudyOptions(), place.tmp_path)
-    run_study(study, place.tmp_path, dataset={}, config={}, sections=("fig9",))
+    run_study(study, place.tmp_path, dataset="noise", sections=("fig9",))
 
 
 @case
 def results(place: Place, file: str, damage: Callable[[Path], Any]) -> None:
     """A study's results of which a file is damaged."""
-    save_results(place.tmp_path, Findings({"x": np.zeros(2)}, {"format": FORMAT}))
+    save_results(place.tmp_path, only_sections(synthetic_results()))
     damage(place.tmp_path / file)
     load_results(place.tmp_path)
 

@@ -83,13 +83,12 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
     split, training = dataset.split("test"), dataset.split("train")
     with tempfile.TemporaryDirectory() as folder, Spent() as measured:
         asked = Study(models, split, options, Path(folder), training=training)
-        facts = {"name": DATASET, "split": "test"}
         sections = SECTIONS if config.sections == "all" else config.sections.split(",")
-        found = run_study(asked, Path(folder), dataset=facts, config={}, sections=sections)
+        found = run_study(asked, Path(folder), dataset=DATASET, sections=sections)
     return {
         "name": f"study of {count} images",
         "images": count,
-        "predicted": {one["key"]: [one["correct"], one["images"]] for one in found.scalars["models"]},
+        "predicted": {model.key: [model.correct, model.images] for model in found.models},
         **measured.spent,
         "peak_bytes": ways.device_memory()[1],
         "device": jax.devices()[0].device_kind,

@@ -1,0 +1,248 @@
+"""The causal test, the test of constants, and the verdict that they allow."""
+
+import dataclasses
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from clipbias.explain.results.facts import Missing
+from clipbias.explain.uncertainty import Estimate
+
+EFFECTS = ("attention", "scale", "values")  # of the causal test
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class ByOutcome(Generic[T]):
+    """The same in both outcomes, the headline first: accuracy in points, calibrated log-likelihood in nats."""
+
+    accuracy: T
+    calibrated: T
+
+    def __getitem__(self, outcome: str) -> T:
+        return {"accuracy": self.accuracy, "calibrated": self.calibrated}[outcome]
+
+    def items(self) -> tuple[tuple[str, T], ...]:
+        return (("accuracy", self.accuracy), ("calibrated", self.calibrated))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOutcomes:
+    """What became of each of `n` images in `K` ways to classify: `[n, K]`, of the causal test `[n, towers, K]`.
+
+    Attributes:
+      images: numbers of the examples in the split, `[n]`.
+      correct: uint8.
+      calibrated: log-likelihood of the true class in nats, each way's logits divided by a temperature of its own that
+        was fitted on other images.
+      log_likelihood: the same without temperatures.
+    """
+
+    images: np.ndarray
+    correct: np.ndarray
+    calibrated: np.ndarray
+    log_likelihood: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Effects:
+    """What a gain is made of in one outcome and tower; all but the first two with their shares of the gain.
+
+    Attributes:
+      reference: the outcome of the frozen model.
+      effects: Shapley values by effect.
+      corners: each mixture against the reference.
+    """
+
+    reference: Estimate
+    gain: Estimate
+    effects: dict[str, Estimate]
+    interactions: dict[str, Estimate]
+    corners: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectSummary:
+    """Effects by tower, and what a temperature gives.
+
+    Attributes:
+      towers: "both", "vision" and "text", or "both" alone where a model changes one tower.
+      temperature_alone: what the reference gains in raw log-likelihood by a temperature; share of the raw gain.
+      temperatures: by mixture.
+      refitted: whether every resample has temperatures of its own.
+    """
+
+    towers: dict[str, ByOutcome[Effects]]
+    temperature_alone: Estimate
+    temperatures: dict[str, float]
+    refitted: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupEffects:
+    """The effects over some of the images."""
+
+    images: int
+    summary: EffectSummary
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomPrompts:
+    """The causal test of random prompts of the trained norms, a control."""
+
+    outcomes: ImageOutcomes
+    summary: EffectSummary
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTest:
+    """The causal test of one model (`factorial`).
+
+    Attributes:
+      effects: those in play.
+      streams: `K` mixtures of the two runs, from the reference to the tuned model.
+      both_right: over images that both models get right; `None` where they are too few.
+      random: `None` of a model without prompts, or where the control was left out.
+    """
+
+    effects: tuple[str, ...]
+    towers: tuple[str, ...]
+    streams: tuple[str, ...]
+    outcomes: ImageOutcomes
+    summary: EffectSummary
+    both_right: GroupEffects | None
+    random: RandomPrompts | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedEffects:
+    """Models that differ in their seed alone, over seeds and images crossed."""
+
+    models: tuple[str, ...]
+    summary: EffectSummary
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTests:
+    """The causal test of every model, and of all seeds of a method together."""
+
+    models: dict[str, CausalTest | Missing]
+    seeds: tuple[SeedEffects, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacements:
+    """What replacements keep of a gain, and what is lost without them, in one outcome; by replacement form.
+
+    Attributes:
+      outside: what a head of its own changes besides, where there is one.
+    """
+
+    gain: Estimate
+    kept: dict[str, Estimate]
+    lost: dict[str, Estimate]
+    outside: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredBias:
+    """The mean of what blocks add in one tower: `[L, D]`, and `[L, 2, D]` by kind (the pooled token, all others)."""
+
+    vector: np.ndarray
+    kind: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantTest:
+    """What the mean of what a model's blocks add keeps of its gain (`intervention_classifier`).
+
+    Attributes:
+      forms: ways to classify: "reference", "kept:NAME" (the frozen model with it added after every block), "lost:NAME"
+        (the tuned model with it subtracted) and "tuned"; NAME is a replacement form or a control.
+      biases: by the towers that it changes.
+      training_images: on which it was measured.
+      stored: numbers that each form holds.
+    """
+
+    forms: tuple[str, ...]
+    outcomes: ImageOutcomes
+    biases: dict[str, MeasuredBias]
+    training_images: int
+    stored: dict[str, int]
+    numbers: ByOutcome[Replacements]
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedReplacements:
+    """Models that differ in their seed alone, over seeds and images crossed."""
+
+    models: tuple[str, ...]
+    numbers: ByOutcome[Replacements]
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantTests:
+    """The test of constants of every model, and of all seeds of a method together."""
+
+    models: dict[str, ConstantTest | Missing]
+    seeds: tuple[SeedReplacements, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodResult:
+    """One method: its only adapter, or all its seeds together, over seeds and images crossed.
+
+    Attributes:
+      label: its name, with the number of seeds where there are several.
+      name: the same without that number.
+      method: as the registry names it.
+      models: keys of its adapters.
+      learns_constant: whether the method is a constant itself, of which nothing is to be judged.
+      accuracy, standard_error: in percent, means over seeds; the error is binomial.
+      gain: in accuracy, over the frozen model with the text that training starts from; without a causal test over
+        zero-shot.
+      start: accuracy of that frozen model in percent, where it is not zero-shot's.
+    """
+
+    label: str
+    name: str
+    method: str
+    models: tuple[str, ...]
+    prompts: bool
+    learns_constant: bool
+    accuracy: float
+    standard_error: float
+    gain: Estimate | None
+    start: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a report says first: the question, the answer's sentences, and how sure they are."""
+
+    question: str
+    sentences: tuple[str, ...]
+    certainty: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the numbers of a model, or of all seeds of a method together, allow to say (`verdict`).
+
+    Attributes:
+      missing: why there is no causal test.
+      images: how many were tested.
+      carrier: by outcome an effect, "shared", "undecided" or "no gain".
+      constant: by outcome "stands", "most", "not", "undecided" or "no gain", of the mean as two vectors per layer.
+      sentences: the most important first.
+      conclusion: the first of them.
+    """
+
+    label: str
+    models: tuple[str, ...]
+    missing: str | None
+    images: int
+    carrier: ByOutcome[str] | None
+    constant: ByOutcome[str] | None
+    sentences: tuple[str, ...]
+    conclusion: str

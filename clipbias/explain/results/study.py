@@ -1,0 +1,146 @@
+"""All results of a study."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from clipbias.explain.results.effects import (
+    Answer,
+    ByOutcome,
+    CausalTest,
+    CausalTests,
+    ConstantTest,
+    ConstantTests,
+    EffectSummary,
+    MethodResult,
+    Replacements,
+    Verdict,
+)
+from clipbias.explain.results.facts import ClipFacts, DatasetFacts, Missing, ModelFacts, Predictions
+from clipbias.explain.results.maps import (
+    Decomposition,
+    Examples,
+    Exploration,
+    Faithfulness,
+    Relevancy,
+    Similarity,
+    TextAttention,
+    VisionAttention,
+)
+
+SECTIONS = (
+    "predictions",
+    "relevancy",
+    "text_attention",
+    "vision_attention",
+    "similarity",
+    "decomposition",
+    "factorial",
+    "constants",
+    "faithfulness",
+    "examples",
+    "explore",
+    "verdict",
+)
+T = TypeVar("T")
+
+
+class HasSettings(Protocol):
+    """A model with what its training was asked for, but for its seed."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def options(self) -> dict[str, object]: ...
+
+    @property
+    def trained_on(self) -> str | None: ...
+
+
+M = TypeVar("M", bound=HasSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyResults:
+    """All that a study found: facts, then the sections of `SECTIONS`, then what follows from them."""
+
+    dataset: DatasetFacts
+    clip: ClipFacts
+    models: tuple[ModelFacts, ...]
+    sections: tuple[str, ...]
+    config: dict[str, object]
+    seconds: float
+    predictions: Predictions
+    relevancy: dict[str, Relevancy | Missing] | None = None
+    text_attention: dict[str, TextAttention | Missing] | None = None
+    vision_attention: dict[str, VisionAttention | Missing] | None = None
+    similarity: Similarity | None = None
+    decomposition: dict[str, Decomposition | Missing] | None = None
+    factorial: CausalTests | None = None
+    constants: ConstantTests | None = None
+    faithfulness: Faithfulness | None = None
+    examples: Examples | None = None
+    explore: Exploration | None = None
+    verdict: tuple[Verdict, ...] | None = None
+    methods: tuple[MethodResult, ...] = ()
+    answer: Answer | None = None
+
+    @property
+    def zero_shot(self) -> ModelFacts:
+        return self.models[0]
+
+    @property
+    def tuned(self) -> tuple[ModelFacts, ...]:
+        return self.models[1:]
+
+    def why_missing(self, section: str) -> dict[str, str]:
+        """By model the reason why a section leaves it out."""
+        result = getattr(self, section)
+        models = result if isinstance(result, dict) else getattr(result, "models", {})
+        return {key: own.reason for key, own in models.items() if isinstance(own, Missing)}
+
+    def causal_test(self, key: str) -> CausalTest | None:
+        """Of one model, where there is one."""
+        test = self.factorial.models.get(key) if self.factorial else None
+        return None if isinstance(test, Missing) else test
+
+    def constant_test(self, key: str) -> ConstantTest | None:
+        """Of one model, where there is one."""
+        test = self.constants.models.get(key) if self.constants else None
+        return None if isinstance(test, Missing) else test
+
+    def effects(self, keys: Sequence[str]) -> EffectSummary | None:
+        """What the causal test says of one model, or of several seeds together."""
+        if len(keys) == 1:
+            test = self.causal_test(keys[0])
+            return None if test is None else test.summary
+        seeds = self.factorial.seeds if self.factorial else ()
+        return next((each.summary for each in seeds if each.models == tuple(keys)), None)
+
+    def replacements(self, keys: Sequence[str]) -> ByOutcome[Replacements] | None:
+        """What the test of constants says of one model, or of several seeds together."""
+        if len(keys) == 1:
+            test = self.constant_test(keys[0])
+            return None if test is None else test.numbers
+        seeds = self.constants.seeds if self.constants else ()
+        return next((each.numbers for each in seeds if each.models == tuple(keys)), None)
+
+    def verdict_on(self, keys: Sequence[str]) -> Verdict | None:
+        """The verdict on one model, or on several seeds together."""
+        return next((each for each in self.verdict or () if each.models == tuple(keys)), None)
+
+
+def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
+    """Of a section's results by model those that there are."""
+    return {key: result for key, result in (results or {}).items() if not isinstance(result, Missing)}
+
+
+def same_but_for_seed(models: Sequence[M]) -> list[list[M]]:
+    """Models by method, options and training set, in the order in which they come."""
+    groups: dict[tuple[str, str, str | None], list[M]] = {}
+    for model in models:
+        settings = model.method, json.dumps(model.options, sort_keys=True), model.trained_on
+        groups.setdefault(settings, []).append(model)
+    return list(groups.values())

@@ -1,0 +1,58 @@
+"""Numbers in words: changes with their intervals, shares, counts, lists."""
+
+from collections.abc import Iterable, Sequence
+
+from clipbias.explain.effects import UNITS
+from clipbias.explain.uncertainty import Estimate
+
+
+def change(number: Estimate, outcome: str) -> str:
+    """A change with its interval, where it has any, without its unit."""
+    digits = UNITS[outcome][1]
+
+    def text(value: float) -> str:
+        return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+    if number.low is None or number.high is None:
+        return text(number.value)
+    return f"{text(number.value)} ({text(number.low)} to {text(number.high)})"
+
+
+def amount(number: Estimate, outcome: str) -> str:
+    """A change with its unit and interval."""
+    value, _, interval = change(number, outcome).partition(" ")
+    return " ".join(filter(None, [value, UNITS[outcome][0], interval]))
+
+
+def percent(share: Estimate | None) -> str:
+    """A share of a gain with its interval, where it has any, in whole percent."""
+    if share is None:
+        return "an unknown part"
+    if share.low is None or share.high is None:
+        return f"{100 * share.value:.0f} %"
+    return f"{round(100 * share.value)} % ({round(100 * share.low)} to {round(100 * share.high)})"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 image`, `1,200 images`."""
+    plural = thing + ("es" if thing.endswith("s") else "s")
+    return f"{number:,} {thing if number == 1 else plural}"
+
+
+def join_words(parts: Sequence[str]) -> str:
+    """`A, B and C`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
+    """`A, B: why`, one line for each reason, of pairs of a label and a reason; without one there is nothing to say."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in reasons:
+        if reason:
+            labels.setdefault(reason, []).append(label)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels.items()]
+
+
+def capitalize(sentence: str) -> str:
+    """The first letter as a capital, the others as they are."""
+    return sentence[:1].upper() + sentence[1:]
