@@ -1,6 +1,7 @@
 """What `clipbias.fit` and `clipbias.load_adapter` return: a model that predicts, is evaluated, drawn and saved."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -22,10 +23,11 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.explain.streaming import Relevancy
 from clipbias.explain.tokens import token_labels
 from clipbias.export.folder import export
-from clipbias.prediction import Accuracy, Prediction, probabilities
+from clipbias.prediction import Accuracy, Prediction
 from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
+from clipbias.training.predictor import Predictor
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
 from clipbias.tuning.learnables import flatten
@@ -91,6 +93,11 @@ class TunedModel:
         """The `C` classes."""
         return self.task.class_names
 
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The model on JAX's first device, its texts encoded once."""
+        return Predictor.of(self.task, self.learnables)
+
     def __repr__(self) -> str:
         return f"TunedModel({self.task!r})"
 
@@ -129,7 +136,7 @@ class TunedModel:
         Raises:
           ClipbiasError: a picture cannot be read, or is none.
         """
-        rows = probabilities(self.task, self.learnables, pictures, batch_size, normalised=normalised)
+        rows = self.predictor.predict(pictures, batch_size=batch_size, normalised=normalised)
         return Prediction(self.class_names, rows)
 
     def evaluate(

@@ -10,6 +10,7 @@ from typing import Annotated
 from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Positive, Range
+from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.explain.options import StudyOptions
 from clipbias.settings import setting, setting_of, to_config
 from configs._common import AdapterSettings, InputSettings
@@ -34,7 +35,7 @@ class PredictSettings(AdapterSettings, InputSettings):
     top: Positive = setting(5, "How many classes are shown.")
     relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")
-    batch_size: Positive = setting(32, "Images at a time.")
+    batch_size: Positive = setting(BATCH_SIZE, "Images at a time.")
 
 
 def get_config() -> ConfigDict:

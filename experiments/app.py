@@ -24,8 +24,7 @@ from clipbias.tuning.adapter import FILE, Adapter
 from configs.app import AppSettings
 from experiments import common
 from experiments.command_line import split
-from experiments.inputs import find_adapters
-from experiments.predict import find_images, listed
+from experiments.inputs import find_adapters, find_images, listed
 
 _CONFIG = "configs/app.py"
 _SECONDS = 0.2  # between two looks for a notice to stop

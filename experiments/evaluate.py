@@ -98,9 +98,8 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             save=predictions.append,
         )
         with MetricWriter(workdir) as metrics:
-            share = score["correct"] / max(score["images"], 1)
             seconds = round(time.monotonic() - began, 4)
-            metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": seconds})
+            metrics.write(1, {"accuracy": score["accuracy"], "images": score["images"], "seconds": seconds})
         if hosts.is_first():
             if settings.ood is not None:
                 score["ood"] = {"dataset": settings.ood, **score["ood"]}

@@ -60,11 +60,11 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
         folders = {name: workdir / name.replace("/", "_") if has_overview else workdir for name in groups}
         for number, (name, folder) in enumerate(folders.items(), start=1):
             results = explain(settings, load(name), groups[name], folder, sections, name=name)
-            shares = {f"accuracy/{model.key}": model.accuracy / 100 for model in results.models}
+            accuracies = {f"accuracy/{model.key}": model.accuracy for model in results.models}
             about = {"dataset": results.dataset.name, "images": results.dataset.images}
             # Not before: it replaces what an earlier study left.
             metrics = metrics or opened.enter_context(MetricWriter(workdir))
-            metrics.write(number, {**about, **shares, "seconds": results.seconds})
+            metrics.write(number, {**about, **accuracies, "seconds": results.seconds})
         hosts.leave()
         if not hosts.is_first():
             return

@@ -1,10 +1,12 @@
-"""Reading the adapters that a user names on a command line."""
+"""Reading the adapters, images and class names that a user names on a command line."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files
 from clipbias.errors import ClipbiasError
-from clipbias.io import user_path
+from clipbias.io import data_path, read_text, user_path
 from clipbias.training.workdir import ADAPTER
 from clipbias.tuning.adapter import Adapter, read_adapter
 from experiments.command_line import matching, split
@@ -72,3 +74,42 @@ def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) 
     if missing := [name for name, group in groups.items() if adapters and not group]:
         raise ClipbiasError(f"none of --config.adapters was trained on {missing[0]}; leave it out of the datasets.")
     return groups
+
+
+def find_images(text: str | None) -> list[Path]:
+    """Image files, and visible ones in folders, in the order given and by name."""
+    found: list[Path] = []
+    whole = data_path(text) if text is not None and "," in text else None  # a name may have a comma
+    parts = split(text)
+    if whole is not None and (whole.is_file() or whole.is_dir()):
+        parts = [str(whole)]
+    for part in parts:
+        path = data_path(part)
+        if path.is_dir():
+            inside = [path / name for name in image_files(path)]
+            if not inside:
+                raise ClipbiasError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            hint = "; commas separate names, so give the folder of a name that has one" if whole is not None else ""
+            raise ClipbiasError(f"there is no image or folder {path}{hint}.")
+    if not found:
+        raise ClipbiasError("no images to classify; give --config.images=FILE_OR_FOLDER.")
+    return found
+
+
+def listed(given: str | None, what: str) -> tuple[str, ...] | None:
+    """Names or texts separated by commas, or from a file with one per line; `None` for `None`."""
+    if given is None:
+        return None
+    if os.path.isfile(path := os.path.expanduser(given)):
+        found = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    elif given.endswith(".txt"):
+        raise ClipbiasError(f"there is no file of {what} {given}.")
+    else:
+        found = tuple(split(given))
+    if not found:
+        raise ClipbiasError(f"{given!r} holds no {what}; give one per line, or separate them by commas.")
+    return found

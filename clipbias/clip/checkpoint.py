@@ -94,7 +94,7 @@ class Clip:
         Raises:
           ClipbiasError: a picture cannot be read, or is none.
         """
-        return encode.preprocess(self.config, self.preprocessing, images)
+        return encode.preprocess(self.preprocessing, images)
 
     def encode_images(
         self,

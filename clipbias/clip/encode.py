@@ -1,7 +1,8 @@
 """From pictures and words to features, in batches of one compiled program: the methods of `Clip` of these names."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ from clipbias.clip.precision import settle
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
+from clipbias.data.pipeline import test_batches
 from clipbias.data.transforms import test_image
-from clipbias.data.user_images import Picture, Pictures, as_array, list_images, to_rgb
+from clipbias.data.user_images import Pictures, UserImages, as_array, list_images, to_rgb
 from clipbias.errors import ClipbiasError
 
 # Texts are filled up to a multiple of so many tokens, so that few programs serve all lengths.
@@ -63,50 +65,82 @@ def check_not_levels(images: np.ndarray) -> None:
         )
 
 
-def preprocess(config: ClipConfig, preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
+def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
     """See `Clip.preprocess`."""
     pictures, single = list_images(images)
-    pixels = _pixels(pictures, range(len(pictures)), preprocessing.side)
+    side = preprocessing.side
+    pixels = np.zeros((len(pictures), side, side, 3), np.uint8)
+    for number, picture in enumerate(pictures):
+        pixels[number] = test_image(to_rgb(picture, f"image {number}"), side)
     normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
 
 
-def _pixels(pictures: Sequence[Picture], numbers: Sequence[int], size: int) -> np.ndarray:
-    """Pictures as the model sees them, uint8 `[B, R, R, 3]`."""
-    pixels = np.zeros((len(numbers), size, size, 3), np.uint8)
-    for place, number in enumerate(numbers):
-        pixels[place] = test_image(to_rgb(pictures[number], f"image {number}"), size)
-    return pixels
+@dataclasses.dataclass(frozen=True)
+class ImageBatches:
+    """Batches of images of equal shapes, the last one padded.
+
+    Attributes:
+      normalised: whether the images are normalised, float; else they have levels from 0 to 255.
+      batches: images `[b, R, R, 3]`, or views of each `[b, 1 + V, R, R, 3]`, and which of them there are, bool `[b]`.
+    """
+
+    normalised: bool
+    batches: Iterator[tuple[np.ndarray, np.ndarray]]
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return self.batches
 
 
 def image_batches(
-    preprocessing: Preprocessing, images: Pictures, batch_size: int, *, normalised: bool = False
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of images of equal shapes, and how many of each count: the last one is filled up.
+    preprocessing: Preprocessing,
+    images: Pictures,
+    batch_size: int,
+    *,
+    normalised: bool = False,
+    crops: int = 0,
+    mixed: bool = False,
+) -> ImageBatches:
+    """Batches of a user's images.
 
     Args:
       preprocessing: of the model.
       images: as for `Clip.encode_images`.
-      batch_size: images at a time; fewer where there are fewer.
+      batch_size: images at a time, crops among them; fewer where there are fewer.
       normalised: whether an array of floating point is normalised, even if it looks like levels.
+      crops: random crops of each image behind it, V (`data.transforms.test_views`).
+      mixed: whether crops are mixed with distortions of them.
 
-    Yields:
-      uint8 pictures `[b, R, R, 3]`, or what was normalised already, float.
+    Raises:
+      ClipbiasError: the images are none; or they are normalised, and crops of them are needed.
     """
     check_int("batch_size", batch_size, lowest=1)
-    size, array = preprocessing.side, as_array(images)
-    ready = is_normalised(array)
-    if ready:
-        array = array[None] if array.shape == (size, size, 3) else array
-        check_images(array, size)
-        if not normalised:
-            check_not_levels(array)
-    pictures = array if ready else list_images(array)[0]
-    rows = min(batch_size, len(pictures))
-    for start in range(0, len(pictures), rows or 1):
-        numbers = range(start, min(start + rows, len(pictures)))
-        batch = array[start : numbers.stop] if ready else _pixels(pictures, numbers, size)
-        yield np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1)), len(batch)
+    side, array = preprocessing.side, as_array(images)
+    rows = max(1, batch_size // (1 + crops))
+    if not is_normalised(array):
+        pictures, _ = list_images(array)
+        decoded = test_batches(
+            UserImages(pictures),
+            image_size=side,
+            batch_size=max(1, min(rows, len(pictures))),
+            crops=crops,
+            mixed=mixed,
+        )
+        return ImageBatches(False, ((batch["images"], batch["mask"]) for batch in decoded))
+    if crops:
+        raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
+    array = array[None] if array.shape == (side, side, 3) else array
+    check_images(array, side)
+    if not normalised:
+        check_not_levels(array)
+    return ImageBatches(True, _padded(array.astype(np.float32, copy=False), max(1, min(rows, len(array)))))
+
+
+def _padded(array: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(array), rows):
+        batch = array[start : start + rows]
+        padding = [(0, rows - len(batch)), *[(0, 0)] * (batch.ndim - 1)]
+        yield np.pad(batch, padding), np.arange(rows) < len(batch)
 
 
 def encode_images(
@@ -136,18 +170,21 @@ def encode_ids(
     ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])])
     rows = min(batch_size, len(ids))
 
-    def batches() -> Iterator[tuple[np.ndarray, int]]:
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, len(ids), rows or 1):
             batch = ids[start : start + rows]
-            yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), len(batch)
+            yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), np.arange(rows) < len(batch)
 
     run = functools.partial(_text_features, config, dtype, normalize, params)
     return _joined(run, batches(), config.projection_width)
 
 
-def _joined(run: Callable[[Any], jax.Array], batches: Iterator[tuple[np.ndarray, int]], width: int) -> np.ndarray:
-    found = [np.asarray(run(batch))[:count] for batch, count in batches]
-    return np.concatenate(found) if found else np.zeros((0, width), np.float32)
+def _joined(
+    run: Callable[[np.ndarray], jax.Array], batches: Iterable[tuple[np.ndarray, np.ndarray]], width: int
+) -> np.ndarray:
+    """Features of all rows that there are."""
+    rows = [np.asarray(run(batch))[mask] for batch, mask in batches]
+    return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

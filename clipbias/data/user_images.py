@@ -11,6 +11,7 @@ from PIL import Image
 from clipbias.checks import shown
 from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import read_image
+from clipbias.data.images import Images
 from clipbias.data.transforms import as_rgb, decode
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path
@@ -105,6 +106,23 @@ def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
         hint = "; channels come last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise ClipbiasError(f"{name} has shape {list(array.shape)}; give [h, w, 3] or, of grey levels, [h, w]{hint}.")
     return array if array.shape[2:] == (3,) else np.asarray(Image.fromarray(array).convert("RGB"))
+
+
+class UserImages(Images):
+    """Pictures of a user, to be evaluated: without labels, and none is kept."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        """Reads nothing yet."""
+        self.pictures = pictures
+        self.labels = np.zeros(len(pictures), np.int32)
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def decoded(self, index: int) -> np.ndarray:
+        """Picture `index`. Raises `ClipbiasError` where it is none, `UnreadableImage` where it cannot be read."""
+        return to_rgb(self.pictures[index], f"image {index}")
 
 
 def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str]) -> Split:

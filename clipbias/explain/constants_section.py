@@ -22,7 +22,7 @@ from clipbias.explain.factorial_section import image_outcomes, seeds_of
 from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.model import Model
-from clipbias.explain.passes import classify
+from clipbias.explain.passes import predictor
 from clipbias.explain.results import (
     ConstantTest,
     ConstantTests,
@@ -185,7 +185,7 @@ def _classifications(study: Study, model: Model, classifier: InterventionClassif
     """For "logits" `[n, F, C]` in every form, and as tuned."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        tuned = classify(study, model, batch["images"], batch["mask"])
+        tuned = predictor(study, model).logits(batch["images"], batch["mask"])
         return {"logits": _together(classifier(study.normalize(batch["images"]), batch["mask"]), tuned)}
 
     title = f"{model.label}: its blocks' mean in its place"

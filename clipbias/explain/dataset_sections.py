@@ -8,7 +8,7 @@ import numpy as np
 
 from clipbias.explain.attention import kind_sums
 from clipbias.explain.model import Model
-from clipbias.explain.passes import classify, relevancy_maps
+from clipbias.explain.passes import predictor, relevancy_maps
 from clipbias.explain.results import (
     GROUPS,
     TEXT_KINDS,
@@ -54,7 +54,7 @@ def compute_predictions(study: Study) -> Section[Predictions]:
 
 def _prediction(study: Study, model: Model) -> RowRequest:
     def step(batch: Batch) -> dict[str, jax.Array]:
-        return {"predicted": _largest(classify(study, model, batch["images"], batch["mask"]))}
+        return {"predicted": _largest(predictor(study, model).logits(batch["images"], batch["mask"]))}
 
     title = f"{model.label}: predictions"
     return RowRequest(f"predictions-{model.key}", title, study.images, step, crops=model.crops)

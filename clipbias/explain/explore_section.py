@@ -8,7 +8,7 @@ from clipbias.data import Split
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
-from clipbias.explain.passes import classify, layer_maps, relevancy_maps
+from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.results import CHANGES, TEXT_KINDS, Exploration, ExploredModel, Missing, Predictions
 from clipbias.explain.scope import why_no_maps
@@ -143,7 +143,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> RowRequ
     """Where `[cls]` looks and how near every slot is, layer by layer, and how sure the model is of the true class."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        surety = _surety(classify(study, model, batch["images"]), batch["labels"])
+        surety = _surety(predictor(study, model).logits(batch["images"]), batch["labels"])
         return layer_maps(study, model, batch["images"]) | surety
 
     return RowRequest(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)

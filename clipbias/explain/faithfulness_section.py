@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.explain.model import Model
-from clipbias.explain.passes import chunk, classify, text_features
+from clipbias.explain.passes import chunk, predictor
 from clipbias.explain.perturbation import (
     DIRECTIONS,
     FRACTIONS,
@@ -115,7 +115,7 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
 
     def step(batch: Batch) -> dict[str, Moments]:
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
-        logits = classify(study, model, batch["images"])
+        logits = of_model.logits(batch["images"])
         (predicted, ranks), host = meshes.device_get((explain(*given, key, batch, logits), facts))
         # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
         # is so of every image whose predicted class is the true one.
@@ -124,14 +124,15 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
         raw = study.replicate(host["images"])
         seen = which
         if len(images):
-            found = study.in_passes(lambda *rows: classify(study, model, perturbed(raw, *rows)), images, patches)
+            found = study.in_passes(lambda *rows: of_model.logits(perturbed(raw, *rows)), images, patches)
             seen = found.argmax(-1)[which]
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
         hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
         return {"hits": _moments(*study.replicate((hits, host["mask"])))}
 
-    given = (study.params, study.learnables[model.key], text_features(study, model))
+    of_model = predictor(study, model)
+    given = (study.params, study.learnables[model.key], of_model.text)
     key = jax.random.key(study.options.seed)
     return step
 

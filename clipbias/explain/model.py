@@ -2,11 +2,9 @@
 
 import dataclasses
 
-from clipbias.clip.params import Params
 from clipbias.explain.scope import passes
 from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of
 
 
@@ -70,7 +68,3 @@ class Model:
     def has_own_head(self) -> bool:
         """Whether its logits are something else than scaled cosines."""
         return self.task.method.overrides("logits")
-
-    def classes(self, params: Params, learnables: Learnables) -> Text:
-        """What stands for the classes: the texts' features, or the texts where these depend on the image."""
-        return self.task.text if self.task.method.conditional else self.task.text_features(params, learnables)

@@ -14,34 +14,21 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
+from clipbias.training.predictor import Predictor
 from clipbias.tuning import Classifier, Learnables
-from clipbias.tuning.classifier import Text
 
 
-def text_features(study: Study, model: Model) -> Text:
-    """What `task.logits` takes in place of the texts, computed once; the texts where these depend on the image."""
-    place = ("texts", model.task)
+def predictor(study: Study, model: Model) -> Predictor:
+    """The model with its texts encoded, once for all sections."""
+    place = ("predictor", model.task)
     if place not in study.shared:
-        study.shared[place] = model.classes(study.params, study.learnables[model.key])
+        study.shared[place] = Predictor.of(model.task, study.learnables[model.key], study.params)
     return study.shared[place]
 
 
 def _program(study: Study, name: str, model: Model, function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled, once for all sections."""
     return study.shared.setdefault((name, model.task), jax.jit(function))
-
-
-def classify(study: Study, model: Model, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Logits `[B, C]` of raw images `[B, R, R, 3]`, or of views of them where the method learns of crops.
-
-    `mask [B]` says which count, for a head whose logits of one image depend on its batch.
-    """
-
-    def logits(params: Any, learnables: Any, classes: Any, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return model.task.classifier.logits(params, learnables, study.normalize(images), classes, mask)
-
-    run = _program(study, "logits", model, logits)
-    return run(study.params, study.learnables[model.key], text_features(study, model), images, mask)
 
 
 def chunk(model: Model, images: jax.Array) -> int | None:
@@ -63,7 +50,7 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
         found = relevancy(model.task, *given, start_layer=start, text=text, by_layer=True, chunk=several)
         return Relevancy(found.vision[:, 0], found.text[..., 0, :], found.scores), found.vision
 
-    text = text_features(study, model) if model.has_own_head else None
+    text = predictor(study, model).text if model.has_own_head else None
     run = _program(study, "relevancy", model, maps)
     return run(study.params, study.learnables[model.key], text, images, targets)
 

@@ -9,7 +9,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.attention_sections import vision_totals
 from clipbias.explain.dataset_sections import compute_predictions, corrected
 from clipbias.explain.model import Model
-from clipbias.explain.passes import classify, layer_maps, relevancy_maps
+from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
 from clipbias.explain.results import ExampleMaps, Examples, Missing, Predictions, Similarity, SimilarityMaps
 from clipbias.explain.scope import why_no_maps, why_no_similarity
 from clipbias.explain.similarity import choose_prompt, to_image
@@ -69,7 +69,7 @@ def first_text(rows: Any) -> np.ndarray:
 
 def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> Any:
     def run(pictures: jax.Array, labels: jax.Array) -> Any:
-        return relevancy_maps(study, model, pictures, labels)[0], classify(study, model, pictures)
+        return relevancy_maps(study, model, pictures, labels)[0], predictor(study, model).logits(pictures)
 
     return study.in_passes(run, pictures, labels)
 

@@ -78,7 +78,6 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
             (colour, _, dashes), label = looks.method_look(curve.method), method_name(curve.method)
         line_looks[number] = {"color": colour, "linestyle": dashes, "label": label}
         for name, values in curve.values.items():
-            values = values * (100 if name == "accuracy" else 1)
             found = {"value": values.mean(1), "low": values.min(1), "high": values.max(1), "step": curve.steps}
             frames.append(pd.DataFrame({**found, "curve": number, "panel": PANELS[name]}))
 

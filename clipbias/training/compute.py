@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from clipbias.checks import Choices, Positive, Range, check_fields
+from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.reading import ImageReading, WorkerCount
 from clipbias.settings import setting, setting_of
 
@@ -15,7 +16,7 @@ AUTO = "auto"
 class Compute:
     """How runs are computed. Nothing here changes a number."""
 
-    eval_batch_size: Positive = setting(100, "Images per step of evaluation, over all devices.")
+    eval_batch_size: Positive = setting(BATCH_SIZE, "Images per step of evaluation, over all devices.")
     remat: str = setting(
         AUTO,
         'What the backward pass keeps of each block: "products", "half", "tokens" (the smallest), or "auto": the '

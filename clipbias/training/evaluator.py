@@ -105,6 +105,7 @@ class Evaluator:
         return self._fits[name]
 
     def _batches(self, static: EvalStatic) -> Iterator[Batch]:
+        assert static.preprocessing is not None, "a split has images that are not normalised"
         method, side = static.classifier.method, static.preprocessing.side
         crops = crops_of(method)
         if self._images is not None and not crops:

@@ -136,6 +136,8 @@ class StepReport:
         # What fills runs up is behind them.
         kept = slice(len(self._seeds))
         values = {name: np.asarray(value, np.float64)[kept] for name, value in meshes.device_get(values).items()}
+        if "accuracy" in values:
+            values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
         for seed, loss in zip(self._seeds, values["loss"], strict=True):
             if not np.isfinite(loss):
                 raise ClipbiasError(

@@ -24,14 +24,14 @@ class EvalStatic:
 
     Attributes:
       classifier: the method's mathematics.
-      preprocessing: normalises images.
-      mesh: the devices that share the images.
+      preprocessing: normalises images; `None` where they come normalised.
+      mesh: the devices that share the images; `None` for a single one.
       runs: `R`, evaluated side by side.
     """
 
     classifier: Classifier
-    preprocessing: Preprocessing
-    mesh: Mesh
+    preprocessing: Preprocessing | None
+    mesh: Mesh | None
     runs: int
 
 
@@ -89,9 +89,12 @@ def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
 def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
     """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
 
-    Images have levels from 0 to 255. Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
+    Images have levels from 0 to 255, unless they come normalised. Of views of each image, `[B, 1 + V, size, size, 3]`,
+    they are `[R, B, 1 + V, d]`.
     """
-    classifier, images = static.classifier, static.preprocessing.normalize(images)
+    classifier = static.classifier
+    if static.preprocessing is not None:
+        images = static.preprocessing.normalize(images)
 
     def of_run(learnables: Learnables) -> jax.Array:
         return classifier.encode_images(params, classifier.method.adapt(learnables), images)
@@ -116,7 +119,7 @@ class BatchOutcome:
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array) -> jax.Array:
+def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
     """The logits under each run, `[R, B, C]`.
 
     Args:

@@ -12,7 +12,7 @@ from clipbias.data import shards, user_images
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from clipbias.tuning.adapter import read_adapter
-from experiments.predict import find_images
+from experiments.inputs import find_images
 from tests.bucket import Bucket
 from tests.data import miniatures
 from tests.data.pictures import write

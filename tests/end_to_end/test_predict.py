@@ -17,7 +17,7 @@ from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
-from experiments.predict import find_images
+from experiments.inputs import find_images
 from tests.end_to_end.binaries import CLASS_NAMES, answer_here, assert_recorded, refusal_here, succeed_here
 
 

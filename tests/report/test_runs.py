@@ -41,7 +41,7 @@ def write(folder: Path, **files: Any) -> Path:
 
 def trained(folder: Path, steps: int = 4, **files: Any) -> Path:
     lines = [
-        {"step": s, "steps": 8, "loss": 1 / s, "accuracy": s / 10, "learning_rate": 0.1, "seconds": 2.0}
+        {"step": s, "steps": 8, "loss": 1 / s, "accuracy": 10 * s, "learning_rate": 0.1, "seconds": 2.0}
         for s in range(1, steps + 1)
     ]
     return write(folder, **{"config": TRAIN, "environment": ENVIRONMENT, "metrics": lines} | files)
