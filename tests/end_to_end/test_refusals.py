@@ -16,7 +16,7 @@ from PIL import Image
 import experiments.evaluate
 import experiments.train
 from clipbias.errors import ClipbiasError
-from tests import helpers
+from tests import bad_files, helpers
 from tests.end_to_end import binaries
 
 
@@ -30,7 +30,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(root / split / name / f"{i}.png")
-    (root / "test" / "dog" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (root / "test" / "dog" / "0.png").write_bytes(bad_files.PICTURES["a PNG's beginning"])
     return root
 
 
@@ -114,8 +114,8 @@ def test_missing_and_truncated_weights(model: Path, tmp_path: Path) -> None:
     assert "no folder" in said
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
-    content = (broken / "model.safetensors").read_bytes()
-    (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    weights = broken / "model.safetensors"
+    weights.write_bytes(bad_files.cut(weights.read_bytes())["half"])
     said = refused(broken, tmp_path / "w")
     assert "model.safetensors is damaged or incomplete" in said
 

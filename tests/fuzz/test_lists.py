@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipbias import data
+from tests.bad_files import DEEP
 from tests.data import miniatures
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted, mutated
-
-DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from clipbias.clip.torch_file import open_torch
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests import helpers, torch_files
+from tests.bad_files import DEEP
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted, mutated
 from tests.torch_files import STORAGES
 
@@ -27,7 +28,6 @@ SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "projection_dim", "image_size"),
     *("patch_size", "num_channels", "vocab_size", "max_position_embeddings", "layer_norm_eps", "hidden_act"),
 )
-DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @pytest.fixture(scope="module")

@@ -63,15 +63,6 @@ def test_zero_shot_is_a_level_in_blue_and_bias_tuning_is_red(figure):
     assert lines(axes)["bias"][0].get_color() == style.TUNED
 
 
-def test_bias_tuning_stands_out_where_it_is_one_line(figure):
-    def widths(figure):
-        return {name: container[0].get_linewidth() for name, container in lines(figure.axes[0]).items()}
-
-    assert widths(figure) == {"coop": 1.3, "bias": 2.0}
-    rates = [{**row, "learning_rate": rate} for row in rows() if row["method"] == "bias" for rate in (0.1, 0.2)]
-    assert set(widths(accuracy_figure(rates)).values()) == {1.3}
-
-
 def test_names_stand_beside_the_last_panel_without_touching(figure):
     labels = figure.axes[-1].texts
     assert {label.get_text() for label in labels} == {"Zero-shot", "CoOp", "Bias tuning"}

@@ -104,12 +104,11 @@ def assert_line(axes, label, mean, error=None):
 
 
 def assert_bars(axes, study, part):
-    """Pairs of bars by kind of token: zero-shot's, hatched and blue, and the tuned model's."""
+    """Pairs of bars by kind of token: zero-shot's and the tuned model's."""
     for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
         own = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == to_hex(colour)]
         expected = getattr(getattr(relevancy_of(study), part), side).mean
         np.testing.assert_allclose([bar.get_width() for bar in own], expected, rtol=1e-6)
-        assert {bar.get_hatch() for bar in own} == {"////" if side == "zero_shot" else None}
         said = [text.get_text() for text in axes.texts]
         assert {f"{value:.2f}" for value in expected} <= set(said)
 

@@ -20,6 +20,7 @@ from clipbias.clip.families import choose
 from clipbias.clip.precision import DTYPES, resolve
 from clipbias.data.user_images import label_numbers
 from clipbias.export import fold
+from tests.bad_files import NO_OBJECT, cut
 from tests.wrong_inputs.place import Case, Place, case, pure
 
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
@@ -45,6 +46,10 @@ def damaged(place: Place, name: str, damage: Callable[[Path], Any], format: str 
     folder = Path(shutil.copytree(FORMATS / format if format else place.model, place.tmp_path / "model"))
     damage(folder / name)
     clipbias.load(folder)
+
+
+def damaged_weights(words: str, how: str) -> Case:
+    return damaged(words, WEIGHTS, lambda path: path.write_bytes(cut(path.read_bytes())[how]))
 
 
 def open_clip(words: str, part: str, **values: Any) -> Case:
@@ -116,10 +121,15 @@ CASES: list[Case] = [
     *(loaded("too long", source) for source in ("x" * 300, "a/" + "b" * 5000, f"/{'x' * 300}/y")),
     loaded("is not whole in the local cache", f"x/y@{'z' * 300}"),
     loaded("the activation is 'relu'", FORMATS / "open_clip", activation="relu"),
-    damaged("is damaged or incomplete", WEIGHTS, lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    *(
+        damaged(
+            "is damaged or incomplete", WEIGHTS, lambda path, how=how: path.write_bytes(cut(path.read_bytes())[how])
+        )
+        for how in cut(b"")
+    ),
     *(
         damaged(r"config\.json", "config.json", lambda path, content=content: path.write_text(content))
-        for content in ("{", "[]", '{"model_type": "bert"}', '{"text_config": 3}')
+        for content in (*NO_OBJECT, '{"model_type": "bert"}', '{"text_config": 3}')
     ),
     *(
         damaged("holds|has|is a", name, lambda path, make=make: (path.unlink(), make(path)), "open_clip")

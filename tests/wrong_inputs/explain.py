@@ -20,6 +20,7 @@ from clipbias.explain.similarity import choose_prompt
 from clipbias.explain.statistics import normalise_maps
 from clipbias.explain.study import Study
 from clipbias.explain.words import prompt_prefixes
+from tests.bad_files import NO_OBJECT
 from tests.report.synthetic import only_sections, synthetic_results
 from tests.wrong_inputs.place import Case, Place, case, pure
 
@@ -88,8 +89,10 @@ CASES: list[Case] = [
     study("give 'zero_shot' first", "vpt"),
     study("no image to explain", "zero_shot", "vpt", images=0),
     results("holds no results.json", SCALARS, Path.unlink),
-    results("results.json is not a study's results", SCALARS, lambda path: path.write_text("{")),
-    results("results.json is not a study's results", SCALARS, lambda path: path.write_text("[1]")),
+    *(
+        results("results.json is not a study's results", SCALARS, lambda path, text=text: path.write_text(text))
+        for text in NO_OBJECT
+    ),
     results("has format 99", SCALARS, lambda path: path.write_text('{"format": 99}')),
     results("results.npz is damaged", ARRAYS, lambda path: path.write_bytes(b"PK")),
     # As a process leaves it that was killed before it wrote the other file.
