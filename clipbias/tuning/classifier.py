@@ -1,8 +1,7 @@
-"""A frozen CLIP and a method as one pure classifier: the mathematics behind `Task`, without names or tokens."""
+"""A frozen CLIP and a method as one pure classifier: the mathematics of `Task`, without class names or tokenizer."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from clipbias.tuning.test_time_method import TestTimeMethod, crops_of
 # A policy of `jax.checkpoint_policies`: which results the backward pass keeps.
 RematPolicy = Callable[..., object]
 
-# What stands for the classes: tokens, or the text tower's features `[n · C, d]` where no learnable changes them.
+# Texts of the classes: tokens, or the text tower's features `[n · C, d]` if no learnable changes them.
 Text = PackedTokens | TextTokens | jax.Array
 
 
@@ -85,38 +84,50 @@ class Classifier:
         return class_vectors(features, adaptation.text_residual)
 
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
-        """Features `[B, d]` of normalised images, as the tower makes them; with patches `[B, 1 + M, d]`, `[cls]` first.
+        """Features `[B, d]` of normalised images, not normalised; with patches `[B, 1 + M, d]`, `[cls]` first.
 
-        For `m` sets of vision prompts they are `[B, m, d]`.
-
-        In place of images there may be what stands for them in a training on features: `[B, d]`, or the rows before
-        the projection `[B, Dv]` where the adaptation changes that (`Sampling`). Of views of each image, `[B, 1 + V, R,
-        R, 3]`, they are `[B, 1 + V, d]`.
+        With `m` sets of vision prompts they are `[B, m, d]`, and for views `[B, 1 + V, R, R, 3]` they are `[B, 1 + V,
+        d]`. In training on features, `images` are features `[B, d]`, which are returned; or the tower's outputs before
+        the projection `[B, Dv]`, if the adaptation changes the projection (`Sampling`).
         """
         if images.ndim == 5:
             features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
             return features.reshape(*images.shape[:2], -1)
         if images.ndim == 4:
-            options: dict[str, Any] = dict(dtype=self.dtype, remat=self.remat)
-            patches = self.method.patches
-            return encode_image(params, self.config, images, adaptation, patches=patches, **options)[0]
+            features, _ = encode_image(
+                params,
+                self.config,
+                images,
+                adaptation,
+                patches=self.method.patches,
+                dtype=self.dtype,
+                remat=self.remat,
+            )
+            return features
         if adaptation.changes_vision:
             return project_image(params, self.config, images, adaptation, normed=True)
         return images
 
     def whole_image_features(self, features: jax.Array) -> jax.Array:
-        """The features of whole images `[B, d]` among those that `encode_images` gives."""
+        """The features of whole images `[B, d]`, from those of `encode_images`."""
         if self.method.patches or (features.ndim == 3 and self.method.first_view):
             return features[:, 0]
         return features.mean(1) if features.ndim == 3 else features
 
     def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
-        """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
-        options: dict[str, Any] = dict(dtype=self.dtype, remat=self.remat)
+        """Features of every text `[S · C, d]`, not normalised, before any residual."""
         if isinstance(text, PackedTokens):
-            features = encode_packed_text(params, self.config, text, adaptation, chunks=self.class_chunks, **options)
+            features = encode_packed_text(
+                params,
+                self.config,
+                text,
+                adaptation,
+                chunks=self.class_chunks,
+                dtype=self.dtype,
+                remat=self.remat,
+            )
         elif isinstance(text, TextTokens):
-            features = encode_text(params, self.config, text, adaptation, **options)[0]
+            features, _ = encode_text(params, self.config, text, adaptation, dtype=self.dtype, remat=self.remat)
         else:
             return text
         return features if self.counts is None else without_missing(features, self.counts)
@@ -124,58 +135,59 @@ class Classifier:
     def encode_text_for(
         self, params: Params, learnables: Learnables, adaptation: Adaptation, image: jax.Array, text: Text
     ) -> jax.Array:
-        """Text features `[S · C, d]`, or `[B, S · C, d]` where they depend on the images of features `[B, d]`.
+        """Text features `[S · C, d]`, or `[B, S · C, d]` if they depend on the image features `[B, d]`.
 
-        Then the text tower takes one image after another, in the backward pass again, in the memory of one. A single
-        image is taken as it is.
+        In that case the text tower runs for one image after another, and again in the backward pass, to need the memory
+        of one image. A single image needs no loop.
         """
         tuned_at_test = isinstance(self.method, TestTimeMethod) and image.ndim == 3
         if not tuned_at_test and not self.method.overrides("adapt_to"):
             return self.encode_text(params, adaptation, text)
         features = image if tuned_at_test else self.whole_image_features(image)
 
-        def one(feature: jax.Array) -> jax.Array:
+        def encode_text_for_one(feature: jax.Array) -> jax.Array:
             return self.encode_text(params, self.adaptation_for(params, learnables, feature, text), text)
 
         if tuned_at_test:
-            return jax.lax.map(one, features)
+            return jax.lax.map(encode_text_for_one, features)
         if features.shape[0] == 1:
-            return one(features[0])[None]
-        return jax.lax.map(jax.checkpoint(one, prevent_cse=False), features)
+            return encode_text_for_one(features[0])[None]
+        return jax.lax.map(jax.checkpoint(encode_text_for_one, prevent_cse=False), features)
 
     def adaptation_for(self, params: Params, learnables: Learnables, image: jax.Array, text: Text) -> Adaptation:
-        """What one image's texts are encoded with, of its feature `[d]`, or of its views' `[1 + V, d]`.
+        """The adaptation for the texts of one image, from its feature `[d]` or those of its views `[1 + V, d]`.
 
-        `text` is what the method learns with of the views, and is not looked at without any.
+        `text` is used only with views, to learn from them.
         """
         if image.ndim == 1:
             return self.method.adapt_to(learnables, image)
 
-        def logits(learned: Learnables) -> jax.Array:
-            return self.head(params, learned, image, self.encode_text(params, self.method.adapt(learned), text))
+        def logits(tuned: Learnables) -> jax.Array:
+            return self.head(params, tuned, image, self.encode_text(params, self.method.adapt(tuned), text))
 
-        assert isinstance(self.method, TestTimeMethod), "the others see one feature of an image"
+        assert isinstance(self.method, TestTimeMethod), "other methods use one feature of an image"
         return self.method.adapt(self.method.at_test(learnables, logits))
 
-    def split_by_template(self, features: jax.Array, templates: int = 0) -> jax.Array:
-        """`[…, S · C, d]` as `[…, S, C, d]`, with `S` so many templates, or all."""
-        return features.reshape(*features.shape[:-2], templates or self.templates, -1, features.shape[-1])
+    def split_by_template(self, features: jax.Array, templates: int | None = None) -> jax.Array:
+        """`[…, S · C, d]` as `[…, S, C, d]`, with `S` templates; `None` for all."""
+        count = self.templates if templates is None else templates
+        return features.reshape(*features.shape[:-2], count, -1, features.shape[-1])
 
     def logits(
         self, params: Params, learnables: Learnables, images: jax.Array, text: Text, mask: jax.Array | None = None
     ) -> jax.Array:
         """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own.
 
-        `mask [B]` says which of the images count, the others only fill a batch. A method that learns of each test image
-        is given `images [B, 1 + V, R, R, 3]`: the image itself and crops of it (`data.transforms.test_views`).
+        `mask [B]` is false for rows that only fill the batch. A method that learns on each test image needs `images [B,
+        1 + V, R, R, 3]`: the image itself and crops of it (`data.transforms.test_views`).
 
         Raises:
-          ClipbiasError: there are no crops, and the method needs them.
+          ClipbiasError: the method needs crops, and there are none.
         """
         crops = crops_of(self.method)
         if crops and (images.ndim != 5 or images.shape[1] != 1 + crops):
             raise ClipbiasError(
-                f"{type(self.method).__name__} learns of {crops} crops of each image, but the images have shape "
+                f"{type(self.method).__name__} learns from {crops} crops of each image, but the images have shape "
                 f"{list(images.shape)}; give each image and its crops, [B, {1 + crops}, R, R, 3], as "
                 "clipbias.data.transforms.test_views makes them."
             )
@@ -192,9 +204,9 @@ class Classifier:
         text: jax.Array,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `encode_text_for`.
+        """Logits `[B, C]` from features that are not normalised: `[B, d]` of images, and those of `encode_text_for`.
 
-        SigLIP's bias is added; a softmax over classes, and with it the loss, does not see it.
+        SigLIP's bias is added. It does not change a softmax over classes, nor the loss.
         """
         with jax.default_matmul_precision("highest"):
             logits = self.method.logits(learnables, self._features(params, image, self.split_by_template(text), mask))
@@ -282,36 +294,36 @@ class Classifier:
         return jax.eval_shape(self.method.adapt, learnables).changes_text
 
     def drops_text(self, learnables: Learnables) -> bool:
-        """Whether a step of training drops inputs in the text tower, so that no two texts share a token any more."""
+        """Whether a training step uses dropout in the text tower, so that no two texts share a token."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).text_weights)
 
     def drops_vision(self, learnables: Learnables) -> bool:
-        """Whether a step of training drops inputs in the vision tower, by one draw for all images of a batch."""
+        """Whether a training step uses dropout in the vision tower, with one draw for all images of a batch."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).vision_weights)
 
     def changes_vision(self, learnables: Learnables) -> bool:
-        """Whether the image features depend on the learnables; if not, those of fixed images are computed once."""
+        """Whether the image features depend on the learnables; if not, they are computed once."""
         return jax.eval_shape(self.method.adapt, learnables).changes_vision
 
 
 def cosine_logits(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
     """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32.
 
-    SigLIP's bias, which moves all classes alike, is left out.
+    SigLIP's bias, the same for all classes, is left out.
     """
     with jax.default_matmul_precision("highest"):
         return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images @ classes.T)
 
 
 def total_loss(terms: Mapping[str, jax.Array], mask: jax.Array | None = None) -> jax.Array:
-    """The sum of a loss's terms; those with an entry per image `[B]` count with their mean over what `mask` keeps."""
+    """The sum of the loss terms. Terms with an entry per image `[B]` are averaged over the images of `mask`."""
     return sum((mean_loss(term, mask) for term in terms.values()), jnp.zeros(()))
 
 
 def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """One term of a loss as a number: 0 where the mask keeps no image of the batch."""
+    """A loss term as a number: 0 if the mask has no image."""
     if jnp.ndim(term) == 0:
         return term
     return term.mean() if mask is None else jnp.where(mask, term, 0).sum() / jnp.maximum(mask.sum(), 1)

@@ -1,4 +1,4 @@
-"""Methods that are made of, or trained on, features of the training images, which the frozen vision tower computes."""
+"""Methods that use features of the training images from the frozen vision tower."""
 
 import abc
 import dataclasses
@@ -9,21 +9,21 @@ from clipbias.tuning.method import Learnables, Method
 
 @dataclasses.dataclass(frozen=True)
 class FeatureMethod(Method):
-    """A method that sees features of the training images in place of the images: Tip-Adapter, GDA, a linear probe.
+    """A method that uses features of the training images instead of the images: Tip-Adapter, GDA, a linear probe.
 
-    With `trains = False` it is ready once `support` has made it. Otherwise its steps run on features, without a tower.
+    With `trains = False` the method needs only `support`. Otherwise its training steps use features and run no tower.
     """
 
     @abc.abstractmethod
     def sampling(self) -> Sampling:
-        """Which features of the training images `support` and training take."""
+        """The features of the training images for `support` and training."""
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        """The learnables before training, from `init`'s and the features that `sampling` asks for. On the host."""
+        """The learnables before training, from those of `init` and the features of `sampling`. On the host."""
         return learnables
 
     def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
-        """The learnables after training, such as those that a search on the validation images picks. On the host."""
+        """The learnables after training, for example after a search on validation images. On the host."""
         return learnables
 
     @property
@@ -32,5 +32,5 @@ class FeatureMethod(Method):
 
 
 def sampling_of(method: Method) -> Sampling | None:
-    """The features that a method sees in place of the training images; `None` where it sees the images."""
+    """The features that a method uses instead of the training images; `None` if it uses the images."""
     return method.sampling() if isinstance(method, FeatureMethod) else None

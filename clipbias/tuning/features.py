@@ -1,4 +1,4 @@
-"""What a head, a loss and a closed form are made of: features of images and texts."""
+"""Features of images and texts: the inputs of heads, losses and closed forms."""
 
 import dataclasses
 from typing import Annotated
@@ -19,8 +19,7 @@ def unit_length(x: jax.Array) -> jax.Array:
 def average_texts(text: jax.Array) -> jax.Array:
     """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors, not normalised again.
 
-    One text is returned as it is. Rows of zeros stand for texts that a class has fewer than others
-    (`tuning.descriptions`).
+    A single text is returned unchanged. Rows of zeros are padding for classes with fewer texts (`tuning.descriptions`).
     """
     if text.shape[0] == 1:
         return text[0]
@@ -35,27 +34,26 @@ def class_vectors(text: jax.Array, residual: jax.Array | None) -> jax.Array:
 
 
 def average_raw_texts(text: jax.Array) -> jax.Array:
-    """The mean `[C, d]` of `S` texts per class as they are, `[S, C, d]`, without rows of zeros (`average_texts`)."""
+    """The mean `[C, d]` of `S` raw text features per class, `[S, C, d]`, without rows of zeros (`average_texts`)."""
     return text.sum(0) / (text != 0).any(-1, keepdims=True).sum(0)
 
 
 @struct.dataclass
 class Features:
-    """What a head and a loss see. Features are as the towers make them, not of unit length.
+    """Inputs of a head and a loss. Features are not normalised.
 
     Attributes:
       image: `[B, d]`.
       text: `[S, C, d]`, `S` texts of each class; `[B, S, C, d]` where they depend on the image (`Method.adapt_to`).
-      scale: what cosines are multiplied by, `exp(logit_scale)` or the number of the method's authors.
-      patches: `[B, M, d]`, features of the patches as `[cls]` has them, for a method that asks for them
-        (`Method.patches`), else `None`.
-      views: `[B, m, d]`, features of the `m` passes over an image where the vision prompts are so many sets, and then
-        `image` is their mean; or `[B, 2, d]`, its own and that of tokens which `Adaptation.vision_readout` reads; else
-        `None`.
-      templates: `[S, d]`, features of the `S` templates without a class name, for losses of methods that ask for them
-        (`Method.reads_templates`), else `None`.
-      mask: bool `[B]`, which of the images count; the others only fill a batch. `None` where all do. A head whose
-        logits of one image depend on the others of its batch leaves those out.
+      scale: factor of the cosines, `exp(logit_scale)` or the number of the method's authors.
+      patches: `[B, M, d]`, features of the patches, if `Method.patches`; else `None`.
+      views: several features of an image, else `None`. With `m` sets of vision prompts `[B, m, d]`, one per set, and
+        `image` is their mean. With `Adaptation.vision_readout` `[B, 2, d]`: the image's feature, and that of the
+        inserted tokens.
+      templates: `[S, d]`, features of the `S` templates without class names, in losses if `Method.reads_templates`;
+        else `None`.
+      mask: bool `[B]`, false for rows that only fill the batch; `None` if all rows are images. A head whose logits
+        depend on the other images of the batch must leave these rows out.
       teacher: the same features from plain CLIP, with the texts of `Method.teacher_text`; `None` if the method has no
         teacher, and outside losses.
     """
@@ -72,19 +70,19 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Which features of the training images a method is made of, all computed by the frozen vision tower.
+    """The features of the training images that a method uses, from the frozen vision tower.
 
-    A pass goes over all training images, each augmented anew; what an image becomes in a pass depends on the seed, the
-    number of the pass and the image alone.
+    A pass covers all training images, with new augmentations. The augmentation of an image depends on the seed, the
+    number of the pass and the image only.
 
     Attributes:
-      passes: those that `Method.support` is given; 0 for one pass of the images as they are evaluated.
+      passes: number of passes for `FeatureMethod.support`; 0 for one pass without augmentation.
       crop: smallest share of an image that a crop covers.
-      training: which passes the epochs of a training on features take: "fresh" ones, another one for each epoch after
-        those of `support`; "again", pass `e mod passes` in epoch `e`; or "pooled", epochs that shuffle the rows of all
-        passes together and end after as many batches as one pass has.
-      projected: whether features are the tower's, `[d]`; else its output row before the projection, `[Dv]`.
-      validation: whether `support` and `finish` are given validation images, too.
+      training: passes for training on features. "fresh": a new pass for each epoch, after those of `support`. "again":
+        pass `e mod passes` in epoch `e`. "pooled": an epoch shuffles the rows of all passes, and ends after as many
+        batches as one pass has.
+      projected: whether features are those of the tower, `[d]`; else its output before the projection, `[Dv]`.
+      validation: whether `support` and `finish` also get validation images.
     """
 
     passes: Annotated[int, Range(0, 10_000)] = 1
@@ -96,14 +94,14 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Features of a run's images, on the host, as the tower makes them.
+    """Features of a run's images, on the host, not normalised.
 
     Attributes:
       features: `[E, N, d]` float32, `E` passes over `N` training images (see `Sampling`).
       labels: int32 `[N]`.
-      text: `[S, C, d]` float32, the class features that no learnable changes.
+      text: `[S, C, d]` float32, the frozen text features.
       scale: `exp(logit_scale)`.
-      validation: `[n, d]`, of images as they are evaluated; `None` where there are none, or none were asked for.
+      validation: `[n, d]`, of images without augmentation; `None` if there are none, or `Sampling.validation` is off.
       validation_labels: int32 `[n]`.
       seed: of the run.
     """
@@ -118,5 +116,5 @@ class Samples:
 
     @property
     def shots(self) -> int:
-        """`K`, the most training images that a class has."""
+        """`K`, the largest number of training images of a class."""
         return int(np.bincount(self.labels).max())

@@ -1,8 +1,7 @@
-"""Trees of learned arrays: their constants, the runs that lie side by side in them, and their leaves by path."""
+"""Operations on learnables: constants, runs on a leading axis, and leaves by path."""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,12 +11,15 @@ from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import CONSTANTS, Learnables
 
-# Between the names of a path, in files as well.
+# Separates the names in a path, also in files.
 SEPARATOR = "/"
+
+# A leaf, on a device or on the host.
+Array = jax.Array | np.ndarray
 
 
 def check_order(params: Params, learnables: Learnables) -> None:
-    """Raises `ClipbiasError` where a caller swapped the two."""
+    """Raises `ClipbiasError` if a caller swapped the two."""
     if "logit_scale" in learnables:
         raise ClipbiasError(
             "params and learnables are swapped: the order is the frozen weights (clip.params), then the learnables."
@@ -25,7 +27,7 @@ def check_order(params: Params, learnables: Learnables) -> None:
 
 
 def without_constants(learnables: Learnables) -> Learnables:
-    """What steps change."""
+    """The learnables that training steps change."""
     return {name: value for name, value in learnables.items() if name != CONSTANTS}
 
 
@@ -35,22 +37,22 @@ def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
 
 
 def select_run(learnables: Learnables, index: int) -> Learnables:
-    """Those of one of several runs, which lie on a leading axis `R`."""
+    """The learnables of one run, from a leading axis `R` of runs."""
     return jax.tree.map(lambda leaf: leaf[index], learnables)
 
 
 def stack_runs(runs: Sequence[Learnables]) -> Learnables:
-    """Learnables of several runs on a leading axis `R`, on the host."""
+    """The learnables of several runs on a leading axis `R`, on the host."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves of nested dictionaries by their path, as in the file: `{"a": {"b": x}}` to `{"a/b": x}`."""
+def flatten(tree: Learnables) -> dict[str, Array]:
+    """Leaves of nested dictionaries by path, as in adapter files: `{"a": {"b": x}}` to `{"a/b": x}`."""
     return traverse_util.flatten_dict(dict(tree), sep=SEPARATOR)
 
 
-def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`. Raises `ValueError` where an array lies inside another one."""
+def unflatten(tensors: Mapping[str, Array]) -> Params:
+    """The inverse of `flatten`. Raises `ValueError` if one array's path lies inside that of another."""
     for name in tensors:
         parents = name.split(SEPARATOR)[:-1]
         if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):

@@ -1,7 +1,7 @@
-"""What an adaptation method is: `init`, `adapt`, the text it wants, and hooks for those that need more.
+"""The protocol of adaptation methods.
 
-A method needs `init` and `adapt`. Every other hook has a default that costs nothing: what is not overridden is not in
-the compiled programs.
+A method needs `init` and `adapt`. Every other hook has a default that costs nothing: a hook that is not overridden
+leaves no trace in the compiled programs.
 """
 
 import abc
@@ -23,16 +23,15 @@ from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import Recipe
 
-# A dictionary of arrays. What lies under `CONSTANTS` belongs to a run and its adapter like the rest, but no step
-# changes it: a cache, a closed form, the classes' weights in a loss.
+# The trainable parameters of a method: a dictionary of arrays. The arrays under `CONSTANTS` are stored with the others,
+# but no step changes them: a cache, a closed form, class weights of a loss.
 Learnables = Mapping[str, Any]
 CONSTANTS = "constants"
 
-# Prompt tokens per layer, and layers, that no method needs: more would only fill the memory.
-MOST_TOKENS, MOST_LAYERS = 1000, 1000
-Tokens = Annotated[int, Range(1, MOST_TOKENS)]
-TokensOrNone = Annotated[int, Range(0, MOST_TOKENS)]
-Depth = Annotated[int, Range(0, MOST_LAYERS)]
+# Options of many methods: prompt tokens per layer, and a number of layers. Larger values would only fill the memory.
+Tokens = Annotated[int, Range(1, 1000)]
+TokensOrNone = Annotated[int, Range(0, 1000)]
+Depth = Annotated[int, Range(0, 1000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,25 +39,26 @@ class Method(abc.ABC):
     """Base of all methods: a frozen dataclass whose fields are the method's options.
 
     A method holds no arrays. `init` makes its learnables, a dictionary of arrays; `adapt` turns them into the
-    `Adaptation` that the frozen model accepts. Keys that start with `text` or `vision` count as that tower's
-    parameters. A file of this package whose class has `presets` is all that it takes to add a method.
+    `Adaptation` that the frozen model accepts. Keys that start with `text` or `vision` count as parameters of that
+    tower. To add a method, add a file to `tuning/methods/` with a class that has `presets`.
 
     Attributes:
-      presets: the names of a built-in method; of a method of one's own, the first says how it is shown.
-      kind: "training-free" where a method is made at once of nothing or of images' features, without a learned number;
-        "head", "prompts" (of words, tokens or pixels) or "weights" (biases, kernels, networks beside them) by what is
-        learned; "test-time" where that is learned anew for each test image. `None` where the author does not say.
-      trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
-        made, from nothing (zero-shot) or by `support`.
-      patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
-      reads_templates: whether the loss sees features of the templates without a class name, too, `Features.templates`.
-      first_view: whether the first of several features of an image (`Features.views`) is its own; else their mean is.
-      unlabelled: whether training images are those that plain CLIP is most certain of, with its labels
-        (`data.few_shot.most_confident`), in place of a draw of labelled ones.
-      datasets: options of the authors' for a dataset (`options_for`).
-      scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
-      batchwise: whether the logits or the loss of an image depend on the other images of its batch, which then is not
-        taken in parts (`training.accumulation`).
+      presets: names of a built-in method. The first preset of a user's own method gives its label.
+      kind: what the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels, inserted
+        networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test image.
+        `None` if unknown.
+      trains: whether steps of an optimiser change the learnables. `False` for methods that need none (zero-shot) or
+        that `support` completes.
+      patches: whether the head and the loss use features of patches. The last block then runs at all tokens.
+      reads_templates: whether the loss uses features of the templates without class names (`Features.templates`).
+      first_view: whether the first of several features of an image (`Features.views`) is the image's feature; else
+        their mean is.
+      unlabelled: whether the method trains on the images that plain CLIP is surest of, with its labels
+        (`data.few_shot.most_confident`), instead of a few-shot split.
+      datasets: the authors' options for each dataset (`options_for`).
+      scale: the authors' factor of the cosines; `None` for CLIP's own `exp(logit_scale)`.
+      batchwise: whether the logits or the loss of an image depend on the other images of its batch. Such a batch is not
+        split into micro-batches (`training.accumulation`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -73,14 +73,14 @@ class Method(abc.ABC):
     batchwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Holds the options against their annotations. Raises `ClipbiasError` for one that does not fit."""
+        """Checks the options by their annotations. Raises `ClipbiasError` for a wrong one."""
         check_fields(self)
 
-    # What the method learns, and how it acts on the model.
+    # Learnables, and their effect on the model.
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """Initial learnables. An axis of length 0 stands for one that has as many entries as there are images.
+        """Initial learnables. An axis of length 0 has as many entries as there are training images.
 
         Args:
           rng: a `jax.random.key`.
@@ -90,76 +90,77 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
-        """Learnables to additions. Pure: it is traced, differentiated and vectorised."""
+        """The adaptation made of the learnables. A pure function: it is traced, differentiated and vectorised."""
 
     def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
-        """Additions for one image, whose feature `[d]` is as the vision tower makes it, not of unit length.
+        """The adaptation for one image, from its feature `[d]` before normalisation.
 
-        Only the text tower takes them: it runs once for each image, and the loss and the head see texts `[B, S, C, d]`.
-        By default what `adapt` gives, once for all images.
+        Only the text tower uses it. It runs once for each image, and the loss and the head get texts `[B, S, C, d]`. By
+        default `adapt`, once for all images.
         """
         return self.adapt(learnables)
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
-        """`adapt` of a training step, for what is random there (dropout). By default the same."""
+        """`adapt` in a training step, with randomness such as dropout. By default `adapt`."""
         return self.adapt(learnables)
 
     def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
-        """Which of the templates of `text` a training step takes, int32 `[Q]`, `Q` the same in all steps.
+        """Indices of the templates of `text` that a training step uses, int32 `[Q]`, with the same `Q` in all steps.
 
-        The text tower runs for their texts alone, with their contexts of `text_context [S, T, Dt]`. By default all.
+        The text tower encodes only their texts, with their contexts of `text_context [S, T, Dt]`. By default all.
 
         Args:
           rng: the run's key, the same in all steps.
-          step: the step's number, from 0.
+          step: number of the step, from 0.
         """
         raise NotImplementedError
 
     def text(self, template: str, clip: Clip) -> PromptText:
-        """The prompt text, given the dataset's own `template`. By default "a photo of a {}." whatever the dataset."""
+        """The prompt text. By default "a photo of a {}.", whatever the dataset's own `template`."""
         return PromptText((f"{WORDS} {{}}.",))
 
     # Heads and losses.
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        """Logits `[B, C]`. By default `exp(logit_scale) · cos(f, g)`; texts of a class are averaged as unit vectors.
+        """Logits `[B, C]`. By default `exp(logit_scale) · cos(f, g)`, with the texts of a class averaged as unit
+        vectors.
 
         A residual is added to the class features before they are normalised.
         """
         if features.text.ndim == 4:  # texts of each image
 
-            def one(image: jax.Array, text: jax.Array) -> jax.Array:
+            def image_logits(image: jax.Array, text: jax.Array) -> jax.Array:
                 return self.logits(learnables, Features(image[None], text, features.scale))[0]
 
-            return jax.vmap(one)(features.image, features.text)
+            return jax.vmap(image_logits)(features.image, features.text)
         classes = class_vectors(features.text, self.adapt(learnables).text_residual)
         return features.scale * (unit_length(features.image) @ classes.T)
 
     def logit_scale(self, params: Params) -> jax.Array:
-        """The logarithm of what cosines are multiplied by, float32: CLIP's own, or of the method's `scale`."""
+        """The logarithm of the factor of the cosines, float32: CLIP's own, or that of the method's `scale`."""
         return params["logit_scale"].astype(jnp.float32) if self.scale is None else jnp.log(jnp.float32(self.scale))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        """Terms of the loss by name, `[B]` each (the mean over images counts) or a number. By default cross-entropy.
+        """Terms of the loss by name: a number, or `[B]`, which is averaged over images. By default cross-entropy.
 
         Args:
           learnables: of one run.
-          features: of the batch, see `Features`.
+          features: of the batch.
           logits: `[B, C]`, from `logits`.
           labels: `[B]`.
         """
         return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels)}
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText | None:
-        """The text of a frozen teacher, whose features are `Features.teacher` in `losses`. By default there is none."""
+        """The prompt text of a frozen teacher, whose features are `Features.teacher` in `losses`. By default none."""
         return None
 
     def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:
-        """The learnables with what is made of the teacher's features `[S', C, d]` of the classes at hand.
+        """The learnables with arrays made from the teacher's text features `[S', C, d]` of the classes.
 
-        It follows `init`, and is called again for other classes. By default there is nothing.
+        It is called after `init`, and again for other classes. By default it changes nothing.
         """
         return learnables
 
@@ -167,20 +168,20 @@ class Method(abc.ABC):
 
     @classmethod
     def options_for(cls, dataset: str, shots: int) -> Options:
-        """The authors' options for a dataset of the catalogue and so many images per class, 0 for all that there are.
+        """The authors' options for a dataset of the catalogue and `shots` images per class, 0 for all images.
 
-        They hold unless the user gives the option (`registry.resolve_method`). By default those of `datasets`.
+        A user's options replace them (`registry.resolve_method`). By default those of `datasets`.
         """
         return cls.datasets.get(dataset, {})
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        """How it is trained with so many images per class, 0 for all that there are. By default as the others are."""
+        """The recipe for `shots` images per class, 0 for all images. By default the common recipe."""
         return common
 
     def stages(self, recipe: Recipe) -> Sequence[tuple["Method", Recipe]]:
-        """Trainings that follow one another, each by an optimiser of its own: what is trained in it, and how.
+        """The stages of training: the method and the recipe of each. Every stage starts a new optimiser.
 
-        By default one, of the method itself. The others are methods as well, bound to the same classes.
+        By default one stage, with the method itself. Other stages have their own methods, bound to the same classes.
 
         Args:
           recipe: of all stages together, from `recipe_for`.
@@ -188,31 +189,32 @@ class Method(abc.ABC):
         return ((self, recipe),)
 
     def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
-        """The learnables that a stage starts from, given those that the one before it ended with. On the host.
+        """Initial learnables of a stage, from the final learnables of the previous stage. On the host.
 
         Args:
-          stage: from 0, whose start is made of the method's own; behind the last, the method's own are asked for.
+          stage: number of the stage. Stage 0 starts from the method's own learnables. After the last stage this hook
+            returns the method's own learnables.
           learnables: of one run.
-          text: `[S, C, d]`, what the text tower makes of the texts under `learnables`; between two stages only.
+          text: `[S, C, d]`, text features under `learnables`; between two stages only.
         """
         return learnables
 
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
-        """The optimiser without the learning rate, by default the recipe's. It acts on each number by itself."""
+        """The optimiser without the learning rate, by default the recipe's. It must act elementwise."""
         return recipe.transformation()
 
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
-        """What weight decay draws towards zero, of several runs side by side. By default the learnables."""
+        """Arrays that weight decay pulls towards zero, of several runs. By default the learnables."""
         return learnables
 
     def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
-        """One gradient from those of the loss's terms. By default their sum, from a single backward pass."""
+        """The gradient of a step, from the gradients of the loss terms. By default their sum, in one backward pass."""
         raise NotImplementedError
 
     def average(self, epochs: int) -> np.ndarray | None:
-        """The weight of each epoch's learnables in their sum, which is what is evaluated: `[epochs]`, sum 1.
+        """Weights `[epochs]`, with sum 1, of each epoch's learnables in the average that is evaluated.
 
-        By default `None`: the last epoch's.
+        By default `None`: the last epoch is evaluated.
         """
         return None
 
@@ -221,28 +223,28 @@ class Method(abc.ABC):
     def transfer(
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        """The learnables for other classes. By default what is class-sized is taken row by row, or refused.
+        """The learnables for other classes. By default class-sized arrays are indexed by class, or refused.
 
         Args:
           learnables: of one run.
-          labels: for each class its label in training; `None` where training did not see these classes.
-          source, target: plain CLIP's text features `[S, C, d]` of the classes of training and of the others.
+          labels: the training label of each class; `None` if training did not see these classes.
+          source, target: plain CLIP's text features `[S, C, d]` of the training classes and of the other classes.
 
         Raises:
-          ClipbiasError: it cannot be used for them.
+          ClipbiasError: the learnables cannot be used for these classes.
         """
         raise NotImplementedError
 
     def overrides(self, hook: str) -> bool:
-        """Whether the method has a hook of its own, or one that this class lacks."""
+        """Whether the method overrides a hook of this class, or has one that this class lacks."""
         return getattr(type(self), hook, None) is not getattr(Method, hook, None)
 
     @property
     def conditional(self) -> bool:
-        """Whether the texts that an image is classified by depend on it."""
+        """Whether the text features depend on the image."""
         return self.overrides("adapt_to")
 
     @property
     def uses_images(self) -> bool:
-        """Whether it uses training images at all."""
+        """Whether the method uses training images."""
         return self.trains

@@ -1,17 +1,17 @@
-"""The text that class names are put into."""
+"""Prompt texts around class names."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptText:
-    """The text a method puts each class name into.
+    """A prompt text: one or more templates for class names.
 
     Attributes:
-      templates: one or more, each with `{}` for the class name. Several are averaged as unit-length features.
-      context_tokens: how many tokens `T` after SOS are context that the method may replace.
-      position: where the class name stands among the context, "end", "middle" or "front"; or that of each template.
-      spaces: characters of a name that become spaces there.
+      templates: each with `{}` for the class name. The unit-length features of several templates are averaged.
+      context_tokens: number of context tokens `T` after SOS, which the method may replace.
+      position: position of the class name in the context, "end", "middle" or "front"; or one for each template.
+      spaces: characters of a class name that become spaces.
     """
 
     templates: tuple[str, ...]
@@ -25,7 +25,7 @@ class PromptText:
 
     @property
     def before(self) -> tuple[int, ...]:
-        """How many context tokens stand before the class name in each template."""
+        """Number of context tokens before the class name, for each template."""
         count = self.context_tokens
         positions = (self.position,) * len(self.templates) if isinstance(self.position, str) else self.position
         return tuple({"end": count, "middle": count // 2, "front": 0}[position] for position in positions)

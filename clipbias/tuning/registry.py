@@ -1,11 +1,10 @@
-"""Methods by name: the built-in ones, presets of them, and a user's own file or module."""
+"""Methods by name: built-in methods, their presets, and a user's own file or module."""
 
 import dataclasses
 import difflib
 import importlib
 import pkgutil
 import types
-from collections.abc import Mapping
 from typing import Any
 
 from clipbias.checks import annotations, check_value, plain_type
@@ -26,93 +25,94 @@ from clipbias.tuning.user_methods import (
 )
 from clipbias.tuning.user_methods import source_digest as source_digest
 
-# Every name of a method of this package: its class and the preset that the name stands for. Filled below.
+# Names of built-in methods, each with its class and preset. Filled below.
 METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
 
-def resolve_method(name: str, given: Options, *, dataset: str | None = None, shots: int = 0) -> Method:
-    """A method with all its options: each is the given one, else the dataset's, else the preset's, else the default.
+def resolve_method(name: str, options: Options, *, dataset: str | None = None, shots: int = 0) -> Method:
+    """A method by name. An option is that of `options`, else of the dataset, else of the preset, else the default.
 
     Args:
-      name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` that holds one subclass of `Method`,
-        or plain functions `init` and `adapt` (and `text`, if the prompt text is not "a photo of a {}."). `…:Class`
-        picks one of several.
-      given: options by name.
-      dataset: whose options of the method's authors are taken; `None` for those of no dataset.
-      shots: training images per class, 0 for all, on which some of these depend.
+      name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` with one subclass of `Method`, or
+        with functions `init` and `adapt` (and `text`, if the prompt text is not "a photo of a {}."). `…:Class` selects
+        one of several subclasses.
+      options: options by name.
+      dataset: the dataset whose authors' options are used; `None` for none.
+      shots: training images per class, 0 for all. Some authors' options depend on it.
 
     Raises:
-      ClipbiasError: no such method or option, a value of another kind, or a file that cannot be loaded.
+      ClipbiasError: no such method or option, a value of a wrong type, or a file that cannot be loaded.
     """
-    given = {option: _hashable(name, option, value) for option, value in given.items()}
+    options = {option: _hashable(name, option, value) for option, value in options.items()}
     if name in METHODS:
         kind, preset = METHODS[name]
     elif is_user_method(name):
-        program = load_user_method(name)
-        if isinstance(program, types.ModuleType):
-            return from_functions(program, name, given)
-        kind, preset = program, Preset(name)
+        loaded = load_user_method(name)
+        if isinstance(loaded, types.ModuleType):
+            return from_functions(loaded, name, options)
+        kind = loaded
+        preset = Preset(name)
     else:
         close = difflib.get_close_matches(name, METHODS, 1)
         raise ClipbiasError(
             f"unknown method {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} Methods: "
             f"{', '.join(METHODS)}, or the path of a Python file of your own."
         )
-    of_dataset: Mapping[str, Any] = {}
-    if dataset is not None:
-        by_dataset = preset.datasets
-        of_dataset = kind.options_for(dataset, shots) if by_dataset is None else by_dataset.get(dataset, {})
-    return _construct(kind, name, {**preset.options, **of_dataset, **given})
+    dataset_options: Options = {}
+    if dataset is not None and preset.datasets is None:
+        dataset_options = kind.options_for(dataset, shots)
+    elif dataset is not None and preset.datasets is not None:
+        dataset_options = preset.datasets.get(dataset, {})
+    return _construct(kind, name, {**preset.options, **dataset_options, **options})
 
 
 def make_method(name: str, /, **options: Any) -> Method:
-    """A method with options as given, on no dataset: `resolve_method` without one."""
+    """`resolve_method` without a dataset."""
     return resolve_method(name, options)
 
 
 def method_options(method: Method) -> dict[str, Any]:
-    """The options as plain values, such that `make_method(name, **options)` makes the method again."""
+    """The options as plain values: `make_method(name, **options)` makes an equal method."""
     if isinstance(method, FunctionMethod):
         return dict(method.options)
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
 
 
 def option_types(name: str) -> dict[str, type]:
-    """The type of each option of a method, so that a command line can set it: `float` of `float | None`."""
+    """The type of each option, for command lines: `float` for `float | None`."""
     method = make_method(name)
     kinds = annotations(type(method))
     return {option: plain_type(kinds.get(option)) for option in method_options(method)}
 
 
 def name_of(method: Method) -> str | None:
-    """The name that makes a method again with its options: of all that fit the most specific preset's, or a program's.
+    """The name of the most specific preset that fits a method, or of the user's file or module.
 
-    `None` where there is none, as for a class that is defined in a notebook.
+    `None` for other methods, such as a class that is defined in a notebook.
     """
     options = method_options(method).items()
-    found = [name for name, (kind, _) in METHODS.items() if kind is type(method)]
-    fitting = [name for name in found if METHODS[name][1].options.items() <= options]
-    if not found:
+    names = [name for name, (kind, _) in METHODS.items() if kind is type(method)]
+    fitting = [name for name in names if METHODS[name][1].options.items() <= options]
+    if not names:
         return user_method_name(method)
-    return max(fitting or found[:1], key=lambda name: len(METHODS[name][1].options))
+    return max(fitting or names[:1], key=lambda name: len(METHODS[name][1].options))
 
 
 def find_preset(name: str) -> Preset | None:
-    """What a method is called: one of this package, or one of a user's own that this process has made already.
+    """The preset of a built-in method, or of a user's method that this process has loaded.
 
-    A program is never run for its label: until it has been made, its path is its name.
+    A user's file is never run for its label: until it is loaded, its path is its label.
     """
     if name in METHODS:
         return METHODS[name][1]
-    program = loaded_user_method(name)
-    presets = getattr(program, "presets", None)
-    return next((one for one in presets.values() if isinstance(one, Preset)), None) if presets else None
+    presets = getattr(loaded_user_method(name), "presets", None) or {}
+    return next((preset for preset in presets.values() if isinstance(preset, Preset)), None)
 
 
 def find_kind(name: str) -> Kind | None:
-    """The kind of a method, likewise; `None` where it is not known."""
-    program = METHODS[name][0] if name in METHODS else loaded_user_method(name)
-    return program.kind if isinstance(program, type) else None
+    """The kind of a built-in or loaded method; `None` if unknown."""
+    method = METHODS[name][0] if name in METHODS else loaded_user_method(name)
+    return method.kind if isinstance(method, type) else None
 
 
 def _construct(kind: type[Method], name: str, options: Options) -> Method:
@@ -132,7 +132,7 @@ def _construct(kind: type[Method], name: str, options: Options) -> Method:
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:
-    """Lists as tuples: a method is a static argument of compiled functions, which must be hashable."""
+    """Lists become tuples: a method is a static argument of compiled functions and must be hashable."""
     if isinstance(value, list | tuple):
         return tuple(_hashable(name, option, item) for item in value)
     try:
@@ -145,10 +145,9 @@ def _hashable(name: str, option: str, value: Any) -> Any:
 
 
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:
-    """The methods of this package by name, in their order: the presets of the classes in its modules."""
-    modules = [
-        importlib.import_module(f"{methods.__name__}.{found.name}") for found in pkgutil.iter_modules(methods.__path__)
-    ]
+    """The built-in methods by name, in the order of tables."""
+    names = [module.name for module in pkgutil.iter_modules(methods.__path__)]
+    modules = [importlib.import_module(f"{methods.__name__}.{name}") for name in names]
     named = {
         name: (kind, preset)
         for module in modules

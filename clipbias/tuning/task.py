@@ -1,4 +1,4 @@
-"""A method bound to a frozen CLIP and class names: what a user calls."""
+"""A method bound to a frozen CLIP and class names."""
 
 import collections
 import copy
@@ -29,8 +29,8 @@ from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.prompt_tokens import ClassTexts, template_texts, template_tokens, text_layout, without_template
 from clipbias.tuning.registry import method_options, name_of, resolve_method
 
-# Texts that each device takes at once where nothing is learned in the text tower, so that it only runs forward. All of
-# an ensemble's (80 templates of 1000 classes) would need tens of gigabytes.
+# Texts that a device encodes at once if the text tower has no learnables and only runs forward. All texts of an
+# ensemble (80 templates of 1000 classes) would need tens of gigabytes.
 TEXTS_AT_ONCE = 4000
 
 
@@ -306,7 +306,7 @@ class Task:
         return self.read_classes(self._init(jax.random.key(seed)))
 
     def read_classes(self, learnables: Learnables) -> Learnables:
-        """Learnables with what the method makes of its frozen teacher's features of these classes, if anything."""
+        """Learnables with the arrays that the method makes from its teacher's features of these classes, if any."""
         if not self.method.overrides("read_classes"):
             return learnables
         reference = self.teacher_features(self.clip.params)
@@ -340,9 +340,9 @@ class Task:
         text: Text | None = None,
         reference: jax.Array | None = None,
     ) -> jax.Array:
-        """The method's loss, the mean cross-entropy of `logits` with integer `labels [B]` unless it has its own.
+        """The method's loss: by default the mean cross-entropy of `logits` with integer `labels [B]`.
 
-        What is random in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
+        Randomness in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
         compute it once.
         """
         check_order(params, learnables)
@@ -354,13 +354,13 @@ class Task:
         return total_loss(terms)
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
-        """What the text tower makes of all texts, `[n · C, d]`: `logits` and `loss` take it in place of the texts."""
+        """Features of all texts, `[n · C, d]`; `logits` and `loss` accept them as `text`."""
         check_order(params, learnables)
         self._check_shared_texts()
         return _text_features(self.classifier, params, learnables, self.text)
 
     def plain_text_features(self, params: Params) -> jax.Array:
-        """The same of plain CLIP, whatever was learned; contexts are the texts' own words."""
+        """Text features of plain CLIP; contexts are the words of the texts."""
         return _plain_text_features(self.classifier, params, self.text)
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
@@ -376,10 +376,10 @@ class Task:
         return self.classifier.image_features(params, learnables, images)
 
     def text_input(self, params: Params, learnables: Learnables) -> Text:
-        """The text tower's features `[n · C, d]` where no learnable changes them, else the tokens."""
+        """The `text` of `logits`: features `[n · C, d]` if no learnable changes them, else tokens."""
         return self.text if self.classifier.changes_text(learnables) else self.text_features(params, learnables)
 
-    def _check_images(self, images: Any) -> None:
+    def _check_images(self, images: jax.Array) -> None:
         if jax.numpy.ndim(images) != 2 or not isinstance(self.method, FeatureMethod):
             check_images(images, self.clip.config.vision.image_size)
 
@@ -398,11 +398,11 @@ class Task:
 
     @property
     def teacher_text_count(self) -> int:
-        """How many texts `S' · C` the method's frozen teacher has, 0 where it has none."""
+        """Number of texts `S' · C` of the method's frozen teacher; 0 without a teacher."""
         return 0 if self._teacher is None else len(self._teacher.texts)
 
     def teacher_features(self, params: Params) -> jax.Array | None:
-        """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
+        """Text features `[S' · C, d]` of the method's frozen teacher; `None` without a teacher."""
         if self._teacher is None:
             return None
         chunks = math.ceil(len(self._teacher.texts) / (self._class_shards * TEXTS_AT_ONCE))
@@ -433,7 +433,7 @@ def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
-    """Raises `ClipbiasError` for a method that needs a part of CLIP which the model's family lacks."""
+    """Raises `ClipbiasError` if the method needs a part of CLIP that the model's family lacks."""
     name = type(method).__name__
     if method.patches and clip.config.vision.pooling == "attention":
         raise ClipbiasError(

@@ -4,7 +4,7 @@ import importlib.resources
 
 from clipbias.errors import ClipbiasError
 
-# The seven that do best together on ImageNet, as CLIP's authors found; CoOp's zero-shot baseline uses them as well.
+# The best seven templates on ImageNet, selected by CLIP's authors and used in CoOp's zero-shot baseline.
 IMAGENET_SELECT = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -24,14 +24,14 @@ def imagenet_full() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def choose_templates(choice: str | tuple[str, ...], own: str) -> tuple[str, ...]:
-    """Resolves one of `CHOICES`, one template or several.
+def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tuple[str, ...]:
+    """The templates of a choice.
 
     Args:
-      choice: "dataset" is the dataset's own template, "imagenet_select" the seven, "imagenet_select_and_dataset" both
-        (CoOp's ensemble for all datasets but ImageNet), "imagenet_full" the eighty, "imagenet_60" the first sixty of
-        them (PromptSRC's teacher); or templates with `{}`.
-      own: the dataset's own template.
+      choice: one of `CHOICES`: "dataset" is the dataset's own template, "imagenet_select" the seven,
+        "imagenet_select_and_dataset" both (CoOp's ensemble for all datasets but ImageNet), "imagenet_full" the eighty,
+        "imagenet_60" the first sixty of them (PromptSRC's teacher); or templates with `{}`.
+      dataset_template: the dataset's own template.
 
     Raises:
       ClipbiasError: no such choice.
@@ -44,10 +44,12 @@ def choose_templates(choice: str | tuple[str, ...], own: str) -> tuple[str, ...]
         return imagenet_full()
     if choice == "imagenet_60":
         return imagenet_full()[:60]
-    named = {"dataset": (own,), "imagenet_select": IMAGENET_SELECT}
-    named["imagenet_select_and_dataset"] = (*IMAGENET_SELECT, own)
-    if choice in named:
-        return named[choice]
+    if choice == "dataset":
+        return (dataset_template,)
+    if choice == "imagenet_select":
+        return IMAGENET_SELECT
+    if choice == "imagenet_select_and_dataset":
+        return (*IMAGENET_SELECT, dataset_template)
     if "{}" in choice:
         return (choice,)
     raise ClipbiasError(

@@ -1,4 +1,4 @@
-"""Methods that learn from each test image, and forget it."""
+"""Methods that learn on each test image."""
 
 import abc
 import dataclasses
@@ -12,29 +12,29 @@ from clipbias.tuning.method import Learnables, Method
 
 @dataclasses.dataclass(frozen=True)
 class TestTimeMethod(Method):
-    """A method that classifies each test image with learnables made for that image alone: TPT."""
+    """A method that classifies each test image with its own learnables: TPT."""
 
-    __test__: ClassVar[bool] = False  # pytest takes a class of this name for tests
+    __test__: ClassVar[bool] = False  # pytest would collect a class with this name
 
     @abc.abstractmethod
     def crops_at_test(self) -> int:
-        """How many random crops of each test image `at_test` is given beside the image itself."""
+        """Number of random crops per test image for `at_test`, in addition to the image."""
 
     def augmix_at_test(self) -> bool:
-        """Whether these crops are mixed with distortions of them (`data.augmix`). By default not."""
+        """Whether AugMix mixes these crops with distortions (`data.augmix`). By default not."""
         return False
 
     @abc.abstractmethod
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
-        """The learnables that a test image is classified with, made anew for each image of those of the run.
+        """The learnables for one test image, from those of the run.
 
-        Only what acts on the text tower may differ. It is traced, with the text tower's gradient if it asks for one,
-        and runs for one image after another.
+        Only learnables of the text tower may change. The function is traced, with the gradient of the text tower if it
+        is used, and runs for one image after another.
 
         Args:
           learnables: of one run.
-          logits: gives those of the image's views `[1 + crops, C]`, the image itself first, under any learnables. The
-            vision tower has run once, under the run's own.
+          logits: returns the logits `[1 + crops, C]` of the image's views for any learnables; the first view is the
+            image. The vision tower has run once, with the learnables of the run.
         """
 
     @property
@@ -43,10 +43,10 @@ class TestTimeMethod(Method):
 
 
 def crops_of(method: Method) -> int:
-    """How many crops of each test image a method learns from; 0 for all but test-time methods."""
+    """Number of random crops per test image; 0 for methods that do not learn on test images."""
     return method.crops_at_test() if isinstance(method, TestTimeMethod) else 0
 
 
 def mixes_crops(method: Method) -> bool:
-    """Whether these crops are mixed with distortions of them."""
+    """Whether AugMix mixes these crops with distortions."""
     return isinstance(method, TestTimeMethod) and method.augmix_at_test()

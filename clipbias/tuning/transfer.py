@@ -1,4 +1,4 @@
-"""Learnables of one task used for other classes."""
+"""Learnables of a task for other classes."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,17 +17,17 @@ def transfer(
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
-    Prompts and biases belong to no class and are returned as they are. What was learned for each class (TaskRes,
-    class-specific contexts) is taken row by row.
+    Prompts and biases do not depend on the classes and are returned unchanged. Arrays with a row for each class
+    (TaskRes, class-specific contexts) are indexed by `labels`.
 
     Args:
       source, target: the task of training and the task of use.
       learnables: of `source`.
-      labels: for each class of `target` its label in `source`; `None` where they are other classes.
-      axis: position of the class axis; 1 where a leading axis holds several runs.
+      labels: the label in `source` of each class of `target`; `None` for classes that `source` lacks.
+      axis: position of the class axis; 1 with a leading axis of runs.
 
     Raises:
-      ClipbiasError: the method learned something per class, and the classes are others.
+      ClipbiasError: an array has a row for each class, and `labels` is `None`.
     """
     method = source.method
     if source.class_names == target.class_names:
@@ -38,12 +38,12 @@ def transfer(
         return _each_run(lambda run: method.transfer(run, labels, source_text, target_text), learnables, axis)
     if method.overrides("read_classes"):
         return _each_run(target.read_classes, learnables, axis)
-    # What belongs to a class grows with the number of classes.
-    one_more = jax.eval_shape(
+    # An array depends on the classes if its shape changes with their number.
+    grown_shapes = jax.eval_shape(
         lambda rng: method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
     )
 
-    def rows(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
+    def select_rows(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
         if shape.shape == grown.shape:
             return leaf
         if labels is None:
@@ -53,7 +53,7 @@ def transfer(
             )
         return leaf.take(jnp.asarray(labels), axis=axis)
 
-    return jax.tree.map(rows, learnables, source.shapes, one_more)
+    return jax.tree.map(select_rows, learnables, source.shapes, grown_shapes)
 
 
 def _plain_texts(task: Task) -> np.ndarray:
@@ -63,7 +63,7 @@ def _plain_texts(task: Task) -> np.ndarray:
 
 
 def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
-    """What is made of the learnables on the host; run by run where a leading axis holds several."""
+    """`change` of the learnables on the host, run by run if there is a leading axis of runs."""
     if not axis:
         return jax.device_get(change(learnables))
     runs = range(jax.tree.leaves(learnables)[0].shape[0])

@@ -1,6 +1,6 @@
-"""Methods in a file or module of a user's own: a subclass of `Method`, or plain functions.
+"""Methods in a user's own file or module: a subclass of `Method`, or plain functions.
 
-A program runs only because the user named it. What a file from elsewhere names is looked up among those programs.
+A file or module runs only if the user named it. An adapter that names one is matched with those that the user named.
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ from clipbias.tuning.prompt_text import PromptText
 
 @dataclasses.dataclass(frozen=True)
 class FunctionMethod(Method):
-    """A method from the plain functions of a module.
+    """A method from plain functions of a module.
 
-    `init(rng, clip, class_names, **options)`, `adapt(learnables, **options)` and, where there is one,
+    The functions are `init(rng, clip, class_names, **options)`, `adapt(learnables, **options)` and, optionally,
     `text(template, clip, **options)`.
     """
 
@@ -54,16 +54,16 @@ class FunctionMethod(Method):
 
 
 def is_user_method(name: str) -> bool:
-    """Whether a method's name is that of a file (`own.py`) or module (`package.own`), `…:Class` for one of several."""
+    """Whether a method's name is a file (`own.py`) or module (`package.own`), with `…:Class` for one of several."""
     where, _, attribute = name.partition(":")
     return where.endswith(".py") or "." in where or bool(attribute)
 
 
 def load_user_method(name: str) -> type[Method] | ModuleType:
-    """Runs a program: its subclass of `Method`, or the module itself where it has functions `init` and `adapt`.
+    """Runs a user's file or module. Returns its subclass of `Method`, or the module if it has `init` and `adapt`.
 
     Raises:
-      ClipbiasError: there is no such program, it fails, or it holds no method.
+      ClipbiasError: there is no such file or module, it fails, or it holds no method.
     """
     where, _, attribute = name.partition(":")
     module = _import(where)
@@ -83,17 +83,17 @@ def load_user_method(name: str) -> type[Method] | ModuleType:
 
 
 def from_functions(module: ModuleType, name: str, options: Options) -> FunctionMethod:
-    """A method from a module's functions. Raises `ClipbiasError` for an option that they do not take."""
+    """A method from a module's functions. Raises `ClipbiasError` for an option that no function accepts."""
     for function in (module.init, module.adapt):
         known = inspect.signature(function).parameters
         unknown = [option for option in options if option not in known]
-        if unknown and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
             raise ClipbiasError(f"method {name!r} has no option {unknown[0]!r}: its {function.__name__} takes none.")
     return FunctionMethod(module.init, module.adapt, getattr(module, "text", None), tuple(sorted(options.items())))
 
 
 def loaded_user_method(name: str) -> type[Method] | ModuleType | None:
-    """What `load_user_method` gave before in this process; `None` if it did not. Runs nothing."""
+    """The earlier result of `load_user_method` in this process, or `None`. Runs nothing."""
     where, _, attribute = name.partition(":")
     module = sys.modules.get(_module_name(where))
     if module is None:
@@ -103,13 +103,13 @@ def loaded_user_method(name: str) -> type[Method] | ModuleType | None:
 
 
 def classes(module: ModuleType) -> list[type[Method]]:
-    """The methods that a module defines, not those that it imports."""
+    """The subclasses of `Method` that a module defines, without imported ones."""
     kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
     return [kind for kind in kinds if kind.__module__ == module.__name__]
 
 
 def user_method_name(method: Method) -> str | None:
-    """The name of the program that a method was made from; `None` where it has none, as in a notebook."""
+    """The file or module that a method was made from; `None` without one, as in a notebook."""
     source: Any = method.init_function if isinstance(method, FunctionMethod) else type(method)
     module = sys.modules.get(source.__module__)
     if module is None or module.__name__ == "__main__" or "." in source.__qualname__:
@@ -119,7 +119,7 @@ def user_method_name(method: Method) -> str | None:
 
 
 def source_digest(name: str) -> str | None:
-    """SHA-256 of a program; `None` for the name of a built-in method, or where no program is found."""
+    """SHA-256 of a user's file or module; `None` for a built-in method, or if there is no such file."""
     where = name.partition(":")[0]
     if not is_user_method(name):
         return None
@@ -131,29 +131,29 @@ def source_digest(name: str) -> str | None:
         return None
 
 
-def match_user_method(recorded: str, given: Sequence[str]) -> str:
-    """The program of a method that a file names, if the user named that program too.
+def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
+    """The user's file or module for a method that an adapter names.
 
-    A file from elsewhere must not choose what is run. The path or module is the user's, and what was recorded only
-    tells which of several is meant: the one whose path ends as the recorded one does, for as many parts as any.
+    An adapter must not decide which code runs. The path or module is always one that the user named. The adapter only
+    selects among them: the path that shares the longest end with the recorded one.
 
     Args:
-      recorded: the name as read from a file of a method that is not built in.
-      given: files and modules that the user named.
+      recorded: the method's name in the adapter.
+      allowed: files and modules that the user named.
 
     Raises:
-      ClipbiasError: the user named no such program, or several that it may be.
+      ClipbiasError: none of these fits, or several do.
     """
     where, _, attribute = recorded.partition(":")
-    # By the place of each program, so that one that was named twice is no choice.
-    shared = {_absolute(own.partition(":")[0]): (_common_end(own, where), own) for own in given}
-    most = max((count for count, _ in shared.values()), default=0)
-    if not most:
+    # By absolute path, so that naming a file twice is not ambiguous.
+    candidates = {_absolute(name.partition(":")[0]): (_common_end(name, where), name) for name in allowed}
+    longest = max((count for count, _ in candidates.values()), default=0)
+    if not longest:
         raise ClipbiasError(
             f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look "
             "at it and name it yourself, with --config.own_methods or the option own_methods."
         )
-    closest = [own for count, own in shared.values() if count == most]
+    closest = [name for count, name in candidates.values() if count == longest]
     if len(closest) > 1:
         raise ClipbiasError(
             f"the method of this adapter is {recorded!r}, which may be {' or '.join(closest)} of those that you named; "
@@ -162,9 +162,9 @@ def match_user_method(recorded: str, given: Sequence[str]) -> str:
     return f"{closest[0].partition(':')[0]}:{attribute}" if attribute else closest[0]
 
 
-def _common_end(own: str, recorded: str) -> int:
-    """How many parts of two paths are the same, counted from their ends."""
-    pairs = zip(reversed(Path(own.partition(":")[0]).parts), reversed(Path(recorded).parts), strict=False)
+def _common_end(name: str, recorded: str) -> int:
+    """Number of equal parts of two paths, counted from their ends."""
+    pairs = zip(reversed(Path(name.partition(":")[0]).parts), reversed(Path(recorded).parts), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
@@ -172,7 +172,7 @@ _PREFIX = "clipbias_method_"
 
 
 def _module_name(where: str) -> str:
-    """The key of a program in `sys.modules`: a file's own by its whole path, for others may have its name."""
+    """The key in `sys.modules`. A file's key depends on its whole path, because files may share a name."""
     if not where.endswith(".py"):
         return where
     digest = hashlib.sha256(_absolute(where).encode("utf-8", "surrogatepass")).hexdigest()
@@ -193,7 +193,7 @@ def _import(where: str) -> ModuleType:
         return _execute(path, path.read_bytes())
     except ClipbiasError:
         raise
-    except Exception as error:  # a program of the user's own may raise anything
+    except Exception as error:  # a user's code may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         line = error.lineno if isinstance(error, SyntaxError) else place.lineno
         inside = isinstance(error, SyntaxError) or place.filename in (where, _absolute(where))
@@ -205,7 +205,7 @@ def _import(where: str) -> ModuleType:
 
 @functools.cache
 def _execute(path: Path, source: bytes) -> ModuleType:
-    """Runs a file once for each content: one class for all who name it, so that compiled programs serve all of them."""
+    """Runs a file once for each content, so that all callers get the same class and share compiled programs."""
     spec = importlib.util.spec_from_file_location(_module_name(str(path)), path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
