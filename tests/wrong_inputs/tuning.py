@@ -138,8 +138,8 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
     swapped(SWAPPED, lambda task, params, learnables: task.image_features(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda *given: clipbias.relevancy(given[0], *given[:0:-1], IMAGES, np.zeros(1, int))),
-    crops(r"TPT learns of 11 crops of each image.*\[B, 12, R, R, 3\]", IMAGES),
-    crops(r"TPT learns of 11 crops of each image.*\[B, 12, R, R, 3\]", np.stack([IMAGES] * 5, 1)),
+    crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", IMAGES),
+    crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", np.stack([IMAGES] * 5, 1)),
     (
         "the texts of CoCoOp depend on the image",
         lambda place: place.task("cocoop").class_features(place.clip.params, zeros(place.task("cocoop"))),
