@@ -1,7 +1,6 @@
 """`tools.benchmarks`: what the commands measure and print, on a tiny model."""
 
 import json
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import pytest
 from clipbias.clip import encode_image
 from clipbias.clip.precision import resolve
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SECTIONS
 from configs import table1
 from tests import helpers
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import device, measure, model, pipeline, study, ways
+from tools.benchmarks import device, measure, model, pipeline, ways
 
 TINY = ["--geometry=tiny", "--repeats=1", "--together"]
 SMALL = [*TINY, "--classes=6", "--batch=2"]
@@ -75,15 +73,6 @@ def test_torch_takes_the_same_step(method: str, printed: Printed) -> None:
 
 
 @pytest.mark.long
-def test_the_causal_test_is_told_in_forward_passes(printed: Printed) -> None:
-    found = printed("causal", *TINY, "--batch=2")
-    both, mixtures = found["points"]
-    assert [both["way"], mixtures["way"]] == ["both models", "mixtures"]
-    assert found["forward_passes_of_both"] == mixtures["seconds"] / both["seconds"]
-    assert mixtures["bytes_per_image"] > both["bytes_per_image"] > 0
-
-
-@pytest.mark.long
 def test_ways_to_relevancy_have_the_same_maps(printed: Printed) -> None:
     points = printed("relevancy", *TINY, "--batches=2", "--ways", "streaming", "recompute=1", "chunk=1")["points"]
     assert [point["way"] for point in points] == ["streaming", "recompute=1", "chunk=1"]
@@ -123,29 +112,6 @@ def test_a_way_with_another_answer_or_an_error_is_refused() -> None:
         measured(1.0, np.nan)
     with pytest.raises(ClipbiasError, match=r"way 1\.0 failed: ModuleNotFoundError: .*nothing"):
         measured(1.0, module="tools.benchmarks.nothing")
-
-
-@pytest.mark.parametrize(
-    ("given", "images", "left"), [("--images=6", (6, 6, 6, 6), set()), ("--quick", (24, 16, 0, 8), {"faithfulness"})]
-)
-def test_a_study_is_measured(
-    given: str, images: tuple, left: set, printed: Printed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a study that computes nothing: what a whole one computes has tests of its own."""
-
-    def run(asked: Any, folder: Path, *, sections: Any, **_: Any) -> Any:
-        assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
-        options = asked.options
-        asked_for = (options.image_limit, options.training_images, options.control_images, options.explore_images)
-        assert asked_for == images and options.faithfulness_images == images[0] // 2
-        assert {*SECTIONS} - {*sections} == left
-        jax.jit(lambda x: x + 3)(jnp.zeros(7))
-        return types.SimpleNamespace(models=[types.SimpleNamespace(key="zero_shot", correct=1, images=6)])
-
-    monkeypatch.setattr(study, "run_study", run)
-    found = printed("study", "--geometry=tiny", given)
-    assert found["predicted"] == {"zero_shot": [1, 6]}
-    assert found["programs"] >= 1 and found["seconds"] > 0 and found["compile_seconds"] > 0
 
 
 def test_the_pipeline_is_measured(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@
     python -m tools.benchmarks train --method=tpt --classes=100 --batch=1 --ways clipbias torch
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
-    python -m tools.benchmarks causal --batch=8
-    python -m tools.benchmarks study --images=16
     python -m tools.benchmarks pipeline --images=96 --batch=32
     python -m tools.benchmarks all --output=device
 
@@ -28,7 +26,7 @@ from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason
 
-COMMANDS = ("train", "features", "relevancy", "causal", "study", "pipeline", "all")
+COMMANDS = ("train", "features", "relevancy", "pipeline", "all")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -62,8 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="train: of clipbias, torch; relevancy: of streaming, recompute=N, chunk=N, torch, torch-per-pair",
     )
     parser.add_argument("--together", action="store_true", help="all ways in this process; memory is shared")
-    parser.add_argument("--images", type=whole(1), default=16, help="study, pipeline")
-    parser.add_argument("--quick", action="store_true", help="study: as configs/explain.py:quick has it")
+    parser.add_argument("--images", type=whole(1), default=16, help="pipeline")
     parser.add_argument("--methods", nargs="+", help="all: those of Table 1 by default")
     parser.add_argument("--dtypes", nargs="+", help="all: compute types; those of the device by default")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
@@ -78,14 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cpu.prepare()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
-    from tools.benchmarks import causal, device, pipeline, relevancy, study, training
+    from tools.benchmarks import device, pipeline, relevancy, training
 
     run = {
         "train": training.train,
         "features": training.features,
         "relevancy": relevancy.relevancy,
-        "causal": causal.causal,
-        "study": study.study,
         "pipeline": pipeline.pipeline,
         "all": device.measure_all,
     }[parsed.command]
