@@ -37,9 +37,10 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
     lines = max(1, math.ceil(len(panels) / columns))
     many = len(sweep.methods) > MOST_NAMES
     with style.styled():
-        width, below = 2.05 * columns + 1.5, columns + 1  # names in a line of the legend
+        width = 2.05 * columns + 1.5
+        names_per_line = columns + 1
         height = 2.3 * lines + (0.35 if lines == 1 else 0.0)
-        figure = style.new_figure(width, height + many * 0.17 * math.ceil(len(sweep.methods) / below))
+        figure = style.new_figure(width, height + many * 0.17 * math.ceil(len(sweep.methods) / names_per_line))
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
         flat = grid.ravel()
         for axes, panel in zip(flat, panels, strict=False):
@@ -61,7 +62,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
                 [named[method] for method in shown_names],
                 [method_name(method) for method in shown_names],
                 loc="outside lower center",
-                ncols=below,
+                ncols=names_per_line,
             )
             figure.draw_without_rendering()  # tells how wide the names are
             figure.set_figwidth(max(width, legend.get_window_extent().width / figure.dpi))
@@ -75,8 +76,8 @@ def _cells(sweep: Sweep, panel: str, method: str, measure: str) -> pd.DataFrame:
     """The method's finished cells of a panel by shots."""
     if sweep.cells.empty:
         return sweep.cells
-    found = sweep.cells.reindex([(measure, method, panel, shots) for shots in sweep.shots]).set_axis([*sweep.shots])
-    return found.dropna(subset="mean")
+    keys = [(measure, method, panel, shots) for shots in sweep.shots]
+    return sweep.cells.reindex(keys).set_axis([*sweep.shots]).dropna(subset="mean")
 
 
 def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -93,8 +92,9 @@ def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int]], title
     words: set[int] = set()
     note = _note(sweep)
     if set().union(*policies) - {"none"}:
-        frame["Validation"] = [", ".join(sorted(own)) or MISSING for own in policies]
-        words, note = {len(frame.columns)}, [*note, _VALIDATION]
+        frame["Validation"] = [", ".join(sorted(names)) or MISSING for names in policies]
+        words = {len(frame.columns)}
+        note.append(_VALIDATION)
     frame["Parameters"] = [_range(sweep, name, "parameters") for name in sweep.methods]
     return Table.of(frame, title, caption, words=words, note=" ".join(note), bold=bold)
 
@@ -108,7 +108,8 @@ def _accuracy_frame(
       sweep: the runs.
       columns: measure, dataset and shots by head.
     """
-    texts, bold = {}, set()
+    texts: dict[str, list[str]] = {}
+    bold: set[tuple[int, int]] = set()
     for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
         expected = sweep.seeds(measure, shots)
         texts[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
@@ -149,15 +150,15 @@ def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int) -> dic
     if len(means) < 2:
         return {}
     first = str(means.idxmax())
-    found = {first: 0.0}
+    errors = {first: 0.0}
     for method in means.index.difference([first]):
         each = [
-            difference_error(*(sweep.lines[measure, name, one, shots] for name in (first, method)))
-            for one in (sweep.datasets if dataset == AVERAGE else (dataset,))
+            difference_error(sweep.lines[measure, first, name, shots], sweep.lines[measure, method, name, shots])
+            for name in (sweep.datasets if dataset == AVERAGE else (dataset,))
         ]
         error = math.hypot(*each) / len(each)  # datasets are independent
-        found[str(method)] = error if error >= 0 else 0.0
-    return found
+        errors[str(method)] = error if error >= 0 else 0.0
+    return errors
 
 
 def power_words(sweep: Sweep, measure: str, dataset: str, shots: int) -> str:
@@ -171,21 +172,24 @@ def power_words(sweep: Sweep, measure: str, dataset: str, shots: int) -> str:
 
 def rate_table(sweep: Sweep) -> Table | None:
     """Accuracies on validation images by learning rate, by which rates were selected; `None` if none was."""
-    lines: dict[tuple[str, ...], dict[str, Any]] = {}
+    selected: dict[tuple[str, ...], float] = {}
+    accuracies: dict[tuple[str, ...], dict[float, float | None]] = {}
     for row in sweep.rows:
         if choice := row.get("choice"):
             where = [dataset_name(row["dataset"]), str(row["shots"])] if choice["for"] == "cell" else ["all", "all"]
-            tried = {one["learning_rate"]: one.get("accuracy") for one in choice["tried"]}
-            lines[row["method"], *where] = {"selected": row["learning_rate"], "tried": tried}
-    if not lines:
+            cell = (row["method"], *where)
+            selected[cell] = row["learning_rate"]
+            accuracies[cell] = {line["learning_rate"]: line.get("accuracy") for line in choice["tried"]}
+    if not selected:
         return None
-    rates = sorted({rate for line in lines.values() for rate in line["tried"]})
-    texts, bold = [], set()
-    for place, ((_, *where), line) in enumerate(lines.items()):
-        shown = [_number(line["tried"][rate], "failed") if rate in line["tried"] else MISSING for rate in rates]
-        texts.append([*where, *shown])
-        bold |= {(place, 3 + column) for column, rate in enumerate(rates) if rate == line["selected"]}
-    frame = pd.DataFrame(texts, index=[method_name(name) for name, *_ in lines])
+    rates = sorted({rate for by_rate in accuracies.values() for rate in by_rate})
+    texts: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for place, (cell, by_rate) in enumerate(accuracies.items()):
+        shown = [_number(by_rate[rate], "failed") if rate in by_rate else MISSING for rate in rates]
+        texts.append([*cell[1:], *shown])
+        bold |= {(place, 3 + column) for column, rate in enumerate(rates) if rate == selected[cell]}
+    frame = pd.DataFrame(texts, index=[method_name(name) for name, *_ in accuracies])
     frame.columns = pd.Index(["Dataset", "Shots", *(f"{rate:g}" for rate in rates)])
     caption = "Top-1 accuracy in percent on validation images by learning rate, of which the bold one was selected."
     note = "Means over seeds, datasets and shots. Of equal rates the one of the lower cross-entropy was selected."
@@ -213,23 +217,25 @@ def calibration_table(sweep: Sweep) -> Table | None:
     """The expected calibration error of each method; `None` where none was measured."""
     names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
 
-    def values(row: Row) -> dict[str, Any]:
-        several = row.get("calibrations") or {"": row.get("calibration") or {}}
+    def values(row: Row) -> dict[str, float]:
+        calibrations = row.get("calibrations") or {"": row.get("calibration") or {}}
         return {
-            f"{of} {name}".strip(): own[key] for of, own in several.items() for key, name in names.items() if key in own
+            f"{evaluation} {name}".strip(): numbers[key]
+            for evaluation, numbers in calibrations.items()
+            for key, name in names.items()
+            if key in numbers
         }
 
     runs = run_frame(sweep.rows, values)
     if runs.empty:
         return None
     cells = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))
-    found = cells["mean"].xs(sweep.columns[-1], level="dataset").unstack(["measure", "shots"])
-    columns = {
-        f"{measure}, {shots_words(shots)}" if shots else str(measure): [_number(x, digits=2) for x in own]
-        for measure in dict.fromkeys(runs["measure"])
-        for shots in sweep.shots
-        for own in [found[measure, shots].reindex(sweep.methods)]
-    }
+    means = cells["mean"].xs(sweep.columns[-1], level="dataset").unstack(["measure", "shots"])
+    columns: dict[str, list[str]] = {}
+    for measure in dict.fromkeys(runs["measure"]):
+        for shots in sweep.shots:
+            head = f"{measure}, {shots_words(shots)}" if shots else str(measure)
+            columns[head] = [_number(mean, digits=2) for mean in means[measure, shots].reindex(sweep.methods)]
     frame = pd.DataFrame(columns, index=[*map(method_name, sweep.methods)])
     caption = "Expected calibration error (ECE) in percent, 15 bins of equal width, mean over seeds and datasets."
     note = (
@@ -258,8 +264,8 @@ def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str
 
 def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
     """A number of all runs of a method, or the smallest and largest: `5,120–16,384`."""
-    found = sorted({row[field] for row in sweep.by_method[method] if row.get(field) is not None})
-    return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*found[:1], *found[-1:]))) or MISSING
+    values = sorted({row[field] for row in sweep.by_method[method] if row.get(field) is not None})
+    return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*values[:1], *values[-1:]))) or MISSING
 
 
 def shots_words(shots: int) -> str:
@@ -283,19 +289,24 @@ def _titled(words: str, measure: str) -> str:
 
 def _note(sweep: Sweep) -> list[str]:
     rates = {row["learning_rate"] for row in sweep.rows if row.get("learning_rate") and not row.get("own_recipe")}
-    told = [f"Learning rate {min(rates):g}."] if len(rates) == 1 else ["Learning rates: see Size."] * bool(rates)
-    own = [method_name(name) for name in sweep.methods if _recipe_words(sweep.by_method[name])]
-    told += [f"Not trained by the common recipe: {', '.join(own)}; see Size."] if own else []
-    return [EXPLAINED, BOLD, *told]
+    sentences = [EXPLAINED, BOLD]
+    if len(rates) == 1:
+        sentences.append(f"Learning rate {min(rates):g}.")
+    elif rates:
+        sentences.append("Learning rates: see Size.")
+    methods = [method_name(name) for name in sweep.methods if _recipe_words(sweep.by_method[name])]
+    if methods:
+        sentences.append(f"Not trained by the common recipe: {', '.join(methods)}; see Size.")
+    return sentences
 
 
 def _recipe_words(rows: Sequence[Row]) -> str:
     """What a method's own recipe has otherwise than the common one."""
     from clipbias.tuning.recipe import MOST  # reading results alone loads no model
 
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, None]] = {}
     for row in rows:
         for name, value in (row.get("own_recipe") or {}).items():
             full = name == "batch_size" and value >= MOST  # no set of images fills it
-            found.setdefault(name, {})[printable("of all images" if full else value)] = value
-    return "; ".join(f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in found.items())
+            settings.setdefault(name, {})[printable("of all images" if full else value)] = None
+    return "; ".join(f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in settings.items())

@@ -1,7 +1,6 @@
 """What methods cost beside what they reach: a table, and accuracy against parameters and training time."""
 
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -14,7 +13,8 @@ from clipbias.report.published import dataset_name
 from clipbias.report.scatter import cost_scatter
 from clipbias.report.table import Table
 
-PARAMETERS, TRAINING = "parameters", "training_seconds"
+PARAMETERS = "parameters"
+TRAINING = "training_seconds"
 _TIMES = (
     "Training counts the features that are made of training images and all steps, without compiling. Runs that were"
     " trained side by side have equal shares. Times are of the machine that ran this."
@@ -29,13 +29,16 @@ def cost_frames(sweep: Sweep) -> dict[int, pd.DataFrame]:
     runs = run_frame(
         sweep.rows, lambda row: {name: row[name] for name in (PARAMETERS, TRAINING) if row.get(name) is not None}
     )
-    last, order = sweep.columns[-1], [title for title, _, _ in KINDS.values()]
+    last = sweep.columns[-1]
+    order = [title for title, _, _ in KINDS.values()]
     costs = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))["mean"].to_dict()
 
-    def line(method: str, shots: int) -> list[Any]:
-        found = sweep.lines.get((sweep.measure, method, last, shots), {})
-        own = [costs.get((name, method, last, shots), math.nan) for name in (PARAMETERS, TRAINING)]
-        return [KINDS[method_kind(method)][0], found.get("mean", math.nan), found.get("error", math.nan), *own]
+    def line(method: str, shots: int) -> list[str | float]:
+        accuracy = sweep.lines.get((sweep.measure, method, last, shots), {})
+        parameters = costs.get((PARAMETERS, method, last, shots), math.nan)
+        seconds = costs.get((TRAINING, method, last, shots), math.nan)
+        kind = KINDS[method_kind(method)][0]
+        return [kind, accuracy.get("mean", math.nan), accuracy.get("error", math.nan), parameters, seconds]
 
     columns = ["kind", "accuracy", "error", PARAMETERS, TRAINING]
     made = {

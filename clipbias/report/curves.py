@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.report import looks, style
 from clipbias.report.names import method_name
-from clipbias.report.panels import lines, panels
+from clipbias.report.panels import Look, lines, panels
 from clipbias.report.runs import RunRecord, is_number, metric_lines
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ class Curve:
 def read_curves(run: RunRecord) -> list[Curve]:
     """The training curves in a run's folder: its own, and those of a sweep. Empty where it has none."""
     folder = user_path(run.name)
-    found = [_curve(folder, run.name, str(run.method))]
+    curves = [_curve(folder, run.name, str(run.method))]
     for inside in sorted(folder.glob("runs/*/")):
-        found.append(_curve(inside, f"{run.name}: {inside.name}", inside.name.partition("-")[0]))
-    return [curve for curve in found if curve is not None]
+        curves.append(_curve(inside, f"{run.name}: {inside.name}", inside.name.partition("-")[0]))
+    return [curve for curve in curves if curve is not None]
 
 
 def _curve(folder: Path, label: str, method: str) -> Curve | None:
@@ -70,22 +70,33 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
     Up to eight curves have a colour and a name each; more are coloured by method.
     """
     few = len(curves) <= len(style.COLOURS)
-    frames, line_looks = [], dict[int, dict[str, Any]]()
+    frames: list[pd.DataFrame] = []
+    line_looks: dict[int, Look] = {}
     for number, curve in enumerate(curves):
         if few:
-            colour, dashes, label = style.COLOURS[number], style.LINES[number % len(style.LINES)], curve.label
+            colour = style.COLOURS[number]
+            dashes = style.LINES[number % len(style.LINES)]
+            label = curve.label
         else:
-            (colour, _, dashes), label = looks.method_look(curve.method), method_name(curve.method)
+            colour, _, dashes = looks.method_look(curve.method)
+            label = method_name(curve.method)
         line_looks[number] = {"color": colour, "linestyle": dashes, "label": label}
         for name, values in curve.values.items():
-            found = {"value": values.mean(1), "low": values.min(1), "high": values.max(1), "step": curve.steps}
-            frames.append(pd.DataFrame({**found, "curve": number, "panel": PANELS[name]}))
+            frame = pd.DataFrame({"value": values.mean(1), "low": values.min(1), "high": values.max(1)})
+            frames.append(frame.assign(step=curve.steps, curve=number, panel=PANELS[name]))
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="step", hue="curve", looks=line_looks)
 
-    layout: dict[str, Any] = {"size": (2.9, 2.4), "share_x": False, "share_y": False}
-    return panels(pd.concat(frames), draw, by=("", "panel"), x_label="step", **layout)
+    return panels(
+        pd.concat(frames),
+        draw,
+        by=("", "panel"),
+        x_label="step",
+        size=(2.9, 2.4),
+        share_x=False,
+        share_y=False,
+    )
 
 
 def save_curves(curves: Sequence[Curve], path: Path) -> Path:

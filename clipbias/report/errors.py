@@ -68,24 +68,25 @@ class Answers:
         Returns:
           `None` where a file is missing or damaged, has other images, or does not agree with its row.
         """
-        found = []
+        answers = []
         for name, accuracy in zip(names, accuracies, strict=True):
             right = self._read(dataset, name)
             if right is None or abs(100 * right.mean() - accuracy) > 1e-6:
                 return None
-            found.append(right)
-        return np.mean(found, axis=0) if found else None
+            answers.append(right)
+        return np.mean(answers, axis=0) if answers else None
 
-    def _read(self, dataset: str, name: Any) -> np.ndarray | None:
+    def _read(self, dataset: str, name: object) -> np.ndarray | None:
         if self._folder is None or not isinstance(name, str) or not name or Path(name).name != name:
             return None
         path = self._folder / f"{name}.npz"
         try:
             check_file(path)
             with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-                images, labels, predicted = (stored[part] for part in ("images", "labels", "predicted"))
-            read = predicted >= 0
-            images, right = images[read], (labels == predicted)[read]
+                predicted = stored["predicted"]
+                read = predicted >= 0
+                images = stored["images"][read]
+                right = (stored["labels"] == predicted)[read]
         except (ClipbiasError, Exception):  # a damaged archive raises nearly anything
             return None
         known = self._images.setdefault(dataset, images)

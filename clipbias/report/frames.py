@@ -15,7 +15,8 @@ from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
 
 Row = Mapping[str, Any]
-ACCURACY, AVERAGE = "accuracy", "Average"
+ACCURACY = "accuracy"
+AVERAGE = "Average"
 _KEY = ["method", "dataset", "shots", "seed"]
 _CELL = ["measure", "method", "dataset", "shots"]
 
@@ -52,7 +53,7 @@ class Sweep:
     @property
     def columns(self) -> tuple[str, ...]:
         """The datasets and, of several, their average."""
-        return (*self.datasets, *[AVERAGE] * (len(self.datasets) > 1))
+        return self.datasets if len(self.datasets) < 2 else (*self.datasets, AVERAGE)
 
     @functools.cached_property
     def by_method(self) -> dict[str, list[Row]]:
@@ -60,7 +61,7 @@ class Sweep:
         return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
 
     @functools.cached_property
-    def lines(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+    def lines(self) -> dict[tuple[str, str, str, int], Row]:
         """The cells by measure, method, dataset and shots."""
         return self.cells.to_dict("index")
 
@@ -85,7 +86,8 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
       predictions: folder of the answers to each test image, by which methods are compared in pairs; `None` reads none.
     """
     named = _named_by_rate([{**row, **{key: _writable(row[key]) for key in ("method", "dataset")}} for row in rows])
-    runs, shots = run_frame(named, _accuracies), _shots(named)
+    runs = run_frame(named, _accuracies)
+    shots = _shots(named)
     measures = tuple(dict.fromkeys(runs["measure"])) or (ACCURACY,)
     datasets = ordered_datasets(row["dataset"] for row in named)
     finished = {tuple(line) for line in runs[_KEY].itertuples(index=False)}
@@ -105,7 +107,7 @@ def _writable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, Any]]) -> pd.DataFrame:
+def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
     """A line for each finished run and each of its numbers.
 
     Args:
@@ -139,10 +141,12 @@ def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str]
     images = groups["images"].min().where(groups["images"].count() == cells["seeds"])
     cells["images_error"] = np.sqrt((cells["mean"] * (100 - cells["mean"])).clip(lower=0) / images)
     cells["seeds_error"] = (cells.pop("deviation") / np.sqrt(cells["seeds"])).fillna(0.0)
-    means, errors = cells["mean"].to_dict(), cells["images_error"].to_dict()
+    means = cells["mean"].to_dict()
+    errors = cells["images_error"].to_dict()
     for measure, *where in [*errors]:
         if measure == "H":  # its rows have both halves
-            base, new = (("base", *where), ("new", *where))
+            base = ("base", *where)
+            new = ("new", *where)
             errors["H", *where] = harmonic_error(means[base], means[new], (errors[base], errors[new]))
     cells["images_error"] = [*errors.values()]
     cells["error"] = np.hypot(cells["images_error"], cells["seeds_error"])
@@ -160,19 +164,20 @@ def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
     errors = ["images_error", "seeds_error", "error"]
     squares = cells.assign(**{name: cells[name].pow(2).fillna(math.inf) for name in errors})
     groups = squares.drop(columns="correct").groupby(["measure", "method", "shots"], sort=False)
-    found = groups.agg({"mean": "mean", "seeds": "min", "drawn": "all"} | dict.fromkeys(errors, "sum"))
-    found[errors] = found[errors].replace(math.inf, math.nan).pow(0.5) / datasets
-    found = found[groups.size() == datasets].assign(correct=None, dataset=AVERAGE)
-    return found.set_index("dataset", append=True).reorder_levels(_CELL)
+    means = groups.agg({"mean": "mean", "seeds": "min", "drawn": "all"} | dict.fromkeys(errors, "sum"))
+    means[errors] = means[errors].replace(math.inf, math.nan).pow(0.5) / datasets
+    means = means[groups.size() == datasets].assign(correct=None, dataset=AVERAGE)
+    return means.set_index("dataset", append=True).reorder_levels(_CELL)
 
 
-def _accuracies(row: Row) -> dict[str, Any]:
+def _accuracies(row: Row) -> dict[str, float | None]:
     """The accuracies of a run by measure; base and new have a harmonic mean."""
-    found = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
-    if {"base", "new"} <= found.keys():
-        base, new = found["base"], found["new"]
-        found["H"] = 2 * base * new / (base + new) if base + new > 0 else 0.0
-    return found
+    accuracies = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
+    if {"base", "new"} <= accuracies.keys():
+        base = accuracies["base"]
+        new = accuracies["new"]
+        accuracies["H"] = 2 * base * new / (base + new) if base + new > 0 else 0.0
+    return accuracies
 
 
 def _is_ok(row: Row) -> bool:
@@ -184,7 +189,7 @@ def _is_drawn(row: Row) -> bool:
     return bool(row.get("shots")) or row.get("protocol") == "full"
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def _key(row: Row) -> tuple[str, str, int, int | None]:
     return row["method"], row["dataset"], int(row.get("shots") or 0), row.get("seed") if _is_drawn(row) else 0
 
 
@@ -194,12 +199,12 @@ def _shots(rows: Sequence[Row]) -> tuple[int, ...]:
 
 def _named_by_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows in which a method that was trained at several learning rates on the same draw goes by as many names."""
-    rates: dict[tuple[Any, ...], set[float]] = {}
+    rates: dict[tuple[str, str, int, int | None], set[float]] = {}
     for row in rows:
         if row.get("learning_rate") is not None:
             rates.setdefault(_key(row), set()).add(row["learning_rate"])
-    several = {key[0] for key, found in rates.items() if len(found) > 1}
+    methods = {key[0] for key, of_draw in rates.items() if len(of_draw) > 1}
     for row in rows:
-        if row["method"] in several and row.get("learning_rate") is not None:
+        if row["method"] in methods and row.get("learning_rate") is not None:
             row["method"] = at_rate(row["method"], row["learning_rate"])
     return rows

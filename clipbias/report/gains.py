@@ -40,9 +40,9 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
         counts = [row["parameters"] for row in sweep.by_method[method] if row.get("parameters") is not None]
         parameters = round(sum(counts) / len(counts)) if counts else 0
         numbers = {"value": value, "low": value - half, "high": value + half}
-        own = {dataset: gain for dataset, (gain, _) in each.items()}
+        gains = {dataset: gain for dataset, (gain, _) in each.items()}
         place = {"method": method, "label": method_name(method), "kind": looks.KINDS[method_kind(method)][0]}
-        rows.append({**place, "parameters": parameters, **numbers, **own})
+        rows.append({**place, "parameters": parameters, **numbers, **gains})
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
@@ -54,10 +54,11 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
 def _gain(sweep: Sweep, method: str, dataset: str) -> tuple[float, float]:
     """The gain and its standard error; NaN where a run is missing."""
     shots = sweep.shots[-1]
-    own, plain = (sweep.lines.get((ACCURACY, name, dataset, shots)) for name in (method, ZERO_SHOT))
-    if own is None or plain is None:
+    tuned = sweep.lines.get((ACCURACY, method, dataset, shots))
+    plain = sweep.lines.get((ACCURACY, ZERO_SHOT, dataset, shots))
+    if tuned is None or plain is None:
         return math.nan, math.nan
-    return own["mean"] - plain["mean"], difference_error(own, plain)
+    return tuned["mean"] - plain["mean"], difference_error(tuned, plain)
 
 
 def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
@@ -74,27 +75,29 @@ def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
         _draw(axes, frame)
     place = AVERAGE if len(sweep.datasets) > 1 else sweep.datasets[0]
     seeds = sweep.seeds(ACCURACY, shots)
-    facts: dict[str, Any] = {
-        "zero_shot": f"{sweep.lines[ACCURACY, ZERO_SHOT, place, shots]['mean']:.1f}",
-        "over": f"mean of {len(sweep.datasets)} datasets" if place == AVERAGE else dataset_name(place),
-        "seeds": f"{seeds} seed{'s' * (seeds > 1)}",
-        "shots": f"{shots} images per class" if shots else "all training images",
-    }
-    return captioned("gains", figure, frame, **facts)
+    return captioned(
+        "gains",
+        figure,
+        frame,
+        zero_shot=f"{sweep.lines[ACCURACY, ZERO_SHOT, place, shots]['mean']:.1f}",
+        over=f"mean of {len(sweep.datasets)} datasets" if place == AVERAGE else dataset_name(place),
+        seeds=f"{seeds} seed{'s' * (seeds > 1)}",
+        shots=f"{shots} images per class" if shots else "all training images",
+    )
 
 
 def _draw(axes: "Axes", frame: pd.DataFrame) -> None:
     for place, row in frame.iterrows():
         colour, marker, _ = looks.method_look(str(row["method"]))
         stands_out = row["method"] == looks.STANDS_OUT
-        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=2.4 if stands_out else 1.6)
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.4 if stands_out else 1.6)
         axes.plot(row["value"], place, marker, color=colour, markersize=7 if stands_out else 6)
         texts = f"{row['value']:+.1f}", f"{row['parameters']:,}"
         for x, text in zip(_COLUMNS, texts, strict=True):
             axes.text(x, place, text, transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8)
     for x, head in zip(_COLUMNS, ("gain", "parameters"), strict=True):
-        bold: dict[str, Any] = dict(va="center", ha="right", fontsize=8, weight="bold")
-        axes.text(x, -0.85, head, transform=axes.get_yaxis_transform(), **bold)
+        transform = axes.get_yaxis_transform()
+        axes.text(x, -0.85, head, transform=transform, va="center", ha="right", fontsize=8, weight="bold")
     for _, same in frame.groupby("parameters"):
         if len(same) > 1:
             axes.axhspan(same.index[0] - 0.44, same.index[-1] + 0.44, color="#F1F5F9", zorder=0)

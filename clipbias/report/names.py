@@ -27,7 +27,8 @@ def find_preset(method: str) -> "Preset | None":
 
 def method_name(method: str) -> str:
     """A method's name as readers know it; a user's own method keeps the name it was given, unless it has a label."""
-    preset, (base, comma, rate) = find_preset(method), method.partition(", rate ")
+    preset = find_preset(method)
+    base, comma, rate = method.partition(", rate ")
     return printable(base if preset is None else preset.label) + comma + printable(rate)
 
 

@@ -117,8 +117,8 @@ def _is(frame: pd.DataFrame, name: str, value: Any) -> "pd.Series[bool]":
 
 
 def _labelled(figure: "Figure") -> dict[str, Any]:
-    found = [axes.get_legend_handles_labels() for axes in figure.axes]
-    return {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
+    legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+    return {label: handle for handles, labels in legends for handle, label in zip(handles, labels, strict=True)}
 
 
 def _handle(look: Look) -> Any:
@@ -157,10 +157,10 @@ def lines(
       looks: by value of `hue`, in the order in which they are drawn: keywords of `Axes.plot`.
       dots: whether to draw each of these rows as a dot.
     """
-    for own, look in groups(part, hue, looks):
-        if dots and own[x].duplicated().any():
-            axes.plot(own[x], own["value"], "o", color=look["color"], ms=3, alpha=0.45, mew=0)
-        mean = own.groupby(x)[["value", "low", "high"]].mean()
+    for of_hue, look in groups(part, hue, looks):
+        if dots and of_hue[x].duplicated().any():
+            axes.plot(of_hue[x], of_hue["value"], "o", color=look["color"], ms=3, alpha=0.45, mew=0)
+        mean = of_hue.groupby(x)[["value", "low", "high"]].mean()
         if len(mean) > _CROWDED:
             axes.plot(mean.index, mean["value"], **{"linewidth": 1.0} | look)
             axes.fill_between(mean.index, mean["low"], mean["high"], color=look["color"], alpha=0.18, lw=0)
@@ -209,8 +209,8 @@ def bars(
     height = 0.78 / (len(present) if hue else 1)
     low, high = _limits(part, part[category].isin(loose))
     for _, row in part.iterrows():
-        own = [value for value in present if not hue or _has(part, category, row, hue, value)]
-        y = places[row[category]] + (height * (own.index(row[hue]) - (len(own) - 1) / 2) if hue else 0.0)
+        values = [value for value in present if not hue or _has(part, category, row, hue, value)]
+        y = places[row[category]] + (height * (values.index(row[hue]) - (len(values) - 1) / 2) if hue else 0.0)
         look = (
             {"linewidth": 0}
             | ({"color": colours[row[category]]} if colours else {})
@@ -219,8 +219,9 @@ def bars(
         value, *ends = (min(max(row[end], low), high) for end in ("value", "low", "high"))
         axes.barh(y, value, 0.9 * height, **look)
         if value != row["value"]:
-            mark: dict[str, Any] = {"color": "white", "weight": "bold", "ha": "center", "va": "center", "gid": "break"}
-            axes.text(value - np.sign(value) * 0.06 * (high - low), y, "//", fontsize=9, **mark)
+            x = value - np.sign(value) * 0.06 * (high - low)
+            mark = axes.text(x, y, "//", fontsize=9, color="white", weight="bold", ha="center", va="center")
+            mark.set_gid("break")
         else:
             _whiskers(axes, [value], [y], [ends[0]], [ends[1]], along="x", color="#374151", fmt="none")
             for end, name, marker in zip(ends, ("low", "high"), "<>", strict=True):
@@ -240,9 +241,11 @@ def _has(part: pd.DataFrame, category: str, row: pd.Series, hue: str, value: Any
 def _limits(part: pd.DataFrame, loose: "pd.Series[bool]") -> tuple[float, float]:
     """What bars and intervals span but for loose ones, which get some room where they go beyond."""
     ends = part.loc[~loose, ["value", "low", "high"]].to_numpy(float)
-    low, high = min(0.0, np.nanmin(ends, initial=0)), max(0.0, np.nanmax(ends, initial=0))
+    low = min(0.0, np.nanmin(ends, initial=0))
+    high = max(0.0, np.nanmax(ends, initial=0))
     room = 0.08 * (high - low or 1.0)
-    low, high = low - room * (low < 0), high + room * (high > 0 or low == 0)
+    high += room * (high > 0 or low == 0)
+    low -= room * (low < 0)
     beyond = part.loc[loose, "value"]
     span = 0.2 * (high - low)
     return min(low, -span) if (beyond < low).any() else low, max(high, span) if (beyond > high).any() else high

@@ -82,10 +82,10 @@ def environment_table(runs: Sequence[RunRecord]) -> Table:
 
 def difference_table(runs: Sequence[RunRecord]) -> Table | None:
     """The settings in which the runs' configurations differ, one row each; `None` where there are none."""
-    found = differences(runs)
-    rows = tuple(cells(key, *map(_setting, values)) for key, values in found.items())
+    settings = differences(runs)
+    rows = tuple(cells(key, *map(_setting, values)) for key, values in settings.items())
     columns = ("Setting", *(run.name for run in runs))
-    return Table("Settings that differ", "", columns, rows, words=range(len(columns))) if found else None
+    return Table("Settings that differ", "", columns, rows, words=range(len(columns))) if settings else None
 
 
 def render_runs(
@@ -106,12 +106,15 @@ def render_runs(
             "problems": list(problems),
         }
         return json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n"
-    made = [run_table(runs)] if runs or folders else []
+    if not runs and not folders:
+        return ""
+    tables = [run_table(runs)]
     for run in folders:
-        made += accuracies_of(run)
-    made += [environment_table(folders)] if runs or folders else []
-    made += [table for table in [difference_table(folders)] if len(folders) > 1 and table is not None]
-    return "\n\n".join(render(table, form) for table in made) + "\n" if made else ""
+        tables += accuracies_of(run)
+    tables.append(environment_table(folders))
+    if len(folders) > 1 and (table := difference_table(folders)) is not None:
+        tables.append(table)
+    return "\n\n".join(render(table, form) for table in tables) + "\n"
 
 
 def _means(run: RunRecord) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def accuracies_of(run: RunRecord) -> list[Table]:
     return [Table(f"Accuracies of {run.name}", caption, ("Method", "Accuracy"), rows)]
 
 
-def _has_many(accuracy: Any) -> bool:
+def _has_many(accuracy: object) -> bool:
     return isinstance(accuracy, list) and len(accuracy) > 4
 
 
@@ -164,8 +167,8 @@ def _with_error(value: Any, error: Any) -> str:
         return ", ".join(f"{key} {_with_error(one, known.get(key))}" for key, one in value.items()) or MISSING
     if isinstance(value, list) and value:
         return ", ".join(map(_with_error, value, error or [None] * len(value)))
-    told = in_words(value, "values", "{:.2f}")
-    return f"{told} ± {error:.2f}" if is_number(value) and is_number(error) else told
+    number = in_words(value, "values", "{:.2f}")
+    return f"{number} ± {error:.2f}" if is_number(value) and is_number(error) else number
 
 
 def duration(seconds: float | None) -> str:
@@ -189,11 +192,11 @@ def devices_words(devices: Sequence[str]) -> str:
     return ", ".join(f"{list(devices).count(kind)} x {kind}" for kind in kinds) or MISSING
 
 
-def _setting(value: Any) -> str:
+def _setting(value: object) -> str:
     return {"": "''", "[]": "()"}.get(str(value)) or in_words(value, "values")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """`value` in JSON's own types; numbers that are not finite become null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -49,17 +49,17 @@ class RunRecord:
     binary: str
     state: str
     method: Any = None
-    dataset: Any = None
-    shots: Any = None
-    seed: Any = None
-    learning_rate: Any = None
+    dataset: object = None
+    shots: object = None
+    seed: object = None
+    learning_rate: object = None
     accuracy: Any = None
     error: Any = None
-    parameters: Any = None
-    loss: Any = None
+    parameters: object = None
+    loss: object = None
     seconds: float | None = None
     waiting: float | None = None
-    validation: Any = None
+    validation: object = None
     rows: Sequence[Mapping[str, Any]] = ()
     started: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,16 +97,18 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         return _sweep(path, common, state, parts, cells=cells)
     if binary == "explain":
         return _study(path, common, state)
-    result: dict[str, Any] = dict(read_object(path / "result.json") or {})
+    result = read_object(path / "result.json") or {}
     last: Mapping[str, Any] = metrics[-1] if metrics else {}
     progress = f" at step {last['step']} of {last['steps']}" if last.get("steps") is not None else ""
     finished = bool(result) or (path / "predictions.json").exists()
-    settings: dict[str, Any] = {name: result.get(name, config.get(name)) for name in _DRAW}
     return [
         dataclasses.replace(
             common,
             state=state_in_words(path, state, finished=finished, progress=progress),
-            **settings,
+            method=result.get("method", config.get("method")),
+            dataset=result.get("dataset", config.get("dataset")),
+            shots=result.get("shots", config.get("shots")),
+            seed=result.get("seed", config.get("seed")),
             learning_rate=config.get("learning_rate") if binary == "train" else None,
             accuracy=result.get("accuracy"),
             error=_error(result),
@@ -159,10 +161,11 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
 
 def _error(result: Mapping[str, Any]) -> Any:
     """What the choice of test images makes of an accuracy, or of each of several."""
-    if several := result.get("accuracies"):
-        images = result.get("tested_images") or {}
-        return {name: binomial_error(value, images[name]) for name, value in several.items() if images.get(name)}
-    accuracy, images = result.get("accuracy"), result.get("images")
+    if accuracies := result.get("accuracies"):
+        counts = result.get("tested_images") or {}
+        return {name: binomial_error(value, counts[name]) for name, value in accuracies.items() if counts.get(name)}
+    accuracy = result.get("accuracy")
+    images = result.get("images")
     return binomial_error(accuracy, images) if accuracy is not None and images else None
 
 
@@ -173,27 +176,33 @@ def _sweep(
     rows = read_lines(folder / "results.jsonl", _ROW)
     if cells:
         return [_run(common, number, row) for number, row in enumerate(rows, start=1)]
-    wanted = common.environment.get("runs")  # known when runs on test images begin
+    expected = common.environment.get("runs")  # known when runs on test images begin
     failed = [row for row in rows if row["status"] != "ok"]
-    of = f" of {wanted}" if wanted else ""
-    progress, finished = f" after {len(rows) - len(failed)}{of} runs", len(rows) == wanted
+    of = f" of {expected}" if expected else ""
+    progress = f" after {len(rows) - len(failed)}{of} runs"
+    finished = len(rows) == expected
     if parts:
-        told, seconds = _parts(parts, finished=finished and not failed, progress=progress)
+        words, seconds = _parts(parts, finished=finished and not failed, progress=progress)
         common = dataclasses.replace(common, seconds=(common.seconds or 0) + seconds)
     else:
-        told = state_in_words(folder, state, finished=finished, progress=progress)
+        words = state_in_words(folder, state, finished=finished, progress=progress)
     if failed:
-        told += f"; {len(failed)}{of} runs failed: {failed[0].get('error')}"
-    values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
+        words += f"; {len(failed)}{of} runs failed: {failed[0].get('error')}"
     rates = {row["learning_rate"] for row in rows if row.get("learning_rate") is not None}
     waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
-    values |= {
-        "learning_rate": sorted(rates) or None,
-        "waiting": sum(waiting) / len(waiting) if waiting else None,
-        "validation": list(dict.fromkeys(row["validation"] for row in rows if row.get("validation"))),
-        "rows": rows,
-    }
-    return [dataclasses.replace(common, state=told, **values)]
+    record = dataclasses.replace(
+        common,
+        state=words,
+        method=_values(common.config, "methods"),
+        dataset=_values(common.config, "datasets"),
+        shots=_values(common.config, "shots"),
+        seed=_values(common.config, "seeds"),
+        learning_rate=sorted(rates) or None,
+        waiting=sum(waiting) / len(waiting) if waiting else None,
+        validation=list(dict.fromkeys(row["validation"] for row in rows if row.get("validation"))),
+        rows=rows,
+    )
+    return [record]
 
 
 def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:
@@ -204,27 +213,36 @@ def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str
         name: state_in_words(inside, state, finished=False)
         for inside, (name, state) in zip(parts, states.items(), strict=True)
     }
-    if finished and not any(told == "in progress" for told in words.values()):
+    if finished and "in progress" not in words.values():
         return "finished", seconds
     by_state: dict[str, list[str]] = {}
-    for name, told in words.items():
-        by_state.setdefault(told, []).append(name)
-    each = "; ".join(f"part{'s' * (len(names) > 1)} {', '.join(names)} {told}" for told, names in by_state.items())
+    for name, state_words in words.items():
+        by_state.setdefault(state_words, []).append(name)
+    each = "; ".join(
+        f"part{'s' * (len(names) > 1)} {', '.join(names)} {state_words}" for state_words, names in by_state.items()
+    )
     return f"{each}{progress}" if len(by_state) == 1 else f"{each};{progress}", seconds
 
 
 def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
     state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
-    names = (*_AXES.values(), "learning_rate", "parameters", "loss", "seconds", "validation")
-    values: dict[str, Any] = {name: row.get(name) for name in names}
-    values |= {"accuracy": row.get("accuracy", row.get("accuracies")), "error": _error(row)}
     return dataclasses.replace(
-        common, name=f"{common.name}#{number}", state=state, waiting=row.get("waiting_share"), **values
+        common,
+        name=f"{common.name}#{number}",
+        state=state,
+        waiting=row.get("waiting_share"),
+        accuracy=row.get("accuracy", row.get("accuracies")),
+        error=_error(row),
+        method=row.get("method"),
+        dataset=row.get("dataset"),
+        shots=row.get("shots"),
+        seed=row.get("seed"),
+        learning_rate=row.get("learning_rate"),
+        parameters=row.get("parameters"),
+        loss=row.get("loss"),
+        seconds=row.get("seconds"),
+        validation=row.get("validation"),
     )
-
-
-# What a sweep's configuration has several of, and what a run has one of.
-_AXES = {"methods": "method", "datasets": "dataset", "shots": "shots", "seeds": "seed"}
 
 
 def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
@@ -264,7 +282,7 @@ def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     flat = [dict(_flat(run.config)) for run in runs]
     keys = sorted({key for one in flat for key in one} - {"workdir"})
     values = {key: [one.get(key) for one in flat] for key in keys}
-    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+    return {key: of_runs for key, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -274,6 +292,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Whether a value read from JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import pandas as pd
 from clipbias.report import style
 from clipbias.report.looks import KINDS, STANDS_OUT
 from clipbias.report.names import base_name
-from clipbias.report.panels import panels
+from clipbias.report.panels import Look, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,10 +41,19 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         for title, colour, marker in KINDS.values():
-            own = part[part["kind"] == title]
-            if len(own):
-                look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "", "mec": "white", "mew": 0.5}
-                axes.plot(own[x], own[y], label=title, ms=5, **look)
+            of_kind = part[part["kind"] == title]
+            if len(of_kind):
+                axes.plot(
+                    of_kind[x],
+                    of_kind[y],
+                    label=title,
+                    color=colour,
+                    marker=marker,
+                    linestyle="",
+                    ms=5,
+                    mec="white",
+                    mew=0.5,
+                )
         if (part["panel"] == "paid").all():
             axes.set_xlim(part[x].min() / 2, part[x].max() * 3)
             style.log_scale(axes, "x")
@@ -85,7 +94,8 @@ def spread_markers(axes: "Axes") -> None:
     """Moves markers sideways by as many widths as it takes that none covers another."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    step, taken = MARKER * figure.dpi / 72, list[Place]()
+    step = MARKER * figure.dpi / 72
+    taken: list[Place] = []
     for line in axes.lines:
         moved = []
         for place in axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])):
@@ -99,7 +109,7 @@ def spread_markers(axes: "Axes") -> None:
         line.set_xdata(axes.transData.inverted().transform(moved)[:, 0])
 
 
-def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: Sequence[dict[str, Any]]) -> None:
+def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: Sequence[Look]) -> None:
     """Writes a name at each point, in the first place where it covers nothing; from afar with a line to its marker.
 
     Args:
@@ -110,20 +120,23 @@ def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: S
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    scale, to_axes = figure.dpi / 72, axes.transData.inverted()
-    places, labels = _marker_places(axes, points), []
-    centred: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 6.5}
+    scale = figure.dpi / 72
+    to_axes = axes.transData.inverted()
+    places = _marker_places(axes, points)
+    labels = []
     for name, place, look in zip(names, places, looks, strict=True):
         x, y = to_axes.transform(place)
-        labels.append(axes.annotate(name, (x, y), (0, 0), annotation_clip=False, **centred | look))
+        label = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", annotation_clip=False)
+        label.set(ha="center", va="center", fontsize=6.5, **look)
+        labels.append(label)
     extents = [label.get_window_extent() for label in labels]
     sizes = [(extent.width + 2 * scale, extent.height + scale) for extent in extents]
     frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
     # What is named first has the better place: several orders are tried.
     keys = (lambda i: places[i], lambda i: places[i][::-1], lambda i: sizes[i], lambda i: _crowd(places, i, 60 * scale))
     orders = [sorted(range(len(names)), key=key, reverse=back) for key in keys for back in (True, False)]
-    _, found = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=lambda one: one[0])
-    for index, (dx, dy, boxes) in found.items():
+    _, arranged = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=lambda one: one[0])
+    for index, (dx, dy, boxes) in arranged.items():
         labels[index].set_position((dx / scale, dy / scale))
         if len(boxes) > 1:
             ends = to_axes.transform([places[index], _nearest(places[index], boxes[0])])
@@ -143,30 +156,34 @@ def _arranged(
       How bad it is: what is covered, and how far names are from their markers; and by name the shift of its middle
       from its marker in pixels, its box, and small pieces of the line to the marker, if it has one.
     """
-    half, total = MARKER * scale / 2, 0.0
+    half = MARKER * scale / 2
+    total = 0.0
     markers = [(x - half, y - half, x + half, y + half) for x, y in places]
-    taken, arranged = list[Box](), dict[int, tuple[float, float, list[Box]]]()
+    taken: list[Box] = []
+    arranged: dict[int, tuple[float, float, list[Box]]] = {}
     for index in order:
-        (x, y), (width, height) = places[index], sizes[index]
+        x, y = places[index]
+        width, height = sizes[index]
         others = np.array([*taken, *markers[:index], *markers[index + 1 :], (0, 0, 0, 0)])
         best: tuple[float, float, float, list[Box]] | None = None
         for reach, (right, up) in itertools.product(_REACHES, _DIRECTIONS):
             dx = (reach * scale + half) * right + width / 2 * np.sign(right)
             dy = (reach * scale + half) * up + height / 2 * np.sign(up)
             box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
-            found = [box, *(_line((x, y), box, scale) if reach > _BESIDE else ())]
-            covered = 1e5 * _meetings(np.array(found), others)
+            line = _line((x, y), box, scale) if reach > _BESIDE else []
+            covered = 1e5 * _meetings(np.array([box, *line]), others)
             covered += 1e6 * (box[0] < frame[0] or box[1] < frame[1])
             covered += 1e6 * (box[2] > frame[2] or box[3] > frame[3])
-            if len(found) == 1:  # clearly nearest to its own marker, or a reader takes it for another's
+            if not line:  # clearly nearest to its own marker, or a reader takes it for another's
                 clear = math.dist((x, y), _nearest((x, y), box)) + 4 * scale
                 covered += 1e5 * (sum(math.dist(other, _nearest(other, box)) < clear for other in places) - 1)
             if best is None or covered + reach**1.5 < best[0]:
-                best = (covered + reach**1.5, dx, dy, found)
+                best = (covered + reach**1.5, dx, dy, [box, *line])
             if covered == 0:
                 break
         assert best is not None
-        total, arranged[index] = total + best[0], best[1:]
+        total += best[0]
+        arranged[index] = best[1:]
         taken += best[3]
     return total, arranged
 
@@ -175,11 +192,11 @@ def _marker_places(axes: "Axes", points: np.ndarray) -> list[Place]:
     """Where the markers of points stand in pixels: those of their height that are nearest."""
     drawn = [axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])) for line in axes.lines]
     left = [(float(x), float(y)) for x, y in np.concatenate(drawn)]
-    found = []
+    places = []
     for x, y in axes.transData.transform(points):
-        found.append(min(left, key=lambda place: (abs(place[1] - y) > 0.01, abs(place[0] - x))))
-        left.remove(found[-1])
-    return found
+        places.append(min(left, key=lambda place: (abs(place[1] - y) > 0.01, abs(place[0] - x))))
+        left.remove(places[-1])
+    return places
 
 
 def _nearest(point: Place, box: Box) -> Place:
@@ -189,7 +206,8 @@ def _nearest(point: Place, box: Box) -> Place:
 
 def _line(point: Place, box: Box, width: float) -> list[Box]:
     """The line from a marker to a name's box, but for its ends, in small pieces."""
-    end, half = _nearest(point, box), width / 2
+    end = _nearest(point, box)
+    half = width / 2
     steps = [
         (point[0] + t * (end[0] - point[0]), point[1] + t * (end[1] - point[1])) for t in np.linspace(0.1, 0.9, 12)
     ]
@@ -198,5 +216,6 @@ def _line(point: Place, box: Box, width: float) -> list[Box]:
 
 def _meetings(some: np.ndarray, others: np.ndarray) -> int:
     """How many pairs of boxes overlap."""
-    low, high = some[:, None, :2] < others[:, 2:], others[:, :2] < some[:, None, 2:]
+    low = some[:, None, :2] < others[:, 2:]
+    high = others[:, :2] < some[:, None, 2:]
     return int((low & high).all(-1).sum())

@@ -38,8 +38,7 @@ def render_tables(
     made = make_tables(sweep) if tables is None else tables
     failures = [*map(failure_line, sweep.failures)]
     if form == "html":
-        content = {"svg": figure_svg, "tables": made, "failures": failures, "empty": _EMPTY}
-        return pages.render("tables", title="Table 1", **content)
+        return pages.render("tables", title="Table 1", svg=figure_svg, tables=made, failures=failures, empty=_EMPTY)
     parts = [render(table, form) for table in made] or [_EMPTY]
     if form == "latex":
         parts = ["% Needs \\usepackage{booktabs}, and \\usepackage{graphicx} for wide tables.", *parts]
@@ -49,7 +48,9 @@ def render_tables(
         failures = ["### Failed runs" if form == "markdown" else "Failed runs", *(f"- {escaped(x)}" for x in failures)]
     if form == "text" and any(table.bold for table in made):
         parts.append(f"* {BOLD.removeprefix('Bold: ')} ± is one standard error.")
-    return "\n\n".join([*parts, *["\n".join(failures)] * bool(failures)]) + "\n"
+    if failures:
+        parts.append("\n".join(failures))
+    return "\n\n".join(parts) + "\n"
 
 
 def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
@@ -62,7 +63,8 @@ def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")
-    gains, tables = gain_figure(sweep), make_tables(sweep)
+    gains = gain_figure(sweep)
+    tables = make_tables(sweep)
     figure = accuracy_figure(sweep) if gains is None or len(sweep.shots) > 1 else gains.figure
     for form, name in FILES.items():
         write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))
@@ -88,10 +90,10 @@ def check_policies(rows: Sequence[Row]) -> None:
     """
     used = {str(row["validation"]): row for row in rows if row.get("validation") not in (None, "none")}
     if len(used) > 1:
-        told = " and ".join(f"{policy!r} ({row['method']} on {row['dataset']})" for policy, row in sorted(used.items()))
+        names = (f"{policy!r} ({row['method']} on {row['dataset']})" for policy, row in sorted(used.items()))
         raise ClipbiasError(
-            f"the results follow two validation policies, {told}; one table may not mix them. Give datasets of one "
-            "policy, or leave --config.learning_rates and --config.rates_file empty."
+            f"the results follow two validation policies, {' and '.join(names)}; one table may not mix them. Give "
+            "datasets of one policy, or leave --config.learning_rates and --config.rates_file empty."
         )
 
 
