@@ -28,8 +28,6 @@ _UNSET = re.compile(r"--?config\.([^=]+)=None")
 _WORDS = "the words nearest to learned prompts are a section of every study"
 GONE = {
     "most_classes": "there is no setting most_classes any more: `draw` shows the first twelve classes.",
-    "nearest_words": f"there is no setting nearest_words any more: {_WORDS}, five of each prompt.",
-    "deeper_words": f"there is no setting deeper_words any more: {_WORDS}.",
     "project_change": f"there is no setting project_change any more: {_WORDS}.",
 }
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")

@@ -67,6 +67,12 @@ class StudyOptions:
         0, "First layer of relevancy: 0 all layers, -1 the last alone."
     )
     prompt: Count | None = setting(None, "Prompt of Fig. 6, from 0; None takes the mean over the prompts.")
+    nearest_words: Positive = setting(5, "Nearest words of each text prompt.")
+    deeper_words: bool = setting(
+        False,
+        "Also the words of deeper prompts: a pass of the text tower over the vocabulary for each, which all adapters "
+        "share. Four prompts of ViT-B/16 take about five minutes on two cores.",
+    )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")
     seed: Count = setting(0, "Of the random order that faithfulness compares with, and of the control's prompts.")

@@ -17,6 +17,7 @@ from clipbias.explain import (
     factorial_section,
     faithfulness_section,
     picture_sections,
+    words_section,
 )
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.model import Model
@@ -47,6 +48,7 @@ COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "faithfulness": faithfulness_section.compute_faithfulness,
     "examples": picture_sections.compute_examples,
     "explore": explore_section.compute_explore,
+    "words": words_section.compute_words,
 }
 
 

@@ -36,6 +36,7 @@ from clipbias.report.verdict_tables import (
     why_no_constants,
     why_no_effects,
 )
+from clipbias.report.word_table import word_remarks, word_table
 
 REPORT, FIGURES = "report.html", "figures"
 
@@ -86,6 +87,10 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         pictures = [pages.save_picture(each, output / FIGURES) for draw in draws for each in _listed(draw(study))]
         areas = area_table(study) if name == "faithfulness" and pictures else None
         sections.append(pages.Section(title, name, pictures, [areas] if areas else []))
+    words = word_table(study)
+    sections.append(
+        pages.Section("Nearest words", "nearest", tables=[words] if words else [], remarks=word_remarks(study))
+    )
     drawn = {section.identifier for section in sections if not section.is_empty}
     sections.append(
         pages.Section(

@@ -37,11 +37,14 @@ from clipbias.explain.results import (
     MapCurves,
     MeanErrors,
     MeasuredBias,
+    Missing,
     ModelFacts,
     ModelFaithfulness,
+    ModelWords,
     ParameterCount,
     PerturbationCurve,
     Predictions,
+    PromptWords,
     RandomPrompts,
     Relevancy,
     RelevancyGroup,
@@ -92,7 +95,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     sections |= {"similarity": study.similarity(pictures), "decomposition": study.decomposition()}
     sections |= {"factorial": study.factorial(), "constants": study.constants()}
     sections |= {"faithfulness": study.faithfulness(), "examples": study.examples(pictures)}
-    sections |= {"explore": study.explore(4 * pictures)}
+    sections |= {"explore": study.explore(4 * pictures), "words": study.words()}
     return conclude_study(StudyResults(**facts, **sections))
 
 
@@ -447,6 +450,18 @@ class _Builder:
             names=tuple(f"test/{number:04d}.png" for number in numbers),
             models=results,
         )
+
+    def words(self):
+        """Of contexts alone; bias tuning has none."""
+        results = {}
+        for model in self.models[1:]:
+            prompts = []
+            for number in range(model.text_prompts):
+                distances = tuple(np.sort(self.draw.uniform(0.1, 0.4, 2)).tolist())
+                prompts.append(PromptWords(0, number, None, (7, 9), ("photo", "tex-"), distances, 0.5))
+            remark = "The words of deeper prompts were not requested; --config.deeper_words has them."
+            results[model.key] = ModelWords(tuple(prompts), remark) if prompts else Missing("There are no prompts.")
+        return results
 
     def explored(self, model, count, pairs):
         slots = model.vision_prompts

@@ -356,8 +356,9 @@ def test_what_was_not_computed_is_not_drawn(draw):
 def smallest():
     """A study of one tuned model of one layer and one head."""
     results = synthetic_results(layers=1, heads=1, grid=2, image_size=8, pictures=1)
-    for name in ("relevancy", "text_attention", "vision_attention"):
-        getattr(results, name).pop("bias")
+    sections = (results.relevancy, results.text_attention, results.vision_attention)
+    for models in (*sections, results.faithfulness.models, results.examples.models):
+        models.pop("bias")
     return dataclasses.replace(results, models=results.models[:2])
 
 

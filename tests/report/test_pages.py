@@ -79,7 +79,7 @@ def test_everything_after_the_first_page_is_folded(whole):
     page, path, *_ = whole
     assert page.folded == [
         *("effects", "constants", "words", "explore", "classes", "decomposition", "relevancy"),
-        *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "config"),
+        *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "nearest", "config"),
     ]
     assert page.unfolded == []
     shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))

@@ -48,7 +48,9 @@ from .maps import LayerErrors as LayerErrors
 from .maps import MapCurves as MapCurves
 from .maps import MeanErrors as MeanErrors
 from .maps import ModelFaithfulness as ModelFaithfulness
+from .maps import ModelWords as ModelWords
 from .maps import PerturbationCurve as PerturbationCurve
+from .maps import PromptWords as PromptWords
 from .maps import Relevancy as Relevancy
 from .maps import RelevancyGroup as RelevancyGroup
 from .maps import RelevancyText as RelevancyText

@@ -370,6 +370,35 @@ class ExploredModel:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptWords:
+    """The vocabulary's tokens nearest to a learned text prompt, nearest first.
+
+    Attributes:
+      layer: 0 in the space of token embeddings, others in that of the layer's input (`words`).
+      class_name: of a context of one class.
+      words: readable tokens.
+      distances: Euclidean.
+      mean_distance: to the whole vocabulary.
+    """
+
+    layer: int
+    prompt: int
+    class_name: str | None
+    ids: tuple[int, ...]
+    words: tuple[str, ...]
+    distances: tuple[float, ...]
+    mean_distance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelWords:
+    """The words of a model's prompts; `remark` says why deeper ones have none."""
+
+    prompts: tuple[PromptWords, ...]
+    remark: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Exploration:
     """Images that a reader of the report chooses among.
 

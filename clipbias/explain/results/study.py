@@ -23,6 +23,7 @@ from clipbias.explain.results.maps import (
     Examples,
     Exploration,
     Faithfulness,
+    ModelWords,
     Relevancy,
     Similarity,
     TextAttention,
@@ -41,6 +42,7 @@ SECTIONS = (
     "faithfulness",
     "examples",
     "explore",
+    "words",
     "verdict",
 )
 T = TypeVar("T")
@@ -83,6 +85,7 @@ class StudyResults:
     faithfulness: Faithfulness | None = None
     examples: Examples | None = None
     explore: Exploration | None = None
+    words: dict[str, ModelWords | Missing] | None = None
     verdict: tuple[Verdict, ...] | None = None
     methods: tuple[MethodResult, ...] = ()
     answer: Answer | None = None
