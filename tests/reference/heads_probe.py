@@ -23,11 +23,6 @@ STEPS = 8
 Fitted = tuple[np.ndarray, np.ndarray]  # W [C, d] and b [C]
 
 
-def validation_shots(shots: int) -> int:
-    """Validation images per class: 1, 2, 4, 4, 4 for 1, 2, 4, 8, 16 shots."""
-    return min(shots, 4)
-
-
 def logits(*, features: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """`f Wᵀ + b` on raw features, [B, d] -> [B, C]."""
     return heads.double(features) @ heads.double(weight).T + bias

@@ -105,8 +105,3 @@ def warmed_cosine_rates(rate: float, epochs: int, warm: float = 1e-5) -> np.ndar
     """[epochs], one per epoch: `warm` in epoch 0, then `rate (1 + cos(π (e - 1) / epochs)) / 2`."""
     later = rate * (1 + np.cos(np.pi * np.arange(epochs - 1) / epochs)) / 2
     return np.concatenate([[warm], later])
-
-
-def batches_per_epoch(rows: int, batch: int) -> int:
-    """Full batches only, but one where there is none: the last incomplete batch is dropped if a full one exists."""
-    return max(1, rows // batch)

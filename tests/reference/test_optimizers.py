@@ -1,7 +1,6 @@
 """The reference's optimisers and schedules, against steps done by hand."""
 
 import numpy as np
-import pytest
 
 from tests.reference import optimizers
 
@@ -44,8 +43,3 @@ def test_schedules():
     epochs = optimizers.warmed_cosine_rates(0.0025, 10)
     np.testing.assert_allclose(epochs[[0, 1, 2, 3, 9]], [1e-5, 0.0025, 0.0024388, 0.0022613, 0.00023873], rtol=2e-5)
     assert len(epochs) == 10
-
-
-@pytest.mark.parametrize(("rows", "batch", "count"), [(5, 8, 1), (8, 8, 1), (15, 8, 1), (16, 8, 2)])
-def test_only_full_batches_count_if_there_is_one(rows, batch, count):
-    assert optimizers.batches_per_epoch(rows, batch) == count
