@@ -126,9 +126,9 @@ def gather(value: Any) -> list[Any]:
         return [value]
     from jax.experimental import multihost_utils
 
-    own = json.dumps(value).encode()
-    room = _room(int(np.max(multihost_utils.process_allgather(np.int32(len(own))))))
-    rows = multihost_utils.process_allgather(np.frombuffer(own.ljust(room), np.uint8))
+    encoded = json.dumps(value).encode()
+    room = _room(int(np.max(multihost_utils.process_allgather(np.int32(len(encoded))))))
+    rows = multihost_utils.process_allgather(np.frombuffer(encoded.ljust(room), np.uint8))
     return [json.loads(row.tobytes()) for row in np.asarray(rows)]
 
 
@@ -138,9 +138,9 @@ def from_first(decide: Callable[[], Any]) -> Any:
         return decide()
     from jax.experimental import multihost_utils
 
-    own = json.dumps(decide()).encode() if is_first() else b""
-    room = _room(int(multihost_utils.broadcast_one_to_all(np.int32(len(own)))))
-    padded = np.frombuffer(own.ljust(room), np.uint8)
+    encoded = json.dumps(decide()).encode() if is_first() else b""
+    room = _room(int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded)))))
+    padded = np.frombuffer(encoded.ljust(room), np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 

@@ -33,9 +33,9 @@ from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import describe, open_topology
 from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.group import Row, make_job
+from clipbias.training.group import make_job
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
-from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, part_of
+from clipbias.training.spec import TEST, VALIDATION, Group, Row, RunSpec, make_groups, part_of
 from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import note_model, open_workdir

@@ -99,8 +99,8 @@ class Topology:
 
     def __str__(self) -> str:
         hosts = len({device.process_index for device in self.devices})
-        several = f" on {hosts} hosts" if hosts > 1 else ""
-        return f"{self.name}, {len(self.devices)} x {self.chip.title}{several}"
+        where = f" on {hosts} hosts" if hosts > 1 else ""
+        return f"{self.name}, {len(self.devices)} x {self.chip.title}{where}"
 
     @property
     def compiler(self) -> str:
@@ -129,16 +129,16 @@ def traced_for(target: Target) -> Iterator[None]:
     answers: dict[str, Callable[..., Any]] = {
         "check_cudnn_version": lambda: _CUDNN_VERSION,
         "check_compute_capability": lambda least: target.capability >= float(least),
-        "is_cuda_compute_capability_equal": lambda asked: target.capability == float(asked),
+        "is_cuda_compute_capability_equal": lambda capability: target.capability == float(capability),
     }
-    own = {name: getattr(checks, name) for name in answers if target.capability}
+    originals = {name: getattr(checks, name) for name in answers if target.capability}
     token = AWAY.set(target)
     try:
-        for name in own:
+        for name in originals:
             setattr(checks, name, answers[name])
         yield
     finally:
-        for name, check in own.items():
+        for name, check in originals.items():
             setattr(checks, name, check)
         AWAY.reset(token)
 
@@ -168,9 +168,10 @@ def open_topology(name: str) -> Topology:
         options = {"platform": "cuda", "topology": form, "target_config": _H100}
     else:
         # libtpu would ask the cloud's metadata service for these, and wait. Any number of processes may compile.
-        given = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
-        for variable, value in (given | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
-            os.environ.setdefault(variable, value)
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         options = {"platform": "tpu", "topology_name": name}
     from jax.experimental import topologies
 
@@ -271,8 +272,8 @@ def exchanges(program: str) -> list[Exchange]:
             looped.add(name)
             called = " ".join(_CALLED.findall("\n".join(computations[name])))
             waiting += re.findall(r"[\w.-]+", called)
-    found = ((name, _EXCHANGE.search(line)) for name, each in computations.items() for line in each)
-    return [Exchange(one[2], _result_bytes(*one.groups()), name in looped) for name, one in found if one]
+    matches = ((name, _EXCHANGE.search(line)) for name, each in computations.items() for line in each)
+    return [Exchange(match[2], _result_bytes(*match.groups()), name in looped) for name, match in matches if match]
 
 
 def _result_bytes(result: str, kind: str, start: str | None) -> int:
@@ -286,14 +287,18 @@ def _result_bytes(result: str, kind: str, start: str | None) -> int:
     return sum(sizes)
 
 
-def describe_exchanges(found: Sequence[Exchange]) -> str:
+def describe_exchanges(exchanges: Sequence[Exchange]) -> str:
     """Such as "4 all-reduces of 1.2 MB, none in a loop", with the bytes of all of a kind."""
-    if not found:
+    if not exchanges:
         return "nothing exchanged"
-    counts = collections.Counter(one.kind for one in found)
+    counts = collections.Counter(exchange.kind for exchange in exchanges)
     parts = [
-        f"{count} {kind}{'s' if count > 1 else ''} of {format_bytes(sum(e.bytes for e in found if e.kind == kind))}"
+        f"{count} {kind}{'s' if count > 1 else ''} of {format_bytes(_total_bytes(exchanges, kind))}"
         for kind, count in counts.items()
     ]
-    looped = sum(one.looped for one in found)
+    looped = sum(exchange.looped for exchange in exchanges)
     return f"{' and '.join(parts)}, {looped or 'none'} in a loop"
+
+
+def _total_bytes(exchanges: Sequence[Exchange], kind: str) -> int:
+    return sum(exchange.bytes for exchange in exchanges if exchange.kind == kind)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Protocol, cast
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ from clipbias.tuning.recipe import Recipe
 class RunBatches(Iterator[Batch]):
     """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
 
-    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same. `R` is filled up,
-    too (`mesh.filled`). Each process makes what lies on its devices. Runs with the same images and the same seed, which
+    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same. `R` is padded
+    too (`mesh.padded`). Each process makes what lies on its devices. Runs with the same images and the same seed, which
     differ in their learning rates, see the same pixels: these are made, kept and sent to the devices once, and copied
     there for the step that takes them.
     """
@@ -93,7 +93,7 @@ class RunBatches(Iterator[Batch]):
 
     def computes(self, values: jax.Array) -> None:
         """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
-        self._busy.values = values
+        self._busy.values = cast(_Readiness, values)
 
     def skipped(self) -> tuple[int, ...]:
         """How many training images of each run some process could not read and has masked. All must call this."""
@@ -110,10 +110,16 @@ class RunBatches(Iterator[Batch]):
         self._ahead.close()
 
 
+class _Readiness(Protocol):
+    """What `jax.Array` has, though its type lacks it."""
+
+    def is_ready(self) -> bool: ...
+
+
 class _Busy:
     """Whether devices still compute."""
 
-    values: Any = None  # a `jax.Array`
+    values: _Readiness | None = None
 
     def __call__(self) -> bool:
         return self.values is not None and not self.values.is_ready()
@@ -142,8 +148,8 @@ class _Stacked:
         first, pieces = self.sources[0], list[Callable[[], None]]()
         batch = first.empty(len(self.sources), more=-first.shape[0] % self.multiple)
         for place, source in enumerate(self.sources):
-            own = {name: values[place] for name, values in batch.items()}
-            pieces += [functools.partial(source.fill, own, number, rows) for rows in source.pieces]
+            of_source = {name: values[place] for name, values in batch.items()}
+            pieces += [functools.partial(source.fill, of_source, number, rows) for rows in source.pieces]
         return pieces, functools.partial(self.finish, batch)
 
     def finish(self, batch: Batch) -> Batch:
@@ -168,5 +174,6 @@ class _Stacked:
 @functools.lru_cache(maxsize=16)
 def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
     """The program from `[S, B, …]` on all devices along the `run` axis to `[R, B, …]`, where each has its own runs."""
-    chosen, where = np.asarray(of_runs), meshes.sharding(mesh, (len(of_runs), 1), meshes.RUN, meshes.DATA)
-    return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[chosen], batch), out_shardings=where)
+    sources = np.asarray(of_runs)
+    sharding = meshes.sharding(mesh, (len(of_runs), 1), meshes.RUN, meshes.DATA)
+    return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)

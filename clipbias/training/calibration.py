@@ -76,8 +76,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             z = np.asarray(logits[start : start + _ROWS], np.float64)
             z = z - z.max(1, keepdims=True)
             weights = np.exp(z * np.exp(-log_temperature))
-            own = z[np.arange(len(z)), labels[start : start + _ROWS]]
-            total += float(((weights * z).sum(1) / weights.sum(1) - own).sum())
+            of_label = z[np.arange(len(z)), labels[start : start + _ROWS]]
+            total += float(((weights * z).sum(1) / weights.sum(1) - of_label).sum())
         return total
 
     low, high = np.log(COLDEST), np.log(HOTTEST)
@@ -97,10 +97,10 @@ def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str,
             f"adaptive_ece{suffix}": 100 * adaptive_calibration_error(sure, outcome.correct),
         }
 
-    found = errors(outcome.doubt, "")
+    results = errors(outcome.doubt, "")
     if outcome.doubt_at is not None and temperature is not None:
-        found |= {"temperature": temperature, **errors(outcome.doubt_at, "_at_temperature")}
-    return found
+        results |= {"temperature": temperature, **errors(outcome.doubt_at, "_at_temperature")}
+    return results
 
 
 def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray) -> float:
@@ -111,11 +111,11 @@ def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.nd
 
 
 def false_positive_rate(
-    inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, kept: float = 0.95
+    inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, accepted: float = 0.95
 ) -> float:
-    """The share of images outside whose score is not below the highest threshold that keeps `kept` of those inside."""
+    """The share of outside images that pass the highest threshold which a share `accepted` of inside images passes."""
     ordered = np.sort(inside)[::-1]
-    threshold = ordered[int(np.ceil(kept * len(ordered) - 1e-9)) - 1]
+    threshold = ordered[int(np.ceil(accepted * len(ordered) - 1e-9)) - 1]
     return float((np.asarray(outside) >= threshold).mean())
 
 

@@ -40,7 +40,7 @@ class Checkpoints:
         """The latest checkpoint.
 
         Args:
-          like: a state with the shapes and types wanted.
+          like: a state with the shapes and types shapes.
 
         Returns:
           Its step, state, as arrays on the host, and losses; `None` if there is no checkpoint.
@@ -52,15 +52,15 @@ class Checkpoints:
         step = hosts.from_first(lambda: None if latest is None else latest.step)  # not all hosts may see it yet
         if step is None:
             return None
-        wanted = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named(like).items()}
+        shapes = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named(like).items()}
         with self._explained(f"read the checkpoint of step {step}"):
-            loaded = self._checkpointer.load(step, wanted)
+            loaded = self._checkpointer.load(step, shapes)
             losses = self._checkpointer.metadata(step).custom_metadata["losses"]
-            found = {name: np.asarray(loaded[name]) for name in wanted}
-            for name, leaf in found.items():
-                if (leaf.shape, leaf.dtype) != (wanted[name].shape, wanted[name].dtype):
-                    raise ValueError(f"{name} has the shape {leaf.shape}, not {wanted[name].shape}")
-        return step, jax.tree.unflatten(jax.tree.structure(like), found.values()), losses
+            arrays = {name: np.asarray(loaded[name]) for name in shapes}
+            for name, leaf in arrays.items():
+                if (leaf.shape, leaf.dtype) != (shapes[name].shape, shapes[name].dtype):
+                    raise ValueError(f"{name} has the shape {leaf.shape}, not {shapes[name].shape}")
+        return step, jax.tree.unflatten(jax.tree.structure(like), arrays.values()), losses
 
     def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
         """Starts saving `state` as of `step`, once the save before it is on disk.
@@ -75,10 +75,10 @@ class Checkpoints:
         """
         # Copies: the next step may write into the memory of those on a device.
         named = {name: np.array(leaf, order="C") for name, leaf in _named(device_get(state)).items()}
-        told = {"losses": [float(loss) for loss in losses]}
+        metadata = {"losses": [float(loss) for loss in losses]}
         with self._explained("save a checkpoint"):
             self._checkpointer.wait()
-            self._checkpointer.save_async(step, named, force=True, custom_metadata=told)
+            self._checkpointer.save_async(step, named, force=True, custom_metadata=metadata)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk. Raises `ClipbiasError` if it could not be written."""
@@ -96,9 +96,9 @@ class Checkpoints:
             yield
         except Exception as error:  # orbax wraps errors of the disk in its own
             words = re.search(r": ([^:\[]+?) \[os_error_code", f"{error} {error.__cause__}")
-            said = words[1] if words else (str(error) or type(error).__name__).splitlines()[0]
+            reason = words[1] if words else (str(error) or type(error).__name__).splitlines()[0]
             raise ClipbiasError(
-                f"cannot {what} in {self._folder}: {said}; see to the disk and run the same command again, or remove "
+                f"cannot {what} in {self._folder}: {reason}; see to the disk and run the same command again, or remove "
                 "that folder to start anew."
             ) from error
 

@@ -1,7 +1,6 @@
 """Top-1 accuracy and calibration of one set of learnables on a split."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.calibration import detection
 from clipbias.training.evaluator import Evaluator, score
 from clipbias.training.outcomes import make_evaluation
+from clipbias.training.spec import Row
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 
@@ -30,7 +30,7 @@ def evaluate(
     validation: Split | None = None,
     outside: Split | None = None,
     save: Callable[[np.ndarray], None] = lambda predicted: None,
-) -> dict[str, Any]:
+) -> Row:
     """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
 
     Args:

@@ -27,6 +27,7 @@ from clipbias.training.outcomes import (
     outcomes,
     text_features,
 )
+from clipbias.training.spec import Row
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
@@ -207,7 +208,7 @@ class Evaluator:
         ]
         return results, fitted
 
-    def validate(self, static: EvalStatic, inputs: EvalInputs) -> list[dict[str, int | float]]:
+    def validate(self, static: EvalStatic, inputs: EvalInputs) -> list[Row]:
         """How well each run does on these images, to select one by; arguments as in `outcomes`.
 
         Returns:
@@ -253,9 +254,7 @@ class Evaluator:
         _check_finite(scores)
         return [fit_temperature(of_run, labels[read]) for of_run in scores]
 
-    def accuracy(
-        self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None
-    ) -> list[dict[str, Any]]:
+    def accuracy(self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None) -> list[Row]:
         """Top-1 accuracy in percent of each run, with the counts behind it; arguments as in `outcomes`.
 
         Returns:
@@ -290,7 +289,7 @@ def _check_finite(logits: np.ndarray) -> None:
         )
 
 
-def score(outcome: Outcome, temperature: float | None) -> dict[str, Any]:
+def score(outcome: Outcome, temperature: float | None) -> Row:
     """Top-1 accuracy in percent with the counts behind it, and how well calibrated the confidence is."""
     correct, images = int(outcome.correct.sum()), len(outcome.correct)
     # A rounding error of a device is no difference between two runs.

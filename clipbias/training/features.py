@@ -200,7 +200,7 @@ class FeatureBatches(Iterator[Batch]):
           readable: of each run, bool `[N]`, which images could be read; the others are masked. `None` where all could.
         """
         self._features, self._labels, self._seeds, self._recipe = features, labels, seeds, recipe
-        self._readable = [np.ones(len(one), bool) for one in labels] if readable is None else readable
+        self._readable = [np.ones(len(of_run), bool) for of_run in labels] if readable is None else readable
         self._mesh, self._pooled, self._step = mesh, pooled, start_step
 
     def __next__(self) -> Batch:

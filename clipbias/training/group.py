@@ -5,7 +5,6 @@ to the last bit.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -16,7 +15,7 @@ from clipbias.training.job import Logging, Run, TrainJob, TrainResult
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.score import merge_scores, score_test, score_validation
-from clipbias.training.spec import TEST, Group, RunSpec
+from clipbias.training.spec import TEST, Group, Row, RunSpec
 from clipbias.training.stages import train_job
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.sweep_paths import SweepPaths
@@ -25,7 +24,6 @@ from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.learnables import select_run
 from clipbias.tuning.recipe import Recipe
 
-Row = dict[str, Any]
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 

@@ -3,8 +3,8 @@
 `data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights
 are on every device. The same code runs on one CPU, one GPU, several, and a pod.
 
-Several runs whose number is not a multiple of `run` are filled up with copies of the last one, which are computed
-beside the others and dropped. What is kept of them, checkpoints too, has the same shapes on every mesh.
+Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints leave the copies out, so
+they have the same shapes on every mesh.
 """
 
 import dataclasses
@@ -24,8 +24,12 @@ from clipbias.errors import ClipbiasError
 
 RUN = "run"
 
+# Dictionaries, tuples and dataclasses of arrays, or of shapes in their place.
+Tree = Any
+Leaf = Any
 
-def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Any = None) -> Mesh:
+
+def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges the devices as `[run, data]`; `None` takes all that are left.
 
     Every process holds a part of every run where `run` divides its devices: they then share the decoding of images that
@@ -35,12 +39,12 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Any = No
       ClipbiasError: the devices cannot be divided that way.
     """
     devices = list(jax.devices() if devices is None else devices)
-    own: dict[int, list[Any]] = {}
+    by_process: dict[int, list[jax.Device]] = {}
     for device in devices:
-        own.setdefault(device.process_index, []).append(device)
-    each = min(map(len, own.values()))
+        by_process.setdefault(device.process_index, []).append(device)
+    each = min(map(len, by_process.values()))
     for part in range(each, 0, -1):
-        total = part * len(own)
+        total = part * len(by_process)
         rows = total // max(data or 1, 1) if run is None else run
         columns = total // max(rows, 1) if data is None else data
         shared = rows > 0 and part % rows == 0
@@ -48,18 +52,18 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Any = No
         if rows * columns == total and (shared or whole):
             break
     else:
-        raise ClipbiasError(_no_mesh(run, data, each, len(own)))
+        raise ClipbiasError(_no_mesh(run, data, each, len(by_process)))
     if total < len(devices) and None in (run, data):
         logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)
-    grid = np.asarray([row[:part] for _, row in sorted(own.items())], dtype=object)
+    grid = np.asarray([row[:part] for _, row in sorted(by_process.items())], dtype=object)
     if shared:
-        grid = grid.reshape(len(own), rows, part // rows).transpose(1, 0, 2)
+        grid = grid.reshape(len(by_process), rows, part // rows).transpose(1, 0, 2)
     return Mesh(grid.reshape(rows, columns), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _no_mesh(run: int | None, data: int | None, each: int, several: int) -> str:
-    """Why devices cannot be arranged, `each` of `several` processes having so many of them."""
-    count = each * several
+def _no_mesh(run: int | None, data: int | None, each: int, processes: int) -> str:
+    """Why devices cannot be arranged, each of so many `processes` having `each` of them."""
+    count = each * processes
     run = count // max(data or 1, 1) if run is None else run
     data = count // max(run, 1) if data is None else data
     if run < 1 or data < 1:
@@ -67,8 +71,8 @@ def _no_mesh(run: int | None, data: int | None, each: int, several: int) -> str:
     if run * data > count:
         return f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}."
     return (
-        f"a mesh of run={run} and data={data} cannot be divided among {several} processes of {each} devices: each must "
-        "hold as many of them, a part of every run or whole runs or a part of one; give data=None for what fits."
+        f"a mesh of run={run} and data={data} cannot be divided among {processes} processes of {each} devices: each "
+        "must hold as many of them, a part of every run or whole runs or a part of one; give data=None for what fits."
     )
 
 
@@ -110,26 +114,26 @@ def share(mesh: Mesh) -> Share:
 
 
 def padded(mesh: Mesh, runs: int) -> int:
-    """How many runs are computed for so many: several are filled up to a multiple of the `run` axis."""
+    """How many runs are computed for so many: one alone, else padded to a multiple of the `run` axis."""
     return runs if runs == 1 else runs + -runs % mesh.shape[RUN]
 
 
-def pad(tree: Any, runs: int) -> Any:
-    """Host arrays `[R, …]` with copies of the last run behind them, up to so many; scalars as they are."""
+def pad(tree: Tree, runs: int) -> Tree:
+    """Host arrays `[R, …]` padded to so many runs with copies of the last one; scalars as they are."""
 
-    def one(leaf: Any) -> np.ndarray:
+    def of_leaf(leaf: Leaf) -> np.ndarray:
         leaf = np.asarray(leaf)
         return leaf if not leaf.ndim else leaf[np.minimum(np.arange(runs), len(leaf) - 1)]
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(of_leaf, tree)
 
 
-def unpad(mesh: Mesh, tree: Any, runs: int) -> Any:
-    """Arrays `[R', …]` on the mesh without what fills them up to more than so many runs."""
+def unpad(mesh: Mesh, tree: Tree, runs: int) -> Tree:
+    """Arrays `[R', …]` on the mesh without the padding behind so many runs."""
     if all(not leaf.ndim or leaf.shape[0] == runs for leaf in jax.tree.leaves(tree)):
         return tree
 
-    def first(tree: Any) -> Any:
+    def first(tree: Tree) -> Tree:
         return jax.tree.map(lambda leaf: leaf[:runs] if leaf.ndim else leaf, tree)
 
     where = jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, RUN), jax.eval_shape(first, tree))
@@ -146,7 +150,7 @@ def is_there(mesh: Mesh) -> bool:
     return mesh.devices.flat[0] in jax.devices()
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
+def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """Puts a tree of host arrays on every device, once; of shapes alone, says that they would lie there."""
     return device_put(mesh, tree)
 
@@ -156,11 +160,11 @@ def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = Fals
 
     With `shapes` only those, the types and shardings are returned, and `params` may hold no more.
     """
-    wanted = functools.partial(cast_weights, dtype=dtype)
-    return replicate(mesh, jax.eval_shape(wanted, params) if shapes else wanted(params))
+    cast = functools.partial(cast_weights, dtype=dtype)
+    return replicate(mesh, jax.eval_shape(cast, params) if shapes else cast(params))
 
 
-def device_put(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
     """Puts a tree of host arrays, equal on all processes, on the mesh.
 
     Args:
@@ -169,36 +173,36 @@ def device_put(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
       *axes: what the leading axes are split along; `run` at most the first.
     """
 
-    def one(leaf: Any) -> Any:
+    def of_leaf(leaf: Leaf) -> Any:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(mesh, leaf.shape, *axes))
         leaf = np.asarray(leaf)
         where = sharding(mesh, leaf.shape, *axes)
         return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(of_leaf, tree)
 
 
-def constrain(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+def constrain(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
     """Within a jitted function: has arrays lie as `device_put` would put them."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, *axes)), tree)
 
 
-def place_batch(mesh: Mesh, batch: Any, *, runs: bool = True) -> Any:
+def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
     """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes.
 
     Without `runs` the first axis is another, which lies whole on every device, and the same on all processes.
     """
 
-    def one(leaf: Any) -> jax.Array:
+    def of_leaf(leaf: Leaf) -> jax.Array:
         leaf = np.asarray(leaf)
         where = sharding(mesh, leaf.shape, RUN if runs else None, DATA)
         return jax.make_array_from_process_local_data(where, leaf)
 
-    return jax.tree.map(one, batch)
+    return jax.tree.map(of_leaf, batch)
 
 
-def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
+def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
     """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs.
 
     Each process passes its share.
@@ -216,12 +220,12 @@ def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def shapes(tree: Any) -> Any:
+def shapes(tree: Tree) -> Tree:
     """A tree of arrays as their shapes and types alone."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def is_abstract(tree: Any) -> bool:
+def is_abstract(tree: Tree) -> bool:
     """Whether a tree holds shapes in place of arrays."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
@@ -235,15 +239,15 @@ def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedS
     return NamedSharding(mesh, PartitionSpec(*fitted))
 
 
-def device_get(tree: Any) -> Any:
+def device_get(tree: Tree) -> Tree:
     """A tree of device arrays as NumPy arrays, whole on every process. All of them must take part."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    def one(leaf: Any) -> np.ndarray:
+    def of_leaf(leaf: Leaf) -> np.ndarray:
         if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
             return np.asarray(leaf.addressable_data(0))
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(of_leaf, tree)

@@ -40,10 +40,10 @@ class MetricWriter:
         if jax.process_index() != 0:
             return
         self._path = path = data_path(folder) / METRICS
-        kept = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+        earlier = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
         if is_remote(path):
             trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(json.dumps(line) + "\n" for line in earlier)
         write_text(path, text)  # killed here, nothing is lost
         self._trackers = Trackers(trackers, path.parent)
         if is_remote(path):  # buckets take whole objects alone
@@ -120,7 +120,7 @@ class StepReport:
         # since steps that wait on the device are told at uneven times.
         self._since: float | None = None
         self._timed = 0
-        self.losses = [float("nan")] * len(seeds) if losses is None else [*losses]
+        self.losses = [float("nan") for _ in seeds] if losses is None else [*losses]
 
     def step(self, step: int, values: Any, rate: np.ndarray) -> None:
         """Takes a step's metrics, which may still be in the making, and tells those of the step before."""
@@ -133,9 +133,9 @@ class StepReport:
             return
         step, values, rate = self._late
         self._late = None
-        # What fills runs up is behind them.
-        kept = slice(len(self._seeds))
-        values = {name: np.asarray(value, np.float64)[kept] for name, value in meshes.device_get(values).items()}
+        # Padding lies behind the runs.
+        runs = slice(len(self._seeds))
+        values = {name: np.asarray(value, np.float64)[runs] for name, value in meshes.device_get(values).items()}
         if "accuracy" in values:
             values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
         for seed, loss in zip(self._seeds, values["loss"], strict=True):

@@ -42,11 +42,11 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -
         source_digest(method),
     ]
     facts += [repr(sorted(task.options().items())), task.class_names, task.texts, named(task.classifier.dtype)]
-    found = hashlib.sha256(json.dumps(facts).encode())
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):
         values = np.asarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode() + values.tobytes())
-    return found.hexdigest()
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def predictions_name(name: str) -> str:
@@ -86,9 +86,9 @@ class KnownPredictions:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
             for path in sorted((workdir / FOLDER).glob("*.npz")):
-                found = _read(path, "fingerprint")
-                if found is not None and found.ndim == 0:
-                    self._paths.setdefault(str(found), path)
+                stored = _read(path, "fingerprint")
+                if stored is not None and stored.ndim == 0:
+                    self._paths.setdefault(str(stored), path)
 
     def find(self, task: Task, learnables: Learnables, method: str, split: Split) -> np.ndarray | None:
         """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
@@ -96,10 +96,10 @@ class KnownPredictions:
         `None` where nothing with exactly this model and these images is known.
         """
         path = self._paths.get(fingerprint(task, learnables, method, split)) if self._paths else None
-        found = None if path is None else _read(path, "predicted")
-        if found is None or found.shape != (len(split),) or found.dtype != np.int32:
+        predicted = None if path is None else _read(path, "predicted")
+        if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
             return None
-        return found if found.min() >= -1 and found.max() < len(task.class_names) else None
+        return predicted if predicted.min() >= -1 and predicted.max() < len(task.class_names) else None
 
 
 def _read(path: Path, name: str) -> np.ndarray | None:

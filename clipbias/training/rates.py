@@ -10,13 +10,12 @@ import pandas as pd
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
+from clipbias.training.spec import Row
 
 FILE = "rates.json"
 # A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
 METHOD, CELL, NONE = "method", "cell", "none"
 _CELL = ["method", "dataset", "shots"]
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +31,9 @@ class Rates:
     def entry(self, method: str, dataset: str, shots: int) -> Mapping[str, Any]:
         """The most particular entry; empty where the method has none."""
         for where in ((dataset, shots), (dataset, None), (None, None)):
-            for one in self.entries:
-                if (one["method"], one.get("dataset"), one.get("shots")) == (method, *where):
-                    return one
+            for entry in self.entries:
+                if (entry["method"], entry.get("dataset"), entry.get("shots")) == (method, *where):
+                    return entry
         return {}
 
     def of(self, method: str, dataset: str, shots: int) -> float | None:
@@ -49,18 +48,18 @@ class Rates:
         content = read_json(path, dict, what="a file of learning rates")
         entries = content.get("rates")
         valid = isinstance(entries, list) and all(
-            isinstance(one, dict)
-            and isinstance(one.get("method"), str)
-            and isinstance(one.get("learning_rate"), int | float)
-            for one in entries
+            isinstance(entry, dict)
+            and isinstance(entry.get("method"), str)
+            and isinstance(entry.get("learning_rate"), int | float)
+            for entry in entries
         )
         if not valid:
             raise ClipbiasError(f"{path} holds no learning rates by method; each needs a method and a learning_rate.")
         return cls(tuple(entries))
 
-    def write(self, path: Path, chosen: Mapping[str, Any]) -> None:
-        """Writes the rates with `chosen`, the facts that they come from."""
-        write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(chosen)}, indent=2) + "\n")
+    def write(self, path: Path, facts: Mapping[str, object]) -> None:
+        """Writes the rates with the facts that they come from."""
+        write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(facts)}, indent=2) + "\n")
 
 
 def choose(rows: Sequence[Row], scope: str) -> Rates:
@@ -81,10 +80,10 @@ def choose(rows: Sequence[Row], scope: str) -> Rates:
     entries: list[dict[str, Any]] = []
     for where, group in frame.groupby(_CELL[:1] if scope == METHOD else _CELL, sort=False):
         cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
-        tried = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
-        tried[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
+        candidates = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
+        candidates[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
         best = (
-            tried.dropna()
+            candidates.dropna()
             .reset_index()
             .sort_values(["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True])
         )
@@ -94,7 +93,7 @@ def choose(rows: Sequence[Row], scope: str) -> Rates:
         entry |= {"for": scope, "cells": len(group.groupby(_CELL))}
         entry["tried"] = [
             {"learning_rate": float(rate), "accuracy": _number(accuracy), "loss": _number(loss)}
-            for rate, accuracy, loss in tried.itertuples()
+            for rate, accuracy, loss in candidates.itertuples()
         ]
         entries.append({name: int(value) if name == "shots" else value for name, value in entry.items()})
     return Rates(tuple(entries))

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.job import TrainJob, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.outcomes import EvalInputs, EvalStatic, make_evaluation
+from clipbias.training.spec import Row
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
@@ -30,7 +30,7 @@ class EvalResult:
 
     task: Task
     learnables: Learnables
-    scores: list[dict[str, Any]]
+    scores: list[Row]
     predicted: np.ndarray
     log_probs: np.ndarray
 
@@ -61,11 +61,11 @@ def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Eval
     )
 
 
-def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def merge_scores(scores: Mapping[str, Row]) -> Row:
     """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
     if len(scores) == 1:
         return dict(next(iter(scores.values())))
-    merged: dict[str, Any] = {
+    merged: Row = {
         "tested_images": {name: score["images"] for name, score in scores.items()},
         "accuracies": {name: score["accuracy"] for name, score in scores.items()},
         "calibrations": {name: score["calibration"] for name, score in scores.items()},
@@ -74,7 +74,7 @@ def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return merged | ({"skipped_images": skipped} if skipped else {})
 
 
-def score_validation(job: TrainJob, learnables: Learnables) -> list[dict[str, Any]]:
+def score_validation(job: TrainJob, learnables: Learnables) -> list[Row]:
     """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
 
     Returns:

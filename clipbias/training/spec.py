@@ -82,9 +82,9 @@ class RunSpec:
 
     def facts(self) -> dict[str, Any]:
         """All fields as JSON values."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         recipe = {} if self.recipe is None else self.recipe.facts()
-        return {**json.loads(json.dumps({**found, "recipe": recipe})), "learning_rate": self.learning_rate}
+        return {**json.loads(json.dumps({**facts, "recipe": recipe})), "learning_rate": self.learning_rate}
 
     def make_method(self) -> Method:
         """The method with its options."""
@@ -93,6 +93,8 @@ class RunSpec:
 
 # Runs that train side by side.
 Group = tuple[RunSpec, ...]
+# The result of a run, as JSON values.
+Row = dict[str, Any]
 
 
 def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group]:
@@ -106,13 +108,14 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
     for spec in specs:
         alike.setdefault(_shared_key(spec), []).append(spec)
     groups: list[Group] = []
-    for found in alike.values():
+    for of_group in alike.values():
         by_rate: dict[float | None, list[RunSpec]] = {}
-        for spec in found:
+        for spec in of_group:
             by_rate.setdefault(spec.learning_rate, []).append(spec)
         size = most or max(MOST_RUNS, *map(len, by_rate.values()))
-        for some in _batched(list(by_rate.values()), max(1, size // max(map(len, by_rate.values())))):
-            groups += map(tuple, _batched(list(itertools.chain.from_iterable(some)), size))
+        rates_per_group = max(1, size // max(map(len, by_rate.values())))
+        for together in _batched(list(by_rate.values()), rates_per_group):
+            groups += map(tuple, _batched(list(itertools.chain.from_iterable(together)), size))
     return groups
 
 

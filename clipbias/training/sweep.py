@@ -21,9 +21,9 @@ from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.device_memory import drop_programs
-from clipbias.training.group import Row, spec_facts, train_group
+from clipbias.training.group import spec_facts, train_group
 from clipbias.training.progress import Progress, progress
-from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names
+from clipbias.training.spec import TEST, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.sweep_paths import SweepPaths
 from clipbias.training.workdir import note_runs
@@ -180,7 +180,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
     """`"2/4"` as `(1, 4)`; `None` as all of it, `(0, 1)`. Raises `ClipbiasError` for anything else."""
     if text is None:
         return 0, 1
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ClipbiasError(f"part is {text!r}; give its number and that of all parts, such as 1/4, from 1 on.")
-    return int(found[1]) - 1, int(found[2])
+    return int(match[1]) - 1, int(match[2])

@@ -1,12 +1,11 @@
-"""What groups share: the frozen model on the mesh, draws, decoded images, features, and test images.
+"""What groups share: the frozen model on the mesh, few-shot splits, decoded images, features, and test images.
 
 All of it is made when it is first asked for. What belongs to one dataset is dropped when the next one begins.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -33,8 +32,9 @@ class SweepContext:
     """What the groups of a sweep share.
 
     Attributes:
-      clip: the frozen model; `params` are its weights on the mesh.
+      clip, params: the frozen model, and its weights on the mesh.
       datasets: the opened datasets by name.
+      compute, mesh, dtype, on_image_error: as given.
       workers: threads that decode images.
     """
 
@@ -58,16 +58,22 @@ class SweepContext:
           dtype: compute type.
           on_image_error: "raise", or "skip" images that cannot be read.
         """
-        self.clip, self.datasets, self.compute, self.mesh, self.dtype = clip, datasets, compute, mesh, dtype
+        self.clip = clip
+        self.datasets = datasets
+        self.compute = compute
+        self.mesh = mesh
+        self.dtype = dtype
+        self.on_image_error = on_image_error
         self.params = meshes.place_weights(mesh, clip.params, dtype, shapes=not meshes.is_there(mesh))
-        self.workers, self.on_image_error = Workers(compute.workers), on_image_error
+        self.workers = Workers(compute.workers)
         third = int(compute.cache_gb * 1e9 / 3)
-        self._images, self._budget = ImageCache(2 * third), Budget(third)
-        self._dataset = ""
-        self._evaluators: dict[Any, Evaluator] = {}
-        self._features: dict[Any, TrainingFeatures] = {}
-        self._pseudo_labels: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-        self._tasks: dict[Any, Task] = {}
+        self._images = ImageCache(2 * third)
+        self._budget = Budget(third)
+        self._dataset: str | None = None
+        self._evaluators: dict[Hashable, Evaluator] = {}
+        self._features: dict[Hashable, TrainingFeatures] = {}
+        self._pseudo_labels: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
+        self._tasks: dict[Hashable, Task] = {}
         self._protocols = functools.lru_cache(maxsize=64)(self._make_protocols)
 
     def begin(self, dataset: str) -> None:
@@ -76,8 +82,8 @@ class SweepContext:
             self._dataset = dataset
             self._images.keep_only()
             self._budget.clear()
-            for kept in (self._evaluators, self._features, self._pseudo_labels, self._tasks):
-                kept.clear()
+            for cache in (self._evaluators, self._features, self._pseudo_labels, self._tasks):
+                cache.clear()
 
     def _make_protocols(
         self, protocol: str, dataset: str, shots: int, seeds: tuple[int, ...], targets: tuple[str, ...]
@@ -116,28 +122,28 @@ class SweepContext:
         return self._tasks[key]
 
     def training_images(self, splits: Sequence[Split]) -> list[Images]:
-        """The images of some splits, with what is kept of them; those of other splits are dropped."""
+        """The images of some splits, in a cache of the sweep; those of other splits are dropped."""
         self._images.keep_only(splits)
         return [Images(split, self._images) for split in splits]
 
-    def pseudo_labelled(self, plan: protocols.EvalProtocol, shots: int) -> Split:
+    def pseudo_labelled(self, protocol: protocols.EvalProtocol, shots: int) -> Split:
         """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
-        source, split = plan.source, plan.unlabelled()
+        source, split = protocol.source, protocol.unlabelled()
         if source.class_names not in self._pseudo_labels:
             task = self.bind(make_method(ZERO_SHOT), source)
             static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
-            self._pseudo_labels[source.class_names] = self._evaluator_of(split).pseudo_labels(static, inputs)
+            evaluator = self._make_evaluator(split, self.compute.eval_batch_size)
+            self._pseudo_labels[source.class_names] = evaluator.pseudo_labels(static, inputs)
         predicted, doubt = self._pseudo_labels[source.class_names]
-        chosen = most_confident(predicted, doubt, shots=shots)
-        return dataclasses.replace(split.subset(chosen), labels=predicted[chosen])
+        picks = most_confident(predicted, doubt, shots=shots)
+        return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
         """Features of images under the frozen vision tower."""
         key = images.split.digest, seed, sampling.crop, sampling.projected
         if key not in self._features:
-            static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
             self._features[key] = TrainingFeatures(
-                static,
+                FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected),
                 self.params,
                 images,
                 mesh=self.mesh,
@@ -149,32 +155,56 @@ class SweepContext:
             )
         return self._features[key]
 
-    def _evaluator_of(self, split: Split, **options: Any) -> Evaluator:
-        given = {"batch_size": self.compute.eval_batch_size, "on_error": self.on_image_error, **options}
-        return Evaluator(split, mesh=self.mesh, workers=self.workers, **given)
-
-    def evaluator(self, split: Split, **options: Any) -> Evaluator:
-        """Evaluates runs on a split; what does not depend on the run is kept."""
-        key = split.digest, *sorted(options.items())
+    def evaluator(self, split: Split) -> Evaluator:
+        """Evaluates runs on a split, and keeps features that all runs share."""
+        key = split.digest
         if key not in self._evaluators:
-            self._evaluators[key] = self._evaluator_of(split, budget=self._budget, **options)
+            batch_size = self.compute.eval_batch_size
+            self._evaluators[key] = self._make_evaluator(split, batch_size, budget=self._budget)
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, plan: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int
+        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int
     ) -> Evaluator | None:
         """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
-        if "val" not in plan.source.splits or evaluation.dataset.class_names != plan.source.class_names:
+        source = protocol.source
+        if "val" not in source.splits or evaluation.dataset.class_names != source.class_names:
             return None
-        # Where the dataset's own are all tested, no others take their place here.
+        # Where all of the dataset's validation images are tested, no others take their place here.
         tested = evaluation.dataset.split("test")
-        split = plan.validation() if validation_outside_test(tested, plan.source.split("val")) is not None else None
+        if validation_outside_test(tested, source.split("val")) is None:
+            return None
+        split = protocol.validation()
         if split is None:
             return None
         most = min(shots or MAX_VAL_SHOTS, MAX_VAL_SHOTS)
         order = np.random.default_rng(0).permutation(len(split))
-        own = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
-        # What is missing here is no reason to lose a result.
+        by_class = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
+        images = split.subset(np.sort(np.concatenate(by_class)))
         batch_size = self.evaluator(tested).batch_size
-        chosen = split.subset(np.sort(np.concatenate(own)))
-        return self.evaluator(chosen, batch_size=batch_size, on_error="skip", whole_batches=True)
+        key = images.digest, batch_size
+        if key not in self._evaluators:
+            # An image that cannot be read is no reason to lose a result.
+            self._evaluators[key] = self._make_evaluator(
+                images, batch_size, budget=self._budget, on_error="skip", whole_batches=True
+            )
+        return self._evaluators[key]
+
+    def _make_evaluator(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        budget: Budget | None = None,
+        on_error: str | None = None,
+        whole_batches: bool = False,
+    ) -> Evaluator:
+        return Evaluator(
+            split,
+            mesh=self.mesh,
+            batch_size=batch_size,
+            on_error=on_error or self.on_image_error,
+            workers=self.workers,
+            budget=budget,
+            whole_batches=whole_batches,
+        )

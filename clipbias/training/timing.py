@@ -31,7 +31,7 @@ def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
     lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
     total, before = 0.0, 0
     for count in steps:
-        found = [line["seconds"] for line in lines if before < line["step"] <= before + count]
-        total += count * statistics.median(found) if found else 0.0
+        seconds = [line["seconds"] for line in lines if before < line["step"] <= before + count]
+        total += count * statistics.median(seconds) if seconds else 0.0
         before += count
     return total

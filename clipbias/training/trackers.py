@@ -87,7 +87,7 @@ class Trackers:
         numbers: dict[str, float] = {}
         for name, value in values.items():
             if isinstance(value, list):
-                numbers |= {f"{name}/{place}": one for place, one in enumerate(value)}
+                numbers |= {f"{name}/{place}": number for place, number in enumerate(value)}
             elif isinstance(value, int | float):
                 numbers[name] = value
         for name, (write, _) in [*self._open.items()]:
@@ -107,18 +107,19 @@ class Trackers:
 
 def check_trackers(names: Sequence[str]) -> list[str]:
     """The trackers of these names. Raises `ClipbiasError` for one that is unknown or not installed."""
-    found = []
+    checked = []
     for name in names:
         if name == AUTO:
-            found += ["tensorboard"] * _is_installed("tensorboardX")
+            if _is_installed("tensorboardX"):
+                checked.append("tensorboard")
             continue
         if name not in TRACKERS:
             raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO}, {', '.join(TRACKERS)}.")
         module = TRACKERS[name][0]
         if not _is_installed(module):
             raise ClipbiasError(f"trackers has {name!r}, which needs {module}: pip install {module}.")
-        found.append(name)
-    return list(dict.fromkeys(found))
+        checked.append(name)
+    return list(dict.fromkeys(checked))
 
 
 def _is_installed(module: str) -> bool:

@@ -2,7 +2,7 @@
 
 `config.json` has the settings, `environment.json` versions and devices, `state.json` how the run stands:
 `{"state", "started", "seconds", "error"}`, the state "running", "finished", "interrupted" or "failed". A killed process
-leaves "running" and a free lock. Jobs that share a sweep lie in `parts/1-of-4` and so on with these files of their own.
+leaves "running" and a free lock. Jobs that share a sweep lie in `parts/1-of-4` and so on with their own files.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def open_workdir(
     Args:
       folder: of the run.
       config: the settings, as JSON values.
-      part: `(i, n)` of a sweep that independent jobs share: each locks a folder of its own.
+      part: `(i, n)` of a sweep that independent jobs share: each locks a folder of its part_folder.
 
     Raises:
       ClipbiasError: it cannot be written, or another process works in it.
@@ -49,20 +49,20 @@ def open_workdir(
     if not hosts.is_first():  # the first process keeps the folder for all
         yield folder
         return
-    own = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
+    part_folder = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
     with contextlib.ExitStack() as locked:
-        if own != folder:  # nobody works on the whole meanwhile
+        if part_folder != folder:  # nobody works on the whole meanwhile
             locked.enter_context(io.lock(folder, shared=True))
-        locked.enter_context(io.lock(own))
+        locked.enter_context(io.lock(part_folder))
         write_json(folder / CONFIG, {**config, "part": None} if part[1] > 1 else config)
-        for place in {folder, own}:
+        for place in {folder, part_folder}:
             write_json(place / ENVIRONMENT, environment())
         began, started = time.monotonic(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        earlier = _seconds_before(own)
+        earlier = _seconds_before(part_folder)
 
         def note(state: str, error: str | None = None) -> None:
             seconds = round(earlier + time.monotonic() - began, 2)
-            write_json(own / STATE, {"state": state, "started": started, "seconds": seconds, "error": error})
+            write_json(part_folder / STATE, {"state": state, "started": started, "seconds": seconds, "error": error})
 
         note("running")
         try:

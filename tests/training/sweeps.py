@@ -13,9 +13,8 @@ from clipbias.training import mesh as meshes
 from clipbias.training.axes import SweepAxes, make_specs
 from clipbias.training.compute import Compute
 from clipbias.training.evaluate import evaluate
-from clipbias.training.group import Row
 from clipbias.training.rates import Rates
-from clipbias.training.spec import RunSpec, run_names
+from clipbias.training.spec import Row, RunSpec, run_names
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.sweep_paths import SweepPaths

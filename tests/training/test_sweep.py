@@ -20,11 +20,10 @@ from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
 from clipbias.training import loop, stages
 from clipbias.training.compute import Compute
-from clipbias.training.group import Row
 from clipbias.training.job import TrainJob, TrainResult
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import Rates
-from clipbias.training.spec import VALIDATION, RunSpec, group_key, make_groups, part_of, run_names
+from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, make_method
