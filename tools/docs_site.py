@@ -19,7 +19,8 @@ from clipbias.tuning import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-README, SOURCE = "index.md", "source"
+README = "index.md"
+SOURCE = "source"
 REFERENCE = """# Python reference
 
 Letters in shapes: `B` images, `C` classes, `N` tokens, `M` patches, `T`/`V` text and vision prompts, `L` layers, `H`
@@ -89,7 +90,8 @@ def packages() -> list[str]:
 
 def reference() -> str:
     """The page that mkdocstrings makes the Python reference of: every public object once, below its first package."""
-    lines, known = [REFERENCE], list[Any]()
+    lines = [REFERENCE]
+    known: list[object] = []
     for package in packages():
         lines.append(f"::: {package}\n    options: {{members: false}}\n")
         for name, value in public(package).items():

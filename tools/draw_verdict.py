@@ -57,11 +57,11 @@ def main(names: Sequence[str]) -> int:
 
 
 def _folders(names: Sequence[str]) -> list[Path]:
-    found: list[Path] = []
+    folders: list[Path] = []
     for folder in (Path(name).expanduser() for name in names):
         inner = sorted(path.parent for path in folder.glob(f"*/{SCALARS}"))
-        found += [folder] if (folder / SCALARS).is_file() or not inner else inner
-    return list(dict.fromkeys(found))
+        folders += [folder] if (folder / SCALARS).is_file() or not inner else inner
+    return list(dict.fromkeys(folders))
 
 
 if __name__ == "__main__":
