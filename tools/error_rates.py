@@ -53,8 +53,8 @@ from clipbias.explain.effects import (
 from clipbias.explain.equivalent_bias import equivalent_biases, vision_moments
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.explain.intervention import image_features_with
-from clipbias.explain.ladder import vision_intervention
-from clipbias.explain.rungs import PLAIN
+from clipbias.explain.replacement_forms import vision_intervention
+from clipbias.explain.replacement_names import PLAIN
 from clipbias.io import write_text
 from clipbias.tuning import Classifier, make_method
 from tools.planted import CLASSES, CONFIG, MECHANISMS, SCALE, pictures, planted

@@ -28,7 +28,7 @@ from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.effects import KEPT, LOST, OUTCOMES, measure, summarize_replacements
 from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_adaptation
 from clipbias.explain.intervention_classifier import InterventionClassifier
-from clipbias.explain.rungs import PLAIN
+from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.uncertainty import RESAMPLES, excludes, interval
 from clipbias.io import write_text
 from clipbias.report.captioned import write_csv

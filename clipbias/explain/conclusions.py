@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from clipbias.explain.effects import OUTCOME_NAMES, OUTCOMES
+from clipbias.explain.replacement_names import PLAIN, REPLACEMENT_FORM_NAMES
 from clipbias.explain.results import ByOutcome, Effects, Replacements
-from clipbias.explain.rungs import PLAIN, RUNG_NAMES
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import amount, capitalize, percent
 
@@ -95,24 +95,24 @@ def interacting(numbers: Effects) -> list[str]:
     return [name for name, number in found if excludes(number) and abs(_share(number)) >= NOT_SMALL]
 
 
-def stands_for(numbers: Replacements, rung: str, outcome: str, label: str) -> Claim:
+def stands_for(numbers: Replacements, form: str, outcome: str, label: str) -> Claim:
     """Whether the mean of what blocks add stands for a method: "stands", "most", "not", "undecided" or "no gain".
 
     Args:
       numbers: of this outcome.
-      rung: the form of the mean.
+      form: the form of the mean.
       outcome: its name.
       label: the method's.
     """
     if nothing := no_gain(numbers.gain, outcome):
         return nothing
-    kept = numbers.kept[rung].share
-    keeps = f"as {RUNG_NAMES.get(rung, rung)}, it keeps {percent(kept)} of the gain in {OUTCOME_NAMES[outcome]}"
-    shown = f"added to the frozen model {keeps}"
-    if rung not in numbers.lost:
+    kept = numbers.kept[form].share
+    keeps = f"it keeps {percent(kept)} of the gain in {OUTCOME_NAMES[outcome]}"
+    shown = f"added to the frozen model as {REPLACEMENT_FORM_NAMES[form]}, {keeps}"
+    if form not in numbers.lost:
         undecided = f"Undecided whether {MEAN} stands for {label}: {shown}; what is lost without it was not measured."
         return Claim(UNDECIDED, undecided)
-    lost = numbers.lost[rung].share
+    lost = numbers.lost[form].share
     shown += f"; subtracted from {label}, {percent(lost)} of it is lost"
     named = {"what is kept": kept, "what is lost": lost}
     if all(excludes(share, STANDS) > 0 for share in named.values()):
@@ -130,12 +130,12 @@ def stands_for(numbers: Replacements, rung: str, outcome: str, label: str) -> Cl
     return Claim(UNDECIDED, f"Undecided whether {MEAN} stands for {label}, because {reason}: {shown}.")
 
 
-def keeps(numbers: ByOutcome[Replacements], rung: str) -> str:
+def keeps(numbers: ByOutcome[Replacements], form: str) -> str:
     """How much of a model's gain its equivalent bias keeps, with intervals."""
     parts = []
     for outcome, of_outcome in numbers.items():
         name = OUTCOME_NAMES[outcome]
-        kept = f"it keeps {percent(of_outcome.kept[rung].share)} of the gain in {name}"
+        kept = f"it keeps {percent(of_outcome.kept[form].share)} of the gain in {name}"
         parts.append(f"{name} has no sure gain" if no_gain(of_outcome.gain, outcome) else kept)
     return "; ".join(parts)
 

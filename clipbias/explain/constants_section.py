@@ -20,9 +20,10 @@ from clipbias.explain.equivalent_bias import (
 )
 from clipbias.explain.factorial_section import image_outcomes, seeds_of
 from clipbias.explain.intervention_classifier import InterventionClassifier
-from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
+from clipbias.explain.replacement_forms import controls, numbers_stored, replacement_forms
+from clipbias.explain.replacement_names import ANOTHER_DATASET, ANOTHER_SEED, PLAIN
 from clipbias.explain.results import (
     ConstantTest,
     ConstantTests,
@@ -31,7 +32,6 @@ from clipbias.explain.results import (
     Missing,
     SeedReplacements,
 )
-from clipbias.explain.rungs import ANOTHER_DATASET, ANOTHER_SEED, PLAIN
 from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
 from clipbias.explain.study import Study
@@ -52,7 +52,7 @@ class Replacement:
     """Takes the place of a model: a bias of each tower, and its form."""
 
     biases: Mapping[str, EquivalentBias]
-    rung: str
+    form: str
 
 
 def compute_constants(study: Study) -> Section[ConstantTests]:
@@ -80,7 +80,7 @@ def compute_constants(study: Study) -> Section[ConstantTests]:
             outcomes=single_tower(image_outcomes(of_model["images"], [measured[key]])),
             biases={tower: MeasuredBias(vector=bias.vector, kind=bias.kind) for tower, bias in own.items()},
             training_images=biases[key].training_images,
-            stored={rung: numbers_stored(own, rung) for rung in rungs(own)},
+            stored={form: numbers_stored(own, form) for form in replacement_forms(own)},
             numbers=summarize_replacements(measured[key], forms[key]),
         )
     seeds = []
@@ -105,7 +105,7 @@ def _replacements(
 ) -> dict[str, Replacement]:
     """By name: all forms of the model's equivalent bias, then controls."""
     own = biases[model.key].towers
-    replacements = {rung: Replacement(own, rung) for rung in rungs(own)}
+    replacements = {form: Replacement(own, form) for form in replacement_forms(own)}
     for name, control in controls(own, seed=study.options.seed).items():
         replacements[name] = Replacement(control, PLAIN)
     for keys in seeds_of(models):
@@ -177,7 +177,7 @@ def _measuring_step(study: Study, model: Model) -> Step:
 def _classifier(study: Study, model: Model, replacements: Mapping[str, Replacement]) -> InterventionClassifier:
     reference = reference_adaptation(model.task, model.task.init(model.seed))
     learnables = study.learnables[model.key]
-    interventions = {name: (each.biases, each.rung) for name, each in replacements.items()}
+    interventions = {name: (each.biases, each.form) for name, each in replacements.items()}
     return InterventionClassifier(model.task, study.params, learnables, reference, interventions, study.replicate)
 
 

@@ -22,8 +22,8 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.explain.effects import KEPT, LOST, REFERENCE
 from clipbias.explain.equivalent_bias import EquivalentBias
 from clipbias.explain.intervention import Intervention, image_features_with, text_features_with, text_rows
-from clipbias.explain.ladder import text_intervention, vision_intervention
-from clipbias.explain.rungs import CONSTANTS
+from clipbias.explain.replacement_forms import text_intervention, vision_intervention
+from clipbias.explain.replacement_names import CONSTANTS
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
@@ -92,7 +92,7 @@ class InterventionClassifier:
           params: the frozen weights.
           learnables: as tuned.
           reference: what the frozen model is given.
-          biases: by name: what is added, by tower, and as which rung of the ladder: the method's own, controls, those
+          biases: by name: what is added, by tower, and in which form: the method's own, controls, those
             of another seed or dataset. All have the same towers, and all have products or none has.
           replicate: puts arrays on the devices.
         """
@@ -103,7 +103,7 @@ class InterventionClassifier:
         has_own_head = task.method.overrides("logits") and not why_no_causal_test(task)
         self._heads = _Heads(task.classifier, plain, task.classifier if has_own_head else plain)
         self._reference, tuned = replicate((reference, task.method.adapt(learnables)))
-        lost = [name for name, (_, rung) in biases.items() if rung in CONSTANTS and not task.method.conditional]
+        lost = [name for name, (_, form) in biases.items() if form in CONSTANTS and not task.method.conditional]
         forms = [REFERENCE, *(f"{KEPT}:{name}" for name in biases), *(f"{LOST}:{name}" for name in lost)]
         if has_own_head:
             forms.append(ZERO_SHOT)
@@ -111,7 +111,7 @@ class InterventionClassifier:
         towers = {tower for by_tower, _ in biases.values() for tower in by_tower}
         vision_kept = vision_lost = None
         if "vision" in towers:
-            images = {name: vision_intervention(bias["vision"], rung) for name, (bias, rung) in biases.items()}
+            images = {name: vision_intervention(bias["vision"], form) for name, (bias, form) in biases.items()}
             vision_kept = replicate(_stack(list(images.values())))
             vision_lost = replicate(_stack([images[name] for name in lost])) if lost else None
         texts_kept = [_text_features(plain, params, self._reference, task.text)]
@@ -131,9 +131,9 @@ class InterventionClassifier:
         features: dict[str, jax.Array] = {}
         for by_position in (False, True):
             forms = {
-                name: text_intervention(bias["text"], rung)
-                for name, (bias, rung) in biases.items()
-                if (rung == "token") is by_position
+                name: text_intervention(bias["text"], form)
+                for name, (bias, form) in biases.items()
+                if (form == "token") is by_position
             }
             if forms:
                 stacked = _stack(list(forms.values()))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipbias.constants import ZERO_SHOT
+from clipbias.explain.replacement_names import CONSTANT_METHODS
 from clipbias.explain.results import MethodResult, ModelFacts, StudyResults, same_but_for_seed
-from clipbias.explain.rungs import CONSTANT_METHODS
 from clipbias.explain.uncertainty import Estimate, cross, estimate, resample
 
 # Points by which the accuracy that training starts from differs from zero-shot's.

@@ -12,6 +12,7 @@ import numpy as np
 from clipbias.explain.conclusions import carrier, conclude, stands_for
 from clipbias.explain.methods import method_label
 from clipbias.explain.power import Power, power, spread
+from clipbias.explain.replacement_names import CONSTANT_METHODS, PLAIN
 from clipbias.explain.results import (
     ByOutcome,
     CausalTest,
@@ -24,7 +25,6 @@ from clipbias.explain.results import (
     Verdict,
     same_but_for_seed,
 )
-from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN
 from clipbias.explain.wording import amount, percent
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from clipbias.explain.effects import KEPT, LOST, OUTCOMES, UNITS
+from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import EFFECTS, StudyResults
-from clipbias.explain.rungs import PLAIN
 from clipbias.explain.uncertainty import Estimate, mean_over_datasets
 from clipbias.explain.wording import change, counted
 from clipbias.report import style

@@ -44,7 +44,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         ones' norms; a bar that is cut off has a break. Whiskers are 95 % bootstrap intervals over images, and over
         seeds where there are several ({counts}).""",
     ),
-    "verdict_ladder": (
+    "replacement_curve": (
         "What must be known of what blocks add on average to keep the gain",
         """Left: the share of the gain that the frozen model keeps if a replacement is added after each of its blocks;
         right: the share that the tuned model loses if it is subtracted; against the numbers that it stores. Lines:

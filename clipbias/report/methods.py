@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.effects import KEPT, LOST
+from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import (
     ByOutcome,
     CausalTest,
@@ -18,7 +19,6 @@ from clipbias.explain.results import (
     Verdict,
     load_results,
 )
-from clipbias.explain.rungs import PLAIN
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import by_reason
 from clipbias.report.published import ordered_datasets

@@ -27,7 +27,7 @@ from clipbias.report.study_figures import (
     vision_attention_figure,
 )
 from clipbias.report.table import Table, cells
-from clipbias.report.verdict_figures import effects_figure, ladder_figure
+from clipbias.report.verdict_figures import effects_figure, replacement_curve_figure
 from clipbias.report.verdict_tables import (
     area_table,
     constants_table,
@@ -151,7 +151,7 @@ def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path
     if study.verdict is None:
         return []
     effects = effects_figure(methods)
-    constants = ladder_figure(methods)
+    constants = replacement_curve_figure(methods)
     return [
         pages.Section(
             "What carries the gain, in full",

@@ -7,8 +7,16 @@ import numpy as np
 import pandas as pd
 
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
+from clipbias.explain.replacement_names import (
+    ANOTHER_DATASET,
+    ANOTHER_SEED,
+    CONSTANTS,
+    PLAIN,
+    RANDOM,
+    REPLACEMENT_FORMS,
+    SHUFFLED,
+)
 from clipbias.explain.results import EFFECTS
-from clipbias.explain.rungs import ANOTHER_DATASET, ANOTHER_SEED, CONSTANTS, PLAIN, RANDOM, RUNGS, SHUFFLED
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.wording import capitalize, counted
 from clipbias.report import style
@@ -22,12 +30,12 @@ if TYPE_CHECKING:
 TOWER_LABELS = {"both": "both towers", "vision": "vision tower alone", "text": "text tower alone"}
 EFFECT_COLOURS = {"attention": style.SKY, "scale": style.ORANGE, "values": style.GREEN}
 OUTCOMES_LONG = {outcome: f"{capitalize(name)} ({UNITS[outcome][0]})" for outcome, name in OUTCOME_NAMES.items()}
-SHORT_RUNGS = {
+SHORT_FORM_NAMES = {
     "vector": "one vector",
     "kind": "two, by kind",
     "outliers": "three, outliers",
     "token": "one per position",
-    **{rung: f"map of rank {rung.removeprefix('rank')}" for rung in RUNGS if rung not in CONSTANTS},
+    **{form: f"map of rank {form.removeprefix('rank')}" for form in REPLACEMENT_FORMS if form not in CONSTANTS},
 }
 CONTROLS = {
     RANDOM: "random, same norms",
@@ -130,15 +138,15 @@ def _signed(row: pd.Series) -> str:
     return f"{row['value']:+.{1 if row['outcome'] == 'accuracy' else 2}f}".replace("-", "−")
 
 
-def ladder_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
-    """What is kept with each rung of the ladder and lost without it, against the numbers that it stores."""
-    frame = pd.DataFrame([row for each in methods for row in _rungs(each)])
+def replacement_curve_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
+    """What is kept with each replacement form and lost without it, against the numbers that it stores."""
+    frame = pd.DataFrame([row for each in methods for row in _form_rows(each)])
     if frame.empty:
         return None
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        places = _draw_rungs(axes, part)
-        _name_rungs(axes, places)
+        places = _draw_forms(axes, part)
+        _name_forms(axes, places)
         for level in (0, 100):
             axes.axhline(level, color="#4B5563", linewidth=0.7)
         for level in (50, 90):
@@ -165,11 +173,11 @@ def ladder_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
         share_x=False,
         share_y="row",
     )
-    return captioned("verdict_ladder", figure, frame)
+    return captioned("replacement_curve", figure, frame)
 
 
-def _rungs(method: MethodResults) -> list[dict[str, Any]]:
-    """Shares in percent of every rung and control, of outcomes with a sure gain; and the method itself."""
+def _form_rows(method: MethodResults) -> list[dict[str, Any]]:
+    """Shares in percent of every form and control, of outcomes with a sure gain; and the method itself."""
     stored = {} if method.constants is None else method.constants.stored
     rows: list[dict[str, Any]] = []
     for what in (KEPT, LOST):
@@ -193,8 +201,8 @@ def _kind_of(name: str) -> str:
     return "constant" if name in CONSTANTS else "map"
 
 
-def _draw_rungs(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:
-    """Draws all marks of a panel; returns where its rungs stand on the axis."""
+def _draw_forms(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:
+    """Draws all marks of a panel; returns where its forms stand on the axis."""
     style.log_scale(axes, "x")
     end = 2.2 * part["stored"].max()
     part = part.assign(stored=part["stored"].fillna(end))
@@ -203,10 +211,10 @@ def _draw_rungs(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:
         own = part[part["outcome"] == outcome]
         own = own.assign(stored=shift * own["stored"])
         for kind, line in (("constant", "-"), ("map", "--")):
-            rungs = own[own["kind"] == kind]
-            if len(rungs):
+            marks = own[own["kind"] == kind]
+            if len(marks):
                 looks = {outcome: {**look, "linestyle": line, "ms": 4}}
-                lines(axes, rungs, x="stored", hue="outcome", looks=looks)
+                lines(axes, marks, x="stored", hue="outcome", looks=looks)
         itself = own[own["kind"] == "itself"]
         axes.plot(itself["stored"], itself["value"], **{**look, "linestyle": "", "ms": 6})
         for _, row in own[own["kind"] == "control"].iterrows():
@@ -222,8 +230,8 @@ def _draw_rungs(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:
     return dict(zip(known["name"], known["stored"], strict=True))
 
 
-def _name_rungs(axes: "Axes", places: Mapping[str, float]) -> None:
-    """The name of each rung and how many numbers it stores below the panel, moved apart where they would touch."""
+def _name_forms(axes: "Axes", places: Mapping[str, float]) -> None:
+    """The name of each form and how many numbers it stores below the panel, moved apart where they would touch."""
     axes.set_xticks([])
     axes.minorticks_off()
     axes.grid(axis="x", visible=False)
@@ -231,7 +239,7 @@ def _name_rungs(axes: "Axes", places: Mapping[str, float]) -> None:
     width = style.size_inches(axes)[0] * 0.36
     spread = style.apart([np.log(place) for place in places.values()], (high - low) * 0.15 / width)
     for (name, place), label in zip(places.items(), np.exp(spread), strict=True):
-        text = ITSELF if name == ITSELF else f"{SHORT_RUNGS[name]} · {place:,.0f}"
+        text = ITSELF if name == ITSELF else f"{SHORT_FORM_NAMES[name]} · {place:,.0f}"
         axes.annotate(
             text,
             xy=(place, 0),

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from clipbias.explain.answer import dataset_sentences
 from clipbias.explain.conclusions import effect_names
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
+from clipbias.explain.replacement_names import PLAIN, REPLACEMENT_FORM_NAMES
 from clipbias.explain.results import MAPS, StudyResults, present
-from clipbias.explain.rungs import PLAIN, RUNG_NAMES
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
 from clipbias.explain.wording import amount, by_reason, change, percent
 from clipbias.report.methods import MethodResults, MethodSummary
@@ -87,7 +87,7 @@ def constants_table(methods: Sequence[MethodResults]) -> Table | None:
         stored = {} if method.constants is None else method.constants.stored
         for name in method.replacements(OUTCOMES[0], KEPT):
             shares = [share_text(method.share(outcome, kind, name)) for outcome in OUTCOMES for kind in (KEPT, LOST)]
-            called = RUNG_NAMES.get(name) or f"control: {CONTROLS.get(name, name)}"
+            called = REPLACEMENT_FORM_NAMES.get(name) or f"control: {CONTROLS.get(name, name)}"
             rows.append(cells(method.facts.label, called, f"{stored.get(name, stored[PLAIN]):,}", *shares))
     caption = (
         "Share of the gain in accuracy and in calibrated log-likelihood that is kept if the mean of what the tuned"

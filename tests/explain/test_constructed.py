@@ -144,8 +144,8 @@ def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, reference,
     verdict = found.verdict_on(["tuned"])
     assert verdict is not None and verdict.carrier == ByOutcome("values", "values")
     kept = constants.numbers.calibrated.kept
-    for rung, does in (("vector", vector), ("kind", kind)):
-        low, high = kept[rung].share.low, kept[rung].share.high
-        assert low > 0.9 if does else high < 0.5, (rung, low, high)
+    for form, does in (("vector", vector), ("kind", kind)):
+        low, high = kept[form].share.low, kept[form].share.high
+        assert low > 0.9 if does else high < 0.5, (form, low, high)
     # These towers are so plain that a constant does in any of their layers: only its direction matters.
     assert kept["random"].share.high < 0.9 or name == "image"

@@ -241,13 +241,13 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTes
         means, numbers = unit * getattr(outcomes, name).astype(float).mean(0), test.numbers[outcome]
         gain = means[places["tuned"]] - means[places["reference"]]
         assert numbers.gain.value == pytest.approx(gain, rel=1e-5)
-        for rung in names:
-            kept = numbers.kept[rung].value
-            assert kept == pytest.approx(means[places[f"kept:{rung}"]] - means[places["reference"]], abs=1e-5)
-            assert (rung in numbers.lost) == (rung in subtracted)
-            if rung in subtracted:
-                lost = means[places["tuned"]] - means[places[f"lost:{rung}"]]
-                assert numbers.lost[rung].value == pytest.approx(lost, abs=1e-5)
+        for form in names:
+            kept = numbers.kept[form].value
+            assert kept == pytest.approx(means[places[f"kept:{form}"]] - means[places["reference"]], abs=1e-5)
+            assert (form in numbers.lost) == (form in subtracted)
+            if form in subtracted:
+                lost = means[places["tuned"]] - means[places[f"lost:{form}"]]
+                assert numbers.lost[form].value == pytest.approx(lost, abs=1e-5)
 
 
 def test_constants_of_another_seed_and_another_dataset_are_controls(constants: tuple[Study, ConstantTests]) -> None:

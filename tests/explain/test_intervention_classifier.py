@@ -1,4 +1,4 @@
-"""Constants, outliers and affine maps, added and subtracted, against the float64 reference; the ladder; controls."""
+"""Constants, outliers and affine maps, added and subtracted, against the float64 reference; forms and controls."""
 
 import dataclasses
 import itertools
@@ -20,8 +20,8 @@ from clipbias.explain.equivalent_bias import (
     reference_adaptation,
 )
 from clipbias.explain.intervention_classifier import InterventionClassifier
-from clipbias.explain.ladder import controls, numbers_stored, rungs
-from clipbias.explain.rungs import RUNGS
+from clipbias.explain.replacement_forms import controls, numbers_stored, replacement_forms
+from clipbias.explain.replacement_names import REPLACEMENT_FORMS
 from clipbias.explain.scope import passes
 from clipbias.tuning import Task, make_method
 from tests import own_methods
@@ -71,23 +71,23 @@ class Plain:
         }
         self.state, self.own, self.before = reference.state, own, before
 
-    def add(self, tower: str, rung: str) -> intervention.Add:
-        """What a rung adds, from the lists of changes."""
+    def add(self, tower: str, replacement: str) -> intervention.Add:
+        """What a replacement adds, from the lists of changes."""
         run = self.frozen[tower]
-        if tower == "text" and rung.startswith("rank"):
-            rung = "kind"
+        if tower == "text" and replacement.startswith("rank"):
+            replacement = "kind"
 
         def name(l: int, b: int, i: int) -> Any:
             read = i == run.forward.rows[b]
             far = i in self.far[tower][l][b]
-            return {"vector": 0, "kind": read, "outliers": (read, far), "token": i}[rung]
+            return {"vector": 0, "kind": read, "outliers": (read, far), "token": i}[replacement]
 
         groups: list[dict[Any, np.ndarray]] = []
         for l, layer in enumerate(self.changes[tower]):
-            if rung.startswith("rank"):
+            if replacement.startswith("rank"):
                 x, y = (np.stack([change[part] for change in layer]) for part in (2, 3))
                 deviations = ((x - x.mean(0)) ** 2).sum() / x.shape[1] / len(x)
-                groups.append(dict(enumerate(calibration.ridge_map(x, y, RIDGE * deviations, int(rung[4:])))))
+                groups.append(dict(enumerate(calibration.ridge_map(x, y, RIDGE * deviations, int(replacement[4:])))))
                 continue
             listed: dict[Any, list[np.ndarray]] = {}
             for b, i, _, change in layer:
@@ -95,21 +95,21 @@ class Plain:
             groups.append({key: np.mean(values, axis=0) for key, values in listed.items()})
 
         def add(l: int, b: int, i: int, token: np.ndarray) -> np.ndarray:
-            if rung.startswith("rank"):
+            if replacement.startswith("rank"):
                 return token @ groups[l][0] + groups[l][1]
             return groups[l].get(name(l, b, i), np.zeros(token.shape))
 
         return add
 
     def logits(self, form: str) -> np.ndarray:
-        kind, _, rung = form.partition(":")
+        kind, _, replacement = form.partition(":")
         runs = self.tuned if kind == "lost" else self.frozen
         found = {}
         for tower, run in runs.items():
             if kind == "reference":
                 found[tower] = run.forward.features
                 continue
-            add = self.add(tower, rung)
+            add = self.add(tower, replacement)
             if kind == "kept":  # the words in a text's slots are tokens like all others
                 every = np.broadcast_to(np.arange(run.forward.last.shape[1]), run.forward.last.shape[:2])
                 whole = dataclasses.replace(run, inputs=every)
@@ -120,7 +120,7 @@ class Plain:
         return numpy_clip.logits(self.state, found["vision"], found["text"])
 
 
-def test_every_rung_is_measured_added_and_subtracted_as_the_reference_says(
+def test_every_form_is_measured_added_and_subtracted_as_the_reference_says(
     clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By two images at a time, of which the last is alone. No other test has this task, traced with this threshold."""
@@ -130,7 +130,7 @@ def test_every_rung_is_measured_added_and_subtracted_as_the_reference_says(
     task = Task(clip, "ivlp", CLASS_NAMES, text_tokens=2, vision_tokens=2, text_depth=2, vision_depth=1)
     values = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
     biases = measured(task, values, raw, batch_size=2)
-    assert rungs(biases) == RUNGS
+    assert replacement_forms(biases) == REPLACEMENT_FORMS
     plain = Plain(reference, task, values, images)
     assert all(sum(len(far) for layer in plain.far[t] for far in layer) > 0 for t in ("vision", "text"))
     forms = {
@@ -144,10 +144,10 @@ def test_every_rung_is_measured_added_and_subtracted_as_the_reference_says(
         clip.params,
         values,
         reference_adaptation(task, task.init()),
-        {rung: (biases, rung) for rung in RUNGS},
+        {replacement: (biases, replacement) for replacement in REPLACEMENT_FORMS},
     )
-    lost = [f"lost:{rung}" for rung in RUNGS if not rung.startswith("rank")]
-    assert classify.forms == ("reference", *(f"kept:{rung}" for rung in RUNGS), *lost)
+    lost = [f"lost:{replacement}" for replacement in REPLACEMENT_FORMS if not replacement.startswith("rank")]
+    assert classify.forms == ("reference", *(f"kept:{replacement}" for replacement in REPLACEMENT_FORMS), *lost)
     logits = np.asarray(classify(np.float32(images)))
     seen: list[np.ndarray] = []
     for form, found in zip(classify.forms, logits, strict=True):
@@ -168,9 +168,9 @@ def test_a_bias_is_its_own_equivalent_bias_and_is_kept_and_lost_whole(method: st
         np.testing.assert_allclose(found.kind, by_kind, atol=2e-6)
         others = 16 if tower == "vision" else np.mean(task.tokens.eos)  # tokens beside the one that is read out
         np.testing.assert_allclose(found.vector, (by_kind[:, 0] + others * by_kind[:, 1]) / (1 + others), atol=2e-6)
-    rung = {"bias": "vector", "bias_by_kind": "kind"}[method]
+    replacement = {"bias": "vector", "bias_by_kind": "kind"}[method]
     own = reference_adaptation(task, learnables)
-    classify = InterventionClassifier(task, clip.params, learnables, own, {"own": (biases, rung)})
+    classify = InterventionClassifier(task, clip.params, learnables, own, {"own": (biases, replacement)})
     images = np.float32(images)
     frozen, kept, lost = np.asarray(classify(images))
     np.testing.assert_allclose(kept, jax.jit(task.logits)(clip.params, learnables, images), atol=2e-4)
@@ -216,7 +216,7 @@ def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
     images, own = np.float32(weights_common.pictures(16, 5)[1]), reference_adaptation(task, task.init())
     zeros = nothing(task, learnables)
     classify = InterventionClassifier(
-        task, params, learnables, own, {rung: (zeros, rung) for rung in ("kind", "token")}
+        task, params, learnables, own, {replacement: (zeros, replacement) for replacement in ("kind", "token")}
     )
     logits = dict(zip(classify.forms, np.asarray(classify(images)), strict=True))
     frozen = logits["reference"]
@@ -320,16 +320,17 @@ def test_controls_keep_norms_and_lose_directions() -> None:
     np.testing.assert_array_equal(again["shuffled"]["text"].kind, found["shuffled"]["text"].kind)
 
 
-def test_rungs_store_more_and_more() -> None:
+def test_forms_store_more_and_more() -> None:
     products = Products(*(np.ones((4, *shape)) for shape in ((), (3,), (3,), (3, 3), (3, 3))))
     vision = dataclasses.replace(bias(positions=100), products=products)
     both = {"vision": vision, "text": bias(seed=1)}
-    stored = {rung: numbers_stored(both, rung) for rung in rungs(both)}
+    stored = {replacement: numbers_stored(both, replacement) for replacement in replacement_forms(both)}
     one = 4 * 3
     assert stored["vector"] == 2 * one and stored["kind"] == 4 * one and stored["outliers"] == 6 * one
     assert stored["token"] == (99 + 4) * one
     for rank in (1, 2, 4, 8):
         assert stored[f"rank{rank}"] == (1 + 2 * rank + 2) * one  # texts keep two vectors
-    assert rungs({"text": both["text"]}) == ("vector", "kind", "outliers", "token")
-    assert rungs({"vision": dataclasses.replace(vision, outliers=None, products=None)}) == ("vector", "kind", "token")
+    assert replacement_forms({"text": both["text"]}) == ("vector", "kind", "outliers", "token")
+    bare = {"vision": dataclasses.replace(vision, outliers=None, products=None)}
+    assert replacement_forms(bare) == ("vector", "kind", "token")
     assert all(a != b for a, b in itertools.pairwise(stored.values()))

@@ -11,6 +11,7 @@ from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
+from clipbias.explain.replacement_names import RANDOM, REPLACEMENT_FORMS, SHUFFLED
 from clipbias.explain.results import (
     GROUPS,
     MAPS,
@@ -60,12 +61,11 @@ from clipbias.explain.results import (
     TowerDecomposition,
     VisionAttention,
 )
-from clipbias.explain.rungs import RANDOM, RUNGS, SHUFFLED
 
-NAMES = (*RUNGS, RANDOM, SHUFFLED)
+NAMES = (*REPLACEMENT_FORMS, RANDOM, SHUFFLED)
 FORMS = ("reference", *(f"kept:{name}" for name in NAMES), *(f"lost:{name}" for name in NAMES), "tuned")
 TOWERS = ("both", "vision", "text")
-# How far each effect moves the logit of the true class, by tower; what rungs and controls keep and lose of all of it.
+# How far each effect moves the logit of the true class, by tower; what forms and controls keep and lose of all of it.
 SIZES = {"attention": (0.3, 0.1, 0.1), "scale": (-0.2, -0.2, 0.1), "values": (2.6, 1.2, 0.4)}
 KEPT = dict(zip(NAMES, (0.3, 0.5, 0.52, 0.8, 0.4, 0.6, 0.9, 1.0, 0.0, -0.1), strict=True))
 LOST = dict(zip(NAMES, (0.5, 0.7, 0.7, 0.9, 0.5, 0.8, 1.0, 1.1, 0.1, 0.2), strict=True))
@@ -378,7 +378,7 @@ class _Builder:
 
     def constants(self):
         results, measured, labels = {}, {}, self.predicted.labels
-        stored = dict(zip(RUNGS, (96, 192, 288, 2400, 250, 380, 640, 1160), strict=True))
+        stored = dict(zip(REPLACEMENT_FORMS, (96, 192, 288, 2400, 250, 380, 640, 1160), strict=True))
         for model in self.models[1:]:
             total = sum(SIZES[name][0] for name in SIZES)
             parts = [0, *KEPT.values(), *(1 - lost for lost in LOST.values()), 1]

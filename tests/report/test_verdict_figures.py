@@ -101,8 +101,8 @@ def test_the_table_of_temperatures_has_what_the_study_has(results, methods):
         assert row[2:] == (share(alone), f"{first:.2f}", f"{last:.2f}", "no")
 
 
-def test_the_ladder_has_every_rung_of_each_outcome(results, methods):
-    drawing = verdict_figures.ladder_figure(methods)
+def test_the_curve_has_every_form_of_each_outcome(results, methods):
+    drawing = verdict_figures.replacement_curve_figure(methods)
     frame, stored = drawing.numbers, results.constants.models["ivlp"].stored
     assert set(frame["method"]) == {"IVLP, 2 seeds"}  # bias tuning learns such a constant
     itself = frame["name"] == "the method itself"
@@ -148,7 +148,7 @@ def test_of_what_is_no_sure_gain_nothing_is_shared_out():
     methods = study_methods(conclude_study(results))
     rows = [row for row in verdict_tables.effects_table(methods).rows if row[0] == "IVLP"]
     assert {row[3] for row in rows} == {row[5] for row in rows} == {"–"}
-    assert verdict_figures.ladder_figure(methods) is None
+    assert verdict_figures.replacement_curve_figure(methods) is None
     assert {text for row in verdict_tables.constants_table(methods).rows for text in row[3:]} == {"–"}
     assert "favours" not in " ".join(methods[0].verdict.sentences)
 
@@ -167,7 +167,7 @@ def test_what_is_missing_says_why():
     bare = only_sections(study, "factorial", "verdict")
     said = verdict_tables.why_no_constants(bare, study_methods(bare))
     assert said[0].endswith("measured; --config.sections=constants has it.")
-    assert verdict_figures.ladder_figure(methods) is None and verdict_tables.constants_table(methods) is None
+    assert verdict_figures.replacement_curve_figure(methods) is None and verdict_tables.constants_table(methods) is None
     assert {row[0] for row in verdict_tables.effects_table(methods).rows} == {"Bias tuning"}
 
 

@@ -1,9 +1,9 @@
-"""The names of what is put in a method's place: the rungs of the ladder, from little to much, and controls."""
+"""The names of what is put in a method's place: replacement forms, from few numbers to many, and controls."""
 
 CONSTANTS = ("vector", "kind", "outliers", "token")
 RANKS = (1, 2, 4, 8)
-RUNGS = (*CONSTANTS, *(f"rank{rank}" for rank in RANKS))
-RUNG_NAMES = {
+REPLACEMENT_FORMS = (*CONSTANTS, *(f"rank{rank}" for rank in RANKS))
+REPLACEMENT_FORM_NAMES = {
     "vector": "one vector per layer",
     "kind": "two vectors per layer (one for the pooled token, one for all others)",
     "outliers": "three vectors per layer (one more for outlier tokens)",

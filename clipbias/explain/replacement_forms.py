@@ -8,27 +8,33 @@ import numpy as np
 from clipbias.explain.affine import low_rank
 from clipbias.explain.equivalent_bias import EquivalentBias
 from clipbias.explain.intervention import Intervention
-from clipbias.explain.rungs import PLAIN, RANDOM, RANKS, RUNGS, SHUFFLED
+from clipbias.explain.replacement_names import PLAIN, RANDOM, RANKS, REPLACEMENT_FORMS, SHUFFLED
 
 
-def rungs(biases: Mapping[str, EquivalentBias]) -> tuple[str, ...]:
-    """The rungs that there are: affine maps only where the vision tower is changed and its products were measured."""
+def replacement_forms(biases: Mapping[str, EquivalentBias]) -> tuple[str, ...]:
+    """The forms that there are: affine maps only where the vision tower is changed and its products were measured."""
     maps = "vision" in biases and biases["vision"].products is not None
     outliers = all(bias.outliers is not None for bias in biases.values())
-    return tuple(rung for rung in RUNGS if (outliers or rung != "outliers") and (maps or not rung.startswith("rank")))
+
+    def is_measured(form: str) -> bool:
+        if form == "outliers":
+            return outliers
+        return maps or not form.startswith("rank")
+
+    return tuple(filter(is_measured, REPLACEMENT_FORMS))
 
 
-def numbers_stored(biases: Mapping[str, EquivalentBias], rung: str) -> int:
-    """How many numbers a rung holds in all towers together; a text's positions count as far as texts reach."""
+def numbers_stored(biases: Mapping[str, EquivalentBias], form: str) -> int:
+    """How many numbers a form holds in all towers together; a text's positions count as far as texts reach."""
     total = 0
     for tower, bias in biases.items():
         depth, width = bias.vector.shape
         positions = int(np.any(bias.token != 0, axis=(0, 2)).sum())
         kinds = bias.kind.shape[1]
         rows = {"vector": 1, "kind": kinds, "outliers": kinds + 1, "token": positions}
-        if tower == "vision" and rung.startswith("rank"):
-            rows[rung] = 1 + 2 * int(rung.removeprefix("rank"))
-        total += depth * width * rows.get(rung, rows[PLAIN])
+        if tower == "vision" and form.startswith("rank"):
+            rows[form] = 1 + 2 * int(form.removeprefix("rank"))
+        total += depth * width * rows.get(form, rows[PLAIN])
     return total
 
 
@@ -58,33 +64,33 @@ def controls(biases: Mapping[str, EquivalentBias], *, seed: int) -> dict[str, di
     }
 
 
-def vision_intervention(bias: EquivalentBias, rung: str) -> Intervention:
-    """What a rung adds to image tokens: a row for each position, whatever the rung, so that one program serves all."""
+def vision_intervention(bias: EquivalentBias, form: str) -> Intervention:
+    """What a form adds to image tokens: a row for each position, whatever the form, so that one program serves all."""
     positions = bias.token.shape[1]
     rank = max(RANKS) if bias.products is not None else 0
     maps, outlier = None, None
-    if rung.startswith("rank") and bias.products is not None:
-        down, up, shift = low_rank(bias.products, int(rung.removeprefix("rank")))
+    if form.startswith("rank") and bias.products is not None:
+        down, up, shift = low_rank(bias.products, int(form.removeprefix("rank")))
         maps, table = (down, up), np.repeat(shift[:, None], positions, axis=1)
-    elif rung == "token":
+    elif form == "token":
         table = bias.token
-    elif rung == "vector":
+    elif form == "vector":
         table = np.repeat(bias.vector[:, None], positions, axis=1)
     else:
         kinds = bias.kind
-        if rung == "outliers" and bias.outliers is not None:
+        if form == "outliers" and bias.outliers is not None:
             kinds, outlier = bias.outliers[:, :-1], bias.outliers[:, -1]
         others = positions + 1 - kinds.shape[1]  # `[cls]` is a kind of its own
         table = np.concatenate([kinds[:, :-1], np.repeat(kinds[:, -1:], others, axis=1)], axis=1)
     return Intervention.constant(table, outlier, rank, maps)
 
 
-def text_intervention(bias: EquivalentBias, rung: str) -> Intervention:
-    """What a rung adds to text tokens: rows by position, or one for EOS and one for all others."""
-    if rung == "token":
+def text_intervention(bias: EquivalentBias, form: str) -> Intervention:
+    """What a form adds to text tokens: rows by position, or one for EOS and one for all others."""
+    if form == "token":
         return Intervention.constant(bias.token)
-    if rung == "vector":
+    if form == "vector":
         return Intervention.constant(np.repeat(bias.vector[:, None], 2, axis=1))
-    if rung == "outliers" and bias.outliers is not None:
+    if form == "outliers" and bias.outliers is not None:
         return Intervention.constant(bias.outliers[:, :2], bias.outliers[:, 2])
     return Intervention.constant(bias.kind)
