@@ -89,7 +89,7 @@ def _by_verdict(verdicts: Mapping[str, str], words: Mapping[str, str]) -> str:
     """
     parts = []
     for verdict, text in words.items():
-        methods = [method for method, own in verdicts.items() if own == verdict]
+        methods = [method for method, each in verdicts.items() if each == verdict]
         if methods:
             parts.append(text.format(join_words(methods)))
     return "; ".join(parts)

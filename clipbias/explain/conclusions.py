@@ -91,8 +91,8 @@ def _share(number: Estimate) -> float:
 
 def interacting(numbers: Effects) -> list[str]:
     """Interactions that are not small: their interval excludes 0, and they are a tenth of the gain or more."""
-    found = numbers.interactions.items()
-    return [name for name, number in found if excludes(number) and abs(_share(number)) >= NOT_SMALL]
+    interactions = numbers.interactions.items()
+    return [name for name, number in interactions if excludes(number) and abs(_share(number)) >= NOT_SMALL]
 
 
 def stands_for(numbers: Replacements, form: str, outcome: str, label: str) -> Claim:

@@ -73,14 +73,14 @@ def compute_constants(study: Study) -> Section[ConstantTests]:
     measured: dict[str, Measured] = {}
     for key, request in requests.items():
         of_model = rows[request.name]
-        own = biases[key].towers
+        towers = biases[key].towers
         measured[key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
         results[key] = ConstantTest(
             forms=forms[key],
             outcomes=single_tower(image_outcomes(of_model["images"], [measured[key]])),
-            biases={tower: MeasuredBias(vector=bias.vector, kind=bias.kind) for tower, bias in own.items()},
+            biases={tower: MeasuredBias(vector=bias.vector, kind=bias.kind) for tower, bias in towers.items()},
             training_images=biases[key].training_images,
-            stored={form: numbers_stored(own, form) for form in replacement_forms(own)},
+            stored={form: numbers_stored(towers, form) for form in replacement_forms(towers)},
             numbers=summarize_replacements(measured[key], forms[key]),
         )
     seeds = []
@@ -104,9 +104,9 @@ def _replacements(
     study: Study, model: Model, models: Sequence[Model], biases: Mapping[str, MeasuredBiases]
 ) -> dict[str, Replacement]:
     """By name: all forms of the model's equivalent bias, then controls."""
-    own = biases[model.key].towers
-    replacements = {form: Replacement(own, form) for form in replacement_forms(own)}
-    for name, control in controls(own, seed=study.options.seed).items():
+    towers = biases[model.key].towers
+    replacements = {form: Replacement(towers, form) for form in replacement_forms(towers)}
+    for name, control in controls(towers, seed=study.options.seed).items():
         replacements[name] = Replacement(control, PLAIN)
     for keys in seeds_of(models):
         if model.key in keys:

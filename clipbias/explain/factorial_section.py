@@ -72,18 +72,18 @@ def compute_factorial(study: Study) -> Section[CausalTests]:
     rows = yield [*requests.values(), *controls.values()]
     measured: dict[str, dict[str, Measured]] = {}
     for key, request in requests.items():
-        own = mixtures[key]
+        mixed = mixtures[key]
         of_model = rows[request.name]
-        measured[key] = _measure(study, of_model, own)
+        measured[key] = _measure(study, of_model, mixed)
         control = controls.get(key)
         results[key] = CausalTest(
-            effects=own.effects,
-            towers=own.towers,
-            streams=own.streams,
+            effects=mixed.effects,
+            towers=mixed.towers,
+            streams=mixed.streams,
             outcomes=image_outcomes(of_model["images"], measured[key].values()),
-            summary=summarize(measured[key], own),
-            both_right=_both_right(study, predictions, key, of_model, own),
-            random=None if control is None else _random_prompts(study, rows[control.name], own),
+            summary=summarize(measured[key], mixed),
+            both_right=_both_right(study, predictions, key, of_model, mixed),
+            random=None if control is None else _random_prompts(study, rows[control.name], mixed),
         )
     return CausalTests(models=results, seeds=_over_seeds(models, measured, mixtures))
 

@@ -1,12 +1,12 @@
 """The perturbation test (Chefer et al. 2021): accuracy while patches are removed in the order of each map."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.clip.params import Params
 from clipbias.explain.model import Model
 from clipbias.explain.passes import chunk, predictor
 from clipbias.explain.perturbation import (
@@ -30,10 +30,11 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
-from clipbias.explain.stream import Batch, Section, SumRequest
+from clipbias.explain.stream import Batch, Section, Step, SumRequest
 from clipbias.explain.streaming import MapOptions
 from clipbias.explain.study import Study
 from clipbias.training import mesh as meshes
+from clipbias.tuning import Learnables
 
 TARGETS = ("predicted", "true")
 
@@ -74,39 +75,42 @@ def _curves(accuracy: np.ndarray) -> dict[str, MapCurves]:
     }
 
 
-def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[str, Moments]]:
-    config, task = study.clip.config.vision, model.task
+def _perturbation_step(study: Study, model: Model) -> Step:
+    config = study.clip.config.vision
+    task = model.task
+    of_model = predictor(study, model)
+    key = jax.random.key(study.options.seed)
     counts = np.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
-    # Maps that do not depend on the target are tried once.
-    tried = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in OF_TARGET]
-    position = np.asarray([[tried.index((n, k if (n, k) in tried else 0)) for n in MAPS] for k in range(len(TARGETS))])
+    # Maps that do not depend on the target are tested once.
+    cases = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in OF_TARGET]
+    position = np.asarray([[cases.index((n, k if (n, k) in cases else 0)) for n in MAPS] for k in range(len(TARGETS))])
 
     @jax.jit
     def explain(
-        params: Any, learnables: Any, classes: Any, key: jax.Array, batch: Batch, logits: jax.Array
+        params: Params, learnables: Learnables, classes: Any, batch: Batch, logits: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        raw, labels = batch["images"], batch["labels"]
+        raw = batch["images"]
 
         def order(image: jax.Array) -> jax.Array:
             # Of each image by itself, whatever the batch it comes in.
-            own = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
-            return jax.random.uniform(own, maps["relevancy"].shape[1:])
+            of_image = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
+            return jax.random.uniform(of_image, maps["relevancy"].shape[1:])
 
         predicted = logits.argmax(-1)
-        found = explanations(
+        explained = explanations(
             task,
             params,
             learnables,
             study.normalize(raw),
-            targets=jnp.stack([predicted, labels], axis=1),
+            targets=jnp.stack([predicted, batch["labels"]], axis=1),
             options=MapOptions(start_layer=study.options.start_layer, chunk=chunk(model, raw)),
             text=classes if model.has_own_head else None,
         )
-        maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
+        maps = {name: explained[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)
-        ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
+        ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in cases]))
         # A random order from its other end is another one, so that one order serves both directions.
-        at = tried.index(("random", 0))
+        at = cases.index(("random", 0))
         return predicted, ranks.at[at, 1:].set(ranks[at, 0])
 
     @jax.jit
@@ -116,7 +120,8 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
     def step(batch: Batch) -> dict[str, Moments]:
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
         logits = of_model.logits(batch["images"])
-        (predicted, ranks), host = meshes.device_get((explain(*given, key, batch, logits), facts))
+        ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
+        (predicted, ranks), host = meshes.device_get((ordered, facts))
         # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
         # is so of every image whose predicted class is the true one.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
@@ -124,16 +129,13 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
         raw = study.replicate(host["images"])
         seen = which
         if len(images):
-            found = study.in_passes(lambda *rows: of_model.logits(perturbed(raw, *rows)), images, patches)
-            seen = found.argmax(-1)[which]
+            classified = study.in_passes(lambda *rows: of_model.logits(perturbed(raw, *rows)), images, patches)
+            seen = classified.argmax(-1)[which]
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
         hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
         return {"hits": _moments(*study.replicate((hits, host["mask"])))}
 
-    of_model = predictor(study, model)
-    given = (study.params, study.learnables[model.key], of_model.text)
-    key = jax.random.key(study.options.seed)
     return step
 
 

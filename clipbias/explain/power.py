@@ -43,7 +43,7 @@ class Power:
     Attributes:
       images, seeds: as they were.
       smallest: the smallest difference that could have been seen with these.
-      difference: one that is asked for.
+      difference: one of interest.
       images_needed: for it with the same seeds, or `None` where no number of images is enough.
       seeds_needed: for it with the same images, or `None` where no number of seeds is enough, or there is one seed, of
         which it cannot be said.
@@ -63,14 +63,14 @@ class Power:
         seen = f"With {self.images} images and {of_seeds}, a difference of {self.smallest:.{digits}f} {unit} or more"
         if self.smallest <= self.difference:
             return f"{seen} could have been seen."
-        wanted = f"{self.difference:g} {unit if self.difference != 1 else unit.removesuffix('s')}"
+        smaller = f"{self.difference:g} {unit if self.difference != 1 else unit.removesuffix('s')}"
         ways = []
         if self.images_needed is not None:
             ways.append(f"{self.images_needed} images with {'this seed' if self.seeds == 1 else 'these seeds'}")
         if self.seeds_needed is not None:
             ways.append(f"{self.seeds_needed} seeds with these images")
         needs = " or ".join(ways) if ways else "more of both: neither alone is enough"
-        return f"{seen} could have been seen; {wanted} would need {needs}."
+        return f"{seen} could have been seen; {smaller} would need {needs}."
 
 
 def spread(differences: np.ndarray) -> Spread:
@@ -87,14 +87,14 @@ def spread(differences: np.ndarray) -> Spread:
     return Spread(max(0.0, (between_images - squares) / seeds), max(0.0, (between_seeds - squares) / n), squares)
 
 
-def power(found: Spread, images: int, seeds: int, *, difference: float = 1.0) -> Power:
+def power(variances: Spread, images: int, seeds: int, *, difference: float = 1.0) -> Power:
     """What so many images and seeds could see, and what `difference` needs."""
-    wanted = (difference / DETECTABLE) ** 2
-    smallest = DETECTABLE * found.error(images, seeds)
-    seeds_alone = wanted - (found.seeds or 0.0) / seeds
-    more_images = None if seeds_alone <= 0 else math.ceil((found.images + found.rest / seeds) / seeds_alone)
-    images_alone = wanted - found.images / images
+    error = (difference / DETECTABLE) ** 2  # squared, that detects it
+    smallest = DETECTABLE * variances.error(images, seeds)
+    seeds_alone = error - (variances.seeds or 0.0) / seeds
+    more_images = None if seeds_alone <= 0 else math.ceil((variances.images + variances.rest / seeds) / seeds_alone)
+    images_alone = error - variances.images / images
     more_seeds = None
-    if found.seeds is not None and images_alone > 0:
-        more_seeds = math.ceil((found.seeds + found.rest / images) / images_alone)
+    if variances.seeds is not None and images_alone > 0:
+        more_seeds = math.ceil((variances.seeds + variances.rest / images) / images_alone)
     return Power(images, seeds, smallest, difference, more_images, more_seeds)

@@ -53,21 +53,29 @@ class Search:
 
     def __init__(self, vectors: np.ndarray, count: int) -> None:
         """Looks for the `count` nearest rows, fewer where the table is smaller, of each of the vectors `[n, D]`."""
-        self._vectors, self._count = np.asarray(vectors, np.float64), count
-        self._ids, self._distances = np.empty((len(vectors), 0), int), np.empty((len(vectors), 0))
-        self._total, self._seen = np.zeros(len(vectors)), 0
+        self._vectors = np.asarray(vectors, np.float64)
+        self._count = count
+        self._ids = np.empty((len(vectors), 0), int)
+        self._distances = np.empty((len(vectors), 0))
+        self._total = np.zeros(len(vectors))
+        self._seen = 0
 
     def add(self, rows: np.ndarray) -> None:
         """Takes the next rows of the table, `[v, D]`."""
         rows = np.asarray(rows, np.float64)
-        found = euclidean_distances(self._vectors, rows)  # from products: fast, and exact to a rounding error's root
-        near = found.argsort(axis=1, kind="stable")[:, : self._count]
+        distances = euclidean_distances(
+            self._vectors, rows
+        )  # from products: fast, and exact to a rounding error's root
+        near = distances.argsort(axis=1, kind="stable")[:, : self._count]
         # From differences, so that a vector's own row is at distance 0.
         exact = np.linalg.norm(rows[near] - self._vectors[:, None], axis=-1)
-        ids, distances = np.hstack([self._ids, self._seen + near]), np.hstack([self._distances, exact])
-        order = np.lexsort((ids, distances))[:, : self._count]
-        self._ids, self._distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
-        self._total, self._seen = self._total + found.sum(1), self._seen + len(rows)
+        all_ids = np.hstack([self._ids, self._seen + near])
+        all_distances = np.hstack([self._distances, exact])
+        order = np.lexsort((all_ids, all_distances))[:, : self._count]
+        self._ids = np.take_along_axis(all_ids, order, 1)
+        self._distances = np.take_along_axis(all_distances, order, 1)
+        self._total = self._total + distances.sum(1)
+        self._seen += len(rows)
 
     def result(self) -> Nearest:
         """What was found so far."""
@@ -76,13 +84,17 @@ class Search:
 
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
     """The words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`."""
-    found = []
+    parts = []
     for first in range(0, len(context), VECTORS):  # a context for each of many classes is many vectors
         search = Search(context[first : first + VECTORS], count)
         for start in range(0, len(token_embedding), ROWS):
             search.add(token_embedding[start : start + ROWS])
-        found.append(dataclasses.astuple(search.result()))
-    return Nearest(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        parts.append(search.result())
+    return Nearest(
+        ids=np.concatenate([part.ids for part in parts]),
+        distances=np.concatenate([part.distances for part in parts]),
+        mean_distance=np.concatenate([part.mean_distance for part in parts]),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -130,9 +142,10 @@ def place_words(
       For each adapter a `Nearest` of one vector for each of its blocks.
     """
     config = clip.config
-    params, size = jax.device_put({"text": clip.params["text"]}), config.text.vocabulary_size
-    depth = max(len(own) for own in prompts)
-    here = [[i for i, own in enumerate(prompts) if layer < len(own)] for layer in range(depth)]
+    params = jax.device_put({"text": clip.params["text"]})
+    size = config.text.vocabulary_size
+    depth = max(len(layers) for layers in prompts)
+    here = [[i for i, layers in enumerate(prompts) if layer < len(layers)] for layer in range(depth)]
     searches = [Search(np.stack([prompts[i][layer] for i in who]), count) for layer, who in enumerate(here)]
     for start in range(0, size, chunk):
         # The last chunk is padded, so that one compiled program serves all.
@@ -144,10 +157,12 @@ def place_words(
     results = [search.result() for search in searches]
 
     def row(layer: int, index: int) -> Nearest:
-        at = here[layer].index(index)
-        return Nearest(*(values[at : at + 1] for values in dataclasses.astuple(results[layer])))
+        place = here[layer].index(index)
+        near = results[layer]
+        rows = slice(place, place + 1)
+        return Nearest(near.ids[rows], near.distances[rows], near.mean_distance[rows])
 
-    return [[row(layer, i) for layer in range(len(own))] for i, own in enumerate(prompts)]
+    return [[row(layer, i) for layer in range(len(layers))] for i, layers in enumerate(prompts)]
 
 
 def readable_token(tokenizer: Any, token: int) -> str:

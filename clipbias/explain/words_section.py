@@ -68,8 +68,8 @@ def _deeper_words(study: Study) -> tuple[dict[str, list[PromptWords]], dict[str,
             places.setdefault(tuple(prefix.tolist()), []).append((model.key, place, np.asarray(prompts[:, place])))
     for prefix_ids, members in places.items():
         vectors = [rows for _, _, rows in members]
-        found = place_words(study.clip, np.array(prefix_ids), vectors, study.options.nearest_words, chunk=_CHUNK)
-        for (key, place, _), layers in zip(members, found, strict=True):
+        nearest = place_words(study.clip, np.array(prefix_ids), vectors, study.options.nearest_words, chunk=_CHUNK)
+        for (key, place, _), layers in zip(members, nearest, strict=True):
             words[key] += [
                 _words(study, near, 0, layer=layer, prompt=place, class_name=None)
                 for layer, near in enumerate(layers, start=1)
