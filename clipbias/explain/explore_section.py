@@ -31,14 +31,14 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
     for model in study.tuned or study.models[:1]:
         changes = predictions.changes(model.key)[candidates]
         groups += [_classes_in_turn(candidates[changes == kind], predictions.labels) for kind in range(len(CHANGES))]
-    chosen: list[int] = []
-    while len(chosen) < count and any(groups):
+    sample: list[int] = []
+    while len(sample) < count and any(groups):
         for group in groups:
-            while group and group[0] in chosen:
+            while group and group[0] in sample:
                 group.pop(0)
-            if group and len(chosen) < count:
-                chosen.append(group.pop(0))
-    return np.sort(np.asarray(chosen, int))
+            if group and len(sample) < count:
+                sample.append(group.pop(0))
+    return np.sort(np.asarray(sample, int))
 
 
 def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
@@ -84,13 +84,13 @@ def compute_explore(study: Study) -> Section[Exploration]:
     """Relevancy for the classes in question, `[cls]` attention and nearness to prompts by layer, of a few images."""
     predictions = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
-    chosen = choose_images(study, predictions, count)
-    pairs = _classes_of_images(study, predictions, chosen)
+    images = choose_images(study, predictions, count)
+    pairs = _classes_of_images(study, predictions, images)
     reasons = {model.key: why_no_maps(model.task) for model in study.models}
     models = [model for model in study.models if not reasons[model.key]]
-    pictures_of_pairs = _pairs(study, chosen[pairs[:, 0]], pairs[:, 1])
+    pictures_of_pairs = _pairs(study, images[pairs[:, 0]], pairs[:, 1])
     of_pairs = {model.key: _relevancy_of_pairs(study, model, pictures_of_pairs) for model in models}
-    of_images = {model.key: _layers_of_images(study, model, chosen) for model in models}
+    of_images = {model.key: _layers_of_images(study, model, images) for model in models}
     rows = yield [*of_pairs.values(), *of_images.values()]
     results: dict[str, ExploredModel | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     for model in models:
@@ -98,10 +98,10 @@ def compute_explore(study: Study) -> Section[Exploration]:
         image_rows = rows[of_images[model.key].name]
         results[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
     return Exploration(
-        images=chosen.astype(np.int32),
-        pictures=_thumbnails(study.pictures(chosen)),
+        images=images.astype(np.int32),
+        pictures=_thumbnails(study.pictures(images)),
         pairs=pairs.astype(np.int32).reshape(-1, 2),
-        names=tuple(study.split.keys[int(index)] for index in chosen),
+        names=tuple(study.split.keys[int(index)] for index in images),
         models=results,
     )
 

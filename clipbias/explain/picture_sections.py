@@ -28,21 +28,21 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     corrections = [set(corrected(predictions, model).tolist()) for model in study.tuned]
     fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
     readable = np.flatnonzero(predictions.zero_shot >= 0)
-    chosen: list[int] = []
+    examples: list[int] = []
     for distinct in (True, False):
         for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
-            seen = {int(labels[i]) for i in chosen}
-            if len(chosen) < count and index not in chosen and not (distinct and int(labels[index]) in seen):
-                chosen.append(index)
-    return np.asarray(chosen, int)
+            seen = {int(labels[i]) for i in examples}
+            if len(examples) < count and index not in examples and not (distinct and int(labels[index]) in seen):
+                examples.append(index)
+    return np.asarray(examples, int)
 
 
 def compute_examples(study: Study) -> Section[Examples]:
     """Relevancy of single pictures for their true class, under every model."""
     predictions = yield from compute_predictions(study)
-    chosen = choose_examples(study, predictions)
-    pictures = study.pictures(chosen)
-    labels = study.split.labels[chosen]
+    examples = choose_examples(study, predictions)
+    pictures = study.pictures(examples)
+    labels = study.split.labels[examples]
     models: dict[str, ExampleMaps | Missing] = {}
     for number, model in enumerate(study.models, start=1):
         if reason := why_no_maps(model.task):
@@ -57,7 +57,7 @@ def compute_examples(study: Study) -> Section[Examples]:
             texts=model.texts,
         )
         study.advance("examples", number, len(study.models))
-    names = tuple(study.split.keys[int(index)] for index in chosen)
+    names = tuple(study.split.keys[int(index)] for index in examples)
     return Examples(images=pictures, labels=labels, names=names, models=models)
 
 

@@ -38,12 +38,18 @@ def _classes(study: StudyResults) -> Table:
     names = study.dataset.class_names
     labels = labels_of(study.tuned)
     rows, net = {}, {}
-    for label, own in answers.groupby("label"):
-        wrong = own["zero_shot"][own["zero_shot"] != label].value_counts(sort=False).sort_index()
-        taken_for = f"{names[wrong.idxmax()]} ({wrong.max()} of {len(own)})" if len(wrong) else MISSING
-        right = 100 * (own["zero_shot"] == label).mean()
-        rows[label] = [names[label], str(len(own)), f"{right:.1f}", taken_for, *(_change(own[key]) for key in labels)]
-        net[label] = own[[*labels]].mean().sum()
+    for label, images in answers.groupby("label"):
+        wrong = images["zero_shot"][images["zero_shot"] != label].value_counts(sort=False).sort_index()
+        taken_for = f"{names[wrong.idxmax()]} ({wrong.max()} of {len(images)})" if len(wrong) else MISSING
+        right = 100 * (images["zero_shot"] == label).mean()
+        rows[label] = [
+            names[label],
+            str(len(images)),
+            f"{right:.1f}",
+            taken_for,
+            *(_change(images[key]) for key in labels),
+        ]
+        net[label] = images[[*labels]].mean().sum()
     order = sorted(rows, key=lambda label: (net[label], label))
     cut = len(order) > CLASSES
     shown = [*order[: CLASSES // 2], *order[-CLASSES // 2 :]] if cut else order
@@ -70,9 +76,10 @@ def _flips(study: StudyResults) -> Table | None:
     rows = []
     for model in study.tuned:
         test = study.causal_test(model.key)
-        for own in () if test is None else flips(test):
-            parts = [own.decided.get(effect) for effect in EFFECTS] + [own.alone.get(effect) for effect in EFFECTS]
-            rows.append([model.label, own.name, str(own.count), *map(_part, parts)])
+        for flipped in () if test is None else flips(test):
+            decided = [_part(flipped.decided.get(effect)) for effect in EFFECTS]
+            alone = [_part(flipped.alone.get(effect)) for effect in EFFECTS]
+            rows.append([model.label, flipped.name, str(flipped.count), *decided, *alone])
     heads = [f"{name} {what}" for what in ("decided", "alone") for name in EFFECTS]
     table = Table(
         "What flipped decisions",

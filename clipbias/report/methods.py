@@ -110,8 +110,10 @@ def summarize_methods(studies: Iterable[StudyResults]) -> list[MethodSummary]:
             if method.summary or method.replaced:
                 summaries.setdefault(method.facts.name, {})[study.dataset.name] = method
     return [
-        MethodSummary(name, next(iter(own.values())).facts.method, {each: own[each] for each in ordered_datasets(own)})
-        for name, own in summaries.items()
+        MethodSummary(
+            name, next(iter(methods.values())).facts.method, {each: methods[each] for each in ordered_datasets(methods)}
+        )
+        for name, methods in summaries.items()
     ]
 
 

@@ -85,7 +85,7 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
             accuracies[model.key].append(model.accuracy)
         rows.append(cells(_name(study), f"{study.zero_shot.images:,}", *texts.values()))
     if len(studies) > 1:
-        means = (f"{np.mean(own):.1f}" if len(own) == len(studies) else MISSING for own in accuracies.values())
+        means = (f"{np.mean(values):.1f}" if len(values) == len(studies) else MISSING for values in accuracies.values())
         rows.append(cells("Average", "", *means))
     caption = (
         "Top-1 accuracy in percent ± one binomial standard error; an average is given where every dataset has the"

@@ -233,7 +233,9 @@ def _groups_frame(study: StudyResults, key: str, result: Relevancy) -> pd.DataFr
 
 
 def _group_counts(result: Relevancy) -> str:
-    return ", ".join(f"{_GROUP_NAMES[name]} {counted(own.count, 'image')}" for name, own in result.groups.items())
+    return ", ".join(
+        f"{_GROUP_NAMES[name]} {counted(averaged.count, 'image')}" for name, averaged in result.groups.items()
+    )
 
 
 def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> list[CaptionedFigure]:

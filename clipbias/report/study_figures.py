@@ -90,15 +90,15 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     labels = labels_of(study.models)
     looks, frames, counts = dict(_SERIES), [], []
     for key, decomposition in present(study.decomposition).items():
-        for tower, own in decomposition.towers.items():
+        for tower, result in decomposition.towers.items():
             row = f"{labels[key]}, {tower}"
-            counts.append(f"{row}: {counted(own.count, 'image' if tower == 'vision' else 'class')}")
-            for number, bias in enumerate(sorted(own.bias_cosine)):
+            counts.append(f"{row}: {counted(result.count, 'image' if tower == 'vision' else 'class')}")
+            for number, bias in enumerate(sorted(result.bias_cosine)):
                 label = f"cosine to {labels.get(bias, bias)}"
                 colour = style.COLOURS[2 + number]
                 looks[f"{_COSINES}{bias}"] = {"color": colour, "marker": "D", "ms": 3, "label": label}
-            place = {"model": key, "tower": tower, "row": row, "depth": own.depth}
-            frames.append(_decomposition_frame(own, place))
+            place = {"model": key, "tower": tower, "row": row, "depth": result.depth}
+            frames.append(_decomposition_frame(result, place))
     frame = joined(frames)
     if frame.empty:
         return None
@@ -145,7 +145,7 @@ def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 4: the EOS row's attention by kind of token."""
     results = present(study.text_attention)
-    frame = joined(averages(own.shares, "layer", "head", "kind", model=key) for key, own in results.items())
+    frame = joined(averages(result.shares, "layer", "head", "kind", model=key) for key, result in results.items())
     if frame.empty:
         return None
     frame["kind"] = frame["kind"].map(lambda number: TEXT_KINDS[number - 1])
@@ -170,9 +170,9 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         "fig4_text_attention",
         figure,
         frame,
-        added=" or ".join(sorted({_REDUCED[own.reduction] for own in results.values()})),
-        counts=counted(max(own.count for own in results.values()), "class"),
-        texts="; ".join(f"{labels[key]} “{own.text}”" for key, own in results.items()),
+        added=" or ".join(sorted({_REDUCED[result.reduction] for result in results.values()})),
+        counts=counted(max(result.count for result in results.values()), "class"),
+        texts="; ".join(f"{labels[key]} “{result.text}”" for key, result in results.items()),
     )
 
 
@@ -190,8 +190,8 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
             variant=variant,
             quantity=quantity,
         )
-        for key, own in results.items()
-        for variant, quantities in own.variants.items()
+        for key, result in results.items()
+        for variant, quantities in result.variants.items()
         for quantity, number in quantities.quantities.items()
     )
     if frame.empty:
@@ -226,20 +226,20 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         "fig5_vision_attention",
         figure,
         frame.drop(columns="row"),
-        counts=counted(max(own.count for own in results.values()), "image"),
+        counts=counted(max(result.count for result in results.values()), "image"),
         dataset=study.dataset.name,
         size=clip.image_size,
         keys=f"{'[cls] and ' if clip.tokens > clip.patches else ''}{clip.patches} patches",
         tokens=clip.tokens,
         uniform=math.log(clip.tokens),
-        missing=next((own.no_cls_entropy for own in results.values() if own.no_cls_entropy), ""),
+        missing=next((result.no_cls_entropy for result in results.values() if result.no_cls_entropy), ""),
     )
 
 
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """The rank correlation of `[cls]` attention and similarity to the prompts by layer."""
     results = present(None if study.similarity is None else study.similarity.models)
-    frame = joined(averages(own.rank_correlation, "layer", model=key) for key, own in results.items())
+    frame = joined(averages(result.rank_correlation, "layer", model=key) for key, result in results.items())
     if frame.empty:
         return None
 
@@ -260,7 +260,7 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         x_label="layer",
         y_label="rank correlation",
     )
-    counts = {key: own.count for key, own in results.items()}
+    counts = {key: result.count for key, result in results.items()}
     return captioned("fig6_rank_correlation", figure, frame, counts=counts_of(labels, counts))
 
 
@@ -271,12 +271,12 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     removed = 100 * study.faithfulness.fractions
     results = present(study.faithfulness.models)
     frames = []
-    for key, own in results.items():
+    for key, result in results.items():
         for direction, first in _FIRST.items():
             for target in ("predicted", "true"):
                 panel = f"{first} relevant first,\nmap of {target} class"
                 for kind in MAPS:
-                    curve = own.maps[kind][direction][target].accuracy
+                    curve = result.maps[kind][direction][target].accuracy
                     numbers = tidy(
                         100 * np.asarray(curve),
                         None,
@@ -305,6 +305,6 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
         x_label="patches removed (%)",
         y_label="accuracy (%)",
     )
-    counts = counts_of(labels, {key: own.count for key, own in results.items()})
+    counts = counts_of(labels, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
     return captioned("faithfulness", figure, numbers, dataset=study.dataset.name, counts=counts)

@@ -208,16 +208,16 @@ def _draw_forms(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:
     part = part.assign(stored=part["stored"].fillna(end))
     # Outcomes stand beside each other, and controls to the left of the constants that they are of.
     for shift, aside, (outcome, look) in zip((0.985, 1.015), (0.84, 0.91), _OUTCOME_LOOKS.items(), strict=True):
-        own = part[part["outcome"] == outcome]
-        own = own.assign(stored=shift * own["stored"])
+        marked = part[part["outcome"] == outcome]
+        marked = marked.assign(stored=shift * marked["stored"])
         for kind, line in (("constant", "-"), ("map", "--")):
-            marks = own[own["kind"] == kind]
+            marks = marked[marked["kind"] == kind]
             if len(marks):
                 looks = {outcome: {**look, "linestyle": line, "ms": 4}}
                 lines(axes, marks, x="stored", hue="outcome", looks=looks)
-        itself = own[own["kind"] == "itself"]
+        itself = marked[marked["kind"] == "itself"]
         axes.plot(itself["stored"], itself["value"], **{**look, "linestyle": "", "ms": 6})
-        for _, row in own[own["kind"] == "control"].iterrows():
+        for _, row in marked[marked["kind"] == "control"].iterrows():
             axes.plot(
                 aside * row["stored"],
                 row["value"],

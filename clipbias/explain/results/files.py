@@ -1,7 +1,7 @@
 """A study's results on disk: arrays in `results.npz`, all else in `results.json`, by one codec (cattrs).
 
 An array's name in the archive is its place among the results, such as `relevancy/ivlp/corrected/vision/tuned/mean`. The
-JSON has `{"array": name}` in that place. A digest of each file is kept, so that nobody reads a damaged file, or arrays
+JSON has `{"npz": name}` in that place. A digest of each file is kept, so that nobody reads a damaged file, or arrays
 of another study.
 """
 
@@ -23,7 +23,7 @@ FORMAT = 4
 ARRAYS, SCALARS = "results.npz", "results.json"
 _DIGEST = "sha256"
 _ARRAYS_DIGEST = "arrays_sha256"
-_ARRAY = "array"
+_ARRAY = "npz"
 
 
 def save_results(folder: str | os.PathLike, results: StudyResults) -> None:
