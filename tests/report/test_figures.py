@@ -336,6 +336,29 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
     assert all(1 < inches * axes.get_position().width < 3 for axes in drawing.figure.axes if axes.get_title())
 
 
+def apart(some, others):
+    """How far each of some numbers is from the nearest of the others, relative to it."""
+    others = np.unique(others)
+    places = np.clip(np.searchsorted(others, some), 1, len(others) - 1)
+    nearest = np.minimum(np.abs(others[places] - some), np.abs(others[places - 1] - some))
+    return nearest / np.maximum(np.abs(some), 1e-3)
+
+
+@pytest.mark.parametrize("draw", [draw for draw in EVERY if draw != examples_figure], ids=lambda draw: draw.__name__)
+def test_what_is_drawn_is_what_the_csv_says(drawn, draw):
+    """Every value, or of heads their means; but for maps of pixels."""
+    for drawing in drawn(draw):
+        frame, every = drawing.numbers, drawing.figure.axes
+        if "map" in frame and "rotation" in frame:
+            continue
+        shown = [np.ravel(np.asarray(line.get_data(), float)) for axes in every for line in axes.lines]
+        shown += [(bar.get_width(), bar.get_height()) for axes in every for bar in axes.patches]
+        shown += [np.ravel(image.get_array()) for axes in every for image in axes.images]
+        keys = [name for name in frame if name not in ("head", "value", "low", "high")]
+        values = frame.groupby(keys, dropna=False)["value"].mean().to_numpy(float)
+        assert apart(values[np.nonzero(values)], np.concatenate(shown)).max() < 1e-5  # an absent kind of token is 0
+
+
 @pytest.mark.parametrize("draw", EVERY, ids=NAMES)
 def test_no_text_shows_how_it_is_written(drawn, draw):
     """Formulas are not read in these figures, and what steers a terminal is shown as its escape: neither is meant."""
