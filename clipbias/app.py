@@ -4,11 +4,12 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import html
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -166,13 +167,106 @@ def starting_point(
     return [Image.fromarray(test.image(number)) for number in numbers], class_names, template
 
 
+class _Events:
+    """What the page computes when somebody changes it. A mistake is shown as a message."""
+
+    def __init__(self, bench: Bench, gr: Any) -> None:
+        self.bench, self.gr = bench, gr
+
+    @contextlib.contextmanager
+    def _mistakes_shown(self) -> Iterator[None]:
+        try:
+            yield
+        except ClipbiasError as error:
+            raise self.gr.Error(html.escape(printable(error)), print_exception=False) from error
+
+    def _models(self, names: str, template: str, chosen: str, file: str | None) -> list[TunedModel | None]:
+        """Zero-shot, and the tuned model if one is chosen."""
+        tuned = file or chosen
+        zero_shot = self.bench.bind(ZERO_SHOT, names, template)
+        return [zero_shot, None if tuned == ZERO_SHOT else self.bench.bind(tuned, names)]
+
+    def fill(self, chosen: str, file: str | None, names: str, template: str) -> tuple[str, str]:
+        """A tuned model's own class names and template."""
+        with self._mistakes_shown():
+            model = self.bench.model(file or chosen)
+        return (names, template) if model is None else ("\n".join(model.class_names), model.task.template)
+
+    def classify(
+        self, path: str | None, names: str, template: str, chosen: str, file: str | None
+    ) -> tuple[object, object, object, object]:
+        """The probabilities of both models; the classes and prompts that there are to choose from."""
+        if path is None:
+            return None, None, self.gr.skip(), self.gr.skip()
+        with self._mistakes_shown():
+            frozen, tuned = self._models(names, template, chosen, file)
+            assert frozen is not None
+            classes = [printable(name) for name in frozen.class_names]
+            shown = [
+                model and dict(zip(classes, probabilities(model, path).tolist(), strict=True))
+                for model in (frozen, tuned)
+            ]
+        prompts = vision_prompts(tuned) if tuned else 0
+        slots = self.gr.update(maximum=max(2, prompts), value=1, interactive=prompts > 0)
+        return shown[0], shown[1], self.gr.update(choices=[LIKELIEST, *classes], value=LIKELIEST), slots
+
+    def look(
+        self,
+        path: str | None,
+        names: str,
+        template: str,
+        chosen: str,
+        file: str | None,
+        kind: str,
+        of_class: str,
+        layer: int,
+        slot: int,
+    ) -> list[object]:
+        """The maps of both models, each with a note."""
+        shown = list[object]()
+        with self._mistakes_shown():
+            for model in self._models(names, template, chosen, file) if path else (None, None):
+                if model is None or path is None:
+                    shown += [None, ""]
+                    continue
+                classes = [printable(name) for name in model.class_names]
+                named = of_class in classes
+                label = classes.index(of_class) if named else int(probabilities(model, path).argmax())
+                overlay, note = self.bench.look(model, path, label, kind, int(layer), int(slot))
+                shown += [self.bench.draw(overlay, path), f'<div class="note">{html.escape(printable(note))}</div>']
+        return shown
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A function of the page, and the components that it reads and writes."""
+
+    function: Callable[..., object]
+    inputs: Sequence[object]
+    outputs: Sequence[object]
+
+
+def _connect(gr: Any, triggers: Sequence[object], *steps: _Step) -> None:
+    """Runs steps one after another when something is triggered."""
+    start = functools.partial(gr.on, triggers)
+    for step in steps:
+        event = start(
+            fn=step.function,
+            inputs=[*step.inputs],
+            outputs=[*step.outputs],
+            api_visibility="private",
+            show_progress="minimal",
+        )
+        start = event.then
+
+
 def build(
     bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
 ) -> "gradio.Blocks":
     """The page.
 
     Args:
-      bench: the model and adapters of it.
+      bench: the frozen model and tuned ones.
       examples: files of pictures to start from; by default see `starting_point`.
       class_names, template: likewise.
 
@@ -180,62 +274,23 @@ def build(
       ClipbiasError: gradio is not installed.
     """
     gr = _gradio()
-
-    @contextlib.contextmanager
-    def mistakes_shown() -> Iterator[None]:
-        try:
-            yield
-        except ClipbiasError as error:
-            raise gr.Error(html.escape(printable(error)), print_exception=False) from error
-
-    def fill(chosen: str, file: str | None, names: str, template: str) -> tuple[str, str]:
-        """An adapter's own class names and template."""
-        with mistakes_shown():
-            model = bench.model(file or chosen)
-        return (names, template) if model is None else ("\n".join(model.class_names), model.task.template)
-
-    def sides(names: str, template: str, chosen: str, file: str | None) -> list[TunedModel | None]:
-        tuned = file or chosen
-        return [bench.bind(ZERO_SHOT, names, template), None if tuned == ZERO_SHOT else bench.bind(tuned, names)]
-
-    def classify(path: str | None, *asked: Any) -> tuple[Any, ...]:
-        """The probabilities of both sides; the classes and prompts that there are to choose from."""
-        if path is None:
-            return None, None, gr.skip(), gr.skip()
-        with mistakes_shown():
-            both = sides(*asked)
-            options = [*map(printable, both[0].task.class_names)] if both[0] else []
-            shown = [side and dict(zip(options, probabilities(side, path).tolist(), strict=True)) for side in both]
-        prompts = vision_prompts(both[1]) if both[1] else 0
-        slots = gr.update(maximum=max(2, prompts), value=1, interactive=prompts > 0)
-        return *shown, gr.update(choices=[LIKELIEST, *options], value=LIKELIEST), slots
-
-    def look(path: str | None, *given: Any) -> list[Any]:
-        """The maps of both sides."""
-        *asked, kind, of_class, layer, slot = given
-        shown: list[Any] = []
-        with mistakes_shown():
-            for side in sides(*asked) if path else (None, None):
-                if side is None or path is None:
-                    shown += [None, ""]
-                    continue
-                known = [*map(printable, side.task.class_names)]
-                label = known.index(of_class) if of_class in known else int(probabilities(side, path).argmax())
-                overlay, note = bench.look(side, path, label, kind, int(layer), int(slot))
-                shown += [bench.draw(overlay, path), f'<div class="note">{html.escape(printable(note))}</div>']
-        return shown
-
+    events = _Events(bench, gr)
     first = next(iter(bench.models), ZERO_SHOT)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
     starts = [str(path) for path in examples] or pictures
-    layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## CLIP `{printable(bench.clip.name)}`: zero-shot beside tuned")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                given: dict[str, Any] = dict(type="filepath", format="png", sources=["upload", "clipboard"], height=260)
-                image = gr.Image(next(iter(starts), None), label="Picture", **given)
+                image = gr.Image(
+                    next(iter(starts), None),
+                    label="Picture",
+                    type="filepath",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    height=260,
+                )
                 with gr.Row():
                     upload = gr.UploadButton("Upload a picture", file_types=["image"], size="md", min_width=140)
                     button = gr.Button("Classify", variant="primary", size="md", min_width=140)
@@ -246,32 +301,40 @@ def build(
                 chosen = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
                 file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=170)
             with gr.Column(scale=5, min_width=320):
-                with gr.Row():
-                    labels = [gr.Label(label=label, num_top_classes=SHOWN) for label in ("Zero-shot", "Tuned")]
-                with gr.Row():
-                    kind = gr.Dropdown([RELEVANCY, ATTENTION, PROMPT], value=RELEVANCY, label="Map", min_width=220)
-                    of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class", min_width=220)
-                with gr.Row():
-                    slider: dict[str, Any] = dict(value=1, step=1, min_width=220)
-                    layer = gr.Slider(1, layers, label="Layer (of relevancy the first)", **slider)
-                    slot = gr.Slider(1, 2, label="Prompt", interactive=False, **slider)
-                maps = []
-                with gr.Row():
-                    for label in ("Zero-shot", "Tuned"):
-                        with gr.Column(min_width=280):
-                            buttons = ["download", "fullscreen"]
-                            maps += [gr.Image(label=label, interactive=False, buttons=buttons), gr.HTML()]
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+                labels, controls, maps = _results(bench, gr)
         asked = [image, names, around, chosen, file]
-        filled = dict(fn=fill, inputs=[chosen, file, names, around], outputs=[names, around], **quiet)
-        classified = dict(fn=classify, inputs=asked, outputs=[*labels, of_class, slot], **quiet)
-        looked = dict(fn=look, inputs=[*asked, kind, of_class, layer, slot], outputs=maps, **quiet)
-        upload.upload(lambda path: path, upload, image, **quiet)
-        asks = [button.click, image.change, names.submit, around.submit, *[page.load] * bool(starts)]
-        gr.on(asks, **classified).then(**looked)
-        gr.on([chosen.input, file.upload, file.clear], **filled).then(**classified).then(**looked)
-        gr.on([kind.input, of_class.input, layer.release, slot.release], **looked)
+        kind, of_class, layer, slot = controls
+        fill = _Step(events.fill, [chosen, file, names, around], [names, around])
+        classify = _Step(events.classify, asked, [*labels, of_class, slot])
+        look = _Step(events.look, [*asked, *controls], maps)
+        upload.upload(lambda path: path, upload, image, api_visibility="private", show_progress="minimal")
+        triggers = [button.click, image.change, names.submit, around.submit]
+        if starts:
+            triggers.append(page.load)
+        _connect(gr, triggers, classify, look)
+        _connect(gr, [chosen.input, file.upload, file.clear], fill, classify, look)
+        _connect(gr, [kind.input, of_class.input, layer.release, slot.release], look)
     return page
+
+
+def _results(bench: Bench, gr: Any) -> tuple[list[object], list[Any], list[object]]:
+    """The right side of the page: probabilities; what a map is of, by kind, class, layer and prompt; maps and notes."""
+    layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
+    with gr.Row():
+        labels = [gr.Label(label=label, num_top_classes=SHOWN) for label in ("Zero-shot", "Tuned")]
+    with gr.Row():
+        kind = gr.Dropdown([RELEVANCY, ATTENTION, PROMPT], value=RELEVANCY, label="Map", min_width=220)
+        of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class", min_width=220)
+    with gr.Row():
+        layer = gr.Slider(1, layers, label="Layer (of relevancy the first)", value=1, step=1, min_width=220)
+        slot = gr.Slider(1, 2, label="Prompt", interactive=False, value=1, step=1, min_width=220)
+    maps = list[object]()
+    with gr.Row():
+        for label in ("Zero-shot", "Tuned"):
+            with gr.Column(min_width=280):
+                maps.append(gr.Image(label=label, interactive=False, buttons=["download", "fullscreen"]))
+                maps.append(gr.HTML())
+    return labels, [kind, of_class, layer, slot], maps
 
 
 def serve(page: "gradio.Blocks", **options: Any) -> str:
@@ -284,8 +347,10 @@ def serve(page: "gradio.Blocks", **options: Any) -> str:
     gr = _gradio()
     stack = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]  # none is fetched
     theme = gr.themes.Soft(primary_hue="orange", font=stack, font_mono=["ui-monospace", "Consolas", "monospace"])
-    own: dict[str, Any] = dict(theme=theme, css=CSS, footer_links=[], max_file_size="64mb", quiet=True, show_error=True)
-    return page.queue(max_size=32).launch(**{**own, **options})[1]
+    launched = page.queue(max_size=32).launch(
+        theme=theme, css=CSS, footer_links=[], max_file_size="64mb", quiet=True, show_error=True, **options
+    )
+    return launched[1]
 
 
 def _gradio() -> Any:
