@@ -44,7 +44,8 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
       give to `[cls]` and prompts counts 0.
     - entropy: mean over the `[cls]` and patch queries; cls_entropy: of `[cls]` alone, where there is one.
     """
-    first, inputs = config.first_patch, config.tokens
+    first = config.first_patch
+    inputs = config.tokens
     pixels = jnp.asarray(patch_distances(config), jnp.float32)
     among_patches = probabilities[..., first:inputs, first:inputs]
     of_queries = entropy(probabilities[..., :inputs, :])
@@ -85,7 +86,7 @@ def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", coun
     sums = jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
     if reduction == "sum":
         return sums
-    sizes = member.sum(1).reshape(member.shape[0], *[1] * (rows.ndim - 2), count)
+    sizes = jnp.expand_dims(member.sum(1), tuple(range(1, rows.ndim - 1)))
     return sums / jnp.maximum(sizes, 1)
 
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from clipbias.checks import check_choice, check_int
-from clipbias.constants import TOWERS
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
@@ -65,7 +64,7 @@ def as_bias_adapter(
     Raises:
       ClipbiasError: the texts that the method starts from are not those of bias tuning.
     """
-    method = make_method(METHODS[form], **{f"{tower}_tower": tower in biases for tower in TOWERS})
+    method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
     _check_texts(task, initial, bias_task, task.method_name)
     source = {"method": task.method_name, "options": task.options(), "images": images}
@@ -76,24 +75,24 @@ def as_bias_adapter(
     )
 
 
-def _check_texts(task: Task, initial: Learnables, own: Task, method: str) -> None:
-    """Raises `ClipbiasError` unless the frozen model that the method starts from reads the texts of `own`."""
+def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:
+    """Raises `ClipbiasError` unless the frozen model that the method starts from reads the texts of `bias_task`."""
     start = reference_adaptation(task, initial).text_context
     if start is not None:
         context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
         texts, positions = np.nonzero(rows >= 0)
         at = rows[texts, positions]
-        found = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
+        start_rows = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
         words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
-        if not np.array_equal(found, words):
+        if not np.array_equal(start_rows, words):
             raise ClipbiasError(
                 f"{method!r} starts from a random context and not from words, so its equivalent bias cannot be added "
                 "to a plain CLIP that reads words."
             )
-    if not np.array_equal(task.tokens.ids, own.tokens.ids):
+    if not np.array_equal(task.tokens.ids, bias_task.tokens.ids):
         raise ClipbiasError(
             f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
-            f"{own.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
+            f"{bias_task.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
         )
 
 

@@ -1,12 +1,11 @@
 """A tower's blocks forward, keeping what they are differentiated by, and one block backward.
 
-What is kept of each block is some multiple of its tokens `[B, N, D]`, or the tokens of every so many-th block, from
+What is saved of each block is some multiple of its tokens `[B, N, D]`, or the tokens of every so many-th block, from
 which the others are computed again. Both passes run the towers' own block (`clip.block`).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from clipbias.clip.tower import TowerInput
 
 # What a block is differentiated by: its tokens `[B, N, D]` before prompts are put in, by this name, and what it
 # computes of them by the names `layers.KEPT`.
-Kept = dict[str, jax.Array]
+Saved = dict[str, jax.Array]
 TOKENS = "tokens"
 
 
@@ -59,7 +58,7 @@ def observed_block(
 
 def block_forward(
     tokens: jax.Array, index: int | jax.Array, inputs: TowerInput, config: TowerConfig
-) -> tuple[jax.Array, Kept]:
+) -> tuple[jax.Array, Saved]:
     """Advances `tokens [B, N, D]` by one block; returns what it is differentiated by, too."""
     seen = Record()
     output, _ = observed_block(tokens, layer_at(inputs, index), inputs, config, seen)
@@ -78,58 +77,62 @@ def whole_blocks(inputs: TowerInput, config: TowerConfig) -> int:
     return config.layers - (inputs.readout is not None)
 
 
-def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Kept | jax.Array, jax.Array]:
+def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Saved | jax.Array, jax.Array]:
     """All blocks but the last, and that too where a pooling head reads all its rows.
 
     Returns:
-      What is kept, stacked: a `Kept` of every block, or with `recompute` the tokens at the input of every so many-th;
+      What is saved, stacked: a `Saved` of every block, or with `recompute` the tokens at the input of every so many-th;
       and the tokens `[B, N, D]` that reach the last block, or that head.
     """
     count = whole_blocks(inputs, config)
 
-    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Kept | jax.Array]:
-        output, kept = block_forward(tokens, index, inputs, config)
-        return output, tokens if recompute else kept
+    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
+        output, saved = block_forward(tokens, index, inputs, config)
+        return output, tokens if recompute else saved
 
     def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         return run_blocks(tokens, first, jnp.minimum(first + recompute, count), inputs, config), tokens
 
-    kept: Kept | jax.Array
+    saved: Saved | jax.Array
     if recompute > 1:
-        tokens, kept = jax.lax.scan(segment, inputs.tokens, jnp.arange(0, count, recompute))
+        tokens, saved = jax.lax.scan(segment, inputs.tokens, jnp.arange(0, count, recompute))
     else:
-        tokens, kept = jax.lax.scan(step, inputs.tokens, jnp.arange(count))
-    return kept, tokens
+        tokens, saved = jax.lax.scan(step, inputs.tokens, jnp.arange(count))
+    return saved, tokens
 
 
-def kept_at(kept: Kept | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int) -> Kept:
+def saved_at(
+    saved: Saved | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int
+) -> Saved:
     """What block `index` is differentiated by, computed again where `run_forward` did not keep it."""
-    if isinstance(kept, dict):
-        return jax.tree.map(lambda leaf: leaf[index], kept)
+    if isinstance(saved, dict):
+        return jax.tree.map(lambda leaf: leaf[index], saved)
     segment = index // recompute
-    tokens = kept[segment]
+    tokens = saved[segment]
     if recompute > 1:
         tokens = run_blocks(tokens, segment * recompute, index, inputs, config)
     return block_forward(tokens, index, inputs, config)[1]
 
 
 @jax.custom_jvp
-def _as_kept(computed: jax.Array, kept: jax.Array) -> jax.Array:
-    """`kept`, with the gradient of `computed`, whose value is then not needed: the compiler leaves it out."""
-    return kept
+def _as_saved(computed: jax.Array, saved: jax.Array) -> jax.Array:
+    """`saved`, with the gradient of `computed`, whose value is then not needed: the compiler leaves it out."""
+    return saved
 
 
-@_as_kept.defjvp
-def _change_as_computed(primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+@_as_saved.defjvp
+def _change_as_computed(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     return primals[1], tangents[0]
 
 
 def block_backward(
-    kept: Kept, layer: scan.LayerInput, inputs: TowerInput, config: TowerConfig
+    saved: Saved, layer: scan.LayerInput, inputs: TowerInput, config: TowerConfig
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
     """Differentiates one block where the forward pass left it.
 
-    Every part of it starts from what was kept, so that no matrix product of the forward pass is repeated but `q kᵀ`.
+    Every part of it starts from what was saved, so that no matrix product of the forward pass is repeated but `q kᵀ`.
 
     Returns:
       A function from the gradient of the block's output to that of its tokens and of its attention; and the attention
@@ -137,12 +140,12 @@ def block_backward(
     """
 
     def put_back(computed: jax.Array, name: str) -> jax.Array:
-        return _as_kept(computed, kept[name]) if name in kept else computed
+        return _as_saved(computed, saved[name]) if name in saved else computed
 
     def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
         return observed_block(tokens, layer, inputs, config, put_back, tap)
 
-    batch, length = kept[TOKENS].shape[:2]
+    batch, length = saved[TOKENS].shape[:2]
     tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
-    _, pull, probabilities = jax.vjp(run, kept[TOKENS], tap, has_aux=True)
+    _, pull, probabilities = jax.vjp(run, saved[TOKENS], tap, has_aux=True)
     return pull, probabilities

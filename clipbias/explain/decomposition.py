@@ -98,26 +98,29 @@ def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> 
       - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
     """
     part = totals["part"]
-    count, mean = np.asarray(part.count, np.float64), np.asarray(part.mean, np.float64)
-    length, spread = np.square(mean).sum(-1), np.asarray(part.squares, np.float64).sum(-1)
+    count = np.asarray(part.count, np.float64)
+    mean = np.asarray(part.mean, np.float64)
+    length = np.square(mean).sum(-1)
+    spread = np.asarray(part.squares, np.float64).sum(-1)
     square = count * length + spread
     repeated = count > 1
     unbiased = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
     vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
     tiny = np.finfo(np.float64).tiny
     pairs = _product_of_two(totals["tokens"])
-    one = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
+    one_vector = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
     return {
         "constancy": unbiased / np.where(repeated.any(-1), np.maximum((repeated * square).sum(-1), tiny), np.nan),
-        "bias_likeness": one * count.sum(-1) / np.maximum(square.sum(-1), tiny),
+        "bias_likeness": one_vector * count.sum(-1) / np.maximum(square.sum(-1), tiny),
         "bias_cosine": {name: _cosine(vector, np.asarray(value, np.float64)) for name, value in bias.items()},
     }
 
 
 def _product_of_two(sums: Moments) -> np.ndarray:
     """`|Σ_i x_i|² − Σ_i |x_i|²` of samples `x [L, …]`, which is the sum over pairs of different ones: `[L]`."""
-    count, mean = np.asarray(sums.count, np.float64), np.asarray(sums.mean, np.float64)
-    length, spread = (x.reshape(len(x), -1).sum(-1) for x in (np.square(mean), np.asarray(sums.squares, np.float64)))
+    count = np.asarray(sums.count, np.float64)
+    squares = [np.square(np.asarray(sums.mean, np.float64)), np.asarray(sums.squares, np.float64)]
+    length, spread = (x.reshape(len(x), -1).sum(-1) for x in squares)
     return count * (count - 1) * length - spread
 
 

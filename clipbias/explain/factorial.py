@@ -24,7 +24,7 @@ Whether what is added may be a constant is another question, and has a test of i
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,8 @@ class _Pair:
 
     def part(self, view: LayerView) -> _Parts:
         """Of one run's layer."""
-        count, length = self.inputs, view.tokens.shape[1]
+        count = self.inputs
+        length = view.tokens.shape[1]
         on_slots = jnp.where(self.slots[..., None, None, :length], view.probabilities, 0)
         relative = renormalise((view.probabilities - on_slots)[..., :count, :count])
         mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
@@ -218,33 +219,42 @@ def _mix(
     starts = {"R": pair.reference.tokens, "P": pair.tuned.tokens[:, : pair.inputs]}
     mixtures = {run: jnp.stack([starts[run] for _ in group]) for run, group in groups.items()}
 
-    def step(carry: Any, inputs: tuple[scan.LayerInput, scan.LayerInput]) -> tuple[Any, None]:
-        (reference, tuned), mixtures = carry
-        reference, seen = tower.observe_block(reference, inputs[0], pair.reference, pair.config)
-        tuned, seen_tuned = tower.observe_block(tuned, inputs[1], pair.tuned, pair.config)
+    def step(carry: _Tokens, inputs: tuple[scan.LayerInput, scan.LayerInput]) -> tuple[_Tokens, None]:
+        reference, seen = tower.observe_block(carry.reference, inputs[0], pair.reference, pair.config)
+        tuned, seen_tuned = tower.observe_block(carry.tuned, inputs[1], pair.tuned, pair.config)
         parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}
-        layer = dict(zip(_RUNS, inputs, strict=True))
+        layer = {"R": inputs[0], "P": inputs[1]}
         mixtures = {
             run: run_block(x, layer[run], pair.config, _hooks(groups[run], parts, pair.bias_rows(run)))
-            for run, x in mixtures.items()
+            for run, x in carry.mixtures.items()
         }
-        return ((reference, tuned), mixtures), None
+        return _Tokens(reference, tuned, mixtures), None
 
-    carry = ((pair.reference.tokens, pair.tuned.tokens), mixtures)
-    (runs, mixtures), _ = jax.lax.scan(step, carry, (pair.reference.layers, pair.tuned.layers))
+    carry = _Tokens(pair.reference.tokens, pair.tuned.tokens, mixtures)
+    tokens, _ = jax.lax.scan(step, carry, (pair.reference.layers, pair.tuned.layers))
     readout = pair.reference.readout
+    adaptations = {"R": reference, "P": tuned}
     features = {
-        stream: read(tower.take_rows(x[place], readout), tuned if run == "P" else reference)
-        for run, x in mixtures.items()
+        stream: read(tower.take_rows(x[place], readout), adaptations[run])
+        for run, x in tokens.mixtures.items()
         for place, stream in enumerate(groups[run])
     }
+    of_streams = jnp.zeros((0, len(pair.reference.tokens), 0))
+    if streams:
+        of_streams = jnp.stack([features[stream] for stream in streams])
     return Mixed(
-        reference=read(tower.take_rows(runs[0], readout), reference),
-        tuned=read(tower.take_rows(runs[1], readout), tuned),
-        streams=jnp.stack([features[stream] for stream in streams])
-        if streams
-        else jnp.zeros((0, *runs[0].shape[:1], 0)),
+        reference=read(tower.take_rows(tokens.reference, readout), reference),
+        tuned=read(tower.take_rows(tokens.tuned, readout), tuned),
+        streams=of_streams,
     )
+
+
+class _Tokens(NamedTuple):
+    """Tokens of both runs and of the mixtures `[K, B, N, D]`, by the run that their values are of."""
+
+    reference: jax.Array
+    tuned: jax.Array
+    mixtures: dict[str, jax.Array]
 
 
 def _hooks(group: Sequence[_Stream], parts: Mapping[str, _Parts], bias_rows: jax.Array | None) -> BlockHooks:

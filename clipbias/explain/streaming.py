@@ -26,7 +26,7 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, pool_image, project_image
-from clipbias.explain.blocks import Kept, block_backward, kept_at, layer_at, run_forward, whole_blocks
+from clipbias.explain.blocks import Saved, block_backward, layer_at, run_forward, saved_at, whole_blocks
 from clipbias.explain.reductions import REDUCTIONS, LastRow
 from clipbias.explain.targets import (
     first_layer,
@@ -87,7 +87,7 @@ class TowerPass:
     Attributes:
       inputs: the tower up to its first block.
       config: its geometry.
-      kept: what `run_forward` kept of the blocks.
+      saved: what `run_forward` saved of the blocks.
       features: as they are read out, `[B, d]`.
       pull: from the features' gradient to those of the tokens that reach the last block and of the row's attention.
       row: the readout row in the last layer.
@@ -95,7 +95,7 @@ class TowerPass:
 
     inputs: TowerInput
     config: TowerConfig
-    kept: Kept | jax.Array
+    saved: Saved | jax.Array
     features: jax.Array
     pull: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     row: LastRow
@@ -132,7 +132,8 @@ def pooling_row(
     tokens: jax.Array, tap: jax.Array, params: Params, config: ClipConfig, adaptation: Adaptation
 ) -> tuple[jax.Array, LastRow]:
     """The pooling head's feature `[B, d]` of the last block's tokens, and its query as the row to start from."""
-    count, length = config.vision.patches, tokens.shape[1]
+    count = config.vision.patches
+    length = tokens.shape[1]
     feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
     padding = [(0, 0), (0, length - count)]
     others = jnp.broadcast_to(jnp.arange(length) < count, (tokens.shape[0], length))
@@ -157,7 +158,7 @@ def run_tower(
 
     Where a pooling `head` reads all tokens, it takes those behind the last block, and what to add to its attention.
     """
-    kept, tokens = run_forward(inputs, config, recompute)
+    saved, tokens = run_forward(inputs, config, recompute)
 
     def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
         if head is not None and inputs.readout is None:
@@ -167,7 +168,7 @@ def run_tower(
 
     tap = jnp.zeros((tokens.shape[0], config.heads, tokens.shape[1]), jnp.float32)
     features, pull, row = jax.vjp(run, tokens, tap, has_aux=True)
-    return TowerPass(inputs, config, kept, features, pull, row)
+    return TowerPass(inputs, config, saved, features, pull, row)
 
 
 def reduce_backward(
@@ -196,8 +197,8 @@ def reduce_backward(
     }
 
     def step(carry: _Carry, index: jax.Array) -> tuple[_Carry, States | None]:
-        kept = kept_at(tower_pass.kept, index, inputs, config, options.recompute)
-        pull, probabilities = block_backward(kept, layer_at(inputs, index), inputs, config)
+        saved = saved_at(tower_pass.saved, index, inputs, config, options.recompute)
+        pull, probabilities = block_backward(saved, layer_at(inputs, index), inputs, config)
 
         def step_target(gradient: jax.Array, states: States) -> tuple[jax.Array, States]:
             gradient, attention_gradient = pull(gradient)
@@ -259,7 +260,8 @@ def stream(
       class_features: text features of all classes `[n · C, d]`, for a method with a head of its own; else `None`.
       dtype: compute type by name.
     """
-    config, templates = classifier.config, classifier.templates
+    config = classifier.config
+    templates = classifier.templates
     batch, per_image = targets.shape
     adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)

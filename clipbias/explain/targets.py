@@ -26,7 +26,8 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
             "per image."
         )
     if not isinstance(targets, jax.core.Tracer) and targets.is_fully_addressable:
-        low, high = np.asarray(targets).min(), np.asarray(targets).max()
+        low = np.asarray(targets).min()
+        high = np.asarray(targets).max()
         if low < 0 or high >= len(task.class_names):
             raise ClipbiasError(
                 f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."

@@ -13,7 +13,8 @@ from clipbias.tuning.prompt_tokens import name_tokens
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
 # The most bytes of a character, and what stands for some of them alone.
-_BYTES, _BROKEN = 4, "\ufffd"
+_BYTES = 4
+_BROKEN = "\ufffd"
 
 
 @struct.dataclass
@@ -32,7 +33,8 @@ class Roles:
 def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
     """`(V, T)`: the numbers of learned tokens in the vision and in the text tower."""
     adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision, text = adaptation.vision_prompts, adaptation.text_context
+    vision = adaptation.vision_prompts
+    text = adaptation.text_context
     return 0 if vision is None else vision.shape[-2], 0 if text is None else text.shape[-2]
 
 
@@ -42,9 +44,13 @@ def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
     In these layers what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision, context, deeper = adaptation.vision_prompts, adaptation.text_context, adaptation.text_prompts
-    text = 0 if context is None else 1 if deeper is None else 1 + deeper.shape[0]
-    return 0 if vision is None else vision.shape[-3], text
+    vision = 0
+    if adaptation.vision_prompts is not None:
+        vision = adaptation.vision_prompts.shape[-3]
+    if adaptation.text_context is None:
+        return vision, 0
+    deeper = adaptation.text_prompts
+    return vision, 1 if deeper is None else 1 + deeper.shape[0]
 
 
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:
@@ -55,10 +61,10 @@ def vision_roles(config: VisionConfig, prompts: int) -> Roles:
 
 def text_roles(task: Task) -> Roles:
     """Contexts at their places in every text: `[n · C, N]`."""
-    rows, counted = np.asarray(task.tokens.context_rows), np.asarray(task.tokens.counted)
-    positions, is_prompt = np.arange(rows.shape[1]), rows >= 0
+    is_prompt = np.asarray(task.tokens.context_rows) >= 0
+    positions = np.arange(is_prompt.shape[1])
     first = np.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
-    return Roles(is_prompt, ~is_prompt & (positions > first) & counted)
+    return Roles(is_prompt, ~is_prompt & (positions > first) & np.asarray(task.tokens.counted))
 
 
 def text_kinds(task: Task) -> np.ndarray:
@@ -70,11 +76,14 @@ def text_kinds(task: Task) -> np.ndarray:
     fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
     where the template ends with ".".
     """
-    text, tokenizer = task.prompt, task.clip.tokenizer
+    text = task.prompt
+    tokenizer = task.clip.tokenizer
     names = task.class_names
     lengths = name_tokens(task.clip, names, text)
-    ends, read = np.asarray(task.tokens.end), np.asarray(task.tokens.eos)
-    first, dots = task.clip.config.text.first_word, bool(encode(tokenizer, ["."])[0])
+    ends = np.asarray(task.tokens.end)
+    pooled = np.asarray(task.tokens.eos)
+    first = task.clip.config.text.first_word
+    has_dots = bool(encode(tokenizer, ["."])[0])
     kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
     if _learns_context(task):
         kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
@@ -86,9 +95,10 @@ def text_kinds(task: Task) -> np.ndarray:
         end = int(ends[i])
         row[:first] = SOS
         row[first + before : min(first + before + lengths[i % len(names)], end)] = CATEGORY
-        if template.endswith(".") and end - 1 > before and dots:
+        if template.endswith(".") and end - 1 > before and has_dots:
             row[end - 1] = DOT
-        row[end:], row[read[i]] = PAD, EOS
+        row[end:] = PAD
+        row[pooled[i]] = EOS
     return kinds
 
 
@@ -108,13 +118,15 @@ def token_labels(task: Task, text: int) -> list[str]:
 
     Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
     """
-    tokenizer, end = task.clip.tokenizer, int(task.tokens.end[text])
-    rows, learned = task.tokens.context_rows[text], _learns_context(task)
+    tokenizer = task.clip.tokenizer
+    end = int(task.tokens.end[text])
+    rows = task.tokens.context_rows[text]
+    is_learned = _learns_context(task)
     words = [int(token) for token in task.tokens.ids[text, :end]]
-    shown = ["SOS"] * task.clip.config.text.first_word
-    while (position := len(shown)) < end:
-        if learned and rows[position] >= 0:
-            shown.append(f"[{rows[position] + 1}]")
+    labels = ["SOS" for _ in range(task.clip.config.text.first_word)]
+    while (position := len(labels)) < end:
+        if is_learned and rows[position] >= 0:
+            labels.append(f"[{rows[position] + 1}]")
             continue
         most = min(end, position + _BYTES)
         for stop in range(position + 1, most + 1):
@@ -122,10 +134,11 @@ def token_labels(task: Task, text: int) -> list[str]:
             if _BROKEN not in piece:
                 break
         else:  # no text
-            stop, piece = position + 1, tokenizer.decode(words[position : position + 1]).strip()
+            stop = position + 1
+            piece = tokenizer.decode(words[position:stop]).strip()
         count = stop - position
-        shown += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
-    return shown
+        labels += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
+    return labels
 
 
 def _learns_context(task: Task) -> bool:
