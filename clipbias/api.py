@@ -30,7 +30,7 @@ from clipbias.tuning.registry import option_types
 from clipbias.tuning.task import ClassList
 
 
-def fit(
+def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     clip: Clip | str | os.PathLike,
     method: str | Method,
     images: Images | None = None,

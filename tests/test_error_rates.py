@@ -41,7 +41,7 @@ TRUTH = {"gain": 10.0, "attention": 1.0, "scale": 0.0, "values": 9.0, "kept": 8.
 
 
 @pytest.mark.parametrize(
-    "kind,said,expected",
+    ("kind", "said", "expected"),
     [
         (CARRIER, "values", False),
         (CARRIER, "attention", True),

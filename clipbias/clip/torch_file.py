@@ -210,7 +210,7 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
 def _flatten(value: Any, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
     """The tensors in nested dictionaries and records, by their names joined with dots."""
     parts = 0
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def plain(part: Any) -> Any:
         if not isinstance(part, Record):
@@ -228,7 +228,7 @@ def _flatten(value: Any, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
             raise ValueError("its content is nested beyond measure")
         part = plain(part)
         if isinstance(part, Tensor):
-            found[name] = part
+            tensors[name] = part
         elif isinstance(part, dict):
             for key, inner in part.items():
                 visit(inner, f"{name}.{key}" if name else str(key))
@@ -238,9 +238,14 @@ def _flatten(value: Any, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
         states = [plain(value.get(name)) for name in ("state_dict", "model_state_dict", "model")]
         value = next((state for state in states if isinstance(state, dict)), value)
     visit(value, "")
-    for prefix in ("module.", "_orig_mod.", "module."):  # of wrappers around wrappers, in either order
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): part for name, part in found.items()}
-    if not found or "" in found:
+    if not tensors or "" in tensors:
         raise ClipbiasError("it holds no tensors by name, as a model's `state_dict` does")
-    return found
+    return _without_wrappers(tensors)
+
+
+def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors without the prefixes that wrappers of a model, and wrappers around these, give to all names."""
+    for prefix in ("module.", "_orig_mod.", "module."):  # in either order
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

@@ -47,8 +47,10 @@ def read_curves(run: RunRecord) -> list[Curve]:
     """The training curves in a run's folder: its own, and those of a sweep. Empty where it has none."""
     folder = user_path(run.name)
     curves = [_curve(folder, run.name, str(run.method))]
-    for inside in sorted(folder.glob("runs/*/")):
-        curves.append(_curve(inside, f"{run.name}: {inside.name}", inside.name.partition("-")[0]))
+    curves.extend(
+        _curve(inside, f"{run.name}: {inside.name}", inside.name.partition("-")[0])
+        for inside in sorted(folder.glob("runs/*/"))
+    )
     return [curve for curve in curves if curve is not None]
 
 

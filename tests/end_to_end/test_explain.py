@@ -194,7 +194,7 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"sections": "relevance"}, "unknown section 'relevance'"),
         ({"adapters": "/nowhere"}, "no adapter file /nowhere"),

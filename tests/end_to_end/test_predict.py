@@ -177,7 +177,7 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"images": "/nowhere.png", "classes": "a"}, "there is no image or folder /nowhere.png"),
         ({"classes": "a"}, "no images to classify"),

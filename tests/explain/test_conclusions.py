@@ -30,7 +30,7 @@ def effects(attention, scale, values, *, gain=GAIN, interactions=None):
 
 
 @pytest.mark.parametrize(
-    "shares,expected",
+    ("shares", "expected"),
     [
         ([part(60, 80), part(-5, 5), part(15, 35)], "attention"),
         ([part(0, 20), part(55, 80), part(15, 35)], "scale"),
@@ -68,7 +68,7 @@ def test_interactions_are_named_where_they_are_not_small():
 
 
 @pytest.mark.parametrize(
-    "kept,lost,expected,words",
+    ("kept", "lost", "expected", "words"),
     [
         (part(92, 99), part(91, 130), "stands", "Both intervals lie above 90 %."),
         (part(92, 99), part(89, 130), "most", "Both intervals lie above 50 %."),
@@ -100,7 +100,7 @@ def both(kept, lost, gain=GAIN):
 
 
 @pytest.mark.parametrize(
-    "shares,kept,favours",
+    ("shares", "kept", "favours"),
     [
         (VALUES, part(92, 99), "This favours (b), a bias, over (a), attention."),
         (

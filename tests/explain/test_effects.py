@@ -51,7 +51,7 @@ def test_temperatures_are_the_most_likely_ones():
     assert found[2] / found[0] > 30
 
 
-@pytest.mark.parametrize("sign,expected", [(1.0, 0.01), (-1.0, 100.0)])
+@pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.01), (-1.0, 100.0)])
 def test_temperatures_stay_within_bounds(sign, expected):
     labels = np.arange(40) % 2
     logits = sign * 10 * np.eye(2, dtype=np.float32)[labels][:, None]
@@ -170,7 +170,7 @@ def test_kept_counts_from_below_and_lost_from_above():
     mean = np.array([60.0, 55.0, 40.0, 41.0, 59.5])
     draws = mean + 0.1 * draw.normal(size=(RESAMPLES, 5))
     measured = Measured({name: Sample(mean, draws) for name in ("accuracy", "calibrated")}, {}, 10, 1, True, np.ones(5))
-    for _, numbers in summarize_replacements(measured, FORMS).items():
+    for numbers in summarize_replacements(measured, FORMS).values():
         assert numbers.gain.value == 20
         assert numbers.kept["kind"].share.value == pytest.approx(15 / 20)
         assert numbers.lost["kind"].share.value == pytest.approx(19 / 20)
@@ -225,7 +225,7 @@ def test_datasets_are_generalised_from_five_on():
     assert found.low == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
 
 
-@pytest.mark.parametrize("better,worse", [(0.3, 0.0), (15.0, 6.0)])
+@pytest.mark.parametrize(("better", "worse"), [(0.3, 0.0), (15.0, 6.0)])
 def test_accuracy_intervals_cover_differences_in_few_images(better, worse):
     """Of 300 images as many as this turn right or wrong on average, often none."""
     draw, covered, width, n = np.random.default_rng(3), [], [], 300

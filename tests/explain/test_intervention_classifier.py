@@ -200,7 +200,7 @@ HEADS = [
 
 
 @pytest.mark.parametrize(
-    "method,options",
+    ("method", "options"),
     [
         ("cocoop", {}),
         pytest.param(own_methods.Head(), {}, id="own_head", marks=pytest.mark.long),

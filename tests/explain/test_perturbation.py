@@ -8,7 +8,7 @@ MAP = np.array([[0.1, 0.9, 0.5, 0.5]], np.float32)
 
 
 @pytest.mark.parametrize(
-    "fraction, direction, expected",
+    ("fraction", "direction", "expected"),
     [
         (0.0, "positive", []),
         (0.25, "positive", [1]),

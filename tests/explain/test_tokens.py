@@ -17,7 +17,7 @@ LETTERS = "spwcde-"  # SOS, prompt, words, category, dot, EOS, padding
 
 
 @pytest.mark.parametrize(
-    "method, options, expected",
+    ("method", "options", "expected"),
     [
         ("zero_shot", {}, ["swwwwcde-", "swwwwccde"]),
         ("zero_shot", {"templates": "a {} texture."}, ["swcwde-", "swccwde"]),

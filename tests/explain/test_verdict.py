@@ -114,7 +114,7 @@ def of(results):
 
 
 @pytest.mark.parametrize(
-    "given,carried,constant,words",
+    ("given", "carried", "constant", "words"),
     [
         ({"effects": ATTENTION}, "attention", None, "This favours (a)"),
         ({"effects": VALUES, "kept": 1.0, "lost": 1.0}, "values", "most", "This favours (b)"),

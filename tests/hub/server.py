@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, name: str, revision: str, file: str) -> None:
         commit = self._commit(name, revision)
         if commit is None:
-            return
+            return None
         content = self.hub.repositories[name].commits[commit].get(file)
         if name in self.hub.gated:
             return self._answer(403, {"error": "gated"}, **{"X-Error-Code": "GatedRepo"})

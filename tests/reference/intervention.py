@@ -85,8 +85,6 @@ def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np
             if tuned.bias is not None:
                 output = output + numpy_clip.spread(tuned.bias[l], tuned.forward.rows[[b]], len(output))[0]
             end = int(tuned.forward.rows[b]) if tuned.tower == "text" else len(output)
-            for i in kept:
-                if i <= end:
-                    layer.append((b, int(i), seen.tokens[b, i], output[i] - plain[i]))
+            layer += [(b, int(i), seen.tokens[b, i], output[i] - plain[i]) for i in kept if i <= end]
         found.append(layer)
     return found

@@ -27,7 +27,7 @@ def cudnn() -> Iterator[None]:
     """Attention of images as on an NVIDIA GPU: in half precision but for the row that is read out."""
     attend = functools.partial(layers.read_out_exactly, implementation="xla")
     with (
-        mock.patch.object(layers, "cudnn_takes", lambda dtype, width: True),
+        mock.patch.object(layers, "cudnn_takes", return_value=True),
         mock.patch.object(layers, "read_out_exactly", attend),
     ):
         yield

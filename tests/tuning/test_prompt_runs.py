@@ -35,7 +35,7 @@ RECIPE = dataclasses.replace(COMMON, epochs=2, batch_size=6)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ("cocoop", "plot", "proda", "prograd", "promptsrc"))
+@pytest.mark.parametrize("name", ["cocoop", "plot", "proda", "prograd", "promptsrc"])
 def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: Dataset, name: str) -> None:
     # Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
     found = []

@@ -112,7 +112,9 @@ def random_model(kind: str, tokenizer: Any) -> Any:
 
 
 @contextmanager
-def adapted(model: Any, added: dict[str, torch.Tensor], read: torch.Tensor | None) -> Iterator[None]:
+def adapted(  # noqa: C901 (a hook for each field)
+    model: Any, added: dict[str, torch.Tensor], read: torch.Tensor | None
+) -> Iterator[None]:
     """Runs a model with what methods add: biases behind blocks, prompts in both towers, low-rank changes of kernels.
 
     Args:
