@@ -16,7 +16,7 @@ from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults, MethodSummary
 from clipbias.report.names import ordered_methods
-from clipbias.report.panels import panels, points
+from clipbias.report.panels import Layout, panels, points
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
 from clipbias.report.verdict_figures import EFFECT_COLOURS, interval_columns
@@ -150,11 +150,9 @@ def _draw(numbers: pd.DataFrame, names: Mapping[Any, str], size: float) -> Any:
         numbers,
         draw,
         by=("", "dataset"),
-        names=names,
-        size=(size, 0.56 * len(lines) + 0.4),
-        x_label="points of accuracy",
-        share_y=True,
-        wrap=4,
+        layout=Layout(
+            names=names, size=(size, 0.56 * len(lines) + 0.4), x_label="points of accuracy", share_y=True, wrap=4
+        ),
     )
 
 

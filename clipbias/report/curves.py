@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.report import looks, style
 from clipbias.report.names import method_name
-from clipbias.report.panels import Look, lines, panels
+from clipbias.report.panels import Layout, Look, lines, panels
 from clipbias.report.runs import RunRecord, is_number, metric_lines
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
         pd.concat(frames),
         draw,
         by=("", "panel"),
-        x_label="step",
-        size=(2.9, 2.4),
-        share_x=False,
-        share_y=False,
+        layout=Layout(x_label="step", size=(2.9, 2.4), share_x=False, share_y=False),
     )
 
 

@@ -4,6 +4,7 @@ A figure's numbers are a data frame with one observation per row. `value` is dra
 its interval, NaN where there is none. The other columns say what the value is of, and two of them lay out the panels.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,20 +42,40 @@ def tidy(values: np.ndarray, error: np.ndarray | None = None, axes: Sequence[str
     return frame.assign(low=frame["value"] - arms, high=frame["value"] + arms)
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes, names and axes of a grid of panels.
+
+    Attributes:
+      size: of a panel in inches.
+      names: what the values of both columns are called, if not by themselves.
+      x_label, y_label: of every column and row.
+      share_x, share_y: which panels have one scale, as for `Figure.subplots`.
+      wrap: without rows, start a new line of panels after so many.
+      widths: of columns, relative to one another.
+      bottom: where all y axes begin.
+    """
+
+    size: tuple[float, float] = (2.2, 1.9)
+    names: Mapping[Any, str] = dataclasses.field(default_factory=dict)
+    x_label: str = ""
+    y_label: str = ""
+    share_x: Share = True
+    share_y: Share = "row"
+    wrap: int | None = None
+    widths: Sequence[float] | None = None
+    bottom: float | None = None
+
+
+LAYOUT = Layout()
+
+
 def panels(
     frame: pd.DataFrame,
     draw: Callable[["Axes", pd.DataFrame], None],
     *,
     by: tuple[str, str],
-    size: tuple[float, float] = (2.2, 1.9),
-    names: Mapping[Any, str] | None = None,
-    x_label: str = "",
-    y_label: str = "",
-    share_x: Share = True,
-    share_y: Share = "row",
-    wrap: int = 0,
-    widths: Sequence[float] | None = None,
-    bottom: float | None = None,
+    layout: Layout = LAYOUT,
     legend: bool | Mapping[str, Look] = True,
 ) -> "Figure":
     """Draws a grid of panels, one for each pair of values of two columns, and one legend for all of them below.
@@ -63,48 +84,41 @@ def panels(
       frame: the numbers.
       draw: draws one panel, given its axes and its part of the frame.
       by: the column whose values are rows of panels, and the one whose values are columns; "" where there is one only.
-      size: of a panel in inches.
-      names: what the values of both columns are called, if not by themselves.
-      x_label, y_label: of every column and row.
-      share_x, share_y: which panels have one scale, as for `Figure.subplots`.
-      wrap: without rows, start a new line of panels after so many.
-      widths: of columns, relative to one another.
-      bottom: where all y axes begin.
+      layout: sizes, names and axes.
       legend: whether to name what panels label, or looks to name instead, by label.
     """
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
-    across = min(wrap or len(columns), len(columns))
+    across = min(layout.wrap or len(columns), len(columns))
     down = len(rows) * -(-len(columns) // across)
-    names = names or {}
     with style.styled():
-        inches = (size[0] * (sum(widths) if widths else across) + 0.5, size[1] * down)
+        inches = (layout.size[0] * (sum(layout.widths) if layout.widths else across) + 0.5, layout.size[1] * down)
         figure = style.new_figure(inches[0], inches[1] + 0.5)
         grid = figure.subplots(
             down,
             across,
             squeeze=False,
-            sharex=share_x,
-            sharey=share_y,
-            width_ratios=widths,
+            sharex=layout.share_x,
+            sharey=layout.share_y,
+            width_ratios=layout.widths,
         )
         cells = [(row, column) for row in rows for column in columns]
         for number, axes in enumerate(grid.ravel()):
             row, column = cells[number] if number < len(cells) else (None, None)
             part = frame[_is(frame, by[0], row) & _is(frame, by[1], column)]
-            if column and (wrap or number < across):
-                axes.set_title(names.get(column, str(column)), loc="left")
+            if column and (layout.wrap or number < across):
+                axes.set_title(layout.names.get(column, str(column)), loc="left")
             if part.empty:
                 axes.set_axis_off()
                 continue
             draw(axes, part)
             below = number + across >= len(cells)
-            axes.set_xlabel(x_label if below else "")
-            axes.tick_params(labelbottom=below or share_x in (False, "none", "row"))
+            axes.set_xlabel(layout.x_label if below else "")
+            axes.tick_params(labelbottom=below or layout.share_x in (False, "none", "row"))
             if number % across == 0:
-                axes.set_ylabel("\n".join(filter(None, (names.get(row, str(row)), y_label))))
-        if bottom is not None:
+                axes.set_ylabel("\n".join(filter(None, (layout.names.get(row, str(row)), layout.y_label))))
+        if layout.bottom is not None:
             for axes in grid.ravel():  # only now: until all is drawn, what shares an axis may still make it longer
-                axes.set_ylim(bottom=bottom)
+                axes.set_ylim(bottom=layout.bottom)
         if legend:
             _legend(
                 figure, _labelled(figure) if legend is True else {name: _handle(look) for name, look in legend.items()}

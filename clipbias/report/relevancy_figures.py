@@ -20,7 +20,7 @@ from clipbias.explain.wording import counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned, file_name
 from clipbias.report.names import KIND_NAMES
-from clipbias.report.panels import bars, lines, panels, points
+from clipbias.report.panels import Layout, bars, lines, panels, points
 from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import averages, counts_of, joined, labels_of
 
@@ -94,12 +94,7 @@ def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         _draw,
         by=("model", "panel"),
-        size=(3.2, 1.8),
-        widths=(1.3, 1),
-        names=names,
-        y_label="relevancy",
-        share_x=False,
-        share_y=False,
+        layout=Layout(size=(3.2, 1.8), widths=(1.3, 1), names=names, y_label="relevancy", share_x=False, share_y=False),
     )
     return captioned("fig2_text_relevancy", figure, frame, **_facts(study, "text"))
 
@@ -134,12 +129,14 @@ def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
         laid_out,
         draw,
         by=("model", "panel"),
-        size=(1.85, 2.0),
-        widths=[_WIDTHS.get(name, 0.8) for name in dict.fromkeys(laid_out["panel"])],
-        names=names,
-        y_label="relevancy",
-        share_x=False,
-        share_y=False,
+        layout=Layout(
+            size=(1.85, 2.0),
+            widths=[_WIDTHS.get(name, 0.8) for name in dict.fromkeys(laid_out["panel"])],
+            names=names,
+            y_label="relevancy",
+            share_x=False,
+            share_y=False,
+        ),
     )
     return captioned("fig3_vision_relevancy", figure, frame, **_facts(study, "vision"))
 
@@ -206,11 +203,8 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         draw,
         by=("model", "panel"),
-        names=labels,
-        size=(2.7, 2.2),
-        share_x=False,
-        share_y=False,
         legend=legend,
+        layout=Layout(names=labels, size=(2.7, 2.2), share_x=False, share_y=False),
     )
     counts = "; ".join(f"{labels[key]}: {_group_counts(result)}" for key, result in results.items())
     numbers = frame.drop(columns=["series", "index"])
@@ -258,12 +252,9 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
             drawn,
             _draw,
             by=("", "title"),
-            wrap=3,
-            share_x=False,
-            share_y=False,
-            size=(3.0, 2.0),
-            x_label="token index",
-            y_label="relevancy",
+            layout=Layout(
+                wrap=3, share_x=False, share_y=False, size=(3.0, 2.0), x_label="token index", y_label="relevancy"
+            ),
         )
         made.append(
             captioned(

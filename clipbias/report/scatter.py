@@ -11,7 +11,7 @@ import pandas as pd
 from clipbias.report import style
 from clipbias.report.looks import KINDS, STANDS_OUT
 from clipbias.report.names import base_name
-from clipbias.report.panels import Look, panels
+from clipbias.report.panels import Layout, Look, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,13 +67,15 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
         ordered,
         draw,
         by=("", "panel"),
-        names=dict.fromkeys(("", "free", "paid"), ""),
-        size=(6.4, 4.6),
-        y_label=y_label,
-        x_label=x_label,
-        share_x=False,
-        share_y=True,
-        widths=[widths[name] for name in dict.fromkeys(ordered["panel"])],
+        layout=Layout(
+            names=dict.fromkeys(("", "free", "paid"), ""),
+            size=(6.4, 4.6),
+            y_label=y_label,
+            x_label=x_label,
+            share_x=False,
+            share_y=True,
+            widths=[widths[name] for name in dict.fromkeys(ordered["panel"])],
+        ),
     )
     for axes in figure.axes[: len(figure.axes) - 1]:
         axes.set_xlabel("")

@@ -12,7 +12,7 @@ from clipbias.explain.wording import counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.names import KIND_NAMES, VARIANT_NAMES
-from clipbias.report.panels import level, lines, panels, tidy
+from clipbias.report.panels import Layout, level, lines, panels, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
             level(axes, 0.5)
         axes.set_ylim(1.03 * low, 1.03)
 
-    figure = panels(frame, draw, by=("row", "panel"), x_label="layer", share_x=False, share_y=False)
+    figure = panels(frame, draw, by=("row", "panel"), layout=Layout(x_label="layer", share_x=False, share_y=False))
     return captioned("fig1_decomposition", figure, frame.drop(columns="row"), counts="; ".join(counts))
 
 
@@ -160,11 +160,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         used,
         draw,
         by=("", "model"),
-        wrap=4,
-        names={"": "", **labels},
-        x_label="layer",
-        y_label="share of attention",
-        share_y=True,
+        layout=Layout(wrap=4, names={"": "", **labels}, x_label="layer", y_label="share of attention", share_y=True),
     )
     return captioned(
         "fig4_text_attention",
@@ -216,11 +212,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         draw,
         by=("row", "quantity"),
-        names=_QUANTITIES,
-        x_label="layer",
-        size=(2.6, 1.6),
-        share_y="col",
-        bottom=0,
+        layout=Layout(names=_QUANTITIES, x_label="layer", size=(2.6, 1.6), share_y="col", bottom=0),
     )
     return captioned(
         "fig5_vision_attention",
@@ -253,12 +245,8 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         draw,
         by=("", "model"),
-        wrap=4,
-        share_y=True,
         legend=False,
-        names={"": "", **labels},
-        x_label="layer",
-        y_label="rank correlation",
+        layout=Layout(wrap=4, share_y=True, names={"": "", **labels}, x_label="layer", y_label="rank correlation"),
     )
     counts = {key: result.count for key, result in results.items()}
     return captioned("fig6_rank_correlation", figure, frame, counts=counts_of(labels, counts))
@@ -300,10 +288,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         draw,
         by=("model", "panel"),
-        bottom=0,
-        names=labels,
-        x_label="patches removed (%)",
-        y_label="accuracy (%)",
+        layout=Layout(bottom=0, names=labels, x_label="patches removed (%)", y_label="accuracy (%)"),
     )
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])

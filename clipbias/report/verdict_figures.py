@@ -22,7 +22,7 @@ from clipbias.explain.wording import capitalize, counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults
-from clipbias.report.panels import bars, lines, panels
+from clipbias.report.panels import Layout, bars, lines, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,11 +105,8 @@ def effects_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
         frame,
         draw,
         by=("method", "outcome"),
-        names=OUTCOMES_LONG,
-        size=(3.7, 3.0),
         legend=legend,
-        share_x=False,
-        share_y=False,
+        layout=Layout(names=OUTCOMES_LONG, size=(3.7, 3.0), share_x=False, share_y=False),
     )
     return captioned("verdict_effects", figure, frame, counts=counts)
 
@@ -166,12 +163,14 @@ def replacement_curve_figure(methods: Sequence[MethodResults]) -> CaptionedFigur
         frame,
         draw,
         by=("method", "what"),
-        names={KEPT: "kept with it", LOST: "lost without it"},
-        size=(3.5, 3.6),
-        y_label="% of the gain",
         legend=legend,
-        share_x=False,
-        share_y="row",
+        layout=Layout(
+            names={KEPT: "kept with it", LOST: "lost without it"},
+            size=(3.5, 3.6),
+            y_label="% of the gain",
+            share_x=False,
+            share_y="row",
+        ),
     )
     return captioned("replacement_curve", figure, frame)
 

@@ -100,7 +100,9 @@ def grid_of(**options):
     def draw(axes, own):
         small.lines(axes, own, x="x", looks={"": {**RED, "marker": "o", "label": "line"}})
 
-    return small.panels(part, draw, by=("row", "column"), x_label="x", y_label="y", names={"a": "A"}, **options)
+    return small.panels(
+        part, draw, by=("row", "column"), layout=small.Layout(x_label="x", y_label="y", names={"a": "A"}, **options)
+    )
 
 
 def test_panels_have_their_part_their_names_and_one_scale():
@@ -122,7 +124,7 @@ def test_panels_go_on_in_a_second_line():
     def draw(axes, own):
         small.lines(axes, own, x="x", looks={"": RED})
 
-    figure = small.panels(part, draw, by=("", "name"), wrap=2, legend={"z": RED})
+    figure = small.panels(part, draw, by=("", "name"), layout=small.Layout(wrap=2), legend={"z": RED})
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == ["a", "b", "c"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["z"]
 
@@ -133,7 +135,7 @@ def test_a_legend_is_no_wider_than_its_figure():
     def draw(axes, own):
         small.lines(axes, own, x="x", hue="name", looks={name: {**RED, "marker": "o"} for name in own["name"]})
 
-    figure = small.panels(part, draw, by=("", ""), size=(3.5, 2))
+    figure = small.panels(part, draw, by=("", ""), layout=small.Layout(size=(3.5, 2)))
     figure.draw_without_rendering()
     extent = figure.legends[0].get_window_extent()
     assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
