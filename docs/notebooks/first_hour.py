@@ -15,8 +15,8 @@ DATASET = "demo/fashion"  # or "eurosat", "folder", … with DATA_DIR, the folde
 DATA_DIR = None
 PICTURE = None  # the path of a picture of your own; None takes one of the dataset's
 SHOTS = 16  # training images per class
-EPOCHS = 10
-LEARNING_RATES = (0.0025, 0.02, 0.1)  # the paper's, and larger ones; validation images choose
+EPOCHS = None  # passes over the training images; None makes 300 steps at least
+LEARNING_RATES = (0.02, 0.5)  # larger than the paper's 0.0025, for few images; validation images choose
 IMAGES = 1000  # at most so many validation and test images
 FOLDER = "first_hour"  # for what is written
 
@@ -143,7 +143,7 @@ models = [Model("zero_shot", "zero-shot", "zero_shot", zero_shot.task, {})]
 for method in ("ivlp", "bias"):
     model = tuned[method][0]
     models.append(Model(method, METHODS[method], method, model.task, model.learnables, seed=1))
-options = StudyOptions(images=300, control_images=100, training_images=128)
+options = StudyOptions(image_limit=300, control_images=100, training_images=128)
 study = Study(models, test, options, folder / "study", training=dataset.split("train"))
 results = run_study(
     study,
