@@ -1,4 +1,4 @@
-"""The few-shot draw of the CoOp benchmark, bit for bit."""
+"""The few-shot splits of the CoOp benchmark, bit for bit."""
 
 import random
 from collections.abc import Sequence
@@ -41,19 +41,19 @@ def few_shot(
 
 
 def most_confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int) -> np.ndarray:
-    """Picks images by pseudo-label, as UPL does (Huang et al. 2022): of each class those that are surest to be of it.
+    """Selects images by pseudo-label, as UPL does (Huang et al. 2022): the most confident images of each class.
 
     Args:
-      predicted: `[n]`, the class that each image is taken for; -1 where an image could not be read.
-      doubt: `[n]`, 1/p - 1 for the probability p of that class, which stays exact where p rounds to 1.
+      predicted: `[n]`, the predicted class of each image; -1 for unreadable images.
+      doubt: `[n]`, 1/p - 1 for the probability p of that class. It stays exact where p rounds to 1.
       shots: Images per class at most, 0 for all. A class may have fewer, or none.
 
     Returns:
-      Indices, int64, class by class, the surest image first and of equal ones the earlier.
+      Indices, int64, class by class, the most confident image first, and the earlier one of equal images.
     """
     order = np.argsort(doubt, kind="stable")
-    each = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]
-    return np.concatenate([one[: shots or None] for one in each] or [order[:0]]).astype(np.int64)
+    by_class = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]
+    return np.concatenate([indices[: shots or None] for indices in by_class] or [order[:0]]).astype(np.int64)
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""Says first what is missing: folders, splits, and images to train and to evaluate on. No image is read."""
+"""Opens the datasets of a sweep, and reports missing folders, splits and images before the first run."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,7 +12,7 @@ SHOWN = 5  # classes whose images are counted in a message
 
 
 def describe_missing(dataset: Dataset, *, shots: int) -> str | None:
-    """Why a run on a dataset cannot begin, in a sentence; `None` where it can.
+    """Why a dataset cannot be used for a run, in a sentence; `None` if it can.
 
     Args:
       dataset: opened.
@@ -27,35 +27,36 @@ def describe_missing(dataset: Dataset, *, shots: int) -> str | None:
 
 
 def open_datasets(
-    load: Callable[[str], Dataset], wanted: Mapping[str, int], *, skip: bool = False
+    load: Callable[[str], Dataset], shots: Mapping[str, int], *, skip: bool = False
 ) -> dict[str, Dataset]:
     """Opens all datasets of a sweep before its first run.
 
     Args:
       load: opens a dataset by its name.
-      wanted: for each name the `shots` of `missing`.
+      shots: for each name the `shots` of `describe_missing`.
       skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
 
     Raises:
       ClipbiasError: datasets cannot be used; the message has a line for each.
     """
-    found, problems = dict[str, Dataset](), list[str]()
-    for name, shots in wanted.items():
+    datasets: dict[str, Dataset] = {}
+    problems: list[str] = []
+    for name, count in shots.items():
         try:
             dataset = load(name)
-            problem = describe_missing(dataset, shots=shots)
+            problem = describe_missing(dataset, shots=count)
         except ClipbiasError as error:
             problem = str(error)
         if problem is None:
-            found[name] = dataset
+            datasets[name] = dataset
         else:
             problems.append(problem)
-    if problems and not (skip and found):
-        hint = "Fix it, or pass --config.on_missing=skip." if found else "Fix it."
+    if problems and not (skip and datasets):
+        hint = "Fix it, or pass --config.on_missing=skip." if datasets else "Fix it."
         raise ClipbiasError("\n".join([*problems, f"No run was started. {hint}"]))
     for problem in problems:
         logging.warning("Left out: %s", problem)
-    return found
+    return datasets
 
 
 def _counts(dataset: Dataset, split: str) -> str:

@@ -184,7 +184,8 @@ def train_source(
             return None, 0
         return _augmented(images, int(order(epoch)[place]), image_size, (seed, epoch), crop)
 
-    numbers, shape = range(start_step, epochs * steps), (local, image_size, image_size, 3)
+    numbers = range(start_step, epochs * steps)
+    shape = (local, image_size, image_size, 3)
     return Source(images, numbers, shape, row, skip=_skips(on_error))
 
 
@@ -209,13 +210,14 @@ def pass_batches(
     local = batch_size // count
 
     def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
-        turn, step = divmod(number, steps)
+        index_of_pass, step = divmod(number, steps)
         example = step * batch_size + index * local + row
         if example >= len(images):
             return None, 0
-        return _augmented(images, example, image_size, (seed, passes[turn]), crop)
+        return _augmented(images, example, image_size, (seed, passes[index_of_pass]), crop)
 
-    numbers, shape = range(len(passes) * steps), (local, image_size, image_size, 3)
+    numbers = range(len(passes) * steps)
+    shape = (local, image_size, image_size, 3)
     return Batches(Source(images, numbers, shape, row, skip=_skips(on_error)), workers)
 
 
@@ -265,7 +267,9 @@ def test_batches(
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
     local = batch_size // count
 
-    shape = (local, *((1 + crops,) if crops else ()), image_size, image_size, 3)
+    shape: tuple[int, ...] = (local, image_size, image_size, 3)
+    if crops:
+        shape = (local, 1 + crops, image_size, image_size, 3)
 
     def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
         example = number * batch_size + index * local + row

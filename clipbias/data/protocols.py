@@ -1,7 +1,7 @@
-"""What is trained on and what is evaluated: the protocols of the literature as plans over any dataset.
+"""The evaluation protocols of the literature, for any dataset.
 
-A plan knows nothing of methods or training. It holds the training images and, for each number of a table, the images
-and classes to evaluate on.
+A protocol holds the training images and, for each column of a table, the test images and their classes. It does not
+depend on methods or training.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from clipbias.data import catalog, demo
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import MAX_VAL_SHOTS
-from clipbias.data.few_shot import few_shot as draw
+from clipbias.data.few_shot import few_shot as few_shot_indices
 from clipbias.errors import ClipbiasError
 
 Load = Callable[[str], Dataset]
@@ -42,12 +42,12 @@ class EvalProtocol:
 
     Attributes:
       protocol: The protocol's name.
-      source: The classes to train on; its "train" and, where there is one, "val" split hold the picks.
+      source: The training classes; its "train" and optional "val" split are the few-shot split.
       evaluations: What to evaluate, in the table's order.
-      validation: Gives all images that settings may be chosen on, or None: the dataset's "val" split of the training
-        classes without images that are evaluated, as all of ImageNet's are; where none is left, training images that
-        were not picked, at most as many of a class as picks and at most 4.
-      unlabelled: Gives all training images of the training classes, to pick by pseudo-labels from.
+      validation: Returns the images that select settings, or None. They are the dataset's "val" split of the training
+        classes, without test images (all of ImageNet's are). If none is left, they are training images outside the
+        few-shot split: as many per class as it has, at most 4.
+      unlabelled: Returns all training images of the training classes, for pseudo-labels.
     """
 
     protocol: str
@@ -87,20 +87,20 @@ def full(dataset: Dataset) -> EvalProtocol:
 
 
 def validation_outside_test(evaluated: Split, validation: Split | None) -> Split | None:
-    """Validation images but those that are evaluated, as all of ImageNet's are; `None` where none is left."""
+    """Validation images that are not test images, as all of ImageNet's are; `None` if none is left."""
     if validation is None:
         return None
-    known = set(evaluated.keys)
-    left = [index for index, key in enumerate(validation.keys) if key not in known]
-    if not left:
+    test_keys = set(evaluated.keys)
+    unused = [index for index, key in enumerate(validation.keys) if key not in test_keys]
+    if not unused:
         return None
-    return validation if len(left) == len(validation) else validation.subset(left)
+    return validation if len(unused) == len(validation) else validation.subset(unused)
 
 
 def validation_policy(dataset: Dataset) -> str:
     """The images of `EvalProtocol.validation`: "validation split", or "few-shot", training images not drawn."""
-    own = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-    return "few-shot" if own is None else "validation split"
+    validation = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
+    return "few-shot" if validation is None else "validation split"
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
@@ -114,14 +114,16 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
         raise ClipbiasError(f"{dataset.name} has {classes} class; base-to-new needs at least 2.")
     half = math.ceil(classes / 2)
     picks = _picks(dataset, shots, seed)
-    base, new = range(half), range(half, classes)
+    base = range(half)
+    new = range(half, classes)
     evaluations = (
         Evaluation("base", _tested(dataset.with_classes(base)), tuple(base)),
         Evaluation("new", _tested(dataset.with_classes(new)), None),
     )
-    own = dataset.with_classes(base)
-    validation = _validation(own, picks.with_classes(base), shots, seed)
-    return EvalProtocol("base_to_new", picks.with_classes(base), evaluations, lambda: own.split("train"), validation)
+    base_classes = dataset.with_classes(base)
+    base_picks = picks.with_classes(base)
+    validation = _validation(base_classes, base_picks, shots, seed)
+    return EvalProtocol("base_to_new", base_picks, evaluations, lambda: base_classes.split("train"), validation)
 
 
 def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
@@ -145,15 +147,15 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
     for target in targets:
         with_ids = bool(source.class_ids and target.class_ids)
         known = source.class_ids if with_ids else source.class_names
-        wanted = target.class_ids if with_ids else target.class_names
+        identifiers = target.class_ids if with_ids else target.class_names
         label_of = {identifier: label for label, identifier in enumerate(known)}
-        unknown = [identifier for identifier in wanted if identifier not in label_of]
+        unknown = [identifier for identifier in identifiers if identifier not in label_of]
         if unknown:
             raise ClipbiasError(
                 f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; domain generalisation needs "
                 "the same classes or a part of them."
             )
-        labels = tuple(label_of[identifier] for identifier in wanted)
+        labels = tuple(label_of[identifier] for identifier in identifiers)
         evaluations.append(Evaluation(target.name, _tested(target), labels))
     picks = _picks(source, shots, seed)
     validation = _validation(source, picks, shots, seed)
@@ -209,7 +211,7 @@ def make_protocol(
     seed: int = 1,
     targets: Sequence[str] | None = None,
 ) -> EvalProtocol:
-    """A plan by name.
+    """A protocol by name.
 
     Args:
       protocol: A key of `PROTOCOLS`.
@@ -233,9 +235,9 @@ def make_protocol(
 
 
 def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
-    """The dataset with "train" and "val" reduced to the draw."""
+    """The dataset with "train" and "val" reduced to the few-shot split."""
     train, val = dataset.split("train"), dataset.splits.get("val")
-    train_indices, val_indices = draw(train, val, shots=shots, seed=seed, class_names=dataset.class_names)
+    train_indices, val_indices = few_shot_indices(train, val, shots=shots, seed=seed, class_names=dataset.class_names)
     splits = {**dataset.splits, "train": train.subset(np.asarray(train_indices))}
     if val is not None:
         splits["val"] = val.subset(np.asarray(val_indices))
@@ -243,16 +245,18 @@ def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
 
 def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Callable[[], Split | None]:
-    """See `EvalProtocol.validation`; drawn when it is asked for."""
+    """See `EvalProtocol.validation`; computed when it is called."""
 
     def validation() -> Split | None:
-        own = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-        if own is not None:
-            return own
-        train, picked = dataset.split("train"), set(picks.split("train").keys)
-        rest = train.subset([index for index, key in enumerate(train.keys) if key not in picked])
-        chosen, _ = draw(rest, None, shots=min(shots, MAX_VAL_SHOTS), seed=seed, class_names=dataset.class_names)
-        return rest.subset(chosen) if len(chosen) else None
+        unused = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
+        if unused is not None:
+            return unused
+        train = dataset.split("train")
+        training_keys = set(picks.split("train").keys)
+        rest = train.subset([index for index, key in enumerate(train.keys) if key not in training_keys])
+        per_class = min(shots, MAX_VAL_SHOTS)
+        indices, _ = few_shot_indices(rest, None, shots=per_class, seed=seed, class_names=dataset.class_names)
+        return rest.subset(indices) if len(indices) else None
 
     return validation
 

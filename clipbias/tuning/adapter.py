@@ -1,4 +1,4 @@
-"""A tuned method as one small file: its learnables and everything needed to use them again.
+"""Adapter files: the learnables of a tuned method, with everything that is needed to use them.
 
 The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON
 object. Nothing in it is executed, and nothing that it names: a method of a user's own is named again by whoever uses
@@ -22,7 +22,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
-from clipbias.tuning.learnables import SEPARATOR, flatten, unflatten
+from clipbias.tuning.learnables import SEPARATOR, Array, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.preset import Options
 from clipbias.tuning.registry import METHODS, make_method
@@ -260,18 +260,18 @@ def _find(source: str | os.PathLike) -> Path:
     return hub.download(name, FILE)
 
 
-def _check_shapes(arrays: Mapping[str, Any], task: Task, method: str) -> None:
+def _check_shapes(arrays: Mapping[str, Array], task: Task, method: str) -> None:
     """Raises `ClipbiasError` unless `arrays`, by path, are what `method` learns for `task`."""
     leaves = flatten(task.shapes)
     expected = {name: leaf.shape for name, leaf in leaves.items()}
-    found = {name: np.shape(leaf) for name, leaf in arrays.items()}
+    shapes = {name: np.shape(leaf) for name, leaf in arrays.items()}
     # An axis of length 0 stands for one of any length.
-    fits = expected.keys() == found.keys() and all(
-        len(shape) == len(found[name]) and all(a in (0, b) for a, b in zip(shape, found[name], strict=True))
+    fits = expected.keys() == shapes.keys() and all(
+        len(shape) == len(shapes[name]) and all(a in (0, b) for a, b in zip(shape, shapes[name], strict=True))
         for name, shape in expected.items()
     )
     if not fits:
-        raise ClipbiasError(f"the adapter's arrays {found} are not those of method {method!r}, {expected}.")
+        raise ClipbiasError(f"the adapter's arrays {shapes} are not those of method {method!r}, {expected}.")
     for name, leaf in leaves.items():
         if _is_floating(leaf) != _is_floating(arrays[name]):
             raise ClipbiasError(
@@ -288,9 +288,9 @@ def _check_finite(arrays: Mapping[str, np.ndarray], message: str) -> None:
             raise ClipbiasError(f"{message}: {name!r} holds what are not finite numbers.")
 
 
-def _is_floating(array: Any) -> bool:
+def _is_floating(array: Array | jax.ShapeDtypeStruct) -> bool:
     return bool(jax.numpy.issubdtype(array.dtype, jax.numpy.floating))
 
 
-def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+def _equal(first: Mapping[str, Array], second: Mapping[str, Array]) -> bool:
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -75,13 +74,13 @@ class Descriptions:
 
 def read_descriptions(path: str | os.PathLike) -> Descriptions:
     """Reads a JSON file of texts by class name. Raises `ClipbiasError` for a file that is not one."""
-    found = read_json(user_path(path), dict, what="a file of descriptions, texts by class name")
-    return Descriptions(found, source=f"the descriptions in {path}")
+    texts = read_json(user_path(path), dict, what="a file of descriptions, texts by class name")
+    return Descriptions(texts, source=f"the descriptions in {path}")
 
 
-def as_descriptions(given: Descriptions | Mapping[str, Sequence[str]] | None) -> Descriptions | None:
-    """What a caller gave, checked."""
-    return given if given is None or isinstance(given, Descriptions) else Descriptions(given)
+def as_descriptions(texts: Descriptions | Mapping[str, Sequence[str]] | None) -> Descriptions | None:
+    """Descriptions from texts by class name, checked."""
+    return texts if texts is None or isinstance(texts, Descriptions) else Descriptions(texts)
 
 
 def take_templates(method: Method, clip: Clip) -> bool:
@@ -95,9 +94,14 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
     """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long."""
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    own = [descriptions.of([name])[name] for name in class_names]
-    counts = tuple(map(len, own))
-    texts = [one[i] if i < len(one) else one[0] for i in range(max(counts)) for one in own]
+    by_class = [descriptions.of([name])[name] for name in class_names]
+    counts = tuple(map(len, by_class))
+    # A class with fewer texts repeats its first one; `without_missing` removes the copies.
+    texts = [
+        class_texts[i] if i < len(class_texts) else class_texts[0]
+        for i in range(max(counts))
+        for class_texts in by_class
+    ]
     longest = clip.config.text.context_length
     rows = framed(clip.tokenizer, texts, clip.config.text)
     for i, row in enumerate(rows):
@@ -112,6 +116,6 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
 
 
 def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:
-    """Features `[n · C, d]` with zeros in place of the texts that classes do not have."""
-    places: Any = np.arange(features.shape[0] // len(counts))[:, None] < np.asarray(counts)
-    return features * places.reshape(-1, 1)
+    """Features `[n · C, d]` with zeros for the missing texts of classes with fewer texts."""
+    present = np.arange(features.shape[0] // len(counts))[:, None] < np.asarray(counts)
+    return features * present.reshape(-1, 1)
