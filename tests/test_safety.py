@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from clipbias.clip import Clip
 from clipbias.data import transforms
-from clipbias.data.files_on_disk import inside, read_image
+from clipbias.data.files_on_disk import check_relative, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
 from clipbias.io import read_json, read_json_lines, user_path, write_text
@@ -164,7 +164,7 @@ def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\x", "a\0b", "..", "a/.."])
 def test_listed_paths_stay_below_their_folder(path: str) -> None:
     with pytest.raises(ClipbiasError, match="not a plain path below the image folder"):
-        inside(path, listed_in="list.json")
+        check_relative(path, listed_in="list.json")
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:

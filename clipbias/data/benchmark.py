@@ -14,17 +14,18 @@ from clipbias.data.entry import CatalogEntry
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json, read_text
 
+# The paths of a split's images below the image folder, and their labels, int32.
 SplitListing = tuple[Sequence[str], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetListing:
-    """What a dataset consists of, before any image is touched.
+    """Classes and splits of a dataset; no image is opened.
 
     Attributes:
       class_names: Name of each label.
       class_ids: WordNet id of each label, or empty.
-      splits: Split name to (paths below the image folder, labels int32), in the benchmark's order.
+      splits: Paths and labels by split name, in the benchmark's order.
     """
 
     class_names: tuple[str, ...]
@@ -55,10 +56,13 @@ def load(
     listing = read_listing(entry, root)
     images = root / entry.images
     splits: dict[str, Split] = {}
-    for name, listed in listing.splits.items():
-        same = [other for other in splits if listing.splits[other] is listed]  # one list under two names
-        made = splits[same[0]] if same else None
-        splits[name] = made or files_on_disk.split_of_files(images, *listed, listed_in=entry.split_file or "")
+    for name, split_listing in listing.splits.items():
+        twin = next((other for other in splits if listing.splits[other] is split_listing), None)
+        if twin is not None:  # one list under two names
+            splits[name] = splits[twin]
+            continue
+        paths, labels = split_listing
+        splits[name] = files_on_disk.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
     template = entry.template if template is None else template
     dataset = Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
     return with_index(dataset, index_file)
@@ -67,7 +71,7 @@ def load(
 def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
     """The dataset's own folder. Raises `ClipbiasError` saying where it was looked for and how to get it."""
     root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
-    if (folder := own_folder(entry, root)) is not None:
+    if (folder := dataset_folder(entry, root)) is not None:
         return folder
     marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
     if any((root / mark).exists() for mark in marks) and root.name in (entry.folder, *entry.other_folders, entry.name):
@@ -75,16 +79,18 @@ def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
     raise ClipbiasError(f"{entry.name}: there is no folder {root / entry.folder}; {how_to_fetch(entry)}")
 
 
-def own_folder(entry: CatalogEntry, root: Path) -> Path | None:
-    """The dataset's folder below `root`, under the first of its names that is there."""
+def dataset_folder(entry: CatalogEntry, root: Path) -> Path | None:
+    """The dataset's folder below `root`: the first of its names that exists, or None."""
     candidates = (root / name for name in (entry.folder, *entry.other_folders))
     return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 
 def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
-    """One clause that says what to fetch from where: all of a dataset, or its split file alone."""
-    split = ((entry.split_file, entry.split_url),) if entry.split_file else ()
-    parts = "; ".join(f"{place} from {url}" for place, url in (*(() if split_alone else entry.fetch), *split))
+    """A clause that names the files to fetch and their addresses: all of a dataset, or its split file alone."""
+    downloads = [] if split_alone else list(entry.fetch)
+    if entry.split_file:
+        downloads.append((entry.split_file, entry.split_url))
+    parts = "; ".join(f"{place} from {url}" for place, url in downloads)
     return f"put into {entry.folder}/: {parts}."
 
 
@@ -100,7 +106,7 @@ def read_listing(entry: CatalogEntry, root: Path) -> DatasetListing:
         entry,
         imagenet_names(root),
         lambda folder: files_on_disk.sub_folders(_present(images / folder, entry)),
-        lambda part, folders: files_on_disk.in_each(images / part, folders),
+        lambda part, folders: files_on_disk.image_files_in_each(images / part, folders),
         str(images),
     )
 
@@ -125,11 +131,12 @@ def read_split_file(path: Path, *, hint: str) -> DatasetListing:
     names: dict[int, str] = {}
     try:
         for split_name in ("train", "val", "test"):
-            paths, labels = [], []
+            paths = []
+            labels = []
             for image, label, name in content[split_name]:
                 if not isinstance(image, str) or not isinstance(name, str):
                     raise TypeError("a path or a name is no text")
-                paths.append(files_on_disk.inside(image, listed_in=str(path)))
+                paths.append(files_on_disk.check_relative(image, listed_in=str(path)))
                 labels.append(check_int(f"{path}: the label of {image}", label))
                 if names.setdefault(label, name) != name:
                     raise ClipbiasError(f"{path}: label {label} is called both {names[label]!r} and {name!r}.")
@@ -156,12 +163,13 @@ def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
     splits: dict[str, SplitListing] = {}
     for split_name in ("train", "val", "test"):
         path = root / f"images_variant_{split_name}.txt"
-        paths, labels = [], []
+        paths = []
+        labels = []
         for line in _lines(path, entry):
             image, _, name = line.strip().partition(" ")
             if name not in labels_of:
                 raise ClipbiasError(f"{path} names the variant {name!r}, which variants.txt has not.")
-            paths.append(files_on_disk.inside(f"{image}.jpg", listed_in=str(path)))
+            paths.append(files_on_disk.check_relative(f"{image}.jpg", listed_in=str(path)))
             labels.append(labels_of[name])
         splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
     return DatasetListing(names, (), splits)
@@ -176,8 +184,12 @@ def from_class_folders(
 ) -> DatasetListing:
     """ImageNet and its variants, from folders of WordNet ids or, for V2, of label numbers.
 
-    The folders may be real ones or those of an archive's index: `folders_in` lists the folders inside a folder,
-    `images_in` the sorted images of several in it.
+    Args:
+      entry: The catalogue entry.
+      names: Class name of each WordNet id, in label order.
+      folders_in: Lists the folders in a folder, of a disk or of an archive's index.
+      images_in: Lists the sorted images of several folders in a folder.
+      place: What messages call the image folder.
     """
     parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
     ids = tuple(names)
@@ -185,9 +197,9 @@ def from_class_folders(
         ids = tuple(sorted(folders_in(parts.get("train", ""))))
         unknown = [identifier for identifier in ids if identifier not in names]
         if not ids or unknown:
+            example = unknown[0] if unknown else "no folder"
             raise ClipbiasError(
-                f"{entry.name}: {place} should hold folders named by WordNet ids such as n01440764, "
-                f"found {unknown[0] if unknown else 'no folder'}."
+                f"{entry.name}: {place} should hold folders named by WordNet ids such as n01440764, found {example}."
             )
     folder_of = {identifier: identifier for identifier in ids}
     if entry.layout == "numbered folders":
@@ -200,12 +212,16 @@ def from_class_folders(
         for folder in folders:
             if folder not in folder_of:
                 raise ClipbiasError(f"{entry.name}: the folder {prefix}{folder} in {place} belongs to no class.")
-        images = list(images_in(prefix, folders))
-        keys = [f"{prefix}{folder}/{image}" for folder, own in zip(folders, images, strict=True) for image in own]
+        images_by_folder = list(images_in(prefix, folders))
+        keys = [
+            f"{prefix}{folder}/{image}"
+            for folder, images in zip(folders, images_by_folder, strict=True)
+            for image in images
+        ]
         if not keys:
             raise ClipbiasError(f"{entry.name}: {place}/{prefix} has no image in class folders; {how_to_fetch(entry)}")
-        own_labels = np.asarray([labels_of[folder_of[folder]] for folder in folders], np.int32)
-        splits[split_name] = (keys, np.repeat(own_labels, [len(own) for own in images]))
+        folder_labels = np.asarray([labels_of[folder_of[folder]] for folder in folders], np.int32)
+        splits[split_name] = (keys, np.repeat(folder_labels, [len(images) for images in images_by_folder]))
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]
     return DatasetListing(tuple(names[identifier] for identifier in ids), ids, splits)
@@ -221,22 +237,22 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
     if path.suffix == ".json":
         content = read_json(path)
         items = content.get("train") if isinstance(content, dict) else content
-        listed = items if isinstance(items, list) else []
-        wanted = [str(item[0]) if isinstance(item, list) and item else item for item in listed]
-        if not all(isinstance(item, str) for item in wanted):
+        rows = items if isinstance(items, list) else []
+        keys = [str(row[0]) if isinstance(row, list) and row else row for row in rows]
+        if not all(isinstance(key, str) for key in keys):
             raise ClipbiasError(f"{path} is not a list of images: expected paths, or [path, label, class name].")
     else:
-        wanted = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     train = dataset.split("train")
     position = {key: index for index, key in enumerate(train.keys)}
-    unknown = [key for key in wanted if key not in position]
-    if unknown or not wanted:
+    unknown = [key for key in keys if key not in position]
+    if unknown or not keys:
         raise ClipbiasError(
             f"{path} lists {unknown[0] if unknown else 'no image'}, which is not among the training images "
             f"(paths look like {train.keys[0]})."
         )
-    chosen = train.subset([position[key] for key in wanted])
-    return dataclasses.replace(dataset, splits={**dataset.splits, "train": chosen})
+    subset = train.subset([position[key] for key in keys])
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": subset})
 
 
 def _lines(path: Path, entry: CatalogEntry) -> list[str]:
@@ -245,8 +261,9 @@ def _lines(path: Path, entry: CatalogEntry) -> list[str]:
 
 
 def _present(path: Path, entry: CatalogEntry) -> Path:
-    """`path`, a list or a folder, where it is there. Raises `ClipbiasError` saying how to get it."""
-    kind, there = ("file", path.is_file()) if path.suffix == ".txt" else ("folder", path.is_dir())
-    if not there:
+    """`path`, a list or a folder, if it exists. Raises `ClipbiasError` saying how to get it."""
+    is_list = path.suffix == ".txt"
+    if not (path.is_file() if is_list else path.is_dir()):
+        kind = "file" if is_list else "folder"
         raise ClipbiasError(f"{entry.name}: there is no {kind} {path}; {how_to_fetch(entry)}")
     return path

@@ -62,14 +62,14 @@ SHOWN_FILES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What was found of one dataset.
+    """The result of checking one dataset.
 
     Attributes:
       title: Its name in the table.
       state: "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
       counts: Number of "classes", and of images by split.
-      expected: The same by the catalogue; empty for a dataset that is not in it.
-      split_hash: First 16 hex digits of the split file's sha256, "" where there is none.
+      expected: The same numbers in the catalogue; empty for a dataset that is not in it.
+      split_hash: First 16 hex digits of the split file's sha256; "" without a split file.
       picks: Number of seeds whose few-shot picks are the published ones, and of seeds that have published ones.
       problems: One sentence each.
     """
@@ -91,20 +91,21 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
       data_dir: The root of all datasets in CoOp's layout.
       decode: Decode every image too; else only that each file is there and not empty.
     """
-    state, expected = "missing", {"classes": entry.classes, **entry.sizes}
+    expected = {"classes": entry.classes, **entry.sizes}
+    state = "missing"
     try:
         root = benchmark.find_root(entry, data_dir)
         state = "broken"
         dataset = benchmark.load(entry, data_dir)
     except ClipbiasError as error:
         return Finding(entry.title, state, {}, expected, problems=(str(error).removeprefix(f"{entry.name}: "),))
-    own = check_images(dataset, decode=decode)
+    images = check_images(dataset, decode=decode)
     problems: list[str] = []
-    wrong = [name for name, number in expected.items() if own.counts.get(name) != number]
+    wrong = [name for name, number in expected.items() if images.counts.get(name) != number]
     if wrong:
         problems.append(f"the number of {', '.join(wrong)} is not the catalogue's; this is not the benchmark's split.")
     golden = GOLDEN.get(entry.name, {})
-    matched = 0 if wrong else sum(picks(dataset, seed) == published for seed, published in golden.items())
+    matched = 0 if wrong else sum(pick_hashes(dataset, seed) == published for seed, published in golden.items())
     if matched < len(golden) and not wrong:
         problems.append(
             f"the {GOLDEN_SHOTS}-shot picks of {len(golden) - matched} of {len(golden)} seeds are not the "
@@ -113,14 +114,17 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
     split_hash = ""
     if entry.split_file:
         split_hash = hashlib.sha256((root / entry.split_file).read_bytes()).hexdigest()[:16]
-    state = "broken" if own.problems else "differs" if problems else "ok"
-    fetch = (benchmark.how_to_fetch(entry),) if own.state == "missing" else ()
-    problems += [*own.problems, *fetch]
-    return Finding(entry.title, state, own.counts, expected, split_hash, (matched, len(golden)), tuple(problems))
+    state = "differs" if problems else "ok"
+    if images.problems:
+        state = "broken"
+    problems += images.problems
+    if images.state == "missing":
+        problems.append(benchmark.how_to_fetch(entry))
+    return Finding(entry.title, state, images.counts, expected, split_hash, (matched, len(golden)), tuple(problems))
 
 
 def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
-    """Checks the images of any dataset; "missing" where none is there. `decode` as of `check`."""
+    """Checks the images of any dataset; the state is "missing" if no image is there. `decode` is that of `check`."""
     images = {split.path(index): (split, index) for split in dataset.splits.values() for index in range(len(split))}
 
     def problem(path: str) -> str | None:
@@ -137,20 +141,21 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
         return None
 
     with ThreadPoolExecutor(processors()) as pool:
-        bad = [found for found in pool.map(problem, images, chunksize=64) if found]
+        bad = [message for message in pool.map(problem, images, chunksize=64) if message]
     counts = {"classes": len(dataset.class_names), **{name: len(split) for name, split in dataset.splits.items()}}
     if not bad:
         return Finding(dataset.name, "ok", counts)
     more = f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
-    told = f"{len(bad)} images are missing or unreadable: {'; '.join(bad[:SHOWN_FILES])}{more}."
-    return Finding(dataset.name, "missing" if len(bad) == len(images) else "broken", counts, problems=(told,))
+    message = f"{len(bad)} images are missing or unreadable: {'; '.join(bad[:SHOWN_FILES])}{more}."
+    return Finding(dataset.name, "missing" if len(bad) == len(images) else "broken", counts, problems=(message,))
 
 
-def picks(dataset: Dataset, seed: int) -> tuple[str, str]:
+def pick_hashes(dataset: Dataset, seed: int) -> tuple[str, str]:
     """The short hashes of the 16-shot training and 4-shot validation picks."""
-    train, val = dataset.split("train"), dataset.split("val")
-    chosen, held_out = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
-    return train.subset(chosen).names_hash, val.subset(held_out).names_hash
+    train = dataset.split("train")
+    val = dataset.split("val")
+    train_indices, val_indices = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
+    return train.subset(train_indices).names_hash, val.subset(val_indices).names_hash
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -158,19 +163,17 @@ def table(findings: Sequence[Finding]) -> str:
     header = ("dataset", "state", "classes", "train", "val", "test", "split file", "picks")
     rows = []
     for finding in findings:
-        (matched, golden), expected = finding.picks, finding.expected or finding.counts
+        matched, golden = finding.picks
+        expected = finding.expected or finding.counts
         counts = expected if finding.state == "missing" and not finding.counts else finding.counts
-        rows.append(
-            (
-                *(finding.title, finding.state),
-                *(_count(counts.get(name, 0), expected.get(name, 0)) for name in ("classes", "train", "val", "test")),
-                finding.split_hash or "-",
-                f"{matched}/{golden}" if golden and finding.state != "missing" else "-",
-            )
-        )
+        cells = [_count(counts.get(name, 0), expected.get(name, 0)) for name in ("classes", "train", "val", "test")]
+        picks = f"{matched}/{golden}" if golden and finding.state != "missing" else "-"
+        rows.append([finding.title, finding.state, *cells, finding.split_hash or "-", picks])
     problems = [f"{finding.title}: {problem}" for finding in findings for problem in finding.problems]
     return "\n".join([tabulate(rows, header, "simple", disable_numparse=True), *problems])
 
 
-def _count(found: int, expected: int) -> str:
-    return (str(found) if found else "-") if found == expected else f"{found} of {expected}"
+def _count(count: int, expected: int) -> str:
+    if count != expected:
+        return f"{count} of {expected}"
+    return str(count) if count else "-"

@@ -1,4 +1,4 @@
-"""From the label names of an archive or a TFDS builder to the class names of the benchmark."""
+"""From the label names of an archive or a TFDS builder to the benchmark's class names, and to names in prompts."""
 
 import importlib.resources
 import re
@@ -86,3 +86,10 @@ def parse_classes(text: str, place: str) -> dict[str, str]:
             raise ClipbiasError(f"{place}, line {number}: expected '<WordNet id> <class name>', found {line!r}.")
         names[identifier] = name.strip()
     return names
+
+
+def name_in_prompt(name: str, spaces: str = "_") -> str:
+    """The name as it stands in a prompt: `spaces` become spaces. Raises `ClipbiasError` for what is no text."""
+    if not isinstance(name, str):
+        raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
+    return name.translate({ord(character): " " for character in spaces})

@@ -6,11 +6,11 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from clipbias.data import transforms
+from clipbias.data.descriptions import Descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 
@@ -57,9 +57,9 @@ class Split:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
-        chosen = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
-        keys = [self.keys[index] for index in chosen]
-        return Split(keys, self.labels[chosen], lambda index: self.read(chosen[index]), self.folder)
+        numbers = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
+        keys = [self.keys[number] for number in numbers]
+        return Split(keys, self.labels[numbers], lambda index: self.read(numbers[index]), self.folder)
 
     @functools.cached_property
     def names_hash(self) -> str:
@@ -77,13 +77,13 @@ class Dataset:
     """Splits that share one list of classes.
 
     Attributes:
-      name: What the user asked for: "eurosat", "folder", "demo/digits".
+      name: The name it was loaded by: "eurosat", "folder", "demo/digits".
       class_names: The name of each label, C of them. Names may repeat (ImageNet has two "missile");
         underscores are kept, a prompt replaces them by spaces.
       template: The prompt with one `{}` for the class name.
       splits: "train", "val", "test"; a set made for evaluation only has "test" alone.
-      class_ids: What identifies each class beside its name, such as ImageNet's WordNet ids; empty where nothing does.
-      descriptions: Texts by class name in place of the template (`tuning.Descriptions`), or `None`.
+      class_ids: A second identifier of each class, such as ImageNet's WordNet ids; empty without one.
+      descriptions: Texts of each class that replace the template, or `None`.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Dataset:
     template: str
     splits: Mapping[str, Split]
     class_ids: tuple[str, ...] = ()
-    descriptions: Any = None
+    descriptions: Descriptions | None = None
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -124,12 +124,10 @@ class Dataset:
         renumbered[list(labels)] = np.arange(len(labels))
         splits = {}
         for name, split in self.splits.items():
-            kept = np.flatnonzero(renumbered[split.labels] >= 0)
-            subset = split.subset(kept)
+            subset = split.subset(np.flatnonzero(renumbered[split.labels] >= 0))
             splits[name] = dataclasses.replace(subset, labels=renumbered[subset.labels])
-        class_names, class_ids = (
-            tuple(names[label] for label in labels) if names else () for names in (self.class_names, self.class_ids)
-        )
+        class_names = tuple(self.class_names[label] for label in labels)
+        class_ids = tuple(self.class_ids[label] for label in labels) if self.class_ids else ()
         return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
 
 

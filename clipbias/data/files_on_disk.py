@@ -33,8 +33,8 @@ def sub_folders(folder: Path) -> list[str]:
         if is_remote(folder):
             names = [name for name, size in entries(folder).items() if size is None]
         else:
-            with os.scandir(folder) as found:
-                names = [entry.name for entry in found if _is_folder(entry)]
+            with os.scandir(folder) as scan:
+                names = [entry.name for entry in scan if _is_folder(entry)]
     return [readable_name(name, folder) for name in sorted(names) if name[0] != "."]
 
 
@@ -48,8 +48,9 @@ def image_files(folder: Path) -> list[str]:
     """
     with _readable(folder):
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
-        found = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is_hidden(name)]
-    return sorted(readable_name(name, folder) for name in found)
+        visible = [name for name in names if not _is_hidden(name)]
+    images = (name for name in visible if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+    return sorted(readable_name(name, folder) for name in images)
 
 
 def _local_files(top: str) -> Iterator[str]:
@@ -81,7 +82,7 @@ def _readable(folder: Path) -> Iterator[None]:
         raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
 
 
-def in_each(root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
+def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
     """`image_files` of several folders in `root`, in their order."""
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(image_files, [root / folder for folder in folders])
@@ -94,7 +95,7 @@ def readable_name(name: str, place: Path) -> str:
     return name
 
 
-def inside(relative: str, *, listed_in: str) -> str:
+def check_relative(relative: str, *, listed_in: str) -> str:
     """`relative` if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
@@ -108,18 +109,18 @@ def inside(relative: str, *, listed_in: str) -> str:
 def read_image(path: Path, *, listed_in: str = "") -> bytes:
     """The content of an image file; `listed_in` names the file that lists it, for the message.
 
-    Links are followed, but not to what has no end, such as a device or a pipe.
+    Links are followed, but not to a device or a pipe, which may never end.
 
     Raises:
-      UnreadableImage: it is not there, or is no file that may be read.
+      UnreadableImage: it does not exist, or is not a readable file.
     """
     try:
         if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is not a file")
         return read_bytes(path)
     except (OSError, ValueError) as error:
-        named = f", listed in {listed_in}" if listed_in else ""
-        raise UnreadableImage(str(path), f"cannot read the image {path}{named}: {reason(error)}.") from error
+        origin = f", listed in {listed_in}" if listed_in else ""
+        raise UnreadableImage(str(path), f"cannot read the image {path}{origin}: {reason(error)}.") from error
 
 
 def split_of_files(

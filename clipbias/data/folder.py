@@ -1,4 +1,4 @@
-"""Own images: one sub-folder per class, optionally below `train/`, `val/` and `test/`."""
+"""A user's images: one sub-folder per class, optionally below `train/`, `val/` and `test/`."""
 
 import hashlib
 import os
@@ -25,10 +25,10 @@ VAL_SHARE, TEST_SHARE = 0.2, 0.3
 def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Reads a folder of class folders.
 
-    Class names are the folder names, in Python's sort order. Where a split is missing it is made up from what
-    there is, by a rule that depends on the file names alone, and one logged line says so: a single level is
-    divided 50/20/30 per class; `train/` alone likewise; `train/` and `test/` hold out 20 % of `train/` for
-    validation; `train/` and `val/` evaluate on `val/`.
+    Class names are the folder names, in Python's sort order. A missing split is made from the others by a rule that
+    depends on the file names alone, and one logged line says so. A single level is divided 50/20/30 per class, and so
+    is `train/` without the others. `train/` and `test/` hold out 20 % of `train/` for validation. `train/` and `val/`
+    evaluate on `val/`.
 
     Args:
       data_dir: The folder.
@@ -40,9 +40,9 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     root = files_on_disk.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
     for split_name, candidates in SPLIT_FOLDERS.items():
-        found = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
-        if found:
-            roots[split_name] = found[0]
+        folders = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
+        if folders:
+            roots[split_name] = folders[0]
     if "train" not in roots:
         if len(roots) > 0 and not set(files_on_disk.sub_folders(root)) - {path.name for path in roots.values()}:
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
@@ -60,27 +60,24 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
 
 
 def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
-    """Adds the missing ones of "train", "val" and "test"; "all" is a set to be divided.
-
-    Says in one logged line what it did.
-    """
-    said = None
+    """Adds the missing ones of "train", "val" and "test", and logs how; "all" is divided into the three."""
+    note = None
     if "all" in splits or set(splits) == {"train"}:
         whole = splits["all"] if "all" in splits else splits["train"]
         train, val, test = divide(whole, (VAL_SHARE, TEST_SHARE))
         splits = {"train": whole.subset(train), "val": whole.subset(val), "test": whole.subset(test)}
-        said = "divided per class by file name"
+        note = "divided per class by file name"
     elif "val" not in splits:
         whole = splits["train"]
         train, val, _ = divide(whole, (VAL_SHARE, 0.0))
         splits = {**splits, "train": whole.subset(train), "val": whole.subset(val)}
-        said = f"no val images: {VAL_SHARE:.0%} of train held out"
+        note = f"no val images: {VAL_SHARE:.0%} of train held out"
     elif "test" not in splits:
         splits = {**splits, "test": splits["val"]}
-        said = "no test images: val is also the test set"
-    if said:
+        note = "no test images: val is also the test set"
+    if note:
         counts = ", ".join(f"{len(splits[key])} {key}" for key in ("train", "val", "test"))
-        logging.info("%s: %s (%s).", place, said, counts)
+        logging.info("%s: %s (%s).", place, note, counts)
     return splits
 
 
@@ -90,7 +87,9 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
     Every class keeps at least one training image; the two other parts get the rounded `shares`. The order in
     which the images are listed does not matter.
     """
-    parts: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
+    train: list[np.ndarray] = []
+    val: list[np.ndarray] = []
+    test: list[np.ndarray] = []
     digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in split.keys)
     ranks = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64).T
     order = np.lexsort((*ranks[::-1], split.labels))  # by label, and in each by its digest as a number
@@ -100,15 +99,14 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
         if val_count + test_count >= len(indices):
             val_count = 0
         test_count = min(test_count, len(indices) - 1)
-        parts[1].append(indices[:val_count])
-        parts[2].append(indices[val_count : val_count + test_count])
-        parts[0].append(indices[val_count + test_count :])
-    train, val, test = (np.sort(np.concatenate(part)) for part in parts)
-    return train, val, test
+        val.append(indices[:val_count])
+        test.append(indices[val_count : val_count + test_count])
+        train.append(indices[val_count + test_count :])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), np.sort(np.concatenate(test))
 
 
 def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_class: bool) -> Split:
-    """All images of one split folder, keys relative to `root`; `every_class` wants an image of each."""
+    """All images of one split folder, keys relative to `root`; `every_class` requires an image of each."""
     unknown = sorted(set(files_on_disk.sub_folders(folder)) - set(class_names))
     if unknown:
         raise ClipbiasError(
@@ -117,8 +115,8 @@ def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_
     keys: list[str] = []
     counts: list[int] = []
     prefix = "".join(f"{part}/" for part in folder.relative_to(root).parts)
-    listed = files_on_disk.in_each(folder, class_names)
-    for class_name, names in zip(class_names, listed, strict=True):
+    files_by_class = files_on_disk.image_files_in_each(folder, class_names)
+    for class_name, names in zip(class_names, files_by_class, strict=True):
         if not names and every_class:
             raise ClipbiasError(f"the class folder {folder / class_name} has no image; add some or remove it.")
         keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]

@@ -1,4 +1,4 @@
-"""Own images listed in a table: CSV, JSON lines, or a Hugging Face style folder with `metadata.jsonl`."""
+"""A user's images listed in a table: CSV, JSON lines, or a folder with `metadata.jsonl` as Hugging Face has it."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ def load(
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
     path = data_path(data_dir)
-    if not _is_there(path):
+    if not _is_file(path):
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
     rows = _rows(path, path_column, label_column, "")
     return _dataset("csv", path.parent, list(rows), template, class_names, str(path))
@@ -54,11 +54,11 @@ def load(
 def has_metadata(folder: Path) -> bool:
     """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
     places = [folder, *(folder / name for name in SPLIT_NAMES)]
-    return any(_is_there(place / name) for place in places for name in METADATA)
+    return any(_is_file(place / name) for place in places for name in METADATA)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a file is there. Raises `ClipbiasError` where its folder may not be looked into."""
+def _is_file(path: Path) -> bool:
+    """Whether a file exists. Raises `ClipbiasError` if its folder may not be read."""
     try:
         return path.is_file()
     except PermissionError as error:
@@ -79,9 +79,9 @@ def load_metadata(
     for place, split_name in [("", ""), *SPLIT_NAMES.items()]:
         for name in METADATA:
             path = folder / place / name
-            if _is_there(path):
-                for image, label, own_split in _rows(path, "file_name", "label", split_name):
-                    rows.append((f"{place}/{image}" if place else image, label, own_split))
+            if _is_file(path):
+                for image, label, row_split in _rows(path, "file_name", "label", split_name):
+                    rows.append((f"{place}/{image}" if place else image, label, row_split))
     return _dataset("folder", folder, rows, template, class_names, str(folder))
 
 
@@ -91,11 +91,11 @@ def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> I
             if record.get(column) in (None, ""):
                 columns = ", ".join(key for key in record if key)
                 raise ClipbiasError(f"{path}, line {number}: no value for {column!r}; the columns are {columns}.")
-        image = files_on_disk.inside(str(record[path_column]), listed_in=f"{path}, line {number},")
-        given = str(record.get("split") or split_name)
-        if given and given not in SPLIT_NAMES:
-            raise ClipbiasError(f"{path}, line {number}: the split is {given!r}; it must be train, val or test.")
-        yield image, str(record[label_column]), SPLIT_NAMES.get(given, "")
+        image = files_on_disk.check_relative(str(record[path_column]), listed_in=f"{path}, line {number},")
+        split = str(record.get("split") or split_name)
+        if split and split not in SPLIT_NAMES:
+            raise ClipbiasError(f"{path}, line {number}: the split is {split!r}; it must be train, val or test.")
+        yield image, str(record[label_column]), SPLIT_NAMES.get(split, "")
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
@@ -130,10 +130,10 @@ def _dataset(
 ) -> Dataset:
     if not rows:
         raise ClipbiasError(f"{place} lists no image.")
-    given = {label for _, label, _ in rows}
-    numbers = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in given)
+    unsorted = {label for _, label, _ in rows}
+    numbers = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in unsorted)
     # The text decides between 1 and 01, so that the order never depends on anything else.
-    labels = sorted(given, key=lambda label: (int(label), label)) if numbers else sorted(given)
+    labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)
     label_of = {label: index for index, label in enumerate(labels)}
     if class_names is not None:
         if not numbers or int(labels[-1]) >= len(class_names):
@@ -142,16 +142,15 @@ def _dataset(
             )
         label_of = {label: int(label) for label in labels}
     splits: dict[str, Split] = {}
-    named = sorted({split for _, _, split in rows})
-    if "" in named and len(named) > 1:
+    split_names = sorted({split for _, _, split in rows})
+    if "" in split_names and len(split_names) > 1:
         raise ClipbiasError(f"{place}: some images have a split and some have none; give every image one, or none.")
-    for split_name in named:
-        chosen = [(image, label_of[label]) for image, label, split in rows if split == split_name]
-        splits[split_name or "all"] = files_on_disk.split_of_files(
-            root, [image for image, _ in chosen], [label for _, label in chosen], listed_in=place
-        )
+    for split_name in split_names:
+        images = [image for image, _, split in rows if split == split_name]
+        numbered = [label_of[label] for _, label, split in rows if split == split_name]
+        splits[split_name or "all"] = files_on_disk.split_of_files(root, images, numbered, listed_in=place)
     if not {"all", "train"} & set(splits):
-        raise ClipbiasError(f"{place} has {', '.join(named)} images but none for train; add some.")
+        raise ClipbiasError(f"{place} has {', '.join(split_names)} images but none for train; add some.")
     return Dataset(
         name,
         tuple(labels if class_names is None else class_names),

@@ -26,7 +26,7 @@ CHUNK = 256  # records that are read at once
 SECONDS_BETWEEN_LINES = 10.0
 # Under these keys a description of features names a Python class, the last one in old descriptions.
 CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
-OWN_FEATURES = "tensorflow_datasets.core.features."
+TFDS_FEATURES = "tensorflow_datasets.core.features."
 _SPLIT = re.compile(r"[\w-]+")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -38,7 +38,7 @@ class Records:
     Attributes:
       ids: The identifying feature of each record, which may repeat, or its number where there is none.
       labels: int32 [n].
-      order: The records in the order in which they were given to the builder, int64 [n]; TFDS shuffles them.
+      order: Record numbers in the order in which the builder got the records, int64 [n]; TFDS shuffles them.
       read: Record number to encoded image bytes.
     """
 
@@ -99,16 +99,16 @@ class PreparedDataset:
 
     @contextlib.contextmanager
     def explained(self, what: str) -> Iterator[None]:
-        """Records that are damaged make the library raise nearly anything."""
+        """Turns any error of the library into a `ClipbiasError`; damaged records make it raise nearly anything."""
         try:
             yield
         except ClipbiasError:
             raise
         except Exception as error:
-            to_do = "prepare the dataset again"
+            advice = "prepare the dataset again"
             if files.is_remote(self.folder):
-                to_do = "see that this machine may read the bucket, or copy the folder to a disk"
-            raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {to_do}.") from error
+                advice = "see that this machine may read the bucket, or copy the folder to a disk"
+            raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
 
     def records(self, split: str, id_feature: str | None) -> Records:
         """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
@@ -137,11 +137,14 @@ class PreparedDataset:
 
     def _read_index(self, split: str, id_feature: str | None) -> RecordIndex:
         features = self._builder.info.features
-        for wanted in ("image", "label", id_feature):
-            if wanted is not None and wanted not in features:
-                raise ClipbiasError(f"{self.folder} has no feature {wanted!r}; it has {', '.join(features)}.")
-        ids, labels, positions = list[str](), list[int](), list[int]()
-        source, told = self.source(split), time.monotonic()
+        for name in ("image", "label", id_feature):
+            if name is not None and name not in features:
+                raise ClipbiasError(f"{self.folder} has no feature {name!r}; it has {', '.join(features)}.")
+        ids: list[str] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        source = self.source(split)
+        last_line = time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
         with self.explained(split):
             for first in range(0, len(source), CHUNK):
@@ -152,14 +155,14 @@ class PreparedDataset:
                         ids.append(bytes(record[id_feature]).decode())
                     if "position" in features:
                         positions.append(int(record["position"]))
-                if time.monotonic() > told + SECONDS_BETWEEN_LINES:
-                    told = time.monotonic()
+                if time.monotonic() > last_line + SECONDS_BETWEEN_LINES:
+                    last_line = time.monotonic()
                     logging.info("%d of %d records of %s", len(labels), len(source), split)
         return RecordIndex(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
 
 
 def records_path(path: str | os.PathLike) -> Path:
-    """A path below which records lie: of object stores array_record reads Google's alone, and that by itself.
+    """A path below which records lie. The only buckets that array_record reads are Google's; it does so by itself.
 
     Raises:
       ClipbiasError: as `files.user_path`, and of gs:// as `files.data_path`.
@@ -175,18 +178,18 @@ def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = 
     """
     place = epath.Path(records_path(data_dir)) / builder
     versions = [path for path in place.iterdir() if _is_prepared(path)] if place.exists() else []
-    wanted = [path for path in versions if _key(path.name) >= _key(lowest_version)]
-    if not wanted:
-        found = f"only version {', '.join(sorted(path.name for path in versions))}" if versions else "nothing"
+    candidates = [path for path in versions if _key(path.name) >= _key(lowest_version)]
+    if not candidates:
+        present = f"only version {', '.join(sorted(path.name for path in versions))}" if versions else "nothing"
         at_least = f" in version {lowest_version} or later" if lowest_version != "0.0.0" else ""
         exact = f":{lowest_version}" if lowest_version != "0.0.0" else ""
         raise ClipbiasError(
-            f"{builder} is not prepared{at_least} under {data_dir} (found {found}); prepare it where tensorflow is "
+            f"{builder} is not prepared{at_least} under {data_dir} (found {present}); prepare it where tensorflow is "
             f"installed (pip install 'clipbias[tensorflow]'): python -c \"import tensorflow_datasets as tfds; "
             f"tfds.builder('{builder}{exact}', data_dir='{data_dir}', file_format='array_record')"
             '.download_and_prepare()"'
         )
-    return PreparedDataset(max(wanted, key=lambda path: _key(path.name)))
+    return PreparedDataset(max(candidates, key=lambda path: _key(path.name)))
 
 
 def check_features(path: epath.Path) -> None:
@@ -195,17 +198,17 @@ def check_features(path: epath.Path) -> None:
     TFDS imports whatever module is named there: a dataset from elsewhere would choose what is run.
     """
 
-    def looked_at(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def check_classes(pairs: list[tuple[str, object]]) -> dict[str, object]:
         for key, value in pairs:
-            own = isinstance(value, str) and value.startswith(OWN_FEATURES)
-            if key in CLASS_KEYS and not own and not isinstance(value, dict):
+            is_tfds = isinstance(value, str) and value.startswith(TFDS_FEATURES)
+            if key in CLASS_KEYS and not is_tfds and not isinstance(value, dict):
                 raise ClipbiasError(
                     f"{path} names the class {value!r}; only TFDS's own are read, because naming another runs its code."
                 )
         return dict(pairs)
 
     try:
-        json.loads(files.read_text(path), object_pairs_hook=looked_at)
+        json.loads(files.read_text(path), object_pairs_hook=check_classes)
     except ClipbiasError:
         if path.exists():
             raise

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clipbias.data.tfds_records import PreparedDataset
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
+BUILDER_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
 
 
 def load(
@@ -38,7 +38,7 @@ def load(
       data_dir: TFDS's data folder; None takes ~/tensorflow_datasets.
       template: Prompt template; None takes the catalogue's.
       split: "coop" imposes the benchmark's split, labels and class names by file name; "builder" takes the builder's
-        own, dividing where a split is missing. None is "coop" where no split file is needed (ImageNet and its
+        split, dividing where one is missing. None is "coop" where no split file is needed (ImageNet and its
         variants), else "builder".
       split_dir: For "coop": where the split file is, the root of the datasets in CoOp's layout or the folder itself;
         None looks in `data_dir`.
@@ -50,8 +50,8 @@ def load(
     from clipbias.data import tfds_records
 
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
-    wanted = name.removeprefix("tfds/")
-    entry = find_entry(wanted)
+    builder = name.removeprefix("tfds/")
+    entry = find_entry(builder)
     stock = None if entry is None else entry.tfds
     if entry is not None and stock is None:
         raise ClipbiasError(
@@ -65,37 +65,37 @@ def load(
     if entry is None or stock is None:
         if split == "coop":
             raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
-        prepared = tfds_records.find_prepared(data_dir, wanted, "0.0.0")
-        return _with_own_split(name, None, TfdsBuilder(wanted, OWN_SPLITS), prepared, template)
+        prepared = tfds_records.find_prepared(data_dir, builder, "0.0.0")
+        return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
     prepared = tfds_records.find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
-        return _with_own_split(name, entry, stock, prepared, template)
+        return _with_builder_split(name, entry, stock, prepared, template)
     split_dir = data_dir if split_dir is None else split_dir
     return _with_benchmark_split(name, entry, stock, prepared, template, split_dir)
 
 
-def find_entry(wanted: str) -> CatalogEntry | None:
-    """The catalogue entry of a catalogue name or of a builder's name, with or without its configuration."""
+def find_entry(name: str) -> CatalogEntry | None:
+    """The entry with this catalogue name, or with this builder, whose configuration may be left out."""
     for entry in catalog.ENTRIES.values():
         builder = entry.tfds.builder if entry.tfds else ""
-        if wanted in (entry.name, builder, builder.split("/")[0]):
+        if name in (entry.name, builder, builder.split("/")[0]):
             return entry
     return None
 
 
-def _with_own_split(
+def _with_builder_split(
     name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: "PreparedDataset", template: str | None
 ) -> Dataset:
     label_names = prepared.label_names
-    kept = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
+    labels = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
     new_label = np.full(len(label_names), -1, np.int32)
-    new_label[kept] = np.arange(len(kept))
+    new_label[labels] = np.arange(len(labels))
     splits = {}
-    for own, benchmark_name in stock.splits.items():
-        if own not in prepared.splits:
+    for builder_name, benchmark_name in stock.splits.items():
+        if builder_name not in prepared.splits:
             continue
-        records = prepared.records(own, None)
-        keys = [f"{own}/{number}" for number in records.ids]  # without a feature: numbers
+        records = prepared.records(builder_name, None)
+        keys = [f"{builder_name}/{number}" for number in records.ids]  # without a feature: numbers
         whole = Split(keys, new_label[records.labels], records.read)
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
@@ -105,9 +105,10 @@ def _with_own_split(
     if stock.difference:
         logging.warning("%s is not the benchmark's split: %s.", name, stock.difference)
     rename = entry.class_name if entry is not None else class_names.unchanged
-    own_template = entry.template if entry is not None else DEFAULT_TEMPLATE
-    names = tuple(rename(label_names[label]) for label in kept)
-    return Dataset(name, names, own_template if template is None else template, splits)
+    names = tuple(rename(label_names[label]) for label in labels)
+    if template is None:
+        template = entry.template if entry is not None else DEFAULT_TEMPLATE
+    return Dataset(name, names, template, splits)
 
 
 def _with_benchmark_split(
@@ -124,32 +125,32 @@ def _with_benchmark_split(
     parts: list[Records] = []
     available: dict[str, int] = {}  # the number of each path among the records of all splits
     paths: list[str] = []
-    for own, benchmark_name in stock.splits.items():
-        if own not in prepared.splits:
+    for builder_name, benchmark_name in stock.splits.items():
+        if builder_name not in prepared.splits:
             continue
-        records = prepared.records(own, stock.id_feature)
+        records = prepared.records(builder_name, stock.id_feature)
         names = [label_names[label] for label in records.labels.tolist()]
-        form = stock.path.replace("{split}", benchmark_name).format
-        listed = [form(id=i.lstrip("/"), label=name) for i, name in zip(records.ids, names, strict=True)]
-        available |= {_fold(path, stock): number for number, path in enumerate(listed, start=len(paths))}
-        paths += listed
+        format_path = stock.path.replace("{split}", benchmark_name).format
+        part = [format_path(id=i.lstrip("/"), label=name) for i, name in zip(records.ids, names, strict=True)]
+        available |= {_fold(path, stock): number for number, path in enumerate(part, start=len(paths))}
+        paths += part
         parts.append(records)
     listing = _listing(entry, stock, [paths[number] for number in available.values()], split_dir)
-    lacking: list[str] = []
+    missing: list[str] = []
     splits: dict[str, Split] = {}
-    for split_name, (wanted, labels) in listing.splits.items():
-        places = np.fromiter((available.get(_fold(path, stock), -1) for path in wanted), np.int64, len(wanted))
-        lacking.extend(wanted[index] for index in np.flatnonzero(places < 0).tolist())
-        found = np.flatnonzero(places >= 0)
-        keys = [wanted[index] for index in found.tolist()]
-        splits[split_name] = Split(keys, labels[found], _from_each(parts, places[found]))
-    if len(lacking) > stock.may_lack:
+    for split_name, (keys, labels) in listing.splits.items():
+        numbers = np.fromiter((available.get(_fold(key, stock), -1) for key in keys), np.int64, len(keys))
+        missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
+        present = np.flatnonzero(numbers >= 0)
+        present_keys = [keys[index] for index in present.tolist()]
+        splits[split_name] = Split(present_keys, labels[present], _read_from(parts, numbers[present]))
+    if len(missing) > stock.may_lack:
         raise ClipbiasError(
-            f"{name}: {prepared.folder} lacks {len(lacking)} images of the benchmark's split, such as {lacking[0]}; "
+            f"{name}: {prepared.folder} lacks {len(missing)} images of the benchmark's split, such as {missing[0]}; "
             "prepare the whole dataset, or read the images from CoOp's folder layout."
         )
-    if lacking:
-        logging.warning("%s lacks %s, which TFDS could not decode.", name, ", ".join(lacking))
+    if missing:
+        logging.warning("%s lacks %s, which TFDS could not decode.", name, ", ".join(missing))
     template = entry.template if template is None else template
     return Dataset(name, listing.class_names, template, splits, listing.class_ids)
 
@@ -158,7 +159,7 @@ def _listing(
     entry: CatalogEntry, stock: TfdsBuilder, available: Iterable[str], split_dir: str | os.PathLike
 ) -> benchmark.DatasetListing:
     root = data_path(split_dir)
-    root = benchmark.own_folder(entry, root) or root
+    root = benchmark.dataset_folder(entry, root) or root
     if entry.split_file is not None:
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
         return benchmark.read_split_file(root / entry.split_file, hint=hint)
@@ -180,12 +181,13 @@ def _fold(path: str, stock: TfdsBuilder) -> str:
     return path.lower() if stock.ignore_case else path
 
 
-def _from_each(parts: Sequence[Records], places: np.ndarray) -> Callable[[int], bytes]:
-    """`Split.read` of examples that are each a record of its own, numbered through all `parts`."""
+def _read_from(parts: Sequence[Records], numbers: np.ndarray) -> Callable[[int], bytes]:
+    """`Split.read` of examples whose records have these `numbers`, counted through all `parts`."""
     ends = np.cumsum([len(records.ids) for records in parts])
 
     def read(index: int) -> bytes:
-        part = int(np.searchsorted(ends, places[index], side="right"))
-        return parts[part].read(int(places[index] - (ends[part] - len(parts[part].ids))))
+        part = int(np.searchsorted(ends, numbers[index], side="right"))
+        first = ends[part] - len(parts[part].ids)
+        return parts[part].read(int(numbers[index] - first))
 
     return read

@@ -1,8 +1,8 @@
 """Adaptation methods: one file each, all turning their learnables into one `Adaptation` of the frozen model."""
 
 from clipbias.clip.adaptation import Adaptation
+from clipbias.data.descriptions import Descriptions, read_descriptions
 from clipbias.tuning.classifier import Classifier
-from clipbias.tuning.descriptions import Descriptions, read_descriptions
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
 from clipbias.tuning.learnables import parameter_count

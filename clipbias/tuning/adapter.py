@@ -18,10 +18,10 @@ import numpy as np
 from clipbias.checks import Count, Range, check_value
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
+from clipbias.data.descriptions import Descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.terminal import printable
-from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.learnables import SEPARATOR, Array, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.preset import Options

@@ -9,6 +9,7 @@ from clipbias.checks import check_text
 from clipbias.clip import Adaptation, Clip, TextTokens
 from clipbias.clip.text import text_tokens
 from clipbias.clip.tokenizer import encode, framed, pad
+from clipbias.data.class_names import name_in_prompt
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.prompt_text import PromptText
 
@@ -36,13 +37,6 @@ class ClassTexts:
     def differing(self) -> tuple[int, ...] | None:
         """`counts` where they differ."""
         return self.counts if len(set(self.counts)) > 1 else None
-
-
-def name_in_prompt(name: str, spaces: str = "_") -> str:
-    """The name as it stands in a prompt: `spaces` become spaces. Raises `ClipbiasError` for what is no text."""
-    if not isinstance(name, str):
-        raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
-    return name.translate({ord(character): " " for character in spaces})
 
 
 def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:

@@ -19,10 +19,11 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import settle
 from clipbias.clip.weight_changes import check_changes
 from clipbias.constants import DEFAULT_TEMPLATE
+from clipbias.data.descriptions import Descriptions, as_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.classifier import Classifier, RematPolicy, Text, TrainingTexts, total_loss
-from clipbias.tuning.descriptions import Descriptions, as_descriptions, described_texts, take_templates
+from clipbias.tuning.descriptions import described_texts, take_templates
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.learnables import check_order, parameter_count
 from clipbias.tuning.method import Learnables, Method
