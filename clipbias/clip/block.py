@@ -141,20 +141,20 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
 
 
 def bias_rows(
-    bias: jax.Array | None, is_readout: jax.Array | np.ndarray, positions: jax.Array | np.ndarray
+    bias: jax.Array | None, is_pooled: jax.Array | np.ndarray, positions: jax.Array | np.ndarray
 ) -> jax.Array | None:
     """Which row of a layer's bias each token gets, -1 for none; `None` where one vector serves all.
 
     Args:
       bias: `[L, D]`: one vector. `[L, 2, D]`, by kind: row 0 for the tokens that are read out, row 1 for all others.
         `[L, N, D]`, by token: the row of its position; tokens at later positions, which are prompts, get nothing.
-      is_readout: bool, for each token.
+      is_pooled: bool, for each token.
       positions: int32, likewise.
     """
     if bias is None or bias.ndim == 2:
         return None
     if bias.shape[1] == 2:
-        return jnp.where(is_readout, 0, 1)
+        return jnp.where(is_pooled, 0, 1)
     return jnp.where(positions < bias.shape[1], positions, -1)
 
 

@@ -308,7 +308,7 @@ class _Layout:
         """Of a block that is computed at all tokens."""
         return BlockHooks(self_attention(self._attend), before=self._put_prompts, bias_rows=self.bias_rows)
 
-    def readout_hooks(self) -> BlockHooks:
+    def pooled_hooks(self) -> BlockHooks:
         """Of the last block, computed at the end-of-text rows alone: `[G, Cg, D]`."""
         rows = None if self.bias_rows is None else self._take(self.bias_rows[..., None])[..., 0]
         return BlockHooks(
@@ -387,6 +387,6 @@ def _group_features(
         inputs = scan.with_inserted(inputs, inserted, start)
         layout = dataclasses.replace(layout, tokens=_with_inserted(tokens, inserted.shape[1]))
     x, last = scan.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, start=start)
-    rows = run_block(x, last, config.text, layout.readout_hooks())
+    rows = run_block(x, last, config.text, layout.pooled_hooks())
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

@@ -146,7 +146,7 @@ def embed_text(
         ),
         prompt_rows=tokens.context_rows if has_prompts else None,
         bias_rows=bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
-        readout=tokens.eos,
+        pooled=tokens.eos,
         causal=config.text.causal,
         inserted=inserted,
         insert_at=config.text.first_word,

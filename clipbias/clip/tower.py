@@ -1,7 +1,8 @@
 """A stack of blocks as one scan over layers, the same for both towers.
 
 A tower runs in three parts that callers may use one by one: *embed* (in `vision.py` and `text.py`) makes a
-`TowerInput`, `run_block` (`block.py`) advances its tokens by one block, and a *readout* takes the feature's row.
+`TowerInput`, `run_block` (`block.py`) advances its tokens by one block, and a *projection* makes the feature of the
+pooled row.
 Nothing is patched to look inside: `observe_block` returns a `LayerView` of what a block computed, and an observer
 reduces it while the scan runs.
 """
@@ -40,7 +41,7 @@ class TowerInput:
         prompts. A NumPy array is known while tracing, which makes replacing cheaper.
       bias_rows: int32 `[N]` or `[B, N]`: which row of a layer's bias each token gets, -1 for none; `None` where a layer
         has one vector for all tokens, or none.
-      readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` where
+      pooled: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` where
         a pooling head reads all rows.
       causal: whether token `i` sees only tokens up to `i`.
       inserted: `[n, T, D]`, tokens that blocks have besides (`Adaptation.text_tokens`), or `None`.
@@ -52,7 +53,7 @@ class TowerInput:
     layers: LayerInput
     prompt_rows: jax.Array | np.ndarray | None
     bias_rows: jax.Array | None
-    readout: jax.Array | np.ndarray | None
+    pooled: jax.Array | np.ndarray | None
     causal: bool = struct.field(pytree_node=False)
     inserted: jax.Array | None = None
     insert_at: int = struct.field(pytree_node=False, default=0)
@@ -62,13 +63,13 @@ class TowerInput:
         """Of a block that is computed at all tokens, with attention by queries, keys and values `[B, N, H, K]`."""
         return BlockHooks(self_attention(attend), before=self._put_prompts, bias_rows=self.bias_rows)
 
-    def readout_hooks(self, attend: Attend) -> BlockHooks:
-        """Of the last block, computed at the readout rows alone; `attend` as for `row_attention`."""
-        take = functools.partial(take_rows, rows=self.readout)
+    def pooled_hooks(self, attend: Attend) -> BlockHooks:
+        """Of the last block, computed at the pooled rows alone; `attend` as for `row_attention`."""
+        take = functools.partial(take_rows, rows=self.pooled)
         rows = self.bias_rows
         if rows is not None:
             rows = jnp.broadcast_to(rows, self.tokens.shape[:2])
-            rows = jnp.take_along_axis(rows, jnp.asarray(self.readout)[:, None], axis=1)[:, 0]
+            rows = jnp.take_along_axis(rows, jnp.asarray(self.pooled)[:, None], axis=1)[:, 0]
         return BlockHooks(row_attention(take, attend), before=self._put_prompts, take=take, bias_rows=rows)
 
     def _put_prompts(self, tokens: jax.Array, layer: LayerInput) -> jax.Array:
@@ -160,7 +161,7 @@ def run_explicit(
     """Runs all blocks with their attention probabilities at hand.
 
     Returns:
-      The readout rows `[B, D]` (all `[B, N, D]` for a pooling head), and what `observe` returned, stacked over layers
+      The pooled rows `[B, D]` (all `[B, N, D]` for a pooling head), and what `observe` returned, stacked over layers
       (`None` without it).
     """
 
@@ -170,7 +171,7 @@ def run_explicit(
         return tokens, None if observe is None else observe(view)
 
     tokens, observed = jax.lax.scan(step, tower.tokens, (tower.layers, taps))
-    return take_rows(tokens, tower.readout), observed
+    return take_rows(tokens, tower.pooled), observed
 
 
 def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
@@ -185,7 +186,7 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
         tokens=insert(tokens, tower.inserted[0], start),
         layers=with_inserted(tower.layers, tower.inserted, tower.insert_from),
         prompt_rows=rows,
-        readout=None if tower.readout is None else tower.readout + count * (tower.readout >= start),
+        pooled=None if tower.pooled is None else tower.pooled + count * (tower.pooled >= start),
         inserted=None,
     )
 
@@ -193,7 +194,7 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
 def run_fused(
     tower: TowerInput, config: TowerConfig, *, every_row: bool = False, remat: layers.RematPolicy | None = None
 ) -> jax.Array:
-    """Runs all blocks where nobody asks for probabilities; the last one only at the readout row. Returns `[B, D]`.
+    """Runs all blocks where nobody asks for probabilities; the last one only at the pooled row. Returns `[B, D]`.
 
     A pooling head reads every row, `[B, N, D]`.
 
@@ -223,17 +224,17 @@ def run_fused(
         tower = after_insertion(tower, tokens)
     hooks = tower.hooks(attend)
     tokens, last = scan_all_but_last(functools.partial(step, hooks), tower.tokens, tower.layers, remat, start=start)
-    if every_row or tower.readout is None:
+    if every_row or tower.pooled is None:
         return run_block(tokens, last, config, hooks)
     places = jnp.arange(tokens.shape[1])
-    visible = places <= tower.readout[:, None] if tower.causal else None
+    visible = places <= tower.pooled[:, None] if tower.causal else None
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         mask = None if visible is None else visible[:, None, None, :]
         probabilities = layers.attention_probabilities(q[:, None], k, mask)
         return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), v)[:, 0]
 
-    return run_block(tokens, last, config, tower.readout_hooks(attend_row))
+    return run_block(tokens, last, config, tower.pooled_hooks(attend_row))
 
 
 def scan_blocks(

@@ -79,7 +79,7 @@ def embed_image(
         ),
         prompt_rows=prompt_rows,
         bias_rows=bias_rows(bias, positions == 0, positions),
-        readout=jnp.zeros(images.shape[0], jnp.int32) if has_cls else None,
+        pooled=jnp.zeros(images.shape[0], jnp.int32) if has_cls else None,
         causal=False,
         inserted=inserted,
         insert_at=tokens.shape[1],
@@ -226,9 +226,9 @@ def encode_image(
         if patches or inputs.inserted is None:
             raise ClipbiasError("vision_readout reads vision_tokens, and no patches beside them; give those alone.")
         rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
-        whole = project_image(params, config, tower.take_rows(rows, inputs.readout), adaptation)
+        whole = project_image(params, config, tower.take_rows(rows, inputs.pooled), adaptation)
         return jnp.stack([whole, read_tokens(params, config, rows, adaptation)], axis=1), None
-    if patches and inputs.readout is None:
+    if patches and inputs.pooled is None:
         raise ClipbiasError(
             "patches have no features of their own where a pooling head reads them; ask for those of images."
         )

@@ -74,7 +74,7 @@ def run_blocks(
 
 def whole_blocks(inputs: TowerInput, config: TowerConfig) -> int:
     """How many blocks are needed at all rows: all but the last, which is read at one, or all for a pooling head."""
-    return config.layers - (inputs.readout is not None)
+    return config.layers - (inputs.pooled is not None)
 
 
 def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Saved | jax.Array, jax.Array]:

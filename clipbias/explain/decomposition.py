@@ -31,16 +31,16 @@ def parts(view: LayerView, roles: Roles) -> tuple[jax.Array, jax.Array, jax.Arra
     return input_part, view.heads_output(on_prompts), on_prompts.sum(-1)
 
 
-def observe_parts(roles: Roles, readout: jax.Array | None, mask: jax.Array | None = None) -> Observe:
+def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None = None) -> Observe:
     """Statistics of Eq. 12 for every layer.
 
     Args:
       roles: of the tokens.
-      readout: `[B]`, the row of `[cls]` or EOS; `None` in a tower that is read by a pooling head.
+      pooled: `[B]`, the row of `[cls]` or EOS; `None` in a tower that is read by a pooling head.
       mask: `[B]`, which samples count in the averages over samples.
 
     Returns:
-      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `readout_mass [B, H]` of that row,
+      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
       `mass_by_query [B, H, N]`, `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over
       samples, as `Moments`: `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its
       sum over a sample's queries; `tokens`, the number of these.
@@ -56,10 +56,10 @@ def observe_parts(roles: Roles, readout: jax.Array | None, mask: jax.Array | Non
         counted = jnp.broadcast_to(roles.queries, (batch, length))
         if mask is not None:
             counted = counted & mask[:, None]
-        rows = None if readout is None else readout[:, None, None]
+        rows = None if pooled is None else pooled[:, None, None]
         return {
             "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
-            **({} if rows is None else {"readout_mass": jnp.take_along_axis(mass, rows, axis=2)[..., 0]}),
+            **({} if rows is None else {"pooled_mass": jnp.take_along_axis(mass, rows, axis=2)[..., 0]}),
             "mass_by_query": mass,
             "norm_share": share.mean(-1, where=roles.queries),
             "part": Moments.of(projected, counted),

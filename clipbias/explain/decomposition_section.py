@@ -30,7 +30,7 @@ from clipbias.explain.targets import by_pass
 from clipbias.explain.tokens import Roles, text_roles, vision_roles
 from clipbias.tuning import Learnables
 
-_PER_SAMPLE = ("prompt_mass", "readout_mass", "mass_by_query", "norm_share")
+_PER_SAMPLE = ("prompt_mass", "pooled_mass", "mass_by_query", "norm_share")
 _COSINE = "bias_cosine/"
 
 
@@ -120,7 +120,7 @@ def _decompose(
         depth=depth,
         runs=len(runs),
         prompt_mass=SampledAverage(mass.mean, mass.standard_error, np.mean(masses, axis=0)),
-        readout_mass=means["readout_mass"].average if "readout_mass" in means else None,
+        pooled_mass=means["pooled_mass"].average if "pooled_mass" in means else None,
         mass_by_query=means["mass_by_query"].average,
         norm_share=means["norm_share"].average,
         constancy=by_token,

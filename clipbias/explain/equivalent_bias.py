@@ -10,7 +10,7 @@ reference run has there: the frozen model's run with the context that the method
 replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
 a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
 
-It has these forms: one vector per layer, which bias tuning can learn; two per layer, one for the readout token and one
+It has these forms: one vector per layer, which bias tuning can learn; two per layer, one for the pooled token and one
 for all others; three, where those of the others that the reference run makes outliers have one of their own; one per
 position; and in the vision tower an affine map of the block's input token. Only what acts inside the blocks is in it. A
 method may also change the pixels, the weights before the first block and after the last, or the class features, or have
@@ -44,7 +44,7 @@ from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of
 
-# Mergeable sums over tokens by name, `Moments` or `Products`: of one tower ("token", "readout", "outlier", "products"),
+# Mergeable sums over tokens by name, `Moments` or `Products`: of one tower ("token", "pooled", "outlier", "products"),
 # or of both ("vision/token", …).
 BlockSums = dict[str, Any]
 # Texts that run at once: a tower's tokens of all layers are held for them.
@@ -57,10 +57,10 @@ class EquivalentBias:
 
     Attributes:
       vector: `[L, D]`, the mean over all input tokens.
-      kind: `[L, 2, D]`: of the readout token (`[cls]`, EOS), then of all other input tokens.
+      kind: `[L, 2, D]`: of the pooled token (`[cls]`, EOS), then of all other input tokens.
       token: `[L, N, D]` by position: `[cls]` and patches (`N = 1 + M`), or the text's positions (`N` the context
         length). Positions without an input token are 0.
-      outliers: `[L, 3, D]`: of the readout token, of the other tokens that are no outliers, and of outliers. A layer
+      outliers: `[L, 3, D]`: of the pooled token, of the other tokens that are no outliers, and of outliers. A layer
         without outliers gives them what the others get. `None` where it was not measured.
       products: of input tokens and differences, for affine maps; of the vision tower, where it was measured.
     """
@@ -78,7 +78,7 @@ class EquivalentBias:
         Where a pooling head reads all tokens there is no such token, and one kind less.
         """
         token: Moments = sums[f"{tower}/token"]
-        pooled: Moments | None = sums.get(f"{tower}/readout")
+        pooled: Moments | None = sums.get(f"{tower}/pooled")
         outlier: Moments | None = sums.get(f"{tower}/outlier")
         count, mean = _count_and_mean(token)
         samples = count.sum(1)
@@ -169,7 +169,7 @@ def vision_moments(
     """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
 
     Returns:
-      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`), the latter not for a pooling head; for
+      "vision/token" (`count [L, 1 + M]`) and "vision/pooled" (`count [L]`), the latter not for a pooling head; for
       `every_form` "vision/outlier" (`count [L]`) and "vision/products" besides.
     """
     config: ClipConfig = classifier.config
@@ -256,7 +256,7 @@ def _sum_text_changes(
 
 
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
-    """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/readout".
+    """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
 
     Args:
       task: the method bound to classes.
@@ -321,8 +321,8 @@ def _sum_changes(
         if words is not None:
             words = run_block(words, frozen, config, hooks)
         sums: BlockSums = {"token": Moments.of(change, counted)}
-        if run.readout is not None:
-            sums["readout"] = Moments.of(tower.take_rows(change, run.readout), counted.any(1))
+        if run.pooled is not None:
+            sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
         if is_outlier is not None:
             sums["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (is_outlier & counted).reshape(-1))
         if with_maps:

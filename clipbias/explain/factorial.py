@@ -232,10 +232,10 @@ def _mix(
 
     carry = _Tokens(pair.reference.tokens, pair.tuned.tokens, mixtures)
     tokens, _ = jax.lax.scan(step, carry, (pair.reference.layers, pair.tuned.layers))
-    readout = pair.reference.readout
+    pooled = pair.reference.pooled
     adaptations = {"R": reference, "P": tuned}
     features = {
-        stream: read(tower.take_rows(x[place], readout), adaptations[run])
+        stream: read(tower.take_rows(x[place], pooled), adaptations[run])
         for run, x in tokens.mixtures.items()
         for place, stream in enumerate(groups[run])
     }
@@ -243,8 +243,8 @@ def _mix(
     if streams:
         of_streams = jnp.stack([features[stream] for stream in streams])
     return Mixed(
-        reference=read(tower.take_rows(tokens.reference, readout), reference),
-        tuned=read(tower.take_rows(tokens.tuned, readout), tuned),
+        reference=read(tower.take_rows(tokens.reference, pooled), reference),
+        tuned=read(tower.take_rows(tokens.tuned, pooled), tuned),
         streams=of_streams,
     )
 

@@ -114,7 +114,7 @@ def run_with(
         return (run_block(carry[0], layer, config, hooks),), None
 
     stage, (tokens,), _ = tower.scan_blocks(run, step, (run.tokens,), (by_layer, outliers))
-    return tokens, stage.readout
+    return tokens, stage.pooled
 
 
 def _at(places: np.ndarray, values: jax.Array, length: int, *, fill: int | bool) -> jax.Array:
@@ -174,12 +174,12 @@ def image_features_with(
     rows = np.where(np.arange(length) < count, np.arange(length), -1)
 
     def features(form: Intervention) -> jax.Array:
-        tokens, readout = run_with(run, config.vision, form, rows, outliers, sign)
+        tokens, pooled = run_with(run, config.vision, form, rows, outliers, sign)
         if adaptation.vision_readout is not None:
-            whole = project_image(params, config, tower.take_rows(tokens, readout), adaptation)
+            whole = project_image(params, config, tower.take_rows(tokens, pooled), adaptation)
             return jnp.stack([whole, read_tokens(params, config, tokens, adaptation)], axis=1)
-        pooled = tokens[:, :count] if patches else tower.take_rows(tokens, readout)
-        return project_image(params, config, pooled, adaptation)
+        output_rows = tokens[:, :count] if patches else tower.take_rows(tokens, pooled)
+        return project_image(params, config, output_rows, adaptation)
 
     return jax.lax.map(features, intervention)
 
@@ -214,8 +214,8 @@ def text_features_with(
     outliers = text_outliers(params, config, tokens, reference, dtype=dtype)
 
     def features(form: Intervention) -> jax.Array:
-        output, readout = run_with(run, config.text, form, rows, outliers, sign)
-        return project_text(params, config, tower.take_rows(output, readout), adaptation)
+        output, pooled = run_with(run, config.text, form, rows, outliers, sign)
+        return project_text(params, config, tower.take_rows(output, pooled), adaptation)
 
     return jax.lax.map(features, intervention)
 

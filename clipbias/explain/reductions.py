@@ -1,12 +1,12 @@
 """Maps of what a class is based on, as reductions of the attention and its gradient from the last layer down.
 
-- `relevancy` (Chefer, Gur, Wolf 2021): the readout row of `(I + Ā_L) … (I + Ā_1)`, `Ā = mean_h relu(∂y/∂A ⊙ A)`.
-- `attention`: the last layer's attention of the readout row, mean over heads.
-- `rollout` (Abnar, Zuidema 2020): the readout row of `Â_L … Â_1`, `Â = (mean_h A + I)` with rows that sum to 1.
+- `relevancy` (Chefer, Gur, Wolf 2021): the pooled row of `(I + Ā_L) … (I + Ā_1)`, `Ā = mean_h relu(∂y/∂A ⊙ A)`.
+- `attention`: the last layer's attention of the pooled row, mean over heads.
+- `rollout` (Abnar, Zuidema 2020): the pooled row of `Â_L … Â_1`, `Â = (mean_h A + I)` with rows that sum to 1.
 - `legrad` (Bousselham et al. 2024), from the gradient of the final score alone: `relu(∂y/∂A)`, mean over layers, heads
   and queries. Their full method sums such a map over scores read at every layer.
 - `grad_eclip` (Zhao et al. 2024, Gradient-based Visual Explanation for Transformer-based CLIP): in the last layer,
-  `relu(λ_j Σ_c w_c v_jc)` with `w = ∂y/∂o` of the heads' outputs `o` of the readout row, `v` the values, and `λ` the
+  `relu(λ_j Σ_c w_c v_jc)` with `w = ∂y/∂o` of the heads' outputs `o` of the pooled row, `v` the values, and `λ` the
   cosines of the row's query and each key over all heads, scaled to [0, 1] over the tokens that the map covers. Since
   `o = Σ_j A_j v_j` in each head, `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`, so `A` and `G` say all but `λ`.
   The layers are the authors' for images; for texts they add up some of the last ones. Their code runs that layer as
@@ -23,7 +23,7 @@ from flax import struct
 
 @struct.dataclass
 class LastRow:
-    """The readout row of the last layer.
+    """The pooled row of the last layer.
 
     Attributes:
       attention: its probabilities `[B, H, N]`.
@@ -43,7 +43,7 @@ class Reduction:
     """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable.
 
     Attributes:
-      first: from the last layer's readout row and the gradient `[B, H, N]` of its probabilities to a state of any shape
+      first: from the last layer's pooled row and the gradient `[B, H, N]` of its probabilities to a state of any shape
         that starts with `B`.
       step: from the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
       finish: from the state, the number of layers and the number of tokens that have an influence `[B]`, to a map

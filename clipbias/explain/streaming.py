@@ -90,7 +90,7 @@ class TowerPass:
       saved: what `run_forward` saved of the blocks.
       features: as they are read out, `[B, d]`.
       pull: from the features' gradient to those of the tokens that reach the last block and of the row's attention.
-      row: the readout row in the last layer.
+      row: the pooled row in the last layer.
     """
 
     inputs: TowerInput
@@ -102,7 +102,7 @@ class TowerPass:
 
 
 def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig) -> tuple[jax.Array, LastRow]:
-    """The last block at the readout row alone: its output `[B, D]` and what reductions start from.
+    """The last block at the pooled row alone: its output `[B, D]` and what reductions start from.
 
     Args:
       tokens: `[B, N, D]` at its input.
@@ -111,7 +111,7 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
       config: likewise.
     """
     places = jnp.arange(tokens.shape[1])
-    number = jnp.asarray(inputs.readout)[:, None]
+    number = jnp.asarray(inputs.pooled)[:, None]
     visible = places <= number if inputs.causal else None
     row: LastRow | None = None
 
@@ -123,7 +123,7 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
         row = LastRow(attention, _cosine(q, k), number[:, 0], others)
         return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
 
-    rows = run_block(tokens, layer_at(inputs, config.layers - 1), config, inputs.readout_hooks(attend))
+    rows = run_block(tokens, layer_at(inputs, config.layers - 1), config, inputs.pooled_hooks(attend))
     assert row is not None
     return rows, row
 
@@ -151,20 +151,20 @@ def run_tower(
     inputs: TowerInput,
     config: TowerConfig,
     recompute: int,
-    readout: Callable[[jax.Array], jax.Array],
+    project: Callable[[jax.Array], jax.Array],
     head: Callable[[jax.Array, jax.Array], tuple[jax.Array, LastRow]] | None = None,
 ) -> TowerPass:
-    """Runs a tower forward: its last block at the readout row, and the feature that `readout` makes of it.
+    """Runs a tower forward: its last block at the pooled row, and the feature that `project` makes of it.
 
     Where a pooling `head` reads all tokens, it takes those behind the last block, and what to add to its attention.
     """
     saved, tokens = run_forward(inputs, config, recompute)
 
     def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
-        if head is not None and inputs.readout is None:
+        if head is not None and inputs.pooled is None:
             return head(tokens, tap)
         rows, row = last_rows(tokens, tap, inputs, config)
-        return readout(rows), row
+        return project(rows), row
 
     tap = jnp.zeros((tokens.shape[0], config.heads, tokens.shape[1]), jnp.float32)
     features, pull, row = jax.vjp(run, tokens, tap, has_aux=True)
@@ -217,7 +217,7 @@ def reduce_backward(
         below = jnp.arange(start_layer, top)
         (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     batch, length = inputs.tokens.shape[:2]
-    influential = jnp.asarray(inputs.readout) + 1 if inputs.causal else jnp.full(batch, length)
+    influential = jnp.asarray(inputs.pooled) + 1 if inputs.causal else jnp.full(batch, length)
     count = top + 1 - start_layer
 
     def finish(states: States, layers: int) -> States:
@@ -229,7 +229,7 @@ def reduce_backward(
     if not options.by_layer:
         return finish(states, count)
     by_layer = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
-    if inputs.readout is not None:
+    if inputs.pooled is not None:
         by_layer.append(finish(last, 1))
     return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *by_layer)
 
@@ -269,7 +269,7 @@ def stream(
         embed_image(params, config, images, adaptation, dtype=dtype),
         config.vision,
         options.recompute,
-        readout=lambda rows: project_image(params, config, rows, adaptation),
+        project=lambda rows: project_image(params, config, rows, adaptation),
         head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
     if classifier.method.overrides("adapt_to"):
@@ -279,7 +279,7 @@ def stream(
         embed_text(params, config, text, adaptation, dtype=dtype),
         config.text,
         options.recompute,
-        readout=lambda rows: project_text(params, config, rows, adaptation),
+        project=lambda rows: project_text(params, config, rows, adaptation),
     )
 
     def score(image: jax.Array, text: jax.Array) -> jax.Array:

@@ -41,14 +41,14 @@ _KIND_LOOKS: dict[str, Any] = {
 _DASHED: dict[str, Any] = {"color": style.TUNED, "linestyle": style.DASHED}
 _SERIES: dict[str, Any] = {
     "prompt_mass": {"color": style.TUNED, "label": "mean over queries"},
-    "readout_mass": {**_DASHED, "label": "query that is pooled"},
+    "pooled_mass": {**_DASHED, "label": "query that is pooled"},
     "norm_share": {"color": style.TUNED, "marker": "o", "ms": 3, "label": "size"},
     "constancy": {"color": style.TUNED, "marker": "s", "ms": 3, "label": "constant token by token"},
     "bias_likeness": {**_DASHED, "marker": "s", "ms": 3, "label": "constant as one vector"},
 }
 _PANELS = {
     "prompt_mass": "a  mass on prompts",
-    "readout_mass": "a  mass on prompts",
+    "pooled_mass": "a  mass on prompts",
     "norm_share": "b  relative size",
     "constancy": "c  constancy",
     "bias_likeness": "c  constancy",
@@ -129,8 +129,8 @@ def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]
         return {**common, "panel": _PANELS.get(series, _COSINE), "series": series}
 
     frames = [averages(tower.prompt_mass.average, "layer", "head", **place("prompt_mass"))]
-    if tower.readout_mass is not None:
-        frames.append(averages(tower.readout_mass, "layer", "head", **place("readout_mass")))
+    if tower.pooled_mass is not None:
+        frames.append(averages(tower.pooled_mass, "layer", "head", **place("pooled_mass")))
     frames += [
         averages(tower.norm_share, "layer", **place("norm_share")),
         tidy(tower.constancy, None if error is None else error.constancy, ("layer",), **place("constancy")),

@@ -71,7 +71,7 @@ def test_statistics_are_those_of_the_parts(seen):
     found = seen["statistics"]
     mass = np.asarray(seen["mass"])
     np.testing.assert_allclose(found["prompt_mass"], mass[..., :17].mean(-1), rtol=1e-5)
-    np.testing.assert_allclose(found["readout_mass"], mass[..., 0], rtol=1e-6)
+    np.testing.assert_allclose(found["pooled_mass"], mass[..., 0], rtol=1e-6)
     norms = [np.linalg.norm(np.asarray(seen[key]), axis=-1)[..., :17] for key in ("prompt", "input")]
     np.testing.assert_allclose(found["norm_share"], (norms[0] / (norms[0] + norms[1])).mean(-1), rtol=1e-4)
     np.testing.assert_allclose(found["part"].mean[:, :17], np.asarray(seen["prompt"]).mean(1)[:, :17], atol=1e-6)

@@ -223,7 +223,7 @@ def test_decomposition(decomposed, reference, tower):
         chosen, ends = saved, [int(end) for end in saved.text.rows]
         slots, queries, rows = slice(1, 3), [np.arange(3, end + 1) for end in ends], ends
     expected = sections.decomposition(reference.clip, chosen, tower, slots, queries, rows)
-    for quantity in ("prompt_mass", "readout_mass", "norm_share"):
+    for quantity in ("prompt_mass", "pooled_mass", "norm_share"):
         close(getattr(own, quantity).mean, expected[quantity])
     shown = None if ends is None else min(ends) + 1  # what stands after a text's end is padding
     by_query = own.mass_by_query.mean

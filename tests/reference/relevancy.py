@@ -99,7 +99,7 @@ def raw_attention(attention: Sequence[np.ndarray], row: int) -> np.ndarray:
 def grad_eclip(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
     """Grad-ECLIP (Zhao et al. 2024) of the last layer: (vision [M + V], text [e]).
 
-    Channels weigh what y's gradient says at the readout row's attention output, before its projection; tokens weigh the
+    Channels weigh what y's gradient says at the pooled row's attention output, before its projection; tokens weigh the
     cosine of that row's query and their key, scaled to [0, 1]; the values are what is weighed.
     """
     alone = only(inputs, target)

@@ -123,7 +123,7 @@ def decomposition(
         lengths = {name: np.linalg.norm(own[name], axis=-1) for name in ("prompt", "input")}
         values = {
             "prompt_mass": np.mean([own["mass"][i][:, queries[i]].mean(-1) for i in samples], 0),
-            "readout_mass": np.mean([own["mass"][i][:, rows[i]] for i in samples], 0),
+            "pooled_mass": np.mean([own["mass"][i][:, rows[i]] for i in samples], 0),
             "mass_by_query": own["mass"].mean(0),
             "norm_share": np.mean(
                 [(lengths["prompt"] / (lengths["prompt"] + lengths["input"]))[i][queries[i]].mean() for i in samples]

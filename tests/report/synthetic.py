@@ -316,7 +316,7 @@ class _Builder:
                 depth=self.models[1].vision_depth if tower == "vision" else self.models[1].text_depth,
                 runs=1,
                 prompt_mass=SampledAverage(average.mean, average.standard_error, each),
-                readout_mass=self.average(np.clip(mass * 1.4, 0, 1)),
+                pooled_mass=self.average(np.clip(mass * 1.4, 0, 1)),
                 mass_by_query=self.average(by_query),
                 norm_share=norm_share,
                 constancy=constancy,

@@ -252,7 +252,7 @@ def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(s
         mass, size, constancy, cosine = row
         assert mass.get_ylabel() == f"IVLP, {tower}"
         assert [level(axes) for axes in row] == [[0.5], [0.5], [], [0]]
-        averages = {"mean over queries": own.prompt_mass, "query that is pooled": own.readout_mass}
+        averages = {"mean over queries": own.prompt_mass, "query that is pooled": own.pooled_mass}
         for label, average in averages.items():
             mean, error = both(average)
             assert_line(mass, label, mean.mean(1), error.mean(1))

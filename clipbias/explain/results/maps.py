@@ -220,7 +220,7 @@ class TowerDecomposition:
       depth: layers with prompts of their own.
       runs: texts of a class, or passes over an image, over whose constancies the mean is taken.
       prompt_mass: `[L, H]`, attention on prompts, mean over input queries; of each sample over layers and heads too.
-      readout_mass: `[L, H]`, the same as `prompt_mass` for the query that is pooled; `None` under a pooling head.
+      pooled_mass: `[L, H]`, the same as `prompt_mass` for the query that is pooled; `None` under a pooling head.
       mass_by_query: `[L, H, N]`.
       norm_share: `[L]`, the norm of the prompt part over the sum of both norms.
       constancy: `[L]`, the share of the prompt part's mean square that its average over samples explains, token by
@@ -234,7 +234,7 @@ class TowerDecomposition:
     depth: int
     runs: int
     prompt_mass: SampledAverage
-    readout_mass: Average | None
+    pooled_mass: Average | None
     mass_by_query: Average
     norm_share: Average
     constancy: np.ndarray
