@@ -161,9 +161,10 @@ def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
         )
     towers = tuple(tower for tower in TOWERS if any(tower == place[0] for place in places))
     blocks = [int(number) for tower, number, _ in places if tower == towers[0]]
+    last = max(blocks) + 1
     return {
         "towers": towers,
         "parts": tuple(part for part, name in PARTS.items() if any(name == place[2] for place in places)),
         "first_block": min(blocks) + 1,
-        "last_block": (max(blocks) + 1) % getattr(clip.config, towers[0]).layers,  # 0 for a tower's last block
+        "last_block": None if last == getattr(clip.config, towers[0]).layers else last,
     }

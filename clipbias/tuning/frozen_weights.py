@@ -118,13 +118,13 @@ def check_towers(towers: Sequence[str]) -> None:
         raise ClipbiasError("neither tower is tuned, so there is nothing to learn; choose one.")
 
 
-def block_numbers(first: int, last: int, layers: int, tower: str) -> range:
-    """Indices of the blocks `first` to `last`, counted from 1; a `last` of 0 is the tower's last block.
+def block_numbers(first: int, last: int | None, layers: int, tower: str) -> range:
+    """Indices of the blocks `first` to `last`, counted from 1; a `last` of `None` is the tower's last block.
 
     Raises:
       ClipbiasError: the tower has no such blocks.
     """
-    end = last or layers
+    end = layers if last is None else last
     if not 1 <= first <= end <= layers:
         raise ClipbiasError(
             f"blocks {first} to {end} are to be tuned, and the {tower} tower has blocks 1 to {layers}; change "

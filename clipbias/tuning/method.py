@@ -28,10 +28,11 @@ from clipbias.tuning.recipe import Recipe
 Learnables = Mapping[str, Any]
 CONSTANTS = "constants"
 
-# Options of many methods: prompt tokens per layer, and a number of layers. Larger values would only fill the memory.
+# Options of many methods: prompt tokens per layer, and a number of layers (`None`: all). Larger values would only fill
+# the memory.
 Tokens = Annotated[int, Range(1, 1000)]
 TokensOrNone = Annotated[int, Range(0, 1000)]
-Depth = Annotated[int, Range(0, 1000)]
+Depth = Annotated[int, Range(1, 1000)] | None
 
 
 @dataclasses.dataclass(frozen=True)

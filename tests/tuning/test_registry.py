@@ -130,6 +130,11 @@ def test_options_can_be_set_on_a_command_line(tmp_path: Path) -> None:
     config.method_options.size = 2
     with pytest.raises(TypeError):
         config.method_options.size = "two"
+    config = train.get_config("ivlp")
+    assert config.method_options.depth is None
+    config.method_options.depth = 9
+    with pytest.raises(TypeError):
+        config.method_options.depth = "nine"
     for name in METHODS:
         assert (
             option_types(name).keys()

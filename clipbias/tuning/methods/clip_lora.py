@@ -18,7 +18,7 @@ from clipbias.constants import TOWERS, WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import COSINE_SCALE
 from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
-from clipbias.tuning.method import CONSTANTS, Depth, Learnables, Method
+from clipbias.tuning.method import CONSTANTS, Learnables, Method
 from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
@@ -39,7 +39,7 @@ class ClipLora(Method):
     Attributes:
       parts: tuned kernels: "q", "k", "v", and "o" for the attention's output.
       towers: tuned towers. Without the text tower the classifier is made of the frozen texts.
-      first_block, last_block: in each tower, counted from 1; 0 for the last block.
+      first_block, last_block: in each tower, counted from 1; a `last_block` of `None` is the tower's last.
       rank: `r`.
       alpha: `α`.
       dropout: share of the inputs that are dropped.
@@ -55,7 +55,7 @@ class ClipLora(Method):
     parts: tuple[Part, ...] = QKV
     towers: TowerNames = TOWERS
     first_block: Annotated[int, Range(1, 1000)] = 1
-    last_block: Depth = 0
+    last_block: Annotated[int, Range(1, 1000)] | None = None
     rank: Annotated[int, Range(1, 10_000)] = 2
     alpha: float = 1.0
     dropout: Annotated[float, Range(0, 0.99)] = 0.25
@@ -89,7 +89,7 @@ class ClipLora(Method):
                     pairs[name] = {"down": down, "up": jnp.zeros((len(blocks), count, self.rank, geometry.width))}
             learnables[tower] = pairs
             constants[tower] = jnp.zeros(geometry.layers).at[jnp.asarray(blocks)].set(1)
-        if self.first_block == 1 and not self.last_block:
+        if self.first_block == 1 and self.last_block is None:
             return learnables
         return {**learnables, CONSTANTS: constants}
 

@@ -25,8 +25,8 @@ class IVLP(Method):
     Attributes:
       text_tokens: `T`; 0 for no text prompts.
       vision_tokens: `V`; 0 for no vision prompts.
-      depth: number of layers with prompts, at most each tower's; 0 for all layers (the paper).
-      text_depth, vision_depth: the same for one tower; 0 for `depth`.
+      depth: number of layers with prompts, at most each tower's; `None` for all layers (the paper).
+      text_depth, vision_depth: the same for one tower; `None` for `depth`.
       words: initial context.
     """
 
@@ -43,9 +43,9 @@ class IVLP(Method):
 
     text_tokens: TokensOrNone = 4
     vision_tokens: TokensOrNone = 4
-    depth: Depth = 0
-    text_depth: Depth = 0
-    vision_depth: Depth = 0
+    depth: Depth = None
+    text_depth: Depth = None
+    vision_depth: Depth = None
     words: str = WORDS
 
     def __post_init__(self) -> None:

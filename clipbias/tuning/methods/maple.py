@@ -21,7 +21,7 @@ class MaPLe(Method):
 
     Attributes:
       tokens: `T`, the same in both towers.
-      depth: number of layers with prompts, at most those of the shallower tower; 0 for all of these.
+      depth: number of layers with prompts, at most those of the shallower tower; `None` for all of these.
       words: initial context.
     """
 

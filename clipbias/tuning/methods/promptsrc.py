@@ -43,7 +43,7 @@ class PromptSRC(IVLP):
     with `μ` and `σ` as shares of `E`, so that the authors' Gaussians keep their place if the number of epochs changes.
 
     Attributes:
-      depth: number of layers with prompts.
+      depth: number of layers with prompts, at most each tower's; `None` for all layers.
       text_weight, image_weight: `λ_t`, `λ_i`.
       templates: the teacher's, a choice of `tuning.templates` or templates with `{}`.
       mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45

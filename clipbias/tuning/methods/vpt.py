@@ -18,7 +18,7 @@ class VPT(Method):
 
     Attributes:
       tokens: `V`.
-      depth: number of layers with prompts, at most the tower's; 1 for the shallow variant, 0 for all layers.
+      depth: number of layers with prompts, at most the tower's; 1 for the shallow variant, `None` for all layers.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -28,7 +28,7 @@ class VPT(Method):
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 4
-    depth: Depth = 0
+    depth: Depth = None
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         vision = clip.config.vision
