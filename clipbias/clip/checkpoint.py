@@ -1,4 +1,4 @@
-"""A model from disk or hub, in every common format, and back in Hugging Face's."""
+"""Loads a model from disk or hub in every common format, and saves it in Hugging Face's."""
 
 import dataclasses
 import functools
@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +27,8 @@ from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path, write_tensors, write_text
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so), by
 # their name on the hub or that of their folder in its cache.
@@ -44,16 +44,16 @@ class Clip:
       config: geometry.
       tokenizer: of `transformers`.
       preprocessing: resolution, mean and standard deviation of its images.
-      name: what it was loaded from.
-      fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to: the same in every format.
+      name: the name or path that it was loaded from.
+      fingerprint: SHA-256 over the weights, the same in every format. It ties an adapter to its model.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
-      revision: the commit on the hub, of a model from there.
-      files: those that the weights were read from.
+      revision: the commit, if the model is from the hub.
+      files: the files that the weights were read from.
     """
 
     params: Params
     config: ClipConfig
-    tokenizer: Any
+    tokenizer: tokenizer.Tokenizer
     preprocessing: Preprocessing
     name: str
     fingerprint: str
@@ -63,11 +63,12 @@ class Clip:
 
     @property
     def source(self) -> str:
-        """What `load` reads the same weights from: `name`, at this very commit where it is from the hub."""
+        """The source from which `load` reads the same weights: `name`, with the commit if it is from the hub."""
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
     def __repr__(self) -> str:
-        vision, text = self.config.vision, self.config.text
+        vision = self.config.vision
+        text = self.config.text
         leaves = jax.tree.leaves(self.params)
         dtype = next(iter(leaf.dtype for leaf in leaves if leaf.ndim), "float32")
         images = f"images of {vision.image_size} px in {vision.patches} patches"
@@ -78,7 +79,7 @@ class Clip:
 
     @functools.cached_property
     def device_params(self) -> Params:
-        """`params` on JAX's first device, taken there once."""
+        """`params` on JAX's first device, copied there once."""
         return jax.device_put(self.params)
 
     def preprocess(self, images: Pictures) -> np.ndarray:
@@ -138,8 +139,14 @@ class Clip:
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ClipbiasError(f"texts is {checks.shown(texts)}; give a list of texts.")
-        given = self.device_params, self.config, self.tokenize(list(texts))
-        return encode.encode_ids(*given, batch_size=batch_size, normalize=normalize, dtype=dtype)
+        return encode.encode_ids(
+            self.device_params,
+            self.config,
+            self.tokenize(list(texts)),
+            batch_size=batch_size,
+            normalize=normalize,
+            dtype=dtype,
+        )
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded as far as the longest; SigLIP's over the whole context.
@@ -200,9 +207,9 @@ def load(
     """
     if activation is not None:
         checks.check_choice("the activation", activation, ACTIVATIONS)
-    found = repository.find(source)
-    with open_weights(found.path) as weights:
-        config, preprocessing = _describe(weights, activation, found.name)
+    location = repository.find(source)
+    with open_weights(location.path) as weights:
+        config, preprocessing = _describe(weights, activation, location.name)
         text_tokenizer = _tokenizer(weights, config, tokenizer)
         config = _with_special_tokens(config, text_tokenizer)
         params = convert.from_tensors(config, weights.tensors, weights.table, where=weights.where)
@@ -215,10 +222,10 @@ def load(
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=preprocessing,
-        name=found.name,
+        name=location.name,
         fingerprint=digest.hexdigest(),
         stored_dtype=weights.widest,
-        revision=found.revision,
+        revision=location.revision,
         files=weights.files,
     )
 
@@ -247,13 +254,14 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     return config, Preprocessing(config.vision.image_size)
 
 
-def _with_special_tokens(config: ClipConfig, text_tokenizer: Any) -> ClipConfig:
-    """The configuration with the tokenizer's end of a text and padding.
+def _with_special_tokens(config: ClipConfig, text_tokenizer: tokenizer.Tokenizer) -> ClipConfig:
+    """The configuration with the tokenizer's end-of-text and padding tokens.
 
-    OpenAI's published configurations carry another end of a text than the one that the tokenizer writes. MetaCLIP 2
-    reads its features at the one of the configuration.
+    OpenAI's published configurations have another end-of-text token than their tokenizer. MetaCLIP 2 keeps the token
+    of its configuration, at which it reads its features.
     """
-    text, end = config.text, text_tokenizer.eos_token_id
+    text = config.text
+    end = text_tokenizer.eos_token_id
     if end is not None and config.family != "metaclip_2":
         text = dataclasses.replace(text, eos_token_id=end)
     if not text.causal:
@@ -261,14 +269,16 @@ def _with_special_tokens(config: ClipConfig, text_tokenizer: Any) -> ClipConfig:
     return dataclasses.replace(config, text=text)
 
 
-def _tokenizer(weights: Weights, config: ClipConfig, given: str | os.PathLike | None) -> Any:
-    vocabulary_size, family = config.text.vocabulary_size, config.family
-    is_clips = vocabulary_size == CLIP_VOCABULARY and family == "clip"
-    if given is not None:
-        folder, found = str(given), read_tokenizer(user_path(given), family)
-    # Beside a file without a configuration may lie what belongs to others.
+def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> tokenizer.Tokenizer:
+    """The tokenizer in `folder`, by default in the folder of the weights; CLIP's own where that has none."""
+    vocabulary_size = config.text.vocabulary_size
+    is_clips = vocabulary_size == CLIP_VOCABULARY and config.family == "clip"
+    if folder is not None:
+        text_tokenizer = read_tokenizer(user_path(folder), config.family)
+    # A tokenizer beside a single file without a configuration may belong to another model.
     elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
-        folder, found = str(weights.folder), read_tokenizer(weights.folder, family)
+        folder = weights.folder
+        text_tokenizer = read_tokenizer(folder, config.family)
     elif is_clips:
         return clip_tokenizer()
     else:
@@ -278,10 +288,10 @@ def _tokenizer(weights: Weights, config: ClipConfig, given: str | os.PathLike | 
             "folder of its tokenizer as `tokenizer`."
         )
     try:
-        tokenizer.check_vocabulary(found, vocabulary_size)
+        tokenizer.check_vocabulary(text_tokenizer, vocabulary_size)
     except ClipbiasError as error:
         raise ClipbiasError(f"{folder}: {error}") from error
-    return found
+    return text_tokenizer
 
 
 def save(
@@ -312,7 +322,7 @@ def save(
 
 
 def narrow(x: np.ndarray, dtype: str, *, exact: bool) -> np.ndarray:
-    """`x` in the named type, or with `exact` as it is where that type cannot hold its numbers."""
-    with np.errstate(over="ignore"):  # beyond the type's range is one way of not being held
+    """`x` in the named type; with `exact`, unchanged if that type would round it."""
+    with np.errstate(over="ignore"):  # numbers beyond the type's range become infinite, and count as rounded
         stored = x.astype(jax.numpy.dtype(dtype))
     return x if exact and not np.array_equal(stored.astype(x.dtype), x) else stored

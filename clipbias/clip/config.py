@@ -1,8 +1,7 @@
 """Geometry of a model, read from a checkpoint's own configuration. No size is written in code."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from clipbias.checks import check_choice, check_int, check_number
 from clipbias.errors import ClipbiasError
@@ -40,6 +39,17 @@ class TowerConfig:
             raise ClipbiasError(f"the width {self.width} cannot be divided among {self.heads} attention heads.")
         check_choice("the model's activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh"))
         check_number("the model's layer_norm_epsilon", self.layer_norm_epsilon, lowest=0)
+
+
+class TowerSizes(TypedDict):
+    """The fields of `TowerConfig`, as a checkpoint's configuration or shapes give them for either tower."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: str
+    layer_norm_epsilon: NotRequired[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +120,7 @@ class TextConfig(TowerConfig):
 
     @property
     def first_word(self) -> int:
-        """The position of a text's first word: behind SOS, which a tower that is not causal has not."""
+        """The position of a text's first word: 1, behind SOS; 0 in a tower that is not causal and has no SOS."""
         return int(self.causal)
 
 
@@ -141,21 +151,8 @@ class ClipConfig:
         return min(self.vision.layers, self.text.layers)
 
 
-# The names of these fields in a `config.json`.
-_TOWER = {
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "activation": "hidden_act",
-    "layer_norm_epsilon": "layer_norm_eps",
-}
-_VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
-_TEXT = _TOWER | {"vocabulary_size": "vocab_size", "context_length": "max_position_embeddings"}
-
-
-# Hugging Face's name of an activation, where it is another one than here.
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh"}
+# Hugging Face's name of SigLIP's activation; other activations have the same names.
+_GELU_TANH = "gelu_pytorch_tanh"
 # The classes that `transformers` has for a family, by the `model_type` of its `config.json`.
 MODELS = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
 
@@ -163,46 +160,83 @@ MODELS = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "Siglip
 def from_hugging_face(config: Any) -> ClipConfig:
     """Reads the geometry from a configuration of `transformers`, of a family in `MODELS`.
 
-    OpenAI's published configurations of CLIP carry a wrong end of a text (2), which the original code never reads: it
-    takes the largest id. Those of MetaCLIP 2 carry the right one.
+    OpenAI's published configurations of CLIP have a wrong end-of-text token (2). The original code never reads it: it
+    takes the largest id. MetaCLIP 2's configurations have the right token.
     """
-    vision, text, family = config.vision_config, config.text_config, config.model_type
+    vision = config.vision_config
+    text = config.text_config
+    family = config.model_type
     if vision.num_channels != 3:
         raise ClipbiasError(f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported.")
     if not getattr(vision, "vision_use_head", True):
         raise ClipbiasError("config.json describes a vision tower without its pooling head; clipbias needs that.")
 
-    def tower(part: Any, names: Mapping[str, str]) -> dict[str, Any]:
-        found = {ours: getattr(part, theirs) for ours, theirs in names.items()}
-        return found | {"activation": _ACTIVATIONS.get(str(found["activation"]), found["activation"])}
-
-    siglip, of_text, end = family == "siglip", tower(text, _TEXT), text.eos_token_id
-    if siglip:
-        of_text |= dict(causal=False, pad_token_id=text.pad_token_id or 0)
+    siglip = family == "siglip"
     return ClipConfig(
-        vision=VisionConfig(**tower(vision, _VISION), pooling="attention" if siglip else "cls"),
-        text=TextConfig(**of_text, eos_token_id=end if family == "metaclip_2" else text.vocab_size - 1),
+        vision=VisionConfig(
+            **_tower_sizes(vision),
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            pooling="attention" if siglip else "cls",
+        ),
+        text=TextConfig(
+            **_tower_sizes(text),
+            vocabulary_size=text.vocab_size,
+            context_length=text.max_position_embeddings,
+            eos_token_id=text.eos_token_id if family == "metaclip_2" else text.vocab_size - 1,
+            causal=not siglip,
+            pad_token_id=(text.pad_token_id or 0) if siglip else 0,
+        ),
         projection_width=text.projection_size if siglip else config.projection_dim,
         family=family,
     )
 
 
+def _tower_sizes(part: Any) -> TowerSizes:
+    return TowerSizes(
+        width=part.hidden_size,
+        layers=part.num_hidden_layers,
+        heads=part.num_attention_heads,
+        mlp_width=part.intermediate_size,
+        activation="gelu_tanh" if part.hidden_act == _GELU_TANH else part.hidden_act,
+        layer_norm_epsilon=part.layer_norm_eps,
+    )
+
+
 def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
     """The inverse of `from_hugging_face`: the content of a `config.json`."""
-    joint, theirs_of = config.projection_width, {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    siglip = config.family == "siglip"
-    common = {} if siglip else {"projection_dim": joint}
+    vision = _tower_json(config.vision) | {
+        "model_type": f"{config.family}_vision_model",
+        "num_channels": 3,
+        "image_size": config.vision.image_size,
+        "patch_size": config.vision.patch_size,
+    }
+    text = _tower_json(config.text) | {
+        "model_type": f"{config.family}_text_model",
+        "vocab_size": config.text.vocabulary_size,
+        "max_position_embeddings": config.text.context_length,
+        "eos_token_id": config.text.eos_token_id,
+    }
+    content: dict[str, Any] = {
+        "architectures": [MODELS[config.family]],
+        "model_type": config.family,
+        "vision_config": vision,
+        "text_config": text,
+    }
+    if config.family == "siglip":
+        text |= {"projection_size": config.projection_width, "pad_token_id": config.text.pad_token_id}
+    else:
+        for part in (content, vision, text):
+            part["projection_dim"] = config.projection_width
+    return content
 
-    def tower(part: TowerConfig, kind: str, names: Mapping[str, str], **more: Any) -> dict[str, Any]:
-        sizes = {theirs: getattr(part, ours) for ours, theirs in names.items()}
-        sizes["hidden_act"] = theirs_of.get(part.activation, part.activation)
-        return {**sizes, **common, **more, "model_type": f"{config.family}_{kind}_model"}
 
-    own = {"projection_size": joint, "pad_token_id": config.text.pad_token_id} if siglip else {}
-    return dict(
-        architectures=[MODELS[config.family]],
-        model_type=config.family,
-        **common,
-        vision_config=tower(config.vision, "vision", _VISION, num_channels=3),
-        text_config=tower(config.text, "text", _TEXT, **own, eos_token_id=config.text.eos_token_id),
-    )
+def _tower_json(tower: TowerConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.mlp_width,
+        "hidden_act": _GELU_TANH if tower.activation == "gelu_tanh" else tower.activation,
+        "layer_norm_eps": tower.layer_norm_epsilon,
+    }

@@ -18,10 +18,10 @@ MOST_SHOWN = 40  # differences between weights and configuration in a message
 
 
 def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
-    """The table that knows most of a checkpoint's names.
+    """The table that has most of a checkpoint's names.
 
     Raises:
-      ClipbiasError: the names belong to another network, with what it is.
+      ClipbiasError: the names belong to another network, which the message names.
     """
     table = max(TABLES, key=lambda table: table.known(tensors))
     for pattern, network in OTHER_NETWORKS.items():
@@ -76,14 +76,17 @@ def from_tensors(
     for name, tensor in tensors.items():
         shape = expected.get(name)
         if shape is None:
-            problems += [] if name in table.ignored else [f"unexpected: {_shown(name)} {tensor.shape}"]
+            if name not in table.ignored:
+                problems.append(f"unexpected: {_shown(name)} {tensor.shape}")
         elif tensor.dtype not in FLOATING:
             problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, which is none of {', '.join(FLOATING)}")
         # Some trainers keep the scale, a single number, as a list of one.
         elif tensor.shape != shape and (tensor.shape, shape) != ((1,), ()):
             problems.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {shape}")
     if problems:
-        shown = [*problems[:MOST_SHOWN], *([f"and {len(problems) - MOST_SHOWN} more"] * (len(problems) > MOST_SHOWN))]
+        shown = problems[:MOST_SHOWN]
+        if len(problems) > MOST_SHOWN:
+            shown.append(f"and {len(problems) - MOST_SHOWN} more")
         raise ClipbiasError(
             f"{where} does not hold the model that its configuration describes ({len(problems)} differences):\n  "
             + "\n  ".join(shown)
@@ -100,7 +103,6 @@ def _shown(name: str) -> str:
 
 def to_tensors(config: ClipConfig, params: Params, table: NameTable = HUGGING_FACE) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
-    tree, pieces = jax.tree.map(np.asarray, params), {}
-    for row, name, view in _pieces(config, _fitting(table, config), tree):
-        pieces[name] = np.asarray(row.layout.save(view), order="C")
-    return pieces
+    tree = jax.tree.map(np.asarray, params)
+    pieces = _pieces(config, _fitting(table, config), tree)
+    return {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}

@@ -21,26 +21,27 @@ from clipbias.data.transforms import test_image
 from clipbias.data.user_images import Pictures, UserImages, as_array, list_images, to_rgb
 from clipbias.errors import ClipbiasError
 
-# Texts are filled up to a multiple of so many tokens, so that few programs serve all lengths.
+# Texts are padded to a multiple of this number of tokens, so that few compiled programs serve all lengths.
 _TOKENS = 8
 
 
-def is_normalised(images: Any) -> bool:
-    """Whether images are what `Clip.preprocess` returned, an array of floating point, and not pictures."""
+def is_normalised(images: object) -> bool:
+    """Whether images are an array of floating point, as `Clip.preprocess` returns, and not pictures."""
     return jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
 
 
 def check_images(images: Any, size: int) -> None:
-    """Refuses what a vision tower would take for images and that are none; looks at type and shape alone.
+    """Refuses arrays that are no normalised images; checks dtype and shape alone.
 
     Args:
       images: `[B, R, R, 3]`, or crops of each `[B, 1 + V, R, R, 3]`.
       size: `R`.
 
     Raises:
-      ClipbiasError: they are of whole numbers, which are not normalised, or have another shape.
+      ClipbiasError: they are integers, which are not normalised, or have another shape.
     """
-    shape, dtype = np.shape(images), getattr(images, "dtype", None)
+    shape = np.shape(images)
+    dtype = getattr(images, "dtype", None)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ClipbiasError(
             f"the images are {dtype}, so they are not normalised; give clip.preprocess(images), or of pixels "
@@ -52,9 +53,9 @@ def check_images(images: Any, size: int) -> None:
 
 
 def check_not_levels(images: np.ndarray) -> None:
-    """Raises `ClipbiasError` where all numbers of an array of floating point lie in 0 … 1, or 0 … 255.
+    """Raises `ClipbiasError` if all values of a floating-point array lie in 0 … 1, or in 0 … 255.
 
-    Of normalised images that is hardly ever so: what is darker than the mean is negative.
+    Normalised images nearly always have negative values: of the pixels darker than the mean.
     """
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if lowest >= 0 and not 1 < highest < 3:
@@ -112,10 +113,11 @@ def image_batches(
       mixed: whether crops are mixed with distortions of them.
 
     Raises:
-      ClipbiasError: the images are none; or they are normalised, and crops of them are needed.
+      ClipbiasError: they are no images; or they are normalised and crops are asked for.
     """
     check_int("batch_size", batch_size, lowest=1)
-    side, array = preprocessing.side, as_array(images)
+    side = preprocessing.side
+    array = as_array(images)
     rows = max(1, batch_size // (1 + crops))
     if not is_normalised(array):
         pictures, _ = list_images(array)
@@ -139,8 +141,9 @@ def image_batches(
 def _padded(array: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(array), rows):
         batch = array[start : start + rows]
-        padding = [(0, rows - len(batch)), *[(0, 0)] * (batch.ndim - 1)]
-        yield np.pad(batch, padding), np.arange(rows) < len(batch)
+        padded = np.zeros((rows, *batch.shape[1:]), batch.dtype)
+        padded[: len(batch)] = batch
+        yield padded, np.arange(rows) < len(batch)
 
 
 def encode_images(
@@ -182,7 +185,7 @@ def encode_ids(
 def _joined(
     run: Callable[[np.ndarray], jax.Array], batches: Iterable[tuple[np.ndarray, np.ndarray]], width: int
 ) -> np.ndarray:
-    """Features of all rows that there are."""
+    """The features of all rows, without padding."""
     rows = [np.asarray(run(batch))[mask] for batch, mask in batches]
     return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 

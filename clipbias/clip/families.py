@@ -1,4 +1,4 @@
-"""The families of models that are read: the file that describes a model, the files of its weights, and who reads them.
+"""The families of models: the names of their configuration and weights, and the functions that read them.
 
 A further family is one more `Family` here, with a reader of its configuration in a file of its own and a table of its
 tensors' names in `tables`.
@@ -39,7 +39,7 @@ class Family:
 
 
 def _kind(path: Path) -> str | None:
-    """What a `config.json` describes, if it is none of ours: timm and other libraries use the same name."""
+    """The network of a `config.json` that is none of `MODELS`, else `None`: other libraries use that name, too."""
     raw = read_json(path, dict, what="a CLIP configuration")
     kind = raw.get("model_type")
     if kind in [*MODELS] or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
@@ -94,7 +94,7 @@ def describe(path: Path) -> Description:
 
 
 def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str]:
-    """Chooses what is read of a model, from the names of all files that lie there.
+    """Chooses the weights and the configuration of a model from the names of its files.
 
     Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
     format, the single file comes before shards. Weights count where the configuration of their family is there.

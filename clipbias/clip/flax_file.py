@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
@@ -33,19 +32,19 @@ def read_flax(path: Path) -> dict[str, Tensor]:
         raise ClipbiasError(f"{path} is damaged or no Flax model ({words}); fetch it again.") from error
 
 
-def _flatten(tree: dict[Any, Any], prefix: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+def _flatten(tree: Mapping[object, object], prefix: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if not isinstance(key, str) or len(name) > LONGEST_NAME:
             raise ValueError(f"a key in {shorten(prefix) or 'its map'!r} is no name")
         if isinstance(value, dict):
-            found |= _flatten(value, f"{name}/")
+            tensors |= _flatten(value, f"{name}/")
         elif isinstance(value, np.ndarray | np.generic):
-            found[name] = Tensor(value.shape, value.dtype.name, functools.partial(np.asarray, value))
+            tensors[name] = Tensor(value.shape, value.dtype.name, functools.partial(np.asarray, value))
         else:
             raise ValueError(f"{shorten(name)!r} is no array")
-    return found
+    return tensors
 
 
 def write_flax(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -16,7 +16,7 @@ NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@((?!.*(?:\.\.|//))\w[\w./
 
 
 class Pin(NamedTuple):
-    """What is read of an official repository: OpenAI's own name of the model, a commit, and its file of weights."""
+    """One of OpenAI's repositories: OpenAI's name of the model, the commit that is read, and its file of weights."""
 
     openai: str
     commit: str
@@ -54,23 +54,24 @@ class HubName:
 
 
 def parse(source: str) -> HubName | None:
-    """The name in "owner/name" or "owner/name@revision", with or without "hf-hub:", or of a model of OpenAI's, such as
-    "ViT-B/16"; `None` in anything else.
+    """Parses "owner/name" or "owner/name@revision", with or without "hf-hub:", or OpenAI's name of a model.
+
+    OpenAI's names are those such as "ViT-B/16". Returns `None` for any other text.
     """
     for repository, pin in PINS.items():
         if source == pin.openai:
             return HubName(repository)
-    found = NAME.fullmatch(source)
-    return HubName(found[1], found[2]) if found else None
+    match = NAME.fullmatch(source)
+    return HubName(match[1], match[2]) if match else None
 
 
 def download_small(name: HubName, files: tuple[str, ...]) -> Path:
     """Downloads those of `files` that a repository holds.
 
-    A revision that is in the cache needs no network; a branch is read as it was last where the hub is out of reach.
+    A cached revision needs no network. If the hub is out of reach, a branch is read from the cache as last downloaded.
 
     Returns:
-      The folder of the cache, whose name is the commit; all that was downloaded of it before lies there, too.
+      The cache's folder of this commit, named by it, with all files that were ever downloaded of the commit.
 
     Raises:
       ClipbiasError: there is no such repository or revision, a token is needed, the network or the disk is in the way.

@@ -6,15 +6,15 @@ from typing import Any
 
 from absl import logging
 
-from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
+from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig
 from clipbias.clip.preprocess import Preprocessing, preprocessing_of
 from clipbias.clip.shapes import HEAD_WIDTH
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, shorten
 
 
-# What a configuration may say without making another network; `...` stands for any value.
-def _any(names: str) -> dict[str, Any]:
+# The keys that a configuration of CLIP's own network may have, and their values; `...` stands for any value.
+def _any(names: str) -> dict[str, object]:
     return dict.fromkeys(names.split(), ...)
 
 
@@ -54,11 +54,14 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
         _check_keys(path, "text_cfg.", model["text_cfg"], TEXT)
         config = _geometry(model)
         wishes = content.get("preprocess_cfg") or {}
-        resizing = (wishes.get("interpolation") or "bicubic", wishes.get("resize_mode") or "shortest")
-        if resizing != ("bicubic", "shortest"):
+        interpolation = wishes.get("interpolation") or "bicubic"
+        mode = wishes.get("resize_mode") or "shortest"
+        if (interpolation, mode) != ("bicubic", "shortest"):
             logging.warning(
                 "%s asks for images resized by %s (%s); clipbias resizes the shorter side, bicubic, and crops.",
-                *(path, *reversed(resizing)),
+                path,
+                mode,
+                interpolation,
             )
         preprocessing = preprocessing_of(config.vision.image_size, wishes.get("mean"), wishes.get("std"))
     except ClipbiasError as error:
@@ -69,14 +72,14 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     return config, preprocessing, "quick_gelu" in model
 
 
-def _check_keys(path: Path, prefix: str, found: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
-    if isinstance(found.get("layers"), list):
+def _check_keys(path: Path, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
+    if isinstance(settings.get("layers"), list):
         raise ClipbiasError(f"{path} describes a CLIP with a ResNet as its vision tower; clipbias loads transformers.")
-    for key, value in found.items():
+    for key, value in settings.items():
         if key in OTHER_NETWORKS and value is not None:
-            said = f" ({shorten(value)})" if isinstance(value, str) else ""
+            name = f" ({shorten(value)})" if isinstance(value, str) else ""
             network = OTHER_NETWORKS[key]
-            raise ClipbiasError(f"{path} describes {network}{said}; clipbias loads CLIP's own two transformers.")
+            raise ClipbiasError(f"{path} describes {network}{name}; clipbias loads CLIP's own two transformers.")
         if value and allowed.get(key) not in (..., value):
             raise ClipbiasError(
                 f"{path} asks for {shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}, which makes it "
@@ -85,19 +88,20 @@ def _check_keys(path: Path, prefix: str, found: Mapping[str, Any], allowed: Mapp
 
 
 def _geometry(model: Mapping[str, Any]) -> ClipConfig:
-    vision, text = model["vision_cfg"], model["text_cfg"]
+    vision = model["vision_cfg"]
+    text = model["text_cfg"]
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
 
-    def tower(c: Mapping[str, Any], heads: int) -> dict[str, Any]:
-        norm_options = dict(c.get("norm_kwargs") or {})
+    def tower(settings: Mapping[str, Any], heads: int) -> TowerSizes:
+        norm_options = dict(settings.get("norm_kwargs") or {})
         epsilon = norm_options.pop("eps", 1e-5)
         if norm_options:
             raise ValueError("norm_kwargs holds more than eps")
-        return dict(
-            width=c["width"],
-            layers=c["layers"],
+        return TowerSizes(
+            width=settings["width"],
+            layers=settings["layers"],
             heads=heads,
-            mlp_width=int(c["width"] * c.get("mlp_ratio", 4)),
+            mlp_width=int(settings["width"] * settings.get("mlp_ratio", 4)),
             activation=activation,
             layer_norm_epsilon=epsilon,
         )

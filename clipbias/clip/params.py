@@ -28,7 +28,9 @@ def _norm(*shape: int) -> Params:
 
 
 def _layers(rng: jax.Array, config: TowerConfig) -> Params:
-    depth, width, hidden = config.layers, config.width, config.mlp_width
+    depth = config.layers
+    width = config.width
+    hidden = config.mlp_width
     keys = jax.random.split(rng, 4)
     residual = width**-0.5 * (2 * depth) ** -0.5
 
@@ -50,8 +52,10 @@ def _layers(rng: jax.Array, config: TowerConfig) -> Params:
 
 def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
     """Initialises a vision tower (Radford et al. 2021)."""
-    geometry, keys = config.vision, jax.random.split(rng, 5)
-    width, inputs = geometry.width, geometry.patch_size**2 * 3
+    geometry = config.vision
+    keys = jax.random.split(rng, 5)
+    width = geometry.width
+    inputs = geometry.patch_size**2 * 3
     patches = inputs**-0.5 * jax.random.normal(keys[0], (inputs, width))
     if geometry.pooling == "attention":
         pool = jax.tree.map(lambda leaf: leaf[0], _layers(keys[4], dataclasses.replace(geometry, layers=1)))
@@ -77,7 +81,8 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
 
 def init_text(rng: jax.Array, config: ClipConfig) -> Params:
     """Initialises a text tower (Radford et al. 2021)."""
-    geometry, keys = config.text, jax.random.split(rng, 4)
+    geometry = config.text
+    keys = jax.random.split(rng, 4)
     width = geometry.width
     return {
         "token_embedding": 0.02 * jax.random.normal(keys[0], (geometry.vocabulary_size, width)),

@@ -19,7 +19,7 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint's images were in training.
+    """The resolution and normalisation of the images that a checkpoint was trained on.
 
     Attributes:
       image_size: resolution in pixels.
@@ -55,51 +55,62 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
 def family_preprocessing(config: ClipConfig) -> Preprocessing:
-    """What images of a model's family were in training, where no file says otherwise."""
+    """The preprocessing of a model's family, for a checkpoint without a file for it."""
     size = config.vision.image_size
     return Preprocessing(size, HALF, HALF, "bicubic") if config.family == "siglip" else Preprocessing(size)
 
 
 def read_preprocessing(folder: Path, config: ClipConfig) -> Preprocessing:
     """Reads `preprocessor_config.json`; a folder without one takes the family's own values."""
-    path, image_size = folder / "preprocessor_config.json", config.vision.image_size
+    path = folder / "preprocessor_config.json"
     siglip = config.family == "siglip"
     if not path.exists():
         return family_preprocessing(config)
     check_file(path)
     content = read_json(path, dict, what="a preprocessor configuration")
     try:
-        found = preprocessing_of(image_size, content["image_mean"], content["image_std"])
-        size, cropped = content.get("size"), content.get("do_center_crop", not siglip)
-        whole = not cropped and (siglip or (isinstance(size, dict) and "height" in size))
-        return dataclasses.replace(found, resize=_FILTERS[content.get("resample", 3)]) if whole else found
+        preprocessing = preprocessing_of(config.vision.image_size, content["image_mean"], content["image_std"])
+        size = content.get("size")
+        cropped = content.get("do_center_crop", not siglip)
+        if cropped or not (siglip or (isinstance(size, dict) and "height" in size)):
+            return preprocessing
+        return dataclasses.replace(preprocessing, resize=_FILTERS[content.get("resample", 3)])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ClipbiasError(f"{path} is not a preprocessor configuration ({error}); fetch it again.") from error
 
 
 def preprocessing_of(image_size: int, mean: Any, std: Any) -> Preprocessing:
-    """The preprocessing of a configuration file; `None` stands for CLIP's own value. Raises `ValueError` or
-    `TypeError` for what is no mean or standard deviation of three channels.
+    """The preprocessing of a configuration file; `None` stands for CLIP's value.
+
+    Raises `ValueError` or `TypeError` if mean or standard deviation are not three numbers.
     """
-    own = Preprocessing(image_size)
-    mean, std = (
-        default if given is None else tuple(float(x) for x in given)
-        for given, default in ((mean, own.mean), (std, own.std))
-    )
-    if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not np.isfinite((*mean, *std)).all():
+    preprocessing = Preprocessing(image_size)
+    if mean is not None:
+        preprocessing = dataclasses.replace(preprocessing, mean=_three_numbers(mean))
+    if std is not None:
+        preprocessing = dataclasses.replace(preprocessing, std=_three_numbers(std))
+        if not min(preprocessing.std) > 0:
+            raise ValueError("mean and std need three values each")
+    return preprocessing
+
+
+def _three_numbers(values: Any) -> tuple[float, float, float]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not np.isfinite(numbers).all():
         raise ValueError("mean and std need three values each")
-    return Preprocessing(image_size, mean, std)
+    return numbers
 
 
 def preprocessor_json(preprocessing: Preprocessing) -> str:
     """The content of a `preprocessor_config.json` that `transformers`' image processors of CLIP and SigLIP read."""
-    size, whole = preprocessing.image_size, preprocessing.resize != "crop"
+    size = preprocessing.image_size
+    whole = preprocessing.resize != "crop"
     square = {"height": size, "width": size}
-    own = {"size": square} if whole else {"size": {"shortest_edge": size}, "crop_size": square}
+    sizes = {"size": square} if whole else {"size": {"shortest_edge": size}, "crop_size": square}
     content = {
         "image_processor_type": "SiglipImageProcessor" if whole else "CLIPImageProcessor",
         "do_resize": True,
-        **own,
+        **sizes,
         "resample": 2 if preprocessing.resize == "bilinear" else 3,
         "do_center_crop": not whole,
         "do_rescale": True,

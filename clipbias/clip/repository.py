@@ -1,4 +1,4 @@
-"""Where a model lies: in this package, a folder, a file, or a repository of the hub, of which a part is fetched."""
+"""Locates a model: in this package, in a folder or file, or on the hub, from which the needed files are downloaded."""
 
 import dataclasses
 import os
@@ -7,25 +7,23 @@ from pathlib import Path
 
 from clipbias.clip import families, hub
 from clipbias.clip.tensors import shard_names
+from clipbias.clip.tokenizer_files import FILES as TOKENIZER_FILES
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
 
-# Small files that may belong to a model, taken where they are there.
-SMALL = (
-    *(family.configuration for family in families.FAMILIES),
-    *("added_tokens.json", "merges.txt", "preprocessor_config.json", "special_tokens_map.json", "tokenizer.json"),
-    *("tokenizer_config.json", "vocab.json", "spiece.model"),
-)
+# Small files of a model, downloaded if the repository has them.
+CONFIGURATIONS = tuple(family.configuration for family in families.FAMILIES)
+SMALL = (*CONFIGURATIONS, "preprocessor_config.json", *TOKENIZER_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A model's place.
+class ModelLocation:
+    """Where a model's files lie.
 
     Attributes:
       path: its folder, or a single file of weights.
-      name: what it is found by again from everywhere: of `EMBEDDED`, a hub name, or a whole path.
-      revision: the commit, of a model from the hub.
+      name: a name that locates it from any working folder: one of `EMBEDDED`, a hub name, or an absolute path.
+      revision: the commit, if the model is from the hub.
     """
 
     path: Path
@@ -36,21 +34,21 @@ class Found:
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
 
 
-def find(source: str | os.PathLike) -> Found:
-    """Finds a model, and downloads it from the hub if it has to be.
+def find(source: str | os.PathLike) -> ModelLocation:
+    """Locates a model, and downloads its files if it is on the hub.
 
     Args:
       source: one of `EMBEDDED`, a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally
         with "@revision" behind and "hf-hub:" before it, or a name of OpenAI's such as "ViT-B/16".
 
     Raises:
-      ClipbiasError: there is nothing, it is another network, or it cannot be downloaded.
+      ClipbiasError: there is no such model, it is another network, or it cannot be downloaded.
     """
     if source in EMBEDDED:
-        return Found(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
+        return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
     path = user_path(source)
     if path.exists():
-        return Found(path, str(path.resolve()))
+        return ModelLocation(path, str(path.resolve()))
     name = hub.parse(str(source))
     if name is None:
         raise ClipbiasError(
@@ -58,7 +56,7 @@ def find(source: str | os.PathLike) -> Found:
             "'openai/clip-vit-base-patch16', or 'demo'."
         )
     folder = _download(name)
-    return Found(folder, str(name), folder.name)
+    return ModelLocation(folder, str(name), folder.name)
 
 
 def _download(name: hub.HubName) -> Path:

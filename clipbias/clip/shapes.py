@@ -3,16 +3,15 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
+from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig
 from clipbias.clip.tables import NameTable
 from clipbias.clip.tensors import Tensor
 from clipbias.errors import ClipbiasError
 
-HEAD_WIDTH = 64  # of every tower for which nothing else is said (Radford et al. 2021)
+HEAD_WIDTH = 64  # of a tower whose configuration names no other width (Radford et al. 2021)
 # Beyond this width open_clip and its users chose wider heads: 80, 88, 104 or 112.
 WIDEST = 1024
 
@@ -29,24 +28,24 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     Raises:
       ClipbiasError: the tensors are not those of a CLIP model.
     """
-    found = {table.plain(name): tensor for name, tensor in tensors.items()}
+    by_name = {table.plain(name): tensor for name, tensor in tensors.items()}
 
     def shape(path: str) -> tuple[int, ...]:
         """The shape of a leaf of the parameter tree, of the first block where it is stacked."""
         row = next(row for row in table.rows if row.path == path)
         name = row.name.format(0)
         try:
-            leaf = row.layout.load(np.broadcast_to(np.float32(0), found[name].shape))
+            leaf = row.layout.load(np.broadcast_to(np.float32(0), by_name[name].shape))
         except (KeyError, ValueError) as error:
             raise ClipbiasError(f"{where} is not a CLIP model: it has no {name} of CLIP's.") from error
-        return (*leaf.shape, 0, 0)[:2]  # of another number of dimensions: refused with the rest
+        return leaf.shape if leaf.ndim == 2 else (0, 0)  # a size of 0 is refused below
 
-    def tower(name: str, width: int) -> dict[str, Any]:
+    def tower(name: str, width: int) -> TowerSizes:
         row = next(row for row in table.rows if row.path == f"{name}/layers/norm1/scale")
         block = re.compile(re.escape(row.name).replace(r"\{\}", r"\d+"))
-        return dict(
+        return TowerSizes(
             width=width,
-            layers=sum(block.fullmatch(key) is not None for key in found),
+            layers=sum(block.fullmatch(key) is not None for key in by_name),
             heads=max(width // HEAD_WIDTH, 1),
             mlp_width=shape(f"{name}/layers/fc1/kernel")[1],
             activation=activation,
@@ -58,7 +57,8 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
             f"{where} has a vision tower of width {width:,}, whose number of heads no shape tells; put its config.json "
             "or open_clip_config.json beside it."
         )
-    patch, grid = math.isqrt(inputs // 3), math.isqrt(max(shape("vision/position_embedding")[0] - 1, 0))
+    patch = math.isqrt(inputs // 3)
+    grid = math.isqrt(max(shape("vision/position_embedding")[0] - 1, 0))
     vocabulary, text_width = shape("text/token_embedding")
     try:
         return ClipConfig(

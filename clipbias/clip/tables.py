@@ -65,8 +65,8 @@ class NameTable:
 
     Attributes:
       rows: all tensors of a model.
-      ignored: names of what is no weight: buffers of older checkpoints.
-      optional_prefix: a beginning of names that some writers add.
+      ignored: names of tensors that are no weights: buffers of older checkpoints.
+      optional_prefix: a prefix that some writers add to names.
     """
 
     rows: tuple[TensorName, ...]
@@ -74,7 +74,7 @@ class NameTable:
     optional_prefix: str = ""
 
     def known(self, names: Iterable[str]) -> int:
-        """How many of these names are in the table."""
+        """The number of these names that are in the table."""
         patterns = {row.name for row in self.rows}
         return sum(re.sub(r"(?<=[./])\d+(?=[./])", "{}", self.plain(name)) in patterns for name in names)
 

@@ -1,8 +1,9 @@
 """Texts to token ids: CLIP's byte-pair encoding with the original code's cleaning, other tokenizers as they are."""
 
 import html
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import ftfy
 import numpy as np
@@ -10,6 +11,39 @@ import numpy as np
 from clipbias.clip.config import TextConfig
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
+
+
+class Tokenizer(Protocol):
+    """What clipbias uses of a tokenizer of `transformers`.
+
+    Attributes:
+      bos_token_id: starts a text of CLIP's; SigLIP's texts have no start.
+      eos_token_id: ends a text.
+      pad_token_id: fills the context.
+      all_special_ids: the ids of the tokens that stand for no text.
+    """
+
+    bos_token_id: int
+    eos_token_id: int | None
+    pad_token_id: int
+    all_special_ids: Sequence[int]
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        truncation: bool = False,
+        verbose: bool = True,
+    ) -> Mapping[str, Any]: ...
+
+    def get_vocab(self) -> Mapping[str, int]: ...
+
+    def convert_ids_to_tokens(self, token: int) -> str: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+    def save_pretrained(self, folder: str | os.PathLike) -> object: ...
 
 
 def clean(text: str) -> str:
@@ -24,8 +58,8 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without start and end tokens. Raises `ClipbiasError` for what is no Unicode text."""
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without start and end tokens. Raises `ClipbiasError` for values that are no Unicode."""
     for text in texts:
         try:
             text.encode("utf-8")
@@ -40,14 +74,15 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         raise ClipbiasError(f"the tokenizer cannot read its texts ({error}); fetch its files again.") from error
 
 
-def is_clips(tokenizer: Any) -> bool:
-    """Whether a tokenizer is CLIP's kind, whose texts are cleaned here; others clean by themselves."""
+def is_clips(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is CLIP's, whose texts are cleaned here; other tokenizers clean texts themselves."""
     return type(tokenizer).__name__.startswith("CLIPTokenizer")
 
 
-def check_vocabulary(tokenizer: Any, size: int) -> None:
-    """Raises `ClipbiasError` where a tokenizer gives ids that a model with `size` embeddings has not: JAX would read
-    another row instead of failing.
+def check_vocabulary(tokenizer: Tokenizer, size: int) -> None:
+    """Raises `ClipbiasError` if the tokenizer has ids beyond the model's `size` embeddings.
+
+    JAX would read another row instead of failing.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest >= size:
@@ -56,17 +91,16 @@ def check_vocabulary(tokenizer: Any, size: int) -> None:
         )
 
 
-def framed(tokenizer: Any, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
+def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
     """Token ids as the model reads them: `[SOS] text [EOS]`, or `text` and what its tokenizer puts behind it."""
     if config.causal:
-        before, after = [tokenizer.bos_token_id], [config.eos_token_id]
-    else:
-        before, after = [], [int(i) for i in tokenizer("")["input_ids"]]
-    return [[*before, *ids, *after] for ids in encode(tokenizer, texts)]
+        return [[tokenizer.bos_token_id, *ids, config.eos_token_id] for ids in encode(tokenizer, texts)]
+    ending = [int(i) for i in tokenizer("")["input_ids"]]
+    return [ids + ending for ids in encode(tokenizer, texts)]
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], config: TextConfig) -> np.ndarray:
-    """The ids of each text, int32 `[n, N]`, padded as far as the longest, or over the whole context where that is seen.
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> np.ndarray:
+    """The ids of each text, int32 `[n, N]`, padded to the longest text, or to the whole context if padding is attended.
 
     Raises:
       ClipbiasError: a text has more tokens than the model reads.
@@ -75,8 +109,9 @@ def tokenize(tokenizer: Any, texts: Sequence[str], config: TextConfig) -> np.nda
 
 
 def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig) -> np.ndarray:
-    """Rows of ids as one padded array; `texts` is what they came from, for the message."""
-    longest, context_length = max((len(row) for row in rows), default=0), config.context_length
+    """Rows of ids as one padded array; the message names one of their `texts`."""
+    longest = max((len(row) for row in rows), default=0)
+    context_length = config.context_length
     if longest > context_length:
         text = next(text for row, text in zip(rows, texts, strict=True) if len(row) == longest)
         shown = shorten(text)

@@ -1,4 +1,4 @@
-"""A tokenizer from the files that lie beside a model, or CLIP's own where there are none."""
+"""A tokenizer from the files of a model's folder, or CLIP's own."""
 
 import gzip
 import importlib.util
@@ -6,14 +6,21 @@ import logging
 import os
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from clipbias.clip.tokenizer import Tokenizer
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, reason, shorten
 
 FILES = (
-    *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "spiece.model"),
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
 )
 CLIP_VOCABULARY = 49408
 # OpenAI's list of byte-pair merges (github.com/openai/CLIP, MIT licence), of which CLIP uses the first.
@@ -25,7 +32,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
 
 
-def read_tokenizer(folder: Path, family: str = "clip") -> Any:
+def read_tokenizer(folder: Path, family: str = "clip") -> Tokenizer:
     """The tokenizer of `transformers` in a folder: CLIP's, or that of a family of `config.MODELS`.
 
     Raises:
@@ -70,33 +77,39 @@ def _class(folder: Path, family: str) -> Any:
 
 
 def _lower_case(backend: Any) -> None:
-    """Makes a tokenizer read texts in lower case, as SigLIP was trained; Gemma's own does not."""
+    """Lower-cases a tokenizer's texts, as in SigLIP's training. The tokenizer of SigLIP 2, Gemma's, does not."""
     from tokenizers import normalizers
 
-    own = backend.normalizer
-    if "Lowercase" not in repr(own):
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
+    normalizer = backend.normalizer
+    if "Lowercase" in repr(normalizer):
+        return
+    steps = [normalizers.Lowercase()]
+    if normalizer:
+        steps.append(normalizer)
+    backend.normalizer = normalizers.Sequence(steps)
 
 
-def clip_tokenizer() -> Any:
+def clip_tokenizer() -> Tokenizer:
     """CLIP's own byte-pair encoding of 49,408 tokens, which nearly every CLIP model was trained with."""
     text = gzip.decompress((resources.files("clipbias") / "assets" / MERGES).read_bytes()).decode("utf-8")
     alphabet = list(_byte_alphabet())
-    # What is left of the vocabulary after all bytes, inside and at the end of a word, and the two special tokens.
+    # The vocabulary holds every byte twice (inside a word and at its end), the merges, and two special tokens.
     merges = [tuple(line.split()) for line in text.split("\n")[1 : 1 + CLIP_VOCABULARY - 2 * len(alphabet) - 2]]
-    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return import_transformers().CLIPTokenizerFast(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 def _byte_alphabet() -> str:
     """A printable letter for every byte, in the order of CLIP's vocabulary: itself, or one beyond 255."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = 256 - len(printable)
-    return "".join(map(chr, [*printable, *range(256, 256 + others)]))
+    codes: list[int] = []
+    for first, last in ("!~", "¡¬", "®ÿ"):
+        codes.extend(range(ord(first), ord(last) + 1))
+    codes.extend(range(256, 512 - len(codes)))
+    return "".join(map(chr, codes))
 
 
-def import_transformers() -> Any:
+def import_transformers() -> ModuleType:
     """Imports `transformers` without its advice about frameworks that are not needed here."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logger = logging.getLogger("transformers")

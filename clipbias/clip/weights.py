@@ -1,4 +1,4 @@
-"""The weights of one model, opened: whichever format its files have, and whose names its tensors have."""
+"""Opens the weights of one model, in any format and with any family's names of tensors."""
 
 import contextlib
 import dataclasses
@@ -22,9 +22,9 @@ class Weights:
       folder: where other files of the model may lie.
       tensors: every tensor by the names of `table`.
       table: whose names these are.
-      configuration: the file with the geometry, where there is one.
-      files: those that the tensors are in.
-      activation: where it is known of a file: OpenAI's.
+      configuration: the file with the geometry, or `None`.
+      files: the files that hold the tensors.
+      activation: "quick_gelu" for OpenAI's own files; `None` for others, which do not determine it.
     """
 
     where: str
@@ -50,10 +50,14 @@ def open_weights(path: Path) -> Iterator[Weights]:
     Raises:
       ClipbiasError: there are none, they are damaged, or they belong to another network.
     """
-    first, folder, configuration = path, path.parent, None
+    first = path
+    folder = path.parent
+    configuration = None
     if path.is_dir():
         weights, description = families.choose(path)
-        first, folder, configuration = path / weights, path, path / description
+        first = path / weights
+        folder = path
+        configuration = path / description
     tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         files = tuple(parts(first))
@@ -67,8 +71,8 @@ def open_weights(path: Path) -> Iterator[Weights]:
         activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
         if configuration is None and activation is None:
             family = families.OPEN_CLIP if table is tables.OPEN_CLIP else families.HUGGING_FACE
-            beside = folder / family.configuration
-            configuration = beside if beside.exists() else None
+            candidate = folder / family.configuration
+            configuration = candidate if candidate.exists() else None
         yield Weights(str(path), folder, tensors, table, configuration, files, activation)
 
 

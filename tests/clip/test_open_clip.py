@@ -69,7 +69,7 @@ def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, sa
     change(folder, lambda content: content["model_cfg"].pop("quick_gelu", None))
     if said is not None:
         change(folder, lambda content: content["model_cfg"].update(quick_gelu=said))
-    found = repository.Found(folder, name, "0" * 40)
+    found = repository.ModelLocation(folder, name, "0" * 40)
     monkeypatch.setattr(repository, "find", lambda source: found)
     assert clipbias.load(name).config.vision.activation == activation
 

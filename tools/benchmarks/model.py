@@ -117,7 +117,7 @@ def random_clip(config: ClipConfig) -> Clip:
 
 def clip_of(config: ClipConfig, params: Params) -> Clip:
     """A model with these weights, and a tokenizer that needs no files."""
-    tokenizer = WordTokenizer(config.text.vocabulary_size)
+    tokenizer: Any = WordTokenizer(config.text.vocabulary_size)
     return Clip(params, config, tokenizer, family_preprocessing(config), "random", "random")
 
 
