@@ -1,16 +1,16 @@
 """Batches of augmented or evaluated images, the same whatever the number of workers or hosts.
 
 What a training batch holds is a function of (seed, epoch, example index) alone: the order of an epoch and
-every crop come from counter-based generators keyed on those numbers. So a run is continued at any step at no
+every crop come from counter-based generators keyed on those numbers. So a run continues at any step at no
 cost, and every host computes its share of the same global batch.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from clipbias import hosts
 from clipbias.checks import check_choice
@@ -22,10 +22,10 @@ from clipbias.data.workers import Ahead, Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
 
 DEFAULT_CACHE_BYTES = 2 << 30
-# Images at a time wherever nothing is trained.
+# Images in a batch of everything but training.
 BATCH_SIZE = 100
-# Images that a thread is given at once: handing over single ones costs threads, which share Python's lock, about half a
-# millisecond each.
+# Images that a thread makes in one call. With single images, threads would wait about half a millisecond each for
+# Python's lock.
 PIECE = 16
 
 Batch = dict[str, np.ndarray]
@@ -33,14 +33,14 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """How the batches of one list of images are made, each in pieces that any threads may make in any order.
+    """Makes the batches of a list of images, each in pieces that any threads may make in any order.
 
     Attributes:
-      images: Where they come from.
-      numbers: Of the batches.
-      shape: Of the images of a batch, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
-      row: Makes row `row` of batch `number`: pixels of the image in that row, its label, and whether there is one.
-      dtype: Of the pixels.
+      images: The list.
+      numbers: Numbers of the batches.
+      shape: Shape of a batch's images, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
+      row: By batch number and row: the pixels of the image, or None if the row has none, and its label.
+      dtype: Type of the pixels.
       skip: Whether images that cannot be read are masked and counted (`Images.unreadable`), not raised.
     """
 
@@ -48,7 +48,7 @@ class Source:
     numbers: range
     shape: tuple[int, ...]
     row: Callable[[int, int], tuple[np.ndarray | None, int]]
-    dtype: Any = np.uint8
+    dtype: DTypeLike = np.uint8
     skip: bool = False
 
     @property
@@ -58,7 +58,7 @@ class Source:
         return [range(first, min(first + PIECE, rows)) for first in range(0, rows, PIECE)]
 
     def empty(self, *leading: int, more: int = 0) -> Batch:
-        """A batch whose rows are yet to be made, with leading axes and `more` rows behind."""
+        """A batch with unset rows; with leading axes, and `more` rows at the end."""
         rows = self.shape[0] + more
         return {
             "images": unset((*leading, rows, *self.shape[1:]), self.dtype),
@@ -67,7 +67,7 @@ class Source:
         }
 
     def fill(self, batch: Mapping[str, np.ndarray], number: int, rows: range) -> None:
-        """Makes some rows of batch `number`; where there is no image they are black, have label 0 and are masked."""
+        """Makes some rows of batch `number`; a row without an image is black, has label 0 and is masked."""
         for row in rows:
             try:
                 pixels, label = self.row(number, row)
@@ -77,10 +77,11 @@ class Source:
                 self.images.note_unreadable(error)
                 pixels, label = None, 0
             batch["images"][row] = 0 if pixels is None else pixels
-            batch["labels"][row], batch["mask"][row] = label, pixels is not None
+            batch["labels"][row] = label
+            batch["mask"][row] = pixels is not None
 
     def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        """What makes the pieces of a batch, and what returns it when they are made, for `Ahead`."""
+        """The functions that make the pieces of a batch, and the function that returns it, for `Ahead`."""
         batch = self.empty()
         return [functools.partial(self.fill, batch, number, rows) for rows in self.pieces], lambda: batch
 
@@ -90,15 +91,15 @@ class Source:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches that measures how long its user waited for them. A notice to stop ends it.
+    """An iterator of batches that measures how long its consumer waits. A notice to stop ends it.
 
     Attributes:
-      count: Number of batches that are left to come at the start.
+      count: Number of batches.
       skipped: Number of unreadable images masked so far, with `on_error="skip"`.
     """
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
-        """Has the batches made ahead of their use."""
+        """Starts with the first `next`; batches are then made ahead of use."""
         self.source = source
         self.count = len(source.numbers)
         self._ahead: Ahead[Batch] = Ahead(
@@ -163,9 +164,9 @@ def train_source(
       seed: Keys the order and the augmentations.
       epochs: Passes over the data.
       start_step: Steps already done, counted over all epochs; continuing costs nothing.
-      shard: (index, count) of this host; it gets the rows `index * ceil(B / count)` and following of every batch. What
-        the last ones lack is filled up and masked.
-      keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
+      shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on of every batch. The last
+        hosts' missing rows are padded and masked.
+      keep_last: Whether an epoch ends with its incomplete batch, which is padded and masked.
       crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
       on_error: "raise" stops at an unreadable image; "skip" masks it, logs it and counts it in `Images.unreadable`. The
         number of steps stays the same.
@@ -179,10 +180,11 @@ def train_source(
 
     def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
         epoch, step = divmod(number, steps)
-        place = step * batch_size + index * local + row
-        if index * local + row >= batch_size or place >= size:
+        row_of_all = index * local + row
+        position = step * batch_size + row_of_all
+        if row_of_all >= batch_size or position >= size:
             return None, 0
-        return _augmented(images, int(order(epoch)[place]), image_size, (seed, epoch), crop)
+        return _augmented(images, int(order(epoch)[position]), image_size, (seed, epoch), crop)
 
     numbers = range(start_step, epochs * steps)
     shape = (local, image_size, image_size, 3)
@@ -203,7 +205,7 @@ def pass_batches(
 ) -> Batches:
     """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_source` is.
 
-    Arguments are those of `train_source`; the last batch of a pass is filled up and masked.
+    Arguments are those of `train_source`; the last batch of a pass is padded and masked.
     """
     steps = steps_per_epoch(len(images), batch_size, keep_last=True)
     index, count = shard
@@ -224,12 +226,13 @@ def pass_batches(
 def _augmented(
     images: Images, example: int, image_size: int, keys: tuple[int, int], crop: float | None
 ) -> tuple[np.ndarray, int]:
-    """An image as training sees it, and its label."""
+    """An image as training sees it, and its label; `keys` are seed and epoch."""
+    label = int(images.labels[example])
     if crop is None:
-        pixels = images.evaluated(example, image_size)
-    else:
-        pixels = transforms.train_image(images.decoded(example), augmentation_rng(*keys, example), image_size, crop)
-    return pixels, int(images.labels[example])
+        return images.evaluated(example, image_size), label
+    seed, epoch = keys
+    rng = augmentation_rng(seed, epoch, example)
+    return transforms.train_image(images.decoded(example), rng, image_size, crop), label
 
 
 def test_batches(
@@ -244,18 +247,18 @@ def test_batches(
     workers: Workers | int | None = None,
     cache_bytes: int = 0,
 ) -> Batches:
-    """Every image once, in list order; the last batch is filled up and masked.
+    """Every image once, in list order; the last batch is padded and masked.
 
     Args:
       split: The images to evaluate.
       image_size: R, the side of the model's input.
       batch_size: B over all hosts, a multiple of their number.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
-      on_error: As of `train_source`.
-      crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
+      on_error: As for `train_source`.
+      crops: V random crops that follow each image (`transforms.test_views`); images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads, which others may share, or their number; None takes one per processor.
-      cache_bytes: Images are kept up to this size; ignored where `split` is an `Images`.
+      cache_bytes: Size of the image cache; ignored if `split` is an `Images`.
 
     Returns:
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is

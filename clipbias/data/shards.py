@@ -1,7 +1,7 @@
 """The project's own array_record shards of a benchmark dataset, for machines that read from shared storage.
 
-They are an ordinary TFDS dataset, written and read without tensorflow, that keeps the benchmark's order, labels, class
-names and paths. So the few-shot picks are those of the folder that they were made of.
+They are an ordinary TFDS dataset, written and read without tensorflow. They keep the benchmark's order, labels, class
+names and paths, so the few-shot splits are those of the image folder.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -26,15 +25,15 @@ from clipbias.io import reason, shorten, user_path
 
 VERSION = "1.0.0"
 SUFFIX = "_coop"
-FILE_BYTES = 128 << 20  # of images in a file of records, about; one file's are held in memory while it is written
-SAMPLES = 256  # images by which the others' size is judged
+FILE_BYTES = 128 << 20  # approximate size of a file of records, which is held in memory while it is written
+SAMPLES = 256  # images whose sizes estimate the sum of all
 
 
 def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`.
 
-    The folder appears when all is written, and nothing else is left. Image bytes are stored as they are, in the
-    dataset's order. No more of them is held in memory than one file of records has.
+    The folder appears when everything is written; no other file remains. Image bytes are stored as they are, in the
+    dataset's order. Memory holds the images of one file of records at a time.
 
     Returns:
       The folder.
@@ -51,8 +50,9 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     # One split under two names (ImageNet's val and test) is stored once.
     stored_as: dict[str, str] = {}
     for split_name, split in dataset.splits.items():
-        same = [other for other in stored_as if dataset.splits[other].keys == split.keys]
-        stored_as[split_name] = same[0] if same else split_name
+        twins = (other for other in stored_as if dataset.splits[other].keys == split.keys)
+        stored_as[split_name] = next(twins, split_name)
+    stored_names = tuple(dict.fromkeys(stored_as.values()))
     metadata = {
         "name": dataset.name,
         "class_names": list(dataset.class_names),
@@ -63,10 +63,10 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
 
     class Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self) -> None:
-            """Nobody has published these shards: TFDS would ask the network, and leave a temporary folder."""
+            """Does nothing: TFDS would ask the network for published shards, and leave a temporary folder."""
 
-    # TFDS takes a builder's name and version from its class. One that shuffles keeps what it shuffles in memory, and
-    # beyond a gigabyte in files that it needs tensorflow for; this one writes file after file.
+    # TFDS takes a builder's name and version from its class. A builder that shuffles keeps the records in memory, and
+    # beyond a gigabyte needs tensorflow to store them; this one writes file after file.
     class Shards(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
@@ -81,39 +81,40 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
                 metadata=tfds.core.MetadataDict(metadata),
             )
 
-        def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
-            return {
-                stored: [functools.partial(_examples, split, part) for part in _parts(split)]
-                for stored, split in ((stored, dataset.splits[stored]) for stored in dict.fromkeys(stored_as.values()))
-            }
+        def _shard_iterators_per_split(self, dl_manager: object) -> dict[str, list[Callable[[], Iterator]]]:
+            iterators: dict[str, list[Callable[[], Iterator]]] = {}
+            for split_name in stored_names:
+                split = dataset.splits[split_name]
+                iterators[split_name] = [functools.partial(_examples, split, part) for part in _parts(split)]
+            return iterators
 
     Shards.name = name
     Shards.VERSION = tfds.core.Version(VERSION)
     tfds.disable_progress_bar()
-    made = [out / name] if out.exists() else [out / name, out]
+    new_folders = [out / name] if out.exists() else [out / name, out]
     try:
         builder = Shards(data_dir=os.fspath(out), file_format="array_record")
-        with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads that there are none of
+        with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads; there are none
             builder.download_and_prepare(download_dir=unused)
-    except (OSError, RuntimeError) as error:  # RuntimeError: what the writer of the records makes of a full disk
+    except (OSError, RuntimeError) as error:  # RuntimeError: raised by the writer of records on a full disk
         words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
         raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
     finally:
-        for folder in made:
+        for folder in new_folders:
             with contextlib.suppress(OSError):
-                os.rmdir(folder)  # after a failure; a folder that holds something stays
+                os.rmdir(folder)  # after a failure; a folder that is not empty stays
     folder = epath.Path(builder.data_dir)
     prepared = PreparedDataset(folder)
-    for stored in dict.fromkeys(stored_as.values()):
-        prepared.records(stored, "key")  # leaves an index, so that opening the shards reads no image
+    for split_name in stored_names:
+        prepared.records(split_name, "key")  # writes an index, so that opening the shards reads no image
     return folder
 
 
 def _parts(split: Split) -> list[range]:
-    """Which images each file gets, about `FILE_BYTES` of them, judged by some."""
+    """The images of each file, about `FILE_BYTES`; their size is estimated from samples."""
     count = len(split)
-    some = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64)).tolist()
-    total = sum(len(split.read(index)) for index in some) / max(len(some), 1) * count
+    samples = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64)).tolist()
+    total = sum(len(split.read(index)) for index in samples) / max(len(samples), 1) * count
     files = max(1, min(count, round(total / FILE_BYTES)))
     bounds = [count * number // files for number in range(files + 1)]
     return [range(first, last) for first, last in itertools.pairwise(bounds)]
@@ -150,9 +151,8 @@ def load(
 def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
     for position in part:
         hosts.check()
-        key, encoded = split.keys[position], split.read(position)
-        transforms.check_format(encoded, key)  # shards are passed on: no other file goes into them by way of a link
-        yield (
-            key,
-            {"image": io.BytesIO(encoded), "label": int(split.labels[position]), "key": key, "position": position},
-        )
+        key = split.keys[position]
+        encoded = split.read(position)
+        transforms.check_format(encoded, key)  # shards are published: a link must not bring another file into them
+        label = int(split.labels[position])
+        yield key, {"image": io.BytesIO(encoded), "label": label, "key": key, "position": position}

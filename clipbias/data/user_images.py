@@ -56,7 +56,7 @@ def as_array(images: object) -> Any:
 
 
 def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
-    """What was given as a sequence of pictures, and whether it was a single one.
+    """The pictures as a sequence, and whether it was a single one.
 
     An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several.
 
@@ -109,7 +109,7 @@ def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
 
 
 class UserImages(Images):
-    """Pictures of a user, to be evaluated: without labels, and none is kept."""
+    """A user's pictures to be evaluated, without labels and without a cache."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         """Reads nothing yet."""
@@ -129,21 +129,21 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
     """Pictures with their classes as a split; files are read when they are needed.
 
     Args:
-      images: as `listed` takes them; at least one.
-      labels: for each its number among `class_names`, or its name.
+      images: as `list_images` takes them; at least one.
+      labels: the class of each, its number in `class_names` or its name.
       class_names: the `C` classes.
 
     Raises:
       ClipbiasError: there are not as many labels as images, or a label is no class.
     """
-    given, _ = list_images(images)
+    pictures, _ = list_images(images)
     numbers = label_numbers(labels, class_names)
-    if len(given) != len(numbers) or not len(given):
-        raise ClipbiasError(f"there are {len(given)} images and {len(numbers)} labels; give a label for each image.")
-    keys = tuple(str(image) if is_path(image) else f"{number:06d}" for number, image in enumerate(given))
+    if len(pictures) != len(numbers) or not len(pictures):
+        raise ClipbiasError(f"there are {len(pictures)} images and {len(numbers)} labels; give a label for each image.")
+    keys = tuple(str(image) if is_path(image) else f"{number:06d}" for number, image in enumerate(pictures))
 
     def read(index: int) -> bytes:
-        image = given[index]
+        image = pictures[index]
         return read_image(data_path(image)) if is_path(image) else _png(to_rgb(image, f"image {index}"))
 
     return Split(keys, numbers, read)
@@ -153,27 +153,27 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     """Labels, given by number or by name, as int32 `[n]`. Raises `ClipbiasError` for one that is no class."""
     if isinstance(labels, str):
         raise ClipbiasError(f"labels is the text {shown(labels)}; give a list.")
-    found = np.asarray(as_array(labels))
-    if found.ndim != 1 or found.dtype.kind not in "iuU":
+    array = np.asarray(as_array(labels))
+    if array.ndim != 1 or array.dtype.kind not in "iuU":
         raise ClipbiasError(
-            f"labels have type {found.dtype} and shape {list(found.shape)}; give numbers or names, [n]."
+            f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."
         )
-    if found.dtype.kind == "U":
+    if array.dtype.kind == "U":
         numbers = {name: number for number, name in enumerate(class_names)}
-        unknown = [name for name in found.tolist() if name not in numbers]
+        unknown = [name for name in array.tolist() if name not in numbers]
         if unknown:
             raise ClipbiasError(f"the label {unknown[0]!r} is no class; the classes are {shown(list(class_names))}.")
-        return np.asarray([numbers[name] for name in found.tolist()], np.int32)
-    if found.size and not 0 <= found.min() <= found.max() < len(class_names):
+        return np.asarray([numbers[name] for name in array.tolist()], np.int32)
+    if array.size and not 0 <= array.min() <= array.max() < len(class_names):
         raise ClipbiasError(
-            f"labels go from {found.min()} to {found.max()}; there are {len(class_names)} classes, from 0 to "
+            f"labels go from {array.min()} to {array.max()}; there are {len(class_names)} classes, from 0 to "
             f"{len(class_names) - 1}."
         )
-    return found.astype(np.int32)
+    return array.astype(np.int32)
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Without loss, and quickly: it is decoded soon."""
+    """An image as a PNG file, written fast rather than small."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG", compress_level=1)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Threads that read and decode images, shared by all who take some, and what they make ahead of its use."""
+"""Threads that read and decode images, shared by all consumers, and elements that they make ahead of use."""
 
 import math
 import os
@@ -9,22 +9,24 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Generic, TypeVar
 
-# Elements made ahead of the one that is taken, as long as they fit so many bytes. As many as keep all threads at work
-# may have more, and one is made whatever its size: it is in the making while the one before it is used.
-AHEAD, AHEAD_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
-# How long to look again whether a device has come to its end, in seconds.
-LOOK = 1e-3
+# Elements made ahead of the current one, and the bytes that they may take. If more are needed to keep all threads busy,
+# these may take up to `MOST_BYTES`. One is always made ahead, whatever its size.
+AHEAD = 4
+AHEAD_BYTES = 64 << 20
+MOST_BYTES = 256 << 20
+# Seconds between two checks whether the device is done.
+POLL_SECONDS = 1e-3
 
 _T = TypeVar("_T")
-# The pieces of an element, which any threads call in any order, and what makes the element when all are done.
-Begun = tuple[Sequence[Callable[[], None]], Callable[[], _T]]
+# The pieces of an element, which any threads call in any order, and the function that returns the finished element.
+ElementWork = tuple[Sequence[Callable[[], None]], Callable[[], _T]]
 
 
 class Workers(ThreadPoolExecutor):
-    """So many threads. Those who take images at the same time share them, and so never have more of them together.
+    """A fixed number of threads; consumers that run at the same time share them.
 
     Attributes:
-      count: how many there are.
+      count: number of threads.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -34,32 +36,32 @@ class Workers(ThreadPoolExecutor):
 
     @classmethod
     def of(cls, workers: "Workers | int | None") -> "Workers":
-        """`workers` itself, or new threads: so many, or one for each processor."""
+        """`workers` itself, or as many new threads; `None` takes one for each processor."""
         return workers if isinstance(workers, Workers) else cls(workers)
 
 
 def processors() -> int:
-    """How many processors this process may use: those that it is bound to, and no more than its container's share."""
+    """Number of processors that this process may use: by its affinity and by its container's quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # "max" where a container has no limit of its own
+    except (OSError, ValueError):  # "max": the container has no limit
         return count
 
 
 class Ahead(Iterator[_T], Generic[_T]):
-    """Elements in the order of their numbers, made ahead of their use by shared threads, each in pieces.
+    """Elements in the order of their numbers, each made in pieces by shared threads ahead of its use.
 
     Attributes:
-      seconds_waiting: time in `next` in which there was nothing else to do, in total.
+      seconds_waiting: total time that `next` waited while nothing else could be done.
     """
 
     def __init__(
         self,
         workers: Workers,
         numbers: range,
-        begin: Callable[[int], Begun[_T]],
+        begin: Callable[[int], ElementWork[_T]],
         *,
         pieces: int,
         size: int = 0,
@@ -69,34 +71,39 @@ class Ahead(Iterator[_T], Generic[_T]):
 
         Args:
           workers: the threads.
-          numbers: of the elements.
-          begin: the pieces of an element, called in the thread of the user.
-          pieces: how many pieces elements have.
+          numbers: numbers of the elements.
+          begin: returns an element's pieces; called in the consumer's thread.
+          pieces: pieces of an element.
           size: bytes of an element.
-          busy: whether there is work beside that for which the next element is awaited, so that nothing is lost by it.
+          busy: whether the consumer's device still has work, so that waiting for the next element costs nothing.
         """
-        self._workers, self._numbers, self._begin, self._busy = workers, iter(numbers), begin, busy
+        self._workers = workers
+        self._numbers = iter(numbers)
+        self._begin = begin
+        self._busy = busy
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        # All threads have work while the user holds one element and the next is ready.
+        # All threads have work while the consumer holds one element and the next is ready.
         needed = 1 + -(-workers.count // max(pieces, 1))
         size = max(size, 1)
         self._depth = max(1, min(needed, MOST_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
         self._elements: deque[tuple[Future[_T], list[Future[None]]]] = deque()
-        self._taken, self._since = 0, 0.0
-        self.seconds_waiting, self._waited_before = 0.0, 0.0
+        self.seconds_waiting = 0.0
+        self._count = 0  # of calls of `next`
+        self._second_call = 0.0  # its time, and what was waited before it
+        self._waited_before = 0.0
 
     def __next__(self) -> _T:
         self._refill()
         if not self._elements:
             raise StopIteration
-        began = time.perf_counter()
-        if self._taken == 1:
-            self._since, self._waited_before = began, self.seconds_waiting
-        self._taken += 1
+        if self._count == 1:
+            self._second_call = time.perf_counter()
+            self._waited_before = self.seconds_waiting
+        self._count += 1
         element, _ = self._elements.popleft()
         self._refill()
         while self._busy() and not element.done():
-            wait([element], LOOK)
+            wait([element], POLL_SECONDS)
         idle = time.perf_counter()
         try:
             return element.result()
@@ -106,22 +113,22 @@ class Ahead(Iterator[_T], Generic[_T]):
     def _refill(self) -> None:
         while len(self._elements) < self._depth and (number := next(self._numbers, None)) is not None:
             pieces, finish = self._begin(number)
-            made = [self._workers.submit(piece) for piece in pieces]
-            self._elements.append((self._finisher.submit(_finished, made, finish), made))
+            futures = [self._workers.submit(piece) for piece in pieces]
+            self._elements.append((self._finisher.submit(_finished, futures, finish), futures))
 
     @property
     def waiting_share(self) -> float:
         """Share of the time since the second `next` that was spent waiting, between 0 and 1.
 
-        What comes before it, such as compiling the program that takes the first element, is left out.
+        The time before it, such as compiling the program that takes the first element, does not count.
         """
-        if self._taken < 2:
+        if self._count < 2:
             return 0.0
-        spent = max(time.perf_counter() - self._since, 1e-9)
-        return min(1.0, (self.seconds_waiting - self._waited_before) / spent)
+        elapsed = max(time.perf_counter() - self._second_call, 1e-9)
+        return min(1.0, (self.seconds_waiting - self._waited_before) / elapsed)
 
     def close(self) -> None:
-        """Drops what is made ahead."""
+        """Drops the elements made ahead."""
         self._numbers = iter(())
         while self._elements:
             element, pieces = self._elements.pop()
@@ -136,7 +143,7 @@ class Ahead(Iterator[_T], Generic[_T]):
 
 
 def _finished(pieces: list[Future[None]], finish: Callable[[], _T]) -> _T:
-    """The element when its pieces are made. Raises the error of the first piece that has one."""
+    """Waits for the pieces and returns the element. Raises the error of the first piece that failed."""
     wait(pieces)
     for piece in pieces:
         piece.result()

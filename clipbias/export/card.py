@@ -1,4 +1,4 @@
-"""The model card of an exported adapter: what it is, how it was made, how good it is, how it is loaded."""
+"""The model card of an exported adapter: its content, training, accuracy and use."""
 
 import contextlib
 import importlib.metadata
@@ -90,7 +90,7 @@ image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top,
 CLIPBIAS = """\
 import clipbias
 
-model = clipbias.load_adapter("adapter.safetensors"{own})
+model = clipbias.load_adapter("adapter.safetensors"{own_methods})
 print(model.predict(["image.png"]))
 """
 
@@ -136,15 +136,20 @@ def base_card(clip: Clip) -> str:
 
 
 def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
-    notes, counts = adapter.notes, parameter_count(adapter.learnables)
+    notes = adapter.notes
+    counts = parameter_count(adapter.learnables)
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
     options = ", ".join(f"{name}={value!r}" for name, value in adapter.options.items())
     facts = [
         ("method", as_code(adapter.method) + (_plain(f" ({options})") if options else "")),
         ("which is", _plain(_description(adapter, task))),
-        ("dataset", _plain(f"{notes['dataset']}, {len(adapter.class_names)} classes") if notes.get("dataset") else ""),
-        *((name, _plain("" if notes.get(name) is None else notes[name])) for name in ("protocol", "shots", "seed")),
-        *((_plain(f"top-1 accuracy{name and f' ({name})'}"), f"{x:.2f} %") for name, x in _accuracies(notes).items()),
+    ]
+    if notes.get("dataset"):
+        facts.append(("dataset", _plain(f"{notes['dataset']}, {len(adapter.class_names)} classes")))
+    facts += [(name, _plain(notes[name])) for name in ("protocol", "shots", "seed") if notes.get(name) is not None]
+    for name, accuracy in _accuracies(notes).items():
+        facts.append((_plain(f"top-1 accuracy{name and f' ({name})'}"), f"{accuracy:.2f} %"))
+    facts += [
         ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
         ("base model", as_code(adapter.base)),
         ("its weights", f"SHA-256 {as_code(adapter.base_fingerprint)}, as clipbias reads them"),
@@ -153,8 +158,8 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _plain(value: Any) -> str:
-    """A value of an adapter file, which anyone may have written, in a cell or a line: no new row, tag, link or code."""
+def _plain(value: object) -> str:
+    """A value of an adapter file, escaped: anyone may have written it, and it must make no row, tag, link or code."""
     text = printable(value)
     for letter in "\\|`<>[]":
         text = text.replace(letter, "\\" + letter)
@@ -162,25 +167,26 @@ def _plain(value: Any) -> str:
 
 
 def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracy in percent by what it was measured on; the empty name for the dataset's own test images."""
-    found = {"": notes.get("accuracy"), **(notes.get("accuracies") or {})}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    """Accuracy in percent by image set; the empty name is the dataset's test images."""
+    accuracies = {"": notes.get("accuracy"), **(notes.get("accuracies") or {})}
+    return {name: float(value) for name, value in accuracies.items() if value is not None}
 
 
 def _description(adapter: Adapter, task: Task | None) -> str:
-    """The first line of the method's own file, which says what it is and where it comes from."""
+    """The first line of the method's file, which says what it is and where it comes from."""
     if task is None and adapter.method not in METHODS:
         return ""
     method = make_method(adapter.method, **adapter.options) if task is None else task.method
-    home = inspect.getmodule(method.init_function if isinstance(method, FunctionMethod) else type(method))
-    return ((home and home.__doc__) or "").strip().partition("\n")[0]
+    module = inspect.getmodule(method.init_function if isinstance(method, FunctionMethod) else type(method))
+    return ((module and module.__doc__) or "").strip().partition("\n")[0]
 
 
 def _front_matter(adapter: Adapter, form: str, title: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset, accuracy = adapter.notes.get("dataset"), _accuracies(adapter.notes).get("")
-    details: dict[str, Any] = {}
+    dataset = adapter.notes.get("dataset")
+    accuracy = _accuracies(adapter.notes).get("")
+    results: list[EvalResult] | None = None
     if dataset and accuracy is not None:
         result = EvalResult(
             task_type="image-classification",
@@ -190,13 +196,14 @@ def _front_matter(adapter: Adapter, form: str, title: str) -> str:
             metric_value=accuracy,
             metric_name="top-1 accuracy in percent",
         )
-        details = {"model_name": title, "eval_results": [result]}
+        results = [result]
     card: Any = ModelCardData(
         base_model=_on_the_hub(adapter.base),
         library_name={"checkpoint": "transformers", "peft": "peft"}.get(form, "clipbias"),
         pipeline_tag="zero-shot-image-classification" if form == "checkpoint" else "image-classification",
         tags=["clip", "clipbias", "few-shot"],
-        **details,
+        model_name=None if results is None else title,
+        eval_results=results,
     )
     return card.to_yaml()
 
@@ -219,37 +226,41 @@ def as_code(text: str) -> str:
 
 
 def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
-    """The code blocks of a card, each with a sentence; `task` is needed for a program alone."""
+    """The code blocks of a card, each with a sentence; only a program needs `task`."""
     code = ""
     if task is not None and form == "program":
-        resize, size = task.clip.preprocessing.resize, task.clip.config.vision.image_size
+        resize = task.clip.preprocessing.resize
+        size = task.clip.config.vision.image_size
         whole = f"image = image.resize((size, size), Image.Resampling.{resize.upper()})"
         code = PROGRAM.format(size=size, resize=CROP if resize == "crop" else whole)
     elif form != "adapter":
         on_base = form in ("head", "peft")
         name = parse(adapter.base) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
-        imports, base = "", '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
+        imports = ""
+        base = '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
         if on_base and adapter.base in EMBEDDED:
             imports = "from importlib.resources import files\n"
             base = f'str(files("clipbias") / "assets" / "{adapter.base}")'
         family = "clip" if task is None else task.clip.config.family
         feature = "model.vision_model(**pixels).pooler_output"
-        own_names = {
-            "model_class": MODELS[family],
-            "processor": "SiglipImageProcessor" if family == "siglip" else "CLIPImageProcessor",
-            "features": feature if family == "siglip" else f"model.visual_projection({feature})",
-        }
-        model, peft = f"{MODELS[family]}.from_pretrained(base{revision})", ""
-        if form == "peft":
-            model, peft = f'PeftModel.from_pretrained({model}, ".")', "from peft import PeftModel\n"
-        parts = dict(imports=imports, base=base, revision=revision, model=model, peft=peft)
-        code = TRANSFORMERS.format(**parts, **own_names)
-    where, own = "", ""
+        model = f"{MODELS[family]}.from_pretrained(base{revision})"
+        code = TRANSFORMERS.format(
+            imports=imports,
+            base=base,
+            revision=revision,
+            model=f'PeftModel.from_pretrained({model}, ".")' if form == "peft" else model,
+            peft="from peft import PeftModel\n" if form == "peft" else "",
+            model_class=MODELS[family],
+            processor="SiglipImageProcessor" if family == "siglip" else "CLIPImageProcessor",
+            features=feature if family == "siglip" else f"model.visual_projection({feature})",
+        )
+    where = ""
+    own_methods = ""
     if adapter.method not in METHODS:  # a program is named by whoever runs it
         program = Path(adapter.method.partition(":")[0]).name
         where = f", where the method's program {as_code(program)} is at hand"
-        own = f", own_methods=[{json.dumps(program)}]"
+        own_methods = f", own_methods=[{json.dumps(program)}]"
     blocks = [(NEEDS[form], code)] if code else []
-    blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS.format(own=own)))
+    blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS.format(own_methods=own_methods)))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

@@ -22,14 +22,16 @@ from clipbias.tuning.adapter import Adapter, save_adapter
 from clipbias.tuning.test_time_method import TestTimeMethod
 
 FORMS = ("checkpoint", "head", "program", "peft")
-ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.md"
+ADAPTER = "adapter.safetensors"
+HEAD = "classifier.safetensors"
+CARD = "README.md"
 
 
 def natural_form(task: Task, learnables: Learnables) -> str:
-    """The form that asks least of whoever loads it, by what the method adds to the model.
+    """The form that is easiest to load, by what the method adds to the model.
 
-    A head of the method's own, or texts that depend on the image: a program. Nothing but changes of weights, biases
-    among them: a checkpoint. Nothing on the vision side: a head on the base model. Anything else: a program.
+    A method with its own head, or with texts that depend on the image, is a program. One that only changes weights or
+    biases is a checkpoint. One that leaves the vision side unchanged is a head. All others are programs.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     if task.method.overrides("logits") or task.method.conditional:
@@ -47,18 +49,18 @@ def export(
     form: str | None = None,
     own_methods: Sequence[str] = (),
 ) -> str:
-    """Writes an adapter's folder; it appears when all is written.
+    """Writes an adapter's folder, which appears when everything is written.
 
     Args:
       adapter: from `tuning.adapter.read_adapter`, or `TunedModel.to_adapter()`.
       clip: its base model, from `clipbias.load`.
-      folder: what is written; it must not exist, or be empty.
-      form: of `FORMS`; `None` takes the natural one.
+      folder: the new folder; it must not exist, or be empty.
+      form: one of `FORMS`; `None` takes the natural one.
         "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
         "head": class features, for the image features of the base model.
         "program": images to logits as StableHLO, for any method.
-        "peft": what CLIP-LoRA learned as PEFT reads it, and the head beside it.
-      own_methods: the program of a method of one's own, see `Adapter.task`.
+        "peft": the learnables of CLIP-LoRA as PEFT reads them, and the head beside them.
+      own_methods: the program of a user's method, see `Adapter.bind`.
 
     Returns:
       The form.
@@ -71,7 +73,8 @@ def export(
         raise ClipbiasError(f"unknown form {form!r}; choose from {', '.join(FORMS)}.")
     if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(clip.params)):
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
-    task, learnables = adapter.task(clip, own_methods=own_methods), adapter.learnables
+    task = adapter.task(clip, own_methods=own_methods)
+    learnables = adapter.learnables
     if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
             f"the method {adapter.method!r} learns of each test image, which no exported file does; classify images "
@@ -101,7 +104,8 @@ def export(
 
 def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     """Why an adapter does not take a form, or ""."""
-    method, adaptation = task.method, jax.eval_shape(task.method.adapt, learnables)
+    method = task.method
+    adaptation = jax.eval_shape(method.adapt, learnables)
     what = {"checkpoint": "a checkpoint", "program": ""}.get(form, "a file of class features")
     if what and (method.overrides("logits") or method.conditional):
         has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"

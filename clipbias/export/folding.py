@@ -1,4 +1,4 @@
-"""Changes of weights folded into the weights, the bias of bias tuning among them.
+"""Folds changes of weights, and the biases of bias tuning, into the weights.
 
 `x + MLP(x) + b` is the network whose MLP output bias is increased by `b`.
 """
@@ -15,8 +15,8 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
     """The weights of a plain CLIP that computes what `params` with `adaptation` does.
 
     Args:
-      params: the frozen weights; they are not changed, and what the adaptation leaves alone is shared with the result.
-      adaptation: `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights`, `vision_weights`, or several of these.
+      params: the frozen weights, which stay unchanged; the result shares those that the adaptation does not change.
+      adaptation: any of `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights` and `vision_weights`.
 
     Raises:
       ClipbiasError: the adaptation holds something else.
@@ -33,12 +33,12 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
         )
     folded = dict(params)
     for tower in ("vision", "text"):
-        bias, change = (getattr(adaptation, f"{tower}_{part}") for part in ("bias", "weights"))
+        bias = getattr(adaptation, f"{tower}_bias")
+        change = getattr(adaptation, f"{tower}_weights")
         if change is not None:
             check_changes(change, params[tower], f"{tower}_weights")
             folded[tower] = fold_changes(folded[tower], change)
         if bias is not None:
-            folded[tower] = fold_changes(
-                folded[tower], {"layers": {"fc2": {"bias": np.asarray(bias).reshape(len(bias), -1)}}}
-            )
+            rows = np.asarray(bias).reshape(len(bias), -1)
+            folded[tower] = fold_changes(folded[tower], {"layers": {"fc2": {"bias": rows}}})
     return folded

@@ -1,7 +1,7 @@
-"""CLIP-LoRA as a folder that PEFT loads onto transformers' CLIPModel, and such a folder as an adapter.
+"""Writes CLIP-LoRA as a folder that PEFT loads onto transformers' CLIPModel, and reads such a folder as an adapter.
 
-PEFT holds for each changed kernel `lora_A [r, D]` and `lora_B [D, r]`, and adds `α/√r · B A` where `use_rslora` is set,
-else `α/r · B A`. Neither the classes, nor their template, nor the number 100 are in such a folder.
+For each changed kernel the folder has `lora_A [r, D]` and `lora_B [D, r]`. PEFT adds `α/√r · B A` if `use_rslora` is
+set, else `α/r · B A`. The folder has no class names, no template and no logit scale.
 """
 
 import json
@@ -26,16 +26,25 @@ from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter
 from clipbias.tuning.methods.clip_lora import QKV, ClipLora
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 METHOD = "clip_lora"
 MODULE = "{}_model.encoder.layers.{}.self_attn.{}_proj"
 PLACE = MODULE.replace(".", r"\.").format("(vision|text)", r"(\d+)", "(q|k|v|out)")
 NAME = re.compile(rf"base_model\.model\.{PLACE}\.lora_[AB]\.weight")
 PARTS = {"q": "q", "k": "k", "v": "v", "o": "out"}
-# Settings of PEFT's that change what pairs of low rank compute, without a tensor that would show it.
-OTHERS = (
-    *("alpha_pattern", "alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication"),
-    *("monteclora_config", "use_bdlora", "use_qalora", "velora_config"),
+# PEFT's settings that change the result of low-rank pairs without a tensor in the file.
+UNSUPPORTED = (
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
 )
 
 
@@ -51,7 +60,8 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
             f"a folder of PEFT's holds what CLIP-LoRA learns, and the method is {type(method).__name__}; choose "
             "another form."
         )
-    views, name = _views(method, jax.device_get(learnables)), parse(base)
+    views = _views(method, jax.device_get(learnables))
+    name = parse(base)
     family = task.clip.config.family
     config = {
         "peft_type": "LORA",
@@ -84,7 +94,7 @@ def read_peft(
 
     Args:
       folder: with `adapter_config.json` and `adapter_model.safetensors`, for transformers' CLIPModel.
-      clip: the model that it is for, which nothing in the folder proves.
+      clip: the base model of the folder; nothing in the folder proves that it is.
       class_names: the classes to tell apart.
       template: with `{}` for the class name; `None` for CLIP-LoRA's "a photo of a {}.".
 
@@ -125,22 +135,22 @@ def read_peft(
 
 def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
     """`lora_A [r, D]` and `lora_B [D, r]` by PEFT's names, as views of the learnables."""
-    found = {}
+    views = {}
     for tower in (name for name in learnables if name != CONSTANTS):
         for product, pair in learnables[tower].items():
             parts = [part for part in (QKV if product == "qkv" else ("o",)) if part in method.parts]
             for letter, stacked in (("A", pair["down"]), ("B", pair["up"])):
                 for block, number in np.ndindex(stacked.shape[:2]):
                     module = MODULE.format(tower, block + method.first_block - 1, PARTS[parts[number]])
-                    found[f"base_model.model.{module}.lora_{letter}.weight"] = stacked[block, number].T
-    return found
+                    views[f"base_model.model.{module}.lora_{letter}.weight"] = stacked[block, number].T
+    return views
 
 
 def _scale(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Rank, α and dropout. Raises `ClipbiasError` for what is no plain LoRA."""
+    """Rank, α and dropout. Raises `ClipbiasError` for anything but plain LoRA."""
     if config.get("peft_type") != "LORA":
         raise ClipbiasError(f"{folder} holds {shown(config.get('peft_type'))} and not LoRA, which cannot be read here.")
-    for name in filter(config.get, OTHERS):
+    for name in filter(config.get, UNSUPPORTED):
         raise ClipbiasError(f"{folder} has {name}={shown(config[name])}, which CLIP-LoRA here does not have.")
     rank = check_int("PEFT's r", config.get("r"), lowest=1)
     alpha = check_number("PEFT's lora_alpha", config.get("lora_alpha"))
@@ -151,11 +161,11 @@ def _scale(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
-    """The towers, parts and blocks that have changes; of the blocks, those of the first of these towers."""
-    found = {name: NAME.fullmatch(name) for name in names}
-    places = [place.groups() for place in found.values() if place]
-    if len(places) < len(found) or not places:
-        odd = next((name for name, place in found.items() if place is None), "nothing")
+    """The towers, parts and blocks that have changes; blocks are those of the first of these towers."""
+    matches = {name: NAME.fullmatch(name) for name in names}
+    places = [match.groups() for match in matches.values() if match]
+    if len(places) < len(matches) or not places:
+        odd = next((name for name, match in matches.items() if match is None), "nothing")
         raise ClipbiasError(
             f"{folder} has {shown(odd)}, and the method here changes the attention's q, k, v and output alone."
         )

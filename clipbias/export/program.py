@@ -1,8 +1,7 @@
 """A tuned classifier as a StableHLO program that runs with nothing but JAX: images in, logits out.
 
-The weights lie beside the program and are its first argument. Inside, they would be constants of a program of hundreds
-of megabytes, which every compilation copies and tries to fold; beside it, the program stays some thirty kilobytes, and
-the weights a safetensors file that is mapped into memory and that anyone can look into.
+The weights are a safetensors file beside the program, and its first argument. As constants they would make a program
+of hundreds of megabytes, which every compilation copies and tries to fold. Without them it has some thirty kilobytes.
 """
 
 import contextlib
@@ -25,7 +24,9 @@ from clipbias.tuning.classifier import cosine_logits
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.learnables import flatten, unflatten
 
-PROGRAM, PROGRAM_WEIGHTS, DESCRIPTION = "classifier.stablehlo", "weights.safetensors", "program.json"
+PROGRAM = "classifier.stablehlo"
+PROGRAM_WEIGHTS = "weights.safetensors"
+DESCRIPTION = "program.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 Weights = Mapping[str, Any]
@@ -34,12 +35,14 @@ Weights = Mapping[str, Any]
 def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]:
     """The weights that the classifier computes with, named by path.
 
-    They are the vision tower with the method's changes of its weights, what else the method adds there, and the class
-    features; for a head of the method's own the features of all texts as they are, and the learnables. The text tower
-    has done its work and is left out, unless texts depend on the image: then both towers are there as they are, and the
-    learnables. Weights keep the base model's own type where it is exact.
+    They are the vision tower with the method's weight changes folded in, the rest of the method's vision adaptation,
+    and the class features. If the method has its own head, the features of all texts and the learnables stand in place
+    of the class features. The text tower is left out, unless texts depend on the image: then both towers are unchanged,
+    and the learnables are included. Weights keep the base model's stored type if it is exact.
     """
-    method, params, own_head = task.method, task.clip.params, task.method.overrides("logits")
+    method = task.method
+    params = task.clip.params
+    overrides_head = method.overrides("logits")
     others: dict[str, Any] = {"logit_scale": method.logit_scale(params)}
     towers = {"vision": params["vision"]}
     if method.conditional:
@@ -54,9 +57,9 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
             for name, value in fields.items()
             if value is not None and name != "vision_weights" and not name.startswith("text_")
         }
-        name = "text_features" if own_head else "class_features"
+        name = "text_features" if overrides_head else "class_features"
         others[name] = jax.jit(getattr(task, name))(params, learnables)
-    if method.conditional or own_head:
+    if method.conditional or overrides_head:
         others["learnables"] = dict(learnables)
     weights = {name: np.array(x, order="C") for name, x in flatten(others).items()}
     exact = {name: np.array(x, order="C") for name, x in flatten(towers).items()}
@@ -65,7 +68,8 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
 
 def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     """`(weights, images uint8 [b, R, R, 3]) -> logits float32 [b, C]` for every batch size `b`, in float32."""
-    config, preprocessing = task.clip.config, task.clip.preprocessing
+    config = task.clip.config
+    preprocessing = task.clip.preprocessing
 
     @jax.jit
     def classify(weights: Weights, images: jax.Array) -> jax.Array:
@@ -73,8 +77,8 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
         if task.method.conditional:
             return task.classifier.logits(tree, tree["learnables"], preprocessing.normalize(images), task.text)
         adaptation = Adaptation(**tree.get("adaptation", {}))
-        normalised, patches = preprocessing.normalize(images), task.method.patches
-        features, _ = encode_image(tree, config, normalised, adaptation, patches=patches)
+        normalised = preprocessing.normalize(images)
+        features, _ = encode_image(tree, config, normalised, adaptation, patches=task.method.patches)
         if "class_features" in tree:
             return cosine_logits(tree, unit_length(features), tree["class_features"])
         return task.classifier.head(tree, tree.get("learnables", {}), features, tree["text_features"])
@@ -83,16 +87,13 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     (batch,) = jax.export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    with _without_places():
+    with _without_source_lines():
         return jax.export.export(classify, platforms=PLATFORMS)(shapes, images)
 
 
 @contextlib.contextmanager
-def _without_places() -> Iterator[None]:
-    """Leaves out of programs in which file of this machine, called from where, each operation stands.
-
-    So the same adapter gives the same bytes everywhere.
-    """
+def _without_source_lines() -> Iterator[None]:
+    """Leaves the files and lines of operations out of programs, so that an adapter gives the same bytes everywhere."""
     settings = {"jax_traceback_in_locations_limit": 0, "jax_include_full_tracebacks_in_locations": True}
     before = {name: getattr(jax.config, name) for name in settings}
     try:

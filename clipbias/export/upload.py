@@ -18,8 +18,8 @@ def upload(repository: str, content: Adapter | Clip, *, private: bool | None = N
     name = parse(repository) if isinstance(repository, str) else None
     if name is None or name.revision:
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
-    with tempfile.TemporaryDirectory() as written:
-        folder = Path(written)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         if isinstance(content, Clip):
             content.save(folder, exact=True)
             write_text(folder / "README.md", base_card(content))
