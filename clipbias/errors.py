@@ -1,10 +1,10 @@
-"""The exception that a user's own mistake raises."""
+"""The exceptions for mistakes of the user."""
 
 from clipbias.terminal import printable
 
 
 class ClipbiasError(ValueError):
-    """Wrong input, told in one sentence: what was wrong, where, and what to do.
+    """Wrong input, explained in one sentence: what was wrong, where, and what to do.
 
     The experiment binaries print the message alone and exit with status 1; any other exception is a defect of
     the library and keeps its traceback. A message may quote names of any origin: it is safe to print.
@@ -15,10 +15,10 @@ class ClipbiasError(ValueError):
 
 
 class UnreadableImage(ClipbiasError):
-    """An image that is not there, or cannot be decoded.
+    """An image that does not exist, or cannot be decoded.
 
     Attributes:
-      path: of the image, or its name where it has no file.
+      path: the path of the image, or its name if it has no file.
     """
 
     def __init__(self, path: str, message: str) -> None:

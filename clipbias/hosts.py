@@ -9,6 +9,7 @@ processes JAX's preemption service takes SIGTERM and names a step at which all o
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -24,23 +25,24 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 
-# A process that gives no sign of life for so long is dead. One that fails waits so long for the others at its end.
-HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 60, 10
+# A process without a heartbeat for this time counts as dead.
+HEARTBEAT_SECONDS = 60
+# A process that ends waits this time for the others.
+SHUTDOWN_SECONDS = 10
 
-# Signals come to the whole process: the number of the signal that came, 0 while none has come. `None` outside
-# `stoppable`.
+# The number of the signal that the process got within `stoppable`, 0 before any; `None` outside.
 _signal: int | None = None
-# How often `stops` was called: the step that JAX's preemption service counts by.
+# Number of calls of `stops`, which is the step for JAX's preemption service.
 _calls = 0
 # This process's number, once it has left the others.
 _left: int | None = None
 
 
 class Stopped(BaseException):
-    """Raised after a notice to stop. Not an `Exception`, so that nothing takes it for a failure to recover from.
+    """Raised after a notice to stop. Not an `Exception`: no handler of failures may catch it.
 
     Attributes:
-      status: what a shell reports for a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
+      status: exit status of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def __init__(self, message: str = "stopped; the same command continues.") -> None:
@@ -59,20 +61,25 @@ def start() -> None:
     """
     import jax
 
-    options: dict[str, Any] = {
-        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
-        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
-    }
+    join = functools.partial(
+        jax.distributed.initialize,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
     if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
-        count, process = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0)
-        jax.distributed.initialize(address, count, process, local_device_ids=_local_devices(), **options)
+        join(
+            coordinator_address=address,
+            num_processes=_number("JAX_NUM_PROCESSES", 1),
+            process_id=_number("JAX_PROCESS_ID", 0),
+            local_device_ids=_local_devices(),
+        )
     elif _number("SLURM_NTASKS", 1) > 1 or _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
-        jax.distributed.initialize(local_device_ids=_local_devices(), **options)
+        join(local_device_ids=_local_devices())
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize(**options)
+        join()
     elif importlib.util.find_spec("libtpu") and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0"))):
-        with contextlib.suppress(ValueError):  # a host by itself: there is no other to join
-            jax.distributed.initialize(**options)
+        with contextlib.suppress(ValueError):  # a single host
+            join()
 
 
 def _number(variable: str, default: int) -> int:
@@ -95,7 +102,7 @@ def _local_devices() -> list[int] | None:
 
 
 def multi_process() -> bool:
-    """Whether this process has others beside it. Touches a device only if a cluster was joined."""
+    """Whether there are other processes. Touches a device only if a cluster was joined."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
@@ -108,10 +115,10 @@ def is_first() -> bool:
 
 
 def leave() -> None:
-    """Ends what the processes do together: what follows is the first one's, such as drawing, and may take any time.
+    """Ends the joint work. Only the first process goes on, such as with figures, and may take any time.
 
-    Without it the others, which have nothing left to do, would wait at their end for a few seconds and then fail. All
-    processes must call this.
+    Without this call the other processes would wait for a few seconds at their end and then fail. All processes must
+    call it.
     """
     global _left
     if multi_process():
@@ -145,7 +152,7 @@ def from_first(decide: Callable[[], Any]) -> Any:
 
 
 def _room(length: int) -> int:
-    """A power of two: each length of an exchanged array is a program of its own. JSON ignores the blanks at its end."""
+    """`length` rounded up to a power of two, since each length is a program. JSON ignores blanks at its end."""
     return 1 << max(8, (length - 1).bit_length())
 
 
@@ -153,8 +160,8 @@ def assert_same(what: str, value: Any) -> None:
     """Checks that all processes have the same JSON value, such as a hash. All processes must call this.
 
     Args:
-      what: names the value in the sentence: "the images of demo/digits".
-      value: of this process.
+      what: names the value in the message: "the images of demo/digits".
+      value: the value of this process.
 
     Raises:
       ClipbiasError: in all processes, if the values differ.
@@ -180,15 +187,15 @@ def stoppable() -> Iterator[None]:
         yield
         return
     _signal = 0
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in handlers.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _note)
     try:
         yield
     finally:
         _signal = None
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -200,7 +207,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def check() -> None:
-    """Raises `Stopped` after a notice to stop; for one process, where nothing is lost by it."""
+    """Raises `Stopped` after a notice to stop, in one process; called where no work is lost."""
     if _signal:
         raise Stopped
 

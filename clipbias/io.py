@@ -1,8 +1,8 @@
 """Files that appear whole or not at all, and text and JSON of any content, on disks and in buckets.
 
-A file on a disk is written under a temporary name and renamed. A process that is killed leaves the temporary name; the
-next one that locks the work folder removes it. A bucket (gs://, s3://, az://, hf://) shows an object only when all of
-it is there. It has no locks, no renaming and no appending, and each request takes tens of milliseconds.
+A file on a disk is written under a temporary name and renamed. A process that is killed leaves the temporary file; the
+next process that locks the work folder removes it. A bucket (gs://, s3://, az://, hf://) shows an object only when it
+is complete. It has no locks, no renaming and no appending, and each request takes tens of milliseconds.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from absl import logging
 
 from clipbias.errors import ClipbiasError
 
-# How the name of a folder begins in which a file is still being written.
+# Prefix of a folder in which a file is still being written.
 PART = ".clipbias-part-"
-# The file in a work folder that is locked.
+# The file of a work folder that carries its lock.
 LOCK = ".lock"
-# What the file system says where it cannot lock files at all.
+# Errors of file systems without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-# What it says where a disk is full, broken or read-only, and where its user may not do what is asked.
+# Errors of a full, broken or read-only disk, and of missing permissions.
 BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 
@@ -38,25 +38,25 @@ PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggi
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in the system's words where it has any."""
+    """The cause of an error in the system's words, else in the library's."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def shorten(text: str, length: int = 80) -> str:
-    """The beginning of a text that is too long for a message."""
+    """A text, cut to the length that a message may have."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
+    """The user's folder for files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias"
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """A path on a disk as a user gives it, with `~` resolved; nothing needs to be there.
+    """A user's path on a disk, with `~` resolved; the file need not exist.
 
     Raises:
-      ClipbiasError: it is no path, it is in a bucket, or it leads where nothing can be opened.
+      ClipbiasError: it is no path, it is in a bucket, or nothing can be opened there.
     """
     if not isinstance(path, str | os.PathLike):
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
@@ -78,7 +78,7 @@ def user_path(path: str | os.PathLike) -> Path:
 
 
 def data_path(path: str | os.PathLike) -> Path:
-    """As `user_path`, of what may also lie in a bucket; `etils.epath` answers there as `pathlib.Path` does."""
+    """As `user_path`, for files that may lie in a bucket; an `etils.epath` path then takes the place of `pathlib`'s."""
     if not is_remote(path):
         return user_path(path)
     from etils import epath
@@ -92,7 +92,7 @@ def data_path(path: str | os.PathLike) -> Path:
 
 
 def check_file(path: str | os.PathLike, *, missing: str | None = None) -> None:
-    """Raises `ClipbiasError` where `path` is not a file that may be read: a pipe would be waited for for ever."""
+    """Raises `ClipbiasError` if `path` is not a readable file; reading a pipe might never end."""
     missing = missing or f"{path} does not exist; check the path."
     if is_remote(path):
         if not data_path(path).is_file():
@@ -107,12 +107,12 @@ def check_file(path: str | os.PathLike, *, missing: str | None = None) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise ClipbiasError(f"{path} is {kind}, where a file is expected.")
-    if not os.access(path, os.R_OK):  # which not all libraries tell from a file that is not there
+    if not os.access(path, os.R_OK):  # some libraries report such a file as missing
         raise ClipbiasError(f"cannot read {path}: {os.strerror(errno.EACCES)}; check its permissions.")
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """A UTF-8 text file, with or without a byte order mark. Raises `ClipbiasError` where it is none."""
+    """The content of a UTF-8 text file, with or without a byte order mark. Raises `ClipbiasError` for any other."""
     check_file(path, missing=f"cannot read {path}: {os.strerror(errno.ENOENT)}.")
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -132,7 +132,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 
 def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
-    """The value of a JSON text. Raises `ValueError`, in a few words, for all that JSON readers may stumble over."""
+    """The value of a JSON text. Raises `ValueError` with a short message for everything that cannot be read."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -160,7 +160,7 @@ def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects in a JSONL file; none where there is no file. A line that a crash cut short is left out.
+    """The objects in a JSONL file; none if it does not exist. A line that a crash cut short is left out.
 
     Raises:
       ClipbiasError: the file cannot be read.
@@ -202,7 +202,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder, which becomes `path` when the block ends without an error.
 
     Raises:
-      ClipbiasError: `path` is there and not an empty folder, or it cannot be written.
+      ClipbiasError: `path` exists and is not an empty folder, or cannot be written.
     """
     path = data_path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -211,7 +211,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         files = [file for file in temporary.rglob("*") if file.is_file()]
-        if is_remote(path):  # which shows the files one by one
+        if is_remote(path):  # a bucket shows the files one by one
             for file in files:
                 write_bytes(path / file.relative_to(temporary), file.read_bytes())
         else:
@@ -222,15 +222,15 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(path: str | os.PathLike, advice: str) -> Iterator[Path]:
-    """The name of `path` in a private folder beside it: what is made there has the permissions that it is to have."""
+    """`path`'s name in a private folder beside it, so that the new file has its final permissions."""
     try:
-        beside = None if is_remote(path) else Path(path).parent
-        if beside is not None:
-            beside.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=PART, dir=beside, ignore_cleanup_errors=True)
+        parent = None if is_remote(path) else Path(path).parent
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=PART, dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
-    with made as folder:
+    with temporary as folder:
         try:
             yield Path(folder) / posixpath.basename(os.fspath(path))
         except OSError as error:
@@ -243,7 +243,7 @@ def _to_disk(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, whole; half surrogate pairs, which UTF-8 has not, as their escapes."""
+    """Writes `text` as UTF-8 to `path`, whole; half surrogate pairs, which UTF-8 lacks, become escapes."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -263,7 +263,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
 
 @contextlib.contextmanager
 def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Makes a work folder and locks it within the block; a lock that is not `shared` removes what killed writers left.
+    """Makes a work folder and locks it within the block. A lock that is not `shared` removes files of killed writers.
 
     Several processes may share a folder. In a bucket nothing is locked.
 
@@ -288,15 +288,15 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
                 f"another process works in {folder}; wait for it or choose another --workdir."
             ) from error
         if not shared:
-            for left in folder.rglob(f"{PART}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for unfinished in folder.rglob(f"{PART}*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         yield
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process works in a folder. It keeps nobody from working."""
+    """Whether a process has locked a folder; this call itself locks nothing."""
     try:
-        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait for a pipe
     except OSError:
         return False
     try:
@@ -336,22 +336,22 @@ def _store(path: str | os.PathLike) -> Any:
 
 @contextlib.contextmanager
 def remote_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what libraries raise, each its own, into an `OSError` with one line, or a sentence on what to install."""
+    """Turns any error of a bucket's library into an `OSError` of one line, or into a sentence on what to install."""
     try:
         yield
     except ClipbiasError:
         raise
-    except FileNotFoundError as error:  # whose words may be the path alone
+    except FileNotFoundError as error:  # its message may be just the path
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
     except ImportError as error:
         package = next(package for scheme, package in PACKAGES.items() if str(path).startswith(scheme))
         raise ClipbiasError(f"{path} needs a package to be read: pip install {package}.") from error
-    except Exception as error:  # of credentials, networks, and servers
+    except Exception as error:  # credentials, network, server
         raise OSError(None, " ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """The content of a file. Raises `OSError` where it cannot be read."""
+    """The content of a file. Raises `OSError` if it cannot be read."""
     if not is_remote(path):
         return Path(path).read_bytes()
     with remote_errors(path):
@@ -359,21 +359,22 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes an object of a bucket. Raises `OSError` where it cannot be written."""
+    """Writes an object of a bucket. Raises `OSError` if it cannot be written."""
     with remote_errors(path):
         _store(path).pipe_file(os.fspath(path), content)
 
 
 def entries(folder: str | os.PathLike) -> dict[str, int | None]:
-    """What lies in a folder of a bucket: sizes of files by name, `None` for folders. Raises `OSError`."""
+    """The content of a bucket's folder: sizes of files by name, `None` for folders. Raises `OSError`."""
     with remote_errors(folder):
-        store, place = _store(folder), os.fspath(folder)
-        own = store._strip_protocol(place).rstrip("/")
-        found = {entry["name"].rstrip("/"): entry for entry in store.ls(place, detail=True)}
-    found.pop(own, None)  # itself, as an empty object
+        store = _store(folder)
+        place = os.fspath(folder)
+        name = store._strip_protocol(place).rstrip("/")
+        content = {entry["name"].rstrip("/"): entry for entry in store.ls(place, detail=True)}
+    content.pop(name, None)  # the folder itself, as an empty object
     return {
         posixpath.basename(name): None if entry["type"] == "directory" else int(entry["size"])
-        for name, entry in found.items()
+        for name, entry in content.items()
     }
 
 
