@@ -23,7 +23,7 @@ from clipbias.data import demo
 from clipbias.data.transforms import test_image
 from clipbias.data.user_images import Picture, to_rgb
 from clipbias.errors import ClipbiasError
-from clipbias.explain.passes import looks
+from clipbias.explain.passes import observe_layers
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import passes, why_no_maps, why_no_similarity, why_no_vision_attention
@@ -45,7 +45,7 @@ MOST_CLASSES, SHOWN = 1000, 5
 DATASET, PICTURES = "demo/emoji", 8
 CSS = ".note {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
 
-_looks = jax.jit(looks, static_argnums=0)
+_observe_layers = jax.jit(observe_layers, static_argnums=0)
 
 
 class Bench:
@@ -98,7 +98,7 @@ class Bench:
             row, name = np.asarray(maps.vision)[0, layer - 1], task.class_names[label]
             found = Overlay(name, row, vision.patches, tuple(token_labels(task, label)), text)
             return found, f"{name}: layers {layer} to {vision.layers}"
-        seen = _looks(task.classifier, params, model.learnables, images)
+        seen = _observe_layers(task.classifier, params, model.learnables, images)
         if kind == ATTENTION:
             row, note = seen["attention"][0, layer - 1], f"layer {layer}"
         else:

@@ -34,7 +34,8 @@ TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 # Functions that return their first argument, with remarks.
 WRAPPERS = ("torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag")
 LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
-MODULE, STORAGE = "__torch__", "storage"  # any object of TorchScript's; any persistent id
+MODULE = "__torch__"  # any object of TorchScript's
+STORAGE = "storage"  # any persistent id
 NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
 
 # The instructions with which tensors in dictionaries are described. None of them makes a set.
@@ -56,20 +57,22 @@ ENCRYPTED = 1  # a flag of members of zip archives
 
 
 class Record:
-    """What a file gives to something that it names: arguments of a call, items, attributes. Nothing is called."""
+    """A named function or class with the arguments, items and attributes that a file gives it. Nothing is called."""
 
     kind: ClassVar[str] = ""
 
     def __new__(cls, *arguments: Any) -> "Record":
         self = super().__new__(cls)
-        self.arguments, self.items, self.state = arguments, {}, {}
+        self.arguments = arguments
+        self.items = {}
+        self.state = {}
         return self
 
     arguments: tuple[Any, ...]
-    items: dict[str | int, Any]
-    state: Any
+    items: dict[str | int, object]
+    state: object
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.state = state
 
 
@@ -83,13 +86,13 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(io.BytesIO(content))
         self.kinds = {name: type("Record", (Record,), {"kind": name}) for name in (*NAMES, MODULE, STORAGE)}
 
-    def load(self) -> Any:
+    def load(self) -> object:
         try:
             return super().load()
         except KeyError as error:
             raise ValueError("it uses an instruction that no tensors need") from error
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> type[Record]:
         full = f"{module}.{name}"
         if full in NAMES or full.startswith(f"{MODULE}."):
             return self.kinds[full if full in NAMES else MODULE]
@@ -98,7 +101,7 @@ class _Unpickler(pickle._Unpickler):
             "`state_dict()` alone"
         )
 
-    def persistent_load(self, pid: Any) -> Record:
+    def persistent_load(self, pid: object) -> Record:
         return self.kinds[STORAGE](pid)
 
     def set_items(self, pairs: list[Any]) -> None:
@@ -185,7 +188,8 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
 
     def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
         word, kind, key, _, count = storage.arguments[0]
-        dtype, member = STORAGES[kind.kind], f"{folder}data/{key}"
+        dtype = STORAGES[kind.kind]
+        member = f"{folder}data/{key}"
         whole = all(type(size) is int and 0 <= size < 2**62 for size in (count, offset, *shape, *strides))
         if word != "storage" or not isinstance(key, str) or not whole:
             raise ValueError("a tensor is not described as PyTorch does it")
@@ -207,12 +211,12 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
     return _flatten(_Unpickler(content(description, LONGEST)).load(), tensor)
 
 
-def _flatten(value: Any, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
+def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
     """The tensors in nested dictionaries and records, by their names joined with dots."""
     parts = 0
     tensors: dict[str, Tensor] = {}
 
-    def plain(part: Any) -> Any:
+    def plain(part: object) -> object:
         if not isinstance(part, Record):
             return part
         if part.kind in TENSORS:
@@ -221,7 +225,7 @@ def _flatten(value: Any, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
             return plain(part.arguments[0])
         return part.items if part.kind == ORDERED_DICT else part.state
 
-    def visit(part: Any, name: str) -> None:
+    def visit(part: object, name: str) -> None:
         nonlocal parts
         parts += 1
         if parts > MOST_PARTS or len(name) > LONGEST_NAME:

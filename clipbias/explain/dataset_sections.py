@@ -28,9 +28,9 @@ from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
 
 
 def compute_predictions(study: Study) -> Section[Predictions]:
-    """The class that each model gives every image; -1 for those that could not be read, or that not all models saw.
+    """Every model's predicted class of every image; -1 if the image is unreadable or lacks a model's prediction.
 
-    An evaluation has seen the whole split, a study that images are limited for only so many of them.
+    An evaluation predicts the whole split. A study whose options limit images predicts only those.
     """
     predicted: dict[str, np.ndarray] = {}
     requests: dict[str, RowRequest] = {}
@@ -74,8 +74,8 @@ def corrected(predictions: Predictions, model: Model) -> np.ndarray:
 def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np.ndarray:
     """Which images belong to which of `GROUPS`: bool `[n, 3]`.
 
-    The corrected ones are all that are known; the control and "all" are spread over the split where the options limit
-    images.
+    "corrected" has all corrected images of the split. If the options limit images, "both_right" and "all" are sampled
+    evenly from the split.
     """
     groups = np.zeros((len(predictions.labels), len(GROUPS)), bool)
     groups[corrected(predictions, model), GROUPS.index("corrected")] = True
@@ -99,11 +99,11 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
     needed = np.stack([members.any(1) for members in groups.values()], axis=1)
     requests = []
     for pattern in np.unique(needed[needed.any(1)], axis=0):
-        some = [model for model, is_needed in zip(models, pattern, strict=True) if is_needed]
+        group = [model for model, is_needed in zip(models, pattern, strict=True) if is_needed]
         images = np.flatnonzero((needed == pattern).all(1))
         name = f"relevancy-{''.join(map(str, pattern.astype(int)))}"
-        step = _relevancy_step(study, some, groups)
-        requests.append(SumRequest(name, f"relevancy of {len(some)} models", images, step))
+        step = _relevancy_step(study, group, groups)
+        requests.append(SumRequest(name, f"relevancy of {len(group)} models", images, step))
     sums = yield requests
     for model in models:
         totals: Totals = {}

@@ -1,4 +1,4 @@
-"""What a reader of the report explores: maps of single images under every model, in few bytes."""
+"""Data of the report's explorer: maps of single images under every model, in few bytes."""
 
 import jax
 import numpy as np
@@ -21,9 +21,9 @@ THUMBNAIL = 224
 
 
 def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndarray:
-    """Numbers of at most `count` images of those that the causal test has, in ascending order.
+    """Numbers of at most `count` images of the causal test, in ascending order.
 
-    Every tuned model's kinds of change give one in turn, and a kind its classes in turn, while there are any.
+    Images are taken in turn from every kind of change of every tuned model, and within a kind from every class.
     """
     images = study.images
     candidates = images[np.min([predictions.models[model.key][images] for model in study.models], 0) >= 0]
@@ -51,7 +51,7 @@ def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def bytes_per_image(study: Study) -> int:
-    """About how much an image takes of a page: its maps by layer, relevancy for two classes, and its picture."""
+    """About the bytes of one image in a page: its maps by layer, relevancy for two classes, and the image itself."""
     vision = study.clip.config.vision
     classes = 2
     models = [model for model in study.models if not why_no_maps(model.task)]
@@ -81,7 +81,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
 
 
 def compute_explore(study: Study) -> Section[Exploration]:
-    """Relevancy for the classes in question, `[cls]` attention and nearness to prompts by layer, of a few images."""
+    """Relevancy for the true and the predicted classes, `[cls]` attention and distances to prompts, of a few images."""
     predictions = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
     images = choose_images(study, predictions, count)
@@ -140,11 +140,11 @@ def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> RowRequest:
 
 
 def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> RowRequest:
-    """Where `[cls]` looks and how near every slot is, layer by layer, and how sure the model is of the true class."""
+    """By layer the attention of `[cls]` and distances to prompts; and the true class's margin and log-likelihood."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        surety = _surety(predictor(study, model).logits(batch["images"]), batch["labels"])
-        return layer_maps(study, model, batch["images"]) | surety
+        logits = predictor(study, model).logits(batch["images"])
+        return layer_maps(study, model, batch["images"]) | _margin_and_log_likelihood(logits, batch["labels"])
 
     return RowRequest(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
 
@@ -159,7 +159,7 @@ def _pack(
     """A model's maps in few bytes.
 
     Args:
-      classes: of which the texts' tokens are told.
+      classes: the classes whose text tokens are listed.
       pair_rows: of `_relevancy_of_pairs`.
       image_rows: of `_layers_of_images`.
     """
@@ -172,7 +172,9 @@ def _pack(
     prompt_share_from = np.pad(prompt_share, ((0, 0), (never_counted, 0)), mode="edge").astype(np.float32)
     relevancy, relevancy_scale = quantise(vision[:, :patches])
     attention, attention_scale = quantise(image_rows["attention"][..., :patches])
-    distance, distance_scale, distance_lowest = None, None, None
+    distance = None
+    distance_scale = None
+    distance_lowest = None
     if "distance" in image_rows:
         distance, distance_scale, distance_lowest = quantise(image_rows["distance"], low=True)
     tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
@@ -199,7 +201,7 @@ def _pack(
 
 
 @jax.jit
-def _surety(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def _margin_and_log_likelihood(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Margin and log-likelihood `[B]` of the true class."""
     of_images = outcomes(logits[None], labels)
     return {name: of_images[name][0] for name in ("margin", "log_likelihood")}

@@ -1,7 +1,5 @@
 """The perturbation test (Chefer et al. 2021): accuracy while patches are removed in the order of each map."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +33,7 @@ from clipbias.explain.streaming import MapOptions
 from clipbias.explain.study import Study
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
+from clipbias.tuning.classifier import Text
 
 TARGETS = ("predicted", "true")
 
@@ -87,12 +86,12 @@ def _perturbation_step(study: Study, model: Model) -> Step:
 
     @jax.jit
     def explain(
-        params: Params, learnables: Learnables, classes: Any, batch: Batch, logits: jax.Array
+        params: Params, learnables: Learnables, text: Text | None, batch: Batch, logits: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         raw = batch["images"]
 
         def order(image: jax.Array) -> jax.Array:
-            # Of each image by itself, whatever the batch it comes in.
+            # The order depends on the image alone, not on its batch.
             of_image = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
             return jax.random.uniform(of_image, maps["relevancy"].shape[1:])
 
@@ -104,12 +103,12 @@ def _perturbation_step(study: Study, model: Model) -> Step:
             study.normalize(raw),
             targets=jnp.stack([predicted, batch["labels"]], axis=1),
             options=MapOptions(start_layer=study.options.start_layer, chunk=chunk(model, raw)),
-            text=classes if model.has_own_head else None,
+            text=text if model.has_own_head else None,
         )
         maps = {name: explained[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)
         ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in cases]))
-        # A random order from its other end is another one, so that one order serves both directions.
+        # A reversed random order is random, too, so one order serves both directions.
         at = cases.index(("random", 0))
         return predicted, ranks.at[at, 1:].set(ranks[at, 0])
 
@@ -122,8 +121,8 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         logits = of_model.logits(batch["images"])
         ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
         (predicted, ranks), host = meshes.device_get((ordered, facts))
-        # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
-        # is so of every image whose predicted class is the true one.
+        # An image without the same patches is classified once: if the predicted class is the true one, both targets
+        # share all their images.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
         images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
         raw = study.replicate(host["images"])

@@ -1,7 +1,7 @@
-"""What several sections of a study ask of a model, each one compiled program: logits, relevancy, maps of all layers."""
+"""The computations that sections of a study share, each one compiled program: logits, relevancy, maps of all layers."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.training.predictor import Predictor
 from clipbias.tuning import Classifier, Learnables
+from clipbias.tuning.classifier import Text
+
+Program = TypeVar("Program", bound=Callable[..., object])
 
 
 def predictor(study: Study, model: Model) -> Predictor:
@@ -26,13 +29,13 @@ def predictor(study: Study, model: Model) -> Predictor:
     return study.shared[place]
 
 
-def _program(study: Study, name: str, model: Model, function: Callable[..., Any]) -> Callable[..., Any]:
+def _program(study: Study, name: str, model: Model, function: Program) -> Program:
     """`function` compiled, once for all sections."""
     return study.shared.setdefault((name, model.task), jax.jit(function))
 
 
 def chunk(model: Model, images: jax.Array) -> int | None:
-    """How many of these images `relevancy` takes at a time where a class has several texts, which all are followed."""
+    """The images that `relevancy` takes at a time: fewer where a class has several texts; `None` for all."""
     return None if model.texts == 1 else max(1, len(images) // model.texts)
 
 
@@ -40,15 +43,25 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
     """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`.
 
     Returns:
-      `Relevancy` as the study's first layer has it; and what each layer from there on would have if it were the first,
-      of the images `[B, L', M + V]`.
+      `Relevancy` from the study's first layer on; and the images' maps for each possible first layer, from that one on:
+      `[B, L', M + V]`.
     """
 
-    def maps(params: Any, learnables: Any, text: Any, images: jax.Array, targets: jax.Array) -> Any:
-        given, start = (params, learnables, study.normalize(images), targets), study.options.start_layer
-        several = chunk(model, images)
-        found = relevancy(model.task, *given, start_layer=start, text=text, by_layer=True, chunk=several)
-        return Relevancy(found.vision[:, 0], found.text[..., 0, :], found.scores), found.vision
+    def maps(
+        params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
+    ) -> tuple[Relevancy, jax.Array]:
+        by_layer = relevancy(
+            model.task,
+            params,
+            learnables,
+            study.normalize(images),
+            targets,
+            start_layer=study.options.start_layer,
+            chunk=chunk(model, images),
+            text=text,
+            by_layer=True,
+        )
+        return Relevancy(by_layer.vision[:, 0], by_layer.text[..., 0, :], by_layer.scores), by_layer.vision
 
     text = predictor(study, model).text if model.has_own_head else None
     run = _program(study, "relevancy", model, maps)
@@ -56,22 +69,25 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
 
 
 def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.Array]:
-    """Of raw images `[B, R, R, 3]` in every layer where `[cls]` looks and, with prompts, how near patches are to them.
+    """`observe_layers` of raw images `[B, R, R, 3]`."""
 
-    Returns:
-      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; "distance" `[B, L, V, M]`. A
-      tower without `[cls]` has the attention of its pooling head, the same in all layers.
-    """
-
-    def maps(params: Any, learnables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        return looks(model.task.classifier, params, learnables, study.normalize(images))
+    def maps(params: Params, learnables: Learnables, images: jax.Array) -> dict[str, jax.Array]:
+        return observe_layers(model.task.classifier, params, learnables, study.normalize(images))
 
     return _program(study, "layers", model, maps)(study.params, study.learnables[model.key], images)
 
 
-def looks(classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array) -> dict[str, jax.Array]:
-    """The same of normalised images, whatever they are a study of."""
-    adaptation, config = classifier.method.adapt(learnables), classifier.config
+def observe_layers(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array
+) -> dict[str, jax.Array]:
+    """Attention of `[cls]` and distances between patches and prompts in every layer, of normalised images.
+
+    Returns:
+      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts "distance"
+      `[B, L, V, M]`. A tower without `[cls]` has the attention of its pooling head, the same in all layers.
+    """
+    adaptation = classifier.method.adapt(learnables)
+    config = classifier.config
     prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[-2]
 
     def observe(view: LayerView) -> dict[str, jax.Array]:

@@ -1,9 +1,8 @@
 """Sections of a study that show single pictures: relevancy of examples, and Fig. 6's maps."""
 
-from typing import Any
-
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention_sections import vision_totals
@@ -14,14 +13,15 @@ from clipbias.explain.results import ExampleMaps, Examples, Missing, Predictions
 from clipbias.explain.scope import why_no_maps, why_no_similarity
 from clipbias.explain.similarity import choose_prompt, to_image
 from clipbias.explain.stream import Section
+from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import token_labels
 
 
 def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
-    """Numbers of the pictures to show, of different classes where there are enough.
+    """Numbers of the images to show, of different classes if there are enough.
 
-    Those that zero-shot gets wrong and most tuned models get right come first, then others that could be read.
+    Images that zero-shot gets wrong and most tuned models get right come first, then other readable images.
     """
     labels = predictions.labels
     count = study.options.examples
@@ -61,21 +61,21 @@ def compute_examples(study: Study) -> Section[Examples]:
     return Examples(images=pictures, labels=labels, names=names, models=models)
 
 
-def first_text(rows: Any) -> np.ndarray:
-    """Of relevancy `[P, N]` of texts, or `[P, S, N]` of several of a class, the first text's: what is shown of them."""
+def first_text(rows: ArrayLike) -> np.ndarray:
+    """The relevancy `[P, N]` of the first text of every class, of `[P, N]` or, with several texts, `[P, S, N]`."""
     texts = np.asarray(rows, np.float32)
     return texts if texts.ndim == 2 else texts[:, 0]
 
 
-def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> Any:
-    def run(pictures: jax.Array, labels: jax.Array) -> Any:
+def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> tuple[Relevancy, np.ndarray]:
+    def run(pictures: jax.Array, labels: jax.Array) -> tuple[Relevancy, jax.Array]:
         return relevancy_maps(study, model, pictures, labels)[0], predictor(study, model).logits(pictures)
 
     return study.in_passes(run, pictures, labels)
 
 
 def compute_prompt_similarity(study: Study) -> Section[Similarity]:
-    """Fig. 6: where `[cls]` looks without and with prompts, and where the prompts are near, in rotated pictures."""
+    """Fig. 6: the attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
     reasons = {model.key: why_no_similarity(model.task) for model in study.tuned}
     models: dict[str, SimilarityMaps | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     prompted = [model for model in study.tuned if not reasons[model.key]]
@@ -127,7 +127,7 @@ def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.nda
     return enlarged
 
 
-def _at_full_size(values: Any, size: int) -> np.ndarray:
+def _at_full_size(values: ArrayLike, size: int) -> np.ndarray:
     return np.asarray(_enlarged(values, size), np.float32)
 
 

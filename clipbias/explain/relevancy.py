@@ -41,7 +41,7 @@ def relevancy(
     start_layer: int = 0,
     chunk: int | None = None,
     recompute: int = 0,
-    text: jax.Array | None = None,
+    text: Text | None = None,
     by_layer: bool = False,
 ) -> Relevancy:
     """How much each patch, prompt and text token contributes to the logit of a class.
@@ -90,7 +90,7 @@ def explanations(
     targets: jax.Array | Sequence[int],
     options: MapOptions = MapOptions(),  # noqa: B008 (frozen)
     *,
-    text: jax.Array | None = None,
+    text: Text | None = None,
 ) -> dict[str, Relevancy]:
     """Several maps of the same images and targets by name, from one pass.
 

@@ -1,6 +1,6 @@
-"""Which questions make sense for which method, and one sentence why not.
+"""Which sections of a study apply to which method, and one sentence why not.
 
-Sentences name no method, so that one says the same of all that it holds for.
+Sentences name no method, so that methods with the same reason share a sentence.
 """
 
 import dataclasses
@@ -13,18 +13,18 @@ from clipbias.tuning.test_time_method import crops_of
 
 
 def additions(task: Task) -> Adaptation:
-    """The shapes of what a method adds to the model."""
+    """The shapes of a method's adaptation."""
     return jax.eval_shape(task.method.adapt, task.shapes)
 
 
 def passes(task: Task) -> int:
-    """How many passes over an image a method makes, each with vision prompts of its own."""
+    """The number of passes over an image, each with other vision prompts."""
     prompts = additions(task).vision_prompts
     return prompts.shape[0] if prompts is not None and len(prompts.shape) == 4 else 1
 
 
 def why_no_maps(task: Task) -> str:
-    """Why no map shows what a class' logit is made of, or ""."""
+    """Why no map explains a class's logit, or ""."""
     if task.descriptions is not None:
         return "The classes' texts are descriptions, and maps follow the tokens of a template."
     if crops_of(task.method):
@@ -45,9 +45,8 @@ def _shifts_context_alone(task: Task) -> bool:
     of_image = jax.eval_shape(task.method.adapt_to, task.shapes, image)
     fields = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
     others = [name for name in fields if name not in ("text_context", "text_class_block")]
-    return of_image.text_context is not None and all(
-        getattr(own, name) is None for own in (of_image, additions(task)) for name in others
-    )
+    adaptations = (of_image, additions(task))
+    return of_image.text_context is not None and all(getattr(x, name) is None for x in adaptations for name in others)
 
 
 def why_no_text_attention(task: Task) -> str:
@@ -78,14 +77,14 @@ def why_no_similarity(task: Task) -> str:
 
 
 def why_no_causal_test(task: Task) -> str:
-    """Why there are no two runs whose effects could be mixed, or ""."""
-    own = additions(task)
-    if not own.changes_text and not own.changes_vision:
+    """Why the effects of the frozen and the tuned run cannot be mixed, or ""."""
+    adaptation = additions(task)
+    if not adaptation.changes_text and not adaptation.changes_vision:
         return "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
-    if task.method.patches and own.changes_vision:
+    if task.method.patches and adaptation.changes_vision:
         return "The head reads features of patches, and the two runs' mixtures give those of whole images alone."
-    if own.inserts_tokens:
+    if adaptation.inserts_tokens:
         return "Tokens are inserted inside the towers and read by the head, and the frozen model has nothing like them."
-    if own.changes_text and task.descriptions is not None:
+    if adaptation.changes_text and task.descriptions is not None:
         return "The classes' texts are descriptions, and the test follows the tokens of templates."
     return ""

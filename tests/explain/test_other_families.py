@@ -13,7 +13,7 @@ from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
 from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_adaptation
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
-from clipbias.explain.passes import looks
+from clipbias.explain.passes import observe_layers
 from clipbias.explain.relevancy import explanations
 from clipbias.explain.streaming import MapOptions
 from clipbias.explain.tokens import text_kinds, token_labels
@@ -142,7 +142,7 @@ def test_where_the_model_looks_is_the_heads_attention(tuned: tuple) -> None:
     @jax.jit
     def run(params: Any, learnables: Any, images: Any) -> Any:
         head = head_attention(params, task.clip.config, images, task.method.adapt(learnables))
-        return looks(task.classifier, params, learnables, images), head
+        return observe_layers(task.classifier, params, learnables, images), head
 
     seen, head = jax.device_get(run(task.clip.params, learnables, images))
     assert seen["attention"].shape == (3, 3, 18) and seen["distance"].shape == (3, 3, 2, 16)
