@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image, ImageOps
 
-CHAINS, LONGEST_CHAIN = 3, 3
+CHAINS = 3
+LONGEST_CHAIN = 3
 LEVELS = (0.1, 1.0)
 
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """What of the image lies where `matrix` says, black where that is outside."""
+    """The image moved by `matrix`, black outside."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
 
@@ -29,7 +30,7 @@ def _solarize(image: Image.Image, level: float, sign: int) -> Image.Image:
 
 
 def _pixels(image: Image.Image, level: float, sign: int) -> int:
-    """By how many pixels an image is moved: at most seven of 224."""
+    """The pixels that an image is moved by: at most seven of 224."""
     return sign * int(level * image.size[0] / 30)
 
 
@@ -52,13 +53,14 @@ def augmix(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     `x_i` is the crop `x` after one to three operations, any of them equally likely each time; `w` is drawn from
     Dirichlet(1, 1, 1) and `m` from Beta(1, 1). The weights sum to one, so that this mixes normalised pixels as well.
     """
-    shares, kept = rng.dirichlet(np.ones(CHAINS)), rng.beta(1, 1)
+    shares = rng.dirichlet(np.ones(CHAINS))
+    weight = rng.beta(1, 1)  # of the crop itself
     operations = tuple(OPERATIONS.values())
-    mixed = kept * crop.astype(np.float64)
+    mixed = weight * crop.astype(np.float64)
     for share in shares:
         image = Image.fromarray(np.ascontiguousarray(crop))
         for _ in range(rng.integers(1, LONGEST_CHAIN + 1)):
             operation = operations[rng.integers(len(operations))]
             image = operation(image, rng.uniform(*LEVELS), 1 if rng.random() < 0.5 else -1)
-        mixed += (1 - kept) * share * np.asarray(image)
+        mixed += (1 - weight) * share * np.asarray(image)
     return mixed.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, counted from labels and answers, and how sure an accuracy is."""
+"""Confusion of classes, accuracy by class, and the standard error of an accuracy."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """How many images of each class (rows) are taken for which (columns), int64 `[C, C]`.
+    """Number of images by class (rows) and predicted class (columns), int64 `[C, C]`.
 
     Args:
       labels: true class numbers, int `[n]`.
-      predicted: class numbers, int `[n]`; images with -1 count nowhere.
+      predicted: class numbers, int `[n]`; images with -1 do not count.
       classes: `C`.
     """
     read = predicted >= 0
@@ -19,7 +19,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 
 
 def binomial_error(accuracy: float, images: int) -> float:
-    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent that the choice of `n` test images makes."""
+    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent on `n` test images."""
     share = min(max(accuracy / 100, 0.0), 1.0)
     return 100 * math.sqrt(share * (1 - share) / images)
 
@@ -31,13 +31,13 @@ def class_accuracies(counts: np.ndarray) -> np.ndarray:
 
 
 def most_confused_with(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The other class that each is most often taken for, int `[C]`, and how often, `[C]`; the first of equal ones."""
+    """For each class the most frequent wrong prediction, int `[C]`, and its number, `[C]`; the first of equal ones."""
     others = counts.copy()
     np.fill_diagonal(others, -1)
     return others.argmax(1), np.maximum(others.max(1, initial=0), 0)
 
 
 def least_recognised(counts: np.ndarray, most: int) -> np.ndarray:
-    """The classes that are not always recognised, the least recognised first, int `[k]`, at most so many."""
-    each = class_accuracies(counts)
-    return np.array([label for label in np.argsort(each, kind="stable") if each[label] < 100][:most], int)
+    """The classes with an accuracy below 100 %, the lowest first, int `[k]`, at most `most` of them."""
+    accuracies = class_accuracies(counts)
+    return np.array([label for label in np.argsort(accuracies, kind="stable") if accuracies[label] < 100][:most], int)

@@ -27,7 +27,7 @@ def few_shot(
       val: The full validation split, or None.
       shots: Images per class, at least 1.
       seed: The protocol's seed; the literature uses 1, 2, 3.
-      class_names: For the log; labels stand for them where they are not given.
+      class_names: For the log, which has labels without them.
 
     Returns:
       Indices into `train` and into `val`, int64.
@@ -73,6 +73,6 @@ def _draw(
         else:
             picks.extend(stream.sample(indices, shots))
     if short:
-        shown = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
-        logging.warning("Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, shown)
+        examples = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
+        logging.warning("Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, examples)
     return picks

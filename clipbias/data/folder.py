@@ -19,7 +19,8 @@ SPLIT_FOLDERS = {
     "test": ("test", "testing"),
 }
 # Shares of a single-level folder, per class: those of the benchmark's own random splits.
-VAL_SHARE, TEST_SHARE = 0.2, 0.3
+VAL_SHARE = 0.2
+TEST_SHARE = 0.3
 
 
 def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:

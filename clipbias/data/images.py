@@ -47,7 +47,8 @@ class ImageCache:
 
     def __init__(self, limit: int, expected: int = 0) -> None:
         """Holds at most `limit` bytes; `expected` is the number of images to come, 0 if unknown."""
-        self.limit, self._expected = limit, expected
+        self.limit = limit
+        self._expected = expected
         self._images: dict[_Name, np.ndarray | bytes] = {}
         self._bytes = 0
         self._files = 0

@@ -15,14 +15,15 @@ def describe_missing(dataset: Dataset, *, shots: int) -> str | None:
     """Why a dataset cannot be used for a run, in a sentence; `None` if it can.
 
     Args:
-      dataset: opened.
-      shots: training images per class; 0 where nothing is trained, so that only test images are needed.
+      dataset: the opened dataset.
+      shots: training images per class; 0 without training, which needs only test images.
     """
     needed = {"test": "evaluate on"} | ({"train": "train on"} if shots else {})
     for split, use in needed.items():
         if not len(dataset.splits.get(split, ())):
-            there = ", ".join(f"{name}: {_counts(dataset, name)}" for name, own in dataset.splits.items() if len(own))
-            return f"{dataset.name} has no {split} images to {use} (it has {there or 'no image'}); add some."
+            present = [f"{name}: {_counts(dataset, name)}" for name, images in dataset.splits.items() if len(images)]
+            content = ", ".join(present) or "no image"
+            return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
     return None
 
 
@@ -33,7 +34,7 @@ def open_datasets(
 
     Args:
       load: opens a dataset by its name.
-      shots: for each name the `shots` of `describe_missing`.
+      shots: `shots` of `describe_missing` by name.
       skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
 
     Raises:

@@ -75,7 +75,8 @@ class Source:
                 if not self.skip:
                     raise
                 self.images.note_unreadable(error)
-                pixels, label = None, 0
+                pixels = None
+                label = 0
             batch["images"][row] = 0 if pixels is None else pixels
             batch["labels"][row] = label
             batch["mask"][row] = pixels is not None

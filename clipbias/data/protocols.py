@@ -236,7 +236,8 @@ def make_protocol(
 
 def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
     """The dataset with "train" and "val" reduced to the few-shot split."""
-    train, val = dataset.split("train"), dataset.splits.get("val")
+    train = dataset.split("train")
+    val = dataset.splits.get("val")
     train_indices, val_indices = few_shot_indices(train, val, shots=shots, seed=seed, class_names=dataset.class_names)
     splits = {**dataset.splits, "train": train.subset(np.asarray(train_indices))}
     if val is not None:

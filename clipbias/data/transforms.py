@@ -18,9 +18,8 @@ from clipbias.errors import ClipbiasError, UnreadableImage
 SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
 RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
 ATTEMPTS = 10
-LONGEST = 32  # of an image that is longer for its width, evaluation sees the middle part only
-# What is decoded, whatever the file's name says. Pillow knows more formats, but hands some of them, such as PostScript,
-# to other programs.
+LONGEST = 32  # longer side over shorter side; of a longer image, evaluation takes the middle
+# The formats that are decoded, whatever the file's name. Pillow hands others, such as PostScript, to other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM")
 
 
@@ -41,19 +40,19 @@ Picture = Image.Image | np.ndarray
 
 
 def decode(encoded: bytes, path: str) -> np.ndarray:
-    """Encoded image to uint8 [h, w, 3]; arguments and errors as of `decode_picture`."""
+    """Encoded image to uint8 [h, w, 3]; arguments and errors are those of `decode_picture`."""
     return np.asarray(decode_picture(encoded, path))
 
 
 def decode_picture(encoded: bytes, path: str) -> Image.Image:
-    """Encoded image to one of Pillow's in mode "RGB", whose pixels are copied once less if it is used only once.
+    """Encoded image to a Pillow image in mode "RGB"; if it is used only once, this saves a copy of the pixels.
 
     As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and little more (`as_rgb`): the EXIF
     orientation is not applied, transparency is dropped, an animation gives its first frame.
 
     Args:
       encoded: The file's bytes, in one of `FORMATS`.
-      path: Of the file, or what messages call it.
+      path: The file's path, or another name for messages.
 
     Raises:
       UnreadableImage: the bytes are not a whole image.
@@ -73,10 +72,10 @@ def decode_picture(encoded: bytes, path: str) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A picture of Pillow's in mode "RGB", by its own conversion.
+    """A Pillow image in mode "RGB", by Pillow's conversion.
 
-    But for grey levels of 16 bits, which that cuts off at 255, so that such a picture is white: of these the upper
-    eight bits count, as Pillow itself reads colours of 16 bits.
+    Grey levels of 16 bits are an exception: Pillow cuts them off at 255, so that the image is white. Here their upper
+    eight bits count, as Pillow does for colours of 16 bits.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -84,7 +83,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_format(encoded: bytes, key: str) -> None:
-    """Raises `ClipbiasError` unless the bytes begin as an image of `FORMATS` does; the pixels are not looked at."""
+    """Raises `ClipbiasError` unless the bytes begin as an image of `FORMATS`; the pixels are not decoded."""
     try:
         Image.open(io.BytesIO(encoded), formats=FORMATS).close()
     except Exception as error:
@@ -96,8 +95,8 @@ def random_resized_crop_box(
 ) -> tuple[int, int, int, int]:
     """A random box (top, left, height, width) inside an image, by torchvision's rule.
 
-    Ten tries of a random area, at least the share `smallest` of the image's, and a log-uniform aspect ratio; if none
-    fits, the largest central box whose aspect ratio is in range.
+    Draws up to ten times a random area, at least the share `smallest` of the image's, and a log-uniform aspect ratio.
+    If no box fits, takes the largest central box whose aspect ratio is in range.
     """
     area = height * width
     for _ in range(ATTEMPTS):
@@ -109,7 +108,8 @@ def random_resized_crop_box(
             top = int(rng.integers(0, height - box_height + 1))
             left = int(rng.integers(0, width - box_width + 1))
             return top, left, box_height, box_width
-    box_height, box_width = height, width
+    box_height = height
+    box_width = width
     if width / height < RATIO[0]:
         box_height = round(width / RATIO[0])
     elif width / height > RATIO[1]:
@@ -125,7 +125,7 @@ def resized_crop(
 ) -> np.ndarray:
     """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3]."""
     top, left, height, width = box
-    # The copy keeps Pillow from seeing pixels outside the box: resize(box=...) would let the filter reach them.
+    # The copy hides pixels outside the box: with resize(box=...) the filter would reach them.
     if isinstance(image, np.ndarray):
         cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
     else:
@@ -149,16 +149,17 @@ def train_image(
 def test_image(image: Picture, image_size: int) -> np.ndarray:
     """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing.
 
-    Of a `WholeSide` the whole image, whose proportions change, equal to SigLIP's.
-
-    An image that is over `LONGEST` times as long as wide is cut to that first.
+    With a `WholeSide`, resizes the whole image to a square, equal to SigLIP's preprocessing. An image over `LONGEST`
+    times as long as wide is first cut to its middle.
     """
     height, width = height_and_width(image)
-    short, long = min(height, width), max(height, width)
+    short = min(height, width)
+    long = max(height, width)
     if long > LONGEST * short:
-        # Only the middle is looked at, but the whole would be resized: a line of pixels would fill the memory.
+        # Resizing the whole image first would fill the memory if it is a line of pixels.
         first = (long - LONGEST * short) // 2
-        middle, pixels = slice(first, first + LONGEST * short), np.asarray(image)
+        middle = slice(first, first + LONGEST * short)
+        pixels = np.asarray(image)
         return test_image(pixels[middle] if height > width else pixels[:, middle], image_size)
     picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
     if isinstance(image_size, WholeSide):
@@ -174,25 +175,25 @@ def test_image(image: Picture, image_size: int) -> np.ndarray:
 def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = False) -> np.ndarray:
     """`test_image` and random resized crops of the whole image, flipped or not: [h, w, 3] to [1 + crops, R, R, 3].
 
-    The crops are bilinear, as TPT's are (Shu et al. 2022), and depend on the image's pixels alone: the same image has
-    the same views wherever it lies. They are uint8, or where AugMix has `mixed` each with distortions of it, all views
-    are float32 of the same range.
+    The crops are bilinear, as in TPT (Shu et al. 2022), and depend only on the image's pixels: the same image has the
+    same views in every split. They are uint8. With `mixed`, AugMix mixes each crop with distortions of it, and all
+    views are float32 of the same range.
     """
     image = np.asarray(image)
-    rng, bilinear = _own_rng(image, b"views"), Image.Resampling.BILINEAR
-    cropped = [train_image(image, rng, image_size, resampling=bilinear) for _ in range(crops)]
+    rng = _image_rng(image, b"views")
+    cropped = [train_image(image, rng, image_size, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
     if mixed:
-        rng = _own_rng(image, b"augmix")
+        rng = _image_rng(image, b"augmix")
         cropped = [augmix(crop, rng) for crop in cropped]
     return np.stack([test_image(image, image_size), *cropped])
 
 
 def height_and_width(image: Picture) -> tuple[int, int]:
-    """Of an image, in pixels."""
+    """Height and width of an image, in pixels."""
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
-def _own_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
-    """Draws that depend on the pixels of an image and on what they are for."""
+def _image_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
+    """A generator keyed on the pixels of an image and on its use."""
     digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=use).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

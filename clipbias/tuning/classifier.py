@@ -267,15 +267,16 @@ class Classifier:
         texts: TrainingTexts,
         image: jax.Array | None,
     ) -> EncodedTexts:
-        of_text, text = adaptation, texts.text
+        text_adaptation = adaptation
+        text = texts.text
         if texts.selected is not None:
             assert isinstance(text, PackedTokens) and adaptation.text_context is not None
             text = take_sets(text, self.templates, texts.selected)
-            of_text = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
+            text_adaptation = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
         if image is None:
-            features = self.encode_text(params, of_text, text)
+            features = self.encode_text(params, text_adaptation, text)
         else:
-            features = self.encode_text_for(params, learnables, of_text, image, text)
+            features = self.encode_text_for(params, learnables, text_adaptation, image, text)
         if texts.template_tokens is None:
             return features, None
         return features, self.encode_text(params, adaptation, texts.template_tokens)

@@ -58,7 +58,8 @@ def validation_features(samples: Samples, per_class: int | None = None) -> tuple
 
     A class with more images gives those that come first in an order drawn with the run's seed.
     """
-    features, labels = samples.validation, samples.validation_labels
+    features = samples.validation
+    labels = samples.validation_labels
     if features is None or labels is None or not len(labels):
         return None
     if per_class is None:

@@ -82,7 +82,8 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     texts = prompt_texts(class_names, text)
-    count, first = text.context_tokens, clip.config.text.first_word
+    count = text.context_tokens
+    first = clip.config.text.first_word
     rows = framed(clip.tokenizer, texts, clip.config.text)
     contexts = []
     for i, row in enumerate(rows):
@@ -92,10 +93,10 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
         before = first + text.before[i // len(class_names)]
 
         def move(values: list[int], name: slice = name, before: int = before) -> list[int]:
-            return [*values[:before], *values[name], *values[before : first + count], *values[name.stop :]]
+            return values[:before] + values[name] + values[before : first + count] + values[name.stop :]
 
-        rows[i], context = move(row), move(context)
-        contexts.append(context)
+        rows[i] = move(row)
+        contexts.append(move(context))
     counts = (len(text.templates),) * len(class_names)
     return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
 
@@ -113,7 +114,8 @@ def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, text
                 f"the method's {name} have {learned.shape[-2]} tokens, but its text() keeps {prompt.context_tokens} "
                 "places for them; set PromptText.context_tokens."
             )
-    context, specific = adaptation.text_context, adaptation.text_class_prompts is not None
+    context = adaptation.text_context
+    specific = adaptation.text_class_prompts is not None
     if context is None or len(context.shape) < 3:
         return 1, specific
     if context.shape[0] not in (templates, texts):
@@ -127,10 +129,14 @@ def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, text
 
 def template_tokens(clip: Clip, text: PromptText) -> TextTokens:
     """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
-    count, before = text.context_tokens, [-1] * clip.config.text.first_word
+    first = clip.config.text.first_word
     texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]
     rows = framed(clip.tokenizer, texts, clip.config.text)
-    contexts = [[*before, *range(count), *[-1] * (len(row) - len(before) - count)] for row in rows]
+    contexts = []
+    for row in rows:
+        context = [-1] * len(row)
+        context[first : first + text.context_tokens] = range(text.context_tokens)
+        contexts.append(context)
     return _padded(clip, rows, texts, contexts)
 
 

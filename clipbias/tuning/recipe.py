@@ -14,10 +14,12 @@ MOST = 1_000_000
 
 # The epochs of a training that leaves them open, and the steps that are made at least: ten epochs of the paper's
 # smallest training set are 300 steps, of thirty pictures ten.
-EPOCHS, STEPS = 10, 300
+EPOCHS = 10
+STEPS = 300
 
 # The project's recipe, or that of a method's authors.
-COMMON, AUTHORS = "common", "authors"
+COMMON = "common"
+AUTHORS = "authors"
 RecipeName = Annotated[str, Choices((COMMON, AUTHORS))]
 
 _Count = Annotated[int, Range(1, MOST)]
