@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from clipbias.checks import check_int
 from clipbias.clip.config import ClipConfig
@@ -30,7 +30,7 @@ def is_normalised(images: object) -> bool:
     return jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
 
 
-def check_images(images: Any, size: int) -> None:
+def check_images(images: ArrayLike, size: int) -> None:
     """Refuses arrays that are no normalised images; checks dtype and shape alone.
 
     Args:

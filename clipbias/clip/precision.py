@@ -30,7 +30,7 @@ LARGE = ("kernel", "patch_embedding", "token_embedding")
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "cuda": "GPU", "rocm": "GPU", "tpu": "TPU"}
 MADE_FOR = {"tensorfloat32": "GPU", "bfloat16_3x": "TPU"}
 # The fastest that trains what float32 trains (docs/performance.md).
-OWN = {"CPU": "float32", "GPU": "bfloat16", "TPU": "bfloat16"}
+DEFAULT_DTYPES = {"CPU": "float32", "GPU": "bfloat16", "TPU": "bfloat16"}
 
 
 def resolve(dtype: str, platform: str | None = None) -> str:
@@ -46,11 +46,11 @@ def resolve(dtype: str, platform: str | None = None) -> str:
     check_choice("dtype", dtype, CHOICES)
     device = DEVICES.get(platform or target().platform, "")
     if dtype == AUTO:
-        return OWN.get(device, "float32")
+        return DEFAULT_DTYPES.get(device, "float32")
     if device != MADE_FOR.get(dtype, device):
         raise ClipbiasError(
             f"dtype is {dtype!r}, which only a {MADE_FOR[dtype]} has, and this is a {device or platform}; choose "
-            f"{AUTO!r}, which takes {OWN.get(device, 'float32')!r} here."
+            f"{AUTO!r}, which takes {DEFAULT_DTYPES.get(device, 'float32')!r} here."
         )
     return dtype
 
@@ -93,7 +93,7 @@ def cast_weights(weights: Any, dtype: str) -> Any:
     """
     kind = jax.numpy.dtype("bfloat16" if dtype == "bfloat16" else "float32")
 
-    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+    def cast_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
         return leaf.astype(kind) if path[-1].key in LARGE and leaf.dtype != kind else leaf
 
-    return jax.tree_util.tree_map_with_path(one, weights)
+    return jax.tree_util.tree_map_with_path(cast_leaf, weights)

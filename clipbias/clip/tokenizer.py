@@ -3,7 +3,7 @@
 import html
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import ftfy
 import numpy as np
@@ -14,13 +14,11 @@ from clipbias.io import shorten
 
 
 class Tokenizer(Protocol):
-    """What clipbias uses of a tokenizer of `transformers`.
+    """The part of a tokenizer of `transformers` that clipbias uses.
 
     Attributes:
-      bos_token_id: starts a text of CLIP's; SigLIP's texts have no start.
-      eos_token_id: ends a text.
-      pad_token_id: fills the context.
-      all_special_ids: the ids of the tokens that stand for no text.
+      bos_token_id, eos_token_id, pad_token_id: the first token of CLIP's texts, the last of any text, and padding.
+      all_special_ids: the ids of these and other tokens that stand for no text.
     """
 
     bos_token_id: int
@@ -28,14 +26,7 @@ class Tokenizer(Protocol):
     pad_token_id: int
     all_special_ids: Sequence[int]
 
-    def __call__(
-        self,
-        texts: str | Sequence[str],
-        *,
-        add_special_tokens: bool = True,
-        truncation: bool = False,
-        verbose: bool = True,
-    ) -> Mapping[str, Any]: ...
+    def __call__(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[list[int]]]: ...
 
     def get_vocab(self) -> Mapping[str, int]: ...
 
@@ -95,7 +86,7 @@ def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> li
     """Token ids as the model reads them: `[SOS] text [EOS]`, or `text` and what its tokenizer puts behind it."""
     if config.causal:
         return [[tokenizer.bos_token_id, *ids, config.eos_token_id] for ids in encode(tokenizer, texts)]
-    ending = [int(i) for i in tokenizer("")["input_ids"]]
+    ending = [int(i) for i in tokenizer([""])["input_ids"][0]]
     return [ids + ending for ids in encode(tokenizer, texts)]
 
 

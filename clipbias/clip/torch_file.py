@@ -79,8 +79,8 @@ class Record:
 class _Unpickler(pickle._Unpickler):
     """Reads a pickle into plain values and `Record`s."""
 
-    stack: list[Any]  # these two are the base class's, which its type stubs leave out
-    pop_mark: Callable[[], list[Any]]
+    stack: list[object]  # these two are the base class's, which its type stubs leave out
+    pop_mark: Callable[[], list[object]]
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
@@ -104,8 +104,9 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: object) -> Record:
         return self.kinds[STORAGE](pid)
 
-    def set_items(self, pairs: list[Any]) -> None:
-        target = self.stack[-1].items if isinstance(self.stack[-1], Record) else self.stack[-1]
+    def set_items(self, pairs: list[object]) -> None:
+        top = self.stack[-1]
+        target = top.items if isinstance(top, Record) else top
         # To hash a tuple that is nested deeply would end the process.
         if type(target) is not dict or not all(isinstance(key, str | int) for key in pairs[::2]):
             raise ValueError("a dictionary has other keys than texts and numbers")

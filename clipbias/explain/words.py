@@ -18,7 +18,6 @@ shorter than the states is nearest to the shortest of them, whatever its directi
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,8 @@ from sklearn.metrics.pairwise import euclidean_distances
 
 from clipbias.clip import Clip, TextTokens, encode_text
 from clipbias.clip.config import ClipConfig
+from clipbias.clip.params import Params
+from clipbias.clip.tokenizer import Tokenizer
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 
@@ -98,7 +99,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def word_states(params: Any, config: ClipConfig, ids: jax.Array) -> jax.Array:
+def word_states(params: Params, config: ClipConfig, ids: jax.Array) -> jax.Array:
     """The last token's state at the input of every block, of texts without adaptation: ids `[v, N]` to `[L, v, D]`."""
     last = jnp.full(ids.shape[0], ids.shape[1] - 1)
     tokens = TextTokens(ids, jnp.full(ids.shape, -1), last, None if config.text.causal else last)
@@ -165,7 +166,7 @@ def place_words(
     return [[row(layer, i) for layer in range(len(layers))] for i, layers in enumerate(prompts)]
 
 
-def readable_token(tokenizer: Any, token: int) -> str:
+def readable_token(tokenizer: Tokenizer, token: int) -> str:
     """A token as readers know it: its word, with a hyphen after it where it is only a word's beginning or middle."""
     piece = tokenizer.convert_ids_to_tokens(int(token))
     if token in tokenizer.all_special_ids:

@@ -10,7 +10,7 @@ import pytest
 
 import experiments.train
 from clipbias.clip import Clip, encode_image
-from clipbias.clip.precision import DTYPES, OWN, cast_weights, resolve
+from clipbias.clip.precision import DEFAULT_DTYPES, DTYPES, cast_weights, resolve
 from clipbias.training import mesh as meshes
 from clipbias.training.programs import StepShape, training_program
 from clipbias.tuning import Task, make_method
@@ -25,7 +25,7 @@ NAMES = ["cat", "maine coon"]
     ("platform", "own"), [("cpu", "CPU"), ("gpu", "GPU"), ("cuda", "GPU"), ("rocm", "GPU"), ("tpu", "TPU")]
 )
 def test_auto_is_by_device(platform: str, own: str) -> None:
-    assert resolve("auto", platform) == OWN[own]
+    assert resolve("auto", platform) == DEFAULT_DTYPES[own]
     assert [resolve(name, platform) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
