@@ -197,13 +197,13 @@ def load(
         "openai/clip-vit-base-patch16", optionally with "@revision" behind and "hf-hub:" before it, or OpenAI's own
         name, such as "ViT-B/16".
       dtype: type in which the weights are kept on the device.
-      activation: "quick_gelu" or "gelu", instead of what is said beside the weights; needed for a training checkpoint
-        with no configuration beside it. OpenAI's own file is known to have QuickGELU.
-      tokenizer: a folder with the tokenizer's files, instead of those beside the weights. A model without any that has
+      activation: "quick_gelu" or "gelu", in place of the configuration's; needed for a training checkpoint without a
+        configuration. OpenAI's own file is known to have QuickGELU.
+      tokenizer: a folder with the tokenizer's files, in place of those beside the weights. A model without any that has
         CLIP's 49,408 tokens gets CLIP's own.
 
     Raises:
-      ClipbiasError: nothing is found there, or what is found is not a CLIP model; the message says what to do.
+      ClipbiasError: there is no such source, or it is no CLIP model; the message says what to do.
     """
     if activation is not None:
         checks.check_choice("the activation", activation, ACTIVATIONS)

@@ -80,7 +80,7 @@ class ClipModule(nn.Module):
         *,
         observe: Observe | None = None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Image features `[B, d]` and text features `[C, d]`; `None` for what is not given. `init` needs neither."""
+        """Image features `[B, d]` and text features `[C, d]`; `None` without images or tokens. `init` needs neither."""
         return (
             None if images is None else self.encode_image(images, adaptation, observe=observe),
             None if tokens is None else self.encode_text(tokens, adaptation, observe=observe),

@@ -1,4 +1,4 @@
-"""open_clip's configurations: the geometry of the models that are CLIP's, and the name of what is another network."""
+"""Reads open_clip's configurations: the geometry of a CLIP, or an error that names another network."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,6 +1,6 @@
 """The text tower: token ids and contexts in, one feature per prompt text out. The plain layout, `[C, N]`.
 
-`packed_text.py` computes the same features with every distinct token once; this layout is for whoever looks inside.
+`packed_text.py` computes the same features with every distinct token once; this layout is for observers.
 """
 
 import jax
@@ -64,7 +64,7 @@ def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Arra
 
 
 def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> TextTokens:
-    """Plain ids `[C, N]` as `TextTokens`, with a context of so many tokens behind SOS, or at the start without one."""
+    """Ids `[C, N]` as `TextTokens`, with `context_length` context tokens behind SOS, or at the start without SOS."""
     ids = jnp.asarray(ids)
     rows = jnp.arange(ids.shape[1]) - config.text.first_word
     rows = jnp.where((rows >= 0) & (rows < context_length), rows, -1)

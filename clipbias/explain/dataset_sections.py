@@ -156,7 +156,7 @@ def _kinds_by_class(model: Model) -> np.ndarray:
 
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
-    """Averages of every tuned model and of zero-shot beside it, `{key}/{group}/{what}`."""
+    """Averages of every tuned model and of zero-shot for comparison, by `{key}/{group}/{what}`."""
     normalisation = study.options.normalisation
     patches = study.clip.config.vision.patches
 
