@@ -19,11 +19,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from clipbias.errors import ClipbiasError
+
+_T = TypeVar("_T")
 
 # A process without a heartbeat for this time counts as dead.
 HEARTBEAT_SECONDS = 60
@@ -127,7 +129,7 @@ def leave() -> None:
         jax.distributed.shutdown()
 
 
-def gather(value: Any) -> list[Any]:
+def gather(value: _T) -> list[_T]:
     """The JSON values of all processes, in the order of the processes. All processes must call this."""
     if not multi_process():
         return [value]
@@ -139,7 +141,7 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row.tobytes()) for row in np.asarray(rows)]
 
 
-def from_first(decide: Callable[[], Any]) -> Any:
+def from_first(decide: Callable[[], _T]) -> _T:
     """The JSON value that `decide` returns in the first process, in all of them. All processes must call this."""
     if not multi_process():
         return decide()
@@ -156,7 +158,7 @@ def _room(length: int) -> int:
     return 1 << max(8, (length - 1).bit_length())
 
 
-def assert_same(what: str, value: Any) -> None:
+def assert_same(what: str, value: object) -> None:
     """Checks that all processes have the same JSON value, such as a hash. All processes must call this.
 
     Args:

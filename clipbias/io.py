@@ -323,7 +323,7 @@ def _lock_file(file: int, how: int) -> bool:
     return True
 
 
-def is_remote(path: Any) -> bool:
+def is_remote(path: object) -> bool:
     """Whether a path is in a bucket."""
     return isinstance(path, str | os.PathLike) and str(path).startswith(tuple(PACKAGES))
 

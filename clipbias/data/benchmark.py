@@ -74,14 +74,14 @@ def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
     if (folder := dataset_folder(entry, root)) is not None:
         return folder
     marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
-    if any((root / mark).exists() for mark in marks) and root.name in (entry.folder, *entry.other_folders, entry.name):
+    if any((root / mark).exists() for mark in marks) and (root.name == entry.name or root.name in entry.folders):
         return root
     raise ClipbiasError(f"{entry.name}: there is no folder {root / entry.folder}; {how_to_fetch(entry)}")
 
 
 def dataset_folder(entry: CatalogEntry, root: Path) -> Path | None:
     """The dataset's folder below `root`: the first of its names that exists, or None."""
-    candidates = (root / name for name in (entry.folder, *entry.other_folders))
+    candidates = (root / name for name in entry.folders)
     return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 

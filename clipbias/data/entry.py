@@ -1,4 +1,4 @@
-"""What the catalogue says of a dataset."""
+"""The catalogue's facts about a dataset."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,18 +9,18 @@ from clipbias.data import class_names
 
 @dataclasses.dataclass(frozen=True)
 class TfdsBuilder:
-    """What the stock builder of tensorflow-datasets offers, and how its records map to the benchmark's files.
+    """The stock builder of tensorflow-datasets, and how its records map to the benchmark's files.
 
     Attributes:
       builder: Builder name, with its configuration.
       splits: The builder's split to the benchmark's.
-      id_feature: The feature that identifies a record; None where there is none.
+      id_feature: The feature that identifies a record, or None.
       path: The benchmark's path, formed from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
       version: The lowest version whose records carry the identifier.
       ignore_case: Whether paths match without regard to case.
       drop: Label names that the benchmark leaves out.
       may_lack: How many of the benchmark's images the builder may have left out as undecodable.
-      difference: What a reader of the builder's own splits must know.
+      difference: How the builder's splits differ from the benchmark's; empty if they do not.
     """
 
     builder: str
@@ -39,7 +39,7 @@ class CatalogEntry:
     """One dataset.
 
     Attributes:
-      name: What the user writes.
+      name: The name in commands and `data.load`.
       title: Its name in papers' tables.
       folder: Folder below the data root; `other_folders` are names that forks use.
       images: Folder of the images below `folder`, "" for `folder` itself; paths in split files start here.
@@ -47,10 +47,10 @@ class CatalogEntry:
         WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
       split_file: The frozen split, for the layout "split file", and `split_url`, its address.
       template: The prompt.
-      classes: How many.
+      classes: Number of classes.
       sizes: Images per split, for the splits there are.
       class_name: A label name of the archive or of TFDS to the benchmark's class name.
-      fetch: What to fetch besides: (place below `folder`, address).
+      fetch: Further downloads: (place below `folder`, address).
       tfds: The stock builder, if any.
     """
 
@@ -68,3 +68,8 @@ class CatalogEntry:
     other_folders: tuple[str, ...] = ()
     class_name: Callable[[str], str] = class_names.unchanged
     tfds: TfdsBuilder | None = None
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All names that the folder may have."""
+        return (self.folder, *self.other_folders)

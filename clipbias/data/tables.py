@@ -53,8 +53,8 @@ def load(
 
 def has_metadata(folder: Path) -> bool:
     """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
-    places = [folder, *(folder / name for name in SPLIT_NAMES)]
-    return any(_is_file(place / name) for place in places for name in METADATA)
+    places = ["", *SPLIT_NAMES]
+    return any(_is_file(folder / place / name) for place in places for name in METADATA)
 
 
 def _is_file(path: Path) -> bool:

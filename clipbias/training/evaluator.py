@@ -130,7 +130,8 @@ class Evaluator:
                 images.append(batch)
             yield batch
         # Processes that read the same shard skip the same images.
-        self.skipped = sum(dict(hosts.gather([share.part, batches.skipped])).values())
+        skipped_by_shard = {part: skipped for part, skipped in hosts.gather([share.part, batches.skipped])}
+        self.skipped = sum(skipped_by_shard.values())
         if keep:
             self._images = images
 
