@@ -170,7 +170,8 @@ def test_kept_counts_from_below_and_lost_from_above():
     mean = np.array([60.0, 55.0, 40.0, 41.0, 59.5])
     draws = mean + 0.1 * draw.normal(size=(RESAMPLES, 5))
     measured = Measured({name: Sample(mean, draws) for name in ("accuracy", "calibrated")}, {}, 10, 1, True, np.ones(5))
-    for numbers in summarize_replacements(measured, FORMS).values():
+    replacements = summarize_replacements(measured, FORMS)
+    for numbers in (replacements.accuracy, replacements.calibrated):
         assert numbers.gain.value == 20
         assert numbers.kept["kind"].share.value == pytest.approx(15 / 20)
         assert numbers.lost["kind"].share.value == pytest.approx(19 / 20)
