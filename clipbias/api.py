@@ -94,7 +94,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         return TunedModel(task, task.init(seed))
     dataset = _training_dataset(task, images, labels, validation)
     if not isinstance(recipe, Recipe):
-        recipe = task.method.recipe_for(Recipe(), shots or 0)
+        recipe = task.method.recipe_for(Recipe(), shots)
     learnables = train_task(
         task,
         _changed(recipe, learning_rate, epochs, batch_size),

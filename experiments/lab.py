@@ -182,19 +182,19 @@ def _cost(stage: Table1Settings, dataset: str, size: DatasetSize, cached_images:
     for name in stage.methods:
         uses_images = registry.make_method(name).uses_images
         seeds = len(stage.seeds) if uses_images else 1
-        for shots in (stage.shots or ()) if uses_images else (0,):
+        for shots in (stage.shots or ()) if uses_images else (None,):
             method = registry.resolve_method(name, options.get(name, {}), dataset=dataset, shots=shots)
             is_cached = size.tests <= cached_images and cost.tests > 0
             cost += Cost(
                 runs=seeds,
                 cells=1,
-                training=seeds * _decoded_images(method, stage.recipe, shots, shots * classes),
+                training=seeds * _decoded_images(method, stage.recipe, shots, (shots or 0) * classes),
                 tests=0 if is_cached else size.tests,
             )
     return cost
 
 
-def _decoded_images(method: Method, common_recipe: Recipe, shots: int, images: int) -> int:
+def _decoded_images(method: Method, common_recipe: Recipe, shots: int | None, images: int) -> int:
     """How many images a run decodes to train on so many."""
     if (sampling := sampling_of(method)) is not None:
         return images * max(1, sampling.passes)

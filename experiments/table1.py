@@ -94,7 +94,7 @@ class SweepInputs:
         axes = SweepAxes(
             methods=settings.methods,
             datasets=settings.datasets,
-            shots=(0,) if settings.shots is None else settings.shots,
+            shots=(None,) if settings.shots is None else settings.shots,
             seeds=settings.seeds,
             learning_rates=tuple(learning_rates),
             options=given_options(settings),
@@ -119,7 +119,7 @@ def prepare(settings: Table1Settings, devices: Sequence[jax.Device] | None = Non
     clip = clipbias.load(settings.model)
     hosts.assert_same(f"the model {settings.model}", clip.fingerprint)
     draws = any(resolve_method(name, options.get(name, {})).uses_images for name in settings.methods)
-    training = dict.fromkeys(settings.datasets, int(draws))
+    training = dict.fromkeys(settings.datasets, draws)
     targets = [
         target
         for name in settings.datasets
@@ -127,7 +127,7 @@ def prepare(settings: Table1Settings, devices: Sequence[jax.Device] | None = Non
     ]
     opened = open_datasets(
         lambda name: common.load_dataset(settings, name),
-        dict.fromkeys(targets, 0) | training,
+        dict.fromkeys(targets, False) | training,
         skip=settings.on_missing == "skip",
     )
     context = SweepContext(
@@ -238,7 +238,7 @@ def _provenance(inputs: SweepInputs, candidates: list[RunSpec]) -> dict[str, obj
         "fingerprint": clip.fingerprint,
         "protocol": settings.protocol,
         "datasets": list(dict.fromkeys(spec.dataset for spec in candidates)),
-        "shots": sorted({spec.shots for spec in candidates}),
+        "shots": sorted({spec.shots for spec in candidates}, key=lambda shots: shots or 0),
         "seeds": sorted({spec.seed for spec in candidates}),
         "recipe": {name: value for name, value in recipe.items() if name != "learning_rate"},
         "dtype": settings.dtype,
@@ -282,7 +282,7 @@ def _described(group: Group, inputs: SweepInputs) -> list[str]:
     first = group[0]
     job = make_job(group, inputs.context)
     tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
-    shots = f"{first.shots} shots, " if first.shots else ""
+    shots = f"{first.shots} shots, " if first.shots is not None else ""
     title = f"{first.method} on {first.dataset}, {shots}{tested} test images:"
     lines = [f"  {line}" for line in describe(job)]
     return [title, *lines]

@@ -94,7 +94,7 @@ class Probe(FeatureMethod):
     def sampling(self) -> Sampling:
         return Sampling(passes=2 if self.training == "pooled" else 1, training=self.training)
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return dataclasses.replace(common, steps=self.steps, keep_last=self.keep_last)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:

@@ -11,14 +11,14 @@ from clipbias.errors import ClipbiasError
 SHOWN = 5  # classes whose images are counted in a message
 
 
-def describe_missing(dataset: Dataset, *, shots: int) -> str | None:
+def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     """Why a dataset cannot be used for a run, in a sentence; `None` if it can.
 
     Args:
       dataset: the opened dataset.
-      shots: training images per class; 0 without training, which needs only test images.
+      trains: whether training images are needed besides test images.
     """
-    needed = {"test": "evaluate on"} | ({"train": "train on"} if shots else {})
+    needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
     for split, use in needed.items():
         if not len(dataset.splits.get(split, ())):
             present = [f"{name}: {_counts(dataset, name)}" for name, images in dataset.splits.items() if len(images)]
@@ -28,13 +28,13 @@ def describe_missing(dataset: Dataset, *, shots: int) -> str | None:
 
 
 def open_datasets(
-    load: Callable[[str], Dataset], shots: Mapping[str, int], *, skip: bool = False
+    load: Callable[[str], Dataset], trains: Mapping[str, bool], *, skip: bool = False
 ) -> dict[str, Dataset]:
     """Opens all datasets of a sweep before its first run.
 
     Args:
       load: opens a dataset by its name.
-      shots: `shots` of `describe_missing` by name.
+      trains: `trains` of `describe_missing` by name.
       skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
 
     Raises:
@@ -42,10 +42,10 @@ def open_datasets(
     """
     datasets: dict[str, Dataset] = {}
     problems: list[str] = []
-    for name, count in shots.items():
+    for name, needs_training in trains.items():
         try:
             dataset = load(name)
-            problem = describe_missing(dataset, shots=count)
+            problem = describe_missing(dataset, trains=needs_training)
         except ClipbiasError as error:
             problem = str(error)
         if problem is None:

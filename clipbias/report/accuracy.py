@@ -74,19 +74,19 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
 
 def _cells(sweep: Sweep, panel: str, method: str, measure: str) -> pd.DataFrame:
     """The method's finished cells of a panel by shots."""
-    if sweep.cells.empty:
-        return sweep.cells
-    keys = [(measure, method, panel, shots) for shots in sweep.shots]
-    return sweep.cells.reindex(keys).set_axis([*sweep.shots]).dropna(subset="mean")
+    lines = {shots: sweep.lines.get((measure, method, panel, shots)) for shots in sweep.shots}
+    finished = {shots: line for shots, line in lines.items() if line is not None and not math.isnan(line["mean"])}
+    return pd.DataFrame([*finished.values()], index=pd.Index([*finished], dtype=object))
 
 
 def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
     axes.set_title(panel if panel == AVERAGE else dataset_name(panel))
-    if sweep.shots != (0,):
+    few = [shots for shots in sweep.shots if shots is not None]
+    if few:
         # Every doubling is one step; the ticks are the shots that were run.
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sweep.shots, [str(shots) for shots in sweep.shots])
-        axes.set_xlim(sweep.shots[0] / 1.3, sweep.shots[-1] * 1.3)
+        axes.set_xticks(few, [str(shots) for shots in few])
+        axes.set_xlim(few[0] / 1.3, few[-1] * 1.3)
     else:
         axes.set_xticks([])
     axes.minorticks_off()
@@ -103,7 +103,7 @@ def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
         # Methods stand side by side by a hair, so that error bars do not hide one another.
         aside = 1 + min(0.014, 0.17 / len(sweep.methods)) * (position - len(sweep.methods) / 2)
         axes.errorbar(
-            [(shots or 1) * aside for shots in cells.index],
+            [(1 if shots is None else shots) * aside for shots in cells.index],
             cells["mean"].tolist(),
             yerr=cells["error"].fillna(0.0).tolist(),
             color=colour,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from clipbias.explain.power import DETECTABLE
 from clipbias.report.errors import EXPLAINED, WITHIN, Answers, difference_error
-from clipbias.report.frames import ACCURACY, AVERAGE, Row, Sweep, cell_frame, run_frame
+from clipbias.report.frames import ACCURACY, AVERAGE, CellKey, Row, Sweep, cell_frame, cell_lines, run_frame
 from clipbias.report.names import method_name
 from clipbias.report.published import (
     Published,
@@ -53,7 +53,8 @@ def _average_table(sweep: Sweep, measure: str) -> Table:
     if measure == ACCURACY and are_the_eleven(sweep.datasets):
         published = published_averages()
         note += [f"Published: {published.source} ({published.setting}); {published.caution}."]
-        for place, shots in [*enumerate(sweep.shots, start=1)][::-1]:
+        few = [shots for shots in sweep.shots if shots is not None]
+        for place, shots in [*enumerate(few, start=1)][::-1]:
             values = {method: by_shots.get(shots) for method, by_shots in published.averages.items()}
             if any(values.values()):
                 texts = [_number(values.get(method)) for method in sweep.methods]
@@ -65,7 +66,7 @@ def _average_table(sweep: Sweep, measure: str) -> Table:
     return Table.of(frame, _titled("Accuracy, average over datasets", measure), caption, note=" ".join(note), bold=bold)
 
 
-def _dataset_table(sweep: Sweep, measure: str, shots: int) -> Table:
+def _dataset_table(sweep: Sweep, measure: str, shots: int | None) -> Table:
     columns = {name if name == AVERAGE else dataset_name(name): (measure, name, shots) for name in sweep.columns}
     caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {_training_words(sweep, shots)}."
     title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
@@ -74,7 +75,7 @@ def _dataset_table(sweep: Sweep, measure: str, shots: int) -> Table:
     return dataclasses.replace(table, note=f"{table.note} {seen}".strip())
 
 
-def _measure_table(sweep: Sweep, shots: int) -> Table:
+def _measure_table(sweep: Sweep, shots: int | None) -> Table:
     """Several numbers of training on one dataset, such as base and new classes, or other datasets."""
     (dataset,) = map(dataset_name, sweep.datasets)
     columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
@@ -83,7 +84,7 @@ def _measure_table(sweep: Sweep, shots: int) -> Table:
     return _with_facts(sweep, columns, f"Accuracy, {f'{shots_words(shots)} of ' if shots else ''}{dataset}", caption)
 
 
-def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int]], title: str, caption: str) -> Table:
+def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int | None]], title: str, caption: str) -> Table:
     """A table whose last columns are the validation policy, where anything was selected, and parameters."""
     frame, bold = _accuracy_frame(sweep, columns)
     policies = [
@@ -100,7 +101,7 @@ def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int]], title
 
 
 def _accuracy_frame(
-    sweep: Sweep, columns: Mapping[str, tuple[str, str, int]]
+    sweep: Sweep, columns: Mapping[str, tuple[str, str, int | None]]
 ) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
     """Accuracies as texts, and the places of the best.
 
@@ -118,17 +119,17 @@ def _accuracy_frame(
     return pd.DataFrame(texts, index=[*map(method_name, sweep.methods)]), bold
 
 
-def _cell_text(sweep: Sweep, key: tuple[str, str, str, int], expected: int) -> str:
+def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
     if key not in sweep.lines:
         _, method, dataset, shots = key
-        lost = ((row["method"], row["dataset"], int(row.get("shots") or 0)) for row in sweep.failures)
-        return "failed" if any(one in {(method, dataset, shots), (method, dataset, 0)} for one in lost) else MISSING
+        lost = ((row["method"], row["dataset"], row.get("shots")) for row in sweep.failures)
+        return "failed" if any(one in {(method, dataset, shots), (method, dataset, None)} for one in lost) else MISSING
     line = sweep.lines[key]
     fewer = f" (n = {line['seeds']})" if line["drawn"] and line["seeds"] < expected else ""
     return _number(line["mean"]) + (f" ± {line['error']:.1f}" if line["error"] >= 0 else "") + fewer
 
 
-def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int) -> set[str]:
+def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> set[str]:
     """The best method, and those that its standard error does not tell apart from it; empty for fewer than two.
 
     The error of a difference is that of test images, compared in pairs where all answers are known, and of seeds.
@@ -141,7 +142,7 @@ def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int) -> set[st
     }
 
 
-def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int) -> dict[str, float]:
+def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> dict[str, float]:
     """The standard error of each method's difference to the best, 0 for that and where nothing is known.
 
     Empty for fewer than two methods.
@@ -161,7 +162,7 @@ def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int) -> dic
     return errors
 
 
-def power_words(sweep: Sweep, measure: str, dataset: str, shots: int) -> str:
+def power_words(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> str:
     """Which difference to the best method could have been seen, by the median of its errors; "" where none is known."""
     errors = [error for error in _errors_to_best(sweep, measure, dataset, shots).values() if error > 0]
     if not errors:
@@ -176,8 +177,9 @@ def rate_table(sweep: Sweep) -> Table | None:
     accuracies: dict[tuple[str, ...], dict[float, float | None]] = {}
     for row in sweep.rows:
         if choice := row.get("choice"):
-            where = [dataset_name(row["dataset"]), str(row["shots"])] if choice["for"] == "cell" else ["all", "all"]
-            cell = (row["method"], *where)
+            cell: tuple[str, ...] = (row["method"], "all", "all")
+            if choice["for"] == "cell":
+                cell = (row["method"], dataset_name(row["dataset"]), str(row["shots"] or 0))
             selected[cell] = row["learning_rate"]
             accuracies[cell] = {line["learning_rate"]: line.get("accuracy") for line in choice["tried"]}
     if not selected:
@@ -229,13 +231,13 @@ def calibration_table(sweep: Sweep) -> Table | None:
     runs = run_frame(sweep.rows, values)
     if runs.empty:
         return None
-    cells = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))
-    means = cells["mean"].xs(sweep.columns[-1], level="dataset").unstack(["measure", "shots"])
+    lines = cell_lines(cell_frame(runs, sweep.shots, sweep.datasets, Answers(None)))
     columns: dict[str, list[str]] = {}
     for measure in dict.fromkeys(runs["measure"]):
         for shots in sweep.shots:
             head = f"{measure}, {shots_words(shots)}" if shots else str(measure)
-            columns[head] = [_number(mean, digits=2) for mean in means[measure, shots].reindex(sweep.methods)]
+            keys = [(measure, method, sweep.columns[-1], shots) for method in sweep.methods]
+            columns[head] = [_number(lines[key]["mean"] if key in lines else math.nan, digits=2) for key in keys]
     frame = pd.DataFrame(columns, index=[*map(method_name, sweep.methods)])
     caption = "Expected calibration error (ECE) in percent, 15 bins of equal width, mean over seeds and datasets."
     note = (
@@ -268,11 +270,12 @@ def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
     return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*values[:1], *values[-1:]))) or MISSING
 
 
-def shots_words(shots: int) -> str:
+def shots_words(shots: int | None) -> str:
+    shots = shots or 0
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
-def _training_words(sweep: Sweep, shots: int) -> str:
+def _training_words(sweep: Sweep, shots: int | None) -> str:
     trained = "all training images" if any(row.get("protocol") == "full" for row in sweep.rows) else "no training"
     words = f"{shots} training image{'s' * (shots != 1)} a class" if shots else trained
     seeds = max(sweep.seeds(measure, shots) for measure in sweep.measures)

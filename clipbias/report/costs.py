@@ -6,7 +6,7 @@ import pandas as pd
 
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.errors import Answers
-from clipbias.report.frames import ACCURACY, Sweep, cell_frame, run_frame
+from clipbias.report.frames import ACCURACY, Sweep, cell_frame, cell_lines, run_frame
 from clipbias.report.looks import KINDS
 from clipbias.report.names import method_kind, method_name
 from clipbias.report.published import dataset_name
@@ -21,7 +21,7 @@ _TIMES = (
 )
 
 
-def cost_frames(sweep: Sweep) -> dict[int, pd.DataFrame]:
+def cost_frames(sweep: Sweep) -> dict[int | None, pd.DataFrame]:
     """By shots: kind, mean accuracy over datasets with its error, parameters and training seconds of each method.
 
     Methods come in the order of kinds; those whose costs were not measured are left out.
@@ -31,12 +31,12 @@ def cost_frames(sweep: Sweep) -> dict[int, pd.DataFrame]:
     )
     last = sweep.columns[-1]
     order = [title for title, _, _ in KINDS.values()]
-    costs = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))["mean"].to_dict()
+    costs = cell_lines(cell_frame(runs, sweep.shots, sweep.datasets, Answers(None)))
 
-    def line(method: str, shots: int) -> list[str | float]:
+    def line(method: str, shots: int | None) -> list[str | float]:
         accuracy = sweep.lines.get((sweep.measure, method, last, shots), {})
-        parameters = costs.get((PARAMETERS, method, last, shots), math.nan)
-        seconds = costs.get((TRAINING, method, last, shots), math.nan)
+        parameters = costs.get((PARAMETERS, method, last, shots), {}).get("mean", math.nan)
+        seconds = costs.get((TRAINING, method, last, shots), {}).get("mean", math.nan)
         kind = KINDS[method_kind(method)][0]
         return [kind, accuracy.get("mean", math.nan), accuracy.get("error", math.nan), parameters, seconds]
 
@@ -55,7 +55,7 @@ def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
     return tuple(_table(sweep, frame, shots) for shots, frame in cost_frames(sweep).items())
 
 
-def _table(sweep: Sweep, frame: pd.DataFrame, shots: int) -> Table:
+def _table(sweep: Sweep, frame: pd.DataFrame, shots: int | None) -> Table:
     def accuracy(line: pd.Series) -> str:
         return f"{line['accuracy']:.1f}" + (f" ± {line['error']:.1f}" if not math.isnan(line["error"]) else "")
 
@@ -81,7 +81,7 @@ def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
     if len(frame) < 2:
         return ()
     over = ", ".join(map(dataset_name, sweep.datasets))
-    about = f"Top-1 {sweep.measure} in percent with {shots} shots, mean over {over}, of each method. "
+    about = f"Top-1 {sweep.measure} in percent with {shots or 0} shots, mean over {over}, of each method. "
     free = " What is at the left of the break costs nothing."
     by_parameters = f"{about}Parameters are the mean over datasets of what a run learns.{free}"
     return (

@@ -15,10 +15,14 @@ from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
 
 Row = Mapping[str, Any]
+# Measure, method, dataset and shots of a cell; shots are `None` for all images.
+CellKey = tuple[str, str, str, int | None]
 ACCURACY = "accuracy"
 AVERAGE = "Average"
 _KEY = ["method", "dataset", "shots", "seed"]
 _CELL = ["measure", "method", "dataset", "shots"]
+# Stands for `None`, all images, in this module's columns of whole numbers.
+_ALL = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Sweep:
         image, or `None`.
       measures: "accuracy", or what a protocol measures: base, new and H, or datasets.
       methods, datasets: in the order in which they are shown.
-      shots: ascending; 0 alone where nothing was trained of few images.
+      shots: ascending; `None` alone if no run was trained on few images.
       failures: the rows of runs that failed.
     """
 
@@ -42,7 +46,7 @@ class Sweep:
     measures: tuple[str, ...]
     methods: tuple[str, ...]
     datasets: tuple[str, ...]
-    shots: tuple[int, ...]
+    shots: tuple[int | None, ...]
     failures: Sequence[Row]
 
     @property
@@ -61,11 +65,11 @@ class Sweep:
         return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
 
     @functools.cached_property
-    def lines(self) -> dict[tuple[str, str, str, int], Row]:
+    def lines(self) -> dict[CellKey, Row]:
         """The cells by measure, method, dataset and shots."""
-        return self.cells.to_dict("index")
+        return cell_lines(self.cells)
 
-    def table(self, measure: str, shots: int, what: str = "mean") -> pd.DataFrame:
+    def table(self, measure: str, shots: int | None, what: str = "mean") -> pd.DataFrame:
         """A field of the cells, methods x datasets; NaN where nothing is known."""
         each = {
             column: [self.lines.get((measure, name, column, shots), {}).get(what, math.nan) for name in self.methods]
@@ -73,7 +77,7 @@ class Sweep:
         }
         return pd.DataFrame(each, index=[*self.methods])
 
-    def seeds(self, measure: str, shots: int) -> int:
+    def seeds(self, measure: str, shots: int | None) -> int:
         """How many seeds most methods have."""
         return int(np.nanmax([1, *self.table(measure, shots, "seeds").to_numpy(float).ravel()]))
 
@@ -131,9 +135,12 @@ def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | 
     return pd.DataFrame(lines, columns=columns).astype({"drawn": bool}).drop_duplicates([*_KEY, "measure"], keep="last")
 
 
-def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str], answers: Answers) -> pd.DataFrame:
+def cell_frame(
+    runs: pd.DataFrame, shots: Sequence[int | None], datasets: Sequence[str], answers: Answers
+) -> pd.DataFrame:
     """Means over seeds and datasets with their standard errors: `Sweep.cells`."""
-    same = runs[~runs["drawn"]].drop(columns="shots").merge(pd.DataFrame({"shots": list(shots)}), how="cross")
+    counts = pd.DataFrame({"shots": [count or _ALL for count in shots]})
+    same = runs[~runs["drawn"]].drop(columns="shots").merge(counts, how="cross")
     groups = (pd.concat([runs[runs["drawn"]], same]) if len(same) else runs).groupby(_CELL, sort=False)
     cells = groups.agg(
         mean=("value", "mean"), seeds=("value", "size"), drawn=("drawn", "all"), deviation=("value", "std")
@@ -156,7 +163,16 @@ def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str]
             cells.index, groups["predictions"].agg(list), groups["value"].agg(list), strict=True
         )
     ]
-    return cells if len(datasets) < 2 else pd.concat([cells, _averages(cells, len(datasets))])
+    if len(datasets) > 1:
+        cells = pd.concat([cells, _averages(cells, len(datasets))])
+    keys = [(*where, None if count == _ALL else count) for *where, count in cells.index]
+    return cells.set_axis(pd.MultiIndex.from_tuples(keys, names=_CELL)) if keys else cells
+
+
+def cell_lines(cells: pd.DataFrame) -> dict[CellKey, Row]:
+    """The lines of `cell_frame` by measure, method, dataset and shots. The index of a frame has NaN for `None`."""
+    lines = cells.to_dict("index").items()
+    return {(*where, None if pd.isna(count) else int(count)): line for (*where, count), line in lines}
 
 
 def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
@@ -190,11 +206,11 @@ def _is_drawn(row: Row) -> bool:
 
 
 def _key(row: Row) -> tuple[str, str, int, int | None]:
-    return row["method"], row["dataset"], int(row.get("shots") or 0), row.get("seed") if _is_drawn(row) else 0
+    return row["method"], row["dataset"], row.get("shots") or _ALL, row.get("seed") if _is_drawn(row) else 0
 
 
-def _shots(rows: Sequence[Row]) -> tuple[int, ...]:
-    return tuple(sorted({int(row.get("shots") or 0) for row in rows} - {0})) or (0,)
+def _shots(rows: Sequence[Row]) -> tuple[int | None, ...]:
+    return tuple(sorted({row["shots"] for row in rows if row.get("shots")})) or (None,)
 
 
 def _named_by_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

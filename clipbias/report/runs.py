@@ -13,9 +13,7 @@ from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
 
-_DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
-
-_ROW = (*_DRAW, "key", "status")  # fields that a line of results needs
+_ROW = ("method", "dataset", "seed", "key", "status")  # fields that a line of results needs
 
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
@@ -107,7 +105,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
             state=state_in_words(path, state, finished=finished, progress=progress),
             method=result.get("method", config.get("method")),
             dataset=result.get("dataset", config.get("dataset")),
-            shots=result.get("shots", config.get("shots")),
+            shots=_shown_shots(result, config.get("shots")),
             seed=result.get("seed", config.get("seed")),
             learning_rate=config.get("learning_rate") if binary == "train" else None,
             accuracy=result.get("accuracy"),
@@ -235,7 +233,7 @@ def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
         error=_error(row),
         method=row.get("method"),
         dataset=row.get("dataset"),
-        shots=row.get("shots"),
+        shots=_shown_shots(row),
         seed=row.get("seed"),
         learning_rate=row.get("learning_rate"),
         parameters=row.get("parameters"),
@@ -243,6 +241,11 @@ def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
         seconds=row.get("seconds"),
         validation=row.get("validation"),
     )
+
+
+def _shown_shots(row: Mapping[str, Any], default: object = None) -> object:
+    """The shots of a result as tables show them: 0 where no number of images was drawn."""
+    return (row["shots"] or 0) if "shots" in row else default
 
 
 def _values(config: Mapping[str, Any], axis: str) -> list[Any]:

@@ -21,7 +21,8 @@ class SweepAxes:
     """What a sweep combines: each method on each dataset, with each number of shots, seed and learning rate.
 
     Attributes:
-      methods, datasets, shots, seeds: the axes. A method that draws no image is one run per dataset.
+      methods, datasets, shots, seeds: the axes; shots of `None` are all images. A method that draws no image is one run
+        per dataset.
       learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
       options: options by method name, or by `method@dataset`.
       protocol, targets: see `data.protocols`; empty targets are the literature's.
@@ -30,7 +31,7 @@ class SweepAxes:
 
     methods: tuple[str, ...]
     datasets: tuple[str, ...]
-    shots: tuple[int, ...]
+    shots: tuple[int | None, ...]
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...] = ()
     options: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
@@ -61,7 +62,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     datasets = [context.datasets[name] for name in axes.datasets if name in context.datasets]
     for dataset, method in itertools.product(datasets, axes.methods):
         options = {**axes.options.get(method, {}), **axes.options.get(f"{method}@{dataset.name}", {})}
-        for shots in axes.shots if resolve_method(method, options).uses_images else (0,):
+        for shots in axes.shots if resolve_method(method, options).uses_images else (None,):
             made = resolve_method(method, options, dataset=dataset.name, shots=shots)
             recipe = made.recipe_for(common, shots) if made.trains else None
             learning_rates: Sequence[float | None] = (None,)
@@ -74,9 +75,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                 method=method,
                 options=method_options(made),
                 dataset=dataset.name,
-                protocol="full"
-                if not shots and made.uses_images and axes.protocol != "pseudo_labels"
-                else axes.protocol,
+                protocol=_protocol(axes, made, shots),
                 targets=protocols.targets_of(axes.protocol, dataset.name, axes.targets),
                 shots=shots,
                 seed=0,
@@ -100,9 +99,9 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     return specs
 
 
-def _protocol(axes: SweepAxes, method: Method, shots: int) -> str:
+def _protocol(axes: SweepAxes, method: Method, shots: int | None) -> str:
     """The protocol of a run: "full" where all labelled images are used."""
-    if not shots and method.uses_images and axes.protocol != "pseudo_labels":
+    if shots is None and method.uses_images and axes.protocol != "pseudo_labels":
         return "full"
     return axes.protocol
 

@@ -80,7 +80,7 @@ class TrainJob:
       task: the method bound to the classes of training.
       recipe: how it is trained; `None` where no step is made.
       runs: they differ in seed and learning rate.
-      shots: training images per class, 0 for all.
+      shots: training images per class, `None` for all.
       logging: reports and checkpoints.
       plan: how a step fits the memory; `None` before it is planned.
     """
@@ -89,7 +89,7 @@ class TrainJob:
     task: Task
     recipe: Recipe | None
     runs: tuple[Run, ...]
-    shots: int = 0
+    shots: int | None = None
     logging: Logging = Logging()
     plan: MemoryPlan | None = None
 

@@ -16,6 +16,8 @@ FILE = "rates.json"
 # A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
 METHOD, CELL, NONE = "method", "cell", "none"
 _CELL = ["method", "dataset", "shots"]
+# All images, in a data frame's column of whole numbers.
+_ALL = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,20 +25,22 @@ class Rates:
     """Learning rates by method; an entry may hold for one dataset and number of shots alone.
 
     Attributes:
-      entries: dictionaries with `method` and `learning_rate`, and where they are particular `dataset` and `shots`.
+      entries: dictionaries with `method` and `learning_rate`, and where they are particular `dataset` and `shots`
+        (`None` for all images).
     """
 
     entries: tuple[Mapping[str, Any], ...] = ()
 
-    def entry(self, method: str, dataset: str, shots: int) -> Mapping[str, Any]:
+    def entry(self, method: str, dataset: str, shots: int | None) -> Mapping[str, Any]:
         """The most particular entry; empty where the method has none."""
-        for where in ((dataset, shots), (dataset, None), (None, None)):
+        cell = {"method": method, "dataset": dataset, "shots": shots}
+        for names in (_CELL, _CELL[:2], _CELL[:1]):
             for entry in self.entries:
-                if (entry["method"], entry.get("dataset"), entry.get("shots")) == (method, *where):
+                if {name: entry[name] for name in _CELL if name in entry} == {name: cell[name] for name in names}:
                     return entry
         return {}
 
-    def of(self, method: str, dataset: str, shots: int) -> float | None:
+    def of(self, method: str, dataset: str, shots: int | None) -> float | None:
         """The learning rate; `None` where the method has none here."""
         return self.entry(method, dataset, shots).get("learning_rate")
 
@@ -75,7 +79,8 @@ def choose(rows: Sequence[Row], scope: str) -> Rates:
     if not rows:
         return Rates()
     names = ["status", "learning_rate", "validation_accuracy", "validation_loss"]
-    frame = pd.DataFrame([{name: row.get(name) for name in (*_CELL, *names)} for row in rows])
+    lines = [{name: row.get(name) for name in (*_CELL, *names)} for row in rows]
+    frame = pd.DataFrame([line | {"shots": line["shots"] or _ALL} for line in lines])
     frame = frame.groupby(_CELL, sort=False).filter(lambda cell: (cell.status == "ok").any())
     entries: list[dict[str, Any]] = []
     for where, group in frame.groupby(_CELL[:1] if scope == METHOD else _CELL, sort=False):
@@ -95,7 +100,9 @@ def choose(rows: Sequence[Row], scope: str) -> Rates:
             {"learning_rate": float(rate), "accuracy": _number(accuracy), "loss": _number(loss)}
             for rate, accuracy, loss in candidates.itertuples()
         ]
-        entries.append({name: int(value) if name == "shots" else value for name, value in entry.items()})
+        if "shots" in entry:
+            entry["shots"] = None if entry["shots"] == _ALL else int(entry["shots"])
+        entries.append(entry)
     return Rates(tuple(entries))
 
 

@@ -34,16 +34,16 @@ def train_task(
       ClipbiasError: the loss is not finite, or an image cannot be read.
     """
     context = SweepContext(task.clip, {dataset.name: dataset}, Compute(), mesh, dtype=task.classifier.dtype)
-    protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots else protocols.full(dataset)
+    protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
     unlabelled = task.method.unlabelled
-    train = context.pseudo_labelled(protocol, shots or 0) if unlabelled else protocol.source.split("train")
+    train = context.pseudo_labelled(protocol, shots) if unlabelled else protocol.source.split("train")
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
         task=task.with_memory(class_shards=mesh.shape[meshes.DATA]),
         recipe=recipe if task.method.trains else None,
         runs=(Run(images, seed, protocol),),
-        shots=shots or 0,
+        shots=shots,
         logging=Logging(progress=Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None),
     )
     return jax.tree.map(jnp.asarray, select_run(train_job(job).learnables, 0))

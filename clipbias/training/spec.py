@@ -32,7 +32,7 @@ class RunSpec:
       method: a name of `tuning.METHODS`, or the path of a user's own file.
       options: all options of the method, resolved.
       dataset, protocol, targets: what is learned and tested (`data.protocols`).
-      shots: training images per class; 0 for all, or for a method that draws none.
+      shots: training images per class; `None` for all, or for a method that draws none.
       seed: of the draw, the initial learnables, the order and augmentation of images.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
       template: the dataset's prompt template.
@@ -52,7 +52,7 @@ class RunSpec:
     dataset: str
     protocol: str
     targets: tuple[str, ...]
-    shots: int
+    shots: int | None
     seed: int
     recipe: Recipe | None
     template: str
@@ -125,7 +125,7 @@ def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:
     return [spec for spec in specs if cells[_cell(spec)] % part[1] == part[0]]
 
 
-def _cell(spec: RunSpec) -> tuple[str, str, int]:
+def _cell(spec: RunSpec) -> tuple[str, str, int | None]:
     return spec.method, spec.dataset, spec.shots
 
 
@@ -146,7 +146,7 @@ def group_key(group: Iterable[RunSpec]) -> str:
 def group_name(group: Group) -> str:
     """For files: what the runs of a group have in common, readable."""
     first = group[0]
-    return f"{_file_name(first.method)}-{_file_name(first.dataset)}-{first.shots}shots"
+    return f"{_file_name(first.method)}-{_file_name(first.dataset)}-{first.shots or 0}shots"
 
 
 def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:

@@ -85,7 +85,7 @@ def sweep(
                 drop_programs()
             before = group
             context.begin(group[0].dataset)
-            bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots} shots")
+            bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots or 0} shots")
             for attempted, new in _attempt(group, context, paths, common, bar):
                 new = [row | (notes or {}).get(row["key"], {}) for row in new]
                 rows = _in_order([*rows, *new], specs)
@@ -130,7 +130,7 @@ def _attempt(
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
-        bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots} shots: {sentence(error)}")
+        bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots or 0} shots: {sentence(error)}")
         rows = [spec_facts(spec, common) | {"status": "failed", "error": sentence(error)} for spec in group]
     seconds = (time.monotonic() - began) / len(group)
     return [(group, [row | {"seconds": round(seconds, 2)} for row in rows])]

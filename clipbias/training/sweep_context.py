@@ -86,11 +86,11 @@ class SweepContext:
                 cache.clear()
 
     def _make_protocols(
-        self, protocol: str, dataset: str, shots: int, seeds: tuple[int, ...], targets: tuple[str, ...]
+        self, protocol: str, dataset: str, shots: int | None, seeds: tuple[int, ...], targets: tuple[str, ...]
     ) -> tuple[protocols.EvalProtocol, ...]:
         """The few-shot split of each seed. Where nothing is trained, any split has the test images."""
         load = self.datasets.__getitem__
-        count = max(shots, 1)
+        count = 1 if shots is None else shots
         return tuple(
             protocols.make_protocol(protocol, dataset, load, shots=count, seed=seed, targets=targets or None)
             for seed in seeds
@@ -126,7 +126,7 @@ class SweepContext:
         self._images.keep_only(splits)
         return [Images(split, self._images) for split in splits]
 
-    def pseudo_labelled(self, protocol: protocols.EvalProtocol, shots: int) -> Split:
+    def pseudo_labelled(self, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
         """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
         source, split = protocol.source, protocol.unlabelled()
         if source.class_names not in self._pseudo_labels:
@@ -164,7 +164,7 @@ class SweepContext:
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int
+        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int | None
     ) -> Evaluator | None:
         """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
         source = protocol.source
@@ -177,7 +177,7 @@ class SweepContext:
         split = protocol.validation()
         if split is None:
             return None
-        most = min(shots or MAX_VAL_SHOTS, MAX_VAL_SHOTS)
+        most = MAX_VAL_SHOTS if shots is None else min(shots, MAX_VAL_SHOTS)
         order = np.random.default_rng(0).permutation(len(split))
         by_class = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
         images = split.subset(np.sort(np.concatenate(by_class)))

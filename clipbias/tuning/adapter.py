@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-from clipbias.checks import Count, Range, check_value
+from clipbias.checks import Count, Positive, Range, check_value
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.data.descriptions import Descriptions
@@ -50,7 +50,7 @@ _FIELDS: dict[str, Any] = {
 _NOTES: dict[str, Any] = {
     "dataset": str,
     "protocol": str,
-    "shots": Count,
+    "shots": Positive | None,
     "seed": Count,
     "accuracy": Annotated[float, Range(0, 100)],
     "accuracies": dict[str, float],

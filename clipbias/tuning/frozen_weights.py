@@ -54,7 +54,7 @@ class WeightTuning(Method):
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
         return tuned_weights(learnables, params) if self.decay == WEIGHTS else learnables
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
 
@@ -89,7 +89,7 @@ def _added(change: Any, weights: Any) -> Any:
     return weights.astype(change.dtype) + change
 
 
-def lora_recipe(recipe: str, common: Recipe, shots: int, steps_per_shot: int) -> Recipe:
+def lora_recipe(recipe: str, common: Recipe, shots: int | None, steps_per_shot: int) -> Recipe:
     """The recipe of CLIP-LoRA's authors, which later methods use as well; `common` unless `recipe` is "authors".
 
     AdamW at 2e-4 with weight decay 1e-2, a cosine schedule per step down to 1e-6, batches of 32 including incomplete
@@ -105,7 +105,7 @@ def lora_recipe(recipe: str, common: Recipe, shots: int, steps_per_shot: int) ->
         epsilon=1e-8,
         schedule="steps",
         final_learning_rate=1e-6,
-        steps=steps_per_shot * (shots or 16),
+        steps=steps_per_shot * (16 if shots is None else shots),
         batch_size=32,
         keep_last=True,
         crop=0.08,

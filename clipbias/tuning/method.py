@@ -168,15 +168,15 @@ class Method(abc.ABC):
     # Training.
 
     @classmethod
-    def options_for(cls, dataset: str, shots: int) -> Options:
-        """The authors' options for a dataset of the catalogue and `shots` images per class, 0 for all images.
+    def options_for(cls, dataset: str, shots: int | None) -> Options:
+        """The authors' options for a dataset of the catalogue and `shots` images per class, `None` for all images.
 
         A user's options replace them (`registry.resolve_method`). By default those of `datasets`.
         """
         return cls.datasets.get(dataset, {})
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        """The recipe for `shots` images per class, 0 for all images. By default the common recipe."""
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
+        """The recipe for `shots` images per class, `None` for all images. By default the common recipe."""
         return common
 
     def stages(self, recipe: Recipe) -> Sequence[tuple["Method", Recipe]]:

@@ -29,7 +29,7 @@ from clipbias.tuning.user_methods import source_digest as source_digest
 METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
 
-def resolve_method(name: str, options: Options, *, dataset: str | None = None, shots: int = 0) -> Method:
+def resolve_method(name: str, options: Options, *, dataset: str | None = None, shots: int | None = None) -> Method:
     """A method by name. An option is that of `options`, else of the dataset, else of the preset, else the default.
 
     Args:
@@ -38,7 +38,7 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
         one of several subclasses.
       options: options by name.
       dataset: the dataset whose authors' options are used; `None` for none.
-      shots: training images per class, 0 for all. Some authors' options depend on it.
+      shots: training images per class, `None` for all. Some authors' options depend on it.
 
     Raises:
       ClipbiasError: no such method or option, a value of a wrong type, or a file that cannot be loaded.

@@ -146,7 +146,7 @@ class Task:
         classes = Classes.of(class_names)
         if isinstance(method, str):
             self.method_name = method
-            self.method = resolve_method(method, options, dataset=classes.name, shots=shots or 0)
+            self.method = resolve_method(method, options, dataset=classes.name, shots=shots)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:

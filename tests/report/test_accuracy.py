@@ -14,7 +14,7 @@ def rows(datasets=("a", "b"), shots=(4, 16), seeds=(1, 2)):
     draw = random.Random(0)
     made = []
     for dataset in datasets:
-        made.append({"method": "zero_shot", "dataset": dataset, "shots": 0, "seed": None, "accuracy": 40.0})
+        made.append({"method": "zero_shot", "dataset": dataset, "shots": None, "seed": None, "accuracy": 40.0})
         for method in ("coop", "bias"):
             made += [
                 {
@@ -73,10 +73,10 @@ def test_names_stand_beside_the_last_panel_without_touching(figure):
 @pytest.mark.parametrize("datasets", [("a",), pytest.param(tuple("abcdefghijk"), marks=pytest.mark.long)])
 def test_many_methods_are_named_in_a_legend_that_fits(datasets):
     made = [
-        {"method": method, "dataset": dataset, "shots": k, "seed": 1, "accuracy": 40.0 + k + 2 * number}
+        {"method": method, "dataset": dataset, "shots": k, "seed": 1, "accuracy": 40.0 + (k or 0) + 2 * number}
         for number, method in enumerate(METHODS)
         for dataset in datasets
-        for k in ((0,) if method == "zero_shot" else (4, 16))
+        for k in ((None,) if method == "zero_shot" else (4, 16))
     ]
     figure = accuracy_figure(made)
     figure.draw_without_rendering()

@@ -24,7 +24,7 @@ def run(method="bias", dataset="demo/digits", shots=16, seed=1, accuracy=70.0, *
 
 
 def a_few():
-    rows = [run("zero_shot", shots=0, seed=0, accuracy=43.2, parameters=0, learning_rate=None)]
+    rows = [run("zero_shot", shots=None, seed=0, accuracy=43.2, parameters=0, learning_rate=None)]
     rows += [run("coop", seed=seed, accuracy=accuracy) for seed, accuracy in ((1, 50.0), (2, 51.0), (3, 55.0))]
     return rows + [run("bias", seed=seed, accuracy=accuracy) for seed, accuracy in ((1, 70.0), (2, 71.0), (3, 72.0))]
 
@@ -51,7 +51,7 @@ def test_numbers_seeds_and_parameters_of_a_table():
     )
     assert "√(p (1 − p) / images)" in table.note and "Learning rate 0.0025." in table.note
     assert list(made) == ["Accuracy, 16 shots", "Size"]
-    full = [run(shots=0, seed=seed, accuracy=90.0 + seed, protocol="full") for seed in (1, 2)]
+    full = [run(shots=None, seed=seed, accuracy=90.0 + seed, protocol="full") for seed in (1, 2)]
     assert "all training images, mean of 2 seeds" in tables(full)["Accuracy"].caption
     mixed = tables([*full, run(shots=4, accuracy=50.0), run("coop", shots=4)])["Accuracy, 4 shots"]
     assert entries(mixed, "Bias tuning")[1].startswith("50.0 ±")

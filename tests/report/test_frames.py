@@ -181,12 +181,12 @@ def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path
 
 
 def test_zero_shot_is_the_same_at_every_number_of_shots_and_one_run():
-    rows = [run("zero_shot", shots=0, seed=seed, accuracy=40.0) for seed in (1, 2, 3)] + [run(), run(shots=16)]
+    rows = [run("zero_shot", shots=None, seed=seed, accuracy=40.0) for seed in (1, 2, 3)] + [run(), run(shots=16)]
     sweep = read_sweep(rows)
     assert sweep.shots == (4, 16)
     for shots in (4, 16):
         assert sweep.cells.loc[("accuracy", "zero_shot", "a", shots)][["mean", "seeds"]].tolist() == [40.0, 1]
-    assert cell(rows[:3], method="zero_shot", shots=0)["mean"] == 40.0
+    assert cell(rows[:3], method="zero_shot", shots=None)["mean"] == 40.0
 
 
 def test_an_average_needs_every_dataset():
@@ -207,13 +207,13 @@ def test_a_failure_never_hides_a_finished_run_and_the_last_row_counts():
 
 
 def test_methods_and_datasets_come_in_the_papers_order():
-    sweep = read_sweep([run("mine", "zzz"), run("bias", "dtd"), run("zero_shot", "imagenet", shots=0)])
+    sweep = read_sweep([run("mine", "zzz"), run("bias", "dtd"), run("zero_shot", "imagenet", shots=None)])
     assert sweep.methods == ("zero_shot", "bias", "mine") and sweep.datasets == ("imagenet", "dtd", "zzz")
 
 
 def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
     rows = [run(seed=seed, accuracy=50 + 10 * rate, learning_rate=rate) for seed in (1, 2) for rate in (0.5, 0.25)]
-    sweep = read_sweep([*rows, run("ivlp", learning_rate=0.5), run("zero_shot", shots=0, learning_rate=None)])
+    sweep = read_sweep([*rows, run("ivlp", learning_rate=0.5), run("zero_shot", shots=None, learning_rate=None)])
     assert sweep.methods == ("zero_shot", "ivlp", "bias, rate 0.5", "bias, rate 0.25")
     assert sweep.table("accuracy", 4)["a"]["bias, rate 0.25"] == 52.5
     assert read_sweep([run(learning_rate=0.5), run(dataset="b", learning_rate=0.1)]).methods == ("bias",)

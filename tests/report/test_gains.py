@@ -64,4 +64,4 @@ def test_what_is_drawn_is_the_frame(sweep):
 
 def test_nothing_is_drawn_without_zero_shot():
     assert gain_figure(read_sweep([run("bias"), run("vpt")])) is None
-    assert gain_figure(read_sweep([run("zero_shot", shots=0, seed=None)])) is None
+    assert gain_figure(read_sweep([run("zero_shot", shots=None, seed=None)])) is None

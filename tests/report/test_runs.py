@@ -85,7 +85,7 @@ def test_a_run_that_a_process_works_on(tmp_path: Path) -> None:
 
 
 def cell(method: str, dataset: str, seed: int, **values: Any) -> dict[str, Any]:
-    drawn = {"shots": 0, "learning_rate": None} if method == "zero_shot" else {"shots": 4, "learning_rate": 0.1}
+    drawn = {"shots": None, "learning_rate": None} if method == "zero_shot" else {"shots": 4, "learning_rate": 0.1}
     named = {"protocol": "few_shot", "method": method, "dataset": dataset, "seed": seed, "key": "a"}
     return {**named, **drawn, "status": "ok", **values}
 

@@ -60,7 +60,7 @@ class TinySweep:
     def specs(
         self,
         *methods: str,
-        shots: Sequence[int] = (2,),
+        shots: Sequence[int | None] = (2,),
         seeds: Sequence[int] = (1, 2),
         rates: Rates | None = None,
         **axes: Any,

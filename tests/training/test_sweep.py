@@ -22,7 +22,7 @@ from clipbias.training import loop, stages
 from clipbias.training.compute import Compute
 from clipbias.training.job import TrainJob, TrainResult
 from clipbias.training.predictions import KnownPredictions
-from clipbias.training.rates import Rates
+from clipbias.training.rates import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
@@ -143,6 +143,11 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
     assert {len(part) for part in parts} == {13, 18, 19} and make_groups(parts[1])[0] in groups
     assert len(set(run_names(specs).values())) == len(specs)
     assert run_names(specs)[specs[1].key] == "bias-a-1shots-rate0.1-seed1"
+    # `None` for all images; where no image is drawn either.
+    whole = tiny.specs("zero_shot", "bias", shots=(None,), seeds=(1,))
+    assert [(spec.shots, spec.protocol) for spec in whole[:2]] == [(None, "few_shot"), (None, "full")]
+    assert run_names(whole)[whole[1].key] == "bias-a-0shots-seed1"
+    assert [spec.shots for spec in tiny.specs("zero_shot", shots=(4,))] == [None, None]
     with pytest.raises(ClipbiasError, match="there are no seeds"):
         tiny.specs("bias", seeds=())
     assert parse_part("2/4") == (1, 4) and parse_part(None) == (0, 1)
@@ -201,6 +206,19 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
         score = score_of(tiny.adapter(spec, specs), clip, colours.split("val"))
         assert (score["correct"], score["images"]) == (row["validation_correct"], row["validation_images"])
     assert len(read_json_lines(tmp_path / "e" / VALIDATED)) == 4 and not (tmp_path / "e" / "adapters").exists()
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_rates_of_a_cell_hold_for_its_shots_alone(shots: int | None) -> None:
+    rows = [
+        {"method": "bias", "dataset": "a", "shots": count, "learning_rate": rate, "status": "ok"}
+        | {"validation_accuracy": accuracy, "validation_loss": 1.0}
+        for count, rate, accuracy in ((shots, 0.1, 50.0), (shots, 0.2, 60.0), (4, 0.1, 60.0), (4, 0.2, 50.0))
+    ]
+    rates = choose(rows, CELL)
+    assert [entry["shots"] for entry in rates.entries] == [shots, 4]
+    assert (rates.of("bias", "a", shots), rates.of("bias", "a", 4), rates.of("bias", "a", 8)) == (0.2, 0.1, None)
+    assert choose(rows[:2], METHOD).of("bias", "b", None) == 0.2
 
 
 def test_rates_that_were_chosen_are_taken(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

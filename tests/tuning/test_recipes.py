@@ -30,8 +30,8 @@ def warmed(learning_rate: float, epochs: int, batch_size: int) -> dict[str, Any]
         *((name, COMMON, 4, {}) for name in ("clip_lora", "prolip", "clap", "zs_lp", "tip_adapter_f", "two_stage")),
         *((name, {}, 16, {}) for name in ("kgcoop", "prograd", "promptsrc", "promptsrc_base_to_new")),
         *((name, AUTHORS, 4, LORA | {"steps": 1200}) for name in ("bitfit", "layer_norm")),
-        ("bitfit", AUTHORS, 0, LORA | {"steps": 4800}),
-        *(("clip_lora", {}, shots, LORA | {"steps": 8000}) for shots in (16, 0)),
+        ("bitfit", AUTHORS, None, LORA | {"steps": 4800}),
+        *(("clip_lora", {}, shots, LORA | {"steps": 8000}) for shots in (16, None)),
         ("prolip", {}, 4, ADAM),
         *((name, {}, 4, warmed(0.1, 300, 256) | {"weight_decay": 0.0}) for name in ("clap", "zs_lp")),
         ("clip_adapter", AUTHORS, 16, warmed(0.002, 200, 32)),
@@ -42,7 +42,7 @@ def warmed(learning_rate: float, epochs: int, batch_size: int) -> dict[str, Any]
         ("kgcoop", AUTHORS, 16, warmed(0.002, 100, 128)),
         *(
             ("prograd", AUTHORS, shots, warmed(0.002, epochs, 32))
-            for shots, epochs in ((1, 50), (2, 100), (4, 100), (8, 200), (16, 200), (0, 200))
+            for shots, epochs in ((1, 50), (2, 100), (4, 100), (8, 200), (16, 200), (None, 200))
         ),
         ("promptsrc", AUTHORS, 16, warmed(0.0025, 50, 4)),
         ("promptsrc_base_to_new", AUTHORS, 16, warmed(0.0025, 20, 4)),
@@ -50,5 +50,5 @@ def warmed(learning_rate: float, epochs: int, batch_size: int) -> dict[str, Any]
         ("tcp", AUTHORS, 16, warmed(0.002, 50, 32) | {"optimizer": "adam", "epsilon": 1e-3}),
     ],
 )
-def test_recipes(name: str, options: dict[str, Any], shots: int, changes: dict[str, Any]) -> None:
+def test_recipes(name: str, options: dict[str, Any], shots: int | None, changes: dict[str, Any]) -> None:
     assert make_method(name, **options).recipe_for(SGD, shots) == dataclasses.replace(SGD, **changes)

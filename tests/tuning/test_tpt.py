@@ -189,7 +189,7 @@ def test_augmix_mixes_the_same_crops() -> None:
 
 def test_augmix_is_for_the_authors_datasets() -> None:
     names = (*catalog.ELEVEN, *catalog.VARIANTS, "demo/digits")
-    found = [name for name in names if make_method("tpt").options_for(name, 0) == {"augmix": True}]
+    found = [name for name in names if make_method("tpt").options_for(name, None) == {"augmix": True}]
     assert found == [name for name in catalog.ELEVEN if name != "imagenet"]
     choices = {None: False, False: False, True: True}
     assert all(make_method("tpt_coop", augmix=given).augmix_at_test() is made for given, made in choices.items())

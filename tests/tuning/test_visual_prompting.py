@@ -23,7 +23,7 @@ def test_strips_start_at_a_standard_normal_distribution_and_differ(clip: Clip) -
 
 
 def test_authors_warm_up_is_as_long_as_theirs_on_their_data() -> None:
-    recipe = make_method("visual_prompting").recipe_for(common.SGD, 0)
+    recipe = make_method("visual_prompting").recipe_for(common.SGD, None)
     rates = recipe.step_rates(50_000)
     assert len(rates) == 195_000 and rates.argmax() in (974, 975) and rates.max() == 40
     assert recipe.step_rates(64)[[4, -1]] == pytest.approx([40, 0], abs=1e-3)

@@ -69,7 +69,7 @@ class CLAP(FrozenTowers, FeatureMethod):
             terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(difference).sum(-1)).mean()
         return terms
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         return coop_recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)

@@ -58,7 +58,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
         image = self.ratio * adapted + (1 - self.ratio) * features.image
         return features.scale * cosines(dataclasses.replace(features, image=image))
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         return coop_recipe(learning_rate=0.002, epochs=200, batch_size=32)

@@ -109,7 +109,7 @@ class ClipLora(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText(choose_templates(self.templates, template))
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
     def _tuned_parts(self, name: str) -> list[int]:

@@ -67,5 +67,5 @@ class CoCoOp(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return context_text(clip, self.words, self.tokens)
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return coop_recipe(learning_rate=0.002, epochs=10, batch_size=1) if self.recipe == AUTHORS else common

@@ -52,7 +52,7 @@ class KgCoOp(CoOp):
         distance = 1 - (student * teacher).sum(-1).mean()
         return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe == AUTHORS:
             return coop_recipe(learning_rate=0.002, epochs=100, batch_size=128)
         return common

@@ -77,7 +77,7 @@ class MMA(Method):
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
         return optax.chain(optax.scale(1 / self.factor), recipe.transformation())
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         recipe = coop_recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)

@@ -155,7 +155,7 @@ class MMRL(Method):
     ) -> Learnables:
         return learnables if labels is not None else {**learnables, CONSTANTS: {"alpha": np.float32(1)}}
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         recipe = coop_recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)

@@ -52,5 +52,5 @@ class PLOT(ContextSets):
             logits += features.scale * unit_length(features.image) @ unit_length(features.text.mean(0)).T
         return logits
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return coop_recipe(learning_rate=0.002, epochs=50, batch_size=128) if self.recipe == AUTHORS else common

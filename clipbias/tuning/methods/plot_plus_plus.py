@@ -148,7 +148,7 @@ class PLOTPlusPlus(Method):
             logits += features.scale * unit_length(features.image) @ unit_length(features.text.mean(0)).T
         return logits
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return coop_recipe(learning_rate=0.002, epochs=50, batch_size=32) if self.recipe == AUTHORS else common
 
     def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:

@@ -92,7 +92,7 @@ class ProDA(ContextSets):
             "orthogonality": self.weight * overlap,
         }
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return coop_recipe(learning_rate=0.001, epochs=100, batch_size=4) if self.recipe == AUTHORS else common
 
 

@@ -123,16 +123,16 @@ class ProGrad(Method):
         return jax.tree.map(project, gradients["cross_entropy"], gradients["kl"])
 
     @classmethod
-    def options_for(cls, dataset: str, shots: int) -> Options:
+    def options_for(cls, dataset: str, shots: int | None) -> Options:
         options = dict(super().options_for(dataset, shots))
         if dataset in ("oxford_flowers", "dtd", "eurosat") and shots in (8, 16):
             options["strength"] = 0.8
         return options
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
-        epochs = {1: 50, 2: 100, 3: 100, 4: 100}.get(shots, 200)
+        epochs = 200 if shots is None else {1: 50, 2: 100, 3: 100, 4: 100}.get(shots, 200)
         return coop_recipe(learning_rate=0.002, epochs=epochs, batch_size=32)
 
     @property

@@ -73,7 +73,7 @@ class ProLip(FeatureMethod):
         penalty = learnables[CONSTANTS]["strength"] * jnp.square(learnables[CHANGE]).sum()
         return {**super().losses(learnables, features, logits, labels), "penalty": penalty}
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         return dataclasses.replace(

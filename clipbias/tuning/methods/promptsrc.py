@@ -104,7 +104,7 @@ class PromptSRC(IVLP):
         weights = np.exp(exponents - exponents.max())
         return weights / weights.sum()
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe == AUTHORS:
             return coop_recipe(learning_rate=0.0025, epochs=self.epochs, batch_size=4)
         return common

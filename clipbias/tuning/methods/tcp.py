@@ -106,7 +106,7 @@ class TCP(Method):
         distance = 1 - (text * learnables[CONSTANTS]["classes"]).sum(-1).mean()
         return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         recipe = coop_recipe(learning_rate=0.002, epochs=50, batch_size=32)

@@ -168,7 +168,7 @@ class TipAdapterF(TipAdapter):
         alpha, beta = self._search(learnables["keys"], samples.labels, samples)
         return self._learnables(learnables["keys"], samples.labels, alpha, beta)
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         return dataclasses.replace(

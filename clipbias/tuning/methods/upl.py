@@ -51,5 +51,5 @@ class UPL(ContextSets):
         logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
         return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).sum(0)}
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return coop_recipe(learning_rate=0.002, epochs=50, batch_size=32) if self.recipe == AUTHORS else common

@@ -64,7 +64,7 @@ class VisualPrompting(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText(("This is a photo of a {}",), spaces="_-")
 
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         if self.recipe != AUTHORS:
             return common
         # The authors' 1000 steps of warm-up are 5 of their 1000 epochs, of 50,000 images.
