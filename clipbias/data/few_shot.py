@@ -40,18 +40,18 @@ def few_shot(
     return np.asarray(train_indices, np.int64), np.asarray(val_indices, np.int64)
 
 
-def most_confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int | None) -> np.ndarray:
+def most_confident(predicted: np.ndarray, other_odds: np.ndarray, *, shots: int | None) -> np.ndarray:
     """Selects images by pseudo-label, as UPL does (Huang et al. 2022): the most confident images of each class.
 
     Args:
       predicted: `[n]`, the predicted class of each image; -1 for unreadable images.
-      doubt: `[n]`, 1/p - 1 for the probability p of that class. It stays exact where p rounds to 1.
+      other_odds: `[n]`, 1/p - 1 for the probability p of that class. It stays exact where p rounds to 1.
       shots: Images per class at most, `None` for all. A class may have fewer, or none.
 
     Returns:
       Indices, int64, class by class, the most confident image first, and the earlier one of equal images.
     """
-    order = np.argsort(doubt, kind="stable")
+    order = np.argsort(other_odds, kind="stable")
     by_class = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]
     return np.concatenate([indices[:shots] for indices in by_class] or [order[:0]]).astype(np.int64)
 

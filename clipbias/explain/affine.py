@@ -45,7 +45,7 @@ class Products:
 
     def merge(self, other: "Products") -> "Products":
         """Both together, in float64 on the host."""
-        mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), one) for one in (self, other))
+        mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), block_map) for block_map in (self, other))
         count = mine.count + theirs.count
         share = (theirs.count / np.maximum(count, 1))[..., None]
         apart = [theirs.inputs - mine.inputs, theirs.outputs - mine.outputs]
@@ -63,7 +63,8 @@ class Products:
         count = self.count.sum(0)
         weight = self.count[..., None]
         means = [(weight * z).sum(0) / jnp.maximum(count, 1)[..., None] for z in (self.inputs, self.outputs)]
-        x, y = self.inputs - means[0], self.outputs - means[1]
+        x = self.inputs - means[0]
+        y = self.outputs - means[1]
         between = [weight[..., None] * x[..., :, None] * z[..., None, :] for z in (x, y)]
         return Products(
             count, means[0], means[1], (self.squares + between[0]).sum(0), (self.crosses + between[1]).sum(0)
@@ -79,8 +80,8 @@ def low_rank(products: Products, rank: int, *, ridge: float = RIDGE) -> tuple[np
       ridge: penalty of the squared weights, as a share of the mean variance of the inputs' numbers.
     """
     layers = zip(products.inputs, products.outputs, products.squares, products.crosses, strict=True)
-    found = [_low_rank(*(np.asarray(z, np.float64) for z in layer), rank=rank, ridge=ridge) for layer in layers]
-    down, up, shift = (np.stack(part).astype(np.float32) for part in zip(*found, strict=True))
+    layer_maps = [_low_rank(*(np.asarray(z, np.float64) for z in layer), rank=rank, ridge=ridge) for layer in layers]
+    down, up, shift = (np.stack(part).astype(np.float32) for part in zip(*layer_maps, strict=True))
     return down, up, shift
 
 
@@ -99,5 +100,6 @@ def _low_rank(
     # What the fit predicts, with its penalty, has these squares over the outputs.
     predicted = crosses.T @ full
     directions = np.linalg.eigh((predicted + predicted.T) / 2)[1][:, ::-1][:, :rank]
-    down, up = full @ directions, directions.T
+    down = full @ directions
+    up = directions.T
     return down, up, outputs - inputs @ down @ up

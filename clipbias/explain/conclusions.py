@@ -24,8 +24,12 @@ NOT_SMALL = 0.1
 # Percentiles of a bootstrap say little below.
 FEWEST_IMAGES = 20
 
-NO_GAIN, UNDECIDED, SHARED = "no gain", "undecided", "shared"
-STANDS_FOR, CARRIES_MOST, DOES_NOT = "stands", "most", "not"
+NO_GAIN = "no gain"
+UNDECIDED = "undecided"
+SHARED = "shared"
+STANDS_FOR = "stands"
+CARRIES_MOST = "most"
+DOES_NOT = "not"
 MEAN = "the mean of what its blocks add"
 
 
@@ -106,15 +110,15 @@ def stands_for(numbers: Replacements, form: str, outcome: str, label: str) -> Cl
     """
     if nothing := no_gain(numbers.gain, outcome):
         return nothing
-    kept = numbers.kept[form].share
-    keeps = f"it keeps {percent(kept)} of the gain in {OUTCOME_NAMES[outcome]}"
+    kept_share = numbers.kept[form].share
+    keeps = f"it keeps {percent(kept_share)} of the gain in {OUTCOME_NAMES[outcome]}"
     shown = f"added to the frozen model as {REPLACEMENT_FORM_NAMES[form]}, {keeps}"
     if form not in numbers.lost:
         undecided = f"Undecided whether {MEAN} stands for {label}: {shown}; what is lost without it was not measured."
         return Claim(UNDECIDED, undecided)
     lost = numbers.lost[form].share
     shown += f"; subtracted from {label}, {percent(lost)} of it is lost"
-    named = {"what is kept": kept, "what is lost": lost}
+    named = {"what is kept": kept_share, "what is lost": lost}
     if all(excludes(share, STANDS) > 0 for share in named.values()):
         above = f"Both intervals lie above {100 * STANDS:.0f} %."
         return Claim(STANDS_FOR, f"{capitalize(MEAN)} stands for {label}: {shown}. {above}")
@@ -135,8 +139,8 @@ def keeps(numbers: ByOutcome[Replacements], form: str) -> str:
     parts = []
     for outcome, of_outcome in numbers.items():
         name = OUTCOME_NAMES[outcome]
-        kept = f"it keeps {percent(of_outcome.kept[form].share)} of the gain in {name}"
-        parts.append(f"{name} has no sure gain" if no_gain(of_outcome.gain, outcome) else kept)
+        kept_gain = f"it keeps {percent(of_outcome.kept[form].share)} of the gain in {name}"
+        parts.append(f"{name} has no sure gain" if no_gain(of_outcome.gain, outcome) else kept_gain)
     return "; ".join(parts)
 
 

@@ -35,7 +35,8 @@ UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
 OUTCOME_NAMES = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihood"}
 # Images: the standard deviation of what resamples of accuracy vary by besides.
 EXTRA_DEVIATION = 0.5
-REFERENCE, TUNED = "reference", "tuned"
+REFERENCE = "reference"
+TUNED = "tuned"
 KEPT = "kept"
 LOST = "lost"
 OUTSIDE = "outside"

@@ -43,28 +43,31 @@ def observe_products(roles: Roles, totals: Mapping[str, Moments], bias: Mapping[
     squares = np.asarray(part.squares, np.float64).sum(-1) + (np.square(sums).sum(-1) / np.maximum(count, 1))
     products = np.square(sums).sum(-1) - squares  # of pairs of different samples
     # Without one of two samples no pair is left of a token, which then counts no more.
-    several = count > 2
-    fixed = np.where(several, -products / np.maximum((count - 1) * (count - 2), 1), np.where(count == 2, products, 0))
-    weight = np.where(several, 2 / np.maximum(count - 2, 1), 0)
+    more_than_two = count > 2
+    fixed = np.where(
+        more_than_two, -products / np.maximum((count - 1) * (count - 2), 1), np.where(count == 2, products, 0)
+    )
+    weight = np.where(more_than_two, 2 / np.maximum(count - 2, 1), 0)
     of_all = _sums(totals["total"])
     known = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32),
         {
-            **{"sums": sums, "fixed": fixed, "weight": weight, "several": several, "all": of_all},
+            **{"sums": sums, "fixed": fixed, "weight": weight, "more_than_two": more_than_two, "all": of_all},
             **{"pair": np.where(count == 2, squares, 0), "bias": dict(bias)},
         },
     )
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
         here = jax.tree.map(lambda leaf: leaf[view.index], known)
-        own = view.project(parts(view, roles)[1]).astype(jnp.float32)
-        counted = jnp.broadcast_to(roles.queries, own.shape[:2])
-        own = jnp.where(counted[..., None], own, 0)
-        square, whole = jnp.square(own).sum(-1), own.sum(1)
-        with_others = (own * (here["sums"] - own)).sum(-1)
+        prompt_part = view.project(parts(view, roles)[1]).astype(jnp.float32)
+        counted = jnp.broadcast_to(roles.queries, prompt_part.shape[:2])
+        prompt_part = jnp.where(counted[..., None], prompt_part, 0)
+        square = jnp.square(prompt_part).sum(-1)
+        whole = prompt_part.sum(1)
+        with_others = (prompt_part * (here["sums"] - prompt_part)).sum(-1)
         return {
             "constant": jnp.where(counted, here["fixed"] + here["weight"] * with_others, 0).sum(-1),
-            "repeated": jnp.where(counted, here["several"] * square + here["pair"], 0).sum(-1),
+            "repeated": jnp.where(counted, here["more_than_two"] * square + here["pair"], 0).sum(-1),
             "square": square.sum(-1),
             "tokens": counted.sum(-1).astype(jnp.float32),
             "with_all": whole @ here["all"],
@@ -85,29 +88,33 @@ def left_out(
       rows: of `observe_products`, `[n, L]` each.
       bias: learned biases `[L, D]` by name.
     """
-    own = {name: np.asarray(values, np.float64) for name, values in rows.items()}
+    sample = {name: np.asarray(values, np.float64) for name, values in rows.items()}
     part = totals["part"]
-    count, mean = np.asarray(part.count, np.float64), np.asarray(part.mean, np.float64)
-    length, spread = np.square(mean).sum(-1), np.asarray(part.squares, np.float64).sum(-1)
-    square, repeated = count * length + spread, count > 1
+    count = np.asarray(part.count, np.float64)
+    mean = np.asarray(part.mean, np.float64)
+    length = np.square(mean).sum(-1)
+    spread = np.asarray(part.squares, np.float64).sum(-1)
+    square = count * length + spread
+    repeated = count > 1
     numerator = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
-    tokens, of_all = _sums(totals["tokens"]), _sums(totals["total"])
+    tokens = _sums(totals["tokens"])
+    of_all = _sums(totals["total"])
     pairs_of_tokens = np.square(tokens) - _squares(totals["tokens"])
     pairs = np.square(of_all).sum(-1) - _squares(totals["total"])
-    rest = tokens - own["tokens"]
+    rest = tokens - sample["tokens"]
     # Squares of sums without a sample, over pairs of different ones: its products with the others go, twice.
-    without = pairs - 2 * (own["with_all"] - own["own"])
-    without_tokens = pairs_of_tokens - 2 * own["tokens"] * (tokens - own["tokens"])
-    norm = np.sqrt(np.maximum(np.square(of_all).sum(-1) - 2 * own["with_all"] + own["own"], 0))
-    found = {
-        "constancy": _ratio(numerator - own["constant"], (repeated * square).sum(-1) - own["repeated"]),
-        "bias_likeness": _ratio(without * rest, without_tokens * (square.sum(-1) - own["square"])),
+    without = pairs - 2 * (sample["with_all"] - sample["own"])
+    without_tokens = pairs_of_tokens - 2 * sample["tokens"] * (tokens - sample["tokens"])
+    norm = np.sqrt(np.maximum(np.square(of_all).sum(-1) - 2 * sample["with_all"] + sample["own"], 0))
+    statistics = {
+        "constancy": _ratio(numerator - sample["constant"], (repeated * square).sum(-1) - sample["repeated"]),
+        "bias_likeness": _ratio(without * rest, without_tokens * (square.sum(-1) - sample["square"])),
     }
     for name, values in bias.items():
         vector = np.asarray(values, np.float64)
-        along = (of_all * vector).sum(-1) - own[f"bias/{name}"]
-        found[f"bias_cosine/{name}"] = _ratio(along, norm * np.linalg.norm(vector, axis=-1))
-    return found
+        along = (of_all * vector).sum(-1) - sample[f"bias/{name}"]
+        statistics[f"bias_cosine/{name}"] = _ratio(along, norm * np.linalg.norm(vector, axis=-1))
+    return statistics
 
 
 def standard_error(values: np.ndarray) -> np.ndarray:
@@ -124,13 +131,15 @@ def _ratio(part: Any, whole: Any) -> np.ndarray:
 
 def _sums(moments: Moments) -> np.ndarray:
     """`Σ_i x_i`, from moments whose count has leading axes of the mean."""
-    count, mean = np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
+    count = np.asarray(moments.count, np.float64)
+    mean = np.asarray(moments.mean, np.float64)
     return count.reshape(count.shape + (1,) * (mean.ndim - count.ndim)) * mean
 
 
 def _squares(moments: Moments) -> np.ndarray:
     """`Σ_i |x_i|²`: `[L]`."""
-    count, mean = np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
+    count = np.asarray(moments.count, np.float64)
+    mean = np.asarray(moments.mean, np.float64)
     spread = np.asarray(moments.squares, np.float64)
     length, spread = (x.reshape(len(x), -1).sum(-1) for x in (np.square(mean), spread))
     return count * length + spread

@@ -14,7 +14,8 @@ from clipbias.settings import setting, setting_of
 
 ZERO_SHOT_TEXTS = ("paper", "dataset")
 # Images per batch by default. What a block makes of more of them leaves a CPU's caches.
-_BATCH, _BATCH_ON_CPU = 32, 8
+_BATCH = 32
+_BATCH_ON_CPU = 8
 # Options that no result depends on.
 _HOW = ("batch_size", "workers")
 

@@ -57,10 +57,10 @@ def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.nd
     of_image = np.broadcast_to(images.astype(">i4"), (tries, len(images)))
     marks = np.ascontiguousarray(of_image[..., None]).view(np.uint8)
     rows = np.concatenate([marks, np.packbits(gone[:, images], axis=-1)], axis=-1)
-    kept, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
+    different, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
     which[:, images] = inverse.reshape(tries, len(images))
-    numbers = np.ascontiguousarray(kept[:, :4]).view(">i4")[:, 0].astype(np.int32)
-    return numbers, np.unpackbits(kept[:, 4:], axis=-1, count=patches).astype(bool), which
+    numbers = np.ascontiguousarray(different[:, :4]).view(">i4")[:, 0].astype(np.int32)
+    return numbers, np.unpackbits(different[:, 4:], axis=-1, count=patches).astype(bool), which
 
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:

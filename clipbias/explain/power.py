@@ -79,7 +79,9 @@ def spread(differences: np.ndarray) -> Spread:
     seeds, n = values.shape
     if seeds == 1:
         return Spread(float(values[0].var(ddof=1)), None, 0.0)
-    by_seed, by_image, mean = values.mean(1), values.mean(0), values.mean()
+    by_seed = values.mean(1)
+    by_image = values.mean(0)
+    mean = values.mean()
     rest = values - by_seed[:, None] - by_image + mean
     squares = float((rest**2).sum() / ((seeds - 1) * (n - 1)))
     between_seeds = float(n * by_seed.var(ddof=1))

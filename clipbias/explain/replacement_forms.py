@@ -47,7 +47,8 @@ def random_control(bias: EquivalentBias, *, seed: int) -> EquivalentBias:
 
 def shuffled_control(bias: EquivalentBias, *, seed: int) -> EquivalentBias:
     """The constants of other layers: each layer gets another one's, and every one is used once."""
-    depth, draw = len(bias.kind), np.random.default_rng(seed)
+    depth = len(bias.kind)
+    draw = np.random.default_rng(seed)
     order = draw.permutation(depth)
     # Along one cycle through all layers none keeps its own.
     source = np.empty(depth, int)
@@ -68,10 +69,12 @@ def vision_intervention(bias: EquivalentBias, form: str) -> Intervention:
     """What a form adds to image tokens: a row for each position, whatever the form, so that one program serves all."""
     positions = bias.token.shape[1]
     rank = max(RANKS) if bias.products is not None else 0
-    maps, outlier = None, None
+    maps = None
+    outlier = None
     if form.startswith("rank") and bias.products is not None:
         down, up, shift = low_rank(bias.products, int(form.removeprefix("rank")))
-        maps, table = (down, up), np.repeat(shift[:, None], positions, axis=1)
+        maps = (down, up)
+        table = np.repeat(shift[:, None], positions, axis=1)
     elif form == "token":
         table = bias.token
     elif form == "vector":
@@ -79,7 +82,8 @@ def vision_intervention(bias: EquivalentBias, form: str) -> Intervention:
     else:
         kinds = bias.kind
         if form == "outliers" and bias.outliers is not None:
-            kinds, outlier = bias.outliers[:, :-1], bias.outliers[:, -1]
+            kinds = bias.outliers[:, :-1]
+            outlier = bias.outliers[:, -1]
         others = positions + 1 - kinds.shape[1]  # `[cls]` is a kind of its own
         table = np.concatenate([kinds[:, :-1], np.repeat(kinds[:, -1:], others, axis=1)], axis=1)
     return Intervention.constant(table, outlier, rank, maps)

@@ -14,4 +14,7 @@ REPLACEMENT_FORM_NAMES = {
 PLAIN = "kind"
 # Methods that learn a constant: that it stands for them is no finding.
 CONSTANT_METHODS = ("bias", "bias_by_kind")
-RANDOM, SHUFFLED, ANOTHER_SEED, ANOTHER_DATASET = "random", "shuffled", "another seed", "another dataset"
+RANDOM = "random"
+SHUFFLED = "shuffled"
+ANOTHER_SEED = "another seed"
+ANOTHER_DATASET = "another dataset"

@@ -15,7 +15,8 @@ def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Arr
 
     `first` tokens stand before the patches.
     """
-    x, prompts = tokens[:, first : first + patches], tokens[:, first + patches :]
+    x = tokens[:, first : first + patches]
+    prompts = tokens[:, first + patches :]
     differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
     return jnp.sqrt(jnp.square(differences).sum(-1))
 

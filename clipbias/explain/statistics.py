@@ -19,7 +19,7 @@ from clipbias.explain.results import Average, SampledAverage
 
 def _widen(x: Any, ndim: int) -> Any:
     """`x` with axes appended up to `ndim`."""
-    return x.reshape((*x.shape, *[1] * (ndim - x.ndim)))
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
 @struct.dataclass
@@ -37,7 +37,8 @@ class Moments:
     def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Moments":
         """Of `values [B, …]`, counting where `mask`, `[B]` or with more of the leading axes of `values`, is true."""
         mask = jnp.ones(values.shape[:1]) if mask is None else mask.astype(jnp.float32)
-        weight, count = _widen(mask, values.ndim), mask.sum(0)
+        weight = _widen(mask, values.ndim)
+        count = mask.sum(0)
         # What is masked may hold anything, NaN included.
         values = jnp.where(weight > 0, values, 0).astype(jnp.float32)
         mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)

@@ -29,7 +29,8 @@ Batch = Mapping[str, jax.Array]
 Step = Callable[[Batch], Mapping[str, Any]]
 T = TypeVar("T")
 SAVE_SECONDS = 60.0
-_FINGERPRINT, _EXAMPLES = "__fingerprint__", "__examples__"
+_FINGERPRINT = "__fingerprint__"
+_EXAMPLES = "__examples__"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,9 @@ class RequestProgress:
 
     def __init__(self, request: Request, folder: Path, fingerprint: str) -> None:
         """Takes up what the folder holds of the same study; nothing where a file is damaged or of another study."""
-        self.request, self._path, self._fingerprint = request, folder / f"{request.name}.npz", fingerprint
+        self.request = request
+        self._path = folder / f"{request.name}.npz"
+        self._fingerprint = fingerprint
         self.state, self.done = self._load()
         self._saved = self.done
 

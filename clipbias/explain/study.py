@@ -228,7 +228,7 @@ class Study:
         for start in range(self._part * local, self._part * local + count, size):
             hosts.check()
             shards = [values[start : start + local] for values in rows]
-            padded = [np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in shards]
+            padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
             results.append(compute(*(meshes.place_rows(self.mesh, x) for x in padded)))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *meshes.device_get(results))
 

@@ -21,10 +21,12 @@ import numpy as np
 
 from clipbias.explain.uncertainty import draw_counts, weigh
 
-LOWEST, HIGHEST = 0.01, 100.0
+LOWEST = 0.01
+HIGHEST = 100.0
 # Images times classes up to which temperatures are fitted anew in every resample.
 REFIT_UP_TO = 100_000
-_LOW, _HIGH = -np.log(HIGHEST), -np.log(LOWEST)
+_LOW = -np.log(HIGHEST)
+_HIGH = -np.log(LOWEST)
 _NODES = np.linspace(_LOW, _HIGH, 37)
 _STEP = _NODES[1] - _NODES[0]
 # Numbers held at once for one form: images by nodes by classes.
@@ -67,10 +69,12 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     at = np.clip(np.zeros(logits.shape[1]), low, high)
     for _ in range(60):
         _, slope, curve = _log_likelihoods(differences, at[None, :, None]).sum(0)[:, 0].T
-        low, high = np.where(slope > 0, at, low), np.where(slope > 0, high, at)
+        low = np.where(slope > 0, at, low)
+        high = np.where(slope > 0, high, at)
         newton = at - slope / np.where(curve < 0, curve, -1)
         following = np.where((curve < 0) & (newton >= low) & (newton <= high), newton, (low + high) / 2)
-        done, at = np.abs(following - at).max() < 1e-12, following
+        done = np.abs(following - at).max() < 1e-12
+        at = following
         if done:
             break
     ends = np.array([_LOW, _HIGH])[None, None]
@@ -103,10 +107,10 @@ def calibrate(
     refit = n * classes <= REFIT_UP_TO if refit is None else refit
     second = halves(labels, seed=seed)
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
-    own = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
+    log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
     values = np.concatenate(
         [
-            _log_likelihoods(_differences(logits[rows], labels[rows]), own[rows][:, :, None])[..., 0, 0]
+            _log_likelihoods(_differences(logits[rows], labels[rows]), log_scales[rows][:, :, None])[..., 0, 0]
             for rows in _rounds(n, forms * classes)
         ]
     )
@@ -158,7 +162,9 @@ def _draws(
     Args:
       fitted: `s` of both halves without resampling `[2, K]`, around which the resamples' lie.
     """
-    around, forms, found = 0.6, np.arange(logits.shape[1]), np.zeros((len(counts), logits.shape[1]))
+    around = 0.6
+    forms = np.arange(logits.shape[1])
+    sums = np.zeros((len(counts), logits.shape[1]))
     while len(forms):
         nodes = [_nodes_around(fitted[:, k], around) for k in forms]
         profile = np.concatenate(
@@ -166,17 +172,18 @@ def _draws(
         )
         ends = np.cumsum([3 * len(at) for at in nodes])[:-1]
         halves_of = [
-            [part.reshape(-1, 3, len(counts)) for part in np.split(_weigh(counts[:, own], profile[own]), ends)]
-            for own in (~second, second)
+            [part.reshape(-1, 3, len(counts)) for part in np.split(_weigh(counts[:, half], profile[half]), ends)]
+            for half in (~second, second)
         ]
         inside = np.array(
             [all(_inside(half, at) for half in both) for *both, at in zip(*halves_of, nodes, strict=True)]
         )
         done = [both for *both, good in zip(*halves_of, inside, strict=True) if good]
         if done:
-            found[:, forms[inside]] = _cross(done).T
-        forms, around = forms[~inside], 2 * around
-    return found
+            sums[:, forms[inside]] = _cross(done).T
+        forms = forms[~inside]
+        around = 2 * around
+    return sums
 
 
 def _weigh(counts: np.ndarray, profile: np.ndarray) -> np.ndarray:
@@ -201,26 +208,28 @@ def _profile(logits: np.ndarray, labels: np.ndarray, nodes: np.ndarray) -> np.nd
 
 def _inside(sums: np.ndarray, nodes: np.ndarray) -> bool:
     """Whether the maxima of all sums `[G, 3, R]` lie between the first node and the last, or at a bound."""
-    first, last = nodes[0] == _NODES[0], nodes[-1] == _NODES[-1]
+    first = nodes[0] == _NODES[0]
+    last = nodes[-1] == _NODES[-1]
     return bool((first or (sums[0, 1] >= 0).all()) and (last or (sums[-1, 1] < 0).all()))
 
 
 def _cross(sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """`[K, R]`: each half's sum at the other half's maximum, added up, of sums `[G, 3, R]` by form and half."""
     places = [[_place(half) for half in both] for both in sums]
-    found = np.zeros((len(sums), sums[0][0].shape[-1]))
-    for own, other in ((0, 1), (1, 0)):
-        nodes = [node[own][0] for node in places]
-        own_polynomial, others = (
+    totals = np.zeros((len(sums), sums[0][0].shape[-1]))
+    for fitted_half, other in ((0, 1), (1, 0)):
+        nodes = [node[fitted_half][0] for node in places]
+        fitted_polynomial, others = (
             _stack([_polynomial(both[half], node) for both, node in zip(sums, nodes, strict=True)])
-            for half in (own, other)
+            for half in (fitted_half, other)
         )
-        at = _maximum(own_polynomial)
+        at = _maximum(fitted_polynomial)
         for k, place in enumerate(places):
-            rising, count = place[own][1], len(sums[k][own])
+            rising = place[fitted_half][1]
+            count = len(sums[k][fitted_half])
             at[k] = np.where(rising == 0, 0.0, np.where(rising == count, 1.0, at[k]))
-        found += _value(others, at)
-    return found
+        totals += _value(others, at)
+    return totals
 
 
 def _stack(polynomials: list[list[np.ndarray]]) -> list[np.ndarray]:
@@ -240,15 +249,19 @@ def _maximum(coefficients: list[np.ndarray]) -> np.ndarray:
     """Where polynomials `[K, R]` are greatest between 0 and 1."""
     slopes = [power * coefficients[power] for power in range(1, 6)]
     curves = [power * slopes[power] for power in range(1, 5)]
-    low, high = np.zeros(slopes[0].shape), np.ones(slopes[0].shape)
+    low = np.zeros(slopes[0].shape)
+    high = np.ones(slopes[0].shape)
     at = np.full(slopes[0].shape, 0.5)
     for _ in range(50):
-        slope, curve = _value(slopes, at), _value(curves, at)
-        low, high = np.where(slope > 0, at, low), np.where(slope > 0, high, at)
+        slope = _value(slopes, at)
+        curve = _value(curves, at)
+        low = np.where(slope > 0, at, low)
+        high = np.where(slope > 0, high, at)
         newton = at - slope / np.where(curve < 0, curve, -np.inf)
         good = (curve < 0) & (newton >= low) & (newton <= high)
         following = np.where(good, newton, (low + high) / 2)
-        done, at = np.abs(following - at).max() < 1e-9, following
+        done = np.abs(following - at).max() < 1e-9
+        at = following
         if done:
             break
     return at
@@ -263,7 +276,8 @@ def _value(coefficients: list[np.ndarray], at: np.ndarray) -> np.ndarray:
 
 def _polynomial(sums: np.ndarray, node: np.ndarray) -> list[np.ndarray]:
     """Coefficients, the constant first, of the polynomial with the values and derivatives at a node and the next."""
-    every, scale = np.arange(sums.shape[-1]), _STEP ** np.arange(3)[:, None]
+    every = np.arange(sums.shape[-1])
+    scale = _STEP ** np.arange(3)[:, None]
     (f, d, c), (g, e, b) = (scale * sums[node + after, :, every].T for after in (0, 1))
     rise = g - f
     return [

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-RESAMPLES, LEVEL = 2000, 0.95
+RESAMPLES = 2000
+LEVEL = 0.95
 LARGEST_SHARE = 10.0
 FEWEST_DATASETS = 5
 # Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
@@ -44,7 +45,7 @@ def shapley(outcomes: np.ndarray) -> np.ndarray:
       Values whose sum over the effects is `outcomes[:, -1] − outcomes[:, 0]`, image by image.
     """
     count = int(math.log2(outcomes.shape[1]))
-    by_effect = np.asarray(outcomes, np.float64).reshape(len(outcomes), *[2] * count)
+    by_effect = np.asarray(outcomes, np.float64).reshape((len(outcomes),) + (2,) * count)
     values = np.zeros((len(outcomes), count))
     for effect in range(count):
         gain = np.diff(by_effect, axis=1 + effect).reshape(len(outcomes), -1)
@@ -66,7 +67,7 @@ def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.n
     Returns:
       By names joined with " × ". All of them and the effects' single gains over the reference add up to the gain.
     """
-    by_effect = np.asarray(outcomes, np.float64).reshape(len(outcomes), *[2] * len(effects))
+    by_effect = np.asarray(outcomes, np.float64).reshape((len(outcomes),) + (2,) * len(effects))
     terms = {}
     for size in range(2, len(effects) + 1):
         for members in itertools.combinations(range(len(effects)), size):

@@ -31,7 +31,8 @@ from clipbias.clip.tokenizer import Tokenizer
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 
-VECTORS, ROWS = 1024, 4096  # contexts, and rows of the embedding table, that are compared at a time
+VECTORS = 1024  # contexts that are compared at a time
+ROWS = 4096  # rows of the embedding table that are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ def prompt_prefixes(task: Task, prompts: int) -> list[np.ndarray]:
     Raises:
       ClipbiasError: class names stand between or before the context tokens.
     """
-    ids, rows = np.asarray(task.tokens.ids), np.asarray(task.tokens.context_rows)
+    ids = np.asarray(task.tokens.ids)
+    rows = np.asarray(task.tokens.context_rows)
     prefixes = []
     for prompt in range(prompts):
         at = np.argmax(rows == prompt, axis=1)

@@ -26,7 +26,8 @@ Gradient = tuple[jax.Array, jax.Array, Learnables]
 
 def why_whole(task: Task) -> str | None:
     """Why a method's batches cannot be split into micro-batches, as the end of a sentence; `None` where they can."""
-    name, method = type(task.method).__name__, task.method
+    name = type(task.method).__name__
+    method = task.method
     if sampling_of(method) is not None:
         return f"{name} trains on features of images, which are small"
     if method.batchwise:
@@ -48,7 +49,9 @@ def accumulated_gradient(
 
     Arguments as there, but for `batch`: its images are as they are read, and a device's rows lie side by side.
     """
-    classifier, method, constants = static.classifier, static.classifier.method, inputs.constants
+    classifier = static.classifier
+    method = static.classifier.method
+    constants = inputs.constants
     count = jnp.maximum(batch["mask"].sum(), 1)  # 1: a batch without a readable image
 
     def texts(learned: Learnables) -> EncodedTexts:
@@ -61,7 +64,8 @@ def accumulated_gradient(
     def terms(
         learned: Learnables, encoded: EncodedTexts | None, micro_batch: Batch
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        labels, mask = micro_batch["labels"], micro_batch["mask"]
+        labels = micro_batch["labels"]
+        mask = micro_batch["mask"]
         losses, logits = classifier.losses(
             inputs.params,
             whole_learnables(learned, constants),
@@ -110,6 +114,6 @@ def _micro_batches(rows: jax.Array, count: int, devices: int) -> jax.Array:
     Missing rows are zeros, which the mask drops.
     """
     by_device = rows.reshape(devices, -1, *rows.shape[1:])
-    padding = [(0, 0), (0, -by_device.shape[1] % count), *[(0, 0) for _ in rows.shape[1:]]]
+    padding = [(0, 0), (0, -by_device.shape[1] % count)] + [(0, 0) for _ in rows.shape[1:]]
     by_device = jnp.pad(by_device, padding).reshape(devices, count, -1, *rows.shape[1:])
     return by_device.swapaxes(0, 1).reshape(count, -1, *rows.shape[1:])

@@ -188,7 +188,9 @@ def describe(job: TrainJob) -> list[str]:
     Raises:
       ClipbiasError: a memory setting is out of range.
     """
-    task, mesh, compute = job.task, job.context.mesh, job.context.compute
+    task = job.task
+    mesh = job.context.mesh
+    compute = job.context.compute
     stages = plan_stages(job)
     tested = [len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations]
     batch = min(compute.eval_batch_size, *tested)
@@ -209,8 +211,10 @@ def describe(job: TrainJob) -> list[str]:
 
 def _describe_shapes(job: TrainJob, stages: Sequence[TrainJob], rows: int) -> list[str]:
     """Steps, parameters, texts, and how images and classes are shared by the devices."""
-    task, mesh = job.task, job.context.mesh
-    devices, classes = mesh.shape[meshes.DATA], len(task.class_names)
+    task = job.task
+    mesh = job.context.mesh
+    devices = mesh.shape[meshes.DATA]
+    classes = len(task.class_names)
     steps = sum(stage.steps for stage in stages)
     counts = parameter_count(task.shapes)
     parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
@@ -228,7 +232,8 @@ def _describe_shapes(job: TrainJob, stages: Sequence[TrainJob], rows: int) -> li
 def describe_program(program: Program) -> str:
     """Memory of a device and exchanges of a program, as its compiler reports them."""
     compiled = program.lower().compile()
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
     assert memory is not None and text is not None, "the compilers of CPUs, GPUs and TPUs report them"
     sizes = {
         "arguments": int(memory.argument_size_in_bytes),
@@ -266,7 +271,8 @@ def exchanges(program: str) -> list[Exchange]:
             lines = computations.setdefault(match[1], [])
         elif " = " in line:
             lines.append(line)
-    looped, waiting = set[str](), [name for each in computations.values() for name in _BODY.findall("\n".join(each))]
+    looped = set[str]()
+    waiting = [name for each in computations.values() for name in _BODY.findall("\n".join(each))]
     while waiting:  # all that the bodies of loops call
         if (name := waiting.pop()) not in looped and name in computations:
             looped.add(name)

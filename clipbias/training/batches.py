@@ -78,7 +78,9 @@ class RunBatches(Iterator[Batch]):
             multiple=share.multiple,
             there=len(runs) == meshes.padded(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs),
         )
-        first, self._busy, self._images = sources[0], _Busy(), images
+        first = sources[0]
+        self._busy = _Busy()
+        self._images = images
         self._ahead = Ahead[Batch](
             workers,
             first.numbers,
@@ -145,7 +147,8 @@ class _Stacked:
     there: bool
 
     def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        first, pieces = self.sources[0], list[Callable[[], None]]()
+        first = self.sources[0]
+        pieces = list[Callable[[], None]]()
         batch = first.empty(len(self.sources), more=-first.shape[0] % self.multiple)
         for place, source in enumerate(self.sources):
             of_source = {name: values[place] for name, values in batch.items()}

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 BINS = 15
-COLDEST, HOTTEST = 1e-2, 1e2  # where a temperature is looked for
+# Where a temperature is looked for.
+COLDEST = 1e-2
+HOTTEST = 1e2
 _ROWS = 4096  # logits that are worked on at a time, in float64
 
 
@@ -22,26 +24,27 @@ class Outcome:
 
     Attributes:
       correct: whether the predicted class is the label, bool `[n]`; meaningless for images of other classes.
-      doubt: `Σ exp(z_j - z_max)` over the classes that are not predicted, `[n]`: the largest probability is
-        `1 / (1 + doubt)`, but doubts still differ where that is rounded to 1.
+      other_odds: `Σ exp(z_j - z_max)` over the classes that are not predicted, `[n]`: the largest probability is
+        `1 / (1 + other_odds)`, but these odds still differ where that is rounded to 1.
       highest: the largest logit, `[n]`.
-      doubt_at: the same with logits over the temperature, or `None` where none was fitted.
+      other_odds_at: the same with logits over the temperature, or `None` where none was fitted.
     """
 
     correct: np.ndarray
-    doubt: np.ndarray
+    other_odds: np.ndarray
     highest: np.ndarray
-    doubt_at: np.ndarray | None = None
+    other_odds_at: np.ndarray | None = None
 
 
-def confidence(doubt: np.ndarray) -> np.ndarray:
+def confidence(other_odds: np.ndarray) -> np.ndarray:
     """The largest probability of each image, float64."""
-    return 1 / (1 + np.asarray(doubt, np.float64))
+    return 1 / (1 + np.asarray(other_odds, np.float64))
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
     """`Σ_b n_b / n · |accuracy_b - confidence_b|` over bins of equal width, closed on the right; 0 … 1."""
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    confidence = np.asarray(confidence, np.float64)
+    correct = np.asarray(correct, np.float64)
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(number, correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
@@ -52,7 +55,8 @@ def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
     Equally confident images count as rising from wrong to right, so that their order does not matter.
     """
-    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    confidence = np.asarray(confidence, np.float64)
+    correct = np.asarray(correct, np.float64)
     gaps = (correct - confidence)[np.lexsort((correct, confidence))]
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
 
@@ -80,8 +84,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             total += float(((weights * z).sum(1) / weights.sum(1) - of_label).sum())
         return total
 
-    low, high = np.log(COLDEST), np.log(HOTTEST)
-    at_low, at_high = slope(low), slope(high)
+    low = np.log(COLDEST)
+    high = np.log(HOTTEST)
+    at_low = slope(low)
+    at_high = slope(high)
     if at_low <= 0 or at_high >= 0:
         return COLDEST if at_low <= 0 else HOTTEST
     return float(np.exp(brentq(slope, low, high, xtol=1e-6)))
@@ -90,22 +96,23 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str, float]:
     """`ece` and `adaptive_ece` in percent, and where a temperature was fitted it and both at it."""
 
-    def errors(doubt: np.ndarray, suffix: str) -> dict[str, float]:
-        sure = confidence(doubt)
+    def errors(other_odds: np.ndarray, suffix: str) -> dict[str, float]:
+        sure = confidence(other_odds)
         return {
             f"ece{suffix}": 100 * expected_calibration_error(sure, outcome.correct),
             f"adaptive_ece{suffix}": 100 * adaptive_calibration_error(sure, outcome.correct),
         }
 
-    results = errors(outcome.doubt, "")
-    if outcome.doubt_at is not None and temperature is not None:
-        results |= {"temperature": temperature, **errors(outcome.doubt_at, "_at_temperature")}
+    results = errors(outcome.other_odds, "")
+    if outcome.other_odds_at is not None and temperature is not None:
+        results |= {"temperature": temperature, **errors(outcome.other_odds_at, "_at_temperature")}
     return results
 
 
 def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray) -> float:
     """How often a score of an image inside is above that of one outside, a tie counting half; 0 … 1."""
-    inside, outside = np.asarray(inside), np.sort(outside)
+    inside = np.asarray(inside)
+    outside = np.sort(outside)
     below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
     return float(below.mean() / 2 / len(outside))
 
@@ -121,7 +128,7 @@ def false_positive_rate(
 
 def detection(inside: Outcome, outside: Outcome) -> dict[str, dict[str, float]]:
     """AUROC and FPR95 in percent of both scores, images inside counting as positive."""
-    scores = {"max_softmax": (-inside.doubt, -outside.doubt), "max_logit": (inside.highest, outside.highest)}
+    scores = {"max_softmax": (-inside.other_odds, -outside.other_odds), "max_logit": (inside.highest, outside.highest)}
     return {
         name: {"auroc": 100 * auroc(*pair), "fpr95": 100 * false_positive_rate(*pair)} for name, pair in scores.items()
     }

@@ -38,7 +38,10 @@ def dispatch_when_free() -> None:
 
 
 # Parameters of glibc's mallopt(3), from malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TRIM_THRESHOLD = -1
+_TOP_PAD = -2
+_MMAP_MAX = -4
+_ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:

@@ -67,5 +67,5 @@ def evaluate(
         scores["skipped_images"] = evaluator.skipped
     if outside is not None:
         (other,), _ = on(outside).outcomes(static, inputs)
-        scores["ood"] = {"images": len(other.doubt), **detection(inside, other)}
+        scores["ood"] = {"images": len(other.other_odds), **detection(inside, other)}
     return scores

@@ -86,13 +86,16 @@ class Evaluator:
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
-        self.split, self.mesh, self.on_error = split, mesh, on_error
+        self.split = split
+        self.mesh = mesh
+        self.on_error = on_error
         size = mesh.shape[meshes.DATA]
         self.batch_size = -(-(batch_size if whole_batches else min(batch_size, len(split))) // size) * size
         self.skipped = 0
         self.predicted: np.ndarray | None = None
         self.log_probs: np.ndarray | None = None
-        self._workers, self._budget = Workers.of(workers), budget or Budget(0)
+        self._workers = Workers.of(workers)
+        self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
         self._fits: dict[Hashable, bool] = {}
         # By what they depend on besides the image: patches, number of crops, whether crops are mixed. With batches
@@ -107,7 +110,8 @@ class Evaluator:
 
     def _batches(self, static: EvalStatic) -> Iterator[Batch]:
         assert static.preprocessing is not None, "a split has images that are not normalised"
-        method, side = static.classifier.method, static.preprocessing.side
+        method = static.classifier.method
+        side = static.preprocessing.side
         crops = crops_of(method)
         if self._images is not None and not crops:
             yield from self._images
@@ -136,9 +140,12 @@ class Evaluator:
             self._images = images
 
     def _features(self, static: EvalStatic, inputs: EvalInputs) -> Iterator[tuple[jax.Array, Batch]]:
-        classifier, method, learnables = static.classifier, static.classifier.method, inputs.learnables
+        classifier = static.classifier
+        method = static.classifier.method
+        learnables = inputs.learnables
         changes = classifier.changes_vision(first_run(learnables))
-        crops, config = crops_of(method), classifier.config
+        crops = crops_of(method)
+        config = classifier.config
         key = method.patches, crops, mixes_crops(method)
         if not changes and key in self._plain_features:
             yield from self._plain_features[key]
@@ -146,7 +153,8 @@ class Evaluator:
         per_image = 1 + (config.vision.patches if method.patches else crops)
         keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
         if not changes:  # the features of one run serve all
-            learnables, static = jax.tree.map(lambda leaf: leaf[:1], learnables), dataclasses.replace(static, runs=1)
+            learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
+            static = dataclasses.replace(static, runs=1)
         plain = []
         for batch in self._batches(static):
             images = meshes.place_rows(self.mesh, batch["images"])
@@ -204,7 +212,12 @@ class Evaluator:
         _check_finite(every.highest)
         correct = every.predicted == labels[read]
         results = [
-            Outcome(correct[run], every.doubt[run], every.highest[run], None if fitted is None else every.doubt_at[run])
+            Outcome(
+                correct[run],
+                every.other_odds[run],
+                every.highest[run],
+                None if fitted is None else every.other_odds_at[run],
+            )
             for run in range(static.runs)
         ]
         return results, fitted
@@ -235,15 +248,15 @@ class Evaluator:
         ]
 
     def pseudo_labels(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
-        """The class that a single run takes each image for, int32 `[n]`, and the doubt in it.
+        """The class that a single run takes each image for, int32 `[n]`, and the odds of the other classes.
 
-        Doubt is as in `Outcome`. An image that could not be read has the class -1.
+        They are `Outcome.other_odds`. An image that could not be read has the class -1.
         """
         inputs = encode_texts(static, inputs)
         values, labels = self._each_batch(outcomes, static, inputs, np.ones(1, np.float32), labelled=True)
         every = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[0], *values)
         count = len(self.split)
-        return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.doubt[:count]
+        return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.other_odds[:count]
 
     def _temperatures(self, static: EvalStatic, inputs: EvalInputs) -> list[float] | None:
         """The temperature that these images ask for, for each run; `None` if none of them could be read."""
@@ -292,7 +305,8 @@ def _check_finite(logits: np.ndarray) -> None:
 
 def score(outcome: Outcome, temperature: float | None) -> Row:
     """Top-1 accuracy in percent with the counts behind it, and how well calibrated the confidence is."""
-    correct, images = int(outcome.correct.sum()), len(outcome.correct)
+    correct = int(outcome.correct.sum())
+    images = len(outcome.correct)
     # A rounding error of a device is no difference between two runs.
     calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
     return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}

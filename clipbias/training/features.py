@@ -199,9 +199,14 @@ class FeatureBatches(Iterator[Batch]):
           mesh: where they go.
           readable: of each run, bool `[N]`, which images could be read; the others are masked. `None` where all could.
         """
-        self._features, self._labels, self._seeds, self._recipe = features, labels, seeds, recipe
+        self._features = features
+        self._labels = labels
+        self._seeds = seeds
+        self._recipe = recipe
         self._readable = [np.ones(len(of_run), bool) for of_run in labels] if readable is None else readable
-        self._mesh, self._pooled, self._step = mesh, pooled, start_step
+        self._mesh = mesh
+        self._pooled = pooled
+        self._step = start_step
 
     def __next__(self) -> Batch:
         share = meshes.share(self._mesh)
@@ -224,15 +229,17 @@ class FeatureBatches(Iterator[Batch]):
         """Nothing is made ahead."""
 
     def _rows(self, run: int) -> Batch:
-        features, labels, readable = self._features[run], self._labels[run], self._readable[run]
+        features = self._features[run]
+        labels = self._labels[run]
+        readable = self._readable[run]
         passes, examples = features.shape[:2]
         epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
         size = min(self._recipe.batch_size, examples)
         order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
-        chosen = order[: examples if self._pooled else None][step * size : (step + 1) * size]
-        turn, example = divmod(chosen, examples) if self._pooled else (epoch % passes, chosen)
+        order_of_step = order[: examples if self._pooled else None][step * size : (step + 1) * size]
+        turn, example = divmod(order_of_step, examples) if self._pooled else (epoch % passes, order_of_step)
         rows = size + -size % self._mesh.shape[meshes.DATA]
-        more = 0, rows - len(chosen)
+        more = 0, rows - len(order_of_step)
         return {
             # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.
             "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),

@@ -61,7 +61,8 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
 
     A method that draws no image has its test images there.
     """
-    first, method = group[0], group[0].make_method()
+    first = group[0]
+    method = group[0].make_method()
     by_seed = context.protocols_of(group)
     if method.uses_images:
         # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
@@ -85,7 +86,8 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
 
 
 def _logging(group: Group, context: SweepContext, paths: SweepPaths) -> Logging:
-    first, compute = group[0], context.compute
+    first = group[0]
+    compute = context.compute
     return Logging(
         checkpoints=paths.checkpoints(group),
         checkpoint_seconds=compute.checkpoint_seconds,

@@ -212,7 +212,8 @@ def validation_images(job: TrainJob) -> list[Split]:
     """
     by_seed = {run.seed: run.protocol for run in job.runs}
     splits = {seed: protocol.validation() for seed, protocol in by_seed.items()}
-    dataset, name = job.protocol.source.name, job.protocol.protocol
+    dataset = job.protocol.source.name
+    name = job.protocol.protocol
     images = []
     for run in job.runs:
         split = splits[run.seed]

@@ -43,8 +43,11 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
       hosts.Stopped: a notice to stop came. The state is saved.
     """
     began = time.monotonic()
-    mesh, runs, logging = job.context.mesh, len(job.runs), job.logging
-    images, total = job.rows * runs, job.steps
+    mesh = job.context.mesh
+    runs = len(job.runs)
+    logging = job.logging
+    images = job.rows * runs
+    total = job.steps
     static = StepStatic(
         job.task.classifier,
         job.task.clip.preprocessing,
@@ -102,7 +105,8 @@ class _Schedule:
     """
 
     def __init__(self, job: TrainJob) -> None:
-        recipe, examples = job.training, job.examples
+        recipe = job.training
+        examples = job.examples
         self._job = job
         self.rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)
         self.weights: np.ndarray | None = None
@@ -135,7 +139,9 @@ def _first_state(
     job: TrainJob, start: Learnables, checkpoints: Checkpoints | None
 ) -> tuple[int, TrainState, Sequence[float] | None]:
     """The step that the job goes on from, its state on the mesh, and its losses: `None` at the first step."""
-    step, state, losses = 0, init_state(job.task.method, job.training, start), None
+    step = 0
+    state = init_state(job.task.method, job.training, start)
+    losses = None
     if checkpoints is not None and (restored := checkpoints.restore(state)) is not None:
         step, state, losses = restored
     return step, meshes.device_put(job.context.mesh, meshes.pad(state, job.padded_runs), meshes.RUN), losses
@@ -143,7 +149,8 @@ def _first_state(
 
 def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) -> Batches:
     """Batches from a step on: of images, or of features for a method that sees these."""
-    context, sampling = job.context, sampling_of(job.task.method)
+    context = job.context
+    sampling = sampling_of(job.task.method)
     batches: Batches
     if sampling is None:
         batches = RunBatches(
@@ -183,7 +190,9 @@ def _open_report(
     images: int,
 ) -> StepReport:
     """Progress and metrics of the steps that are left, of so many images each; the metrics of the others stay."""
-    logging, total, progress = job.logging, job.steps, job.logging.progress
+    logging = job.logging
+    total = job.steps
+    progress = job.logging.progress
     if progress is not None:
         opened.callback(progress.close)
         progress.start(total, done=step)

@@ -160,7 +160,8 @@ def _class_chunks(task: Task, count: int | None) -> tuple[int, ...]:
 
 def _micro_batches(task: Task, size: StepShape, micro_batch: int | None) -> tuple[int, ...]:
     devices = size.mesh.shape[meshes.DATA]
-    why, each = why_whole(task), -(-size.rows // devices)
+    why = why_whole(task)
+    each = -(-size.rows // devices)
     if micro_batch is not None:
         count = -(-each // max(1, micro_batch // devices))
         if count == 1 or sampling_of(task.method) is not None:

@@ -132,12 +132,16 @@ def unpad(mesh: Mesh, tree: Tree, runs: int) -> Tree:
     """Arrays `[R', …]` on the mesh without the padding behind so many runs."""
     if all(not leaf.ndim or leaf.shape[0] == runs for leaf in jax.tree.leaves(tree)):
         return tree
+    return _first_runs(mesh, tree, runs)
 
-    def first(tree: Tree) -> Tree:
-        return jax.tree.map(lambda leaf: leaf[:runs] if leaf.ndim else leaf, tree)
 
-    where = jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, RUN), jax.eval_shape(first, tree))
-    return jax.jit(first, out_shardings=where)(tree)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _first_runs(mesh: Mesh, tree: Tree, runs: int) -> Tree:
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        leaf = leaf[:runs] if leaf.ndim else leaf
+        return jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, RUN))
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def single_device() -> Mesh:

@@ -112,8 +112,12 @@ class StepReport:
           losses: of the step that the runs go on from, `None` where that is the first one.
           waiting: the share of the steps' time that was spent waiting for images; `None` where there are none.
         """
-        self._method, self._seeds, self._images = method, seeds, images
-        self._progress, self._metrics, self._waiting = progress, metrics, waiting
+        self._method = method
+        self._seeds = seeds
+        self._images = images
+        self._progress = progress
+        self._metrics = metrics
+        self._waiting = waiting
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
         # When the first step was told, which may have been compiled, and how many were since: their mean is shown,
@@ -146,7 +150,8 @@ class StepReport:
                 )
         self.losses = values["loss"].tolist()
         now = time.monotonic()
-        seconds, self._when = now - self._when, now
+        seconds = now - self._when
+        self._when = now
         if self._since is None:
             self._since = now
         else:

@@ -112,9 +112,9 @@ class BatchOutcome:
     """
 
     predicted: jax.Array
-    doubt: jax.Array
+    other_odds: jax.Array
     highest: jax.Array
-    doubt_at: jax.Array
+    other_odds_at: jax.Array
     log_probs: jax.Array
 
 
@@ -128,7 +128,8 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
       images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
       mask: `[B]`, which of the images count; the others only fill the batch.
     """
-    classifier, conditional = static.classifier, static.classifier.method.conditional
+    classifier = static.classifier
+    conditional = static.classifier.method.conditional
 
     def of_run(learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
         if conditional:
@@ -169,19 +170,20 @@ def outcomes(
     Arguments as of `logits`. Labels are `[B]`; the log-probability of a label -1 means nothing.
     """
     scores = logits(static, inputs, images, mask)
-    predicted, highest = scores.argmax(-1), scores.max(-1)
+    predicted = scores.argmax(-1)
+    highest = scores.max(-1)
     below = (scores - highest[..., None]).astype(jnp.float32)
     others = predicted[..., None] != jnp.arange(scores.shape[-1])
 
-    def doubt(below: jax.Array) -> jax.Array:
+    def other_odds(below: jax.Array) -> jax.Array:
         return jnp.where(others, jnp.exp(below), 0).sum(-1)
 
-    doubt_at = doubt(below / temperatures[:, None, None])
-    plain = doubt(below)
+    other_odds_at = other_odds(below / temperatures[:, None, None])
+    plain = other_odds(below)
     total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
     of_label = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
     five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
     five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
     highest = highest.astype(jnp.float32)
     log_probs = jnp.concatenate([five - total, of_label - total, highest[..., None] + total], axis=-1)
-    return BatchOutcome(predicted.astype(jnp.int32), plain, highest, doubt_at, log_probs.astype(jnp.float16))
+    return BatchOutcome(predicted.astype(jnp.int32), plain, highest, other_odds_at, log_probs.astype(jnp.float16))

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 
 # Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
-BEFORE, TRACED = 2, 5
+BEFORE = 2
+TRACED = 5
 FOLDER = "profile"
 
 

@@ -81,8 +81,12 @@ def training_program(task: Task, recipe: Recipe, size: StepShape, *, micro_batch
       size: of the step.
       micro_batches: in which the images of a step are taken.
     """
-    shape, config, method = jax.ShapeDtypeStruct, task.clip.config, task.method
-    runs, mesh, sampling = size.runs, size.mesh, sampling_of(method)
+    shape = jax.ShapeDtypeStruct
+    config = task.clip.config
+    method = task.method
+    runs = size.runs
+    mesh = size.mesh
+    sampling = sampling_of(method)
     # A method on features may learn something for each image; without images it has an axis of none.
     each = 0 if sampling is None else size.images
     learnables = jax.tree.map(
@@ -117,8 +121,10 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         return Program("text_features", text_features, (static, inputs))
-    crops, width = crops_of(task.method), task.clip.config.projection_width
-    batch, views = images_per_step(1, crops, mesh), (1 + crops,) if crops else ()
+    crops = crops_of(task.method)
+    width = task.clip.config.projection_width
+    batch = images_per_step(1, crops, mesh)
+    views = (1 + crops,) if crops else ()
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     features = jax.ShapeDtypeStruct((count, batch, *views, width), np.float32)
     features = meshes.device_put(mesh, features, meshes.RUN if count == runs else None, meshes.DATA)
@@ -135,8 +141,10 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
       runs: runs evaluated side by side.
       mesh: where to compute.
     """
-    size, crops = task.clip.config.vision.image_size, crops_of(task.method)
-    batch, views = images_per_step(batch, crops, mesh), (1 + crops,) if crops else ()
+    size = task.clip.config.vision.image_size
+    crops = crops_of(task.method)
+    batch = images_per_step(batch, crops, mesh)
+    views = (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
     pixels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
     count = runs if task.classifier.changes_vision(task.shapes) else 1
@@ -163,7 +171,9 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
     """Features of training images from the frozen vision tower, for a method that is made of them."""
-    clip, size, dtype = task.clip, task.clip.config.vision.image_size, task.classifier.dtype
+    clip = task.clip
+    size = task.clip.config.vision.image_size
+    dtype = task.classifier.dtype
     images = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
     params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
     static = FeatureStatic(clip.config, clip.preprocessing, dtype, sampling.projected)

@@ -28,7 +28,8 @@ class Progress:
     """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
 
     def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
-        self._title, self._unit = printable(title), unit
+        self._title = printable(title)
+        self._unit = unit
         self._bar: tqdm | None = None
         if total:
             self.start(total, done=done)

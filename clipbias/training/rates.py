@@ -14,7 +14,9 @@ from clipbias.training.spec import Row
 
 FILE = "rates.json"
 # A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
-METHOD, CELL, NONE = "method", "cell", "none"
+METHOD = "method"
+CELL = "cell"
+NONE = "none"
 _CELL = ["method", "dataset", "shots"]
 # All images, in a data frame's column of whole numbers.
 _ALL = 0

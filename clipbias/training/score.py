@@ -43,7 +43,8 @@ def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Eval
       learnables: leading axis `R`, on the host.
       evaluation: test images and classes.
     """
-    context, runs = job.context, len(job.runs)
+    context = job.context
+    runs = len(job.runs)
     task, learnables = _fitted(job, learnables, evaluation.dataset, evaluation.source_labels)
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     static, inputs = _evaluation(job, task, learnables)
@@ -80,7 +81,8 @@ def score_validation(job: TrainJob, learnables: Learnables) -> list[Row]:
     Returns:
       Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
     """
-    splits, source = validation_images(job), job.protocol.source
+    splits = validation_images(job)
+    source = job.protocol.source
     task, learnables = _fitted(job, learnables, source, tuple(range(len(source.class_names))))
     static, inputs = _evaluation(job, task, learnables)
     distinct = {split.digest: split for split in splits}
@@ -102,6 +104,7 @@ def _fitted(
 
 def _evaluation(job: TrainJob, task: Task, learnables: Learnables) -> tuple[EvalStatic, EvalInputs]:
     """The arguments of an evaluation of the runs, padded to a multiple of the mesh."""
-    count, context = job.padded_runs, job.context
+    count = job.padded_runs
+    context = job.context
     padded = meshes.pad(learnables, count)
     return make_evaluation(task, context.params, padded, runs=count, mesh=context.mesh)

@@ -21,7 +21,8 @@ from clipbias.tuning.registry import resolve_method
 # More runs than this gain nothing side by side and delay the first result.
 MOST_RUNS = 32
 # What a run is scored on: the test images, or validation images to choose a learning rate by.
-TEST, VALIDATION = "test", "validation"
+TEST = "test"
+VALIDATION = "validation"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,8 @@ def train_job(job: TrainJob) -> TrainResult:
     Raises:
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
-    method, host = job.task.method, Stopwatch()
+    method = job.task.method
+    host = Stopwatch()
     stages = plan_stages(job)
     check_side_by_side(stages)
     samples = sample_features(job)
@@ -50,7 +51,8 @@ def sample_features(job: TrainJob) -> list[Samples]:
 
     Empty for a method that takes images.
     """
-    context, sampling = job.context, sampling_of(job.task.method)
+    context = job.context
+    sampling = sampling_of(job.task.method)
     if sampling is None:
         return []
     text = place_text(context.mesh, job.task, context.params)
@@ -123,7 +125,9 @@ def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndar
 
 def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:
     """The texts under each run's learnables: `[R, S, C, d]`."""
-    mesh, params, task = stage.context.mesh, stage.context.params, stage.task
+    mesh = stage.context.mesh
+    params = stage.context.params
+    task = stage.task
     runs = len(stage.runs)
     text = place_text(mesh, task, params)
     if isinstance(text, jax.Array):  # no learnable changes it
@@ -146,7 +150,9 @@ def _training_seconds(
       samples: of each run; empty without features.
       host: seconds of the method's own computations.
     """
-    runs, folder, sampling = len(job.runs), job.logging.metrics, sampling_of(job.task.method)
+    runs = len(job.runs)
+    folder = job.logging.metrics
+    sampling = sampling_of(job.task.method)
     steps = 0.0 if folder is None else step_seconds(folder / METRICS, [stage.steps for stage in stages])
     if sampling is None:
         return (steps / runs,) * runs

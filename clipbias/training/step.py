@@ -55,7 +55,9 @@ def loss_and_gradient(
       batch: `images`, normalised, `labels` and `mask`; images that the mask drops do not count.
       rng: key of what is random in this step.
     """
-    classifier, labels, mask = static.classifier, batch["labels"], batch["mask"]
+    classifier = static.classifier
+    labels = batch["labels"]
+    mask = batch["mask"]
 
     def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
         terms, logits = classifier.losses(
@@ -101,14 +103,16 @@ def train_step(
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
-    method, compute = static.classifier.method, loss_and_gradient
+    method = static.classifier.method
+    compute = loss_and_gradient
     if static.micro_batches > 1:
         compute = accumulated_gradient
     elif batch["images"].dtype == jnp.uint8:
         batch = {**batch, "images": static.preprocessing.normalize(batch["images"])}
 
     def of_run(learned: Learnables, constants: Learnables, seed: jax.Array, batch: Batch) -> Gradient:
-        rng, texts = jax.random.fold_in(jax.random.key(seed), state.step), inputs.texts
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        texts = inputs.texts
         if method.overrides("templates_in_training"):
             selected = method.templates_in_training(jax.random.key(seed), state.step)
             texts = dataclasses.replace(texts, selected=selected)
@@ -133,8 +137,11 @@ def _updated(
     decayed = method.decayed_weights(state.learnables, inputs.params)
     directions, momentum = method.optimizer(static.recipe).update(gradient, state.momentum, decayed)
     rate = scalars.learning_rate
-    learnables = jax.tree.map(lambda p, v: p - rate.reshape(-1, *[1] * (p.ndim - 1)) * v, state.learnables, directions)
-    average, weight = state.average, scalars.weight
+    learnables = jax.tree.map(
+        lambda p, v: p - rate.reshape((-1,) + (1,) * (p.ndim - 1)) * v, state.learnables, directions
+    )
+    average = state.average
+    weight = scalars.weight
     if average is not None and weight is not None:
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
     return TrainState(learnables, momentum, state.step + 1, average)

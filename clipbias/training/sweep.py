@@ -29,7 +29,9 @@ from clipbias.training.sweep_paths import SweepPaths
 from clipbias.training.workdir import note_runs
 from clipbias.tuning.recipe import Recipe
 
-FOLDER, RESULTS, VALIDATED = "results", "results.jsonl", "validation.jsonl"
+FOLDER = "results"
+RESULTS = "results.jsonl"
+VALIDATED = "validation.jsonl"
 
 
 def sweep(

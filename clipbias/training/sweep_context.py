@@ -98,7 +98,8 @@ class SweepContext:
 
     def protocols_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
         """The few-shot split of each of a group's seeds, by seed, in the order in which they first appear."""
-        first, seeds = group[0], tuple(dict.fromkeys(spec.seed for spec in group))
+        first = group[0]
+        seeds = tuple(dict.fromkeys(spec.seed for spec in group))
         by_seed = self._protocols(first.protocol, first.dataset, first.shots, seeds, first.targets)
         return dict(zip(seeds, by_seed, strict=True))
 
@@ -128,14 +129,15 @@ class SweepContext:
 
     def pseudo_labelled(self, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
         """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
-        source, split = protocol.source, protocol.unlabelled()
+        source = protocol.source
+        split = protocol.unlabelled()
         if source.class_names not in self._pseudo_labels:
             task = self.bind(make_method(ZERO_SHOT), source)
             static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
             evaluator = self._make_evaluator(split, self.compute.eval_batch_size)
             self._pseudo_labels[source.class_names] = evaluator.pseudo_labels(static, inputs)
-        predicted, doubt = self._pseudo_labels[source.class_names]
-        picks = most_confident(predicted, doubt, shots=shots)
+        predicted, other_odds = self._pseudo_labels[source.class_names]
+        picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:

@@ -29,7 +29,8 @@ class Stopwatch:
 def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
     """Seconds of a training whose stages have so many steps, from the lines of its `metrics.jsonl`."""
     lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
-    total, before = 0.0, 0
+    total = 0.0
+    before = 0
     for count in steps:
         seconds = [line["seconds"] for line in lines if before < line["step"] <= before + count]
         total += count * statistics.median(seconds) if seconds else 0.0

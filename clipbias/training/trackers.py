@@ -90,7 +90,7 @@ class Trackers:
                 numbers |= {f"{name}/{place}": number for place, number in enumerate(value)}
             elif isinstance(value, int | float):
                 numbers[name] = value
-        for name, (write, _) in [*self._open.items()]:
+        for name, (write, _) in list(self._open.items()):
             try:
                 write(step, numbers)
             except Exception as error:

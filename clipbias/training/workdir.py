@@ -25,7 +25,9 @@ from clipbias.clip import Clip
 from clipbias.errors import sentence
 from clipbias.version import ROOT, __version__
 
-CONFIG, ENVIRONMENT, STATE = "config.json", "environment.json", "state.json"
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+STATE = "state.json"
 # The adapter in a folder of `train`.
 ADAPTER = "adapter.safetensors"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "pillow")
@@ -57,7 +59,8 @@ def open_workdir(
         write_json(folder / CONFIG, {**config, "part": None} if part[1] > 1 else config)
         for place in {folder, part_folder}:
             write_json(place / ENVIRONMENT, environment())
-        began, started = time.monotonic(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        began = time.monotonic()
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         earlier = _seconds_before(part_folder)
 
         def note(state: str, error: str | None = None) -> None:

@@ -98,14 +98,16 @@ def test_detection_equals_scikit_learn(step):
     ):
         scores = np.concatenate([score(inside), score(outside)])
         if name == "max_softmax":  # equal but for rounding
-            rounded = [Outcome(o.correct, np.round(o.doubt, 12), o.highest) for o in map(outcome, (inside, outside))]
+            rounded = [
+                Outcome(o.correct, np.round(o.other_odds, 12), o.highest) for o in map(outcome, (inside, outside))
+            ]
             found[name] = calibration.detection(*rounded)[name]
         rates, kept, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
         assert found[name]["auroc"] == pytest.approx(100 * metrics.roc_auc_score(labels, scores), abs=1e-9)
         assert found[name]["fpr95"] == pytest.approx(100 * rates[np.argmax(kept >= 0.95)], abs=1e-9)
 
 
-def test_doubt_tells_what_rounding_hides():
+def test_odds_of_other_classes_tell_what_rounding_hides():
     """Two images whose float32 probability is 1 both are ordered all the same."""
     sure, surer = np.float32(1e-9), np.float32(1e-12)
     assert np.float32(1) / (1 + sure) == np.float32(1) / (1 + surer)

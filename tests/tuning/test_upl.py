@@ -70,10 +70,10 @@ def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
 
 
 def test_picks_are_per_class_and_by_confidence() -> None:
-    predicted, doubt = np.array([0, 1, 0, 0, -1, 1, 3]), np.array([0.3, 0.2, 1e-30, 1e-20, 0.0, 0.2, 9.0])
-    np.testing.assert_array_equal(most_confident(predicted, doubt, shots=2), [2, 3, 1, 5, 6])
-    np.testing.assert_array_equal(most_confident(predicted, doubt, shots=None), [2, 3, 0, 1, 5, 6])
-    assert most_confident(predicted[4:5], doubt[4:5], shots=2).size == 0
+    predicted, other_odds = np.array([0, 1, 0, 0, -1, 1, 3]), np.array([0.3, 0.2, 1e-30, 1e-20, 0.0, 0.2, 9.0])
+    np.testing.assert_array_equal(most_confident(predicted, other_odds, shots=2), [2, 3, 1, 5, 6])
+    np.testing.assert_array_equal(most_confident(predicted, other_odds, shots=None), [2, 3, 0, 1, 5, 6])
+    assert most_confident(predicted[4:5], other_odds[4:5], shots=2).size == 0
 
 
 def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:

@@ -20,7 +20,8 @@ from clipbias.explain.results.study import StudyResults
 from clipbias.io import atomic_path, check_file, read_json, sha256, write_text
 
 FORMAT = 4
-ARRAYS, SCALARS = "results.npz", "results.json"
+ARRAYS = "results.npz"
+SCALARS = "results.json"
 _DIGEST = "sha256"
 _ARRAYS_DIGEST = "arrays_sha256"
 _ARRAY = "npz"

@@ -102,7 +102,7 @@ class StudyResults:
         """By model the reason why a section leaves it out."""
         result = getattr(self, section)
         models = result if isinstance(result, dict) else getattr(result, "models", {})
-        return {key: own.reason for key, own in models.items() if isinstance(own, Missing)}
+        return {key: model.reason for key, model in models.items() if isinstance(model, Missing)}
 
     def causal_test(self, key: str) -> CausalTest | None:
         """Of one model, where there is one."""
