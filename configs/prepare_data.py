@@ -29,7 +29,7 @@ class PrepareDataSettings:
     output: str | None = setting(None, "build: the folder for the shards, made if needed. draw: the PNG file.")
     decode: bool = setting(False, "check: decode every image, too.")
     shots: Positive = setting(16, "draw: images per class.")
-    seed: Count = setting(1, "draw: the seed that draws them.")
+    seed: Count = setting(1, "draw: the seed of their few-shot split.")
 
 
 def get_config() -> ConfigDict:

@@ -70,8 +70,7 @@ class GridSettings(SweepSettings):
     datasets: tuple[str, ...] = setting(DATASETS, "The datasets, by name (docs/datasets.md).")
     seeds: tuple[Count, ...] = setting(
         (1, 2, 3),
-        "Of the draws of training images, the initial trainable parameters and the order of images; tables average "
-        "over them.",
+        "Of the few-shot splits, the initial trainable parameters and the order of images; tables average over them.",
     )
     runs_per_program: Positive | None = setting(
         None,

@@ -1,4 +1,4 @@
-"""The zoo: every method under one protocol, the same draws, backbone and splits, from zero-shot CLIP to tuned weights.
+"""The zoo: every method under one protocol, on the same backbone and few-shot splits, from zero-shot to tuned weights.
 
     python -m experiments.table1 --config=configs/zoo.py --config.data_dir=/data --workdir=/results/zoo
 

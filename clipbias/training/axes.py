@@ -21,7 +21,7 @@ class SweepAxes:
     """What a sweep combines: each method on each dataset, with each number of shots, seed and learning rate.
 
     Attributes:
-      methods, datasets, shots, seeds: the axes; shots of `None` are all images. A method that draws no image is one run
+      methods, datasets, shots, seeds: the axes; shots of `None` are all images. A method that takes no image is one run
         per dataset.
       learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
       options: options by method name, or by `method@dataset`.

@@ -59,10 +59,10 @@ def train_group(group: Group, context: SweepContext, paths: SweepPaths, common: 
 def make_job(group: Group, context: SweepContext, logging: Logging | None = None) -> TrainJob:
     """The job of a group: its task, and its runs with their training images; runs of one seed share them.
 
-    A method that draws no image has its test images there.
+    A method that takes no training image has its test images there.
     """
     first = group[0]
-    method = group[0].make_method()
+    method = first.make_method()
     by_seed = context.protocols_of(group)
     if method.uses_images:
         # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.

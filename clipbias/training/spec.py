@@ -33,8 +33,8 @@ class RunSpec:
       method: a name of `tuning.METHODS`, or the path of a user's own file.
       options: all options of the method, resolved.
       dataset, protocol, targets: what is learned and tested (`data.protocols`).
-      shots: training images per class; `None` for all, or for a method that draws none.
-      seed: of the draw, the initial learnables, the order and augmentation of images.
+      shots: training images per class; `None` for all, or for a method that takes none.
+      seed: of the few-shot split, the initial learnables, the order and augmentation of images.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
       template: the dataset's prompt template.
       descriptions: digest of the texts that stand in place of the template; empty without any.
