@@ -37,12 +37,17 @@ from clipbias.tuning import Task
 if TYPE_CHECKING:
     import gradio
 
-RELEVANCY, ATTENTION, PROMPT = "Relevancy for the class", "Attention of [cls]", "Patches near a prompt"
-ZERO_SHOT, LIKELIEST = "none", "the likeliest of each"
+RELEVANCY = "Relevancy for the class"
+ATTENTION = "Attention of [cls]"
+PROMPT = "Patches near a prompt"
+ZERO_SHOT = "none"
+LIKELIEST = "the likeliest of each"
 # Class names that a page takes at once, and of these those that are shown.
-MOST_CLASSES, SHOWN = 1000, 5
+MOST_CLASSES = 1000
+SHOWN = 5
 # The dataset that a page without an adapter starts from, and the number of its pictures.
-DATASET, PICTURES = "demo/emoji", 8
+DATASET = "demo/emoji"
+PICTURES = 8
 CSS = ".note {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
 
 _observe_layers = jax.jit(observe_layers, static_argnums=0)
@@ -56,7 +61,8 @@ class Bench:
         for name, model in models.items():
             if model.clip.fingerprint != clip.fingerprint:
                 raise ClipbiasError(f"{name} is a tuned {model.clip.name!r} and does not fit {clip.name!r}.")
-        self.clip, self.models = clip, dict(models)
+        self.clip = clip
+        self.models = dict(models)
 
         def load(path: str) -> TunedModel:
             return load_adapter(path, clip, own_methods=own_methods)
@@ -69,9 +75,10 @@ class Bench:
         return None if name == ZERO_SHOT else self.models.get(name) or self._load(name)
 
     def _bind(self, name: str, text: str, template: str = "") -> TunedModel:
-        model, class_names = self.model(name), read_names(text)
+        model = self.model(name)
+        class_names = read_names(text)
         if model is not None:
-            return model if class_names == [*model.class_names] else model.with_classes(class_names)
+            return model if class_names == list(model.class_names) else model.with_classes(class_names)
         return TunedModel(Task(self.clip, "zero_shot", class_names, template=template.strip() or DEFAULT_TEMPLATE), {})
 
     def look(
@@ -87,24 +94,30 @@ class Bench:
           layer: from 1; of relevancy the first that counts. A tower with fewer has its last.
           slot: the prompt, from 1.
         """
-        task, vision, params = model.task, self.clip.config.vision, self.clip.device_params
+        task = model.task
+        vision = self.clip.config.vision
+        params = self.clip.device_params
         if reason := why_no_map(kind, task):
             return None, reason
-        images, layer = self.clip.preprocess([path]), min(layer, vision.layers)
+        images = self.clip.preprocess([path])
+        layer = min(layer, vision.layers)
         if kind == RELEVANCY:
             maps = relevancy(task, params, model.learnables, jax.numpy.asarray(images), [label], by_layer=True)
             text = np.asarray(maps.text)
             text = first_text(text[..., min(layer, text.shape[-2]) - 1, :])[0]
-            row, name = np.asarray(maps.vision)[0, layer - 1], task.class_names[label]
-            found = Overlay(name, row, vision.patches, tuple(token_labels(task, label)), text)
-            return found, f"{name}: layers {layer} to {vision.layers}"
+            row = np.asarray(maps.vision)[0, layer - 1]
+            name = task.class_names[label]
+            overlay = Overlay(name, row, vision.patches, tuple(token_labels(task, label)), text)
+            return overlay, f"{name}: layers {layer} to {vision.layers}"
         seen = _observe_layers(task.classifier, params, model.learnables, images)
         if kind == ATTENTION:
-            row, note = seen["attention"][0, layer - 1], f"layer {layer}"
+            row = seen["attention"][0, layer - 1]
+            note = f"layer {layer}"
         else:
             prompts = vision_prompts(model)
             slot = min(slot, prompts)
-            row, note = 1 - seen["distance"][0, layer - 1, slot - 1], f"layer {layer}, prompt {slot} of {prompts}"
+            row = 1 - seen["distance"][0, layer - 1, slot - 1]
+            note = f"layer {layer}, prompt {slot} of {prompts}"
         return Overlay(note, np.asarray(row), vision.patches), note
 
     def draw(self, overlay: Overlay | None, path: Picture) -> np.ndarray:
@@ -131,8 +144,9 @@ def why_no_map(kind: str, task: Task) -> str:
         return why_no_maps(task)
     if kind == PROMPT:
         return why_no_similarity(task)
-    several = "Every pass over an image has attention of its own, and the map is of one." if passes(task) > 1 else ""
-    return why_no_vision_attention(task) or several
+    if reason := why_no_vision_attention(task):
+        return reason
+    return "Every pass over an image has attention of its own, and the map is of one." if passes(task) > 1 else ""
 
 
 def read_names(text: str) -> list[str]:
@@ -159,10 +173,12 @@ def starting_point(
     name = str(model.notes.get("dataset")) if model else DATASET
     dataset = demo.load(name) if name in demo.NAMES else None
     if not class_names and (source := model.task if model else dataset):
-        class_names, template = source.class_names, template or source.template
+        class_names = source.class_names
+        template = template or source.template
     if dataset is None:
         return [], class_names, template
-    test, known = dataset.split("test"), dataset.class_names
+    test = dataset.split("test")
+    known = dataset.class_names
     numbers = [list(test.labels).index(known.index(name)) for name in class_names if name in known][:PICTURES]
     return [Image.fromarray(test.image(number)) for number in numbers], class_names, template
 
@@ -171,7 +187,8 @@ class _Events:
     """What the page computes when somebody changes it. A mistake is shown as a message."""
 
     def __init__(self, bench: Bench, gr: Any) -> None:
-        self.bench, self.gr = bench, gr
+        self.bench = bench
+        self.gr = gr
 
     @contextlib.contextmanager
     def _mistakes_shown(self) -> Iterator[None]:
@@ -180,26 +197,26 @@ class _Events:
         except ClipbiasError as error:
             raise self.gr.Error(html.escape(printable(error)), print_exception=False) from error
 
-    def _models(self, names: str, template: str, chosen: str, file: str | None) -> list[TunedModel | None]:
-        """Zero-shot, and the tuned model if one is chosen."""
-        tuned = file or chosen
+    def _models(self, names: str, template: str, adapter: str, file: str | None) -> list[TunedModel | None]:
+        """Zero-shot, and the tuned model if there is one."""
+        tuned = file or adapter
         zero_shot = self.bench.bind(ZERO_SHOT, names, template)
         return [zero_shot, None if tuned == ZERO_SHOT else self.bench.bind(tuned, names)]
 
-    def fill(self, chosen: str, file: str | None, names: str, template: str) -> tuple[str, str]:
+    def fill(self, adapter: str, file: str | None, names: str, template: str) -> tuple[str, str]:
         """A tuned model's own class names and template."""
         with self._mistakes_shown():
-            model = self.bench.model(file or chosen)
+            model = self.bench.model(file or adapter)
         return (names, template) if model is None else ("\n".join(model.class_names), model.task.template)
 
     def classify(
-        self, path: str | None, names: str, template: str, chosen: str, file: str | None
+        self, path: str | None, names: str, template: str, adapter: str, file: str | None
     ) -> tuple[object, object, object, object]:
         """The probabilities of both models; the classes and prompts that there are to choose from."""
         if path is None:
             return None, None, self.gr.skip(), self.gr.skip()
         with self._mistakes_shown():
-            frozen, tuned = self._models(names, template, chosen, file)
+            frozen, tuned = self._models(names, template, adapter, file)
             assert frozen is not None
             classes = [printable(name) for name in frozen.class_names]
             shown = [
@@ -215,7 +232,7 @@ class _Events:
         path: str | None,
         names: str,
         template: str,
-        chosen: str,
+        adapter: str,
         file: str | None,
         kind: str,
         of_class: str,
@@ -225,7 +242,7 @@ class _Events:
         """The maps of both models, each with a note."""
         shown = list[object]()
         with self._mistakes_shown():
-            for model in self._models(names, template, chosen, file) if path else (None, None):
+            for model in self._models(names, template, adapter, file) if path else (None, None):
                 if model is None or path is None:
                     shown += [None, ""]
                     continue
@@ -252,8 +269,8 @@ def _connect(gr: Any, triggers: Sequence[object], *steps: _Step) -> None:
     for step in steps:
         event = start(
             fn=step.function,
-            inputs=[*step.inputs],
-            outputs=[*step.outputs],
+            inputs=list(step.inputs),
+            outputs=list(step.outputs),
             api_visibility="private",
             show_progress="minimal",
         )
@@ -298,21 +315,21 @@ def build(
                     gr.Examples([[start] for start in starts], [image], label="Pictures to start from")
                 names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
                 around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
-                chosen = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
+                adapter = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
                 file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=170)
             with gr.Column(scale=5, min_width=320):
                 labels, controls, maps = _results(bench, gr)
-        asked = [image, names, around, chosen, file]
+        inputs = [image, names, around, adapter, file]
         kind, of_class, layer, slot = controls
-        fill = _Step(events.fill, [chosen, file, names, around], [names, around])
-        classify = _Step(events.classify, asked, [*labels, of_class, slot])
-        look = _Step(events.look, [*asked, *controls], maps)
+        fill = _Step(events.fill, [adapter, file, names, around], [names, around])
+        classify = _Step(events.classify, inputs, [*labels, of_class, slot])
+        look = _Step(events.look, [*inputs, *controls], maps)
         upload.upload(lambda path: path, upload, image, api_visibility="private", show_progress="minimal")
         triggers = [button.click, image.change, names.submit, around.submit]
         if starts:
             triggers.append(page.load)
         _connect(gr, triggers, classify, look)
-        _connect(gr, [chosen.input, file.upload, file.clear], fill, classify, look)
+        _connect(gr, [adapter.input, file.upload, file.clear], fill, classify, look)
         _connect(gr, [kind.input, of_class.input, layer.release, slot.release], look)
     return page
 
@@ -337,18 +354,34 @@ def _results(bench: Bench, gr: Any) -> tuple[list[object], list[Any], list[objec
     return labels, [kind, of_class, layer, slot], maps
 
 
-def serve(page: "gradio.Blocks", **options: Any) -> str:
+def serve(
+    page: "gradio.Blocks",
+    *,
+    server_name: str | None = None,
+    server_port: int | None = None,
+    prevent_thread_lock: bool = False,
+    allowed_paths: Sequence[str] = (),
+) -> str:
     """Starts the server of a page, which runs until `page.close()`; its address.
 
     Args:
       page: from `build`.
-      **options: of `gradio.Blocks.launch`, such as `server_name` and `server_port`.
+      server_name, server_port, prevent_thread_lock, allowed_paths: as of `gradio.Blocks.launch`.
     """
     gr = _gradio()
     stack = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]  # none is fetched
     theme = gr.themes.Soft(primary_hue="orange", font=stack, font_mono=["ui-monospace", "Consolas", "monospace"])
     launched = page.queue(max_size=32).launch(
-        theme=theme, css=CSS, footer_links=[], max_file_size="64mb", quiet=True, show_error=True, **options
+        theme=theme,
+        css=CSS,
+        footer_links=[],
+        max_file_size="64mb",
+        quiet=True,
+        show_error=True,
+        server_name=server_name,
+        server_port=server_port,
+        prevent_thread_lock=prevent_thread_lock,
+        allowed_paths=list(allowed_paths),
     )
     return launched[1]
 

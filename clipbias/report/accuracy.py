@@ -32,7 +32,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
     """
     sweep = results if isinstance(results, Sweep) else read_sweep(results)
     measure = measure or sweep.measure
-    panels = [*sweep.columns]
+    panels = list(sweep.columns)
     columns = min(4, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
     many = len(sweep.methods) > MOST_NAMES
@@ -76,7 +76,7 @@ def _cells(sweep: Sweep, panel: str, method: str, measure: str) -> pd.DataFrame:
     """The method's finished cells of a panel by shots."""
     lines = {shots: sweep.lines.get((measure, method, panel, shots)) for shots in sweep.shots}
     finished = {shots: line for shots, line in lines.items() if line is not None and not math.isnan(line["mean"])}
-    return pd.DataFrame([*finished.values()], index=pd.Index([*finished], dtype=object))
+    return pd.DataFrame(list(finished.values()), index=pd.Index(list(finished), dtype=object))
 
 
 def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:

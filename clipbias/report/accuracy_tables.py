@@ -49,12 +49,12 @@ def make_accuracy_tables(sweep: Sweep) -> list[Table]:
 def _average_table(sweep: Sweep, measure: str) -> Table:
     columns = {shots_words(shots): (measure, AVERAGE, shots) for shots in sweep.shots}
     frame, bold = _accuracy_frame(sweep, columns)
-    note = [*_note(sweep)]
+    note = _note(sweep)
     if measure == ACCURACY and are_the_eleven(sweep.datasets):
         published = published_averages()
         note += [f"Published: {published.source} ({published.setting}); {published.caution}."]
         few = [shots for shots in sweep.shots if shots is not None]
-        for place, shots in [*enumerate(few, start=1)][::-1]:
+        for place, shots in reversed(list(enumerate(few, start=1))):
             values = {method: by_shots.get(shots) for method, by_shots in published.averages.items()}
             if any(values.values()):
                 texts = [_number(values.get(method)) for method in sweep.methods]
@@ -116,14 +116,14 @@ def _accuracy_frame(
         texts[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
         best = best_methods(sweep, measure, dataset, shots)
         bold |= {(row, place) for row, name in enumerate(sweep.methods) if name in best}
-    return pd.DataFrame(texts, index=[*map(method_name, sweep.methods)]), bold
+    return pd.DataFrame(texts, index=list(map(method_name, sweep.methods))), bold
 
 
 def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
     if key not in sweep.lines:
         _, method, dataset, shots = key
         lost = ((row["method"], row["dataset"], row.get("shots")) for row in sweep.failures)
-        return "failed" if any(one in {(method, dataset, shots), (method, dataset, None)} for one in lost) else MISSING
+        return "failed" if any(run in {(method, dataset, shots), (method, dataset, None)} for run in lost) else MISSING
     line = sweep.lines[key]
     fewer = f" (n = {line['seeds']})" if line["drawn"] and line["seeds"] < expected else ""
     return _number(line["mean"]) + (f" ± {line['error']:.1f}" if line["error"] >= 0 else "") + fewer
@@ -189,10 +189,10 @@ def rate_table(sweep: Sweep) -> Table | None:
     bold: set[tuple[int, int]] = set()
     for place, (cell, by_rate) in enumerate(accuracies.items()):
         shown = [_number(by_rate[rate], "failed") if rate in by_rate else MISSING for rate in rates]
-        texts.append([*cell[1:], *shown])
+        texts.append(list(cell[1:]) + shown)
         bold |= {(place, 3 + column) for column, rate in enumerate(rates) if rate == selected[cell]}
     frame = pd.DataFrame(texts, index=[method_name(name) for name, *_ in accuracies])
-    frame.columns = pd.Index(["Dataset", "Shots", *(f"{rate:g}" for rate in rates)])
+    frame.columns = pd.Index(["Dataset", "Shots"] + [f"{rate:g}" for rate in rates])
     caption = "Top-1 accuracy in percent on validation images by learning rate, of which the bold one was selected."
     note = "Means over seeds, datasets and shots. Of equal rates the one of the lower cross-entropy was selected."
     return Table.of(frame, "Learning rates", caption, words={1}, note=note, bold=bold)
@@ -203,7 +203,7 @@ def size_table(sweep: Sweep) -> Table:
     fields = {"Parameters": "", "Vision": "_vision", "Text": "_text", "Shared": "_shared"}
     frame = pd.DataFrame(
         {head: [_range(sweep, name, f"parameters{part}") for name in sweep.methods] for head, part in fields.items()},
-        index=[*map(method_name, sweep.methods)],
+        index=list(map(method_name, sweep.methods)),
     )
     frame["Learning rate"] = [_range(sweep, name, "learning_rate", "g") for name in sweep.methods]
     note = [
@@ -238,7 +238,7 @@ def calibration_table(sweep: Sweep) -> Table | None:
             head = f"{measure}, {shots_words(shots)}" if shots else str(measure)
             keys = [(measure, method, sweep.columns[-1], shots) for method in sweep.methods]
             columns[head] = [_number(lines[key]["mean"] if key in lines else math.nan, digits=2) for key in keys]
-    frame = pd.DataFrame(columns, index=[*map(method_name, sweep.methods)])
+    frame = pd.DataFrame(columns, index=list(map(method_name, sweep.methods)))
     caption = "Expected calibration error (ECE) in percent, 15 bins of equal width, mean over seeds and datasets."
     note = (
         "Temperature: after the logits were divided by the one that suits at most 4 validation images of a class best."
@@ -267,7 +267,7 @@ def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str
 def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
     """A number of all runs of a method, or the smallest and largest: `5,120–16,384`."""
     values = sorted({row[field] for row in sweep.by_method[method] if row.get(field) is not None})
-    return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*values[:1], *values[-1:]))) or MISSING
+    return "–".join(dict.fromkeys(f"{value:{form}}" for value in values[:1] + values[-1:])) or MISSING
 
 
 def shots_words(shots: int | None) -> str:

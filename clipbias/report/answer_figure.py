@@ -38,11 +38,12 @@ COLUMNS = (
 )
 MEAN = "mean"
 OUTCOME = OUTCOMES[0]
+_EFFECT_LOOKS = [(name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)]
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, label, colour, marker in (
         ("gain", "whole gain", style.BLACK, "D"),
-        *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
+        *_EFFECT_LOOKS,
         (KEPT, "kept by the mean", style.PURPLE, "o"),
         (LOST, "lost without it", style.RED, "v"),
     )
@@ -53,20 +54,17 @@ def answer_rows(study: StudyResults, methods: Sequence[MethodResults]) -> list[t
     """Rows of `COLUMNS`, zero-shot first; of too many methods those that gain most."""
     zero_shot = study.zero_shot
     accuracy = f"{zero_shot.accuracy:.1f} ± {zero_shot.standard_error:.1f}"
-    rows = [(zero_shot.label, accuracy, *(MISSING for _ in COLUMNS[2:]))]
+    rows = [(zero_shot.label, accuracy) + (MISSING,) * len(COLUMNS[2:])]
     return rows + [_answer_row(method) for method in _shown(methods)]
 
 
 def _answer_row(method: MethodResults) -> tuple[str, ...]:
     facts = method.facts
     effects = method.named(OUTCOME)
-    return (
-        facts.label,
-        f"{facts.accuracy:.1f} ± {facts.standard_error:.1f}",
-        _change(facts.gain),
-        *(_change(effects.get(name)) for name in EFFECTS),
-        *(share_text(method.share(OUTCOME, kind)) for kind in (KEPT, LOST)),
-    )
+    accuracy = f"{facts.accuracy:.1f} ± {facts.standard_error:.1f}"
+    changes = [_change(effects.get(name)) for name in EFFECTS]
+    shares = [share_text(method.share(OUTCOME, kind)) for kind in (KEPT, LOST)]
+    return (facts.label, accuracy, _change(facts.gain), *changes, *shares)
 
 
 def _change(number: Estimate | None) -> str:
@@ -115,7 +113,7 @@ def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] 
     """
     order = ordered_methods(summary.method for summary in summaries)
     ordered = sorted(summaries, key=lambda each: order.index(each.method))
-    rows = [row for each in ordered for dataset, own in each.by_dataset.items() for row in _marks(own, dataset)]
+    rows = [row for each in ordered for dataset, method in each.by_dataset.items() for row in _marks(method, dataset)]
     datasets = list(dict.fromkeys(dataset for each in summaries for dataset in each.by_dataset))
     rows += [row for each in ordered for row in _means(each, len(datasets))]
     if not rows:
@@ -175,11 +173,11 @@ def _means(summary: MethodSummary, datasets: int) -> list[dict[str, Any]]:
     """Means over datasets, of a method that all of them have, where there are enough for an interval."""
     if len(summary.by_dataset) < datasets:
         return []
-    marks = pd.DataFrame([row for name, own in summary.by_dataset.items() for row in _marks(own, name)])
+    marks = pd.DataFrame([row for name, method in summary.by_dataset.items() for row in _marks(method, name)])
     rows = []
-    for name, own in marks.groupby("quantity", sort=False):
-        mean = mean_over_datasets(own["value"].to_list())
-        if len(own) == datasets and mean.low is not None:
+    for name, of_datasets in marks.groupby("quantity", sort=False):
+        mean = mean_over_datasets(of_datasets["value"].to_list())
+        if len(of_datasets) == datasets and mean.low is not None:
             place = {"dataset": MEAN, "method": summary.name, "seeds": 0}
             rows.append({**place, "quantity": name, "value": mean.value, "low": mean.low, "high": mean.high})
     return rows
@@ -191,9 +189,9 @@ def _all_numbers(summary: MethodSummary) -> pd.DataFrame:
     for outcome in OUTCOMES:
         values: dict[str, list[float]] = {}
         common = {"method": summary.name, "outcome": outcome, "unit": UNITS[outcome][0]}
-        for dataset, own in summary.by_dataset.items():
-            place = {**common, "dataset": dataset, "seeds": len(own.facts.models)}
-            for name, number in own.numbers(outcome).items():
+        for dataset, method in summary.by_dataset.items():
+            place = {**common, "dataset": dataset, "seeds": len(method.facts.models)}
+            for name, number in method.numbers(outcome).items():
                 rows.append({**place, "quantity": name, **interval_columns(number)})
                 values.setdefault(name, []).append(number.value)
         rows += [

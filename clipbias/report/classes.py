@@ -68,7 +68,8 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
       answers: of one model.
       what: names model and images, for the caption.
     """
-    counts, names = answers.confusion(), [printable(name) for name in answers.class_names]
+    counts = answers.confusion()
+    names = [printable(name) for name in answers.class_names]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(names) <= _MOST_NAMED
     with style.styled():
@@ -136,6 +137,6 @@ def write_class_table(folder: Path) -> None:
 
 def weakest_classes(answers: Answers, most: int = 3) -> str:
     """The classes of the lowest accuracies in words, with what they are taken for."""
-    rows = [*answers.rows()]
-    chosen = (rows[number] for number in least_recognised(answers.confusion(), most))
-    return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in chosen)
+    rows = list(answers.rows())
+    weakest = (rows[number] for number in least_recognised(answers.confusion(), most))
+    return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in weakest)

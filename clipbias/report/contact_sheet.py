@@ -12,10 +12,17 @@ from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import augmentation_rng
 from clipbias.terminal import printable
 
-TILE, GAP, HEADER, CAPTION = 96, 4, 42, 18
+TILE = 96
+GAP = 4
+HEADER = 42
+CAPTION = 18
 # What is shown at most: classes, picks of each, and training crops of the first pick, those of the first epochs.
-CLASSES, PICKS, CROPS = 12, 6, 4
-INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
+CLASSES = 12
+PICKS = 6
+CROPS = 4
+INK = (30, 30, 30)
+PAPER = (255, 255, 255)
+FAINT = (110, 110, 110)
 
 
 def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
@@ -28,8 +35,8 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
     """
     train = dataset.split("train")
     indices, _ = few_shot(train, None, shots=shots, seed=seed)
-    chosen = train.subset(indices)
-    labels = list(dict.fromkeys(chosen.labels.tolist()))[:CLASSES]
+    drawn = train.subset(indices)
+    labels = list(dict.fromkeys(drawn.labels.tolist()))[:CLASSES]
     columns = min(shots, PICKS) + CROPS
     width = max(columns * (TILE + GAP) + 3 * GAP, 480)
     sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
@@ -40,10 +47,10 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
     draw.text((GAP, GAP + 18), note, fill=FAINT, font=font(11))
     top = HEADER
     for label in labels:
-        own = np.flatnonzero(chosen.labels == label).tolist()
+        of_label = np.flatnonzero(drawn.labels == label).tolist()
         prompt = printable(dataset.template.replace("{}", dataset.class_names[label].replace("_", " ")))
         draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=font(12))
-        _row(sheet, top + CAPTION, _tiles(chosen, own, seed), min(shots, PICKS))
+        _row(sheet, top + CAPTION, _tiles(drawn, of_label, seed), min(shots, PICKS))
         top += TILE + CAPTION + GAP
     return sheet
 
@@ -55,10 +62,10 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def _tiles(chosen: Split, own: Sequence[int], seed: int) -> list[list[np.ndarray]]:
-    images = [transforms.decode(chosen.read(index), chosen.keys[index]) for index in own[:PICKS]]
+def _tiles(drawn: Split, indices: Sequence[int], seed: int) -> list[list[np.ndarray]]:
+    images = [transforms.decode(drawn.read(index), drawn.keys[index]) for index in indices[:PICKS]]
     picks = [transforms.test_image(image, TILE) for image in images]
-    rngs = [augmentation_rng(seed, epoch, own[0]) for epoch in range(CROPS)]
+    rngs = [augmentation_rng(seed, epoch, indices[0]) for epoch in range(CROPS)]
     return [picks, [transforms.train_image(images[0], rng, TILE) for rng in rngs]]
 
 

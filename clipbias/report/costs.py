@@ -42,7 +42,7 @@ def cost_frames(sweep: Sweep) -> dict[int | None, pd.DataFrame]:
 
     columns = ["kind", "accuracy", "error", PARAMETERS, TRAINING]
     made = {
-        shots: pd.DataFrame([line(name, shots) for name in sweep.methods], index=[*sweep.methods], columns=columns)
+        shots: pd.DataFrame([line(name, shots) for name in sweep.methods], index=list(sweep.methods), columns=columns)
         .dropna(subset=["accuracy", PARAMETERS, TRAINING])
         .sort_values("kind", key=lambda kinds: kinds.map(order.index), kind="stable")
         for shots in sweep.shots
@@ -66,7 +66,7 @@ def _table(sweep: Sweep, frame: pd.DataFrame, shots: int | None) -> Table:
             "Parameters": frame[PARAMETERS].map("{:,.0f}".format),
             "Training": frame[TRAINING].map(duration_words),
         }
-    ).set_axis([*map(method_name, frame.index)])
+    ).set_axis(list(map(method_name, frame.index)))
     over = "mean over datasets, " if len(sweep.datasets) > 1 else ""
     what = "accuracy" if sweep.measure == ACCURACY else f"accuracy ({sweep.measure})"
     caption = f"Top-1 {what} in percent ± one standard error, {over}with learned parameters and training time."

@@ -35,18 +35,18 @@ def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> floa
     return math.hypot(*(slope * error for slope, error in zip(slopes, errors, strict=True)))
 
 
-def difference_error(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+def difference_error(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
     """The standard error of the difference of two methods' accuracies on one dataset; NaN where it is not known.
 
     Args:
-      one, other: lines of `frames.Sweep.cells`: `images_error`, `seeds_error`, and `correct`, the share of seeds that
-        were right on each test image, float `[n]`. With `correct` of both, test images are compared in pairs; else
-        they count as if each method had images of its own, which is too much.
+      first, second: lines of `frames.Sweep.cells`: `images_error`, `seeds_error`, and `correct`, the share of seeds
+        that were right on each test image, float `[n]`. With `correct` of both, test images are compared in pairs;
+        else they count as if each method had images of its own, which is too much.
     """
-    seeds = math.hypot(one["seeds_error"], other["seeds_error"])
-    if one["correct"] is None or other["correct"] is None:
-        return math.hypot(seeds, one["images_error"], other["images_error"])
-    each = one["correct"] - other["correct"]
+    seeds = math.hypot(first["seeds_error"], second["seeds_error"])
+    if first["correct"] is None or second["correct"] is None:
+        return math.hypot(seeds, first["images_error"], second["images_error"])
+    each = first["correct"] - second["correct"]
     return math.hypot(seeds, 100 * float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else 0.0)
 
 

@@ -75,11 +75,11 @@ class Sweep:
             column: [self.lines.get((measure, name, column, shots), {}).get(what, math.nan) for name in self.methods]
             for column in self.columns
         }
-        return pd.DataFrame(each, index=[*self.methods])
+        return pd.DataFrame(each, index=list(self.methods))
 
     def seeds(self, measure: str, shots: int | None) -> int:
         """How many seeds most methods have."""
-        return int(np.nanmax([1, *self.table(measure, shots, "seeds").to_numpy(float).ravel()]))
+        return int(np.nanmax(self.table(measure, shots, "seeds").to_numpy(float), initial=1))
 
 
 def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
@@ -150,12 +150,12 @@ def cell_frame(
     cells["seeds_error"] = (cells.pop("deviation") / np.sqrt(cells["seeds"])).fillna(0.0)
     means = cells["mean"].to_dict()
     errors = cells["images_error"].to_dict()
-    for measure, *where in [*errors]:
+    for measure, *where in list(errors):
         if measure == "H":  # its rows have both halves
             base = ("base", *where)
             new = ("new", *where)
             errors["H", *where] = harmonic_error(means[base], means[new], (errors[base], errors[new]))
-    cells["images_error"] = [*errors.values()]
+    cells["images_error"] = list(errors.values())
     cells["error"] = np.hypot(cells["images_error"], cells["seeds_error"])
     cells["correct"] = [
         answers.correct(dataset if measure == ACCURACY else f"{dataset}/{measure}", files, values)
@@ -178,7 +178,8 @@ def cell_lines(cells: pd.DataFrame) -> dict[CellKey, Row]:
 def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
     """Over the datasets, where all have a result. Each has images and draws of its own: errors are independent."""
     errors = ["images_error", "seeds_error", "error"]
-    squares = cells.assign(**{name: cells[name].pow(2).fillna(math.inf) for name in errors})
+    squares = cells.copy()
+    squares[errors] = cells[errors].pow(2).fillna(math.inf)
     groups = squares.drop(columns="correct").groupby(["measure", "method", "shots"], sort=False)
     means = groups.agg({"mean": "mean", "seeds": "min", "drawn": "all"} | dict.fromkeys(errors, "sum"))
     means[errors] = means[errors].replace(math.inf, math.nan).pow(0.5) / datasets

@@ -16,7 +16,7 @@ def image_tables(study: StudyResults) -> list[Table]:
     if not study.tuned:
         return []
     flipped = _flips(study)
-    return [_classes(study), *([flipped] if flipped else [])]
+    return [_classes(study)] if flipped is None else [_classes(study), flipped]
 
 
 def answer_frame(study: StudyResults) -> pd.DataFrame:
@@ -37,22 +37,18 @@ def _classes(study: StudyResults) -> Table:
     answers = answer_frame(study)
     names = study.dataset.class_names
     labels = labels_of(study.tuned)
-    rows, net = {}, {}
+    rows = {}
+    net = {}
     for label, images in answers.groupby("label"):
         wrong = images["zero_shot"][images["zero_shot"] != label].value_counts(sort=False).sort_index()
         taken_for = f"{names[wrong.idxmax()]} ({wrong.max()} of {len(images)})" if len(wrong) else MISSING
         right = 100 * (images["zero_shot"] == label).mean()
-        rows[label] = [
-            names[label],
-            str(len(images)),
-            f"{right:.1f}",
-            taken_for,
-            *(_change(images[key]) for key in labels),
-        ]
-        net[label] = images[[*labels]].mean().sum()
+        changes = [_change(images[key]) for key in labels]
+        rows[label] = [names[label], str(len(images)), f"{right:.1f}", taken_for, *changes]
+        net[label] = images[list(labels)].mean().sum()
     order = sorted(rows, key=lambda label: (net[label], label))
     cut = len(order) > CLASSES
-    shown = [*order[: CLASSES // 2], *order[-CLASSES // 2 :]] if cut else order
+    shown = order[: CLASSES // 2] + order[-CLASSES // 2 :] if cut else order
     ends = f"; of {len(order)} classes the {CLASSES // 2} at either end" if cut else ""
     return Table(
         "Which classes gain and lose",

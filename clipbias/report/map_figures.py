@@ -28,11 +28,13 @@ def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     results = present(study.similarity.models)
     figures = [_maps(study, study.similarity, key, labels[key], maps) for key, maps in results.items()]
     correlation = correlation_figure(study)
-    return [*figures, *([correlation] if correlation else [])]
+    return figures if correlation is None else [*figures, correlation]
 
 
 def _maps(study: StudyResults, similarity: Similarity, key: str, label: str, result: SimilarityMaps) -> CaptionedFigure:
-    images, rotations, depths = similarity.images, similarity.rotations, similarity.layers
+    images = similarity.images
+    rotations = similarity.rotations
+    depths = similarity.layers
     assert images is not None and rotations is not None and depths is not None
     maps = {"zero_shot_cls": result.zero_shot_cls, "cls": result.cls, "prompts": result.prompts}
     shown = min(_PICTURES, len(images))
@@ -54,15 +56,15 @@ def _maps(study: StudyResults, similarity: Similarity, key: str, label: str, res
                 line[1].text(
                     -0.08, 0.5, _ROWS[name], fontsize=6.5, ha="right", va="center", transform=line[1].transAxes
                 )
-            titles = (f"input, {int(rotations[picture])}°", *(f"layer {depth + 1}" for depth in depths))
+            titles = [f"input, {int(rotations[picture])}°"] + [f"layer {depth + 1}" for depth in depths]
             for axes, title in zip(block[0], titles, strict=True):
                 axes.set_title(title, fontsize=7, fontweight="normal")
         heat_scale(figure, grid)
     size = study.clip.grid
     numbers = joined(
-        tidy(_by_patch(values[picture, place], size), None, ("row", "column"), picture=picture, map=name).assign(
-            rotation=int(rotations[picture]), layer=int(depth) + 1
-        )
+        tidy(
+            _by_patch(values[picture, place], size), None, ("row", "column"), {"picture": picture, "map": name}
+        ).assign(rotation=int(rotations[picture]), layer=int(depth) + 1)
         for name, values in maps.items()
         for picture in range(len(images))
         for place, depth in enumerate(depths)
@@ -102,7 +104,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
         grid = figure.subplots(2 * len(images), 1 + len(models), squeeze=False, height_ratios=(4.2, 1) * len(images))
         for picture, image in enumerate(images):
             label = int(examples.labels[picture])
-            above, below = grid[2 * picture], grid[2 * picture + 1]
+            above, below = grid[2 * picture : 2 * picture + 2]
             show_picture(above[0], image)
             above[0].set_title(printable(classes[label]), fontsize=8)
             below[0].set_axis_off()

@@ -195,11 +195,14 @@ def _laid_out(axes: "Axes", tokens: Sequence[str], values: np.ndarray) -> "list[
     place = axes.get_subplotspec()
     assert place is not None  # panels are made by `subplots`
     width = style.size_inches(axes)[0] * 72 / place.get_gridspec().ncols * 0.92
-    x, y, placed = 0.0, 1.0, []
+    x = 0.0
+    y = 1.0
+    placed = []
     for token, value in zip(tokens, values, strict=True):
         length = (len(token) * 4.1 + 7) / width
         if x > 0 and x + length > 1:
-            x, y = 0.0, y - 0.36
+            x = 0.0
+            y -= 0.36
         placed.append((x, y, token, float(value)))
         x += length
     return placed

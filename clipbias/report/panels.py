@@ -26,7 +26,9 @@ Look = Mapping[str, Any]
 Share = bool | Literal["none", "all", "row", "col"]
 
 
-def tidy(values: np.ndarray, error: np.ndarray | None = None, axes: Sequence[str] = (), **labels: Any) -> pd.DataFrame:
+def tidy(
+    values: np.ndarray, error: np.ndarray | None, axes: Sequence[str], labels: Mapping[str, object]
+) -> pd.DataFrame:
     """An array as a frame: a row per number, its places counted from 1.
 
     Args:
@@ -286,9 +288,9 @@ def points(
     """
     names = list(places or dict.fromkeys(part[category]))
     shown = list(groups(part, hue, looks))
-    for number, (own, look) in enumerate(shown):
-        y = [names.index(name) + step * (number - (len(shown) - 1) / 2) for name in own[category]]
-        _whiskers(axes, own["value"], y, own["low"], own["high"], along="x", **look | {"linestyle": ""})
+    for number, (of_hue, look) in enumerate(shown):
+        y = [names.index(name) + step * (number - (len(shown) - 1) / 2) for name in of_hue[category]]
+        _whiskers(axes, of_hue["value"], y, of_hue["low"], of_hue["high"], along="x", **look | {"linestyle": ""})
     category_ticks(axes, names)
 
 

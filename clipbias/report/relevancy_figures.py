@@ -61,18 +61,18 @@ def relevancy_frame(
     for side in SIDES:
         place = {"model": key, "group": group, "side": side}
         rows, sums = _of_side(averaged, part, side)
-        tokens = averages(rows, "index", **place)
+        tokens = averages(rows, "index", labels=place)
         tokens["index"] -= 1
         if part == "text":
             text = result.zero_shot if side == "zero_shot" else result.tuned
             known = text.index_kinds[: len(tokens)]
-            tokens["kind"] = [*known, *("" for _ in range(len(tokens) - len(known)))]
+            tokens["kind"] = pd.Series(list(known)).reindex(tokens.index, fill_value="")
             tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
         else:
             prompts = tokens["index"] >= study.clip.patches
             tokens["kind"] = prompts.map(VISION_KINDS.__getitem__)
             tokens["panel"] = np.where(prompts, "prompts", "tokens")
-        kinds = averages(sums, "index", **place)
+        kinds = averages(sums, "index", labels=place)
         kinds = kinds.assign(kind=[KIND_NAMES.get(name, name) for name in _KINDS[part]][: len(kinds)], panel="kinds")
         frames += [tokens, kinds.assign(index=-1)]
     return joined(frames)
@@ -220,8 +220,8 @@ def _groups_frame(study: StudyResults, key: str, result: Relevancy) -> pd.DataFr
             frames.append(frame[frame["panel"] == "kinds"].assign(panel=_THINGS[part]))
         place = {"model": key, "group": group, "side": "", "panel": "change of patches"}
         frames += [
-            averages(averaged.order, "index", kind="rank correlation", **place),
-            averages(averaged.variation, "index", kind="total variation", **place),
+            averages(averaged.order, "index", labels={"kind": "rank correlation", **place}),
+            averages(averaged.variation, "index", labels={"kind": "total variation", **place}),
         ]
     return joined(frames)
 
@@ -237,7 +237,8 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
     made = []
     results = [(study, result) for study in studies if (result := present(study.relevancy).get(key))]
     for part, number in (("text", 2), ("vision", 3)):
-        frames, texts = [], []
+        frames = []
+        texts = []
         for study, result in results:
             frame = relevancy_frame(study, key, result, part)
             if len(frame):

@@ -1,9 +1,10 @@
 """Runs side by side: what they were, what they ran on, and in which settings they differ."""
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clipbias.io import user_path
@@ -63,17 +64,17 @@ def environment_table(runs: Sequence[RunRecord]) -> Table:
     Of the packages' versions those that differ are shown, and always those of `ALWAYS`.
     """
     packages = [run.environment.get("packages") or {} for run in runs]
-    names = sorted({name for one in packages for name in one})
-    shown = [name for name in names if name in ALWAYS or len({one.get(name) for one in packages}) > 1]
+    names = sorted({name for versions in packages for name in versions})
+    shown = [name for name in names if name in ALWAYS or len({versions.get(name) for versions in packages}) > 1]
     rows = tuple(
         cells(
             run.name,
             git_words(run.environment.get("git")),
             devices_words(run.environment.get("devices") or ()),
             str(run.environment.get("python") or MISSING),
-            *(str(own.get(name) or MISSING) for name in shown),
+            *(str(versions.get(name) or MISSING) for name in shown),
         )
-        for run, own in zip(runs, packages, strict=True)
+        for run, versions in zip(runs, packages, strict=True)
     )
     caption = "+ marks a source tree with changes that were not committed."
     columns = ("Run", "Commit", "Devices", "python", *shown)
@@ -84,7 +85,7 @@ def difference_table(runs: Sequence[RunRecord]) -> Table | None:
     """The settings in which the runs' configurations differ, one row each; `None` where there are none."""
     settings = differences(runs)
     rows = tuple(cells(key, *map(_setting, values)) for key, values in settings.items())
-    columns = ("Setting", *(run.name for run in runs))
+    columns = ["Setting"] + [run.name for run in runs]
     return Table("Settings that differ", "", columns, rows, words=range(len(columns))) if settings else None
 
 
@@ -130,9 +131,9 @@ def in_words(value: Any, many: str, form: str = "{}") -> str:
     if value is None or value == [] or value == "":
         return MISSING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {in_words(one, many, form)}" for key, one in value.items())
+        return ", ".join(f"{key} {in_words(item, many, form)}" for key, item in value.items())
     if isinstance(value, list):
-        return f"{len(value)} {many}" if len(value) > 4 else ", ".join(in_words(one, many, form) for one in value)
+        return f"{len(value)} {many}" if len(value) > 4 else ", ".join(in_words(item, many, form) for item in value)
     return form.format(value) if is_number(value) else str(value)
 
 
@@ -143,10 +144,9 @@ def accuracies_of(run: RunRecord) -> list[Table]:
         return [dataclasses.replace(table, title=f"{run.name}: {table.title}") for table in tables]
     if not _has_many(run.accuracy):
         return []
-    errors = run.error or [None] * len(run.accuracy)
     rows = [
-        cells(method_name(str(method)), _with_error(accuracy, error))
-        for method, accuracy, error in zip(run.method, run.accuracy, errors, strict=True)
+        cells(method_name(str(method)), accuracy)
+        for method, accuracy in zip(run.method, _each_with_error(run.accuracy, run.error), strict=True)
     ]
     caption = "Top-1 accuracy in percent ± one standard error."
     return [Table(f"Accuracies of {run.name}", caption, ("Method", "Accuracy"), rows)]
@@ -164,11 +164,15 @@ def _with_error(value: Any, error: Any) -> str:
     """A number, numbers by name or in a list, each with its error where that is known."""
     if isinstance(value, Mapping):
         known = error if isinstance(error, Mapping) else {}
-        return ", ".join(f"{key} {_with_error(one, known.get(key))}" for key, one in value.items()) or MISSING
+        return ", ".join(f"{key} {_with_error(item, known.get(key))}" for key, item in value.items()) or MISSING
     if isinstance(value, list) and value:
-        return ", ".join(map(_with_error, value, error or [None] * len(value)))
+        return ", ".join(_each_with_error(value, error))
     number = in_words(value, "values", "{:.2f}")
     return f"{number} ± {error:.2f}" if is_number(value) and is_number(error) else number
+
+
+def _each_with_error(values: list[Any], errors: list[Any] | None) -> Iterator[str]:
+    return map(_with_error, values, errors or itertools.repeat(None))
 
 
 def duration(seconds: float | None) -> str:

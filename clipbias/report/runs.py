@@ -78,7 +78,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
     parts = sorted(path.glob("parts/*/"))
     environments = (read_object(inside / "environment.json") for inside in (path, *parts))
-    environment: Mapping[str, Any] = next((one for one in environments if one), {})
+    environment: Mapping[str, Any] = next(filter(None, environments), {})
     state = read_object(path / "state.json") or {}
     binary = _binary(config, environment)
     metrics = metric_lines(path)
@@ -154,7 +154,7 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     command = environment.get("command")
     # A path, or "clipbias train".
     name = Path(str(command[0]).rpartition(" ")[2]).stem if isinstance(command, list) and command else ""
-    return name if name in BINARIES else next((one for one, key in BINARIES.items() if key in config), "unknown")
+    return name if name in BINARIES else next((binary for binary, key in BINARIES.items() if key in config), "unknown")
 
 
 def _error(result: Mapping[str, Any]) -> Any:
@@ -259,19 +259,19 @@ def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[Ru
     runs = []
     for name in names:
         inside = folder / name.replace("/", "_") if name else folder
-        found = read_object(inside / "results.json") or {}
-        models = found.get("models") or []
+        results = read_object(inside / "results.json") or {}
+        models = results.get("models") or []
         runs.append(
             dataclasses.replace(
                 common,
                 name=common.name if not name else str(Path(common.name) / inside.name),
-                state=state_in_words(folder, state, finished=bool(found)),
+                state=state_in_words(folder, state, finished=bool(results)),
                 method=[model.get("method") for model in models] or None,
-                dataset=(found.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
+                dataset=(results.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
                 accuracy=[model.get("accuracy") for model in models] or None,
                 error=[_error(model) for model in models] or None,
                 parameters=[(model.get("parameters") or {}).get("total") for model in models] or None,
-                seconds=found.get("seconds", common.seconds),
+                seconds=results.get("seconds", common.seconds),
             )
         )
     return runs
@@ -283,8 +283,8 @@ def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     The folder that is written to differs always and is left out.
     """
     flat = [dict(_flat(run.config)) for run in runs]
-    keys = sorted({key for one in flat for key in one} - {"workdir"})
-    values = {key: [one.get(key) for one in flat] for key in keys}
+    keys = sorted({key for settings in flat for key in settings} - {"workdir"})
+    values = {key: [settings.get(key) for settings in flat] for key in keys}
     return {key: of_runs for key, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,7 @@ def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: S
     # What is named first has the better place: several orders are tried.
     keys = (lambda i: places[i], lambda i: places[i][::-1], lambda i: sizes[i], lambda i: _crowd(places, i, 60 * scale))
     orders = [sorted(range(len(names)), key=key, reverse=back) for key in keys for back in (True, False)]
-    _, arranged = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=lambda one: one[0])
+    _, arranged = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=operator.itemgetter(0))
     for index, (dx, dy, boxes) in arranged.items():
         labels[index].set_position((dx / scale, dy / scale))
         if len(boxes) > 1:

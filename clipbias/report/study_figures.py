@@ -64,9 +64,9 @@ _QUANTITIES = {
 _FIRST = {"positive": "most", "negative": "least"}
 
 
-def averages(average: Average, *axes: str, **labels: object) -> pd.DataFrame:
-    """An average with its interval as a frame."""
-    return tidy(average.mean, average.standard_error, axes, **labels)
+def averages(average: Average, *axes: str, labels: Mapping[str, object]) -> pd.DataFrame:
+    """An average with its interval as a frame; `labels` as in `tidy`."""
+    return tidy(average.mean, average.standard_error, axes, labels)
 
 
 def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -88,7 +88,9 @@ def labels_of(models: Iterable[ModelFacts]) -> dict[str, str]:
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 1: what prompts take from the input tokens in every layer, how large what they add is, and how constant."""
     labels = labels_of(study.models)
-    looks, frames, counts = dict(_SERIES), [], []
+    looks = dict(_SERIES)
+    frames = []
+    counts = []
     for key, decomposition in present(study.decomposition).items():
         for tower, result in decomposition.towers.items():
             row = f"{labels[key]}, {tower}"
@@ -105,7 +107,9 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", hue="series", looks=looks, dots=True)
-        panel, last, depth = part["panel"].iloc[0], part["layer"].max(), part["depth"].iloc[0]
+        panel = part["panel"].iloc[0]
+        last = part["layer"].max()
+        depth = part["depth"].iloc[0]
         low = min(0.0, float(part["value"].min()))
         if panel == _COSINE:
             low = -1.0
@@ -128,24 +132,26 @@ def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]
     def place(series: str) -> dict[str, object]:
         return {**common, "panel": _PANELS.get(series, _COSINE), "series": series}
 
-    frames = [averages(tower.prompt_mass.average, "layer", "head", **place("prompt_mass"))]
+    frames = [averages(tower.prompt_mass.average, "layer", "head", labels=place("prompt_mass"))]
     if tower.pooled_mass is not None:
-        frames.append(averages(tower.pooled_mass, "layer", "head", **place("pooled_mass")))
+        frames.append(averages(tower.pooled_mass, "layer", "head", labels=place("pooled_mass")))
     frames += [
-        averages(tower.norm_share, "layer", **place("norm_share")),
-        tidy(tower.constancy, None if error is None else error.constancy, ("layer",), **place("constancy")),
-        tidy(tower.bias_likeness, None if error is None else error.bias_likeness, ("layer",), **place("bias_likeness")),
+        averages(tower.norm_share, "layer", labels=place("norm_share")),
+        tidy(tower.constancy, None if error is None else error.constancy, ("layer",), place("constancy")),
+        tidy(tower.bias_likeness, None if error is None else error.bias_likeness, ("layer",), place("bias_likeness")),
     ]
     for bias in sorted(tower.bias_cosine):
         of_bias = None if error is None else error.bias_cosine[bias]
-        frames.append(tidy(tower.bias_cosine[bias], of_bias, ("layer",), **place(f"{_COSINES}{bias}")))
+        frames.append(tidy(tower.bias_cosine[bias], of_bias, ("layer",), place(f"{_COSINES}{bias}")))
     return joined(frames)
 
 
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 4: the EOS row's attention by kind of token."""
     results = present(study.text_attention)
-    frame = joined(averages(result.shares, "layer", "head", "kind", model=key) for key, result in results.items())
+    frame = joined(
+        averages(result.shares, "layer", "head", "kind", labels={"model": key}) for key, result in results.items()
+    )
     if frame.empty:
         return None
     frame["kind"] = frame["kind"].map(lambda number: TEXT_KINDS[number - 1])
@@ -176,20 +182,13 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 5: attention distance and entropies, a row for each model and variant."""
     results = present(study.vision_attention)
     labels = labels_of(study.models)
-    frame = joined(
-        averages(
-            number.average,
-            "layer",
-            "head",
-            row=f"{labels[key]} {VARIANT_NAMES[variant]}".strip(),
-            model=key,
-            variant=variant,
-            quantity=quantity,
-        )
-        for key, result in results.items()
-        for variant, quantities in result.variants.items()
-        for quantity, number in quantities.quantities.items()
-    )
+    frames = []
+    for key, result in results.items():
+        for variant, quantities in result.variants.items():
+            place = {"row": f"{labels[key]} {VARIANT_NAMES[variant]}".strip(), "model": key, "variant": variant}
+            for quantity, number in quantities.quantities.items():
+                frames.append(averages(number.average, "layer", "head", labels={**place, "quantity": quantity}))
+    frame = joined(frames)
     if frame.empty:
         return None
     zero_shot = study.zero_shot.key
@@ -231,7 +230,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """The rank correlation of `[cls]` attention and similarity to the prompts by layer."""
     results = present(None if study.similarity is None else study.similarity.models)
-    frame = joined(averages(result.rank_correlation, "layer", model=key) for key, result in results.items())
+    frame = joined(averages(result.rank_correlation, "layer", labels={"model": key}) for key, result in results.items())
     if frame.empty:
         return None
 
@@ -265,16 +264,8 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
                 panel = f"{first} relevant first,\nmap of {target} class"
                 for kind in MAPS:
                     curve = result.maps[kind][direction][target].accuracy
-                    numbers = tidy(
-                        100 * np.asarray(curve),
-                        None,
-                        ("point",),
-                        map=kind,
-                        model=key,
-                        direction=direction,
-                        target=target,
-                        panel=panel,
-                    )
+                    place = {"map": kind, "model": key, "direction": direction, "target": target, "panel": panel}
+                    numbers = tidy(100 * np.asarray(curve), None, ("point",), place)
                     frames.append(numbers.assign(point=removed).rename(columns={"point": "removed"}))
     frame = joined(frames)
     if frame.empty:

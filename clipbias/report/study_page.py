@@ -38,7 +38,8 @@ from clipbias.report.verdict_tables import (
 )
 from clipbias.report.word_table import word_remarks, word_table
 
-REPORT, FIGURES = "report.html", "figures"
+REPORT = "report.html"
+FIGURES = "figures"
 
 # By section of the study, in reading order: the title, what draws it, and why there may be nothing to draw.
 _Draw = Callable[[StudyResults], Any]

@@ -28,7 +28,9 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = PALETTE.values()
 DARKER = {YELLOW: "#7A7000"}  # for letters, which the colour itself leaves too pale on white
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things without an order
 
-ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red, which looks orange here
+# As in the paper: the original model blue, the tuned one red, which looks orange here.
+ZERO_SHOT = BLUE
+TUNED = RED
 
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 SOLID, DASHED = LINES[:2]
@@ -182,11 +184,11 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
         )
 
 
-def log_scale(axes: "Axes", which: Literal["x", "y"] = "y", **options: Any) -> None:
+def log_scale(axes: "Axes", which: Literal["x", "y"] = "y") -> None:
     """A logarithmic axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log", **options)
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
     # Within a decade or two, 1, 2 and 5 of each.

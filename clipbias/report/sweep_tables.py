@@ -36,7 +36,7 @@ def render_tables(
 ) -> str:
     """All tables and failed runs in one of `table.FORMS`; an HTML page shows the figure above its tables."""
     made = make_tables(sweep) if tables is None else tables
-    failures = [*map(failure_line, sweep.failures)]
+    failures = list(map(failure_line, sweep.failures))
     if form == "html":
         return pages.render("tables", title="Table 1", svg=figure_svg, tables=made, failures=failures, empty=_EMPTY)
     parts = [render(table, form) for table in made] or [_EMPTY]
@@ -45,7 +45,8 @@ def render_tables(
         failures = [f"% failed: {latex_text(line)}" for line in failures]
     elif failures:
         escaped = markdown_text if form == "markdown" else printable
-        failures = ["### Failed runs" if form == "markdown" else "Failed runs", *(f"- {escaped(x)}" for x in failures)]
+        heading = "### Failed runs" if form == "markdown" else "Failed runs"
+        failures = [heading] + [f"- {escaped(line)}" for line in failures]
     if form == "text" and any(table.bold for table in made):
         parts.append(f"* {BOLD.removeprefix('Bold: ')} ± is one standard error.")
     if failures:
@@ -77,7 +78,9 @@ def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
         write_text(workdir / "costs.md", "\n\n".join(render(table, "markdown") for table in costs) + "\n")
         for picture in cost_figures(sweep):
             picture.save(workdir)
-        lines += [line for table in costs for line in [*render(table, "text").split("\n"), ""]]
+        for table in costs:
+            lines += render(table, "text").split("\n")
+            lines.append("")
     write_class_table(workdir)
     return [*lines, f"Tables and picture: {workdir / 'table.html'}"]
 

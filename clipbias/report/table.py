@@ -8,7 +8,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Sequence
 from html import escape
-from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -62,17 +61,26 @@ class Table:
     bold: Collection[tuple[int, int]] = ()
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, title: str, caption: str, *, first: str = "Method", **others: Any) -> "Table":
-        """A table of a data frame of texts whose index names the rows.
+    def of(
+        cls,
+        frame: pd.DataFrame,
+        title: str,
+        caption: str,
+        *,
+        words: Collection[int] = (),
+        note: str = "",
+        bold: Collection[tuple[int, int]] = (),
+    ) -> "Table":
+        """A table of a data frame of texts whose index names the methods of the rows.
 
         Args:
           frame: the texts.
           title, caption: of the table.
-          first: head of the first column.
-          others: further attributes.
+          words, note, bold: as of the table.
         """
         rows = [(str(name), *texts) for name, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
-        return cls(title, caption, (first, *map(str, frame.columns)), rows, **others)
+        heads = list(map(str, frame.columns))
+        return cls(title, caption, ("Method", *heads), rows, words=words, note=note, bold=bold)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -114,7 +122,7 @@ def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFr
 
 
 def _aligned(table: Table) -> list[str]:
-    return ["left" if column in {0, *table.words} else "right" for column in range(len(table.columns))]
+    return ["left" if column == 0 or column in table.words else "right" for column in range(len(table.columns))]
 
 
 def _tabulated(frame: pd.DataFrame, table: Table, form: str) -> str:
@@ -174,8 +182,8 @@ def _html(table: Table) -> str:
         return escape(printable(text))
 
     frame = _marked(table, escaped, "<b>{}</b>")
-    heads = [*frame.columns]
-    for column in {*table.words} - {0}:
+    heads = list(frame.columns)
+    for column in set(table.words) - {0}:
         frame.isetitem(column, [f'<div class="words">{text}</div>' for text in frame.iloc[:, column]])
         heads[column] = f'<div class="words">{heads[column]}</div>'
     # The first column heads the rows.

@@ -52,7 +52,8 @@ _OUTCOME_LOOKS: dict[str, dict[str, Any]] = {
 }
 _CONTROL_MARKS = {RANDOM: "x", SHUFFLED: "+", ANOTHER_SEED: "*", ANOTHER_DATASET: "d"}
 # Shares that are drawn, in percent.
-_LOWEST, _HIGHEST = -60.0, 180.0
+_LOWEST = -60.0
+_HIGHEST = 180.0
 
 
 def interval_columns(number: Estimate) -> dict[str, float | None]:

@@ -131,7 +131,9 @@ def summary_table(summary: MethodSummary) -> Table:
         f"{_BRACKETS}; a share has a dash where its gain is not surely above 0. The mean over datasets has an interval"
         f" from {FEWEST_DATASETS} datasets on, since a dataset is one observation."
     )
-    return Table("", caption, ("", *heads, *(["Mean"] if len(methods) > 1 else [])), tuple(rows))
+    if len(methods) > 1:
+        heads.append("Mean")
+    return Table("", caption, ("", *heads), tuple(rows))
 
 
 def _seeds(count: int) -> str:
@@ -170,8 +172,10 @@ def summary_sentences(summary: MethodSummary) -> list[str]:
         dataset_name(dataset): "" if method.verdict is None else method.verdict.conclusion
         for dataset, method in summary.by_dataset.items()
     }
-    effects = {outcome: [method.effects(outcome) for method in summary.by_dataset.values()] for outcome in OUTCOMES}
-    gains = {outcome: [each.gain for each in own if each is not None] for outcome, own in effects.items()}
+    gains = {}
+    for outcome in OUTCOMES:
+        effects = [method.effects(outcome) for method in summary.by_dataset.values()]
+        gains[outcome] = [each.gain for each in effects if each is not None]
     return dataset_sentences(conclusions, gains)
 
 
@@ -191,5 +195,5 @@ def area_table(study: StudyResults) -> Table | None:
         "Area under each curve in percent. Most relevant first: the smaller, the better the map; least relevant first:"
         " the larger, the better."
     )
-    columns = ("Model", "Map", *(f"{first} first, {target}" for first in _FIRST.values() for target in targets))
-    return Table("", caption, columns, tuple(rows), words={1}) if rows else None
+    heads = [f"{first} first, {target}" for first in _FIRST.values() for target in targets]
+    return Table("", caption, ("Model", "Map", *heads), tuple(rows), words={1}) if rows else None

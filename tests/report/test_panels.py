@@ -33,12 +33,12 @@ def axes():
 
 def test_arrays_become_rows_with_their_places_and_intervals():
     values, error = np.arange(6.0).reshape(2, 3), np.full((2, 3), 0.5)
-    found = small.tidy(values, error, ("layer", "head"), model="m")
+    found = small.tidy(values, error, ("layer", "head"), {"model": "m"})
     assert list(found.columns) == ["model", "layer", "head", "value", "low", "high"]
     for row in found.itertuples():
         assert row.value == values[row.layer - 1, row.head - 1] and row.model == "m"
         assert (row.low, row.high) == pytest.approx((row.value - 0.98, row.value + 0.98))
-    assert small.tidy(values, None, ("layer", "head"))[["low", "high"]].isna().all().all()
+    assert small.tidy(values, None, ("layer", "head"), {})[["low", "high"]].isna().all().all()
 
 
 def test_lines_are_means_of_their_rows_with_whiskers_or_bands(axes):
