@@ -91,7 +91,7 @@ def compute_explore(study: Study) -> Section[Exploration]:
     pictures_of_pairs = _pairs(study, images[pairs[:, 0]], pairs[:, 1])
     of_pairs = {model.key: _relevancy_of_pairs(study, model, pictures_of_pairs) for model in models}
     of_images = {model.key: _layers_of_images(study, model, images) for model in models}
-    rows = yield [*of_pairs.values(), *of_images.values()]
+    rows = yield list(of_pairs.values()) + list(of_images.values())
     results: dict[str, ExploredModel | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     for model in models:
         pair_rows = rows[of_pairs[model.key].name]

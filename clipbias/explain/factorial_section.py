@@ -69,7 +69,7 @@ def compute_factorial(study: Study) -> Section[CausalTests]:
         if any(model.prompts) and study.options.control_images
     }
     predictions = yield from compute_predictions(study)
-    rows = yield [*requests.values(), *controls.values()]
+    rows = yield list(requests.values()) + list(controls.values())
     measured: dict[str, dict[str, Measured]] = {}
     for key, request in requests.items():
         mixed = mixtures[key]

@@ -234,6 +234,12 @@ def reduce_backward(
     return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *by_layer)
 
 
+def _before_end(text: TextTokens, by_layer: bool) -> jax.Array:
+    """Which tokens are read before the end of their text, `[T, n]`, or `[T, 1, n]` for maps by layer."""
+    before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
+    return before_end[:, None] if by_layer else before_end
+
+
 @with_precision
 def stream(
     classifier: Classifier,
@@ -295,9 +301,7 @@ def stream(
     text_gradients = jax.tree.map(lambda x: x[None], text_pass.pull(pull(jnp.ones_like(logits))[1]))
     vision = reduce_backward(vision_pass, image_gradients, options)
     words = reduce_backward(text_pass, text_gradients, options)
-    before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
-    if options.by_layer:
-        before_end = before_end[:, None]
+    before_end = _before_end(text, options.by_layer)
     shape = (batch, per_image) if templates == 1 else (batch, per_image, templates)
     return {
         name: Relevancy(

@@ -30,8 +30,9 @@ from clipbias.explain.wording import amount, percent
 
 def verdicts(results: StudyResults) -> tuple[Verdict, ...]:
     """One for each tuned model, and one for each method of which there are several seeds."""
+    single = [[model] for model in results.tuned]
     together = [models for models in same_but_for_seed(results.tuned) if len(models) > 1]
-    return tuple(verdict(results, models) for models in (*([model] for model in results.tuned), *together))
+    return tuple(verdict(results, models) for models in single + together)
 
 
 def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:

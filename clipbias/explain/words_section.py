@@ -19,7 +19,7 @@ def compute_words(study: Study) -> Section[dict[str, ModelWords | Missing]]:
     results: dict[str, ModelWords | Missing] = {}
     deeper, remarks = _deeper_words(study)
     for model in study.tuned:
-        prompts = [*_context_words(study, model), *deeper[model.key]]
+        prompts = _context_words(study, model) + deeper[model.key]
         remark = remarks.get(model.key)
         if prompts or remark:
             results[model.key] = ModelWords(tuple(sorted(prompts, key=lambda prompt: prompt.layer)), remark)

@@ -50,7 +50,7 @@ def accumulated_gradient(
     Arguments as there, but for `batch`: its images are as they are read, and a device's rows lie side by side.
     """
     classifier = static.classifier
-    method = static.classifier.method
+    method = classifier.method
     constants = inputs.constants
     count = jnp.maximum(batch["mask"].sum(), 1)  # 1: a batch without a readable image
 

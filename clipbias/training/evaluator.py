@@ -141,7 +141,7 @@ class Evaluator:
 
     def _features(self, static: EvalStatic, inputs: EvalInputs) -> Iterator[tuple[jax.Array, Batch]]:
         classifier = static.classifier
-        method = static.classifier.method
+        method = classifier.method
         learnables = inputs.learnables
         changes = classifier.changes_vision(first_run(learnables))
         crops = crops_of(method)

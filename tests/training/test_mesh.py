@@ -95,3 +95,9 @@ def test_runs_are_filled_up_and_cut_again() -> None:
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2)
     np.testing.assert_array_equal(meshes.device_get(placed["a"])[3], tree["a"][2])
     jax.tree.map(np.testing.assert_array_equal, meshes.device_get(meshes.unpad(mesh, placed, 3)), tree)
+    compiled = meshes._first_runs._cache_size()
+    again = meshes.unpad(mesh, placed, 3)
+    assert meshes._first_runs._cache_size() == compiled  # of later checkpoints, too
+    assert again["a"].sharding.is_equivalent_to(meshes.sharding(mesh, (3, 2), meshes.RUN), 2)
+    halves = meshes.unpad(mesh, meshes.device_put(mesh, meshes.pad(tree, 8), meshes.RUN), 4)
+    assert halves["a"].sharding.shard_shape((4, 2)) == (1, 2)
