@@ -119,13 +119,13 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
     streams = factorial.streams(factorial.WITH_SLOTS)
     several, one = made.tuned
     before, after = (
-        prompts_plot.plus_forward(reference, CLASS_NAMES, weights.double(jax.device_get(x)), images, PHRASES)
+        prompts_plot.plus_inputs(reference, CLASS_NAMES, jax.device_get(x), PHRASES)
         for x in (several.task.init(1), several.learnables)
     )
     features: dict[str, list[np.ndarray]] = {}
     for tower in ("vision", "text"):
         features[tower] = []
-        for (start, _), (inputs, _) in zip(before, after, strict=True):
+        for start, inputs in zip(before, after, strict=True):
             if tower == "vision":
                 runs = factorial.vision_run(reference, images), factorial.vision_run(reference, images, inputs)
             else:

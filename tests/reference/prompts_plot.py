@@ -105,21 +105,29 @@ def start_context(clip: Reference, phrases: Sequence[str]) -> np.ndarray:
     return numpy_clip.token_embeddings(clip.state, tokens[:, 1 : 1 + count])
 
 
-def plus_features(
-    clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray, phrases: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of images [P, B, d] with the vision prompts `p` at the tower's input; of phrase `p`'s texts with context `p`."""
-    learnables, found = weights.double(learnables), []
+def plus_inputs(
+    clip: Reference, class_names: Sequence[str], learnables: Learnables, phrases: Sequence[str]
+) -> list[Inputs]:
+    """Of pass `p` the vision prompts `p` at the tower's input, and the texts of phrase `p` with context `p`."""
+    learnables = weights.double(learnables)
     names = [name.replace("_", " ") for name in class_names]
+    inputs = []
     for p, phrase in enumerate(phrase_texts(clip, phrases)):
         context = learnables["text_context"][p]
         tokens = clip.tokenizer.tokenize([f"{phrase} {name}." for name in names])
         embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
         embeddings[:, 1 : 1 + len(context)] = context
         places = np.tile(1 + np.arange(len(context)), (len(tokens), 1))
-        inputs = Inputs(tokens, embeddings, places, {}, None, learnables["vision_prompts"][p], None, 0.0)
-        found.append(methods.forward(clip, inputs, images))
-    return np.stack([x.vision.features for x in found]), np.stack([x.text_features for x in found])
+        inputs.append(Inputs(tokens, embeddings, places, {}, None, learnables["vision_prompts"][p], None, 0.0))
+    return inputs
+
+
+def plus_features(
+    clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray, phrases: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of images [P, B, d] and of texts [P, C, d] in each pass."""
+    passes = [methods.forward(clip, each, images) for each in plus_inputs(clip, class_names, learnables, phrases)]
+    return np.stack([x.vision.features for x in passes]), np.stack([x.text_features for x in passes])
 
 
 def plus_logits(
