@@ -15,9 +15,9 @@ again, each value checked by its annotation. `None` in place of a value is writt
 """
 
 import dataclasses
+import inspect
 import json
 import shlex
-import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args
 
@@ -134,15 +134,35 @@ def convert(settings: object, kind: type[T], **changes: object) -> T:
     return _make(kind, {name: field.default for name, field in known.items()} | values | changes)
 
 
-def help_text(kind: type, config: ConfigDict) -> str:
-    """Each setting with its value in a configuration, and below it what it means."""
-    lines: list[str] = []
+def headed_settings(kind: type) -> dict[str, dict[str, Setting]]:
+    """The settings of a dataclass by the first line of the docstring of the class that defines them, its own first."""
     known = fields_of(kind)
-    values = dict(_values(config, known))
-    for name, field in known.items():
-        lines += [f"--config.{path}={_quoted(value)}" for path, value in flatten(values.get(name), name).items()]
-        lines += textwrap.wrap(field.help, 116, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
+    headed: dict[str, dict[str, Setting]] = {}
+    for definer, name in _definers(kind, ""):
+        heading = (definer.__doc__ or "").partition("\n")[0]
+        headed.setdefault(heading, {})[name] = known[name]
+    return headed
+
+
+def _definers(kind: type, prefix: str) -> Iterator[tuple[type, str]]:
+    """Each setting's name with the class that defines it: of a class, of those it inherits from, then of its groups."""
+    groups = []
+    definer_of = {name: base for base in reversed(kind.__mro__) for name in inspect.get_annotations(base)}
+    of_class: dict[type, list[str]] = {base: [] for base in kind.__mro__}
+    for field, annotation, path in _settings(kind, prefix):
+        if _FLAT in field.metadata:
+            groups.append((annotation, path))
+        else:
+            of_class[definer_of[field.name]].append(path)
+    for base, paths in of_class.items():
+        yield from ((base, path) for path in paths)
+    for annotation, path in groups:
+        yield from _definers(annotation, path)
+
+
+def settings_in(kind: type, config: ConfigDict) -> dict[str, object]:
+    """The values of a configuration by the names of a dataclass's settings."""
+    return dict(_values(config, fields_of(kind)))
 
 
 def flatten(value: object, path: str) -> dict[str, object]:
@@ -181,5 +201,6 @@ def _settings(kind: type, prefix: str) -> Iterator[tuple[dataclasses.Field, type
             yield field, kinds[field.name], prefix if field.metadata[_FLAT] else f"{prefix}{field.name}."
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
+    """A value as a shell takes it."""
     return f'"{value}"' if isinstance(value, tuple | Mapping) else shlex.quote(str(value))

@@ -28,14 +28,14 @@ class InputSettings(WorkdirSettings):
     )
     descriptions: str | None = setting(
         None,
-        "JSON file of texts by class name in place of the template, for classifiers of frozen texts and for teachers; "
+        "JSON file of texts by class name in place of the template; for classifiers of frozen texts and for teachers; "
         "{dataset} in its path stands for the dataset's name.",
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     dtype: Annotated[str, Choices(CHOICES)] = setting(
         "float32",
-        'Compute type: "float32", "tensorfloat32" (GPU), "bfloat16_3x" (TPU), "bfloat16", or "auto": the fastest of '
-        "the device that trains what float32 trains (docs/devices.md).",
+        'Compute type: "float32", "bfloat16", "auto" or others (docs/devices.md); "tensorfloat32" is for GPUs, '
+        '"bfloat16_3x" for TPUs, "auto" the fastest of the device that trains what float32 trains.',
     )
 
 
@@ -71,9 +71,9 @@ class AdapterSettings:
 
     adapters: str | None = setting(
         None,
-        'Adapter files, folders of `train` or `table1`, folders of adapter files, or patterns with "*" such as '
-        "workdir/demo/adapters/bias-*, separated by commas. Commands that take one adapter refuse several; None stands "
-        "for zero-shot CLIP where that makes sense.",
+        "Adapter files, folders of them or of runs, or patterns, separated by commas; runs are those of `train` or "
+        "`table1`, a pattern is such as workdir/demo/adapters/bias-*. Commands that take one adapter refuse several; "
+        "None stands for zero-shot CLIP where that makes sense.",
     )
     own_methods: str | None = setting(
         None,
@@ -82,8 +82,8 @@ class AdapterSettings:
     )
     model: str | None = setting(
         None,
-        '"demo", a hub name such as "openai/clip-vit-base-patch16", or a local folder or file (docs/models.md); None '
-        'takes that of the adapters, and without any "demo".',
+        '"demo", a hub name, or a local folder or file (docs/models.md); a hub name is such as '
+        '"openai/clip-vit-base-patch16"; None takes the model of the adapters, and without any "demo".',
     )
 
 
@@ -93,19 +93,20 @@ class SweepSettings(DatasetSettings):
 
     model: str = setting(
         "openai/clip-vit-base-patch16",
-        '"demo", a hub name such as "openai/clip-vit-base-patch16", or a local folder or file (docs/models.md).',
+        '"demo", a hub name, or a local folder or file (docs/models.md); a hub name is such as '
+        '"openai/clip-vit-base-patch16".',
     )
     recipe: Recipe = group(Recipe)
     rates_file: str | None = setting(
         None,
-        "JSON file of learning rates by method that take precedence over `learning_rate`, as a selection writes it "
-        "(`rates.json` in its work folder, docs/runs.md).",
+        "JSON file of learning rates by method; they take precedence over `learning_rate`; a selection writes such a "
+        "file (`rates.json` in its work folder, docs/runs.md).",
     )
     compute: Compute = group(Compute)
     dry_run: bool = setting(False, "Print shapes, parameters and the memory of each program, and stop.")
     topology: str | None = setting(
         None,
-        'With `dry_run`: devices that are not there, such as "v5e:4x4" or "h100:1x1x8", whose own compilers then tell '
+        'With `dry_run`: devices that are not there, such as "v5e:4x4" or "h100:1x1x8"; their own compilers then tell '
         "what programs need (docs/before_you_rent.md); None takes those of this machine.",
     )
 

@@ -24,15 +24,14 @@ class AppSettings(AdapterSettings, WorkdirSettings):
     )
     classes: str | None = setting(
         None,
-        "Class names to start from, separated by commas, or a text file with one per line; None takes the first "
-        "adapter's.",
+        "Class names to start from, separated by commas, or a text file of them; None takes the first adapter's.",
     )
     template: str | None = setting(
         None, "Prompt template to start from, with {} for the class name; None takes the first adapter's."
     )
     host: str = setting(
         "127.0.0.1",
-        'The address that the page is served at: "127.0.0.1" for this machine alone, "0.0.0.0" for every one that '
+        'The address that the page is served at; "127.0.0.1" for this machine alone, "0.0.0.0" for every one that '
         "reaches it.",
     )
     port: Annotated[int, Range(1, 65535)] | None = setting(

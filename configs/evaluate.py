@@ -21,7 +21,7 @@ class EvaluateSettings(AdapterSettings, DatasetSettings):
     dataset: str | None = setting(None, "The dataset to evaluate on; None takes the adapter's.")
     split: str = setting("test", 'Its images: "train", "val" or "test".')
     ood: str | None = setting(
-        None, "A dataset whose test images are to be told from those images, such as demo/fashion."
+        None, "A dataset whose images are to be told from those, such as demo/fashion; its test images."
     )
     eval_batch_size: Positive = setting_of(Compute, "eval_batch_size")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")

@@ -39,12 +39,12 @@ class ExplainSettings(AdapterSettings, DatasetSettings):
     split: str = setting("test", 'The images to explain on: "train", "val" or "test".')
     sections: str = setting(
         "all",
-        f'"all", or sections separated by commas: {", ".join(SECTIONS)}.',
+        f'"all", or sections separated by commas; there are {", ".join(SECTIONS)}.',
     )
     predictions: str | None = setting(
         None,
-        "Folders of runs whose predictions are read where they are of the same model and images, separated by commas; "
-        "those of the adapters' own runs are looked at anyway.",
+        "Folders of runs whose predictions are read, not computed, separated by commas; where they are of the same "
+        "model and images; those of the adapters' own runs are looked at anyway.",
     )
     study: StudyOptions = group(StudyOptions)
 

@@ -60,7 +60,7 @@ class LabSettings(GridSettings):
     )
     base_to_new: tuple[str, ...] = setting(
         BASE_TO_NEW,
-        "Methods that are trained on half of the classes and tested on the other half too; () leaves base-to-new out.",
+        "Methods of base-to-new: trained on half of the classes, tested on both halves; () leaves it out.",
     )
     causal_images: Count = setting(
         1000, "Test images of the causal test of each dataset, spread evenly; 0 leaves the test out."

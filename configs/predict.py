@@ -28,7 +28,7 @@ class PredictSettings(AdapterSettings, InputSettings):
     )
     texts: str | None = setting(
         None,
-        'Texts in place of class names, which no template is added to, such as "a dog on grass,two cats"; or a text '
+        'Texts in place of class names, such as "a dog on grass,two cats"; no template is added to them; or a text '
         "file with one per line.",
     )
     zero_shot: bool = setting(True, "Whether zero-shot CLIP is shown beside an adapter.")

@@ -70,7 +70,7 @@ class GridSettings(SweepSettings):
     datasets: tuple[str, ...] = setting(DATASETS, "The datasets, by name (docs/datasets.md).")
     seeds: tuple[Count, ...] = setting(
         (1, 2, 3),
-        "Of the few-shot splits, the initial trainable parameters and the order of images; tables average over them.",
+        "Of the few-shot split, the initial parameters and the order of images; tables average over them.",
     )
     runs_per_program: Positive | None = setting(
         None,
@@ -78,12 +78,12 @@ class GridSettings(SweepSettings):
         "number of shots.",
     )
     on_missing: Annotated[str, Choices(("raise", "skip"))] = setting(
-        "raise", 'Where a dataset cannot be used: "raise" before anything is trained, or "skip" its runs.'
+        "raise", 'Where a dataset cannot be used: "raise" before any training, or "skip" its runs.'
     )
     part: str | None = setting(
         None,
-        '"2/4" runs the second of four parts, which other jobs may run meanwhile in the same work folder; None runs '
-        "all.",
+        '"2/4" runs the second of four parts; other jobs may run the others meanwhile in the same work folder; None '
+        "runs all.",
     )
 
 
@@ -96,8 +96,8 @@ class Table1Settings(GridSettings):
     )
     protocol: Annotated[str, Choices(tuple(PROTOCOLS))] = setting(
         "few_shot",
-        '"few_shot", "full" (with --config.shots=None), "pseudo_labels", "base_to_new", "cross_dataset" or '
-        '"domain_generalization".',
+        'How images are split and evaluated; "few_shot", "full" (with --config.shots=None), "pseudo_labels", '
+        '"base_to_new", "cross_dataset" or "domain_generalization".',
     )
     targets: tuple[str, ...] | None = setting(
         None,
@@ -110,15 +110,17 @@ class Table1Settings(GridSettings):
     )
     choose: Annotated[str, Choices((METHOD, CELL, NONE))] = setting(
         METHOD,
-        'What a learning rate is selected for: each "method" on all datasets and shots together, or each "cell" '
-        '(method, dataset and shots); with "none" all are tested instead, each with rows of its own.',
+        'What a learning rate is selected for: each "method", each "cell", or "none"; a method has one for all '
+        'datasets and shots, a cell is a method, dataset and number of shots; with "none" all are tested instead, each '
+        "with rows of its own.",
     )
     score_on: Annotated[str, Choices((TEST, VALIDATION))] = setting(
         TEST,
-        '"test", or "validation" to only select learning rates (`rates.json`), which other jobs may share in parts.',
+        '"test", or "validation" to select learning rates alone; `rates.json` has them, and jobs may share '
+        "the work in parts.",
     )
     compare: bool = setting(
-        False, "Show the finished runs of the work folder beside published results, and run nothing."
+        False, "Show finished runs beside published results, and run nothing; those of the work folder."
     )
 
 

@@ -1,6 +1,5 @@
 """Reading a binary's command line: its flags, its configuration file, its help."""
 
-import ast
 import functools
 import glob
 import inspect
@@ -16,20 +15,14 @@ from ml_collections import ConfigDict, config_flags
 import configs
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
-from clipbias.settings import flatten, help_text
+from clipbias.settings import flatten
 from clipbias.terminal import printable
+from experiments.help_page import help_page
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 CONFIGS = Path(str(configs.__file__)).parent
-USAGE = "[--config=FILE[:PRESET]] [--config.NAME=VALUE …]"
 # `config_flags` knows no None.
 _UNSET = re.compile(r"--?config\.([^=]+)=None")
-# What stands in place of settings that are no more.
-_WORDS = "the words nearest to learned prompts are a section of every study"
-GONE = {
-    "most_classes": "there is no setting most_classes any more: `draw` shows the first twelve classes.",
-    "project_change": f"there is no setting project_change any more: {_WORDS}.",
-}
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
@@ -43,19 +36,12 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
       main: of the binary.
       default: its configuration file.
     """
+    full = "--helpfull" in words
     wants_help = any(word in HELP for word in words)
+    words = _last_of_each([word for word in words if word not in HELP])
     unset = [match[1] for word in words if (match := _UNSET.fullmatch(word))]
-    words = [word for word in words if word not in HELP and not _UNSET.fullmatch(word)]
     try:
-        for word in words:
-            if (match := re.match(r"--?config\.(\w+)", word)) and match[1] in GONE:
-                raise ClipbiasError(GONE[match[1]])
-        for place in [place for place, word in enumerate(words) if re.match(r"--?config(=|$)", word)]:
-            flag, equals, file = words[place].partition("=")
-            if equals:
-                words[place] = f"{flag}={_find(file)}"
-            elif place + 1 < len(words):
-                words[place + 1] = _find(words[place + 1])
+        words = _file_first([word for word in words if not _UNSET.fullmatch(word)])
         config_flags.DEFINE_config_file("config", _find(default), lock_config=True, sys_argv=words)
         rest = flags.FLAGS(words)
         _split_lists(flags.FLAGS.config)
@@ -67,7 +53,8 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
         refuse(_sentence(error))
     if wants_help:
-        print(_help(main))
+        file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        print(help_page(main, settings_type(main), flags.FLAGS.config, file=file, full=full))
         sys.exit(0)
     return rest
 
@@ -88,6 +75,33 @@ def split(text: str | None) -> list[str]:
 def matching(path: str) -> list[str]:
     """The path, or where it has a "*" all that it matches, by name."""
     return sorted(glob.glob(str(user_path(path)))) if "*" in path else [path]
+
+
+def _last_of_each(words: Sequence[str]) -> list[str]:
+    """The words without settings that come again later: the last value counts, of lists too."""
+    names = [match[1] if (match := re.match(r"--?(config\.[^=]+)=", word)) else None for word in words]
+    return [word for place, word in enumerate(words) if names[place] is None or names[place] not in names[place + 1 :]]
+
+
+def _file_first(words: Sequence[str]) -> list[str]:
+    """The words with the configuration file before the settings, which `config_flags` reads by it alone.
+
+    Raises:
+      ClipbiasError: there is no such file, or there are two.
+    """
+    program, *others = words
+    files: list[str] = []
+    rest: list[str] = []
+    remaining = iter(others)
+    for word in remaining:
+        flag, equals, file = word.partition("=")
+        if flag in ("--config", "-config") and (equals or (file := next(remaining, ""))):
+            files.append(file)
+        else:
+            rest.append(word)
+    if len(files) > 1:
+        raise ClipbiasError(f"give one --config, not {' and '.join(files)}; settings are given as --config.name=value.")
+    return [program, *(f"--config={_find(file)}" for file in files), *rest]
 
 
 def _split_lists(config: ConfigDict) -> None:
@@ -141,24 +155,3 @@ def settings_type(main: Callable) -> type:
 def binary_of(main: Callable) -> str:
     """The name of the binary that a `main` belongs to, such as "train"."""
     return Path(inspect.getfile(main)).stem
-
-
-def _help(main: Callable) -> str:
-    """The docstrings of a binary and of another configuration file, the flags, and each setting with its value."""
-    parts = [main.__globals__["__doc__"].strip(), f"Usage: clipbias {binary_of(main)} {USAGE}"]
-    parts.append(flags.FLAGS.module_help(__name__).strip())
-    file = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0])
-    config = flags.FLAGS.config
-    if file.stem != binary_of(main):
-        parts += [_title(str(file)), ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""]
-    if isinstance(config.get("method"), str):
-        from clipbias.tuning.registry import make_method
-
-        parts += [_title(config.method), inspect.getdoc(make_method(config.method)) or ""]
-    parts += [_title("settings, with their values"), help_text(settings_type(main), config)]
-    text = "\n\n".join(part for part in parts if part)
-    return text.replace("python -m experiments.", "clipbias ") if sys.argv[0].startswith("clipbias ") else text
-
-
-def _title(words: str) -> str:
-    return f"==== {words} ".ljust(100, "=")

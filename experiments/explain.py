@@ -77,8 +77,6 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
 def named_sections(text: str) -> list[str]:
     """The sections that a setting names."""
     sections = list(SECTIONS) if text == "all" else split(text)
-    if "interpret" in sections:
-        raise ClipbiasError("there is no section 'interpret'; the words nearest to learned prompts are in 'words'.")
     if unknown := [section for section in sections if section not in SECTIONS]:
         raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
     return sections

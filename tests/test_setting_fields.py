@@ -8,11 +8,13 @@ import pytest
 
 from clipbias.checks import Positive, Range
 from clipbias.errors import ClipbiasError
-from clipbias.settings import as_json, convert, from_config, group, help_text, setting, setting_of, to_config
+from clipbias.settings import as_json, convert, from_config, group, headed_settings, setting, setting_of, to_config
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
+    """Of devices."""
+
     run: Positive | None = setting(1, "Runs.")
     data: Positive | None = setting(None, "Images.")
 
@@ -34,6 +36,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Other:
+    """Of another."""
+
     rate: Annotated[float, Range(0)] = setting_of(Optimiser, "rate")
     shots: Positive | None = setting(5, "Another default.")
 
@@ -91,8 +95,21 @@ def test_settings_of_another_command_take_those_of_the_same_names() -> None:
     assert convert(Settings(shots=3), Other, shots=None, rate=0.5) == Other(0.5, None)
 
 
-def test_help_has_every_setting_with_its_value_and_meaning() -> None:
-    text = help_text(Settings, to_config(Settings, options={"bias": {"depth": 3}}))
-    assert "--config.shots=None\n    Images per class; None takes all.\n--config.names=\"('a',)\"\n    Names." in text
-    assert "--config.options.bias.depth=3\n    Options by name." in text
-    assert "--config.mesh.run=1\n    Runs." in text and "momentum" not in text
+@dataclasses.dataclass(frozen=True)
+class Heir(Other):
+    """Of its own.
+
+    More."""
+
+    mesh: Mesh = group(Mesh, flat=False)
+    last: Positive = setting(1, "Last.")
+
+
+def test_settings_stand_under_the_class_that_defines_them_its_own_first() -> None:
+    headed = {heading: list(settings) for heading, settings in headed_settings(Heir).items()}
+    assert list(headed.items()) == [
+        ("Of its own.", ["last"]),
+        ("Of another.", ["rate", "shots"]),
+        ("Of devices.", ["mesh.run", "mesh.data"]),
+    ]
+    assert headed_settings(Heir)["Of another."]["shots"].help == "Another default."

@@ -43,7 +43,7 @@ class StudyOptions:
     )
     explore_images: Annotated[int, Range(1, 1000)] = setting(
         48,
-        "Images that a reader of the report can explore, model by model and layer by layer; fewer where their maps "
+        "Images that a reader of the report can explore, layer by layer; fewer where their maps "
         "would take more than 15 MB of the page.",
     )
     examples: Annotated[int, Range(1, 1000)] = setting(4, "Pictures shown.")
@@ -54,15 +54,16 @@ class StudyOptions:
         None, "Layers of Fig. 6, from 0; None takes the first, the middle and the last two."
     )
     normalisation: Annotated[str, Choices(tuple(NORMALISATIONS))] = setting(
-        "sum", 'Relevancy rows are divided by their "sum", by their "max", or brought to 0 … 1 ("minmax").'
+        "sum", 'Relevancy rows are divided by their "sum" or "max", or put on 0 … 1 ("minmax").'
     )
     reduction: Annotated[str, Choices(KIND_REDUCTIONS)] = setting(
         "sum", 'Attention over the tokens of a kind: "sum" or "mean".'
     )
     zero_shot_text: Annotated[str, Choices(ZERO_SHOT_TEXTS)] = setting(
         "paper",
-        'Zero-shot\'s text in the figures of relevancy and of the text tower: the "paper"\'s, "a photo of a {}.", or '
-        'the "dataset"\'s own template. Its predictions are always made with the latter.',
+        "Zero-shot's text in figures: the \"paper\"'s, or the \"dataset\"'s own template; the paper's is "
+        '"a photo of a {}."; the figures are those of relevancy and of the text tower. Its predictions are always made '
+        "with the dataset's.",
     )
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting(
         0, "First layer of relevancy: 0 all layers, -1 the last alone."
@@ -71,12 +72,12 @@ class StudyOptions:
     nearest_words: Positive = setting(5, "Nearest words of each text prompt.")
     deeper_words: bool = setting(
         False,
-        "Also the words of deeper prompts: a pass of the text tower over the vocabulary for each, which all adapters "
-        "share. Four prompts of ViT-B/16 take about five minutes on two cores.",
+        "Also the words nearest to deeper prompts, which takes minutes; a pass of the text tower over the vocabulary "
+        "for each, which all adapters share. Four prompts of ViT-B/16 take about five minutes on two cores.",
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")
-    seed: Count = setting(0, "Of the random order that faithfulness compares with, and of the control's prompts.")
+    seed: Count = setting(0, "Of faithfulness's random order, and of the control's random prompts.")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -19,21 +19,20 @@ class Compute:
     eval_batch_size: Positive = setting(BATCH_SIZE, "Images per step of evaluation, over all devices.")
     remat: str = setting(
         AUTO,
-        'What the backward pass keeps of each block: "products", "half", "tokens" (the smallest), or "auto": the '
-        "fastest that fits the device's memory.",
+        'What the backward pass keeps of blocks: "products", "half", "tokens" or "auto"; from the fastest to the '
+        'smallest; "auto" is the fastest that fits the device\'s memory.',
     )
     class_chunks: Positive | None = setting(
         None, "Parts in which a device takes the classes, one after another, to save memory; None selects."
     )
     micro_batch: Positive | None = setting(
         None,
-        "Images of a run that a training step takes at a time, over all devices, to save memory; None takes all that "
-        "fit.",
+        "Images of a run that a step takes at a time, to save memory; over all devices; None takes all that fit.",
     )
     workers: WorkerCount | None = setting_of(ImageReading, "workers")
     cache_gb: Annotated[float, Range(0)] = setting(
         3.0,
-        "Memory for images in gigabytes, of all runs of a sweep together: two thirds for training images, one third "
+        "Memory for images in gigabytes, of all runs of a sweep together; two thirds for training images, one third "
         "for those of evaluation.",
     )
     checkpoint_seconds: Annotated[float, Range(0)] = setting(
@@ -41,11 +40,11 @@ class Compute:
     )
     trackers: tuple[str, ...] = setting(
         ("auto",),
-        'Who gets the metrics of training steps besides metrics.jsonl: "tensorboard", "wandb" and "trackio", where '
+        'Who gets the metrics of training steps besides metrics.jsonl; "tensorboard", "wandb" and "trackio", where '
         'they are installed; "auto" is TensorBoard where tensorboardX is. () for nobody.',
     )
     profile: Annotated[str, Choices(("steps",))] | None = setting(
-        None, '"steps" writes a trace of a few training steps, for XProf or Perfetto, below the folder of the metrics.'
+        None, '"steps" writes a trace of a few training steps; for XProf or Perfetto, below the folder of the metrics.'
     )
 
     def __post_init__(self) -> None:

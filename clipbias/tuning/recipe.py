@@ -54,7 +54,7 @@ class Recipe:
     """
 
     learning_rate: _Number = setting(
-        0.0025, "Learning rate of the first epoch after the warm-up, from which it falls along a cosine."
+        0.0025, "Learning rate of the first epoch after the warm-up; it falls from there along a cosine."
     )
     epochs: _Count | None = setting(
         None,

@@ -63,7 +63,11 @@ REFUSED = [
     ("train --config.shots", "Missing value for flag --config.shots"),
     ("train --config.shot=None", "setting 'shot'. Did you mean"),
     ("train --config.seed=None --config.model=demo", "seed is None; it must be a whole number from 0"),
-    ("prepare_data --config.most_classes=4", "there is no setting most_classes any more: `draw` shows"),
+    (
+        "train --config=configs/train.py --config.seed=1 --config configs/train.py:ivlp",
+        "give one --config, not configs/train.py and configs/train.py:ivlp",
+    ),
+    ("train --config", "Missing value for flag --config"),
     ("train --config=RAISES", "ZeroDivisionError: division by zero"),
     ("show", "no runs to show"),
     ("show workdir/digits", "unexpected argument 'workdir/digits'; settings are given as --config.name=value"),
@@ -74,20 +78,28 @@ HELPED = [
     (
         "predict --help",
         [
-            "\n--config.top=5\n    How many classes are shown.\n",
+            "\n  --config.top=5                        How many classes are shown.\n",
             "    clipbias predict --config.images=photos --config.adapters=workdir/digits --config.relevancy",
         ],
     ),
     (
         "train --config=configs/train.py:ivlp --config.epochs=3 -h",
-        ["\n--config.epochs=3\n", "\n--config.method_options.depth=None\n"],
+        ["\n  --config.epochs=3 ", "\n  --config.method_options.depth=None "],
     ),
-    ("table1 --config=configs/demo.py --config.rates_file=None -h", ["/demo.py ===", "\n--config.rates_file=None\n"]),
-    ("show --help", ["\n--config.every_run=False\n    Whether every run of a sweep that ended is listed.\n"]),
+    (  # the file after a setting that is its own
+        "train --config.method_options.depth=7 --config.epochs=3 --config configs/train.py:ivlp --config.epochs=2 -h",
+        ["==== ivlp ", "\n  --config.epochs=2 ", "\n  --config.method_options.depth=7 "],
+    ),
+    ("table1 --config=configs/demo.py --config.rates_file=None -h", ["/demo.py ===", "\n  --config.rates_file=None "]),
     (
-        "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --help",
-        ["\n--config.datasets=\"('dtd', 'eurosat')\"\n"],
+        "show --helpfull",
+        ["\n  --config.every_run=False\n      Whether every run of a sweep that ended is listed.\n"],
     ),
+    (
+        "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --config.shots=2,16 --config.part=None --help",
+        ["\n  --config.datasets=\"('dtd', 'eurosat')\" ", '\n  --config.shots="(2, 16)" '],
+    ),
+    ("table1 --config.part=None --config.part=1/2 --help", ["\n  --config.part=1/2 "]),
 ]
 
 
