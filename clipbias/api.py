@@ -25,9 +25,9 @@ from clipbias.training.single import train_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task
 from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.classes import ClassList
 from clipbias.tuning.recipe import COMMON
 from clipbias.tuning.registry import option_types
-from clipbias.tuning.task import ClassList
 
 
 def fit(  # noqa: PLR0913 (a user's options, each by keyword)

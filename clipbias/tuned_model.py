@@ -30,9 +30,9 @@ from clipbias.training import mesh as meshes
 from clipbias.training.predictor import Predictor
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
+from clipbias.tuning.classes import Classes, ClassList
 from clipbias.tuning.learnables import flatten
 from clipbias.tuning.registry import METHODS
-from clipbias.tuning.task import Classes, ClassList
 from clipbias.tuning.transfer import transfer
 
 if TYPE_CHECKING:

@@ -42,6 +42,6 @@ def save_equivalent_biases(results: StudyResults, model: Model, adapter: Adapter
         for kind in METHODS:
             bias = as_bias_adapter(model.task, initial, biases, kind, notes=adapter.notes, images=test.training_images)
             write_adapter(folder / FOLDER / f"{model.key}-{kind}.safetensors", bias)
-            common.tell(f"{model.label} as {WORDS[kind]}: {keeps(test.numbers, kind)}.")
+            common.tell(f"{model.label} as {WORDS[kind]}: {keeps(test.summary, kind)}.")
     except ClipbiasError as error:
         say(f"{model.label}: no equivalent bias is saved. {error}")

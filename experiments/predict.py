@@ -36,7 +36,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
-from clipbias.tuning.task import Classes, check_class_names
+from clipbias.tuning.classes import Classes, check_class_names
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from configs.predict import PredictSettings
 from experiments import common

@@ -31,8 +31,9 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
-from clipbias.training.ahead import describe, open_topology
+from clipbias.training.ahead import open_topology
 from clipbias.training.axes import SweepAxes, make_specs
+from clipbias.training.compiled import describe
 from clipbias.training.group import make_job
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, VALIDATION, Group, Row, RunSpec, make_groups, part_of

@@ -27,6 +27,7 @@ import numpy as np
 from absl import app, flags
 
 from clipbias.clip import Adaptation
+from clipbias.explain.block_changes import vision_moments
 from clipbias.explain.conclusions import (
     CARRIES_MOST,
     DOES_NOT,
@@ -50,7 +51,7 @@ from clipbias.explain.effects import (
     summarize_effects,
     summarize_replacements,
 )
-from clipbias.explain.equivalent_bias import equivalent_biases, vision_moments
+from clipbias.explain.equivalent_bias import equivalent_biases
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.explain.intervention import image_features_with
 from clipbias.explain.replacement_forms import vision_intervention

@@ -25,8 +25,9 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.effects import KEPT, LOST, OUTCOMES, measure, summarize_replacements
-from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_adaptation
+from clipbias.explain.equivalent_bias import measure_equivalent_bias
 from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.uncertainty import RESAMPLES, excludes, interval

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from clipbias.checks import check_int
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
-from clipbias.clip.precision import settle
+from clipbias.clip.precision import resolve
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
@@ -159,7 +159,7 @@ def encode_images(
 ) -> np.ndarray:
     """See `Clip.encode_images`."""
     batches = image_batches(preprocessing, images, batch_size, normalised=normalised)
-    run = functools.partial(_image_features, config, preprocessing, settle(dtype), normalize, params)
+    run = functools.partial(_image_features, config, preprocessing, resolve(dtype), normalize, params)
     return _joined(run, batches, config.projection_width)
 
 
@@ -167,7 +167,7 @@ def encode_ids(
     params: Params, config: ClipConfig, ids: np.ndarray, *, batch_size: int, normalize: bool, dtype: str
 ) -> np.ndarray:
     """Text features of ids `[n, N]` as from `Clip.tokenize`; see `Clip.encode_texts`."""
-    dtype = settle(dtype)
+    dtype = resolve(dtype)
     check_int("batch_size", batch_size, lowest=1)
     longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
     ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])])

@@ -34,7 +34,7 @@ DEFAULT_DTYPES = {"CPU": "float32", "GPU": "bfloat16", "TPU": "bfloat16"}
 
 
 def resolve(dtype: str, platform: str | None = None) -> str:
-    """The compute type that a setting names, with "auto" turned into what the device takes by itself.
+    """Resolves "auto" to the platform's default dtype.
 
     Args:
       dtype: one of `CHOICES`.
@@ -53,14 +53,6 @@ def resolve(dtype: str, platform: str | None = None) -> str:
             f"{AUTO!r}, which takes {DEFAULT_DTYPES.get(device, 'float32')!r} here."
         )
     return dtype
-
-
-def settle(dtype: str) -> str:
-    """The compute type that an argument names, with "auto" turned into what the device takes by itself.
-
-    Any other type is taken on any device, which may have to form its products otherwise; `resolve` refuses it there.
-    """
-    return resolve(dtype) if dtype == AUTO else check_choice("dtype", dtype, CHOICES)
 
 
 def named(dtype: str) -> str:

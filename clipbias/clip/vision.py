@@ -199,7 +199,7 @@ def encode_image(
       remat: a `jax.checkpoint_policies` policy for the backward pass of the fused path.
       dtype: compute type, a name of `precision.DTYPES` or its NumPy type; tokens, LayerNorm and softmax are float32
         always. It is part of a traced program, so that "auto", which the device decides, is not among them:
-        `precision.settle` gives the name.
+        `precision.resolve` gives the name.
 
     Returns:
       Features `[B, d]` in float32, not normalised, `[B, m, d]` for `m` sets of prompts, `[B, 2, d]` with that of

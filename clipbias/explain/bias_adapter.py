@@ -13,7 +13,8 @@ from clipbias.checks import check_choice, check_int
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
-from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias, reference_adaptation
+from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias
 from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, make_adapter
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clipbias.explain.block_changes import reference_adaptation, text_moments
 from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
 from clipbias.explain.equivalent_bias import (
     EquivalentBias,
@@ -14,8 +15,6 @@ from clipbias.explain.equivalent_bias import (
     equivalent_biases,
     image_moments,
     needs_images,
-    reference_adaptation,
-    text_moments,
     why_no_equivalent_bias,
 )
 from clipbias.explain.factorial_section import image_outcomes, seeds_of
@@ -30,7 +29,7 @@ from clipbias.explain.results import (
     ImageOutcomes,
     MeasuredBias,
     Missing,
-    SeedReplacements,
+    SeedGroup,
 )
 from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
@@ -81,12 +80,12 @@ def compute_constants(study: Study) -> Section[ConstantTests]:
             biases={tower: MeasuredBias(vector=bias.vector, kind=bias.kind) for tower, bias in towers.items()},
             training_images=biases[key].training_images,
             stored={form: numbers_stored(towers, form) for form in replacement_forms(towers)},
-            numbers=summarize_replacements(measured[key], forms[key]),
+            summary=summarize_replacements(measured[key], forms[key]),
         )
     seeds = []
     for keys in seeds_of(models):
         crossed = over_seeds([measured[key] for key in keys])
-        seeds.append(SeedReplacements(models=keys, numbers=summarize_replacements(crossed, forms[keys[0]])))
+        seeds.append(SeedGroup(models=keys, summary=summarize_replacements(crossed, forms[keys[0]])))
     return ConstantTests(models=results, seeds=tuple(seeds))
 
 

@@ -14,10 +14,9 @@ from clipbias.explain.decomposition import constancy, observe_parts
 from clipbias.explain.jackknife import left_out, observe_products, standard_error
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
+    BiasErrors,
     Decomposition,
     DepthMeans,
-    LayerErrors,
-    MeanErrors,
     Missing,
     SampledAverage,
     TowerDecomposition,
@@ -133,8 +132,8 @@ def _decompose(
     )
 
 
-def _layer_errors(without: Mapping[str, np.ndarray]) -> LayerErrors:
-    return LayerErrors(
+def _layer_errors(without: Mapping[str, np.ndarray]) -> BiasErrors[np.ndarray]:
+    return BiasErrors(
         constancy=standard_error(without["constancy"]),
         bias_likeness=standard_error(without["bias_likeness"]),
         bias_cosine={
@@ -145,8 +144,8 @@ def _layer_errors(without: Mapping[str, np.ndarray]) -> LayerErrors:
     )
 
 
-def _mean_errors(without: Mapping[str, np.ndarray], depth: int) -> MeanErrors:
-    return MeanErrors(
+def _mean_errors(without: Mapping[str, np.ndarray], depth: int) -> BiasErrors[float]:
+    return BiasErrors(
         constancy=float(standard_error(without["constancy"][:, :depth].mean(1))),
         bias_likeness=float(standard_error(without["bias_likeness"][:, :depth].mean(1))),
         bias_cosine={

@@ -11,10 +11,10 @@ import numpy as np
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.constants import ZERO_SHOT
+from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
-from clipbias.explain.equivalent_bias import reference_adaptation
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
@@ -26,7 +26,7 @@ from clipbias.explain.results import (
     Missing,
     Predictions,
     RandomPrompts,
-    SeedEffects,
+    SeedGroup,
     same_but_for_seed,
 )
 from clipbias.explain.scope import why_no_causal_test
@@ -160,9 +160,9 @@ def summarize(measured: Mapping[str, Measured], mixtures: Mixtures) -> EffectSum
 
 def _over_seeds(
     models: Sequence[Model], measured: Mapping[str, Mapping[str, Measured]], mixtures: Mapping[str, Mixtures]
-) -> tuple[SeedEffects, ...]:
+) -> tuple[SeedGroup[EffectSummary], ...]:
     return tuple(
-        SeedEffects(models=keys, summary=summarize(cross_seeds([measured[key] for key in keys]), mixtures[keys[0]]))
+        SeedGroup(models=keys, summary=summarize(cross_seeds([measured[key] for key in keys]), mixtures[keys[0]]))
         for keys in seeds_of(models)
     )
 

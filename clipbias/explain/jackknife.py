@@ -18,7 +18,7 @@ import numpy as np
 
 from clipbias.clip import LayerView
 from clipbias.clip.tower import Observe
-from clipbias.explain.decomposition import parts
+from clipbias.explain.decomposition import TokenSquares, parts
 from clipbias.explain.statistics import Moments
 from clipbias.explain.tokens import Roles
 
@@ -35,7 +35,7 @@ def observe_products(roles: Roles, totals: Mapping[str, Moments], bias: Mapping[
       An observer of a dictionary of `[B]`, with `x_j` a sample's part at token `j`, `T_j` and `n_j` the sum and number
       of all samples' there, `u = Σ_j x_j` and `T = Σ_j T_j`: `constant`, what the sample's absence takes from the
       numerator of `constancy`, `repeated`, what from its denominator; `square`, `Σ_j |x_j|²`; `tokens`, their number;
-      `with_all`, `u · T`; `own`, `|u|²`; and `bias/{name}`, `u` times each bias.
+      `with_all`, `u · T`; `self`, `|u|²`; and `bias/{name}`, `u` times each bias.
     """
     part = totals["part"]
     count = np.asarray(part.count, np.float64)
@@ -52,8 +52,13 @@ def observe_products(roles: Roles, totals: Mapping[str, Moments], bias: Mapping[
     known = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float32),
         {
-            **{"sums": sums, "fixed": fixed, "weight": weight, "more_than_two": more_than_two, "all": of_all},
-            **{"pair": np.where(count == 2, squares, 0), "bias": dict(bias)},
+            "sums": sums,
+            "fixed": fixed,
+            "weight": weight,
+            "more_than_two": more_than_two,
+            "all": of_all,
+            "pair": np.where(count == 2, squares, 0),
+            "bias": dict(bias),
         },
     )
 
@@ -71,7 +76,7 @@ def observe_products(roles: Roles, totals: Mapping[str, Moments], bias: Mapping[
             "square": square.sum(-1),
             "tokens": counted.sum(-1).astype(jnp.float32),
             "with_all": whole @ here["all"],
-            "own": jnp.square(whole).sum(-1),
+            "self": jnp.square(whole).sum(-1),
             **{f"bias/{name}": whole @ vector for name, vector in here["bias"].items()},
         }
 
@@ -89,26 +94,19 @@ def left_out(
       bias: learned biases `[L, D]` by name.
     """
     sample = {name: np.asarray(values, np.float64) for name, values in rows.items()}
-    part = totals["part"]
-    count = np.asarray(part.count, np.float64)
-    mean = np.asarray(part.mean, np.float64)
-    length = np.square(mean).sum(-1)
-    spread = np.asarray(part.squares, np.float64).sum(-1)
-    square = count * length + spread
-    repeated = count > 1
-    numerator = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
+    squares = TokenSquares.of(totals["part"])
     tokens = _sums(totals["tokens"])
     of_all = _sums(totals["total"])
     pairs_of_tokens = np.square(tokens) - _squares(totals["tokens"])
     pairs = np.square(of_all).sum(-1) - _squares(totals["total"])
     rest = tokens - sample["tokens"]
     # Squares of sums without a sample, over pairs of different ones: its products with the others go, twice.
-    without = pairs - 2 * (sample["with_all"] - sample["own"])
+    without = pairs - 2 * (sample["with_all"] - sample["self"])
     without_tokens = pairs_of_tokens - 2 * sample["tokens"] * (tokens - sample["tokens"])
-    norm = np.sqrt(np.maximum(np.square(of_all).sum(-1) - 2 * sample["with_all"] + sample["own"], 0))
+    norm = np.sqrt(np.maximum(np.square(of_all).sum(-1) - 2 * sample["with_all"] + sample["self"], 0))
     statistics = {
-        "constancy": _ratio(numerator - sample["constant"], (repeated * square).sum(-1) - sample["repeated"]),
-        "bias_likeness": _ratio(without * rest, without_tokens * (square.sum(-1) - sample["square"])),
+        "constancy": _ratio(squares.of_mean - sample["constant"], squares.of_repeated - sample["repeated"]),
+        "bias_likeness": _ratio(without * rest, without_tokens * (squares.square.sum(-1) - sample["square"])),
     }
     for name, values in bias.items():
         vector = np.asarray(values, np.float64)

@@ -27,7 +27,7 @@ from clipbias.explain.results import FORMAT
 from clipbias.explain.stream import Batch, Request, RequestProgress, Saver, Section
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
-from clipbias.tuning.task import Classes
+from clipbias.tuning.classes import Classes
 
 T = TypeVar("T")
 

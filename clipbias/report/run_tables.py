@@ -17,6 +17,8 @@ from clipbias.report.table import MISSING, Table, cells, render
 FORMATS = ("text", "markdown", "json")
 ALWAYS = ("clipbias", "jax")  # versions that are shown even where they are the same everywhere
 
+# More values than these do not fit a cell.
+MOST_IN_A_CELL = 4
 # Columns that hold words.
 _WORDS = ("What", "Method", "Dataset", "Validation", "State")
 
@@ -126,14 +128,16 @@ def _means(run: RunRecord) -> dict[str, Any]:
     return {"accuracies": frame.astype(object).where(frame.notna(), None).to_dict("records")}
 
 
-def in_words(value: Any, many: str, form: str = "{}") -> str:
+def in_words(value: object, many: str, form: str = "{}") -> str:
     """A value, several separated by commas, or more than four as their number: `6 methods`."""
     if value is None or value == [] or value == "":
         return MISSING
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {in_words(item, many, form)}" for key, item in value.items())
     if isinstance(value, list):
-        return f"{len(value)} {many}" if len(value) > 4 else ", ".join(in_words(item, many, form) for item in value)
+        if len(value) > MOST_IN_A_CELL:
+            return f"{len(value)} {many}"
+        return ", ".join(in_words(item, many, form) for item in value)
     return form.format(value) if is_number(value) else str(value)
 
 
@@ -142,7 +146,7 @@ def accuracies_of(run: RunRecord) -> list[Table]:
     if run.rows:
         tables = make_accuracy_tables(read_sweep(run.rows, user_path(run.name) / "predictions"))
         return [dataclasses.replace(table, title=f"{run.name}: {table.title}") for table in tables]
-    if not _has_many(run.accuracy):
+    if not isinstance(run.accuracy, list) or len(run.accuracy) <= MOST_IN_A_CELL or not isinstance(run.method, list):
         return []
     rows = [
         cells(method_name(str(method)), accuracy)
@@ -152,15 +156,12 @@ def accuracies_of(run: RunRecord) -> list[Table]:
     return [Table(f"Accuracies of {run.name}", caption, ("Method", "Accuracy"), rows)]
 
 
-def _has_many(accuracy: object) -> bool:
-    return isinstance(accuracy, list) and len(accuracy) > 4
-
-
 def _accuracies(run: RunRecord) -> str:
-    return "see below" if run.rows or _has_many(run.accuracy) else _with_error(run.accuracy, run.error)
+    many = isinstance(run.accuracy, list) and len(run.accuracy) > MOST_IN_A_CELL
+    return "see below" if run.rows or many else _with_error(run.accuracy, run.error)
 
 
-def _with_error(value: Any, error: Any) -> str:
+def _with_error(value: object, error: object) -> str:
     """A number, numbers by name or in a list, each with its error where that is known."""
     if isinstance(value, Mapping):
         known = error if isinstance(error, Mapping) else {}
@@ -171,8 +172,8 @@ def _with_error(value: Any, error: Any) -> str:
     return f"{number} ± {error:.2f}" if is_number(value) and is_number(error) else number
 
 
-def _each_with_error(values: list[Any], errors: list[Any] | None) -> Iterator[str]:
-    return map(_with_error, values, errors or itertools.repeat(None))
+def _each_with_error(values: Sequence[object], errors: object) -> Iterator[str]:
+    return map(_with_error, values, errors if isinstance(errors, list) and errors else itertools.repeat(None))
 
 
 def duration(seconds: float | None) -> str:

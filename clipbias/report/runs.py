@@ -25,6 +25,11 @@ BINARIES = {
 }
 
 
+Setting = str | int | float
+Settings = Setting | Sequence[Setting | None] | None  # a list where a run has several values
+Numbers = float | Sequence[float | None] | Mapping[str, float] | None  # a list by model, a dictionary by evaluation
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """One run, or a whole sweep. A field is a list where a run has several values, and `None` where it has none.
@@ -46,18 +51,18 @@ class RunRecord:
     name: str
     binary: str
     state: str
-    method: Any = None
-    dataset: object = None
-    shots: object = None
-    seed: object = None
-    learning_rate: object = None
-    accuracy: Any = None
-    error: Any = None
-    parameters: object = None
-    loss: object = None
+    method: Settings = None
+    dataset: Settings = None
+    shots: Settings = None
+    seed: Settings = None
+    learning_rate: Settings = None
+    accuracy: Numbers = None
+    error: Numbers = None
+    parameters: Settings = None
+    loss: Settings = None
     seconds: float | None = None
     waiting: float | None = None
-    validation: object = None
+    validation: Settings = None
     rows: Sequence[Mapping[str, Any]] = ()
     started: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -157,11 +162,15 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     return name if name in BINARIES else next((binary for binary, key in BINARIES.items() if key in config), "unknown")
 
 
-def _error(result: Mapping[str, Any]) -> Any:
+def _error(result: Mapping[str, Any]) -> float | dict[str, float] | None:
     """What the choice of test images makes of an accuracy, or of each of several."""
     if accuracies := result.get("accuracies"):
         counts = result.get("tested_images") or {}
         return {name: binomial_error(value, counts[name]) for name, value in accuracies.items() if counts.get(name)}
+    return _binomial_error(result)
+
+
+def _binomial_error(result: Mapping[str, Any]) -> float | None:
     accuracy = result.get("accuracy")
     images = result.get("images")
     return binomial_error(accuracy, images) if accuracy is not None and images else None
@@ -243,7 +252,7 @@ def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
     )
 
 
-def _shown_shots(row: Mapping[str, Any], default: object = None) -> object:
+def _shown_shots(row: Mapping[str, Any], default: Settings = None) -> Settings:
     """The shots of a result as tables show them: 0 where no number of images was drawn."""
     return (row["shots"] or 0) if "shots" in row else default
 
@@ -269,7 +278,7 @@ def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[Ru
                 method=[model.get("method") for model in models] or None,
                 dataset=(results.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
                 accuracy=[model.get("accuracy") for model in models] or None,
-                error=[_error(model) for model in models] or None,
+                error=[_binomial_error(model) for model in models] or None,
                 parameters=[(model.get("parameters") or {}).get("total") for model in models] or None,
                 seconds=results.get("seconds", common.seconds),
             )

@@ -17,7 +17,9 @@ import optax
 from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
+from clipbias.clip.weight_changes import check_changes
 from clipbias.constants import WORDS
+from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
 from clipbias.tuning.prompt_text import PromptText
@@ -249,3 +251,19 @@ class Method(abc.ABC):
     def uses_images(self) -> bool:
         """Whether the method uses training images."""
         return self.trains
+
+
+def check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
+    """Raises `ClipbiasError` if the method needs a part of CLIP that the model's family lacks."""
+    name = type(method).__name__
+    if method.patches and clip.config.vision.pooling == "attention":
+        raise ClipbiasError(
+            f"{name} reads features of patches, which a model with a pooling head has not; take another."
+        )
+    if adaptation.text_tokens is not None and not clip.config.text.causal:
+        raise ClipbiasError(
+            f"{name} inserts tokens that all texts share, which needs a causal text tower; take another."
+        )
+    if clip.config.vision.pooling == "attention":
+        for tower in ("vision", "text"):
+            check_changes(getattr(adaptation, f"{tower}_weights"), clip.params[tower], f"{name}'s {tower}_weights")

@@ -1,12 +1,11 @@
 """A method bound to a frozen CLIP and class names."""
 
-import collections
 import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 from absl import logging
@@ -16,63 +15,22 @@ from clipbias.clip import Clip, PackedTokens, pack
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
-from clipbias.clip.precision import settle
-from clipbias.clip.weight_changes import check_changes
-from clipbias.constants import DEFAULT_TEMPLATE
+from clipbias.clip.precision import resolve
 from clipbias.data.descriptions import Descriptions, as_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
+from clipbias.tuning.classes import Classes, ClassList
 from clipbias.tuning.classifier import Classifier, RematPolicy, Text, TrainingTexts, total_loss
 from clipbias.tuning.descriptions import described_texts, take_templates
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.learnables import check_order, parameter_count
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.method import Learnables, Method, check_family
 from clipbias.tuning.prompt_tokens import ClassTexts, template_texts, template_tokens, text_layout, without_template
 from clipbias.tuning.registry import method_options, name_of, resolve_method
 
 # Texts that a device encodes at once if the text tower has no learnables and only runs forward. All texts of an
 # ensemble (80 templates of 1000 classes) would need tens of gigabytes.
 TEXTS_AT_ONCE = 4000
-
-
-@runtime_checkable
-class ClassList(Protocol):
-    """Classes and their prompt template: a `clipbias.data.Dataset`, an `Adapter` or another `Task`.
-
-    If it has a `name`, the method takes its authors' options for the dataset of that name.
-    """
-
-    @property
-    def class_names(self) -> Sequence[str]: ...
-    @property
-    def template(self) -> str: ...
-    @property
-    def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """Class names and what comes with them; a `ClassList` itself.
-
-    Attributes:
-      class_names: the classes.
-      template: of the dataset, else the default.
-      descriptions: of the dataset.
-      name: the dataset's, if it has one.
-    """
-
-    class_names: tuple[str, ...]
-    template: str = DEFAULT_TEMPLATE
-    descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None
-    name: str | None = None
-
-    @classmethod
-    def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
-        """From a list of names or a dataset. Raises `ClipbiasError` for a list that holds a name twice."""
-        if not isinstance(classes, ClassList):
-            return cls(check_class_names(classes))
-        name = getattr(classes, "name", None)
-        return cls(tuple(classes.class_names), classes.template, classes.descriptions, name)
 
 
 class Task:
@@ -139,7 +97,7 @@ class Task:
 
         Raises:
           ClipbiasError: `clip` is no model; unknown method or option; a name or template that cannot be used, or a
-            name that occurs twice; a text that is too long.
+            name that occurs twice; a text that is too long; a compute type that this device lacks.
         """
         if not isinstance(clip, Clip):
             raise ClipbiasError(f"the first argument is {shown(clip)} and no model; give what clipbias.load returned.")
@@ -155,7 +113,7 @@ class Task:
         self.clip = clip
         self.class_names = classes.class_names
         self.template = classes.template if template is None else template
-        self._dtype = settle(dtype)
+        self._dtype = resolve(dtype)
         self._free_text = free_text
         self._class_texts = as_descriptions(classes.descriptions if descriptions is None else descriptions)
         if free_text and self._class_texts is not None:
@@ -171,7 +129,7 @@ class Task:
 
     def _bind_texts(self, adaptation: Adaptation) -> None:
         """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
-        _check_family(self.method, adaptation, self.clip)
+        check_family(self.method, adaptation, self.clip)
         descriptions = self._class_texts
         frozen_text = not adaptation.changes_text
         uses_descriptions = descriptions is not None and frozen_text and take_templates(self.method, self.clip)
@@ -414,39 +372,6 @@ class Task:
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
         return method_options(self.method)
-
-
-def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of a list. Raises `ClipbiasError` where it is a text, or a name occurs twice."""
-    try:
-        counts = collections.Counter([] if isinstance(names, str) else names)
-    except TypeError as error:
-        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.") from error
-    if isinstance(names, str):
-        raise ClipbiasError(f"class_names is the text {shown(names)}; give a list of names.")
-    for name, count in counts.items():
-        if count > 1:
-            raise ClipbiasError(
-                f"the class name {shown(name)} occurs {count} times; give each class a name of its own, or the whole "
-                "dataset where two of its classes share a name."
-            )
-    return tuple(names)
-
-
-def _check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
-    """Raises `ClipbiasError` if the method needs a part of CLIP that the model's family lacks."""
-    name = type(method).__name__
-    if method.patches and clip.config.vision.pooling == "attention":
-        raise ClipbiasError(
-            f"{name} reads features of patches, which a model with a pooling head has not; take another."
-        )
-    if adaptation.text_tokens is not None and not clip.config.text.causal:
-        raise ClipbiasError(
-            f"{name} inserts tokens that all texts share, which needs a causal text tower; take another."
-        )
-    if clip.config.vision.pooling == "attention":
-        for tower in ("vision", "text"):
-            check_changes(getattr(adaptation, f"{tower}_weights"), clip.params[tower], f"{name}'s {tower}_weights")
 
 
 @jax.jit(static_argnums=0)

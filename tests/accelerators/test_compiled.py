@@ -17,7 +17,8 @@ from clipbias.clip import Clip
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import why_no_maps
 from clipbias.training import mesh as meshes
-from clipbias.training.ahead import Topology, exchanges
+from clipbias.training.ahead import Topology
+from clipbias.training.compiled import exchanges
 from clipbias.training.device_memory import USABLE, needed_bytes
 from clipbias.training.memory import fit_evaluation, plan_step
 from clipbias.training.programs import Program, StepShape, evaluation_programs, features_program, training_program

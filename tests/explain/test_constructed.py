@@ -143,7 +143,7 @@ def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, reference,
     assert np.abs(control[..., 7] - trained[few, :, 7]).max() > 1e-2
     verdict = found.verdict_on(["tuned"])
     assert verdict is not None and verdict.carrier == ByOutcome("values", "values")
-    kept = constants.numbers.calibrated.kept
+    kept = constants.summary.calibrated.kept
     for form, does in (("vector", vector), ("kind", kind)):
         low, high = kept[form].share.low, kept[form].share.high
         assert low > 0.9 if does else high < 0.5, (form, low, high)

@@ -13,8 +13,9 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.constants import TOWERS
 from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.constants_section import compute_constants
-from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias, reference_adaptation
+from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias
 from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
@@ -83,7 +84,7 @@ def test_prompts_have_the_equivalent_bias_of_the_reference(
     if inputs.vision_prompts is not None:
         expected = {"vision": plain.of_images(reference, reference.state, inputs, images)} | expected
     if "class_specific" in name:  # a part of the texts at a time
-        monkeypatch.setattr("clipbias.explain.equivalent_bias._TEXTS_AT_ONCE", 2)
+        monkeypatch.setattr("clipbias.explain.block_changes._TEXTS_AT_ONCE", 2)
     assert_forms(measured(task, own, start), expected)
 
 
@@ -238,7 +239,7 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTes
     np.testing.assert_allclose(outcomes.log_likelihood[:, -1], true, atol=1e-5)
     places = {form: place for place, form in enumerate(forms)}
     for outcome, name, unit in (("accuracy", "correct", 100), ("calibrated", "calibrated", 1)):
-        means, numbers = unit * getattr(outcomes, name).astype(float).mean(0), test.numbers[outcome]
+        means, numbers = unit * getattr(outcomes, name).astype(float).mean(0), test.summary[outcome]
         gain = means[places["tuned"]] - means[places["reference"]]
         assert numbers.gain.value == pytest.approx(gain, rel=1e-5)
         for form in names:

@@ -13,12 +13,8 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.explain import intervention as intervention_module
 from clipbias.explain.affine import Products, low_rank
 from clipbias.explain.bias_adapter import raw_batches
-from clipbias.explain.equivalent_bias import (
-    EquivalentBias,
-    changed_towers,
-    measure_equivalent_bias,
-    reference_adaptation,
-)
+from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.equivalent_bias import EquivalentBias, changed_towers, measure_equivalent_bias
 from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.replacement_forms import controls, numbers_stored, replacement_forms
 from clipbias.explain.replacement_names import REPLACEMENT_FORMS

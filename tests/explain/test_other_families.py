@@ -11,7 +11,8 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
-from clipbias.explain.equivalent_bias import measure_equivalent_bias, reference_adaptation
+from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.equivalent_bias import measure_equivalent_bias
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.passes import observe_layers
 from clipbias.explain.relevancy import explanations

@@ -22,7 +22,7 @@ from clipbias.explain.results import (
     ModelFacts,
     ParameterCount,
     Predictions,
-    SeedEffects,
+    SeedGroup,
     StudyResults,
 )
 from clipbias.explain.verdict import verdict, verdicts
@@ -94,7 +94,7 @@ def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=N
     seeds = ()
     if len(keys) > 1:
         together = cross_seeds([measured[key] for key in keys])
-        seeds = (SeedEffects(keys, summarize(together, mixtures)),)
+        seeds = (SeedGroup(keys, summarize(together, mixtures)),)
     return StudyResults(
         dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
         clip=ClipFacts("tiny", "", 16, 4, 4, 16, 17, 2, 2, 2, 2),

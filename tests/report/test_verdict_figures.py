@@ -144,7 +144,7 @@ def test_of_what_is_no_sure_gain_nothing_is_shared_out():
     towers = test.summary.towers | {"both": without_gain(test.summary.towers["both"])}
     summary = dataclasses.replace(test.summary, towers=towers)
     results.factorial.models["ivlp"] = dataclasses.replace(test, summary=summary)
-    results.constants.models["ivlp"] = dataclasses.replace(constants, numbers=without_gain(constants.numbers))
+    results.constants.models["ivlp"] = dataclasses.replace(constants, summary=without_gain(constants.summary))
     methods = study_methods(conclude_study(results))
     rows = [row for row in verdict_tables.effects_table(methods).rows if row[0] == "IVLP"]
     assert {row[3] for row in rows} == {row[5] for row in rows} == {"–"}

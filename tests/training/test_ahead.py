@@ -17,7 +17,8 @@ from clipbias.clip.target import Target, away, target
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.ahead import CHIPS, Exchange, Topology, describe, describe_exchanges, exchanges, open_topology
+from clipbias.training.ahead import CHIPS, Topology, open_topology
+from clipbias.training.compiled import Exchange, describe, describe_exchanges, exchanges
 from clipbias.training.compute import Compute
 from clipbias.training.device_memory import device_limit, format_bytes
 from clipbias.training.group import make_job

@@ -158,8 +158,8 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
     small: Clip, apart: list[str], dtype: str, platform: str, more: int
 ) -> None:
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
-    task = Task(small, "ivlp", NAMES, dtype=dtype)
     with on(platform):
+        task = Task(small, "ivlp", NAMES, dtype=dtype)
         found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
         found += [program for name in ("ivlp", *apart[:more]) for program in steps(small, name, dtype, runs=3)]
         for program in found:

@@ -1,6 +1,7 @@
 """The causal test, the test of constants, and the verdict that they allow."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -10,6 +11,8 @@ from clipbias.explain.uncertainty import Estimate
 
 EFFECTS = ("attention", "scale", "values")  # of the causal test
 T = TypeVar("T")
+Test = TypeVar("Test")
+Summary = TypeVar("Summary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,22 +118,6 @@ class CausalTest:
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedEffects:
-    """Models that differ in their seed alone, over seeds and images crossed."""
-
-    models: tuple[str, ...]
-    summary: EffectSummary
-
-
-@dataclasses.dataclass(frozen=True)
-class CausalTests:
-    """The causal test of every model, and of all seeds of a method together."""
-
-    models: dict[str, CausalTest | Missing]
-    seeds: tuple[SeedEffects, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Replacements:
     """What replacements keep of a gain, and what is lost without them, in one outcome; by replacement form.
 
@@ -169,23 +156,36 @@ class ConstantTest:
     biases: dict[str, MeasuredBias]
     training_images: int
     stored: dict[str, int]
-    numbers: ByOutcome[Replacements]
+    summary: ByOutcome[Replacements]
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedReplacements:
+class SeedGroup(Generic[Summary]):
     """Models that differ in their seed alone, over seeds and images crossed."""
 
     models: tuple[str, ...]
-    numbers: ByOutcome[Replacements]
+    summary: Summary
 
 
 @dataclasses.dataclass(frozen=True)
-class ConstantTests:
-    """The test of constants of every model, and of all seeds of a method together."""
+class ModelTests(Generic[Test, Summary]):
+    """A test of every model, and of all seeds of a method together."""
 
-    models: dict[str, ConstantTest | Missing]
-    seeds: tuple[SeedReplacements, ...]
+    models: dict[str, Test | Missing]
+    seeds: tuple[SeedGroup[Summary], ...]
+
+    def test(self, key: str) -> Test | None:
+        """Of one model, where there is one."""
+        test = self.models.get(key)
+        return None if isinstance(test, Missing) else test
+
+    def summary_of_seeds(self, keys: Sequence[str]) -> Summary | None:
+        """Of several seeds together, where there is one."""
+        return next((group.summary for group in self.seeds if group.models == tuple(keys)), None)
+
+
+CausalTests = ModelTests[CausalTest, EffectSummary]
+ConstantTests = ModelTests[ConstantTest, ByOutcome[Replacements]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 from clipbias.data.confusion import binomial_error
 
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
+TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,19 @@ class Average:
 
     mean: np.ndarray
     standard_error: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledAverage:
+    """A mean over samples with its standard error, and a number of each sample `[n]`; NaN where it was not read."""
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+    each: np.ndarray
+
+    @property
+    def average(self) -> Average:
+        return Average(self.mean, self.standard_error)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Relevancy, attention, decomposition, faithfulness, and the maps of single pictures."""
+"""Relevancy, similarity, faithfulness, and the maps of single pictures."""
 
 import dataclasses
 
@@ -8,21 +8,7 @@ from clipbias.explain.results.facts import Average, Missing
 
 VISION_KINDS = ("patches", "prompts")
 GROUPS = ("corrected", "both_right", "all")
-TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
-
-
-@dataclasses.dataclass(frozen=True)
-class SampledAverage:
-    """A mean over samples with its standard error, and a number of each sample `[n]`; NaN where it was not read."""
-
-    mean: np.ndarray
-    standard_error: np.ndarray
-    each: np.ndarray
-
-    @property
-    def average(self) -> Average:
-        return Average(self.mean, self.standard_error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,64 +81,6 @@ class Relevancy:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextAttention:
-    """Fig. 4: the EOS row's attention by kind of token, averaged over classes.
-
-    Attributes:
-      shares: `[L, H, 6]`, kinds in the order of `TEXT_KINDS`.
-      count: of texts.
-      texts: of each class.
-      reduction: over the tokens of a kind: "sum" or "mean".
-      text: with {} for the class name.
-    """
-
-    shares: Average
-    count: int
-    texts: int
-    reduction: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class AttentionVariant:
-    """Attention distance in pixels, and entropies in nats, `[L, H]`.
-
-    A tower without `[cls]` has no entropy of its query.
-    """
-
-    distance: SampledAverage
-    entropy: SampledAverage
-    cls_entropy: SampledAverage | None
-
-    @property
-    def quantities(self) -> dict[str, SampledAverage]:
-        """Those that there are, by name."""
-        quantities = {"distance": self.distance, "entropy": self.entropy, "cls_entropy": self.cls_entropy}
-        return {name: quantity for name, quantity in quantities.items() if quantity is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionAttention:
-    """Fig. 5: `clip` of a model without vision prompts, else `without_prompt` and `with_prompt`.
-
-    Attributes:
-      no_cls_entropy: why there is no entropy of the `[cls]` query.
-    """
-
-    count: int
-    clip: AttentionVariant | None
-    without_prompt: AttentionVariant | None
-    with_prompt: AttentionVariant | None
-    no_cls_entropy: str | None
-
-    @property
-    def variants(self) -> dict[str, AttentionVariant]:
-        """Those that there are, by name."""
-        variants = {"clip": self.clip, "without_prompt": self.without_prompt, "with_prompt": self.with_prompt}
-        return {name: variant for name, variant in variants.items() if variant is not None}
-
-
-@dataclasses.dataclass(frozen=True)
 class SimilarityMaps:
     """Maps `[K, S, R, R]` in 0 … 1 of one tuned model.
 
@@ -184,80 +112,6 @@ class Similarity:
     rotations: np.ndarray | None
     layers: np.ndarray | None
     models: dict[str, SimilarityMaps | Missing]
-
-
-@dataclasses.dataclass(frozen=True)
-class DepthMeans:
-    """Means over the layers that have prompts of their own, and over those beyond; `None` where there are none."""
-
-    up_to_depth: float | None
-    beyond: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerErrors:
-    """Standard errors of what `TowerDecomposition` has by layer (`jackknife`): `[L]` each."""
-
-    constancy: np.ndarray
-    bias_likeness: np.ndarray
-    bias_cosine: dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class MeanErrors:
-    """Standard errors of the means over the layers up to the depth, and of cosines' means over all layers."""
-
-    constancy: float
-    bias_likeness: float
-    bias_cosine: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerDecomposition:
-    """Eq. 12 in one tower; samples are images, or classes for text.
-
-    Attributes:
-      depth: layers with prompts of their own.
-      runs: texts of a class, or passes over an image, over whose constancies the mean is taken.
-      prompt_mass: `[L, H]`, attention on prompts, mean over input queries; of each sample over layers and heads too.
-      pooled_mass: `[L, H]`, the same as `prompt_mass` for the query that is pooled; `None` under a pooling head.
-      mass_by_query: `[L, H, N]`.
-      norm_share: `[L]`, the norm of the prompt part over the sum of both norms.
-      constancy: `[L]`, the share of the prompt part's mean square that its average over samples explains, token by
-        token, corrected for chance: it may fall below 0.
-      bias_likeness: `[L]`, the share that one vector for all tokens explains.
-      bias_cosine: `[L]` by bias model: between that vector and the learned bias.
-      error, mean_error: standard errors; `None` of several runs.
-    """
-
-    count: int
-    depth: int
-    runs: int
-    prompt_mass: SampledAverage
-    pooled_mass: Average | None
-    mass_by_query: Average
-    norm_share: Average
-    constancy: np.ndarray
-    bias_likeness: np.ndarray
-    bias_cosine: dict[str, np.ndarray]
-    mean_constancy: DepthMeans
-    mean_bias_likeness: DepthMeans
-    error: LayerErrors | None
-    mean_error: MeanErrors | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Decomposition:
-    """Eq. 12 and Fig. 1, of the towers in which a model has prompts."""
-
-    vision: TowerDecomposition | None
-    text: TowerDecomposition | None
-
-    @property
-    def towers(self) -> dict[str, TowerDecomposition]:
-        """Those that there are, by name."""
-        towers = {"vision": self.vision, "text": self.text}
-        return {name: tower for name, tower in towers.items() if tower is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,35 +221,6 @@ class ExploredModel:
     texts: int
     tokens: dict[int, tuple[str, ...]]
     kinds: dict[int, tuple[str, ...]]
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptWords:
-    """The vocabulary's tokens nearest to a learned text prompt, nearest first.
-
-    Attributes:
-      layer: 0 in the space of token embeddings, others in that of the layer's input (`words`).
-      class_name: of a context of one class.
-      words: readable tokens.
-      distances: Euclidean.
-      mean_distance: to the whole vocabulary.
-    """
-
-    layer: int
-    prompt: int
-    class_name: str | None
-    ids: tuple[int, ...]
-    words: tuple[str, ...]
-    distances: tuple[float, ...]
-    mean_distance: float
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelWords:
-    """The words of a model's prompts; `remark` says why deeper ones have none."""
-
-    prompts: tuple[PromptWords, ...]
-    remark: str | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from clipbias.explain.results.attention import Decomposition, ModelWords, TextAttention, VisionAttention
 from clipbias.explain.results.effects import (
     Answer,
     ByOutcome,
@@ -18,17 +19,7 @@ from clipbias.explain.results.effects import (
     Verdict,
 )
 from clipbias.explain.results.facts import ClipFacts, DatasetFacts, Missing, ModelFacts, Predictions
-from clipbias.explain.results.maps import (
-    Decomposition,
-    Examples,
-    Exploration,
-    Faithfulness,
-    ModelWords,
-    Relevancy,
-    Similarity,
-    TextAttention,
-    VisionAttention,
-)
+from clipbias.explain.results.maps import Examples, Exploration, Faithfulness, Relevancy, Similarity
 
 SECTIONS = (
     "predictions",
@@ -106,29 +97,25 @@ class StudyResults:
 
     def causal_test(self, key: str) -> CausalTest | None:
         """Of one model, where there is one."""
-        test = self.factorial.models.get(key) if self.factorial else None
-        return None if isinstance(test, Missing) else test
+        return self.factorial.test(key) if self.factorial else None
 
     def constant_test(self, key: str) -> ConstantTest | None:
         """Of one model, where there is one."""
-        test = self.constants.models.get(key) if self.constants else None
-        return None if isinstance(test, Missing) else test
+        return self.constants.test(key) if self.constants else None
 
     def effects(self, keys: Sequence[str]) -> EffectSummary | None:
         """What the causal test says of one model, or of several seeds together."""
-        if len(keys) == 1:
-            test = self.causal_test(keys[0])
-            return None if test is None else test.summary
-        seeds = self.factorial.seeds if self.factorial else ()
-        return next((each.summary for each in seeds if each.models == tuple(keys)), None)
+        if len(keys) > 1:
+            return self.factorial.summary_of_seeds(keys) if self.factorial else None
+        test = self.causal_test(keys[0])
+        return None if test is None else test.summary
 
     def replacements(self, keys: Sequence[str]) -> ByOutcome[Replacements] | None:
         """What the test of constants says of one model, or of several seeds together."""
-        if len(keys) == 1:
-            test = self.constant_test(keys[0])
-            return None if test is None else test.numbers
-        seeds = self.constants.seeds if self.constants else ()
-        return next((each.numbers for each in seeds if each.models == tuple(keys)), None)
+        if len(keys) > 1:
+            return self.constants.summary_of_seeds(keys) if self.constants else None
+        test = self.constant_test(keys[0])
+        return None if test is None else test.summary
 
     def verdict_on(self, keys: Sequence[str]) -> Verdict | None:
         """The verdict on one model, or on several seeds together."""
