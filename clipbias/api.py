@@ -46,6 +46,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     recipe: Recipe | str | None = None,
     validation: Split | tuple[Pictures, Labels] | None = None,
     mesh: Mesh | None = None,
+    on_image_error: str = "raise",
     progress: bool = True,
     **options: object,
 ) -> TunedModel:
@@ -69,6 +70,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         none, `Recipe()`: the paper's, for 300 steps at least.
       validation: a split, or a pair of pictures and their labels, for methods that choose on validation images.
       mesh: where to compute; `None` takes all devices.
+      on_image_error: "raise", or "skip" images that cannot be read.
       progress: whether to show it.
       **options: the method's options; and `descriptions`, `free_text` or `dtype` as for `Task`.
 
@@ -102,6 +104,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         shots=shots,
         seed=seed,
         mesh=meshes.make_mesh() if mesh is None else mesh,
+        on_image_error=on_image_error,
         progress=progress,
     )
     return TunedModel(task, learnables, _notes(images, shots, seed))

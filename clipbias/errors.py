@@ -15,15 +15,20 @@ class ClipbiasError(ValueError):
 
 
 class UnreadableImage(ClipbiasError):
-    """An image that does not exist, or cannot be decoded.
+    """An image that does not exist, or cannot be decoded. The message is the reason, and how to go on without it.
 
     Attributes:
       path: the path of the image, or its name if it has no file.
+      reason: what is wrong with it, a clause.
     """
 
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            f"{reason}; replace the file, or leave it out: --config.on_image_error=skip, in Python "
+            "on_image_error='skip'."
+        )
         self.path = path
+        self.reason = printable(reason)
 
 
 def sentence(error: BaseException) -> str:

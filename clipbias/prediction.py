@@ -1,6 +1,7 @@
 """Predictions and accuracies of a task, as `TunedModel.predict` and `TunedModel.evaluate` return them."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,28 +18,35 @@ class Prediction:
 
     Attributes:
       class_names: the `C` classes.
-      probabilities: float32 `[B, C]`, each row of sum 1.
+      probabilities: float32 `[B, C]`, each row of sum 1; NaN for a picture that could not be read.
+      errors: what was wrong with each picture that could not be read, by its number.
     """
 
     class_names: tuple[str, ...]
     probabilities: np.ndarray
+    errors: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> np.ndarray:
-        """The number of each picture's most likely class, int64 `[B]`."""
-        return self.probabilities.argmax(-1)
+        """The number of each picture's most likely class, int64 `[B]`; -1 for a picture that could not be read."""
+        labels = self.probabilities.argmax(-1)
+        labels[list(self.errors)] = -1
+        return labels
 
     @property
-    def classes(self) -> list[str]:
-        """The name of each picture's most likely class."""
-        return [self.class_names[label] for label in self.labels]
+    def classes(self) -> list[str | None]:
+        """The name of each picture's most likely class; `None` for a picture that could not be read."""
+        return [None if label < 0 else self.class_names[label] for label in self.labels]
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     def __repr__(self) -> str:
         lines = []
-        for row in self.probabilities[:_PICTURES]:
+        for number, row in enumerate(self.probabilities[:_PICTURES]):
+            if number in self.errors:
+                lines.append(printable(self.errors[number]))
+                continue
             best = np.argsort(-row, kind="stable")[:3]
             lines.append(", ".join(f"{printable(self.class_names[label])} {100 * row[label]:.1f} %" for label in best))
         if len(self) > _PICTURES:
@@ -53,7 +61,7 @@ class Accuracy:
     Attributes:
       class_names: the `C` classes.
       labels: int32 `[n]`, the true classes.
-      predicted: int32 `[n]`, the most likely classes.
+      predicted: int32 `[n]`, the most likely classes; -1 for an image that could not be read, which does not count.
       calibration: errors in percent, see `training.calibration`.
     """
 
@@ -63,14 +71,19 @@ class Accuracy:
     calibration: dict[str, float]
 
     @property
+    def images(self) -> int:
+        """Number of images that were read."""
+        return int((self.predicted >= 0).sum())
+
+    @property
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
-        return 100 * float((self.labels == self.predicted).mean())
+        return 100 * int((self.labels == self.predicted).sum()) / self.images
 
     @property
     def standard_error(self) -> float:
         """The binomial standard error of `accuracy`, in points."""
-        return binomial_error(self.accuracy, len(self.labels))
+        return binomial_error(self.accuracy, self.images)
 
     @property
     def confusion(self) -> np.ndarray:
@@ -83,7 +96,9 @@ class Accuracy:
         return class_accuracies(self.confusion)
 
     def __repr__(self) -> str:
-        lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {len(self.labels)} images"]
+        lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {self.images} images"]
+        if left_out := len(self.labels) - self.images:
+            lines[0] += f"; {left_out} could not be read"
         counts, each = self.confusion, self.per_class
         others, times = most_confused_with(counts)
         for label in least_recognised(counts, _CLASSES):

@@ -122,13 +122,21 @@ class TunedModel:
         task = self.task.with_classes(names, descriptions=descriptions, free_text=free_text)
         return dataclasses.replace(self, task=task, learnables=transfer(self.task, task, self.learnables))
 
-    def predict(self, pictures: Pictures, *, batch_size: int = BATCH_SIZE, normalised: bool = False) -> Prediction:
+    def predict(
+        self,
+        pictures: Pictures,
+        *,
+        batch_size: int = BATCH_SIZE,
+        normalised: bool = False,
+        on_image_error: str = "raise",
+    ) -> Prediction:
         """Classifies pictures.
 
         Args:
           pictures: as for `clip.preprocess` (paths, PIL images, uint8 arrays), or what it returned.
           batch_size: images at a time.
           normalised: whether an array of floating point is normalised, even if it looks like levels.
+          on_image_error: "raise", or "skip" pictures that cannot be read: `Prediction.errors` says why.
 
         Returns:
           `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`.
@@ -136,8 +144,7 @@ class TunedModel:
         Raises:
           ClipbiasError: a picture cannot be read, or is none.
         """
-        rows = self.predictor.predict(pictures, batch_size=batch_size, normalised=normalised)
-        return Prediction(self.class_names, rows)
+        return self.predictor.predict(pictures, batch_size=batch_size, normalised=normalised, on_error=on_image_error)
 
     def evaluate(
         self,
@@ -147,6 +154,7 @@ class TunedModel:
         split: str = "test",
         batch_size: int = BATCH_SIZE,
         mesh: Mesh | None = None,
+        on_image_error: str = "raise",
     ) -> Accuracy:
         """Compares predictions with labels, in all and by class.
 
@@ -156,6 +164,7 @@ class TunedModel:
           split: of a dataset, the images to take: "train", "val" or "test".
           batch_size: images at a time.
           mesh: where to compute; `None` takes all devices.
+          on_image_error: "raise", or "skip" images that cannot be read, which then do not count.
 
         Returns:
           `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`.
@@ -173,7 +182,7 @@ class TunedModel:
             tested,
             mesh=meshes.make_mesh() if mesh is None else mesh,
             eval_batch_size=batch_size,
-            on_image_error="raise",
+            on_image_error=on_image_error,
             save=predicted.append,
         )
         return Accuracy(self.class_names, tested.labels, predicted[0], score["calibration"])

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Positive, Range
 from clipbias.data.pipeline import BATCH_SIZE
+from clipbias.data.reading import OnImageError
 from clipbias.explain.options import StudyOptions
 from clipbias.settings import setting, setting_of, to_config
 from configs._common import AdapterSettings, InputSettings
@@ -36,6 +37,9 @@ class PredictSettings(AdapterSettings, InputSettings):
     relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")
     batch_size: Positive = setting(BATCH_SIZE, "Images at a time.")
+    on_image_error: OnImageError = setting(
+        "skip", 'What to do with an image that cannot be read: "skip" says so in its line, "raise" stops.'
+    )
 
 
 def get_config() -> ConfigDict:

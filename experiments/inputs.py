@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files
+from clipbias.data.files_on_disk import IMAGE_SUFFIXES, describe_others, image_files, warn_of_others
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_text, user_path
 from clipbias.training.workdir import ADAPTER
@@ -86,10 +86,14 @@ def find_images(text: str | None) -> list[Path]:
     for part in parts:
         path = data_path(part)
         if path.is_dir():
-            inside = [path / name for name in image_files(path)]
-            if not inside:
-                raise ClipbiasError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-            found += inside
+            names, others = image_files(path)
+            if not names:
+                others_words = f"; it holds {describe_others(others)}" if others else ""
+                raise ClipbiasError(
+                    f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}){others_words}."
+                )
+            warn_of_others(path, others)
+            found += [path / name for name in names]
         elif path.is_file():
             found.append(path)
         else:

@@ -8,7 +8,8 @@ stands before them.
     python -m experiments.predict --config.images=photos --config.texts="a dog on grass,two cats" --config.relevancy
 
 An adapter has zero-shot CLIP beside it, with the same class names and the adapter's template. Writes
-`predictions.json`, and with `relevancy` one picture per image into `relevancy/`.
+`predictions.json`, and with `relevancy` one picture per image into `relevancy/`. An image that cannot be read has a
+line that says why.
 """
 
 import dataclasses
@@ -70,7 +71,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     frozen = zero_shot_model(model, settings) if settings.adapters and settings.zero_shot else None
     models = [model] if frozen is None else [model, frozen]
     images = UserImages(files)
-    entries = list[dict[str, object]]()
+    entries: list[dict[str, object]] = [{"image": str(path)} for path in files]
     began = time.monotonic()
     with open_workdir(workdir, as_json(settings)), progress(len(files), unit="image", title="predict") as bar:
         for start, batch in read(images, model.task, settings):
@@ -78,19 +79,23 @@ def main(settings: PredictSettings, workdir: Path) -> None:
             results = [classify(one, batch, settings) for one in models]
             for row in np.flatnonzero(batch["mask"]).tolist():
                 path = files[start + row]
-                entries.append({"image": str(path), **predictions(results, row, settings)})
+                entries[start + row] = {"image": str(path), **predictions(results, row, settings)}
                 if settings.relevancy:
-                    place = workdir / "relevancy" / f"{len(entries):04d}_{path.stem}.png"
+                    place = workdir / "relevancy" / f"{start + row + 1:04d}_{path.stem}.png"
                     overlays = [overlay(result, row, of_two=len(results) > 1) for result in reversed(results)]
                     save_overlay(place, whole_images(batch)[row], overlays, title=printable(path.name))
-            bar.advance(int(batch["mask"].sum()))
+            bar.advance(min(len(batch["mask"]), len(files) - start))
+        if len(images.errors) == len(files):
+            raise ClipbiasError(f"none of {len(files)} images could be read; the first: {images.errors[0]}.")
+        for number, message in images.errors.items():
+            entries[number]["error"] = message
         write_text(workdir / "predictions.json", json.dumps(entries, indent=1) + "\n")
         with MetricWriter(workdir) as metrics:
-            metrics.write(1, {"images": len(entries), "seconds": round(time.monotonic() - began, 4)})
-    for message in images.unreadable.values():
-        common.tell(f"skipped: {message}")
+            metrics.write(1, {"images": len(files) - len(images.errors), "seconds": round(time.monotonic() - began, 4)})
     for entry in entries:
         common.tell(line(entry))
+    if images.errors:
+        common.tell(f"{len(images.errors)} of {len(files)} images could not be read.")
 
 
 def open_model(settings: PredictSettings) -> TunedModel:
@@ -208,7 +213,9 @@ def overlay(result: Classified, row: int, *, of_two: bool) -> Overlay:
 
 
 def line(entry: Mapping[str, object]) -> str:
-    """An image's predictions as they are printed."""
+    """An image's predictions as they are printed, or why it could not be read."""
+    if "error" in entry:
+        return str(entry["error"])
     text = f"{entry['image']}: " + ", ".join(_pairs(entry))
     frozen = entry.get(ZERO_SHOT)
     return text if not isinstance(frozen, Mapping) else f"{text}; zero-shot {_pairs(frozen)[0]}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,9 @@ from clipbias.errors import ClipbiasError
 
 # Texts are padded to a multiple of this number of tokens, so that few compiled programs serve all lengths.
 _TOKENS = 8
+# No model's preprocessing makes a number as large, and bicubic resizing leaves the range of levels by about this share.
+_LARGEST_NORMALISED = 3.0
+_OVERSHOOT = 0.1
 
 
 def is_normalised(images: object) -> bool:
@@ -42,6 +45,8 @@ def check_images(images: ArrayLike, size: int) -> None:
     """
     shape = np.shape(images)
     dtype = getattr(images, "dtype", None)
+    if hasattr(images, "detach"):
+        raise ClipbiasError("the images are a tensor of torch; give jax.numpy.asarray(images.detach().cpu()).")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ClipbiasError(
             f"the images are {dtype}, so they are not normalised; give clip.preprocess(images), or of pixels "
@@ -53,13 +58,17 @@ def check_images(images: ArrayLike, size: int) -> None:
 
 
 def check_not_levels(images: np.ndarray) -> None:
-    """Raises `ClipbiasError` if all values of a floating-point array lie in 0 … 1, or in 0 … 255.
+    """Raises `ClipbiasError` if a floating-point array holds levels from 0 to 1 or 255, or what is no number.
 
-    Normalised images nearly always have negative values: of the pixels darker than the mean.
+    Levels that were resized may lie a little outside their range. Normalised images nearly always have clearly negative
+    values: of the pixels darker than the mean.
     """
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
-    if lowest >= 0 and not 1 < highest < 3:
-        end = 1 if highest <= 1 else 255
+    if not np.isfinite([lowest, highest]).all():
+        raise ClipbiasError("the images hold NaN or infinite numbers; give those of clip.preprocess.")
+    end = 1 if highest < _LARGEST_NORMALISED else 255
+    overshoot = _OVERSHOOT * end
+    if lowest >= -overshoot and not 1 + _OVERSHOOT < highest < _LARGEST_NORMALISED:
         raise ClipbiasError(
             f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels from 0 to {end} and not "
             "like what clip.preprocess makes; give levels as uint8, or normalised=True if they are normalised."
@@ -83,11 +92,17 @@ class ImageBatches:
 
     Attributes:
       normalised: whether the images are normalised, float; else they have levels from 0 to 255.
+      count: number of images.
+      rows: of a batch.
       batches: images `[b, R, R, 3]`, or views of each `[b, 1 + V, R, R, 3]`, and which of them there are, bool `[b]`.
+      errors: message by number of each image that could not be read; it grows with the batches.
     """
 
     normalised: bool
+    count: int
+    rows: int
     batches: Iterator[tuple[np.ndarray, np.ndarray]]
+    errors: Mapping[int, str]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return self.batches
@@ -101,6 +116,7 @@ def image_batches(
     normalised: bool = False,
     crops: int = 0,
     mixed: bool = False,
+    on_error: str = "raise",
 ) -> ImageBatches:
     """Batches of a user's images.
 
@@ -111,6 +127,7 @@ def image_batches(
       normalised: whether an array of floating point is normalised, even if it looks like levels.
       crops: random crops of each image behind it, V (`data.transforms.test_views`).
       mixed: whether crops are mixed with distortions of them.
+      on_error: "raise", or "skip" images that cannot be read.
 
     Raises:
       ClipbiasError: they are no images; or they are normalised and crops are asked for.
@@ -121,21 +138,19 @@ def image_batches(
     rows = max(1, batch_size // (1 + crops))
     if not is_normalised(array):
         pictures, _ = list_images(array)
-        decoded = test_batches(
-            UserImages(pictures),
-            image_size=side,
-            batch_size=max(1, min(rows, len(pictures))),
-            crops=crops,
-            mixed=mixed,
-        )
-        return ImageBatches(False, ((batch["images"], batch["mask"]) for batch in decoded))
+        source = UserImages(pictures)
+        rows = max(1, min(rows, len(pictures)))
+        decoded = test_batches(source, image_size=side, batch_size=rows, on_error=on_error, crops=crops, mixed=mixed)
+        batches = ((batch["images"], batch["mask"]) for batch in decoded)
+        return ImageBatches(False, len(pictures), rows, batches, source.errors)
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
     array = array[None] if array.shape == (side, side, 3) else array
     check_images(array, side)
     if not normalised:
         check_not_levels(array)
-    return ImageBatches(True, _padded(array.astype(np.float32, copy=False), max(1, min(rows, len(array)))))
+    rows = max(1, min(rows, len(array)))
+    return ImageBatches(True, len(array), rows, _padded(array.astype(np.float32, copy=False), rows), {})
 
 
 def _padded(array: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

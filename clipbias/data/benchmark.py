@@ -106,7 +106,7 @@ def read_listing(entry: CatalogEntry, root: Path) -> DatasetListing:
         entry,
         imagenet_names(root),
         lambda folder: files_on_disk.sub_folders(_present(images / folder, entry)),
-        lambda part, folders: files_on_disk.image_files_in_each(images / part, folders),
+        lambda part, folders: (names for names, _ in files_on_disk.image_files_in_each(images / part, folders)),
         str(images),
     )
 

@@ -137,7 +137,7 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
         except OSError as error:
             return f"{split.keys[index]} ({error.strerror})"
         except UnreadableImage as error:
-            return str(error).split(";")[0].rstrip(".")
+            return error.reason.split(";")[0]
         return None
 
     with ThreadPoolExecutor(processors()) as pool:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from clipbias.data import transforms
 from clipbias.data.descriptions import Descriptions
@@ -24,12 +25,15 @@ class Split:
       labels: int32 [n], 0-based.
       read: Example index to encoded image bytes; raises `UnreadableImage`.
       folder: What stands before a key in the image's path, for messages; empty where images have no files.
+      upright: Whether images are turned as their EXIF orientation says: a user's own are, those of the benchmark stay
+        as its authors read them.
     """
 
     keys: Sequence[str]
     labels: np.ndarray
     read: Callable[[int], bytes]
     folder: str = ""
+    upright: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(self.keys))
@@ -53,13 +57,17 @@ class Split:
 
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 RGB `[h, w, 3]`. Raises `UnreadableImage`."""
-        return transforms.decode(self.read(index), self.path(index))
+        return np.asarray(self.decode(self.read(index), index))
+
+    def decode(self, encoded: bytes, index: int) -> Image.Image:
+        """The file `encoded` of image `index` as a Pillow image in mode "RGB". Raises `UnreadableImage`."""
+        return transforms.decode_picture(encoded, self.path(index), upright=self.upright)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
         keys = [self.keys[number] for number in numbers]
-        return Split(keys, self.labels[numbers], lambda index: self.read(numbers[index]), self.folder)
+        return Split(keys, self.labels[numbers], lambda index: self.read(numbers[index]), self.folder, self.upright)
 
     @functools.cached_property
     def names_hash(self) -> str:

@@ -1,5 +1,6 @@
 """Reading images below a data folder: which files count, in which order, and never outside the folder."""
 
+import collections
 import contextlib
 import os
 import stat
@@ -8,12 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
+from clipbias.data import heif
 from clipbias.data.dataset import Split, is_unicode
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import below, data_path, entries, is_remote, read_bytes, reason
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+# Pictures in formats that are not read: those of cameras, and some of the web and of programs.
+OTHER_SUFFIXES = frozenset(
+    {".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".psd", ".svg", ".tga"}
+)
 READERS = 16  # threads that list folders: shared storage and object stores take long to answer
 
 
@@ -38,10 +47,13 @@ def sub_folders(folder: Path) -> list[str]:
     return [readable_name(name, folder) for name in sorted(names) if name[0] != "."]
 
 
-def image_files(folder: Path) -> list[str]:
+def image_files(folder: Path) -> tuple[list[str], list[str]]:
     """Visible image files below `folder`, as sorted relative paths with forward slashes.
 
     Links to folders inside are not followed.
+
+    Returns:
+      Those in formats that are read, and those in others, such as HEIC without `pillow-heif`.
 
     Raises:
       ClipbiasError: a folder cannot be read, or a name in it is not UTF-8.
@@ -49,8 +61,35 @@ def image_files(folder: Path) -> list[str]:
     with _readable(folder):
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
         visible = [name for name in names if not _is_hidden(name)]
-    images = (name for name in visible if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
-    return sorted(readable_name(name, folder) for name in images)
+    suffixes = IMAGE_SUFFIXES | heif.SUFFIXES if heif.is_installed() else IMAGE_SUFFIXES
+    images = [name for name in visible if suffix_of(name) in suffixes]
+    others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | heif.SUFFIXES) - suffixes]
+    return sorted(readable_name(name, folder) for name in images), sorted(others)
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()
+
+
+def describe_others(others: Sequence[str]) -> str:
+    """Image files in formats that are not read, counted, with what to do: "8 .heic, 1 .dng; ..."."""
+    counts = collections.Counter(map(suffix_of, others))
+    words = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return f"{words}; {heif.INSTALL if heif.SUFFIXES & counts.keys() else 'convert them to JPEG'}"
+
+
+def warn_of_others(place: Path, others: Sequence[str]) -> None:
+    """Logs how many pictures of a folder are not read, and why."""
+    if others:
+        examples = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        logging.warning(
+            "%s: %d pictures are left out, since their format is not read (%s): %s.",
+            place,
+            len(others),
+            examples,
+            describe_others(others),
+        )
 
 
 def _local_files(top: str) -> Iterator[str]:
@@ -82,7 +121,7 @@ def _readable(folder: Path) -> Iterator[None]:
         raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
 
 
-def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
+def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """`image_files` of several folders in `root`, in their order."""
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(image_files, [root / folder for folder in folders])
@@ -120,13 +159,19 @@ def read_image(path: Path, *, listed_in: str = "") -> bytes:
         return read_bytes(path)
     except (OSError, ValueError) as error:
         origin = f", listed in {listed_in}" if listed_in else ""
-        raise UnreadableImage(str(path), f"cannot read the image {path}{origin}: {reason(error)}.") from error
+        raise UnreadableImage(str(path), f"cannot read the image {path}{origin}: {reason(error)}") from error
 
 
 def split_of_files(
-    root: Path, keys: Sequence[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = ""
+    root: Path, keys: Sequence[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = "", upright: bool = False
 ) -> Split:
-    """A split whose keys are paths relative to `root`; `listed_in` names the file that lists them, for messages."""
+    """A split whose keys are paths relative to `root`.
+
+    Args:
+      root: their folder.
+      keys, labels, upright: of the split.
+      listed_in: the file that lists them, for messages.
+    """
     keys = tuple(keys)
     labels = np.asarray(labels, np.int32)
-    return Split(keys, labels, lambda index: read_image(root / keys[index], listed_in=listed_in), f"{root}/")
+    return Split(keys, labels, lambda index: read_image(root / keys[index], listed_in=listed_in), f"{root}/", upright)

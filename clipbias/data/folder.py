@@ -55,7 +55,12 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
         )
     places = roots or {"all": root}
-    splits = {key: _read_classes(place, root, class_names, key in ("all", "train")) for key, place in places.items()}
+    others: list[str] = []
+    splits = {}
+    for key, place in places.items():
+        splits[key], left_out = _read_classes(place, root, class_names, every_class=key in ("all", "train"))
+        others += left_out
+    files_on_disk.warn_of_others(root, others)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
 
@@ -106,8 +111,13 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), np.sort(np.concatenate(test))
 
 
-def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_class: bool) -> Split:
-    """All images of one split folder, keys relative to `root`; `every_class` requires an image of each."""
+def _read_classes(
+    folder: Path, root: Path, class_names: tuple[str, ...], *, every_class: bool
+) -> tuple[Split, list[str]]:
+    """All images of one split folder, keys relative to `root`, and those whose format is not read.
+
+    `every_class` requires an image of each.
+    """
     unknown = sorted(set(files_on_disk.sub_folders(folder)) - set(class_names))
     if unknown:
         raise ClipbiasError(
@@ -115,12 +125,15 @@ def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_
         )
     keys: list[str] = []
     counts: list[int] = []
+    others: list[str] = []
     prefix = "".join(f"{part}/" for part in folder.relative_to(root).parts)
     files_by_class = files_on_disk.image_files_in_each(folder, class_names)
-    for class_name, names in zip(class_names, files_by_class, strict=True):
+    for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
         if not names and every_class:
-            raise ClipbiasError(f"the class folder {folder / class_name} has no image; add some or remove it.")
+            why = f" that is read ({files_on_disk.describe_others(left_out)})" if left_out else ""
+            raise ClipbiasError(f"the class folder {folder / class_name} has no image{why}; add some or remove it.")
+        others += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
         keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
         counts.append(len(names))
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return files_on_disk.split_of_files(root, keys, labels)
+    return files_on_disk.split_of_files(root, keys, labels, upright=True), others

@@ -139,13 +139,13 @@ class Images:
         if isinstance(cached, np.ndarray):
             return cached
         encoded = self.split.read(index) if cached is None else cached
-        picture: transforms.Picture = transforms.decode_picture(encoded, self.split.path(index))
+        picture: transforms.Picture = self.split.decode(encoded, index)
         if image_size:
             picture = transforms.test_image(picture, image_size)
         return self.cache.add(name, encoded, picture) if cached is None else picture
 
     def note_unreadable(self, error: UnreadableImage) -> None:
         """Logs and counts an image that a caller skips; each image once."""
-        message = str(error)
-        if self.unreadable.setdefault(error.path, message) is message:
-            logging.warning("Skipped: %s", message)
+        if error.path not in self.unreadable:
+            self.unreadable[error.path] = error.reason
+            logging.warning("Skipped: %s.", error.reason)

@@ -148,7 +148,9 @@ def _dataset(
     for split_name in split_names:
         images = [image for image, _, split in rows if split == split_name]
         numbered = [label_of[label] for _, label, split in rows if split == split_name]
-        splits[split_name or "all"] = files_on_disk.split_of_files(root, images, numbered, listed_in=place)
+        splits[split_name or "all"] = files_on_disk.split_of_files(
+            root, images, numbered, listed_in=place, upright=True
+        )
     if not {"all", "train"} & set(splits):
         raise ClipbiasError(f"{place} has {', '.join(split_names)} images but none for train; add some.")
     return Dataset(

@@ -130,7 +130,7 @@ class PreparedDataset:
                 with self.explained(f"record {number} of {split}"):
                     return source[int(number)]["image"]
             except ClipbiasError as error:
-                raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error)) from error
+                raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error).rstrip(".")) from error
 
         order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
         return Records(ids, index.labels, order, read)

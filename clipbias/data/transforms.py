@@ -10,8 +10,9 @@ import io
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from clipbias.data import heif
 from clipbias.data.augmix import augmix
 from clipbias.errors import ClipbiasError, UnreadableImage
 
@@ -20,7 +21,7 @@ RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
 ATTEMPTS = 10
 LONGEST = 32  # longer side over shorter side; of a longer image, evaluation takes the middle
 # The formats that are decoded, whatever the file's name. Pillow hands others, such as PostScript, to other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF")
 
 
 class WholeSide(int):
@@ -39,36 +40,49 @@ class BilinearSide(WholeSide):
 Picture = Image.Image | np.ndarray
 
 
-def decode(encoded: bytes, path: str) -> np.ndarray:
+def decode(encoded: bytes, path: str, *, upright: bool = False) -> np.ndarray:
     """Encoded image to uint8 [h, w, 3]; arguments and errors are those of `decode_picture`."""
-    return np.asarray(decode_picture(encoded, path))
+    return np.asarray(decode_picture(encoded, path, upright=upright))
 
 
-def decode_picture(encoded: bytes, path: str) -> Image.Image:
+def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image.Image:
     """Encoded image to a Pillow image in mode "RGB"; if it is used only once, this saves a copy of the pixels.
 
-    As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and little more (`as_rgb`): the EXIF
-    orientation is not applied, transparency is dropped, an animation gives its first frame.
+    As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and little more (`as_rgb`):
+    transparency is dropped, an animation gives its first frame.
 
     Args:
-      encoded: The file's bytes, in one of `FORMATS`.
+      encoded: The file's bytes, in one of `FORMATS`, or with `pillow-heif` in HEIC.
       path: The file's path, or another name for messages.
+      upright: Whether the image is turned as its EXIF orientation says. The public code ignores it.
 
     Raises:
       UnreadableImage: the bytes are not a whole image.
     """
     if not encoded:
-        raise UnreadableImage(path, f"the image {path} is empty (0 bytes); replace the file or skip unreadable images.")
+        raise UnreadableImage(path, f"the image {path} is empty (0 bytes)")
+    formats: tuple[str, ...] = FORMATS
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        if heif.is_heif(encoded):
+            heif.register()
+            formats = (heif.FORMAT,)
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
-            return as_rgb(image)
+            return as_rgb(turned_upright(image) if upright else image)
+    except ImportError as error:
+        raise UnreadableImage(path, f"the image {path} is HEIC; {heif.INSTALL}") from error
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
     except Exception as error:
         reason = str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
-        raise UnreadableImage(
-            path, f"the image {path} cannot be decoded ({reason}); replace the file or skip unreadable images."
-        ) from error
+        raise UnreadableImage(path, f"the image {path} cannot be decoded ({reason})") from error
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """A Pillow image turned and mirrored as its EXIF orientation says; unchanged where its EXIF data are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as of decoders: damaged EXIF data raise nearly anything
+        return image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

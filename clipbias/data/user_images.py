@@ -12,8 +12,8 @@ from clipbias.checks import shown
 from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import read_image
 from clipbias.data.images import Images
-from clipbias.data.transforms import as_rgb, decode
-from clipbias.errors import ClipbiasError
+from clipbias.data.transforms import as_rgb, decode, turned_upright
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import data_path
 
 
@@ -49,8 +49,12 @@ def as_array(images: object) -> Any:
     if isinstance(images, np.ndarray | Image.Image) or not hasattr(images, "shape"):
         return images
     try:
-        # A tensor that has a gradient, or lies on another device, does not turn into an array by itself.
-        return np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
+        if hasattr(images, "detach"):
+            # A tensor that has a gradient, or lies on another device, does not turn into an array by itself, and NumPy
+            # has no bfloat16.
+            tensor = images.detach().cpu()
+            return np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
+        return np.asarray(images)
     except TypeError as error:
         raise ClipbiasError(f"the array holds numbers that NumPy lacks ({error}); give float32 or uint8.") from error
 
@@ -78,28 +82,28 @@ def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
 
 
 def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
-    """One picture as uint8 RGB `[h, w, 3]`; grey is repeated, transparency dropped.
+    """One picture as uint8 RGB `[h, w, 3]`, upright by its EXIF orientation; grey is repeated, transparency dropped.
 
     Args:
       image: a path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
       name: what the message calls it.
 
     Raises:
-      ClipbiasError: it cannot be read, or it is no picture.
+      UnreadableImage: it cannot be read.
+      ClipbiasError: it is no picture.
     """
     if is_path(image):
         path = data_path(image)
-        return decode(read_image(path), str(path))
+        return decode(read_image(path), str(path), upright=True)
     if isinstance(image, Image.Image):
-        return np.asarray(as_rgb(image))
+        try:
+            return np.asarray(as_rgb(turned_upright(image)))
+        except OSError as error:  # Pillow reads a file when its pixels are first used
+            raise UnreadableImage(name, f"{name} cannot be decoded ({error})") from error
     if not hasattr(image, "shape"):
         raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
     array = np.asarray(as_array(image))
-    if array.dtype != np.uint8:
-        raise ClipbiasError(
-            f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255, of levels from 0 to 1 "
-            "(255 * image).round().astype('uint8')."
-        )
+    check_levels(array, name)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
@@ -108,21 +112,46 @@ def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
     return array if array.shape[2:] == (3,) else np.asarray(Image.fromarray(array).convert("RGB"))
 
 
+def check_levels(array: np.ndarray, name: str) -> None:
+    """Raises `ClipbiasError` unless an array of pixels holds uint8 levels."""
+    if array.dtype == np.uint8:
+        return
+    how = "image.round().astype('uint8')"
+    if array.size and float(array.min()) < 0:
+        how = "the picture itself and not what clip.preprocess made of it"
+    elif array.size and float(array.max()) <= 1:
+        how = "of levels from 0 to 1 (255 * image).round().astype('uint8')"
+    raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
+
+
 class UserImages(Images):
-    """A user's pictures to be evaluated, without labels and without a cache."""
+    """A user's pictures to be evaluated, without labels and without a cache.
+
+    Attributes:
+      errors: Message by number of each picture that could not be read, for a caller that skips them.
+    """
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         """Reads nothing yet."""
         self.pictures = pictures
         self.labels = np.zeros(len(pictures), np.int32)
         self.unreadable: dict[str, str] = {}
+        self.errors: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def decoded(self, index: int) -> np.ndarray:
         """Picture `index`. Raises `ClipbiasError` where it is none, `UnreadableImage` where it cannot be read."""
-        return to_rgb(self.pictures[index], f"image {index}")
+        try:
+            return to_rgb(self.pictures[index], f"image {index}")
+        except UnreadableImage as error:
+            self.errors[index] = error.reason
+            raise
+
+    def note_unreadable(self, error: UnreadableImage) -> None:
+        """Counts an image that a caller skips; the caller says so beside the others' results."""
+        self.unreadable[error.path] = error.reason
 
 
 def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str]) -> Split:
@@ -137,6 +166,9 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
       ClipbiasError: there are not as many labels as images, or a label is no class.
     """
     pictures, _ = list_images(images)
+    for number, picture in enumerate(pictures):
+        if hasattr(picture, "shape"):  # known before the training begins
+            check_levels(as_array(picture), f"image {number}")
     numbers = label_numbers(labels, class_names)
     if len(pictures) != len(numbers) or not len(pictures):
         raise ClipbiasError(f"there are {len(pictures)} images and {len(numbers)} labels; give a label for each image.")
@@ -146,7 +178,7 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
         image = pictures[index]
         return read_image(data_path(image)) if is_path(image) else _png(to_rgb(image, f"image {index}"))
 
-    return Split(keys, numbers, read)
+    return Split(keys, numbers, read, upright=True)
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:

@@ -63,7 +63,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _tiles(drawn: Split, indices: Sequence[int], seed: int) -> list[list[np.ndarray]]:
-    images = [transforms.decode(drawn.read(index), drawn.keys[index]) for index in indices[:PICKS]]
+    images = [drawn.image(index) for index in indices[:PICKS]]
     picks = [transforms.test_image(image, TILE) for image in images]
     rngs = [augmentation_rng(seed, epoch, indices[0]) for epoch in range(CROPS)]
     return [picks, [transforms.train_image(images[0], rng, TILE) for rng in rngs]]

@@ -11,6 +11,7 @@ from clipbias.clip.encode import image_batches
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 from clipbias.data.user_images import Pictures
+from clipbias.prediction import Prediction
 from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Text
@@ -59,8 +60,10 @@ class Predictor:
         """The softmax of `logits`."""
         return np.asarray(_probabilities(self.static, self.inputs, images, mask))
 
-    def predict(self, pictures: Pictures, *, batch_size: int, normalised: bool = False) -> np.ndarray:
-        """Probabilities `[n, C]`, see `TunedModel.predict`."""
+    def predict(
+        self, pictures: Pictures, *, batch_size: int, normalised: bool = False, on_error: str = "raise"
+    ) -> Prediction:
+        """See `TunedModel.predict`."""
         batches = image_batches(
             self.task.clip.preprocessing,
             pictures,
@@ -68,14 +71,16 @@ class Predictor:
             normalised=normalised,
             crops=crops_of(self.task.method),
             mixed=mixes_crops(self.task.method),
+            on_error=on_error,
         )
         static = self.static
         if batches.normalised:
             static = dataclasses.replace(static, preprocessing=None)
-        rows = [np.zeros((0, len(self.task.class_names)), np.float32)]
-        for images, mask in batches:
-            rows.append(np.asarray(_probabilities(static, self.inputs, images, mask))[mask])
-        return np.concatenate(rows)
+        rows = np.full((batches.count, len(self.task.class_names)), np.nan, np.float32)
+        for number, (images, mask) in enumerate(batches):
+            probabilities = np.asarray(_probabilities(static, self.inputs, images, mask))
+            rows[number * batches.rows + np.flatnonzero(mask)] = probabilities[mask]
+        return Prediction(self.task.class_names, rows, dict(sorted(batches.errors.items())))
 
 
 @functools.partial(jax.jit, static_argnames="static")

@@ -17,7 +17,15 @@ from clipbias.tuning.method import Learnables
 
 
 def train_task(
-    task: Task, recipe: Recipe, dataset: Dataset, *, shots: int | None, seed: int, mesh: Mesh, progress: bool
+    task: Task,
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    shots: int | None,
+    seed: int,
+    mesh: Mesh,
+    on_image_error: str,
+    progress: bool,
 ) -> Learnables:
     """Trains a task with the few-shot splits, steps and numbers of `clipbias train`. Nothing is saved.
 
@@ -28,12 +36,20 @@ def train_task(
       shots: images of each class; `None` takes all.
       seed: of the few-shot split, the initial learnables and the order of images.
       mesh: where to compute.
+      on_image_error: "raise", or "skip" images that cannot be read.
       progress: whether to show it.
 
     Raises:
       ClipbiasError: the loss is not finite, or an image cannot be read.
     """
-    context = SweepContext(task.clip, {dataset.name: dataset}, Compute(), mesh, dtype=task.classifier.dtype)
+    context = SweepContext(
+        task.clip,
+        {dataset.name: dataset},
+        Compute(),
+        mesh,
+        dtype=task.classifier.dtype,
+        on_image_error=on_image_error,
+    )
     protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
     unlabelled = task.method.unlabelled
     train = context.pseudo_labelled(protocol, shots) if unlabelled else protocol.source.split("train")

@@ -83,20 +83,18 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     files = [cats / "0.png", cats / "1.png", tmp_path / "blue.png", images / "test" / "dog" / "0.png"]
     settings = {"images": f"{broken},{cats},{files[2]},{files[3]}", "adapters": adapters[1]}
     settings |= {"batch_size": 2, "top": 2}
-    assert "broken.png cannot be decoded" in refusal_here(experiments.predict, settings, tmp_path / "refused")
 
     drawn, save = [], experiments.predict.save_overlay
     monkeypatch.setattr(
         experiments.predict, "save_overlay", lambda *given, **named: (drawn.append(given), save(*given, **named))
     )
-    out, settings = tmp_path / "out", settings | {"on_image_error": "skip", "relevancy": True}
+    out, settings = tmp_path / "out", settings | {"relevancy": True}
     printed, _ = succeed_here(experiments.predict, settings, out)
     assert_recorded(out, "predictions.json")
-    assert printed.count("skipped: ") == 1 and "broken.png" in printed
-    found = json.loads((out / "predictions.json").read_text())
+    _, *found = json.loads((out / "predictions.json").read_text())
     assert [entry["image"] for entry in found] == [str(path) for path in files]
     assert printed.count(" %") == (2 + 1) * len(files) and printed.count("; zero-shot ") == len(files)
-    names = ["0001_0.png", "0002_1.png", "0003_blue.png", "0004_0.png"]
+    names = ["0002_0.png", "0003_1.png", "0004_blue.png", "0005_0.png"]
     assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
 
     adapter = read_adapter(Path(adapters[1]) / "adapter.safetensors")
@@ -117,13 +115,30 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
         best = np.argsort(-own)[:2]
         assert entry["classes"] == [CLASS_NAMES[one] for one in best]
         np.testing.assert_allclose(entry["probabilities"], own[best], rtol=1e-4)
-        number = int(path.name[:4]) - 1
+        number = int(path.name[:4]) - 2
         pair = clip.preprocess([files[number]] * 2)
         maps = clipbias.relevancy(task, clip.params, learnables, pair, np.asarray([best[0]] * 2))
         np.testing.assert_allclose(overlay.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
         assert overlay.title.startswith(f"Tuned\n{CLASS_NAMES[best[0]]}")
         maps = clipbias.relevancy(frozen, clip.params, {}, pair, np.asarray([top[0]] * 2))
         np.testing.assert_allclose(before.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
+
+
+def test_an_image_that_cannot_be_read_has_a_line_of_its_own(model, images, tmp_path, capsys):
+    broken, whole = tmp_path / "broken.png", images / "test" / "cat" / "0.png"
+    broken.write_bytes(whole.read_bytes()[:60])
+    settings = {"images": f"{broken},{whole}", "model": str(model), "classes": "cat,dog"}
+    refused = refusal_here(experiments.predict, settings | {"on_image_error": "raise"}, tmp_path / "refused")
+    assert "broken.png cannot be decoded" in refused and "--config.on_image_error=skip" in refused
+    alone = refusal_here(experiments.predict, settings | {"images": str(broken)}, tmp_path / "alone")
+    assert "none of 1 images could be read; the first: the image " in alone
+    capsys.readouterr()
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+    first, second, last = capsys.readouterr().out.strip().split("\n")
+    assert first.startswith(f"the image {broken} cannot be decoded") and second.startswith(f"{whole}: ")
+    assert last == "1 of 2 images could not be read."
+    unread, read = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert unread.keys() == {"image", "error"} and unread["image"] == str(broken) and read["image"] == str(whole)
 
 
 def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):

@@ -1,0 +1,207 @@
+"""A user's own pictures: turned upright, in formats of phones, cut off, and in Python's hands."""
+
+import importlib.machinery
+import io
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+import clipbias
+from clipbias import TunedModel, data
+from clipbias.data import heif
+from clipbias.data.dataset import Split
+from clipbias.data.images import ImageCache, Images
+from clipbias.data.user_images import UserImages, labelled_split, to_rgb
+from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.tuning import Task
+from experiments.inputs import find_images
+from tests.data.pictures import encoded, picture, write
+
+UPRIGHT = picture(3, 6, 9)
+ORIENTATION = 0x0112
+# How the stored pixels come of the upright ones, by the EXIF standard's numbers: where row 0 and column 0 are shown.
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.swapaxes(0, 1),
+    6: UPRIGHT.swapaxes(0, 1)[::-1],
+    7: UPRIGHT.swapaxes(0, 1)[::-1, ::-1],
+    8: UPRIGHT.swapaxes(0, 1)[:, ::-1],
+}
+
+
+def turned(orientation: int, exif: bytes | None = None) -> bytes:
+    """A file whose EXIF orientation shows `UPRIGHT`."""
+    if exif is None:
+        tags = Image.Exif()
+        tags[ORIENTATION] = orientation
+        exif = tags.tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", list(STORED))
+def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / "cat" / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(turned(orientation))
+    (tmp_path / "list.csv").write_text("path,label\ncat/a.png,cat\n")
+    folder = data.load("folder", data_dir=tmp_path).split("train")
+    for split in (
+        folder,
+        folder.subset([0]),
+        data.load("csv", data_dir=tmp_path / "list.csv").split("train"),
+        labelled_split([path], ["cat"], ["cat"]),
+        labelled_split([Image.open(path)], ["cat"], ["cat"]),
+    ):
+        np.testing.assert_array_equal(split.image(0), UPRIGHT)
+        for cache_bytes in (0, 500, 5000):  # decoded each time, kept as a file, kept as pixels
+            images = Images(split, ImageCache(cache_bytes, 1))
+            for _ in range(2):
+                np.testing.assert_array_equal(np.asarray(images.decoded(0)), UPRIGHT)
+    for image in (path, Image.open(path)):
+        np.testing.assert_array_equal(to_rgb(image), UPRIGHT)
+    np.testing.assert_array_equal(
+        Split(("a",), np.zeros(1, int), lambda _: path.read_bytes()).image(0), STORED[orientation]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\5\0"])
+def test_damaged_exif_data_cost_no_picture(exif: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(turned(1, b"Exif\0\0" + exif))
+    np.testing.assert_array_equal(to_rgb(tmp_path / "a.png"), UPRIGHT)
+
+
+def test_pictures_in_formats_that_are_not_read_are_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    for number in range(4):
+        write(tmp_path / "cat" / f"{number}.jpg", number)
+        write(tmp_path / "dog" / f"{number}.jpg", number)
+    for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.heif", "dog/d.dng", "dog/notes.txt"):
+        (tmp_path / name).write_bytes(b"?")
+    assert sum(map(len, data.load("folder", data_dir=tmp_path).splits.values())) == 8
+    examples = r"\(cat/a\.HEIC, cat/b\.heic, dog/c\.heif, …\)"
+    counted = rf"4 pictures are left out.*{examples}: 2 \.heic, 1 \.heif, 1 \.dng; pip install"
+    assert caplog.text.count("pictures are left out") == 1
+    assert re.search(counted, caplog.text)
+    caplog.clear()
+    assert len(find_images(str(tmp_path))) == 8 and "4 pictures are left out" in caplog.text
+    for path in (tmp_path / "cat").glob("*.jpg"):
+        path.unlink()
+    with pytest.raises(
+        ClipbiasError, match=r"cat has no image that is read \(2 \.heic; pip install 'clipbias\[heif\]'"
+    ):
+        data.load("folder", data_dir=tmp_path)
+    with pytest.raises(ClipbiasError, match=r"holds no image \(.*\); it holds 2 \.heic; pip install"):
+        find_images(str(tmp_path / "cat"))
+
+
+HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic_is_refused_with_the_package_to_install(tmp_path: Path) -> None:
+    if heif.is_installed():
+        pytest.skip("pillow-heif is installed")
+    (tmp_path / "a.heic").write_bytes(HEAD + encoded(UPRIGHT))
+    with pytest.raises(UnreadableImage, match=r"a\.heic is HEIC; pip install 'clipbias\[heif\]' to read HEIC pictures"):
+        to_rgb(tmp_path / "a.heic")
+
+
+class _Played(ImageFile.ImageFile):
+    """HEIC's head and a PNG file, in place of pillow-heif's decoder."""
+
+    format = heif.FORMAT
+
+    def _open(self) -> None:
+        self.fp.seek(len(HEAD))
+        with Image.open(io.BytesIO(self.fp.read())) as image:
+            self._mode, self._size, self.im = image.mode, image.size, image.copy().im
+        self.tile = []
+
+
+def test_heic_is_read_where_the_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played = types.ModuleType("pillow_heif")
+    played.__spec__ = importlib.machinery.ModuleSpec("pillow_heif", None)
+    played.register_heif_opener = lambda: Image.register_open(heif.FORMAT, _Played)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", played)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    for cached in (heif.is_installed, heif.register):
+        cached.cache_clear()
+    try:
+        (tmp_path / "cat").mkdir()
+        (tmp_path / "cat" / "a.heic").write_bytes(HEAD + encoded(UPRIGHT))
+        np.testing.assert_array_equal(data.load("folder", data_dir=tmp_path).split("train").image(0), UPRIGHT)
+        assert find_images(str(tmp_path)) == [tmp_path / "cat" / "a.heic"]
+    finally:
+        for cached in (heif.is_installed, heif.register):
+            cached.cache_clear()
+
+
+def test_real_heic_is_read(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    smooth = np.asarray(Image.fromarray(UPRIGHT).resize((90, 60), Image.Resampling.BICUBIC))
+    pillow_heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "a.heic", quality=95)
+    found = to_rgb(tmp_path / "a.heic").astype(int)
+    assert found.shape == smooth.shape and np.abs(found - smooth).mean() < 6
+
+
+@pytest.fixture(scope="module")
+def zero_shot(clip: clipbias.clip.Clip) -> TunedModel:
+    return TunedModel(Task(clip, "zero_shot", ("cat", "dog")), {})
+
+
+def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{number}.jpg", number) for number in range(5)]
+    files[1].write_bytes(files[1].read_bytes()[:-200])
+    lazy = Image.open(io.BytesIO(files[1].read_bytes()))  # Pillow finds out when it needs the pixels
+    with pytest.raises(
+        UnreadableImage, match=r"1\.jpg cannot be decoded .*on_image_error=skip, in Python on_image_error="
+    ):
+        zero_shot.predict(files)
+    found = zero_shot.predict([*files, lazy], batch_size=2, on_image_error="skip")
+    whole = [*files[:1], *files[2:]]
+    wanted = zero_shot.predict(whole)
+    np.testing.assert_allclose(found.probabilities[[0, 2, 3, 4]], wanted.probabilities, rtol=1e-5)
+    assert list(found.errors) == [1, 5] and np.isnan(found.probabilities[[1, 5]]).all()
+    assert found.labels.tolist() == [wanted.labels[0], -1, *wanted.labels[1:], -1] and found.classes[1] is None
+    lines = repr(found).split("\n")
+    assert (
+        len(lines) == 6 and "1.jpg cannot be decoded" in lines[1] and lines[5].startswith("image 5 cannot be decoded")
+    )
+    labels = ["cat", "dog", "dog", "cat", "dog"]
+    accuracy = zero_shot.evaluate(files, labels, on_image_error="skip")
+    assert accuracy.predicted[1] == -1 and accuracy.images == 4 == accuracy.confusion.sum()
+    right = [name == label for name, label in zip(wanted.classes, [labels[0], *labels[2:]], strict=True)]
+    assert accuracy.accuracy == 25 * sum(right) and "of 4 images; 1 could not be read" in repr(accuracy)
+    np.testing.assert_allclose(accuracy.standard_error, 100 * np.std(right) / 2)
+
+
+def test_training_leaves_out_what_cannot_be_read(clip: clipbias.clip.Clip, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
+    files[1].write_bytes(b"")
+    labels, options = ["cat", "cat", "dog", "dog"], {"progress": False}
+    with pytest.raises(UnreadableImage, match=r"1\.jpg is empty"):
+        clipbias.fit(clip, "gda", files, labels, **options)
+    model = clipbias.fit(clip, "gda", files, labels, on_image_error="skip", **options)
+    assert np.isfinite(model.predict(files[2:]).probabilities).all()
+
+
+def test_images_of_a_batch_are_counted_once() -> None:
+    images = UserImages([b"", "nowhere.png"])  # type: ignore[list-item]
+    with pytest.raises(ClipbiasError, match="image 0 is b''; give a path"):
+        images.decoded(0)
+    with pytest.raises(UnreadableImage):
+        images.decoded(1)
+    assert images.errors == {1: "cannot read the image nowhere.png: No such file or directory"}
