@@ -264,9 +264,11 @@ def _training_dataset(
         raise ClipbiasError(f"{task.method_name!r} learns of images; give a dataset, or pictures and their labels.")
     source = labelled_images(images, labels, task.class_names)
     if isinstance(source, Split):
-        name, splits = "own images", {"train": source}
+        name = "own images"
+        splits = {"train": source}
     else:
-        name, splits = source.name, dict(source.splits)
+        name = source.name
+        splits = dict(source.splits)
     if isinstance(validation, Split):
         splits["val"] = validation
     elif validation is not None:

@@ -8,8 +8,9 @@ import numpy as np
 from clipbias.data.confusion import binomial_error, class_accuracies, confusion, least_recognised, most_confused_with
 from clipbias.terminal import printable
 
-# Pictures, and classes, that are written out.
-_PICTURES, _CLASSES = 10, 5
+# What is written out at most.
+_PICTURES = 10
+_CLASSES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -99,11 +100,11 @@ class Accuracy:
         lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {self.images} images"]
         if left_out := len(self.labels) - self.images:
             lines[0] += f"; {left_out} could not be read"
-        counts, each = self.confusion, self.per_class
+        counts = self.confusion
+        accuracies = self.per_class
         others, times = most_confused_with(counts)
         for label in least_recognised(counts, _CLASSES):
             name, other = (printable(self.class_names[number]) for number in (label, others[label]))
-            lines.append(
-                f"  {name}: {each[label]:.1f} % of {counts[label].sum()}, most often taken for {other} ({times[label]})"
-            )
+            right = f"{accuracies[label]:.1f} % of {counts[label].sum()}"
+            lines.append(f"  {name}: {right}, most often taken for {other} ({times[label]})")
         return "\n".join(lines)

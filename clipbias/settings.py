@@ -27,7 +27,8 @@ from ml_collections.config_dict import placeholder
 from clipbias.checks import annotations, as_annotated, check_value, plain_type
 from clipbias.errors import ClipbiasError
 
-_HELP, _FLAT = "help", "flat"
+_HELP = "help"
+_FLAT = "flat"
 T = TypeVar("T")
 
 

@@ -41,7 +41,8 @@ def main(settings: AppSettings, workdir: Path) -> None:
         examples = find_images(settings.images) if settings.images is not None else []
         uploads = (workdir / "uploads").resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # gradio reads it when it is imported
-        clip, own_methods = clipbias.load(model), split(settings.own_methods)
+        clip = clipbias.load(model)
+        own_methods = split(settings.own_methods)
         models = {
             name: TunedModel.of(adapter, clip, own_methods=own_methods) for name, adapter in named(adapters).items()
         }
@@ -66,12 +67,12 @@ def main(settings: AppSettings, workdir: Path) -> None:
 
 def named(adapters: Sequence[tuple[Adapter, str]]) -> dict[str, Adapter]:
     """Adapters by their file's name or that of its folder; by the whole path where several have the same."""
-    found: dict[str, Adapter] = {}
+    by_name: dict[str, Adapter] = {}
     for adapter, source in adapters:
         path = Path(source)
         name = path.parent.name if path.name == FILE else path.stem
-        found[source if name in found or not name else name] = adapter
-    return found
+        by_name[source if name in by_name or not name else name] = adapter
+    return by_name
 
 
 if __name__ == "__main__":

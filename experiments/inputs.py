@@ -78,7 +78,7 @@ def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) 
 
 def find_images(text: str | None) -> list[Path]:
     """Image files, and visible ones in folders, in the order given and by name."""
-    found: list[Path] = []
+    files: list[Path] = []
     whole = data_path(text) if text is not None and "," in text else None  # a name may have a comma
     parts = split(text)
     if whole is not None and (whole.is_file() or whole.is_dir()):
@@ -93,27 +93,27 @@ def find_images(text: str | None) -> list[Path]:
                     f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}){others_words}."
                 )
             warn_of_others(path, others)
-            found += [path / name for name in names]
+            files += [path / name for name in names]
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             hint = "; commas separate names, so give the folder of a name that has one" if whole is not None else ""
             raise ClipbiasError(f"there is no image or folder {path}{hint}.")
-    if not found:
+    if not files:
         raise ClipbiasError("no images to classify; give --config.images=FILE_OR_FOLDER.")
-    return found
+    return files
 
 
-def listed(given: str | None, what: str) -> tuple[str, ...] | None:
+def listed(setting: str | None, what: str) -> tuple[str, ...] | None:
     """Names or texts separated by commas, or from a file with one per line; `None` for `None`."""
-    if given is None:
+    if setting is None:
         return None
-    if os.path.isfile(path := os.path.expanduser(given)):
-        found = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    elif given.endswith(".txt"):
-        raise ClipbiasError(f"there is no file of {what} {given}.")
+    if os.path.isfile(path := os.path.expanduser(setting)):
+        items = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    elif setting.endswith(".txt"):
+        raise ClipbiasError(f"there is no file of {what} {setting}.")
     else:
-        found = tuple(split(given))
-    if not found:
-        raise ClipbiasError(f"{given!r} holds no {what}; give one per line, or separate them by commas.")
-    return found
+        items = tuple(split(setting))
+    if not items:
+        raise ClipbiasError(f"{setting!r} holds no {what}; give one per line, or separate them by commas.")
+    return items

@@ -31,7 +31,8 @@ from configs.table1 import Table1Settings
 from experiments import common, explain, table1
 
 _CONFIG = "configs/lab.py"
-MOST_SHOTS, WHY = "most_shots", "why"
+MOST_SHOTS = "most_shots"
+WHY = "why"
 
 
 def main(settings: LabSettings, workdir: Path) -> None:

@@ -76,7 +76,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     with open_workdir(workdir, as_json(settings)), progress(len(files), unit="image", title="predict") as bar:
         for start, batch in read(images, model.task, settings):
             hosts.check()
-            results = [classify(one, batch, settings) for one in models]
+            results = [classify(classifier, batch, settings) for classifier in models]
             for row in np.flatnonzero(batch["mask"]).tolist():
                 path = files[start + row]
                 entries[start + row] = {"image": str(path), **predictions(results, row, settings)}
@@ -100,7 +100,8 @@ def main(settings: PredictSettings, workdir: Path) -> None:
 
 def open_model(settings: PredictSettings) -> TunedModel:
     """The adapter, or zero-shot, with class names or texts from the settings or the adapter."""
-    names, texts = listed(settings.classes, "class names"), listed(settings.texts, "texts")
+    names = listed(settings.classes, "class names")
+    texts = listed(settings.texts, "texts")
     if texts and (names or settings.template or settings.descriptions):
         raise ClipbiasError(
             "texts stand in place of class names and have no template or descriptions; leave out --config.classes, "
@@ -171,7 +172,8 @@ def whole_images(batch: Batch) -> np.ndarray:
 
 def classify(model: TunedModel, batch: Batch, settings: PredictSettings) -> Classified:
     """Probabilities, and with `relevancy` maps of the most likely classes."""
-    task, predictor = model.task, model.predictor
+    task = model.task
+    predictor = model.predictor
     images = batch["images"] if crops_of(task.method) else whole_images(batch)
     probabilities = predictor.probabilities(images, batch["mask"])
     if not settings.relevancy:
@@ -190,13 +192,13 @@ def classify(model: TunedModel, batch: Batch, settings: PredictSettings) -> Clas
 
 def predictions(results: Sequence[Classified], row: int, settings: PredictSettings) -> dict[str, object]:
     """The most likely classes of an image with their probabilities; those of zero-shot under its name."""
-    found = []
+    by_model: list[dict[str, object]] = []
     for result in results:
         best = np.argsort(-result.probabilities[row], kind="stable")[: settings.top]
         names = [result.model.class_names[label] for label in best]
-        of_model = {"probabilities": [float(result.probabilities[row, label]) for label in best]}
-        found.append({"classes" if settings.texts is None else "texts": names, **of_model})
-    return {**found[0], ZERO_SHOT: found[1]} if len(found) > 1 else {**found[0]}
+        probabilities = [float(result.probabilities[row, label]) for label in best]
+        by_model.append({"classes" if settings.texts is None else "texts": names, "probabilities": probabilities})
+    return by_model[0] if len(by_model) == 1 else {**by_model[0], ZERO_SHOT: by_model[1]}
 
 
 def overlay(result: Classified, row: int, *, of_two: bool) -> Overlay:
@@ -222,7 +224,8 @@ def line(entry: Mapping[str, object]) -> str:
 
 
 def _pairs(entry: Mapping[str, object]) -> list[str]:
-    names, probabilities = entry.get("classes", entry.get("texts")), entry["probabilities"]
+    names = entry.get("classes", entry.get("texts"))
+    probabilities = entry["probabilities"]
     assert isinstance(names, list) and isinstance(probabilities, list)
     return [f"{name} {100 * probability:.1f} %" for name, probability in zip(names, probabilities, strict=True)]
 

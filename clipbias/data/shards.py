@@ -10,7 +10,7 @@ import io
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from etils import epath
@@ -41,8 +41,6 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     Raises:
       ClipbiasError: it exists already, an image cannot be read, or the shards cannot be written.
     """
-    import tensorflow_datasets as tfds
-
     name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
     out = epath.Path(user_path(out_dir))
     if (out / name / VERSION).exists():
@@ -52,7 +50,26 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     for split_name, split in dataset.splits.items():
         twins = (other for other in stored_as if dataset.splits[other].keys == split.keys)
         stored_as[split_name] = next(twins, split_name)
-    stored_names = tuple(dict.fromkeys(stored_as.values()))
+    new_folders = [out / name] if out.exists() else [out / name, out]
+    try:
+        folder = _write(dataset, name, stored_as, out)
+    except (OSError, RuntimeError) as error:  # RuntimeError: raised by the writer of records on a full disk
+        words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
+        raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
+    finally:
+        for new_folder in new_folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(new_folder)  # after a failure; a folder that is not empty stays
+    prepared = PreparedDataset(folder)
+    for split_name in dict.fromkeys(stored_as.values()):
+        prepared.records(split_name, "key")  # writes an index, so that opening the shards reads no image
+    return folder
+
+
+def _write(dataset: Dataset, name: str, stored_as: Mapping[str, str], out: epath.Path) -> epath.Path:
+    """Writes every split under its name in `stored_as`, and returns the folder."""
+    import tensorflow_datasets as tfds
+
     metadata = {
         "name": dataset.name,
         "class_names": list(dataset.class_names),
@@ -83,7 +100,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
 
         def _shard_iterators_per_split(self, dl_manager: object) -> dict[str, list[Callable[[], Iterator]]]:
             iterators: dict[str, list[Callable[[], Iterator]]] = {}
-            for split_name in stored_names:
+            for split_name in dict.fromkeys(stored_as.values()):
                 split = dataset.splits[split_name]
                 iterators[split_name] = [functools.partial(_examples, split, part) for part in _parts(split)]
             return iterators
@@ -91,23 +108,10 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     Shards.name = name
     Shards.VERSION = tfds.core.Version(VERSION)
     tfds.disable_progress_bar()
-    new_folders = [out / name] if out.exists() else [out / name, out]
-    try:
-        builder = Shards(data_dir=os.fspath(out), file_format="array_record")
-        with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads; there are none
-            builder.download_and_prepare(download_dir=unused)
-    except (OSError, RuntimeError) as error:  # RuntimeError: raised by the writer of records on a full disk
-        words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
-        raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
-    finally:
-        for folder in new_folders:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)  # after a failure; a folder that is not empty stays
-    folder = epath.Path(builder.data_dir)
-    prepared = PreparedDataset(folder)
-    for split_name in stored_names:
-        prepared.records(split_name, "key")  # writes an index, so that opening the shards reads no image
-    return folder
+    builder = Shards(data_dir=os.fspath(out), file_format="array_record")
+    with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads; there are none
+        builder.download_and_prepare(download_dir=unused)
+    return epath.Path(builder.data_dir)
 
 
 def _parts(split: Split) -> list[range]:
