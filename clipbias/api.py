@@ -40,6 +40,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     template: str | None = None,
     shots: int | None = None,
     seed: int = 1,
+    start_seed: int | None = None,
     learning_rate: float | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -64,7 +65,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         numbers, and where a class has no picture. Names of labels are sorted.
       template: the text around a class name, with `{}` for it; `None` takes the dataset's.
       shots: images drawn of each class; `None` takes all.
-      seed: of the few-shot split, of the learnables' start and of the order of images.
+      seed: of the few-shot split.
+      start_seed: of the learnables' start and of the order of images; `None` takes that of the few-shot split.
       learning_rate, epochs, batch_size: in place of the recipe's.
       recipe: "common" or "authors" for a method that has both; or a `Recipe`. By default the method's own; where it has
         none, `Recipe()`: the paper's, for 300 steps at least.
@@ -80,6 +82,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     if shots is not None:
         check_int("shots", shots, lowest=1)
     check_int("seed", seed)
+    if start_seed is not None:
+        check_int("start_seed", start_seed)
     if isinstance(clip, Task):
         raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
     clip = as_clip(clip)
@@ -93,7 +97,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
     if not task.method.uses_images:
-        return TunedModel(task, task.init(seed))
+        return TunedModel(task, task.init(seed if start_seed is None else start_seed))
     dataset = _training_dataset(task, images, labels, validation)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
@@ -103,11 +107,12 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         dataset,
         shots=shots,
         seed=seed,
+        start_seed=start_seed,
         mesh=meshes.make_mesh() if mesh is None else mesh,
         on_image_error=on_image_error,
         progress=progress,
     )
-    return TunedModel(task, learnables, _notes(images, shots, seed))
+    return TunedModel(task, learnables, _notes(images, shots, seed, start_seed))
 
 
 def load_adapter(
@@ -278,8 +283,10 @@ def _training_dataset(
     return Dataset(name, task.class_names, task.template, splits)
 
 
-def _notes(images: Images | None, shots: int | None, seed: int) -> dict[str, object]:
+def _notes(images: Images | None, shots: int | None, seed: int, start_seed: int | None) -> dict[str, object]:
     notes: dict[str, object] = {"seed": seed}
+    if start_seed is not None:
+        notes["start_seed"] = start_seed
     if shots is not None:
         notes["shots"] = shots
     if isinstance(images, Dataset):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from clipbias.checks import Choices, Positive
+from clipbias.checks import Choices, Count, Positive
 from clipbias.clip.precision import CHOICES
 from clipbias.data.reading import ImageReading, OnImageError
 from clipbias.errors import ClipbiasError
@@ -97,6 +97,10 @@ class SweepSettings(DatasetSettings):
         '"openai/clip-vit-base-patch16".',
     )
     recipe: Recipe = group(Recipe)
+    start_seed: Count | None = setting(
+        None,
+        "Of the initial trainable parameters and the order of images; None takes the seed of the few-shot split.",
+    )
     rates_file: str | None = setting(
         None,
         "JSON file of learning rates by method; they take precedence over `learning_rate`; a selection writes such a "

@@ -70,7 +70,7 @@ class GridSettings(SweepSettings):
     datasets: tuple[str, ...] = setting(DATASETS, "The datasets, by name (docs/datasets.md).")
     seeds: tuple[Count, ...] = setting(
         (1, 2, 3),
-        "Of the few-shot split, the initial parameters and the order of images; tables average over them.",
+        "Of the few-shot split, and of the start (`start_seed`); tables average over them.",
     )
     runs_per_program: Positive | None = setting(
         None,

@@ -26,7 +26,7 @@ class TrainSettings(SweepSettings):
 
     dataset: str = setting("demo/digits", "The dataset, by name (docs/datasets.md).")
     shots: Positive | None = setting(16, "Training images per class; None takes all.")
-    seed: Count = setting(1, "Of the few-shot split, the initial trainable parameters and the order of images.")
+    seed: Count = setting(1, "Of the few-shot split, and of the start (`start_seed`).")
     method: str = setting("bias", "The method, by name or by the path of a file of your own (docs/methods.md).")
     method_options: Mapping[str, object] = setting(
         {},

@@ -37,6 +37,7 @@ from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
+from clipbias.tuning.adapter import start_seed
 from configs.explain import ExplainSettings
 from experiments import common
 from experiments.command_line import split
@@ -198,7 +199,7 @@ def models(
                 task,
                 learnables,
                 source=source,
-                seed=seed,
+                seed=start_seed(adapter.notes),
                 name=name,
                 trained_on=trained_on,
             )

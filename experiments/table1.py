@@ -97,6 +97,7 @@ class SweepInputs:
             datasets=settings.datasets,
             shots=(None,) if settings.shots is None else settings.shots,
             seeds=settings.seeds,
+            start_seed=settings.start_seed,
             learning_rates=tuple(learning_rates),
             options=given_options(settings),
             protocol=settings.protocol,

@@ -16,12 +16,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias
 from clipbias.tuning import Learnables, Task, make_method
-from clipbias.tuning.adapter import Adapter, make_adapter
+from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
 
 # What an adapter can hold, and the method that it is then one of.
 METHODS = {"vector": "bias", "kind": "bias_by_kind"}
 # Notes of an adapter that hold for its replacement, too.
-_KEPT = ("dataset", "shots", "seed")
+_KEPT = ("dataset", "shots", "seed", "start_seed")
 
 
 def equivalent_bias(
@@ -36,8 +36,7 @@ def equivalent_bias(
     """The equivalent bias of a tuned method as an adapter, see `clipbias.equivalent_bias`."""
     check_choice("form", form, tuple(METHODS))
     check_int("batch_size", batch_size, lowest=1)
-    seed = notes.get("seed")
-    initial = task.init(seed if isinstance(seed, int) else 0)
+    initial = task.init(start_seed(notes))
     batches = raw_batches(images, task.clip.preprocessing.side, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
     return as_bias_adapter(task, initial, biases, form, notes=notes, images=count)

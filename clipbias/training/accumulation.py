@@ -5,21 +5,19 @@ and of its gradients by the learnables and by the text features. The text tower'
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.training import mesh as meshes
+from clipbias.training.divergence import Batch, combines, loss_terms, targets
 from clipbias.training.step_inputs import StepInputs, StepStatic
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import EncodedTexts
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
 
-# `images`, `labels` and `mask`.
-Batch = Mapping[str, jax.Array]
 # Loss, share of correct images, and the gradient that a step takes.
 Gradient = tuple[jax.Array, jax.Array, Learnables]
 
@@ -64,7 +62,7 @@ def accumulated_gradient(
     def terms(
         learned: Learnables, encoded: EncodedTexts | None, micro_batch: Batch
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        labels = micro_batch["labels"]
+        labels = targets(micro_batch)
         mask = micro_batch["mask"]
         losses, logits = classifier.losses(
             inputs.params,
@@ -78,9 +76,9 @@ def accumulated_gradient(
         )
         shares = {
             name: term / static.micro_batches if jnp.ndim(term) == 0 else jnp.where(mask, term, 0).sum() / count
-            for name, term in losses.items()
+            for name, term in loss_terms(losses, logits, micro_batch).items()
         }
-        if not method.overrides("combine"):
+        if not combines(method, batch):
             shares = {"": functools.reduce(jnp.add, shares.values())}
         return shares, ((logits.argmax(-1) == labels) & mask).sum()
 
@@ -104,7 +102,7 @@ def accumulated_gradient(
         return by_learned if pull_texts is None else jax.tree.map(jnp.add, by_learned, pull_texts(by_texts)[0])
 
     by_term = {name: whole_gradient(*pair) for name, pair in gradients.items()}
-    gradient = method.combine(by_term) if method.overrides("combine") else by_term[""]
+    gradient = method.combine(by_term) if combines(method, batch) else by_term[""]
     return functools.reduce(jnp.add, losses.values()), correct / count, gradient
 
 

@@ -25,6 +25,7 @@ class SweepAxes:
         per dataset.
       learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
       options: options by method name, or by `method@dataset`.
+      start_seed: see `RunSpec`.
       protocol, targets: see `data.protocols`; empty targets are the literature's.
       score_on: see `RunSpec`.
     """
@@ -35,6 +36,7 @@ class SweepAxes:
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...] = ()
     options: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    start_seed: int | None = None
     protocol: str = "few_shot"
     targets: tuple[str, ...] = ()
     score_on: str = TEST
@@ -92,7 +94,13 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             )
             data = _contents(context.datasets[name] for name in (dataset.name, *spec.targets))
             specs += [
-                dataclasses.replace(spec, data=data, seed=seed, recipe=recipe and recipe.at(rate))
+                dataclasses.replace(
+                    spec,
+                    data=data,
+                    seed=seed,
+                    start_seed=None if axes.start_seed == seed or not made.uses_images else axes.start_seed,
+                    recipe=recipe and recipe.at(rate),
+                )
                 for rate in learning_rates
                 for seed in (axes.seeds if made.uses_images else (0,))
             ]

@@ -268,6 +268,17 @@ class Evaluator:
         _check_finite(scores)
         return [fit_temperature(of_run, labels[read]) for of_run in scores]
 
+    def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        """The logits of every image under each run, `[R, n, C]`, and which images could be read, bool `[n]`."""
+        values, labels = self._each_batch(logits, static, encode_texts(static, inputs))
+        count = len(self.split)
+        read = (labels >= 0)[:count]
+        if not read.any():
+            raise ClipbiasError("none of the images could be read.")
+        scores = np.concatenate(values, axis=1)[:, :count]
+        _check_finite(scores[:, read])
+        return scores, read
+
     def accuracy(self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None) -> list[Row]:
         """Top-1 accuracy in percent of each run, with the counts behind it; arguments as in `outcomes`.
 

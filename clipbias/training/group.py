@@ -74,7 +74,7 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
         images = dict(zip(by_seed, context.training_images(splits), strict=True))
     else:
         images = {seed: Images(protocol.evaluations[0].dataset.split("test")) for seed, protocol in by_seed.items()}
-    runs = [Run(images[spec.seed], spec.seed, by_seed[spec.seed], spec.learning_rate) for spec in group]
+    runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
         context=context,
         task=context.bind(method, by_seed[first.seed].source, first.method),

@@ -16,6 +16,7 @@ from clipbias.training.memory import MemoryPlan, plan_step
 from clipbias.training.programs import StepShape
 from clipbias.training.progress import Progress
 from clipbias.training.sweep_context import SweepContext
+from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.recipe import Recipe
@@ -81,6 +82,7 @@ class TrainJob:
       recipe: how it is trained; `None` where no step is made.
       runs: they differ in seed and learning rate.
       shots: training images per class, `None` for all.
+      teacher: whose predictions are learned in place of labels; `None` without one.
       logging: reports and checkpoints.
       plan: how a step fits the memory; `None` before it is planned.
     """
@@ -90,6 +92,7 @@ class TrainJob:
     recipe: Recipe | None
     runs: tuple[Run, ...]
     shots: int | None = None
+    teacher: Teacher | None = None
     logging: Logging = Logging()
     plan: MemoryPlan | None = None
 
@@ -138,7 +141,7 @@ class TrainJob:
     @property
     def step_shape(self) -> StepShape:
         """Sizes of a step."""
-        return StepShape(self.rows, self.padded_runs, self.context.mesh, self.examples)
+        return StepShape(self.rows, self.padded_runs, self.context.mesh, self.examples, self.teacher is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,13 +213,13 @@ def validation_images(job: TrainJob) -> list[Split]:
     Raises:
       ClipbiasError: there are none.
     """
-    by_seed = {run.seed: run.protocol for run in job.runs}
-    splits = {seed: protocol.validation() for seed, protocol in by_seed.items()}
+    by_protocol = {id(run.protocol): run.protocol for run in job.runs}
+    splits = {key: protocol.validation() for key, protocol in by_protocol.items()}
     dataset = job.protocol.source.name
     name = job.protocol.protocol
     images = []
     for run in job.runs:
-        split = splits[run.seed]
+        split = splits[id(run.protocol)]
         if split is None or not len(split):
             raise ClipbiasError(
                 f"{dataset}: there are no validation images under the protocol {name}; a learning rate cannot be "

@@ -21,6 +21,7 @@ from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.profile import StepProfile
 from clipbias.training.step import train_step
 from clipbias.training.step_inputs import StepScalars, StepStatic, TrainState, init_state, place_inputs
+from clipbias.training.teacher import TaughtBatches
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.learnables import with_constants
 from clipbias.tuning.method import Learnables
@@ -28,7 +29,7 @@ from clipbias.tuning.method import Learnables
 # Steps whose time decides how often checkpoints are saved. The first one compiles and does not count.
 _TIMED_STEPS = 3
 
-Batches = RunBatches | FeatureBatches
+Batches = RunBatches | FeatureBatches | TaughtBatches
 
 
 def train(job: TrainJob, start: Learnables) -> TrainResult:
@@ -152,9 +153,20 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
     context = job.context
     sampling = sampling_of(job.task.method)
     batches: Batches
-    if sampling is None:
+    images = [run.images for run in job.runs]
+    if job.teacher is not None:
+        batches = TaughtBatches(
+            job.teacher,
+            images,
+            job.seeds,
+            job.training,
+            context,
+            image_size=job.task.clip.preprocessing.side,
+            start_step=start_step,
+        )
+    elif sampling is None:
         batches = RunBatches(
-            [run.images for run in job.runs],
+            images,
             job.seeds,
             job.training,
             context.mesh,
@@ -214,7 +226,7 @@ def _open_report(
         metrics,
         images=images,
         losses=losses,
-        waiting=(lambda: batches.waiting_share) if isinstance(batches, RunBatches) else None,
+        waiting=(lambda: batches.waiting_share) if not isinstance(batches, FeatureBatches) else None,
     )
 
 

@@ -14,6 +14,7 @@ from jax import stages
 from jax.sharding import Mesh
 
 from clipbias.training import mesh as meshes
+from clipbias.training.divergence import TEACHER
 from clipbias.training.features import FeatureStatic, frozen_features
 from clipbias.training.outcomes import (
     EvalInputs,
@@ -64,12 +65,14 @@ class StepShape:
       runs: runs trained side by side, padding included.
       mesh: where to compute.
       images: the training images of a run, where the method learns something for each.
+      taught: whether a teacher's logits stand in place of labels.
     """
 
     rows: int
     runs: int
     mesh: Mesh
     images: int = 0
+    taught: bool = False
 
 
 def training_program(task: Task, recipe: Recipe, size: StepShape, *, micro_batches: int = 1) -> Program:
@@ -100,6 +103,8 @@ def training_program(task: Task, recipe: Recipe, size: StepShape, *, micro_batch
         width = config.projection_width if sampling.projected else config.vision.width
         pixels = shape((runs, rows, width), np.float32)
     batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
+    if size.taught:
+        batch[TEACHER] = shape((runs, rows, len(task.class_names)), np.float32)
     static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, micro_batches)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(

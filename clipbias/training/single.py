@@ -23,6 +23,7 @@ def train_task(
     *,
     shots: int | None,
     seed: int,
+    start_seed: int | None = None,
     mesh: Mesh,
     on_image_error: str,
     progress: bool,
@@ -34,7 +35,8 @@ def train_task(
       recipe: how it is trained.
       dataset: with the task's classes; it trains on "train", and "val" serves methods that select on it.
       shots: images of each class; `None` takes all.
-      seed: of the few-shot split, the initial learnables and the order of images.
+      seed: of the few-shot split.
+      start_seed: of the initial learnables and the order of images; `None` for the few-shot split's.
       mesh: where to compute.
       on_image_error: "raise", or "skip" images that cannot be read.
       progress: whether to show it.
@@ -58,7 +60,7 @@ def train_task(
         context=context,
         task=task.with_memory(class_shards=mesh.shape[meshes.DATA]),
         recipe=recipe if task.method.trains else None,
-        runs=(Run(images, seed, protocol),),
+        runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
         shots=shots,
         logging=Logging(progress=Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None),
     )

@@ -1,7 +1,7 @@
 """A run as data: all that its numbers depend on, and which runs share a program.
 
 A *spec* describes one run: one method on one dataset, with one number of shots, one seed and one learning rate. Its
-hash is the only key of the run, in result rows, checkpoints and when a sweep continues. Specs that differ in seed or
+hash is the only key of the run, in result rows, checkpoints and when a sweep continues. Specs that differ in seeds or
 learning rate alone form a *group*, which trains side by side in one program.
 """
 
@@ -34,7 +34,7 @@ class RunSpec:
       options: all options of the method, resolved.
       dataset, protocol, targets: what is learned and tested (`data.protocols`).
       shots: training images per class; `None` for all, or for a method that takes none.
-      seed: of the few-shot split, the initial learnables, the order and augmentation of images.
+      seed: of the few-shot split, and of the start unless `start_seed` is given.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
       template: the dataset's prompt template.
       descriptions: digest of the texts that stand in place of the template; empty without any.
@@ -44,6 +44,7 @@ class RunSpec:
       data: hash of class names, image names and labels of all splits.
       on_image_error: "raise", or "skip" images that cannot be read.
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
+      start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       validation: the validation policy, which tables show: "none", or the images on which something was selected,
         "few-shot" (at most 4 of a class) or "validation split".
     """
@@ -65,6 +66,7 @@ class RunSpec:
     on_image_error: str = "raise"
     score_on: str = TEST
     validation: str = "none"
+    start_seed: int | None = None
 
     @functools.cached_property
     def key(self) -> str:
@@ -79,7 +81,17 @@ class RunSpec:
     @property
     def name(self) -> str:
         """For files: method, dataset, shots and seed. Specs that differ in other fields share it (`run_names`)."""
-        return f"{group_name((self,))}-seed{self.seed}"
+        return f"{group_name((self,))}-{self.seeds}"
+
+    @property
+    def seeds(self) -> str:
+        """For files: the seed, and that of the start where it is another."""
+        return f"seed{self.seed}" + ("" if self.start_seed is None else f"-start{self.start_seed}")
+
+    @property
+    def start(self) -> int:
+        """The seed of the initial learnables, the order and augmentation of images."""
+        return self.seed if self.start_seed is None else self.start_seed
 
     def facts(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -136,7 +148,7 @@ def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 def _shared_key(spec: RunSpec) -> str:
     """What the runs of a group have in common."""
-    return dataclasses.replace(spec, seed=0, recipe=spec.recipe and spec.recipe.at(0.0)).key
+    return dataclasses.replace(spec, seed=0, start_seed=None, recipe=spec.recipe and spec.recipe.at(0.0)).key
 
 
 def group_key(group: Iterable[RunSpec]) -> str:
@@ -156,7 +168,7 @@ def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
     for spec in specs:
         named.setdefault(spec.name, []).append(spec)
     return {
-        spec.key: name if len(alike) == 1 else f"{group_name((spec,))}-rate{spec.learning_rate:g}-seed{spec.seed}"
+        spec.key: name if len(alike) == 1 else f"{group_name((spec,))}-rate{spec.learning_rate:g}-{spec.seeds}"
         for name, alike in named.items()
         for spec in alike
     }

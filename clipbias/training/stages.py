@@ -15,6 +15,7 @@ from clipbias.training.loop import train
 from clipbias.training.metrics import METRICS
 from clipbias.training.outcomes import EvalInputs, EvalStatic, text_features
 from clipbias.training.step_inputs import place_text
+from clipbias.training.teacher import check_student
 from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.tuning import Samples
 from clipbias.tuning.feature_method import FeatureMethod, sampling_of
@@ -29,6 +30,8 @@ def train_job(job: TrainJob) -> TrainResult:
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
     method = job.task.method
+    if job.teacher is not None:
+        check_student(job.task, job.teacher)
     host = Stopwatch()
     stages = plan_stages(job)
     check_side_by_side(stages)

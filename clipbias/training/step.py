@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipbias.training import mesh as meshes
-from clipbias.training.accumulation import Batch, Gradient, accumulated_gradient, whole_learnables
+from clipbias.training.accumulation import Gradient, accumulated_gradient, whole_learnables
+from clipbias.training.divergence import Batch, combines, loss_terms, targets
 from clipbias.training.step_inputs import StepInputs, StepScalars, StepStatic, TrainState
 from clipbias.tuning.classifier import mean_loss
 from clipbias.tuning.method import Learnables
@@ -52,11 +53,12 @@ def loss_and_gradient(
       static: of the training.
       inputs: of one run: its constants have no axis of runs.
       learned: its learnables without constants.
-      batch: `images`, normalised, `labels` and `mask`; images that the mask drops do not count.
+      batch: `images`, normalised, `labels` and `mask`; images that the mask drops do not count. With a teacher's
+        logits, `teacher [B, C]`, the loss is the divergence from these, and no label is read.
       rng: key of what is random in this step.
     """
     classifier = static.classifier
-    labels = batch["labels"]
+    labels = targets(batch)
     mask = batch["mask"]
 
     def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -69,10 +71,11 @@ def loss_and_gradient(
             rng=rng,
             mask=mask,
         )
+        terms = loss_terms(terms, logits, batch)
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / jnp.maximum(mask.sum(), 1)
 
-    if not classifier.method.overrides("combine"):
+    if not combines(classifier.method, batch):
 
         def objective(learned: Learnables) -> tuple[jax.Array, jax.Array]:
             losses, accuracy = terms(learned)
@@ -97,7 +100,7 @@ def train_step(
       inputs: from `place_inputs`.
       state: donated.
       batch: `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` that stand for them; `labels` int32
-        `[R, B]`, `mask` bool `[R, B]`.
+        `[R, B]`, `mask` bool `[R, B]`, and for students `teacher` float32 `[R, B, C]`.
       scalars: learning rates, and the weight in the average.
 
     Returns:

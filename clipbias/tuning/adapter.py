@@ -52,6 +52,7 @@ _NOTES: dict[str, Any] = {
     "protocol": str,
     "shots": Positive | None,
     "seed": Count,
+    "start_seed": Count | None,
     "accuracy": Annotated[float, Range(0, 100)],
     "accuracies": dict[str, float],
 }
@@ -153,6 +154,14 @@ class Adapter:
             return trained, self.learnables
         task = trained.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         return task, transfer(trained, task, self.learnables)
+
+
+def start_seed(notes: Mapping[str, Any]) -> int:
+    """The seed that the learnables of an adapter with these notes started from; 0 where it is not known."""
+    number = notes.get("start_seed")
+    if number is None:
+        number = notes.get("seed")
+    return number if isinstance(number, int) else 0
 
 
 def save_adapter(

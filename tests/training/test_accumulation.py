@@ -49,7 +49,7 @@ class Short(BiasTuning):
 
 
 def step(
-    clip: Clip, name: str | Method, parts: int, *, mesh=None, runs: int = 1, **options: Any
+    clip: Clip, name: str | Method, parts: int, *, mesh=None, runs: int = 1, taught: bool = False, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The learnables' change in one step on random images, three of which are masked, and the metrics."""
     mesh = mesh or meshes.single_device()
@@ -67,6 +67,9 @@ def step(
         "labels": rng.integers(0, 3, (runs, ROWS)).astype(np.int32),
         "mask": np.stack([mask] * runs),
     }
+    if taught:
+        batch["teacher"] = rng.normal(0, 3, (runs, ROWS, 3)).astype(np.float32)
+        batch["labels"] = np.full_like(batch["labels"], 99)  # none is read
     state = init_state(method, RECIPE, start)
     before = jax.device_get(state.learnables)
     found, metrics = train_step(
@@ -100,6 +103,12 @@ def assert_same(found: Any, expected: Any) -> None:
 )
 def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int, options: dict) -> None:
     assert_same(step(clip, name, parts, **options), step(clip, name, 1, **options))
+
+
+@pytest.mark.parametrize("name", ["taskres", pytest.param("prograd", marks=pytest.mark.long)])
+def test_parts_of_a_students_batch(clip: Clip, name: str) -> None:
+    """Also of a method that else makes its gradient from those of its own terms."""
+    assert_same(step(clip, name, 5, taught=True), step(clip, name, 1, taught=True))
 
 
 def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import pictures
@@ -19,14 +20,17 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
 from clipbias.training import loop, stages
+from clipbias.training import mesh as meshes
 from clipbias.training.compute import Compute
-from clipbias.training.job import TrainJob, TrainResult
+from clipbias.training.group import make_job
+from clipbias.training.job import TrainJob, TrainResult, validation_images
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, make_method
+from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
 from experiments import table1
@@ -53,6 +57,43 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
     again = TinySweep(clip, colours, recipe, tmp_path).run(specs)
     assert again[2:] == rows[2:] and again[0]["error"] == rows[0]["error"]
     assert not [*tmp_path.glob("checkpoints/*")]
+
+
+def test_another_start_on_the_same_images(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    """A run with a start of its own has the few-shot split of its seed, and the learnables' start of the other."""
+    recipe = dataclasses.replace(recipe, learning_rate=1e-6, warmup_learning_rate=1e-6)  # close to the start
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    specs = [*tiny.specs("vpt", seeds=(1, 5)), *tiny.specs("vpt", seeds=(1, 5), start_seed=5)]
+    assert [spec.start_seed for spec in specs] == [None, None, 5, None]  # a seed's own start is no other run
+    specs = specs[:3]
+    assert len(make_groups(specs)) == 1 and len({spec.key for spec in specs}) == 3
+    assert specs[2].name == "vpt-colours-2shots-seed1-start5"
+    rows = tiny.run(specs)
+    assert rows[2]["picks"] == rows[0]["picks"] != rows[1]["picks"]
+    adapters = [tiny.adapter(spec, specs) for spec in specs]
+    assert [start_seed(adapter.notes) for adapter in adapters] == [1, 5, 5]
+    prompts = [adapter.learnables["vision_prompts"] for adapter in adapters]
+    starts = [adapters[0].task(clip).init(seed)["vision_prompts"] for seed in (1, 5, 5)]
+    for prompt, start in zip(prompts, starts, strict=True):
+        np.testing.assert_allclose(prompt, start, atol=1e-3)
+    assert np.abs(prompts[2] - prompts[1]).max() > 1e-7
+    fitted = clipbias.fit(
+        clip, "vpt", colours, shots=2, seed=1, start_seed=5, recipe=recipe, mesh=meshes.single_device(), progress=False
+    )
+    np.testing.assert_allclose(fitted.learnables["vision_prompts"], prompts[2], rtol=0, atol=1e-8)
+    assert fitted.notes["start_seed"] == 5
+
+
+def test_validation_images_are_those_of_each_split(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Runs with one start have splits of their own, and validation images of these."""
+    splits = {name: split for name, split in colours.splits.items() if name != "val"}
+    tiny = TinySweep(clip, dataclasses.replace(colours, splits=splits), recipe, tmp_path)
+    specs = tiny.specs("bias", seeds=(1, 2), start_seed=1, score_on=VALIDATION)
+    (group,) = make_groups(specs)
+    first, second = (split.keys for split in validation_images(make_job(group, tiny.context)))
+    assert set(first) != set(second)
 
 
 def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from clipbias.training.evaluate import evaluate
 from clipbias.training.memory import plan_step
 from clipbias.training.predictions import save_predictions
 from clipbias.training.programs import StepShape
+from clipbias.training.stages import train_job
 from clipbias.training.sweep import parse_part
+from clipbias.training.teacher import Teacher
 from clipbias.training.trackers import check_trackers
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.transfer import transfer
-from tests.training.conftest import COLOURS, colour_split, group, train_runs
+from tests.training.conftest import COLOURS, colour_split, group, make_job, train_runs
 from tests.training.test_mesh import devices
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
@@ -61,6 +63,13 @@ def of_different_sizes(place: Place) -> None:
 def of_other_classes(place: Place) -> None:
     source, target = place.task("taskres", ("a", "b", "c")), place.task("taskres", ("c", "a"))
     transfer(source, target, zeros(source))
+
+
+@case
+def taught(place: Place, student: str, teacher: str = "bias", names: tuple[str, ...] = NAMES) -> None:
+    task = place.task(teacher, names)
+    tiny, runs = group(place.clip, DATA, student, (1,))
+    train_job(dataclasses.replace(make_job(tiny, runs, RECIPE), teacher=Teacher(task, zeros(task))))
 
 
 def in_the_way(place: Place) -> None:
@@ -112,6 +121,17 @@ CASES: list[Case] = [
     fitted("learning_rate is -1", DATA, learning_rate=-1),
     fitted("epochs is -1", DATA, epochs=-1),
     fitted("seed is -1", DATA, seed=-1),
+    fitted("start_seed is -1", DATA, start_seed=-1),
+    *(
+        taught(f"^'{name}' cannot learn from a teacher: it {why}", name)
+        for name, why in {
+            "linear_probe": "is made of features and labels of training images",
+            "zero_shot": "has no trainable parameters",
+            "tpt": "learns from each test image",
+        }.items()
+    ),
+    taught("the teacher has 2 classes and the student 3, or in another order", "bias", names=("red", "green")),
+    taught("'tpt' learns from crops of each test image, so it teaches without augmentation", "bias", teacher="tpt"),
     fitted("shots is 0; it must be a whole number from 1", DATA, shots=0),
     fitted("method 'bias' has no option 'recipe'", DATA, recipe="authors"),
     fitted("method 'ivlp' has no option 'deptth'; did you mean 'depth'", DATA, method="ivlp", deptth=1),

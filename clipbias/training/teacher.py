@@ -1,0 +1,215 @@
+"""A tuned model as a teacher: its logits of the training images, which a student learns instead of labels."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.data import Split
+from clipbias.data.images import Images
+from clipbias.data.pipeline import Batch
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.batches import RunBatches
+from clipbias.training.divergence import TEACHER
+from clipbias.training.evaluator import Evaluator, encode_texts
+from clipbias.training.memory import fit_evaluation
+from clipbias.training.outcomes import EvalInputs, EvalStatic, make_evaluation
+from clipbias.training.step import over_runs
+from clipbias.training.sweep_context import SweepContext
+from clipbias.tuning import Recipe, Task
+from clipbias.tuning.feature_method import FeatureMethod
+from clipbias.tuning.learnables import stack_runs
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.test_time_method import TestTimeMethod
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A tuned model whose predictions others learn. Its base model may be another than the student's.
+
+    Attributes:
+      task: bound to the student's classes.
+      learnables: of one run.
+    """
+
+    task: Task
+    learnables: Learnables
+
+
+def check_student(student: Task, teacher: Teacher) -> None:
+    """Raises `ClipbiasError` where a task cannot learn from a teacher."""
+    if student.class_names != teacher.task.class_names:
+        raise ClipbiasError(
+            f"the teacher has {len(teacher.task.class_names)} classes and the student {len(student.class_names)}, or "
+            "in another order; bind both to the same classes."
+        )
+    method = student.method
+    why = ""
+    if isinstance(method, FeatureMethod):
+        why = "it is made of features and labels of training images"
+    elif isinstance(method, TestTimeMethod):
+        why = "it learns from each test image"
+    elif not method.trains:
+        why = "it has no trainable parameters"
+    if why:
+        raise ClipbiasError(f"{student.method_name!r} cannot learn from a teacher: {why}; choose another method.")
+
+
+def split_logits(model: Teacher, split: Split | Images, context: SweepContext) -> np.ndarray:
+    """A tuned model's logits of the images of a split as they are evaluated, float32 `[n, C]`.
+
+    Images that could not be read have zeros. Devices, threads and the batch size are the context's.
+    """
+    evaluator = Evaluator(
+        split,
+        mesh=context.mesh,
+        batch_size=context.compute.eval_batch_size,
+        on_error=context.on_image_error,
+        workers=context.workers,
+    )
+    scores, read = evaluator.logits(*_evaluation(model, context))
+    return np.where(read[:, None], scores[0], 0)
+
+
+class TaughtBatches(Iterator[Batch]):
+    """The batches of a training, with the teacher's logits `[R, B, C]` of each image in place of labels.
+
+    Logits are computed once for each image where images are prepared as they are evaluated. Where images are augmented
+    they are computed for the augmented images of each batch. A teacher of another resolution gets the same crops at its
+    own.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        images: Sequence[Images],
+        seeds: Sequence[int],
+        recipe: Recipe,
+        context: SweepContext,
+        *,
+        image_size: int,
+        start_step: int,
+    ) -> None:
+        """Computes the logits of all images, unless these are augmented.
+
+        Args:
+          teacher: the teacher.
+          images: of each run. Their labels are not read.
+          seeds: of each run; they key order and augmentation.
+          recipe: size of the batches, and how images are augmented.
+          context: the devices.
+          image_size: the side of the student's images.
+          start_step: steps already done.
+
+        Raises:
+          ClipbiasError: images are augmented, and the teacher needs crops of each image.
+        """
+        self._mesh = context.mesh
+        self._table: jax.Array | None = None
+        self._of_teacher: RunBatches | None = None
+        numbered = {id(of_run): _numbered(of_run) for of_run in images}
+        images = [numbered[id(of_run)] for of_run in images]
+
+        def batches(side: int) -> RunBatches:
+            return RunBatches(
+                images,
+                seeds,
+                recipe,
+                self._mesh,
+                image_size=side,
+                start_step=start_step,
+                workers=context.workers,
+                on_error=context.on_image_error,
+            )
+
+        if not recipe.augment:
+            logits = {id(of_run): split_logits(teacher, of_run, context) for of_run in numbered.values()}
+            stacked = np.stack([logits[id(of_run)] for of_run in images])
+            count = meshes.padded(self._mesh, len(images))
+            self._table = meshes.device_put(self._mesh, meshes.pad(stacked, count), meshes.RUN)
+        elif isinstance(teacher.task.method, TestTimeMethod):
+            raise ClipbiasError(
+                f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "
+                "augmentation: set the recipe's augment to False."
+            )
+        else:
+            static, inputs = _evaluation(teacher, context)
+            self._evaluation = static, encode_texts(static, inputs)
+            side = teacher.task.clip.preprocessing.side
+            if (type(side), side) != (type(image_size), image_size):
+                self._of_teacher = batches(side)
+        self._batches = batches(image_size)
+
+    def __next__(self) -> Batch:
+        batch: Any = next(self._batches)
+        if self._table is not None:
+            logits = _look_up(self._mesh, self._table, batch["labels"])
+        else:
+            images: Any = (batch if self._of_teacher is None else next(self._of_teacher))["images"]
+            logits = _batch_logits(*self._evaluation, images, batch["mask"])
+        return {**batch, TEACHER: logits}
+
+    def computes(self, values: jax.Array) -> None:
+        """As of `RunBatches`."""
+        self._batches.computes(values)
+
+    def skipped(self) -> tuple[int, ...]:
+        """As of `RunBatches`."""
+        return self._batches.skipped()
+
+    @property
+    def waiting_share(self) -> float:
+        """As of `RunBatches`."""
+        return self._batches.waiting_share
+
+    def close(self) -> None:
+        """Drops what is made ahead."""
+        self._batches.close()
+        if self._of_teacher is not None:
+            self._of_teacher.close()
+
+
+def _numbered(images: Images) -> Images:
+    """The same images, with their numbers in the list in place of labels."""
+    return Images(dataclasses.replace(images.split, labels=np.arange(len(images))), images.cache)
+
+
+def _evaluation(model: Teacher, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
+    mesh = context.mesh
+    task = fit_evaluation(model.task.with_memory(class_shards=mesh.shape[meshes.DATA]), runs=1, mesh=mesh)
+    if task.clip is context.clip and task.classifier.dtype == context.dtype:
+        params = context.params
+    else:
+        params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
+    learnables = stack_runs([jax.device_get(model.learnables)])
+    return make_evaluation(task, params, learnables, runs=1, mesh=mesh)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _look_up(mesh: jax.sharding.Mesh, table: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The rows `[R, B, C]` of `table [R, N, C]` that `numbers [R, B]` name."""
+    rows = jax.vmap(lambda of_run, wanted: of_run[wanted])(table, numbers)
+    return meshes.constrain(mesh, rows, meshes.RUN, meshes.DATA)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _batch_logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits `[R, B, C]` of uint8 images `[R, B, size, size, 3]`; `mask [R, B]` says which of them count."""
+    classifier = static.classifier
+    assert static.preprocessing is not None and static.mesh is not None, "batches of a training lie on a mesh"
+    learnables = jax.tree.map(lambda leaf: leaf[0], inputs.learnables)
+    adaptation = classifier.method.adapt(learnables)
+    text = inputs.text[0] if isinstance(inputs.text, jax.Array) else inputs.text
+
+    def of_run(images: jax.Array, mask: jax.Array) -> jax.Array:
+        features = classifier.encode_images(inputs.params, adaptation, images)
+        texts = classifier.encode_text_for(inputs.params, learnables, adaptation, features, text)
+        return classifier.head(inputs.params, learnables, features, texts, mask)
+
+    every_run = over_runs(of_run, (0, 0), runs=len(images), mesh=static.mesh)
+    logits = every_run(static.preprocessing.normalize(images), mask)
+    return meshes.constrain(static.mesh, logits, meshes.RUN, meshes.DATA)
