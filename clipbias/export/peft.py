@@ -24,15 +24,22 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter
-from clipbias.tuning.methods.clip_lora import QKV, ClipLora
+from clipbias.tuning.methods.clip_lora import PRODUCTS, ClipLora
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 METHOD = "clip_lora"
-MODULE = "{}_model.encoder.layers.{}.self_attn.{}_proj"
-PLACE = MODULE.replace(".", r"\.").format("(vision|text)", r"(\d+)", "(q|k|v|out)")
+MODULE = "{}_model.encoder.layers.{}.{}"
+PARTS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.out_proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+PLACE = MODULE.format("(vision|text)", r"(\d+)", f"({'|'.join(PARTS.values())})").replace(".", r"\.")
 NAME = re.compile(rf"base_model\.model\.{PLACE}\.lora_[AB]\.weight")
-PARTS = {"q": "q", "k": "k", "v": "v", "o": "out"}
 # PEFT's settings that change the result of low-rank pairs without a tensor in the file.
 UNSUPPORTED = (
     "alpha_pattern",
@@ -99,8 +106,8 @@ def read_peft(
       template: with `{}` for the class name; `None` for CLIP-LoRA's "a photo of a {}.".
 
     Raises:
-      ClipbiasError: the files are missing or damaged, or hold something else than low-rank changes of the same of q, k,
-        v and the attention's output in neighbouring blocks.
+      ClipbiasError: the files are missing or damaged, or hold something else than low-rank changes of the same
+        kernels in neighbouring blocks.
     """
     folder = user_path(folder)
     for name in (CONFIG, WEIGHTS):
@@ -138,7 +145,7 @@ def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
     views = {}
     for tower in (name for name in learnables if name != CONSTANTS):
         for product, pair in learnables[tower].items():
-            parts = [part for part in (QKV if product == "qkv" else ("o",)) if part in method.parts]
+            parts = [part for part in PRODUCTS[product] if part in method.parts]
             for letter, stacked in (("A", pair["down"]), ("B", pair["up"])):
                 for block, number in np.ndindex(stacked.shape[:2]):
                     module = MODULE.format(tower, block + method.first_block - 1, PARTS[parts[number]])
@@ -167,7 +174,8 @@ def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
     if len(places) < len(matches) or not places:
         odd = next((name for name, match in matches.items() if match is None), "nothing")
         raise ClipbiasError(
-            f"{folder} has {shown(odd)}, and the method here changes the attention's q, k, v and output alone."
+            f"{folder} has {shown(odd)}, and the method here changes the attention's q, k, v and output, fc1 and fc2 "
+            "alone."
         )
     towers = tuple(tower for tower in TOWERS if any(tower == place[0] for place in places))
     blocks = [int(number) for tower, number, _ in places if tower == towers[0]]

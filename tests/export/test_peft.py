@@ -23,7 +23,14 @@ from tests.export import models
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 OPTIONS: dict[str, dict[str, Any]] = {
     "all": {},
-    "some": {"parts": ("v", "o"), "towers": ("text",), "first_block": 2, "last_block": 2, "rank": 3, "alpha": 1.5},
+    "some": {
+        "parts": ("v", "o", "fc1"),
+        "towers": ("text",),
+        "first_block": 2,
+        "last_block": 2,
+        "rank": 3,
+        "alpha": 1.5,
+    },
 }
 
 
@@ -41,17 +48,21 @@ def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) ->
     adapter = tuned(clip, tmp_path, **options)
     assert export(adapter, clip, tmp_path / "out", form="peft") == "peft"
     tensors = load_file(tmp_path / "out" / WEIGHTS)
-    parts = [{"o": "out"}.get(part, part) for part in options.get("parts", "qkv")]
+    parts = options.get("parts", "qkv")
     rank, modules = options.get("rank", 2), set()
     for tower in options.get("towers", ("vision", "text")):
         width = getattr(clip.config, tower).width
         for l in (1,) if name == "some" else range(3):
             for number, part in enumerate(parts):
-                module = f"{tower}_model.encoder.layers.{l}.self_attn.{part}_proj"
-                product, place = ("out", 0) if part == "out" else ("qkv", 0 if name == "some" else number)
+                place = number if name == "all" else 0
+                module, product = {"o": ("self_attn.out_proj", "out"), "fc1": ("mlp.fc1", "fc1")}.get(
+                    part, (f"self_attn.{part}_proj", "qkv")
+                )
+                module = f"{tower}_model.encoder.layers.{l}.{module}"
                 pair, block = adapter.learnables[tower][product], 0 if name == "some" else l
                 down, up = (tensors.pop(f"base_model.model.{module}.lora_{x}.weight") for x in "AB")
-                assert down.shape == (rank, width) and up.shape == (width, rank)
+                outputs = getattr(clip.config, tower).mlp_width if part == "fc1" else width
+                assert down.shape == (rank, width) and up.shape == (outputs, rank)
                 np.testing.assert_array_equal(down, pair["down"][block, place].T)
                 np.testing.assert_array_equal(up, pair["up"][block, place].T)
                 modules.add(module)

@@ -33,6 +33,9 @@ TRAININGS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+LETTERS = {"q": "q", "k": "k", "v": "v", "out": "o", "fc1": "fc1", "fc2": "fc2"}
+
+
 def start(task: Task) -> Learnables:
     """Learnables whose `up` is not zero: at zero `down` has no gradient."""
     constants = {CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else {}
@@ -44,12 +47,14 @@ def named(task: Task, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     method, found = task.method, {}
     for tower in (name for name in pairs if name != CONSTANTS):
         for product, pair in pairs[tower].items():
-            letters = [letter for letter in ("qkv" if product == "qkv" else "o") if letter in method.parts]
+            letters = [
+                letter for letter in ("qkv" if product == "qkv" else [product[:3]]) if LETTERS[letter] in method.parts
+            ]
             down, up = (np.asarray(pair[name], np.float64) for name in ("down", "up"))
             for block, number in np.ndindex(down.shape[:2]):
                 layer = f"{tower}_model.encoder.layers.{block + method.first_block - 1}"
-                letter = {"o": "out"}.get(letters[number], letters[number])
-                name = f"{layer}.self_attn.{letter}_proj"
+                letter = letters[number]
+                name = f"{layer}.mlp.{letter}" if letter.startswith("fc") else f"{layer}.self_attn.{letter}_proj"
                 found[f"{name}.A"], found[f"{name}.B"] = down[block, number].T, up[block, number].T
     return found
 
@@ -119,11 +124,12 @@ def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
     assert not np.array_equal(task.init(4)["text"]["qkv"]["down"], found["text"]["qkv"]["down"])
 
 
-def test_logits_equal_numpy_without_dropout(other: tuple[Clip, Reference]) -> None:
+@pytest.mark.parametrize("parts", [("k", "o"), ("v", "fc1", "fc2")])
+def test_logits_equal_numpy_without_dropout(parts: tuple[str, ...], other: tuple[Clip, Reference]) -> None:
     """As evaluation has them, whatever is dropped in training."""
     clip, reference = other
     template = "a {} of another dataset."
-    task = Task(clip, "clip_lora", common.CLASS_NAMES, template=template, parts=("k", "o"), dropout=0.5, **SOME)
+    task = Task(clip, "clip_lora", common.CLASS_NAMES, template=template, parts=parts, dropout=0.5, **SOME)
     learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
     logits = jax.jit(task.logits)(clip.params, learnables, images)
     given = reference, common.CLASS_NAMES, named(task, learnables), images
@@ -237,3 +243,15 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
         if kind is TextTokens:
             assert text.ids.sharding.shard_shape(text.ids.shape)[0] == 3
         assert isinstance(place_text(mesh, task, clip.params), PackedTokens)  # evaluation
+
+
+def test_plain_lora_has_all_kernels_and_clips_own_scale(other: tuple[Clip, Reference]) -> None:
+    """Logits are the reference's, whose factor is 100, in CLIP's scale."""
+    clip, reference = other
+    task = Task(clip, "lora", common.CLASS_NAMES, rank=1)
+    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, images))
+    pairs = named(task, learnables)
+    assert len(pairs) == 2 * 6 * sum(getattr(clip.config, tower).layers for tower in ("vision", "text"))
+    expected = weight_tuning.lora(reference, common.CLASS_NAMES, pairs, images).logits
+    common.close(logits * 100 / np.exp(reference.state["logit_scale"]), expected, common.LOGITS)

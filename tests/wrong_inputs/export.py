@@ -81,7 +81,9 @@ CASES: list[Case] = [
     peft("PEFT's r is '2'; it must be a whole number", r="2"),
     peft("PEFT's lora_alpha is None; it must be a finite number", lora_alpha=None),
     peft(r"of shape \(2, .*; expected finite numbers of shape \(3, ", r=3),
-    peft("changes the attention's q, k, v and output alone", more(Q.replace("self_attn.q_proj", "mlp.fc1"))),
+    peft(
+        "changes the attention's q, k, v and output, fc1 and fc2 alone", more(Q.replace("self_attn.q_proj", "mlp.gate"))
+    ),
     peft("does not change the same kernels in every block", without("vision_model.encoder.layers.1.")),
     peft("does not change the same kernels", without("text_model.encoder.layers.2.")),
     peft("does not change the same kernels", without(Q)),

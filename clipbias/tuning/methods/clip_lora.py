@@ -1,7 +1,10 @@
-"""CLIP-LoRA (Zanella & Ben Ayed 2024, arXiv 2405.18541): low-rank changes of the attention's kernels in both towers.
+"""CLIP-LoRA (Zanella & Ben Ayed 2024, arXiv 2405.18541): low-rank changes of kernels in both towers.
 
 The authors' recipe is the default; `recipe="common"` selects the project's. As there, logits are 100
 times the cosines, and the prompt is "a photo of a {}." whatever the dataset. Images are the project's draws of shots.
+
+The preset `lora` is plain LoRA (Hu et al. 2022, arXiv 2106.09685) on all kernels of the blocks, with CLIP's own scale
+and the project's recipe.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
+from clipbias.clip.params import Params
 from clipbias.constants import TOWERS, WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import COSINE_SCALE
@@ -21,11 +25,15 @@ from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towe
 from clipbias.tuning.method import CONSTANTS, Learnables, Method
 from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
-from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
+from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
 QKV = ("q", "k", "v")
-Part = Annotated[str, Choices((*QKV, "o"))]
+# The kernels of a block by the products that they are parts of.
+PRODUCTS = {"qkv": QKV, "out": ("o",), "fc1": ("fc1",), "fc2": ("fc2",)}
+ATTENTION = ("qkv", "out")
+ALL_PARTS = (*QKV, "o", "fc1", "fc2")
+Part = Annotated[str, Choices(ALL_PARTS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +45,7 @@ class ClipLora(Method):
     the text tower dropout makes the first tokens of all texts differ, so that a step encodes every text separately.
 
     Attributes:
-      parts: tuned kernels: "q", "k", "v", and "o" for the attention's output.
+      parts: tuned kernels: "q", "k", "v", "o" for the attention's output, "fc1" and "fc2" of the MLP.
       towers: tuned towers. Without the text tower the classifier is made of the frozen texts.
       first_block, last_block: in each tower, counted from 1; a `last_block` of `None` is the tower's last.
       rank: `r`.
@@ -46,9 +54,17 @@ class ClipLora(Method):
       templates: templates with `{}`, or a choice of `tuning.templates`.
       recipe: the "authors'": AdamW at 2e-4, with 32 images a step; or "common".
       steps_per_shot: of the authors' recipe.
+      clip_scale: whether cosines are multiplied by CLIP's own factor in place of the authors' 100.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630)}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "clip_lora": Preset("CLIP-LoRA", order=630),
+        "lora": Preset(
+            "LoRA (all kernels)",
+            {"parts": ALL_PARTS, "dropout": 0.0, "recipe": COMMON, "clip_scale": True},
+            order=631,
+        ),
+    }
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
     scale: ClassVar[float | None] = COSINE_SCALE
 
@@ -62,15 +78,18 @@ class ClipLora(Method):
     templates: str | tuple[str, ...] = f"{WORDS} {{}}."
     recipe: RecipeName = AUTHORS
     steps_per_shot: Annotated[int, Range(1, MOST)] = 500
+    clip_scale: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_towers(self.towers)
         if not self.parts:
-            raise ClipbiasError("no kernel is changed, so there is nothing to learn; choose parts of q, k, v and o.")
+            raise ClipbiasError(
+                "no kernel is changed, so there is nothing to learn; choose parts of q, k, v, o, fc1 and fc2."
+            )
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """`down` and `up` of the tuned blocks, `[blocks, parts, …]`, by tower: "qkv" and "out".
+        """`down` and `up` of the tuned blocks, `[blocks, parts, …]`, by tower and product, a key of `PRODUCTS`.
 
         If not all blocks are tuned, a constant `[L]` marks the tuned ones.
         """
@@ -82,11 +101,14 @@ class ClipLora(Method):
                 continue
             blocks = block_numbers(self.first_block, self.last_block, geometry.layers, tower)
             pairs = {}
-            for name, down_key in zip(("qkv", "out"), jax.random.split(key), strict=True):
+            down_keys = [*jax.random.split(key), *jax.random.split(jax.random.fold_in(key, 1))]
+            for name, down_key in zip(PRODUCTS, down_keys, strict=True):
                 if count := len(self._tuned_parts(name)):
-                    shape = (len(blocks), count, geometry.width, self.rank)
-                    down = jax.random.uniform(down_key, shape, minval=-1, maxval=1) / geometry.width**0.5
-                    pairs[name] = {"down": down, "up": jnp.zeros((len(blocks), count, self.rank, geometry.width))}
+                    inputs = geometry.mlp_width if name == "fc2" else geometry.width
+                    outputs = geometry.mlp_width if name == "fc1" else geometry.width
+                    shape = (len(blocks), count, inputs, self.rank)
+                    down = jax.random.uniform(down_key, shape, minval=-1, maxval=1) / inputs**0.5
+                    pairs[name] = {"down": down, "up": jnp.zeros((len(blocks), count, self.rank, outputs))}
             learnables[tower] = pairs
             constants[tower] = jnp.zeros(geometry.layers).at[jnp.asarray(blocks)].set(1)
         if self.first_block == 1 and self.last_block is None:
@@ -102,7 +124,8 @@ class ClipLora(Method):
             for i, tower in enumerate(changes.values()):
                 for j, pair in enumerate(tower["layers"].values()):
                     layers = pair["down"].shape[0]
-                    pair["key"] = jax.random.split(jax.random.fold_in(rng, 2 * i + j), layers)
+                    number = 2 * i + j if j < len(ATTENTION) else 2 + 2 * i + j  # from 0 to 7
+                    pair["key"] = jax.random.split(jax.random.fold_in(rng, number), layers)
                     pair["rate"] = jnp.full(layers, self.dropout)
         return Adaptation(**changes)
 
@@ -112,10 +135,12 @@ class ClipLora(Method):
     def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
+    def logit_scale(self, params: Params) -> jax.Array:
+        return params["logit_scale"].astype(jnp.float32) if self.clip_scale else super().logit_scale(params)
+
     def _tuned_parts(self, name: str) -> list[int]:
-        """Indices of the tuned parts of "qkv" or "out"."""
-        letters = {"qkv": QKV, "out": ("o",)}[name]
-        return [index for index, letter in enumerate(letters) if letter in self.parts]
+        """Indices of the tuned parts of a product."""
+        return [index for index, part in enumerate(PRODUCTS[name]) if part in self.parts]
 
     def _changes(self, learnables: Learnables) -> Learnables:
         """`down` and `up` for every block and part, zeros where nothing is tuned; `γ` is in `up`."""
