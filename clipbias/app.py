@@ -21,7 +21,7 @@ from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import demo
 from clipbias.data.transforms import test_image
-from clipbias.data.user_images import Picture, to_rgb
+from clipbias.data.user_images import Picture, to_picture
 from clipbias.errors import ClipbiasError
 from clipbias.explain.passes import observe_layers
 from clipbias.explain.picture_sections import first_text
@@ -122,7 +122,7 @@ class Bench:
 
     def draw(self, overlay: Overlay | None, path: Picture) -> np.ndarray:
         """A map beside its picture as `TunedModel.plot` draws it, or the picture as the model sees it."""
-        seen = test_image(to_rgb(path), self.clip.preprocessing.side)
+        seen = test_image(to_picture(path), self.clip.preprocessing.side)
         if overlay is None:
             return seen
         return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))

@@ -18,7 +18,8 @@ from clipbias.clip.config import ClipConfig, to_hugging_face
 from clipbias.clip.families import describe
 from clipbias.clip.flax_file import FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import Params
-from clipbias.clip.preprocess import Preprocessing, preprocessor_json
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.clip.preprocess_files import PREPROCESSOR, preprocessor_json
 from clipbias.clip.shapes import config_from_shapes
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
 from clipbias.clip.weights import Weights, open_weights
@@ -43,7 +44,7 @@ class Clip:
       params: the parameter tree, passed as an argument to every function that computes with it.
       config: geometry.
       tokenizer: of `transformers`.
-      preprocessing: resolution, mean and standard deviation of its images.
+      preprocessing: how its images are resized and normalised.
       name: the name or path that it was loaded from.
       fingerprint: SHA-256 over the weights, the same in every format. It ties an adapter to its model.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
@@ -83,7 +84,7 @@ class Clip:
         return jax.device_put(self.params)
 
     def preprocess(self, images: Pictures) -> np.ndarray:
-        """Pictures as the model takes them: shorter side to `R`, centre crop, normalised.
+        """Pictures as the model takes them, resized and normalised as the publisher's file says (`preprocessing`).
 
         Args:
           images: a path, a PIL image, a uint8 array `[h, w, 3]` (grey: `[h, w]`); or a list of such, of any sizes, or
@@ -312,7 +313,7 @@ def save(
     else:
         write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     clip.tokenizer.save_pretrained(str(folder))
-    write_text(folder / "preprocessor_config.json", preprocessor_json(clip.preprocessing))
+    write_text(folder / PREPROCESSOR, preprocessor_json(clip.preprocessing))
     # Programs load all tensors in the one type that the configuration names.
     widened = any(tensor.dtype.name != clip.stored_dtype for tensor in tensors.values())
     content = dict(to_hugging_face(clip.config), dtype="float32" if widened else clip.stored_dtype)

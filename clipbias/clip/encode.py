@@ -18,7 +18,7 @@ from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
 from clipbias.data.pipeline import test_batches
 from clipbias.data.transforms import test_image
-from clipbias.data.user_images import Pictures, UserImages, as_array, list_images, to_rgb
+from clipbias.data.user_images import Pictures, UserImages, as_array, list_images, to_picture
 from clipbias.errors import ClipbiasError
 
 # Texts are padded to a multiple of this number of tokens, so that few compiled programs serve all lengths.
@@ -81,7 +81,7 @@ def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
     side = preprocessing.side
     pixels = np.zeros((len(pictures), side, side, 3), np.uint8)
     for number, picture in enumerate(pictures):
-        pixels[number] = test_image(to_rgb(picture, f"image {number}"), side)
+        pixels[number] = test_image(to_picture(picture, f"image {number}"), side)
     normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from clipbias.checks import shown
 from clipbias.clip import open_clip
 from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face
-from clipbias.clip.preprocess import Preprocessing, read_preprocessing
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.clip.preprocess_files import read_preprocessor
 from clipbias.clip.tokenizer_files import import_transformers
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json, shorten
@@ -61,7 +62,7 @@ def _read_hugging_face(path: Path) -> Description:
     except Exception as error:  # whatever the configuration library raises on content of another kind
         reason = shorten(" ".join(str(error).split()), 300)
         raise ClipbiasError(f"{path} is not a configuration of a model ({reason}); fetch it again.") from error
-    return config, read_preprocessing(path.parent, config), True
+    return config, read_preprocessor(path.parent, config), True
 
 
 HUGGING_FACE = Family(

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig
-from clipbias.clip.preprocess import Preprocessing, preprocessing_of
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.clip.preprocess_files import of_open_clip
 from clipbias.clip.shapes import HEAD_WIDTH
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, shorten
@@ -53,17 +52,7 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
         _check_keys(path, "vision_cfg.", model["vision_cfg"], VISION)
         _check_keys(path, "text_cfg.", model["text_cfg"], TEXT)
         config = _geometry(model)
-        wishes = content.get("preprocess_cfg") or {}
-        interpolation = wishes.get("interpolation") or "bicubic"
-        mode = wishes.get("resize_mode") or "shortest"
-        if (interpolation, mode) != ("bicubic", "shortest"):
-            logging.warning(
-                "%s asks for images resized by %s (%s); clipbias resizes the shorter side, bicubic, and crops.",
-                path,
-                mode,
-                interpolation,
-            )
-        preprocessing = preprocessing_of(config.vision.image_size, wishes.get("mean"), wishes.get("std"))
+        preprocessing = of_open_clip(content.get("preprocess_cfg") or {}, config.vision.image_size)
     except ClipbiasError as error:
         raise error if str(path) in str(error) else ClipbiasError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:

@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 from clipbias.clip import families, hub
+from clipbias.clip.preprocess_files import FILES as PREPROCESSING_FILES
 from clipbias.clip.tensors import shard_names
 from clipbias.clip.tokenizer_files import FILES as TOKENIZER_FILES
 from clipbias.errors import ClipbiasError
@@ -13,7 +14,7 @@ from clipbias.io import shorten, user_path
 
 # Small files of a model, downloaded if the repository has them.
 CONFIGURATIONS = tuple(family.configuration for family in families.FAMILIES)
-SMALL = (*CONFIGURATIONS, "preprocessor_config.json", *TOKENIZER_FILES)
+SMALL = (*CONFIGURATIONS, *PREPROCESSING_FILES, *TOKENIZER_FILES)
 
 
 @dataclasses.dataclass(frozen=True)

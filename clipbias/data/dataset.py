@@ -57,10 +57,10 @@ class Split:
 
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 RGB `[h, w, 3]`. Raises `UnreadableImage`."""
-        return np.asarray(self.decode(self.read(index), index))
+        return np.asarray(transforms.as_rgb(self.decode(self.read(index), index)))
 
     def decode(self, encoded: bytes, index: int) -> Image.Image:
-        """The file `encoded` of image `index` as a Pillow image in mode "RGB". Raises `UnreadableImage`."""
+        """The file `encoded` of image `index` as a Pillow image in its own mode. Raises `UnreadableImage`."""
         return transforms.decode_picture(encoded, self.path(index), upright=self.upright)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":

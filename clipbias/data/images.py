@@ -13,7 +13,8 @@ from clipbias.data.dataset import Split
 from clipbias.errors import UnreadableImage
 
 # An image's key, and the side that it was resized to, 0 if it was not.
-_Name = tuple[str, int]
+# The key of an image, and the size that it was resized to, with how; `None` for the whole image.
+_Name = tuple[str, tuple[int, transforms.Resizing] | None]
 ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
 
 
@@ -27,10 +28,10 @@ def unset(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 
 def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
     """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `UnreadableImage`."""
-    subset = split.subset(indices)
+    subset = Images(split.subset(indices))
     images = np.zeros((len(subset), image_size, image_size, 3), np.uint8)
     for i in range(len(subset)):
-        images[i] = transforms.test_image(subset.image(i), image_size)
+        images[i] = subset.evaluated(i, image_size)
     return images
 
 
@@ -66,7 +67,7 @@ class ImageCache:
         """Stores an image if it fits; returns it, as pixels if these are stored."""
         height, width = transforms.height_and_width(picture)
         size = 3 * height * width
-        if self._fits_as_pixels(size, encoded):
+        if self._fits_as_pixels(size, encoded) and transforms.is_rgb(picture):
             picture = np.asarray(picture)  # before the lock, since decoding takes long
         with self._lock:
             if name not in self._images:
@@ -123,7 +124,7 @@ class Images:
         return len(self.split)
 
     def decoded(self, index: int) -> transforms.Picture:
-        """Image `index`, as pixels if the cache has these. Raises `UnreadableImage`."""
+        """Image `index` in its own mode, as pixels if it is RGB and the cache has these. Raises `UnreadableImage`."""
         return self._load(index, 0)
 
     def evaluated(self, index: int, image_size: int) -> np.ndarray:
@@ -131,10 +132,8 @@ class Images:
         return np.asarray(self._load(index, image_size))
 
     def _load(self, index: int, image_size: int) -> transforms.Picture:
-        side = int(image_size)
-        if isinstance(image_size, transforms.WholeSide):  # other pixels than a crop's of that size
-            side = -100 * side - image_size.resampling
-        name = (self.split.keys[index], side)
+        side = transforms.Side(image_size)
+        name = (self.split.keys[index], (int(side), side.resizing) if side else None)
         cached = self.cache.get(name)
         if isinstance(cached, np.ndarray):
             return cached

@@ -5,9 +5,11 @@ equal those of `torchvision.transforms.RandomResizedCrop`, `Resize` and `CenterC
 bit. Arrays are uint8 RGB; scaling and normalisation happen with the model.
 """
 
+import dataclasses
 import hashlib
 import io
 import math
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,32 +26,52 @@ LONGEST = 32  # longer side over shorter side; of a longer image, evaluation tak
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF")
 
 
-class WholeSide(int):
-    """The side R of a model that takes the whole image, resized to a square without a crop: SigLIP's."""
+@dataclasses.dataclass(frozen=True)
+class Resizing:
+    """How a picture becomes the square that a model sees: resized, then the centre of R x R pixels cut out.
 
-    resampling = Image.Resampling.BICUBIC
+    Libraries differ in two places. OpenAI's code and open_clip resize a picture in its own mode (with its transparency
+    or palette), turn it into RGB behind that, and round half a pixel of the margin to the even side. transformers turns
+    it into RGB first, transparency into white, and rounds down.
+
+    Attributes:
+      size: the side that the picture is resized to; `None` is R, so that a square picture is not cut.
+      whole: whether the whole picture becomes a square; else its shorter side gets that size.
+      resampling: Pillow's name of the filter.
+      library: "open_clip" or "transformers".
+    """
+
+    size: int | None = None
+    whole: bool = False
+    resampling: str = "bicubic"
+    library: str = "open_clip"
 
 
-class BilinearSide(WholeSide):
-    """The same for SigLIP 2."""
+class Side(int):
+    """The side R of a model's images, which knows how a picture is resized to it."""
 
-    resampling = Image.Resampling.BILINEAR
+    resizing: Resizing
+
+    def __new__(cls, size: int, resizing: Resizing | None = None) -> Self:
+        """`size` is R; a plain number of pixels is a `Side` resized as OpenAI's code does."""
+        side = super().__new__(cls, size)
+        side.resizing = (size.resizing if isinstance(size, Side) else Resizing()) if resizing is None else resizing
+        return side
 
 
-# An image as Pillow holds it, in mode "RGB", or its pixels, uint8 [h, w, 3].
+# An image as Pillow holds it, in any mode, or its pixels, uint8 [h, w, 3].
 Picture = Image.Image | np.ndarray
 
 
 def decode(encoded: bytes, path: str, *, upright: bool = False) -> np.ndarray:
-    """Encoded image to uint8 [h, w, 3]; arguments and errors are those of `decode_picture`."""
-    return np.asarray(decode_picture(encoded, path, upright=upright))
+    """Encoded image to uint8 RGB [h, w, 3]; arguments and errors are those of `decode_picture`."""
+    return np.asarray(as_rgb(decode_picture(encoded, path, upright=upright)))
 
 
 def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image.Image:
-    """Encoded image to a Pillow image in mode "RGB"; if it is used only once, this saves a copy of the pixels.
+    """Encoded image to a Pillow image in its own mode, which the functions below turn into RGB in their library's way.
 
-    As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and little more (`as_rgb`):
-    transparency is dropped, an animation gives its first frame.
+    An animation gives its first frame.
 
     Args:
       encoded: The file's bytes, in one of `FORMATS`, or with `pillow-heif` in HEIC.
@@ -68,7 +90,7 @@ def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image
             formats = (heif.FORMAT,)
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
-            return as_rgb(turned_upright(image) if upright else image)
+            return turned_upright(image) if upright else image
     except ImportError as error:
         raise UnreadableImage(path, f"the image {path} is HEIC; {heif.INSTALL}") from error
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
@@ -86,7 +108,7 @@ def turned_upright(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image in mode "RGB", by Pillow's conversion.
+    """A Pillow image in mode "RGB", by Pillow's conversion, which drops transparency.
 
     Grey levels of 16 bits are an exception: Pillow cuts them off at 255, so that the image is white. Here their upper
     eight bits count, as Pillow does for colours of 16 bits.
@@ -94,6 +116,19 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """A Pillow image in mode "RGB" as transformers makes it: what is transparent shows white."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return as_rgb(image)
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def is_rgb(picture: Picture) -> bool:
+    """Whether a picture has red, green and blue alone."""
+    return isinstance(picture, np.ndarray) or (picture.mode == "RGB" and "transparency" not in picture.info)
 
 
 def check_format(encoded: bytes, key: str) -> None:
@@ -137,14 +172,17 @@ def resized_crop(
     image_size: int,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3]."""
+    """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3].
+
+    A `Side` in place of R says how a picture of another mode becomes RGB.
+    """
     top, left, height, width = box
     # The copy hides pixels outside the box: with resize(box=...) the filter would reach them.
     if isinstance(image, np.ndarray):
         cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
     else:
-        cut = image.crop((left, top, left + width, top + height))
-    return np.asarray(cut.resize((image_size, image_size), resampling))
+        cut = _before_resizing(image.crop((left, top, left + width, top + height)), Side(image_size).resizing)
+    return np.asarray(as_rgb(cut.resize((image_size, image_size), resampling)))
 
 
 def train_image(
@@ -161,29 +199,44 @@ def train_image(
 
 
 def test_image(image: Picture, image_size: int) -> np.ndarray:
-    """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing.
+    """A picture as it is evaluated: [h, w, 3], or an image of Pillow's in any mode, to [R, R, 3], uint8.
 
-    With a `WholeSide`, resizes the whole image to a square, equal to SigLIP's preprocessing. An image over `LONGEST`
-    times as long as wide is first cut to its middle.
+    A `Side` says how; a plain number is its shorter side and a centre crop, equal to OpenAI's preprocessing. An image
+    over `LONGEST` times as long as wide is first cut to its middle.
     """
-    height, width = height_and_width(image)
-    short = min(height, width)
-    long = max(height, width)
-    if long > LONGEST * short:
-        # Resizing the whole image first would fill the memory if it is a line of pixels.
-        first = (long - LONGEST * short) // 2
-        middle = slice(first, first + LONGEST * short)
-        pixels = np.asarray(image)
-        return test_image(pixels[middle] if height > width else pixels[:, middle], image_size)
+    side = Side(image_size)
+    resizing = side.resizing
     picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    if isinstance(image_size, WholeSide):
-        return np.asarray(picture.resize((image_size, image_size), image_size.resampling))
-    resized_long = int(image_size * long / short)
-    size = (image_size, resized_long) if width <= height else (resized_long, image_size)
-    resized = picture.resize(size, Image.Resampling.BICUBIC)
-    left = round((size[0] - image_size) / 2)
-    top = round((size[1] - image_size) / 2)
-    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
+    picture = _before_resizing(_middle(picture), resizing)
+    resized_side = side if resizing.size is None else resizing.size
+    width = height = int(resized_side)
+    if not resizing.whole:
+        width, height = (int(resized_side * length / min(picture.size)) for length in picture.size)
+    # Pillow takes the nearest pixel of a palette whatever the filter, as open_clip then does.
+    resized = as_rgb(picture.resize((width, height), Image.Resampling[resizing.resampling.upper()]))
+    left, top = (_margin(length - side, resizing.library) for length in (width, height))
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
+    """A picture in the mode in which its library resizes it; grey levels of 16 bits always as `as_rgb` reads them."""
+    if resizing.library == "transformers":
+        return on_white(picture)
+    return as_rgb(picture) if picture.mode.startswith("I;16") else picture
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """The middle of a long picture: resizing all of it first would fill the memory if it is a line of pixels."""
+    longest = LONGEST * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    left, top = (max(0, length - longest) // 2 for length in picture.size)
+    return picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
+
+
+def _margin(excess: int, library: str) -> int:
+    """The pixels before the centre of which `excess` pixels are cut off on both sides."""
+    return excess // 2 if library == "transformers" else round(excess / 2)
 
 
 def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = False) -> np.ndarray:
@@ -193,11 +246,11 @@ def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = Fal
     same views in every split. They are uint8. With `mixed`, AugMix mixes each crop with distortions of it, and all
     views are float32 of the same range.
     """
-    image = np.asarray(image)
-    rng = _image_rng(image, b"views")
-    cropped = [train_image(image, rng, image_size, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
+    rgb = image if isinstance(image, np.ndarray) else np.asarray(as_rgb(image))
+    rng = _image_rng(rgb, b"views")
+    cropped = [train_image(rgb, rng, image_size, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
     if mixed:
-        rng = _image_rng(image, b"augmix")
+        rng = _image_rng(rgb, b"augmix")
         cropped = [augmix(crop, rng) for crop in cropped]
     return np.stack([test_image(image, image_size), *cropped])
 

@@ -12,7 +12,7 @@ from clipbias.checks import shown
 from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import read_image
 from clipbias.data.images import Images
-from clipbias.data.transforms import as_rgb, decode, turned_upright
+from clipbias.data.transforms import as_rgb, decode_picture, turned_upright
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import data_path
 
@@ -30,6 +30,7 @@ Picture: TypeAlias = str | os.PathLike | Image.Image | HasArray
 Pictures: TypeAlias = Picture | Sequence[Picture]
 Labels: TypeAlias = Sequence[int] | Sequence[str] | HasArray
 
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 _WHAT = (
     "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"
 )
@@ -81,8 +82,8 @@ def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
     raise ClipbiasError(f"the images are {what}; {_WHAT}.")
 
 
-def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
-    """One picture as uint8 RGB `[h, w, 3]`, upright by its EXIF orientation; grey is repeated, transparency dropped.
+def to_picture(image: Picture, name: str = "the image") -> Image.Image | np.ndarray:
+    """One picture, upright by its EXIF orientation, as uint8 RGB `[h, w, 3]` or as a Pillow image in its own mode.
 
     Args:
       image: a path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
@@ -94,10 +95,11 @@ def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
     """
     if is_path(image):
         path = data_path(image)
-        return decode(read_image(path), str(path), upright=True)
+        return decode_picture(read_image(path), str(path), upright=True)
     if isinstance(image, Image.Image):
         try:
-            return np.asarray(as_rgb(turned_upright(image)))
+            image.load()
+            return turned_upright(image)
         except OSError as error:  # Pillow reads a file when its pixels are first used
             raise UnreadableImage(name, f"{name} cannot be decoded ({error})") from error
     if not hasattr(image, "shape"):
@@ -109,7 +111,7 @@ def to_rgb(image: Picture, name: str = "the image") -> np.ndarray:
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
         hint = "; channels come last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise ClipbiasError(f"{name} has shape {list(array.shape)}; give [h, w, 3] or, of grey levels, [h, w]{hint}.")
-    return array if array.shape[2:] == (3,) else np.asarray(Image.fromarray(array).convert("RGB"))
+    return array if array.shape[2:] == (3,) else Image.fromarray(array)
 
 
 def check_levels(array: np.ndarray, name: str) -> None:
@@ -141,10 +143,10 @@ class UserImages(Images):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def decoded(self, index: int) -> np.ndarray:
+    def decoded(self, index: int) -> Image.Image | np.ndarray:
         """Picture `index`. Raises `ClipbiasError` where it is none, `UnreadableImage` where it cannot be read."""
         try:
-            return to_rgb(self.pictures[index], f"image {index}")
+            return to_picture(self.pictures[index], f"image {index}")
         except UnreadableImage as error:
             self.errors[index] = error.reason
             raise
@@ -176,7 +178,7 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
 
     def read(index: int) -> bytes:
         image = pictures[index]
-        return read_image(data_path(image)) if is_path(image) else _png(to_rgb(image, f"image {index}"))
+        return read_image(data_path(image)) if is_path(image) else _png(to_picture(image, f"image {index}"))
 
     return Split(keys, numbers, read, upright=True)
 
@@ -204,8 +206,9 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _png(image: np.ndarray) -> bytes:
-    """An image as a PNG file, written fast rather than small."""
+def _png(picture: Image.Image | np.ndarray) -> bytes:
+    """A picture as a PNG file, written fast rather than small; RGB where that format lacks its mode."""
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", compress_level=1)
+    (image if image.mode in PNG_MODES else as_rgb(image)).save(file, format="PNG", compress_level=1)
     return file.getvalue()

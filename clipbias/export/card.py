@@ -12,6 +12,7 @@ from typing import Any
 from clipbias.clip import Clip
 from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
+from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.repository import EMBEDDED
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
@@ -47,14 +48,15 @@ from pathlib import Path
 import torch
 {peft}from PIL import Image
 from safetensors import safe_open
-from transformers import {processor}, {model_class}
+from transformers import AutoImageProcessor, {model_class}
 
 base = {base}
 with safe_open("classifier.safetensors", "pt") as head:
     class_names = json.loads(head.metadata()["class_names"])
     classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
 model = {model}.float().eval()
-pixels = {processor}.from_pretrained(base{revision})(Image.open("image.png"), return_tensors="pt")
+{picture}
+pixels = AutoImageProcessor.from_pretrained(base{revision})(image, return_tensors="pt")
 with torch.no_grad():
     features = {features}
 logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
@@ -76,16 +78,13 @@ with open("program.json") as file:
 with open("classifier.stablehlo", "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))
 weights = jax.device_put(load_file("weights.safetensors"))
-image, size = Image.open("image.png").convert("RGB"), {size}
-{resize}
+{picture}
 logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number of images
 print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
 """
 
-CROP = """\
-width, height = (side * size // min(image.size) for side in image.size)
-left, top = round((width - size) / 2), round((height - size) / 2)
-image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))"""
+SIDES = ("width", "height")
+WHITE = 'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")'
 
 CLIPBIAS = """\
 import clipbias
@@ -225,14 +224,33 @@ def as_code(text: str) -> str:
     return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
+def _picture_code(preprocessing: Preprocessing) -> str:
+    """Code that makes of a file the pixels that the model sees, as `data.transforms.test_image` does."""
+    resizing = preprocessing.resizing
+    size = preprocessing.image_size
+    resized = resizing.size or size
+    is_transformers = resizing.library == "transformers"
+    lines = ['image = Image.open("image.png")']
+    if is_transformers:
+        lines = ['image = Image.open("image.png").convert("RGBA")', WHITE]
+    resize = f"image = image.resize((width, height), Image.Resampling.{resizing.resampling.upper()})"
+    if resizing.whole:
+        lines.append(f"width = height = {resized}")
+    else:
+        lines.append(f"width, height = (side * {resized} // min(image.size) for side in image.size)")
+    lines.append(resize if is_transformers else f'{resize}.convert("RGB")')
+    if not resizing.whole or resized != size:
+        halves = (f"({side} - {size}) // 2" if is_transformers else f"round(({side} - {size}) / 2)" for side in SIDES)
+        lines.append(f"left, top = {', '.join(halves)}")
+        lines.append(f"image = image.crop((left, top, left + {size}, top + {size}))")
+    return "\n".join(lines)
+
+
 def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
     """The code blocks of a card, each with a sentence; only a program needs `task`."""
     code = ""
     if task is not None and form == "program":
-        resize = task.clip.preprocessing.resize
-        size = task.clip.config.vision.image_size
-        whole = f"image = image.resize((size, size), Image.Resampling.{resize.upper()})"
-        code = PROGRAM.format(size=size, resize=CROP if resize == "crop" else whole)
+        code = PROGRAM.format(picture=_picture_code(task.clip.preprocessing))
     elif form != "adapter":
         on_base = form in ("head", "peft")
         name = parse(adapter.base) if on_base else None
@@ -245,6 +263,9 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
         family = "clip" if task is None else task.clip.config.family
         feature = "model.vision_model(**pixels).pooler_output"
         model = f"{MODELS[family]}.from_pretrained(base{revision})"
+        picture = 'image = Image.open("image.png")'
+        if task is not None and task.clip.preprocessing.resizing.library != "transformers":
+            picture = _picture_code(task.clip.preprocessing)
         code = TRANSFORMERS.format(
             imports=imports,
             base=base,
@@ -252,7 +273,7 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
             model=f'PeftModel.from_pretrained({model}, ".")' if form == "peft" else model,
             peft="from peft import PeftModel\n" if form == "peft" else "",
             model_class=MODELS[family],
-            processor="SiglipImageProcessor" if family == "siglip" else "CLIPImageProcessor",
+            picture=picture,
             features=feature if family == "siglip" else f"model.visual_projection({feature})",
         )
     where = ""

@@ -9,7 +9,7 @@ from PIL import Image
 import clipbias
 from clipbias.clip import Clip, encode_image, encode_text
 from clipbias.clip.text import as_tokens
-from clipbias.data.user_images import label_numbers, list_images, to_rgb
+from clipbias.data.user_images import label_numbers, list_images, to_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 30, 22, 3), dtype=np.uint8)
 TEXTS = ["a cat.", "a dog on the grass.", "x"]
@@ -42,9 +42,9 @@ def test_pictures_of_every_kind_are_the_same_picture(clip: Clip, tmp_path: Path)
 def test_grey_and_transparent_pictures() -> None:
     grey = PIXELS[0, ..., 0]
     for image in (grey, grey[..., None], Image.fromarray(grey)):
-        np.testing.assert_array_equal(to_rgb(image), np.repeat(grey[..., None], 3, -1))
+        np.testing.assert_array_equal(np.asarray(to_picture(image)), grey)
     clear = np.concatenate([PIXELS[0], np.zeros((30, 22, 1), np.uint8)], -1)
-    np.testing.assert_array_equal(to_rgb(clear), PIXELS[0])
+    np.testing.assert_array_equal(np.asarray(to_picture(clear)), clear)
     assert list_images(PIXELS[..., 0])[1] is False and list_images(grey)[1] is True
 
 

@@ -1,7 +1,6 @@
 """open_clip's configurations, files without any, and the networks that are refused by name."""
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,13 +71,6 @@ def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, sa
     found = repository.ModelLocation(folder, name, "0" * 40)
     monkeypatch.setattr(repository, "find", lambda source: found)
     assert clipbias.load(name).config.vision.activation == activation
-
-
-def test_another_resizing_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    change(folder, lambda content: content.update(preprocess_cfg={"resize_mode": "squash"}))
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        clipbias.load(folder)
-    assert "squash" in caplog.text
 
 
 def test_names_of_a_text_tower_of_its_own_and_a_scale_in_a_list(folder: Path) -> None:

@@ -16,7 +16,7 @@ from clipbias import TunedModel, data
 from clipbias.data import heif
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
-from clipbias.data.user_images import UserImages, labelled_split, to_rgb
+from clipbias.data.user_images import UserImages, labelled_split, to_picture
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.tuning import Task
 from experiments.inputs import find_images
@@ -68,7 +68,7 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
             for _ in range(2):
                 np.testing.assert_array_equal(np.asarray(images.decoded(0)), UPRIGHT)
     for image in (path, Image.open(path)):
-        np.testing.assert_array_equal(to_rgb(image), UPRIGHT)
+        np.testing.assert_array_equal(to_picture(image), UPRIGHT)
     np.testing.assert_array_equal(
         Split(("a",), np.zeros(1, int), lambda _: path.read_bytes()).image(0), STORED[orientation]
     )
@@ -78,7 +78,7 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
 @pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\5\0"])
 def test_damaged_exif_data_cost_no_picture(exif: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(turned(1, b"Exif\0\0" + exif))
-    np.testing.assert_array_equal(to_rgb(tmp_path / "a.png"), UPRIGHT)
+    np.testing.assert_array_equal(to_picture(tmp_path / "a.png"), UPRIGHT)
 
 
 def test_pictures_in_formats_that_are_not_read_are_counted_and_named(
@@ -115,7 +115,7 @@ def test_heic_is_refused_with_the_package_to_install(tmp_path: Path) -> None:
         pytest.skip("pillow-heif is installed")
     (tmp_path / "a.heic").write_bytes(HEAD + encoded(UPRIGHT))
     with pytest.raises(UnreadableImage, match=r"a\.heic is HEIC; pip install 'clipbias\[heif\]' to read HEIC pictures"):
-        to_rgb(tmp_path / "a.heic")
+        to_picture(tmp_path / "a.heic")
 
 
 class _Played(ImageFile.ImageFile):
@@ -153,7 +153,7 @@ def test_real_heic_is_read(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     smooth = np.asarray(Image.fromarray(UPRIGHT).resize((90, 60), Image.Resampling.BICUBIC))
     pillow_heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "a.heic", quality=95)
-    found = to_rgb(tmp_path / "a.heic").astype(int)
+    found = np.asarray(to_picture(tmp_path / "a.heic")).astype(int)
     assert found.shape == smooth.shape and np.abs(found - smooth).mean() < 6
 
 

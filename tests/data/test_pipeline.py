@@ -178,12 +178,12 @@ def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
     reads.clear()
     for workers in (1, 4):
         assert_same(train(Images(split, cache), batch_size=6, workers=workers), expected)
-    kept = [cache.get((key, 0)) for key in split.keys]
+    kept = [cache.get((key, None)) for key in split.keys]
     assert sorted(reads) == list(range(12)) == list(range(len(cache)))
     assert sum(isinstance(image, np.ndarray) for image in kept) == 2
     small = ImageCache(3 * largest, 12)  # not even the files
     assert_same(train(Images(split, small), batch_size=6, workers=1), expected)
-    assert 3 <= len(small) < 12 and sum(len(small.get((key, 0)) or b"") for key in split.keys) <= small.limit
+    assert 3 <= len(small) < 12 and sum(len(small.get((key, None)) or b"") for key in split.keys) <= small.limit
 
 
 def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
@@ -191,7 +191,10 @@ def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
     images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
     assert_same(train(images, batch_size=6, crop=None, workers=1), train(split, batch_size=6, crop=None, cache_bytes=0))
-    assert len(reads) == 6 and {images.cache.get((key, SIZE)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
+    size = (SIZE, transforms.Resizing())
+    assert len(reads) == 6 and {images.cache.get((key, size)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
+    whole = transforms.Side(SIZE, transforms.Resizing(whole=True))
+    assert (images.evaluated(2, whole) != images.evaluated(2, SIZE)).any()
     assert images.evaluated(2, 8).shape == (8, 8, 3)  # another size is another image
 
 
@@ -245,7 +248,7 @@ def test_images_of_one_cache_are_decoded_once():
         train(images, batch_size=3)
     assert not reads and len(cache) == 6
     cache.keep_only([split.subset([5])])
-    assert len(cache) == 1 and cache.get(("4.png", 0)) is None
+    assert len(cache) == 1 and cache.get(("4.png", None)) is None
     np.testing.assert_array_equal(own[1].decoded(0), transforms.decode(split.read(4), ""))
     assert reads == [4] and len(cache) == 2
 

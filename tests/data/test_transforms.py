@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clipbias.data import transforms
-from clipbias.data.user_images import to_rgb
+from clipbias.data.user_images import to_picture
 
 REFERENCE = Path(__file__).parent / "transform_reference.npz"
 # Since Pillow 13 the side that shrinks more is resized first; before, the width always was, and what lies between the
@@ -147,4 +147,4 @@ def test_grey_levels_of_sixteen_bits_are_not_cut_off(kind):
     image = Image.fromarray(levels)
     expected = np.repeat((levels // 256)[..., None], 3, axis=2)
     np.testing.assert_array_equal(transforms.decode(save(image, kind), "x"), expected)
-    np.testing.assert_array_equal(to_rgb(image), expected)
+    np.testing.assert_array_equal(transforms.as_rgb(to_picture(image)), expected)

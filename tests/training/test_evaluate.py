@@ -42,7 +42,7 @@ def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split)
         width, height = image.size
         short = min(width, height)
         image = image.resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
-        left, top = (round((side - size) / 2) for side in image.size)
+        left, top = ((side - size) // 2 for side in image.size)  # as transformers rounds
         pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
         normal = (pixels / 255 - np.array(clip.preprocessing.mean)) / np.array(clip.preprocessing.std)
         found.append(np.asarray(logits_of(clip.params, learnables, normal[None].astype(np.float32)), float)[0])

@@ -14,7 +14,7 @@ import numpy as np
 from clipbias.clip import Clip, convert
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig, to_hugging_face
 from clipbias.clip.params import Params, empty_params
-from clipbias.clip.preprocess import family_preprocessing
+from clipbias.clip.preprocess_files import family_preprocessing
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_tensors, write_text
 

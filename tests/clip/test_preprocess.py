@@ -1,0 +1,119 @@
+"""Pixels against those of transformers and open_clip, for every way that their files can ask for them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+import clipbias
+from clipbias.clip import ClipConfig, Preprocessing, TextConfig, VisionConfig
+from clipbias.clip.encode import preprocess
+from clipbias.clip.preprocess_files import of_open_clip, preprocessor_json, read_preprocessor
+from clipbias.data.images import pictures as read_pictures
+from clipbias.data.user_images import labelled_split
+from tests.clip import pixels
+
+CONFIG = ClipConfig(
+    VisionConfig(8, 1, 1, 8, image_size=pixels.SIZE, patch_size=4),
+    TextConfig(8, 1, 1, 8, vocabulary_size=9, context_length=8, eos_token_id=8),
+    projection_width=8,
+)
+DEMO = Path(clipbias.__file__).parent / "assets" / "demo"
+ROUNDING = 1e-6
+
+
+def read(content: Any, folder: Path, name: str = "preprocessor_config.json") -> Preprocessing:
+    (folder / name).write_text(json.dumps(content))
+    return read_preprocessor(folder, CONFIG)
+
+
+def recipes(folder: Path) -> dict[str, Preprocessing]:
+    """Each recipe by the name of its expected pixels."""
+    found = {f"transformers.{name}": read(content, folder) for name, content in pixels.TRANSFORMERS.items()}
+    return found | {f"open_clip.{name}": of_open_clip(w, pixels.SIZE) for name, w in pixels.OPEN_CLIP.items()}
+
+
+def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
+    expected = safetensors.numpy.load_file(pixels.EXPECTED)
+    made = recipes(tmp_path)
+    assert made.keys() == expected.keys()
+    for name, preprocessing in made.items():
+        found = preprocess(preprocessing, [*pixels.pictures().values()])
+        for picture, ours, theirs in zip(pixels.pictures(), found, expected[name], strict=True):
+            assert np.abs(ours - theirs).max() < ROUNDING, (name, picture)
+
+
+def test_a_labelled_split_has_the_same_pixels(tmp_path: Path) -> None:
+    expected = safetensors.numpy.load_file(pixels.EXPECTED)
+    images = list(pixels.pictures().values())
+    del images[-2]  # a PNG cannot hold ink
+    split = labelled_split(images, [0] * len(images), ["cat"])
+    for name, preprocessing in recipes(tmp_path).items():
+        found = np.asarray(preprocessing.normalize(read_pictures(split, range(len(images)), preprocessing.side)))
+        assert np.abs(found - np.delete(expected[name], -2, axis=0)).max() < ROUNDING, name
+
+
+def test_what_is_written_gives_the_same_pixels(tmp_path: Path) -> None:
+    for name, preprocessing in recipes(tmp_path).items():
+        again = read(json.loads(preprocessor_json(preprocessing)), tmp_path)
+        assert again == preprocessing, name
+
+
+def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    expected = safetensors.numpy.load_file(pixels.EXPECTED)
+    for name in pixels.TRANSFORMERS:
+        content = json.loads(preprocessor_json(recipes(tmp_path)[f"transformers.{name}"]))
+        processor = getattr(transformers, content["image_processor_type"] + "Pil").from_dict(content)
+        for picture, theirs in zip(pixels.pictures().values(), expected[f"transformers.{name}"], strict=True):
+            found = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+            assert np.abs(found - theirs).max() < ROUNDING, name
+
+
+def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
+    image = pixels.grey_of_16_bits()
+    upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    for name, preprocessing in recipes(tmp_path).items():
+        found = preprocess(preprocessing, image)
+        np.testing.assert_array_equal(found, preprocess(preprocessing, upper), err_msg=name)
+        assert np.ptp(found) > 0.1
+
+
+def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path) -> None:
+    read(pixels.TRANSFORMERS["clip"], tmp_path)
+    assert read({"processor_class": "CLIPProcessor"}, tmp_path, "processor_config.json").resizing.whole is False
+    square = read({"image_processor": pixels.TRANSFORMERS["siglip"]}, tmp_path, "processor_config.json")
+    assert square.resizing.whole and square.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "content"),
+    [
+        ("resizes the shorter side without a centre crop", {"do_center_crop": False}),
+        ("makes images of 6 pixels where the model takes 8", {"crop_size": 6}),
+        ("crops 8 pixels out of 7", {"size": 7}),
+        ("names the image processor 'DonutImageProcessor'", {"image_processor_type": "DonutImageProcessor"}),
+        ("has do_resize = false", {"do_resize": False}),
+        ("has rescale_factor = 0.5", {"rescale_factor": 0.5}),
+        ("has do_pad = true", {"do_pad": True}),
+        ("has size = .*longest_edge.*clipbias follows", {"size": {"shortest_edge": 8, "longest_edge": 9}}),
+        ("has size = .*clipbias follows", {"size": {"height": 8, "width": 9}}),
+        ("is not a preprocessor configuration", {"resample": 17}),
+        ("is not a preprocessor configuration", {"image_std": [0.5, 0, 0.5]}),
+        ("is not a preprocessor configuration", {"size": [8, 8]}),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_name(words: str, content: dict, tmp_path: Path) -> None:
+    with pytest.raises(clipbias.ClipbiasError, match=rf"^/.*preprocessor_config\.json {words}"):
+        read(pixels.TRANSFORMERS["clip"] | content, tmp_path)
+
+
+@pytest.mark.parametrize("wishes", [{"resize_mode": "longest"}, {"interpolation": "area"}, {"mode": "L"}])
+def test_what_open_clip_asks_for_and_cannot_have(wishes: dict) -> None:
+    (name, value) = next(iter(wishes.items()))
+    with pytest.raises(clipbias.ClipbiasError, match=rf"preprocess_cfg\.{name} = '{value}'; clipbias follows"):
+        of_open_clip(wishes, 8)
