@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from clipbias.checks import check_int, shown
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
-from clipbias.data import load as load_dataset
 from clipbias.data import names as dataset_names
+from clipbias.data.hub_dataset import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.user_images import Labels, Pictures, as_array, labelled_split
+from clipbias.data.user_datasets import open_images
+from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias_adapter
 from clipbias.export.upload import upload
@@ -58,8 +59,9 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     Args:
       clip: from `clipbias.load`, or a name that it takes.
       method: a name of `clipbias.list_methods()`, a file of a method of your own, or a `Method`.
-      images: a dataset (`clipbias.data.load`) or its name, a split of one, or pictures as for `clip.preprocess`. A
-        method that learns of no image (zero-shot) needs none.
+      images: a dataset (`clipbias.data.load`, `data.from_arrays`) or its name, a split of one, the path of a folder of
+        classes or of a table, a dataset of Hugging Face with a column of images and one of class labels, or pictures as
+        for `clip.preprocess`. A method that learns of no image (zero-shot) needs none.
       labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
       class_names: the classes, or a dataset with them, where `images` do not say them: for a split, for labels that are
         numbers, and where a class has no picture. Names of labels are sorted.
@@ -86,9 +88,13 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         check_int("start_seed", start_seed)
     if isinstance(clip, Task):
         raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
+    if not isinstance(method, str | Method):
+        raise ClipbiasError(
+            f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
+        )
     clip = as_clip(clip)
-    if labels is None and isinstance(images, str):
-        images = load_dataset(images)
+    if labels is None or is_hub_dataset(images):
+        images = open_images(images)
     if isinstance(recipe, str):
         options = {"recipe": recipe, **options}
     elif isinstance(method, str):
@@ -248,10 +254,7 @@ def _classes(
         raise ClipbiasError("a split has no class names; give class_names=dataset.")
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
-    array = np.asarray(as_array(labels))
-    if array.dtype.kind != "U" or array.ndim != 1:
-        raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
-    return sorted(set(array.tolist()))
+    return names_of_labels(labels)
 
 
 def _names(class_names: Sequence[str] | ClassList) -> tuple[str, ...]:

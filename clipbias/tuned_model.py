@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,9 @@ from clipbias.checks import check_int, shown
 from clipbias.clip import Clip, load
 from clipbias.clip.encode import check_images, check_not_levels, is_normalised
 from clipbias.data import Dataset, Split
-from clipbias.data import load as load_dataset
+from clipbias.data.hub_dataset import HubDataset, is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
+from clipbias.data.user_datasets import open_images
 from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text
@@ -30,7 +31,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.predictor import Predictor
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
-from clipbias.tuning.classes import Classes, ClassList
+from clipbias.tuning.classes import ClassList
 from clipbias.tuning.learnables import flatten
 from clipbias.tuning.registry import METHODS
 from clipbias.tuning.transfer import transfer
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 # Maps in a figure of `plot`; a figure of more is too long to be read.
 MOST_MAPS = 32
 
-# Labelled images: a dataset or its name, a split of one, or pictures with labels beside them.
-Images: TypeAlias = Dataset | Split | Pictures
+# Labelled images: a dataset, its name or path, a split of one, or pictures with labels beside them.
+Images: TypeAlias = Dataset | Split | Pictures | HubDataset | Mapping[str, HubDataset]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -118,8 +119,7 @@ class TunedModel:
         Raises:
           ClipbiasError: what the method learned belongs to the classes of training.
         """
-        names = Classes.of(class_names).class_names
-        task = self.task.with_classes(names, descriptions=descriptions, free_text=free_text)
+        task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         return dataclasses.replace(self, task=task, learnables=transfer(self.task, task, self.learnables))
 
     def predict(
@@ -159,7 +159,7 @@ class TunedModel:
         """Compares predictions with labels, in all and by class.
 
         Args:
-          images: a dataset or its name, a split of one, or pictures.
+          images: as for `clipbias.fit`.
           labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
           split: of a dataset, the images to take: "train", "val" or "test".
           batch_size: images at a time.
@@ -283,7 +283,7 @@ def as_clip(clip: Clip | str | os.PathLike) -> Clip:
 
 def labelled_images(images: Images, labels: Labels | None, class_names: tuple[str, ...]) -> Dataset | Split:
     """A dataset of these classes, or a split. Raises `ClipbiasError` for pictures without labels."""
-    source = load_dataset(images) if labels is None and isinstance(images, str) else images
+    source = open_images(images) if labels is None or is_hub_dataset(images) else images
     if isinstance(source, Dataset) and tuple(source.class_names) != class_names:
         raise ClipbiasError(
             f"{source.name} has {len(source.class_names)} classes, not the model's {len(class_names)}, or not in their "
@@ -295,7 +295,7 @@ def labelled_images(images: Images, labels: Labels | None, class_names: tuple[st
         return source
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
-    return labelled_split(source, labels, class_names)
+    return labelled_split(cast("Pictures", source), labels, class_names)
 
 
 def _merged(notes: Mapping[str, object], more: Mapping[str, object] | None) -> Mapping[str, object]:

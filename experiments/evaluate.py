@@ -121,7 +121,7 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None, mesh: Mesh) 
     else:
         task, learnables = adapter.bind(
             clip,
-            dataset.class_names,
+            dataset,
             own_methods=split(settings.own_methods),
             descriptions=dataset.descriptions,
             dtype=settings.dtype,

@@ -190,7 +190,7 @@ def models(
         if on and trained_on and trained_on != on:
             name += f" trained on {dataset_name(trained_on)}"
         key, label = unique_key(adapter.method, name, seed, {model.key for model in bound})
-        task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
+        task, learnables = adapter.bind(clip, dataset, own_methods=own_methods, dtype=dtype)
         bound.append(
             Model(
                 key.replace("/", "_"),

@@ -37,7 +37,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
-from clipbias.tuning.classes import Classes, check_class_names
+from clipbias.tuning.classes import Classes
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from configs.predict import PredictSettings
 from experiments import common
@@ -114,7 +114,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
         adapter, _ = adapter_file
         task, learnables = adapter.bind(
             clipbias.load(settings.model or adapter.base),
-            None if names is None else check_class_names(names),
+            names,
             own_methods=split(settings.own_methods),
             descriptions=descriptions,
             free_text=free_text,

@@ -5,5 +5,6 @@ from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import test_batches
 from clipbias.data.protocols import make_protocol
 from clipbias.data.sources import load, names
+from clipbias.data.user_datasets import from_arrays
 
-__all__ = ["Dataset", "Split", "few_shot", "load", "make_protocol", "names", "test_batches"]
+__all__ = ["Dataset", "Split", "few_shot", "from_arrays", "load", "make_protocol", "names", "test_batches"]

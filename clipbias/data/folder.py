@@ -18,6 +18,7 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 # Shares of a single-level folder, per class: those of the benchmark's own random splits.
 VAL_SHARE = 0.2
 TEST_SHARE = 0.3

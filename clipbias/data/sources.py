@@ -16,6 +16,11 @@ def names() -> tuple[str, ...]:
     return ("folder", "csv", *demo.NAMES, *catalog.ENTRIES)
 
 
+def is_name(name: str) -> bool:
+    """Whether it is the name of a dataset and no path."""
+    return name in names() or name.startswith(("demo/", "tfds/"))
+
+
 def load(
     name: str, /, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options: Any
 ) -> Dataset:
@@ -68,6 +73,8 @@ def load(
 def unknown_name(name: str) -> ClipbiasError:
     """The error for a name that nothing answers to, with the nearest known ones."""
     known = names()
+    if os.sep in name and not name.startswith(("demo/", "tfds/")):
+        return ClipbiasError(f"there is no dataset and no folder {shorten(name)!r}; check the path.")
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
     return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")

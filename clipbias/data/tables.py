@@ -9,12 +9,11 @@ from pathlib import Path
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files_on_disk
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.folder import SPLIT_FOLDERS, complete_splits
+from clipbias.data.folder import SPLIT_OF, complete_splits
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, parse_json, read_text, reason
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 LONGEST_NUMBER = 10  # digits of a label; longer ones are names
 
@@ -53,7 +52,7 @@ def load(
 
 def has_metadata(folder: Path) -> bool:
     """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
-    places = ["", *SPLIT_NAMES]
+    places = ["", *SPLIT_OF]
     return any(_is_file(folder / place / name) for place in places for name in METADATA)
 
 
@@ -76,7 +75,7 @@ def load_metadata(
     The metadata lies beside the images, in `folder` or in each of `train/`, `validation/`, `test/`.
     """
     rows: list[TableRow] = []
-    for place, split_name in [("", ""), *SPLIT_NAMES.items()]:
+    for place, split_name in [("", ""), *SPLIT_OF.items()]:
         for name in METADATA:
             path = folder / place / name
             if _is_file(path):
@@ -93,9 +92,9 @@ def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> I
                 raise ClipbiasError(f"{path}, line {number}: no value for {column!r}; the columns are {columns}.")
         image = files_on_disk.check_relative(str(record[path_column]), listed_in=f"{path}, line {number},")
         split = str(record.get("split") or split_name)
-        if split and split not in SPLIT_NAMES:
+        if split and split not in SPLIT_OF:
             raise ClipbiasError(f"{path}, line {number}: the split is {split!r}; it must be train, val or test.")
-        yield image, str(record[label_column]), SPLIT_NAMES.get(split, "")
+        yield image, str(record[label_column]), SPLIT_OF.get(split, "")
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:

@@ -1,5 +1,6 @@
 """Pictures as people have them (files, PIL images, arrays, lists of these), and labelled ones as a split."""
 
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -174,13 +175,30 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
     numbers = label_numbers(labels, class_names)
     if len(pictures) != len(numbers) or not len(pictures):
         raise ClipbiasError(f"there are {len(pictures)} images and {len(numbers)} labels; give a label for each image.")
-    keys = tuple(str(image) if is_path(image) else f"{number:06d}" for number, image in enumerate(pictures))
+    keys = [_key(number, image) for number, image in enumerate(pictures)]
 
     def read(index: int) -> bytes:
         image = pictures[index]
         return read_image(data_path(image)) if is_path(image) else _png(to_picture(image, f"image {index}"))
 
     return Split(keys, numbers, read, upright=True)
+
+
+def _key(number: int, image: Picture) -> str:
+    """A picture's path, or its number with a hash of its pixels: studies of other pictures are not continued."""
+    if is_path(image):
+        return str(image)
+    if not hasattr(image, "shape"):
+        return f"{number:06d}"
+    return f"{number:06d}-{hashlib.blake2b(as_array(image).tobytes(), digest_size=4).hexdigest()}"
+
+
+def names_of_labels(labels: Labels) -> list[str]:
+    """The classes that labels name, sorted. Raises `ClipbiasError` for labels that are numbers."""
+    array = np.asarray(as_array(labels))
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
+    return sorted(set(array.tolist()))
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:

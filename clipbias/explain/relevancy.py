@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import check_int
+from clipbias.checks import check_int, shown
 from clipbias.clip import TextTokens
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
@@ -107,6 +107,11 @@ def explanations(
     unknown = sorted(set(options.maps) - set(REDUCTIONS))
     if unknown:
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
+    if not isinstance(task, Task):
+        raise ClipbiasError(
+            f"the first argument is {shown(task)} and no task; the order is task, clip.params, learnables, images, "
+            "targets."
+        )
     if reason := why_no_maps(task):
         raise ClipbiasError(f"{type(task.method).__name__} has no maps. {reason}")
     check_order(params, learnables)

@@ -22,6 +22,7 @@ from clipbias.data.descriptions import Descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.terminal import printable
+from clipbias.tuning.classes import Classes, ClassList
 from clipbias.tuning.learnables import SEPARATOR, Array, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.preset import Options
@@ -92,7 +93,7 @@ class Adapter:
     def task(
         self,
         clip: Clip,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | ClassList | None = None,
         *,
         own_methods: Sequence[str] = (),
         dtype: str = "float32",
@@ -115,7 +116,7 @@ class Adapter:
     def bind(
         self,
         clip: Clip,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | ClassList | None = None,
         *,
         own_methods: Sequence[str] = (),
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
@@ -128,7 +129,7 @@ class Adapter:
 
         Args:
           clip: the model it was trained on.
-          class_names: `None` for the classes of training.
+          class_names: the classes, or a dataset with them; `None` for those of training.
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
             `tuning.user_methods.match_user_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
@@ -149,8 +150,9 @@ class Adapter:
         stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
         trained = Task(clip, method, self, descriptions=stored, method_name=name, dtype=dtype)
         _check_shapes(flatten(self.learnables), trained, self.method)
-        class_names = self.class_names if class_names is None else tuple(class_names)
-        if class_names == self.class_names and descriptions is None and not free_text:
+        if class_names is None:
+            class_names = self
+        if Classes.of(class_names).class_names == self.class_names and descriptions is None and not free_text:
             return trained, self.learnables
         task = trained.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         return task, transfer(trained, task, self.learnables)

@@ -52,13 +52,15 @@ class Classes:
 
 
 def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of a list. Raises `ClipbiasError` where it is a text, or a name occurs twice."""
-    try:
-        counts = collections.Counter([] if isinstance(names, str) else names)
-    except TypeError as error:
-        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.") from error
+    """Names of a list. Raises `ClipbiasError` where it is none, or a name occurs twice."""
     if isinstance(names, str):
         raise ClipbiasError(f"class_names is the text {shown(names)}; give a list of names.")
+    if names is None or isinstance(names, Mapping):
+        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.")
+    try:
+        counts = collections.Counter(names)
+    except TypeError as error:
+        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.") from error
     for name, count in counts.items():
         if count > 1:
             raise ClipbiasError(

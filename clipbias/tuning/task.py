@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from clipbias.checks import shown
@@ -126,6 +127,21 @@ class Task:
             self._warn_of_teacher()
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         self._bind_texts(jax.eval_shape(self.method.adapt, self.shapes))
+        if not isinstance(class_names, ClassList):
+            self._check_distinct()
+
+    def _check_distinct(self) -> None:
+        """Raises `ClipbiasError` for two names of a list that the model reads as the same text, as "cat" and "Cat"."""
+        if self.descriptions is not None:
+            return
+        names: dict[bytes, str] = {}
+        for name, ids in zip(self.class_names, np.asarray(self.tokens.ids), strict=False):
+            other = names.setdefault(ids.tobytes(), name)
+            if other != name:
+                raise ClipbiasError(
+                    f"the model reads the class names {shown(other)} and {shown(name)} as the same text; leave out or "
+                    "rename one."
+                )
 
     def _bind_texts(self, adaptation: Adaptation) -> None:
         """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
@@ -207,7 +223,7 @@ class Task:
 
     def with_classes(
         self,
-        class_names: Sequence[str],
+        class_names: Sequence[str] | ClassList,
         *,
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
@@ -215,7 +231,7 @@ class Task:
         """The same method and template with other classes. Learnables may not fit them: see `tuning.transfer`.
 
         Args:
-          class_names: the classes, or with `free_text` whole texts.
+          class_names: the classes, or a dataset with them; with `free_text` whole texts.
           descriptions: as for `Task`; by default those of this task, unless with `free_text`.
           free_text: as for `Task`.
         """
@@ -224,12 +240,14 @@ class Task:
         task = Task(
             self.clip,
             self.method,
-            Classes(tuple(class_names), self.template),
+            Classes(Classes.of(class_names).class_names, self.template),
             descriptions=descriptions,
             free_text=free_text,
             method_name=self.method_name,
             dtype=self._dtype,
         )
+        if not isinstance(class_names, ClassList):
+            task._check_distinct()
         return task.with_memory(class_shards=self._class_shards)
 
     def _warn_of_teacher(self) -> None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageFile
 
 import clipbias
 from clipbias import TunedModel, data
+from clipbias.clip import Clip
 from clipbias.data import heif
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
@@ -158,7 +159,7 @@ def test_real_heic_is_read(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def zero_shot(clip: clipbias.clip.Clip) -> TunedModel:
+def zero_shot(clip: Clip) -> TunedModel:
     return TunedModel(Task(clip, "zero_shot", ("cat", "dog")), {})
 
 
@@ -188,7 +189,7 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
     np.testing.assert_allclose(accuracy.standard_error, 100 * np.std(right) / 2)
 
 
-def test_training_leaves_out_what_cannot_be_read(clip: clipbias.clip.Clip, tmp_path: Path) -> None:
+def test_training_leaves_out_what_cannot_be_read(clip: Clip, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
     files[1].write_bytes(b"")
     labels, options = ["cat", "cat", "dog", "dog"], {"progress": False}

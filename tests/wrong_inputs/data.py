@@ -70,6 +70,7 @@ def split(*keys: str, labels: tuple[int, ...] = (0, 0)) -> Split:
 
 
 SPLIT_FILE = "split_zhou_EuroSAT.json"
+PIXELS = picture(0, 8, 8)
 JPEG = encoded(picture(0, 64, 64), "JPEG")
 FIRST = miniatures.split_content("eurosat")["train"][0]
 CASES: list[Case] = [
@@ -151,6 +152,14 @@ CASES: list[Case] = [
     pure(r"1\.jpg in val has label 5", Dataset, "s", ("a",), "{}", {"val": split("1.jpg", labels=(5,))}),
     pure(r"x\.jpg is listed twice", split, "x.jpg", "x.jpg"),
     pure("no train images; it has test", Dataset("s", ("a",), "{}", {"test": split("a")}).split, "train"),
+    pure("has 2 images and|there are 2 images and 3 labels", data.from_arrays, [PIXELS, PIXELS], ["a", "b", "c"]),
+    pure("the labels are no names", data.from_arrays, [PIXELS], [0]),
+    pure("labels go from 2 to 2", data.from_arrays, [PIXELS], [2], ["a", "b"]),
+    pure("holds a name twice", data.from_arrays, [PIXELS], ["a"], ["a", "a"]),
+    pure("splits is 'train'; give one of train, val and test", data.from_arrays, [PIXELS], ["a"], splits="train"),
+    pure("the split of an image is 'dev'; it must be", data.from_arrays, [PIXELS], ["a"], splits=["dev"]),
+    pure("no image is for training", data.from_arrays, [PIXELS], ["a"], splits=["test"]),
+    pure("image 0 holds float64 numbers", data.from_arrays, [PIXELS / 255], ["a"]),
     # Pictures and batches of them.
     pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode, JPEG[: len(JPEG) // 2], "pets/cat.jpg"),
     (

@@ -109,6 +109,8 @@ CASES: list[Case] = [
     ("the adapter's notes is 5", lambda place: place.tuned().save(place.tmp_path / "a.safetensors", notes=5)),
     pure("the model is None; give what clipbias.load returned, or a name", clipbias.fit, None, "bias", DATA),
     ("the first argument is a task; give the model", lambda place: clipbias.fit(place.task(), "bias", DATA)),
+    ("is .* and no method; the order is the model, the", lambda place: clipbias.fit("bias", place.clip, DATA)),
+    ("is .* and no method; the order is the model, the", lambda place: clipbias.fit(place.clip, DATA, "bias")),
     fitted("colours has classes of its own", DATA, class_names=("cat", "dog")),
     fitted("images without labels", IMAGES),
     fitted("neither images nor class names"),

@@ -113,6 +113,15 @@ CASES: list[Case] = [
     bound("no class names", ()),
     bound("class_names is the text 'cat'; give a list of names", "cat"),
     bound("class_names is 5; give a list of names", 5),
+    bound("class_names is None; give a list of names", None),
+    bound(r"class_names is \{'cat': 1\}; give a list of names", {"cat": 1}),
+    bound("reads the class names 'big cat' and 'big_cat' as the same text", ("big cat", "dog", "big_cat")),
+    bound("reads the class names 'cat' and 'Cat' as the same text", ("cat", "Cat")),
+    (
+        "reads the class names 'cat' and 'Cat' as the same text",
+        lambda place: place.task("bias").with_classes(["cat", "Cat"]),
+    ),
+    ("'cat' occurs 2 times", lambda place: place.task("bias").with_classes(["cat", "cat"])),
     bound("the class name 'cat' occurs 2 times; give each class a name of its own", ("cat", "dog", "cat")),
     pure("the first argument is 'demo' and no model; give what clipbias.load", Task, "demo", "bias", ("cat", "dog")),
     bound("class 1 has an empty name", ("cat", " ")),
@@ -142,6 +151,7 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
     swapped(SWAPPED, lambda task, params, learnables: task.image_features(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda *given: clipbias.relevancy(given[0], *given[:0:-1], IMAGES, np.zeros(1, int))),
+    swapped("and no task; the order is task", lambda *given: clipbias.relevancy(given[1], given[0], {}, IMAGES, [0])),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", IMAGES),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", np.stack([IMAGES] * 5, 1)),
     (
