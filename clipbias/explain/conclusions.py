@@ -13,7 +13,7 @@ from clipbias.explain.effects import OUTCOME_NAMES, OUTCOMES
 from clipbias.explain.replacement_names import PLAIN, REPLACEMENT_FORM_NAMES
 from clipbias.explain.results import ByOutcome, Effects, Replacements
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import amount, capitalize, percent
+from clipbias.explain.wording import amount, capitalize, join_words, percent
 
 STANDS = 0.9
 MOST = 0.5
@@ -44,9 +44,9 @@ class Claim:
 def effect_names(prompts: bool) -> dict[str, str]:
     """What each effect is called, for methods with prompts or without."""
     return {
-        "attention": "relative attention among input tokens",
-        "scale": "the attention that prompts take away from input tokens",
-        "values": "what prompts add" if prompts else "what the method adds to tokens",
+        "attention": "where CLIP looks",
+        "scale": "the attention that prompts draw away",
+        "values": "what prompts add to tokens" if prompts else "what the method adds to tokens",
     }
 
 
@@ -67,19 +67,35 @@ def carrier(numbers: Effects, outcome: str, *, prompts: bool = True) -> Claim:
     """
     if nothing := no_gain(numbers.gain, outcome):
         return nothing
-    claim = _largest_effect(numbers.effects, effect_names(prompts), f"the gain in {OUTCOME_NAMES[outcome]}")
-    together = interacting(numbers)
-    if not together:
-        return claim
-    listed = ", ".join(f"{name} {percent(numbers.interactions[name].share)}" for name in together)
-    depends = f" Effects depend on each other ({listed}), so that these shares are means over their orders."
-    return Claim(claim.verdict, claim.sentence + depends)
+    claim = _largest_effect(numbers, effect_names(prompts), f"the gain in {OUTCOME_NAMES[outcome]}")
+    return Claim(claim.verdict, " ".join([claim.sentence, *_together(numbers, effect_names(prompts))]))
 
 
-def _largest_effect(effects: Mapping[str, Estimate], names: Mapping[str, str], gain: str) -> Claim:
+def effects_above_quarter(numbers: Effects) -> list[str]:
+    """Effects that surely take part in a gain."""
+    return [name for name, number in numbers.effects.items() if excludes(number.share, QUARTER) > 0]
+
+
+def effects_below_quarter(numbers: Effects) -> list[str]:
+    """Effects that surely do not."""
+    return [name for name, number in numbers.effects.items() if excludes(number.share, QUARTER) < 0]
+
+
+def _together(numbers: Effects, names: Mapping[str, str]) -> list[str]:
+    """What effects give together beyond what they give alone, in words, where it is not small."""
+    return [
+        f"{capitalize(join_words([names[effect] for effect in together.split(' × ')]))} together give"
+        f" {percent(numbers.interactions[together].share)} of the gain beyond what their parts give; each share holds"
+        " an equal part of that."
+        for together in interacting(numbers)
+    ]
+
+
+def _largest_effect(numbers: Effects, names: Mapping[str, str], gain: str) -> Claim:
+    effects = numbers.effects
     shown = {name: f"{names[name]} carries {percent(effects[name].share)} of {gain}" for name in effects}
     most = [name for name in effects if excludes(effects[name].share, HALF) > 0]
-    part = [name for name in effects if excludes(effects[name].share, QUARTER) > 0]
+    part = effects_above_quarter(numbers)
     if len(most) == 1 and part == most:
         return Claim(most[0], f"{capitalize(shown[most[0]])}: more than half.")
     if len(part) > 1:
@@ -183,14 +199,17 @@ def conclude(
 
 
 def _favours(carried: str, constant: Claim | None, prompts: bool) -> list[str]:
-    """The paper's hypothesis that the headline favours, if any."""
+    """Which of the paper's hypotheses accuracy speaks for, if any: a change of where CLIP looks, or a bias."""
     if carried == "attention":
-        return ["This favours (a), attention, over (b), a bias."]
+        return ["This speaks for a change of where CLIP looks, against a bias."]
     if carried == "scale" and prompts:
-        return ["This favours neither (a), attention among input tokens, nor (b), a bias."]
+        return ["This speaks neither for a change of where CLIP looks nor for a bias."]
     if carried != "values":
         return []
     if constant is not None and constant.verdict in (STANDS_FOR, CARRIES_MOST):
-        return ["This favours (b), a bias, over (a), attention."]
-    open_end = ": another constant may keep it." if constant is not None and constant.verdict == DOES_NOT else "."
-    return [f"This is against (a), attention. Whether (b), a bias, keeps the gain is undecided{open_end}"]
+        return ["This speaks for a bias, the same for every image, against a change of where CLIP looks."]
+    open_end = ": another bias may." if constant is not None and constant.verdict == DOES_NOT else "."
+    return [
+        "This speaks against a change of where CLIP looks. Whether a bias, the same for every image, keeps the gain is"
+        f" undecided{open_end}"
+    ]

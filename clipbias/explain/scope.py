@@ -11,6 +11,8 @@ from clipbias.clip import Adaptation
 from clipbias.tuning import Task
 from clipbias.tuning.test_time_method import crops_of
 
+NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
+
 
 def additions(task: Task) -> Adaptation:
     """The shapes of a method's adaptation."""
@@ -80,7 +82,7 @@ def why_no_causal_test(task: Task) -> str:
     """Why the effects of the frozen and the tuned run cannot be mixed, or ""."""
     adaptation = additions(task)
     if not adaptation.changes_text and not adaptation.changes_vision:
-        return "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
+        return NOTHING_INSIDE
     if task.method.patches and adaptation.changes_vision:
         return "The head reads features of patches, and the two runs' mixtures give those of whole images alone."
     if adaptation.inserts_tokens:

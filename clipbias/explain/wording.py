@@ -40,8 +40,8 @@ def counted(number: int, thing: str) -> str:
 
 
 def join_words(parts: Sequence[str]) -> str:
-    """`A, B and C`."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    """`A, B and C`; of nothing, nothing."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:

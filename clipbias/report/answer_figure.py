@@ -24,6 +24,7 @@ from clipbias.report.verdict_tables import share_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_ROWS = 8  # of the table, zero-shot's among them
 COLUMNS = (
@@ -38,6 +39,16 @@ COLUMNS = (
 )
 MEAN = "mean"
 OUTCOME = OUTCOMES[0]
+# What a row of the first page's figure is called.
+_ROW_NAMES = {
+    "gain": "whole gain",
+    "attention": "attention: where CLIP looks",
+    "scale": "scale: drawn to prompts",
+    "values": "values: what is added",
+    KEPT: "kept by the mean",
+    LOST: "lost without it",
+}
+_ROW_HEIGHT = 0.2  # inches
 _EFFECT_LOOKS = [(name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)]
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
@@ -74,9 +85,8 @@ def _change(number: Estimate | None) -> str:
 def answer_note(study: StudyResults, methods: Sequence[MethodResults]) -> str:
     """What the numbers of `answer_rows` are."""
     sentences = [
-        f"Accuracy over {counted(study.zero_shot.images, 'image')} ± one standard error. The three effects add up to"
-        " the gain. Kept and lost: shares of the gain in accuracy. A dash: not measured, no sure gain, or a"
-        " method that learns such vectors."
+        f"Accuracy over {counted(study.zero_shot.images, 'image')} ± one standard error. Kept and lost: shares of"
+        " the gain in accuracy. A dash: not measured, no sure gain, or a method that learns such vectors."
     ]
     shown = _shown(methods)
     starts = [f"{each.facts.name} {each.facts.start:.1f} %" for each in shown if each.facts.start is not None]
@@ -97,11 +107,28 @@ def _shown(methods: Sequence[MethodResults]) -> list[MethodResults]:
 
 def answer_figure(study: StudyResults, methods: Sequence[MethodResults]) -> CaptionedFigure | None:
     """Per method what carries the gain in accuracy, and what of it the mean keeps and takes away."""
-    name = study.dataset.name
-    numbers = pd.DataFrame([row for method in methods for row in _marks(method, name)])
+    numbers = pd.DataFrame([row for method in methods for row in _marks(method, study.dataset.name)])
     if numbers.empty:
         return None
-    return captioned("answer", _draw(numbers, {name: dataset_name(name)}, size=4.6), numbers)
+    return captioned("answer", _draw_rows(numbers), numbers)
+
+
+def _draw_rows(numbers: pd.DataFrame) -> "Figure":
+    """A row for each number, below the name of its method; narrow enough for a phone."""
+    numbers = numbers.assign(row=numbers["method"] + "\n" + numbers["quantity"])
+    rows: list[str] = []
+    for method, of_method in numbers.groupby("method", sort=False):
+        rows += [str(method), *of_method["row"]]
+    with style.styled():
+        figure = style.new_figure(3.9, 0.6 + _ROW_HEIGHT * len(rows))
+        axes = figure.subplots()
+        points(axes, numbers, category="row", hue="quantity", looks=_LOOKS, places=rows, step=0.0)
+        axes.set_yticks(range(len(rows)), [_ROW_NAMES.get(row.rpartition("\n")[2], row) for row in rows])
+        for row, label in zip(rows, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("normal" if "\n" in row else "bold")
+        axes.axvline(0, color="#4B5563", linewidth=0.8)
+        axes.set_xlabel("points of accuracy")
+    return figure
 
 
 def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] = ()) -> CaptionedFigure | None:
@@ -122,7 +149,7 @@ def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] 
     # Panels are laid out as their names come.
     places = {name: number for number, name in enumerate([*datasets, MEAN])}
     drawn = drawn.sort_values("dataset", key=lambda column: column.map(places), kind="stable")
-    figure = _draw(drawn, {dataset: dataset_name(dataset) for dataset in datasets} | {MEAN: "Mean"}, size=2.1)
+    figure = _draw(drawn, {dataset: dataset_name(dataset) for dataset in datasets} | {MEAN: "Mean"})
     return captioned(
         "verdict_overview",
         figure,
@@ -132,13 +159,13 @@ def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] 
     )
 
 
-def _draw(numbers: pd.DataFrame, names: Mapping[Any, str], size: float) -> Any:
+def _draw(numbers: pd.DataFrame, names: Mapping[Any, str]) -> "Figure":
     """A panel for each dataset and a line for each method, with a mark and an interval for each number."""
     methods = list(dict.fromkeys(numbers["method"]))
     lines = [textwrap.fill(label, 16) for label in methods]
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.14)
+        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.16)
         axes.set_yticks(range(len(lines)), lines)
         axes.axvline(0, color="#4B5563", linewidth=0.8)
         for line in range(1, len(lines)):
@@ -149,7 +176,7 @@ def _draw(numbers: pd.DataFrame, names: Mapping[Any, str], size: float) -> Any:
         draw,
         by=("", "dataset"),
         layout=Layout(
-            names=names, size=(size, 0.56 * len(lines) + 0.4), x_label="points of accuracy", share_y=True, wrap=4
+            names=names, size=(2.1, 0.66 * len(lines) + 0.4), x_label="points of accuracy", share_y=True, wrap=4
         ),
     )
 

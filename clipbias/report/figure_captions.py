@@ -20,10 +20,9 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "answer": (
         "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",
-        """Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that
-        prompts take away. Values: what is added to tokens. Kept: the gain of the frozen model with the mean of what
-        the tuned blocks add, two vectors per layer. Lost: what the tuned model loses if it is subtracted. Lines: 95 %
-        intervals.""",
+        """Attention, scale and values add up to the whole gain. Kept: the gain of the frozen model with the mean of
+        what the tuned blocks add, two vectors per layer. Lost: what the tuned model loses if it is subtracted. Lines:
+        95 % intervals.""",
     ),
     "verdict_overview": (
         "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",

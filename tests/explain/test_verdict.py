@@ -116,11 +116,11 @@ def of(results):
 @pytest.mark.parametrize(
     ("given", "carried", "constant", "words"),
     [
-        ({"effects": ATTENTION}, "attention", None, "This favours (a)"),
-        ({"effects": VALUES, "kept": 1.0, "lost": 1.0}, "values", "most", "This favours (b)"),
-        ({"effects": VALUES, "kept": 0.1, "lost": 1.0}, "values", "not", "undecided: another constant may keep it"),
-        ({"effects": VALUES, "kept": 1.0, "lost": 0.1}, "values", "not", "undecided: another constant may keep it"),
-        ({"effects": VALUES}, "values", None, "This is against (a), attention."),
+        ({"effects": ATTENTION}, "attention", None, "This speaks for a change of where CLIP looks"),
+        ({"effects": VALUES, "kept": 1.0, "lost": 1.0}, "values", "most", "This speaks for a bias"),
+        ({"effects": VALUES, "kept": 0.1, "lost": 1.0}, "values", "not", "undecided: another bias may"),
+        ({"effects": VALUES, "kept": 1.0, "lost": 0.1}, "values", "not", "undecided: another bias may"),
+        ({"effects": VALUES}, "values", None, "This speaks against a change of where CLIP looks."),
         ({"effects": BOTH}, "shared", None, "Several effects share the gain in accuracy"),
         ({"effects": NOTHING}, "no gain", None, "There is no sure gain in accuracy"),
         ({"effects": VALUES, "images": 19}, None, None, "Undecided, because 19 images are too few"),
@@ -151,7 +151,7 @@ def test_no_hypothesis_is_favoured_without_a_sure_gain_in_accuracy():
     results.factorial.models["ivlp"] = dataclasses.replace(results.factorial.models["ivlp"], summary=summary)
     found = of(results)
     assert found.carrier.accuracy == found.carrier.calibrated == "no gain"
-    assert "favours" not in " ".join(found.sentences)
+    assert "speaks" not in " ".join(found.sentences)
     assert summary.temperature_alone.share.value == pytest.approx(1.0, abs=0.06)  # 0.2 is not the best
     assert any(sentence.startswith("A temperature alone") for sentence in found.sentences)
 
@@ -192,4 +192,4 @@ def test_that_a_constant_stands_for_bias_tuning_is_no_finding():
     assert prompted.constant.accuracy in ("stands", "most") and found.constant is None
     assert found.carrier == prompted.carrier
     said = " ".join(found.sentences)
-    assert "favours" not in said and "stands for" not in said and "against (a)" not in said
+    assert "speaks" not in said and "stands for" not in said

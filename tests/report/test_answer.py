@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from clipbias.explain.answer import answer_sentences, conclude_study, question
-from clipbias.explain.results import ByOutcome, CausalTests, MethodResult, Missing, Verdict
+from clipbias.explain.answer import approach, conclude_study
+from clipbias.explain.headline import MethodTest, headline, method_tests, reasons
+from clipbias.explain.results import CausalTests, Effects, MethodResult, Missing, Replacements
+from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate
 from clipbias.report.answer_figure import COLUMNS, MOST_ROWS, answer_figure, answer_note, answer_rows
 from clipbias.report.methods import MethodResults, study_methods
@@ -68,10 +70,23 @@ def test_the_figure_has_the_same_numbers(results):
     for kind in ("kept", "lost"):
         np.testing.assert_allclose(found.pop(("IVLP", kind)), ends(constants[f"{kind}:kind"]), atol=1e-5)
     assert not found
-    legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
-    assert legend == ["whole gain", *EFFECTS, "kept by the mean", "lost without it"]
     (axes,) = drawing.figure.axes
     assert axes.get_xlabel() == "points of accuracy"
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    effects = ["whole gain", "attention: where CLIP looks", "scale: drawn to prompts", "values: what is added"]
+    without_slots = [name for name in effects if "scale" not in name]
+    assert names == ["IVLP", *effects, "kept by the mean", "lost without it", "Bias tuning", *without_slots]
+
+
+def test_markers_of_two_methods_do_not_touch_in_a_figure_for_a_phone(results):
+    figure = answer_figure(results, study_methods(results)).figure
+    assert figure.get_figwidth() * 96 * 1.15 < 440  # CSS pixels, see `save_picture`
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    marks = [line for line in axes.lines if line.get_marker() in "Dos^v"]
+    heights = sorted(axes.transData.transform((0, y))[1] for line in marks for y in line.get_ydata())
+    size = max(line.get_markersize() for line in marks) * figure.dpi / 72
+    assert len(heights) == 9 and np.diff(heights).min() > 1.3 * size
 
 
 def test_a_start_elsewhere_is_told(results):
@@ -95,15 +110,38 @@ def test_a_model_that_cannot_be_taken_apart_has_its_gain(results):
     changes = [100.0 * ((models[key] == labels) - 1.0 * before) for key in KEYS["IVLP, 2 seeds"]]
     np.testing.assert_allclose(numbers_in(row[2]), ends(number(drawn(np.stack(changes)))), atol=0.0501)
     assert set(row[3:]) == {"–"} and answer_figure(study, methods) is None
-    assert len(study.answer.sentences) == 1
+    assert study.answer.headline.endswith("why Bias tuning (+24.0 points) differs from CLIP was not tested.")
+    change, reason, _ = study.answer.reasons
+    assert change.text.startswith(f"{row[2].partition(' ')[0]} points (")
+    assert reason.text == "IVLP, 2 seeds, Bias tuning: A head has no second run."
 
 
-def test_few_methods_have_their_conclusion(results):
-    said = results.answer.sentences
-    verdict, bias = results.verdict_on(("ivlp", "ivlp_seed2")), results.verdict_on(("bias",))
-    assert said[1] == f"IVLP, 2 seeds: {verdict.conclusion}"
-    assert said[2] == f"Bias tuning: {bias.sentences[0]}" and len(said) == 3
-    assert re.match(r"Zero-shot CLIP gets 44.0 % of the images right; tuning changes that by \+\d+\.\d points", said[0])
+def shares_in(text):
+    """Shares and ends of their intervals, in percent."""
+    return [[float(x) for x in found] for found in re.findall(r"(-?\d+) % \((-?\d+) to (-?\d+)\)", text)]
+
+
+def test_the_reasons_have_the_numbers_of_the_arrays(results):
+    """Independently: Shapley values and constants in plain loops over the study's arrays."""
+    added, looks, bias = results.answer.reasons
+    effects = {label: recomputed.effects(results, keys, "accuracy") for label, keys in KEYS.items()}
+    assert [added.about, looks.about, bias.about] == [
+        "What is added to CLIP's tokens",
+        "Where CLIP looks",
+        "A fixed bias in its place",
+    ]
+
+    def expected(name):
+        return [ends(own[name], SHARES, 100) for own in effects.values() if name in own]
+
+    np.testing.assert_allclose(shares_in(added.text), expected("values"), atol=0.501)
+    np.testing.assert_allclose(shares_in(looks.text), [*expected("attention"), *expected("scale")], atol=0.501)
+    constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
+    both = [ends(constants[f"{kind}:kind"], SHARES, 100) for kind in ("kept", "lost")]
+    np.testing.assert_allclose(shares_in(bias.text), both, atol=0.501)
+    assert bias.text.endswith("Bias tuning is a fixed bias itself.")
+    for label, own in effects.items():
+        assert f"{label} ({own['gain']['value']:+.1f} points)" in results.answer.headline
     assert "over 50 images of the test split and over seeds" in results.answer.certainty
 
 
@@ -126,31 +164,120 @@ def method(label="M", gain=20.0):
     return MethodResults(facts(label, gain), verdict=None, summary=None, replaced=None, test=None, constants=None)
 
 
-def verdict(label, carrier, constant):
-    said = ByOutcome(carrier, carrier), ByOutcome(constant, constant)
-    return Verdict(label, (label,), None, 50, *said, ("Said.",), "Said.")
+def share(low, high):
+    """A share with its interval, in percent of a gain of 20 points."""
+    middle = (low + high) / 2
+    return Estimate(middle / 5, low / 5, high / 5, Estimate(middle / 100, low / 100, high / 100))
 
 
-def test_many_methods_are_told_by_their_verdicts(results):
-    words = ("values", "attention", "scale", "shared", "undecided", "no gain")
-    constants = ("stands", "most", "not", "undecided", "not", "no gain")
-    methods = [facts(f"M{place}", 30.0 - place) for place in range(len(words))]
-    verdicts = [verdict(f"M{place}", *both) for place, both in enumerate(zip(words, constants, strict=True))]
-    first, carried, constant = answer_sentences(results.zero_shot, methods, verdicts)
-    assert "6 of 6 methods surely gain, most of all M0: +30.0 points (+25.0 to +35.0)" in first
-    for said in (
-        "ttention among input tokens carries more than half of the gain in accuracy with M1",
-        "what is added to tokens carries more than half of the gain in accuracy with M0",
-        "several effects share the gain in accuracy with M3",
-        "undecided with M4",
-        "there is no sure gain in accuracy with M5",
-    ):
-        assert said in carried
-    assert constant == (
-        "Judged by accuracy, the mean of what its blocks add, as two vectors per layer, stands for M0; stands for most"
-        " of M1; does not stand for M2 and M4, for which another constant may; may stand for M3 or not, which is"
-        " undecided."
+LITTLE, SOME, MUCH = share(-5, 20), share(10, 40), share(60, 90)
+
+
+def measured(verdict, label="M", *, gain=20.0, attention=SOME, values=MUCH, constant=None, images=50, learns=False):
+    """A method with a verdict, two of its effects, and what the mean keeps and loses."""
+    gain = Estimate(gain, gain - 5, gain + 5)
+    effects = Effects(Estimate(50.0), gain, {"attention": attention, "values": values}, {}, {})
+    kept = Replacements(gain, {"kind": SOME}, {"kind": MUCH}, None)
+    method = dataclasses.replace(facts(label), gain=gain, learns_constant=learns)
+    return MethodTest(method, verdict, effects, None if learns else kept, constant, images)
+
+
+GAINED = "M (+20.0 points, +15.0 to +25.0) beats CLIP"
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (measured("values"), f"{GAINED} mainly through what it adds to CLIP's tokens."),
+        (
+            measured("values", attention=LITTLE),
+            f"{GAINED} mainly through what it adds to CLIP's tokens, not by changing where CLIP looks.",
+        ),
+        (measured("attention", attention=MUCH, values=SOME), f"{GAINED} mainly by changing where CLIP looks."),
+        (
+            measured("attention", attention=MUCH, values=LITTLE),
+            f"{GAINED} mainly by changing where CLIP looks, not through what it adds to CLIP's tokens.",
+        ),
+        (measured("scale"), f"{GAINED} mainly because prompts draw attention away from the image and the text."),
+        (
+            measured("shared", attention=share(30, 60)),
+            f"{GAINED} by changing where CLIP looks and through what it adds to CLIP's tokens, each surely more than a"
+            " quarter of the gain.",
+        ),
+        (measured("undecided"), f"{GAINED}; through which effect is undecided."),
+        (
+            measured("no gain", gain=1.0),
+            "M (+1.0 points, -4.0 to +6.0) does not surely beat CLIP, so there is no gain to explain.",
+        ),
+        (measured("no gain", gain=-9.0), "M (-9.0 points, -14.0 to -4.0) is worse than CLIP, so there is no gain to"),
+        (measured("few images", images=12), "12 images are too few to explain M ("),
+        (measured("outside"), f"{GAINED} by its classifier alone, and nothing changes inside CLIP."),
+        (measured("untested"), "Why M (+20.0 points, +15.0 to +25.0) differs from CLIP was not tested."),
+    ],
+)
+def test_the_answer_is_one_plain_sentence(method, words):
+    assert headline([method]).startswith(words) and len(re.findall(r"\.(?!\d)", headline([method]))) == 1
+
+
+def test_methods_of_one_verdict_share_a_clause():
+    tests = [measured("values", "A", attention=LITTLE), measured("no gain", "B", gain=0.0), measured("values", "C")]
+    assert headline(tests) == (
+        "A (+20.0 points) and C (+20.0 points) beat CLIP mainly through what they add to CLIP's tokens; B (+0.0 points)"
+        " does not surely beat CLIP, so there is no gain to explain."
     )
+    tests = [measured("values", f"M{place}", attention=LITTLE) for place in range(4)]
+    assert headline(tests) == (
+        "M0, M1, M2 and M3 beat CLIP mainly through what they add to CLIP's tokens, not by changing where CLIP looks."
+    )
+    assert headline([]) == "There is no tuned model here to explain."
+
+
+@pytest.mark.parametrize(
+    ("constant", "words"),
+    [
+        ("stands", "So a fixed bias does what the method does."),
+        ("most", "So a fixed bias does most of what the method does."),
+        ("not", "So this bias does not do what the method does; whether another one does is open."),
+        ("undecided", "So whether this bias does what the method does is undecided."),
+    ],
+)
+def test_a_fixed_bias_is_judged_in_words(constant, words):
+    *_, bias = reasons([measured("values", constant=constant)])
+    assert bias.text == (
+        f"The mean of what M adds keeps 25 % (10 to 40) of its gain; without it 75 % (60 to 90) is lost. {words}"
+    )
+    *_, bias = reasons([measured("values", learns=True), measured("values", "N")])
+    assert bias.text == "M is a fixed bias itself. It was not measured with N."
+
+
+def test_reasons_of_many_methods_are_ranges_and_verdicts():
+    verdicts = ("stands", "most", "not", "undecided", "not")
+    values = (MUCH, share(20, 30), share(70, 99), share(40, 60), MUCH)
+    tests = [
+        measured("values", f"M{place}", values=own, constant=constant)
+        for place, (own, constant) in enumerate(zip(values, verdicts, strict=True))
+    ]
+    added, looks, bias = (reason.text for reason in reasons(tests))
+    assert added == "25 to 84 % of the gain; surely more than half with M0, M2 and M4."
+    assert looks == "25 to 25 % of the gain; with no method surely more than half."
+    assert bias == (
+        "The mean of what a method adds keeps 25 to 25 % of its gain; it does what M0 does; does most of what M1 does;"
+        " does not do what M2 and M4 does, where another bias may; may do what M3 does or not, which is undecided."
+    )
+
+
+def test_without_a_gain_the_reasons_are_the_change_and_what_to_do():
+    change, advice = reasons([measured("no gain", gain=1.0)])
+    assert change.text == "+1.0 points (-4.0 to +6.0) with M."
+    assert advice.about == "What to do" and "learning rate" in advice.text
+
+
+def test_a_head_on_frozen_features_gains_outside(results):
+    missing = {key: Missing(NOTHING_INSIDE) for key in ("ivlp", "ivlp_seed2", "bias")}
+    study = only_sections(results, "verdict", sections=("predictions", "factorial", "verdict"))
+    study = conclude_study(dataclasses.replace(study, factorial=CausalTests(missing, ())))
+    assert [test.verdict for test in method_tests(study)] == ["no gain", "outside"]
+    assert study.answer.headline.endswith("beats CLIP by its classifier alone, and nothing changes inside CLIP.")
 
 
 def test_of_many_methods_those_that_gain_most_are_shown(results):
@@ -160,10 +287,8 @@ def test_of_many_methods_those_that_gain_most_are_shown(results):
     most = sorted(gains, key=gains.get)[-(MOST_ROWS - 1) :]
     assert len(rows) == MOST_ROWS == 8 and [row[0] for row in rows[1:]] == [name for name in gains if name in most]
     assert "4 methods of smaller gain" in answer_note(results, methods)
-    unknown = [dataclasses.replace(each.facts, gain=None) for each in methods]
-    assert "no tuned model was tested" in answer_sentences(results.zero_shot, unknown, ())[0]
 
 
-def test_the_question_is_for_who_read_nothing(results):
-    assert "prompts, a few vectors that are learned" in results.answer.question
-    assert "prompts" not in question(results.tuned[-1:])
+def test_the_approach_is_for_who_read_nothing(results):
+    assert "prompts, a few learned vectors" in results.answer.approach
+    assert "prompts" not in approach(results.tuned[-1:])

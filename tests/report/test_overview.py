@@ -140,7 +140,7 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     monkeypatch.setattr(draw_verdict, "_TO", types.SimpleNamespace(value=str(picture)))
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     said = capsys.readouterr().out
-    assert "accuracy, points: scale × values" in said and "What prompts add carries" in said
+    assert "accuracy, points: scale × values" in said and "What prompts add to tokens carries" in said
     assert said.count("Head has no factorial.") == said.count("Head has no constants.") == 1
     assert "Not in it: Head: Head has no factorial." in said  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"

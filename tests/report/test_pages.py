@@ -8,7 +8,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.answer import conclude_study
-from clipbias.explain.results import Missing, save_results
+from clipbias.explain.results import Missing, Reason, save_results
 from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
 from tests.report.markup import Page
@@ -122,18 +122,21 @@ def test_verdict_models_and_config_are_told(whole):
 
 
 def test_the_first_page_asks_answers_and_shows(whole):
-    """In this order: the question, the answer, how sure it is, the figure, the table; and not more."""
+    """In this order: the question, the answer, its reasons, how sure it is, the figure, the table; and not more."""
     page, *_ = whole
     first = page.text.partition("More What carries the gain, in full")[0]
     parts = (
         "Why does tuning help on demo/digits?",
-        "(a) they change",
-        "Zero-shot CLIP gets",
+        "beat CLIP mainly",
+        "What is added to CLIP's tokens:",
+        "Where CLIP looks:",
+        "A fixed bias in its place:",
+        "How it was found:",
         "How sure:",
-        "Three effects",
+        "add up to the whole gain",
     )
     places = [first.index(part) for part in (*parts, "Accuracy (%) Gain (points)")]
-    assert places == sorted(places) and len(first[places[1] :].split()) < 400
+    assert places == sorted(places) and len(first[places[1] :].split()) < 440
 
 
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
@@ -172,7 +175,7 @@ def test_seeds_are_told_together_and_one_by_one(written, drawn):
     first, second = (results.verdict_on([key]) for key in KEYS)
     assert page.text.index(together.sentences[0]) < page.text.index(first.sentences[0])
     assert "IVLP (seed 2)" in page.text and second.sentences[-1] in page.text
-    assert together.conclusion in page.text.partition("How sure:")[0]
+    assert results.answer.headline in page.text.partition("How sure:")[0]
 
 
 def test_every_text_is_escaped(written, drawn):
@@ -182,7 +185,7 @@ def test_every_text_is_escaped(written, drawn):
     zero_shot, ivlp, bias = results.models
     models = (zero_shot, dataclasses.replace(ivlp, label=HOSTILE), bias)
     verdicts = tuple(dataclasses.replace(own, conclusion=HOSTILE, sentences=(HOSTILE,)) for own in results.verdict)
-    answer = dataclasses.replace(results.answer, sentences=(HOSTILE,))
+    answer = dataclasses.replace(results.answer, headline=HOSTILE, reasons=(Reason(HOSTILE, HOSTILE),))
     path, page = written(dataclasses.replace(results, dataset=dataset, models=models, verdict=verdicts, answer=answer))
     assert page.tags.count("img") == 3  # of the first page, of the verdict and the one that was asked for
     assert "<img src=x" not in path.read_text("utf-8")

@@ -150,7 +150,7 @@ def test_of_what_is_no_sure_gain_nothing_is_shared_out():
     assert {row[3] for row in rows} == {row[5] for row in rows} == {"–"}
     assert verdict_figures.replacement_curve_figure(methods) is None
     assert {text for row in verdict_tables.constants_table(methods).rows for text in row[3:]} == {"–"}
-    assert "favours" not in " ".join(methods[0].verdict.sentences)
+    assert "speaks" not in " ".join(methods[0].verdict.sentences)
 
 
 def test_what_is_missing_says_why():

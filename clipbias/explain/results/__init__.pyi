@@ -22,6 +22,7 @@ from .effects import MeasuredBias as MeasuredBias
 from .effects import MethodResult as MethodResult
 from .effects import ModelTests as ModelTests
 from .effects import RandomPrompts as RandomPrompts
+from .effects import Reason as Reason
 from .effects import Replacements as Replacements
 from .effects import SeedGroup as SeedGroup
 from .effects import Verdict as Verdict

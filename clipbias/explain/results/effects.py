@@ -217,11 +217,27 @@ class MethodResult:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a report says first: the question, the answer's sentences, and how sure they are."""
+class Reason:
+    """A reason for the answer: what it is about, and its numbers in words."""
 
-    question: str
-    sentences: tuple[str, ...]
+    about: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a report says first.
+
+    Attributes:
+      headline: the answer in one sentence.
+      reasons: with their numbers.
+      approach: how it was found.
+      certainty: how sure it is, and what it says nothing about.
+    """
+
+    headline: str
+    reasons: tuple[Reason, ...]
+    approach: str
     certainty: str
 
 
