@@ -46,7 +46,8 @@ def approach(tuned: Sequence[ModelFacts]) -> str:
     learned = "prompts, a few learned vectors that join its input" if prompts else "a few learned numbers"
     return (
         f"How it was found: CLIP stays as it is and gets {learned}. Frozen and tuned CLIP run side by side, and each"
-        " effect is taken from the tuned run, alone and with the others. Where CLIP looks: which tokens attend to which."
+        " effect is taken from the tuned run, alone and with the others. Where CLIP looks: which tokens attend to"
+        " which."
         " A fixed bias: the same is added for every image, here the mean over training images of what the tuned blocks"
         " add."
     )
