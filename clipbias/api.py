@@ -5,6 +5,7 @@ They read files, draw images and show progress, so they are not for `jax.jit`; t
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain import bias_adapter
 from clipbias.export.upload import upload
 from clipbias.training import mesh as meshes
-from clipbias.training.single import train_task
+from clipbias.training.single import FitResult, train_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task
 from clipbias.tuning.adapter import read_adapter
@@ -69,17 +70,27 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
       shots: images drawn of each class; `None` takes all.
       seed: of the few-shot split.
       start_seed: of the learnables' start and of the order of images; `None` takes that of the few-shot split.
-      learning_rate, epochs, batch_size: in place of the recipe's.
+      learning_rate: in place of the recipe's; `None` compares four on held-out images (`clipbias.data.held_out`), for a
+        third of the steps each, and takes the best, unless `recipe` is a `Recipe`.
+      epochs, batch_size: in place of the recipe's.
       recipe: "common" or "authors" for a method that has both; or a `Recipe`. By default the method's own; where it has
         none, `Recipe()`: the paper's, for 300 steps at least.
-      validation: a split, or a pair of pictures and their labels, for methods that choose on validation images.
+      validation: a split, or a pair of pictures and their labels: what settings are selected on, in place of training
+        images that are held out.
       mesh: where to compute; `None` takes all devices.
       on_image_error: "raise", or "skip" images that cannot be read.
       progress: whether to show it.
       **options: the method's options; and `descriptions`, `free_text` or `dtype` as for `Task`.
 
+    Returns:
+      A model whose notes have the learning rate, how it was selected, and what there is to warn about.
+
     Raises:
       ClipbiasError: images, labels, classes or options do not fit, or the loss is not finite.
+
+    Warns:
+      UserWarning: nothing can be held out, the tuned model is no better than zero-shot on held-out images, or the loss
+        ends above that of equal probabilities.
     """
     if shots is not None:
         check_int("shots", shots, lowest=1)
@@ -105,9 +116,10 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     if not task.method.uses_images:
         return TunedModel(task, task.init(seed if start_seed is None else start_seed))
     dataset = _training_dataset(task, images, labels, validation)
+    compares_rates = learning_rate is None and not isinstance(recipe, Recipe)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
-    learnables = train_task(
+    result = train_task(
         task,
         _changed(recipe, learning_rate, epochs, batch_size),
         dataset,
@@ -117,8 +129,11 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         mesh=meshes.make_mesh() if mesh is None else mesh,
         on_image_error=on_image_error,
         progress=progress,
+        compares_rates=compares_rates,
     )
-    return TunedModel(task, learnables, _notes(images, shots, seed, start_seed))
+    for sentence in result.warnings:
+        warnings.warn(sentence, stacklevel=2)
+    return TunedModel(result.task, result.learnables, _notes(images, shots, seed, start_seed, result))
 
 
 def load_adapter(
@@ -286,7 +301,9 @@ def _training_dataset(
     return Dataset(name, task.class_names, task.template, splits)
 
 
-def _notes(images: Images | None, shots: int | None, seed: int, start_seed: int | None) -> dict[str, object]:
+def _notes(
+    images: Images | None, shots: int | None, seed: int, start_seed: int | None, result: FitResult
+) -> dict[str, object]:
     notes: dict[str, object] = {"seed": seed}
     if start_seed is not None:
         notes["start_seed"] = start_seed
@@ -294,4 +311,10 @@ def _notes(images: Images | None, shots: int | None, seed: int, start_seed: int 
         notes["shots"] = shots
     if isinstance(images, Dataset):
         notes["dataset"] = images.name
+    if result.recipe is not None:
+        notes["learning_rate"] = result.recipe.learning_rate
+    if result.selection is not None:
+        notes["choice"] = result.selection.note
+    if result.warnings:
+        notes["warnings"] = list(result.warnings)
     return notes

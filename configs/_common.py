@@ -9,7 +9,6 @@ from clipbias.data.reading import ImageReading, OnImageError
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, setting_of
 from clipbias.training.compute import Compute
-from clipbias.tuning.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,6 @@ class SweepSettings(DatasetSettings):
         '"demo", a hub name, or a local folder or file (docs/models.md); a hub name is such as '
         '"openai/clip-vit-base-patch16".',
     )
-    recipe: Recipe = group(Recipe)
     start_seed: Count | None = setting(
         None,
         "Of the initial trainable parameters and the order of images; None takes the seed of the few-shot split.",

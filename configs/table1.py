@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 
 from clipbias.checks import Choices, Count, Positive, Range, check_choice
 from clipbias.data.protocols import PROTOCOLS
-from clipbias.settings import setting, to_config
+from clipbias.settings import group, setting, to_config
 from clipbias.training.rates import CELL, METHOD, NONE
 from clipbias.training.spec import TEST, VALIDATION
+from clipbias.tuning.recipe import Recipe
 from configs._common import SweepSettings
 
 PRESETS = {
@@ -61,6 +62,7 @@ DATASETS = (
 class GridSettings(SweepSettings):
     """What `table1` and `lab` combine, and how much of it a job takes."""
 
+    recipe: Recipe = group(Recipe)
     methods: tuple[str, ...] = setting(
         METHODS, "The methods, by name or by the path of a file of your own (docs/methods.md)."
     )

@@ -11,19 +11,39 @@ The part after the colon is a method by its name, "bias" without one, or a file 
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Annotated
 
 from ml_collections import ConfigDict, config_dict
 
-from clipbias.checks import Count, Positive
-from clipbias.settings import setting, to_config
+from clipbias.checks import Count, Positive, Range
+from clipbias.settings import group, setting, to_config
+from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import option_types
 from configs._common import SweepSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenRecipe(Recipe):
+    """The recipe of `train`, which may leave the learning rate open."""
+
+    learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(  # type: ignore[assignment]
+        None,
+        "Learning rate of the first epoch after the warm-up, from which it falls along a cosine. None takes the "
+        f"recipe's, {Recipe.learning_rate:g}; for pictures of your own (folder, csv) it compares four rates on "
+        "held-out images and takes the best (docs/runs.md).",
+    )
+
+    def closed(self) -> Recipe:
+        """The same with a learning rate: the common recipe's where it is open."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Recipe(**values | ({"learning_rate": Recipe.learning_rate} if self.learning_rate is None else {}))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings(SweepSettings):
     """The settings of `train`."""
 
+    recipe: OpenRecipe = group(OpenRecipe)
     dataset: str = setting("demo/digits", "The dataset, by name (docs/datasets.md).")
     shots: Positive | None = setting(16, "Training images per class; None takes all.")
     seed: Count = setting(1, "Of the few-shot split, and of the start (`start_seed`).")

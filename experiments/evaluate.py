@@ -26,12 +26,14 @@ import clipbias
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
+from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
+from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
@@ -186,7 +188,7 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
             f"temperature {calibration['temperature']:.3f}, fitted on validation images"
         )
     else:
-        line += "; no temperature is fitted, because there are no other images to validate on"
+        line += f"; no temperature is fitted, because {_no_temperature(score.get('validation_images', 0))}"
     lines = [line]
     if "ood" in score:
         ood = score["ood"]
@@ -196,6 +198,18 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"separated from {ood['images']} images of {ood['dataset']}: {'; '.join(scores)}")
     return lines
+
+
+def _no_temperature(images: int) -> str:
+    """Why no temperature was fitted on so many validation images."""
+    if not images:
+        return "there are no other images to validate on"
+    if images < FEWEST_TO_CALIBRATE:
+        return f"{images} validation images are too few; it takes {FEWEST_TO_CALIBRATE}"
+    return (
+        f"none between {COLDEST:g} and {HOTTEST:g} suits the {images} validation images best; add images that the "
+        "model gets wrong, or more of them"
+    )
 
 
 if __name__ == "__main__":

@@ -8,20 +8,24 @@ Continues where it stopped. Writes `metrics.jsonl`, `results.jsonl`, the same as
 """
 
 import dataclasses
-import statistics
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
+from clipbias.data import held_out
+from clipbias.data.sources import OWN
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json, read_json_lines
+from clipbias.io import read_json
 from clipbias.settings import as_json, convert
+from clipbias.training import caution, selection
 from clipbias.training.group import make_job
-from clipbias.training.metrics import METRICS
+from clipbias.training.job import Logging
+from clipbias.training.progress import Progress
 from clipbias.training.score import score_test
-from clipbias.training.spec import RunSpec
+from clipbias.training.spec import Row, RunSpec
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
@@ -32,8 +36,8 @@ from experiments.table1 import dry_run, prepare
 
 _CONFIG = "configs/train.py"
 RESULT = "result.json"
-# A loss below this share of its first value has fallen.
-LEARNED = 0.95
+# What was selected on held-out images.
+SELECTION = "selection.json"
 
 
 def main(settings: TrainSettings, workdir: Path) -> None:
@@ -46,20 +50,23 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         context = inputs.context
         note_model(workdir, context.clip)
         (spec,) = inputs.specs((), inputs.rates)
-        before = _keep_result(workdir, spec)
-        notes = {}
+        notes: Row = {}
+        if settings.dataset in OWN:
+            _keep_result(workdir, spec, context, is_open=True)
+            compares_rates = settings.recipe.learning_rate is None and inputs.rates is None
+            spec, notes = select(spec, context, workdir, compares_rates=compares_rates)
+        before = _keep_result(workdir, spec, context)
         if spec.method != ZERO_SHOT:
             same = before if before.get("key") == spec.key else {}
             known = hosts.from_first(lambda: same.get("zero_shot_accuracy"))
-            notes = {"zero_shot_accuracy": zero_shot(context, spec) if known is None else known}
+            notes["zero_shot_accuracy"] = zero_shot(context, spec) if known is None else known
             if hosts.is_first():
                 common.tell(f"{ZERO_SHOT} on {spec.dataset}: {notes['zero_shot_accuracy']:.2f} % of test images")
-        (row,) = sweep([spec], context, workdir, settings.recipe, single=True, notes={spec.key: notes})
+        (row,) = sweep([spec], context, workdir, grid.recipe, single=True, notes={spec.key: notes})
         if hosts.is_first():
             write_json(workdir / RESULT, row)
             common.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
-            if hint := hardly_learned(read_json_lines(workdir / METRICS), row):
-                common.tell(hint)
+            common.tell(*caution.of_row(row, spec.make_method(), _classes(context, spec)))
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
 
 
@@ -73,7 +80,59 @@ def one_run(settings: TrainSettings) -> Table1Settings:
         datasets=(settings.dataset,),
         shots=None if settings.shots is None else (settings.shots,),
         seeds=(settings.seed,),
+        learning_rate=settings.recipe.closed().learning_rate,
     )
+
+
+def select(spec: RunSpec, context: SweepContext, workdir: Path, *, compares_rates: bool) -> tuple[RunSpec, Row]:
+    """Selects the settings of a run on held-out images, or takes them from the work folder.
+
+    Args:
+      spec: of a run on pictures of a user's own.
+      context: the model and the dataset.
+      workdir: keeps the selection in `selection.json`.
+      compares_rates: whether the learning rate is selected; else only what the method searches for.
+
+    Returns:
+      The run with the settings that were selected, and `choice` for its row; empty where nothing was selected.
+    """
+    checkpoints = workdir / "checkpoints" / f"selection-{spec.key}"
+    logging = Logging(
+        checkpoints=checkpoints,
+        checkpoint_seconds=context.compute.checkpoint_seconds,
+        progress=Progress(0, title=f"{spec.method} on {spec.dataset}"),
+    )
+    job = make_job((dataclasses.replace(spec, validation="none"),), context, logging)
+    held = held_out.hold_out_of(job.protocol, spec.seed, calibrates=True)
+    if hosts.is_first() and (sentence := caution.nothing_held_out(job, held, compares_rates=compares_rates)):
+        common.tell(sentence)
+    if not (selection.searches(job) or (compares_rates and selection.has_candidates(job))):
+        return spec, {}
+    spec = dataclasses.replace(spec, validation=held_out.POLICY)
+    stored = hosts.from_first(lambda: _stored_selection(workdir, spec))
+    if not stored:
+        selected = selection.select(job, held, compares_rates=compares_rates)
+        if selected is None:
+            return spec, {}
+        stored = {"key": spec.key, "learning_rate": selected.best.learning_rate, "choice": selected.note}
+        if hosts.is_first():
+            common.tell(str(selected))
+            write_json(workdir / SELECTION, stored)
+            epath.Path(checkpoints).rmtree(missing_ok=True)
+    choice = stored["choice"]
+    recipe = spec.recipe and spec.recipe.at(stored["learning_rate"])
+    return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **choice["options"]}), {"choice": choice}
+
+
+def _stored_selection(workdir: Path, spec: RunSpec) -> dict[str, Any]:
+    """What an earlier process selected for the same run; empty if it did not."""
+    path = workdir / SELECTION
+    stored = read_json(path, dict) if path.exists() else {}
+    return stored if stored.get("key") == spec.key else {}
+
+
+def _classes(context: SweepContext, spec: RunSpec) -> int:
+    return len(context.datasets[spec.dataset].class_names)
 
 
 def zero_shot(context: SweepContext, spec: RunSpec) -> float:
@@ -83,39 +142,30 @@ def zero_shot(context: SweepContext, spec: RunSpec) -> float:
     return float(result.scores[0]["accuracy"])
 
 
-def _keep_result(workdir: Path, spec: RunSpec) -> dict[str, Any]:
-    """The result that is there. Refuses one of other settings, unless that training learned next to nothing.
+def _keep_result(workdir: Path, spec: RunSpec, context: SweepContext, *, is_open: bool = False) -> dict[str, Any]:
+    """The result that is there. Refuses one of other settings, unless that run was no success (`caution.of_row`).
+
+    Args:
+      workdir: of the run.
+      spec: of the run.
+      context: with the dataset.
+      is_open: whether settings are still to be selected; these are not compared.
 
     Raises:
       ClipbiasError: it names the settings.
     """
     path = workdir / RESULT
     before = read_json(path, dict) if path.exists() else {}
-    other = [name for name, value in spec.facts().items() if name in before and before[name] != value]
-    if other and not hardly_learned(read_json_lines(workdir / METRICS), before):
+    facts = spec.facts()
+    if is_open and before:
+        selected = {name: before[name] for name in ("learning_rate", "options", "validation")}
+        facts |= selected | {"recipe": facts["recipe"] | {"learning_rate": before["learning_rate"]}}
+    other = [name for name, value in facts.items() if name in before and before[name] != value]
+    if other and not caution.of_row(before, spec.make_method(), _classes(context, spec)):
         raise ClipbiasError(
             f"{workdir} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
         )
     return before
-
-
-def hardly_learned(lines: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
-    """What to do where the mean loss of the last third of the steps is hardly below that of the first; else nothing.
-
-    Args:
-      lines: of the steps, `METRICS`.
-      row: of the run; of one that is trained as its authors do nothing is said.
-    """
-    losses = [line["loss"] for line in lines if "loss" in line]
-    third = max(1, len(losses) // 3)
-    first, last = (statistics.fmean(part) if part else 0.0 for part in (losses[:third], losses[-third:]))
-    if len(losses) < 2 or "own_recipe" in row or last < LEARNED * first:
-        return ""
-    return (
-        f"the loss hardly fell in {len(losses)} steps, from {first:.3g} to {last:.3g}: try more --config.epochs or "
-        f"another --config.learning_rate than {row['learning_rate']:g}, or have one chosen by table1 with "
-        "--config.learning_rates."
-    )
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (table1, "methods", ("bais",), "unknown method 'bais'; did you mean 'bias'?"),
     (table1, "methods", (), "there are no methods"),
     (table1, "seeds", (), "there are no seeds"),
+    (table1, "seeds", (1, 2, 1), "seeds has 1 twice; name each once"),
+    (table1, "methods", ("bias", "bias"), "methods has 'bias' twice"),
     (table1, "targets", ("folder",), "the protocol few_shot stays within one dataset"),
     (table1, "protocol", "few_shots", "protocol is 'few_shots'; choose from few_shot"),
     (table1, "method_options", {"bias": 5}, "method_options.bias is 5; it must hold options by name"),

@@ -48,12 +48,15 @@ def test_a_space(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert names["page"].models["bias"].clip is names["clip"]
 
 
+@pytest.mark.filterwarnings("ignore:the tuned model is no better")
 def test_a_method_of_ones_own(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "low_rank.py").write_text(snippet("methods.md", "vision_left"), encoding="utf-8")
     few = data.load("demo/digits")
     names: dict = {"clipbias": clipbias, "clip": demo, "dataset": few}
-    code = snippet("methods.md", '"low_rank.py", dataset').replace("rank=2", "rank=2, epochs=1, progress=False")
+    code = snippet("methods.md", '"low_rank.py", dataset').replace(
+        "rank=2", "rank=2, learning_rate=0.05, epochs=1, progress=False"
+    )
     exec(code, names)
     names["model"].save(tmp_path / "own.safetensors")
     again = clipbias.load_adapter(tmp_path / "own.safetensors", demo, own_methods=["low_rank.py"])

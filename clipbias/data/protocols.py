@@ -48,6 +48,7 @@ class EvalProtocol:
         classes, without test images (all of ImageNet's are). If none is left, they are training images outside the
         few-shot split: as many per class as it has, at most 4.
       unlabelled: Returns all training images of the training classes, for pseudo-labels.
+      calibration: Returns the images that calibrate, or None. By default those of `validation`.
     """
 
     protocol: str
@@ -55,6 +56,7 @@ class EvalProtocol:
     evaluations: tuple[Evaluation, ...]
     unlabelled: Callable[[], Split]
     validation: Callable[[], Split | None] = lambda: None
+    calibration: Callable[[], Split | None] | None = None
 
 
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:

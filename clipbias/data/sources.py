@@ -10,10 +10,13 @@ from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, shorten
 
+# Pictures of a user's own.
+OWN = ("folder", "csv")
+
 
 def names() -> tuple[str, ...]:
     """Every name that `load` takes as it stands; "tfds/" and a builder's name is another."""
-    return ("folder", "csv", *demo.NAMES, *catalog.ENTRIES)
+    return (*OWN, *demo.NAMES, *catalog.ENTRIES)
 
 
 def is_name(name: str) -> bool:

@@ -146,6 +146,8 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     if notes.get("dataset"):
         facts.append(("dataset", _plain(f"{notes['dataset']}, {len(adapter.class_names)} classes")))
     facts += [(name, _plain(notes[name])) for name in ("protocol", "shots", "seed") if notes.get(name) is not None]
+    if rate := _learning_rate(notes):
+        facts.append(("learning rate", _plain(rate)))
     for name, accuracy in _accuracies(notes).items():
         facts.append((_plain(f"top-1 accuracy{name and f' ({name})'}"), f"{accuracy:.2f} %"))
     facts += [
@@ -155,6 +157,18 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
         ("exported with", f"clipbias {_version()}".strip()),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _learning_rate(notes: Mapping[str, Any]) -> str:
+    """The learning rate, and how it was selected on held-out images; empty without one."""
+    rate = notes.get("learning_rate")
+    if rate is None:
+        return ""
+    choice = notes.get("choice") or {}
+    rates = [line.get("learning_rate") for line in choice.get("tried", ())]
+    tried = [f"{rate:g}" for rate in rates if rate is not None]
+    images = f" on {choice['images']} held-out images" if choice.get("images") else ""
+    return f"{rate:g}" + (f", selected from {', '.join(tried)}{images}" if len(tried) > 1 else "")
 
 
 def _plain(value: object) -> str:

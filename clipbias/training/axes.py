@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
+from clipbias.checks import shown
 from clipbias.clip.precision import named
 from clipbias.data import Dataset, protocols
 from clipbias.errors import ClipbiasError
@@ -53,11 +54,15 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
       rates: learning rates that were selected before.
 
     Raises:
-      ClipbiasError: there is nothing to combine, or no such method or option.
+      ClipbiasError: there is nothing to combine, an axis has a value twice, or there is no such method or option.
     """
     for name in ("methods", "datasets", "shots", "seeds"):
         if not getattr(axes, name):
             raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
+    for name in ("methods", "datasets", "shots", "seeds", "learning_rates"):
+        values = getattr(axes, name)
+        if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
+            raise ClipbiasError(f"{name} has {shown(repeated[0])} twice; name each once.")
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))
     specs = []

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipbias.data.held_out import FEWEST_TO_CALIBRATE
+
 BINS = 15
 # Where a temperature is looked for.
 COLDEST = 1e-2
@@ -61,17 +63,20 @@ def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature `T` whose logits over `T` have the smallest mean cross-entropy (Guo et al. 2017).
 
-    The cross-entropy is convex in `1 / T`; where it falls all the way, as it does when every image is right, `T` is
-    the end of the range from 0.01 to 100.
+    The cross-entropy is convex in `1 / T`. `None` where it has no minimum between 0.01 and 100, as when every image is
+    right, and where there are fewer than ten images.
 
     Args:
       logits: of validation images `[n, C]`.
       labels: `[n]`.
     """
     from scipy.optimize import brentq
+
+    if len(labels) < FEWEST_TO_CALIBRATE:
+        return None
 
     def slope(log_temperature: float) -> float:
         """Of the mean cross-entropy by `1 / T`: the mean of what is expected of the logits less the label's own."""
@@ -86,10 +91,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     low = np.log(COLDEST)
     high = np.log(HOTTEST)
-    at_low = slope(low)
-    at_high = slope(high)
-    if at_low <= 0 or at_high >= 0:
-        return COLDEST if at_low <= 0 else HOTTEST
+    if slope(low) <= 0 or slope(high) >= 0:
+        return None
     return float(np.exp(brentq(slope, low, high, xtol=1e-6)))
 
 

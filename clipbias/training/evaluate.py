@@ -46,8 +46,8 @@ def evaluate(
       save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
 
     Returns:
-      `{"accuracy", "correct", "images", "calibration"}`, with `skipped_images` if any, and with images outside `ood`
-      (`calibration.detection`).
+      `{"accuracy", "correct", "images", "calibration"}`, with `validation_images`, their number, and `skipped_images`
+      if any, and with images outside `ood` (`calibration.detection`).
     """
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
     single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
@@ -62,7 +62,9 @@ def evaluate(
     (inside,), fitted = evaluator.outcomes(static, inputs, validation=None if others is None else on(others))
     assert evaluator.predicted is not None
     save(evaluator.predicted[0])
-    scores = score(inside, None if fitted is None else fitted[0])
+    scores = score(inside, fitted[0])
+    if others is not None:
+        scores["validation_images"] = len(others)
     if evaluator.skipped:
         scores["skipped_images"] = evaluator.skipped
     if outside is not None:

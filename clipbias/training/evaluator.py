@@ -188,7 +188,7 @@ class Evaluator:
 
     def outcomes(
         self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None
-    ) -> tuple[list[Outcome], list[float] | None]:
+    ) -> tuple[list[Outcome], list[float | None]]:
         """What each run predicts for every image that could be read.
 
         Args:
@@ -196,11 +196,14 @@ class Evaluator:
           validation: of images of the same classes to fit each run's temperature on.
 
         Returns:
-          Of each run the outcomes, and its temperature, `None` without validation images that could be read.
+          Of each run the outcomes, and its temperature: `None` without validation images that could be read, or where
+          they fit none (`fit_temperature`).
         """
         inputs = encode_texts(static, inputs)
-        fitted = None if validation is None else validation._temperatures(static, inputs)
-        temperatures = np.asarray(np.ones(static.runs) if fitted is None else fitted, np.float32)
+        fitted: list[float | None] = [None] * static.runs
+        if validation is not None:
+            fitted = validation._temperatures(static, inputs)
+        temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
         values, labels = self._each_batch(outcomes, static, inputs, temperatures, labelled=True)
         read = labels >= 0
         if not read.any():
@@ -216,14 +219,18 @@ class Evaluator:
                 correct[run],
                 every.other_odds[run],
                 every.highest[run],
-                None if fitted is None else every.other_odds_at[run],
+                None if fitted[run] is None else every.other_odds_at[run],
             )
             for run in range(static.runs)
         ]
         return results, fitted
 
-    def validate(self, static: EvalStatic, inputs: EvalInputs) -> list[Row]:
+    def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
         """How well each run does on these images, to select one by; arguments as in `outcomes`.
+
+        Args:
+          static, inputs: of the runs.
+          finite: whether runs are refused whose logits are not finite; else their loss is not finite.
 
         Returns:
           For each run `{"accuracy", "correct", "images", "loss"}`: top-1 accuracy in percent, the counts behind it, and
@@ -235,7 +242,8 @@ class Evaluator:
         if not read.any():
             raise ClipbiasError("none of the validation images could be read.")
         correct, loss = (np.concatenate(batches, axis=1)[:, read] for batches in zip(*values, strict=True))
-        _check_finite(loss)
+        if finite:
+            _check_finite(loss)
         images = int(read.sum())
         return [
             {
@@ -258,12 +266,12 @@ class Evaluator:
         count = len(self.split)
         return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.other_odds[:count]
 
-    def _temperatures(self, static: EvalStatic, inputs: EvalInputs) -> list[float] | None:
-        """The temperature that these images ask for, for each run; `None` if none of them could be read."""
+    def _temperatures(self, static: EvalStatic, inputs: EvalInputs) -> list[float | None]:
+        """The temperature that these images ask for, for each run; `None` where there is none."""
         values, labels = self._each_batch(logits, static, inputs)
         read = labels >= 0
         if not read.any():
-            return None
+            return [None] * static.runs
         scores = np.concatenate(values, axis=1)[:, read]
         _check_finite(scores)
         return [fit_temperature(of_run, labels[read]) for of_run in scores]
@@ -286,7 +294,7 @@ class Evaluator:
           For each run `{"accuracy", "correct", "images", "calibration"}`.
         """
         results, fitted = self.outcomes(static, inputs, validation=validation)
-        return [score(outcome, None if fitted is None else fitted[run]) for run, outcome in enumerate(results)]
+        return [score(outcome, temperature) for outcome, temperature in zip(results, fitted, strict=True)]
 
 
 def first_run(learnables: Learnables) -> Learnables:

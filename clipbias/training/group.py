@@ -4,7 +4,7 @@ How a group runs depends on its specs and on the devices alone, so that an inter
 to the last bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -28,7 +28,9 @@ from clipbias.tuning.recipe import Recipe
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 
-def train_group(group: Group, context: SweepContext, paths: SweepPaths, common: Recipe) -> list[Row]:
+def train_group(
+    group: Group, context: SweepContext, paths: SweepPaths, common: Recipe, notes: Mapping[str, Row] | None = None
+) -> list[Row]:
     """Trains and scores the runs of a group; saves their adapters and predictions, and returns their rows.
 
     Args:
@@ -36,6 +38,7 @@ def train_group(group: Group, context: SweepContext, paths: SweepPaths, common: 
       context: what the groups of the sweep share.
       paths: where to write.
       common: the recipe of methods that have none of their own; rows tell the differences from it.
+      notes: facts that are added to a row and its adapter, by the key of its spec.
 
     Raises:
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
@@ -46,13 +49,16 @@ def train_group(group: Group, context: SweepContext, paths: SweepPaths, common: 
         scores = _score_test(group, job, result, paths)
     else:
         scores = score_validation(job, result.learnables)
-    rows = [_row(spec, job, result, run, common, scores[run]) | _picks(job, run) for run, spec in enumerate(group)]
+    rows = [
+        _row(spec, job, result, run, common, scores[run]) | _picks(job, run) | (notes or {}).get(spec.key, {})
+        for run, spec in enumerate(group)
+    ]
     if group[0].score_on == TEST and hosts.is_first():
         for run, (spec, row) in enumerate(zip(group, rows, strict=True)):
             learnables = select_run(result.learnables, run)
             if jax.tree.leaves(learnables) or paths.single:
-                notes = {name: value for name, value in row.items() if name not in VOLATILE}
-                save_adapter(paths.adapter(spec), job.task, learnables, notes=notes)
+                facts = {name: value for name, value in row.items() if name not in VOLATILE}
+                save_adapter(paths.adapter(spec), job.task, learnables, notes=facts)
     return rows
 
 

@@ -52,6 +52,7 @@ class Logging:
       progress: shows every step.
       steps_before: steps of earlier stages, from which the metrics count on.
       total_steps: of all stages; `None` where this stage is the only one.
+      ends_on_failure: whether a loss that is not finite ends the training; else that run goes on beside the others.
     """
 
     checkpoints: Path | None = None
@@ -62,6 +63,7 @@ class Logging:
     progress: Progress | None = None
     steps_before: int = 0
     total_steps: int | None = None
+    ends_on_failure: bool = True
 
     def say(self, line: str) -> None:
         """Prints a line beside the progress, if it is shown."""
@@ -197,14 +199,18 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     return tuple(stages)
 
 
+class NotSideBySide(ClipbiasError):
+    """Learning rates that are trained one after another: fewer of them fit the memory without loss of time."""
+
+
 def check_side_by_side(stages: Sequence[TrainJob]) -> None:
-    """Raises `ClipbiasError` where fewer learning rates would fit the memory without loss of time."""
+    """Raises `NotSideBySide` where fewer learning rates would fit the memory without loss of time."""
     for stage in stages:
         compute = stage.context.compute
         is_set = (compute.remat, compute.class_chunks, compute.micro_batch) != (AUTO, None, None)
         fastest = stage.plan is None or stage.plan.is_fastest
         if not (is_set or fastest) and len({run.learning_rate for run in stage.runs}) > 1:
-            raise ClipbiasError("the learning rates do not fit the memory side by side.")  # the sweep trains them apart
+            raise NotSideBySide("the learning rates do not fit the memory side by side.")
 
 
 def validation_images(job: TrainJob) -> list[Split]:

@@ -227,6 +227,7 @@ def _open_report(
         images=images,
         losses=losses,
         waiting=(lambda: batches.waiting_share) if not isinstance(batches, FeatureBatches) else None,
+        ends_on_failure=logging.ends_on_failure,
     )
 
 

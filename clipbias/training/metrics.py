@@ -102,6 +102,7 @@ class StepReport:
         images: int,
         losses: Sequence[float] | None = None,
         waiting: Callable[[], float] | None = None,
+        ends_on_failure: bool = True,
     ) -> None:
         """Reports nothing yet.
 
@@ -111,6 +112,7 @@ class StepReport:
           images: of one step in all runs.
           losses: of the step that the runs go on from, `None` where that is the first one.
           waiting: the share of the steps' time that was spent waiting for images; `None` where there are none.
+          ends_on_failure: whether a loss that is not finite is an error.
         """
         self._method = method
         self._seeds = seeds
@@ -118,6 +120,7 @@ class StepReport:
         self._progress = progress
         self._metrics = metrics
         self._waiting = waiting
+        self._ends_on_failure = ends_on_failure
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
         # When the first step was told, which may have been compiled, and how many were since: their mean is shown,
@@ -132,7 +135,7 @@ class StepReport:
         self._late = (step, values, rate)
 
     def catch_up(self) -> None:
-        """Tells what is not told yet. Raises `ClipbiasError` where a loss is not finite."""
+        """Tells what is not told yet. Raises `ClipbiasError` where a loss is not finite, unless that ends nothing."""
         if self._late is None:
             return
         step, values, rate = self._late
@@ -143,7 +146,7 @@ class StepReport:
         if "accuracy" in values:
             values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
         for seed, loss in zip(self._seeds, values["loss"], strict=True):
-            if not np.isfinite(loss):
+            if self._ends_on_failure and not np.isfinite(loss):
                 raise ClipbiasError(
                     f"the loss of {self._method} (seed {seed}) is {loss} at step {step}; "
                     "what was saved before is kept; lower --config.learning_rate or check the images."

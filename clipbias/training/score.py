@@ -75,18 +75,25 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
     return merged | ({"skipped_images": skipped} if skipped else {})
 
 
-def score_validation(job: TrainJob, learnables: Learnables) -> list[Row]:
+def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
     """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
+
+    Args:
+      job: with the validation images.
+      learnables: leading axis `R`, on the host.
+      finite: see `Evaluator.validate`.
 
     Returns:
       Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
     """
     splits = validation_images(job)
-    source = job.protocol.source
-    task, learnables = _fitted(job, learnables, source, tuple(range(len(source.class_names))))
+    task = fit_evaluation(job.task, runs=job.padded_runs, mesh=job.context.mesh)
     static, inputs = _evaluation(job, task, learnables)
     distinct = {split.digest: split for split in splits}
-    scores = {digest: job.context.evaluator(split).validate(static, inputs) for digest, split in distinct.items()}
+    scores = {
+        digest: job.context.evaluator(split).validate(static, inputs, finite=finite)
+        for digest, split in distinct.items()
+    }
     return [
         {f"validation_{name}": value for name, value in scores[split.digest][run].items()}
         for run, split in enumerate(splits)

@@ -55,16 +55,21 @@ def sweep(
       part: `(i, n)` of jobs that share the work folder.
       most_runs: runs side by side; `None` for as many as are worth it.
       single: there is one run, whose files lie in the folder itself, and whose failure is raised.
-      notes: facts that are added to a row, by the key of its spec.
+      notes: facts that are added to a row and its adapter, by the key of its spec.
 
     Returns:
       The rows of all specs that are there, other parts' too, in the order of the specs.
 
     Raises:
+      ClipbiasError: the folder holds adapters of `train`, and this is another sweep, or the other way round.
       hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
     """
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs), single)
+    if other := hosts.from_first(paths.other_kind):
+        raise ClipbiasError(
+            f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
+        )
     rows = hosts.from_first(lambda: read_rows(workdir, specs))
     done = {row["key"] for row in rows if row["status"] == "ok"}
     groups = make_groups(part_of(specs, part), most_runs)
@@ -88,8 +93,7 @@ def sweep(
             before = group
             context.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots or 0} shots")
-            for attempted, new in _attempt(group, context, paths, common, bar):
-                new = [row | (notes or {}).get(row["key"], {}) for row in new]
+            for attempted, new in _attempt(group, context, paths, common, notes or {}, bar):
                 rows = _in_order([*rows, *new], specs)
                 _write(attempted, new, paths)
                 write_results(workdir, rows)
@@ -114,12 +118,17 @@ def _tidy(paths: SweepPaths, finished: Sequence[Group]) -> None:
 
 
 def _attempt(
-    group: Group, context: SweepContext, paths: SweepPaths, common: Recipe, bar: Progress
+    group: Group,
+    context: SweepContext,
+    paths: SweepPaths,
+    common: Recipe,
+    notes: Mapping[str, Row],
+    bar: Progress,
 ) -> list[tuple[Group, list[Row]]]:
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
     try:
-        rows = train_group(group, context, paths, common)
+        rows = train_group(group, context, paths, common, notes)
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
@@ -128,12 +137,13 @@ def _attempt(
         rates = dict.fromkeys(spec.learning_rate for spec in group)
         if len(rates) > 1:
             by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
-            attempts = [_attempt(alike, context, paths, common, bar) for alike in by_rate]
+            attempts = [_attempt(alike, context, paths, common, notes, bar) for alike in by_rate]
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
         bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots or 0} shots: {sentence(error)}")
-        rows = [spec_facts(spec, common) | {"status": "failed", "error": sentence(error)} for spec in group]
+        failure = {"status": "failed", "error": sentence(error)}
+        rows = [spec_facts(spec, common) | failure | notes.get(spec.key, {}) for spec in group]
     seconds = (time.monotonic() - began) / len(group)
     return [(group, [row | {"seconds": round(seconds, 2)} for row in rows])]
 

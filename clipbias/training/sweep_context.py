@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Dataset, Split, protocols
+from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
@@ -101,6 +101,8 @@ class SweepContext:
         first = group[0]
         seeds = tuple(dict.fromkeys(spec.seed for spec in group))
         by_seed = self._protocols(first.protocol, first.dataset, first.shots, seeds, first.targets)
+        if first.validation == held_out.POLICY:
+            by_seed = tuple(map(held_out.by_the_rule, by_seed, seeds))
         return dict(zip(seeds, by_seed, strict=True))
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
@@ -176,7 +178,7 @@ class SweepContext:
         tested = evaluation.dataset.split("test")
         if validation_outside_test(tested, source.split("val")) is None:
             return None
-        split = protocol.validation()
+        split = (protocol.calibration or protocol.validation)()
         if split is None:
             return None
         most = MAX_VAL_SHOTS if shots is None else min(shots, MAX_VAL_SHOTS)

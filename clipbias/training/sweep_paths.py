@@ -6,6 +6,9 @@ from pathlib import Path
 from clipbias.training.spec import Group, RunSpec, group_key, group_name
 from clipbias.training.workdir import ADAPTER
 
+# The folder of the adapters of a sweep of several runs.
+ADAPTERS = "adapters"
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepPaths:
@@ -21,6 +24,14 @@ class SweepPaths:
     names: dict[str, str]
     single: bool = False
 
+    def other_kind(self) -> str:
+        """What the folder holds of the other kind of sweep, of one run or of several; empty if nothing."""
+        if self.single and (self.workdir / ADAPTERS).is_dir():
+            return f"the adapters of `table1` ({ADAPTERS}/)"
+        if not self.single and (self.workdir / ADAPTER).exists():
+            return f"the adapter of a `train` run ({ADAPTER})"
+        return ""
+
     def metrics(self, group: Group) -> Path:
         """The folder of a group's `metrics.jsonl`."""
         return self.workdir if self.single else self.workdir / "runs" / self.group_file(group)
@@ -31,7 +42,7 @@ class SweepPaths:
 
     def adapter(self, spec: RunSpec) -> Path:
         """The adapter of a run."""
-        return self.workdir / (ADAPTER if self.single else f"adapters/{self.names[spec.key]}.safetensors")
+        return self.workdir / (ADAPTER if self.single else f"{ADAPTERS}/{self.names[spec.key]}.safetensors")
 
     def predictions(self, spec: RunSpec, evaluation: str) -> str:
         """The name of a run's predictions in one evaluation."""

@@ -49,6 +49,7 @@ _FIELDS: dict[str, Any] = {
     "descriptions": _TEXTS | None,
 }
 _NOTES: dict[str, Any] = {
+    "learning_rate": Annotated[float, Range(0)] | None,
     "dataset": str,
     "protocol": str,
     "shots": Positive | None,
@@ -56,7 +57,10 @@ _NOTES: dict[str, Any] = {
     "start_seed": Count | None,
     "accuracy": Annotated[float, Range(0, 100)],
     "accuracies": dict[str, float],
+    "choice": dict[str, Any],
 }
+# Of how a learning rate was selected: its candidates, and the number of held-out images.
+_CHOICE: dict[str, Any] = {"tried": list[dict[str, float | None]], "images": Positive | None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,9 @@ class Adapter:
         for name, kind in _NOTES.items():
             if self.notes.get(name) is not None:
                 check_value(name, self.notes[name], kind)
+        if (choice := self.notes.get("choice")) is not None:
+            for name, kind in _CHOICE.items():
+                check_value(f"choice.{name}", choice.get(name), kind)
 
     def task(
         self,

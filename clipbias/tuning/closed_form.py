@@ -74,6 +74,11 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
 
+def shortest(value: np.ndarray) -> float:
+    """A float32 as the shortest decimal number that it is: 0.1, not 0.10000000149."""
+    return float(str(np.float32(value)))
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, in place: a copy would take 128 MB on ImageNet."""
     logits -= logits.max(-1, keepdims=True)

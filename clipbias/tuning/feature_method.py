@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 
 from clipbias.tuning.features import Samples, Sampling
 from clipbias.tuning.method import Learnables, Method
@@ -25,6 +26,16 @@ class FeatureMethod(Method):
     def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
         """The learnables after training, for example after a search on validation images. On the host."""
         return learnables
+
+    def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
+        """The options that make `support` and `finish` take what a search on validation images selected.
+
+        By default none: without validation images the method's own options count.
+
+        Args:
+          learnables: of one run, after the search.
+        """
+        return {}
 
     @property
     def uses_images(self) -> bool:

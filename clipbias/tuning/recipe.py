@@ -17,6 +17,14 @@ MOST = 1_000_000
 EPOCHS = 10
 STEPS = 300
 
+# Learning rates that are compared: the recipe's own and three larger ones, each so many times the one before. A step of
+# SGD is as long as the gradient, which differs by orders of magnitude from model to model; a step of Adam is not.
+CANDIDATES = 4
+FACTOR_OF_SGD = 8.0
+FACTOR_OF_ADAM = 4.0
+# The share of the steps that they are compared after: one in three.
+SHORTER = 3
+
 # The project's recipe, or that of a method's authors.
 COMMON = "common"
 AUTHORS = "authors"
@@ -37,7 +45,7 @@ class Recipe:
     Attributes:
       learning_rate: of the optimiser, after the warm-up.
       epochs: passes over the training images, the warm-up ones included; `None` for 10, or as many as make 300 steps.
-      warmup_epochs: first epochs at a constant `warmup_learning_rate`.
+      warmup_epochs: first epochs at a constant `warmup_learning_rate`; none where no epoch would follow them.
       warmup_learning_rate: their learning rate.
       batch_size: images per step and run, over all devices.
       momentum, weight_decay: of SGD; the decay acts on the learnables only.
@@ -60,7 +68,9 @@ class Recipe:
         None,
         "Passes over the training images, those of the warm-up among them; None for 10, or as many as make 300 steps.",
     )
-    warmup_epochs: Annotated[int, Range(0, MOST)] = setting(1, "Epochs at the start whose learning rate is constant.")
+    warmup_epochs: Annotated[int, Range(0, MOST)] = setting(
+        1, "Epochs at the start whose learning rate is constant; none of them where no other epoch would follow."
+    )
     warmup_learning_rate: _Number = setting(1e-5, "Learning rate of the warm-up's epochs.")
     batch_size: _Count = setting(32, "Training images per step of each run, over all devices.")
     momentum: _Number = setting(0.9, "Momentum of SGD.")
@@ -102,6 +112,16 @@ class Recipe:
         """The same with the number of epochs that a training with so many images makes."""
         return self if self.epochs else dataclasses.replace(self, epochs=self.total_epochs(examples))
 
+    def candidates(self) -> tuple[float, ...]:
+        """Learning rates to compare, from the recipe's own on."""
+        factor = FACTOR_OF_SGD if self.optimizer == "sgd" else FACTOR_OF_ADAM
+        return tuple(self.learning_rate * factor**power for power in range(CANDIDATES))
+
+    def shortened(self, examples: int) -> "Recipe":
+        """The same with a third of the steps of a training with so many images, and of its warm-up."""
+        steps = max(1, self.total_steps(examples) // SHORTER)
+        return dataclasses.replace(self, epochs=None, steps=steps, warmup_epochs=self.warmup_epochs // SHORTER)
+
     def steps_per_epoch(self, examples: int) -> int:
         """Batches of an epoch. The incomplete last one is dropped, unless it is the only one or `keep_last` is set."""
         return -(-examples // self.batch_size) if self.keep_last else max(1, examples // self.batch_size)
@@ -120,11 +140,13 @@ class Recipe:
 
         A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per
         step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
+        A warm-up that would be the whole training is left out.
         """
         assert self.epochs is not None, "the number of epochs is that of a training set: see `settled`"
         epoch = np.arange(self.epochs)
-        cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - self.warmup_epochs) / self.epochs)) / 2
-        return np.where(epoch < self.warmup_epochs, self.warmup_learning_rate, cosine)
+        warmup = self.warmup_epochs if self.warmup_epochs < self.epochs else 0
+        cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - warmup) / self.epochs)) / 2
+        return np.where(epoch < warmup, self.warmup_learning_rate, cosine)
 
     def step_rates(self, examples: int) -> np.ndarray:
         """The learning rate of each step of a run with so many training images, float64 `[total_steps]`."""

@@ -189,6 +189,7 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
     np.testing.assert_allclose(accuracy.standard_error, 100 * np.std(right) / 2)
 
 
+@pytest.mark.filterwarnings("ignore:there are no validation images")
 def test_training_leaves_out_what_cannot_be_read(clip: Clip, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
     files[1].write_bytes(b"")

@@ -52,8 +52,23 @@ def test_temperature_has_the_smallest_cross_entropy():
     for wrong in (0.999 * found, 1.001 * found):
         assert loss(found) < loss(wrong)
     assert calibration.fit_temperature(2.5 * LOGITS, LABELS) == pytest.approx(2.5 * found, rel=1e-5)
-    assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) == calibration.COLDEST
-    assert calibration.fit_temperature(LOGITS, LOGITS.argmin(1)) == calibration.HOTTEST
+    # No minimum within the range: the cross-entropy falls as far as one looks.
+    assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) is None
+    assert calibration.fit_temperature(LOGITS, LOGITS.argmin(1)) is None
+    # The first images, one of which is wrong: the fewest that fit a temperature.
+    logits = np.eye(6)[np.arange(10) % 6]
+    labels = np.arange(10) % 6
+    labels[9] = 0
+    assert calibration.fit_temperature(logits, labels) == pytest.approx(loss_minimum(logits, labels), rel=1e-4)
+    assert calibration.fit_temperature(logits[1:], labels[1:]) is None
+
+
+def loss_minimum(logits, labels):
+    """The best of many temperatures."""
+    tried = np.geomspace(0.01, 100, 200_001)
+    z = logits[None] / tried[:, None, None]
+    losses = np.log(np.exp(z).sum(-1)) - z[:, np.arange(len(labels)), labels]
+    return tried[losses.mean(-1).argmin()]
 
 
 def outcome(logits, labels=None, temperature=1.0):

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clipbias.tuning import make_method
-from clipbias.tuning.recipe import MOST
+from clipbias.tuning.recipe import MOST, Recipe
 from tests.tuning.weights_common import SGD
 
 AUTHORS, COMMON = {"recipe": "authors"}, {"recipe": "common"}
@@ -52,3 +53,30 @@ def warmed(learning_rate: float, epochs: int, batch_size: int) -> dict[str, Any]
 )
 def test_recipes(name: str, options: dict[str, Any], shots: int | None, changes: dict[str, Any]) -> None:
     assert make_method(name, **options).recipe_for(SGD, shots) == dataclasses.replace(SGD, **changes)
+
+
+def test_candidates_are_the_recipes_rate_and_larger_ones() -> None:
+    assert Recipe().candidates() == (0.0025, 0.02, 0.16, 1.28)
+    lora = make_method("clip_lora").recipe_for(Recipe(), 4)
+    assert lora.candidates() == pytest.approx((2e-4, 8e-4, 3.2e-3, 1.28e-2))
+
+
+def test_a_third_of_the_steps() -> None:
+    """Of ten images in batches of 4: two steps an epoch."""
+    short = Recipe(epochs=9, batch_size=4, warmup_epochs=4).shortened(10)
+    assert (short.total_steps(10), short.total_steps(6), short.warmup_epochs) == (6, 6, 1)
+    rates = 0.0025 * (1 + np.cos(np.pi * (np.arange(3) - 1) / 3)) / 2
+    np.testing.assert_allclose(short.step_rates(10), np.repeat([1e-5, *rates[1:]], 2))
+    assert Recipe(epochs=1, batch_size=4).shortened(3).total_steps(3) == 1
+    assert Recipe().shortened(24).total_steps(18) == 100  # of the 300 steps that a small set makes
+    lora = make_method("clip_lora").recipe_for(Recipe(), 4)
+    assert lora.shortened(12).total_steps(9) == 2000 // 3
+
+
+def test_a_warm_up_is_never_the_whole_training() -> None:
+    """It would train at 1e-5 alone. Where another epoch follows the rates stay what they were."""
+    np.testing.assert_allclose(Recipe(epochs=1).learning_rates(), [0.0025])
+    np.testing.assert_allclose(
+        Recipe(epochs=3, warmup_epochs=3).step_rates(32), Recipe(epochs=3, warmup_epochs=0).step_rates(32)
+    )
+    np.testing.assert_allclose(Recipe(epochs=2).learning_rates(), [1e-5, 0.0025])

@@ -1,9 +1,10 @@
 """GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features, added to zero-shot CLIP.
 
-The authors select α on ImageNet's test images. Here the validation split of each dataset selects it; without validation
-images it is 0.1. The training images are the protocol's few-shot split, not the images that the authors' code draws. In
-the authors' base-to-new experiments the covariance is not shrunk, and new classes borrow base images. Run those with
-`config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
+The authors select α on ImageNet's test images. Here the validation split of each dataset selects it, or images that are
+held out (`data.held_out`); without any it is the option `alpha`. The training images are the protocol's few-shot split,
+not the images that the authors' code draws. In the authors' base-to-new experiments the covariance is not shrunk, and
+new classes borrow base images. Run those with `config.method_options = {"gda": {"covariance": "classes", "keep_rows":
+True}}`.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Annotated, ClassVar
 import jax
 import numpy as np
 
-from clipbias.checks import Choices
+from clipbias.checks import Choices, Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import (
@@ -21,6 +22,7 @@ from clipbias.tuning.closed_form import (
     accuracy,
     class_means,
     cosines,
+    shortest,
     text_classifier,
     unit_passes,
     unit_rows,
@@ -32,7 +34,6 @@ from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 
-DEFAULT_ALPHA = 0.1  # without validation images
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
 # A class without images uses the rows nearest to its text, and copies of the text.
 NEIGHBOURS = 64
@@ -48,6 +49,7 @@ class GDA(FrozenTowers, FeatureMethod):
 
     Attributes:
       covariance: "shrunk" as above; "classes" for `P` the pseudo-inverse of the mean of the classes' own covariances.
+      alpha: `α` without validation images.
       keep_rows: whether all rows are kept, so that classes without images can use them. Without the rows, other classes
         are refused.
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
@@ -60,12 +62,13 @@ class GDA(FrozenTowers, FeatureMethod):
     datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
 
     covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"
+    alpha: Annotated[float, Range(0, 1e6)] = 0.1
     keep_rows: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         classes = len(class_names)
         width = clip.config.projection_width
-        return self._learnables(np.zeros((classes, width)), np.zeros(classes), DEFAULT_ALPHA, np.zeros((0, width)))
+        return self._learnables(np.zeros((classes, width)), np.zeros(classes), self.alpha, np.zeros((0, width)))
 
     def _learnables(self, weight: np.ndarray, bias: np.ndarray, alpha: float, rows: np.ndarray) -> Learnables:
         arrays = {"weight": weight, "bias": bias, "alpha": np.asarray(alpha)}
@@ -101,8 +104,8 @@ class GDA(FrozenTowers, FeatureMethod):
         return self._learnables(weight, bias, self._search(weight, bias, samples), rows)
 
     def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
-        """The smallest of the best α on the validation images, 0.1 if no α classifies any image correctly."""
-        alpha = DEFAULT_ALPHA
+        """The smallest of the best α on the validation images, the option if no α classifies any image correctly."""
+        alpha = self.alpha
         images = validation_features(samples)
         if images is None:
             return alpha
@@ -117,6 +120,9 @@ class GDA(FrozenTowers, FeatureMethod):
                 alpha = candidate
                 best = score
         return alpha
+
+    def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
+        return {"alpha": shortest(learnables[CONSTANTS]["alpha"])}
 
     def transfer(
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray

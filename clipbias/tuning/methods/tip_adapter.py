@@ -1,10 +1,10 @@
 """Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022, arXiv 2207.09519): a cache of the training images' features.
 
 The authors search α and β on ImageNet's test images, and select the epoch of Tip-Adapter-F on the test images of each
-dataset. Here the validation split of each dataset selects α and β, and Tip-Adapter-F uses the last epoch. Without
-validation images α and β keep their initial values. For Tip-Adapter-F the authors' recipe is the default,
-`recipe="common"` selects the project's. It trains on features of fresh augmentations: a step runs neither tower. The
-training images are the protocol's few-shot split, not the images that the authors' code draws.
+dataset. Here the validation split of each dataset selects α and β, or images that are held out (`data.held_out`), and
+Tip-Adapter-F uses the last epoch. Without any α and β keep their initial values. For Tip-Adapter-F the authors' recipe
+is the default, `recipe="common"` selects the project's. It trains on features of fresh augmentations: a step runs
+neither tower. The training images are the protocol's few-shot split, not the images that the authors' code draws.
 """
 
 import dataclasses
@@ -19,7 +19,14 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import COSINE_SCALE, cosines, text_classifier, unit_rows, validation_features
+from clipbias.tuning.closed_form import (
+    COSINE_SCALE,
+    cosines,
+    shortest,
+    text_classifier,
+    unit_rows,
+    validation_features,
+)
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
@@ -120,6 +127,9 @@ class TipAdapter(FrozenTowers, FeatureMethod):
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
         return float(alphas[best_alpha]), float(betas[best_beta])
+
+    def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
+        return {name: shortest(learnables[CONSTANTS][name]) for name in ("alpha", "beta")}
 
     def transfer(
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray

@@ -1,0 +1,106 @@
+"""Which images are held out to choose settings and to calibrate: one rule for every command and for `fit`.
+
+They are validation images where there is a validation split; else at most a quarter of the training images of each
+class. Each image has one use: what chose a setting never calibrates. `docs/datasets.md` states the rule for users.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from clipbias.data.dataset import Split
+from clipbias.data.protocols import EvalProtocol, validation_outside_test
+
+# The validation policy of runs whose images are held out by this rule (`RunSpec.validation`).
+POLICY = "held-out images"
+# A class with fewer training images has none to spare.
+FEWEST_OF_CLASS = 3
+QUARTER = 4
+# More images of a class hardly change a choice; the others calibrate.
+MOST_TO_CHOOSE = 16
+# A temperature that is fitted on fewer images says nothing.
+FEWEST_TO_CALIBRATE = 10
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Training images, and the images that are held out of them or beside them.
+
+    Attributes:
+      train: what trains while settings are compared: all training images, or those that are not held out.
+      choose: what settings are compared on; `None` where nothing can be held out.
+      calibrate: what calibrates; `None` where too few images are left for it.
+      from_training: whether the images that choose are training images. The tuned model is trained on them in the end.
+      reason: why nothing can be held out; empty where something is.
+    """
+
+    train: Split
+    choose: Split | None
+    calibrate: Split | None = None
+    from_training: bool = False
+    reason: str = ""
+
+
+def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: bool = False) -> HeldOut:
+    """Holds out images by the rule.
+
+    Args:
+      train: the training images of a run.
+      validation: the validation split without test images; `None` or empty where there is none.
+      seed: of the order of each class's images, from which the first are taken.
+      calibrates: whether images are needed for calibration too. Then they are dealt in turn, the first one of each
+        class chooses. Fewer than ten of these cannot calibrate, and all choose. Training images never calibrate.
+    """
+    if validation is not None and len(validation):
+        by_class = _by_class(validation, seed)
+        calibrating = [_left_over(rows) for rows in by_class]
+        if not calibrates or sum(map(len, calibrating)) < FEWEST_TO_CALIBRATE:
+            return HeldOut(train, _subset(validation, [rows[:MOST_TO_CHOOSE] for rows in by_class]))
+        choosing = [np.setdiff1d(rows, rest) for rows, rest in zip(by_class, calibrating, strict=True)]
+        return HeldOut(train, _subset(validation, choosing), _subset(validation, calibrating))
+    by_class = _by_class(train, seed)
+    fewest = min(map(len, by_class), default=0)
+    if fewest < FEWEST_OF_CLASS:
+        pictures = "no training image" if not fewest else f"a class with {fewest} training image{'s' * (fewest > 1)}"
+        return HeldOut(train, None, reason=f"there are no validation images, and there is {pictures}")
+    choosing = [rows[: min(max(1, fewest // QUARTER), MOST_TO_CHOOSE)] for rows in by_class]
+    rest = np.setdiff1d(np.arange(len(train)), np.concatenate(choosing))
+    return HeldOut(train.subset(rest), _subset(train, choosing), from_training=True)
+
+
+def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) -> HeldOut:
+    """Holds out images of a run's few-shot split, or of its dataset's validation split."""
+    source = protocol.source
+    tested = protocol.evaluations[0].dataset.split("test")
+    has_split = validation_outside_test(tested, source.splits.get("val")) is not None
+    validation = protocol.validation() if has_split else None
+    return hold_out(source.split("train"), validation, seed=seed, calibrates=calibrates)
+
+
+def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
+    """The protocol whose validation images, for choosing and for calibration, are those of the rule."""
+
+    def choose() -> Split | None:
+        held = hold_out_of(protocol, seed, calibrates=True)
+        return None if held.from_training else held.choose
+
+    def calibrate() -> Split | None:
+        return hold_out_of(protocol, seed, calibrates=True).calibrate
+
+    return dataclasses.replace(protocol, validation=choose, calibration=calibrate)
+
+
+def _by_class(split: Split, seed: int) -> list[np.ndarray]:
+    """The images of each class that has any, in an order drawn with the seed."""
+    order = np.random.default_rng(seed).permutation(len(split))
+    return [order[split.labels[order] == label] for label in np.unique(split.labels)]
+
+
+def _left_over(rows: np.ndarray) -> np.ndarray:
+    """Of the images of a class those that calibrate: every second one, and all beyond those that choose."""
+    chosen = rows[::2][:MOST_TO_CHOOSE]
+    return rows[~np.isin(rows, chosen)]
+
+
+def _subset(split: Split, by_class: list[np.ndarray]) -> Split:
+    return split.subset(np.sort(np.concatenate(by_class)))

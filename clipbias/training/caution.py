@@ -1,0 +1,90 @@
+"""Sentences about a tuned model that may be worse than the frozen one, each with what to do."""
+
+import math
+
+from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
+from clipbias.training.job import TrainJob, TrainResult
+from clipbias.training.selection import Candidate, Selection, compare, has_candidates, searches
+from clipbias.training.spec import Row
+from clipbias.tuning.method import Method
+
+
+def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:
+    """Why nothing was selected; empty where something was, or nothing had to be."""
+    method = job.task.method
+    if compares_rates and job.recipe is not None and method.unlabelled:
+        return (
+            f"{job.task.method_name} sees no labels, so that no learning rates were compared: that of the recipe was "
+            f"taken, {job.recipe.learning_rate:g}."
+        )
+    if held.choose is not None:
+        return ""
+    kept = []
+    if compares_rates and has_candidates(job):
+        kept.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
+    if searches(job):
+        kept.append(f"{job.task.method_name} kept the settings that it has without a search")
+    if not kept:
+        return ""
+    return (
+        f"{held.reason}, so that nothing could be held out: {' and '.join(kept)}. Give validation images, or at least "
+        f"{FEWEST_OF_CLASS} training images of each class."
+    )
+
+
+def above_chance(method: Method, loss: float | None, classes: int) -> str:
+    """Says that the loss of the last step, `None` without one, is above that of equal probabilities.
+
+    Of a method with a loss of its own it says nothing.
+    """
+    if loss is None or method.overrides("losses") or loss <= math.log(classes):
+        return ""
+    return (
+        f"the training loss ended at {loss:.3g}, above ln {classes} = {math.log(classes):.3g}, which equal "
+        "probabilities have: take more epochs or another learning rate."
+    )
+
+
+def no_better(tuned: Candidate, frozen: Candidate, images: str) -> str:
+    """Says that a tuned model is no better than the frozen one; empty where it is.
+
+    Args:
+      tuned, frozen: on the same images. The higher accuracy is the better one, and of equals the lower cross-entropy.
+      images: what they are.
+    """
+    if tuned.accuracy > frozen.accuracy:
+        return ""
+    lower = tuned.loss is not None and frozen.loss is not None and tuned.loss < frozen.loss
+    if tuned.accuracy == frozen.accuracy and lower:
+        return ""
+    return (
+        f"the tuned model is no better than zero-shot on {images}: {tuned.accuracy:.1f} % after {frozen.accuracy:.1f} "
+        "%. Take more training images, another method or learning rate, or zero-shot."
+    )
+
+
+def of_fit(
+    job: TrainJob, result: TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
+) -> tuple[str, ...]:
+    """What there is to say about a model that was trained, without test images."""
+    loss = result.losses[0] if result.losses else None
+    sentences = [
+        nothing_held_out(job, held, compares_rates=compares_rates),
+        above_chance(job.task.method, loss, len(job.task.class_names)),
+    ]
+    if selection is not None and held.from_training:
+        images = f"{selection.images} held-out training images"
+        sentences.append(no_better(selection.best, selection.zero_shot, images))
+    elif held.choose is not None and not held.from_training:
+        tuned, frozen = compare(job, result.learnables, held)
+        sentences.append(no_better(tuned, frozen, f"{len(held.choose)} validation images"))
+    return tuple(filter(None, sentences))
+
+
+def of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
+    """What there is to say about a run of `train`, which has test images."""
+    images = f"the {row['images']} test images"
+    tuned = Candidate(row["learning_rate"], row["accuracy"], None)
+    frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
+    sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, images)
+    return tuple(filter(None, sentences))

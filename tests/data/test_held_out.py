@@ -1,0 +1,87 @@
+"""Which images are held out: the rule of docs/datasets.md, counted by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data.held_out import hold_out
+
+
+def split(*counts: int, name: str = "a") -> Split:
+    """So many images of each class."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return Split([f"{name}/{number}" for number in range(len(labels))], labels, lambda index: b"")
+
+
+def counts(part: Split | None, classes: int = 3) -> list[int]:
+    return np.bincount(part.labels, minlength=classes).tolist() if part is not None else []
+
+
+@pytest.mark.parametrize(
+    ("images", "chosen"),
+    [
+        ((3, 3, 3), 1),  # one has to choose, two remain
+        ((7, 7, 7), 1),
+        ((8, 8, 8), 2),
+        ((10, 30, 400), 2),  # as many of each class, whatever there is
+        ((100, 100, 100), 16),
+        ((0, 12, 12), 3),  # a class that is only named
+    ],
+)
+def test_a_quarter_of_each_class_at_most(images: tuple[int, ...], chosen: int) -> None:
+    train = split(*images)
+    held = hold_out(train, None, seed=1)
+    assert held.choose is not None and held.from_training and held.calibrate is None and not held.reason
+    assert counts(held.choose) == [chosen if count else 0 for count in images]
+    assert counts(held.train) == [count - chosen if count else 0 for count in images]
+    assert sorted(held.train.keys + held.choose.keys) == sorted(train.keys)
+    again = hold_out(train, split(0, 0, 0), seed=1)
+    other = hold_out(train, None, seed=2)
+    assert again.choose is not None and again.choose.keys == held.choose.keys
+    assert other.choose is not None and (max(images) < 5 or other.choose.keys != held.choose.keys)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ((1, 9, 9), "no validation images, and there is a class with 1 training image"),
+        ((2, 9, 9), "a class with 2 training images"),
+        ((0, 0, 0), "there is no training image"),
+    ],
+)
+def test_a_class_with_one_or_two_images_has_none_to_spare(images: tuple[int, ...], words: str) -> None:
+    train = split(*images)
+    held = hold_out(train, None, seed=1, calibrates=True)
+    assert held.choose is None and held.train is train and words in held.reason
+
+
+def test_the_validation_split_comes_first_and_no_image_has_two_uses() -> None:
+    train = split(50, 50, 50)
+    held = hold_out(train, split(9, 40, 1, name="v"), seed=1)
+    assert counts(held.choose) == [9, 16, 1] and held.calibrate is None and not held.from_training
+    held = hold_out(train, split(9, 40, 1, name="v"), seed=1, calibrates=True)
+    assert held.choose is not None and held.calibrate is not None and held.train is train
+    assert counts(held.choose) == [5, 16, 1] and counts(held.calibrate) == [4, 24, 0]
+    assert not {*held.choose.keys} & {*held.calibrate.keys}
+    # Nine images are too few to calibrate by, ten are enough.
+    held = hold_out(train, split(6, 6, 7, name="v"), seed=1, calibrates=True)
+    assert counts(held.choose) == [6, 6, 7] and held.calibrate is None
+    held = hold_out(train, split(6, 6, 8, name="v"), seed=1, calibrates=True)
+    assert counts(held.choose) == [3, 3, 4] and counts(held.calibrate) == [3, 3, 4]
+
+
+def test_a_protocol_by_the_rule() -> None:
+    """Images of the test split are no validation images, and training images never calibrate."""
+    dataset = Dataset("d", ("a", "b", "c"), "a {}.", {"train": split(8, 8, 8), "test": split(4, 4, 4, name="t")})
+    protocol = held_out.by_the_rule(protocols.few_shot(dataset, shots=4, seed=3), 3)
+    assert protocol.validation() is None and protocol.calibration is not None and protocol.calibration() is None
+    held = held_out.hold_out_of(protocol, 3)
+    assert counts(held.choose) == [1, 1, 1] and counts(held.train) == [3, 3, 3]
+    tested = dataclasses.replace(dataset, splits={**dataset.splits, "val": dataset.split("test")})
+    assert held_out.hold_out_of(protocols.full(tested), 3).from_training
+    validated = dataclasses.replace(dataset, splits={**dataset.splits, "val": split(8, 8, 8, name="v")})
+    protocol = held_out.by_the_rule(protocols.few_shot(validated, shots=4, seed=3), 3)
+    assert protocol.calibration is not None
+    assert counts(protocol.validation()) == counts(protocol.calibration()) == [4, 4, 4]
