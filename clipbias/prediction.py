@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clipbias.data.confusion import binomial_error, class_accuracies, confusion, least_recognised, most_confused_with
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 
 # What is written out at most.
@@ -97,7 +98,7 @@ class Accuracy:
         return class_accuracies(self.confusion)
 
     def __repr__(self) -> str:
-        lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {self.images} images"]
+        lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {counted(self.images, 'image')}"]
         if left_out := len(self.labels) - self.images:
             lines[0] += f"; {left_out} could not be read"
         counts = self.confusion

@@ -26,6 +26,7 @@ from clipbias.explain.tokens import token_labels
 from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction
 from clipbias.report.overlay import Overlay, overlay_rows
+from clipbias.sentences import counted
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.predictor import Predictor
@@ -286,8 +287,8 @@ def labelled_images(images: Images, labels: Labels | None, class_names: tuple[st
     source = open_images(images) if labels is None or is_hub_dataset(images) else images
     if isinstance(source, Dataset) and tuple(source.class_names) != class_names:
         raise ClipbiasError(
-            f"{source.name} has {len(source.class_names)} classes, not the model's {len(class_names)}, or not in their "
-            "order; take model.with_classes(dataset)."
+            f"{source.name} has {counted(len(source.class_names), 'class')}, not the model's {len(class_names)}, or "
+            "not in their order; take model.with_classes(dataset)."
         )
     if isinstance(source, Dataset | Split):
         if labels is not None:
@@ -306,4 +307,4 @@ def _merged(notes: Mapping[str, object], more: Mapping[str, object] | None) -> M
 
 def _check_count(images: int, count: int, name: str) -> None:
     if count != images:
-        raise ClipbiasError(f"there are {images} pictures and {count} {name}; give one for each.")
+        raise ClipbiasError(f"pictures: {images}, {name}: {count}; give one for each.")

@@ -31,6 +31,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
+from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import COLDEST, HOTTEST
@@ -151,7 +152,7 @@ def write_result(
         **score,
     }
     write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-    images = f"{score['images']} {settings.split} images"
+    images = counted(score["images"], f"{settings.split} image")
     common.tell(f"{model.method} on {model.dataset_name}: {score['accuracy']:.2f} % of {images}")
     common.tell(*describe_score(score))
 
@@ -196,7 +197,7 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
             f"by {words} AUROC {ood[key]['auroc']:.2f} %, FPR95 {ood[key]['fpr95']:.2f} %"
             for key, words in (("max_softmax", "largest probability"), ("max_logit", "largest logit"))
         )
-        lines.append(f"separated from {ood['images']} images of {ood['dataset']}: {'; '.join(scores)}")
+        lines.append(f"separated from {counted(ood['images'], 'image')} of {ood['dataset']}: {'; '.join(scores)}")
     return lines
 
 

@@ -18,6 +18,7 @@ from clipbias import hosts
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
+from clipbias.sentences import counted
 from clipbias.settings import as_json, convert
 from clipbias.training.sweep import parse_part
 from clipbias.training.workdir import note_model, open_workdir
@@ -56,9 +57,9 @@ def _sweep(name: str, stage: Table1Settings, workdir: Path) -> str:
         inputs = table1.prepare(stage)
         note_model(workdir, inputs.context.clip)
         specs, rows = table1.run(inputs, workdir)
-    common.tell(f"{name}: {len(rows)} of {len(specs)} runs are there")
+    common.tell(f"{name}: {len(rows)} of {counted(len(specs), 'run')} done")
     failed = [row["error"] for row in rows if row["status"] != "ok"]
-    return f"{name}: {len(failed)} runs failed; the first one: {failed[0]}" if failed else ""
+    return f"{name}: {counted(len(failed), 'run')} failed; the first one: {failed[0]}" if failed else ""
 
 
 def stages(settings: LabSettings) -> dict[str, Table1Settings]:
@@ -135,7 +136,7 @@ class Cost:
 
     def __str__(self) -> str:
         images = f"decodes at most {self.training:,} images for training and {self.tests:,} for tests"
-        return f"{self.runs:,} runs in {self.cells:,} cells (method, dataset, shots); {images}"
+        return f"{counted(self.runs, 'run')} in {counted(self.cells, 'cell')} (method, dataset, shots); {images}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from clipbias.data import protocols
 from clipbias.data.missing import open_datasets
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
+from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
@@ -67,10 +68,12 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         if hosts.is_first() and rows:
             common.tell(*write_tables(rows, workdir))
         if len(rows) < len(specs):
-            common.tell(f"{len(rows)} of {len(specs)} runs are there; the last part to end writes the whole table.")
+            common.tell(
+                f"{len(rows)} of {counted(len(specs), 'run')} done; the last part to end writes the whole table."
+            )
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
-        raise ClipbiasError(f"{len(failed)} of {len(rows)} runs failed; the first one: {failed[0]['error']}")
+        raise ClipbiasError(f"{len(failed)} of {counted(len(rows), 'run')} failed; the first one: {failed[0]['error']}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,7 @@ def select_rates(inputs: SweepInputs, workdir: Path) -> Rates | None:
     candidates = [spec for spec in specs if spec.learning_rate in settings.learning_rates]
     rows = _sweep(inputs, candidates, workdir) if candidates else []
     if validate_only and len(rows) < len(candidates):
-        common.tell(f"{len(rows)} of {len(candidates)} runs are there; the last part to end writes {FILE}.")
+        common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {FILE}.")
         return None
     scope = {spec.key for spec in (candidates if validate_only else part_of(candidates, part))}
     rates = choose([row for row in rows if row["key"] in scope], settings.choose)
@@ -276,7 +279,7 @@ def _describe_sweep(settings: Table1Settings, devices: Sequence[jax.Device] | No
     specs = part_of(inputs.specs(settings.learning_rates, inputs.rates), parse_part(settings.part))
     for group in make_groups(specs, settings.runs_per_program):
         common.tell(*_described(group, inputs))
-    common.tell(f"{len(specs)} runs")
+    common.tell(counted(len(specs), "run"))
 
 
 def _described(group: Group, inputs: SweepInputs) -> list[str]:

@@ -27,6 +27,7 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path, write_tensors, write_text
+from clipbias.sentences import counted
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -73,8 +74,8 @@ class Clip:
         leaves = jax.tree.leaves(self.params)
         dtype = next(iter(leaf.dtype for leaf in leaves if leaf.ndim), "float32")
         images = f"images of {vision.image_size} px in {vision.patches} patches"
-        images += f", {vision.layers} layers of {vision.width}"
-        texts = f"texts of up to {text.context_length} tokens, {text.layers} layers of {text.width}"
+        images += f", {counted(vision.layers, 'layer')} of {vision.width}"
+        texts = f"texts of up to {text.context_length} tokens, {counted(text.layers, 'layer')} of {text.width}"
         size = f"joint width {self.config.projection_width}; {sum(leaf.size for leaf in leaves):,} parameters, {dtype}"
         return f"Clip({self.source!r}: {images}; {texts}; {size})"
 

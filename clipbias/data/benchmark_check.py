@@ -15,6 +15,7 @@ from clipbias.data.few_shot import few_shot
 from clipbias.data.workers import processors
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import is_remote
+from clipbias.sentences import counted
 
 # The published picks are those of 16 shots.
 GOLDEN_SHOTS = 16
@@ -146,7 +147,7 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
     if not bad:
         return Finding(dataset.name, "ok", counts)
     more = f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
-    message = f"{len(bad)} images are missing or unreadable: {'; '.join(bad[:SHOWN_FILES])}{more}."
+    message = f"{counted(len(bad), 'image')} missing or unreadable: {'; '.join(bad[:SHOWN_FILES])}{more}."
     return Finding(dataset.name, "missing" if len(bad) == len(images) else "broken", counts, problems=(message,))
 
 

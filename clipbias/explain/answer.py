@@ -10,7 +10,8 @@ from clipbias.explain.methods import summarize_methods
 from clipbias.explain.results import Answer, MethodResult, ModelFacts, StudyResults
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
 from clipbias.explain.verdict import verdicts
-from clipbias.explain.wording import amount, by_reason, counted, percent
+from clipbias.explain.wording import amount, by_reason, percent
+from clipbias.sentences import counted
 
 
 def conclude_study(results: StudyResults) -> StudyResults:

@@ -13,7 +13,8 @@ from clipbias.explain.effects import OUTCOME_NAMES, OUTCOMES
 from clipbias.explain.replacement_names import PLAIN, REPLACEMENT_FORM_NAMES
 from clipbias.explain.results import ByOutcome, Effects, Replacements
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import amount, capitalize, join_words, percent
+from clipbias.explain.wording import amount, percent
+from clipbias.sentences import capitalize, join_words
 
 STANDS = 0.9
 MOST = 0.5
@@ -182,7 +183,7 @@ def conclude(
       learns_constant: whether the method is a constant itself, of which nothing is to be judged.
     """
     if images < FEWEST_IMAGES:
-        return [f"Undecided, because {images} images are too few; {FEWEST_IMAGES} are the least."]
+        return [f"Undecided, because there are too few images, {images}; {FEWEST_IMAGES} are the least."]
     sentences = []
     for outcome in OUTCOMES:
         claim = carrier(effects[outcome], outcome, prompts=prompts) if effects else None

@@ -25,6 +25,7 @@ from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
 from clipbias.explain.streaming import Relevancy as RelevancyMaps
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
+from clipbias.sentences import counted
 
 
 def compute_predictions(study: Study) -> Section[Predictions]:
@@ -103,7 +104,7 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
         images = np.flatnonzero((needed == pattern).all(1))
         name = f"relevancy-{''.join(map(str, pattern.astype(int)))}"
         step = _relevancy_step(study, group, groups)
-        requests.append(SumRequest(name, f"relevancy of {len(group)} models", images, step))
+        requests.append(SumRequest(name, f"relevancy of {counted(len(group), 'model')}", images, step))
     sums = yield requests
     for model in models:
         totals: Totals = {}

@@ -24,7 +24,8 @@ from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import Effects, MethodResult, Reason, Replacements, StudyResults, Verdict
 from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import amount, capitalize, counted, join_words, percent
+from clipbias.explain.wording import amount, percent
+from clipbias.sentences import capitalize, join_words
 
 OUTCOME = OUTCOMES[0]
 # So many methods have their numbers one by one.
@@ -150,7 +151,7 @@ def _clause(group: Sequence[MethodTest], *, of: int) -> str:
         SHARED: f"{beat} {shared}, each surely more than a quarter of the gain",
         UNDECIDED: f"{beat}; through which effect is undecided",
         NO_GAIN: f"{names} {'does' if one else 'do'} not surely beat CLIP, so there is no gain to explain",
-        FEW_IMAGES: f"{counted(first.images, 'image')} are too few to explain {names}",
+        FEW_IMAGES: f"there are too few images, {first.images}, to explain {names}",
         OUTSIDE: f"{beat} by {'its classifier' if one else 'their classifiers'} alone, and nothing changes inside CLIP",
         UNTESTED: f"why {names} {'differs' if one else 'differ'} from CLIP was not tested",
     }

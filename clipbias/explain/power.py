@@ -13,6 +13,8 @@ import math
 
 import numpy as np
 
+from clipbias.sentences import counted
+
 # Standard errors: the interval's half width, and how far above it 80 % of the estimates lie.
 DETECTABLE = 1.959964 + 0.841621
 
@@ -59,16 +61,17 @@ class Power:
     def sentence(self, unit: str = "points") -> str:
         """All of it in words."""
         digits = 1 if self.smallest < 10 else 0
-        of_seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        seen = f"With {self.images} images and {of_seeds}, a difference of {self.smallest:.{digits}f} {unit} or more"
+        with_these = f"{counted(self.images, 'image')} and {counted(self.seeds, 'seed')}"
+        seen = f"With {with_these}, a difference of {self.smallest:.{digits}f} {unit} or more"
         if self.smallest <= self.difference:
             return f"{seen} could have been seen."
         smaller = f"{self.difference:g} {unit if self.difference != 1 else unit.removesuffix('s')}"
         ways = []
         if self.images_needed is not None:
-            ways.append(f"{self.images_needed} images with {'this seed' if self.seeds == 1 else 'these seeds'}")
+            seeds = "this seed" if self.seeds == 1 else "these seeds"
+            ways.append(f"{counted(self.images_needed, 'image')} with {seeds}")
         if self.seeds_needed is not None:
-            ways.append(f"{self.seeds_needed} seeds with these images")
+            ways.append(f"{counted(self.seeds_needed, 'seed')} with these images")
         needs = " or ".join(ways) if ways else "more of both: neither alone is enough"
         return f"{seen} could have been seen; {smaller} would need {needs}."
 

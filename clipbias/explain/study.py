@@ -25,6 +25,7 @@ from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT
 from clipbias.explain.stream import Batch, Request, RequestProgress, Saver, Section
+from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from clipbias.tuning.classes import Classes
@@ -183,7 +184,9 @@ class Study:
         """Brings requests for the same images, as far as each other, to the end in one pass over the images."""
         first = requests[0].request
         saver = Saver()
-        title = first.title if len(requests) == 1 else f"{len(requests)} measurements of {len(first.indices)} images"
+        title = first.title
+        if len(requests) > 1:
+            title = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
         size = self._size(first.split, first.crops)
         batches = self.batches(first.indices, requests[0].done, split=first.split, crops=first.crops)
         try:

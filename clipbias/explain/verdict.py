@@ -26,6 +26,7 @@ from clipbias.explain.results import (
     same_but_for_seed,
 )
 from clipbias.explain.wording import amount, percent
+from clipbias.sentences import counted
 
 
 def verdicts(results: StudyResults) -> tuple[Verdict, ...]:
@@ -116,8 +117,8 @@ def _controls(results: StudyResults, keys: Sequence[str], summary: EffectSummary
     if test.both_right is not None:
         gain = test.both_right.summary.towers["both"].calibrated.gain
         sentences.append(
-            f"Over the {test.both_right.images} images that both models get right, calibrated log-likelihood changes by"
-            f" {amount(gain, 'calibrated')}."
+            f"Over {counted(test.both_right.images, 'image')} that both models get right, calibrated log-likelihood"
+            f" changes by {amount(gain, 'calibrated')}."
         )
     if test.random is not None:
         gain = test.random.summary.towers["both"].accuracy.gain

@@ -1,6 +1,6 @@
-"""Numbers in words: changes with their intervals, shares, counts, lists."""
+"""Numbers of a study in words: changes with their intervals, shares, reasons."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from clipbias.explain.effects import UNITS
 from clipbias.explain.uncertainty import Estimate
@@ -33,17 +33,6 @@ def percent(share: Estimate | None) -> str:
     return f"{round(100 * share.value)} % ({round(100 * share.low)} to {round(100 * share.high)})"
 
 
-def counted(number: int, thing: str) -> str:
-    """`1 image`, `1,200 images`."""
-    plural = thing + ("es" if thing.endswith("s") else "s")
-    return f"{number:,} {thing if number == 1 else plural}"
-
-
-def join_words(parts: Sequence[str]) -> str:
-    """`A, B and C`; of nothing, nothing."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-
-
 def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
     """`A, B: why`, one line for each reason, of pairs of a label and a reason; without one there is nothing to say."""
     labels: dict[str, list[str]] = {}
@@ -51,8 +40,3 @@ def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
         if reason:
             labels.setdefault(reason, []).append(label)
     return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels.items()]
-
-
-def capitalize(sentence: str) -> str:
-    """The first letter as a capital, the others as they are."""
-    return sentence[:1].upper() + sentence[1:]

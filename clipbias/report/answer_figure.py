@@ -11,7 +11,7 @@ from clipbias.explain.effects import KEPT, LOST, OUTCOMES, UNITS
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import EFFECTS, StudyResults
 from clipbias.explain.uncertainty import Estimate, mean_over_datasets
-from clipbias.explain.wording import change, counted
+from clipbias.explain.wording import change
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults, MethodSummary
@@ -21,6 +21,7 @@ from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
 from clipbias.report.verdict_figures import EFFECT_COLOURS, interval_columns
 from clipbias.report.verdict_tables import share_text
+from clipbias.sentences import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

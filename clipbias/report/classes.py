@@ -14,6 +14,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_bytes
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, write_csv
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 
 CLASS_COLUMNS = ("class", "images", "correct", "accuracy", "taken_for", "times")
@@ -88,7 +89,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
     unread = int((answers.predicted < 0).sum())
     caption = (
         f"{what}: of the images of each class (rows) how many percent were answered with each class (columns); "
-        f"{int(counts.sum()):,} images in {len(names):,} classes"
+        f"{counted(int(counts.sum()), 'image')} in {counted(len(names), 'class')}"
         + (f", without {unread:,} that could not be read." if unread else ".")
         + ("" if named else " Classes are in the dataset's order.")
     )

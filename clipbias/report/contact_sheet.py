@@ -10,6 +10,7 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import augmentation_rng
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 
 TILE = 96
@@ -41,7 +42,8 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
     width = max(columns * (TILE + GAP) + 3 * GAP, 480)
     sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    title = f"{dataset.name}: {len(dataset.class_names)} classes, {shots} shots, seed {seed}, {dataset.template!r}"
+    counts = f"{counted(len(dataset.class_names), 'class')}, {counted(shots, 'shot')}"
+    title = f"{dataset.name}: {counts}, seed {seed}, {dataset.template!r}"
     draw.text((GAP, GAP), title, fill=INK, font=font(14))
     note = f"right: {CROPS} training crops of the first pick"
     draw.text((GAP, GAP + 18), note, fill=FAINT, font=font(11))

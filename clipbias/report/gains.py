@@ -13,6 +13,7 @@ from clipbias.report.frames import ACCURACY, AVERAGE, Sweep
 from clipbias.report.names import draws, method_kind, method_name
 from clipbias.report.panels import category_ticks
 from clipbias.report.published import dataset_name
+from clipbias.sentences import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,8 +82,8 @@ def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
         frame,
         zero_shot=f"{sweep.lines[ACCURACY, ZERO_SHOT, place, shots]['mean']:.1f}",
         over=f"mean of {len(sweep.datasets)} datasets" if place == AVERAGE else dataset_name(place),
-        seeds=f"{seeds} seed{'s' * (seeds > 1)}",
-        shots=f"{shots} images per class" if shots else "all training images",
+        seeds=counted(seeds, "seed"),
+        shots=f"{counted(shots, 'image')} per class" if shots else "all training images",
     )
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from clipbias.explain.results import Similarity, SimilarityMaps, StudyResults, present
-from clipbias.explain.wording import counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned, file_name
 from clipbias.report.overlay import Overlay, draw_overlay, draw_text, heat_scale, show_heat, show_picture
 from clipbias.report.panels import tidy
 from clipbias.report.study_figures import correlation_figure, joined, labels_of
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 
 _ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}

@@ -8,7 +8,6 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults
-from clipbias.explain.wording import counted
 from clipbias.report import pages
 from clipbias.report.answer_figure import overview_figure
 from clipbias.report.methods import left_out, load_studies, summarize_methods
@@ -17,6 +16,7 @@ from clipbias.report.relevancy_figures import dataset_figures
 from clipbias.report.study_page import FIGURES, REPORT
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_tables import summary_sentences, summary_table
+from clipbias.sentences import counted
 
 OVERVIEW = "overview.html"
 

@@ -16,13 +16,13 @@ from clipbias.explain.results import (
     StudyResults,
     present,
 )
-from clipbias.explain.wording import counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned, file_name
 from clipbias.report.names import KIND_NAMES
 from clipbias.report.panels import Layout, bars, lines, panels, points
 from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import averages, counts_of, joined, labels_of
+from clipbias.sentences import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

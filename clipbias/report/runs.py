@@ -12,6 +12,7 @@ from typing import Any
 from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
+from clipbias.sentences import counted
 
 _ROW = ("method", "dataset", "seed", "key", "status")  # fields that a line of results needs
 
@@ -185,8 +186,7 @@ def _sweep(
         return [_run(common, number, row) for number, row in enumerate(rows, start=1)]
     expected = common.environment.get("runs")  # known when runs on test images begin
     failed = [row for row in rows if row["status"] != "ok"]
-    of = f" of {expected}" if expected else ""
-    progress = f" after {len(rows) - len(failed)}{of} runs"
+    progress = f" after {_of_runs(len(rows) - len(failed), expected)}"
     finished = len(rows) == expected
     if parts:
         words, seconds = _parts(parts, finished=finished and not failed, progress=progress)
@@ -194,7 +194,7 @@ def _sweep(
     else:
         words = state_in_words(folder, state, finished=finished, progress=progress)
     if failed:
-        words += f"; {len(failed)}{of} runs failed: {failed[0].get('error')}"
+        words += f"; {_of_runs(len(failed), expected)} failed: {failed[0].get('error')}"
     rates = {row["learning_rate"] for row in rows if row.get("learning_rate") is not None}
     waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
     record = dataclasses.replace(
@@ -210,6 +210,11 @@ def _sweep(
         rows=rows,
     )
     return [record]
+
+
+def _of_runs(count: int, expected: int | None) -> str:
+    """`1 run`, or `1 of 4 runs` where their number is known."""
+    return f"{count} of {counted(expected, 'run')}" if expected else counted(count, "run")
 
 
 def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:

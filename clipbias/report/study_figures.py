@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from clipbias.explain.results import MAPS, TEXT_KINDS, Average, ModelFacts, StudyResults, TowerDecomposition, present
-from clipbias.explain.wording import counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.names import KIND_NAMES, VARIANT_NAMES
 from clipbias.report.panels import Layout, level, lines, panels, tidy
+from clipbias.sentences import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

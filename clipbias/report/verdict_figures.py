@@ -18,11 +18,11 @@ from clipbias.explain.replacement_names import (
 )
 from clipbias.explain.results import EFFECTS
 from clipbias.explain.uncertainty import Estimate
-from clipbias.explain.wording import capitalize, counted
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults
 from clipbias.report.panels import Layout, bars, lines, panels
+from clipbias.sentences import capitalize, counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

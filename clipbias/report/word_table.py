@@ -1,9 +1,10 @@
 """The nearest words of learned text prompts as a table."""
 
 from clipbias.explain.results import PromptWords, StudyResults, present
-from clipbias.explain.wording import by_reason, counted
+from clipbias.explain.wording import by_reason
 from clipbias.report.study_figures import labels_of
 from clipbias.report.table import Table, cells
+from clipbias.sentences import counted
 
 MOST_ROWS = 96  # on the page; the results have all
 _CAPTION = (

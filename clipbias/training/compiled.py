@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
+from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.device_memory import format_bytes
 from clipbias.training.job import TrainJob, plan_stages
@@ -58,12 +59,12 @@ def _describe_shapes(job: TrainJob, stages: Sequence[TrainJob], rows: int) -> li
     parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
     leaves = jax.tree_util.tree_leaves_with_path(task.shapes)
     return [
-        f"{job.examples} training images, {steps} steps" if steps else "no training steps",
+        f"{counted(job.examples, 'training image')}, {counted(steps, 'step')}" if steps else "no training steps",
         f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
         *(f"  {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}" for path, leaf in leaves),
-        f"{classes} classes, text tokens {list(task.text.ids.shape)}",
+        f"{counted(classes, 'class')}, text tokens {list(task.text.ids.shape)}",
         f"data={devices}: {-(-rows // devices)} of {rows} images and {-(-classes // devices)} of {classes} classes per "
-        f"device; run={mesh.shape[meshes.RUN]}: {len(job.runs)} runs side by side",
+        f"device; run={mesh.shape[meshes.RUN]}: {counted(len(job.runs), 'run')} side by side",
     ]
 
 

@@ -10,6 +10,7 @@ from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.protocols import EvalProtocol
 from clipbias.errors import ClipbiasError
+from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.compute import AUTO
 from clipbias.training.memory import MemoryPlan, plan_step
@@ -180,7 +181,8 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
         return ()
     recipe = job.recipe.settled(job.examples)
     if recipe != job.recipe:
-        job.logging.say(f"{recipe.epochs} epochs, {recipe.total_steps(job.examples)} steps")
+        epochs = counted(recipe.total_epochs(job.examples), "epoch")
+        job.logging.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")
     methods = method.stages(recipe)
     steps = [stage.total_steps(job.examples) for _, stage in methods]
     stages = []

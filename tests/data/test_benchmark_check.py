@@ -77,7 +77,7 @@ def test_damaged_images_are_named(tmp_path):
     (folder / keys[1]).write_bytes(b"")
     (folder / keys[2]).write_bytes((folder / keys[2]).read_bytes()[:200])
     finding = benchmark_check.check(entry_of("eurosat"), tmp_path)
-    assert finding.state == "broken" and "2 images are missing or unreadable" in finding.problems[0]
+    assert finding.state == "broken" and "2 images missing or unreadable" in finding.problems[0]
     assert f"{keys[0]} (No such file" in finding.problems[0] and f"{keys[1]} is empty" in finding.problems[0]
     decoded = benchmark_check.check(entry_of("eurosat"), tmp_path, decode=True)
     assert "3 images" in decoded.problems[0] and keys[2] in decoded.problems[0]
@@ -96,7 +96,7 @@ def test_own_images_are_checked_too(tmp_path):
     damaged = benchmark_check.check_images(dataset, decode=True)
     assert (
         damaged.state == "broken"
-        and f"1 images are missing or unreadable: the image {tmp_path}/cat/1.png" in (damaged.problems[0])
+        and f"1 image missing or unreadable: the image {tmp_path}/cat/1.png" in (damaged.problems[0])
     )
 
 
@@ -113,7 +113,7 @@ def test_images_absent_altogether(tmp_path):
     folder = miniatures.make(tmp_path, "food101")
     (folder / "images").rename(tmp_path / "elsewhere")
     finding = benchmark_check.check(entry_of("food101"), tmp_path)
-    assert "30 images are missing" in finding.problems[0] and "; and 27 more" in finding.problems[0]
+    assert "30 images missing" in finding.problems[0] and "; and 27 more" in finding.problems[0]
     assert "images from https://" in finding.problems[1]
 
 

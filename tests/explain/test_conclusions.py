@@ -135,7 +135,9 @@ def test_the_headline_favours_a_hypothesis(shares, kept, favours):
     constants = ByOutcome(both(nothing(), nothing(), NO_GAIN), constants.calibrated)
     said = conclude(numbers, constants, images=100, **given)
     assert not any("speaks" in s for s in said) and "no sure gain in accuracy" in said[0]
-    assert conclude(numbers, constants, images=19, **given)[0].startswith("Undecided, because 19 images are too few")
+    assert conclude(numbers, constants, images=19, **given)[0].startswith(
+        "Undecided, because there are too few images, 19"
+    )
 
 
 def test_the_spread_of_seeds_and_images_is_told_apart():
@@ -171,7 +173,7 @@ def test_what_is_needed_is_the_least_that_is_enough():
     assert power(Spread(40.0, 9.0, 0.0), 560, 3).images_needed is None
     assert power(Spread(400.0, 0.1, 0.0), 560, 3).seeds_needed is None
     assert power(Spread(400.0, None, 0.0), 560, 1).seeds_needed is None
-    assert "1 seed, a difference of 2.4 points or more could have been seen; 1 point would need 3140 images" in (
+    assert "1 seed, a difference of 2.4 points or more could have been seen; 1 point would need 3,140 images" in (
         power(Spread(400.0, None, 0.0), 560, 1).sentence()
     )
     assert Power(10, 2, 0.9, 1.0, 1, 1).sentence().endswith("a difference of 0.9 points or more could have been seen.")

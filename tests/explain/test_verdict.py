@@ -123,7 +123,7 @@ def of(results):
         ({"effects": VALUES}, "values", None, "This speaks against a change of where CLIP looks."),
         ({"effects": BOTH}, "shared", None, "Several effects share the gain in accuracy"),
         ({"effects": NOTHING}, "no gain", None, "There is no sure gain in accuracy"),
-        ({"effects": VALUES, "images": 19}, None, None, "Undecided, because 19 images are too few"),
+        ({"effects": VALUES, "images": 19}, None, None, "Undecided, because there are too few images, 19"),
         ({"effects": VALUES, "prompts": 0, "kept": 0.1, "lost": 0.1}, "values", "not", "what the method adds"),
     ],
 )

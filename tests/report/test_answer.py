@@ -210,7 +210,7 @@ GAINED = "M (+20.0 points, +15.0 to +25.0) beats CLIP"
             "M (+1.0 points, -4.0 to +6.0) does not surely beat CLIP, so there is no gain to explain.",
         ),
         (measured("no gain", gain=-9.0), "M (-9.0 points, -14.0 to -4.0) is worse than CLIP, so there is no gain to"),
-        (measured("few images", images=12), "12 images are too few to explain M ("),
+        (measured("few images", images=12), "There are too few images, 12, to explain M ("),
         (measured("outside"), f"{GAINED} by its classifier alone, and nothing changes inside CLIP."),
         (measured("untested"), "Why M (+20.0 points, +15.0 to +25.0) differs from CLIP was not tested."),
     ],

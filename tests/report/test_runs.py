@@ -11,7 +11,7 @@ import pytest
 
 from clipbias import io
 from clipbias.errors import ClipbiasError
-from clipbias.report.curves import curves_figure, read_curves, save_curves
+from clipbias.report.curves import Curve, curve_labels, curves_figure, read_curves, save_curves
 from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs, run_table
 from clipbias.report.runs import differences, read_workdir
 from clipbias.report.table import render
@@ -257,9 +257,34 @@ def test_curves_of_a_run_and_of_a_sweep(tmp_path: Path) -> None:
         np.testing.assert_allclose(shown, [10, 20, 30, 40])
         assert len(rate.containers) == 3 * number
         assert len(figure.legends[0].get_texts()) == (3 if number == 1 else 2)
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert named == (["Bias tuning, demo/digits", "Bias tuning, a", "VPT, a"] if number == 1 else named)
     assert save_curves(curves, tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ClipbiasError, match=r"ends with \.png"):
         save_curves(curves, tmp_path / "c.jpg")
+
+
+def test_labels_of_curves_are_what_differs_between_them() -> None:
+    def curve(folder: str = "w", runs: int = 1, **facts: str) -> Curve:
+        named = {"method": "VPT", "shots": "4shots", **facts, "folder": folder}
+        return Curve(named, "vpt", np.arange(2), {"loss": np.ones((2, runs))})
+
+    assert curve_labels([curve()]) == ["VPT"]
+    assert curve_labels([curve(rate="rate 0.1"), curve("x", rate="rate 0.5")]) == ["rate 0.1", "rate 0.5"]
+    assert curve_labels([curve(), curve("x")]) == ["w", "x"]
+    of_folders = [curve(), curve(method="IVLP"), curve("x"), curve("x", method="IVLP")]
+    assert curve_labels(of_folders) == ["VPT, w", "IVLP, w", "VPT, x", "IVLP, x"]
+    # Rates that are compared and the runs that follow have the same facts.
+    assert curve_labels([curve(runs=4), curve(runs=1)]) == ["VPT, 4 runs", "VPT, 1 run"]
+    assert curve_labels([curve(), curve()]) == ["VPT, number 1", "VPT, number 2"]
+
+
+def test_runs_are_counted_in_the_singular_and_the_plural(tmp_path: Path) -> None:
+    row = {"method": "bias", "dataset": "a", "seed": 1, "key": "k", "status": "ok"}
+    for rows, expected, words in ((1, None, "1 run"), (1, 1, "1 of 1 run"), (1, 4, "1 of 4 runs"), (2, None, "2 runs")):
+        files = {"config": GRID, "results": [row] * rows, "state": state("running")}
+        folder = write(tmp_path / f"{rows}-{expected}", **files, environment={"runs": expected})
+        assert read_workdir(folder)[0].state == f"killed after {words}"
 
 
 def test_a_metrics_file_of_uneven_lines(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ del FEWER["epochs"]
 MORE = train.get_config()
 MORE.warm_up = 5
 CASES: list[Case] = [
-    plotted("2 pictures and 1 maps", LEVELS, maps=np.ones((1, 16))),
-    plotted("2 pictures and 1 titles", LEVELS, titles=["a"]),
-    plotted("1 targets", LEVELS, targets=[1]),
+    plotted("pictures: 2, maps: 1", LEVELS, maps=np.ones((1, 16))),
+    plotted("pictures: 2, titles: 1", LEVELS, titles=["a"]),
+    plotted("targets: 1", LEVELS, targets=[1]),
     plotted(r"the images have shape \[2, 5\]", np.zeros((2, 5), np.float32)),
     plotted("there are 0 pictures", []),
     bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),

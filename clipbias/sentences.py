@@ -1,0 +1,19 @@
+"""Parts of sentences: counts with their nouns, lists, capitals."""
+
+from collections.abc import Sequence
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 image`, `1,200 images`, `2 classes`."""
+    plural = thing + ("es" if thing.endswith(("s", "ch")) else "s")
+    return f"{number:,} {thing if number == 1 else plural}"
+
+
+def join_words(parts: Sequence[str]) -> str:
+    """`A, B and C`; of nothing, nothing."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def capitalize(sentence: str) -> str:
+    """The first letter as a capital, the others as they are."""
+    return sentence[:1].upper() + sentence[1:]
