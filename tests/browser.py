@@ -19,13 +19,13 @@ _CODES |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 
 def executable():
     """The browser's path; skips, or fails where it is required, if there is none."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
         message = "there is no chromium to look at pages with; install it (apt-get install chromium)."
         if os.environ.get(REQUIRED) == "1":
             pytest.fail(message)
         pytest.skip(message)
-    return found
+    return program
 
 
 class Browser:
@@ -50,7 +50,11 @@ class Browser:
             stderr=subprocess.DEVNULL,
         )
         os.close(requests), os.close(answers)
-        self._sent, self._unread, self._session, self.complaints, self._loaded = 0, b"", None, [], 0
+        self._sent = 0
+        self._unread = b""
+        self._session = None
+        self.complaints = []
+        self._loaded = 0
         self.requests = []
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -102,7 +106,8 @@ class Browser:
 
     def open(self, path, *, fragment="", width=1200, height=900, scheme="light", scripts=True, media="screen"):
         """Opens a page, a file's or one at an address, anew in a window of so many CSS pixels."""
-        loaded, features = self._loaded, [{"name": "prefers-color-scheme", "value": scheme}]
+        loaded = self._loaded
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
@@ -118,9 +123,9 @@ class Browser:
 
     def evaluate(self, expression):
         """A script's value, once it is there."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        reply = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
+        return reply["result"].get("value")
 
     def wait_for(self, expression, seconds=_SECONDS):
         """Waits until a script's value is true."""

@@ -33,8 +33,8 @@ class Bucket(MemoryFileSystem):
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         self._refuse()
-        found = super().info(path, **options)
-        return found | ({"generation": str(found["created"])} if found["type"] == "file" else {})
+        facts = super().info(path, **options)
+        return facts | ({"generation": str(facts["created"])} if facts["type"] == "file" else {})
 
     def cat_file(self, path: str, *rest: Any, **options: Any) -> bytes:
         self.read_objects.append(path)
@@ -54,9 +54,9 @@ class Bucket(MemoryFileSystem):
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """The store behind gs:// for the time of a test."""
-    found = Bucket()
-    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: found)
-    return found
+    bucket = Bucket()
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: bucket)
+    return bucket
 
 
 class _Objects(BaseHTTPRequestHandler):
@@ -66,15 +66,17 @@ class _Objects(BaseHTTPRequestHandler):
     wbufsize = -1  # an answer is sent at once, or the client waits 40 ms for its second half
 
     def do_GET(self) -> None:
-        asked = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media", self.path)
-        assert asked is not None, self.path
-        path, (first, last) = f"gs://{asked[1]}/{urllib.parse.unquote(asked[2])}", self.headers["Range"][6:].split("-")
+        match = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media", self.path)
+        assert match is not None, self.path
+        path = f"gs://{match[1]}/{urllib.parse.unquote(match[2])}"
+        first, last = self.headers["Range"][6:].split("-")
         store: Bucket | None = self.server.store  # type: ignore[attr-defined]
         assert store is not None
         if not store.exists(path):
             self._answer(404, b"there is no such object")
             return
-        content, start = store.cat_file(path), int(first) if first else -int(last)
+        content = store.cat_file(path)
+        start = int(first) if first else -int(last)
         store.ranges.append((path, self.headers["Range"]))
         self._answer(206, content[start : int(last) + 1 if first and last else None])
 
@@ -98,9 +100,9 @@ class _Server(ThreadingHTTPServer):
 @functools.cache
 def _server(process: int) -> _Server:
     """One for all tests of a process: the client in array_record may keep the address that it was given first."""
-    found = _Server(("127.0.0.1", 0), _Objects)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    return found
+    server = _Server(("127.0.0.1", 0), _Objects)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
 
 
 def serve(store: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

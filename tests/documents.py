@@ -49,7 +49,7 @@ class Command:
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced code blocks of a page in one language."""
-    return [code for found, code in fences(page) if found == language]
+    return [code for fence, code in fences(page) if fence == language]
 
 
 def fences(page: Path) -> list[tuple[str, str]]:
@@ -73,7 +73,7 @@ def commands(page: Path) -> list[Command]:
     spans = [span for span in inline(page) if span != "clipbias"]  # the package
     lines += [span for span in spans if span.split()[0] in PROGRAMS or "python -m" in span]
     comments = [line for code in blocks(page, "python") for line in code.splitlines() if line.startswith("#")]
-    lines += [found[0] for line in comments if (found := re.search(r"(python -m|\bclipbias [a-z]).*", line))]
+    lines += [match[0] for line in comments if (match := re.search(r"(python -m|\bclipbias [a-z]).*", line))]
     return list({command.text: command for line in lines for command in _commands(page.name, line)}.values())
 
 
@@ -82,11 +82,11 @@ def _commands(page: str, line: str) -> list[Command]:
     lexer = shlex.shlex(line, posix=True, punctuation_chars="&")
     lexer.whitespace_split = True
     tokens = list(lexer)
-    found = []
+    commands_of_page = []
     for joined, words in itertools.groupby(tokens, lambda token: token == "&&"):
         if not joined:
-            found += _command(page, list(words))
-    return found
+            commands_of_page += _command(page, list(words))
+    return commands_of_page
 
 
 def _command(page: str, words: list[str]) -> list[Command]:
@@ -100,5 +100,5 @@ def _command(page: str, words: list[str]) -> list[Command]:
     if words[0] == "python3" or words[0].endswith("/python"):  # as it is called before there is an environment
         words[0] = "python"
     inner = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
-    own = Command(page, variables, tuple(words))
-    return [own, *(command for line in inner if line != ELLIPSIS for command in _commands(page, line))]
+    outer = Command(page, variables, tuple(words))
+    return [outer, *(command for line in inner if line != ELLIPSIS for command in _commands(page, line))]

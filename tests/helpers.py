@@ -20,13 +20,13 @@ from tests.reference.tokenizer import END, START, SimpleTokenizer, byte_alphabet
 CORPUS = "a photo of a photo of the cat dog bird maine coon golden retriever satellite texture type painting"
 
 
-def short(values: Iterable[Any], *kept: Any, several: bool = False) -> list[Any]:
+def short(values: Iterable[Any], *always: Any, unpack: bool = False) -> list[Any]:
     """Values of `pytest.mark.parametrize`, of which all but those that are kept are for long tests.
 
-    With `several`, each is a tuple, of a value for each name.
+    With `unpack`, each is a tuple, of a value for each name.
     """
     return [
-        pytest.param(*(value if several else (value,)), marks=() if value in kept else pytest.mark.long)
+        pytest.param(*(value if unpack else (value,)), marks=() if value in always else pytest.mark.long)
         for value in values
     ]
 
@@ -77,7 +77,7 @@ def write_tokenizer(folder: str | os.PathLike, *, context_length: int) -> int:
 def tiny_geometry(folder: str | os.PathLike, **sizes: Any) -> dict:
     """Writes the tokenizer to `folder`; returns a config with its vocabulary; `sizes` override."""
     context_length = sizes.pop("context_length", 24)
-    chosen: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "vision": (24, 3, 2),
         "text": (16, 3, 2),
         "projection": 12,
@@ -85,7 +85,7 @@ def tiny_geometry(folder: str | os.PathLike, **sizes: Any) -> dict:
         "patch_size": 4,
     } | sizes
     vocabulary = write_tokenizer(folder, context_length=context_length)
-    return weights.geometry(vocabulary=vocabulary, context_length=context_length, **chosen)
+    return weights.geometry(vocabulary=vocabulary, context_length=context_length, **settings)
 
 
 def write_checkpoint(folder: str | os.PathLike, config: Mapping, state: Mapping[str, np.ndarray]) -> None:

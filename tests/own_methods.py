@@ -49,13 +49,15 @@ class Cache(FeatureMethod):
         keys = (keys / np.linalg.norm(keys, axis=-1, keepdims=True)).astype(np.float32)
         held = {"keys": keys, "labels": samples.labels.astype(np.int32), "strength": np.float32(1)}
         if samples.validation is not None:
-            best, logits = 0, jax.jit(self.logits)
+            best = 0
+            logits = jax.jit(self.logits)
             for strength in (0.5, 1.0, 3.0):
-                found = {CONSTANTS: {**held, "strength": np.float32(strength)}}
+                weighted = {CONSTANTS: {**held, "strength": np.float32(strength)}}
                 features = Features(jnp.asarray(samples.validation), jnp.asarray(samples.text), samples.scale)
-                right = int((logits(found, features).argmax(-1) == samples.validation_labels).sum())
+                right = int((logits(weighted, features).argmax(-1) == samples.validation_labels).sum())
                 if right > best:
-                    best, held["strength"] = right, np.float32(strength)
+                    best = right
+                    held["strength"] = np.float32(strength)
         return {CONSTANTS: held}
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
@@ -71,9 +73,9 @@ class Cache(FeatureMethod):
             raise ClipbiasError("the cache holds images of the classes of training; tune it on these classes.")
         held = learnables[CONSTANTS]
         place = {label: new for new, label in enumerate(labels)}
-        kept = np.isin(held["labels"], list(place))
-        renamed = np.array([place[int(label)] for label in held["labels"][kept]], np.int32)
-        return {CONSTANTS: {**held, "keys": held["keys"][kept], "labels": renamed}}
+        is_kept = np.isin(held["labels"], list(place))
+        renamed = np.array([place[int(label)] for label in held["labels"][is_kept]], np.int32)
+        return {CONSTANTS: {**held, "keys": held["keys"][is_kept], "labels": renamed}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,9 @@ class Head(Method):
     texts: int = 1
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        width, vision, text = clip.config.projection_width, clip.config.vision, clip.config.text
+        width = clip.config.projection_width
+        vision = clip.config.vision
+        text = clip.config.text
         return {
             "vision_prompts": jnp.zeros((1, 2, vision.width)),
             "text_weights": {"layers": {"norm2": {"bias": jnp.zeros((text.layers, text.width))}}},

@@ -30,9 +30,9 @@ def printed(capsys: pytest.CaptureFixture) -> Printed:
     def run(*arguments: str) -> dict[str, Any]:
         assert benchmark.main(arguments) == 0
         out = capsys.readouterr().out
-        found = json.loads(out.splitlines()[-1])
-        assert all(f"| {point['way']} | {point['seconds']:.3f} |" in out for point in found.get("points", ()))
-        return found
+        report = json.loads(out.splitlines()[-1])
+        assert all(f"| {point['way']} | {point['seconds']:.3f} |" in out for point in report.get("points", ()))
+        return report
 
     return run
 
@@ -67,9 +67,9 @@ def test_an_image_is_tested_with_its_views(printed: Printed) -> None:
 def test_torch_takes_the_same_step(method: str, printed: Printed) -> None:
     """Only where PyTorch is installed. Losses or logits that differ would be refused."""
     pytest.importorskip("torch")
-    own, other = printed("train", *SMALL, f"--method={method}", "--ways", "clipbias", "torch")["points"]
+    ours, other = printed("train", *SMALL, f"--method={method}", "--ways", "clipbias", "torch")["points"]
     assert other["difference"] < 1e-4 or method == "promptsrc"
-    assert own["seconds"] > 0 and np.isfinite(other.get("loss", 0.0))
+    assert ours["seconds"] > 0 and np.isfinite(other.get("loss", 0.0))
 
 
 @pytest.mark.long
@@ -89,9 +89,9 @@ def test_torch_has_the_same_maps(printed: Printed) -> None:
 
 @pytest.mark.long
 def test_a_way_has_a_process_of_its_own(printed: Printed) -> None:
-    found = printed("features", "--geometry=tiny", "--batch=2", "--repeats=1", "--dtype=bfloat16")
-    assert 0 < found["before_bytes"] < found["peak_bytes"]
-    assert found["images_per_second"] == 2 / found["seconds"]
+    measured = printed("features", "--geometry=tiny", "--batch=2", "--repeats=1", "--dtype=bfloat16")
+    assert 0 < measured["before_bytes"] < measured["peak_bytes"]
+    assert measured["images_per_second"] == 2 / measured["seconds"]
 
 
 def load(job: ways.Job) -> ways.Loaded:
@@ -145,7 +145,7 @@ def found(command: list[str]) -> tuple[str, Any]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is measured, in its order, with made-up results and PyTorch installed."""
     commands: list[str] = []
 
@@ -160,28 +160,29 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_device_is_measured_and_what_is_there_is_not_measured_again(
-    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    commands: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["all", f"--output={tmp_path / 'card'}", "--methods", "vpt", "ivlp", "--dtypes", "float32", "bfloat16"]
     assert benchmark.main(arguments) == 0
     # Features and relevancy in two types; steps of two methods, also in PyTorch, in two types and four sizes.
-    assert len(asked) == len(set(asked)) == 2 + 2 + 2 * 2 * 2 * 4
+    assert len(commands) == len(set(commands)) == 2 + 2 + 2 * 2 * 2 * 4
     written = json.loads((tmp_path / "card.json").read_text())
-    assert written["about"] == ABOUT and len(written["measured"]) == len(asked) - 8 and len(written["failed"]) == 8
+    assert written["about"] == ABOUT
+    assert len(written["measured"]) == len(commands) - 8 and len(written["failed"]) == 8
     page = (tmp_path / "card.md").read_text()
     assert page in capsys.readouterr().out
     assert "| ivlp | 1000 | 32 | bfloat16 | 200.0 | 50% | 3.00 | 2.50 | 600.0 | 3.00 |" in page
     assert "| vpt | 100 | 4 | float32 | 100.0 | 50% | 3.00 | 2.50 |  |  |" in page
     assert "| bfloat16 | 4 | streaming | 10.00 | 25% | 1.00 |" in page
     assert "| error: torch / is broken |" in page
-    asked.clear()
+    commands.clear()
     assert benchmark.main(arguments) == 0
-    assert len(asked) == 8 and all(command.endswith("--ways torch") for command in asked)  # those that failed
+    assert len(commands) == 8 and all(command.endswith("--ways torch") for command in commands)  # those that failed
     monkeypatch.setattr(device, "_facts", lambda: ABOUT | {"device": "Another card"})
     assert benchmark.main(arguments) == 1
 
 
-def test_every_measurement_of_a_device_is_a_command_in_a_type_that_it_has(asked: list[str]) -> None:
+def test_every_measurement_of_a_device_is_a_command_in_a_type_that_it_has(commands: list[str]) -> None:
     for command in device.commands(["bias", "maple"], ["float32", "bfloat16"], benchmark.parse(["all"])):
         benchmark.parse(command)
     for platform in ("gpu", "tpu"):
@@ -191,7 +192,8 @@ def test_every_measurement_of_a_device_is_a_command_in_a_type_that_it_has(asked:
 def test_the_time_of_the_table_is_that_of_its_steps() -> None:
     """Of steps that take as many milliseconds as there are classes, and images at a thousand a second."""
     training, evaluation = device.table1_seconds("bias", {100: 0.1, 1000: 1.0}, 1000.0)
-    config, steps = table1.get_config(), 0.0
+    config = table1.get_config()
+    steps = 0.0
     classes = {name: device.ENTRIES[name].classes for name in config.datasets}
     for count in classes.values():
         for shots in (4, 8, 16):
@@ -222,7 +224,7 @@ def test_traced_products_are_those_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["train", "--geometry=ViT-X"], "choose one of tiny, ViT-B/32"),
         (["relevancy", "--ways", "backwards"], "there is no way 'backwards'; choose from streaming"),
@@ -230,10 +232,10 @@ def test_traced_products_are_those_counted_by_hand() -> None:
         (["train", "--append=none/lines.jsonl"], "cannot add the line to none/lines.jsonl: "),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:
     assert benchmark.main(arguments) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ") and said in told.err and told.err.count("\n") == 1 and not told.out
+    out = capsys.readouterr()
+    assert out.err.startswith("error: ") and sentence in out.err and out.err.count("\n") == 1 and not out.out
 
 
 @pytest.mark.parametrize("option", ["--repeats=0", "--batches=0", "--batch=-1", "--classes=0", "--images=x"])

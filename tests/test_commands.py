@@ -45,9 +45,9 @@ BUDGET = {
 }
 
 
-def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> list[dict[str, Any]]:
+def jobs(commands_given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> list[dict[str, Any]]:
     """Runs commands in turn, or has their command lines read alone."""
-    named = [(command.module, arguments) for command, arguments in given]
+    named = [(command.module, arguments) for command, arguments in commands_given]
     return in_forks(named, cache=folder / "cache", folder=folder, run=run)
 
 
@@ -57,20 +57,20 @@ def reduced(command: Command) -> list[str]:
     Others read what lies in the demonstration's own folder. That each of the page's own methods learns is found in
     `test_method_docs`.
     """
-    given = list(BUDGET.get(command.module, ()))
+    budget = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
-        own = tuple(re.findall(r"[=,](\w+\.py)", command.text))
+        programs = tuple(re.findall(r"[=,](\w+\.py)", command.text))
         needed = ("bias",) if "--workdir=" in command.text else ("ivlp", "bias", "coop")
-        given.append(f"--config.methods={own[:1] or needed}")
-    changed = {word.partition("=")[0] for word in given}
-    return [word for word in command.arguments if word.partition("=")[0] not in changed] + given
+        budget.append(f"--config.methods={programs[:1] or needed}")
+    changed = {word.partition("=")[0] for word in budget}
+    return [word for word in command.arguments if word.partition("=")[0] not in changed] + budget
 
 
 def computation(command: Command) -> tuple[str, frozenset[str]]:
     """What is the same for commands that compute the same, whether or not they say where, or name the default."""
     default = f"--config=configs/{command.module.rpartition('.')[2]}.py"
-    said = (word for word in command.arguments if word != default and not word.startswith("--workdir="))
-    return command.module, frozenset(said)
+    words = (word for word in command.arguments if word != default and not word.startswith("--workdir="))
+    return command.module, frozenset(words)
 
 
 def is_embedded(command: Command) -> bool:
@@ -88,9 +88,9 @@ def folder(tmp_path: Path) -> Path:
     """What a user has who followed the pages: the configurations, and the methods that the pages write as files."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for page in PAGES:
-        own = [code for code in blocks(page, "python") if "def adapt" in code]
+        codes = [code for code in blocks(page, "python") if "def adapt" in code]
         files = dict.fromkeys(re.findall(r"[=,](\w+\.py)", " ".join(command.text for command in commands(page))))
-        for name, code in zip(files, own, strict=True):
+        for name, code in zip(files, codes, strict=True):
             (tmp_path / name).write_text(code, encoding="utf-8")
     return tmp_path
 
@@ -98,8 +98,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.ci
 def test_commands_on_the_embedded_model_run(folder: Path) -> None:
     different = {computation(command): command for command in reversed(COMMANDS) if is_embedded(command)}
-    chosen = [(command, reduced(command)) for command in reversed(different.values())]
-    for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
+    command_jobs = [(command, reduced(command)) for command in reversed(different.values())]
+    for (command, arguments), result in zip(command_jobs, jobs(command_jobs, folder, run=True), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
     for workdir, method in (("demo", "coop"), ("low_rank", "low_rank.py")):
         cells = read_json_lines(folder / "workdir" / workdir / "results.jsonl")
@@ -110,13 +110,13 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
 @pytest.mark.ci
 def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
     # A module that is only named is checked for being there.
-    chosen = [
+    command_jobs = [
         (command, command.arguments)
         for command in COMMANDS
         if command.module.startswith(("experiments.", "tools.")) and command.arguments
     ]
-    assert len(chosen) > 10
-    for (command, _), result in zip(chosen, jobs(chosen, folder, run=False), strict=True):
+    assert len(command_jobs) > 10
+    for (command, _), result in zip(command_jobs, jobs(command_jobs, folder, run=False), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"
 
 
@@ -127,8 +127,8 @@ def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
         ("experiments.prepare_data", ["check"]),
         ("tools.benchmarks", ["train", "--klasses=3"]),
     ]
-    given = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
-    results = jobs(given, folder, run=False)
+    command_jobs = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
+    results = jobs(command_jobs, folder, run=False)
     assert [result["status"] != 0 for result in results] == [True] * len(wrong), results
 
 
@@ -168,13 +168,14 @@ def test_no_command_hides(page: Path) -> None:
     assert languages <= {*LANGUAGES}, f"{page.name}: say what the blocks in {languages - {*LANGUAGES}} are"
     # Two blocks may hold one command; none may hold one that is not found.
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    found = {command.module for command in commands(page)}
-    assert set(re.findall(r"python3? -m ([\w.]+)", text)) <= found
+    modules = {command.module for command in commands(page)}
+    assert set(re.findall(r"python3? -m ([\w.]+)", text)) <= modules
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
-    settings, flags = known_settings(), known_flags()
+    settings = known_settings()
+    flags = known_flags()
     # A cluster's own, which the page's scripts set, and pytest's.
     of_others = {"hypothesis-profile"} | set(
         re.findall(r"--([\w-]+)", " ".join(re.findall(r"^#SBATCH.*", page.read_text("utf-8"), re.MULTILINE)))
@@ -193,11 +194,11 @@ def test_settings_that_are_named_exist(page: Path) -> None:
 
 def known_settings() -> set[str]:
     """The settings of all configurations, by their path."""
-    found = set()
+    names = set()
     for path in (ROOT / "configs").glob("[!_]*.py"):
         config = importlib.import_module(f"configs.{path.stem}").get_config()
-        found |= {*config, *(f"{name}.{inner}" for name in config for inner in getattr(config[name], "keys", tuple)())}
-    return found
+        names |= {*config, *(f"{name}.{inner}" for name in config for inner in getattr(config[name], "keys", tuple)())}
+    return names
 
 
 def known_flags() -> set[str]:

@@ -24,8 +24,8 @@ IVLP,values,calibrated,nats,demo/fashion,3,0.4404,0.35,0.53,0.706,0.6449,0.775
 @pytest.mark.parametrize("name", make_demo_tables.PAGES)
 def test_the_pages_are_those_of_the_numbers(name: str) -> None:
     path = ROOT / "docs" / name
-    told = f"run python -m tools.make_demo_tables docs/{name}"
-    assert path.read_text(encoding="utf-8") == make_demo_tables.page(path), told
+    advice = f"run python -m tools.make_demo_tables docs/{name}"
+    assert path.read_text(encoding="utf-8") == make_demo_tables.page(path), advice
 
 
 def made(folder: Path, page: str, **texts: str) -> list[list[str]]:
@@ -84,20 +84,22 @@ def test_the_findings_on_a_model_without_cls_are_those_of_its_verdict() -> None:
     clip, siglip = (_shares(name) for name in ("verdict", "verdict_siglip"))
     pages = " ".join((ROOT / "docs/models.md").read_text(encoding="utf-8").split())
     cells = [(method, dataset) for method in ("VPT", "IVLP") for dataset in ("digits", "emoji", "fashion")]
-    small, differences = 0, []
+    small = 0
+    differences = []
     for outcome in ("accuracy", "calibrated"):
         for cell in cells:
             gains = [rows[*cell, "gain", outcome]["low"] > 0 for rows in (clip, siglip)]
             for rows, gain in zip((clip, siglip), gains, strict=True):
                 assert not gain or all(rows[*cell, f"kept:{k}", outcome]["share_low"] < 0.5 for k in ("vector", "kind"))
-            one, two = siglip[*cell, "kept:vector", outcome], clip[*cell, "kept:kind", outcome]
+            vector = siglip[*cell, "kept:vector", outcome]
+            two = clip[*cell, "kept:kind", outcome]
             if all(gains):
-                assert one["share_low"] < two["share_high"] and two["share_low"] < one["share_high"]
+                assert vector["share_low"] < two["share_high"] and two["share_low"] < vector["share_high"]
             if outcome == "calibrated":
-                small += gains[1] and one["share_high"] < 0.5
+                small += gains[1] and vector["share_high"] < 0.5
                 assert gains[0] and clip[*cell, "kept:vector", outcome]["share_high"] < 0.5
             if gains[1]:
-                differences.append(abs(one["share"] - siglip[*cell, "kept:kind", outcome]["share"]))
+                differences.append(abs(vector["share"] - siglip[*cell, "kept:kind", outcome]["share"]))
                 assert cell[0] != "VPT" or differences[-1] < 1e-3
     assert small == 5 and "in five of six lines, of CLIP's in all six" in pages
     assert 0.055 < max(differences) < 0.065 and "at most 6 percentage points" in pages
@@ -120,8 +122,8 @@ def test_the_largest_gain_of_a_kind_comes_first(tmp_path: Path) -> None:
     text += (
         "coop,CoOp,Prompts,384,0.04,-1.2,1.3\nbias,Bias,Weights,896,4.9,3.0,6.8\nmaple,MaPLe,Prompts,50432,1.06,0,2\n"
     )
-    (found,) = made(tmp_path, "methods.md", zoo_gains=text)
-    assert found == [
+    (gain,) = made(tmp_path, "methods.md", zoo_gains=text)
+    assert gain == [
         "| kind | method | parameters | gain (points) |",
         "| Weights | `bias` | 896 | +4.9 (+3.0 to +6.8) |",
         "| Prompts | `maple` | 50,432 | +1.1 (+0.0 to +2.0) |",
@@ -175,8 +177,8 @@ def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
         for dataset in ("digits", "fashion"):
             assert ends(method, dataset, "gain", "")[0] > 0 and ends(method, dataset, "values")[0] > 0.5
             assert ends(method, dataset, "attention", "")[0] < 0
-        kept, lost = (ends(method, "fashion", f"{kind}:kind") for kind in ("kept", "lost"))
-        assert kept[0] < 0.5 < kept[1] and lost[0] < 0.5 < lost[1]
+        kept_ends, lost = (ends(method, "fashion", f"{kind}:kind") for kind in ("kept", "lost"))
+        assert kept_ends[0] < 0.5 < kept_ends[1] and lost[0] < 0.5 < lost[1]
         for dataset in ("digits", "fashion", "emoji"):
             assert ends(method, dataset, "gain", "", "calibrated")[0] > 0
             assert ends(method, dataset, "values", outcome="calibrated")[0] > 0.5

@@ -23,9 +23,9 @@ def unknown_arguments(function: Any) -> set[str]:
     return set(described) - {parameter.name for parameter in function.parameters}
 
 
-def functions_of(found: Any) -> list[Any]:
+def functions_of(documented: Any) -> list[Any]:
     """A function, or the documented ones of a class."""
-    members = [found, *found.members.values()] if found.is_class else [found]
+    members = [documented, *documented.members.values()] if documented.is_class else [documented]
     return [member for member in members if member.is_function and member.docstring]
 
 
@@ -48,9 +48,9 @@ def test_what_is_public_is_there(package: str) -> None:
 @pytest.mark.parametrize("package", packages())
 def test_docstrings_are_there_and_describe_arguments_that_exist(package: str, tree: Any) -> None:
     for value in public(package).values():
-        found = tree[f"{value.__module__}.{value.__qualname__}".removeprefix("clipbias.")]
-        assert found.docstring, f"write a docstring for {found.path}"
-        for function in functions_of(found):
+        documented = tree[f"{value.__module__}.{value.__qualname__}".removeprefix("clipbias.")]
+        assert documented.docstring, f"write a docstring for {documented.path}"
+        for function in functions_of(documented):
             assert not unknown_arguments(function), f"{function.path} has no such argument"
 
 

@@ -28,20 +28,20 @@ EXPECTED = {
 def test_what_is_planted_is_the_truth(mechanism):
     truth = truths(make_pool(mechanism, 1.0, images=1500, seed=5))
     for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):
-        own = truth[outcome]
-        assert tuple(true_verdicts(own, mechanism).values()) == EXPECTED[mechanism], own
+        effects = truth[outcome]
+        assert tuple(true_verdicts(effects, mechanism).values()) == EXPECTED[mechanism], effects
         if mechanism == "none":
-            assert abs(own["gain"]) < gain / 2
+            assert abs(effects["gain"]) < gain / 2
         else:
-            assert own["gain"] > gain
-        assert sum(own[name] for name in error_rates.EFFECTS) == pytest.approx(own["gain"])
+            assert effects["gain"] > gain
+        assert sum(effects[name] for name in error_rates.EFFECTS) == pytest.approx(effects["gain"])
 
 
 TRUTH = {"gain": 10.0, "attention": 1.0, "scale": 0.0, "values": 9.0, "kept": 8.0, "lost": 9.8}
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "expected"),
+    ("kind", "verdict", "expected"),
     [
         (CARRIER, "values", False),
         (CARRIER, "attention", True),
@@ -53,9 +53,9 @@ TRUTH = {"gain": 10.0, "attention": 1.0, "scale": 0.0, "values": 9.0, "kept": 8.
         (CONSTANT, "no gain", False),
     ],
 )
-def test_what_is_not_so_counts_as_wrong(kind, said, expected):
-    assert wrong(kind, said, TRUTH, "constant") is expected
-    assert wrong(kind, said, TRUTH, "none") is (said not in ("undecided", "no gain"))
+def test_what_is_not_so_counts_as_wrong(kind, verdict, expected):
+    assert wrong(kind, verdict, TRUTH, "constant") is expected
+    assert wrong(kind, verdict, TRUTH, "none") is (verdict not in ("undecided", "no gain"))
 
 
 @pytest.mark.long
@@ -66,23 +66,28 @@ def test_rates_are_judged_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(error_rates, "POOL", 10_000)
     with flagsaver.flagsaver(rates=str(tmp_path / "rates"), quick=True):
         error_rates.main([])
-    found = json.loads((tmp_path / "rates.json").read_text())
-    assert found["studies"] == 3 and found["pool"] == 1000 and (tmp_path / "rates.png").stat().st_size > 5000
-    first, second = found["records"]
+    report = json.loads((tmp_path / "rates.json").read_text())
+    assert report["studies"] == 3 and report["pool"] == 1000 and (tmp_path / "rates.png").stat().st_size > 5000
+    first, second = report["records"]
     assert first["outcomes"]["accuracy"][CARRIER]["right"] == 1 and first["strength"] == 1
     assert second["outcomes"]["calibrated"][CARRIER]["truth"] == "no gain"
-    assert not any("wrong" in line for line in found["broken"])
+    assert not any("wrong" in line for line in report["broken"])
 
 
 def test_every_limit_is_judged():
     rate = {"truth": "values", "said": {}, "right": 0.79, "wrong": 0.06}
-    own = {"truth": TRUTH, CARRIER: rate, CONSTANT: rate | {"wrong": 0.05, "right": 0.8}, "coverage": {"gain": 0.98}}
-    record = {"mechanism": "constant", "strength": 1.0, "outcomes": {"calibrated": own}}
+    outcome = {
+        "truth": TRUTH,
+        CARRIER: rate,
+        CONSTANT: rate | {"wrong": 0.05, "right": 0.8},
+        "coverage": {"gain": 0.98},
+    }
+    record = {"mechanism": "constant", "strength": 1.0, "outcomes": {"calibrated": outcome}}
     assert len(judge([record])) == 3
     assert len(judge([record | {"strength": 0.3}])) == 2  # power counts at the named strength
-    rare = record | {"outcomes": {"accuracy": own | {"rare": ["gain"]}}}
+    rare = record | {"outcomes": {"accuracy": outcome | {"rare": ["gain"]}}}
     assert len(judge([rare])) == 2
-    low = record | {"outcomes": {"accuracy": own | {"rare": ["gain"], "coverage": {"gain": 0.92}}}}
+    low = record | {"outcomes": {"accuracy": outcome | {"rare": ["gain"], "coverage": {"gain": 0.92}}}}
     assert len(judge([low])) == 3
 
 
@@ -94,13 +99,16 @@ def test_the_docs_say_what_was_measured():
     assert error_rates.summary(facts["records"]) in text
     # By hand: the greatest of all wrong rates, and how many limits of intervals are broken.
     worst = max(
-        own[kind]["wrong"] for r in facts["records"] for own in r["outcomes"].values() for kind in (CARRIER, CONSTANT)
+        outcome[kind]["wrong"]
+        for r in facts["records"]
+        for outcome in r["outcomes"].values()
+        for kind in (CARRIER, CONSTANT)
     )
     assert f"At most {100 * worst:.1f} % of the verdicts" in text and worst <= 0.05
     (near,) = (r["outcomes"]["accuracy"] for r in facts["records"] if (r["mechanism"], r["strength"]) == ("both", 0.6))
     assert "as for both at strength 0.6, most studies claim less than they could, and nothing wrong" in text
     assert all(near[kind]["right"] < 0.5 and near[kind]["wrong"] == 0 for kind in (CARRIER, CONSTANT))
-    intervals = sum(len(own["coverage"]) for r in facts["records"] for own in r["outcomes"].values())
+    intervals = sum(len(outcome["coverage"]) for r in facts["records"] for outcome in r["outcomes"].values())
     broken = sum("of the intervals of" in line for line in facts["broken"])
     assert f"{intervals - broken} of {intervals} intervals keep their limits" in text
 
@@ -111,8 +119,8 @@ def test_a_broken_interval_is_found(monkeypatch):
     from clipbias.explain import uncertainty
 
     def covered():
-        found = rates("none", 1.0, studies=5, images=1000, seed=4)["accuracy"]
-        return np.mean([found["coverage"][name] for name in ("gain", "attention", "kept", "lost")])
+        measured = rates("none", 1.0, studies=5, images=1000, seed=4)["accuracy"]
+        return np.mean([measured["coverage"][name] for name in ("gain", "attention", "kept", "lost")])
 
     before = covered()
     monkeypatch.setattr(uncertainty, "LEVEL", 0.3)

@@ -80,8 +80,8 @@ def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_othe
     with two_processes("leave") as processes:
         errors = set()
         for index, process in enumerate(processes):
-            several, first, gathered, decided = next_said(process)
-            assert (several, first, decided) == (True, index == 0, ["decided by", 0])
+            is_multi_process, first, gathered, decided = next_said(process)
+            assert (is_multi_process, first, decided) == (True, index == 0, ["decided by", 0])
             assert gathered == [{"number": 0, "text": ""}, {"number": 1, "text": "ä" * 300}]
             errors.add(next_said(process))
         assert len(errors) == 1 and errors.pop().startswith("process 1 and process 0 do not agree on the images; ")

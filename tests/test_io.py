@@ -29,7 +29,8 @@ from tests.forks import ROOT
 
 
 def test_a_file_in_the_making_is_private_and_its_name_cannot_be_guessed(tmp_path: Path) -> None:
-    target, folders = tmp_path / "new" / "result.json", set()
+    target = tmp_path / "new" / "result.json"
+    folders = set()
     for text in ("1", "2"):
         with atomic_path(target) as part:
             part.write_text(text)

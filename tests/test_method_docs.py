@@ -23,7 +23,8 @@ from tests.training.sweeps import TinySweep
 from tests.tuning.test_task import VIT_B_16
 
 PAGE = ROOT / "docs" / "methods.md"
-CLASSES, SHOTS = 100, 16
+CLASSES = 100
+SHOTS = 16
 EXAMPLES = ("low_rank.py", "anchored.py")
 
 
@@ -55,49 +56,49 @@ def training(method: Method) -> str:
     if not method.trains:
         return "made of features" if method.uses_images else "none"
     common = Recipe(epochs=10)
-    chosen = getattr(method, "recipe", None)
-    if chosen is None:
+    recipe_name = getattr(method, "recipe", None)
+    if recipe_name is None:
         assert method.recipe_for(common, SHOTS) == common
         return "project's"
     of: Any = method
-    own = dataclasses.replace(of, recipe="authors").recipe_for(common, SHOTS)
-    length = f"{own.steps:,} steps" if own.steps else f"{own.epochs} epoch{'s' if own.epochs > 1 else ''}"
-    batch = "all images" if own.batch_size >= 1_000_000 else f"batch {own.batch_size}"
-    named = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[own.optimizer]
-    text = f"authors': {named} {own.learning_rate:g}, {length}, {batch}"
-    return f"project's; {text}" if chosen == "common" else text
+    recipe = dataclasses.replace(of, recipe="authors").recipe_for(common, SHOTS)
+    length = f"{recipe.steps:,} steps" if recipe.steps else f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
+    batch = "all images" if recipe.batch_size >= 1_000_000 else f"batch {recipe.batch_size}"
+    named = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[recipe.optimizer]
+    text = f"authors': {named} {recipe.learning_rate:g}, {length}, {batch}"
+    return f"project's; {text}" if recipe_name == "common" else text
 
 
 def test_the_table_has_methods_as_their_own_files_have_them(large: Clip) -> None:
     row = re.compile(r"^\| `(\w+)` \| .*? \| ([\d,]+) \| (.*?) \| (.*?) \|$", re.MULTILINE)
-    found = {name: rest for name, *rest in row.findall(PAGE.read_text("utf-8"))}
-    assert list(found) == [name for name in METHODS if name in found]
+    rows = {name: rest for name, *rest in row.findall(PAGE.read_text("utf-8"))}
+    assert list(rows) == [name for name in METHODS if name in rows]
     # The first of each file has a row; each of the others has one, or is named below the table.
-    assert set(found) >= {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
+    assert set(rows) >= {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
     assert all(f"`{name}`" in PAGE.read_text("utf-8") for name in METHODS)
-    for name, (*facts, reference) in found.items():
+    for name, (*facts, reference) in rows.items():
         kind, preset = METHODS[name]
         method = kind(**preset.options)
         assert facts == [f"{parameters(method, large):,}", training(method)], name
         # Authors, year and number of a paper stand at the head of the method's file, or where it says what is near.
-        said = " ".join(str(inspect.getdoc(inspect.getmodule(kind))).split())
+        documentation = " ".join(str(inspect.getdoc(inspect.getmodule(kind))).split())
         authors = re.findall(r"[A-Z][\w' -]*?(?: et al\.| & [\w ]+?) 20\d\d", reference)
         assert "this project" in reference or authors, name
         for words in (*authors, *re.findall(r"arXiv [\d.]+", reference)):
-            assert words in said, (name, words)
+            assert words in documentation, (name, words)
 
 
 def test_the_hooks_are_those_of_the_class() -> None:
     section = PAGE.read_text("utf-8").partition("## Hooks")[2].partition("\n### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", row.split(" | ")[0])}
-    own = {
+    hooks = {
         name
         for kind in (Method, FeatureMethod, TestTimeMethod)
         for name, value in vars(kind).items()
         if (callable(value) or isinstance(value, classmethod)) and not name.startswith("_")
     }
-    assert named == (own - {"overrides", "logit_scale"}) | {
+    assert named == (hooks - {"overrides", "logit_scale"}) | {
         *("batchwise", "datasets", "reads_templates", "patches", "scale", "unlabelled")
     }
     for row in rows:

@@ -43,9 +43,9 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_every_bug_is_where_its_kind_can_be() -> None:
-    found = {SOURCE[: bug.start] + bug.new + SOURCE[bug.stop :] for bug in mutate.bugs_in("a.py", SOURCE.encode())}
-    assert {SOURCE.replace(old, new) for old, new in CHANGED} <= found
-    for changed in found:
+    sources = {SOURCE[: bug.start] + bug.new + SOURCE[bug.stop :] for bug in mutate.bugs_in("a.py", SOURCE.encode())}
+    assert {SOURCE.replace(old, new) for old, new in CHANGED} <= sources
+    for changed in sources:
         compile(changed, "a.py", "exec")
 
 

@@ -20,8 +20,8 @@ def notebook(script: Path) -> dict:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_the_notebook_is_its_script(script: Path) -> None:
-    found = [Cell(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
-    assert found == make_notebook.cells_of(script), f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
+    cells = [Cell(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
+    assert cells == make_notebook.cells_of(script), f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -41,7 +41,7 @@ def test_pictures_and_maps_stand_side_by_side(clip: Clip, tuned: clipbias.TunedM
     assert again[1].get_title() == "a"
     likely = tuned.plot(PIXELS)
     assert [panels(likely)[place].get_title() for place in (1, 3)] == tuned.predict(PIXELS).classes
-    one = tuned.plot(PIXELS[0], maps=rows[:1], targets=[1])
-    np.testing.assert_array_equal(panels(one)[0].images[0].get_array(), PIXELS[0, 2:18])
+    single = tuned.plot(PIXELS[0], maps=rows[:1], targets=[1])
+    np.testing.assert_array_equal(panels(single)[0].images[0].get_array(), PIXELS[0, 2:18])
     # A notebook shows it.
-    assert one._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert single._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]

@@ -27,9 +27,9 @@ def test_every_function_that_is_linked_is_in_its_file(page: Path) -> None:
             continue
         body = ast.parse((page.parent / link).read_text(encoding="utf-8")).body
         for part in name.split("."):
-            found = [node for node in body if getattr(node, "name", None) == part]
-            assert found, f"{page.name}: {link} has no {name}"
-            body = getattr(found[0], "body", [])
+            definitions = [node for node in body if getattr(node, "name", None) == part]
+            assert definitions, f"{page.name}: {link} has no {name}"
+            body = getattr(definitions[0], "body", [])
 
 
 def test_importing_is_light() -> None:

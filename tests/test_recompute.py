@@ -22,8 +22,10 @@ def _evaluation(folder: Path, name: str, seed: int) -> dict:
     stream = np.random.default_rng(seed)
     labels = stream.integers(0, len(CLASSES), 200)
     logits = stream.normal(size=(200, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
-    total, highest = np.logaddexp.reduce(logits, axis=1), logits.max(1)
-    five, label = -np.sort(-logits)[:, :5] - total[:, None], logits[np.arange(200), labels] - total
+    total = np.logaddexp.reduce(logits, axis=1)
+    highest = logits.max(1)
+    five = -np.sort(-logits)[:, :5] - total[:, None]
+    label = logits[np.arange(200), labels] - total
     arrays = {"images": np.arange(200).astype(str), "labels": labels.astype(np.int32)}
     arrays |= {"predicted": logits.argmax(1).astype(np.int32), "class_names": np.asarray(CLASSES)}
     np.savez(folder / "predictions" / f"{name}.npz", log_probs=np.c_[five, label, total].astype(np.float16), **arrays)
@@ -132,7 +134,8 @@ def test_a_damaged_file_is_one_line(folder: Path, capsys: pytest.CaptureFixture)
 
 
 def test_a_forged_accuracy_of_100_is_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    path, rows = folder / "predictions" / "bias-test-0.npz", _read_rows(folder)
+    path = folder / "predictions" / "bias-test-0.npz"
+    rows = _read_rows(folder)
     correct = rows[0]["correct"]
     with np.load(path) as file:
         arrays = {name: np.array(file[name]) for name in file.files}

@@ -77,8 +77,8 @@ def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
         assert name != "time.time", f"{path}:{node.lineno}: durations need time.monotonic"
         assert not any(k.arg == "shell" for k in node.keywords), f"{path}:{node.lineno}"
         if name in ("np.load", "numpy.load", "jnp.load"):
-            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
-            assert given.get("allow_pickle") == "False", f"{path}:{node.lineno}"
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert keywords.get("allow_pickle") == "False", f"{path}:{node.lineno}"
         if name.startswith("importlib.") and name.endswith(("import_module", "spec_from_file_location")):
             assert path in IMPORTERS, f"{path}:{node.lineno}"
 
@@ -150,7 +150,8 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("method", ["antigravity", "os.path", "os:system", "/etc/passwd.py", "..:x", "a\0.py"])
 def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method: str) -> None:
-    task, path = Task(clip, "bias", ("a", "b")), tmp_path / "a.safetensors"
+    task = Task(clip, "bias", ("a", "b"))
+    path = tmp_path / "a.safetensors"
     save_adapter(path, task, task.init())
     with safetensors.safe_open(path, "numpy") as file:
         header = helpers.adapter_header(file.metadata()) | {"method": method}

@@ -72,7 +72,7 @@ def place(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
     """Settings with which a binary runs for a moment."""
     adapters = {"adapters": str(place / "a.safetensors")}
-    own: dict[ModuleType, dict[str, Any]] = {
+    settings_of: dict[ModuleType, dict[str, Any]] = {
         experiments.train: {"dataset": "folder", "shots": 1},
         experiments.table1: {"datasets": ("folder",), "methods": ("zero_shot", "bias"), "shots": (1,), "seeds": (1,)},
         experiments.evaluate: {"dataset": "folder"},
@@ -81,11 +81,14 @@ def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
     }
     known = common.own_config(binary.main)
     common_ones = {"epochs": 2, "batch_size": 4, "eval_batch_size": 4, "data_dir": str(place / "images")}
-    return {name: x for name, x in ({"model": str(model)} | common_ones | own[binary]).items() if name in known}
+    return {name: x for name, x in ({"model": str(model)} | common_ones | settings_of[binary]).items() if name in known}
 
 
-train, table1 = experiments.train, experiments.table1
-evaluate, explain, predict = experiments.evaluate, experiments.explain, experiments.predict
+train = experiments.train
+table1 = experiments.table1
+evaluate = experiments.evaluate
+explain = experiments.explain
+predict = experiments.predict
 # Python's own words for a zero byte in a path.
 NULL_BYTE = "embedded null byte" if sys.version_info < (3, 13) else "stat: embedded null character in path"
 WRONG: list[tuple[ModuleType, str, Any, str]] = [
@@ -163,8 +166,8 @@ def test_wrong_values(
 def test_large_values_are_taken_for_all_there_is(
     binary: ModuleType, settings: dict[str, Any], model: Path, place: Path, tmp_path: Path
 ) -> None:
-    status, said = answer_here(binary, small(binary, model, place) | settings, tmp_path / "w")
-    assert status == 0, said
+    status, message = answer_here(binary, small(binary, model, place) | settings, tmp_path / "w")
+    assert status == 0, message
 
 
 @pytest.mark.parametrize("workdir", ["\0", "x" * 5000, "/dev/null", "/proc/1/x", "\ud800", "file", "file/x"])

@@ -35,8 +35,8 @@ def test_other_classes(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fresh(demo, "ivlp", tmp_path / "workdir/demo/adapters/ivlp-demo_fashion-16shots-seed1.safetensors")
     names: dict = {"clipbias": clipbias}
     exec(snippet("export.md", "with_classes"), names)
-    found = names["shapes"].predict(np.zeros((1, 48, 48, 3), np.uint8))
-    assert found.class_names == ("circle", "square", "star")
+    prediction = names["shapes"].predict(np.zeros((1, 48, 48, 3), np.uint8))
+    assert prediction.class_names == ("circle", "square", "star")
 
 
 def test_a_space(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,8 @@ def write(path: Path, description: bytes, members: Mapping[str, bytes], method: 
 
 def save(path: Path, state: Mapping[str, np.ndarray]) -> None:
     """What `torch.save` writes of a state dict."""
-    items, members = {}, {}
+    items = {}
+    members = {}
     for key, (name, array) in enumerate(state.items()):
         strides = [step // array.itemsize for step in np.empty(array.shape, array.dtype).strides]
         items[name] = tensor(str(key), array.dtype.name, array.size, 0, array.shape, strides)

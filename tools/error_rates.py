@@ -65,15 +65,22 @@ CORNERS = corners(EFFECTS)
 # All ways to classify, in the order of the logits: the first is the reference, the eighth the tuned model.
 FORMS = (*CORNERS, f"kept:{PLAIN}", f"lost:{PLAIN}")
 REPLACED = [0, len(CORNERS) - 1, len(CORNERS), len(CORNERS) + 1]
-STRENGTHS, NAMED = (0.3, 0.6, 1.0), 1.0
-STUDIES, IMAGES, POOL, TRAINING = 2000, 560, 20_000, 512
+STRENGTHS = (0.3, 0.6, 1.0)
+NAMED = 1.0
+STUDIES = 2000
+IMAGES = 560
+POOL = 20_000
+TRAINING = 512
 RESAMPLES = 500
 RARE = 10
 SEED = 1  # Draws towers, images and studies.
-CARRIER, CONSTANT = "carrier", "constant"
+CARRIER = "carrier"
+CONSTANT = "constant"
 # What a mechanism is called in a sentence, where its name says too little.
 CALLED = {"both": "attention and a constant together", "kinds": "a constant for [cls]"}
-MOST_WRONG, LEAST_RIGHT, COVERAGE = 0.05, 0.8, (0.93, 0.97)
+MOST_WRONG = 0.05
+LEAST_RIGHT = 0.8
+COVERAGE = (0.93, 0.97)
 _BATCH = 500
 
 _TO = flags.DEFINE_string("rates", "error_rates", "The files to write, without their endings.")
@@ -102,9 +109,9 @@ def make_pool(mechanism: str, strength: float, *, images: int, seed: int) -> tup
 @jax.jit
 def _logits(params: Any, tuned: Adaptation, added: Any, images: jax.Array) -> jax.Array:
     mixed = mix_images(params, CONFIG, images, tuned, Adaptation(), CORNERS[1:-1])
-    kept = image_features_with(params, CONFIG, images, Adaptation(), added)
+    with_bias = image_features_with(params, CONFIG, images, Adaptation(), added)
     lost = image_features_with(params, CONFIG, images, tuned, added, sign=-1.0)
-    features = jnp.concatenate([mixed.reference[None], mixed.streams, mixed.tuned[None], kept, lost])
+    features = jnp.concatenate([mixed.reference[None], mixed.streams, mixed.tuned[None], with_bias, lost])
     features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
     return jnp.moveaxis(SCALE * features @ CLASSES.T, 0, 1)
 
@@ -112,10 +119,11 @@ def _logits(params: Any, tuned: Adaptation, added: Any, images: jax.Array) -> ja
 def truths(pool: tuple[np.ndarray, np.ndarray]) -> dict[str, dict[str, float]]:
     """By outcome the absolute effects in the whole pool, without resamples."""
     logits, labels = pool
-    samples, found = measure(logits, labels, refit=False).samples, {}
+    samples = measure(logits, labels, refit=False).samples
+    means = {}
     for outcome in OUTCOMES:
-        found[outcome] = {name: float(samples[outcome].mean @ weights) for name, weights in _contrasts().items()}
-    return found
+        means[outcome] = {name: float(samples[outcome].mean @ weights) for name, weights in _contrasts().items()}
+    return means
 
 
 def changed(pool: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
@@ -128,9 +136,9 @@ def changed(pool: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
 def _contrasts() -> dict[str, np.ndarray]:
     """Weights `[K]` of all forms, by absolute effect."""
     unit = np.eye(len(FORMS))
-    found = {name: np.pad(x, (0, 2)) for name, x in effect_contrasts(EFFECTS).items()}
-    reference, tuned, kept, lost = (unit[place] for place in REPLACED)
-    return found | {"kept": kept - reference, "lost": tuned - lost}
+    contrasts = {name: np.pad(x, (0, 2)) for name, x in effect_contrasts(EFFECTS).items()}
+    reference, tuned, with_bias, lost = (unit[place] for place in REPLACED)
+    return contrasts | {"kept": with_bias - reference, "lost": tuned - lost}
 
 
 def true_verdicts(truth: Mapping[str, float], mechanism: str) -> dict[str, str]:
@@ -146,130 +154,136 @@ def true_verdicts(truth: Mapping[str, float], mechanism: str) -> dict[str, str]:
     return {CARRIER: carried, CONSTANT: constant}
 
 
-def wrong(kind: str, said: str, truth: Mapping[str, float], mechanism: str) -> bool:
+def wrong(kind: str, claim: str, truth: Mapping[str, float], mechanism: str) -> bool:
     """Whether a verdict claims what is not so. Claims that are true, but less than could be said, are not wrong."""
-    if said in (UNDECIDED, NO_GAIN):
+    if claim in (UNDECIDED, NO_GAIN):
         return False
     if mechanism == "none":
         return True
     shares = {name: truth[name] / truth["gain"] for name in (*EFFECTS, "kept", "lost")}
     lower = min(shares["kept"], shares["lost"])
     if kind == CONSTANT:
-        return {STANDS_FOR: lower <= STANDS, CARRIES_MOST: lower <= MOST, DOES_NOT: lower >= MOST}[said]
-    if said == SHARED:
+        return {STANDS_FOR: lower <= STANDS, CARRIES_MOST: lower <= MOST, DOES_NOT: lower >= MOST}[claim]
+    if claim == SHARED:
         return sum(shares[name] > QUARTER for name in EFFECTS) < 2
-    return shares[said] <= HALF
+    return shares[claim] <= HALF
 
 
 def study(measured: Measured) -> dict[str, Any]:
     """By outcome: both verdicts, and the interval of every absolute effect."""
     effects = summarize_effects(measured.pick(range(len(CORNERS))), CORNERS, EFFECTS)
     replaced = summarize_replacements(measured.pick(REPLACED), ("reference", "tuned", f"kept:{PLAIN}", f"lost:{PLAIN}"))
-    found = {}
+    conclusions = {}
     for outcome in OUTCOMES:
-        own, constant = effects[outcome], replaced[outcome]
-        numbers = {"gain": own.gain} | own.effects | own.interactions
+        summary_of_effects = effects[outcome]
+        constant = replaced[outcome]
+        numbers = {"gain": summary_of_effects.gain} | summary_of_effects.effects | summary_of_effects.interactions
         numbers |= {"kept": constant.kept[PLAIN], "lost": constant.lost[PLAIN]}
-        found[outcome] = {
+        conclusions[outcome] = {
             CARRIER: carrier(effects[outcome], outcome).verdict,
             CONSTANT: stands_for(replaced[outcome], PLAIN, outcome, "the method").verdict,
             "intervals": {name: (number.low, number.high) for name, number in numbers.items()},
         }
-    return found
+    return conclusions
 
 
 def rates(mechanism: str, strength: float, *, studies: int, images: int, seed: int) -> dict[str, Any]:
     """The rates of one mechanism and strength, by outcome."""
     logits, labels = pool = make_pool(mechanism, strength, images=images, seed=seed)
-    truth, draw = truths(pool), np.random.default_rng(seed)
-    found = []
+    truth = truths(pool)
+    draw = np.random.default_rng(seed)
+    studies_made = []
     for _ in range(studies):
         rows = draw.choice(images, IMAGES, replace=False)
-        found.append(study(measure(logits[rows], labels[rows], resamples=RESAMPLES)))
-    by_outcome = {outcome: _summary([one[outcome] for one in found], truth[outcome], mechanism) for outcome in OUTCOMES}
+        studies_made.append(study(measure(logits[rows], labels[rows], resamples=RESAMPLES)))
+    by_outcome = {
+        outcome: _summary([each[outcome] for each in studies_made], truth[outcome], mechanism) for outcome in OUTCOMES
+    }
     moved = changed(pool)
     by_outcome["accuracy"]["rare"] = [name for name, number in moved.items() if number < RARE]
     return by_outcome
 
 
-def _summary(found: list[dict[str, Any]], truth: dict[str, float], mechanism: str) -> dict[str, Any]:
+def _summary(studies: list[dict[str, Any]], truth: dict[str, float], mechanism: str) -> dict[str, Any]:
     expected = true_verdicts(truth, mechanism)
     summary: dict[str, Any] = {"truth": truth}
     for kind in (CARRIER, CONSTANT):
-        said = Counter(one[kind] for one in found)
+        claims = Counter(each[kind] for each in studies)
         summary[kind] = {
             "truth": expected[kind],
-            "said": dict(said),
-            "right": said[expected[kind]] / len(found),
-            "wrong": sum(n for word, n in said.items() if wrong(kind, word, truth, mechanism)) / len(found),
+            "said": dict(claims),
+            "right": claims[expected[kind]] / len(studies),
+            "wrong": sum(n for word, n in claims.items() if wrong(kind, word, truth, mechanism)) / len(studies),
         }
     summary["coverage"] = {
-        name: float(np.mean([one["intervals"][name][0] <= truth[name] <= one["intervals"][name][1] for one in found]))
-        for name in found[0]["intervals"]
+        name: float(
+            np.mean([each["intervals"][name][0] <= truth[name] <= each["intervals"][name][1] for each in studies])
+        )
+        for name in studies[0]["intervals"]
     }
     return summary
 
 
 def run(*, studies: int, images: int, seed: int) -> list[dict[str, Any]]:
     """All mechanisms and strengths, one record each."""
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for mechanism in MECHANISMS:
         for strength in STRENGTHS if mechanism != "none" else (NAMED,):
             start = time.monotonic()
-            own = rates(mechanism, strength, studies=studies, images=images, seed=seed + 100 * len(found))
-            found.append({"mechanism": mechanism, "strength": strength, "outcomes": own})
-            print(_line(found[-1]), f"({time.monotonic() - start:.0f} s)", flush=True)
-    return found
+            outcomes = rates(mechanism, strength, studies=studies, images=images, seed=seed + 100 * len(records))
+            records.append({"mechanism": mechanism, "strength": strength, "outcomes": outcomes})
+            print(_line(records[-1]), f"({time.monotonic() - start:.0f} s)", flush=True)
+    return records
 
 
 def _line(record: Mapping[str, Any]) -> str:
     parts = [f"{record['mechanism']} {record['strength']:g}"]
-    for outcome, own in record["outcomes"].items():
-        shown = ", ".join(
-            f"{kind} {own[kind]['truth']}: right {100 * own[kind]['right']:.1f}, wrong {100 * own[kind]['wrong']:.1f}"
-            for kind in (CARRIER, CONSTANT)
-        )
-        coverage = own["coverage"].values()
-        parts.append(
-            f"{outcome} (gain {own['truth']['gain']:.3g}) {shown}; coverage {100 * np.mean(list(coverage)):.1f}"
-        )
+    for outcome, result in record["outcomes"].items():
+        rates_of_kinds = []
+        for kind in (CARRIER, CONSTANT):
+            rate = result[kind]
+            shares = f"right {100 * rate['right']:.1f}, wrong {100 * rate['wrong']:.1f}"
+            rates_of_kinds.append(f"{kind} {rate['truth']}: {shares}")
+        coverage = 100 * np.mean(list(result["coverage"].values()))
+        gain = result["truth"]["gain"]
+        parts.append(f"{outcome} (gain {gain:.3g}) {', '.join(rates_of_kinds)}; coverage {coverage:.1f}")
     return " | ".join(parts)
 
 
 def judge(records: list[dict[str, Any]]) -> list[str]:
     """Where a limit is not kept, in sentences."""
-    said = []
+    problems = []
     for record in records:
         name = f"{record['mechanism']} at strength {record['strength']:g}"
-        for outcome, own in record["outcomes"].items():
+        for outcome, result in record["outcomes"].items():
             for kind in (CARRIER, CONSTANT):
-                rate = own[kind]
+                rate = result[kind]
                 if rate["wrong"] > MOST_WRONG:
-                    said.append(
+                    problems.append(
                         f"{name}, {outcome}: {100 * rate['wrong']:.1f} % of the verdicts on the {kind} are wrong."
                     )
                 if record["strength"] == NAMED and rate["right"] < LEAST_RIGHT:
-                    said.append(
+                    problems.append(
                         f"{name}, {outcome}: {100 * rate['right']:.1f} % of the verdicts on the {kind} are right."
                     )
             low, high = COVERAGE
-            for effect, covered in own["coverage"].items():
-                if covered < low or (covered > high and effect not in own.get("rare", ())):
-                    said.append(
+            for effect, covered in result["coverage"].items():
+                if covered < low or (covered > high and effect not in result.get("rare", ())):
+                    problems.append(
                         f"{name}, {outcome}: {100 * covered:.1f} % of the intervals of {effect} cover the truth."
                     )
-    return said
+    return problems
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
     """What the docs say of the rates, in sentences."""
     rates = [
-        (record, outcome, kind, own[kind])
+        (record, outcome, kind, result[kind])
         for record in records
-        for outcome, own in record["outcomes"].items()
+        for outcome, result in record["outcomes"].items()
         for kind in (CARRIER, CONSTANT)
     ]
-    named = [one for one in rates if one[0]["strength"] == NAMED]
+    named = [each for each in rates if each[0]["strength"] == NAMED]
     few = []
     for record, outcome, _, rate in named:
         if rate["right"] < LEAST_RIGHT:
@@ -277,10 +291,10 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
             few.append(f"{name} in {OUTCOME_NAMES[outcome]} ({100 * rate['right']:.0f} %)")
     right = min(x["right"] for *_, x in named if x["right"] >= LEAST_RIGHT)
     covered = [
-        (value, name in own.get("rare", ()))
+        (value, name in result.get("rare", ()))
         for record in records
-        for own in record["outcomes"].values()
-        for name, value in own["coverage"].items()
+        for result in record["outcomes"].values()
+        for name, value in result["coverage"].items()
     ]
     outside = [x for x, rare in covered if x < COVERAGE[0] or (x > COVERAGE[1] and not rare)]
     return (
@@ -305,11 +319,11 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
     )
     for row, outcome in zip(axes, OUTCOMES, strict=True):
         for panel, mechanism in zip(row, names, strict=True):
-            own = [record for record in records if record["mechanism"] == mechanism]
-            strengths = [record["strength"] for record in own]
+            of_mechanism = [record for record in records if record["mechanism"] == mechanism]
+            strengths = [record["strength"] for record in of_mechanism]
             for kind, colour in ((CARRIER, "#0072B2"), (CONSTANT, "#D55E00")):
                 for rate, style in (("right", "-"), ("wrong", ":")):
-                    values = [100 * record["outcomes"][outcome][kind][rate] for record in own]
+                    values = [100 * record["outcomes"][outcome][kind][rate] for record in of_mechanism]
                     panel.plot(
                         strengths, values, style, color=colour, marker="o", markersize=3, label=f"{rate}, {kind}"
                     )

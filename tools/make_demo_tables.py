@@ -40,22 +40,22 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 def _verdicts(rows: Sequence[Row], outcome: str) -> str:
     title, digits = OUTCOMES[outcome]
-    found = _by_place(rows, outcome)
+    by_place = _by_place(rows, outcome)
 
     def change(row: Row | None) -> str:
         return MISSING if row is None else _with_ends(row, "value", digits)
 
     def share(row: Row | None) -> str:
-        return MISSING if row is None or not row["share"] or _gain(found, row) <= 0 else _with_ends(row, "share", 0)
+        return MISSING if row is None or not row["share"] or _gain(by_place, row) <= 0 else _with_ends(row, "share", 0)
 
     lines = [
         (
             method,
             dataset_name(dataset),
-            *(change(found.get((method, dataset, name))) for name in CHANGES),
-            *(share(found.get((method, dataset, name))) for name in SHARES),
+            *(change(by_place.get((method, dataset, name))) for name in CHANGES),
+            *(share(by_place.get((method, dataset, name))) for name in SHARES),
         )
-        for method, dataset in dict.fromkeys((method, dataset) for method, dataset, _ in found)
+        for method, dataset in dict.fromkeys((method, dataset) for method, dataset, _ in by_place)
     ]
     table = markdown(("method", "dataset", *CHANGES.values(), *SHARES.values()), lines).rstrip()
     return f"{title}, and percent of the gain that is kept and lost by two vectors, in brackets 95 %:\n\n{table}"
@@ -63,13 +63,13 @@ def _verdicts(rows: Sequence[Row], outcome: str) -> str:
 
 def _by_place(rows: Sequence[Row], outcome: str) -> dict[tuple[str, str, str], Row]:
     """The rows of an outcome by method, dataset and quantity, without those of means over datasets."""
-    own = (row for row in rows if row["outcome"] == outcome and row["dataset"] != "mean")
-    return {(row["method"], row["dataset"], row["quantity"]): row for row in own}
+    of_outcome = (row for row in rows if row["outcome"] == outcome and row["dataset"] != "mean")
+    return {(row["method"], row["dataset"], row["quantity"]): row for row in of_outcome}
 
 
-def _gain(found: Mapping[tuple[str, str, str], Row], row: Row) -> float:
+def _gain(by_place: Mapping[tuple[str, str, str], Row], row: Row) -> float:
     """The lower end of the gain that a share is of."""
-    return float(found[row["method"], row["dataset"], "gain"]["low"])
+    return float(by_place[row["method"], row["dataset"], "gain"]["low"])
 
 
 def _with_ends(row: Row, value: str, digits: int) -> str:
@@ -99,10 +99,10 @@ def families(clip: Sequence[Row], siglip: Sequence[Row]) -> str:
     for outcome, (title, digits) in OUTCOMES.items():
         lines: dict[tuple[str, str], list[str]] = {}
         for rows in (clip, siglip):
-            found = _by_place([row for row in rows if row["method"] in both], outcome)
-            for (method, dataset, _), gain in [each for each in found.items() if each[0][2] == "gain"]:
-                kept = [found[method, dataset, f"kept:{form}"] for form in ("vector", "kind")]
-                shares = [_with_ends(row, "share", 0) if float(gain["low"]) > 0 else MISSING for row in kept]
+            by_place = _by_place([row for row in rows if row["method"] in both], outcome)
+            for (method, dataset, _), gain in [each for each in by_place.items() if each[0][2] == "gain"]:
+                kept_rows = [by_place[method, dataset, f"kept:{form}"] for form in ("vector", "kind")]
+                shares = [_with_ends(row, "share", 0) if float(gain["low"]) > 0 else MISSING for row in kept_rows]
                 line = lines.setdefault((method, dataset), [method, dataset_name(dataset)])
                 line.extend([_with_ends(gain, "value", digits), *shares])
         heads = (f"{family}: {column}" for family in ("CLIP", "SigLIP") for column in ("gain", "one", "two"))

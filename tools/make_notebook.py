@@ -53,19 +53,19 @@ def cells(script: str, name: str, address: str | None) -> list[Cell]:
     before, *parts = re.split(rf"^{MARK}", script, flags=re.MULTILINE)
     if before.strip() or not parts:
         raise ClipbiasError(f"the script of {name} does not begin with a line {MARK!r}.")
-    found = []
+    parsed = []
     for part in parts:
         head, _, body = part.partition("\n")
         if head.strip() == "[markdown]":
-            found.append(Cell("markdown", re.sub(r"^# ?", "", body.strip(), flags=re.MULTILINE)))
+            parsed.append(Cell("markdown", re.sub(r"^# ?", "", body.strip(), flags=re.MULTILINE)))
         else:
-            found.append(Cell("code", body.strip()))
+            parsed.append(Cell("code", body.strip()))
     if address:
         place = f"https://colab.research.google.com/github/{address.partition('github.com/')[2]}/blob/main/{name}"
         badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({place})"
-        found[:1] = [found[0]._replace(source=f"{found[0].source}\n\n{badge}")]
-        found.insert(1, Cell("code", INSTALL.format(address=address)))
-    return found
+        parsed[:1] = [parsed[0]._replace(source=f"{parsed[0].source}\n\n{badge}")]
+        parsed.insert(1, Cell("code", INSTALL.format(address=address)))
+    return parsed
 
 
 def repository() -> str | None:
@@ -81,7 +81,7 @@ def cells_of(script: Path) -> list[Cell]:
     return cells(read_text(script), name.relative_to(ROOT).as_posix(), repository())
 
 
-def run(given: Sequence[Cell]) -> dict[str, Any]:
+def run(sources: Sequence[Cell]) -> dict[str, Any]:
     """Runs cells from top to bottom in a folder of their own; the notebook with what they show.
 
     Raises:
@@ -95,7 +95,7 @@ def run(given: Sequence[Cell]) -> dict[str, Any]:
         raise ClipbiasError(f'{error}; install what runs notebooks: pip install -e ".[notebook]"') from error
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
     # A name of each cell that does not change from one time to the next.
-    made = [make[cell.kind](cell.source, id=f"cell-{number}") for number, cell in enumerate(given, start=1)]
+    made = [make[cell.kind](cell.source, id=f"cell-{number}") for number, cell in enumerate(sources, start=1)]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel})
     with tempfile.TemporaryDirectory() as folder:

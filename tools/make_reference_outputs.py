@@ -45,7 +45,8 @@ def pixels(images: np.ndarray) -> torch.Tensor:
 
 def forward(model: transformers.CLIPModel, tokens: np.ndarray, images: np.ndarray) -> Arrays:
     """Un-normalised features and logits of `CLIPModel.forward` itself."""
-    ids, values = torch.from_numpy(tokens), pixels(images)
+    ids = torch.from_numpy(tokens)
+    values = pixels(images)
     return {
         "image_features": model.visual_projection(model.vision_model(values).pooler_output).numpy(),
         "text_features": model.text_projection(model.text_model(ids).pooler_output).numpy(),
@@ -108,8 +109,8 @@ def check_case(name: str, clip: methods.Reference, case: Case, images: np.ndarra
         return worst
 
     def loss(learnables: methods.Learnables) -> float:
-        given = (clip, case.method, CLASS_NAMES, learnables, images, np.array(LABELS))
-        return methods.losses(*given, **case.options)[0]["cross_entropy"]
+        arguments = (clip, case.method, CLASS_NAMES, learnables, images, np.array(LABELS))
+        return methods.losses(*arguments, **case.options)[0]["cross_entropy"]
 
     start = weights.double({key: value for key, value in initial.items() if value.size})
     rest = {key: value for key, value in initial.items() if not value.size}
@@ -122,11 +123,11 @@ def check_case(name: str, clip: methods.Reference, case: Case, images: np.ndarra
 
 def save(path: Path, arrays: Arrays) -> None:
     """Writes float64 outputs as float32: the comparison is with float32 computations."""
-    kept = {}
+    stored = {}
     for name, value in arrays.items():
         dtype = np.float32 if value.dtype == np.float64 else value.dtype
-        kept[name] = np.array(value, dtype, order="C")
-    safetensors.numpy.save_file(kept, path)
+        stored[name] = np.array(value, dtype, order="C")
+    safetensors.numpy.save_file(stored, path)
     print(f"{path.relative_to(DATA.parent)}: {path.stat().st_size / 1024:.0f} KB")
 
 
@@ -160,10 +161,10 @@ def make_tiny(name: str, sizes: Mapping) -> None:
     compare("text features", text.features, outputs["text_features"])
     tuned: Arrays = {}
     for case_name, case in CASES.items():
-        found = tune(model, tokenize, case, images)
-        worst = check_case(case_name, reference, case, images, found)
+        arrays = tune(model, tokenize, case, images)
+        worst = check_case(case_name, reference, case, images, arrays)
         print(f"{name} {case_name}: NumPy equals PyTorch to {worst:.1e}")
-        tuned |= {f"{case_name}.{key}": value for key, value in found.items()}
+        tuned |= {f"{case_name}.{key}": value for key, value in arrays.items()}
     save(folder / "expected.safetensors", outputs)
     save(folder / "expected_tuning.safetensors", tuned)
 
@@ -172,7 +173,8 @@ def make_full() -> None:
     """The outputs of ViT-B/16's geometry for two images and three texts of random tokens."""
     config = weights.geometry(**VIT_B_16)
     state = weights.random_state_dict(config, seed=16)
-    tokens, images = helpers.random_tokens(config, (5, 30, 75)), helpers.random_images(config, 2)
+    tokens = helpers.random_tokens(config, (5, 30, 75))
+    images = helpers.random_images(config, 2)
     outputs = forward(torch_clip(config, state).double(), tokens, images)
     doubled = weights.double(state)
     vision = numpy_clip.encode_image(doubled, config, images)

@@ -30,7 +30,9 @@ def main(path: str) -> None:
     for number, (height, width) in enumerate(SIZES):
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Image.fromarray(pixels)
-        boxes, draws, crops = [], [], []
+        boxes = []
+        draws = []
+        crops = []
         for _ in range(BOXES_PER_SIZE):
             box, drawn = box_and_draws(image)
             boxes.append(box)
@@ -50,7 +52,8 @@ def main(path: str) -> None:
 def box_and_draws(image: Image.Image) -> tuple[tuple[int, int, int, int], list[float]]:
     """One `RandomResizedCrop` box and the random numbers it drew, in order."""
     drawn = []
-    uniform, randint = torch.Tensor.uniform_, torch.randint
+    uniform = torch.Tensor.uniform_
+    randint = torch.randint
 
     def logged_uniform(tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
         value = uniform(tensor, *arguments)
@@ -62,11 +65,13 @@ def box_and_draws(image: Image.Image) -> tuple[tuple[int, int, int, int], list[f
         drawn.append(float(value.item()))
         return value
 
-    torch.Tensor.uniform_, torch.randint = logged_uniform, logged_randint
+    torch.Tensor.uniform_ = logged_uniform
+    torch.randint = logged_randint
     try:
         return transforms.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]), drawn
     finally:
-        torch.Tensor.uniform_, torch.randint = uniform, randint
+        torch.Tensor.uniform_ = uniform
+        torch.randint = randint
 
 
 if __name__ == "__main__":

@@ -101,11 +101,13 @@ def draw(root: Path, count: int, seed: int) -> list[Bug]:
     lines: dict[str, int] = defaultdict(int)
     bugs: dict[str, dict[str, list[Bug]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted((root / "clipbias").rglob("*.py")):
-        file, content = path.relative_to(root).as_posix(), path.read_bytes()
+        file = path.relative_to(root).as_posix()
+        content = path.read_bytes()
         lines[path.parent.name] += content.count(b"\n")
         for bug in bugs_in(file, content):
             bugs[path.parent.name][bug.kind].append(bug)
-    generator, folders = random.Random(seed), sorted(bugs)
+    generator = random.Random(seed)
+    folders = sorted(bugs)
     drawn: dict[Bug, None] = {}
     while len(drawn) < count:
         (folder,) = generator.choices(folders, [lines[name] for name in folders])

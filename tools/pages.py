@@ -17,9 +17,9 @@ def with_section(page: Path, text: str, begin: str, section: str) -> str:
     Raises:
       ClipbiasError: it has no place for the section.
     """
-    before, found, rest = text.partition(begin)
+    before, marker, rest = text.partition(begin)
     _, end, after = rest.partition(END)
-    if not found or not end:
+    if not marker or not end:
         raise ClipbiasError(f"{page} has no place for the table; write the lines {begin!r} and {END!r} there.")
     return f"{before}{begin}\n\n{section}\n\n{END}{after}"
 

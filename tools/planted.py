@@ -30,12 +30,17 @@ from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, init_params
 
 MECHANISMS = ("attention", "scale", "constant", "kinds", "image", "both", "none")
-NUMBERS, LARGE = 12, 60.0
+NUMBERS = 12
+LARGE = 60.0
 FAR = 20.0  # a score that leaves nothing
 CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, STORE, READ = range(10)
 SHOWN = (TYPE, EVIDENCE, OTHER)  # what a patch's pixels say of it
-DEPTH, GRID, PATCH_SIZE, PROMPTS = 3, 4, 4, 2
-PATCHES, SIZE = GRID**2, GRID * PATCH_SIZE
+DEPTH = 3
+GRID = 4
+PATCH_SIZE = 4
+PROMPTS = 2
+PATCHES = GRID**2
+SIZE = GRID * PATCH_SIZE
 CONFIG = ClipConfig(
     vision=VisionConfig(2 * NUMBERS, DEPTH, 2, 16, image_size=SIZE, patch_size=PATCH_SIZE),
     text=TextConfig(8, 1, 1, 8, vocabulary_size=8, context_length=4, eos_token_id=7),
@@ -43,8 +48,11 @@ CONFIG = ClipConfig(
 )
 # Features of the classes' texts, and what cosines are multiplied by.
 CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np.float32)
-SCALE, BESIDE = 10.0, 2.0
-BIAS, BIAS_OF_BOTH, RANDOM = 0.8, 1.35, 0.02
+SCALE = 10.0
+BESIDE = 2.0
+BIAS = 0.8
+BIAS_OF_BOTH = 1.35
+RANDOM = 0.02
 MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
 EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
 NO_PROMPTS = (EVERY, {PROMPT: -FAR})
@@ -69,7 +77,8 @@ def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.n
     """The frozen weights, and the prompts `[1, V, D]` that tune them."""
     start = {READ: _bias(mechanism)} if mechanism in ("constant", "kinds", "both") else {}
     params = jax.tree.map(np.array, _initial())
-    tower, draw = params["vision"], np.random.default_rng(seed)
+    tower = params["vision"]
+    draw = np.random.default_rng(seed)
     for part in ("pre_norm", "post_norm"):
         tower[part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
     for part in ("norm1", "norm2"):
@@ -80,7 +89,8 @@ def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.n
     for place, number in enumerate(SHOWN):
         tower["patch_embedding"][3 * place] = paired({number: 1})
     tower["projection"] = np.zeros((2 * NUMBERS, 2))
-    tower["projection"][CONSTANT, 0], tower["projection"][READ, 1] = BESIDE / LARGE, 1
+    tower["projection"][CONSTANT, 0] = BESIDE / LARGE
+    tower["projection"][READ, 1] = 1
     _fill(tower["layers"], _layers(mechanism, strength), draw)
     prompts = np.tile(token({PROMPT: 1}), (PROMPTS, 1))[None]
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), prompts.astype(np.float32)
@@ -103,7 +113,8 @@ def _layers(mechanism: str, strength: float) -> list[Layer]:
     # Where nothing is to be gained attention is so sharp that no image's two sorts of evidence are averaged.
     sharp = 8.0 if mechanism == "none" else 2.0
     turned: list[tuple[Numbers, Numbers]] = [({CLS: 1}, {TYPE: -sharp}), ({FLAG: 1}, {TYPE: 2 * sharp}), NO_PROMPTS]
-    flag, bias = {(FLAG, PROMPT): strength / MASS}, {(READ, PROMPT): -_bias(mechanism) * strength / MASS}
+    flag = {(FLAG, PROMPT): strength / MASS}
+    bias = {(READ, PROMPT): -_bias(mechanism) * strength / MASS}
     if mechanism in ("attention", "none"):
         return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0})]
     if mechanism == "both":
@@ -123,7 +134,8 @@ def _layers(mechanism: str, strength: float) -> list[Layer]:
 
 def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -> None:
     """Writes the first head; what is random reads no large number."""
-    width, head = 2 * NUMBERS, NUMBERS
+    width = 2 * NUMBERS
+    head = NUMBERS
     for part in ("qkv", "out", "fc1", "fc2"):
         shape = stacked[part]["kernel"].shape
         size = {"qkv": 0.3, "out": RANDOM, "fc1": 0.3, "fc2": RANDOM}[part]
@@ -166,7 +178,9 @@ def _pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.
     def noisy(mean: float, deviation: float) -> np.ndarray:
         return sign * mean + deviation * draw.normal(size=count)
 
-    good, bad, other = noisy(0.6, 0.6), noisy(0.2, 0.8), np.zeros(count)
+    good = noisy(0.6, 0.6)
+    bad = noisy(0.2, 0.8)
+    other = np.zeros(count)
     if mechanism == "none":
         bad = noisy(0.6, 0.6)
     elif mechanism not in ("attention", "both"):

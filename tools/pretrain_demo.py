@@ -61,7 +61,9 @@ VOCABULARY_SIZE = 3072
 
 def model_config(width: int, layers: int, family: str = "clip") -> ClipConfig:
     """48-pixel images in patches of 8; heads of a quarter of the vision width."""
-    text_width, siglip, end = width * 3 // 4, family == "siglip", VOCABULARY_SIZE - 1
+    text_width = width * 3 // 4
+    siglip = family == "siglip"
+    end = VOCABULARY_SIZE - 1
     common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6) if siglip else {}
     sizes: dict[str, Any] = dict(vocabulary_size=VOCABULARY_SIZE, context_length=CONTEXT_LENGTH, eos_token_id=end)
     padding: dict[str, Any] = dict(causal=False, pad_token_id=end) if siglip else {}
@@ -90,10 +92,10 @@ def started_from(start: Any, params: Any) -> Any:
     known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(start)}
 
     def leaf_of(path: Any, leaf: jax.Array) -> jax.Array:
-        found = known.get(jax.tree_util.keystr(path), jnp.zeros(0))
+        array = known.get(jax.tree_util.keystr(path), jnp.zeros(0))
         if path[-1].key == "position_embedding":
-            found = found[-len(leaf) :]
-        return jnp.asarray(found, jnp.float32) if found.shape == leaf.shape else leaf
+            array = array[-len(leaf) :]
+        return jnp.asarray(array, jnp.float32) if array.shape == leaf.shape else leaf
 
     return jax.tree_util.tree_map_with_path(leaf_of, params)
 
@@ -117,11 +119,12 @@ def load_state(path: Path, like: Any) -> tuple[Any, int]:
 
 def zero_shot_accuracy(params: Any, model: Clip, dataset: data.Dataset, split: str = "val") -> float:
     """The share of images of `split` whose nearest prompt is their own class."""
-    chosen, trained = dataset.split(split), dataclasses.replace(model, params=params)
-    image_features = trained.encode_images([chosen.image(i) for i in range(len(chosen))])
+    images = dataset.split(split)
+    trained = dataclasses.replace(model, params=params)
+    image_features = trained.encode_images([images.image(i) for i in range(len(images))])
     texts = [dataset.template.format(name) for name in dataset.class_names]
     text_features = trained.encode_texts(texts, normalize=True)
-    return float((np.argmax(image_features @ text_features.T, -1) == chosen.labels).mean())
+    return float((np.argmax(image_features @ text_features.T, -1) == images.labels).mean())
 
 
 def write_model(folder: Path, model: Clip, params: Any) -> None:
@@ -150,7 +153,8 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
     # The step donates its arguments, and the caller's parameters must outlive it.
     initial = jax.jit(lambda params: (jax.tree.map(jnp.copy, params), optimiser.init(params)))(model.params)
     (params, state), start = load_state(state_path, initial)
-    began, reported = time.monotonic(), start
+    began = time.monotonic()
+    reported = start
     for step in range(start, FLAGS.steps):
         batch = corpus.batch(scenes, seed=FLAGS.seed, step=step, size=FLAGS.batch_size)
         rng = jax.random.fold_in(jax.random.key(FLAGS.seed), step)
@@ -158,7 +162,8 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
         done = step + 1
         if done % FLAGS.report_every == 0 or done == FLAGS.steps:
             rate = (done - reported) * FLAGS.batch_size / (time.monotonic() - began)
-            began, reported = time.monotonic(), done
+            began = time.monotonic()
+            reported = done
             logging.info("step %d/%d  loss %.3f  %.0f images/s", done, FLAGS.steps, float(loss), rate)
         if done % FLAGS.save_every == 0 or done == FLAGS.steps:
             if not np.isfinite(float(loss)):
@@ -171,7 +176,8 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
 
 
 def main(_: list[str]) -> None:
-    work, siglip = Path(FLAGS.work), FLAGS.family == "siglip"
+    work = Path(FLAGS.work)
+    siglip = FLAGS.family == "siglip"
     config = model_config(FLAGS.width, FLAGS.layers, FLAGS.family)
     params = clip_lib.init_params(config, jax.random.key(FLAGS.seed))
     if FLAGS.start:

@@ -30,7 +30,9 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-        labels, predicted, classes = arrays["labels"], arrays["predicted"], len(arrays["class_names"])
+        labels = arrays["labels"]
+        predicted = arrays["predicted"]
+        classes = len(arrays["class_names"])
     except Exception as error:  # a damaged archive raises nearly anything
         raise ValueError(f"cannot read {path.name}: {error!r}") from error
     if labels.dtype.kind != "i" or predicted.dtype.kind != "i" or labels.ndim != 1 or labels.shape != predicted.shape:

@@ -40,7 +40,8 @@ _TO = flags.DEFINE_string("predictors", "predictors", "The files to write, witho
 DATASETS = (("demo/digits", 10), ("demo/fashion", 10), ("demo/emoji", 10), ("demo/emoji", 60))
 PROMPTS, DEPTHS = (1, 2, 4), (1, 4)
 TRAININGS = ((4, 100), (4, 300), (16, 300))  # images per class, steps
-RATE, BATCH = 0.05, 100
+RATE = 0.05
+BATCH = 100
 # What an adapter's share is regressed on, as logarithms to the base 2: a coefficient is what doubling changes.
 FACTORS = ("prompts", "depth", "shots", "steps", "classes")
 
@@ -68,26 +69,27 @@ def adapters(clip: Clip) -> Iterator[dict[str, Any]]:
                     vision_tokens=prompts,
                     depth=depth,
                 )
-                found = one_adapter(model, dataset, shots=shots, seed=seed)
+                numbers = one_adapter(model, dataset, shots=shots, seed=seed)
                 place = {"dataset": name, "prompts": prompts, "depth": depth, "shots": shots, "steps": steps}
-                yield place | {"classes": classes, "seed": seed, **found}
+                yield place | {"classes": classes, "seed": seed, **numbers}
         jax.clear_caches()
 
 
 def one_adapter(model: TunedModel, dataset: Dataset, *, shots: int, seed: int) -> dict[str, Any]:
     """The gain of a tuned model, and the shares of it that are kept and lost, in both outcomes."""
-    task, learnables = model.task, model.learnables
+    task = model.task
+    learnables = model.learnables
     train = protocols.few_shot(dataset, shots=shots, seed=seed).source.split("train")
     logits = form_logits(task, learnables, task.init(seed), train, dataset.split("test"))
     measured = measure(logits, dataset.split("test").labels)
     numbers = summarize_replacements(measured, ("reference", f"{KEPT}:{PLAIN}", f"{LOST}:{PLAIN}", "tuned"))
-    found: dict[str, Any] = {}
+    numbers_of_adapter: dict[str, Any] = {}
     for outcome in OUTCOMES:
-        own = numbers[outcome]
-        found |= {f"{outcome} gain": own.gain.value, f"{outcome} sure": excludes(own.gain) > 0}
-        for kind, number in ((KEPT, own.kept[PLAIN]), (LOST, own.lost[PLAIN])):
-            found[f"{outcome} {kind}"] = None if number.share is None else number.share.value
-    return found
+        test = numbers[outcome]
+        numbers_of_adapter |= {f"{outcome} gain": test.gain.value, f"{outcome} sure": excludes(test.gain) > 0}
+        for kind, number in ((KEPT, test.kept[PLAIN]), (LOST, test.lost[PLAIN])):
+            numbers_of_adapter[f"{outcome} {kind}"] = None if number.share is None else number.share.value
+    return numbers_of_adapter
 
 
 def form_logits(task: Task, learnables: Any, initial: Any, train: Split, test: Split) -> np.ndarray:
@@ -98,12 +100,13 @@ def form_logits(task: Task, learnables: Any, initial: Any, train: Split, test: S
     classify = InterventionClassifier(
         task, clip.params, learnables, reference_adaptation(task, initial), {PLAIN: (biases, PLAIN)}
     )
-    tuned, found = jax.jit(task.logits), []
+    tuned = jax.jit(task.logits)
+    batches = []
     for raw, mask in raw_batches(test, size, BATCH):
         images = clip.preprocessing.normalize(jnp.asarray(raw))
         every = jnp.concatenate([classify(images), tuned(clip.params, learnables, images)[None]])
-        found.append(np.asarray(jnp.moveaxis(every, 0, 1))[np.asarray(mask)])
-    return np.concatenate(found)
+        batches.append(np.asarray(jnp.moveaxis(every, 0, 1))[np.asarray(mask)])
+    return np.concatenate(batches)
 
 
 def regress(frame: pd.DataFrame, share: str, *, seed: int = 0) -> dict[str, Any]:
@@ -120,7 +123,8 @@ def regress(frame: pd.DataFrame, share: str, *, seed: int = 0) -> dict[str, Any]
     sure = frame[frame[f"{share.split()[0]} sure"]]
     names, x, y = design(sure, share)
     fitted = np.linalg.lstsq(x, y, rcond=None)[0]
-    draw, draws = np.random.default_rng(seed), []
+    draw = np.random.default_rng(seed)
+    draws = []
     for _ in range(RESAMPLES):
         rows = draw.integers(0, len(y), len(y))
         draws.append(np.linalg.lstsq(x[rows], y[rows], rcond=None)[0])
@@ -144,10 +148,12 @@ def design(frame: pd.DataFrame, share: str) -> tuple[list[str], np.ndarray, np.n
     )
 
 
-def words(found: Mapping[str, Any], share: str) -> str:
+def words(regression: Mapping[str, Any], share: str) -> str:
     """The coefficients in a few lines."""
-    lines = [f"{share}: {found['adapters']} adapters, mean {found['mean']:.2f}, R² {found['explained']:.2f}"]
-    for name, number in found["coefficients"].items():
+    lines = [
+        f"{share}: {regression['adapters']} adapters, mean {regression['mean']:.2f}, R² {regression['explained']:.2f}"
+    ]
+    for name, number in regression["coefficients"].items():
         lines.append(f"  {name:14} {number['value']:+.2f} ({number['low']:+.2f} to {number['high']:+.2f})")
     return "\n".join(lines)
 
@@ -160,9 +166,11 @@ def main(_: list[str]) -> None:
         print(json.dumps(row), flush=True)
     frame = pd.DataFrame(rows)
     write_csv(Path(f"{_TO.value}.csv"), frame)
-    found = {f"{outcome} {kind}": regress(frame, f"{outcome} {kind}") for outcome in OUTCOMES for kind in (KEPT, LOST)}
-    write_text(Path(f"{_TO.value}.json"), json.dumps(found, indent=1) + "\n")
-    print("\n".join(words(numbers, share) for share, numbers in found.items()))
+    regressions = {
+        f"{outcome} {kind}": regress(frame, f"{outcome} {kind}") for outcome in OUTCOMES for kind in (KEPT, LOST)
+    }
+    write_text(Path(f"{_TO.value}.json"), json.dumps(regressions, indent=1) + "\n")
+    print("\n".join(words(numbers, share) for share, numbers in regressions.items()))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ TRAINED = [name for name in FIRSTS if METHODS[name][0].trains]
 # Of three kinds of code one: prompts of both towers, biases, and a head by itself.
 SOME = ("ivlp", "bias_by_kind", "taskres")
 DTYPES = ("bfloat16", "float32")
-CLASSES, BATCH, SHOTS = 100, 32, 16
+CLASSES = 100
+BATCH = 32
+SHOTS = 16
 
 CASES = [
     (topology, name, dtype, 1)
@@ -55,17 +57,19 @@ def bind(clip: Clip, method, classes: int, dtype: str, mesh) -> Task:
 
 def first_stage(name: str, batch: int) -> tuple[Method, Recipe]:
     """What a method trains first, and how: at this batch size, or its own where it has one."""
-    common, method = Recipe(epochs=10), make_method(name)
+    common = Recipe(epochs=10)
+    method = make_method(name)
     return method.stages(method.recipe_for(dataclasses.replace(common, batch_size=batch), SHOTS))[0]
 
 
 def check(program: Program, topology: Topology, dtype: str, *, cudnn: bool, loops: bool = False) -> int:
     """What holds of every program, and how many exchanges it has; with `loops` there are some over images or rounds."""
     lowered = program.lower()
-    text, found = lowered.compile().as_text(), needed_bytes(lowered)
+    text = lowered.compile().as_text()
+    needed = needed_bytes(lowered)
     exchanged = exchanges(text)
-    assert 0 < found <= USABLE * topology.chip.memory, (program.name, found)
-    assert loops or not any(one.looped for one in exchanged), (program.name, exchanged)
+    assert 0 < needed <= USABLE * topology.chip.memory, (program.name, needed)
+    assert loops or not any(exchange.looped for exchange in exchanged), (program.name, exchanged)
     if ACCELERATOR == "gpu" and cudnn:
         assert ("__cudnn$fmha" in text) == (dtype == "bfloat16"), program.name
     return len(exchanged)
@@ -76,7 +80,8 @@ def test_training_steps(
     clip: Clip, topologies: dict[str, Topology], topology: str, name: str, dtype: str, runs: int
 ) -> None:
     """The fastest way that the plan finds."""
-    where, (method, recipe) = topologies[topology], first_stage(name, BATCH)
+    where = topologies[topology]
+    method, recipe = first_stage(name, BATCH)
     mesh = meshes.make_mesh(devices=where.devices)
     size = StepShape(recipe.batch_size, runs, mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
@@ -121,7 +126,8 @@ def explained() -> list[str]:
 @pytest.mark.parametrize("name", explained())
 def test_relevancy(clip: Clip, topologies: dict[str, Topology], name: str) -> None:
     """On one device, as explanations are computed."""
-    where, size = topologies[TOPOLOGIES[0]], clip.config.vision.image_size
+    where = topologies[TOPOLOGIES[0]]
+    size = clip.config.vision.image_size
     mesh = meshes.make_mesh(data=1, devices=where.devices[:1])
     task = bind(clip, name, CLASSES, "float32", mesh)
     if reason := why_no_maps(task):
@@ -130,7 +136,7 @@ def test_relevancy(clip: Clip, topologies: dict[str, Topology], name: str) -> No
     arguments = meshes.replicate(mesh, (meshes.shapes(clip.params), task.shapes, images))
     jax.clear_caches()
     with where:
-        program = Program("relevancy", jax.jit(lambda *given: relevancy(task, *given, np.arange(8))), arguments)
+        program = Program("relevancy", jax.jit(lambda *args: relevancy(task, *args, np.arange(8))), arguments)
         check(program, where, "float32", cudnn=False)
 
 

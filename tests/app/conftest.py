@@ -34,8 +34,8 @@ def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gradio's own, of what it is built on
-        for chosen in (ZERO_SHOT, "prompts"):  # compiled before it is asked
-            side = bench.bind(chosen, "\n".join(NAMES))
+        for name in (ZERO_SHOT, "prompts"):  # compiled before it is asked
+            side = bench.bind(name, "\n".join(NAMES))
             probabilities(side, PICTURE)
             for kind in (RELEVANCY, ATTENTION):
                 bench.look(side, PICTURE, 0, kind)
@@ -47,6 +47,6 @@ def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    found = Browser(tmp_path_factory.mktemp("profile"), local=True)
-    yield found
-    found.close()
+    opened_browser = Browser(tmp_path_factory.mktemp("profile"), local=True)
+    yield opened_browser
+    opened_browser.close()

@@ -42,24 +42,24 @@ def test_probabilities_are_those_of_the_task_for_any_names(bench: Bench, clip: C
 
 @pytest.mark.long
 def test_relevancy_counts_from_the_layer_that_was_chosen(bench: Bench, clip: Clip) -> None:
-    side, layers = bench.bind("prompts", TEXT), clip.config.vision.layers
-    found, note = bench.look(side, PICTURE, 1, layer=2)
-    own = clipbias.relevancy(side.task, clip.params, side.learnables, clip.preprocess([PICTURE]), [1], start_layer=1)
-    assert found is not None and note == f"{NAMES[1]}: layers 2 to {layers}" and found.title == NAMES[1]
-    np.testing.assert_allclose(found.vision, own.vision[0], rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(found.text, own.text[0], rtol=1e-4, atol=1e-7)
-    assert found.tokens[:2] == ("SOS", "[1]") and found.tokens[-2:] == ("dog", ".")
-    drawn = bench.draw(found, PICTURE)
+    side = bench.bind("prompts", TEXT)
+    layers = clip.config.vision.layers
+    look, note = bench.look(side, PICTURE, 1, layer=2)
+    maps = clipbias.relevancy(side.task, clip.params, side.learnables, clip.preprocess([PICTURE]), [1], start_layer=1)
+    assert look is not None and note == f"{NAMES[1]}: layers 2 to {layers}" and look.title == NAMES[1]
+    np.testing.assert_allclose(look.vision, maps.vision[0], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(look.text, maps.text[0], rtol=1e-4, atol=1e-7)
+    assert look.tokens[:2] == ("SOS", "[1]") and look.tokens[-2:] == ("dog", ".")
+    drawn = bench.draw(look, PICTURE)
     assert drawn.dtype == np.uint8 and drawn.shape[-1] in (3, 4) and len(np.unique(drawn)) > 50
 
 
 def test_attention_and_nearness_are_of_the_layer_and_the_prompt(bench: Bench, clip: Clip) -> None:
-    side, patches = bench.bind("prompts", TEXT), clip.config.vision.patches
-    adaptation, last, _images = (
-        side.task.method.adapt(side.learnables),
-        clip.config.vision.layers,
-        clip.preprocess([PICTURE]),
-    )
+    side = bench.bind("prompts", TEXT)
+    patches = clip.config.vision.patches
+    adaptation = side.task.method.adapt(side.learnables)
+    last = clip.config.vision.layers
+    _images = clip.preprocess([PICTURE])
 
     @jax.jit
     def run(params: Any, adaptation: Any, images: Any) -> Any:
@@ -71,9 +71,9 @@ def test_attention_and_nearness_are_of_the_layer_and_the_prompt(bench: Bench, cl
     for layer, slot in ((1, 3), (last, 1)):
         seen = every[slot - 1]
         for kind, row in ((ATTENTION, seen["cls"]), (PROMPT, 1 - seen["distance"])):
-            found, note = bench.look(side, PICTURE, 0, kind, layer, slot)
-            assert found is not None and not found.tokens
-            np.testing.assert_allclose(found.vision[:patches], np.asarray(row)[layer - 1, 0], rtol=1e-4, atol=1e-6)
+            look, note = bench.look(side, PICTURE, 0, kind, layer, slot)
+            assert look is not None and not look.tokens
+            np.testing.assert_allclose(look.vision[:patches], np.asarray(row)[layer - 1, 0], rtol=1e-4, atol=1e-6)
     assert note == f"layer {last}, prompt 1 of 4"
 
 
@@ -81,8 +81,8 @@ def test_a_sentence_stands_where_there_is_no_map(bench: Bench, clip: Clip) -> No
     assert bench.look(bench.bind(ZERO_SHOT, TEXT), PICTURE, 0, PROMPT) == (None, "There are no vision prompts.")
     other = Bench(clip, {"inserted": tuned(clip, "mmrl", NAMES)})
     for kind in (RELEVANCY, ATTENTION, PROMPT):
-        found, note = other.look(other.bind("inserted", TEXT), PICTURE, 0, kind)
-        assert found is None and note.startswith("Tokens are inserted inside")
+        look, note = other.look(other.bind("inserted", TEXT), PICTURE, 0, kind)
+        assert look is None and note.startswith("Tokens are inserted inside")
     size = clip.config.vision.image_size
     assert other.draw(None, PICTURE).shape == (size, size, 3)
 

@@ -34,21 +34,21 @@ def test_what_the_page_does_when_it_is_asked(bench: Bench, files: dict, tmp_path
     page = build(bench, examples=[])
     events: dict[str, Any] = {event.fn.__name__: event.fn for event in page.fns.values() if event.fn}
     Image.fromarray(PICTURE).save(path := str(tmp_path / "photo.png"))
-    asked = ("\n".join(NAMES), "a photo of a {}.", "prompts", None)
-    *shares, classes, slot = events["classify"](path, *asked)
-    sides = [bench.bind(ZERO_SHOT, asked[0], asked[1]), bench.bind("prompts", asked[0])]
-    for found, side in zip(shares, sides, strict=True):
-        assert [*found] == NAMES and list(found.values()) == probabilities(side, PICTURE).tolist()
+    question = ("\n".join(NAMES), "a photo of a {}.", "prompts", None)
+    *shares, classes, slot = events["classify"](path, *question)
+    sides = [bench.bind(ZERO_SHOT, question[0], question[1]), bench.bind("prompts", question[0])]
+    for label_shares, side in zip(shares, sides, strict=True):
+        assert [*label_shares] == NAMES and list(label_shares.values()) == probabilities(side, PICTURE).tolist()
     assert classes["choices"] == [(name, name) for name in (LIKELIEST, *NAMES)] or LIKELIEST in classes["choices"]
     assert slot["maximum"] == 4 and slot["interactive"]
-    first, note, second, other = events["look"](path, *asked, RELEVANCY, NAMES[1], 2, 1)
+    first, note, second, other = events["look"](path, *question, RELEVANCY, NAMES[1], 2, 1)
     assert first.ndim == second.ndim == 3 and f"{NAMES[1]}: layers 2 to" in note and f"{NAMES[1]}: layers 2 to" in other
-    assert events["look"](path, *asked[:2], ZERO_SHOT, None, ATTENTION, LIKELIEST, 1, 1)[2:] == [None, ""]
-    assert events["look"](None, *asked, RELEVANCY, LIKELIEST, 1, 1) == [None, "", None, ""]
+    assert events["look"](path, *question[:2], ZERO_SHOT, None, ATTENTION, LIKELIEST, 1, 1)[2:] == [None, ""]
+    assert events["look"](None, *question, RELEVANCY, LIKELIEST, 1, 1) == [None, "", None, ""]
     assert events["fill"]("prompts", str(files["bias"]), "x", "y") == ("tree\nhouse", "a photo of a {}.")
     assert events["fill"](ZERO_SHOT, None, "x", "y") == ("x", "y")
     with pytest.raises(gradio.Error, match="does not fit"):
-        events["classify"](path, *asked[:3], str(files["other"]))
+        events["classify"](path, *question[:3], str(files["other"]))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def opened(browser: Browser, address: str, tmp_path: Path) -> Browser:
 
 def complaints(browser: Browser) -> list:
     """What the page complains of, but for what gradio's own examples write to the console."""
-    return [one for one in browser.complaints if "Method not implemented" not in json.dumps(one)]
+    return [complaint for complaint in browser.complaints if "Method not implemented" not in json.dumps(complaint)]
 
 
 def write(browser: Browser, field: str, text: str) -> None:
@@ -77,17 +77,17 @@ def write(browser: Browser, field: str, text: str) -> None:
 
 
 def click(browser: Browser, words: str) -> None:
-    found = f"[...document.querySelectorAll('button')].find(x => x.textContent.trim() == {words!r})"
-    browser.evaluate(f"{found}.click(); 1")
+    button = f"[...document.querySelectorAll('button')].find(x => x.textContent.trim() == {words!r})"
+    browser.evaluate(f"{button}.click(); 1")
 
 
 def test_a_picture_is_classified_both_ways(opened: Browser, bench: Bench, address: str) -> None:
-    sides = [bench.bind(chosen, "\n".join(NAMES)) for chosen in (ZERO_SHOT, "prompts")]
-    found = [probabilities(side, PICTURE) for side in sides]
-    assert opened.evaluate(LABELS) == [NAMES[p.argmax()] for p in found]
+    sides = [bench.bind(method, "\n".join(NAMES)) for method in (ZERO_SHOT, "prompts")]
+    expected = [probabilities(side, PICTURE) for side in sides]
+    assert opened.evaluate(LABELS) == [NAMES[p.argmax()] for p in expected]
     shown = " ".join(opened.evaluate(SHARES))
     assert all(name in shown for name in NAMES)
-    notes = [bench.look(side, PICTURE, int(p.argmax()))[1] for side, p in zip(sides, found, strict=True)]
+    notes = [bench.look(side, PICTURE, int(p.argmax()))[1] for side, p in zip(sides, expected, strict=True)]
     assert opened.evaluate(NOTES) == notes
     assert opened.requests
     assert not [url for url in opened.requests if not url.startswith((address, "data:", "blob:"))]

@@ -79,8 +79,10 @@ def test_text_needs_no_padding_up_to_the_context(tiny):
 def test_attention_and_taps_equal_the_reference(tiny):
     """With prompts, biases and a random tap, in both towers."""
     clip, reference, expected = tiny
-    vision, text = clip.config.vision, clip.config.text
-    settings, seeds = reference.config, iter(range(100))
+    vision = clip.config.vision
+    text = clip.config.text
+    settings = reference.config
+    seeds = iter(range(100))
 
     def draw(*shape: int) -> np.ndarray:
         return np.float32(0.3) * weights.deterministic_uniform(77, next(seeds), shape)
@@ -128,7 +130,8 @@ def test_vit_b_16_equals_transformers():
     }
     geometry = config.from_hugging_face(transformers.CLIPConfig(**settings))
     params = convert.from_tensors(geometry, tensors, where="the reference")
-    images, tokens = helpers.random_images(settings, 2), helpers.random_tokens(settings, (5, 30, 75))
+    images = helpers.random_images(settings, 2)
+    tokens = helpers.random_tokens(settings, (5, 30, 75))
 
     @functools.partial(jax.jit, static_argnums=1)
     def encode(params, geometry, images, tokens):

@@ -21,7 +21,9 @@ from tests.reference.methods import Reference
 from tests.reference.weights import deterministic_uniform
 
 SHAPES = ("vector", "kind", "token")
-VALUES, GRADIENTS = 3e-6, 2e-5  # rounding of float32, relative to an array's largest number
+# Rounding of float32, relative to an array's largest number
+VALUES = 3e-6
+GRADIENTS = 2e-5
 LENGTHS = (1, 5, 2, 2, 9)  # words of the texts; the last one fills more than half of a tile
 PROMPTS = 2
 
@@ -47,9 +49,9 @@ def bias(config: dict, tower: str, shape: str) -> np.ndarray:
     return draw(11 if tower == "text" else 12, sizes["num_hidden_layers"], *rows, sizes["hidden_size"])
 
 
-def close(found: jax.Array, expected: np.ndarray, tolerance: float) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(np.asarray(found, np.float64) - expected).max() < tolerance * np.abs(expected).max()
+def close(actual: jax.Array, expected: np.ndarray, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    assert np.abs(np.asarray(actual, np.float64) - expected).max() < tolerance * np.abs(expected).max()
 
 
 def close_to_differences(function: Callable[[np.ndarray], float], bias: np.ndarray, gradient: jax.Array) -> None:
@@ -75,15 +77,19 @@ def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
     helpers.short(
         [
             *((shape, prompts, False) for shape in SHAPES for prompts in (0, PROMPTS)),
-            *(("kind", PROMPTS, True), ("token", PROMPTS, True)),
+            ("kind", PROMPTS, True),
+            ("token", PROMPTS, True),
         ],
-        *(("kind", PROMPTS, False), ("token", 0, False), ("token", PROMPTS, True)),
-        several=True,
+        ("kind", PROMPTS, False),
+        ("token", 0, False),
+        ("token", PROMPTS, True),
+        unpack=True,
     ),
 )
 def test_vision(both, shape, prompts, explicit):
     clip, reference = both
-    images, added = helpers.random_images(reference.config, 3), bias(reference.config, "vision", shape)
+    images = helpers.random_images(reference.config, 3)
+    added = bias(reference.config, "vision", shape)
     deep = draw(13, 2, prompts, added.shape[-1]) if prompts else None  # replaced at the second block, not at the last
 
     def encode(bias):
@@ -93,13 +99,13 @@ def test_vision(both, shape, prompts, explicit):
     expected = encode(added.astype(float))
     cotangent = draw(14, *expected.shape)
     observe = (lambda view: None) if explicit else None
-    features, found = both_ways(
+    features, gradients = both_ways(
         lambda adaptation: encode_image(clip.params, clip.config, images, adaptation, observe=observe)[0],
         Adaptation(vision_bias=added, vision_prompts=deep),
         cotangent,
     )
     close(features, expected, VALUES)
-    close_to_differences(lambda bias: (encode(bias) * cotangent).sum(), added, found.vision_bias)
+    close_to_differences(lambda bias: (encode(bias) * cotangent).sum(), added, gradients.vision_bias)
 
 
 @pytest.mark.parametrize(
@@ -111,12 +117,13 @@ def test_vision(both, shape, prompts, explicit):
             *(("token", PROMPTS, layout) for layout in ("explicit", "plain")),
         ],
         *(("token", 0, "packed"), ("kind", PROMPTS, "chunks"), ("token", PROMPTS, "explicit")),
-        several=True,
+        unpack=True,
     ),
 )
 def test_text(both, shape, prompts, layout):
     clip, reference = both
-    ids, added = helpers.random_tokens(reference.config, LENGTHS), bias(reference.config, "text", shape)
+    ids = helpers.random_tokens(reference.config, LENGTHS)
+    added = bias(reference.config, "text", shape)
     ids[:, 1 : 1 + PROMPTS] = 7  # the same words in all texts
     deep = draw(15, 1, prompts, added.shape[-1]) if prompts else None
 
@@ -135,21 +142,22 @@ def test_text(both, shape, prompts, layout):
         groups, chunks = {"packed": (1, 1), "three groups": (3, 1), "chunks": (4, 2)}[layout]
         return encode_packed_text(clip.params, clip.config, pack(tokens, groups=groups), adaptation, chunks=chunks)
 
-    features, found = both_ways(encode, Adaptation(text_bias=added, text_prompts=deep), cotangent)
+    features, gradients = both_ways(encode, Adaptation(text_bias=added, text_prompts=deep), cotangent)
     close(features, expected, VALUES)
-    close_to_differences(lambda bias: (plain(bias) * cotangent).sum(), added, found.text_bias)
+    close_to_differences(lambda bias: (plain(bias) * cotangent).sum(), added, gradients.text_bias)
 
 
 def test_features_of_patches(both):
     """By kind, patches get the vector of all others in the last block too."""
     clip, reference = both
-    images, added = helpers.random_images(reference.config, 2), bias(reference.config, "vision", "kind")
+    images = helpers.random_images(reference.config, 2)
+    added = bias(reference.config, "vision", "kind")
     expected = numpy_clip.encode_image(reference.state, reference.config, images, bias=added.astype(float)).last
     expected = numpy_clip.layer_norm(reference.state, "vision_model.post_layernorm", 1e-5, expected)
     expected = expected @ reference.state["visual_projection.weight"].T
     encode = jax.jit(functools.partial(encode_image, config=clip.config, patches=True))
-    found, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=added))
-    close(found, expected, VALUES)
+    features, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=added))
+    close(features, expected, VALUES)
 
 
 def test_only_one_vector_per_layer_changes_weights(both):
@@ -162,11 +170,12 @@ def test_only_one_vector_per_layer_changes_weights(both):
 def test_equal_rows_are_one_vector(both):
     """`[L, D]`, and the same vector for both kinds or at every position, are one computation to rounding."""
     clip, reference = both
-    images, one = helpers.random_images(reference.config, 2), bias(reference.config, "vision", "vector")
+    images = helpers.random_images(reference.config, 2)
+    vector = bias(reference.config, "vision", "vector")
     count = 1 + clip.config.vision.patches
     encode = jax.jit(functools.partial(encode_image, config=clip.config))
-    plain, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=one))
+    plain, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=vector))
     for rows in (2, count):
-        same = np.tile(one[:, None], (1, rows, 1))
-        found, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=same))
-        close(found, np.asarray(plain, np.float64), VALUES)
+        same = np.tile(vector[:, None], (1, rows, 1))
+        features, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=same))
+        close(features, np.asarray(plain, np.float64), VALUES)

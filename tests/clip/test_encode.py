@@ -17,26 +17,27 @@ TEXTS = ["a cat.", "a dog on the grass.", "x"]
 
 def expected(pixels: np.ndarray, clip: Clip) -> np.ndarray:
     """Shorter side to R, centre crop, normalised in float64."""
-    size, own = clip.config.vision.image_size, clip.preprocessing
+    size = clip.config.vision.image_size
+    preprocessing = clip.preprocessing
     height, width = pixels.shape[:2]
     scaled = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     image = Image.fromarray(pixels).resize(scaled, Image.Resampling.BICUBIC)
     left, top = (round((side - size) / 2) for side in scaled)
     cut = np.asarray(image.crop((left, top, left + size, top + size)), np.float64)
-    return (cut / 255 - own.mean) / own.std
+    return (cut / 255 - preprocessing.mean) / preprocessing.std
 
 
 def test_pictures_of_every_kind_are_the_same_picture(clip: Clip, tmp_path: Path) -> None:
-    wanted = np.stack([expected(pixels, clip) for pixels in PIXELS[:2]])
+    expectation = np.stack([expected(pixels, clip) for pixels in PIXELS[:2]])
     Image.fromarray(PIXELS[0]).save(path := tmp_path / "a.png")
-    for one in (path, str(path), Image.fromarray(PIXELS[0]), PIXELS[0], jax.numpy.asarray(PIXELS[0])):
-        found = clip.preprocess(one)
-        assert found.dtype == np.float32 and found.shape == wanted.shape[1:]
-        np.testing.assert_allclose(found, wanted[0], atol=2e-6)
-        np.testing.assert_array_equal(clip.preprocess([one]), found[None])
-    for several in (PIXELS[:2], [path, Image.fromarray(PIXELS[1])], tuple(PIXELS[:2])):
-        np.testing.assert_allclose(clip.preprocess(several), wanted, atol=2e-6)
-    np.testing.assert_allclose(clip.preprocess([PIXELS[0], PIXELS[1][:25]])[0], wanted[0], atol=2e-6)
+    for picture in (path, str(path), Image.fromarray(PIXELS[0]), PIXELS[0], jax.numpy.asarray(PIXELS[0])):
+        values = clip.preprocess(picture)
+        assert values.dtype == np.float32 and values.shape == expectation.shape[1:]
+        np.testing.assert_allclose(values, expectation[0], atol=2e-6)
+        np.testing.assert_array_equal(clip.preprocess([picture]), values[None])
+    for pictures in (PIXELS[:2], [path, Image.fromarray(PIXELS[1])], tuple(PIXELS[:2])):
+        np.testing.assert_allclose(clip.preprocess(pictures), expectation, atol=2e-6)
+    np.testing.assert_allclose(clip.preprocess([PIXELS[0], PIXELS[1][:25]])[0], expectation[0], atol=2e-6)
 
 
 def test_grey_and_transparent_pictures() -> None:
@@ -50,24 +51,24 @@ def test_grey_and_transparent_pictures() -> None:
 
 def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
     images = clip.preprocess(PIXELS)
-    wanted = np.asarray(jax.jit(encode_image, static_argnums=1)(clip.params, clip.config, images)[0])
-    found = clip.encode_images(PIXELS, batch_size=3)
-    assert found.dtype == np.float32 and isinstance(found, np.ndarray)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(clip.encode_images(images, batch_size=3), wanted, atol=1e-5)
+    reference = np.asarray(jax.jit(encode_image, static_argnums=1)(clip.params, clip.config, images)[0])
+    features = clip.encode_images(PIXELS, batch_size=3)
+    assert features.dtype == np.float32 and isinstance(features, np.ndarray)
+    np.testing.assert_allclose(features, reference, atol=1e-5)
+    np.testing.assert_allclose(clip.encode_images(images, batch_size=3), reference, atol=1e-5)
     unit = clip.encode_images(list(PIXELS), batch_size=3, normalize=True)
-    np.testing.assert_allclose(unit, wanted / np.linalg.norm(wanted, axis=-1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(unit, reference / np.linalg.norm(reference, axis=-1, keepdims=True), atol=1e-5)
     assert clip.encode_images(PIXELS[0], batch_size=3).shape == clip.encode_images(images[0], batch_size=3).shape
     assert clip.encode_images([]).shape == (0, clip.config.projection_width)
     assert clip.device_params is clip.device_params
-    np.testing.assert_array_equal(clip.encode_images(PIXELS, batch_size=3, dtype="auto"), found)  # on a CPU
+    np.testing.assert_array_equal(clip.encode_images(PIXELS, batch_size=3, dtype="auto"), features)  # on a CPU
 
 
 def test_features_of_texts(clip: Clip) -> None:
     ids = clip.tokenize(TEXTS)
     tokens = as_tokens(ids, clip.config)
-    wanted = np.asarray(jax.jit(lambda params: encode_text(params, clip.config, tokens)[0])(clip.params))
-    np.testing.assert_allclose(clip.encode_texts(TEXTS, batch_size=2), wanted, atol=1e-5)
+    reference = np.asarray(jax.jit(lambda params: encode_text(params, clip.config, tokens)[0])(clip.params))
+    np.testing.assert_allclose(clip.encode_texts(TEXTS, batch_size=2), reference, atol=1e-5)
     lengths = np.linalg.norm(clip.encode_texts(TEXTS, batch_size=2, normalize=True), axis=-1)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
 
@@ -75,14 +76,14 @@ def test_features_of_texts(clip: Clip) -> None:
 def test_checks_add_nothing_to_a_compiled_program(clip: Clip) -> None:
     task = clipbias.Task(clip, "bias", ("cat", "dog"))
     images = np.zeros((2, 16, 16, 3), np.float32)
-    plain = jax.make_jaxpr(lambda *given: task.classifier.logits(*given, task.text))(clip.params, task.init(), images)
+    plain = jax.make_jaxpr(lambda *args: task.classifier.logits(*args, task.text))(clip.params, task.init(), images)
     assert str(jax.make_jaxpr(task.logits)(clip.params, task.init(), images)) == str(plain)
 
 
 def test_labels_by_number_and_by_name() -> None:
     names = ("cat", "dog")
-    for given in (["dog", "cat"], [1, 0], np.array([1, 0], np.uint8), jax.numpy.array([1, 0])):
-        np.testing.assert_array_equal(label_numbers(given, names), [1, 0])
+    for labels in (["dog", "cat"], [1, 0], np.array([1, 0], np.uint8), jax.numpy.array([1, 0])):
+        np.testing.assert_array_equal(label_numbers(labels, names), [1, 0])
 
 
 def test_a_model_and_a_task_are_told_in_a_line(clip: Clip) -> None:

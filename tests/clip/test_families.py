@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("names", "chosen"),
+    ("names", "file"),
     [
         (["pytorch_model.bin", "flax_model.msgpack"], "flax_model.msgpack"),
         (["flax_model.msgpack", "model.safetensors", "pytorch_model.bin", "tf_model.h5"], "model.safetensors"),
@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
         (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
     ],
 )
-def test_one_file_is_chosen(folder: Path, names: list[str], chosen: str) -> None:
-    assert choose(folder, [*COMMON, *names]) == (chosen, OPEN_CLIP if "open_clip" in chosen else "config.json")
+def test_one_file_is_chosen(folder: Path, names: list[str], file: str) -> None:
+    assert choose(folder, [*COMMON, *names]) == (file, OPEN_CLIP if "open_clip" in file else "config.json")
 
 
 def test_weights_without_their_configuration_do_not_count(folder: Path) -> None:

@@ -40,10 +40,10 @@ def test_every_type_and_size(dtype, tmp_path):
     """Also a scalar of NumPy's, and an array with no numbers."""
     arrays = {f"of{n}": (np.arange(n) % 99).astype(jnp.dtype(dtype)) for n in (0, 1, 40, 70_000)}
     tree = {"a": {"b": arrays}, "scalar": np.asarray(2.5, jnp.dtype(dtype)), "c": np.ones((2, 3), jnp.dtype(dtype))}
-    found = read_bytes(msgpack_serialize(tree), tmp_path)
+    tensors = read_bytes(msgpack_serialize(tree), tmp_path)
     expected = flatten_dict(tree, sep="/")
-    assert set(found) == set(expected)
-    for name, value in found.items():
+    assert set(tensors) == set(expected)
+    for name, value in tensors.items():
         np.testing.assert_array_equal(value, expected[name], strict=True)
 
 
@@ -51,10 +51,10 @@ def test_what_is_written_flax_reads(tmp_path):
     tensors = read(FILE)
     tensors["logit_scale"] = np.asarray(tensors["logit_scale"], jnp.bfloat16)
     write_flax(tmp_path / "flax_model.msgpack", tensors)
-    found = flatten_dict(msgpack_restore((tmp_path / "flax_model.msgpack").read_bytes()), sep="/")
-    assert set(found) == set(tensors)
+    restored = flatten_dict(msgpack_restore((tmp_path / "flax_model.msgpack").read_bytes()), sep="/")
+    assert set(restored) == set(tensors)
     for name, value in tensors.items():
-        np.testing.assert_array_equal(found[name], value, strict=True)
+        np.testing.assert_array_equal(restored[name], value, strict=True)
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])

@@ -63,10 +63,10 @@ def test_inputs_and_weights_are_those_of_the_script(original, expected):
 
 @pytest.fixture(scope="module")
 def features(original, expected) -> dict[str, jax.Array]:
-    given = {"image": (encode_image, expected["images"]), "text": (encode_text, expected["tokens"].astype(np.int32))}
+    encoders = {"image": (encode_image, expected["images"]), "text": (encode_text, expected["tokens"].astype(np.int32))}
     return {
         f"{name}_features": jax.jit(encode, static_argnums=1)(original.params, original.config, inputs)[0]
-        for name, (encode, inputs) in given.items()
+        for name, (encode, inputs) in encoders.items()
     }
 
 

@@ -36,10 +36,10 @@ def test_cudnn_where_it_has_a_kernel(
     device = types.SimpleNamespace(**({} if capability is None else {"compute_capability": capability}))
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    asked = []
+    implementations = []
 
     def kernel(q: jax.Array, *_: jax.Array, implementation: str, **__: Any) -> jax.Array:
-        asked.append(implementation)
+        implementations.append(implementation)
         return q
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
@@ -53,7 +53,7 @@ def test_cudnn_where_it_has_a_kernel(
     tokens = jnp.ones((1, 5, 2 * width))
     images = TowerInput(tokens, inputs, None, None, jnp.zeros(1, jnp.int32), causal=False)
     jax.eval_shape(lambda: run_fused(images, config))
-    assert asked == ["cudnn"] * taken
+    assert implementations == ["cudnn"] * taken
 
 
 @pytest.mark.parametrize("tokens", [6, 7])
@@ -65,15 +65,15 @@ def test_what_cudnn_is_given_is_the_same_attention(causal: bool, tokens: int) ->
 
     def run(attend: Any) -> Any:
         def loss(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            found = attend(*inputs, causal=causal)
-            return (found * weight).sum(), found
+            output = attend(*inputs, causal=causal)
+            return (output * weight).sum(), output
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
-    ((_, own), gradients), ((_, plain), expected) = jax.jit(lambda: (run(cudnn), run(layers.fused_attention)))()
-    np.testing.assert_allclose(own, plain, rtol=2e-5, atol=2e-6)
-    for one, other in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
+    ((_, fused), gradients), ((_, plain), expected) = jax.jit(lambda: (run(cudnn), run(layers.fused_attention)))()
+    np.testing.assert_allclose(fused, plain, rtol=2e-5, atol=2e-6)
+    for gradient, other in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize(("run", "runs", "images"), [(2, 4, 4), (2, 3, 4), (1, 2, 3)])
@@ -96,11 +96,11 @@ def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, im
     program = together.lower(*placed).compile()
     assert "all-gather" not in program.as_text()
     alone = jax.jit(attended)
-    expected = [alone(*one) for one in zip(q, k, v, weight, strict=True)]
-    for found, own in zip(
+    expected = [alone(*arguments) for arguments in zip(q, k, v, weight, strict=True)]
+    for outputs, alone_output in zip(
         jax.tree.leaves(program(*placed)), zip(*map(jax.tree.leaves, expected), strict=True), strict=True
     ):
-        np.testing.assert_allclose(found, np.stack(own), rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(outputs, np.stack(alone_output), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -111,5 +111,5 @@ def test_fused_attention_is_attention(causal: bool) -> None:
         scores[..., ~np.tri(7, dtype=bool)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("BHNM,BMHK->BNHK", weights / weights.sum(-1, keepdims=True), v)
-    found = layers.fused_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), causal=causal)
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+    attention = layers.fused_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), causal=causal)
+    np.testing.assert_allclose(attention, expected, rtol=2e-5, atol=2e-6)

@@ -76,7 +76,8 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
     assert not np.array_equal(*variables["params"]["text"]["layers"]["qkv"]["kernel"])
     # OpenAI's `CLIP.initialize_parameters`, for both towers.
     for tower, (width, depth) in {"vision": (16, 2), "text": (12, 2)}.items():
-        layers, residual = variables["params"][tower]["layers"], width**-0.5 * (2 * depth) ** -0.5
+        layers = variables["params"][tower]["layers"]
+        residual = width**-0.5 * (2 * depth) ** -0.5
         deviations = {"qkv": width**-0.5, "out": residual, "fc1": (2 * width) ** -0.5, "fc2": residual}
         for name, deviation in deviations.items():
             assert np.std(layers[name]["kernel"]) == pytest.approx(deviation, rel=0.1), name
@@ -84,23 +85,23 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "observation",
     [
         {},
         {"taps": True},
         {"observe": keep_attention},
         {"dtype": jnp.bfloat16, "remat": jax.checkpoint_policies.nothing_saveable},
     ],
-    ids=lambda given: "+".join(given),
+    ids=lambda observation: "+".join(observation),
 )
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_tower_is_the_functions_program(params: Any, adaptation: Adaptation, tower: str, given: dict) -> None:
+def test_a_tower_is_the_functions_program(params: Any, adaptation: Adaptation, tower: str, observation: dict) -> None:
     encode, inputs = (encode_image, IMAGES) if tower == "image" else (encode_text, IDS)
-    if "taps" in given:
+    if "taps" in observation:
         rows, tokens = (len(IMAGES), 8) if tower == "image" else (len(IDS), 7)
-        given = {"taps": np.zeros((2, rows, 2, tokens, tokens), np.float32)}
-    settings = {name: given[name] for name in ("dtype", "remat") if name in given}
-    options = {name: value for name, value in given.items() if name not in settings}
+        observation = {"taps": np.zeros((2, rows, 2, tokens, tokens), np.float32)}
+    settings = {name: observation[name] for name in ("dtype", "remat") if name in observation}
+    options = {name: value for name, value in observation.items() if name not in settings}
     module = ClipModule(CONFIG, **settings)
 
     def of_module(params: Any, adaptation: Adaptation) -> Any:
@@ -112,13 +113,13 @@ def test_a_tower_is_the_functions_program(params: Any, adaptation: Adaptation, t
         return features, seen
 
     def of_function(params: Any, adaptation: Adaptation) -> Any:
-        found = encode(params, CONFIG, inputs, adaptation, **given)
-        return found if "observe" in options else found[0]
+        result = encode(params, CONFIG, inputs, adaptation, **observation)
+        return result if "observe" in options else result[0]
 
-    found = program(of_module, params, adaptation)
-    assert found == program(of_function, params, adaptation)
-    if given:
-        assert found != program(lambda *both: encode(both[0], CONFIG, inputs, both[1])[0], params, adaptation)
+    result = program(of_module, params, adaptation)
+    assert result == program(of_function, params, adaptation)
+    if observation:
+        assert result != program(lambda *both: encode(both[0], CONFIG, inputs, both[1])[0], params, adaptation)
 
 
 def test_both_towers_or_one(params: Any, adaptation: Adaptation) -> None:

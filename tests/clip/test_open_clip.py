@@ -15,7 +15,8 @@ from clipbias.errors import ClipbiasError
 from tests import torch_files
 
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_what_a_configuration_says(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "activation"),
+    ("name", "setting", "activation"),
     [
         ("apple/DFN2B-CLIP-ViT-B-16", None, "quick_gelu"),
         ("/cache/hub/models--apple--DFN2B-CLIP-ViT-B-16/snapshots/0", None, "quick_gelu"),
@@ -64,12 +65,12 @@ def test_what_a_configuration_says(folder: Path) -> None:
         ("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", None, "gelu"),
     ],
 )
-def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, said, activation: str) -> None:
+def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, setting, activation: str) -> None:
     change(folder, lambda content: content["model_cfg"].pop("quick_gelu", None))
-    if said is not None:
-        change(folder, lambda content: content["model_cfg"].update(quick_gelu=said))
-    found = repository.ModelLocation(folder, name, "0" * 40)
-    monkeypatch.setattr(repository, "find", lambda source: found)
+    if setting is not None:
+        change(folder, lambda content: content["model_cfg"].update(quick_gelu=setting))
+    location = repository.ModelLocation(folder, name, "0" * 40)
+    monkeypatch.setattr(repository, "find", lambda source: location)
     assert clipbias.load(name).config.vision.activation == activation
 
 

@@ -25,7 +25,9 @@ def ids():
     rng = np.random.default_rng(0)
     rows = np.zeros((len(LENGTHS), 4 + max(LENGTHS)), np.int32)
     for row, length in zip(rows, LENGTHS, strict=True):
-        row[:3], row[3 : 3 + length], row[3 + length] = (end - 1, 7, 8), rng.integers(10, 500, length), end
+        row[:3] = (end - 1, 7, 8)
+        row[3 : 3 + length] = rng.integers(10, 500, length)
+        row[3 + length] = end
     return rows
 
 
@@ -39,7 +41,7 @@ def adaptation(specific: bool) -> Adaptation:
     )
 
 
-@pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3), several=True))
+@pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3), unpack=True))
 def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     tokens = as_tokens(ids(), CONFIG, 2)
     packed = pack(tokens, groups=groups, class_specific=specific)
@@ -51,8 +53,8 @@ def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     def together(added):
         return (weights * encode_packed_text(params, CONFIG, packed, added)).sum()
 
-    wanted, found = (jax.jit(jax.value_and_grad(one))(adaptation(specific)) for one in (plain, together))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), wanted, found)
+    expected, actual = (jax.jit(jax.value_and_grad(encode))(adaptation(specific)) for encode in (plain, together))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), expected, actual)
 
 
 @pytest.mark.long
@@ -65,8 +67,8 @@ def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
     tokens = as_tokens(np.concatenate([rows, other]), CONFIG, 2)
     packed = pack(tokens, groups=groups, sets=2)
     assert packed.shared == 3 and len(packed.ids) == 2 * groups
-    own = packed.texts[packed.texts >= 0]
-    np.testing.assert_array_equal(np.bincount(own), [*np.asarray(LENGTHS) + 1, *np.asarray(LENGTHS[:-1]) + 1, 6])
+    texts = packed.texts[packed.texts >= 0]
+    np.testing.assert_array_equal(np.bincount(texts), [*np.asarray(LENGTHS) + 1, *np.asarray(LENGTHS[:-1]) + 1, 6])
     weights = np.random.default_rng(2).normal(size=(2 * len(LENGTHS), CONFIG.projection_width)).astype(np.float32)
 
     def plain(context):
@@ -79,16 +81,16 @@ def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
         return (weights * encode_packed_text(params, CONFIG, packed, added, chunks=chunks)).sum()
 
     contexts = np.random.default_rng(1).normal(scale=0.1, size=(2, 2, CONFIG.text.width)).astype(np.float32)
-    wanted, found = (jax.jit(jax.value_and_grad(one))(contexts) for one in (plain, together))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), wanted, found)
+    expected, actual = (jax.jit(jax.value_and_grad(encode))(contexts) for encode in (plain, together))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), expected, actual)
 
 
 def test_every_token_once():
     tokens = as_tokens(ids(), CONFIG, 2)
     packed = pack(tokens)
     assert packed.shared == 3  # start and the two context tokens
-    own = packed.texts[packed.texts >= 0]
-    np.testing.assert_array_equal(np.bincount(own), np.asarray(LENGTHS) + 1)
+    texts = packed.texts[packed.texts >= 0]
+    np.testing.assert_array_equal(np.bincount(texts), np.asarray(LENGTHS) + 1)
     assert packed.texts.shape[-1] == 24 > TILE
 
 
@@ -110,7 +112,7 @@ def test_the_backward_pass_keeps_no_weights(params):
         return encode_packed_text(params, CONFIG, packed, added).sum()
 
     _, pull = jax.vjp(jax.jit(loss), adaptation(False))
-    kept = [leaf.shape for leaf in jax.tree.leaves(pull) if isinstance(leaf, jnp.ndarray)]
-    assert kept
-    stacks = [shape for shape in kept if shape[:1] == (CONFIG.text.layers - 1,)]
+    saved = [leaf.shape for leaf in jax.tree.leaves(pull) if isinstance(leaf, jnp.ndarray)]
+    assert saved
+    stacks = [shape for shape in saved if shape[:1] == (CONFIG.text.layers - 1,)]
     assert not [shape for shape in stacks if shape[-2:] in weights]

@@ -24,17 +24,17 @@ NAMES = ["cat", "maine coon"]
 
 
 @pytest.mark.parametrize(
-    ("platform", "own"), [("cpu", "CPU"), ("gpu", "GPU"), ("cuda", "GPU"), ("rocm", "GPU"), ("tpu", "TPU")]
+    ("platform", "device"), [("cpu", "CPU"), ("gpu", "GPU"), ("cuda", "GPU"), ("rocm", "GPU"), ("tpu", "TPU")]
 )
-def test_auto_is_by_device(platform: str, own: str) -> None:
-    assert resolve("auto", platform) == DEFAULT_DTYPES[own]
+def test_auto_is_by_device(platform: str, device: str) -> None:
+    assert resolve("auto", platform) == DEFAULT_DTYPES[device]
     assert [resolve(name, platform) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
 def test_a_type_that_the_device_lacks_is_refused(model: Path, tmp_path: Path) -> None:
     assert resolve("tensorfloat32", "cuda") == "tensorfloat32" and resolve("bfloat16_3x", "tpu") == "bfloat16_3x"
-    said = binaries.refusal_here(experiments.train, {"model": str(model), "dtype": "tensorfloat32"}, tmp_path / "w")
-    assert "only a GPU has, and this is a CPU" in said and not (tmp_path / "w").exists()
+    message = binaries.refusal_here(experiments.train, {"model": str(model), "dtype": "tensorfloat32"}, tmp_path / "w")
+    assert "only a GPU has, and this is a CPU" in message and not (tmp_path / "w").exists()
 
 
 def test_a_task_refuses_a_type_that_the_device_lacks(clip: Clip) -> None:
@@ -55,8 +55,10 @@ def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> N
     text = training_program(task, recipe, StepShape(4, 1, meshes.single_device())).lower().as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     halves = [line for line in products if re.search(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>\)", line)]
-    asked = {found for line in products if line not in halves for found in re.findall(r"precision = \[(.*?)\]", line)}
-    assert asked == ({"HIGHEST, HIGHEST"} if dtype == "float32" else {"HIGH, HIGH", "HIGHEST, HIGHEST"})
+    precisions = {
+        name for line in products if line not in halves for name in re.findall(r"precision = \[(.*?)\]", line)
+    }
+    assert precisions == ({"HIGHEST, HIGHEST"} if dtype == "float32" else {"HIGH, HIGH", "HIGHEST, HIGHEST"})
     assert all("precision = [" in line for line in products if line not in halves)
     assert bool(halves) == (dtype == "bfloat16")
 

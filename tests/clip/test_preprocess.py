@@ -33,8 +33,8 @@ def read(content: Any, folder: Path, name: str = "preprocessor_config.json") -> 
 
 def recipes(folder: Path) -> dict[str, Preprocessing]:
     """Each recipe by the name of its expected pixels."""
-    found = {f"transformers.{name}": read(content, folder) for name, content in pixels.TRANSFORMERS.items()}
-    return found | {f"open_clip.{name}": of_open_clip(w, pixels.SIZE) for name, w in pixels.OPEN_CLIP.items()}
+    by_source = {f"transformers.{name}": read(content, folder) for name, content in pixels.TRANSFORMERS.items()}
+    return by_source | {f"open_clip.{name}": of_open_clip(w, pixels.SIZE) for name, w in pixels.OPEN_CLIP.items()}
 
 
 def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
@@ -42,8 +42,8 @@ def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
     made = recipes(tmp_path)
     assert made.keys() == expected.keys()
     for name, preprocessing in made.items():
-        found = preprocess(preprocessing, [*pixels.pictures().values()])
-        for picture, ours, theirs in zip(pixels.pictures(), found, expected[name], strict=True):
+        ours_of_all = preprocess(preprocessing, [*pixels.pictures().values()])
+        for picture, ours, theirs in zip(pixels.pictures(), ours_of_all, expected[name], strict=True):
             assert np.abs(ours - theirs).max() < ROUNDING, (name, picture)
 
 
@@ -53,8 +53,8 @@ def test_a_labelled_split_has_the_same_pixels(tmp_path: Path) -> None:
     del images[-2]  # a PNG cannot hold ink
     split = labelled_split(images, [0] * len(images), ["cat"])
     for name, preprocessing in recipes(tmp_path).items():
-        found = np.asarray(preprocessing.normalize(read_pictures(split, range(len(images)), preprocessing.side)))
-        assert np.abs(found - np.delete(expected[name], -2, axis=0)).max() < ROUNDING, name
+        ours = np.asarray(preprocessing.normalize(read_pictures(split, range(len(images)), preprocessing.side)))
+        assert np.abs(ours - np.delete(expected[name], -2, axis=0)).max() < ROUNDING, name
 
 
 def test_what_is_written_gives_the_same_pixels(tmp_path: Path) -> None:
@@ -70,17 +70,17 @@ def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path: Path) -
         content = json.loads(preprocessor_json(recipes(tmp_path)[f"transformers.{name}"]))
         processor = getattr(transformers, content["image_processor_type"] + "Pil").from_dict(content)
         for picture, theirs in zip(pixels.pictures().values(), expected[f"transformers.{name}"], strict=True):
-            found = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-            assert np.abs(found - theirs).max() < ROUNDING, name
+            ours = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+            assert np.abs(ours - theirs).max() < ROUNDING, name
 
 
 def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
     image = pixels.grey_of_16_bits()
     upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     for name, preprocessing in recipes(tmp_path).items():
-        found = preprocess(preprocessing, image)
-        np.testing.assert_array_equal(found, preprocess(preprocessing, upper), err_msg=name)
-        assert np.ptp(found) > 0.1
+        levels = preprocess(preprocessing, image)
+        np.testing.assert_array_equal(levels, preprocess(preprocessing, upper), err_msg=name)
+        assert np.ptp(levels) > 0.1
 
 
 def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def test_numbers_as_they_lie_there(tmp_path: Path, dtype) -> None:
     torch_files.write(tmp_path / "a.bin", pickle_of(items), {"0": values.tobytes()})
     table = values.reshape(4, 6)
     part = np.stack([values[7:12:2], values[13:18:2]])
-    found = read(tmp_path / "a.bin")
+    tensors = read(tmp_path / "a.bin")
     for name, value in {"rows": table, "columns": table.T, "part": part, "one": values[23]}.items():
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert tensors[name].dtype == dtype
+        np.testing.assert_array_equal(tensors[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod."])

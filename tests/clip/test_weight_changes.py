@@ -26,7 +26,9 @@ def reference(tmp_path_factory):
 def changes(clip, tower, seed=0):
     """Something of every kind in every place."""
     geometry = getattr(clip.config, tower)
-    L, D, hidden = geometry.layers, geometry.width, geometry.mlp_width
+    L = geometry.layers
+    D = geometry.width
+    hidden = geometry.mlp_width
     shapes = {
         ("layers", "norm1", "scale"): (L, D),
         ("layers", "norm2", "bias"): (L, D),
@@ -54,7 +56,8 @@ def changes(clip, tower, seed=0):
 
 def changed_state(state, change, tower):
     """A Hugging Face state dict with the changes added, name by name."""
-    state, prefix = dict(state), f"{tower}_model"
+    state = dict(state)
+    prefix = f"{tower}_model"
     change = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), change)
     layers = change["layers"]
     for l in range(len(layers["norm1"]["scale"])):
@@ -82,8 +85,8 @@ def changed_state(state, change, tower):
     return state | {name: state[name] + value for name, value in outside.items()}
 
 
-def close(found, expected, tolerance=1e-5):
-    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+def close(actual, expected, tolerance=1e-5):
+    np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -106,19 +109,20 @@ def test_texts_in_every_layout(clip, reference):
     change = changes(clip, "text")
     state = changed_state(reference.state, change, "text")
     expected = numpy_clip.encode_text(state, reference.config, ids).features
-    adaptation, tokens = Adaptation(text_weights=change), as_tokens(ids, clip.config)
+    adaptation = Adaptation(text_weights=change)
+    tokens = as_tokens(ids, clip.config)
 
     @jax.jit
     def layouts(params, adaptation):
         looking = functools.partial(encode_text, observe=lambda view: view.index)
-        found = [encode(params, clip.config, tokens, adaptation)[0] for encode in (encode_text, looking)]
+        features = [encode(params, clip.config, tokens, adaptation)[0] for encode in (encode_text, looking)]
         for groups, chunks in ((1, 1), (4, 2)):
             packed = pack(tokens, groups=groups)
-            found.append(encode_packed_text(params, clip.config, packed, adaptation, chunks=chunks))
-        return found
+            features.append(encode_packed_text(params, clip.config, packed, adaptation, chunks=chunks))
+        return features
 
-    for found in layouts(clip.params, adaptation):
-        close(found, expected)
+    for features in layouts(clip.params, adaptation):
+        close(features, expected)
 
 
 @pytest.mark.long  # gradients of the methods that tune weights are compared with NumPy
@@ -130,7 +134,8 @@ def test_gradients_are_those_of_the_explicit_path(clip, reference):
     every = {"vision_weights": changes(clip, "vision"), "text_weights": changes(clip, "text")}
 
     def loss(change, *, explicit):
-        adaptation, observe = Adaptation(**change), (lambda view: view.index) if explicit else None
+        adaptation = Adaptation(**change)
+        observe = (lambda view: view.index) if explicit else None
         image = encode_image(clip.params, clip.config, images, adaptation, observe=observe)[0]
         if explicit:
             text = encode_text(clip.params, clip.config, tokens, adaptation, observe=observe)[0]
@@ -138,7 +143,7 @@ def test_gradients_are_those_of_the_explicit_path(clip, reference):
             text = encode_packed_text(clip.params, clip.config, packed, adaptation)
         return (image.sum(0) * text.sum(0)).sum()
 
-    fused, plain = (jax.jit(jax.grad(functools.partial(loss, explicit=one)))(every) for one in (False, True))
+    fused, plain = (jax.jit(jax.grad(functools.partial(loss, explicit=explicit)))(every) for explicit in (False, True))
     for path, expected in flatten_dict(plain).items():
         assert np.abs(expected).max() > 0, path
         close(flatten_dict(fused)[path], expected, 5e-5)

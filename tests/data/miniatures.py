@@ -60,7 +60,8 @@ def make_all(root: Path) -> Path:
 
 def split_content(name: str) -> dict[str, list]:
     """The content of the miniature's split file. Classes come interleaved, starting with the last one."""
-    content, number = {}, 0
+    content = {}
+    number = 0
     for split, count in COUNTS.items():
         content[split] = []
         for _ in range(count):

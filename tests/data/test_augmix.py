@@ -23,9 +23,9 @@ def test_operations_equal_numpy(name: str, crop: np.ndarray) -> None:
     changed = 0
     for level in (0.1, 0.4, 0.7, 0.999):
         for sign in (-1, 1):
-            found = np.asarray(OPERATIONS[name](Image.fromarray(crop), level, sign))
-            np.testing.assert_array_equal(found, reference.OPERATIONS[name](crop, level, sign))
-            changed += not np.array_equal(found, crop)
+            output = np.asarray(OPERATIONS[name](Image.fromarray(crop), level, sign))
+            np.testing.assert_array_equal(output, reference.OPERATIONS[name](crop, level, sign))
+            changed += not np.array_equal(output, crop)
     assert changed >= 2 and OPERATIONS.keys() == reference.OPERATIONS.keys()
 
 
@@ -38,8 +38,10 @@ def test_flat_images_stay_as_they_are() -> None:
 
 def test_the_mixture_equals_numpy(crop: np.ndarray) -> None:
     for seed in range(20):
-        found, rng = augmix(crop, np.random.default_rng(seed)), np.random.default_rng(seed)
-        shares, kept = rng.dirichlet([1, 1, 1]), rng.beta(1, 1)
+        mixed = augmix(crop, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        shares = rng.dirichlet([1, 1, 1])
+        weight = rng.beta(1, 1)
         chains = []
         for _ in range(3):
             chain = crop
@@ -47,8 +49,8 @@ def test_the_mixture_equals_numpy(crop: np.ndarray) -> None:
                 operation = [*reference.OPERATIONS.values()][rng.integers(9)]
                 chain = operation(chain, rng.uniform(0.1, 1.0), 1 if rng.random() < 0.5 else -1)
             chains.append(chain)
-        assert found.dtype == np.float32 and found.shape == crop.shape
-        np.testing.assert_allclose(found, reference.mixture(crop, chains, shares, kept), rtol=1e-6)
+        assert mixed.dtype == np.float32 and mixed.shape == crop.shape
+        np.testing.assert_allclose(mixed, reference.mixture(crop, chains, shares, weight), rtol=1e-6)
 
 
 def test_what_is_drawn(crop: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,13 +62,14 @@ def test_what_is_drawn(crop: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Non
             name,
             lambda image, level, sign, name=name: seen.append((name, level, sign)) or image,
         )
-    kept, rng = [], np.random.default_rng(0)
+    draws = []
+    rng = np.random.default_rng(0)
     for _ in range(600):
         np.testing.assert_allclose(augmix(crop[:4, :4], rng), crop[:4, :4], rtol=1e-6)  # weights sum to one
-        kept.append(len(seen))
+        draws.append(len(seen))
     names, levels, signs = (np.array(column) for column in zip(*seen, strict=True))
     assert 3 * 600 * 1.9 < len(seen) < 3 * 600 * 2.1  # one to three, two in the mean
-    assert np.diff([0, *kept]).min() >= 3 and np.diff([0, *kept]).max() <= 9
+    assert np.diff([0, *draws]).min() >= 3 and np.diff([0, *draws]).max() <= 9
     counts = np.unique(names, return_counts=True)[1]
     assert len(counts) == 9 and counts.min() > 0.75 * len(seen) / 9 and counts.max() < 1.25 * len(seen) / 9
     assert 0.1 <= levels.min() < 0.12 and 0.98 < levels.max() < 1 and levels.mean() == pytest.approx(0.55, abs=0.02)

@@ -84,12 +84,12 @@ def test_links_and_other_folder_names(root, tmp_path):
 
 def test_index_file_fixes_the_training_images(root, tmp_path):
     keys = data.load("imagenet", data_dir=root).splits["train"].keys
-    chosen = random.Random(0).sample(keys, 4)
-    (tmp_path / "picks.txt").write_text("\n".join(chosen))
-    (tmp_path / "picks.json").write_text(json.dumps({"train": [[key, 0, "x"] for key in chosen]}))
+    picks = random.Random(0).sample(keys, 4)
+    (tmp_path / "picks.txt").write_text("\n".join(picks))
+    (tmp_path / "picks.json").write_text(json.dumps({"train": [[key, 0, "x"] for key in picks]}))
     for name in ("picks.txt", "picks.json"):
         picked = data.load("imagenet", data_dir=root, index_file=tmp_path / name).splits["train"]
-        assert list(picked.keys) == chosen
+        assert list(picked.keys) == picks
 
 
 def test_a_template_of_its_own(root):

@@ -16,17 +16,19 @@ from tests.data.pictures import write
 
 def plain_golden(name, seed):
     """The short hashes of the picks, from the split file's content alone."""
-    content, stream, hashes = miniatures.split_content(name), random.Random(seed), []
-    for split, wanted in (("train", 16), ("val", 4)):
+    content = miniatures.split_content(name)
+    stream = random.Random(seed)
+    hashes = []
+    for split, count in (("train", 16), ("val", 4)):
         groups = {}
         for path, label, _ in content[split]:
             groups.setdefault(label, []).append(path)
-        chosen = [
+        picks = [
             path
             for paths in groups.values()
-            for path in (stream.sample(paths, wanted) if len(paths) >= wanted else paths)
+            for path in (stream.sample(paths, count) if len(paths) >= count else paths)
         ]
-        hashes.append(hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:16])
+        hashes.append(hashlib.sha256("\n".join(picks).encode()).hexdigest()[:16])
     return tuple(hashes)
 
 
@@ -128,7 +130,8 @@ def test_contact_sheet_shows_picks_and_crops(tmp_path):
     miniatures.make(tmp_path, "eurosat")
     dataset = data.load("eurosat", data_dir=tmp_path)
     sheet = contact_sheet.contact_sheet(dataset, shots=2, seed=1)
-    tile, gap = contact_sheet.TILE, contact_sheet.GAP
+    tile = contact_sheet.TILE
+    gap = contact_sheet.GAP
     assert sheet.height == contact_sheet.HEADER + len(dataset.class_names) * (tile + contact_sheet.CAPTION + gap)
     first = dataset.splits["train"].subset(data.few_shot(dataset.splits["train"], None, shots=2, seed=1)[0])
     expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), tile)
@@ -138,5 +141,5 @@ def test_contact_sheet_shows_picks_and_crops(tmp_path):
 
 @pytest.mark.parametrize("letter", "üñßøžЖα")
 def test_a_contact_sheet_has_letters_of_other_languages(letter):
-    found, missing = (bytes(contact_sheet.font(14).getmask(text)) for text in (letter, "\U0010ffff"))
-    assert found != missing
+    letter_bytes, missing = (bytes(contact_sheet.font(14).getmask(text)) for text in (letter, "\U0010ffff"))
+    assert letter_bytes != missing

@@ -22,11 +22,11 @@ def test_subset_reads_the_right_image_twice_over():
 
 def test_with_classes_renumbers_in_the_given_order():
     dataset = Dataset("set", ("a", "b", "c"), "a {}.", {"test": make_split([0, 1, 2, 0, 2])})
-    chosen = dataset.with_classes([2, 0])
-    assert chosen.class_names == ("c", "a")
-    assert chosen.splits["test"].labels.tolist() == [1, 0, 1, 0]
-    assert chosen.splits["test"].keys[1] == "image_2.jpg"
-    assert chosen.splits["test"].read(1) == b"bytes 2"
+    subset = dataset.with_classes([2, 0])
+    assert subset.class_names == ("c", "a")
+    assert subset.splits["test"].labels.tolist() == [1, 0, 1, 0]
+    assert subset.splits["test"].keys[1] == "image_2.jpg"
+    assert subset.splits["test"].read(1) == b"bytes 2"
 
 
 def test_class_names_may_repeat():

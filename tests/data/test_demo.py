@@ -37,7 +37,8 @@ def pixels(split: Split, index: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", demo.NAMES)
 def test_the_files_are_those_that_were_packed(name):
-    dataset, digest = demo.load(name), hashlib.sha256()
+    dataset = demo.load(name)
+    digest = hashlib.sha256()
     for split in dataset.splits.values():
         for index in range(len(split)):
             digest.update(split.read(index))
@@ -127,10 +128,10 @@ def test_no_style_is_both_seen_and_tested_and_every_class_has_its_own_icons():
 
 def test_the_protocols_find_their_targets_among_the_embedded_datasets():
     plan = make_protocol("domain_generalization", "demo/emoji", demo.load, shots=16, seed=1)
-    assert [one.name for one in plan.evaluations] == ["demo/emoji", *demo.VARIANTS]
+    assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", *demo.VARIANTS]
     assert plan.evaluations[2].source_labels == tuple(range(60))
     plan = make_protocol("cross_dataset", "demo/emoji", demo.load, shots=16, seed=1)
-    assert [one.name for one in plan.evaluations] == ["demo/emoji", "demo/digits", "demo/fashion"]
+    assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", "demo/digits", "demo/fashion"]
 
 
 def test_packing_keeps_every_pixel(tmp_path, monkeypatch):

@@ -18,13 +18,13 @@ def plain_draw(lists, shots, seed):
     state = random.getstate()
     random.seed(seed)
     drawn = []
-    for items, wanted in zip(lists, (shots, min(shots, 4)), strict=True):
+    for items, count in zip(lists, (shots, min(shots, 4)), strict=True):
         groups = {}
         for path, label in items:
             groups.setdefault(label, []).append(path)
         picked = []
         for paths in groups.values():
-            picked += random.sample(paths, wanted) if len(paths) >= wanted else paths
+            picked += random.sample(paths, count) if len(paths) >= count else paths
         drawn.append(picked)
     random.setstate(state)
     return drawn

@@ -80,12 +80,12 @@ def test_links_and_nested_images(tmp_path):
 
 def plain_listing(folder):
     """What `os.walk` and paths say."""
-    found = []
+    files = []
     for place, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
         visible = (Path(place, name) for name in names if not name.startswith("."))
-        found += [p.relative_to(folder).as_posix() for p in visible if p.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found)
+        files += [p.relative_to(folder).as_posix() for p in visible if p.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(files)
 
 
 def test_images_are_listed_as_a_plain_walk_lists_them(tmp_path):
@@ -111,10 +111,10 @@ def test_images_are_listed_as_a_plain_walk_lists_them(tmp_path):
         *(("folder.png", tmp_path / "outside"), ("linked", tmp_path / "outside")),
     ):
         os.symlink(target, root / name)
-    found, _ = image_files(root)
-    assert found == plain_listing(root)
-    assert {"in.jpg/deep/x.TIFF", "circle.png", "link.png", "gone.png"} < set(found)
-    assert not {"folder.png", "linked/o.png"} & set(found)
+    files, _ = image_files(root)
+    assert files == plain_listing(root)
+    assert {"in.jpg/deep/x.TIFF", "circle.png", "link.png", "gone.png"} < set(files)
+    assert not {"folder.png", "linked/o.png"} & set(files)
 
 
 def test_division_equals_a_plain_rendering():
@@ -124,14 +124,16 @@ def test_division_equals_a_plain_rendering():
     for shares in ((0.2, 0.3), (0.2, 0.0)):
         expected = ([], [], [])
         for label in range(6):
-            own = sorted(
+            places = sorted(
                 np.flatnonzero(labels == label).tolist(), key=lambda i: hashlib.sha256(split.keys[i].encode()).digest()
             )
-            val, test = round(len(own) * shares[0]), round(len(own) * shares[1])
-            val = 0 if val + test >= len(own) else val
-            test = min(test, len(own) - 1)
-            for part, chosen in zip(expected, (own[val + test :], own[:val], own[val : val + test]), strict=True):
-                part.extend(chosen)
+            val, test = round(len(places) * shares[0]), round(len(places) * shares[1])
+            val = 0 if val + test >= len(places) else val
+            test = min(test, len(places) - 1)
+            for part, chosen_places in zip(
+                expected, (places[val + test :], places[:val], places[val : val + test]), strict=True
+            ):
+                part.extend(chosen_places)
         assert [part.tolist() for part in divide(split, shares)] == [sorted(part) for part in expected]
 
 

@@ -20,7 +20,7 @@ def counts(part: Split | None, classes: int = 3) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("images", "chosen"),
+    ("images", "count_held"),
     [
         ((3, 3, 3), 1),  # one has to choose, two remain
         ((7, 7, 7), 1),
@@ -30,12 +30,12 @@ def counts(part: Split | None, classes: int = 3) -> list[int]:
         ((0, 12, 12), 3),  # a class that is only named
     ],
 )
-def test_a_quarter_of_each_class_at_most(images: tuple[int, ...], chosen: int) -> None:
+def test_a_quarter_of_each_class_at_most(images: tuple[int, ...], count_held: int) -> None:
     train = split(*images)
     held = hold_out(train, None, seed=1)
     assert held.choose is not None and held.from_training and held.calibrate is None and not held.reason
-    assert counts(held.choose) == [chosen if count else 0 for count in images]
-    assert counts(held.train) == [count - chosen if count else 0 for count in images]
+    assert counts(held.choose) == [count_held if count else 0 for count in images]
+    assert counts(held.train) == [count - count_held if count else 0 for count in images]
     assert sorted(held.train.keys + held.choose.keys) == sorted(train.keys)
     again = hold_out(train, split(0, 0, 0), seed=1)
     other = hold_out(train, None, seed=2)

@@ -12,8 +12,8 @@ from tests.data.pictures import write
 
 def dataset_of(name: str, **labels: list[int]) -> Dataset:
     splits = {
-        split: Split([f"{split}/{number}" for number in range(len(own))], np.array(own, int), lambda index: b"")
-        for split, own in labels.items()
+        split: Split([f"{split}/{number}" for number in range(len(numbers))], np.array(numbers, int), lambda index: b"")
+        for split, numbers in labels.items()
     }
     return Dataset(name, tuple("abcdefg"), "a {}.", splits)
 
@@ -21,16 +21,16 @@ def dataset_of(name: str, **labels: list[int]) -> Dataset:
 def test_two_images_in_all_leave_none_to_evaluate_on(tmp_path):
     for name in ("cat", "dog"):
         write(tmp_path / name / "1.png")
-    found = describe_missing(data.load("folder", data_dir=tmp_path), trains=True)
-    assert found == "folder has no test images to evaluate on (it has train: cat 1, dog 1); add some."
+    message = describe_missing(data.load("folder", data_dir=tmp_path), trains=True)
+    assert message == "folder has no test images to evaluate on (it has train: cat 1, dog 1); add some."
 
 
 def test_what_is_needed_depends_on_what_is_done():
     assert describe_missing(dataset_of("x", train=[0], test=[1]), trains=True) is None
     evaluated = dataset_of("x", test=[0, 1, 2, 3, 4, 5, 5])
     assert describe_missing(evaluated, trains=False) is None
-    said = describe_missing(evaluated, trains=True)
-    assert said == (
+    message = describe_missing(evaluated, trains=True)
+    assert message == (
         "x has no train images to train on (it has test: a 1, b 1, c 1, d 1, e 1 and 1 more classes); add some."
     )
     assert "(it has no image)" in describe_missing(dataset_of("x", train=[]), trains=True)
@@ -44,13 +44,13 @@ def test_all_that_is_wrong_is_said_at_once_or_left_out(caplog):
             raise ClipbiasError(f"{name}: there is no folder /data/{name}; check data_dir.")
         return there[name]
 
-    wanted = {"whole": True, "cut": True, "gone": False}
+    requests = {"whole": True, "cut": True, "gone": False}
     with pytest.raises(ClipbiasError) as raised:
-        open_datasets(load, wanted)
+        open_datasets(load, requests)
     first, second, last = str(raised.value).splitlines()
     assert "cut has no test images" in first and "no folder /data/gone" in second
     assert last == "No run was started. Fix it, or pass --config.on_missing=skip."
-    assert list(open_datasets(load, wanted, skip=True)) == ["whole"]
+    assert list(open_datasets(load, requests, skip=True)) == ["whole"]
     assert caplog.text.count("Left out: ") == 2
     with pytest.raises(ClipbiasError, match=r"No run was started\. Fix it\.$"):
         open_datasets(load, {"gone": False}, skip=True)

@@ -127,7 +127,9 @@ class _Played(ImageFile.ImageFile):
     def _open(self) -> None:
         self.fp.seek(len(HEAD))
         with Image.open(io.BytesIO(self.fp.read())) as image:
-            self._mode, self._size, self.im = image.mode, image.size, image.copy().im
+            self._mode = image.mode
+            self._size = image.size
+            self.im = image.copy().im
         self.tile = []
 
 
@@ -154,8 +156,8 @@ def test_real_heic_is_read(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     smooth = np.asarray(Image.fromarray(UPRIGHT).resize((90, 60), Image.Resampling.BICUBIC))
     pillow_heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "a.heic", quality=95)
-    found = np.asarray(to_picture(tmp_path / "a.heic")).astype(int)
-    assert found.shape == smooth.shape and np.abs(found - smooth).mean() < 6
+    values = np.asarray(to_picture(tmp_path / "a.heic")).astype(int)
+    assert values.shape == smooth.shape and np.abs(values - smooth).mean() < 6
 
 
 @pytest.fixture(scope="module")
@@ -171,20 +173,20 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
         UnreadableImage, match=r"1\.jpg cannot be decoded .*on_image_error=skip, in Python on_image_error="
     ):
         zero_shot.predict(files)
-    found = zero_shot.predict([*files, lazy], batch_size=2, on_image_error="skip")
+    result = zero_shot.predict([*files, lazy], batch_size=2, on_image_error="skip")
     whole = [*files[:1], *files[2:]]
-    wanted = zero_shot.predict(whole)
-    np.testing.assert_allclose(found.probabilities[[0, 2, 3, 4]], wanted.probabilities, rtol=1e-5)
-    assert list(found.errors) == [1, 5] and np.isnan(found.probabilities[[1, 5]]).all()
-    assert found.labels.tolist() == [wanted.labels[0], -1, *wanted.labels[1:], -1] and found.classes[1] is None
-    lines = repr(found).split("\n")
+    expected = zero_shot.predict(whole)
+    np.testing.assert_allclose(result.probabilities[[0, 2, 3, 4]], expected.probabilities, rtol=1e-5)
+    assert list(result.errors) == [1, 5] and np.isnan(result.probabilities[[1, 5]]).all()
+    assert result.labels.tolist() == [expected.labels[0], -1, *expected.labels[1:], -1] and result.classes[1] is None
+    lines = repr(result).split("\n")
     assert (
         len(lines) == 6 and "1.jpg cannot be decoded" in lines[1] and lines[5].startswith("image 5 cannot be decoded")
     )
     labels = ["cat", "dog", "dog", "cat", "dog"]
     accuracy = zero_shot.evaluate(files, labels, on_image_error="skip")
     assert accuracy.predicted[1] == -1 and accuracy.images == 4 == accuracy.confusion.sum()
-    right = [name == label for name, label in zip(wanted.classes, [labels[0], *labels[2:]], strict=True)]
+    right = [name == label for name, label in zip(expected.classes, [labels[0], *labels[2:]], strict=True)]
     assert accuracy.accuracy == 25 * sum(right) and "of 4 images; 1 could not be read" in repr(accuracy)
     np.testing.assert_allclose(accuracy.standard_error, 100 * np.std(right) / 2)
 
@@ -193,7 +195,8 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
 def test_training_leaves_out_what_cannot_be_read(clip: Clip, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
     files[1].write_bytes(b"")
-    labels, options = ["cat", "cat", "dog", "dog"], {"progress": False}
+    labels = ["cat", "cat", "dog", "dog"]
+    options = {"progress": False}
     with pytest.raises(UnreadableImage, match=r"1\.jpg is empty"):
         clipbias.fit(clip, "gda", files, labels, **options)
     model = clipbias.fit(clip, "gda", files, labels, on_image_error="skip", **options)

@@ -139,9 +139,10 @@ def test_unreadable_image_is_named_or_skipped(caplog):
 
 @pytest.mark.parametrize("workers", [1, 5])
 def test_in_training_unreadable_images_are_masked_and_the_steps_stay(workers):
-    whole, images = make_split(6), Images(make_split(6, broken=(0, 4)), ImageCache(1 << 20))
-    found = train(images, batch_size=2, on_error="skip", workers=workers)
-    for number, (batch, other) in enumerate(zip(found, train(whole, batch_size=2), strict=True)):
+    whole = make_split(6)
+    images = Images(make_split(6, broken=(0, 4)), ImageCache(1 << 20))
+    batches_read = train(images, batch_size=2, on_error="skip", workers=workers)
+    for number, (batch, other) in enumerate(zip(batches_read, train(whole, batch_size=2), strict=True)):
         epoch, step = divmod(number, 3)
         order = pipeline.epoch_order(1, epoch, 6)[step * 2 : step * 2 + 2]
         assert batch["mask"].tolist() == [index not in (0, 4) for index in order]
@@ -169,7 +170,8 @@ def test_cache_keeps_what_fits_and_changes_nothing():
 def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
     """Images of 756 bytes whose files have less than 100: two fit as pixels beside the files of the ten others."""
     files = [encoded(np.full((14, 18, 3), 20 * index, np.uint8)) for index in range(12)]
-    largest, reads = max(map(len, files)), []
+    largest = max(map(len, files))
+    reads = []
     split = Split([f"{index}.png" for index in range(12)], np.zeros(12), lambda i: reads.append(i) or files[i])
     cache = ImageCache(2 * 756 + 10 * largest)
     cache.keep_only([split.subset(range(8)), split.subset(range(5, 12))])
@@ -178,16 +180,17 @@ def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
     reads.clear()
     for workers in (1, 4):
         assert_same(train(Images(split, cache), batch_size=6, workers=workers), expected)
-    kept = [cache.get((key, None)) for key in split.keys]
+    entries = [cache.get((key, None)) for key in split.keys]
     assert sorted(reads) == list(range(12)) == list(range(len(cache)))
-    assert sum(isinstance(image, np.ndarray) for image in kept) == 2
+    assert sum(isinstance(image, np.ndarray) for image in entries) == 2
     small = ImageCache(3 * largest, 12)  # not even the files
     assert_same(train(Images(split, small), batch_size=6, workers=1), expected)
     assert 3 <= len(small) < 12 and sum(len(small.get((key, None)) or b"") for key in split.keys) <= small.limit
 
 
 def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
-    split, reads = make_split(6), []
+    split = make_split(6)
+    reads = []
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
     images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
     assert_same(train(images, batch_size=6, crop=None, workers=1), train(split, batch_size=6, crop=None, cache_bytes=0))
@@ -208,7 +211,9 @@ def test_waiting_is_measured():
 
 
 def test_those_who_share_threads_have_no_more_together():
-    working, most, lock = set(), [], threading.Lock()
+    working = set()
+    most = []
+    lock = threading.Lock()
     split = make_split(40)
 
     def read(index):
@@ -220,14 +225,15 @@ def test_those_who_share_threads_have_no_more_together():
             working.discard(threading.current_thread())
         return encoded
 
-    workers, watched = Workers(2), Split(split.keys, split.labels, read)
+    workers = Workers(2)
+    watched = Split(split.keys, split.labels, read)
     options = dict(image_size=SIZE, workers=workers, cache_bytes=0)
     many = [train_batches(watched, batch_size=36, seed=seed, epochs=2, **options) for seed in range(5)]
     many.append(pipeline.test_batches(watched, batch_size=36, **options))
-    found = [list(batch) for batch in zip(*many, strict=True)]
-    assert len(found) == 2 and max(most) <= 2
+    of_each = [list(batch) for batch in zip(*many, strict=True)]
+    assert len(of_each) == 2 and max(most) <= 2
     alone = train(split, batch_size=36, seed=4, epochs=2)
-    assert_same([batches[4] for batches in found], alone)
+    assert_same([batches[4] for batches in of_each], alone)
 
 
 def test_a_batch_is_where_a_cpu_takes_it_without_a_copy():
@@ -237,19 +243,20 @@ def test_a_batch_is_where_a_cpu_takes_it_without_a_copy():
 
 
 def test_images_of_one_cache_are_decoded_once():
-    reads, split = [], make_split(6)
+    reads = []
+    split = make_split(6)
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
     cache = ImageCache(1 << 20)
-    own = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
-    for images in own:
+    sources = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
+    for images in sources:
         assert_same(train(images, batch_size=3, workers=1), train(images.split, batch_size=3, cache_bytes=0))
     reads.clear()
-    for images in own:
+    for images in sources:
         train(images, batch_size=3)
     assert not reads and len(cache) == 6
     cache.keep_only([split.subset([5])])
     assert len(cache) == 1 and cache.get(("4.png", None)) is None
-    np.testing.assert_array_equal(own[1].decoded(0), transforms.decode(split.read(4), ""))
+    np.testing.assert_array_equal(sources[1].decoded(0), transforms.decode(split.read(4), ""))
     assert reads == [4] and len(cache) == 2
 
 

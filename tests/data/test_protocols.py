@@ -33,11 +33,11 @@ def plain_halves(lists, half):
 def plain_draw(train, val, shots, seed):
     stream = random.Random(seed)
     drawn = []
-    for each, wanted in ((train, shots), (val, min(4, shots))):
+    for each, count in ((train, shots), (val, min(4, shots))):
         groups = {}
         for item in each:
             groups.setdefault(item[1], []).append(item)
-        drawn.append([x for g in groups.values() for x in (stream.sample(g, wanted) if len(g) >= wanted else g)])
+        drawn.append([x for g in groups.values() for x in (stream.sample(g, count) if len(g) >= count else g)])
     return drawn
 
 
@@ -73,8 +73,8 @@ def test_halves_have_the_published_sizes():
 def test_few_shot_and_full(root):
     dataset = data.load("eurosat", data_dir=root)
     plan = protocols.few_shot(dataset, shots=2, seed=1)
-    chosen, val = data.few_shot(dataset.splits["train"], dataset.splits["val"], shots=2, seed=1)
-    assert plan.source.splits["train"].keys == dataset.splits["train"].subset(chosen).keys
+    picks, val = data.few_shot(dataset.splits["train"], dataset.splits["val"], shots=2, seed=1)
+    assert plan.source.splits["train"].keys == dataset.splits["train"].subset(picks).keys
     assert plan.source.splits["val"].keys == dataset.splits["val"].subset(val).keys
     assert [evaluation.name for evaluation in plan.evaluations] == ["test"]
     assert plan.evaluations[0].dataset.splits.keys() == {"test"}
@@ -119,10 +119,10 @@ def noise(sizes: dict[str, tuple[int, ...]]) -> Dataset:
 @pytest.mark.parametrize("protocol", [protocols.few_shot, protocols.base_to_new])
 def test_validation_is_the_whole_split_of_the_training_classes(protocol):
     dataset = noise({"train": (9, 9, 9), "val": (5, 6, 7), "test": (1, 1, 1)})
-    found = protocol(dataset, shots=2, seed=1).validation()
-    kept = 3 if protocol is protocols.few_shot else 2
-    assert found.keys == tuple(f"val/{index}" for index in range(18 if kept == 3 else 11))
-    assert np.bincount(found.labels).tolist() == [5, 6, 7][:kept]
+    validation = protocol(dataset, shots=2, seed=1).validation()
+    classes = 3 if protocol is protocols.few_shot else 2
+    assert validation.keys == tuple(f"val/{index}" for index in range(18 if classes == 3 else 11))
+    assert np.bincount(validation.labels).tolist() == [5, 6, 7][:classes]
     assert protocols.full(dataset).validation().keys == dataset.splits["val"].keys
 
 
@@ -131,11 +131,12 @@ def test_validation_without_a_split_is_what_was_not_picked(shots, counts):
     """At most as many images of a class as picks, and no more than four."""
     dataset = noise({"train": (9, 5, 3), "test": (1, 1, 1)})
     plan = protocols.few_shot(dataset, shots=shots, seed=2)
-    found, picked = plan.validation(), plan.source.splits["train"].keys
-    assert not set(found.keys) & set(picked) and set(found.keys) <= set(dataset.splits["train"].keys)
-    assert np.bincount(found.labels, minlength=len(counts)).tolist() == counts
+    validation = plan.validation()
+    picked = plan.source.splits["train"].keys
+    assert not set(validation.keys) & set(picked) and set(validation.keys) <= set(dataset.splits["train"].keys)
+    assert np.bincount(validation.labels, minlength=len(counts)).tolist() == counts
     again = protocols.few_shot(dataset, shots=shots, seed=2).validation()
-    assert again.keys == found.keys
+    assert again.keys == validation.keys
     base = protocols.base_to_new(dataset, shots=shots, seed=2)
     assert set(base.validation().labels.tolist()) <= {0, 1}
     assert not set(base.validation().keys) & set(base.source.splits["train"].keys)
@@ -149,5 +150,5 @@ def test_no_validation_where_every_image_was_picked():
 
 def test_many_unpicked_images_give_four_of_a_class():
     dataset = noise({"train": (40, 40, 40), "test": (1, 1, 1)})
-    found = protocols.few_shot(dataset, shots=16, seed=1).validation()
-    assert np.bincount(found.labels).tolist() == [4, 4, 4]
+    validation = protocols.few_shot(dataset, shots=16, seed=1).validation()
+    assert np.bincount(validation.labels).tolist() == [4, 4, 4]

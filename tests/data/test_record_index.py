@@ -32,7 +32,8 @@ def copied(built: tuple[Path, data.Dataset], tmp_path: Path, monkeypatch: pytest
     """A copy of the shards' folder, and which of its splits are read whole."""
     shutil.copytree(built[0], tmp_path / "shards")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    read, original = [], PreparedDataset._read_index
+    read = []
+    original = PreparedDataset._read_index
 
     def noted(self: PreparedDataset, split: str, id_feature: str | None) -> record_index.RecordIndex:
         read.append(split)
@@ -47,11 +48,11 @@ def place(root: Path, split: str = "train") -> Path:
 
 
 def assert_opens(root: Path, dataset: data.Dataset) -> None:
-    found = data.load("ucf101", data_dir=root)
+    loaded = data.load("ucf101", data_dir=root)
     for name, split in dataset.splits.items():
-        own = found.splits[name]
-        assert own.keys == split.keys and (own.labels == split.labels).all()
-        assert [own.read(index) for index in range(len(own))] == [split.read(index) for index in range(len(split))]
+        twin = loaded.splits[name]
+        assert twin.keys == split.keys and (twin.labels == split.labels).all()
+        assert [twin.read(index) for index in range(len(twin))] == [split.read(index) for index in range(len(split))]
 
 
 def test_it_is_made_with_the_shards_and_belongs_to_a_copy(built, copied) -> None:
@@ -97,15 +98,15 @@ def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, c
 @pytest.mark.parametrize("damage", ["cut", "of", "labels", "ids"])
 def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage) -> None:
     root, read = copied
-    own = place(root)
-    content = own.read_bytes()
-    with np.load(own) as stored:
+    index = place(root)
+    content = index.read_bytes()
+    with np.load(index) as stored:
         arrays = dict(stored)
     if damage == "cut":
-        own.write_bytes(content[:-40])
+        index.write_bytes(content[:-40])
     else:
         wrong = {"of": np.array("other"), "labels": arrays["labels"][1:], "ids": arrays["ids"][1:]}
-        np.savez(own, **arrays | {damage: wrong[damage]})
+        np.savez(index, **arrays | {damage: wrong[damage]})
     assert_opens(root, built[1])
     assert read == ["train"]
 

@@ -25,9 +25,9 @@ def upload(store: Bucket, folder: Path) -> None:
             store.pipe_file(f"{GS}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
-def assert_same(one: data.Dataset, other: data.Dataset) -> None:
-    assert one.class_names == other.class_names and one.splits.keys() == other.splits.keys()
-    for name, split in one.splits.items():
+def assert_same(first: data.Dataset, other: data.Dataset) -> None:
+    assert first.class_names == other.class_names and first.splits.keys() == other.splits.keys()
+    for name, split in first.splits.items():
         assert split.keys == other.splits[name].keys and (split.labels == other.splits[name].labels).all()
         assert [split.read(index) for index in range(len(split))] == list(
             map(other.splits[name].read, range(len(split)))
@@ -68,11 +68,13 @@ def test_pictures(tmp_path, bucket):
         write(tmp_path / name, seed=len(name))
     upload(bucket, tmp_path)
     paths = [f"{GS}/cat/1.png", f"{GS}/cat/2.png"]
-    own = [tmp_path / "cat" / "1.png", tmp_path / "cat" / "2.png"]
-    assert [str(path) for path in find_images(f"{GS}/cat")] == paths and find_images(str(tmp_path / "cat")) == own
-    for address, path in zip(paths, own, strict=True):
+    local_files = [tmp_path / "cat" / "1.png", tmp_path / "cat" / "2.png"]
+    assert [str(path) for path in find_images(f"{GS}/cat")] == paths and find_images(
+        str(tmp_path / "cat")
+    ) == local_files
+    for address, path in zip(paths, local_files, strict=True):
         assert user_images.to_picture(address) == user_images.to_picture(path)
-    assert user_images.labelled_split(paths, [0, 1], ["a", "b"]).read(1) == own[1].read_bytes()
+    assert user_images.labelled_split(paths, [0, 1], ["a", "b"]).read(1) == local_files[1].read_bytes()
 
 
 def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, monkeypatch):

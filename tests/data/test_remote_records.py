@@ -37,12 +37,12 @@ def folders(served: Bucket, tmp_path: Path) -> data.Dataset:
 
 
 def assert_opens(dataset: data.Dataset) -> None:
-    found = data.load("ucf101", data_dir=GS)
-    assert found.class_names == dataset.class_names and found.splits.keys() == dataset.splits.keys()
+    loaded = data.load("ucf101", data_dir=GS)
+    assert loaded.class_names == dataset.class_names and loaded.splits.keys() == dataset.splits.keys()
     for name, split in dataset.splits.items():
-        own = found.splits[name]
-        assert own.keys == split.keys and (own.labels == split.labels).all()
-        assert [own.read(index) for index in range(len(own))] == [split.read(index) for index in range(len(split))]
+        twin = loaded.splits[name]
+        assert twin.keys == split.keys and (twin.labels == split.labels).all()
+        assert [twin.read(index) for index in range(len(twin))] == [split.read(index) for index in range(len(split))]
 
 
 def test_shards_open_by_their_index_alone(served, folders) -> None:
@@ -53,7 +53,8 @@ def test_shards_open_by_their_index_alone(served, folders) -> None:
 
 
 def test_without_an_index_records_are_read_once(served, folders, monkeypatch) -> None:
-    read, original = [], PreparedDataset._read_index
+    read = []
+    original = PreparedDataset._read_index
 
     def noted(self, split, id_feature):
         read.append(split)
@@ -75,8 +76,8 @@ def test_without_an_index_records_are_read_once(served, folders, monkeypatch) ->
 
 
 def test_records_that_tfds_has_prepared(served, tmp_path) -> None:
-    given = [(image(number), ["cat", "dog"][number % 2], str(number)) for number in range(6)]
-    prepare(tmp_path / "tfds", "pets", ["cat", "dog"], {"train": given, "test": given[:2]}, id_feature=None)
+    records = [(image(number), ["cat", "dog"][number % 2], str(number)) for number in range(6)]
+    prepare(tmp_path / "tfds", "pets", ["cat", "dog"], {"train": records, "test": records[:2]}, id_feature=None)
     upload(served, tmp_path / "tfds")
     here, there = (data.load("tfds/pets", data_dir=place) for place in (tmp_path / "tfds", GS))
     for name, split in here.splits.items():

@@ -23,7 +23,7 @@ def same_picks(dataset, other, shots=2):
     for each in (dataset, other):
         train, val = each.splits["train"], each.splits["val"]
         indices = data.few_shot(train, val, shots=shots, seed=1)
-        picks.append([[split.keys[i] for i in chosen] for split, chosen in zip((train, val), indices, strict=True)])
+        picks.append([[split.keys[i] for i in places] for split, places in zip((train, val), indices, strict=True)])
     return picks[0] == picks[1]
 
 
@@ -39,13 +39,13 @@ def assert_equal(dataset, other):
 def stock(root, tfds_dir, name, label_of, id_of, label_names, layout, **options):
     """Moves the images of a miniature into a stock builder's splits, in another order."""
     dataset = data.load(name, data_dir=root)
-    splits = {own: [] for own in layout}
-    for own, parts in layout.items():
+    splits = {stock_name: [] for stock_name in layout}
+    for stock_name, parts in layout.items():
         for part in parts:
             split = dataset.splits[part]
             for index in reversed(range(len(split))):
                 key = split.keys[index]
-                splits[own].append((split.read(index), label_of(key, split.labels[index]), id_of(key)))
+                splits[stock_name].append((split.read(index), label_of(key, split.labels[index]), id_of(key)))
     entry = catalog.ENTRIES[name]
     builder, _, config = entry.tfds.builder.partition("/")
     return dataset, prepare(
@@ -69,9 +69,9 @@ def test_food101_exchanged_labels(tmp_path):
     imposed = data.load("tfds/food101", data_dir=tmp_path / "tfds", split="coop", split_dir=tmp_path)
     assert_equal(imposed, dataset)
     assert same_picks(imposed, dataset)
-    own = data.load("tfds/food101", data_dir=tmp_path / "tfds")
-    assert own.class_names == tuple(swapped)
-    assert len(own.splits["test"]) == 9 and len(own.splits["train"]) + len(own.splits["val"]) == 21
+    loaded = data.load("tfds/food101", data_dir=tmp_path / "tfds")
+    assert loaded.class_names == tuple(swapped)
+    assert len(loaded.splits["test"]) == 9 and len(loaded.splits["train"]) + len(loaded.splits["val"]) == 21
 
 
 def test_caltech101_lower_case_and_extra_classes(tmp_path, caplog):
@@ -87,8 +87,8 @@ def test_caltech101_lower_case_and_extra_classes(tmp_path, caplog):
         {"train": ["val", "train"], "test": ["test"]},
     )
     assert_equal(data.load("tfds/caltech101", data_dir=tmp_path / "tfds", split="coop", split_dir=tmp_path), dataset)
-    own = data.load("tfds/caltech101", data_dir=tmp_path / "tfds")
-    assert own.class_names == ("accordion", "face", "leopard")
+    loaded = data.load("tfds/caltech101", data_dir=tmp_path / "tfds")
+    assert loaded.class_names == ("accordion", "face", "leopard")
     assert "is not the benchmark's split" in caplog.text
 
 
@@ -107,9 +107,9 @@ def test_eurosat_single_split_is_divided(tmp_path):
     assert folder.relative_to(tmp_path / "tfds").as_posix() == "eurosat/rgb/2.0.0"
     imposed = data.load("tfds/eurosat", data_dir=tmp_path / "tfds", split="coop", split_dir=tmp_path / "eurosat")
     assert_equal(imposed, dataset)
-    own = data.load("tfds/eurosat/rgb", data_dir=tmp_path / "tfds")
-    assert own.class_names == dataset.class_names
-    assert {name: len(split) for name, split in own.splits.items()} == {"train": 15, "val": 6, "test": 9}
+    loaded = data.load("tfds/eurosat/rgb", data_dir=tmp_path / "tfds")
+    assert loaded.class_names == dataset.class_names
+    assert {name: len(split) for name, split in loaded.splits.items()} == {"train": 15, "val": 6, "test": 9}
     with pytest.raises(ClipbiasError, match=r"no split file .*; say where it is with split_dir"):
         data.load("tfds/eurosat", data_dir=tmp_path / "tfds", split="coop")
 

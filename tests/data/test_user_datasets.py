@@ -53,7 +53,8 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def _value(self, name: str, row: int) -> Any:
-        value, feature = self.columns[name][row], self.features[name]
+        value = self.columns[name][row]
+        feature = self.features[name]
         if isinstance(feature, Image) and feature.decode:
             assert value["bytes"] is not None
             return Pillow.open(io.BytesIO(value["bytes"]))
@@ -131,10 +132,10 @@ def test_tables_of_hugging_face() -> None:
     assert dataset.class_names == ("cat", "dog")
     equal(dataset.split("train"), range(10))
     equal(dataset.split("test").subset([3, 4]), [3, 4])
-    several = from_hub_dataset({"train": table(0, 6), "validation": table(6, 8), "test": table(8, 10)})
-    assert list(several.splits) == ["train", "val", "test"]
-    equal(several.split("val"), [6, 7])
-    assert len({key for split in several.splits.values() for key in split.keys}) == 10
+    of_splits = from_hub_dataset({"train": table(0, 6), "validation": table(6, 8), "test": table(8, 10)})
+    assert list(of_splits.splits) == ["train", "val", "test"]
+    equal(of_splits.split("val"), [6, 7])
+    assert len({key for split in of_splits.splits.values() for key in split.keys}) == 10
 
 
 def test_an_image_of_hugging_face_may_lie_in_a_file(tmp_path: Path) -> None:
@@ -223,11 +224,11 @@ def test_fit_and_evaluate_take_them_as_they_are(clip: Clip, tmp_path: Path) -> N
 
     validation = (PIXELS[4:6], LABELS[4:6])
     model = clipbias.fit(clip, "tip_adapter", PIXELS[:4], LABELS[:4], validation=validation, progress=False)
-    wanted = model.predict(PIXELS).probabilities
+    expected = model.predict(PIXELS).probabilities
     for source in (memory, tables, str(tmp_path)):
-        np.testing.assert_allclose(fitted(source), wanted, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(fitted(source), expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(fitted(table(0, 4)), fitted(PIXELS[:4], LABELS[:4]), rtol=1e-3, atol=1e-5)
     accuracy = model.evaluate(PIXELS[6:], LABELS[6:])
     for tested in (memory, table(6, 10), tmp_path):
-        found = model.evaluate(tested)  # type: ignore[arg-type]
-        assert len(found.labels) == 4 and found.accuracy == accuracy.accuracy
+        evaluated = model.evaluate(tested)  # type: ignore[arg-type]
+        assert len(evaluated.labels) == 4 and evaluated.accuracy == accuracy.accuracy

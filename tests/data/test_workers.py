@@ -14,23 +14,24 @@ def ahead(count: int, make, *, pieces: int = 3, threads: int = 2, **options) -> 
     """Elements that are lists of what `make(number, piece)` returns."""
 
     def begin(number):
-        found = [None] * pieces
+        pieces_made = [None] * pieces
 
         def one(piece):
-            found[piece] = make(number, piece)
+            pieces_made[piece] = make(number, piece)
 
-        return [lambda piece=piece: one(piece) for piece in range(pieces)], lambda: found
+        return [lambda piece=piece: one(piece) for piece in range(pieces)], lambda: pieces_made
 
     return Ahead(Workers(threads), range(count), begin, pieces=pieces, **options)
 
 
 def test_elements_come_whole_and_in_order():
-    found = list(ahead(20, lambda number, piece: (number, piece), threads=4))
-    assert found == [[(number, piece) for piece in range(3)] for number in range(20)]
+    elements = list(ahead(20, lambda number, piece: (number, piece), threads=4))
+    assert elements == [[(number, piece) for piece in range(3)] for number in range(20)]
 
 
 def test_no_more_is_made_ahead_than_it_takes():
-    begun, gate = [], threading.Event()
+    begun = []
+    gate = threading.Event()
 
     def make(number, piece):
         begun.append(number)
@@ -53,11 +54,11 @@ def test_what_an_element_is_made_in_is_not_kept_as_long_as_the_element():
     class Buffer:
         pass
 
-    kept = []
+    buffers = []
 
     def begin(number):
         buffer = Buffer()
-        kept.append(weakref.ref(buffer))
+        buffers.append(weakref.ref(buffer))
         return [lambda: setattr(buffer, "number", number)] * 2, lambda: buffer.number
 
     made = Ahead(Workers(1), range(3), begin, pieces=2)
@@ -65,7 +66,7 @@ def test_what_an_element_is_made_in_is_not_kept_as_long_as_the_element():
     assert [element.result(10) for element, _ in made._elements] == [1, 2]
     made._workers.shutdown()  # nor does a thread that just made it
     made._finisher.shutdown()
-    assert [buffer() for buffer in kept] == [None] * 3
+    assert [buffer() for buffer in buffers] == [None] * 3
     assert list(made) == [1, 2]
 
 
@@ -91,7 +92,8 @@ def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
 
 
 def test_what_is_dropped_is_not_made():
-    gate, made = threading.Event(), []
+    gate = threading.Event()
+    made = []
 
     def make(number, piece):
         gate.wait(10)
@@ -102,9 +104,9 @@ def test_what_is_dropped_is_not_made():
     pending = [element for element, _ in elements._elements]
     elements.close()
     gate.set()
-    for one in pending:
+    for future in pending:
         with pytest.raises(CancelledError):
-            one.result(10)
+            future.result(10)
     assert len(made) <= 1  # what had begun
     with pytest.raises(StopIteration):
         next(elements)
@@ -114,7 +116,8 @@ class Late:
     """An element that is there after so many seconds of a clock of the test's own."""
 
     def __init__(self, clock, seconds):
-        self._clock, self._at = clock, seconds
+        self._clock = clock
+        self._at = seconds
 
     def done(self):
         return self._at <= 0
@@ -138,14 +141,15 @@ def test_waiting_is_what_the_steps_wait_for(monkeypatch):
 
 
 def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
-    clock, left = [0.0], [4]
+    clock = [0.0]
+    left = [4]
     monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
 
     def look(made, seconds):
         clock[0] += 1
         left[0] -= 1
-        for one in made:
-            one._at -= 1
+        for element in made:
+            element._at -= 1
 
     monkeypatch.setattr(workers, "wait", look)
     elements = ahead(0, None, busy=lambda: left[0] > 0)

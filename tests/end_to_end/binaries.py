@@ -27,8 +27,8 @@ SHORT_RUN = {"dataset": "demo/digits", "shots": 4, "epochs": 5, "learning_rate":
 
 def environment(cache: Path) -> dict[str, str]:
     """A plain environment with caches of its own: a process that is killed may leave half a program behind."""
-    own = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache / "programs")}
-    return {**os.environ, **own, "JAX_PLATFORMS": "cpu"}
+    folders = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache / "programs")}
+    return {**os.environ, **folders, "JAX_PLATFORMS": "cpu"}
 
 
 def start(binary: str, *arguments: str, cache: Path, **changes: str) -> Fork:
@@ -47,7 +47,8 @@ def save_random(
     clip: Clip, method: str, class_names: Sequence[str], path: Path, *, seed: int = 0, **options: Any
 ) -> None:
     """Saves an adapter whose learnables were drawn, not trained."""
-    task, draw = Task(clip, method, class_names), np.random.default_rng(seed)
+    task = Task(clip, method, class_names)
+    draw = np.random.default_rng(seed)
     learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
     save_adapter(path, task, learnables, **options)
 
@@ -70,16 +71,16 @@ def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl"
 
 def results(folder: Path) -> dict[str, Any]:
     """The results in a work folder by the names of their files, and what of a file in the making is left there."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".safetensors" or PART in name:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+            by_name[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         elif path.name in ("results.jsonl", "validation.jsonl"):
-            found[name] = sorted(json.dumps(without_seconds(row), sort_keys=True) for row in read_json_lines(path))
+            by_name[name] = sorted(json.dumps(without_seconds(row), sort_keys=True) for row in read_json_lines(path))
         elif path.name == "result.json":
-            found[name] = without_seconds(read_json(path, dict))
-    return found
+            by_name[name] = without_seconds(read_json(path, dict))
+    return by_name
 
 
 def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
@@ -95,9 +96,9 @@ def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | st
             config[name] = value
     if "mesh" in config and "mesh" not in settings:
         config.mesh.data = 1
-    with redirect_stderr(io.StringIO()) as said:
+    with redirect_stderr(io.StringIO()) as errors:
         status = common.answer(binary.main, config, str(workdir))
-    return status, said.getvalue()
+    return status, errors.getvalue()
 
 
 def succeed_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str = "") -> tuple[str, str]:
@@ -106,15 +107,15 @@ def succeed_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | s
     That command lines are read, and that the binaries start and run as processes, is found in `tests/test_commands.py`.
     """
     with redirect_stdout(io.StringIO()) as printed:
-        status, said = answer_here(binary, settings, workdir)
-    assert status == 0, said[-3000:]
-    return printed.getvalue(), said
+        status, errors = answer_here(binary, settings, workdir)
+    assert status == 0, errors[-3000:]
+    return printed.getvalue(), errors
 
 
-def sentence(status: int, said: str) -> str:
+def sentence(status: int, errors: str) -> str:
     """The one sentence of a binary that must refuse, without a traceback."""
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert (status, len(lines)) == (1, 1) and "Traceback" not in said, (status, said[-3000:])
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert (status, len(lines)) == (1, 1) and "Traceback" not in errors, (status, errors[-3000:])
     return lines[0].removeprefix("error: ")
 
 
@@ -130,7 +131,7 @@ def refusal(binary: str, *arguments: str, cache: Path) -> str:
 
 
 def in_forks(
-    given: Sequence[tuple[str, Sequence[str]]], *, cache: Path, folder: Path = ROOT, run: bool = True
+    jobs: Sequence[tuple[str, Sequence[str]]], *, cache: Path, folder: Path = ROOT, run: bool = True
 ) -> list[dict[str, Any]]:
     """Each module with its arguments in a fork of one process, in turn: its exit status and what it said.
 
@@ -140,10 +141,10 @@ def in_forks(
       folder: where they are run.
       run: whether to run them, or to have their command lines read alone.
     """
-    found = []
-    for module, arguments in given:
-        own = {**environment(cache), "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", "")}
-        fork = Fork(module, *arguments, environment=own, folder=folder, run=run, together=True)
-        said, _ = fork.communicate()
-        found.append({"status": fork.returncode, "said": said})
-    return found
+    results_of_forks = []
+    for module, arguments in jobs:
+        variables = {**environment(cache), "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", "")}
+        fork = Fork(module, *arguments, environment=variables, folder=folder, run=run, together=True)
+        output, _ = fork.communicate()
+        results_of_forks.append({"status": fork.returncode, "said": output})
+    return results_of_forks

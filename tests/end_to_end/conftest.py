@@ -31,7 +31,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """An IVLP and a bias adapter with random learnables; the second in a folder as `train` leaves it."""
-    folder, clip = tmp_path_factory.mktemp("adapters"), clipbias.load(model)
+    folder = tmp_path_factory.mktemp("adapters")
+    clip = clipbias.load(model)
     paths = [folder / "ivlp.safetensors", folder / "bias" / "adapter.safetensors"]
     for method, path in zip(("ivlp", "bias"), paths, strict=True):
         save_random(clip, method, CLASS_NAMES, path)

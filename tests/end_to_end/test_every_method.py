@@ -50,7 +50,8 @@ OPTIONS = {
 
 def tuned(task: Task) -> Learnables:
     """Learnables as after a training: of drawn features where they are made of these and moved a little, else drawn."""
-    rng, sampling = np.random.default_rng(0), sampling_of(task.method)
+    rng = np.random.default_rng(0)
+    sampling = sampling_of(task.method)
     if sampling is None and CONSTANTS not in task.shapes:
         return jax.tree.map(lambda leaf: 0.05 * rng.normal(size=leaf.shape).astype(np.float32), task.shapes)
     learnables = task.init(seed=1)
@@ -90,7 +91,8 @@ def images(clip: Clip) -> np.ndarray:
 @pytest.mark.parametrize("name", FIRST.values())
 def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, clip: Clip, tmp_path: Path) -> None:
     task = Task(clip, name, NAMES, **OPTIONS.get(name, {}))
-    learnables, path = tuned(task), tmp_path / "adapter.safetensors"
+    learnables = tuned(task)
+    path = tmp_path / "adapter.safetensors"
     save_adapter(path, task, learnables)
     adapter = read_adapter(path)
     again, loaded = adapter.bind(clip)
@@ -101,7 +103,8 @@ def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, cl
             adapter.bind(clip, OTHERS)
         return
     other, moved = adapter.bind(clip, OTHERS)
-    crops, size = crops_of(task.method), clip.config.vision.image_size
+    crops = crops_of(task.method)
+    size = clip.config.vision.image_size
     pixels = jax.ShapeDtypeStruct((2, *([1 + crops] if crops else []), size, size, 3), np.float32)
     assert jax.eval_shape(other.logits, clip.params, moved, pixels).shape == (2, len(OTHERS))
 
@@ -114,8 +117,10 @@ def test_an_exported_file_has_the_logits_that_are_explained(
 
     That the task's own are those of the method is found number by number in `tests/tuning`.
     """
-    task, out = Task(clip, name, NAMES, **OPTIONS.get(name, {})), tmp_path / "out"
-    learnables, crops = tuned(task), crops_of(task.method)
+    task = Task(clip, name, NAMES, **OPTIONS.get(name, {}))
+    out = tmp_path / "out"
+    learnables = tuned(task)
+    crops = crops_of(task.method)
     save_adapter(tmp_path / "adapter.safetensors", task, learnables)
     adapter = read_adapter(tmp_path / "adapter.safetensors")
     explained = name not in UNEXPLAINED and name not in COMPARED
@@ -131,15 +136,15 @@ def test_an_exported_file_has_the_logits_that_are_explained(
         with pytest.raises(ClipbiasError, match="which no exported file does"):
             export(adapter, clip, out)
         return
-    found = exported(adapter, clip, images, out)
-    assert found.shape == (2, len(NAMES)) and np.isfinite(found).all()
+    exported_logits = exported(adapter, clip, images, out)
+    assert exported_logits.shape == (2, len(NAMES)) and np.isfinite(exported_logits).all()
     if explained:
         maps = clipbias.relevancy(task, clip.params, learnables, pixels, targets)
-        np.testing.assert_allclose(maps.scores, found, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(maps.scores, exported_logits, rtol=1e-4, atol=1e-4)
         assert np.isfinite(maps.vision).all() and np.isfinite(maps.text).all()
     else:
         logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, pixels))
-        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(exported_logits, logits, rtol=1e-4, atol=1e-4)
 
 
 def exported(adapter: Adapter, clip: Clip, images: np.ndarray, out: Path) -> np.ndarray:

@@ -55,8 +55,8 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     its figures in `tests/report`.
     """
     whole = sections is SECTIONS
-    chosen = "all" if whole else ",".join(sections)
-    settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0], "sections": chosen}
+    section_names = "all" if whole else ",".join(sections)
+    settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0], "sections": section_names}
     settings |= {} if whole else {"control_images": 0}
     printed, _ = succeed_here(experiments.explain, settings, tmp_path)
     report = tmp_path / "report" / "report.html"
@@ -69,7 +69,8 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     assert results.sections == tuple(name for name in SECTIONS if name in ("predictions", *sections))
     assert [verdict.models for verdict in results.verdict] == [("ivlp",)]
     # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
-    test, constants = results.causal_test("ivlp"), results.constant_test("ivlp")
+    test = results.causal_test("ivlp")
+    constants = results.constant_test("ivlp")
     assert (test.towers, test.streams[7]) == (("both", "vision", "text"), "PPP")
     assert test.outcomes.correct[:, 0, 7].sum() == results.models[1].correct
     assert (test.random is not None) == whole
@@ -82,7 +83,8 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     arrays = load_arrays(tmp_path / ARRAYS)
     assert all(np.isfinite(values).all() for name, values in arrays.items() if name.endswith("/mean"))
     # The equivalent bias as an adapter answers as the study says, and is printed with what it keeps.
-    test_images, labels = pictures_of(images), results.predictions.labels
+    test_images = pictures_of(images)
+    labels = results.predictions.labels
     for kind, method in (("vector", "bias"), ("kind", "bias_by_kind"))[: 2 if whole else 1]:
         adapter = read_adapter(tmp_path / "equivalent_bias" / f"ivlp-{kind}.safetensors")
         task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
@@ -111,8 +113,8 @@ def test_sections_that_do_not_apply_are_told_and_no_error(model, images, tmp_pat
     task = Task(clipbias.load(model), "taskres", CLASS_NAMES)
     save_adapter(tmp_path / "taskres.safetensors", task, task.init(), notes={"dataset": "folder"})
     settings = {"adapters": str(tmp_path / "*.safetensors"), "sections": "constants", "data_dir": str(images)}
-    status, said = answer_here(experiments.explain, settings | {"batch_size": 4}, tmp_path / "why")
-    assert status == 0 and "TaskRes: no equivalent bias is saved. Neither tokens nor weights" in said
+    status, output = answer_here(experiments.explain, settings | {"batch_size": 4}, tmp_path / "why")
+    assert status == 0 and "TaskRes: no equivalent bias is saved. Neither tokens nor weights" in output
     assert not (tmp_path / "why" / "equivalent_bias").exists()
 
 
@@ -121,8 +123,8 @@ def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model
     settings |= {"data_dir": str(images), "batch_size": 4}
     made = []
     for _ in range(2):
-        status, said = answer_here(experiments.explain, settings, tmp_path)
-        assert status == 0, said
+        status, output = answer_here(experiments.explain, settings, tmp_path)
+        assert status == 0, output
         made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "folder" / "parts").glob("*.npz")})
     assert len(made[0]) == 2 and made[0] == made[1]
     assert (tmp_path / "folder" / "report" / "report.html").exists()
@@ -137,56 +139,65 @@ def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters
         assert answer_here(experiments.evaluate, settings, tmp_path / name)[0] == 0
     settings = common | {"sections": "text_attention", "adapters": adapters[1], "batch_size": 4}
     read = settings | {"predictions": f"{tmp_path / 'zero_shot'},{tmp_path / 'bias'}"}
-    said = [answer_here(experiments.explain, own, tmp_path / name)[1] for own, name in ((settings, "a"), (read, "b"))]
-    assert [lines.count("predictions read") for lines in said] == [0, 2]
-    computed, found = (load_results(tmp_path / name).predictions.models for name in "ab")
+    outputs = [
+        answer_here(experiments.explain, dataset_settings, tmp_path / name)[1]
+        for dataset_settings, name in ((settings, "a"), (read, "b"))
+    ]
+    assert [lines.count("predictions read") for lines in outputs] == [0, 2]
+    computed, read_predictions = (load_results(tmp_path / name).predictions.models for name in "ab")
     for key in ("zero_shot", "bias"):
-        np.testing.assert_array_equal(found[key], computed[key])
+        np.testing.assert_array_equal(read_predictions[key], computed[key])
     # And read they were: a study believes what it finds.
     (path,) = (tmp_path / "bias" / "predictions").iterdir()
     with np.load(path) as stored:
-        kept = dict(stored)
-    kept["predicted"] = (kept["predicted"] + 1) % 3
-    np.savez(path, **kept)
+        arrays = dict(stored)
+    arrays["predicted"] = (arrays["predicted"] + 1) % 3
+    np.savez(path, **arrays)
     assert answer_here(experiments.explain, read, tmp_path / "c")[0] == 0
     changed = load_results(tmp_path / "c").predictions.models["bias"]
     np.testing.assert_array_equal(changed, (computed["bias"] + 1) % 3)
 
 
 def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_path):
-    clip, dataset = clipbias.load(model), data.load("demo/digits")
+    clip = clipbias.load(model)
+    dataset = data.load("demo/digits")
     task = Task(clip, "bias", dataset.class_names)
     for name, seed in (("digits", 1), ("digits", 2), ("fashion", 1)):
         path = tmp_path / f"bias-demo_{name}-seed{seed}.safetensors"
         save_adapter(path, task, task.init(), notes={"seed": seed, "dataset": f"demo/{name}"})
     settings = ExplainSettings()
-    found = find_adapters(f"{tmp_path}/bias-*,{tmp_path}")
-    own, (digits, fashion) = experiments.explain.adapters_by_dataset(settings, found), ("demo/digits", "demo/fashion")
-    assert {name: [Path(source).stem[-5:] for _, source in group] for name, group in own.items()} == {
+    adapters_found = find_adapters(f"{tmp_path}/bias-*,{tmp_path}")
+    by_dataset = experiments.explain.adapters_by_dataset(settings, adapters_found)
+    digits, fashion = ("demo/digits", "demo/fashion")
+    assert {name: [Path(source).stem[-5:] for _, source in group] for name, group in by_dataset.items()} == {
         digits: ["seed1", "seed2"],
         fashion: ["seed1"],
     }
     settings = ExplainSettings(datasets=(fashion,))
-    assert experiments.explain.adapters_by_dataset(settings, found) == {fashion: own[fashion]}
+    assert experiments.explain.adapters_by_dataset(settings, adapters_found) == {fashion: by_dataset[fashion]}
     with pytest.raises(ClipbiasError, match=r"none of .*adapters was trained on demo/emoji"):
-        experiments.explain.adapters_by_dataset(ExplainSettings(datasets=("demo/emoji",)), found)
+        experiments.explain.adapters_by_dataset(ExplainSettings(datasets=("demo/emoji",)), adapters_found)
     settings = ExplainSettings(dataset=digits)
-    assert experiments.explain.adapters_by_dataset(settings, found) == {digits: found}
+    assert experiments.explain.adapters_by_dataset(settings, adapters_found) == {digits: adapters_found}
     with pytest.raises(ClipbiasError, match=r"vpt-\* holds no adapter; give adapter files"):
         find_adapters(f"{tmp_path}/vpt-*")
     with pytest.raises(ClipbiasError, match=r"names 3 adapters, .*; this command takes one"):
         find_adapter(str(tmp_path))
-    found = [
+    adapters_found = [
         (model.key, model.label, model.seed)
-        for model in experiments.explain.models(clip, dataset, [*own[digits], own[digits][1]], "float32")[1:]
+        for model in experiments.explain.models(clip, dataset, [*by_dataset[digits], by_dataset[digits][1]], "float32")[
+            1:
+        ]
     ]
-    assert found == [
+    assert adapters_found == [
         ("bias", "Bias tuning", 1),
         ("bias_seed2", "Bias tuning (seed 2)", 2),
         ("bias_2", "Bias tuning (2)", 2),
     ]
     # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.
-    every = experiments.explain.models(clip, dataset, [*own[digits], *own[fashion]], "float32", on=digits)[1:]
+    every = experiments.explain.models(
+        clip, dataset, [*by_dataset[digits], *by_dataset[fashion]], "float32", on=digits
+    )[1:]
     assert [model.label for model in every][-1].startswith("Bias tuning trained on demo/fashion")
     groups = same_but_for_seed(every)
     assert [[model.key for model in group] for group in groups] == [["bias", "bias_seed2"], [every[-1].key]]

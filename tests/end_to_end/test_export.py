@@ -58,6 +58,6 @@ def test_a_notice_to_stop_during_the_write_leaves_nothing(
 
     monkeypatch.setattr(clipbias.export.folder, "write_text", stopped)
     settings = {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "out")}
-    found, told = answer_here(export, settings)
-    assert found == status and "stopped" in told and told.count("\n") == 1
+    code, output = answer_here(export, settings)
+    assert code == status and "stopped" in output and output.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -58,5 +58,5 @@ def test_a_lab_in_miniature(tmp_path: Path) -> None:
 
 def test_a_part_waits_for_the_adapters_of_others(tmp_path: Path) -> None:
     config = settings.get_config("demo")
-    (told,) = experiments.lab.causal_tests(from_config(settings.LabSettings, config), tmp_path)
-    assert told.startswith("the causal test on demo/fashion lacks 4 adapters")
+    (sentence,) = experiments.lab.causal_tests(from_config(settings.LabSettings, config), tmp_path)
+    assert sentence.startswith("the causal test on demo/fashion lacks 4 adapters")

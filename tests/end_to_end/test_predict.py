@@ -52,7 +52,9 @@ def test_no_image_is_left_out_for_a_folder_that_cannot_be_read(tmp_path: Path, m
 @pytest.mark.long
 def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, tmp_path: Path) -> None:
     """Also beside a method that learns of crops of each image."""
-    clip, names, template = clipbias.load(model), ("cat", "dog", "bird"), "two {} beside a house."
+    clip = clipbias.load(model)
+    names = ("cat", "dog", "bird")
+    template = "two {} beside a house."
     task = clipbias.Task(clip, "tpt_coop", names, template=template)
     save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
     files = [tmp_path / "one.png", tmp_path / "other.png"]
@@ -61,15 +63,15 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, t
         Image.fromarray(picture).save(file)
     settings = {"images": ",".join(map(str, files)), "adapters": str(tmp_path / "a.safetensors"), "top": 3}
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
-    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
     zero_shot = clipbias.Task(clip, "zero_shot", names, template=template)
     expected = jax.nn.softmax(jax.jit(zero_shot.logits)(clip.params, {}, clip.preprocess(files)))
-    for entry, own in zip(found, np.asarray(expected), strict=True):
+    for entry, values in zip(entries, np.asarray(expected), strict=True):
         shares = dict(zip(entry["zero_shot"]["classes"], entry["zero_shot"]["probabilities"], strict=True))
-        assert shares == pytest.approx(dict(zip(names, own.tolist(), strict=True)), rel=1e-4)
+        assert shares == pytest.approx(dict(zip(names, values.tolist(), strict=True)), rel=1e-4)
         assert entry["probabilities"] != pytest.approx(entry["zero_shot"]["probabilities"], rel=1e-3)
     assert answer_here(experiments.predict, settings | {"zero_shot": False}, tmp_path / "alone")[0] == 0
-    (first, _) = json.loads((tmp_path / "alone" / "predictions.json").read_text())
+    first, _ = json.loads((tmp_path / "alone" / "predictions.json").read_text())
     assert first.keys() == {"image", "classes", "probabilities"}
 
 
@@ -81,40 +83,51 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     Image.new("RGB", (24, 20), "blue").save(tmp_path / "blue.png")
     cats = images / "test" / "cat"
     files = [cats / "0.png", cats / "1.png", tmp_path / "blue.png", images / "test" / "dog" / "0.png"]
-    settings = {"images": f"{broken},{cats},{files[2]},{files[3]}", "adapters": adapters[1]}
-    settings |= {"batch_size": 2, "top": 2}
+    settings = {
+        "images": f"{broken},{cats},{files[2]},{files[3]}",
+        "adapters": adapters[1],
+        "batch_size": 2,
+        "top": 2,
+        "relevancy": True,
+    }
 
-    drawn, save = [], experiments.predict.save_overlay
+    drawn = []
+    save = experiments.predict.save_overlay
     monkeypatch.setattr(
-        experiments.predict, "save_overlay", lambda *given, **named: (drawn.append(given), save(*given, **named))
+        experiments.predict,
+        "save_overlay",
+        lambda *arguments, **named: (drawn.append(arguments), save(*arguments, **named)),
     )
-    out, settings = tmp_path / "out", settings | {"relevancy": True}
+    out = tmp_path / "out"
     printed, _ = succeed_here(experiments.predict, settings, out)
     assert_recorded(out, "predictions.json")
-    _, *found = json.loads((out / "predictions.json").read_text())
-    assert [entry["image"] for entry in found] == [str(path) for path in files]
+    _, *entries = json.loads((out / "predictions.json").read_text())
+    assert [entry["image"] for entry in entries] == [str(path) for path in files]
     assert printed.count(" %") == (2 + 1) * len(files) and printed.count("; zero-shot ") == len(files)
     names = ["0002_0.png", "0003_1.png", "0004_blue.png", "0005_0.png"]
     assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
 
     adapter = read_adapter(Path(adapters[1]) / "adapter.safetensors")
     task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
-    frozen, seen = Task(clip, "zero_shot", CLASS_NAMES, template=adapter.template), clip.preprocess(files)
+    frozen = Task(clip, "zero_shot", CLASS_NAMES, template=adapter.template)
+    seen = clip.preprocess(files)
     expected, zero_shot = (
-        np.asarray(jax.nn.softmax(jax.jit(bound.logits)(clip.params, given, seen)))
-        for bound, given in ((task, learnables), (frozen, {}))
+        np.asarray(jax.nn.softmax(jax.jit(bound.logits)(clip.params, arguments, seen)))
+        for bound, arguments in ((task, learnables), (frozen, {}))
     )
     # The second image of a batch, the blue one, has others on top than the first: else the first one's order would do.
     assert (np.argsort(-expected[2])[:2] != np.argsort(-expected[1])[:2]).any()
     assert np.abs(expected - zero_shot).max() > 0.01
-    for entry, own, plain, (path, _, (before, overlay)) in zip(found, expected, zero_shot, drawn, strict=True):
+    for entry, probabilities, plain, (path, _, (before, overlay)) in zip(
+        entries, expected, zero_shot, drawn, strict=True
+    ):
         top = np.argsort(-plain)[:2]
-        assert entry["zero_shot"]["classes"] == [CLASS_NAMES[one] for one in top]
+        assert entry["zero_shot"]["classes"] == [CLASS_NAMES[label] for label in top]
         np.testing.assert_allclose(entry["zero_shot"]["probabilities"], plain[top], rtol=1e-4)
         assert before.title == f"Zero-shot\n{CLASS_NAMES[top[0]]} {100 * plain[top[0]]:.0f} %"
-        best = np.argsort(-own)[:2]
-        assert entry["classes"] == [CLASS_NAMES[one] for one in best]
-        np.testing.assert_allclose(entry["probabilities"], own[best], rtol=1e-4)
+        best = np.argsort(-probabilities)[:2]
+        assert entry["classes"] == [CLASS_NAMES[label] for label in best]
+        np.testing.assert_allclose(entry["probabilities"], probabilities[best], rtol=1e-4)
         number = int(path.name[:4]) - 2
         pair = clip.preprocess([files[number]] * 2)
         maps = clipbias.relevancy(task, clip.params, learnables, pair, np.asarray([best[0]] * 2))
@@ -125,7 +138,8 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
 
 
 def test_an_image_that_cannot_be_read_has_a_line_of_its_own(model, images, tmp_path, capsys):
-    broken, whole = tmp_path / "broken.png", images / "test" / "cat" / "0.png"
+    broken = tmp_path / "broken.png"
+    whole = images / "test" / "cat" / "0.png"
     broken.write_bytes(whole.read_bytes()[:60])
     settings = {"images": f"{broken},{whole}", "model": str(model), "classes": "cat,dog"}
     refused = refusal_here(experiments.predict, settings | {"on_image_error": "raise"}, tmp_path / "refused")
@@ -154,40 +168,43 @@ def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
 @pytest.mark.long
 def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
     """From a file or the command line, and with what an adapter learned; the numbers are those of the library."""
-    texts, picture = ("a dog on_grass", "two cats"), images / "test" / "cat" / "0.png"
+    texts = ("a dog on_grass", "two cats")
+    picture = images / "test" / "cat" / "0.png"
     (tmp_path / "texts.txt").write_text("\n".join(texts))
     clip = clipbias.load(model)
     pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
     normal = clip.preprocessing.normalize(pixels[None])
     zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
     learned = read_adapter(adapters[0]).bind(clip, texts, free_text=True)
-    for given, adapter, (task, learnables) in (
+    for words, adapter, (task, learnables) in (
         (",".join(texts), "", zero_shot),
         (str(tmp_path / "texts.txt"), str(adapters[0]), learned),
     ):
-        settings = {"images": str(picture), "texts": given, "adapters": adapter, "model": str(model)}
+        settings = {"images": str(picture), "texts": words, "adapters": adapter, "model": str(model)}
         assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
-        (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
-        assert "classes" not in found
+        (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert "classes" not in entry
         logits = jax.jit(task.logits)(clip.params, learnables, normal)[0]
         expected = dict(zip(texts, jax.nn.softmax(logits).tolist(), strict=True))
-        assert dict(zip(found["texts"], found["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
+        assert dict(zip(entry["texts"], entry["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     """The probabilities are those of the learnables that the method makes for these classes."""
-    clip, picture, names = clipbias.load(model), images / "test" / "cat" / "0.png", ("bird", "horse", "cat")
+    clip = clipbias.load(model)
+    picture = images / "test" / "cat" / "0.png"
+    names = ("bird", "horse", "cat")
     task = clipbias.Task(clip, "tests.own_methods:Probe", ("cat", "dog"))
     save_adapter(tmp_path / "a.safetensors", task, task.init())
     settings = {"images": str(picture), "adapters": str(tmp_path / "a.safetensors"), "classes": ",".join(names)}
     settings |= {"own_methods": "tests.own_methods", "top": 3, "zero_shot": False}
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
-    (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     bound, learnables = read_adapter(tmp_path / "a.safetensors").bind(clip, names, own_methods=["tests.own_methods"])
     pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
     logits = jax.jit(bound.logits)(clip.params, learnables, clip.preprocessing.normalize(pixels[None]))[0]
     expected = dict(zip(names, jax.nn.softmax(logits).tolist(), strict=True))
-    assert dict(zip(found["classes"], found["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
+    assert dict(zip(entry["classes"], entry["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
     assert max(expected.values()) > 0.34  # three classes apart
 
 

@@ -25,16 +25,16 @@ def test_check_lists_all_fifteen(root: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_nothing_found_is_no_failure(tmp_path: Path) -> None:
-    told, _ = succeed_here(prepare_data, {"data_dir": str(tmp_path), "datasets": ("eurosat",)})
-    assert "missing" in told and "EuroSAT: there is no folder" in told
+    printed, _ = succeed_here(prepare_data, {"data_dir": str(tmp_path), "datasets": ("eurosat",)})
+    assert "missing" in printed and "EuroSAT: there is no folder" in printed
 
 
 BUILD = {"action": "build", "datasets": ("ucf101",)}
 
 
 def test_build_then_load(root: Path, tmp_path: Path) -> None:
-    told, _ = succeed_here(prepare_data, BUILD | {"data_dir": str(root), "output": str(tmp_path)})
-    assert f"ucf101: {tmp_path}/ucf101_coop/1.0.0" in told
+    printed, _ = succeed_here(prepare_data, BUILD | {"data_dir": str(root), "output": str(tmp_path)})
+    assert f"ucf101: {tmp_path}/ucf101_coop/1.0.0" in printed
     built, made_of = (data.load("ucf101", data_dir=place).splits["val"] for place in (tmp_path, root))
     assert built.keys == made_of.keys
 
@@ -49,8 +49,8 @@ def test_a_notice_to_stop_during_a_build_leaves_nothing(root, tmp_path, monkeypa
 
     monkeypatch.setattr(transforms, "check_format", stopped)
     out = tmp_path / "shards"
-    found, told = answer_here(prepare_data, BUILD | {"data_dir": str(root), "output": str(out)})
-    assert found == status and "stopped; the same command" in told
+    code, output = answer_here(prepare_data, BUILD | {"data_dir": str(root), "output": str(out)})
+    assert code == status and "stopped; the same command" in output
     assert not out.exists()
 
 

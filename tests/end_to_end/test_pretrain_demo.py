@@ -122,13 +122,13 @@ def test_a_siglip_starts_from_what_a_clip_has_too():
 def test_scenes_of_emoji_are_of_styles_that_no_demo_dataset_shows(monkeypatch, drawn_icons):
     styles = set()
     monkeypatch.setattr(icons, "glyphs", lambda style, names: styles.add(style) or glyphs(style, names))
-    found = [scenes._emoji(np.random.default_rng(seed)) for seed in range(60)]
+    samples = [scenes._emoji(np.random.default_rng(seed)) for seed in range(60)]
     assert styles == set(icons.SEEN)
     known = {concepts.noun(icon) for icon in concepts.described()}
-    assert {scene.name for scene in found} <= known
-    of_classes = np.mean([scene.name in concepts.CLASSES for scene in found])
+    assert {scene.name for scene in samples} <= known
+    of_classes = np.mean([scene.name in concepts.CLASSES for scene in samples])
     assert 0.25 < of_classes < 0.65  # a third, and those of the classes among all icons
-    grey = [scene for scene in found if (scene.image == scene.image[..., :1]).all()]
+    grey = [scene for scene in samples if (scene.image == scene.image[..., :1]).all()]
     assert 0 < len(grey) < 30
 
 

@@ -108,36 +108,36 @@ def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache: 
     (tmp_path / "syntax.py").write_text("x = (\n")
     (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     files = {"SYNTAX": str(tmp_path / "syntax.py"), "RAISES": str(tmp_path / "raises.py")}
-    lines = [re.sub("[A-Z]{4,}", lambda found: files.get(found[0], found[0]), line) for line, _ in [*REFUSED, *HELPED]]
+    lines = [re.sub("[A-Z]{4,}", lambda match: files.get(match[0], match[0]), line) for line, _ in [*REFUSED, *HELPED]]
     done = binaries.in_forks([("clipbias", line.split()) for line in lines], cache=cache)
-    for one, (line, expected) in zip(done, REFUSED, strict=False):
-        assert expected in binaries.sentence(one["status"], one["said"]), line
-    for one, (line, shown) in zip(done[len(REFUSED) :], HELPED, strict=True):
-        assert one["status"] == 0 and all(words in one["said"] for words in shown), (line, one["said"])
+    for result, (line, expected) in zip(done, REFUSED, strict=False):
+        assert expected in binaries.sentence(result["status"], result["said"]), line
+    for result, (line, shown) in zip(done[len(REFUSED) :], HELPED, strict=True):
+        assert result["status"] == 0 and all(words in result["said"] for words in shown), (line, result["said"])
 
 
 def test_unknown_dataset(model: Path, tmp_path: Path) -> None:
-    said = refused(model, tmp_path, dataset="demo/digit")
-    assert "there is no dataset 'demo/digit'; did you mean demo/digits" in said
+    sentence = refused(model, tmp_path, dataset="demo/digit")
+    assert "there is no dataset 'demo/digit'; did you mean demo/digits" in sentence
 
 
 def test_missing_and_truncated_weights(model: Path, tmp_path: Path) -> None:
-    said = refused(tmp_path / "nothing", tmp_path / "w")
-    assert "no folder" in said
+    sentence = refused(tmp_path / "nothing", tmp_path / "w")
+    assert "no folder" in sentence
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(bad_files.cut(weights.read_bytes())["half"])
-    said = refused(broken, tmp_path / "w")
-    assert "model.safetensors is damaged or incomplete" in said
+    sentence = refused(broken, tmp_path / "w")
+    assert "model.safetensors is damaged or incomplete" in sentence
 
 
 def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
     model: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = {"dataset": "folder", "data_dir": str(pictures), "shots": 2}
-    assert "0.png" in refused(model, tmp_path / "refused", **own)
-    settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", "method": "taskres", **own}
+    few = {"dataset": "folder", "data_dir": str(pictures), "shots": 2}
+    assert "0.png" in refused(model, tmp_path / "refused", **few)
+    settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", "method": "taskres", **few}
     settings["method_options"] = {}
     binaries.succeed_here(experiments.train, settings, tmp_path / "w")
     assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
@@ -145,10 +145,10 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
 
 
 def test_an_adapter_of_another_model(trained: tuple[Path, str, str], tmp_path: Path) -> None:
-    folder, _, said = trained
+    folder, _, output = trained
     # The start is one line; the whole configuration is in the folder, whose name it has.
-    assert said.startswith(f"train: everything is written to {folder}, the settings to config.json there\n")
-    assert "learning_rate" not in said
+    assert output.startswith(f"train: everything is written to {folder}, the settings to config.json there\n")
+    assert "learning_rate" not in output
     assert json.loads((folder / "config.json").read_text())["workdir"] == str(folder)
     adapter = str(folder / "adapter.safetensors")
     printed, _ = binaries.succeed_here(experiments.evaluate, {"adapters": adapter}, tmp_path / "e")
@@ -172,8 +172,8 @@ def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Pat
         pytest.skip("run as root, and there is no setpriv to give up its rights")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    own = [f"--config.model={model}", f"--workdir={closed}", "--config.dataset=demo/digits"]
-    command = [*heed, sys.executable, "-m", "experiments.train", *own]
+    flags = [f"--config.model={model}", f"--workdir={closed}", "--config.dataset=demo/digits"]
+    command = [*heed, sys.executable, "-m", "experiments.train", *flags]
     settings = {**binaries.environment(cache), "XDG_CACHE_HOME": str(closed)}
     del settings["JAX_COMPILATION_CACHE_DIR"]
     done = subprocess.run(command, cwd=binaries.ROOT, env=settings, capture_output=True, text=True)

@@ -23,9 +23,9 @@ def test_what_can_be_read_is_shown(tmp_path: Path) -> None:
     runs = (f"{tmp_path}/runs/*", tmp_path / "broken", tmp_path / "nowhere")
     settings = {"runs": ",".join(map(str, runs)), "format": "json", "output": str(picture)}
     with redirect_stdout(io.StringIO()) as printed:
-        status, said = binaries.answer_here(experiments.show, settings)
-    assert status == 1 and "Traceback" not in said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        status, errors_printed = binaries.answer_here(experiments.show, settings)
+    assert status == 1 and "Traceback" not in errors_printed
+    errors = [line for line in errors_printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "broken is not the work folder" in errors[0] and "nowhere" in errors[1]
     content = json.loads(printed.getvalue())
     assert [run["name"] for run in content["runs"]] == [str(first), str(second)]

@@ -28,7 +28,8 @@ from tests.end_to_end import binaries
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGTERM) -> None:
     """Sends this process a signal during the given call of a function."""
-    original, calls = getattr(where, name), 0
+    original = getattr(where, name)
+    calls = 0
 
     def called(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
@@ -43,8 +44,14 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int,
 def table1(model: Path, workdir: Path) -> int:
     """The status of a small sweep."""
     config = configs.demo.get_config()
-    config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
-    config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
+    config.model = str(model)
+    config.methods = ("zero_shot", "vpt")
+    config.datasets = ("demo/digits",)
+    config.shots = (1,)
+    config.seeds = (1,)
+    config.epochs = 3
+    config.eval_batch_size = 100
+    config.mesh.data = 1
     return common.answer(experiments.table1.main, config, str(workdir))
 
 
@@ -63,10 +70,11 @@ def test_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of `train`; that a sweep continues to the same rows is found in `tests/training/test_sweep.py` too."""
-    before, settings = signal.getsignal(signal.SIGTERM), binaries.SHORT_RUN | {"model": str(model)}
+    before = signal.getsignal(signal.SIGTERM)
+    settings = binaries.SHORT_RUN | {"model": str(model)}
     signal_at(monkeypatch, loop, "train_step", 2)
-    status, said = binaries.answer_here(experiments.train, settings, tmp_path)
-    assert status == 143 and "stopped at step 2 of 5" in said
+    status, output = binaries.answer_here(experiments.train, settings, tmp_path)
+    assert status == 143 and "stopped at step 2 of 5" in output
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list(tmp_path.rglob(f"{PART}*"))
     assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
@@ -117,8 +125,13 @@ def test_a_study(
     task = Task(clip, "vpt", demo.load("demo/digits").class_names)
     save_adapter(tmp_path / "a.safetensors", task, task.init())
     config = configs.explain.get_config()
-    config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
-    config.batch_size, config.image_limit, config.sections, config.mesh.data = 16, 64, "vision_attention", 1
+    config.model = str(model)
+    config.adapters = str(tmp_path / "a.safetensors")
+    config.dataset = "demo/digits"
+    config.batch_size = 16
+    config.image_limit = 64
+    config.sections = "vision_attention"
+    config.mesh.data = 1
     assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
     signal_at(monkeypatch, stream, "merge", 6)
     assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
@@ -133,7 +146,8 @@ def test_a_study(
 @pytest.mark.parametrize("seed", range(5))
 def test_a_training_that_is_stopped_again_and_again(seed: int, model: Path, cache: Path, tmp_path: Path) -> None:
     """At random moments, by kill -9, SIGTERM or Ctrl-C."""
-    draw, folder = np.random.default_rng(seed), tmp_path / "stopped"
+    draw = np.random.default_rng(seed)
+    folder = tmp_path / "stopped"
     arguments = ["--config=configs/train.py:bias", f"--config.model={model}", "--config.dataset=demo/digits"]
     arguments += ["--config.epochs=20", "--config.shots=4", "--config.checkpoint_seconds=0.0"]
     for _ in range(2):  # the second with its programs on disk

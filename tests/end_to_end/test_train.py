@@ -96,8 +96,8 @@ def test_the_rate_of_own_pictures_is_selected(
         assert "holds the adapter of a run with other settings (recipe" in refusal
     # A rate that is given is taken, and a sweep goes into another folder.
     binaries.succeed_here(train, settings | {"learning_rate": 0.02}, tmp_path / "given")
-    given = json.loads((tmp_path / "given" / "result.json").read_text())
-    assert given["learning_rate"] == 0.02 and given["validation"] == "none" and "choice" not in given
+    result = json.loads((tmp_path / "given" / "result.json").read_text())
+    assert result["learning_rate"] == 0.02 and result["validation"] == "none" and "choice" not in result
     grid = {
         "model": str(model),
         "datasets": ("folder",),

@@ -58,14 +58,16 @@ def here(model: Path, workdir: Path, devices: int, method: str = "bias") -> dict
     """`experiments.train` on devices of this process."""
     config = config_file.get_config(method)
     config.update(CHANGES)
-    config.model, config.mesh.data = str(model), devices
+    config.model = str(model)
+    config.mesh.data = devices
     train.main(from_config(config_file.TrainSettings, config), workdir)
     return json.loads((workdir / "result.json").read_text())
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the step after so many send SIGTERM to this process."""
-    original, calls = loop.train_step, 0
+    original = loop.train_step
+    calls = 0
 
     def step_and_signal(*arguments, **options):
         nonlocal calls
@@ -82,7 +84,8 @@ def test_two_processes_train_what_one_does(
     model: Path, trained: tuple[Path, str, str], cache: Path, tmp_path: Path
 ) -> None:
     """Each on its half of every batch and of the test images; one speaks for both."""
-    whole, steps = trained[0], SHORT_RUN["epochs"]
+    whole = trained[0]
+    steps = SHORT_RUN["epochs"]
     processes = start_two(model, tmp_path, cache, changes=SHORT_RUN)
     for index, (output, errors) in enumerate(ends(processes)):
         assert processes[index].returncode == 0, errors[-3000:]
@@ -135,8 +138,8 @@ def test_a_run_moves_between_processes_and_devices(
 @pytest.mark.long
 def test_two_processes_share_the_features_of_training_images(model: Path, cache: Path, tmp_path: Path) -> None:
     """A cache of ten passes, training on fresh ones, and a search on validation images: each has its share of all."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    expected = here(model, one, 1, "tip_adapter_f")
+    first, two = tmp_path / "one", tmp_path / "two"
+    expected = here(model, first, 1, "tip_adapter_f")
     processes = start_two(model, two, cache, "tip_adapter_f")
     for index, (output, errors) in enumerate(ends(processes)):
         assert processes[index].returncode == 0, errors[-3000:]
@@ -145,7 +148,7 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
     result = json.loads((two / "result.json").read_text())
     assert (result["accuracy"], result["key"]) == (expected["accuracy"], expected["key"])
     np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-4)
-    adapters = [load_file(folder / ADAPTER) for folder in (one, two)]
+    adapters = [load_file(folder / ADAPTER) for folder in (first, two)]
     assert adapters[0].keys() == adapters[1].keys() and any(name.startswith("constants/") for name in adapters[0])
     for name in adapters[0]:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
@@ -178,29 +181,29 @@ def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp
 @pytest.mark.long
 def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, tmp_path: Path) -> None:
     """On as many devices as one process has: by the same accuracies on validation images, and with the same bits."""
-    one, two = tmp_path / "one", tmp_path / "two"
+    single, two = tmp_path / "one", tmp_path / "two"
     changes = {"methods": ("vpt",), "learning_rates": (0.5, 20.0), "rates_file": None}
     processes = start_sweep(model, two, cache, **changes)
     config = demo.get_config()
     config.update(SWEEP | changes | {"model": str(model)})
     config.mesh.data = 2
-    table1.main(from_config(Table1Settings, config), one)
+    table1.main(from_config(Table1Settings, config), single)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
-    assert read_json(two / "rates.json") == read_json(one / "rates.json")
+    assert read_json(two / "rates.json") == read_json(single / "rates.json")
     for name in ("validation.jsonl", "results.jsonl"):
         rows = [
             [
                 {key: value for key, value in row.items() if key not in VOLATILE}
                 for row in read_json_lines(folder / name)
             ]
-            for folder in (one, two)
+            for folder in (single, two)
         ]
         assert rows[0] == rows[1] and len(rows[0]) == (4 if name == "validation.jsonl" else 2)
-    files = [sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) for folder in (one, two)]
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) for folder in (single, two)]
     assert files[0] == files[1] and len(files[0]) == 2
     for name in files[0]:
-        first, second = load_file(one / name), load_file(two / name)
+        first, second = load_file(single / name), load_file(two / name)
         assert first.keys() == second.keys() and all(map(np.array_equal, first.values(), second.values())), name
 
 
@@ -233,7 +236,7 @@ def test_a_study_of_two_processes_is_that_of_one(
     settings = {"adapters": adapters[0], "dataset": "folder", "data_dir": images, "batch_size": 4, "examples": 2}
     settings |= {"sections": "relevancy,vision_attention,factorial,constants,verdict", "control_images": 0}
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
-    one = binaries.start("explain", *arguments, f"--workdir={tmp_path / 'one'}", cache=cache)
+    first = binaries.start("explain", *arguments, f"--workdir={tmp_path / 'one'}", cache=cache)
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     two = [
         binaries.start(
@@ -241,8 +244,8 @@ def test_a_study_of_two_processes_is_that_of_one(
         )
         for index in range(2)
     ]
-    ended = ends([one, *two])
-    assert all(process.returncode == 0 for process in (one, *two)), ended
+    ended = ends([first, *two])
+    assert all(process.returncode == 0 for process in (first, *two)), ended
     whole, split = (load_arrays(tmp_path / name / ARRAYS) for name in ("one", "two"))
     assert whole.keys() == split.keys()
     for name, expected in whole.items():
@@ -254,6 +257,6 @@ def test_a_study_of_two_processes_is_that_of_one(
             np.testing.assert_allclose(split[name], expected, rtol=1e-4, atol=tolerance, err_msg=name)
         else:
             np.testing.assert_array_equal(split[name], expected, err_msg=name)
-    one, two = (load_results(tmp_path / name).verdict_on(["ivlp"]) for name in ("one", "two"))
-    assert one.carrier == two.carrier
+    first, two = (load_results(tmp_path / name).verdict_on(["ivlp"]) for name in ("one", "two"))
+    assert first.carrier == two.carrier
     assert (tmp_path / "two" / "report" / "report.html").is_file()

@@ -89,8 +89,8 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
 
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
-    told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
-    assert "Tables and picture: workdir/demo_full/table.html" in told
+    printed = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
+    assert "Tables and picture: workdir/demo_full/table.html" in printed
     assert "demo/fashion" in (tmp_path / "workdir" / "demo_full" / "table.md").read_text(encoding="utf-8")
     config = json.loads((tmp_path / "workdir" / "demo_full" / "config.json").read_text(encoding="utf-8"))
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
@@ -106,9 +106,9 @@ def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) 
     call(programs / "clipbias", "prepare_data", *draw, cwd=tmp_path)
     data = ROOT / "tests" / "data_files"
     adapter, base = data / "adapter_format_1.safetensors", data / "tiny_quick_gelu"
-    given = (f"--config.adapters={adapter}", f"--config.model={base}")
-    told = call(programs / "clipbias", "export", *given, "--config.output=exported", cwd=tmp_path)
-    assert "as a program:" in told and (tmp_path / "exported" / "classifier.stablehlo").is_file()
+    flags = (f"--config.adapters={adapter}", f"--config.model={base}")
+    printed = call(programs / "clipbias", "export", *flags, "--config.output=exported", cwd=tmp_path)
+    assert "as a program:" in printed and (tmp_path / "exported" / "classifier.stablehlo").is_file()
     assert (tmp_path / "sheet.png").is_file()
 
 

@@ -156,10 +156,10 @@ def attention_only(clip: Reference, count: int, method: str = "vpt") -> Construc
     """
     layers = [Layer(values={(FLAG, PROMPT): 1 / UNIFORM_MASS}), Layer(TURNED, READ_EVIDENCE)]
     labels = _labels(count)
-    found = Constructed(build(clip, layers, {}), pictures(labels, opposed=True), labels)
+    scene = Constructed(build(clip, layers, {}), pictures(labels, opposed=True), labels)
     if method == "bias":
-        return dataclasses.replace(found, bias=np.stack([paired({FLAG: 1}), *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
-    return dataclasses.replace(found, prompts=_two_prompts())
+        return dataclasses.replace(scene, bias=np.stack([paired({FLAG: 1}), *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
+    return dataclasses.replace(scene, prompts=_two_prompts())
 
 
 def attention_and_values(clip: Reference, count: int) -> Constructed:
@@ -195,11 +195,11 @@ def constant_values(clip: Reference, count: int, *, by_kind: bool = False, metho
         Layer([NO_PROMPTS], {at: factor / 2 for at, factor in READ_EVIDENCE.items()}),
     ]
     labels = _labels(count)
-    found = Constructed(build(clip, layers, {READOUT[0]: 1}), pictures(labels), labels)
+    scene = Constructed(build(clip, layers, {READOUT[0]: 1}), pictures(labels), labels)
     if method == "bias":
         taken = paired({READOUT[0]: -1})
-        return dataclasses.replace(found, bias=np.stack([taken, *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
-    return dataclasses.replace(found, prompts=_two_prompts())
+        return dataclasses.replace(scene, bias=np.stack([taken, *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
+    return dataclasses.replace(scene, prompts=_two_prompts())
 
 
 def image_values(clip: Reference, count: int) -> Constructed:

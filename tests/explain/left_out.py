@@ -15,27 +15,27 @@ def prompt_parts(reference, saved, tower, slots):
 def masses(reference, saved, tower, slots, queries):
     """Of every sample: attention on prompts by layer and head, mean over queries."""
     layers = prompt_parts(reference, saved, tower, slots)
-    return [np.array([own["mass"][i][:, rows].mean(-1) for own in layers]) for i, rows in enumerate(queries)]
+    return [np.array([layer["mass"][i][:, rows].mean(-1) for layer in layers]) for i, rows in enumerate(queries)]
 
 
 def without_each(reference, saved, tower, slots, queries, bias):
     """The statistics without each sample, `[n, L]`, computed anew from all that is left."""
-    found = {name: [] for name in ("constancy", "bias_likeness", "bias_cosine/bias")}
+    by_statistic = {name: [] for name in ("constancy", "bias_likeness", "bias_cosine/bias")}
     layers = prompt_parts(reference, saved, tower, slots)
     for left_out in range(len(queries)):
-        rows = {name: [] for name in found}
-        for layer, own in enumerate(layers):
-            kept = [i for i in range(len(queries)) if i != left_out]
-            one = sections.constancy(
-                [dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in kept]
+        rows = {name: [] for name in by_statistic}
+        for layer, of_layer in enumerate(layers):
+            remaining = [i for i in range(len(queries)) if i != left_out]
+            constancy = sections.constancy(
+                [dict(zip(queries[i].tolist(), of_layer["prompt"][i][queries[i]], strict=True)) for i in remaining]
             )
-            rows["constancy"].append(float(one["constancy"]))
-            rows["bias_likeness"].append(float(one["bias_likeness"]))
-            lengths = np.linalg.norm(one["vector"]) * np.linalg.norm(bias[layer])
-            rows["bias_cosine/bias"].append(one["vector"] @ bias[layer] / lengths)
+            rows["constancy"].append(float(constancy["constancy"]))
+            rows["bias_likeness"].append(float(constancy["bias_likeness"]))
+            lengths = np.linalg.norm(constancy["vector"]) * np.linalg.norm(bias[layer])
+            rows["bias_cosine/bias"].append(constancy["vector"] @ bias[layer] / lengths)
         for name, values in rows.items():
-            found[name].append(values)
-    return {name: np.array(values) for name, values in found.items()}
+            by_statistic[name].append(values)
+    return {name: np.array(values) for name, values in by_statistic.items()}
 
 
 def jackknife_error(values):

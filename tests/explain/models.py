@@ -23,7 +23,8 @@ def moved(task: Task) -> Any:
     leaves, structure = jax.tree.flatten(task.shapes)
     if all(np.issubdtype(leaf.dtype, np.floating) for leaf in leaves) and CONSTANTS not in task.shapes:
         return weights_common.drawn(task.shapes, 0.3, seed=4)
-    leaves, draw = structure.flatten_up_to(task.init()), np.random.default_rng(4)
+    leaves = structure.flatten_up_to(task.init())
+    draw = np.random.default_rng(4)
     return structure.unflatten(
         np.asarray(leaf) + np.float32(0.3) * draw.normal(size=leaf.shape).astype(np.float32)
         if np.issubdtype(leaf.dtype, np.floating)
@@ -39,7 +40,8 @@ def transparent(clip: Clip) -> dict[str, Any]:
     nothing. So `[cls]` sums up the patches, and a patch speaks for a class as far as its token points its way.
     """
     params = jax.tree.map(np.array, clip.params)
-    tower, width = params["vision"], clip.config.vision.width
+    tower = params["vision"]
+    width = clip.config.vision.width
     for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
         names = [part.key for part in path]
         if any("norm" in name for name in names):

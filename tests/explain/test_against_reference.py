@@ -52,20 +52,21 @@ RIVALS = {"ivlp": 1, "bias_by_kind": 0}
 def test_maps_equal_the_full_matrices(name, clip, reference):
     task, case, learnables = bind(clip, reference, name)
     images = helpers.random_images(reference.config, len(TARGETS), seed=1)
-    maps, start = tuple(REDUCTIONS) if name in RIVALS else ("relevancy",), RIVALS.get(name, 0)
-    given = (task, clip.params, learnables, images, TARGETS)
-    found = jax.device_get(explanations(*given, MapOptions(maps, start)))
+    maps = tuple(REDUCTIONS) if name in RIVALS else ("relevancy",)
+    start = RIVALS.get(name, 0)
+    arguments = (task, clip.params, learnables, images, TARGETS)
+    maps_by_kind = jax.device_get(explanations(*arguments, MapOptions(maps, start)))
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
     for i, target in enumerate(TARGETS):
         pair = plain.pair(reference, inputs, images[i], target)
-        assert float(found["relevancy"].scores[i]) == pytest.approx(pair.score, rel=1e-5)
+        assert float(maps_by_kind["relevancy"].scores[i]) == pytest.approx(pair.score, rel=1e-5)
         expected = {"relevancy": plain.relevancy(reference, inputs, images[i], target, start_layer=start)}
         if name in RIVALS:
             expected["grad_eclip"] = plain.grad_eclip(reference, inputs, images[i], target)
         for kind, (vision, text) in expected.items():
-            assert_rows_equal(found[kind].vision[i], vision)
-            assert_rows_equal(found[kind].text[i, : len(text)], text)
-            assert not found[kind].text[i, len(text) :].any()
+            assert_rows_equal(maps_by_kind[kind].vision[i], vision)
+            assert_rows_equal(maps_by_kind[kind].text[i, : len(text)], text)
+            assert not maps_by_kind[kind].text[i, len(text) :].any()
         for tower, row, columns, queries in (
             ("vision", 0, slice(1, None), None),
             ("text", pair.end, slice(0, pair.end), pair.end + 1),
@@ -78,5 +79,5 @@ def test_maps_equal_the_full_matrices(name, clip, reference):
                 "legrad": plain.legrad(gradient[start:], queries),
             }
             for kind, values in expected.items() if name in RIVALS else ():
-                actual = getattr(found[kind], tower)[i]
+                actual = getattr(maps_by_kind[kind], tower)[i]
                 assert_rows_equal(actual[: len(values[columns])], values[columns])

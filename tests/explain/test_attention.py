@@ -35,8 +35,8 @@ def test_entropy_of_certainty_is_zero_and_differentiable():
 
 def test_mean_over_the_tokens_of_a_kind():
     rows, kinds = np.array([[0.2, 0.3, 0.5]], np.float32), np.array([[0, 1, 1]])
-    found = jax.jit(functools.partial(kind_sums, reduction="mean"))(rows, kinds)
-    np.testing.assert_allclose(found, [[0.2, 0.4, 0, 0, 0, 0]], rtol=1e-6)
+    means = jax.jit(functools.partial(kind_sums, reduction="mean"))(rows, kinds)
+    np.testing.assert_allclose(means, [[0.2, 0.4, 0, 0, 0, 0]], rtol=1e-6)
 
 
 def test_kinds_of_an_ensemble(clip):

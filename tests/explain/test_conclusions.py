@@ -63,13 +63,15 @@ def test_interactions_are_named_where_they_are_not_small():
         "scale × values": part(-80, -20),
     }
     sentence = carrier(effects(*shares, interactions=together), "accuracy").sentence
-    said = "The attention that prompts draw away and what prompts add to tokens together give -50 % (-80 to -20) of the"
-    assert said in sentence and sentence.count("together give") == 1
+    words = (
+        "The attention that prompts draw away and what prompts add to tokens together give -50 % (-80 to -20) of the"
+    )
+    assert words in sentence and sentence.count("together give") == 1
     assert "together give" not in carrier(effects(*shares), "accuracy").sentence
 
 
 @pytest.mark.parametrize(
-    ("kept", "lost", "expected", "words"),
+    ("keep", "lost", "expected", "words"),
     [
         (part(92, 99), part(91, 130), "stands", "Both intervals lie above 90 %."),
         (part(92, 99), part(89, 130), "most", "Both intervals lie above 50 %."),
@@ -82,8 +84,8 @@ def test_interactions_are_named_where_they_are_not_small():
         (part(40, 60), part(40, 60), "undecided", "what is kept and that of what is lost includes 50 %"),
     ],
 )
-def test_a_constant_stands_for_a_method_in_both_directions(kept, lost, expected, words):
-    numbers = both(kept, lost)
+def test_a_constant_stands_for_a_method_in_both_directions(keep, lost, expected, words):
+    numbers = both(keep, lost)
     claim = stands_for(numbers, "kind", "accuracy", "IVLP")
     assert claim.verdict == expected and words in claim.sentence
     assert "of the gain in accuracy" in claim.sentence
@@ -96,12 +98,12 @@ def test_a_constant_stands_for_a_method_in_both_directions(kept, lost, expected,
 VALUES = [part(0, 20), part(-5, 5), part(60, 100)]
 
 
-def both(kept, lost, gain=GAIN):
-    return Replacements(gain, {"kind": kept}, {"kind": lost}, None)
+def both(keep, lost, gain=GAIN):
+    return Replacements(gain, {"kind": keep}, {"kind": lost}, None)
 
 
 @pytest.mark.parametrize(
-    ("shares", "kept", "favours"),
+    ("shares", "keep", "favours"),
     [
         (
             VALUES,
@@ -123,53 +125,57 @@ def both(kept, lost, gain=GAIN):
         (VALUES[::-1], part(40, 60), "This speaks for a change of where CLIP looks, against a bias."),
     ],
 )
-def test_the_headline_favours_a_hypothesis(shares, kept, favours):
+def test_the_headline_favours_a_hypothesis(shares, keep, favours):
     numbers = ByOutcome(effects(*shares), effects(*shares))
-    constants = ByOutcome(both(kept, part(92, 99)), both(kept, part(92, 99)))
-    given = {"label": "IVLP", "prompts": True}
-    said = conclude(numbers, constants, images=100, **given)
-    assert next(s for s in said if "speaks" in s).startswith(favours)
-    assert sum("calibrated log-likelihood" in s for s in said) == 2
+    constants = ByOutcome(both(keep, part(92, 99)), both(keep, part(92, 99)))
+    options = {"label": "IVLP", "prompts": True}
+    sentences = conclude(numbers, constants, images=100, **options)
+    assert next(s for s in sentences if "speaks" in s).startswith(favours)
+    assert sum("calibrated log-likelihood" in s for s in sentences) == 2
     # Nothing is favoured where accuracy has no sure gain.
     numbers = ByOutcome(effects(nothing(), nothing(), nothing(), gain=NO_GAIN), numbers.calibrated)
     constants = ByOutcome(both(nothing(), nothing(), NO_GAIN), constants.calibrated)
-    said = conclude(numbers, constants, images=100, **given)
-    assert not any("speaks" in s for s in said) and "no sure gain in accuracy" in said[0]
-    assert conclude(numbers, constants, images=19, **given)[0].startswith(
+    sentences = conclude(numbers, constants, images=100, **options)
+    assert not any("speaks" in s for s in sentences) and "no sure gain in accuracy" in sentences[0]
+    assert conclude(numbers, constants, images=19, **options)[0].startswith(
         "Undecided, because there are too few images, 19"
     )
 
 
 def test_the_spread_of_seeds_and_images_is_told_apart():
     draw = np.random.default_rng(0)
-    found = []
+    spreads = []
     for _ in range(200):
         seeds, images, rest = (draw.normal(0, s, shape) for s, shape in ((3, (4, 1)), (20, 150), (10, (4, 150))))
-        found.append(spread(seeds + images + rest))
-    assert np.mean([one.seeds for one in found]) == pytest.approx(9, rel=0.2)
-    assert np.mean([one.images for one in found]) == pytest.approx(400, rel=0.05)
-    assert np.mean([one.rest for one in found]) == pytest.approx(100, rel=0.05)
+        spreads.append(spread(seeds + images + rest))
+    assert np.mean([estimate.seeds for estimate in spreads]) == pytest.approx(9, rel=0.2)
+    assert np.mean([estimate.images for estimate in spreads]) == pytest.approx(400, rel=0.05)
+    assert np.mean([estimate.rest for estimate in spreads]) == pytest.approx(100, rel=0.05)
     single = spread(np.arange(10.0)[None])
     assert single == Spread(pytest.approx(np.arange(10).var(ddof=1)), None, 0.0)
 
 
 def test_the_smallest_difference_is_seen_four_times_in_five():
-    own, images, seeds = Spread(400.0, 9.0, 100.0), 150, 4
-    smallest = power(own, images, seeds).smallest
-    draw, seen = np.random.default_rng(1), 0
+    variances = Spread(400.0, 9.0, 100.0)
+    images = 150
+    seeds = 4
+    smallest = power(variances, images, seeds).smallest
+    draw = np.random.default_rng(1)
+    seen = 0
     for _ in range(3000):
         values = [np.sqrt(v) * draw.normal(size=s) for v, s in ((9, (4, 1)), (400, 150), (100, (4, 150)))]
-        seen += abs(smallest + sum(values).mean()) > 1.96 * own.error(images, seeds)
+        seen += abs(smallest + sum(values).mean()) > 1.96 * variances.error(images, seeds)
     assert seen / 3000 == pytest.approx(0.8, abs=0.025)
     assert smallest == pytest.approx(DETECTABLE * np.sqrt(400 / 150 + 9 / 4 + 100 / 600))
 
 
 def test_what_is_needed_is_the_least_that_is_enough():
-    own = Spread(40.0, 0.05, 100.0)
-    found = power(own, 560, 3)
-    for images, seeds in ((found.images_needed, 3), (560, found.seeds_needed)):
-        assert power(own, images, seeds).smallest <= 1.0
-    assert power(own, found.images_needed - 1, 3).smallest > 1.0 < power(own, 560, found.seeds_needed - 1).smallest
+    variances = Spread(40.0, 0.05, 100.0)
+    estimate = power(variances, 560, 3)
+    for images, seeds in ((estimate.images_needed, 3), (560, estimate.seeds_needed)):
+        assert power(variances, images, seeds).smallest <= 1.0
+    assert power(variances, estimate.images_needed - 1, 3).smallest > 1.0
+    assert power(variances, 560, estimate.seeds_needed - 1).smallest > 1.0
     assert power(Spread(40.0, 9.0, 0.0), 560, 3).images_needed is None
     assert power(Spread(400.0, 0.1, 0.0), 560, 3).seeds_needed is None
     assert power(Spread(400.0, None, 0.0), 560, 1).seeds_needed is None

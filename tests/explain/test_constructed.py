@@ -26,7 +26,8 @@ from tests.explain import constructed
 from tests.explain.constructed import CONSTRUCTED, NAMES, Constructed
 from tests.reference import factorial, methods, numpy_clip
 
-IMAGES, FEW = 48, 6
+IMAGES = 48
+FEW = 6
 # What each effect carries of the gain in log-likelihood, the others nothing; and which effect carries the gain in both
 # outcomes.
 EXPECTED: dict[str, tuple[dict[str, float], str]] = {
@@ -53,13 +54,13 @@ def expected_outcomes(made: Constructed, effects: tuple[str, ...]) -> np.ndarray
     """[B, K] the log-likelihood of images under every mixture, in float64."""
     inputs = methods.prepare(made.clip, "zero_shot", NAMES, {})
     tuned = dataclasses.replace(inputs, vision_prompts=made.prompts, vision_bias=made.bias)
-    runs = [factorial.vision_run(made.clip, made.images, own) for own in (None, tuned)]
+    runs = [factorial.vision_run(made.clip, made.images, added) for added in (None, tuned)]
     texts = factorial.text_run(made.clip, inputs).forward.features
     logits = [
         numpy_clip.logits(made.clip.state, factorial.features(*runs, stream, effects), texts)
         for stream in factorial.streams(effects)
     ]
-    return np.stack([factorial.log_likelihood(one, made.labels) for one in logits], axis=1)
+    return np.stack([factorial.log_likelihood(rows, made.labels) for rows in logits], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -75,21 +76,22 @@ def test_what_matters_is_found(name, reference, clip):
     made = CONSTRUCTED[name](reference, IMAGES)
     effects = effects_in_play(made.bias is None)
     streams = corners(effects)
-    own = with_weights(clip, made.clip.state)
+    constructed_clip = with_weights(clip, made.clip.state)
     prompts, bias = (None if x is None else jnp.asarray(x, jnp.float32) for x in (made.prompts, made.bias))
-    texts = Task(own, "zero_shot", NAMES).text_features(own.params, {})
-    tuned, images = Adaptation(vision_prompts=prompts, vision_bias=bias), jnp.asarray(made.images, jnp.float32)
-    logits = mixed_logits(own.config, streams, own.params, images, tuned, texts)
+    texts = Task(constructed_clip, "zero_shot", NAMES).text_features(constructed_clip.params, {})
+    tuned = Adaptation(vision_prompts=prompts, vision_bias=bias)
+    images = jnp.asarray(made.images, jnp.float32)
+    logits = mixed_logits(constructed_clip.config, streams, constructed_clip.params, images, tuned, texts)
     logits = np.asarray(logits, np.float64)
-    found = np.stack([factorial.log_likelihood(one, made.labels) for one in logits], axis=1)
+    outcomes = np.stack([factorial.log_likelihood(rows, made.labels) for rows in logits], axis=1)
     few = dataclasses.replace(made, images=made.images[:FEW], labels=made.labels[:FEW])
-    np.testing.assert_allclose(found[:FEW], expected_outcomes(few, effects), atol=2e-3)
+    np.testing.assert_allclose(outcomes[:FEW], expected_outcomes(few, effects), atol=2e-3)
     # Wrong or at chance before, sure and right after.
-    assert found[:, 0].mean() < np.log(0.5) + 0.01
-    assert found[:, -1].min() > np.log(0.9)
-    gain = (found[:, -1] - found[:, 0]).mean()
+    assert outcomes[:, 0].mean() < np.log(0.5) + 0.01
+    assert outcomes[:, -1].min() > np.log(0.9)
+    gain = (outcomes[:, -1] - outcomes[:, 0]).mean()
     causes, carried = EXPECTED[name]
-    for effect, share in zip(effects, shapley(found).mean(0) / gain, strict=True):
+    for effect, share in zip(effects, shapley(outcomes).mean(0) / gain, strict=True):
         assert share == pytest.approx(causes.get(effect, 0), abs=0.02), effect
     numbers = summarize_effects(measure(logits.swapaxes(0, 1), made.labels), streams, effects)
     for outcome in OUTCOMES:
@@ -98,13 +100,13 @@ def test_what_matters_is_found(name, reference, clip):
 
 
 def study(made: Constructed, clip: Clip, folder: Path) -> Study:
-    own = with_weights(clip, made.clip.state)
-    task = Task(own, "vpt", NAMES, tokens=2, depth=1)
+    constructed_clip = with_weights(clip, made.clip.state)
+    task = Task(constructed_clip, "vpt", NAMES, tokens=2, depth=1)
     models = [
-        Model("zero_shot", "Zero-shot", "zero_shot", Task(own, "zero_shot", NAMES), {}),
+        Model("zero_shot", "Zero-shot", "zero_shot", Task(constructed_clip, "zero_shot", NAMES), {}),
         Model("tuned", "Tuned", "vpt", task, {"vision_prompts": jnp.asarray(made.prompts, jnp.float32)}),
     ]
-    mean, deviation = (np.asarray(x) for x in (own.preprocessing.mean, own.preprocessing.std))
+    mean, deviation = (np.asarray(x) for x in (constructed_clip.preprocessing.mean, constructed_clip.preprocessing.std))
     options = StudyOptions(batch_size=IMAGES // 2, control_images=3)
     images = constructed.split(made, mean, deviation)
     return Study(models, images, options, folder, training=images)
@@ -123,8 +125,9 @@ def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, reference,
     made = CONSTRUCTED[name](reference, IMAGES)
     made_study = study(made, clip, tmp_path)
     sections = ("factorial", "constants", "verdict")
-    found = run_study(made_study, tmp_path, dataset="constructed", sections=sections)
-    test, constants = found.causal_test("tuned"), found.constant_test("tuned")
+    results = run_study(made_study, tmp_path, dataset="constructed", sections=sections)
+    test = results.causal_test("tuned")
+    constants = results.constant_test("tuned")
     assert test is not None and constants is not None and test.random is not None
     assert test.effects == factorial.WITH_SLOTS
     assert test.streams == tuple(factorial.streams(test.effects))
@@ -132,20 +135,22 @@ def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, reference,
     likelihood = test.outcomes.log_likelihood[:FEW, 0]
     # Pixels are rounded to eight bits.
     np.testing.assert_allclose(likelihood, expected_outcomes(few, test.effects), atol=0.02)
-    right = made.labels == found.predictions.models["tuned"]
+    right = made.labels == results.predictions.models["tuned"]
     np.testing.assert_array_equal(test.outcomes.correct[:, 0, 7], right)
     np.testing.assert_array_equal(test.outcomes.images, np.arange(IMAGES))
     # The control: other prompts of the same length, on some of the images.
     few = test.random.outcomes.images
     np.testing.assert_array_equal(few, [0, IMAGES // 2, IMAGES - 1])
-    control, trained = test.random.outcomes.log_likelihood, test.outcomes.log_likelihood
+    control = test.random.outcomes.log_likelihood
+    trained = test.outcomes.log_likelihood
     np.testing.assert_allclose(control[..., 0], trained[few, :, 0], rtol=1e-5)
     assert np.abs(control[..., 7] - trained[few, :, 7]).max() > 1e-2
-    verdict = found.verdict_on(["tuned"])
+    verdict = results.verdict_on(["tuned"])
     assert verdict is not None and verdict.carrier == ByOutcome("values", "values")
-    kept = constants.summary.calibrated.kept
+    shares = constants.summary.calibrated.kept
     for form, does in (("vector", vector), ("kind", kind)):
-        low, high = kept[form].share.low, kept[form].share.high
+        low = shares[form].share.low
+        high = shares[form].share.high
         assert low > 0.9 if does else high < 0.5, (form, low, high)
     # These towers are so plain that a constant does in any of their layers: only its direction matters.
-    assert kept["random"].share.high < 0.9 or name == "image"
+    assert shares["random"].share.high < 0.9 or name == "image"

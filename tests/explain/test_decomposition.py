@@ -55,8 +55,11 @@ def test_parts_equal_the_reference(clip, seen):
     class Reference:
         pass
 
-    block, reference = Block(), Reference()
-    block.attention, block.value, reference.state = attention, values.swapaxes(1, 2), state
+    block = Block()
+    reference = Reference()
+    block.attention = attention
+    block.value = values.swapaxes(1, 2)
+    reference.state = state
     expected = statistics.decomposition(reference, "vision", layer, block, slice(17, 19))
     for key in ("input", "prompt"):
         np.testing.assert_allclose(seen[key][layer], expected[key], atol=1e-5)
@@ -68,19 +71,20 @@ def test_parts_equal_the_reference(clip, seen):
 
 
 def test_statistics_are_those_of_the_parts(seen):
-    found = seen["statistics"]
+    sums = seen["statistics"]
     mass = np.asarray(seen["mass"])
-    np.testing.assert_allclose(found["prompt_mass"], mass[..., :17].mean(-1), rtol=1e-5)
-    np.testing.assert_allclose(found["pooled_mass"], mass[..., 0], rtol=1e-6)
+    np.testing.assert_allclose(sums["prompt_mass"], mass[..., :17].mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(sums["pooled_mass"], mass[..., 0], rtol=1e-6)
     norms = [np.linalg.norm(np.asarray(seen[key]), axis=-1)[..., :17] for key in ("prompt", "input")]
-    np.testing.assert_allclose(found["norm_share"], (norms[0] / (norms[0] + norms[1])).mean(-1), rtol=1e-4)
-    np.testing.assert_allclose(found["part"].mean[:, :17], np.asarray(seen["prompt"]).mean(1)[:, :17], atol=1e-6)
-    assert found["part"].count.shape == (3, 19) and not found["part"].count[:, 17:].any()
+    np.testing.assert_allclose(sums["norm_share"], (norms[0] / (norms[0] + norms[1])).mean(-1), rtol=1e-4)
+    np.testing.assert_allclose(sums["part"].mean[:, :17], np.asarray(seen["prompt"]).mean(1)[:, :17], atol=1e-6)
+    assert sums["part"].count.shape == (3, 19) and not sums["part"].count[:, 17:].any()
 
 
 def test_text_counts_only_queries_that_see_prompts(clip):
     task, learnables = tuned(clip, "coop")
-    roles, tokens = text_roles(task), task.tokens
+    roles = text_roles(task)
+    tokens = task.tokens
     observe = observe_parts(roles, tokens.eos)
     run = functools.partial(encode_text, config=clip.config, tokens=tokens, observe=observe)
     seen = jax.jit(lambda p, a: run(p, adaptation=a)[1])(clip.params, task.method.adapt(learnables))
@@ -94,7 +98,8 @@ def of(parts_over_samples, counted=None):
     counted = np.ones(values.shape[:3], bool) if counted is None else counted
 
     def moments(values, counted):
-        count, mask = counted.sum(0), counted.reshape(*counted.shape, *[1] * (values.ndim - counted.ndim))
+        count = counted.sum(0)
+        mask = counted.reshape(*counted.shape, *[1] * (values.ndim - counted.ndim))
         mean = (mask * values).sum(0) / np.maximum(mask.sum(0), 1)
         return Moments(count, mean, (mask * (values - mean) ** 2).sum(0))
 
@@ -106,16 +111,16 @@ def of(parts_over_samples, counted=None):
 def test_constancy_of_known_parts():
     draw = np.random.default_rng(0)
     vector = draw.normal(size=(1, 2, 1, 6))
-    found = constancy(
+    shares = constancy(
         of(np.broadcast_to(vector, (50, 2, 3, 6))), {"learned": 2 * vector[0, :, 0], "opposed": -vector[0, :, 0]}
     )
-    np.testing.assert_allclose(found["constancy"], 1, atol=1e-6)
-    np.testing.assert_allclose(found["bias_likeness"], 1, atol=1e-6)
-    np.testing.assert_allclose(found["bias_cosine"]["learned"], 1, atol=1e-6)
-    np.testing.assert_allclose(found["bias_cosine"]["opposed"], -1, atol=1e-6)
-    found = constancy(of(np.broadcast_to(draw.normal(size=(1, 2, 3, 6)), (50, 2, 3, 6))), {})
-    np.testing.assert_allclose(found["constancy"], 1, atol=1e-6)
-    assert (found["bias_likeness"] < 0.9).all()
+    np.testing.assert_allclose(shares["constancy"], 1, atol=1e-6)
+    np.testing.assert_allclose(shares["bias_likeness"], 1, atol=1e-6)
+    np.testing.assert_allclose(shares["bias_cosine"]["learned"], 1, atol=1e-6)
+    np.testing.assert_allclose(shares["bias_cosine"]["opposed"], -1, atol=1e-6)
+    shares = constancy(of(np.broadcast_to(draw.normal(size=(1, 2, 3, 6)), (50, 2, 3, 6))), {})
+    np.testing.assert_allclose(shares["constancy"], 1, atol=1e-6)
+    assert (shares["bias_likeness"] < 0.9).all()
     assert not constancy(of(np.zeros((4, 2, 3, 6))), {})["constancy"].any()
     single = constancy(of(draw.normal(size=(1, 2, 3, 6))), {})
     assert np.isnan(single["constancy"]).all() and np.isnan(single["bias_likeness"]).all()
@@ -134,9 +139,9 @@ def test_few_samples_make_nothing_look_constant():
     weights = np.array([1, 1, 0.5])[:, None]
     square = (weights * (means**2 + variance)).sum() / weights.sum()
     vector = (weights * means).sum(0) / weights.sum()
-    found = constancy(of(means + noise, counted), {})
+    shares = constancy(of(means + noise, counted), {})
     truth = (vector**2).sum() / square
-    np.testing.assert_allclose(found["bias_likeness"].mean(), truth, atol=0.02)
+    np.testing.assert_allclose(shares["bias_likeness"].mean(), truth, atol=0.02)
     whole = constancy(of(means[:2] + noise[:, :, :2]), {})
     truth = (means[:2] ** 2).sum() / (means[:2] ** 2 + variance).sum()
     np.testing.assert_allclose(whole["constancy"].mean(), truth, atol=0.02)

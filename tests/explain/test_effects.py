@@ -45,10 +45,10 @@ def test_halves_hold_half_of_every_class():
 
 def test_temperatures_are_the_most_likely_ones():
     logits, labels = classified()
-    found = fit_temperatures(logits, labels)
+    temperatures = fit_temperatures(logits, labels)
     expected = [calibration.temperature(logits[:, k], labels, np.ones(len(labels))) for k in range(3)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found[2] / found[0] > 30
+    np.testing.assert_allclose(temperatures, expected, rtol=1e-6)
+    assert temperatures[2] / temperatures[0] > 30
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.01), (-1.0, 100.0)])
@@ -56,10 +56,10 @@ def test_temperatures_stay_within_bounds(sign, expected):
     labels = np.arange(40) % 2
     logits = sign * 10 * np.eye(2, dtype=np.float32)[labels][:, None]
     assert fit_temperatures(logits, labels) == pytest.approx(expected)
-    found = calibrate(logits, labels)
-    np.testing.assert_allclose(found.temperatures, expected)
-    np.testing.assert_allclose(found.values, calibration.log_likelihoods(logits[:, 0], labels, expected)[:, None])
-    np.testing.assert_allclose(found.draws, found.values.mean(), atol=1e-6)
+    calibrated = calibrate(logits, labels)
+    np.testing.assert_allclose(calibrated.temperatures, expected)
+    np.testing.assert_allclose(calibrated.values, calibration.log_likelihoods(logits[:, 0], labels, expected)[:, None])
+    np.testing.assert_allclose(calibrated.draws, calibrated.values.mean(), atol=1e-6)
 
 
 def drawn(logits, labels, second, counts, values):
@@ -71,8 +71,9 @@ def drawn(logits, labels, second, counts, values):
 def test_the_variance_of_what_temperatures_cost_is_three_times_too_large():
     """The reason for the root of 3: `d²` of two independent errors, and of these with as large ones added."""
     draw = np.random.default_rng(0)
-    own, again = draw.normal(size=(2, 400, 2))[:, :, 0], draw.normal(size=(400, 4000, 2))
-    d = own[0] - own[1]
+    scores = draw.normal(size=(2, 400, 2))[:, :, 0]
+    again = draw.normal(size=(400, 4000, 2))
+    d = scores[0] - scores[1]
     resampled = (d[:, None] + again[..., 0] - again[..., 1]) ** 2
     assert resampled.var(axis=1).mean() / (2 * 2**2) == pytest.approx(3, rel=0.15)
 
@@ -80,30 +81,31 @@ def test_the_variance_of_what_temperatures_cost_is_three_times_too_large():
 def test_every_resample_has_temperatures_of_its_own():
     logits, labels = classified()
     counts = draw_counts(len(labels), seed=0)
-    found = calibrate(logits, labels, counts)
+    calibrated = calibrate(logits, labels, counts)
     second = halves(labels)
-    assert found.refitted
+    assert calibrated.refitted
     for k, row in itertools.product(range(3), (0, 1, 77, 1999)):
-        expected = drawn(logits[:, k], labels, second, counts[row], found.values[:, k])
-        assert found.draws[row, k] == pytest.approx(expected, abs=1e-6)
+        expected = drawn(logits[:, k], labels, second, counts[row], calibrated.values[:, k])
+        assert calibrated.draws[row, k] == pytest.approx(expected, abs=1e-6)
     for k in range(3):
         ones = np.ones(len(labels))
-        assert found.values[:, k].mean() == pytest.approx(
+        assert calibrated.values[:, k].mean() == pytest.approx(
             calibration.cross_fitted(logits[:, k], labels, second, ones), abs=1e-8
         )
     fixed = calibrate(logits, labels, counts, refit=False)
-    np.testing.assert_allclose(fixed.draws, counts @ found.values / len(labels), atol=1e-12)
-    assert not fixed.refitted and np.abs(fixed.draws - found.draws).max() > 1e-4
+    np.testing.assert_allclose(fixed.draws, counts @ calibrated.values / len(labels), atol=1e-12)
+    assert not fixed.refitted and np.abs(fixed.draws - calibrated.draws).max() > 1e-4
 
 
 def test_resamples_far_from_the_fit_are_followed():
     """Few and nearly separated images: temperatures of some resamples lie at a bound."""
     logits, labels = classified(n=24, forms=1, classes=2, seed=2, scales=(6.0,))
     counts = draw_counts(24, seed=1)
-    found, second = calibrate(logits, labels, counts, seed=1), halves(labels, seed=1)
-    for row in np.argsort(found.draws[:, 0])[[0, 1, -2, -1]]:
-        expected = drawn(logits[:, 0], labels, second, counts[row], found.values[:, 0])
-        assert found.draws[row, 0] == pytest.approx(expected, abs=2e-6)
+    calibrated = calibrate(logits, labels, counts, seed=1)
+    second = halves(labels, seed=1)
+    for row in np.argsort(calibrated.draws[:, 0])[[0, 1, -2, -1]]:
+        expected = drawn(logits[:, 0], labels, second, counts[row], calibrated.values[:, 0])
+        assert calibrated.draws[row, 0] == pytest.approx(expected, abs=2e-6)
 
 
 def test_many_images_and_classes_keep_their_temperatures(monkeypatch):
@@ -116,36 +118,39 @@ def test_many_images_and_classes_keep_their_temperatures(monkeypatch):
 def test_a_temperature_changes_nothing_that_is_calibrated():
     logits, labels = classified(forms=1)
     both = np.concatenate([logits, 7 * logits], axis=1)
-    found = measure(both, labels)
-    np.testing.assert_allclose(np.ptp(found.samples["calibrated"].draws, axis=1), 0, atol=1e-6)
-    assert found.samples["accuracy"].mean[0] == found.samples["accuracy"].mean[1]
-    assert found.temperatures[1] / found.temperatures[0] == pytest.approx(7, rel=1e-6)
+    measured = measure(both, labels)
+    np.testing.assert_allclose(np.ptp(measured.samples["calibrated"].draws, axis=1), 0, atol=1e-6)
+    assert measured.samples["accuracy"].mean[0] == measured.samples["accuracy"].mean[1]
+    assert measured.temperatures[1] / measured.temperatures[0] == pytest.approx(7, rel=1e-6)
 
 
 def test_interactions_are_what_smaller_sets_leave():
     draw = np.random.default_rng(0)
     outcome = {name: draw.normal(size=5) for name in CORNERS}
     values = np.stack([outcome[name] for name in CORNERS], axis=1)
-    found, expected = interactions(values, EFFECTS), calibration.moebius(outcome, EFFECTS)
-    assert list(found) == list(expected) and len(found) == 4
+    terms = interactions(values, EFFECTS)
+    expected = calibration.moebius(outcome, EFFECTS)
+    assert list(terms) == list(expected) and len(terms) == 4
     for name, term in expected.items():
-        np.testing.assert_allclose(found[name], term, atol=1e-12)
+        np.testing.assert_allclose(terms[name], term, atol=1e-12)
     single = values[:, [4, 2, 1]] - values[:, :1]
-    np.testing.assert_allclose(single.sum(1) + sum(found.values()), values[:, 7] - values[:, 0], atol=1e-12)
+    np.testing.assert_allclose(single.sum(1) + sum(terms.values()), values[:, 7] - values[:, 0], atol=1e-12)
 
 
 def test_numbers_of_effects_are_means_over_images():
     logits, labels = classified(n=120, forms=10)
     streams = (*CORNERS, "RR:token", "RR:vector")
-    found = summarize_effects(measure(logits, labels), streams, EFFECTS)
-    second, ones = halves(labels), np.ones(len(labels))
+    numbers_by_outcome = summarize_effects(measure(logits, labels), streams, EFFECTS)
+    second = halves(labels)
+    ones = np.ones(len(labels))
     means = {
         "accuracy": 100 * (logits.argmax(-1) == labels[:, None]).mean(0),
         "calibrated": [calibration.cross_fitted(logits[:, k], labels, second, ones) for k in range(10)],
     }
     for outcome, values in means.items():
         corner = dict(zip(streams, map(np.asarray, values), strict=True))
-        numbers, gain = found[outcome], corner["PPP"] - corner["RRR"]
+        numbers = numbers_by_outcome[outcome]
+        gain = corner["PPP"] - corner["RRR"]
         assert numbers.reference.value == pytest.approx(float(corner["RRR"]))
         assert numbers.gain.value == pytest.approx(float(gain))
         for part, expected in (
@@ -184,27 +189,29 @@ def test_kept_counts_from_below_and_lost_from_above():
 def test_what_a_temperature_alone_gives():
     """Tuning that only divides logits by seven gains nothing but a temperature."""
     logits, labels = classified(n=200, forms=1, scales=(14.0,))
-    found = temperature_alone(measure(np.concatenate([logits, logits / 7], axis=1), labels), 0, 1)
+    effect = temperature_alone(measure(np.concatenate([logits, logits / 7], axis=1), labels), 0, 1)
     plain = raw_log_likelihoods(logits, labels).mean()
-    own = calibration.cross_fitted(logits[:, 0], labels, halves(labels), np.ones(200))
+    fitted = calibration.cross_fitted(logits[:, 0], labels, halves(labels), np.ones(200))
     raw_gain = calibration.log_likelihoods(logits[:, 0], labels, 7).mean() - plain
-    assert found.value == pytest.approx(own - plain)
-    assert found.share.value == pytest.approx((own - plain) / raw_gain)
-    assert 0.9 < found.share.value < 1.1
+    assert effect.value == pytest.approx(fitted - plain)
+    assert effect.share.value == pytest.approx((fitted - plain) / raw_gain)
+    assert 0.9 < effect.share.value < 1.1
 
 
 def test_seeds_and_images_are_crossed():
     """The variance holds that of images over `n` and, unbiased, that of seeds over their number."""
     draw = np.random.default_rng(1)
-    images, total, expected = draw.normal(0, 2, 100), [], []
+    images = draw.normal(0, 2, 100)
+    total = []
+    expected = []
     for _ in range(30):
         seeds = draw.normal(0, 0.3, 3)
         counts = draw_counts(100, seed=int(draw.integers(1000)))
-        one = [(counts @ (images + seed) / 100)[:, None] for seed in seeds]
-        total.append(cross(one, seed=int(draw.integers(1000))).var())
+        draws = [(counts @ (images + seed) / 100)[:, None] for seed in seeds]
+        total.append(cross(draws, seed=int(draw.integers(1000))).var())
         expected.append(images.var() / 100 + seeds.var(ddof=1) / 3)
     assert np.mean(total) == pytest.approx(np.mean(expected), rel=0.05)
-    assert cross(one[:1]) is one[0]
+    assert cross(draws[:1]) is draws[0]
 
 
 def test_several_seeds_are_averaged_and_their_spread_counts():
@@ -214,22 +221,25 @@ def test_several_seeds_are_averaged_and_their_spread_counts():
     both = over_seeds(single)
     assert both.seeds == 2 and both.images == len(labels)
     for name, sample in both.samples.items():
-        np.testing.assert_allclose(sample.mean, np.mean([one.samples[name].mean for one in single], axis=0))
-        assert sample.draws.std(0).min() > min(one.samples[name].draws.std(0).min() for one in single)
+        np.testing.assert_allclose(sample.mean, np.mean([of_seed.samples[name].mean for of_seed in single], axis=0))
+        assert sample.draws.std(0).min() > min(of_seed.samples[name].draws.std(0).min() for of_seed in single)
     with pytest.raises(ValueError, match="same images"):
         over_seeds([single[0], measure(logits[:50], labels[:50])])
 
 
 def test_datasets_are_generalised_from_five_on():
     assert mean_over_datasets([1.0, 2.0, 3.0, 6.0]) == Estimate(3.0)
-    found = mean_over_datasets([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found.low == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
+    interval = mean_over_datasets([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval.low == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0.3, 0.0), (15.0, 6.0)])
 def test_accuracy_intervals_cover_differences_in_few_images(better, worse):
     """Of 300 images as many as this turn right or wrong on average, often none."""
-    draw, covered, width, n = np.random.default_rng(3), [], [], 300
+    draw = np.random.default_rng(3)
+    covered = []
+    width = []
+    n = 300
     for _ in range(150):
         change = draw.choice([1, -1, 0], n, p=[better / n, worse / n, 1 - (better + worse) / n])
         right = np.stack([change < 0, change > 0], axis=1)

@@ -57,35 +57,36 @@ def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int =
 
 
 def assert_forms(
-    found: dict[str, EquivalentBias], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE
+    actual: dict[str, EquivalentBias], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE
 ) -> None:
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for tower, forms in expected.items():
         for form, values in forms.items():
-            weights_common.close(getattr(found[tower], form), values, tolerance, f"{tower} {form}")
+            weights_common.close(getattr(actual[tower], form), values, tolerance, f"{tower} {form}")
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts_have_the_equivalent_bias_of_the_reference(
     name: str, clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, images = CASES[name], pixels()[1]
+    case = CASES[name]
+    images = pixels()[1]
     task = Task(clip, case.method, CLASS_NAMES, **PROMPTS[name])
-    own, start = (
+    learnables, start = (
         methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), seed=seed, **case.sizes)
         for seed in (0, 1)
     )
     if case.options.get("worded", True):  # the context starts from the words' own embeddings
         start = {**start, "text_context": np.asarray(task.init()["text_context"])}
     inputs, initial = (
-        methods.prepare(reference, case.method, CLASS_NAMES, values, **case.options) for values in (own, start)
+        methods.prepare(reference, case.method, CLASS_NAMES, values, **case.options) for values in (learnables, start)
     )
     expected = {"text": plain.of_texts(reference, reference.state, inputs, initial)}
     if inputs.vision_prompts is not None:
         expected = {"vision": plain.of_images(reference, reference.state, inputs, images)} | expected
     if "class_specific" in name:  # a part of the texts at a time
         monkeypatch.setattr("clipbias.explain.block_changes._TEXTS_AT_ONCE", 2)
-    assert_forms(measured(task, own, start), expected)
+    assert_forms(measured(task, learnables, start), expected)
 
 
 def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, reference: methods.Reference) -> None:
@@ -113,33 +114,35 @@ def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
     learnables = weights_common.drawn(task.shapes, 0.4)
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
-    inputs, expected = {"vision": (pixels()[1], np.zeros(len(LABELS), int)), "text": (ids, ids.argmax(-1))}, {}
-    for tower, (one, rows) in inputs.items():
-        beside = mma.Adapters(inner_parts.flatten(learnables), tower, 3, 0.05).forward
-        start = inner_parts.embedded(reference, tower, one)
-        run = inner_parts.forward(reference, tower, start, rows, beside=beside)
+    inputs = {"vision": (pixels()[1], np.zeros(len(LABELS), int)), "text": (ids, ids.argmax(-1))}
+    expected = {}
+    for tower, (inputs_of_tower, rows) in inputs.items():
+        networks = mma.Adapters(inner_parts.flatten(learnables), tower, 3, 0.05).forward
+        start = inner_parts.embedded(reference, tower, inputs_of_tower)
+        run = inner_parts.forward(reference, tower, start, rows, network=networks)
         tokens = [*(block.tokens for block in run.blocks), run.last]
         expected[tower] = plain.of_tokens(reference, tower, tokens, rows)
-    found = measured(task, learnables)
+    biases = measured(task, learnables)
     # What is added is small beside the tokens that it is the difference of.
-    assert_forms(found, expected, 2e-4)
-    assert not np.abs(found["vision"].vector[0]).max() > 1e-6
+    assert_forms(biases, expected, 2e-4)
+    assert not np.abs(biases["vision"].vector[0]).max() > 1e-6
 
 
 def test_several_contexts_of_a_class_are_averaged(clip: Clip, reference: methods.Reference) -> None:
     names = CLASS_NAMES[:2]
     task = Task(clip, "plot", names, tokens=4, sets=3)
-    learnables, initial = moved(task), task.init()
+    learnables = moved(task)
+    initial = task.init()
     expected = []
-    for own, start in zip(learnables["text_context"], initial["text_context"], strict=True):
+    for context, start in zip(learnables["text_context"], initial["text_context"], strict=True):
         inputs, before = (
-            methods.prepare(reference, "coop", names, {"text_context": np.asarray(one)}, worded=False)
-            for one in (own, start)
+            methods.prepare(reference, "coop", names, {"text_context": np.asarray(values)}, worded=False)
+            for values in (context, start)
         )
         expected.append(plain.of_texts(reference, reference.state, inputs, before))
     # The same texts, so that all count alike.
-    wanted = {form: np.mean([forms[form] for forms in expected], axis=0) for form in FORMS}
-    assert_forms(measured(task, learnables, initial), {"text": wanted})
+    averages = {form: np.mean([forms[form] for forms in expected], axis=0) for form in FORMS}
+    assert_forms(measured(task, learnables, initial), {"text": averages})
 
 
 def saved(folder: Path, method: str, clip: Clip, **options: Any) -> tuple[Path, Task, Any]:
@@ -155,16 +158,17 @@ ADAPTERS = {"vector": "bias", "kind": "bias_by_kind"}
 
 def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
-    raw, biases = pixels()[0], measured(task, learnables, task.init(3))
+    raw = pixels()[0]
+    biases = measured(task, learnables, task.init(3))
     for kind, method in ADAPTERS.items():
-        found = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind, batch_size=5)
-        found.save(tmp_path / "bias.safetensors")
+        model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind, batch_size=5)
+        model.save(tmp_path / "bias.safetensors")
         again = read_adapter(tmp_path / "bias.safetensors")
         assert again.method == method and again.template == task.template
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
         assert again.notes["equivalent_bias"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
-        own, bias = again.bind(clip)
-        assert own.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
+        bound, bias = again.bind(clip)
+        assert bound.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
             np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
 
@@ -192,10 +196,10 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
     raw = np.stack([pictures for pictures, _ in raw_batches(images, 16, 1)])[:, 0]
     model = clipbias.load_adapter(path, clip)
     whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables["vision_bias"]
-    for given in (images, [raw[:3], raw[3:]]):
-        found = clipbias.equivalent_bias(model, given, batch_size=4)
-        np.testing.assert_allclose(found.learnables["vision_bias"], whole, atol=1e-6)
-        assert found.learnables.keys() == {"vision_bias"} and found.task.options()["text_tower"] is False
+    for source in (images, [raw[:3], raw[3:]]):
+        fitted = clipbias.equivalent_bias(model, source, batch_size=4)
+        np.testing.assert_allclose(fitted.learnables["vision_bias"], whole, atol=1e-6)
+        assert fitted.learnables.keys() == {"vision_bias"} and fitted.task.options()["text_tower"] is False
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +217,8 @@ def constants(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stu
 
 
 def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTests], clip: Clip) -> None:
-    study, test = constants[0], constants[1].models["a"]
+    study = constants[0]
+    test = constants[1].models["a"]
     assert isinstance(test, ConstantTest)
     outcomes = test.outcomes
     assert (len(outcomes.images), test.training_images) == (4, 3)
@@ -222,14 +227,15 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTes
     subtracted = [name for name in names if not name.startswith("rank")]  # maps are not
     forms = ("reference", *(f"kept:{name}" for name in names), *(f"lost:{name}" for name in subtracted), "tuned")
     assert test.forms == forms and tuple(test.stored) == names[:8]
-    task, learnables = study.models[1].task, study.models[1].learnables
-    chosen = split().subset([6, 3, 1])
+    task = study.models[1].task
+    learnables = study.models[1].learnables
+    training = split().subset([6, 3, 1])
     expected, _ = measure_equivalent_bias(
-        task, clip.params, learnables, learnables, raw_batches(chosen, 16, 3), every_form=True
+        task, clip.params, learnables, learnables, raw_batches(training, 16, 3), every_form=True
     )
     for form in ("vector", "kind"):
-        found = getattr(test.biases["vision"], form)
-        np.testing.assert_allclose(found, getattr(expected["vision"], form), rtol=0, atol=1e-6)
+        vector = getattr(test.biases["vision"], form)
+        np.testing.assert_allclose(vector, getattr(expected["vision"], form), rtol=0, atol=1e-6)
     assert outcomes.images.tolist() == study.spread(4).tolist()
     assert outcomes.correct.dtype == np.uint8
     assert outcomes.log_likelihood.shape == (4, len(forms))
@@ -239,12 +245,13 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTes
     np.testing.assert_allclose(outcomes.log_likelihood[:, -1], true, atol=1e-5)
     places = {form: place for place, form in enumerate(forms)}
     for outcome, name, unit in (("accuracy", "correct", 100), ("calibrated", "calibrated", 1)):
-        means, numbers = unit * getattr(outcomes, name).astype(float).mean(0), test.summary[outcome]
+        means = unit * getattr(outcomes, name).astype(float).mean(0)
+        numbers = test.summary[outcome]
         gain = means[places["tuned"]] - means[places["reference"]]
         assert numbers.gain.value == pytest.approx(gain, rel=1e-5)
         for form in names:
-            kept = numbers.kept[form].value
-            assert kept == pytest.approx(means[places[f"kept:{form}"]] - means[places["reference"]], abs=1e-5)
+            share = numbers.kept[form].value
+            assert share == pytest.approx(means[places[f"kept:{form}"]] - means[places["reference"]], abs=1e-5)
             assert (form in numbers.lost) == (form in subtracted)
             if form in subtracted:
                 lost = means[places["tuned"]] - means[places[f"lost:{form}"]]

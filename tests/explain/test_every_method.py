@@ -36,7 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tpt": {"crops": 9},
     "mmrl": {"blocks": 2, "space": 6, "tokens": 2},
 }
-IMAGES, OUTCOMES = 3, ("log_likelihood", "correct")
+IMAGES = 3
+OUTCOMES = ("log_likelihood", "correct")
 
 
 def model(clip: Clip, method: str) -> Model:
@@ -46,9 +47,11 @@ def model(clip: Clip, method: str) -> Model:
 
 def study(clip: Clip, folder: Path, *names: str, **options: Any) -> Study:
     images = split().subset(np.arange(IMAGES))
-    asked = StudyOptions(batch_size=2, control_images=0, faithfulness_images=1, examples=1, explore_images=2, **options)
+    study_options = StudyOptions(
+        batch_size=2, control_images=0, faithfulness_images=1, examples=1, explore_images=2, **options
+    )
     models = [model(clip, name) for name in ("zero_shot", *names)]
-    return Study(models, images, asked, folder, training=images)
+    return Study(models, images, study_options, folder, training=images)
 
 
 def said(results: StudyResults, section: str) -> dict[str, str]:
@@ -56,9 +59,12 @@ def said(results: StudyResults, section: str) -> dict[str, str]:
     return {key: reason[:30] for key, reason in results.why_missing(section).items()}
 
 
-INSERTED, PATCHES = "Tokens are inserted inside the", "The head reads features of pat"
-PASSES, CROPS = "The head reads several passes ", "The context is learned anew fr"
-WORDS, NOTHING = "The texts depend on the image,", "No token and no weight of the "
+INSERTED = "Tokens are inserted inside the"
+PATCHES = "The head reads features of pat"
+PASSES = "The head reads several passes "
+CROPS = "The context is learned anew fr"
+WORDS = "The texts depend on the image,"
+NOTHING = "No token and no weight of the "
 MAPS = {"plot": PATCHES, "plot_plus_plus": PASSES, "mmrl": INSERTED, "tpt": CROPS}
 METHODS = ("cocoop", "plot", "plot_plus_plus", "mmrl", "tpt", "taskres", "tip_adapter")
 HEADS = ("taskres", "tip_adapter")
@@ -67,28 +73,28 @@ HEADS = ("taskres", "tip_adapter")
 @pytest.mark.long
 def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     made = study(clip, tmp_path, *METHODS)
-    given = np.arange(IMAGES, dtype=np.int32) % 3
-    made.known = lambda each: given  # so that nothing but the sections is compiled
+    predicted = np.arange(IMAGES, dtype=np.int32) % 3
+    made.known = lambda each: predicted  # so that nothing but the sections is compiled
     figures = ("text_attention", "similarity", "decomposition", "verdict")
-    found = run_study(made, tmp_path, dataset="noise", sections=figures)
-    assert [each.key for each in found.models] == ["zero_shot", *METHODS]
+    results = run_study(made, tmp_path, dataset="noise", sections=figures)
+    assert [each.key for each in results.models] == ["zero_shot", *METHODS]
     inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
-    assert said(found, "text_attention") == inside
+    assert said(results, "text_attention") == inside
     for key in {*METHODS, "zero_shot"} - set(inside):
-        np.testing.assert_allclose(found.text_attention[key].shares.mean.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(results.text_attention[key].shares.mean.sum(-1), 1, rtol=1e-5)
     none = dict.fromkeys(("cocoop", "plot", "tpt", *HEADS), "There are no vision prompts.")
     similar = {**none, "mmrl": INSERTED, "plot_plus_plus": "Every pass over an image has p"}
-    assert said(found, "similarity") == similar
+    assert said(results, "similarity") == similar
     without = inside | dict.fromkeys(HEADS, "There are no prompts that atte")
-    assert said(found, "decomposition") == without
-    decomposed = present(found.decomposition)
+    assert said(results, "decomposition") == without
+    decomposed = present(results.decomposition)
     towers = {key: sorted(result.towers) for key, result in decomposed.items()}
     assert towers == {"plot": ["text"], "plot_plus_plus": ["text", "vision"]}
     assert decomposed["plot"].text.runs == 2
     # Every sentence is for the page.
-    labels = {model.key: model.label for model in found.models}
+    labels = {model.key: model.label for model in results.models}
     sentences = [
-        by_reason((labels[key], reason) for key, reason in found.why_missing(section).items())
+        by_reason((labels[key], reason) for key, reason in results.why_missing(section).items())
         for section in ("text_attention", "similarity", "decomposition")
     ]
     assert any(line.startswith("COCOOP, TPT: The texts depend on the image") for line in sentences[0])
@@ -114,13 +120,15 @@ def normalised(clip: Clip) -> np.ndarray:
 @pytest.mark.ci
 def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
     """PLOT++ and CoCoOp, from the images to the likelihoods."""
-    made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3
+    made = study(clip, tmp_path, "plot_plus_plus", "cocoop")
+    images = normalised(clip)
+    labels = np.arange(IMAGES) % 3
     tests = made.run_section(compute_factorial(made)).models
     streams = factorial.streams(factorial.WITH_SLOTS)
-    several, one = made.tuned
+    many, single = made.tuned
     before, after = (
         prompts_plot.plus_inputs(reference, CLASS_NAMES, jax.device_get(x), PHRASES)
-        for x in (several.task.init(1), several.learnables)
+        for x in (many.task.init(1), many.learnables)
     )
     features: dict[str, list[np.ndarray]] = {}
     for tower in ("vision", "text"):
@@ -136,17 +144,18 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
     assert tests["plot_plus_plus"].streams == tuple(streams)
     for place, tower in enumerate(tests["plot_plus_plus"].towers):
         for k in range(len(streams)):
-            own = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
-            logits, what = prompts_plot.transport_logits(reference, *own), f"{tower} {streams[k]}"
-            found, correct = (getattr(tests["plot_plus_plus"].outcomes, name)[:, place, k] for name in OUTCOMES)
+            passes = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
+            logits = prompts_plot.transport_logits(reference, *passes)
+            what = f"{tower} {streams[k]}"
+            values, correct = (getattr(tests["plot_plus_plus"].outcomes, name)[:, place, k] for name in OUTCOMES)
             np.testing.assert_allclose(
-                found, factorial.log_likelihood(logits, labels), rtol=1e-3, atol=2e-3, err_msg=what
+                values, factorial.log_likelihood(logits, labels), rtol=1e-3, atol=2e-3, err_msg=what
             )
             np.testing.assert_array_equal(correct, logits.argmax(-1) == labels, err_msg=what)
     assert tests["cocoop"].streams == tuple(streams)
-    learnables = weights.double(one.learnables)
+    learnables = weights.double(single.learnables)
     seen = numpy_clip.encode_image(reference.state, reference.config, images).features
-    start = factorial.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(one.task.init(1)["text_context"]))
+    start = factorial.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(single.task.init(1)["text_context"]))
     for b, feature in enumerate(seen):
         shifted = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
         runs = factorial.text_run(reference, start), factorial.text_run(reference, shifted)
@@ -154,37 +163,40 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
             logits = numpy_clip.logits(
                 reference.state, feature[None], factorial.features(*runs, stream, factorial.WITH_SLOTS)
             )
-            wanted = factorial.log_likelihood(logits, labels[b : b + 1])
-            found = tests["cocoop"].outcomes.log_likelihood[b : b + 1, 0, k]
-            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-4, err_msg=f"image {b} {stream}")
+            reference_value = factorial.log_likelihood(logits, labels[b : b + 1])
+            values = tests["cocoop"].outcomes.log_likelihood[b : b + 1, 0, k]
+            np.testing.assert_allclose(values, reference_value, rtol=1e-4, atol=5e-4, err_msg=f"image {b} {stream}")
 
 
-def close(found: Any, wanted: np.ndarray, what: str) -> None:
-    weights_common.close(found, wanted, 5e-5, what)
+def close(actual: Any, expected: np.ndarray, what: str) -> None:
+    weights_common.close(actual, expected, 5e-5, what)
 
 
 def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, reference):
     """MMRL, whose later blocks have more tokens than the frozen ones, and CoCoOp, as a mean over images too."""
-    images, raw = normalised(clip), split().subset(np.arange(IMAGES))
-    own = model(clip, "mmrl")
-    found, _ = measure_equivalent_bias(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
-    learned = inner_parts.flatten(own.learnables)
+    images = normalised(clip)
+    raw = split().subset(np.arange(IMAGES))
+    tuned = model(clip, "mmrl")
+    biases, _ = measure_equivalent_bias(
+        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, 16, 2)
+    )
+    learned = inner_parts.flatten(tuned.learnables)
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
-    for tower, one, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
+    for tower, inputs, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
         enter = mmrl.Inserted(weights.double(learned), tower, 3).enter
-        start = inner_parts.embedded(reference, tower, one)
+        start = inner_parts.embedded(reference, tower, inputs)
         run = inner_parts.forward(reference, tower, start, rows, enter=enter)
         assert len({block.tokens.shape[1] for block in run.blocks}) == 2
         for form, values in plain_bias.of_inserted(reference, tower, run.blocks, rows, start.shape[1]).items():
-            close(getattr(found[tower], form), values, f"{tower} {form}")
-    own = model(clip, "cocoop")
-    found, count = measure_equivalent_bias(
-        own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2)
+            close(getattr(biases[tower], form), values, f"{tower} {form}")
+    tuned = model(clip, "cocoop")
+    biases, count = measure_equivalent_bias(
+        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, 16, 2)
     )
-    assert count == IMAGES and set(found) == {"text"}
-    learnables = weights.double(own.learnables)
+    assert count == IMAGES and set(biases) == {"text"}
+    learnables = weights.double(tuned.learnables)
     start = methods.prepare(
-        reference, "coop", CLASS_NAMES, {"text_context": np.asarray(own.task.init()["text_context"])}
+        reference, "coop", CLASS_NAMES, {"text_context": np.asarray(tuned.task.init()["text_context"])}
     )
     each = [
         plain_bias.of_texts(
@@ -193,21 +205,22 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
         for feature in numpy_clip.encode_image(reference.state, reference.config, images).features
     ]
     for form in ("vector", "kind", "token"):
-        close(getattr(found["text"], form), np.mean([one[form] for one in each], axis=0), form)
+        close(getattr(biases["text"], form), np.mean([inputs[form] for inputs in each], axis=0), form)
 
 
 def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, reference):
     """Then CoCoOp is CoOp with that context, image by image."""
-    own, images = model(clip, "cocoop"), normalised(clip)
+    tuned = model(clip, "cocoop")
+    images = normalised(clip)
     targets = np.array([[0, 2], [1, 0], [2, 1]])
-    run = jax.jit(lambda p, learnables, x: relevancy(own.task, p, learnables, x, targets))
-    found = jax.device_get(run(clip.params, own.learnables, np.float32(images)))
-    learnables = weights.double(own.learnables)
+    run = jax.jit(lambda p, learnables, x: relevancy(tuned.task, p, learnables, x, targets))
+    maps = jax.device_get(run(clip.params, tuned.learnables, np.float32(images)))
+    learnables = weights.double(tuned.learnables)
     for b, feature in enumerate(numpy_clip.encode_image(reference.state, reference.config, images).features):
         inputs = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
         for k, target in enumerate(targets[b]):
             vision, text = plain_relevancy.relevancy(reference, inputs, images[b], target)
-            close(found.vision[b, k], vision, f"image {b}")
-            close(found.text[b, k, : len(text)], text, f"text {target} of image {b}")
+            close(maps.vision[b, k], vision, f"image {b}")
+            close(maps.text[b, k, : len(text)], text, f"text {target} of image {b}")
             score = plain_relevancy.pair(reference, inputs, images[b], target).score
-            assert float(found.scores[b, k]) == pytest.approx(score, rel=5e-5)
+            assert float(maps.scores[b, k]) == pytest.approx(score, rel=5e-5)

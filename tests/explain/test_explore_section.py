@@ -22,8 +22,8 @@ def predictions(zero_shot, vpt):
 
 
 def test_kinds_of_change():
-    found = predictions([1, 0, 0, 1, -1, 0, 1], [0, 1, 0, 1, 0, -1, 0]).changes("vpt")
-    assert found.tolist() == [0, 1, 2, 3, -1, -1, 0]
+    changes = predictions([1, 0, 0, 1, -1, 0, 1], [0, 1, 0, 1, 0, -1, 0]).changes("vpt")
+    assert changes.tolist() == [0, 1, 2, 3, -1, -1, 0]
 
 
 def test_kinds_of_change_take_turns(clip, tmp_path):

@@ -79,7 +79,8 @@ class Bound:
 def bind(clip: Clip, name: str, seed: int = 0) -> Bound:
     case = CASES[name]
     task = Task(clip, case.method, CLASS_NAMES, **case.options)
-    before, after = task.init(seed), moved(task)
+    before = task.init(seed)
+    after = moved(task)
     tuned = task.method.adapt(after)
     for tower in case.towers if case.bias_rows else ():
         bias = getattr(tuned, f"{tower}_bias")
@@ -113,7 +114,8 @@ def with_changes(reference: methods.Reference, clip: Clip, tuned: Adaptation) ->
 
 def reference_runs(bound: Bound, reference: methods.Reference, clip: Clip, name: str, tower: str, images: Any):
     """The reference and the tuned run in float64."""
-    case, changed = CASES[name], with_changes(reference, clip, bound.tuned)
+    case = CASES[name]
+    changed = with_changes(reference, clip, bound.tuned)
     arrays = {
         field.name: None if getattr(bound.tuned, field.name) is None else weights.double({"": value})[""]
         for field in dataclasses.fields(bound.tuned)
@@ -137,8 +139,8 @@ def reference_runs(bound: Bound, reference: methods.Reference, clip: Clip, name:
     return factorial.text_run(reference, before), factorial.text_run(changed, after)
 
 
-def assert_close(found: Any, expected: np.ndarray, what: str = "") -> None:
-    error = np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+def assert_close(actual: Any, expected: np.ndarray, what: str = "") -> None:
+    error = np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
     assert error < TOLERANCE, f"{what} differs by {error:.1e} of its largest number"
 
 
@@ -148,23 +150,25 @@ def assert_close(found: Any, expected: np.ndarray, what: str = "") -> None:
 def test_every_mixture_equals_the_reference(name, tower, clip, reference, images):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, tower, images)
-    streams, effects = factorial.streams(bound.effects), bound.effects
+    streams = factorial.streams(bound.effects)
+    effects = bound.effects
     assert corners(effects) == tuple(streams[: 2 ** len(effects)])
-    found = run_product(bound, clip, tower, images, streams)
-    assert_close(found.reference, runs[0].forward.features, "the reference")
-    assert_close(found.tuned, runs[1].forward.features, "the tuned model")
-    for stream, features in zip(streams, found.streams, strict=True):
+    mixed = run_product(bound, clip, tower, images, streams)
+    assert_close(mixed.reference, runs[0].forward.features, "the reference")
+    assert_close(mixed.tuned, runs[1].forward.features, "the tuned model")
+    for stream, features in zip(streams, mixed.streams, strict=True):
         assert_close(features, factorial.features(*runs, stream, effects), stream)
     # Outcomes are shared out without a rest.
-    first, last = (found.streams[place] for place in (0, 2 ** len(effects) - 1))
-    assert_close(first, np.asarray(found.reference, np.float64), "the all-R corner")
-    assert_close(last, np.asarray(found.tuned, np.float64), "the all-P corner")
+    first, last = (mixed.streams[place] for place in (0, 2 ** len(effects) - 1))
+    assert_close(first, np.asarray(mixed.reference, np.float64), "the all-R corner")
+    assert_close(last, np.asarray(mixed.tuned, np.float64), "the all-P corner")
 
 
 def test_networks_beside_blocks_are_values(clip, images):
     """Of MMA the first corner is CLIP and the last the tuned model; attention alone and values alone are neither."""
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=4, factor=1.0)
-    tuned, names = task.method.adapt(moved(task)), corners(effects_in_play(False))
+    tuned = task.method.adapt(moved(task))
+    names = corners(effects_in_play(False))
 
     @jax.jit
     def run(params, tuned, images):
@@ -172,15 +176,17 @@ def test_networks_beside_blocks_are_values(clip, images):
         return mix_images(params, clip.config, images, tuned, Adaptation(), names), ends
 
     mixed, ends = jax.device_get(run(clip.params, tuned, images))
-    for found, expected in zip((mixed.streams[0], mixed.streams[-1]), ends, strict=True):
-        np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max())
+    for stream, expected in zip((mixed.streams[0], mixed.streams[-1]), ends, strict=True):
+        np.testing.assert_allclose(stream, expected, atol=TOLERANCE * np.abs(expected).max())
     assert all(np.abs(np.asarray(mixed.streams[k]) - end).max() > 1e-3 for k in (1, 2) for end in ends)
 
 
 def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
     """From files to the likelihood of every image, where that context is drawn at random."""
-    name, seed = "coop_long", 3
-    bound, images = bind(clip, name, seed), split()
+    name = "coop_long"
+    seed = 3
+    bound = bind(clip, name, seed)
+    images = split()
     models = [
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("tuned", "Tuned", "coop", bound.task, bound.learnables, seed=seed),
@@ -189,7 +195,8 @@ def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
     test = study.run_section(compute_factorial(study)).models["tuned"]
     pixels = (pictures(images, np.arange(7), 16) / 255 - clip.preprocessing.mean) / clip.preprocessing.std
     features = numpy_clip.encode_image(reference.state, reference.config, pixels).features
-    runs, streams = reference_runs(bound, reference, clip, name, "text", None), factorial.streams(bound.effects)
+    runs = reference_runs(bound, reference, clip, name, "text", None)
+    streams = factorial.streams(bound.effects)
     assert test.streams == tuple(streams) and test.towers == ("both",)
     for k, stream in enumerate(streams):
         logits = numpy_clip.logits(reference.state, features, factorial.features(*runs, stream, bound.effects))
@@ -205,6 +212,6 @@ def test_prompts_at_random_have_the_norms_of_the_trained(clip):
     tuned = bind(clip, "ivlp").tuned
     drawn = jax.jit(random_prompts, static_argnums=1)(tuned, 0)
     for name in ("text_context", "text_prompts", "vision_prompts"):
-        norms = [np.linalg.norm(getattr(own, name), axis=-1) for own in (tuned, drawn)]
+        norms = [np.linalg.norm(getattr(adaptation, name), axis=-1) for adaptation in (tuned, drawn)]
         np.testing.assert_allclose(*norms, rtol=1e-5)
         assert np.abs(getattr(tuned, name) - getattr(drawn, name)).max() > 0.1

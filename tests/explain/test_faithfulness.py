@@ -22,7 +22,8 @@ from tests.explain import test_study
 from tests.explain.models import CLASS_NAMES
 from tests.helpers import short
 
-COUNT, BROKEN = 5, 3
+COUNT = 5
+BROKEN = 3
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +69,13 @@ def maps_by_hand(task, params, learnables, images, targets, options=None, text=N
     """
     assert options in (None, MapOptions()) and text is None
     patches = images.reshape(len(images), 4, 4, 4, 4, 3).mean((2, 4, 5)).reshape(len(images), 1, 16)
-    draw, found = np.random.default_rng(0), {}
+    draw = np.random.default_rng(0)
+    maps = {}
     for name in REDUCTIONS:
         weights = draw.normal(size=(2, 16)).astype(np.float32)
-        own = patches * weights[0] + targets[..., None] * weights[1] * (name in OF_TARGET)
-        found[name] = Relevancy(own, own, targets)
-    return found
+        rows = patches * weights[0] + targets[..., None] * weights[1] * (name in OF_TARGET)
+        maps[name] = Relevancy(rows, rows, targets)
+    return maps
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +87,10 @@ def explained_by_hand(monkeypatch):
 @pytest.fixture(scope="module")
 def expected(clip, model, classify, raw, split):
     """Accuracy after each step by map, direction and target."""
-    patch, grid = clip.config.vision.patch_size, clip.config.vision.grid
-    predicted, hits = classify(raw), collections.defaultdict(list)
+    patch = clip.config.vision.patch_size
+    grid = clip.config.vision.grid
+    predicted = classify(raw)
+    hits = collections.defaultdict(list)
     targets = np.stack([predicted, split.labels], axis=1)
     maps = jax.device_get(jax.jit(maps_by_hand)(*(None,) * 3, clip.preprocessing.normalize(raw), targets))
     for index in (index for index in range(COUNT) if index != BROKEN):
@@ -99,16 +103,19 @@ def expected(clip, model, classify, raw, split):
                     values = np.asarray(maps[name].vision)[index, k, : grid * grid]
                 # A random order serves both directions.
                 for direction, signed in (("positive", -values), ("negative", -values if name == "random" else values)):
-                    image, own = raw[index].copy(), []
+                    image = raw[index].copy()
+                    images = []
                     order = np.argsort(signed, kind="stable")
                     for fraction in FRACTIONS:
                         for at in order[: round(fraction * grid * grid)]:
                             row, column = divmod(int(at), grid)
                             image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 0
-                        own.append(image.copy())
+                        images.append(image.copy())
                     # As many at a time as there are images, so that nothing more is compiled.
-                    found = np.concatenate([classify(np.stack(own[i : i + COUNT])) for i in range(0, len(own), COUNT)])
-                    hits[name, direction, target].append(found == split.labels[index])
+                    predictions = np.concatenate(
+                        [classify(np.stack(images[i : i + COUNT])) for i in range(0, len(images), COUNT)]
+                    )
+                    hits[name, direction, target].append(predictions == split.labels[index])
     return {names: np.mean(rows, axis=0) for names, rows in hits.items()}
 
 
@@ -134,13 +141,13 @@ def study_of(model, split, folder, size):
 
 def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, raw, split, tmp_path, monkeypatch):
     """All images of the class that is predicted anyway, and then of another one."""
-    asked = collections.Counter()
+    counts = collections.Counter()
     plain = faithfulness_section.distinct_rows
 
     def counting(gone, read):
-        found = plain(gone, read)
-        asked[name] += len(found[0])
-        return found
+        maps = plain(gone, read)
+        counts[name] += len(maps[0])
+        return maps
 
     monkeypatch.setattr(faithfulness_section, "distinct_rows", counting)
     for name, shift in (("right", 0), ("wrong", 1)):
@@ -148,5 +155,5 @@ def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, r
         study = study_of(model, images, tmp_path / name, 2)
         study.run_section(compute_faithfulness(study))
     tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
-    assert asked["right"] <= 5.5 * tries
-    assert asked["right"] < asked["wrong"] <= 8.5 * tries
+    assert counts["right"] <= 5.5 * tries
+    assert counts["right"] < counts["wrong"] <= 8.5 * tries

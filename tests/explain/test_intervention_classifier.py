@@ -44,28 +44,30 @@ class Plain:
     def __init__(self, reference: methods.Reference, task: Task, learnables: Any, images: np.ndarray) -> None:
         case = CASES["ivlp_two_and_one_layers"]
         start = {**learnables, "text_context": np.asarray(task.init()["text_context"])}
-        own, before = (
+        inputs, before = (
             methods.prepare(reference, case.method, CLASS_NAMES, values, **case.options)
             for values in (learnables, start)
         )
         before = dataclasses.replace(before, text_prompts={}, vision_prompts=None)
         self.tuned = {
-            "vision": factorial.vision_run(reference, images, own),
-            "text": factorial.text_run(reference, own),
+            "vision": factorial.vision_run(reference, images, inputs),
+            "text": factorial.text_run(reference, inputs),
         }
         self.frozen = {
             "vision": factorial.vision_run(reference, images),
             "text": factorial.text_run(reference, before),
         }
-        self.prompts = {"vision": dict(enumerate(own.vision_prompts))}
+        self.prompts = {"vision": dict(enumerate(inputs.vision_prompts))}
         self.prompts["vision"].pop(0)
-        self.prompts["text"] = own.text_prompts
+        self.prompts["text"] = inputs.text_prompts
         self.far = {tower: intervention.outliers(run, THRESHOLD) for tower, run in self.frozen.items()}
         self.changes = {
             tower: intervention.changes(self.tuned[tower], self.frozen[tower], self.frozen[tower])
             for tower in ("vision", "text")
         }
-        self.state, self.own, self.before = reference.state, own, before
+        self.state = reference.state
+        self.own = inputs
+        self.before = before
 
     def add(self, tower: str, replacement: str) -> intervention.Add:
         """What a replacement adds, from the lists of changes."""
@@ -100,20 +102,20 @@ class Plain:
     def logits(self, form: str) -> np.ndarray:
         kind, _, replacement = form.partition(":")
         runs = self.tuned if kind == "lost" else self.frozen
-        found = {}
+        features = {}
         for tower, run in runs.items():
             if kind == "reference":
-                found[tower] = run.forward.features
+                features[tower] = run.forward.features
                 continue
             add = self.add(tower, replacement)
             if kind == "kept":  # the words in a text's slots are tokens like all others
                 every = np.broadcast_to(np.arange(run.forward.last.shape[1]), run.forward.last.shape[:2])
                 whole = dataclasses.replace(run, inputs=every)
-                found[tower] = intervention.features(whole, {}, add)
+                features[tower] = intervention.features(whole, {}, add)
             else:
-                lost = lambda *given, add=add: -add(*given)  # noqa: E731
-                found[tower] = intervention.features(run, self.prompts[tower], lost)
-        return numpy_clip.logits(self.state, found["vision"], found["text"])
+                lost = lambda *args, add=add: -add(*args)  # noqa: E731
+                features[tower] = intervention.features(run, self.prompts[tower], lost)
+        return numpy_clip.logits(self.state, features["vision"], features["text"])
 
 
 def test_every_form_is_measured_added_and_subtracted_as_the_reference_says(
@@ -146,9 +148,9 @@ def test_every_form_is_measured_added_and_subtracted_as_the_reference_says(
     assert classify.forms == ("reference", *(f"kept:{replacement}" for replacement in REPLACEMENT_FORMS), *lost)
     logits = np.asarray(classify(np.float32(images)))
     seen: list[np.ndarray] = []
-    for form, found in zip(classify.forms, logits, strict=True):
+    for form, actual in zip(classify.forms, logits, strict=True):
         expected = plain.logits(form)
-        np.testing.assert_allclose(found, expected, atol=3e-4 * np.abs(expected).max(), err_msg=form)
+        np.testing.assert_allclose(actual, expected, atol=3e-4 * np.abs(expected).max(), err_msg=form)
         assert all(np.abs(expected - other).max() > 1e-2 for other in seen), form
         seen.append(expected)
 
@@ -158,20 +160,20 @@ def test_a_bias_is_its_own_equivalent_bias_and_is_kept_and_lost_whole(method: st
     task, learnables = tuned(clip, method)
     raw, images = weights_common.pictures(16, 5)
     biases = measured(task, learnables, raw)
-    for tower, found in biases.items():
-        own = learnables[f"{tower}_bias"]
-        by_kind = own if own.ndim == 3 else np.repeat(own[:, None], 2, axis=1)
-        np.testing.assert_allclose(found.kind, by_kind, atol=2e-6)
+    for tower, measure in biases.items():
+        tuned_bias = learnables[f"{tower}_bias"]
+        by_kind = tuned_bias if tuned_bias.ndim == 3 else np.repeat(tuned_bias[:, None], 2, axis=1)
+        np.testing.assert_allclose(measure.kind, by_kind, atol=2e-6)
         others = 16 if tower == "vision" else np.mean(task.tokens.eos)  # tokens beside the one that is read out
-        np.testing.assert_allclose(found.vector, (by_kind[:, 0] + others * by_kind[:, 1]) / (1 + others), atol=2e-6)
+        np.testing.assert_allclose(measure.vector, (by_kind[:, 0] + others * by_kind[:, 1]) / (1 + others), atol=2e-6)
     replacement = {"bias": "vector", "bias_by_kind": "kind"}[method]
-    own = reference_adaptation(task, learnables)
-    classify = InterventionClassifier(task, clip.params, learnables, own, {"own": (biases, replacement)})
+    tuned_bias = reference_adaptation(task, learnables)
+    classify = InterventionClassifier(task, clip.params, learnables, tuned_bias, {"own": (biases, replacement)})
     images = np.float32(images)
-    frozen, kept, lost = np.asarray(classify(images))
-    np.testing.assert_allclose(kept, jax.jit(task.logits)(clip.params, learnables, images), atol=2e-4)
+    frozen, added, lost = np.asarray(classify(images))
+    np.testing.assert_allclose(added, jax.jit(task.logits)(clip.params, learnables, images), atol=2e-4)
     np.testing.assert_allclose(lost, frozen, atol=2e-4)
-    assert np.abs(kept - frozen).max() > 0.1
+    assert np.abs(added - frozen).max() > 0.1
 
 
 def nothing(task: Task, learnables: Any) -> dict[str, EquivalentBias]:
@@ -208,11 +210,13 @@ def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
 ) -> None:
     """With zeros subtracted every method classifies as it does, inserted tokens, heads and all."""
     task = Task(clip, method, CLASS_NAMES, **options)
-    learnables, params = moved(task), clip.params
-    images, own = np.float32(weights_common.pictures(16, 5)[1]), reference_adaptation(task, task.init())
+    learnables = moved(task)
+    params = clip.params
+    images = np.float32(weights_common.pictures(16, 5)[1])
+    reference = reference_adaptation(task, task.init())
     zeros = nothing(task, learnables)
     classify = InterventionClassifier(
-        task, params, learnables, own, {replacement: (zeros, replacement) for replacement in ("kind", "token")}
+        task, params, learnables, reference, {replacement: (zeros, replacement) for replacement in ("kind", "token")}
     )
     logits = dict(zip(classify.forms, np.asarray(classify(images)), strict=True))
     frozen = logits["reference"]
@@ -227,21 +231,22 @@ def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
     if "zero_shot" not in logits:
         assert method == "mmrl"
         return
-    head, plain = task.classifier, dataclasses.replace(task.classifier, method=make_method("zero_shot"))
+    head = task.classifier
+    plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
 
     @jax.jit
-    def run(params: Any, learnables: Any, own: Adaptation, images: Any) -> tuple[jax.Array, jax.Array]:
+    def run(params: Any, learnables: Any, reference: Adaptation, images: Any) -> tuple[jax.Array, jax.Array]:
         """The method's own head and CLIP's, of features of towers that nothing changes but the first words."""
-        texts = head.encode_text(params, own, task.text)
+        texts = head.encode_text(params, reference, task.text)
         features, whole = (each.encode_images(params, Adaptation(), images) for each in (head, plain))
         if (sets := passes(task)) > 1:
             features = jnp.stack([features] * sets, axis=1)
         return head.head(params, learnables, features, texts), plain.head(params, {}, whole, texts)
 
-    kept, apart = map(np.asarray, run(params, learnables, own, images))
-    np.testing.assert_allclose(frozen, kept, atol=1e-4)
+    added, apart = map(np.asarray, run(params, learnables, reference, images))
+    np.testing.assert_allclose(frozen, added, atol=1e-4)
     np.testing.assert_allclose(logits["zero_shot"], apart, atol=1e-4)
-    assert np.abs(kept - apart).max() > 1e-2
+    assert np.abs(added - apart).max() > 1e-2
 
 
 def test_products_merge_in_any_parts() -> None:
@@ -256,12 +261,12 @@ def test_products_merge_in_any_parts() -> None:
     joined = jax.jit(Products.joined)(jax.tree.map(lambda *leaves: np.stack(leaves), *stacked))
     rows = [z[mask] for z in (x, y)]
     centred = [z - z.mean(0) for z in rows]
-    for found in (merged, joined):
-        assert found.count[0] == mask.sum()
-        np.testing.assert_allclose(found.inputs[0], rows[0].mean(0), rtol=1e-5)
-        np.testing.assert_allclose(found.outputs[0], rows[1].mean(0), rtol=1e-5)
-        np.testing.assert_allclose(found.squares[0], centred[0].T @ centred[0], atol=1e-4)
-        np.testing.assert_allclose(found.crosses[0], centred[0].T @ centred[1], atol=1e-4)
+    for products in (merged, joined):
+        assert products.count[0] == mask.sum()
+        np.testing.assert_allclose(products.inputs[0], rows[0].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(products.outputs[0], rows[1].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(products.squares[0], centred[0].T @ centred[0], atol=1e-4)
+        np.testing.assert_allclose(products.crosses[0], centred[0].T @ centred[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
@@ -300,20 +305,20 @@ def bias(depth: int = 4, width: int = 3, positions: int = 5, seed: int = 0) -> E
 
 
 def test_controls_keep_norms_and_lose_directions() -> None:
-    own = {"vision": bias(), "text": bias(seed=1)}
-    found = controls(own, seed=10)
-    for tower, given in own.items():
-        norms = np.linalg.norm(given.kind, axis=-1)
-        drawn = found["random"][tower].kind
+    biases = {"vision": bias(), "text": bias(seed=1)}
+    replaced = controls(biases, seed=10)
+    for tower, bias_of_tower in biases.items():
+        norms = np.linalg.norm(bias_of_tower.kind, axis=-1)
+        drawn = replaced["random"][tower].kind
         np.testing.assert_allclose(np.linalg.norm(drawn, axis=-1), norms, rtol=1e-5)
-        cosines = (drawn * given.kind).sum(-1) / norms**2
+        cosines = (drawn * bias_of_tower.kind).sum(-1) / norms**2
         assert np.abs(cosines).max() < 0.999 and np.abs(cosines).mean() < 0.9
-        shuffled = found["shuffled"][tower].kind
-        assert all(np.abs(one - other).max() > 0.1 for one, other in zip(shuffled, given.kind, strict=True))
-        np.testing.assert_allclose(np.sort(shuffled, axis=0), np.sort(given.kind, axis=0))
-    assert np.abs(found["random"]["vision"].kind - found["random"]["text"].kind).max() > 0.1
-    again = controls(own, seed=10)
-    np.testing.assert_array_equal(again["shuffled"]["text"].kind, found["shuffled"]["text"].kind)
+        shuffled = replaced["shuffled"][tower].kind
+        assert all(np.abs(row - other).max() > 0.1 for row, other in zip(shuffled, bias_of_tower.kind, strict=True))
+        np.testing.assert_allclose(np.sort(shuffled, axis=0), np.sort(bias_of_tower.kind, axis=0))
+    assert np.abs(replaced["random"]["vision"].kind - replaced["random"]["text"].kind).max() > 0.1
+    again = controls(biases, seed=10)
+    np.testing.assert_array_equal(again["shuffled"]["text"].kind, replaced["shuffled"]["text"].kind)
 
 
 def test_forms_store_more_and_more() -> None:
@@ -321,11 +326,11 @@ def test_forms_store_more_and_more() -> None:
     vision = dataclasses.replace(bias(positions=100), products=products)
     both = {"vision": vision, "text": bias(seed=1)}
     stored = {replacement: numbers_stored(both, replacement) for replacement in replacement_forms(both)}
-    one = 4 * 3
-    assert stored["vector"] == 2 * one and stored["kind"] == 4 * one and stored["outliers"] == 6 * one
-    assert stored["token"] == (99 + 4) * one
+    layer = 4 * 3
+    assert stored["vector"] == 2 * layer and stored["kind"] == 4 * layer and stored["outliers"] == 6 * layer
+    assert stored["token"] == (99 + 4) * layer
     for rank in (1, 2, 4, 8):
-        assert stored[f"rank{rank}"] == (1 + 2 * rank + 2) * one  # texts keep two vectors
+        assert stored[f"rank{rank}"] == (1 + 2 * rank + 2) * layer  # texts keep two vectors
     assert replacement_forms({"text": both["text"]}) == ("vector", "kind", "outliers", "token")
     bare = {"vision": dataclasses.replace(vision, outliers=None, products=None)}
     assert replacement_forms(bare) == ("vector", "kind", "token")

@@ -15,7 +15,8 @@ PLACES = np.array([5, 0, 15, 10])
 
 def pictures(clip, places):
     """Grey pictures with one patch of bright noise each, the same everywhere."""
-    size, patch = clip.config.vision.image_size, clip.config.vision.patch_size
+    size = clip.config.vision.image_size
+    patch = clip.config.vision.patch_size
     grid = size // patch
     bright = np.random.default_rng(0).normal(0, 3, (patch, patch, 3))
     drawn = np.full((len(places), size, size, 3), 0.0, np.float32)
@@ -39,19 +40,21 @@ def speaking_for(clip, params, images):
 
 @pytest.mark.long
 def test_maps_of_gradients_find_the_patch_and_attention_cannot(clip):
-    images, task = pictures(clip, PLACES), Task(clip, "zero_shot", CLASS_NAMES)
+    images = pictures(clip, PLACES)
+    task = Task(clip, "zero_shot", CLASS_NAMES)
     params = speaking_for(clip, transparent(clip), images)
-    found = explanations(task, params, {}, images, np.zeros(len(PLACES), int))
+    maps = explanations(task, params, {}, images, np.zeros(len(PLACES), int))
     for name in ("relevancy", "legrad", "grad_eclip"):
-        np.testing.assert_array_equal(found[name].vision.argmax(-1), PLACES)
-    rest = np.delete(found["relevancy"].vision[0], PLACES[0])
-    assert found["relevancy"].vision[0, PLACES[0]] > 2 * rest.max()
+        np.testing.assert_array_equal(maps[name].vision.argmax(-1), PLACES)
+    rest = np.delete(maps["relevancy"].vision[0], PLACES[0])
+    assert maps["relevancy"].vision[0, PLACES[0]] > 2 * rest.max()
     for name in ("attention", "rollout"):  # attention is even by construction
-        assert np.ptp(found[name].vision, axis=-1).max() < 1e-5
+        assert np.ptp(maps[name].vision, axis=-1).max() < 1e-5
 
 
 def test_curves_rank_a_true_map_above_a_random_one(clip):
-    patch, places = clip.config.vision.patch_size, PLACES
+    patch = clip.config.vision.patch_size
+    places = PLACES
     raw = np.abs(pictures(clip, places)) * 10
 
     def predict(images: jax.Array) -> jax.Array:

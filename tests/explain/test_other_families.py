@@ -52,8 +52,12 @@ def plain_maps(
     task: clipbias.Task, params: Any, learnables: Any, image: jax.Array, label: jax.Array
 ) -> dict[str, jax.Array]:
     """Chefer's rule with the whole matrices, from the gradients of taps; the pooling head's row on top."""
-    config, adaptation, tokens = task.clip.config, task.method.adapt(learnables), jax.tree.map(jnp.asarray, task.tokens)
-    vision, text, count = config.vision, config.text, config.vision.tokens + 2
+    config = task.clip.config
+    adaptation = task.method.adapt(learnables)
+    tokens = jax.tree.map(jnp.asarray, task.tokens)
+    vision = config.vision
+    text = config.text
+    count = config.vision.tokens + 2
     taps = (
         jnp.zeros((vision.layers, 1, vision.heads, count, count)),
         jnp.zeros((1, vision.heads, vision.patches)),
@@ -71,16 +75,16 @@ def plain_maps(
         return jnp.exp(params["logit_scale"]) * cosines[0, label], (seen, pooled.probabilities, words)
 
     def through(attention: jax.Array, gradients: jax.Array) -> jax.Array:
-        found = jnp.eye(attention.shape[-1])
+        mixed = jnp.eye(attention.shape[-1])
         for layer, gradient in zip(attention, gradients, strict=True):
-            found = found + jax.nn.relu(layer * gradient).mean(0) @ found
-        return found
+            mixed = mixed + jax.nn.relu(layer * gradient).mean(0) @ mixed
+        return mixed
 
-    found, seen = jax.grad(logit, has_aux=True)(taps)
-    head = jax.nn.relu(found[1][0] * seen[1][0]).mean(0)
+    mixed, seen = jax.grad(logit, has_aux=True)(taps)
+    head = jax.nn.relu(mixed[1][0] * seen[1][0]).mean(0)
     return {
-        "vision": jnp.pad(head, (0, 2)) @ through(seen[0][:, 0], found[0][:, 0]),
-        "text": through(seen[2][:, label], found[2][:, label])[-1],
+        "vision": jnp.pad(head, (0, 2)) @ through(seen[0][:, 0], mixed[0][:, 0]),
+        "text": through(seen[2][:, label], mixed[2][:, label])[-1],
         "attention": jnp.pad(seen[1][0].mean(0), (0, 2)),
     }
 
@@ -90,18 +94,21 @@ def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     params = task.clip.params
     maps = explanations(task, params, learnables, images, np.asarray(LABELS), MapOptions(("relevancy", "attention")))
     rows = [plain_maps(task, params, learnables, image, label) for image, label in zip(images, LABELS, strict=True)]
-    wanted = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    assert difference(maps["relevancy"].vision, wanted["vision"]) < ROUNDING
-    assert difference(maps["attention"].vision, wanted["attention"]) < ROUNDING
-    own = np.arange(wanted["text"].shape[1]) < np.asarray(task.tokens.end)[list(LABELS), None]
-    assert difference(maps["relevancy"].text, np.where(own, wanted["text"], 0)) < ROUNDING
+    expected = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    assert difference(maps["relevancy"].vision, expected["vision"]) < ROUNDING
+    assert difference(maps["attention"].vision, expected["attention"]) < ROUNDING
+    counted = np.arange(expected["text"].shape[1]) < np.asarray(task.tokens.end)[list(LABELS), None]
+    assert difference(maps["relevancy"].text, np.where(counted, expected["text"], 0)) < ROUNDING
 
 
 @pytest.mark.long
 def test_corners_are_the_two_runs(tuned: tuple) -> None:
     task, learnables, images = tuned
-    params, config, names = task.clip.params, task.clip.config, corners(effects_in_play(True))[::7]
-    tokens, adaptation = task.tokens, task.method.adapt(learnables)
+    params = task.clip.params
+    config = task.clip.config
+    names = corners(effects_in_play(True))[::7]
+    tokens = task.tokens
+    adaptation = task.method.adapt(learnables)
     words = reference_adaptation(task, task.init())
 
     @jax.jit
@@ -120,14 +127,15 @@ def test_corners_are_the_two_runs(tuned: tuple) -> None:
 
 @pytest.mark.parametrize("method", short(["bias", "bias_by_kind"], "bias_by_kind"))
 def test_a_bias_is_its_own_equivalent_bias(clip: Clip, method: str) -> None:
-    task, random = clipbias.Task(clip, method, CLASSES), np.random.default_rng(1)
+    task = clipbias.Task(clip, method, CLASSES)
+    random = np.random.default_rng(1)
     learnables = weights_common.drawn(task.shapes, 0.1)
     raw = random.integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
-    found, _ = measure_equivalent_bias(task, clip.params, learnables, task.init(), [(raw, np.ones(2, bool))])
-    for name, bias in found.items():
-        wanted = learnables[f"{name}_bias"]
-        assert difference(bias.kind if method == "bias_by_kind" else bias.vector, wanted) < ROUNDING
-    assert found["vision"].kind.shape == (3, 1, 16)
+    biases, _ = measure_equivalent_bias(task, clip.params, learnables, task.init(), [(raw, np.ones(2, bool))])
+    for name, bias in biases.items():
+        learned = learnables[f"{name}_bias"]
+        assert difference(bias.kind if method == "bias_by_kind" else bias.vector, learned) < ROUNDING
+    assert biases["vision"].kind.shape == (3, 1, 16)
 
 
 def test_kinds_and_labels_of_a_text_without_sos(tuned: tuple) -> None:

@@ -18,8 +18,8 @@ from tools.benchmarks import model
 TARGETS = np.array([0, 1, 2, 1])
 
 
-def assert_close(found, expected, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_close(actual, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(np.asarray(b)).max())
 
 
@@ -41,17 +41,19 @@ def test_two_layers_by_hand():
 @pytest.mark.long
 def test_a_head_of_ones_own(clip, images):
     """Its logit is differentiated by the image and the target's texts; the other classes and constants stay fixed."""
-    task, images, targets = Task(clip, own_methods.Head(texts=2), CLASS_NAMES), images[:2], TARGETS[:2]
+    task = Task(clip, own_methods.Head(texts=2), CLASS_NAMES)
+    images = images[:2]
+    targets = TARGETS[:2]
     learnables = moved(task)
     plain = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, targets)
-    found = relevancy(task, clip.params, learnables, images, targets)
-    assert_close(found, plain)
+    maps = relevancy(task, clip.params, learnables, images, targets)
+    assert_close(maps, plain)
     logits = jax.jit(task.logits)(clip.params, learnables, images)
-    np.testing.assert_allclose(found.scores, logits[jnp.arange(2), targets], rtol=1e-5)
+    np.testing.assert_allclose(maps.scores, logits[jnp.arange(2), targets], rtol=1e-5)
     pairs = jnp.stack([(targets + 1) % 3, targets], axis=1)
     text = task.text_features(clip.params, learnables)
-    several = relevancy(task, clip.params, learnables, images, pairs, chunk=3, text=text)
-    assert_close(jax.tree.map(lambda x: x[:, 1], several), plain)
+    many = relevancy(task, clip.params, learnables, images, pairs, chunk=3, text=text)
+    assert_close(jax.tree.map(lambda x: x[:, 1], many), plain)
 
 
 @pytest.mark.long
@@ -60,14 +62,14 @@ def test_a_cache_has_its_say(clip, images):
     task = Task(clip, own_methods.Cache(), CLASS_NAMES)
     keys = jax.random.normal(jax.random.key(0), (5, clip.config.projection_width))
     held = {"keys": keys / jnp.linalg.norm(keys, axis=-1, keepdims=True), "labels": jnp.array([0, 1, 2, 0, 1])}
-    found, without = (
+    with_cache, without = (
         relevancy(task, clip.params, {CONSTANTS: {**held, "strength": strength}}, images, TARGETS)
         for strength in (jnp.float32(50), jnp.float32(0))
     )
     plain = relevancy(Task(clip, "zero_shot", CLASS_NAMES), clip.params, {}, images, TARGETS)
     assert_close(without, plain)
-    assert_close(found.text, plain.text)
-    assert float(jnp.abs(found.vision - plain.vision).max()) > 0.1 * float(plain.vision.max())
+    assert_close(with_cache.text, plain.text)
+    assert float(jnp.abs(with_cache.vision - plain.vision).max()) > 0.1 * float(plain.vision.max())
 
 
 @pytest.mark.long
@@ -76,13 +78,14 @@ def test_what_is_not_kept_is_computed_again():
     clip = model.random_clip(model.geometry("tiny", layers=6))
     task = Task(clip, "vpt", ["cat", "dog"])
     images = clip.preprocessing.normalize(model.random_images(clip.config, 4))
-    found, sizes = {}, {}
+    maps = {}
+    sizes = {}
     for recompute in (0, 1, 2):
         run = functools.partial(relevancy, task, targets=jnp.array([0, 1, 1, 0]), recompute=recompute)
         program = jax.jit(run).lower(clip.params, task.init(), images).compile()
-        found[recompute] = program(clip.params, task.init(), images)
+        maps[recompute] = program(clip.params, task.init(), images)
         sizes[recompute] = program.memory_analysis().temp_size_in_bytes
-        assert_close(found[recompute], found[0])
+        assert_close(maps[recompute], maps[0])
     assert sizes[1] < sizes[0] / 2 and sizes[2] < sizes[1]
 
 
@@ -93,20 +96,20 @@ def test_a_tower_of_one_layer():
     arguments = clip.params, task.init(), clip.preprocessing.normalize(model.random_images(clip.config, 2))
     plain = jax.jit(functools.partial(plain_relevancy, task))(*arguments, jnp.array([0, 1]))
     for recompute in (0, 1, 2):
-        found = relevancy(task, *arguments, jnp.array([0, 1]), recompute=recompute)
-        assert_close(found, plain)
+        maps = relevancy(task, *arguments, jnp.array([0, 1]), recompute=recompute)
+        assert_close(maps, plain)
 
 
 @pytest.mark.long
 def test_a_longer_class_beside_changes_nothing(clip, images):
     learnables = Task(clip, "bias", ["cat"]).init()
-    alone, beside = (
+    alone, together = (
         relevancy(Task(clip, "bias", names), clip.params, learnables, images, jnp.zeros(4, int)).text
         for names in (["cat"], ["cat", "golden retriever satellite painting"])
     )
-    assert beside.shape[1] > alone.shape[1]
-    assert_close(beside[:, : alone.shape[1]], alone)
-    assert not beside[:, alone.shape[1] :].any()
+    assert together.shape[1] > alone.shape[1]
+    assert_close(together[:, : alone.shape[1]], alone)
+    assert not together[:, alone.shape[1] :].any()
 
 
 @pytest.mark.long
@@ -127,14 +130,17 @@ def test_ways_to_compute_agree(clip, images):
     """A target of each image over several devices; several, some pairs at a time and with layers computed again."""
     task, learnables = tuned(clip, "bias")
     pairs = np.stack([TARGETS, (TARGETS + 1) % 3], axis=1)
-    several = jax.device_get(relevancy(task, clip.params, learnables, images, pairs, recompute=1, chunk=3))
-    assert several.vision.shape == (4, 2, 16)
-    mesh, run = meshes.make_mesh(data=4, devices=jax.devices()[:4]), jax.jit(functools.partial(relevancy, task))
-    params, own, shards = meshes.replicate(mesh, clip.params), meshes.replicate(mesh, learnables), np.asarray(images)
+    many = jax.device_get(relevancy(task, clip.params, learnables, images, pairs, recompute=1, chunk=3))
+    assert many.vision.shape == (4, 2, 16)
+    mesh = meshes.make_mesh(data=4, devices=jax.devices()[:4])
+    run = jax.jit(functools.partial(relevancy, task))
+    params = meshes.replicate(mesh, clip.params)
+    placed = meshes.replicate(mesh, learnables)
+    shards = np.asarray(images)
     for k, targets in enumerate(pairs.T):
-        found = run(params, own, meshes.place_rows(mesh, shards), meshes.place_rows(mesh, targets))
-        assert found.vision.sharding.spec[:1] == PartitionSpec("data")[:1]
-        assert_close(jax.tree.map(lambda x, k=k: x[:, k], several), found)
+        sharded = run(params, placed, meshes.place_rows(mesh, shards), meshes.place_rows(mesh, targets))
+        assert sharded.vision.sharding.spec[:1] == PartitionSpec("data")[:1]
+        assert_close(jax.tree.map(lambda x, k=k: x[:, k], many), sharded)
 
 
 @pytest.mark.long

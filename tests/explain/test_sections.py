@@ -27,7 +27,12 @@ TEMPLATE = "a centered satellite photo of {}."
 LABELS = np.array([2, 0, 2, 2, 2, 1, 2, 2, 1])
 GROUPS = {"corrected": [0, 8], "both_right": [2, 4, 6], "all": [0, 2, 4, 6, 8]}
 SPREAD = GROUPS["all"]
-ROTATIONS, LAYERS, LAYER_COUNT, GRID, PATCH, SIZE = (90, 180), (0, 2), 3, 4, 4, 16
+ROTATIONS = (90, 180)
+LAYERS = (0, 2)
+LAYER_COUNT = 3
+GRID = 4
+PATCH = 4
+SIZE = 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
 PATCHES = GRID * GRID
 SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "examples", "explore")
@@ -61,11 +66,11 @@ class Reference:
             "ivlp": methods.random_learnables(config, "ivlp", len(CLASS_NAMES), **sizes),
             "bias": methods.random_learnables(config, "bias", len(CLASS_NAMES)),
         }
-        given = {"dataset": ("zero_shot", {}, TEMPLATE), "zero_shot": ("zero_shot", {}, "a photo of a {}.")}
-        given["ivlp"] = ("ivlp", self.learnables["ivlp"], TEMPLATE)
+        texts = {"dataset": ("zero_shot", {}, TEMPLATE), "zero_shot": ("zero_shot", {}, "a photo of a {}.")}
+        texts["ivlp"] = ("ivlp", self.learnables["ivlp"], TEMPLATE)
         self.runs = {
-            name: sections.run_of(self.clip, method, CLASS_NAMES, own, template=template)
-            for name, (method, own, template) in given.items()
+            name: sections.run_of(self.clip, method, CLASS_NAMES, learnables, template=template)
+            for name, (method, learnables, template) in texts.items()
         }
         self.images = normalised([picture(index) for index in range(len(LABELS))])
         self.saved = {name: self.forward(name, self.images) for name in self.runs}
@@ -103,7 +108,7 @@ def study_of(reference, clip, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def found(study_of):
+def results(study_of):
     study = study_of("ivlp")
     return run_study(study, study.parts.parent, dataset="noise", sections=SECTIONS)
 
@@ -122,40 +127,40 @@ def averages(average, samples, tolerance=2e-5):
     close(average.standard_error, error[..., :length], tolerance, np.abs(mean).max())
 
 
-def test_predictions(found, reference):
+def test_predictions(results, reference):
     for key, name in RUNS.items():
         expected = reference.saved[name].logits.argmax(-1)
         not_asked = np.setdiff1d(np.arange(len(LABELS)), SPREAD)
-        np.testing.assert_array_equal(np.delete(found.predictions.models[key], not_asked), expected[SPREAD])
-        assert (found.predictions.models[key][not_asked] == -1).all()
+        np.testing.assert_array_equal(np.delete(results.predictions.models[key], not_asked), expected[SPREAD])
+        assert (results.predictions.models[key][not_asked] == -1).all()
     assert reference.saved["zero_shot"].logits[4].argmax() != LABELS[4]
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_relevancy(found, reference, group):
-    chosen = GROUPS[group]
-    averaged = found.relevancy["ivlp"].groups[group]
-    assert averaged.count == len(chosen)
+def test_relevancy(results, reference, group):
+    members = GROUPS[group]
+    averaged = results.relevancy["ivlp"].groups[group]
+    assert averaged.count == len(members)
     rows = {"zero_shot": reference.relevancy["zero_shot"], "tuned": reference.relevancy["ivlp"]}
-    for side, own in rows.items():
+    for side, rows_of_side in rows.items():
         for part in ("vision", "text", "vision_kinds", "text_kinds"):
-            averages(getattr(getattr(averaged, part), side), [own[part][i] for i in chosen])
-    pairs = [(rows["zero_shot"]["raw"][i], rows["tuned"]["raw"][i]) for i in chosen]
+            averages(getattr(getattr(averaged, part), side), [rows_of_side[part][i] for i in members])
+    pairs = [(rows["zero_shot"]["raw"][i], rows["tuned"]["raw"][i]) for i in members]
     averages(averaged.order, [np.array([sections.order(*pair)]) for pair in pairs])
     averages(averaged.variation, [np.array([sections.variation(*pair)]) for pair in pairs])
 
 
-def test_relevancy_says_which_texts_it_is_of(found):
-    about = found.relevancy["ivlp"]
+def test_relevancy_says_which_texts_it_is_of(results):
+    about = results.relevancy["ivlp"]
     assert about.zero_shot.text == "a photo of a {}." and about.normalisation == "sum"
     assert about.zero_shot.index_kinds[:6] == ("sos", *["words"] * 4, "category")
     assert about.tuned.index_kinds[:6] == ("sos", "prompt", "prompt", "words", "words", "category")
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "ivlp"])
-def test_text_attention(found, reference, name):
+def test_text_attention(results, reference, name):
     expected = sections.text_attention(reference.saved[name], reference.runs[name])
-    about = found.text_attention[name]
+    about = results.text_attention[name]
     close(about.shares.mean, expected)
     facts = (about.count, about.texts, about.reduction, about.text)
     assert facts == (len(CLASS_NAMES), 1, "sum", "a photo of a {}.")
@@ -164,29 +169,31 @@ def test_text_attention(found, reference, name):
     assert expected[..., KINDS.index("words")].min() > 0
 
 
-def test_vision_attention(found, reference):
+def test_vision_attention(results, reference):
     variants = {"zero_shot": ["clip"], "ivlp": ["without_prompt", "with_prompt"]}
-    for name, own in variants.items():
-        for variant in own:
+    for name, of_variant in variants.items():
+        for variant in of_variant:
             expected = sections.vision_attention(reference.saved[name], reference.runs[name], variant, GRID, PATCH)
             for quantity, values in expected.items():
-                average = found.vision_attention[name].variants[variant].quantities[quantity]
+                average = results.vision_attention[name].variants[variant].quantities[quantity]
                 averages(average, [values[i] for i in SPREAD])
                 each = average.each
                 close(each[SPREAD], [values[i].mean() for i in SPREAD])
                 assert np.isnan(np.delete(each, SPREAD)).all() and len(each) == len(LABELS)
 
 
-def test_similarity(found, reference):
-    similarity, keys = found.similarity, found.examples.names
+def test_similarity(results, reference):
+    similarity = results.similarity
+    keys = results.examples.names
     upright = [picture(int(key.removesuffix(".png"))) for key in keys]
-    np.testing.assert_array_equal(found.examples.images, upright)
+    np.testing.assert_array_equal(results.examples.images, upright)
     # Pillow turns counter-clockwise.
     rotated = [np.asarray(Image.fromarray(image).rotate(angle)) for image in upright for angle in ROTATIONS]
     np.testing.assert_array_equal(similarity.images, rotated)
     np.testing.assert_array_equal(similarity.rotations, ROTATIONS * len(upright))
     prompted = reference.forward("ivlp", normalised(rotated))
-    cls, distance = sections.cls_attention(prompted, PATCHES), sections.distance_to_prompts(prompted, PATCHES)
+    cls = sections.cls_attention(prompted, PATCHES)
+    distance = sections.distance_to_prompts(prompted, PATCHES)
     plain = sections.cls_attention(reference.forward("zero_shot", normalised(rotated)), PATCHES)
     maps = similarity.models["ivlp"]
     for k in range(len(rotated)):
@@ -196,11 +203,12 @@ def test_similarity(found, reference):
             close(maps.prompts[k, s], 1 - sections.enlarged(distance[k, layer], SIZE), 1e-4)
 
 
-def test_rank_correlation_of_attention_and_nearness(found, reference):
+def test_rank_correlation_of_attention_and_nearness(results, reference):
     saved = reference.saved["ivlp"]
-    cls, distance = sections.cls_attention(saved, PATCHES), sections.distance_to_prompts(saved, PATCHES)
+    cls = sections.cls_attention(saved, PATCHES)
+    distance = sections.distance_to_prompts(saved, PATCHES)
     nearness = [[sections.order(cls[i, l], -distance[i, l]) for l in range(LAYER_COUNT)] for i in SPREAD]
-    maps = found.similarity.models["ivlp"]
+    maps = results.similarity.models["ivlp"]
     averages(maps.rank_correlation, np.array(nearness))
     assert maps.count == len(SPREAD)
 
@@ -214,41 +222,48 @@ def decomposed(study_of):
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_decomposition(decomposed, reference, tower):
-    own = decomposed["ivlp"].towers[tower]
-    saved, inputs = reference.saved["ivlp"], np.arange(1 + PATCHES)
+    tower_results = decomposed["ivlp"].towers[tower]
+    saved = reference.saved["ivlp"]
+    inputs = np.arange(1 + PATCHES)
     if tower == "vision":
-        chosen, ends = methods.forward(reference.clip, reference.runs["ivlp"].inputs, reference.images[SPREAD]), None
-        slots, queries, rows = slice(1 + PATCHES, None), [inputs] * len(SPREAD), [0] * len(SPREAD)
+        passes = methods.forward(reference.clip, reference.runs["ivlp"].inputs, reference.images[SPREAD])
+        ends = None
+        slots = slice(1 + PATCHES, None)
+        queries = [inputs] * len(SPREAD)
+        rows = [0] * len(SPREAD)
     else:
-        chosen, ends = saved, [int(end) for end in saved.text.rows]
-        slots, queries, rows = slice(1, 3), [np.arange(3, end + 1) for end in ends], ends
-    expected = sections.decomposition(reference.clip, chosen, tower, slots, queries, rows)
+        passes = saved
+        ends = [int(end) for end in saved.text.rows]
+        slots = slice(1, 3)
+        queries = [np.arange(3, end + 1) for end in ends]
+        rows = ends
+    expected = sections.decomposition(reference.clip, passes, tower, slots, queries, rows)
     for quantity in ("prompt_mass", "pooled_mass", "norm_share"):
-        close(getattr(own, quantity).mean, expected[quantity])
+        close(getattr(tower_results, quantity).mean, expected[quantity])
     shown = None if ends is None else min(ends) + 1  # what stands after a text's end is padding
-    by_query = own.mass_by_query.mean
+    by_query = tower_results.mass_by_query.mean
     close(by_query[..., :shown], expected["mass_by_query"][..., :shown])
     bias = reference.learnables["bias"][f"{tower}_bias"]
     lengths = np.linalg.norm(expected["vector"], axis=-1) * np.linalg.norm(bias, axis=-1)
-    close(own.bias_cosine["bias"], (expected["vector"] * bias).sum(-1) / lengths, 1e-4)
-    assert own.depth == 2 and own.count == len(queries)
+    close(tower_results.bias_cosine["bias"], (expected["vector"] * bias).sum(-1) / lengths, 1e-4)
+    assert tower_results.depth == 2 and tower_results.count == len(queries)
     for quantity in ("constancy", "bias_likeness"):
-        close(getattr(own, quantity), expected[quantity], 1e-4)
+        close(getattr(tower_results, quantity), expected[quantity], 1e-4)
         expected_means = [expected[quantity][:2].mean(), expected[quantity][2]]
-        means = getattr(own, f"mean_{quantity}")
+        means = getattr(tower_results, f"mean_{quantity}")
         close([means.up_to_depth, means.beyond], expected_means, 1e-4)
-    errors = left_out.without_each(reference, chosen, tower, slots, queries, bias)
+    errors = left_out.without_each(reference, passes, tower, slots, queries, bias)
     for quantity, values in errors.items():
         cosine = quantity == "bias_cosine/bias"
-        by_layer = own.error.bias_cosine["bias"] if cosine else getattr(own.error, quantity)
+        by_layer = tower_results.error.bias_cosine["bias"] if cosine else getattr(tower_results.error, quantity)
         close(by_layer, left_out.jackknife_error(values), 1e-3)
         layers = 3 if cosine else 2  # a cosine's mean is over all, the others' up to the depth
-        mean = own.mean_error.bias_cosine["bias"] if cosine else getattr(own.mean_error, quantity)
+        mean = tower_results.mean_error.bias_cosine["bias"] if cosine else getattr(tower_results.mean_error, quantity)
         close(mean, left_out.jackknife_error(values[:, :layers].mean(1)), 1e-3)
-    each = [expected_mass.mean() for expected_mass in left_out.masses(reference, chosen, tower, slots, queries)]
-    found = own.prompt_mass.each
-    close(found[np.isfinite(found)], each)
-    assert np.flatnonzero(np.isfinite(found)).tolist() == (list(SPREAD) if tower == "vision" else [0, 1, 2])
+    each = [expected_mass.mean() for expected_mass in left_out.masses(reference, passes, tower, slots, queries)]
+    each_mass = tower_results.prompt_mass.each
+    close(each_mass[np.isfinite(each_mass)], each)
+    assert np.flatnonzero(np.isfinite(each_mass)).tolist() == (list(SPREAD) if tower == "vision" else [0, 1, 2])
 
 
 def steps(maps, name, expected, tolerance=2e-5):
@@ -264,19 +279,21 @@ def steps(maps, name, expected, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("key", RUNS)
-def test_maps_to_explore(found, reference, key):
-    run, saved = reference.runs[RUNS[key]], reference.saved[RUNS[key]]
-    given = np.stack([LABELS, *(reference.saved[name].logits.argmax(-1) for name in RUNS.values())], 1)[SPREAD]
-    pairs = [(row, label) for row, labels in enumerate(given.tolist()) for label in dict.fromkeys(labels)]
+def test_maps_to_explore(results, reference, key):
+    run = reference.runs[RUNS[key]]
+    saved = reference.saved[RUNS[key]]
+    classes = np.stack([LABELS, *(reference.saved[name].logits.argmax(-1) for name in RUNS.values())], 1)[SPREAD]
+    pairs = [(row, label) for row, labels in enumerate(classes.tolist()) for label in dict.fromkeys(labels)]
     assert len(pairs) > len(SPREAD)
-    np.testing.assert_array_equal(found.explore.images, SPREAD)
-    np.testing.assert_array_equal(found.explore.pictures, [picture(index) for index in SPREAD])
-    np.testing.assert_array_equal(found.explore.pairs, pairs)
-    assert found.explore.names == tuple(f"{index}.png" for index in SPREAD)
+    np.testing.assert_array_equal(results.explore.images, SPREAD)
+    np.testing.assert_array_equal(results.explore.pictures, [picture(index) for index in SPREAD])
+    np.testing.assert_array_equal(results.explore.pairs, pairs)
+    assert results.explore.names == tuple(f"{index}.png" for index in SPREAD)
     rows = [
         relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label) for row, label in pairs
     ]
-    vision, maps = np.stack([row[0] for row in rows]), found.explore.models[key]
+    vision = np.stack([row[0] for row in rows])
+    maps = results.explore.models[key]
     steps(maps, "relevancy", vision[:, :PATCHES])
     close(maps.relevancy_sum, vision.sum(-1))
     close(maps.slot_relevancy, vision[:, PATCHES:])
@@ -285,18 +302,20 @@ def test_maps_to_explore(found, reference, key):
             relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label, start_layer=layer)[0]
             for row, label in pairs
         ]
-        close(shares, [own[PATCHES:].sum() / own.sum() for own in later])
-    for (_, label), (_, text), own in zip(pairs, rows, maps.text, strict=True):
-        close(own[: len(text)], text)
-        assert not own[len(text) :].any()
-        tokens, kinds = maps.tokens[label], maps.kinds[label]
+        close(shares, [values[PATCHES:].sum() / values.sum() for values in later])
+    for (_, label), (_, text), values in zip(pairs, rows, maps.text, strict=True):
+        close(values[: len(text)], text)
+        assert not values[len(text) :].any()
+        tokens = maps.tokens[label]
+        kinds = maps.kinds[label]
         assert len(tokens) == len(kinds) == len(text)
         named = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "category"]
         assert "".join(named) == CLASS_NAMES[label].replace("_", "").replace(" ", "")
     attention = np.stack([block.attention[SPREAD, :, 0, 1:].mean(1) for block in saved.vision.blocks], 1)
     steps(maps, "attention", attention[..., :PATCHES])
     close(maps.slot_attention, attention[..., PATCHES:])
-    logits, labels = saved.logits[SPREAD], LABELS[SPREAD]
+    logits = saved.logits[SPREAD]
+    labels = LABELS[SPREAD]
     true = logits[np.arange(len(labels)), labels]
     others = np.where(np.arange(len(CLASS_NAMES)) == labels[:, None], -np.inf, logits).max(-1)
     close(maps.margin, true - others, 1e-4, np.abs(logits).max())
@@ -307,18 +326,19 @@ def test_maps_to_explore(found, reference, key):
         steps(maps, "distance", np.stack(distances, 1))
 
 
-def test_examples(found, reference):
-    chosen = [int(key.removesuffix(".png")) for key in found.examples.names]
-    assert set(chosen) <= set(GROUPS["corrected"])
+def test_examples(results, reference):
+    numbers = [int(key.removesuffix(".png")) for key in results.examples.names]
+    assert set(numbers) <= set(GROUPS["corrected"])
     for key, name in RUNS.items():
-        for k, index in enumerate(chosen):
-            maps = found.examples.models[key]
-            vision, text = maps.vision[k], maps.text[k]
+        for k, index in enumerate(numbers):
+            maps = results.examples.models[key]
+            vision = maps.vision[k]
+            text = maps.text[k]
             close(vision / vision.sum(), reference.relevancy[name]["vision"][index])
             close(text / text.sum(), reference.relevancy[name]["text"][index][: len(text)])
             close(maps.logits[k], reference.saved[name].logits[index])
 
 
-def test_models_tell_their_depths(found):
-    depths = [(model.vision_depth, model.text_depth) for model in found.models]
+def test_models_tell_their_depths(results):
+    depths = [(model.vision_depth, model.text_depth) for model in results.models]
     assert depths == [(0, 0), (2, 2)]

@@ -21,8 +21,8 @@ def batched(values, mask):
     """Moments of batches of four, as a pass over a dataset makes them."""
     totals = {}
     for start in range(0, len(values), 4):
-        chosen = slice(start, start + 4)
-        totals = merge(totals, {"x": of(values[chosen], mask[chosen])})
+        batch = slice(start, start + 4)
+        totals = merge(totals, {"x": of(values[batch], mask[batch])})
     return totals["x"]
 
 
@@ -32,25 +32,25 @@ def test_batches_add_up_to_the_whole():
     values = VALUES.copy()
     values[2] = np.nan  # what is masked may hold anything
     moments = batched(values, mask)
-    kept = VALUES[mask].astype(np.float64)
+    counted = VALUES[mask].astype(np.float64)
     assert moments.samples == 9
-    np.testing.assert_allclose(moments.mean, kept.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(moments.standard_error, kept.std(0, ddof=1) / 3, rtol=1e-5)
+    np.testing.assert_allclose(moments.mean, counted.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(moments.standard_error, counted.std(0, ddof=1) / 3, rtol=1e-5)
 
 
 def test_counts_may_differ_within_a_sample():
     mask = DRAW.random((11, 2)) < 0.6
     moments = batched(VALUES, mask)
     for j in range(2):
-        kept = VALUES[mask[:, j], j].astype(np.float64)
-        np.testing.assert_allclose(moments.mean[j], kept.mean(0), rtol=1e-6)
-        np.testing.assert_allclose(moments.squares[j], len(kept) * kept.var(0), rtol=1e-5)
+        counted = VALUES[mask[:, j], j].astype(np.float64)
+        np.testing.assert_allclose(moments.mean[j], counted.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(moments.squares[j], len(counted) * counted.var(0), rtol=1e-5)
 
 
 def test_a_far_mean_costs_no_precision():
     values = np.float32(1e4) + DRAW.normal(0, 1, (400, 1)).astype(np.float32)
-    found = batched(values, np.ones(400, bool))
-    np.testing.assert_allclose(found.squares, 400 * values.astype(np.float64).var(0), rtol=1e-3)
+    moments = batched(values, np.ones(400, bool))
+    np.testing.assert_allclose(moments.squares, 400 * values.astype(np.float64).var(0), rtol=1e-3)
 
 
 def test_one_sample_has_no_error():
@@ -60,17 +60,17 @@ def test_one_sample_has_no_error():
 def test_sharded_input_gives_the_same():
     mesh = meshes.make_mesh(data=8)
     rows = meshes.place_rows(mesh, VALUES[:8])
-    found, expected = of(rows), of(VALUES[:8])
-    np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-5)
+    moments, expected = of(rows), of(VALUES[:8])
+    np.testing.assert_allclose(moments.squares, expected.squares, rtol=1e-5)
 
 
 def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
     moments = batched(VALUES, np.ones(11, bool))
     request = SumRequest("x", "x", np.arange(5), lambda batch: {})
-    kept = RequestProgress(request, tmp_path, "a")
-    assert (kept.state, kept.done) == ({}, 0)
-    kept.add({"some/name": moments}, 3, np.ones(3, bool))
-    kept.save()
+    progress = RequestProgress(request, tmp_path, "a")
+    assert (progress.state, progress.done) == ({}, 0)
+    progress.add({"some/name": moments}, 3, np.ones(3, bool))
+    progress.save()
     again = RequestProgress(request, tmp_path, "a")
     assert again.done == 3 and list(again.state) == ["some/name"]
     np.testing.assert_array_equal(again.state["some/name"].squares, moments.squares)
@@ -83,8 +83,8 @@ def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
 def test_normalisations():
     rows, visible = np.array([[1, 3, 0], [0, 0, 0]], np.float32), np.array([[True, True, False]])
     ways = ("sum", "max", "minmax")
-    found = jax.jit(lambda rows, visible: [normalise_maps(rows, how, visible) for how in ways])(rows, visible)
-    for seen, expected in zip(found, ([0.25, 0.75, 0], [1 / 3, 1, 0], [0, 1, 0]), strict=True):
+    normalised = jax.jit(lambda rows, visible: [normalise_maps(rows, how, visible) for how in ways])(rows, visible)
+    for seen, expected in zip(normalised, ([0.25, 0.75, 0], [1 / 3, 1, 0], [0, 1, 0]), strict=True):
         np.testing.assert_allclose(seen, [expected, [0, 0, 0]], rtol=1e-7)
 
 
@@ -98,5 +98,5 @@ def test_rank_correlation_shares_ranks_of_equal_values():
 
 
 def test_total_variation():
-    found = jax.jit(total_variation)(*np.array([[[2, 0], [1, 1]], [[0, 5], [3, 1]]], np.float32))
-    np.testing.assert_allclose(found, [1, 0.25])
+    distances = jax.jit(total_variation)(*np.array([[[2, 0], [1, 1]], [[0, 5], [3, 1]]], np.float32))
+    np.testing.assert_allclose(distances, [1, 0.25])

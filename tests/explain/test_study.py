@@ -37,7 +37,8 @@ def split(broken: int | None = None) -> Split:
     def read(index: int) -> bytes:
         if index == broken:
             return b"not an image"
-        file, draw = io.BytesIO(), np.random.default_rng(index)
+        file = io.BytesIO()
+        draw = np.random.default_rng(index)
         Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file, "PNG")
         return file.getvalue()
 
@@ -98,12 +99,12 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         totals_of(interrupted)
     again = make(clip, tmp_path / "cut", options=options, advance=lambda title, done, total: steps.append(done))
-    found = totals_of(again)
+    moments = totals_of(again)
     assert steps == [1, 2, 3]
-    np.testing.assert_array_equal(found.mean, whole.mean)
-    np.testing.assert_array_equal(found.squares, whole.squares)
-    assert found.samples == COUNT
-    np.testing.assert_allclose(found.mean, pixels().mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(moments.mean, whole.mean)
+    np.testing.assert_array_equal(moments.squares, whole.squares)
+    assert moments.samples == COUNT
+    np.testing.assert_allclose(moments.mean, pixels().mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -123,10 +124,10 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
         again = make(
             clip, tmp_path / "cut", options=StudyOptions(batch_size=size), advance=lambda *step: steps.append(step)
         )
-        found = totals_of(again)
+        moments = totals_of(again)
     assert len(steps) == 2 + -(-(COUNT - 4) // size)
-    assert found.samples == whole.samples
-    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-4, atol=1e-5)
+    assert moments.samples == whole.samples
+    np.testing.assert_allclose(moments.mean, whole.mean, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(clip, tmp_path):
@@ -159,16 +160,16 @@ def test_sections_share_passes_over_the_images(clip, tmp_path):
         return {"labels": batch["labels"]}
 
     def section(*rounds):
-        found = []
+        seen = []
         for names in rounds:
             answers = yield [RowRequest(name, name, study.images, labels_of) for name in names]
             assert sorted(answers) == sorted(names)
-            found.append([answers[name]["labels"].tolist() for name in names])
-        return found
+            seen.append([answers[name]["labels"].tolist() for name in names])
+        return seen
 
     labels = plain.labels.tolist()
-    found = study.run({"a": section(["x", "y"], ["z"]), "b": section(["x"], ["u", "v"]), "c": section([], ["x", "w"])})
-    assert found == {"a": [[labels] * 2, [labels]], "b": [[labels], [labels] * 2], "c": [[], [labels] * 2]}
+    seen = study.run({"a": section(["x", "y"], ["z"]), "b": section(["x"], ["u", "v"]), "c": section([], ["x", "w"])})
+    assert seen == {"a": [[labels] * 2, [labels]], "b": [[labels], [labels] * 2], "c": [[], [labels] * 2]}
     assert sorted(read) == sorted([*range(COUNT)] * 2)
 
 
@@ -193,11 +194,11 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
             behind.save()
             break
     again = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
-    found = again.run_section(both(again))
+    results = again.run_section(both(again))
     for name, sums in expected.items():
-        assert sums["mean"].samples == found[name]["mean"].samples == COUNT
-        np.testing.assert_allclose(found[name]["mean"].mean, sums["mean"].mean)
-    assert found["a"]["mean"].mean == pytest.approx(np.mean(range(COUNT)))
+        assert sums["mean"].samples == results[name]["mean"].samples == COUNT
+        np.testing.assert_allclose(results[name]["mean"].mean, sums["mean"].mean)
+    assert results["a"]["mean"].mean == pytest.approx(np.mean(range(COUNT)))
 
 
 def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
@@ -214,7 +215,7 @@ def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
     study = make(clip, tmp_path)
     labels = study.split.labels
     wrong = {"zero_shot": [0, 1, 1, 1, 0, 0, 1], "vpt": [0, 0, 1, 0, 1, 0, 0]}
-    predicted = Predictions(labels, {key: (labels + np.array(own)) % 3 for key, own in wrong.items()})
+    predicted = Predictions(labels, {key: (labels + np.array(offset)) % 3 for key, offset in wrong.items()})
     assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
     groups = relevancy_groups(study, predicted, study.models[1])
     assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0, 5], list(range(COUNT))]
@@ -258,17 +259,18 @@ STRENGTH = {"zero_shot": 1.0, "vpt": 2.0, "other": 3.0}
 
 def maps_by_hand(monkeypatch):
     """Puts maps that can be told apart in the place of relevancy; returns of which images each model was asked."""
-    asked = {key: [] for key in STRENGTH}
+    explained = {key: [] for key in STRENGTH}
 
     def maps(study, model, images, targets):
-        patches, prompts = study.clip.config.vision.patches, model.prompts[0]
+        patches = study.clip.config.vision.patches
+        prompts = model.prompts[0]
         seen = np.asarray(images)[:, 0, 0, :1] + STRENGTH[model.key] * np.arange(1, 1 + patches + prompts, dtype="f")
-        asked[model.key] += [int(value) for value in np.asarray(images)[:, 0, 0, 0]]
+        explained[model.key] += [int(value) for value in np.asarray(images)[:, 0, 0, 0]]
         text = np.ones((len(targets), np.max(model.task.tokens.eos) + 1), np.float32)
         return Relevancy(seen, text, np.zeros(len(targets), np.float32)), seen
 
     monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
-    return asked
+    return explained
 
 
 def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch):
@@ -276,24 +278,25 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
     plain = make(clip, tmp_path)
     other = dataclasses.replace(plain.models[1], key="other", label="other")
     study = Study([*plain.models, other], plain.split, StudyOptions(batch_size=2, image_limit=2), tmp_path / "both")
-    asked = maps_by_hand(monkeypatch)
-    labels, shift = study.split.labels, {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
+    explained = maps_by_hand(monkeypatch)
+    labels = study.split.labels
+    shift = {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
     shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
-    predicted = Predictions(labels, {key: (labels + np.array(own)) % 3 for key, own in shift.items()})
+    predicted = Predictions(labels, {key: (labels + np.array(offset)) % 3 for key, offset in shift.items()})
     results = study.run_section(compute_relevancy(knows(study, predicted)))
     first = pixels()[:, 0, 0, 0]
     padding = [0]  # image 2 alone is asked of one model only
-    assert sorted(asked["zero_shot"]) == sorted([*first[[0, 1, 2, 6]].tolist(), *padding * 2])
-    assert len(asked["vpt"]) == 4 and len(asked["other"]) == 6
+    assert sorted(explained["zero_shot"]) == sorted([*first[[0, 1, 2, 6]].tolist(), *padding * 2])
+    assert len(explained["vpt"]) == 4 and len(explained["other"]) == 6
     for key, corrections in (("vpt", [1]), ("other", [1, 2, 6])):
-        chosen = {"corrected": corrections, "both_right": [0], "all": [0, 6]}
-        for group, images in chosen.items():
+        groups = {"corrected": corrections, "both_right": [0], "all": [0, 6]}
+        for group, images in groups.items():
             averaged = results[key].groups[group]
             assert averaged.count == len(images)
             for side, name in (("zero_shot", "zero_shot"), ("tuned", key)):
-                found = getattr(averaged.vision, side).mean
-                rows = first[images, None] + STRENGTH[name] * np.arange(1.0, 1 + found.shape[-1])
-                np.testing.assert_allclose(found, (rows / rows.sum(1, keepdims=True)).mean(0), rtol=1e-5)
+                means = getattr(averaged.vision, side).mean
+                rows = first[images, None] + STRENGTH[name] * np.arange(1.0, 1 + means.shape[-1])
+                np.testing.assert_allclose(means, (rows / rows.sum(1, keepdims=True)).mean(0), rtol=1e-5)
 
 
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch):

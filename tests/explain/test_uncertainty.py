@@ -56,33 +56,36 @@ def test_shares_are_paired(mean: int) -> None:
     """A part that is 30 % of the gain in every image is 30 % of it in every resample, however noisy that is."""
     gain = np.random.default_rng(1).normal(mean, 3, (300, 1))
     values = np.concatenate([0.3 * gain, gain], axis=1)
-    draws, means = resample(values), values.mean(0)
-    found = share(means[0], draws[:, 0], means[1], draws[:, 1])
-    assert [found.share.value, found.share.low, found.share.high] == pytest.approx([0.3] * 3)
-    assert excludes(found.share, 0.25) == 1 and excludes(found.share, 0.5) == -1
-    assert found.value == pytest.approx(0.3 * means[1])
+    draws = resample(values)
+    means = values.mean(0)
+    part = share(means[0], draws[:, 0], means[1], draws[:, 1])
+    assert [part.share.value, part.share.low, part.share.high] == pytest.approx([0.3] * 3)
+    assert excludes(part.share, 0.25) == 1 and excludes(part.share, 0.5) == -1
+    assert part.value == pytest.approx(0.3 * means[1])
 
 
 def test_no_share_of_a_gain_that_may_be_nothing():
     values = np.random.default_rng(2).normal(0, 3, (100, 2))
-    draws, means = resample(values), values.mean(0)
-    found = share(means[0], draws[:, 0], means[1], draws[:, 1])
-    assert found.share is None and excludes(found.share, 0.5) == 0
+    draws = resample(values)
+    means = values.mean(0)
+    part = share(means[0], draws[:, 0], means[1], draws[:, 1])
+    assert part.share is None and excludes(part.share, 0.5) == 0
     assert excludes(estimate(means[1], draws[:, 1])) == 0
 
 
 def test_a_few_numbers_get_students_interval():
-    found = mean_of_few([1.0, 2.0, 4.0])
+    interval = mean_of_few([1.0, 2.0, 4.0])
     half = 4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)
-    assert found.value == pytest.approx(7 / 3)
-    assert [found.low, found.high] == pytest.approx([7 / 3 - half, 7 / 3 + half])
+    assert interval.value == pytest.approx(7 / 3)
+    assert [interval.low, interval.high] == pytest.approx([7 / 3 - half, 7 / 3 + half])
     assert mean_of_few([2.0]) == Estimate(2.0)
 
 
 def test_a_share_in_a_resample_without_the_gain_is_as_large_as_shares_get():
-    parts, gains = np.linspace(0, 1, 1000), np.ones(1000)
+    parts = np.linspace(0, 1, 1000)
+    gains = np.ones(1000)
     gains[400:420] = -1.0
-    (found,) = shares(np.array([0.5]), parts[:, None], 1.0, gains)
+    (estimated,) = shares(np.array([0.5]), parts[:, None], 1.0, gains)
     expected = [10.0 if 400 <= row < 420 else part for row, part in enumerate(parts)]
-    np.testing.assert_allclose([found.share.low, found.share.high], np.quantile(expected, [0.025, 0.975]))
-    assert found.share.value == 0.5 and found.low == pytest.approx(0.025)
+    np.testing.assert_allclose([estimated.share.low, estimated.share.high], np.quantile(expected, [0.025, 0.975]))
+    assert estimated.share.value == 0.5 and estimated.low == pytest.approx(0.025)

@@ -25,7 +25,8 @@ class LowRank(Method):
 
     def init(self, rng, clip, class_names):
         def tower(geometry):
-            L, D = geometry.layers, geometry.width
+            L = geometry.layers
+            D = geometry.width
             low_rank = {name: {"down": jnp.zeros((L, P, D, 2)), "up": jnp.zeros((L, P, 2, D))} for name, P in PARTS}
             projection = jnp.zeros((D, clip.config.projection_width))
             return {"layers": {**low_rank, "norm2": {"scale": jnp.zeros((L, D))}}, "projection": projection}
@@ -47,10 +48,10 @@ def test_streaming_equals_the_letter(clip, images):
     """Of one text per class, `test_against_reference` compares every method."""
     task = Task(clip, LowRank(), CLASS_NAMES)
     learnables = weights_common.drawn(task.shapes, 0.3)
-    found = relevancy(task, clip.params, learnables, images, TARGETS)
-    wanted = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, TARGETS)
+    maps = relevancy(task, clip.params, learnables, images, TARGETS)
+    plain = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, TARGETS)
     logits = jax.jit(task.logits)(clip.params, learnables, images)
-    np.testing.assert_allclose(found.scores, np.asarray(logits)[np.arange(len(TARGETS)), TARGETS], rtol=1e-5)
+    np.testing.assert_allclose(maps.scores, np.asarray(logits)[np.arange(len(TARGETS)), TARGETS], rtol=1e-5)
     for name in ("vision", "text"):
-        expected = np.asarray(getattr(wanted, name))
-        np.testing.assert_allclose(getattr(found, name), expected, atol=2e-5 * expected.max())
+        expected = np.asarray(getattr(plain, name))
+        np.testing.assert_allclose(getattr(maps, name), expected, atol=2e-5 * expected.max())

@@ -32,15 +32,16 @@ def test_search_in_pieces_is_the_plain_search(seed: int, count: int, chunk: int,
     rng = np.random.default_rng(seed)
     vectors, table = rng.normal(size=(3, 4)), rng.normal(size=(11, 4))
     if whole_numbers:  # many ties
-        vectors, table = vectors.round(), table.round()
+        vectors = vectors.round()
+        table = table.round()
     search = Search(vectors, count)
     for start in range(0, len(table), chunk):
         search.add(table[start : start + chunk])
-    found = search.result()
+    nearest = search.result()
     ids, distances, mean = plain_search(vectors, table, count)
-    np.testing.assert_array_equal(found.ids, ids)
-    np.testing.assert_allclose(found.distances, distances, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(found.mean_distance, mean, rtol=1e-9)
+    np.testing.assert_array_equal(nearest.ids, ids)
+    np.testing.assert_allclose(nearest.distances, distances, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(nearest.mean_distance, mean, rtol=1e-9)
 
 
 def test_a_row_is_at_distance_0_from_itself_however_long_it_is() -> None:
@@ -56,10 +57,10 @@ def test_a_context_of_known_words_finds_them(clip: Clip) -> None:
     ids = [encode(clip.tokenizer, [word])[0] for word in words]
     assert all(len(tokens) == 1 for tokens in ids)
     table = np.asarray(clip.params["text"]["token_embedding"])
-    found = context_words(table[[tokens[0] for tokens in ids]], table, 3)
-    assert [readable_token(clip.tokenizer, i) for i in found.ids[:, 0]] == words
-    assert found.distances[:, 0].tolist() == [0] * 4
-    assert (found.distances[:, 1] > 0).all()
+    nearest = context_words(table[[tokens[0] for tokens in ids]], table, 3)
+    assert [readable_token(clip.tokenizer, i) for i in nearest.ids[:, 0]] == words
+    assert nearest.distances[:, 0].tolist() == [0] * 4
+    assert (nearest.distances[:, 1] > 0).all()
     many = context_words(np.tile(table[:5], (300, 1)), table, 2)  # more than are compared at a time
     ids, distances, mean = plain_search(table[:5], table, 2)
     np.testing.assert_array_equal(many.ids, np.tile(ids, (300, 1)))
@@ -86,17 +87,17 @@ def test_states_are_those_of_the_frozen_model_reading_a_text(clip: Clip) -> None
 
 def test_deeper_prompts_that_are_states_of_words_find_them(clip: Clip) -> None:
     task = Task(clip, "ivlp", CLASS_NAMES, text_tokens=2)
-    chosen = np.random.default_rng(1).choice(clip.config.text.vocabulary_size, (2, 2), replace=False)
+    words = np.random.default_rng(1).choice(clip.config.text.vocabulary_size, (2, 2), replace=False)
     prompts = np.empty((2, 2, clip.config.text.width), np.float32)
     for place, prefix in enumerate(prompt_prefixes(task, 2)):
-        texts = np.column_stack([np.tile(prefix, (2, 1)), chosen[:, place]]).astype(np.int32)
+        texts = np.column_stack([np.tile(prefix, (2, 1)), words[:, place]]).astype(np.int32)
         states = np.asarray(word_states({"text": clip.params["text"]}, clip.config, texts))
         prompts[:, place] = states[[1, 2], [0, 1]]
     for place, prefix in enumerate(prompt_prefixes(task, 2)):
         shallow, deep = place_words(clip, prefix, [prompts[:1, place], prompts[:, place]], 3, chunk=100)
         assert len(shallow) == 1 and len(deep) == 2  # prompts of two depths in one pass
         for layer, near in enumerate([*shallow, *deep]):
-            assert near.ids[0, 0] == chosen[max(layer - 1, 0), place]
+            assert near.ids[0, 0] == words[max(layer - 1, 0), place]
             assert near.distances[0, 0] < 1e-4 < near.distances[0, 1]
 
 

@@ -33,8 +33,8 @@ def test_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
     inputs = tokenizer(texts, return_tensors="pt", padding="max_length" if base == "demo-siglip" else True)
     inputs |= processor([Image.fromarray(x) for x in images], return_tensors="pt")
     with torch.no_grad():
-        found = model(**inputs).logits_per_image.numpy()
-    models.assert_close(found, expected)
+        logits = model(**inputs).logits_per_image.numpy()
+    models.assert_close(logits, expected)
 
 
 @pytest.mark.parametrize("base", ["demo", "demo-siglip"])

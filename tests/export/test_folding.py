@@ -53,11 +53,11 @@ def test_tuned_weights_fold_with_the_scale_of_their_cosines(
     images = models.pictures(clip)
     expected = models.logits(clip, adapter, images)
     models.assert_close(models.zero_shot_logits(tmp_path / "out", images, template), expected)
-    own = float(np.exp(clip.params["logit_scale"]))
-    assert abs(own - 100) > 10  # so that it matters whose scale is written
-    assert float(np.exp(clipbias.load(tmp_path / "out").params["logit_scale"])) == pytest.approx(scale or own)
+    scale_of_clip = float(np.exp(clip.params["logit_scale"]))
+    assert abs(scale_of_clip - 100) > 10  # so that it matters whose scale is written
+    assert float(np.exp(clipbias.load(tmp_path / "out").params["logit_scale"])) == pytest.approx(scale or scale_of_clip)
     with safe_open(tmp_path / "out" / "classifier.safetensors", "np") as head:
-        assert float(np.exp(head.get_tensor("logit_scale"))) == pytest.approx(scale or own)
+        assert float(np.exp(head.get_tensor("logit_scale"))) == pytest.approx(scale or scale_of_clip)
         assert json.loads(head.metadata()["templates"]) == [template]
 
 

@@ -35,14 +35,16 @@ def test_the_head_reproduces_the_logits(
     adapter = models.adapter(clip, method, tmp_path, **options)
     assert export(adapter, clip, tmp_path / "out", own_methods=(method,)) == "head"
     with safe_open(tmp_path / "out" / "classifier.safetensors", "numpy") as file:
-        features, scale, metadata = file.get_tensor("text_features"), file.get_tensor("logit_scale"), file.metadata()
+        features = file.get_tensor("text_features")
+        scale = file.get_tensor("logit_scale")
+        metadata = file.metadata()
     assert json.loads(metadata["class_names"]) == list(models.CLASS_NAMES)
     assert json.loads(metadata["templates"]) == templates
     np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-6)
     images = models.pictures(clip)
-    found = np.asarray(encode(clip.params, clip.config, clip.preprocessing.normalize(images))[0])
-    found = found / np.linalg.norm(found, axis=-1, keepdims=True)
-    models.assert_close(np.exp(scale) * found @ features.T, models.logits(clip, adapter, images))
+    features_of_images = np.asarray(encode(clip.params, clip.config, clip.preprocessing.normalize(images))[0])
+    features_of_images = features_of_images / np.linalg.norm(features_of_images, axis=-1, keepdims=True)
+    models.assert_close(np.exp(scale) * features_of_images @ features.T, models.logits(clip, adapter, images))
 
 
 def test_the_head_beside_a_checkpoint_is_that_checkpoints_own(clip: Clip, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from clipbias.tuning import CONSTANTS
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from tests.export import models
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 OPTIONS: dict[str, dict[str, Any]] = {
     "all": {},
     "some": {
@@ -49,7 +50,8 @@ def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) ->
     assert export(adapter, clip, tmp_path / "out", form="peft") == "peft"
     tensors = load_file(tmp_path / "out" / WEIGHTS)
     parts = options.get("parts", "qkv")
-    rank, modules = options.get("rank", 2), set()
+    rank = options.get("rank", 2)
+    modules = set()
     for tower in options.get("towers", ("vision", "text")):
         width = getattr(clip.config, tower).width
         for l in (1,) if name == "some" else range(3):
@@ -59,7 +61,8 @@ def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) ->
                     part, (f"self_attn.{part}_proj", "qkv")
                 )
                 module = f"{tower}_model.encoder.layers.{l}.{module}"
-                pair, block = adapter.learnables[tower][product], 0 if name == "some" else l
+                pair = adapter.learnables[tower][product]
+                block = 0 if name == "some" else l
                 down, up = (tensors.pop(f"base_model.model.{module}.lora_{x}.weight") for x in "AB")
                 outputs = getattr(clip.config, tower).mlp_width if part == "fc1" else width
                 assert down.shape == (rank, width) and up.shape == (outputs, rank)
@@ -69,8 +72,8 @@ def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) ->
     assert not tensors
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert set(config["target_modules"]) == modules
-    told = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
-    assert told == {
+    settings = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
+    assert settings == {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": options.get("alpha", 1),
@@ -147,8 +150,8 @@ def test_peft_computes_the_same(name: str, tmp_path: Path) -> None:
 
     def logits(model: Any) -> np.ndarray:
         with torch.no_grad():
-            found = model(**tokens, pixel_values=pixels)
-        return 100 * (found.image_embeds @ found.text_embeds.T).numpy()
+            output = model(**tokens, pixel_values=pixels)
+        return 100 * (output.image_embeds @ output.text_embeds.T).numpy()
 
     plain = transformers.CLIPModel.from_pretrained(base)
     model = peft.PeftModel.from_pretrained(plain, tmp_path / "out").eval()

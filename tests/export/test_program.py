@@ -38,9 +38,9 @@ def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) ->
     expected = models.logits(clip, adapter, images)
     models.assert_close(program.call(weights, images), expected)
     models.assert_close(program.call(weights, images[:1]), expected[:1])
-    told = json.loads((tmp_path / "out" / "program.json").read_text())
-    assert told["class_names"] == list(models.CLASS_NAMES)
-    assert told["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
+    description = json.loads((tmp_path / "out" / "program.json").read_text())
+    assert description["class_names"] == list(models.CLASS_NAMES)
+    assert description["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
     assert (tmp_path / "out" / "classifier.stablehlo").stat().st_size < 100_000
 
 
@@ -81,5 +81,5 @@ def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=out, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0] in models.CLASS_NAMES
-    one = crop(picture, demo.config.vision.image_size)[None]
-    models.assert_close(np.load(out / "logits.npy"), models.logits(demo, adapter, one))
+    image = crop(picture, demo.config.vision.image_size)[None]
+    models.assert_close(np.load(out / "logits.npy"), models.logits(demo, adapter, image))

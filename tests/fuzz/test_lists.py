@@ -107,7 +107,7 @@ def test_lists_of_variants_and_class_names(root: Path, data: st.DataObject) -> N
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("own")
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(place / name)
@@ -145,8 +145,8 @@ CELLS = st.sampled_from(
 @example([["path", "label"], ["a.png", "x" * 200_000]], None)
 @example([["path", "label"], ["a.png", '"cat\n"']], None)
 @example([], None)
-def test_tables(own: Path, rows: list[list[str]], class_names: tuple[str, ...] | None) -> None:
-    path = own / "table.csv"
+def test_tables(pictures: Path, rows: list[list[str]], class_names: tuple[str, ...] | None) -> None:
+    path = pictures / "table.csv"
     for head in ([], [["path", "label", "split"]]):
         content = "\n".join(",".join(row) for row in [*head, *rows])
         use_with(path, content, "csv", path, class_names=class_names)
@@ -156,14 +156,14 @@ ROWS = [{"path": "a.png", "label": "cat"}, {"path": "b.png", "label": "dog", "sp
 
 
 @given(st.data())
-def test_json_lines(own: Path, data: st.DataObject) -> None:
-    path = own / "table.jsonl"
+def test_json_lines(pictures: Path, data: st.DataObject) -> None:
+    path = pictures / "table.jsonl"
     lines = [json.dumps(data.draw(mutated(row))) for row in ROWS[: data.draw(st.integers(0, 3))]]
     use_with(path, "\n".join(lines), "csv", path)
     use_with(path, data.draw(corrupted("\n".join(map(json.dumps, ROWS)).encode())), "csv", path)
     named = [{"file_name": row["path"], "label": row.get("label", "x")} for row in ROWS]
     lines = [json.dumps(data.draw(mutated(row))) for row in named]
-    use_with(own / "metadata.jsonl", "\n".join(lines), "folder", own)
+    use_with(pictures / "metadata.jsonl", "\n".join(lines), "folder", pictures)
 
 
 @given(st.lists(st.sampled_from((b"cat", b"d\xff", b"\xf0\x9f\x90\x88", b".x", b"a\nb", b"train")), unique=True))

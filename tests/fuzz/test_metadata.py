@@ -67,7 +67,8 @@ def assert_harmless(card: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), [("", name) for name in HEADER] + [("notes", name) for name in NOTES])
 def test_fields_of_adapters(group: str, name: str, whole: bytes, clip: Callable[[], Clip], tmp_path: Path) -> None:
-    path, taken = tmp_path / "a.safetensors", 0
+    path = tmp_path / "a.safetensors"
+    taken = 0
     for value in KINDS:
         path.write_bytes(changed(whole, name, value, group=group))
         message = answered(lambda: read_adapter(path), tmp_path)

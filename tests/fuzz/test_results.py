@@ -46,10 +46,11 @@ def test_archives(tmp_path: Path, content: bytes) -> None:
 
 @given(st.data())
 def test_sums_of_a_study(tmp_path: Path, data: st.DataObject) -> None:
-    request, path = SumRequest("sums", "sums", np.arange(3), lambda batch: {}), tmp_path / "sums.npz"
-    kept = RequestProgress(request, tmp_path, "mine")
-    kept.add({}, 3, np.ones(3, bool))
-    kept.save()
+    request = SumRequest("sums", "sums", np.arange(3), lambda batch: {})
+    path = tmp_path / "sums.npz"
+    saved = RequestProgress(request, tmp_path, "mine")
+    saved.add({}, 3, np.ones(3, bool))
+    saved.save()
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     name = data.draw(st.sampled_from(sorted(arrays)))

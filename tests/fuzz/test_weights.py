@@ -281,7 +281,8 @@ def use(path: Path, clip: Clip) -> None:
 
 @given(st.data())
 def test_damaged_adapters(adapter: Path, clip: Callable[[], Clip], tmp_path: Path, data: st.DataObject) -> None:
-    path, whole = tmp_path / "a.safetensors", adapter.read_bytes()
+    path = tmp_path / "a.safetensors"
+    whole = adapter.read_bytes()
     path.write_bytes(data.draw(corrupted(whole)))
     answered(lambda: use(path, clip()), tmp_path)
     header, rest = header_of(whole)

@@ -96,12 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _get(self) -> None:
         path = self._path()
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._info(found[1], unquote(found[2] or "main"))
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
-            self._tree(found[1], unquote(found[2]))
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(found[1], unquote(found[2]), unquote(found[3]))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._info(match[1], unquote(match[2] or "main"))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
+            self._tree(match[1], unquote(match[2]))
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(match[1], unquote(match[2]), unquote(match[3]))
         else:
             self._answer(404, {"error": f"no {path}"})
 
@@ -147,8 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         if large:
             headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
         start, status = 0, 200
-        if found := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start, status = int(found[1]), 206
+        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(match[1])
+            status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.send_response(status)
         for key, value in headers.items():
@@ -170,10 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def do_POST(self) -> None:
-        path, body = self._path(), self._body()
+        path = self._path()
+        body = self._body()
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization'] or 'me'}/{asked['name']}"
+            request = json.loads(body)
+            name = f"{request['organization'] or 'me'}/{request['name']}"
             if name in self.hub.private:
                 return self._answer(403, {"error": "you do not have the rights"})
             if name in self.hub.repositories:
@@ -182,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             files = json.loads(body)["files"]
             modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
             self._answer(
@@ -195,8 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for entry in json.loads(body)["objects"]
             ]
             self._answer(200, {"transfer": "basic", "objects": objects})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
-            self._commit_files(found[1], body)
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self._commit_files(match[1], body)
         else:
             self._answer(404, {"error": f"no {path}"})
         return None

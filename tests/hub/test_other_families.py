@@ -29,7 +29,9 @@ NAMES = {
 }
 CLASSES = ("cat", "Dog", "golden_retriever", "big bird")
 LABELS = jnp.array([2, 0, 3])
-FEATURES, GRADIENTS = 2e-6, 1e-5  # relative to the largest number
+# Relative to the largest number
+FEATURES = 2e-6
+GRADIENTS = 1e-5
 
 
 @pytest.fixture(params=NAMES)
@@ -67,13 +69,13 @@ def outputs(config: Any, params: Any, images: Any, ids: Any, added: Any, packed:
         logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), LABELS[:, None], 1).mean(), logits
 
-    found = {"image_features": encode_image(params, config, images)[0]}
-    found["text_features"] = encode_text(params, config, as_tokens(ids, config))[0]
+    arrays = {"image_features": encode_image(params, config, images)[0]}
+    arrays["text_features"] = encode_text(params, config, as_tokens(ids, config))[0]
     for whole in (True, False):
         (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(added, whole)
-        found |= {f"{whole}.{k}": v for k, v in {"adapted.loss": value, "adapted.logits": logits}.items()}
-        found |= {f"{whole}.gradient.{name}": leaf for name, leaf in gradients.items()}
-    return found
+        arrays |= {f"{whole}.{k}": v for k, v in {"adapted.loss": value, "adapted.logits": logits}.items()}
+        arrays |= {f"{whole}.gradient.{name}": leaf for name, leaf in gradients.items()}
+    return arrays
 
 
 @pytest.mark.ci
@@ -84,18 +86,19 @@ def test_features_and_gradients_equal_transformers(family: tuple[Clip, dict[str,
     added = {name.removeprefix("added."): x for name, x in expected.items() if name.startswith("added.")}
     packed = pack(as_tokens(ids, clip.config, 2), groups=3)
     for name, value in outputs(clip.config, clip.params, expected["images"], ids, added, packed).items():
-        wanted = expected[name.removeprefix("True.").removeprefix("False.")]
-        assert difference(value, wanted) < (GRADIENTS if "gradient" in name else FEATURES), name
+        reference = expected[name.removeprefix("True.").removeprefix("False.")]
+        assert difference(value, reference) < (GRADIENTS if "gradient" in name else FEATURES), name
 
 
 def test_tokens_and_zero_shot_logits_equal_transformers(family: tuple[Clip, dict[str, np.ndarray]]) -> None:
     clip, expected = family
     task = clipbias.Task(clip, "zero_shot", CLASSES)
-    ids, wanted = np.asarray(task.tokens.ids), expected["tokens"]
+    ids = np.asarray(task.tokens.ids)
+    tokens = expected["tokens"]
     if clip.config.text.causal:  # nothing behind the end of a text counts
         behind = np.arange(ids.shape[1]) > np.asarray(task.tokens.eos)[:, None]
-        ids, wanted = (np.where(behind, 0, x) for x in (ids, wanted[:, : ids.shape[1]]))
-    np.testing.assert_array_equal(ids, wanted)
+        ids, tokens = (np.where(behind, 0, x) for x in (ids, tokens[:, : ids.shape[1]]))
+    np.testing.assert_array_equal(ids, tokens)
     logits = jax.jit(task.logits)(clip.params, task.init(), expected["images"])
     assert difference(logits, expected["logits"]) < FEATURES
 

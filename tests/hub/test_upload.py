@@ -40,10 +40,10 @@ def tuned(adapter: Adapter, clip: Clip) -> TunedModel:
     return TunedModel.of(adapter, clip)
 
 
-def same(one: Adapter, other: Adapter) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one.learnables, other.learnables)
+def same(first: Adapter, other: Adapter) -> None:
+    jax.tree.map(np.testing.assert_array_equal, first.learnables, other.learnables)
     for name in ("method", "options", "class_names", "template", "base", "base_fingerprint", "notes"):
-        assert getattr(one, name) == getattr(other, name)
+        assert getattr(first, name) == getattr(other, name)
 
 
 def test_an_adapter_comes_back(hub: Hub, tuned: TunedModel, adapter: Adapter, clip: Clip) -> None:

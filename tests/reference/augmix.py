@@ -11,26 +11,27 @@ import numpy as np
 
 def autocontrast(image: np.ndarray) -> np.ndarray:
     """Stretches each channel over 0 to 255."""
-    found = image.copy()
+    stretched = image.copy()
     for channel in range(3):
         values = image[..., channel].astype(float)
-        low, high = values.min(), values.max()
+        low = values.min()
+        high = values.max()
         if high > low:
             scale = 255 / (high - low)
-            found[..., channel] = np.clip(np.trunc(values * scale - low * scale), 0, 255)
-    return found
+            stretched[..., channel] = np.clip(np.trunc(values * scale - low * scale), 0, 255)
+    return stretched
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
     """Spreads each channel so that equally many pixels have each level, those of the highest left out of the count."""
-    found = image.copy()
+    equalized = image.copy()
     for channel in range(3):
         counts = np.bincount(image[..., channel].ravel(), minlength=256)
         step = (counts.sum() - counts[counts.nonzero()[0][-1]]) // 255
         if step:
             below = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            found[..., channel] = np.minimum((step // 2 + below) // step, 255)[image[..., channel]]
-    return found
+            equalized[..., channel] = np.minimum((step // 2 + below) // step, 255)[image[..., channel]]
+    return equalized
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
@@ -45,8 +46,10 @@ def affine(image: np.ndarray, matrix: Sequence[float]) -> np.ndarray:
     a, b, c, d, e, f = matrix
     column, row = a * x + b * y + c, d * x + e * y + f
     inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    left, top = np.floor(column - 0.5).astype(int), np.floor(row - 0.5).astype(int)
-    right_share, lower_share = (column - 0.5 - left)[..., None], (row - 0.5 - top)[..., None]
+    left = np.floor(column - 0.5).astype(int)
+    top = np.floor(row - 0.5).astype(int)
+    right_share = (column - 0.5 - left)[..., None]
+    lower_share = (row - 0.5 - top)[..., None]
 
     def between(rows: np.ndarray) -> np.ndarray:
         rows = rows.clip(0, size - 1)
@@ -59,8 +62,10 @@ def affine(image: np.ndarray, matrix: Sequence[float]) -> np.ndarray:
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     """Turns the image about its middle, anticlockwise."""
-    angle, middle = np.deg2rad(degrees), len(image) / 2
-    cos, sin = np.cos(angle), np.sin(angle)
+    angle = np.deg2rad(degrees)
+    middle = len(image) / 2
+    cos = np.cos(angle)
+    sin = np.sin(angle)
     return affine(image, (cos, -sin, middle - cos * middle + sin * middle, sin, cos, middle - (sin + cos) * middle))
 
 
@@ -83,7 +88,7 @@ OPERATIONS: Mapping[str, Callable[[np.ndarray, float, int], np.ndarray]] = {
 }
 
 
-def mixture(image: np.ndarray, chains: Sequence[np.ndarray], shares: np.ndarray, kept: float) -> np.ndarray:
+def mixture(image: np.ndarray, chains: Sequence[np.ndarray], shares: np.ndarray, weight: float) -> np.ndarray:
     """`m x + (1 - m) Σ w_i x_i`."""
     blend = sum(share * chain.astype(float) for share, chain in zip(shares, chains, strict=True))
-    return kept * image + (1 - kept) * blend
+    return weight * image + (1 - weight) * blend

@@ -46,7 +46,8 @@ CASES = {
     "taskres_alpha_one": Case("taskres", {}, {"alpha": 1.0}),
     "bias": Case("bias"),
 }
-LEARNING_RATE, STEPS = 0.05, 10
+LEARNING_RATE = 0.05
+STEPS = 10
 
 # Two tiny geometries that transformers wrote, and ViT-B/16 whose weights are drawn anew where they are needed.
 TINY: dict[str, dict[str, Any]] = {

@@ -26,17 +26,17 @@ def _frozen(state: State, tower: str, sizes: Mapping, l: int, x: np.ndarray, *, 
 
 def _forms(changes: list[list[tuple[int, bool, np.ndarray]]], length: int) -> Forms:
     """Averages of (position, whether it is read out, change) that each layer lists."""
-    found: dict[str, list[np.ndarray]] = {"vector": [], "kind": [], "token": []}
+    forms: dict[str, list[np.ndarray]] = {"vector": [], "kind": [], "token": []}
     for layer in changes:
         width = layer[0][2].shape
-        found["vector"].append(np.mean([change for _, _, change in layer], axis=0))
-        kinds = [[change for _, read, change in layer if read is wanted] for wanted in (True, False)]
-        found["kind"].append(np.stack([np.mean(kind, axis=0) for kind in kinds]))
+        forms["vector"].append(np.mean([change for _, _, change in layer], axis=0))
+        kinds = [[change for _, read, change in layer if read is is_pooled] for is_pooled in (True, False)]
+        forms["kind"].append(np.stack([np.mean(kind, axis=0) for kind in kinds]))
         by_token = np.zeros((length, *width))
         for position in {position for position, _, _ in layer}:
             by_token[position] = np.mean([change for at, _, change in layer if at == position], axis=0)
-        found["token"].append(by_token)
-    return {name: np.stack(layers) for name, layers in found.items()}
+        forms["token"].append(by_token)
+    return {name: np.stack(layers) for name, layers in forms.items()}
 
 
 def of_images(clip: Reference, tuned: State, inputs: Inputs, images: np.ndarray) -> Forms:
@@ -46,7 +46,8 @@ def of_images(clip: Reference, tuned: State, inputs: Inputs, images: np.ndarray)
     inputs: the method's.
     images: [B, R, R, 3], CLIP-normalised.
     """
-    sizes, bias = clip.config["vision_config"], inputs.vision_bias
+    sizes = clip.config["vision_config"]
+    bias = inputs.vision_bias
     run = numpy_clip.encode_image(tuned, clip.config, images, prompts=inputs.vision_prompts, bias=bias)
     count = 1 + (sizes["image_size"] // sizes["patch_size"]) ** 2
     changes: list[list[tuple[int, bool, np.ndarray]]] = [[] for _ in run.blocks]
@@ -65,7 +66,8 @@ def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> 
     inputs: the method's.
     initial: the same before training.
     """
-    sizes, bias = clip.config["text_config"], inputs.text_bias
+    sizes = clip.config["text_config"]
+    bias = inputs.text_bias
     run = numpy_clip.encode_text(
         tuned, clip.config, inputs.tokens, embeddings=inputs.embeddings, prompts=inputs.text_prompts, bias=bias
     )
@@ -89,7 +91,8 @@ def of_tokens(clip: Reference, tower: str, tokens: list[np.ndarray], rows: np.nd
     tokens: L + 1 arrays [B, N, D], at the input of every block and after the last, none of them learned.
     rows: [B], which token is read out.
     """
-    sizes, causal = clip.config[f"{tower}_config"], tower == "text"
+    sizes = clip.config[f"{tower}_config"]
+    causal = tower == "text"
     changes: list[list[tuple[int, bool, np.ndarray]]] = []
     for l, (before, after) in enumerate(itertools.pairwise(tokens)):
         layer = []
@@ -107,12 +110,13 @@ def of_inserted(clip: Reference, tower: str, blocks: Sequence[Block], rows: np.n
     blocks: of the tuned run, whose last ones have more tokens than `length`, the others behind the first.
     rows: [B], which token is read out, without these.
     """
-    sizes, causal = clip.config[f"{tower}_config"], tower == "text"
+    sizes = clip.config[f"{tower}_config"]
+    causal = tower == "text"
     changes: list[list[tuple[int, bool, np.ndarray]]] = []
     for l, block in enumerate(blocks):
-        kept = [0, *range(1 + block.tokens.shape[1] - length, block.tokens.shape[1])]
+        places = [0, *range(1 + block.tokens.shape[1] - length, block.tokens.shape[1])]
         layer = []
-        for x, y, row in zip(block.tokens[:, kept], block.output[:, kept], rows, strict=True):
+        for x, y, row in zip(block.tokens[:, places], block.output[:, places], rows, strict=True):
             change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
             layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else length)]
         changes.append(layer)

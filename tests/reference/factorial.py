@@ -64,13 +64,13 @@ def parts(run: Run, layer: int) -> Parts:
     attention, mass = np.zeros((batch, heads, count, count)), np.zeros((batch, heads, count))
     added = np.zeros((batch, count, heads * width))
     for b in range(batch):
-        kept = run.inputs[b]
-        slots = np.setdiff1d(np.arange(length), kept)
-        for i, query in enumerate(kept):
+        inputs = run.inputs[b]
+        slots = np.setdiff1d(np.arange(length), inputs)
+        for i, query in enumerate(inputs):
             for h in range(heads):
                 row = seen.attention[b, h, query]
                 mass[b, h, i] = sum(row[slots])
-                attention[b, h, i] = row[kept] / sum(row[kept])
+                attention[b, h, i] = row[inputs] / sum(row[inputs])
                 from_slots = sum((row[k] * seen.value[b, h, k] for k in slots), np.zeros(width))
                 added[b, i] += output[:, h * width : (h + 1) * width] @ from_slots
     return Parts(attention, mass, added)
@@ -85,19 +85,19 @@ def features(reference: Run, tuned: Run, stream: str, effects: Sequence[str]) ->
     """[B, d] features of one mixture, un-normalised; `stream` has a letter, "R" or "P", for each of `effects`."""
     takes = dict(zip(effects, stream, strict=True))
     runs = {"R": reference, "P": tuned}
-    own = runs[takes["values"]]  # whose weights advance the tokens
-    x = own.start
-    for l in range(len(own.forward.blocks)):
+    run = runs[takes["values"]]  # whose weights advance the tokens
+    x = run.start
+    for l in range(len(run.forward.blocks)):
         attention = parts(runs[takes["attention"]], l).attention
         mass = parts(runs[takes.get("scale", takes["values"])], l).mass
-        added = parts(own, l).added
-        x = np.stack([_block(own, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
-        if own.bias is not None:
-            every = numpy_clip.spread(own.bias[l], own.forward.rows, own.forward.last.shape[1])
-            x = x + np.stack([rows[at] for rows, at in zip(every, own.inputs, strict=True)])
-    rows = np.stack([x[b, list(own.inputs[b]).index(row)] for b, row in enumerate(own.forward.rows)])
-    normed = numpy_clip.layer_norm(own.state, LAST_NORM[own.tower], own.sizes["layer_norm_eps"], rows)
-    return normed @ own.state[PROJECTION[own.tower]].T
+        added = parts(run, l).added
+        x = np.stack([_block(run, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
+        if run.bias is not None:
+            every = numpy_clip.spread(run.bias[l], run.forward.rows, run.forward.last.shape[1])
+            x = x + np.stack([rows[at] for rows, at in zip(every, run.inputs, strict=True)])
+    rows = np.stack([x[b, list(run.inputs[b]).index(row)] for b, row in enumerate(run.forward.rows)])
+    normed = numpy_clip.layer_norm(run.state, LAST_NORM[run.tower], run.sizes["layer_norm_eps"], rows)
+    return normed @ run.state[PROJECTION[run.tower]].T
 
 
 def _block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.ndarray, added: np.ndarray):
@@ -110,9 +110,9 @@ def _block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.
     width = values.shape[-1] // len(attention)
     heads = np.zeros_like(values)
     for h in range(len(attention)):
-        own = slice(h * width, (h + 1) * width)
+        columns = slice(h * width, (h + 1) * width)
         for i in range(len(x)):
-            heads[i, own] = (1 - mass[h, i]) * (attention[h, i] @ values[:, own])
+            heads[i, columns] = (1 - mass[h, i]) * (attention[h, i] @ values[:, columns])
     x = x + numpy_clip.linear(run.state, f"{name}.self_attn.out_proj", heads) + added
     hidden = numpy_clip.linear(
         run.state, f"{name}.mlp.fc1", numpy_clip.layer_norm(run.state, f"{name}.layer_norm2", epsilon, x)

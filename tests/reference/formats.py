@@ -13,7 +13,8 @@ from tests import helpers
 from tests.reference import weights
 
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
-MLP_WIDTH, TEXT_LENGTHS = 32, (5, 9, 22)
+MLP_WIDTH = 32
+TEXT_LENGTHS = (5, 9, 22)
 
 
 def config(folder: Path) -> dict:

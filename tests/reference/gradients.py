@@ -75,10 +75,12 @@ def tower_backward(
         "text": ("text_model", "final_layer_norm", "text_projection"),
     }[tower]
     each = np.arange(len(saved.last))
-    x, read = np.zeros_like(saved.last), saved.last[each, saved.rows]
+    x = np.zeros_like(saved.last)
+    read = saved.last[each, saved.rows]
     pooled = features @ clip.state[f"{projection}.weight"]
     x[each, saved.rows] = layer_norm_backward(clip.state, f"{name}.{final}", sizes["layer_norm_eps"], read, pooled)
-    attention, added = [], []
+    attention = []
+    added = []
     for l in reversed(range(sizes["num_hidden_layers"])):
         layer = f"{name}.encoder.layers.{l}"
         x, probabilities, middle = block_backward(clip.state, layer, sizes, saved.blocks[l], x)

@@ -6,7 +6,11 @@ import numpy as np
 
 from tests.reference.differences import in_full
 
-E, N, C, S, D = 3, 9, 3, 2, 8
+E = 3
+N = 9
+C = 3
+S = 2
+D = 8
 LABELS = np.array([0, 1, 2] * 3)
 
 
@@ -21,7 +25,7 @@ def arrays(
     return {"features": features, "text_features": text}
 
 
-def close_to_slopes(found: np.ndarray, loss: Callable[[np.ndarray], float], at: np.ndarray) -> None:
-    """Asserts that `found` is the gradient of `loss` at `at`."""
+def close_to_slopes(gradient: np.ndarray, loss: Callable[[np.ndarray], float], at: np.ndarray) -> None:
+    """Asserts that `gradient` is the gradient of `loss` at `at`."""
     (slopes,) = in_full(lambda x: np.array([loss(x["at"])]), {"at": at})
-    np.testing.assert_allclose(found, slopes["at"], atol=2e-7 * np.abs(found).max())
+    np.testing.assert_allclose(gradient, slopes["at"], atol=2e-7 * np.abs(gradient).max())

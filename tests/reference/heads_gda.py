@@ -12,7 +12,8 @@ import numpy as np
 from tests.reference import heads
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
-NEIGHBOURS, COPIES = 64, 16
+NEIGHBOURS = 64
+COPIES = 16
 
 
 def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
@@ -77,7 +78,8 @@ def new_classes(
     `S_w = Σ (q - w)(q - w)ᵀ / 63`, centred at w. `P = mean over classes of d · pinv(63 S_w + tr(S_w) I)`.
     """
     x = heads.unit(heads.double(features).reshape(-1, np.shape(features)[-1]))
-    means, precisions = [], []
+    means = []
+    precisions = []
     for w in heads.zero_shot_classifier(new_text_features):
         nearest = x[np.argsort(-(x @ w), kind="stable")[:neighbours]]
         means.append(np.concatenate([nearest, np.tile(w, (copies, 1))]).mean(0))
@@ -101,7 +103,8 @@ def search(
     alpha, best = 0.1, 0.0
     for candidate in ALPHAS:
         scores = logits(features=features, text_features=text_features, weight=weight, bias=bias, alpha=candidate)
-        found = heads.accuracy(scores, labels)
-        if found > best:
-            alpha, best = candidate, found
+        accuracy = heads.accuracy(scores, labels)
+        if accuracy > best:
+            alpha = candidate
+            best = accuracy
     return alpha, best

@@ -26,7 +26,8 @@ def start(*, features: np.ndarray, labels: np.ndarray, text_features: np.ndarray
     `W_c = Σ of x over class c` (a sum); `α_c = 250 · mean over classes k of (mean over class k of x·T_k)`.
     """
     labels = np.asarray(labels)
-    x, text = heads.unit(features), heads.zero_shot_classifier(text_features)
+    x = heads.unit(features)
+    text = heads.zero_shot_classifier(text_features)
     weight = np.stack([x[labels == c].sum(0) for c in range(len(text))])
     similarities = [(x[labels == c] @ text[c]).mean() for c in range(len(text))]
     return weight, np.full(len(text), 250 * np.mean(similarities))
@@ -34,7 +35,8 @@ def start(*, features: np.ndarray, labels: np.ndarray, text_features: np.ndarray
 
 def learning_rates(*, features: np.ndarray, text_features: np.ndarray) -> tuple[float, float]:
     """`lr_W = 4 N / λmax(XᵀX)` and `lr_α = N / (4 · max_c Σ_n (x_n·T_c)²)`."""
-    x, text = heads.unit(features), heads.zero_shot_classifier(text_features)
+    x = heads.unit(features)
+    text = heads.zero_shot_classifier(text_features)
     largest = np.linalg.eigvalsh(x.T @ x)[-1]
     return 4 * len(x) / largest, len(x) / (4 * ((x @ text.T) ** 2).sum(0).max())
 
@@ -107,5 +109,7 @@ def train(
         scores = logits(features=validation_features, text_features=text_features, **trained.last)
         trained.accuracies.append(heads.accuracy(scores, validation_labels))
         if trained.accuracies[-1] >= highest:
-            highest, trained.best, trained.best_step = trained.accuracies[-1], trained.last, step
+            highest = trained.accuracies[-1]
+            trained.best = trained.last
+            trained.best_step = step
     return trained

@@ -32,7 +32,8 @@ def objective(
     *, features: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, inverse: float
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """`½ ‖W‖² + c Σ CE`, and its gradient with respect to [W, b], [C, d + 1]; and the probabilities [N, C]."""
-    f, labels = heads.double(features), np.asarray(labels)
+    f = heads.double(features)
+    labels = np.asarray(labels)
     scores = logits(features=f, weight=weight, bias=bias)
     row = np.arange(len(f))
     # Relative to the label's own logit: the loss of a row that is fitted well keeps its digits.
@@ -40,13 +41,13 @@ def objective(
     highest = margins.max(-1, keepdims=True)
     others = np.exp(margins - highest)
     others[row, labels] = 0.0
-    own = np.exp(-highest[:, 0])
+    true_exp = np.exp(-highest[:, 0])
     total = others.sum(-1)
-    losses = np.where(highest[:, 0] > 0, highest[:, 0] + np.log(own + total), np.log1p(total))
-    probabilities = others / (own + total)[:, None]
+    losses = np.where(highest[:, 0] > 0, highest[:, 0] + np.log(true_exp + total), np.log1p(total))
+    probabilities = others / (true_exp + total)[:, None]
     residuals = probabilities.copy()
     residuals[row, labels] = -probabilities.sum(-1)
-    probabilities[row, labels] = own / (own + total)
+    probabilities[row, labels] = true_exp / (true_exp + total)
     gradient = inverse * np.concatenate([residuals.T @ f, residuals.sum(0)[:, None]], 1)
     gradient[:, :-1] += weight
     return float(0.5 * (weight**2).sum() + inverse * losses.sum()), gradient, probabilities
@@ -55,7 +56,8 @@ def objective(
 def hessian(features: np.ndarray, probabilities: np.ndarray, inverse: float) -> np.ndarray:
     """[C (d + 1), C (d + 1)] of the objective: `c Σ_n (diag(p) - p pᵀ) ⊗ f̃ f̃ᵀ + I` on W; f̃ = (f, 1)."""
     tilde = np.concatenate([heads.double(features), np.ones((len(features), 1))], 1)
-    classes, width = probabilities.shape[1], tilde.shape[1]
+    classes = probabilities.shape[1]
+    width = tilde.shape[1]
     full = np.zeros((classes, width, classes, width))
     for c in range(classes):
         for k in range(classes):
@@ -84,19 +86,20 @@ def fit(*, features: np.ndarray, labels: np.ndarray, classes: int, inverse: floa
         # The objective does not change along `shift`; any curvature there makes the system solvable.
         curvature = hessian(f, probabilities, inverse) + np.outer(shift, shift)
         step = -np.linalg.solve(curvature, gradient.ravel()).reshape(point.shape)
-        slope, length = float((gradient * step).sum()), 1.0
-        found = at(point + step)
-        while found[0] > value + 1e-4 * length * slope and length > 1e-10:
+        slope = float((gradient * step).sum())
+        length = 1.0
+        trial = at(point + step)
+        while trial[0] > value + 1e-4 * length * slope and length > 1e-10:
             length /= 2
-            found = at(point + length * step)
+            trial = at(point + length * step)
         if length <= 1e-10 or -slope <= 1e-15 * abs(value):
             # Values no longer tell points apart: the last full steps go by the gradient alone.
-            found = at(point + step)
-            if np.linalg.norm(found[1]) >= np.linalg.norm(gradient):
+            trial = at(point + step)
+            if np.linalg.norm(trial[1]) >= np.linalg.norm(gradient):
                 return point[:, :-1], point[:, -1]
             length = 1.0
         point = point + length * step
-        value, gradient, probabilities = found
+        value, gradient, probabilities = trial
     raise ArithmeticError(f"Newton's method did not converge at c = {inverse}.")
 
 
@@ -123,18 +126,23 @@ def search_inverse(
     """
     sweep = [accuracy_of(inverse) for inverse in SWEEP]
     peak = SWEEP[int(np.argmax(sweep))]
-    low, high = peak / 10, peak * 10
-    kept, ends, accuracies = peak, [], []
+    low = peak / 10
+    high = peak * 10
+    strength = peak
+    ends = []
+    accuracies = []
     for _ in range(STEPS):
         pair = accuracy_of(low), accuracy_of(high)
         ends.append((low, high))
         accuracies.append(pair)
         middle = 10 ** (0.5 * (np.log10(low) + np.log10(high)))
         if pair[0] < pair[1]:
-            kept, low = high, middle
+            strength = high
+            low = middle
         else:
-            kept, high = low, middle
-    return float(kept), sweep, ends, accuracies
+            strength = low
+            high = middle
+    return float(strength), sweep, ends, accuracies
 
 
 def search(
@@ -154,5 +162,5 @@ def search(
         weight, bias = fits[inverse]
         return heads.accuracy(logits(features=validation_features, weight=weight, bias=bias), validation_labels)
 
-    kept, sweep, ends, accuracies = search_inverse(accuracy_of)
-    return Probe(kept, *fits[kept], sweep, ends, accuracies)
+    strength, sweep, ends, accuracies = search_inverse(accuracy_of)
+    return Probe(strength, *fits[strength], sweep, ends, accuracies)

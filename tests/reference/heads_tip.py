@@ -56,9 +56,12 @@ def search(
     """
     plain = heads.zero_shot_logits(features, text_features)
     distance = 1 - heads.unit(features) @ heads.double(keys).T
-    (alpha, beta), best = start, 0.0
+    alpha, beta = start
+    best = 0.0
     for new_alpha, new_beta in grid(beta_max, alpha_max):
-        found = heads.accuracy(plain + new_alpha * np.exp(-new_beta * distance) @ values, labels)
-        if found > best:
-            alpha, beta, best = new_alpha, new_beta, found
+        accuracy = heads.accuracy(plain + new_alpha * np.exp(-new_beta * distance) @ values, labels)
+        if accuracy > best:
+            alpha = new_alpha
+            beta = new_beta
+            best = accuracy
     return alpha, beta, best

@@ -1,7 +1,7 @@
 """What `mma`, `mmrl` and `tcp` share: a tower with something beside its blocks, or between them.
 
-Letters as in `numpy_clip`. A tower is run block by block; `enter` sees the tokens at each block's input, `beside` makes
-something of the block's input after its first LayerNorm, which is added to its output. Learnables are nested
+Letters as in `numpy_clip`. A tower is run block by block; `enter` sees the tokens at each block's input, `network`
+makes something of the block's input after its first LayerNorm, which is added to its output. Learnables are nested
 dictionaries, flattened here to names with slashes.
 """
 
@@ -54,19 +54,22 @@ def forward(
     rows: np.ndarray,
     *,
     enter: AtLayer = same,
-    beside: AtLayer | None = None,
+    network: AtLayer | None = None,
 ) -> Passed:
     """All blocks; `rows [B]` are read after the last."""
-    sizes, (name, final, projection) = clip.config[f"{tower}_config"], FINAL[tower]
-    epsilon, blocks = sizes["layer_norm_eps"], []
+    sizes = clip.config[f"{tower}_config"]
+    name, final, projection = FINAL[tower]
+    epsilon = sizes["layer_norm_eps"]
+    blocks = []
     for l in range(sizes["num_hidden_layers"]):
-        x, layer = enter(l, x), f"{name}.encoder.layers.{l}"
+        x = enter(l, x)
+        layer = f"{name}.encoder.layers.{l}"
         length = x.shape[1]
         mask = np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf) if tower == "text" else np.zeros(())
         blocks.append(numpy_clip.block(clip.state, layer, sizes, x, mask, 0.0))
         added = 0.0
-        if beside is not None:
-            added = beside(l, numpy_clip.layer_norm(clip.state, f"{layer}.layer_norm1", epsilon, x))
+        if network is not None:
+            added = network(l, numpy_clip.layer_norm(clip.state, f"{layer}.layer_norm1", epsilon, x))
         x = blocks[-1].output + added
     read = numpy_clip.layer_norm(clip.state, f"{name}.{final}", epsilon, x[np.arange(len(x)), rows])
     return Passed(read @ clip.state[f"{projection}.weight"].T, blocks, x, rows)
@@ -79,11 +82,11 @@ def shallower(config: Mapping[str, Any]) -> int:
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
     """Nested dictionaries as names with slashes, float64."""
-    found: dict[str, np.ndarray] = {}
+    flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         inner = flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-        found |= {key: np.asarray(leaf, np.float64) for key, leaf in inner.items()}
-    return found
+        flat |= {key: np.asarray(leaf, np.float64) for key, leaf in inner.items()}
+    return flat
 
 
 def worded_tokens(clip: Reference, class_names: Sequence[str], template: str) -> np.ndarray:

@@ -20,10 +20,10 @@ def features(run: Run, prompts: Mapping[int, np.ndarray], add: Add) -> np.ndarra
       add: called for input tokens alone.
     """
     sizes = run.sizes
-    found = []
-    for b, kept in enumerate(run.inputs):
+    rows = []
+    for b, inputs in enumerate(run.inputs):
         x = run.forward.blocks[0].tokens[b]
-        slots = np.setdiff1d(np.arange(len(x)), kept)
+        slots = np.setdiff1d(np.arange(len(x)), inputs)
         causal = np.where(np.tril(np.ones((len(x), len(x)), bool)), 0.0, -np.inf)
         mask = causal if run.tower == "text" else np.zeros(())
         for l in range(len(run.forward.blocks)):
@@ -36,16 +36,16 @@ def features(run: Run, prompts: Mapping[int, np.ndarray], add: Add) -> np.ndarra
             ]
             if run.bias is not None:
                 x = x + numpy_clip.spread(run.bias[l], run.forward.rows[[b]], len(x))[0]
-            for i in kept:
+            for i in inputs:
                 x[i] = x[i] + add(l, b, i, before[i])
-        found.append(x[run.forward.rows[b]])
-    normed = numpy_clip.layer_norm(run.state, LAST_NORM[run.tower], sizes["layer_norm_eps"], np.stack(found))
+        rows.append(x[run.forward.rows[b]])
+    normed = numpy_clip.layer_norm(run.state, LAST_NORM[run.tower], sizes["layer_norm_eps"], np.stack(rows))
     return normed @ run.state[PROJECTION[run.tower]].T
 
 
 def outliers(run: Run, threshold: float) -> list[list[set[int]]]:
     """By layer and sequence, the positions whose norm after the block is so many times the sequence's median."""
-    found = []
+    layers = []
     for seen in run.forward.blocks:
         assert run.bias is None, "the reference run has nothing added"
         layer = []
@@ -55,8 +55,8 @@ def outliers(run: Run, threshold: float) -> list[list[set[int]]]:
             norms = {i: float(np.sqrt(np.sum(tokens[i] ** 2))) for i in reach}
             middle = float(np.median(list(norms.values())))
             layer.append({i for i, norm in norms.items() if norm > threshold * middle and i != read})
-        found.append(layer)
-    return found
+        layers.append(layer)
+    return layers
 
 
 def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np.ndarray, np.ndarray]]]:
@@ -67,15 +67,16 @@ def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np
       frozen: the reference run, for the frozen weights.
       words: the run whose tokens stand in the slots of texts.
     """
-    found = []
+    layers = []
     for l, seen in enumerate(tuned.forward.blocks):
         layer = []
-        for b, kept in enumerate(tuned.inputs):
+        for b, inputs in enumerate(tuned.inputs):
             x = seen.tokens[b]
             if tuned.tower == "vision":
-                x, mask = x[kept], np.zeros(())
+                x = x[inputs]
+                mask = np.zeros(())
             else:
-                slots = np.setdiff1d(np.arange(len(x)), kept)
+                slots = np.setdiff1d(np.arange(len(x)), inputs)
                 x = x.copy()
                 x[slots] = words.forward.blocks[l].tokens[b, slots]
                 mask = np.where(np.tril(np.ones((len(x), len(x)), bool)), 0.0, -np.inf)
@@ -85,6 +86,6 @@ def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np
             if tuned.bias is not None:
                 output = output + numpy_clip.spread(tuned.bias[l], tuned.forward.rows[[b]], len(output))[0]
             end = int(tuned.forward.rows[b]) if tuned.tower == "text" else len(output)
-            layer += [(b, int(i), seen.tokens[b, i], output[i] - plain[i]) for i in kept if i <= end]
-        found.append(layer)
-    return found
+            layer += [(b, int(i), seen.tokens[b, i], output[i] - plain[i]) for i in inputs if i <= end]
+        layers.append(layer)
+    return layers

@@ -223,7 +223,8 @@ def random_learnables(
 
     A depth of None is the whole tower; `text` or `vision` of 0 leaves that tower's prompts out (ivlp).
     """
-    text_width, vision_width = config["text_config"]["hidden_size"], config["vision_config"]["hidden_size"]
+    text_width = config["text_config"]["hidden_size"]
+    vision_width = config["vision_config"]["hidden_size"]
     text_layers, vision_layers = (config[f"{t}_config"]["num_hidden_layers"] for t in ("text", "vision"))
     text_depth, vision_depth = text_depth or text_layers, vision_depth or vision_layers
     shapes: dict[str, tuple[int, ...]] = {}

@@ -14,15 +14,15 @@ from tests.reference.methods import Learnables, Reference
 
 def mma_shapes(config: Mapping, *, blocks: int = 8, width: int = 32) -> dict[str, tuple[int, ...]]:
     """Kernels `[blocks, inputs, outputs]` and biases: `down` and `up` of each tower, `shared` of both."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for tower in ("vision", "text"):
         size = config[f"{tower}_config"]["hidden_size"]
         for part, (inputs, outputs) in {"down": (size, width), "up": (width, size)}.items():
-            found[f"{tower}/{part}/kernel"], found[f"{tower}/{part}/bias"] = (
+            shapes[f"{tower}/{part}/kernel"], shapes[f"{tower}/{part}/bias"] = (
                 (blocks, inputs, outputs),
                 (blocks, outputs),
             )
-    return found | {"shared/kernel": (blocks, width, width), "shared/bias": (blocks, width)}
+    return shapes | {"shared/kernel": (blocks, width, width), "shared/bias": (blocks, width)}
 
 
 class Adapters:
@@ -30,7 +30,9 @@ class Adapters:
 
     def __init__(self, learnables: Learnables, tower: str, layers: int, factor: float) -> None:
         names = {"down": f"{tower}/down", "shared": "shared", "up": f"{tower}/up"}
-        self._names, self._values, self._factor = names, learnables, factor
+        self._names = names
+        self._values = learnables
+        self._factor = factor
         self._start = layers - len(learnables["shared/bias"])
 
     def _layer(self, part: str, number: int, x: np.ndarray) -> np.ndarray:
@@ -60,8 +62,8 @@ def mma_losses(
     tokens = worded_tokens(clip, class_names, methods.WORDED)
     inputs = {"vision": (images, np.zeros(len(images), int)), "text": (tokens, tokens.argmax(-1))}
     features = {}
-    for tower, (one, rows) in inputs.items():
+    for tower, (x, rows) in inputs.items():
         adapters = Adapters(learnables, tower, shallower(clip.config), factor)
-        features[tower] = forward(clip, tower, embedded(clip, tower, one), rows, beside=adapters.forward).features
+        features[tower] = forward(clip, tower, embedded(clip, tower, x), rows, network=adapters.forward).features
     scores = numpy_clip.logits(clip.state, features["vision"], features["text"])
     return {"cross_entropy": numpy_clip.cross_entropy(scores, labels)}, scores

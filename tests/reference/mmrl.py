@@ -14,11 +14,11 @@ from tests.reference.methods import Learnables, Reference
 
 def mmrl_shapes(config: Mapping, *, tokens: int = 5, blocks: int = 7, space: int = 512) -> dict[str, tuple[int, ...]]:
     """`R`, a map with bias into each of the last blocks of both towers, and the projection of what is read out."""
-    found: dict[str, tuple[int, ...]] = {"tokens": (tokens, space)}
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (tokens, space)}
     for tower in ("text", "vision"):
         width = config[f"{tower}_config"]["hidden_size"]
-        found |= {f"{tower}_kernel": (blocks, space, width), f"{tower}_bias": (blocks, width)}
-    return found | {"vision_readout": (config["vision_config"]["hidden_size"], config["projection_dim"])}
+        shapes |= {f"{tower}_kernel": (blocks, space, width), f"{tower}_bias": (blocks, width)}
+    return shapes | {"vision_readout": (config["vision_config"]["hidden_size"], config["projection_dim"])}
 
 
 class Inserted:
@@ -34,9 +34,9 @@ class Inserted:
         number = layer - self._start
         if not 0 <= number < len(self._kernels):
             return x
-        own = self._space @ self._kernels[number] + self._biases[number]
+        inserted = self._space @ self._kernels[number] + self._biases[number]
         rest = x[:, 1:] if number == 0 else x[:, 1 + self.count :]
-        return np.concatenate([x[:, :1], np.broadcast_to(own, (len(x), *own.shape)), rest], axis=1)
+        return np.concatenate([x[:, :1], np.broadcast_to(inserted, (len(x), *inserted.shape)), rest], axis=1)
 
 
 def mmrl_losses(
@@ -51,7 +51,8 @@ def mmrl_losses(
     weight: float = 0.5,
 ) -> tuple[Losses, np.ndarray, np.ndarray]:
     """The four terms, and the logits `z` and `z_r`, 100 times cosines each."""
-    learnables, config = weights.double(learnables), clip.config
+    learnables = weights.double(learnables)
+    config = clip.config
     tokens = worded_tokens(clip, class_names, template)
     plain = {
         "text": numpy_clip.encode_text(clip.state, config, tokens).features,
@@ -64,11 +65,13 @@ def mmrl_losses(
         tower: forward(clip, tower, embedded(clip, tower, inputs), rows[tower], enter=inserted[tower].enter)
         for tower, inputs in (("text", tokens), ("vision", images))
     }
-    epsilon, norm = config["vision_config"]["layer_norm_eps"], "vision_model.post_layernorm"
-    own = saved["vision"].last[:, 1 : 1 + count]
-    mean = numpy_clip.layer_norm(clip.state, norm, epsilon, own).mean(1)
+    epsilon = config["vision_config"]["layer_norm_eps"]
+    norm = "vision_model.post_layernorm"
+    learned = saved["vision"].last[:, 1 : 1 + count]
+    mean = numpy_clip.layer_norm(clip.state, norm, epsilon, learned).mean(1)
     read = mean @ learnables["vision_readout"]
-    image, text = saved["vision"].features, saved["text"].features
+    image = saved["vision"].features
+    text = saved["text"].features
     f, g, r = (numpy_clip.unit(x) for x in (image, text, read))
     z, z_r = 100 * f @ g.T, 100 * r @ g.T
     f_plain, g_plain = numpy_clip.unit(plain["vision"]), numpy_clip.unit(plain["text"])

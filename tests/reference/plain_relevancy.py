@@ -27,7 +27,8 @@ def plain_relevancy(
     Zeros are added to all attention at once and differentiated by. Takes targets `[B]`. Several times slower and
     larger, and short enough to be checked by eye.
     """
-    classifier, config = task.classifier, task.clip.config
+    classifier = task.classifier
+    config = task.clip.config
     adaptation = target_adaptation(classifier, learnables, targets)
     text = target_text(task.tokens, targets, classifier.templates)
 
@@ -73,7 +74,8 @@ def own_logits(
     task: Task, params: Params, learnables: Learnables, f: jax.Array, g: jax.Array, targets: jax.Array
 ) -> jax.Array:
     """Logits `[B]` of a head of the method's own: all classes' texts, with the target's rows in place of its own."""
-    classifier, count = task.classifier, len(task.class_names)
+    classifier = task.classifier
+    count = len(task.class_names)
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     every, _ = encode_text(params, task.clip.config, tokens, task.method.adapt(learnables))
     logits = []

@@ -16,8 +16,10 @@ def plans(similarity: np.ndarray, most: int = 100) -> tuple[np.ndarray, int]:
     """Sinkhorn's plans of all pairs `[B, C, m, P]`, and how many rounds they took together."""
     m, prompts = similarity.shape[2:]
     kernels = [np.exp(-(1 - pair) / 0.1) for pair in similarity.reshape(-1, m, prompts)]
-    rows, columns = [np.ones(m) for _ in kernels], [np.ones(prompts) for _ in kernels]
-    number, moved = 0, np.inf
+    rows = [np.ones(m) for _ in kernels]
+    columns = [np.ones(prompts) for _ in kernels]
+    number = 0
+    moved = np.inf
     while number < most and not moved / (len(kernels) * m) < 1e-2:
         number += 1
         moved = 0.0
@@ -26,8 +28,8 @@ def plans(similarity: np.ndarray, most: int = 100) -> tuple[np.ndarray, int]:
             rows[i] = (1 / m) / (kernel @ columns[i])
             columns[i] = (1 / prompts) / (kernel.T @ rows[i])
             moved += np.abs(rows[i] - before).sum()
-    found = [np.diag(r) @ kernel @ np.diag(c) for r, kernel, c in zip(rows, kernels, columns, strict=True)]
-    return np.reshape(found, similarity.shape), number
+    plans_of_pairs = [np.diag(r) @ kernel @ np.diag(c) for r, kernel, c in zip(rows, kernels, columns, strict=True)]
+    return np.reshape(plans_of_pairs, similarity.shape), number
 
 
 def similarities(image: np.ndarray, text: np.ndarray) -> np.ndarray:
@@ -61,11 +63,11 @@ def patch_features(clip: Reference, images: np.ndarray) -> tuple[np.ndarray, np.
 
 def plot_text(clip: Reference, class_names: Sequence[str], learnables: Learnables) -> np.ndarray:
     """Text features [P, C, d] of each prompt, its text "X … X {name}."."""
-    found = []
+    towers = []
     for context in weights.double(learnables)["text_context"]:
         inputs = methods.prepare(clip, "coop", class_names, {"text_context": context}, worded=False)
-        found.append(numpy_clip.encode_text(clip.state, clip.config, inputs.tokens, embeddings=inputs.embeddings))
-    return np.stack([tower.features for tower in found])
+        towers.append(numpy_clip.encode_text(clip.state, clip.config, inputs.tokens, embeddings=inputs.embeddings))
+    return np.stack([tower.features for tower in towers])
 
 
 def plot_logits(
@@ -81,8 +83,8 @@ def plot_logits(
     patches, whole = patch_features(clip, images)
     text = plot_text(clip, class_names, learnables)
     plan = None if point is None else plans(similarities(patches, plot_text(clip, class_names, point)))[0]
-    found = transport_logits(clip, patches, text, plan)
-    return found + mean_logits(clip, whole, text) if pooled else found
+    transport = transport_logits(clip, patches, text, plan)
+    return transport + mean_logits(clip, whole, text) if pooled else transport
 
 
 # PLOT++
@@ -90,12 +92,13 @@ def plot_logits(
 
 def phrase_texts(clip: Reference, phrases: Sequence[str]) -> list[str]:
     """Phrases of at least as many tokens as the first one has words, short ones with "X" behind them."""
-    count, found = len(phrases[0].split(" ")), []
+    count = len(phrases[0].split(" "))
+    texts = []
     for phrase in phrases:
         while clip.tokenizer.tokenize([phrase])[0].argmax() - 1 < count:
             phrase = f"{phrase} X"
-        found.append(phrase)
-    return found
+        texts.append(phrase)
+    return texts
 
 
 def start_context(clip: Reference, phrases: Sequence[str]) -> np.ndarray:
@@ -145,5 +148,5 @@ def plus_logits(
     plan = None
     if point is not None:
         plan = plans(similarities(*plus_features(clip, class_names, point, images, phrases)))[0]
-    found = transport_logits(clip, image, text, plan)
-    return found + mean_logits(clip, image.mean(0), text) if first else found
+    transport = transport_logits(clip, image, text, plan)
+    return transport + mean_logits(clip, image.mean(0), text) if first else transport

@@ -20,14 +20,14 @@ def position(prompt: int, prompts: int) -> str:
     return "front" if prompt < prompts // 4 else "middle"
 
 
-def texts(clip: Reference, class_names: Sequence[str], learnables: Learnables, chosen: Sequence[int]) -> list[Tower]:
+def texts(clip: Reference, class_names: Sequence[str], learnables: Learnables, numbers: Sequence[int]) -> list[Tower]:
     """The text tower's pass of each chosen prompt with every class name."""
-    found = []
-    for p in chosen:
+    towers = []
+    for p in numbers:
         options = {"worded": False, "position": position(p, len(learnables["text_context"]))}
         inputs = methods.prepare(clip, "coop", class_names, {"text_context": learnables["text_context"][p]}, **options)
-        found.append(numpy_clip.encode_text(clip.state, clip.config, inputs.tokens, embeddings=inputs.embeddings))
-    return found
+        towers.append(numpy_clip.encode_text(clip.state, clip.config, inputs.tokens, embeddings=inputs.embeddings))
+    return towers
 
 
 def nameless(clip: Reference, learnables: Learnables) -> Tower:
@@ -55,16 +55,17 @@ def losses(
     learnables: Learnables,
     images: np.ndarray,
     labels: np.ndarray,
-    chosen: Sequence[int],
+    numbers: Sequence[int],
     *,
     weight: float = 0.1,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Both terms of a step that takes the prompts `chosen`, and the logits of their means [B, C]."""
+    """Both terms of a step that takes the prompts `numbers`, and the logits of their means [B, C]."""
     learnables = weights.double(learnables)
     scale = np.exp(clip.state["logit_scale"])
     image = numpy_clip.unit(numpy_clip.encode_image(clip.state, clip.config, images).features)
-    g = np.stack([numpy_clip.unit(tower.features) for tower in texts(clip, class_names, learnables, chosen)])
-    mean, away = g.mean(0), g - g.mean(0)
+    g = np.stack([numpy_clip.unit(tower.features) for tower in texts(clip, class_names, learnables, numbers)])
+    mean = g.mean(0)
+    away = g - g.mean(0)
     scores = np.zeros((len(image), len(mean)))
     for b, label in enumerate(labels):
         for c in range(len(mean)):

@@ -67,10 +67,10 @@ def relevancy(
     clip: Reference, inputs: Inputs, image: np.ndarray, target: int, *, start_layer: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """(vision [M + V], text [e]): row `[cls]` without its own column, and row EOS up to EOS."""
-    found = pair(clip, inputs, image, target)
-    vision = relevancy_matrix(found.vision_attention, found.vision_gradient, start_layer)
-    text = relevancy_matrix(found.text_attention, found.text_gradient, start_layer)
-    return vision[0, 1:], text[found.end, : found.end]
+    maps = pair(clip, inputs, image, target)
+    vision = relevancy_matrix(maps.vision_attention, maps.vision_gradient, start_layer)
+    text = relevancy_matrix(maps.text_attention, maps.text_gradient, start_layer)
+    return vision[0, 1:], text[maps.end, : maps.end]
 
 
 def rollout(attention: Sequence[np.ndarray], start_layer: int = 0) -> np.ndarray:

@@ -37,17 +37,17 @@ def relevancy_samples(
     clip: Reference, run: Run, images: np.ndarray, labels: Sequence[int], patches: int
 ) -> dict[str, list[np.ndarray]]:
     """Each image's rows for its class, divided by their sums, their sums by kind, and the row as it is."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("vision", "text", "vision_kinds", "text_kinds", "raw")}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("vision", "text", "vision_kinds", "text_kinds", "raw")}
     for image, label in zip(images, labels, strict=True):
         vision, text = relevancy.relevancy(clip, run.inputs, image, int(label))
-        found["raw"].append(vision[:patches])
+        rows["raw"].append(vision[:patches])
         vision, text = vision / vision.sum(), text / text.sum()
-        found["vision"].append(vision)
-        found["vision_kinds"].append(np.array([vision[:patches].sum(), vision[patches:].sum()]))
-        found["text"].append(np.pad(text, (0, run.inputs.tokens.shape[1] - len(text))))
+        rows["vision"].append(vision)
+        rows["vision_kinds"].append(np.array([vision[:patches].sum(), vision[patches:].sum()]))
+        rows["text"].append(np.pad(text, (0, run.inputs.tokens.shape[1] - len(text))))
         shares = statistics.text_shares(np.append(text, 0), len(text), run.text_prompts, WORDS - run.text_prompts)
-        found["text_kinds"].append(np.array([shares[kind] for kind in statistics.KINDS if kind != "eos"]))
-    return found
+        rows["text_kinds"].append(np.array([shares[kind] for kind in statistics.KINDS if kind != "eos"]))
+    return rows
 
 
 def order(x: np.ndarray, y: np.ndarray) -> float:
@@ -74,14 +74,16 @@ def text_attention(saved: Forward, run: Run) -> np.ndarray:
 
 def vision_attention(saved: Forward, run: Run, variant: str, grid: int, patch_size: int) -> dict[str, np.ndarray]:
     """Fig. 5: `[B, L, H]` of each quantity."""
-    found: dict[str, list] = {"distance": [], "entropy": [], "cls_entropy": []}
+    quantities: dict[str, list] = {"distance": [], "entropy": [], "cls_entropy": []}
     for image in range(len(saved.vision.features)):
-        own = [statistics.variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
-        entropies = [statistics.attention_entropy(attention, grid * grid) for attention in own]
-        found["distance"].append([statistics.attention_distance(attention, grid, patch_size) for attention in own])
-        found["entropy"].append([entropy.mean(-1) for entropy in entropies])
-        found["cls_entropy"].append([entropy[:, 0] for entropy in entropies])
-    return {name: np.asarray(values) for name, values in found.items()}
+        maps = [statistics.variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
+        entropies = [statistics.attention_entropy(attention, grid * grid) for attention in maps]
+        quantities["distance"].append(
+            [statistics.attention_distance(attention, grid, patch_size) for attention in maps]
+        )
+        quantities["entropy"].append([entropy.mean(-1) for entropy in entropies])
+        quantities["cls_entropy"].append([entropy[:, 0] for entropy in entropies])
+    return {name: np.asarray(values) for name, values in quantities.items()}
 
 
 def cls_attention(saved: Forward, patches: int) -> np.ndarray:
@@ -116,23 +118,23 @@ def decomposition(
       queries: of each sample the input tokens that see a prompt.
       rows: of each sample the row that is read out.
     """
-    found: dict[str, list] = {}
+    statistics_by_name: dict[str, list] = {}
     for layer, block in enumerate(getattr(saved, tower).blocks):
-        own = statistics.decomposition(clip, tower, layer, block, slots)
+        parts = statistics.decomposition(clip, tower, layer, block, slots)
         samples = range(len(queries))
-        lengths = {name: np.linalg.norm(own[name], axis=-1) for name in ("prompt", "input")}
+        lengths = {name: np.linalg.norm(parts[name], axis=-1) for name in ("prompt", "input")}
         values = {
-            "prompt_mass": np.mean([own["mass"][i][:, queries[i]].mean(-1) for i in samples], 0),
-            "pooled_mass": np.mean([own["mass"][i][:, rows[i]] for i in samples], 0),
-            "mass_by_query": own["mass"].mean(0),
+            "prompt_mass": np.mean([parts["mass"][i][:, queries[i]].mean(-1) for i in samples], 0),
+            "pooled_mass": np.mean([parts["mass"][i][:, rows[i]] for i in samples], 0),
+            "mass_by_query": parts["mass"].mean(0),
             "norm_share": np.mean(
                 [(lengths["prompt"] / (lengths["prompt"] + lengths["input"]))[i][queries[i]].mean() for i in samples]
             ),
-            **constancy([dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in samples]),
+            **constancy([dict(zip(queries[i].tolist(), parts["prompt"][i][queries[i]], strict=True)) for i in samples]),
         }
         for name, value in values.items():
-            found.setdefault(name, []).append(value)
-    return {name: np.stack(values) for name, values in found.items()}
+            statistics_by_name.setdefault(name, []).append(value)
+    return {name: np.stack(values) for name, values in statistics_by_name.items()}
 
 
 def constancy(samples: Sequence[Mapping[int, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -140,10 +142,10 @@ def constancy(samples: Sequence[Mapping[int, np.ndarray]]) -> dict[str, np.ndarr
     tokens = sorted({token for sample in samples for token in sample})
     constant = square = 0.0
     for token in tokens:
-        own = [sample[token] for sample in samples if token in sample]
-        if len(own) > 1:
-            constant += len(own) * np.mean([a @ b for a, b in itertools.permutations(own, 2)])
-            square += sum(x @ x for x in own)
+        vectors = [sample[token] for sample in samples if token in sample]
+        if len(vectors) > 1:
+            constant += len(vectors) * np.mean([a @ b for a, b in itertools.permutations(vectors, 2)])
+            square += sum(x @ x for x in vectors)
     pairs = list(itertools.permutations(samples, 2))
     products = sum(sum(a.values()) @ sum(b.values()) for a, b in pairs) / sum(len(a) * len(b) for a, b in pairs)
     every = [x for sample in samples for x in sample.values()]

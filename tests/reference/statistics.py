@@ -34,8 +34,8 @@ def variant(attention: np.ndarray, prompts: int, name: str) -> np.ndarray:
     """Fig. 5: "clip" and "with_prompt" keep all; "without_prompt" drops the prompts and renormalises."""
     if name != "without_prompt" or not prompts:
         return attention
-    kept = attention[..., :-prompts, :-prompts]
-    return kept / kept.sum(-1, keepdims=True)
+    inputs = attention[..., :-prompts, :-prompts]
+    return inputs / inputs.sum(-1, keepdims=True)
 
 
 def attention_distance(attention: np.ndarray, grid: int, patch_size: int) -> np.ndarray:
@@ -46,7 +46,8 @@ def attention_distance(attention: np.ndarray, grid: int, patch_size: int) -> np.
     totals = np.zeros(len(attention))
     for query in range(grid * grid):
         for key in range(grid * grid):
-            rows, columns = query // grid - key // grid, query % grid - key % grid
+            rows = query // grid - key // grid
+            columns = query % grid - key % grid
             totals += attention[:, 1 + query, 1 + key] * patch_size * math.hypot(rows, columns)
     return totals / (grid * grid)
 
@@ -68,11 +69,11 @@ def decomposition(clip: Reference, tower: str, layer: int, block: Block, prompts
     name = f"{tower}_model.encoder.layers.{layer}.self_attn.out_proj"
     kernel, bias = clip.state[f"{name}.weight"], clip.state[f"{name}.bias"]
     count = block.attention.shape[-1]
-    chosen = np.zeros(count, bool)
-    chosen[prompts] = True
-    inside = block.attention[..., ~chosen] @ block.value[:, :, ~chosen]
-    outside = block.attention[..., chosen] @ block.value[:, :, chosen]
-    mass = block.attention[..., chosen].sum(-1)
+    on_prompts = np.zeros(count, bool)
+    on_prompts[prompts] = True
+    inside = block.attention[..., ~on_prompts] @ block.value[:, :, ~on_prompts]
+    outside = block.attention[..., on_prompts] @ block.value[:, :, on_prompts]
+    mass = block.attention[..., on_prompts].sum(-1)
     return {
         "input": merge_heads(inside) @ kernel.T,
         "prompt": merge_heads(outside) @ kernel.T,

@@ -38,7 +38,8 @@ def tcp_losses(
     input of block `block` the class's own prompts take its place, without.
     """
     learnables = weights.double(learnables)
-    context, count = learnables["text_context"], len(learnables["text_context"])
+    context = learnables["text_context"]
+    count = len(learnables["text_context"])
     ids = worded_tokens(clip, class_names, template)
     plain = numpy_clip.unit(numpy_clip.encode_text(clip.state, clip.config, ids).features)
     prompts = tcp_prompts(learnables, plain)
@@ -53,7 +54,8 @@ def tcp_losses(
 
     saved = forward(clip, "text", embedded(clip, "text", tokens, embeddings), tokens.argmax(-1), enter=enter)
     image = numpy_clip.unit(numpy_clip.encode_image(clip.state, clip.config, images).features)
-    text, scale = numpy_clip.unit(saved.features), np.exp(clip.state["logit_scale"])
+    text = numpy_clip.unit(saved.features)
+    scale = np.exp(clip.state["logit_scale"])
     scores = scale * image @ text.T
     losses = {
         "cross_entropy": numpy_clip.cross_entropy(scores, labels),

@@ -69,7 +69,8 @@ def prograd_context(clip: Reference, template: str, *, count: int = 16) -> np.nd
 def prograd_inputs(clip: Reference, class_names: Sequence[str], learnables: Learnables, template: str) -> Inputs:
     """The text "X … X {words} {name}." with the context over its first tokens; what is left of the words stays."""
     context = np.asarray(learnables["text_context"], np.float64)
-    words, count = prograd_words(template), len(context)
+    words = prograd_words(template)
+    count = len(context)
     prefix = " ".join(["X"] * (count - len(words.split(" "))) + [words])
     tokens = clip.tokenizer.tokenize([f"{prefix} {name.replace('_', ' ')}." for name in class_names])
     embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
@@ -103,12 +104,12 @@ def _plain_logits(clip: Reference, saved: Forward, class_names: Sequence[str], t
 
 def project(cross_entropy: Learnables, kl: Learnables, *, strength: float = 1.0) -> Learnables:
     """For each array by itself, `a` and `b̂` the unit vector of KL's: `a − λ (a · b̂) b̂` where `a · b̂ < 0`, else `a`."""
-    found = {}
+    projected = {}
     for name, a in cross_entropy.items():
         direction = kl[name] / np.sqrt((kl[name] ** 2).sum())
         along = (a * direction).sum()
-        found[name] = a - strength * along * direction if along < 0 else a
-    return found
+        projected[name] = a - strength * along * direction if along < 0 else a
+    return projected
 
 
 # PromptSRC (Khattak et al. 2023)

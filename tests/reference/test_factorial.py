@@ -56,31 +56,31 @@ def test_outer_corners_are_the_two_runs(name, clip, images):
     towers, effects = runs(clip, name, images)
     for reference, tuned in towers.values():
         for letter, run in (("R", reference), ("P", tuned)):
-            found = factorial.features(reference, tuned, letter * len(effects), effects)
-            np.testing.assert_allclose(found, run.forward.features, rtol=1e-9, atol=1e-11)
+            mixed = factorial.features(reference, tuned, letter * len(effects), effects)
+            np.testing.assert_allclose(mixed, run.forward.features, rtol=1e-9, atol=1e-11)
 
 
 def test_each_letter_matters(clip, images):
     towers, effects = runs(clip, "ivlp_two_and_one_layers", images)
     for reference, tuned in towers.values():
-        found = [factorial.features(reference, tuned, s, effects) for s in factorial.streams(effects)]
-        for i, one in enumerate(found):
-            assert all(np.abs(one - other).max() > 1e-4 for other in found[:i])
+        mixed = [factorial.features(reference, tuned, s, effects) for s in factorial.streams(effects)]
+        for i, features in enumerate(mixed):
+            assert all(np.abs(features - other).max() > 1e-4 for other in mixed[:i])
 
 
 def test_weights_go_with_the_values(clip, images):
     learnables = weight_tuning.random_lora(weight_tuning.lora_shapes(clip.config, parts="qkvo"))
     changed = dataclasses.replace(clip, state=weight_tuning.fold_lora(clip.state, learnables))
     reference, tuned = factorial.vision_run(clip, images), factorial.vision_run(changed, images)
-    found = {s: factorial.features(reference, tuned, s, WITHOUT_SLOTS) for s in factorial.streams(WITHOUT_SLOTS)}
-    np.testing.assert_allclose(found["PP"], tuned.forward.features, rtol=1e-9)
+    mixed = {s: factorial.features(reference, tuned, s, WITHOUT_SLOTS) for s in factorial.streams(WITHOUT_SLOTS)}
+    np.testing.assert_allclose(mixed["PP"], tuned.forward.features, rtol=1e-9)
     # The tuned model's weights under given attention do not depend on its queries and keys.
-    kept = {
+    weights = {
         name: value for name, value in changed.state.items() if not name.endswith(("q_proj.weight", "k_proj.weight"))
     }
-    other = dataclasses.replace(tuned, state={**clip.state, **kept})
-    np.testing.assert_allclose(factorial.features(reference, other, "RP", WITHOUT_SLOTS), found["RP"], rtol=1e-12)
-    assert np.abs(found["RP"] - found["PP"]).max() > 1e-3 < np.abs(found["PR"] - found["RR"]).max()
+    other = dataclasses.replace(tuned, state={**clip.state, **weights})
+    np.testing.assert_allclose(factorial.features(reference, other, "RP", WITHOUT_SLOTS), mixed["RP"], rtol=1e-12)
+    assert np.abs(mixed["RP"] - mixed["PP"]).max() > 1e-3 < np.abs(mixed["PR"] - mixed["RR"]).max()
 
 
 def test_the_words_of_a_prompt_are_the_reference_of_text(clip):
@@ -88,16 +88,16 @@ def test_the_words_of_a_prompt_are_the_reference_of_text(clip):
     tokens = clip.tokenizer.tokenize([methods.WORDED.format(name.replace("_", " ")) for name in CLASS_NAMES])
     words = numpy_clip.token_embeddings(clip.state, tokens)[0, 1:5]
     plain = factorial.reference_inputs(clip, "ivlp", CLASS_NAMES, words)
-    found = factorial.text_run(clip, plain)
+    run = factorial.text_run(clip, plain)
     expected = numpy_clip.encode_text(clip.state, clip.config, tokens).features
-    np.testing.assert_allclose(factorial.features(found, found, "RRR", WITH_SLOTS), expected, rtol=1e-9, atol=1e-11)
-    assert all(factorial.parts(found, l).mass[:, :, 1:].min() > 0 for l in range(3))
+    np.testing.assert_allclose(factorial.features(run, run, "RRR", WITH_SLOTS), expected, rtol=1e-9, atol=1e-11)
+    assert all(factorial.parts(run, l).mass[:, :, 1:].min() > 0 for l in range(3))
 
 
 def test_shapley_values_add_up_and_divide_an_interaction(images):
     rng = np.random.default_rng(0)
     outcome = {s: rng.normal(size=4) for s in factorial.streams(WITH_SLOTS)[:8]}
-    found = factorial.shapley(outcome, WITH_SLOTS)
-    np.testing.assert_allclose(sum(found.values()), outcome["PPP"] - outcome["RRR"])
+    values = factorial.shapley(outcome, WITH_SLOTS)
+    np.testing.assert_allclose(sum(values.values()), outcome["PPP"] - outcome["RRR"])
     product = {s: np.array(float(s[0] == s[2] == "P")) for s in outcome}
     assert factorial.shapley(product, WITH_SLOTS) == {"attention": 0.5, "scale": 0.0, "values": 0.5}

@@ -35,15 +35,15 @@ def test_tip_of_a_sharp_and_heavy_cache_gives_the_nearest_neighbours_label():
     labels = np.random.default_rng(1).integers(0, C, N)
     keys, values = heads_tip.cache(features=data["features"], labels=labels, classes=C)
     queries = np.random.default_rng(2).normal(size=(20, D))
-    found = heads_tip.logits(
+    logits = heads_tip.logits(
         features=queries, keys=keys, values=values, text_features=data["text_features"], alpha=1e250, beta=400
     )
     distances = [[np.linalg.norm(query / np.linalg.norm(query) - key) for key in keys] for query in queries]
-    np.testing.assert_array_equal(found.argmax(1), labels[np.argmin(distances, axis=1)])
+    np.testing.assert_array_equal(logits.argmax(1), labels[np.argmin(distances, axis=1)])
 
 
 def test_tip_logits_of_one_image_by_hand():
-    found = heads_tip.logits(
+    logits = heads_tip.logits(
         features=axes((0, 7.0)),
         keys=axes((0, 1.0), (1, 1.0), (2, 1.0)),
         values=heads.one_hot([1, 0, 0], 2),
@@ -51,7 +51,7 @@ def test_tip_logits_of_one_image_by_hand():
         alpha=3.0,
         beta=2.0,
     )
-    np.testing.assert_allclose(found, [[100 + 6 * np.exp(-2), 3.0]], rtol=1e-15)
+    np.testing.assert_allclose(logits, [[100 + 6 * np.exp(-2), 3.0]], rtol=1e-15)
 
 
 def test_tip_search_keeps_the_first_best_and_never_reaches_the_maxima():
@@ -64,10 +64,10 @@ def test_tip_search_keeps_the_first_best_and_never_reaches_the_maxima():
     image = np.array([[np.sqrt(0.5), np.sqrt(0.5) - 0.02, 0.0, 0.0]])
     lead = heads.zero_shot_logits(image, text)[0] @ [1, -1]
     case = {"labels": [1], "keys": axes((2, 1.0)), "values": heads.one_hot([1], 2), "text_features": text}
-    found = heads_tip.search(features=image, beta_max=7.0, alpha_max=6.0, **case)
+    best = heads_tip.search(features=image, beta_max=7.0, alpha_max=6.0, **case)
     alphas = [0.1 + j * 5.9 / 20 for j in range(20)]
     first = next(alpha for alpha in alphas if alpha * np.exp(-0.1) > lead)
-    assert first > 0.1 and found == (first, 0.1, 1.0)
+    assert first > 0.1 and best == (first, 0.1, 1.0)
     assert heads_tip.search(features=image, beta_max=7, alpha_max=0.5, start=(4, 5), **case) == (4, 5, 0.0)
 
 
@@ -75,11 +75,12 @@ def test_tip_search_keeps_the_first_best_and_never_reaches_the_maxima():
 
 
 def test_clip_adapter_by_hand():
-    features, text = np.array([[2.0, 1.0, 0.0, 0.0]]), axes((0, 3.0), (1, 1.0))[None]
+    features = np.array([[2.0, 1.0, 0.0, 0.0]])
+    text = axes((0, 3.0), (1, 1.0))[None]
     down, up = np.array([[1.0, 1.0, 0.0, 0.0]]), np.array([[-1.0], [2.0], [0.0], [0.0]])
     u = np.array([1.6, 0.2 * 6 + 0.8, 0, 0])
-    found = heads_clip_adapter.logits(features=features, text_features=text, down=down, up=up, scale=10.0)
-    np.testing.assert_allclose(found, [10 * u[:2] / np.linalg.norm(u)], rtol=1e-15)
+    logits = heads_clip_adapter.logits(features=features, text_features=text, down=down, up=up, scale=10.0)
+    np.testing.assert_allclose(logits, [10 * u[:2] / np.linalg.norm(u)], rtol=1e-15)
 
 
 # Linear probe
@@ -103,7 +104,8 @@ def test_the_probe_is_at_the_minimum(inverse, passes):
 
 
 def test_the_probes_gradient_is_that_of_its_objective():
-    features, rng = arrays()["features"][0], np.random.default_rng(5)
+    features = arrays()["features"][0]
+    rng = np.random.default_rng(5)
     point = rng.normal(size=(C, D + 1))
 
     def at(point):
@@ -128,8 +130,8 @@ def test_the_probe_of_two_images_by_hand():
 
 
 def test_the_search_of_the_probe_gives_ties_to_the_smaller_end():
-    kept, sweep, ends, accuracies = heads_probe.search_inverse(lambda inverse: 0.5)
-    assert kept == 1e5 and sweep == [0.5] * 7 and accuracies == [(0.5, 0.5)] * 8
+    strength, sweep, ends, accuracies = heads_probe.search_inverse(lambda inverse: 0.5)
+    assert strength == 1e5 and sweep == [0.5] * 7 and accuracies == [(0.5, 0.5)] * 8
     np.testing.assert_allclose(ends[0] + ends[1] + ends[2], (1e5, 1e7, 1e5, 1e6, 1e5, 10**5.5))
     rising = heads_probe.search_inverse(lambda inverse: np.log10(inverse))
     assert rising[0] == 1e7

@@ -41,11 +41,12 @@ def test_gda_tells_classes_apart_as_gaussians_of_one_covariance_do(rule):
 
 def test_gda_of_a_class_without_images_is_made_of_its_text_and_neighbours():
     data = arrays(labels=[0, 1, 2, 3] * 3, passes=2)
-    found = heads_gda.new_classes(
+    weights = heads_gda.new_classes(
         features=data["features"], new_text_features=data["text_features"][:, :2], neighbours=5, copies=3
     )
     rows = [row / np.linalg.norm(row) for row in data["features"].reshape(-1, D)]
-    means, precisions = [], []
+    means = []
+    precisions = []
     for c in range(2):
         w = sum(g / np.linalg.norm(g) for g in data["text_features"][:, c])
         w /= np.linalg.norm(w)
@@ -54,16 +55,16 @@ def test_gda_of_a_class_without_images_is_made_of_its_text_and_neighbours():
         covariance = sum(np.outer(q - w, q - w) for q in nearest) / 4
         precisions.append(D * np.linalg.inv(4 * covariance + np.trace(covariance) * np.eye(D)))
     precision = (precisions[0] + precisions[1]) / 2
-    np.testing.assert_allclose(found[0], np.stack(means) @ precision, rtol=1e-10)
-    np.testing.assert_allclose(found[1], [np.log(1 / 2) - mean @ precision @ mean / 2 for mean in means], rtol=1e-10)
+    np.testing.assert_allclose(weights[0], np.stack(means) @ precision, rtol=1e-10)
+    np.testing.assert_allclose(weights[1], [np.log(1 / 2) - mean @ precision @ mean / 2 for mean in means], rtol=1e-10)
 
 
 def test_gda_of_new_classes_takes_64_neighbours_and_16_copies():
     data = arrays(labels=[0, 1, 2] * 30, passes=1)
     case = {"features": data["features"], "new_text_features": data["text_features"]}
     named = heads_gda.new_classes(**case, neighbours=64, copies=16)
-    for found, expected in zip(heads_gda.new_classes(**case), named, strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for weight, expected in zip(heads_gda.new_classes(**case), named, strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 def test_gda_search_takes_the_smallest_of_equals_and_a_tenth_where_nothing_is_right():

@@ -33,12 +33,13 @@ def lp_plus_plus_case() -> dict[str, np.ndarray]:
 
 
 def test_lp_plus_plus_gradients():
-    case, rng = lp_plus_plus_case(), np.random.default_rng(8)
+    case = lp_plus_plus_case()
+    rng = np.random.default_rng(8)
     values = {"weight": rng.normal(size=(C, D)), "bias": case.pop("bias"), "alpha": rng.normal(size=C)}
-    _, found = heads_lp_plus_plus.loss_and_gradients(**case, **values)
+    _, gradients = heads_lp_plus_plus.loss_and_gradients(**case, **values)
     for name in values:
         close_to_slopes(
-            found[name],
+            gradients[name],
             lambda at, name=name: heads_lp_plus_plus.loss_and_gradients(**case, **(values | {name: at}))[0],
             values[name],
         )
@@ -55,7 +56,9 @@ def test_lp_plus_plus_alpha_moves_every_tenth_step_by_all_gradients_so_far():
     weight = np.stack([x[c == LABELS].sum(0) for c in range(C)])
     bias = case["bias"]
     alpha = np.full(C, 250 * np.mean([text[c == LABELS, c].mean() for c in range(C)]))
-    first, moves, total = alpha, np.zeros((C, D + 1)), np.zeros(C)
+    first = alpha
+    moves = np.zeros((C, D + 1))
+    total = np.zeros(C)
     for step in range(1, 21):
         errors = softmax(x @ weight.T + bias + alpha * text) - np.eye(C)[LABELS]
         total = total + (errors * text).mean(0)
@@ -64,21 +67,21 @@ def test_lp_plus_plus_alpha_moves_every_tenth_step_by_all_gradients_so_far():
         if step in (10, 20):
             alpha = alpha - alpha_rate * total
         if step in (9, 10, 19, 20):
-            found = heads_lp_plus_plus.train(**case, **validation, steps=step)
+            fitted = heads_lp_plus_plus.train(**case, **validation, steps=step)
             for name, expected in (("weight", weight), ("bias", bias), ("alpha", alpha)):
-                np.testing.assert_allclose(found.last[name], expected, rtol=1e-9, atol=1e-12)
-            assert len(found.losses) == len(found.accuracies) == step
+                np.testing.assert_allclose(fitted.last[name], expected, rtol=1e-9, atol=1e-12)
+            assert len(fitted.losses) == len(fitted.accuracies) == step
     assert np.abs(alpha - first).max() > 1e-3
 
 
 def test_lp_plus_plus_a_tie_on_validation_replaces_the_best():
     case = lp_plus_plus_case()
     features = arrays(seed=2)["features"][0] + 2.0
-    found = heads_lp_plus_plus.train(**case, validation_features=features, validation_labels=LABELS, steps=12)
-    best = max(found.accuracies)
-    tied = [step for step, value in enumerate(found.accuracies, start=1) if value == best]
-    assert min(found.accuracies) < best and len(tied) > 1 and found.best_step == tied[-1] < 12
-    scores = heads_lp_plus_plus.logits(features=features, text_features=case["text_features"], **found.best)
+    fitted = heads_lp_plus_plus.train(**case, validation_features=features, validation_labels=LABELS, steps=12)
+    best = max(fitted.accuracies)
+    tied = [step for step, value in enumerate(fitted.accuracies, start=1) if value == best]
+    assert min(fitted.accuracies) < best and len(tied) > 1 and fitted.best_step == tied[-1] < 12
+    scores = heads_lp_plus_plus.logits(features=features, text_features=case["text_features"], **fitted.best)
     assert heads.accuracy(scores, LABELS) == best
 
 
@@ -89,6 +92,6 @@ def test_clap_strengths_by_hand():
     features = np.array([[[2.0, 0.0], [0.0, 3.0]], [[1.0, 1.0], [0.0, 1.0]]])
     text = np.array([[[1.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [0.0, 3.0]]])
     np.testing.assert_array_equal(heads_clap.start(text_features=text), [[2, 0], [0, 2]])
-    found = heads_clap.penalties(features=features, labels=[0, 1], text_features=text, scale=2.0)
+    strengths = heads_clap.penalties(features=features, labels=[0, 1], text_features=text, scale=2.0)
     sure = 1 / (1 + np.exp(-2))
-    np.testing.assert_allclose(found, [(sure + 0.5) / 2, sure], rtol=1e-14)
+    np.testing.assert_allclose(strengths, [(sure + 0.5) / 2, sure], rtol=1e-14)

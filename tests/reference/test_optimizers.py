@@ -33,8 +33,8 @@ def test_adam_decays_through_its_gradient_and_adamw_beside_it():
     coupled = optimizers.Adam(weight_decay=0.01, epsilon=1e-4).step({"p": VALUE}, {"p": FIRST}, 0.1)["p"]
     gradient = FIRST + 0.01 * VALUE
     np.testing.assert_allclose(coupled, VALUE - 0.1 * gradient / (np.abs(gradient) + 1e-4), rtol=1e-14)
-    beside = optimizers.AdamW(epsilon=1e-4).step({"p": VALUE}, {"p": FIRST}, 0.1)["p"]
-    np.testing.assert_allclose(beside, 0.999 * VALUE - 0.1 * FIRST / (np.abs(FIRST) + 1e-4), rtol=1e-14)
+    decayed = optimizers.AdamW(epsilon=1e-4).step({"p": VALUE}, {"p": FIRST}, 0.1)["p"]
+    np.testing.assert_allclose(decayed, 0.999 * VALUE - 0.1 * FIRST / (np.abs(FIRST) + 1e-4), rtol=1e-14)
 
 
 def test_schedules():

@@ -22,7 +22,8 @@ def images(clip):
 
 
 def cocoop_start(clip) -> dict[str, np.ndarray]:
-    width, joint = clip.config["text_config"]["hidden_size"], clip.config["projection_dim"]
+    width = clip.config["text_config"]["hidden_size"]
+    joint = clip.config["projection_dim"]
     shapes = {
         "text_context": (4, width),
         "text_hidden_kernel": (joint, joint // 16),
@@ -40,8 +41,8 @@ def test_cocoop_without_a_shift_is_coop(clip, images):
     start = cocoop_start(clip)
     still = {name: value if name == "text_context" else 0 * value for name, value in start.items()}
     plain = {"text_context": start["text_context"]}
-    found = prompts_cocoop.logits(clip, CLASS_NAMES, still, images)
-    np.testing.assert_allclose(found, methods.task_logits(clip, "coop", CLASS_NAMES, plain, images), rtol=1e-12)
+    logits = prompts_cocoop.logits(clip, CLASS_NAMES, still, images)
+    np.testing.assert_allclose(logits, methods.task_logits(clip, "coop", CLASS_NAMES, plain, images), rtol=1e-12)
 
 
 def test_cocoops_shift_is_one_vector_for_all_tokens_and_differs_between_images(clip, images):
@@ -76,8 +77,8 @@ def test_transport_of_features_that_are_all_alike_is_the_cosine():
     rng = np.random.default_rng(2)
     image, text = rng.normal(size=(1, 3, 8)), rng.normal(size=(1, 4, 8))
     clip = methods.Reference({"logit_scale": np.array(2.0)}, {}, None)
-    found = prompts_plot.transport_logits(clip, np.repeat(image, 5, axis=0), np.repeat(text, 4, axis=0))
-    np.testing.assert_allclose(found, numpy_clip.logits(clip.state, image[0], text[0]), rtol=1e-12)
+    logits = prompts_plot.transport_logits(clip, np.repeat(image, 5, axis=0), np.repeat(text, 4, axis=0))
+    np.testing.assert_allclose(logits, numpy_clip.logits(clip.state, image[0], text[0]), rtol=1e-12)
 
 
 # PLOT++

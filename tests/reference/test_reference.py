@@ -21,12 +21,12 @@ def test_attention_gradients_equal_finite_differences_through_taps(clip):
     image = helpers.random_images(clip.config, 1)
     pair = relevancy.pair(clip, inputs, image[0], 1)
     alone = relevancy.only(inputs, 1)
-    for tower, found in (("vision", pair.vision_gradient), ("text", pair.text_gradient)):
-        for layer, gradient in enumerate(found):
+    for tower, gradients in (("vision", pair.vision_gradient), ("text", pair.text_gradient)):
+        for layer, gradient in enumerate(gradients):
             direction = weights.deterministic_uniform(8, layer, gradient.shape)
 
-            def score(distance, tower=tower, layer=layer, found=found, direction=direction):
-                taps = [np.zeros(1)] * len(found)
+            def score(distance, tower=tower, layer=layer, gradients=gradients, direction=direction):
+                taps = [np.zeros(1)] * len(gradients)
                 taps[layer] = distance * direction[None]
                 return methods.forward(clip, alone, image, **{f"{tower}_taps": taps}).logits[0, 0]
 

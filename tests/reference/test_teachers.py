@@ -66,8 +66,8 @@ def test_prograd_counts_a_comma_as_a_token_but_not_as_a_word(long_clip):
     expected = long_clip.tokenizer.encode("a dog.")
     assert list(inputs.tokens[0, 17 : 17 + len(expected)]) == expected
     assert inputs.tokens[0].argmax() == 17 + len(expected)
-    own = numpy_clip.token_embeddings(long_clip.state, inputs.tokens)
-    np.testing.assert_array_equal(inputs.embeddings[0, 17:], own[0, 17:])
+    embeddings = numpy_clip.token_embeddings(long_clip.state, inputs.tokens)
+    np.testing.assert_array_equal(inputs.embeddings[0, 17:], embeddings[0, 17:])
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.8])
@@ -75,21 +75,21 @@ def test_prograd_takes_out_what_opposes_the_teacher(strength):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 4, 5))
     for sign in (1, -1):
-        found = teachers.project({"x": a}, {"x": sign * b}, strength=strength)["x"]
+        projected = teachers.project({"x": a}, {"x": sign * b}, strength=strength)["x"]
         along = sign * (a * b).sum()
         if along > 0:
-            np.testing.assert_array_equal(found, a)
+            np.testing.assert_array_equal(projected, a)
         else:
-            assert sign * (found * b).sum() == pytest.approx((1 - strength) * along, abs=1e-12)
-            across = found - a
+            assert sign * (projected * b).sum() == pytest.approx((1 - strength) * along, abs=1e-12)
+            across = projected - a
             np.testing.assert_allclose(across, b * (across * b).sum() / (b * b).sum(), atol=1e-12)
 
 
 def test_prograd_projects_each_array_by_itself():
     a, b = np.array([1.0, -2.0]), np.array([0.0, 3.0])
-    found = teachers.project({"x": a, "y": a}, {"x": b, "y": -b})
-    np.testing.assert_allclose(found["x"], [1.0, 0.0])
-    np.testing.assert_array_equal(found["y"], a)
+    projected = teachers.project({"x": a, "y": a}, {"x": b, "y": -b})
+    np.testing.assert_allclose(projected["x"], [1.0, 0.0])
+    np.testing.assert_array_equal(projected["y"], a)
 
 
 # PromptSRC
@@ -98,14 +98,14 @@ TEMPLATES = ("a photo of a {}.", "a satellite photo of the {}.", "a painting of 
 
 
 def test_promptsrcs_teacher_averages_before_it_normalises(clip, images):
-    one = teachers.raw_ensemble(clip, CLASS_NAMES, TEMPLATES[:1])
-    np.testing.assert_allclose(one, numpy_clip.unit(teachers.plain_text(clip, CLASS_NAMES, TEMPLATES[0])))
+    single = teachers.raw_ensemble(clip, CLASS_NAMES, TEMPLATES[:1])
+    np.testing.assert_allclose(single, numpy_clip.unit(teachers.plain_text(clip, CLASS_NAMES, TEMPLATES[0])))
     raw = [teachers.plain_text(clip, CLASS_NAMES, template) for template in TEMPLATES]
-    found = teachers.raw_ensemble(clip, CLASS_NAMES, TEMPLATES)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1)
-    np.testing.assert_allclose(found, numpy_clip.unit(sum(raw)), rtol=1e-12)
+    ensemble = teachers.raw_ensemble(clip, CLASS_NAMES, TEMPLATES)
+    np.testing.assert_allclose(np.linalg.norm(ensemble, axis=-1), 1)
+    np.testing.assert_allclose(ensemble, numpy_clip.unit(sum(raw)), rtol=1e-12)
     usual = numpy_clip.unit(sum(numpy_clip.unit(features) for features in raw))
-    assert 1e-4 < np.abs(found - usual).max() < 0.1
+    assert 1e-4 < np.abs(ensemble - usual).max() < 0.1
 
 
 def test_promptsrcs_terms_vanish_at_the_teacher_and_grow_with_their_weights(clip, images):

@@ -59,8 +59,8 @@ def test_lora_whose_second_factor_is_zero_is_clip_with_scale_100(clip, images):
     learnables = weight_tuning.random_lora(weight_tuning.lora_shapes(clip.config))
     learnables = {name: value * (not name.endswith(".B")) for name, value in learnables.items()}
     plain = methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images)
-    found = weight_tuning.lora(clip, CLASS_NAMES, learnables, images).logits
-    np.testing.assert_allclose(found, plain * 100 / np.exp(clip.state["logit_scale"]), rtol=1e-12)
+    logits = weight_tuning.lora(clip, CLASS_NAMES, learnables, images).logits
+    np.testing.assert_allclose(logits, plain * 100 / np.exp(clip.state["logit_scale"]), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_lora_whose_second_factor_is_zero_is_clip_with_scale_100(clip, images):
 )
 def test_lora_equals_clip_with_folded_weights(clip, images, options):
     learnables = weight_tuning.random_lora(weight_tuning.lora_shapes(clip.config, **options))
-    found = weight_tuning.lora(clip, CLASS_NAMES, learnables, images, alpha=1.5)
+    tuned = weight_tuning.lora(clip, CLASS_NAMES, learnables, images, alpha=1.5)
     folded = {**weight_tuning.fold_lora(clip.state, learnables, alpha=1.5), "logit_scale": np.log(100.0)}
     plain = methods.Reference(folded, clip.config, clip.tokenizer)
     expected = methods.task_logits(plain, "zero_shot", CLASS_NAMES, {}, images)
-    np.testing.assert_allclose(found.logits, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(tuned.logits, expected, rtol=1e-10, atol=1e-10)
     before = methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images)
-    assert np.abs(found.logits / 100 - before / np.exp(clip.state["logit_scale"])).max() > 1e-2
+    assert np.abs(tuned.logits / 100 - before / np.exp(clip.state["logit_scale"])).max() > 1e-2
 
 
 @pytest.mark.parametrize("rank", [2, 4])
@@ -98,10 +98,10 @@ def test_lora_masks_keep_three_quarters_and_belong_to_one_layer_each(clip, image
     def logits(**options):
         return weight_tuning.lora(clip, CLASS_NAMES, learnables, images, **options).logits
 
-    kept, dropped = ({name: np.full_like(mask, value) for name, mask in masks.items()} for value in (1.0, 0.0))
-    np.testing.assert_allclose(logits(masks=kept, rate=0.0), logits(), rtol=1e-12)
+    whole, dropped = ({name: np.full_like(mask, value) for name, mask in masks.items()} for value in (1.0, 0.0))
+    np.testing.assert_allclose(logits(masks=whole, rate=0.0), logits(), rtol=1e-12)
     # All inputs kept at rate 0.25 is a branch 4/3 as strong.
-    np.testing.assert_allclose(logits(masks=kept), logits(alpha=4 / 3), rtol=1e-10)
+    np.testing.assert_allclose(logits(masks=whole), logits(alpha=4 / 3), rtol=1e-10)
     zeros = {name: np.zeros_like(value) for name, value in learnables.items()}
     plain = weight_tuning.lora(clip, CLASS_NAMES, zeros, images).logits
     np.testing.assert_allclose(logits(masks=dropped), plain, rtol=1e-12)
@@ -133,9 +133,9 @@ def test_bitfit_of_the_mlps_output_biases_is_a_bias_after_each_block(clip, image
             name = f"{tower}_model.encoder.layers.{l}.mlp.fc2.bias"
             assert name in weight_tuning.bitfit_names(clip.config)
             learnables[name] = clip.state[name] + move
-    found = weight_tuning.weights_forward(clip, CLASS_NAMES, learnables, images).logits
+    logits = weight_tuning.weights_forward(clip, CLASS_NAMES, learnables, images).logits
     expected = methods.task_logits(clip, "bias", CLASS_NAMES, moves, images)
-    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(logits, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,5 @@ def test_bitfit_of_the_mlps_output_biases_is_a_bias_after_each_block(clip, image
 )
 def test_tuning_starts_at_plain_clip(clip, images, names):
     start = weight_tuning.pretrained(clip.state, names(clip.config))
-    found = weight_tuning.weights_forward(clip, CLASS_NAMES, start, images).logits
-    np.testing.assert_array_equal(found, methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images))
+    logits = weight_tuning.weights_forward(clip, CLASS_NAMES, start, images).logits
+    np.testing.assert_array_equal(logits, methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images))

@@ -11,7 +11,8 @@ import ftfy
 import numpy as np
 import regex
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 PATTERN = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -62,7 +63,8 @@ class SimpleTokenizer:
             best = min(pairs, key=lambda pair: self.ranks.get(pair, float("inf")))
             if best not in self.ranks:
                 break
-            merged, i = [], 0
+            merged = []
+            i = 0
             while i < len(pieces):
                 if tuple(pieces[i : i + 2]) == best:
                     merged.append(pieces[i] + pieces[i + 1])

@@ -19,8 +19,8 @@ def pseudo_labels(
     probabilities = numpy_clip.softmax(scores)
     picks = []
     for label in range(len(class_names)):
-        own = [image for image, row in enumerate(probabilities) if row.argmax() == label]
-        picks += [(image, label) for image in sorted(own, key=lambda image: -probabilities[image, label])[:shots]]
+        places = [image for image, row in enumerate(probabilities) if row.argmax() == label]
+        picks += [(image, label) for image in sorted(places, key=lambda image: -probabilities[image, label])[:shots]]
     return picks
 
 
@@ -43,4 +43,4 @@ def losses(
         methods.task_logits(clip, "coop", class_names, run, images, worded=False)
         for run in each(weights.double(learnables))
     ]
-    return {"cross_entropy": sum(numpy_clip.cross_entropy(one, labels) for one in scores)}
+    return {"cross_entropy": sum(numpy_clip.cross_entropy(row, labels) for row in scores)}

@@ -105,7 +105,8 @@ def lora_branch(
 
 def fold_lora(state: State, learnables: Learnables, *, alpha: float = 1.0) -> State:
     """Plain CLIP weights that compute what the tuned model does at evaluation: `W + γ B A`."""
-    folded, scale = dict(state), _lora_scale(learnables, alpha)
+    folded = dict(state)
+    scale = _lora_scale(learnables, alpha)
     for name in (key.removesuffix(".A") for key in learnables if key.endswith(".A")):
         change = scale * np.asarray(learnables[f"{name}.B"], np.float64) @ learnables[f"{name}.A"]
         folded[f"{name}.weight"] = state[f"{name}.weight"] + change
@@ -129,9 +130,9 @@ def lora(
     inputs = methods.prepare(clip, "zero_shot", class_names, {})
     learnables = weights.double(learnables)
     branch = lora_branch(learnables, alpha=alpha, masks=masks, rate=rate)
-    found = methods.forward(clip, inputs, images, branch=branch)
-    found.logits = 100 * numpy_clip.unit(found.vision.features) @ numpy_clip.unit(found.text.features).T
-    return found
+    saved = methods.forward(clip, inputs, images, branch=branch)
+    saved.logits = 100 * numpy_clip.unit(saved.vision.features) @ numpy_clip.unit(saved.text.features).T
+    return saved
 
 
 # BitFit (Ben Zaken et al. 2021) and LayerNorm tuning, as in "rethinking few-shot VLMs" (Farina et al. 2025)
@@ -181,13 +182,13 @@ def weights_forward(clip: Reference, class_names: Sequence[str], learnables: Lea
 
 def second_stage_start(clip: Reference, class_names: Sequence[str], tuned: Learnables) -> np.ndarray:
     """`W [C, d]`: unit features of the tuned text tower."""
-    one = with_weights(clip, tuned)
-    inputs = methods.prepare(one, "zero_shot", class_names, {})
-    return numpy_clip.unit(numpy_clip.encode_text(one.state, one.config, inputs.tokens).features)
+    tuned_clip = with_weights(clip, tuned)
+    inputs = methods.prepare(tuned_clip, "zero_shot", class_names, {})
+    return numpy_clip.unit(numpy_clip.encode_text(tuned_clip.state, tuned_clip.config, inputs.tokens).features)
 
 
 def second_stage_logits(clip: Reference, tuned: Learnables, classes: np.ndarray, images: np.ndarray) -> np.ndarray:
     """`s · unit(f) · unit(W)ᵀ`."""
-    one = with_weights(clip, tuned)
-    image = numpy_clip.encode_image(one.state, one.config, images).features
-    return numpy_clip.logits(one.state, image, np.asarray(classes, np.float64))
+    tuned_clip = with_weights(clip, tuned)
+    image = numpy_clip.encode_image(tuned_clip.state, tuned_clip.config, images).features
+    return numpy_clip.logits(tuned_clip.state, image, np.asarray(classes, np.float64))

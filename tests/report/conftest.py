@@ -10,9 +10,9 @@ from tests.report.exploring import only_explored, unfold
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    found = Browser(tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+    opened_browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened_browser
+    opened_browser.close()
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import pytest
 
 from tests.report.synthetic import only_sections, synthetic_results
 
-GRID, LAYERS, SLOTS = 4, 3, 2
+GRID = 4
+LAYERS = 3
+SLOTS = 2
 
 
 def only_explored(**sizes):
@@ -39,9 +41,9 @@ def pick(browser, name, value):
     )
 
 
-def near(said, expected):
+def near(text, expected):
     """Equal up to how the page rounds a number, to three digits."""
-    return float(said) == pytest.approx(expected, rel=6e-3, abs=1e-9)
+    return float(text) == pytest.approx(expected, rel=6e-3, abs=1e-9)
 
 
 class Expected:
@@ -57,7 +59,8 @@ class Expected:
 
     def value(self, model, name, *place):
         """A map's value at a patch, the last of the place."""
-        maps, rest = self.explore.models[model], place[:-1]
+        maps = self.explore.models[model]
+        rest = place[:-1]
         unit = np.float64(getattr(maps, f"{name}_scale")[rest]) / 255
         lowest = getattr(maps, f"{name}_lowest", None)
         return float(getattr(maps, name)[place] * unit + (0 if lowest is None else lowest[rest]))

@@ -9,8 +9,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.links, self.identifiers, self.words = [], [], [], [], []
-        self.inline_scripts, self.folded, self.unfolded = 0, [], []
+        self.open = []
+        self.tags = []
+        self.links = []
+        self.identifiers = []
+        self.words = []
+        self.inline_scripts = 0
+        self.folded = []
+        self.unfolded = []
         self.feed(text)
         assert self.open == []
 

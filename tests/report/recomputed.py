@@ -34,7 +34,8 @@ def drawn(values, extra=0.0):
 
 def by_name(names, arrays, outcome):
     """By the names of the columns of arrays `[images, K]`, one for each seed, what `drawn` gives."""
-    images, extra = len(arrays[0]), np.zeros((2000, len(names)))
+    images = len(arrays[0])
+    extra = np.zeros((2000, len(names)))
     if outcome == "accuracy":  # the number of right answers varies by half an image
         extra = 100 / images * 0.5 * np.random.default_rng(0).normal(size=extra.shape)
     return {name: drawn(np.stack([array[:, k] for array in arrays]), extra[:, k]) for k, name in enumerate(names)}
@@ -43,22 +44,24 @@ def by_name(names, arrays, outcome):
 def number(values, gains=None):
     """Mean and 95 % interval of what `drawn` gave; as shares of a gain too, where that is surely not 0."""
     mean, draws = values[0], values[1:]
-    found = {"value": mean, "low": np.quantile(draws, 0.025), "high": np.quantile(draws, 0.975)}
+    numbers_of_mean = {"value": mean, "low": np.quantile(draws, 0.025), "high": np.quantile(draws, 0.975)}
     if gains is None:
-        return found
+        return numbers_of_mean
     if np.quantile(gains[1:], 0.025) <= 0 <= np.quantile(gains[1:], 0.975):
-        return found | dict.fromkeys(SHARES)
-    sign, ratios = np.sign(gains[0]), []
+        return numbers_of_mean | dict.fromkeys(SHARES)
+    sign = np.sign(gains[0])
+    ratios = []
     for part, gain in zip(draws, gains[1:], strict=True):
         # A resample without the gain: the share is as large as shares may get, on the part's side.
         ratios.append(min(max(part / gain, -10), 10) if sign * gain > 0 else 10 * np.sign(part * sign))
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return found | {"share": mean / gains[0], "share_low": low, "share_high": high}
+    return numbers_of_mean | {"share": mean / gains[0], "share_low": low, "share_high": high}
 
 
 def mixture_outcomes(results, key, outcome, tower):
     """What each image becomes, by mixture."""
-    test, (name, scale) = results.factorial.models[key.removesuffix(":random")], SCALES[outcome]
+    test = results.factorial.models[key.removesuffix(":random")]
+    name, scale = SCALES[outcome]
     outcomes = test.random.outcomes if key.endswith(":random") else test.outcomes
     array = np.asarray(getattr(outcomes, name), np.float64) * scale
     return {stream: array[:, test.towers.index(tower), k] for k, stream in enumerate(test.streams)}
@@ -68,51 +71,53 @@ def effects(results, keys, outcome, tower="both"):
     """The gain, the mean contribution of every effect over all orders of adding them, and interactions."""
     keys = [keys] if isinstance(keys, str) else keys
     test = results.factorial.models[keys[0].removesuffix(":random")]
-    names, streams = test.effects, test.streams
+    names = test.effects
+    streams = test.streams
     each = [mixture_outcomes(results, key, outcome, tower) for key in keys]
-    by_stream = by_name(streams, [np.stack([one[stream] for stream in streams], 1) for one in each], outcome)
+    by_stream = by_name(streams, [np.stack([mixture[stream] for stream in streams], 1) for mixture in each], outcome)
 
     def at(on):
         return by_stream["".join("P" if k in on else "R" for k in range(len(names)))]
 
     everything = set(range(len(names)))
     gain = at(everything) - at(set())
-    found = {"gain": number(gain)}
+    by_effect = {"gain": number(gain)}
     for place, name in enumerate(names):
         added = []
         for order in itertools.permutations(range(len(names))):
             on = set(order[: order.index(place)])
             added.append(at(on | {place}) - at(on))
-        found[name] = number(np.mean(added, axis=0), gain)
+        by_effect[name] = number(np.mean(added, axis=0), gain)
     for size in range(2, len(names) + 1):
         for members in itertools.combinations(range(len(names)), size):
             term = 0.0
             for count in range(size + 1):
                 for some in itertools.combinations(members, count):
                     term = term + (-1) ** (size - count) * at(set(some))
-            found[" × ".join(names[k] for k in members)] = number(term, gain)
-    return found
+            by_effect[" × ".join(names[k] for k in members)] = number(term, gain)
+    return by_effect
 
 
 def constants(results, keys, outcome):
     """By "kept:NAME" and "lost:NAME" what constants keep, and what is lost without them."""
     keys = [keys] if isinstance(keys, str) else keys
-    tests, (name, scale) = results.constants.models, SCALES[outcome]
+    tests = results.constants.models
+    name, scale = SCALES[outcome]
     forms = tests[keys[0]].forms
     arrays = [np.asarray(getattr(tests[key].outcomes, name), np.float64) * scale for key in keys]
     by_form = by_name(forms, arrays, outcome)
     gain = by_form["tuned"] - by_form["reference"]
-    found = {}
+    by_name_of_form = {}
     for form, values in by_form.items():
         if form.startswith("kept:"):
-            found[form] = number(values - by_form["reference"], gain)
+            by_name_of_form[form] = number(values - by_form["reference"], gain)
         elif form.startswith("lost:"):
-            found[form] = number(by_form["tuned"] - values, gain)
-    return found
+            by_name_of_form[form] = number(by_form["tuned"] - values, gain)
+    return by_name_of_form
 
 
-def ends(found, names=ENDS, scale=1.0):
-    return [found[name] * scale for name in names]
+def ends(numbers, names=ENDS, scale=1.0):
+    return [numbers[name] * scale for name in names]
 
 
 def columns(number):

@@ -83,7 +83,8 @@ def test_many_methods_are_named_in_a_legend_that_fits(datasets):
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [preset.label for _, preset in METHODS.values()]
     assert not figure.axes[-1].texts
-    box, whole = legend.get_window_extent(), figure.bbox
+    box = legend.get_window_extent()
+    whole = figure.bbox
     assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
     for axes in figure.axes:
         assert not axes.get_visible() or axes.get_tightbbox().y0 >= box.y1 - 1
@@ -91,8 +92,8 @@ def test_many_methods_are_named_in_a_legend_that_fits(datasets):
 
 
 def test_no_two_methods_look_alike():
-    found = [looks.method_look(method) for method in METHODS]
-    assert len(set(found)) == len(found)
+    method_looks = [looks.method_look(method) for method in METHODS]
+    assert len(set(method_looks)) == len(method_looks)
 
 
 @pytest.mark.parametrize(

@@ -79,17 +79,18 @@ def test_missing_and_failed_cells():
 
 
 def test_sizes_rates_and_recipes():
-    own = {"optimizer": "adamw", "steps": 500, "keep_last": True, "batch_size": MOST}
+    recipe = {"optimizer": "adamw", "steps": 500, "keep_last": True, "batch_size": MOST}
     shared = {"parameters": 50432, "parameters_vision": 0, "parameters_text": 768, "parameters_shared": 49664}
     rows = [
         run("maple", **shared),
         run("bias", learning_rate=0.1),
-        run("taskres", learning_rate=2e-4, own_recipe=own, parameters=5120),
-        run("taskres", shots=4, learning_rate=2e-4, own_recipe={**own, "steps": 2000}, parameters=16384),
+        run("taskres", learning_rate=2e-4, own_recipe=recipe, parameters=5120),
+        run("taskres", shots=4, learning_rate=2e-4, own_recipe={**recipe, "steps": 2000}, parameters=16384),
         run("gda", parameters=0, learning_rate=None),
     ]
     made = tables(rows)
-    size, note = made["Size"], made["Accuracy, 16 shots"].note
+    size = made["Size"]
+    note = made["Accuracy, 16 shots"].note
     assert entries(size, "MaPLe") == ["MaPLe", "50,432", "0", "768", "49,664", "0.0025"]
     for row in rows:  # the parts are all there is
         assert row["method"] != "maple" or row["parameters"] == sum(
@@ -97,8 +98,8 @@ def test_sizes_rates_and_recipes():
         )
     assert entries(size, "TaskRes")[1] == "5,120–16,384" and entries(size, "GDA")[-1] == "–"
     assert "Learning rates: see Size." in note and "Not trained by the common recipe: TaskRes; see Size." in note
-    told = "TaskRes differs from the common recipe in: optimizer adamw; steps 500 or 2000; keep last True; "
-    assert told + "batch size of all images." in size.note
+    sentence = "TaskRes differs from the common recipe in: optimizer adamw; steps 500 or 2000; keep last True; "
+    assert sentence + "batch size of all images." in size.note
 
 
 def test_the_validation_policy_is_a_column_where_anything_was_selected_and_two_are_refused():
@@ -113,12 +114,12 @@ def test_the_validation_policy_is_a_column_where_anything_was_selected_and_two_a
 
 
 def test_base_to_new_of_one_dataset_is_one_table_and_of_several_one_for_each_measure():
-    several = {"accuracies": {"base": 80.0, "new": 60.0}, "tested_images": {"base": 100, "new": 200}}
-    several |= {"accuracy": None, "images": None}
-    table = tables([run(**several)])["Accuracy, 16 shots of demo/digits"]
+    measures = {"accuracies": {"base": 80.0, "new": 60.0}, "tested_images": {"base": 100, "new": 200}}
+    measures |= {"accuracy": None, "images": None}
+    table = tables([run(**measures)])["Accuracy, 16 shots of demo/digits"]
     assert table.columns == ("Method", "base", "new", "H", "Parameters") and "harmonic mean" in table.caption
     assert [text[:4] for text in table.rows[0][1:4]] == ["80.0", "60.0", "68.6"]
-    both = tables([run(dataset=name, **several) for name in "ab"])
+    both = tables([run(dataset=name, **measures) for name in "ab"])
     assert list(both) == [*(f"Accuracy, 16 shots: {measure}" for measure in ("base", "new", "H")), "Size"]
 
 
@@ -143,9 +144,9 @@ def test_published_numbers_stand_beside_the_eleven_and_nowhere_else():
 
 
 def test_selected_rates_have_a_table():
-    def choice(*tried):
-        tried = [dict(zip(("learning_rate", "accuracy"), one, strict=True)) for one in tried]
-        return {"for": "method", "cells": 2, "tried": tried}
+    def choice(*candidates):
+        candidates = [dict(zip(("learning_rate", "accuracy"), candidate, strict=True)) for candidate in candidates]
+        return {"for": "method", "cells": 2, "tried": candidates}
 
     rows = [
         run(learning_rate=0.2, choice=choice((0.1, 70.0), (0.2, 75.0), (0.4, None))),
@@ -221,14 +222,14 @@ def test_names_of_any_kind_stay_in_their_cells():
     """A line end, a bar or a bracket in a name makes no new row, column or argument."""
     name = "[a]|b\n\n# c\r`d` \x1b[31m$x_1$ \\end{table}"
     rows = [*a_few(), run(name, accuracy=40.0), run("vpt", accuracy=None, status="failed", error=name)]
-    found = {form: render_tables(read_sweep(rows), form) for form in FORMS}
-    lines = [line for line in found["markdown"].splitlines() if line.startswith("|")]
+    rendered = {form: render_tables(read_sweep(rows), form) for form in FORMS}
+    lines = [line for line in rendered["markdown"].splitlines() if line.startswith("|")]
     row = next(line for line in lines if line.startswith(r"| \[a\]\|b\\n\\n# c\\r\`d\` \\x1b\[31m$x\_1$"))
     assert row.replace(r"\|", "").count("|") == lines[0].count("|")
-    assert r"{[}a{]}|b\textbackslash{}n\textbackslash{}n\# c" in found["latex"]
-    assert r"\$x\_1\$ \textbackslash{}end\{table\}" in found["latex"]
-    assert found["latex"].count(r"\begin{table}") == found["latex"].count(r"\end{table}")
-    for text in found.values():
+    assert r"{[}a{]}|b\textbackslash{}n\textbackslash{}n\# c" in rendered["latex"]
+    assert r"\$x\_1\$ \textbackslash{}end\{table\}" in rendered["latex"]
+    assert rendered["latex"].count(r"\begin{table}") == rendered["latex"].count(r"\end{table}")
+    for text in rendered.values():
         assert "\x1b" not in text and "\r" not in text
 
 

@@ -41,35 +41,36 @@ def test_rows_are_what_the_arrays_say(results):
         np.testing.assert_allclose(
             numbers_in(row["Accuracy (%)"]), [100 * np.mean(shares), np.mean(errors)], atol=0.0501
         )
-        own = recomputed.effects(results, keys, "accuracy")
+        numbers = recomputed.effects(results, keys, "accuracy")
         named = {"Gain (points)": "gain", **{name.capitalize(): name for name in EFFECTS}}
         for head, name in named.items():
-            if name in own:
-                np.testing.assert_allclose(numbers_in(row[head]), ends(own[name]), atol=0.0501)
+            if name in numbers:
+                np.testing.assert_allclose(numbers_in(row[head]), ends(numbers[name]), atol=0.0501)
             else:
                 assert row[head] == "–"
         for head, kind in zip(COLUMNS[-2:], ("kept", "lost"), strict=True):
             if label == "Bias tuning":  # that a learned bias keeps itself is no finding
                 assert row[head] == "–"
             else:
-                found = recomputed.constants(results, keys, "accuracy")[f"{kind}:kind"]
-                np.testing.assert_allclose(numbers_in(row[head]), ends(found, SHARES, 100), atol=0.501)
+                kept_numbers = recomputed.constants(results, keys, "accuracy")[f"{kind}:kind"]
+                np.testing.assert_allclose(numbers_in(row[head]), ends(kept_numbers, SHARES, 100), atol=0.501)
 
 
 def test_the_figure_has_the_same_numbers(results):
     drawing = answer_figure(results, study_methods(results))
-    found = {
+    shown = {
         (row["method"], row["quantity"]): list(row[["value", "low", "high"]]) for _, row in drawing.numbers.iterrows()
     }
     for label, keys in KEYS.items():
-        method, own = label.partition(",")[0], recomputed.effects(results, keys, "accuracy")
+        method = label.partition(",")[0]
+        numbers = recomputed.effects(results, keys, "accuracy")
         for name in ("gain", *EFFECTS):
-            if name in own:
-                np.testing.assert_allclose(found.pop((method, name)), ends(own[name]), atol=1e-5)
+            if name in numbers:
+                np.testing.assert_allclose(shown.pop((method, name)), ends(numbers[name]), atol=1e-5)
     constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
     for kind in ("kept", "lost"):
-        np.testing.assert_allclose(found.pop(("IVLP", kind)), ends(constants[f"{kind}:kind"]), atol=1e-5)
-    assert not found
+        np.testing.assert_allclose(shown.pop(("IVLP", kind)), ends(constants[f"{kind}:kind"]), atol=1e-5)
+    assert not shown
     (axes,) = drawing.figure.axes
     assert axes.get_xlabel() == "points of accuracy"
     names = [text.get_text() for text in axes.get_yticklabels()]
@@ -90,9 +91,10 @@ def test_markers_of_two_methods_do_not_touch_in_a_figure_for_a_phone(results):
 
 
 def test_a_start_elsewhere_is_told(results):
-    labels, zero = results.predictions.labels, results.predictions.zero_shot
+    labels = results.predictions.labels
+    zero = results.predictions.zero_shot
     outcomes = [recomputed.mixture_outcomes(results, key, "accuracy", "both") for key in KEYS["IVLP, 2 seeds"]]
-    start = np.mean([own["RRR"].mean() for own in outcomes])
+    start = np.mean([outcome["RRR"].mean() for outcome in outcomes])
     assert abs(start - 100 * (zero == labels).mean()) > 0.05
     assert f"over the text that training starts from; its accuracy: IVLP {start:.1f} %," in answer_note(
         results, study_methods(results)
@@ -105,7 +107,8 @@ def test_a_model_that_cannot_be_taken_apart_has_its_gain(results):
     study = conclude_study(dataclasses.replace(study, factorial=CausalTests(missing, ())))
     methods = study_methods(study)
     _, row, _ = answer_rows(study, methods)
-    labels, models = study.predictions.labels, study.predictions.models
+    labels = study.predictions.labels
+    models = study.predictions.models
     before = models["zero_shot"] == labels
     changes = [100.0 * ((models[key] == labels) - 1.0 * before) for key in KEYS["IVLP, 2 seeds"]]
     np.testing.assert_allclose(numbers_in(row[2]), ends(number(drawn(np.stack(changes)))), atol=0.0501)
@@ -118,7 +121,7 @@ def test_a_model_that_cannot_be_taken_apart_has_its_gain(results):
 
 def shares_in(text):
     """Shares and ends of their intervals, in percent."""
-    return [[float(x) for x in found] for found in re.findall(r"(-?\d+) % \((-?\d+) to (-?\d+)\)", text)]
+    return [[float(x) for x in match] for match in re.findall(r"(-?\d+) % \((-?\d+) to (-?\d+)\)", text)]
 
 
 def test_the_reasons_have_the_numbers_of_the_arrays(results):
@@ -132,7 +135,7 @@ def test_the_reasons_have_the_numbers_of_the_arrays(results):
     ]
 
     def expected(name):
-        return [ends(own[name], SHARES, 100) for own in effects.values() if name in own]
+        return [ends(numbers[name], SHARES, 100) for numbers in effects.values() if name in numbers]
 
     np.testing.assert_allclose(shares_in(added.text), expected("values"), atol=0.501)
     np.testing.assert_allclose(shares_in(looks.text), [*expected("attention"), *expected("scale")], atol=0.501)
@@ -140,8 +143,8 @@ def test_the_reasons_have_the_numbers_of_the_arrays(results):
     both = [ends(constants[f"{kind}:kind"], SHARES, 100) for kind in ("kept", "lost")]
     np.testing.assert_allclose(shares_in(bias.text), both, atol=0.501)
     assert bias.text.endswith("Bias tuning is a fixed bias itself.")
-    for label, own in effects.items():
-        assert f"{label} ({own['gain']['value']:+.1f} points)" in results.answer.headline
+    for label, numbers in effects.items():
+        assert f"{label} ({numbers['gain']['value']:+.1f} points)" in results.answer.headline
     assert "over 50 images of the test split and over seeds" in results.answer.certainty
 
 
@@ -177,9 +180,9 @@ def measured(verdict, label="M", *, gain=20.0, attention=SOME, values=MUCH, cons
     """A method with a verdict, two of its effects, and what the mean keeps and loses."""
     gain = Estimate(gain, gain - 5, gain + 5)
     effects = Effects(Estimate(50.0), gain, {"attention": attention, "values": values}, {}, {})
-    kept = Replacements(gain, {"kind": SOME}, {"kind": MUCH}, None)
+    replacements = Replacements(gain, {"kind": SOME}, {"kind": MUCH}, None)
     method = dataclasses.replace(facts(label), gain=gain, learns_constant=learns)
-    return MethodTest(method, verdict, effects, None if learns else kept, constant, images)
+    return MethodTest(method, verdict, effects, None if learns else replacements, constant, images)
 
 
 GAINED = "M (+20.0 points, +15.0 to +25.0) beats CLIP"
@@ -254,8 +257,8 @@ def test_reasons_of_many_methods_are_ranges_and_verdicts():
     verdicts = ("stands", "most", "not", "undecided", "not")
     values = (MUCH, share(20, 30), share(70, 99), share(40, 60), MUCH)
     tests = [
-        measured("values", f"M{place}", values=own, constant=constant)
-        for place, (own, constant) in enumerate(zip(values, verdicts, strict=True))
+        measured("values", f"M{place}", values=value, constant=constant)
+        for place, (value, constant) in enumerate(zip(values, verdicts, strict=True))
     ]
     added, looks, bias = (reason.text for reason in reasons(tests))
     assert added == "25 to 84 % of the gain; surely more than half with M0, M2 and M4."

@@ -22,29 +22,29 @@ def answers():
 
 def pairs(answers):
     return [
-        (NAMES[true], NAMES[said]) for true, said in zip(answers.labels, answers.predicted, strict=True) if said >= 0
+        (NAMES[true], NAMES[label]) for true, label in zip(answers.labels, answers.predicted, strict=True) if label >= 0
     ]
 
 
 def test_rows_are_counted_image_by_image(answers):
-    found = pairs(answers)
+    answer_pairs = pairs(answers)
     for name, images, correct, share, other, times in answers.rows():
-        own = [said for true, said in found if true == name]
-        assert (images, correct) == (len(own), own.count(name))
-        wrong = {said: own.count(said) for said in own if said != name}
+        labels = [guess for true, guess in answer_pairs if true == name]
+        assert (images, correct) == (len(labels), labels.count(name))
+        wrong = {guess: labels.count(guess) for guess in labels if guess != name}
         assert times == max(wrong.values(), default=0) and (not times or wrong[other] == times)
-        assert np.isnan(share) if not own else share == pytest.approx(100 * own.count(name) / len(own))
+        assert np.isnan(share) if not labels else share == pytest.approx(100 * labels.count(name) / len(labels))
 
 
 def test_the_picture_shows_shares_of_the_true_class_and_holds_every_pair(answers):
     figure = confusion_figure(answers, "IVLP on pets")
     shown = np.asarray(figure.figure.axes[0].images[0].get_array())
-    found = pairs(answers)
+    answer_pairs = pairs(answers)
     for i, true in enumerate(NAMES):
-        own = [said for name, said in found if name == true]
-        np.testing.assert_allclose(shown[i], [100 * own.count(said) / max(len(own), 1) for said in NAMES])
-    assert {(true, said): count for true, said, count in figure.numbers.itertuples(index=False)} == {
-        pair: found.count(pair) for pair in set(found)
+        guesses = [guess for name, guess in answer_pairs if name == true]
+        np.testing.assert_allclose(shown[i], [100 * guesses.count(guess) / max(len(guesses), 1) for guess in NAMES])
+    assert {(true, guess): count for true, guess, count in figure.numbers.itertuples(index=False)} == {
+        pair: answer_pairs.count(pair) for pair in set(answer_pairs)
     }
     assert "38 images in 4 classes, without 2" in figure.caption
     assert [label.get_text() for label in figure.figure.axes[0].get_yticklabels()] == NAMES
@@ -61,8 +61,8 @@ def test_files_hold_every_answer(answers, tmp_path):
     write_answers(tmp_path, images, answers, "IVLP on pets")
     with open(tmp_path / "predictions.csv", encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]
-    said = [(row["class"], row["answer"]) for row in rows if row["answer"]]
-    assert said == pairs(answers) and [row["image"] for row in rows] == images
+    answers_in_file = [(row["class"], row["answer"]) for row in rows if row["answer"]]
+    assert answers_in_file == pairs(answers) and [row["image"] for row in rows] == images
     assert [row["correct"] == "1" for row in rows] == [*(answers.labels == answers.predicted)]
     assert {path.name for path in tmp_path.iterdir()} == {
         *("classes.csv", "predictions.csv", "confusion.csv", "confusion.pdf", "confusion.png")

@@ -63,8 +63,8 @@ def test_the_pictures_draw_what_their_tables_say(tmp_path: Path) -> None:
     by_parameters, by_time = cost_figures(read_sweep(rows()))
     assert (by_parameters.name, by_time.name) == ("accuracy_by_parameters", "accuracy_by_time")
     for figure, bias in ((by_parameters, 2000), (by_time, 3.0)):
-        told = figure.numbers.set_index("method")
-        assert told.loc["bias"].iloc[2:4].tolist() == [bias, 85.0] and told.loc["zero_shot"].iloc[2] == 0
+        by_method = figure.numbers.set_index("method")
+        assert by_method.loc["bias"].iloc[2:4].tolist() == [bias, 85.0] and by_method.loc["zero_shot"].iloc[2] == 0
         free, paid = figure.figure.axes  # what costs nothing has no place on a logarithmic axis
         drawn = {line.get_label(): line.get_xydata().tolist() for line in (*free.lines, *paid.lines)}
         assert drawn["Training-free"] == [[pytest.approx(0), 50.0]]

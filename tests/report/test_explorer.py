@@ -27,7 +27,8 @@ def unpacked(packed):
 
 
 def test_arrays_are_packed_and_images_are_described(explored):
-    data, explore = explorer_data(explored), explored.explore
+    data = explorer_data(explored)
+    explore = explored.explore
     assert data["pairs"] == explore.pairs[:, 1].tolist()
     for model in data["models"]:
         maps = vars(explore.models[model["key"]])
@@ -45,7 +46,8 @@ def test_arrays_are_packed_and_images_are_described(explored):
 
 
 def test_causes_are_shapley_values_by_image_number(explored):
-    test, labels = explored.factorial.models["ivlp"], explored.predictions.labels
+    test = explored.factorial.models["ivlp"]
+    labels = explored.predictions.labels
     # The causal test has other images, in another order.
     tested = test.outcomes.images[::-1][:40]
     outcomes = dataclasses.replace(test.outcomes, images=tested, calibrated=test.outcomes.calibrated[:40])
@@ -55,19 +57,20 @@ def test_causes_are_shapley_values_by_image_number(explored):
     values = shapley(outcomes.calibrated[:, 0])
     seen = set()
     for image, number in zip(images, explored.explore.images, strict=True):
-        own, names = image["causes"]["ivlp"], ("attention", "scale", "values")
+        causes = image["causes"]["ivlp"]
+        names = ("attention", "scale", "values")
         predicted = explored.predictions.models
         before, after = (predicted[name][number] == labels[number] for name in ("zero_shot", "ivlp"))
         words = {(False, True): "wrong → right", (True, False): "right → wrong", (True, True): "both right"}
-        assert CHANGES[own["change"]] == words.get((bool(before), bool(after)), "both wrong")
+        assert CHANGES[causes["change"]] == words.get((bool(before), bool(after)), "both wrong")
         if number not in tested:
-            assert own["effects"] == {} and own["decided"] is None
+            assert causes["effects"] == {} and causes["decided"] is None
             continue
         expected = values[tested.tolist().index(number)]
-        assert list(own["effects"].values()) == pytest.approx(expected) and tuple(own["effects"]) == names
-        towards = {0: 1, 1: -1}.get(own["change"], np.sign(expected.sum()))
-        assert own["decided"] == names[int((towards * expected).argmax())]
-        seen.add(own["change"])
+        assert list(causes["effects"].values()) == pytest.approx(expected) and tuple(causes["effects"]) == names
+        towards = {0: 1, 1: -1}.get(causes["change"], np.sign(expected.sum()))
+        assert causes["decided"] == names[int((towards * expected).argmax())]
+        seen.add(causes["change"])
     assert {0, 1} <= seen
 
 
@@ -95,12 +98,13 @@ def test_names_cannot_end_the_script(tmp_path):
     assert data["images"][0]["name"] == HOSTILE
 
 
-def check_patch(said, expected, image, label, layer, slots, row, column):
+def check_patch(text, expected, image, label, layer, slots, row, column):
     """All numbers of a patch, of IVLP and of zero-shot beside it."""
-    assert said.startswith(f"Row {row + 1}, column {column + 1}. IVLP: ")
-    own, _, other = said.partition("Zero-shot: ")
-    patch, pair = row * GRID + column, expected.pair(image, label)
-    for model, words in (("ivlp", own), ("zero_shot", other)):
+    assert text.startswith(f"Row {row + 1}, column {column + 1}. IVLP: ")
+    tuned_text, _, other = text.partition("Zero-shot: ")
+    patch = row * GRID + column
+    pair = expected.pair(image, label)
+    for model, words in (("ivlp", tuned_text), ("zero_shot", other)):
         relevancy, share, attention = re.search(
             r"relevancy (\S+), (\S+) % of the image's; \[cls\] attention ([\d.e−-]+\d)", words
         ).groups()
@@ -111,13 +115,14 @@ def check_patch(said, expected, image, label, layer, slots, row, column):
     distances = np.mean(
         [[expected.value("ivlp", "distance", image, layer, s, p) for p in range(GRID * GRID)] for s in slots], axis=0
     )
-    similarity, distance = re.search(r"similarity (\S+), distance (\S+)\.", own).groups()
+    similarity, distance = re.search(r"similarity (\S+), distance (\S+)\.", tuned_text).groups()
     assert near(distance, distances[patch])
     assert near(similarity, 1 - (distances[patch] - distances.min()) / np.ptp(distances))
 
 
 def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
-    expected, labels = Expected(explored), explored.predictions.labels[explored.explore.images]
+    expected = Expected(explored)
+    labels = explored.predictions.labels[explored.explore.images]
     opened.mouse("canvas[data-place='ivlp/attention']", across=0.6, down=0.1)
     check_patch(read(opened), expected, 0, labels[0], LAYERS - 1, (0, 1), 0, 2)
     opened.mouse("#explore-image-5", click=True)
@@ -126,8 +131,9 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
     check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (0, 1), 3, 3)
     # A click on a slot chooses it for the similarity, and reads its own numbers.
     opened.mouse("[data-place='ivlp/slots/1']", click=True)
-    pair, said = expected.pair(5, labels[5]), read(opened)
-    relevancy, attention = re.search(r"prompt slot 2: relevancy (\S+), .* attention in layer 3 (\S+),", said).groups()
+    pair = expected.pair(5, labels[5])
+    text = read(opened)
+    relevancy, attention = re.search(r"prompt slot 2: relevancy (\S+), .* attention in layer 3 (\S+),", text).groups()
     assert near(relevancy, explored.explore.models["ivlp"].slot_relevancy[pair, 1])
     assert near(attention, explored.explore.models["ivlp"].slot_attention[5, LAYERS - 1, 1])
     assert opened.evaluate("document.getElementById('explore-slot').value") == "1"
@@ -137,12 +143,14 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
 
 @pytest.mark.long
 def test_the_keyboard_alone_changes_everything(opened, explored):
-    expected, explore = Expected(explored), explored.explore
+    expected = Expected(explored)
+    explore = explored.explore
     numbers = explore.images
     tab_to(opened, "explore-model")
     tab_to(opened, "explore-images")
     opened.press("End", "ArrowLeft", "ArrowRight")
-    image, label = len(numbers) - 1, explored.predictions.labels[numbers[-1]]
+    image = len(numbers) - 1
+    label = explored.predictions.labels[numbers[-1]]
     tab_to(opened, "explore-layer")
     opened.press("ArrowLeft")
     tab_to(opened, "explore-slot")
@@ -163,7 +171,8 @@ def test_the_keyboard_alone_changes_everything(opened, explored):
 
 
 def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explored):
-    expected, pairs = Expected(explored), explored.explore.pairs
+    expected = Expected(explored)
+    pairs = explored.explore.pairs
     counts = np.bincount(pairs[:, 0])
     image = int(counts.argmax())
     pair = int(np.flatnonzero(pairs[:, 0] == image)[-1])
@@ -190,7 +199,7 @@ def test_filters_and_orders(opened, explored):
     for name, values in properties.items():
         for value in set(values):
             pick(opened, name, value)
-            same = [i for i, own in enumerate(values) if own == value]
+            same = [i for i, candidate in enumerate(values) if candidate == value]
             assert opened.evaluate(listed) == same and 0 < len(same) < len(images)
             count = opened.evaluate("document.getElementById('explore-count').textContent")
             assert count.startswith(f"{len(same)} of {len(images)} images; what IVLP changed was decided by: ")
@@ -207,8 +216,8 @@ def test_filters_and_orders(opened, explored):
         "by-attention": lambda image: -image["causes"]["ivlp"]["effects"].get("attention", -np.inf),
     }.items():
         pick(opened, "order", order)
-        found = opened.evaluate(listed)
-        assert found == sorted(found, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
+        listing = opened.evaluate(listed)
+        assert listing == sorted(listing, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
 
 
 def test_maps_are_painted_as_the_static_figures_are(opened, explored):

@@ -11,11 +11,11 @@ from tests.report.exploring import GRID, LAYERS, Expected, pick
 
 def rows_of(browser, caption):
     """A table's rows, each a first cell and the others, from the part of its caption that tells it from the others."""
-    found = browser.evaluate(
+    tables = browser.evaluate(
         "[...document.querySelectorAll('#explore-means table')].map(t => [t.caption.textContent,"
         " [...t.rows].map(r => [...r.cells].map(c => c.textContent))])"
     )
-    ((_, rows),) = [one for one in found if caption in one[0]]
+    ((_, rows),) = [table for table in tables if caption in table[0]]
     return [(row[0], row[1:]) for row in rows]
 
 
@@ -48,7 +48,8 @@ class Numbers(Expected):
         return 100 * row[place].sum() / row.sum()
 
     def on_prompts(self, model, image):
-        maps, pair = self.explore.models[model], self.own(image)
+        maps = self.explore.models[model]
+        pair = self.own(image)
         return 100 * maps.slot_relevancy[pair].sum() / maps.relevancy_sum[pair]
 
     def attention(self, model, image, layer):
@@ -62,7 +63,8 @@ class Numbers(Expected):
 
 
 def test_means_are_those_of_the_images_that_pass(opened, explored):
-    numbers, data = Numbers(explored), explorer_data(explored)["images"]
+    numbers = Numbers(explored)
+    data = explorer_data(explored)["images"]
     corrected = [
         i for i, image in enumerate(data) if image["causes"]["ivlp"]["change"] == CHANGES.index("wrong → right")
     ]
@@ -70,8 +72,8 @@ def test_means_are_those_of_the_images_that_pass(opened, explored):
     rows = table_of(opened, f"Mean shares over the {len(corrected)} images")
     assert rows["share (%)"] == ["IVLP", "Zero-shot", "difference"]
     for name, place in {"SOS": [0], "category": [5, 6], "“.”": [7]}.items():
-        own, other = ([numbers.token(model, i, place) for i in corrected] for model in ("ivlp", "zero_shot"))
-        for text, values in zip(rows[f"text relevancy: {name}"], (own, other, np.subtract(own, other)), strict=True):
+        ivlp, other = ([numbers.token(model, i, place) for i in corrected] for model in ("ivlp", "zero_shot"))
+        for text, values in zip(rows[f"text relevancy: {name}"], (ivlp, other, np.subtract(ivlp, other)), strict=True):
             np.testing.assert_allclose(shares(text), mean_and_error(values), atol=0.051)
     prompts = [numbers.on_prompts("ivlp", i) for i in corrected]
     np.testing.assert_allclose(shares(rows["image relevancy: prompts"][0]), mean_and_error(prompts), atol=0.051)
@@ -102,15 +104,16 @@ def test_words_of_one_class(opened, explored):
     names, cells = zip(*rows_of(opened, f"word by word, class {label}, over the {count} images"), strict=True)
     assert " ".join(names) == "share (%) “SOS” “[1]” “a” “[2]” “photo” “of” “a” “class” “1” “.”"
     for name, place in {"“SOS”": 0, "“of”": 3, "“class”": 5, "“.”": 7}.items():
-        own, other = ([numbers.token(model, i, [place]) for i in images] for model in ("ivlp", "zero_shot"))
-        for text, values in zip(cells[names.index(name)], (own, other, np.subtract(own, other)), strict=True):
+        ivlp, other = ([numbers.token(model, i, [place]) for i in images] for model in ("ivlp", "zero_shot"))
+        for text, values in zip(cells[names.index(name)], (ivlp, other, np.subtract(ivlp, other)), strict=True):
             np.testing.assert_allclose(shares(text), mean_and_error(values), atol=0.051)
     # A word in whose place the other text has a prompt has nothing to be compared with.
     assert cells[names.index("“[1]”")][1:] == ["–", "–"] and cells[names.index("“photo”")][::2] == ["–", "–"]
 
 
 def test_every_layer_has_its_numbers(opened, explored):
-    numbers, count = Numbers(explored), len(explored.explore.images)
+    numbers = Numbers(explored)
+    count = len(explored.explore.images)
     opened.mouse("#explore-image-3", click=True)
     pick(opened, "slot", 1)
     rows = table_of(opened, "IVLP, layer by layer; similarity to prompt 2")
@@ -137,12 +140,12 @@ VIEW = ("image", "class", "model", "beside", "layer", "slot", "of", "change", "d
 
 def view(browser):
     """What the choices stand at, and which image is shown."""
-    chosen = browser.evaluate(
+    controls = browser.evaluate(
         f"Object.fromEntries({list(VIEW[1:])}.map(n => [n, document.getElementById('explore-' + n).value]))"
     )
     shown = browser.evaluate("document.querySelector('#explore-images [aria-selected=true]').id")
     maps = browser.evaluate("[...document.querySelectorAll('#explore-maps figcaption')].map(e => e.textContent)")
-    return chosen | {"image": shown, "maps": maps}
+    return controls | {"image": shown, "maps": maps}
 
 
 def moved(browser, before):
@@ -202,15 +205,16 @@ MISSED = "(e => e.hidden ? '' : e.textContent)(document.getElementById('explore-
 
 @pytest.mark.long
 def test_what_an_address_asks_in_vain_is_said(opened, page, explored):
-    shown, numbers = view(opened), sorted(explored.explore.images.tolist())
+    shown = view(opened)
+    numbers = sorted(explored.explore.images.tolist())
     images = f"Its images are, by their numbers in the dataset: {', '.join(map(str, numbers))}."
     opened.open(page, fragment="#explore/image=117&layer=3")  # an image of the dataset, but not of the page
     assert opened.evaluate(MISSED) == f"This link asks for image=117, which this page cannot show. {images}"
     assert view(opened) == shown | {"layer": "3"} and opened.evaluate("document.getElementById('explore').open")
     wrong = "image=99999&class=-1&model=nobody&beside=*&layer=0&slot=9&of=77&change=4&decided=luck&order=age"
     opened.open(page, fragment=f"#explore/{wrong}")
-    said = opened.evaluate(MISSED)
-    assert said == f"This link asks for {wrong.replace('&', ', ')}, which this page cannot show. {images}"
+    message = opened.evaluate(MISSED)
+    assert message == f"This link asks for {wrong.replace('&', ', ')}, which this page cannot show. {images}"
     assert view(opened) == shown and opened.evaluate("location.hash") == f"#explore/{wrong}"
     pick(opened, "layer", 2)  # what the reader does next takes the sentence away
     assert opened.evaluate(MISSED) == ""

@@ -65,10 +65,10 @@ def both(average):
     return average.mean, average.standard_error
 
 
-def numbers(drawing, **wanted):
+def numbers(drawing, **conditions):
     """The rows of a figure's numbers whose columns have the wanted values."""
     frame = drawing.numbers
-    for name, value in wanted.items():
+    for name, value in conditions.items():
         frame = frame[frame[name] == value]
     return frame
 
@@ -98,18 +98,18 @@ def assert_line(axes, label, mean, error=None):
     (_, shown), ends = line_of(axes, label)
     np.testing.assert_allclose(shown, mean, rtol=1e-6)
     if error is not None:
-        wanted = np.stack([mean - 1.96 * error, mean + 1.96 * error], axis=1)
-        np.testing.assert_allclose(ends, wanted, rtol=1e-5, atol=1e-7)
+        limits = np.stack([mean - 1.96 * error, mean + 1.96 * error], axis=1)
+        np.testing.assert_allclose(ends, limits, rtol=1e-5, atol=1e-7)
 
 
 def assert_bars(axes, study, part):
     """Pairs of bars by kind of token: zero-shot's and the tuned model's."""
     for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
-        own = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == to_hex(colour)]
+        bars = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == to_hex(colour)]
         expected = getattr(getattr(relevancy_of(study), part), side).mean
-        np.testing.assert_allclose([bar.get_width() for bar in own], expected, rtol=1e-6)
-        said = [text.get_text() for text in axes.texts]
-        assert {f"{value:.2f}" for value in expected} <= set(said)
+        np.testing.assert_allclose([bar.get_width() for bar in bars], expected, rtol=1e-6)
+        texts = [text.get_text() for text in axes.texts]
+        assert {f"{value:.2f}" for value in expected} <= set(texts)
 
 
 def test_text_relevancy_draws_both_models_without_sos_and_sums_with_it(study, drawn):
@@ -162,14 +162,14 @@ def test_groups_of_images_are_beside_each_other(study, drawn):
                 expected = getattr(getattr(relevancy_of(study, group=group), part), side).mean
                 np.testing.assert_allclose(np.asarray(points.get_xdata(), float), expected, rtol=1e-6)
     for group, container in zip(GROUPS, changes.containers, strict=True):
-        own = relevancy_of(study, group=group)
-        expected = [own.order.mean[0], own.variation.mean[0]]
+        relevancy = relevancy_of(study, group=group)
+        expected = [relevancy.order.mean[0], relevancy.variation.mean[0]]
         np.testing.assert_allclose(np.asarray(container.lines[0].get_xdata(), float), expected, rtol=1e-6)
     assert "IVLP: corrected 27 images, both right 11 images, all 50 images;" in drawing.caption
     row = numbers(drawing, model="bias", group="all", side="tuned", kind="words").iloc[0]
     mean, error = (values[2] for values in both(relevancy_of(study, "bias", "all").text_kinds.tuned))
-    found = [float(row[name]) for name in ("value", "low", "high")]
-    np.testing.assert_allclose(found, [mean, mean - 1.96 * error, mean + 1.96 * error], rtol=1e-5)
+    row_ends = [float(row[name]) for name in ("value", "low", "high")]
+    np.testing.assert_allclose(row_ends, [mean, mean - 1.96 * error, mean + 1.96 * error], rtol=1e-5)
 
 
 def test_a_model_without_samples_is_left_out_and_counted():
@@ -187,8 +187,8 @@ def test_several_datasets_have_a_panel_each(study):
         "demo/digits (n = 27)",
         "demo/fashion (n = 27)",
     ]
-    for axes, own in zip(vision.figure.axes, (study, other), strict=True):
-        assert_line(axes, "tuned", *both(relevancy_of(own).vision.tuned))
+    for axes, results in zip(vision.figure.axes, (study, other), strict=True):
+        assert_line(axes, "tuned", *both(relevancy_of(results).vision.tuned))
     assert dataset_figures([study], "nobody", "") == []
 
 
@@ -215,7 +215,7 @@ def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn)
     labels = [axes.get_ylabel() for axes in panels[:, 0]]
     assert labels == ["Zero-shot", "IVLP W/O Prompt", "IVLP W Prompt", "Bias tuning"]
     attention = study.vision_attention
-    variants = [(key, variant) for key, own in attention.items() for variant in own.variants.values()]
+    variants = [(key, variant) for key, result in attention.items() for variant in result.variants.values()]
     assert len(variants) == 4
     for row, (key, variant) in zip(panels, variants, strict=True):
         for axes, quantity in zip(row, ("distance", "entropy", "cls_entropy"), strict=True):
@@ -236,7 +236,7 @@ def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn)
 def test_a_tower_without_cls_says_that_a_curve_is_missing():
     results = synthetic_results()
     for key, attention in results.vision_attention.items():
-        bare = {name: dataclasses.replace(own, cls_entropy=None) for name, own in attention.variants.items()}
+        bare = {name: dataclasses.replace(variant, cls_entropy=None) for name, variant in attention.variants.items()}
         results.vision_attention[key] = dataclasses.replace(attention, no_cls_entropy="There is no [cls].", **bare)
     clip = dataclasses.replace(results.clip, tokens=results.clip.patches)
     drawing = vision_attention_figure(dataclasses.replace(results, clip=clip))
@@ -248,20 +248,20 @@ def test_a_tower_without_cls_says_that_a_curve_is_missing():
 def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study, drawn):
     (drawing,) = drawn(decomposition_figure)
     for tower, row in zip(("vision", "text"), grid(drawing, 2, 4), strict=True):
-        own = study.decomposition["ivlp"].towers[tower]
+        result = study.decomposition["ivlp"].towers[tower]
         mass, size, constancy, cosine = row
         assert mass.get_ylabel() == f"IVLP, {tower}"
         assert [level(axes) for axes in row] == [[0.5], [0.5], [], [0]]
-        averages = {"mean over queries": own.prompt_mass, "query that is pooled": own.pooled_mass}
+        averages = {"mean over queries": result.prompt_mass, "query that is pooled": result.pooled_mass}
         for label, average in averages.items():
             mean, error = both(average)
             assert_line(mass, label, mean.mean(1), error.mean(1))
         dots = [line for line in mass.lines if line.get_marker() == "o"]
-        np.testing.assert_allclose(dots[0].get_ydata(), own.prompt_mass.mean.ravel(), rtol=1e-6)
-        assert_line(size, "size", *both(own.norm_share))
-        assert_line(constancy, "constant token by token", own.constancy, own.error.constancy)
-        assert_line(constancy, "constant as one vector", own.bias_likeness, own.error.bias_likeness)
-        assert_line(cosine, "cosine to Bias tuning", own.bias_cosine["bias"], own.error.bias_cosine["bias"])
+        np.testing.assert_allclose(dots[0].get_ydata(), result.prompt_mass.mean.ravel(), rtol=1e-6)
+        assert_line(size, "size", *both(result.norm_share))
+        assert_line(constancy, "constant token by token", result.constancy, result.error.constancy)
+        assert_line(constancy, "constant as one vector", result.bias_likeness, result.error.bias_likeness)
+        assert_line(cosine, "cosine to Bias tuning", result.bias_cosine["bias"], result.error.bias_cosine["bias"])
         shaded = [(patch.get_x(), patch.get_width()) for patch in constancy.patches]
         assert shaded == ([(2.5, 1.0)] if tower == "vision" else [])  # vision prompts reach the second of three layers
     mean = study.decomposition["ivlp"].text.prompt_mass.mean
@@ -348,7 +348,8 @@ def apart(some, others):
 def test_what_is_drawn_is_what_the_csv_says(drawn, draw):
     """Every value, or of heads their means; but for maps of pixels."""
     for drawing in drawn(draw):
-        frame, every = drawing.numbers, drawing.figure.axes
+        frame = drawing.numbers
+        every = drawing.figure.axes
         if "map" in frame and "rotation" in frame:
             continue
         shown = [np.ravel(np.asarray(line.get_data(), float)) for axes in every for line in axes.lines]

@@ -43,7 +43,9 @@ def drawn(rng, images=300, seeds=3, methods=1):
 def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path) -> None:
     """Means, errors, averages and what is bold, recomputed from `results.jsonl` and the kept answers."""
     rng = np.random.default_rng(3)
-    sizes, seeds, chance = {"a": 150, "b": 220}, (1, 2, 3), {"coop": 0.5, "vpt": 0.72, "ivlp": 0.75, "bias": 0.78}
+    sizes = {"a": 150, "b": 220}
+    seeds = (1, 2, 3)
+    chance = {"coop": 0.5, "vpt": 0.72, "ivlp": 0.75, "bias": 0.78}
     right = {}
     for dataset, size in sizes.items():
         ease = rng.random(size)
@@ -51,10 +53,17 @@ def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path
         for method, level in chance.items():
             right[method, dataset] = ease + rng.normal(0, 0.15, (3, size)) < level
     rows = [
-        run(method, dataset, 4 if len(own) > 1 else 0, seed, 100 * float(one.mean()), images=len(one))
-        | {"predictions": kept(tmp_path / "predictions", f"{method}-{dataset}-{seed}", one)}
-        for (method, dataset), own in right.items()
-        for seed, one in zip(seeds, own, strict=False)
+        run(
+            method,
+            dataset,
+            4 if len(seeds_right) > 1 else 0,
+            seed,
+            100 * float(seed_right.mean()),
+            images=len(seed_right),
+        )
+        | {"predictions": kept(tmp_path / "predictions", f"{method}-{dataset}-{seed}", seed_right)}
+        for (method, dataset), seeds_right in right.items()
+        for seed, seed_right in zip(seeds, seeds_right, strict=False)
     ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
@@ -86,7 +95,10 @@ def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path
                 variance += apart.var(ddof=1) / sizes[d] + numbers(best, d)[2] + numbers(method, d)[2]
             bold = method == best or means[best] - means[method] <= 1.96 * np.sqrt(variance) / count
             assert shown[name][column] == (bold, round(means[method], 1), round(error, 1))
-    assert {one[0][0] for one in shown.values()} == {True, False}  # some are told apart from the best, some are not
+    assert {seed_right[0][0] for seed_right in shown.values()} == {
+        True,
+        False,
+    }  # some are told apart from the best, some are not
 
 
 def test_a_cells_error_is_what_other_images_and_seeds_give():
@@ -97,23 +109,25 @@ def test_a_cells_error_is_what_other_images_and_seeds_give():
         for number in range(300)
         for seed, value in enumerate(100 * drawn(rng)[0].mean(1))
     ]
-    found = read_sweep(rows).cells.drop(index=AVERAGE, level="dataset")
-    spread = found["mean"].std()
-    assert 0.95 * spread < np.sqrt(found["error"].pow(2).mean()) < 1.35 * spread
+    cells = read_sweep(rows).cells.drop(index=AVERAGE, level="dataset")
+    spread = cells["mean"].std()
+    assert 0.95 * spread < np.sqrt(cells["error"].pow(2).mean()) < 1.35 * spread
 
 
 def test_a_difference_over_the_same_images_is_surer_than_over_others():
     """Against the spread of 300 drawings."""
     rng = np.random.default_rng(2)
-    points, paired, unpaired = [], [], []
+    points = []
+    paired = []
+    unpaired = []
     for _ in range(300):
         lines = [
             {
-                "correct": own.mean(0),
-                "images_error": binomial_error(100 * own.mean(), 300),
-                "seeds_error": (100 * own.mean(1)).std(ddof=1) / np.sqrt(3),
+                "correct": right.mean(0),
+                "images_error": binomial_error(100 * right.mean(), 300),
+                "seeds_error": (100 * right.mean(1)).std(ddof=1) / np.sqrt(3),
             }
-            for own in drawn(rng, methods=2)
+            for right in drawn(rng, methods=2)
         ]
         points.append(100 * (lines[0]["correct"].mean() - lines[1]["correct"].mean()))
         paired.append(difference_error(*lines))
@@ -129,25 +143,25 @@ def test_parts_of_an_error():
     )
     assert np.isnan(cell([run(images=400), run(seed=2, images=None)])["error"])
     values = [70.0, 73.0, 71.5, 69.0]
-    found = cell([run(seed=seed, accuracy=value) for seed, value in enumerate(values)])
-    assert found["seeds_error"] == pytest.approx(np.std(values, ddof=1) / 2) and cell([run()])["seeds_error"] == 0
+    row = cell([run(seed=seed, accuracy=value) for seed, value in enumerate(values)])
+    assert row["seeds_error"] == pytest.approx(np.std(values, ddof=1) / 2) and cell([run()])["seeds_error"] == 0
     rng = np.random.default_rng(1)
     base, new = rng.normal(80, 0.8, 200_000), rng.normal(60, 1.1, 200_000)
     assert harmonic_error(80, 60, (0.8, 1.1)) == pytest.approx(np.std(2 * base * new / (base + new)), rel=0.01)
 
 
 def test_base_and_new_have_a_harmonic_mean_for_each_seed():
-    several = [{"base": 80.0, "new": 60.0}, {"base": 82.0, "new": 58.0}]
+    accuracies = [{"base": 80.0, "new": 60.0}, {"base": 82.0, "new": 58.0}]
     rows = [
-        run(seed=seed, accuracy=None, images=None, accuracies=own, tested_images={"base": 100, "new": 200})
-        for seed, own in enumerate(several)
+        run(seed=seed, accuracy=None, images=None, accuracies=values, tested_images={"base": 100, "new": 200})
+        for seed, values in enumerate(accuracies)
     ]
-    each = [2 * one["base"] * one["new"] / (one["base"] + one["new"]) for one in several]
-    found = cell(rows, measure="H")
+    each = [2 * of_seed["base"] * of_seed["new"] / (of_seed["base"] + of_seed["new"]) for of_seed in accuracies]
+    row = cell(rows, measure="H")
     assert read_sweep(rows).measures == ("base", "new", "H") and read_sweep(rows).measure == "H"
-    assert found["mean"] == pytest.approx(np.mean(each))
+    assert row["mean"] == pytest.approx(np.mean(each))
     halves = np.sqrt(81 * 19 / 100), np.sqrt(59 * 41 / 200)
-    assert found["error"] == pytest.approx(np.hypot(harmonic_error(81, 59, halves), np.std(each, ddof=1) / np.sqrt(2)))
+    assert row["error"] == pytest.approx(np.hypot(harmonic_error(81, 59, halves), np.std(each, ddof=1) / np.sqrt(2)))
 
 
 def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path):
@@ -158,7 +172,9 @@ def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path
     second[np.flatnonzero(first)[:12]] = False
     third[np.flatnonzero(first)[:100]] = False
     rights = {"bias": first, "ivlp": second, "vpt": third}
-    rows = [run(name, accuracy=100 * own.mean(), predictions=kept(tmp_path, name, own)) for name, own in rights.items()]
+    rows = [
+        run(name, accuracy=100 * hits.mean(), predictions=kept(tmp_path, name, hits)) for name, hits in rights.items()
+    ]
 
     def best(folder: Path | None = tmp_path) -> set[str]:
         return best_methods(read_sweep(rows, folder), "accuracy", "a", 4)

@@ -13,15 +13,17 @@ RATES = {"vpt": 0.7, "ivlp_matched": 0.4, "bias": 0.9, "coop": 0.6}
 
 @pytest.fixture
 def sweep(tmp_path):
-    draw, rows, right = np.random.default_rng(0), [], {}
+    draw = np.random.default_rng(0)
+    rows = []
+    right = {}
     for dataset, images in (("a", 50), ("b", 80)):
         for method, rate in {"zero_shot": 0.5, **RATES}.items():
             for seed in (1, 2, 3) if method != "zero_shot" else (None,):
-                own = draw.random(images) < rate
-                right.setdefault((method, dataset), []).append(own)
+                correct = draw.random(images) < rate
+                right.setdefault((method, dataset), []).append(correct)
                 facts = {"parameters": PARAMETERS.get(method, 0), "images": images}
-                facts["predictions"] = kept(tmp_path, f"{method}-{dataset}-{seed}", own)
-                rows.append(run(method, dataset, 16 if seed else 0, seed, 100 * own.mean(), **facts))
+                facts["predictions"] = kept(tmp_path, f"{method}-{dataset}-{seed}", correct)
+                rows.append(run(method, dataset, 16 if seed else 0, seed, 100 * correct.mean(), **facts))
     return read_sweep(rows, tmp_path), right
 
 
@@ -29,15 +31,17 @@ def test_gains_and_intervals_by_plain_numpy(sweep):
     made, right = sweep
     frame = gain_frame(made).set_index("method")
     for method in RATES:
-        gains, variances = [], []
+        gains = []
+        variances = []
         for dataset in ("a", "b"):
-            own, plain = np.array(right[method, dataset], float), np.array(right["zero_shot", dataset][0], float)
-            gains.append(100 * (own.mean() - plain.mean()))
-            change = own.mean(0) - plain
-            variances.append(1e4 * (change.var(ddof=1) / len(change) + own.mean(1).var(ddof=1) / 3))
-        mean, half = np.mean(gains), 1.96 * np.sqrt(np.sum(variances)) / 2
-        found = frame.loc[method, ["value", "low", "high", "a", "b"]].astype(float)
-        np.testing.assert_allclose(found, [mean, mean - half, mean + half, *gains])
+            tuned, plain = np.array(right[method, dataset], float), np.array(right["zero_shot", dataset][0], float)
+            gains.append(100 * (tuned.mean() - plain.mean()))
+            change = tuned.mean(0) - plain
+            variances.append(1e4 * (change.var(ddof=1) / len(change) + tuned.mean(1).var(ddof=1) / 3))
+        mean = np.mean(gains)
+        half = 1.96 * np.sqrt(np.sum(variances)) / 2
+        row = frame.loc[method, ["value", "low", "high", "a", "b"]].astype(float)
+        np.testing.assert_allclose(row, [mean, mean - half, mean + half, *gains])
         assert frame.loc[method, "parameters"] == PARAMETERS[method]
 
 

@@ -16,12 +16,12 @@ from tests.report.synthetic import synthetic_results
 
 @pytest.fixture(scope="module")
 def results():
-    found = synthetic_results(pictures=1)
+    drawn_results = synthetic_results(pictures=1)
     # Decisions that flip both ways, under every mixture.
-    for test in found.factorial.models.values():
+    for test in drawn_results.factorial.models.values():
         correct = test.outcomes.correct
         correct[...] = np.random.default_rng(0).integers(0, 2, correct.shape, np.uint8)
-    return found
+    return drawn_results
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +31,19 @@ def tables(results):
 
 def test_classes(results, tables):
     predicted = results.predictions.models
-    labels, zero_shot = results.predictions.labels.tolist(), predicted["zero_shot"].tolist()
+    labels = results.predictions.labels.tolist()
+    zero_shot = predicted["zero_shot"].tolist()
     totals = []
     for row in tables[0].rows:
         label = int(row[0].removeprefix("class "))
-        own = [i for i, one in enumerate(labels) if one == label]
-        right = [zero_shot[i] == label for i in own]
-        assert row[1:3] == [str(len(own)), f"{100 * sum(right) / len(own):.1f}"]
-        (taken, count), *_ = collections.Counter(zero_shot[i] for i in own if zero_shot[i] != label).most_common(1)
-        assert row[3] == f"class {taken} ({count} of {len(own)})"
+        members = [i for i, other_label in enumerate(labels) if other_label == label]
+        right = [zero_shot[i] == label for i in members]
+        assert row[1:3] == [str(len(members)), f"{100 * sum(right) / len(members):.1f}"]
+        (taken, count), *_ = collections.Counter(zero_shot[i] for i in members if zero_shot[i] != label).most_common(1)
+        assert row[3] == f"class {taken} ({count} of {len(members)})"
         totals.append(0.0)
         for key, cell in zip(("ivlp", "bias"), row[4:], strict=True):
-            steps = [int(predicted[key][i] == label) - int(zero_shot[i] == label) for i in own]
+            steps = [int(predicted[key][i] == label) - int(zero_shot[i] == label) for i in members]
             mean = sum(steps) / len(steps)
             error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
             assert cell == f"{100 * mean:+.1f} ± {100 * error:.1f} ({steps.count(1)}, {steps.count(-1)})"
@@ -77,19 +78,19 @@ def test_what_flipped_decisions(results, tables):
     likely = mixture_outcomes(results, "ivlp", "calibrated", "both")
     for name, sign in (("became right", 1), ("became wrong", -1)):
         first, last = ("RRR", "PPP") if sign > 0 else ("PPP", "RRR")
-        own = [i for i in range(len(right["RRR"])) if right[last][i] and not right[first][i]]
-        assert len(own) > 1 and rows["IVLP", name][0] == str(len(own))
-        values = [shapley_by_orders({k: v[i] for k, v in likely.items()}, effects) for i in own]
+        images = [i for i in range(len(right["RRR"])) if right[last][i] and not right[first][i]]
+        assert len(images) > 1 and rows["IVLP", name][0] == str(len(images))
+        values = [shapley_by_orders({k: v[i] for k, v in likely.items()}, effects) for i in images]
         decided = [max(each, key=lambda effect: sign * each[effect]) for each in values]
         flipped = {
-            e: [right[a][i] == (sign > 0) for i in own] for e, a in zip(effects, ("PRR", "RPR", "RRP"), strict=True)
+            e: [right[a][i] == (sign > 0) for i in images] for e, a in zip(effects, ("PRR", "RPR", "RRP"), strict=True)
         }
         for place, effect in enumerate(effects):
             for text, share in (
-                (rows["IVLP", name][1 + place], decided.count(effect) / len(own)),
-                (rows["IVLP", name][4 + place], sum(flipped[effect]) / len(own)),
+                (rows["IVLP", name][1 + place], decided.count(effect) / len(images)),
+                (rows["IVLP", name][4 + place], sum(flipped[effect]) / len(images)),
             ):
-                assert text == f"{100 * share:.0f} ± {100 * (share * (1 - share) / len(own)) ** 0.5:.0f}"
+                assert text == f"{100 * share:.0f} ± {100 * (share * (1 - share) / len(images)) ** 0.5:.0f}"
     assert rows["Bias tuning", "became right"][2] == rows["Bias tuning", "became right"][5] == "–"  # it has no scale
 
 

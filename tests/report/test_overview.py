@@ -38,19 +38,20 @@ def studies(results):
 @pytest.fixture(scope="module")
 def numbers(results):
     """By method, outcome and dataset, all that was measured, computed anew."""
-    found = {}
+    by_place = {}
     for name, each in results.items():
         for method, keys in KEYS.items():
-            own = [key for key in keys if key in each.factorial.models]
+            tested = [key for key in keys if key in each.factorial.models]
             for outcome in ("accuracy", "calibrated"):
-                found[method, outcome, name] = recomputed.effects(each, own, outcome) | (
-                    recomputed.constants(each, own, outcome) if method == "IVLP" else {}
+                by_place[method, outcome, name] = recomputed.effects(each, tested, outcome) | (
+                    recomputed.constants(each, tested, outcome) if method == "IVLP" else {}
                 )
-    return found
+    return by_place
 
 
 def student(values):
-    mean, half = statistics.fmean(values), T_OF_FOUR * statistics.stdev(values) / 5**0.5
+    mean = statistics.fmean(values)
+    half = T_OF_FOUR * statistics.stdev(values) / 5**0.5
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
@@ -62,10 +63,10 @@ def test_every_number_of_the_picture_is_recomputed(numbers, studies):
             values = [numbers[*place, name][row["quantity"]]["value"] for name in DATASETS]
             np.testing.assert_allclose([row[end] for end in ENDS], ends(student(values)), atol=1e-4)
             continue
-        own = numbers[*place, row["dataset"]][row["quantity"]]
-        np.testing.assert_allclose([row[end] for end in ENDS], ends(own), atol=1e-5)
-        if own.get("share") is not None:
-            np.testing.assert_allclose([row[name] for name in SHARES], ends(own, SHARES), atol=1e-4)
+        numbers_of_row = numbers[*place, row["dataset"]][row["quantity"]]
+        np.testing.assert_allclose([row[end] for end in ENDS], ends(numbers_of_row), atol=1e-5)
+        if numbers_of_row.get("share") is not None:
+            np.testing.assert_allclose([row[name] for name in SHARES], ends(numbers_of_row, SHARES), atol=1e-4)
         assert row["seeds"] == (2 if (row["method"], row["dataset"]) == ("IVLP", "demo/fashion") else 1)
     # Five datasets but one with a control more and their mean: a gain, effects, interactions, and what constants do.
     assert set(frame["dataset"]) == {*DATASETS, "mean"}
@@ -78,17 +79,18 @@ def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers,
     assert titles == ["ImageNet", "DTD", "EuroSAT", "demo/digits", "demo/fashion", "Mean"]
     assert [text.get_text() for text in axes[0].get_yticklabels()] == ["IVLP", "Bias tuning"]
     for column, name in enumerate(DATASETS):
-        for mark, wanted in (
+        for mark, expected in (
             (0, [numbers[method, "accuracy", name]["gain"]["value"] for method in KEYS]),
             (4, [numbers["IVLP", "accuracy", name]["kept:kind"]["value"]]),
         ):
             line = axes[column].containers[mark].lines[0]
-            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), wanted, atol=1e-4)
-            assert [round(y) for y in line.get_ydata()] == list(range(len(wanted)))
+            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), expected, atol=1e-4)
+            assert [round(y) for y in line.get_ydata()] == list(range(len(expected)))
 
 
 def test_few_datasets_have_no_interval_of_their_mean(numbers, studies):
-    (ivlp, _), few = summarize_methods(studies[:2]), overview_figure(summarize_methods(studies[:2]))
+    ivlp, _ = summarize_methods(studies[:2])
+    few = overview_figure(summarize_methods(studies[:2]))
     assert len(few.figure.axes) == 2
     means = few.numbers[few.numbers["dataset"] == "mean"]
     assert means["low"].isna().all() and len(means)
@@ -104,24 +106,24 @@ def test_the_table_has_datasets_side_by_side(results, numbers, studies):
     table = summary_table(summary)
     assert table.columns == ("", "ImageNet", "DTD", "EuroSAT", "demo/digits", "demo/fashion (2 seeds)", "Mean")
     rows = {row[0]: row[1:] for row in table.rows}
-    found = [numbers["IVLP", "calibrated", name] for name in DATASETS]
+    of_datasets = [numbers["IVLP", "calibrated", name] for name in DATASETS]
 
-    def change(own):
-        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*(round(x, 3) + 0.0 for x in ends(own)))
+    def change(effects):
+        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*(round(x, 3) + 0.0 for x in ends(effects)))
 
-    wanted = [change(own["scale × values"]) for own in found]
-    wanted.append(change(student([own["scale × values"]["value"] for own in found])))
-    assert list(rows["calibrated log-likelihood, nats: scale × values"]) == wanted
+    expected = [change(effects["scale × values"]) for effects in of_datasets]
+    expected.append(change(student([effects["scale × values"]["value"] for effects in of_datasets])))
+    assert list(rows["calibrated log-likelihood, nats: scale × values"]) == expected
     lost = [numbers["IVLP", "accuracy", name]["lost:kind"] for name in DATASETS]
-    mean = student([own["share"] for own in lost])
-    texts = [ends(own, SHARES, 100) for own in lost] + [ends(mean, scale=100)]
-    wanted = ["{} % ({} to {})".format(*map(round, text)) for text in texts]
-    assert list(rows["accuracy: lost without the mean as two vectors"]) == wanted
-    said = summary_sentences(summary)
-    assert said[0] == f"ImageNet: {results['imagenet'].verdict_on(['ivlp']).conclusion}"
-    assert said[4] == f"demo/fashion: {results['demo/fashion'].verdict_on(KEYS['IVLP']).conclusion}"
+    mean = student([effects["share"] for effects in lost])
+    texts = [ends(effects, SHARES, 100) for effects in lost] + [ends(mean, scale=100)]
+    expected = ["{} % ({} to {})".format(*map(round, text)) for text in texts]
+    assert list(rows["accuracy: lost without the mean as two vectors"]) == expected
+    sentences = summary_sentences(summary)
+    assert sentences[0] == f"ImageNet: {results['imagenet'].verdict_on(['ivlp']).conclusion}"
+    assert sentences[4] == f"demo/fashion: {results['demo/fashion'].verdict_on(KEYS['IVLP']).conclusion}"
     mean = student([numbers["IVLP", "accuracy", name]["gain"]["value"] for name in DATASETS])
-    assert "{:+.1f} points ({:+.1f} to {:+.1f}) on average".format(*ends(mean)) in said[5]
+    assert "{:+.1f} points ({:+.1f} to {:+.1f}) on average".format(*ends(mean)) in sentences[5]
 
 
 def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
@@ -139,10 +141,10 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     picture = tmp_path / "images" / "verdict.png"
     monkeypatch.setattr(draw_verdict, "_TO", types.SimpleNamespace(value=str(picture)))
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
-    said = capsys.readouterr().out
-    assert "accuracy, points: scale × values" in said and "What prompts add to tokens carries" in said
-    assert said.count("Head has no factorial.") == said.count("Head has no constants.") == 1
-    assert "Not in it: Head: Head has no factorial." in said  # whatever the seeds
+    printed = capsys.readouterr().out
+    assert "accuracy, points: scale × values" in printed and "What prompts add to tokens carries" in printed
+    assert printed.count("Head has no factorial.") == printed.count("Head has no constants.") == 1
+    assert "Not in it: Head: Head has no factorial." in printed  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (28 + 4)
     save_results(tmp_path / "why" / "again", results["dtd"])

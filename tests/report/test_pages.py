@@ -45,7 +45,8 @@ def drawn(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The page of a study of everything, its path, its results, and its figures."""
-    folder, results = tmp_path_factory.mktemp("whole"), synthetic_results(layers=1, heads=1, pictures=1)
+    folder = tmp_path_factory.mktemp("whole")
+    results = synthetic_results(layers=1, heads=1, pictures=1)
     save_results(folder / "results", results)
     with pytest.MonkeyPatch.context() as monkeypatch:
         figures = unsaved(monkeypatch)
@@ -83,8 +84,8 @@ def test_everything_after_the_first_page_is_folded(whole):
     ]
     assert page.unfolded == []
     shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))
-    told = re.findall(r"^\| \*\*(.*?)\*\* \|", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
-    assert shown == told
+    sections = re.findall(r"^\| \*\*(.*?)\*\* \|", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
+    assert shown == sections
 
 
 def test_every_figure_is_drawn(whole):
@@ -184,7 +185,7 @@ def test_every_text_is_escaped(written, drawn):
     dataset = dataclasses.replace(results.dataset, name=HOSTILE)
     zero_shot, ivlp, bias = results.models
     models = (zero_shot, dataclasses.replace(ivlp, label=HOSTILE), bias)
-    verdicts = tuple(dataclasses.replace(own, conclusion=HOSTILE, sentences=(HOSTILE,)) for own in results.verdict)
+    verdicts = tuple(dataclasses.replace(each, conclusion=HOSTILE, sentences=(HOSTILE,)) for each in results.verdict)
     answer = dataclasses.replace(results.answer, headline=HOSTILE, reasons=(Reason(HOSTILE, HOSTILE),))
     path, page = written(dataclasses.replace(results, dataset=dataset, models=models, verdict=verdicts, answer=answer))
     assert page.tags.count("img") == 3  # of the first page, of the verdict and the one that was asked for

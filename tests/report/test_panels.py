@@ -12,7 +12,8 @@ from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned, write_csv
 from clipbias.report.figure_captions import CAPTIONS
 
-RED, BLUE = {"color": "red"}, {"color": "blue"}
+RED = {"color": "red"}
+BLUE = {"color": "blue"}
 
 
 def frame(**columns):
@@ -32,10 +33,11 @@ def axes():
 
 
 def test_arrays_become_rows_with_their_places_and_intervals():
-    values, error = np.arange(6.0).reshape(2, 3), np.full((2, 3), 0.5)
-    found = small.tidy(values, error, ("layer", "head"), {"model": "m"})
-    assert list(found.columns) == ["model", "layer", "head", "value", "low", "high"]
-    for row in found.itertuples():
+    values = np.arange(6.0).reshape(2, 3)
+    error = np.full((2, 3), 0.5)
+    table = small.tidy(values, error, ("layer", "head"), {"model": "m"})
+    assert list(table.columns) == ["model", "layer", "head", "value", "low", "high"]
+    for row in table.itertuples():
         assert row.value == values[row.layer - 1, row.head - 1] and row.model == "m"
         assert (row.low, row.high) == pytest.approx((row.value - 0.98, row.value + 0.98))
     assert small.tidy(values, None, ("layer", "head"), {})[["low", "high"]].isna().all().all()
@@ -44,7 +46,8 @@ def test_arrays_become_rows_with_their_places_and_intervals():
 def test_lines_are_means_of_their_rows_with_whiskers_or_bands(axes):
     part = frame(layer=[1, 1, 2, 2], value=[1.0, 3.0, 4.0, 8.0], low=[0.0, 1, 3, 6], high=[2.0, 5, 5, 10], side="a")
     small.lines(axes, part, x="layer", hue="side", looks={"b": BLUE, "a": RED}, dots=True)
-    dots, line = axes.lines[0], axes.containers[0].lines[0]
+    dots = axes.lines[0]
+    line = axes.containers[0].lines[0]
     np.testing.assert_array_equal(dots.get_xydata(), [[1, 1], [1, 3], [2, 4], [2, 8]])
     np.testing.assert_array_equal(line.get_xydata(), [[1, 2], [2, 6]])
     np.testing.assert_allclose(whiskers(axes, 1), [(0.5, 3.5), (4.5, 7.5)])
@@ -88,17 +91,17 @@ def test_a_loose_bar_has_room_where_no_other_goes(axes):
 def test_points_stand_beside_each_other_in_their_place(axes):
     part = frame(name=["a", "b", "b"], side=["x", "x", "y"], value=[1.0, 2.0, 3.0], low=[0.5, 1, 2], high=[2.0, 4, 6])
     small.points(axes, part, category="name", hue="side", looks={"x": RED, "y": BLUE}, places=["a", "none", "b"])
-    found = [container.lines[0].get_xydata().tolist() for container in axes.containers]
-    np.testing.assert_allclose(found[0], [[1, -0.1], [2, 1.9]])
-    np.testing.assert_allclose(found[1], [[3, 2.1]])
+    points = [container.lines[0].get_xydata().tolist() for container in axes.containers]
+    np.testing.assert_allclose(points[0], [[1, -0.1], [2, 1.9]])
+    np.testing.assert_allclose(points[1], [[3, 2.1]])
     np.testing.assert_allclose(whiskers(axes, 0), [(0.5, 2), (1, 4), (2, 6)])
 
 
 def grid_of(**options):
     part = frame(row=["p", "p", "q"], column=["a", "b", "a"], x=1, value=[1.0, 100.0, 5.0])
 
-    def draw(axes, own):
-        small.lines(axes, own, x="x", looks={"": {**RED, "marker": "o", "label": "line"}})
+    def draw(axes, rows):
+        small.lines(axes, rows, x="x", looks={"": {**RED, "marker": "o", "label": "line"}})
 
     return small.panels(
         part, draw, by=("row", "column"), layout=small.Layout(x_label="x", y_label="y", names={"a": "A"}, **options)
@@ -121,8 +124,8 @@ def test_panels_have_their_part_their_names_and_one_scale():
 def test_panels_go_on_in_a_second_line():
     part = frame(name=list("abc"), x=1, value=[1.0, 2.0, 3.0])
 
-    def draw(axes, own):
-        small.lines(axes, own, x="x", looks={"": RED})
+    def draw(axes, rows):
+        small.lines(axes, rows, x="x", looks={"": RED})
 
     figure = small.panels(part, draw, by=("", "name"), layout=small.Layout(wrap=2), legend={"z": RED})
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == ["a", "b", "c"]
@@ -132,8 +135,8 @@ def test_panels_go_on_in_a_second_line():
 def test_a_legend_is_no_wider_than_its_figure():
     part = frame(x=1, value=1.0, name=[f"a longer name {number}" for number in range(9)])
 
-    def draw(axes, own):
-        small.lines(axes, own, x="x", hue="name", looks={name: {**RED, "marker": "o"} for name in own["name"]})
+    def draw(axes, rows):
+        small.lines(axes, rows, x="x", hue="name", looks={name: {**RED, "marker": "o"} for name in rows["name"]})
 
     figure = small.panels(part, draw, by=("", ""), layout=small.Layout(size=(3.5, 2)))
     figure.draw_without_rendering()

@@ -115,7 +115,8 @@ def test_a_sweep_and_its_runs(tmp_path: Path) -> None:
 
 def test_accuracies_of_a_sweep_are_those_of_its_own_tables(tmp_path: Path) -> None:
     """The rate of its configuration is not said to be that of methods with rates of their own."""
-    rates, base = {"bias": 0.2, "vpt": 0.5}, {"bias": 60.0, "vpt": 70.0}
+    rates = {"bias": 0.2, "vpt": 0.5}
+    base = {"bias": 60.0, "vpt": 70.0}
     rows = [
         cell(method, "a", seed, learning_rate=rate, images=100, accuracy=base[method] + seed + shots) | {"shots": shots}
         for method, rate in rates.items()
@@ -132,8 +133,8 @@ def test_accuracies_of_a_sweep_are_those_of_its_own_tables(tmp_path: Path) -> No
         lines = text.split(f"Accuracy, {shots} shots\n")[1].split("\n\n")[0].splitlines()[2:]
         means = [np.mean([base[method] + seed + shots for seed in (1, 2)]) for method in ("vpt", "bias")]
         assert [float(line.replace("tuning", "").split()[1]) for line in lines] == means
-    told = json.loads(render_runs([sweep], [sweep], [], form="json"))["runs"][0]["accuracies"]
-    assert {(one["method"], one["shots"]): one["mean"] for one in told}["vpt", 16] == 87.5
+    accuracies = json.loads(render_runs([sweep], [sweep], [], form="json"))["runs"][0]["accuracies"]
+    assert {(row["method"], row["shots"]): row["mean"] for row in accuracies}["vpt", 16] == 87.5
 
 
 def test_accuracies_of_several_evaluations_and_of_many_models(tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ def test_parts_of_a_sweep(tmp_path: Path) -> None:
     write(tmp_path, results=rows)
     assert read_workdir(tmp_path)[0].state == "finished"
     with io.lock(tmp_path / "parts" / "2-of-4"):
-        told = "parts 1/4, 3/4 finished; part 2/4 in progress; after 6 of 6 runs"
-        assert read_workdir(tmp_path)[0].state == told
+        words = "parts 1/4, 3/4 finished; part 2/4 in progress; after 6 of 6 runs"
+        assert read_workdir(tmp_path)[0].state == words
 
 
 def test_validation_is_shown_where_anything_was_selected(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_curves_of_a_run_and_of_a_sweep(tmp_path: Path) -> None:
     for number in (1, 5):  # a name each; then colours by method
         figure = curves_figure(curves * number)
         loss, accuracy, rate = figure.axes
-        drawn = [np.asarray(one.lines[0].get_ydata(), float) for one in loss.containers]
+        drawn = [np.asarray(container.lines[0].get_ydata(), float) for container in loss.containers]
         np.testing.assert_allclose(drawn[1], [2.0, 1.0])
         (band,) = loss.containers[1].lines[2]  # from the smallest to the largest seed
         np.testing.assert_allclose([ends[:, 1] for ends in band.get_segments()], [[1.0, 3.0], [0.5, 1.5]])

@@ -30,24 +30,24 @@ def markers(axes):
     return np.concatenate([np.column_stack([line.get_xdata(), line.get_ydata()]) for line in drawn])
 
 
-def overlap(one, other):
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def overlap(box, other):
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
 def boxes(axes):
     """The boxes of all names and markers in pixels, told apart by what they are of."""
     half = 5 * axes.figure.dpi / 72 / 2
     names = [text for text in axes.texts if isinstance(text, Annotation)]
-    found = [(text.get_text(), text.get_window_extent().extents) for text in names]
+    labels = [(text.get_text(), text.get_window_extent().extents) for text in names]
     places = axes.transData.transform(markers(axes))
-    return found + [("marker", (x - half, y - half, x + half, y + half)) for x, y in places]
+    return labels + [("marker", (x - half, y - half, x + half, y + half)) for x, y in places]
 
 
 def test_no_name_covers_a_marker_or_another_name_or_leaves_its_panel(zoo, figure):
     assert sorted(text.get_text() for axes in figure.axes for text in axes.texts) == sorted(zoo["label"])
     for axes in figure.axes:
-        for (one, first), (other, second) in itertools.combinations(boxes(axes), 2):
-            assert not overlap(first, second), (one, other)
+        for (label, first), (other, second) in itertools.combinations(boxes(axes), 2):
+            assert not overlap(first, second), (label, other)
         for name, box in boxes(axes):
             assert axes.bbox.x0 - 1 <= box[0] and box[2] <= axes.bbox.x1 + 1, name
 
@@ -67,13 +67,13 @@ def test_points_stand_at_their_numbers(zoo, figure):
     free, paid = figure.axes
     np.testing.assert_allclose(sorted(markers(free)[:, 1]), sorted(zoo.loc[zoo["parameters"] == 0, "accuracy"]))
     assert [label.get_text() for label in free.get_xticklabels()] == ["0"] and paid.get_xscale() == "log"
-    own = zoo[zoo["parameters"] > 0].sort_values(["accuracy", "parameters"])
+    paid_rows = zoo[zoo["parameters"] > 0].sort_values(["accuracy", "parameters"])
     drawn = markers(paid)[np.lexsort(markers(paid).T)]
-    np.testing.assert_allclose(drawn[:, 1], own["accuracy"])
+    np.testing.assert_allclose(drawn[:, 1], paid_rows["accuracy"])
     width = MARKER * figure.dpi / 72
-    wanted = paid.transData.transform(own[["parameters", "accuracy"]])
-    moved = np.abs(paid.transData.transform(drawn) - wanted)[:, 0]
-    assert (moved < 6 * width).all() and (moved < 1).sum() > len(own) / 2
+    expected = paid.transData.transform(paid_rows[["parameters", "accuracy"]])
+    moved = np.abs(paid.transData.transform(drawn) - expected)[:, 0]
+    assert (moved < 6 * width).all() and (moved < 1).sum() > len(paid_rows) / 2
 
 
 def test_markers_of_one_place_stand_side_by_side():

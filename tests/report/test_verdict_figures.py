@@ -42,10 +42,10 @@ def test_every_number_of_the_effects_is_recomputed(results, methods):
             if row["quantity"] == "random":
                 same(row, recomputed.effects(results, "ivlp:random", outcome)["gain"])
                 continue
-            own = expected[{"all": "gain"}.get(row["quantity"], row["quantity"])]
-            same(row, own)
-            if own.get("share") is not None:
-                np.testing.assert_allclose([row[name] for name in SHARES], ends(own, SHARES), atol=1e-4)
+            numbers_of_row = expected[{"all": "gain"}.get(row["quantity"], row["quantity"])]
+            same(row, numbers_of_row)
+            if numbers_of_row.get("share") is not None:
+                np.testing.assert_allclose([row[name] for name in SHARES], ends(numbers_of_row, SHARES), atol=1e-4)
     # In three towers and two outcomes: three effects, four interactions and the gain, or two, one and it; the control.
     assert len(frame) == 2 * 3 * (8 + 4) + 2
 
@@ -58,38 +58,38 @@ def test_bars_stand_in_the_panel_that_names_them(results, methods):
     first = figure.axes[0]
     names = [*EFFECTS, "all", *(name for name in numbers if "×" in name)]
     assert [text.get_text() for text in first.get_yticklabels()] == [*names, "random"]
-    wanted = [numbers[{"all": "gain"}.get(name, name)]["value"] for name in names]
-    said = [text.get_text() for text in first.texts if text.get_text() not in ("", "//")]
-    assert said[:-1] == [f"{value:+.1f}".replace("-", "−") for value in wanted]
+    expected = [numbers[{"all": "gain"}.get(name, name)]["value"] for name in names]
+    texts = [text.get_text() for text in first.texts if text.get_text() not in ("", "//")]
+    assert texts[:-1] == [f"{value:+.1f}".replace("-", "−") for value in expected]
     # Effects in both towers, then in each alone, then the gain in both.
     widths = [bar.get_width() for bar in first.patches]
-    np.testing.assert_allclose([*widths[:3], widths[9]], wanted[:4])
+    np.testing.assert_allclose([*widths[:3], widths[9]], expected[:4])
 
 
-def change(found, outcome):
-    value, low, high = (round(x, UNITS[outcome][1]) + 0.0 for x in ends(found))
+def change(numbers, outcome):
+    value, low, high = (round(x, UNITS[outcome][1]) + 0.0 for x in ends(numbers))
     return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(value, low, high, d=UNITS[outcome][1])
 
 
-def share(found):
-    if found["share"] is None:
+def share(numbers):
+    if numbers["share"] is None:
         return "–"
-    return "{} % ({} to {})".format(*(round(100 * x) for x in ends(found, SHARES)))
+    return "{} % ({} to {})".format(*(round(100 * x) for x in ends(numbers, SHARES)))
 
 
 def test_the_table_of_effects_is_recomputed(results, methods):
     table = verdict_tables.effects_table(methods)
     assert table.columns[2:] == ("Accuracy (points)", "Share of it", "Calibrated (nats)", "Share of it")
-    wanted = []
+    expected_rows = []
     for label, keys in KEYS.items():
-        found = {outcome: recomputed.effects(results, keys, outcome) for outcome in UNITS}
-        names = [name for name in found["accuracy"] if name != "gain"]
+        by_outcome = {outcome: recomputed.effects(results, keys, outcome) for outcome in UNITS}
+        names = [name for name in by_outcome["accuracy"] if name != "gain"]
         for name in names:
-            texts = [t for o, own in found.items() for t in (change(own[name], o), share(own[name]))]
-            wanted.append([label, name, *texts])
-        gains = [text for outcome, own in found.items() for text in (change(own["gain"], outcome), "–")]
-        wanted.append([label, "all", *gains])
-    assert [[row[0], row[1].split(":")[0], *row[2:]] for row in table.rows] == wanted
+            texts = [t for o, effects in by_outcome.items() for t in (change(effects[name], o), share(effects[name]))]
+            expected_rows.append([label, name, *texts])
+        gains = [text for outcome, effects in by_outcome.items() for text in (change(effects["gain"], outcome), "–")]
+        expected_rows.append([label, "all", *gains])
+    assert [[row[0], row[1].split(":")[0], *row[2:]] for row in table.rows] == expected_rows
 
 
 def test_the_table_of_temperatures_has_what_the_study_has(results, methods):
@@ -103,14 +103,15 @@ def test_the_table_of_temperatures_has_what_the_study_has(results, methods):
 
 def test_the_curve_has_every_form_of_each_outcome(results, methods):
     drawing = verdict_figures.replacement_curve_figure(methods)
-    frame, stored = drawing.numbers, results.constants.models["ivlp"].stored
+    frame = drawing.numbers
+    stored = results.constants.models["ivlp"].stored
     assert set(frame["method"]) == {"IVLP, 2 seeds"}  # bias tuning learns such a constant
     itself = frame["name"] == "the method itself"
     for outcome, rows in frame[~itself].groupby("outcome"):
         expected = recomputed.constants(results, KEYS["IVLP, 2 seeds"], outcome)
         for _, row in rows.iterrows():
-            own = expected[f"{row['what']}:{row['name']}"]
-            same(row, dict(zip(("value", "low", "high"), ends(own, SHARES), strict=True)), scale=100)
+            numbers_of_row = expected[f"{row['what']}:{row['name']}"]
+            same(row, dict(zip(("value", "low", "high"), ends(numbers_of_row, SHARES), strict=True)), scale=100)
             assert row["stored"] == stored.get(row["name"], stored["kind"])
     assert len(frame[~itself]) == 2 * len(FORMS) and len(frame[itself]) == 4 and (frame[itself]["value"] == 100).all()
     with style.styled():
@@ -119,28 +120,29 @@ def test_the_curve_has_every_form_of_each_outcome(results, methods):
         assert axes.get_title(loc="left").startswith(what) and axes.get_xscale() == "log"
         names = {text.get_text() for text in axes.texts}
         assert {"one vector · 96", "two, by kind · 192", "map of rank 8 · 1,160", "the method itself"} <= names
-        found = {name: [line.get_ydata()[0] for line in axes.lines if line.get_gid() == name] for name in ("random",)}
-        wanted = frame[(frame["what"] == what) & (frame["name"] == "random")]["value"]
-        np.testing.assert_allclose(found["random"], wanted)
+        drawn = {name: [line.get_ydata()[0] for line in axes.lines if line.get_gid() == name] for name in ("random",)}
+        drawn_values = frame[(frame["what"] == what) & (frame["name"] == "random")]["value"]
+        np.testing.assert_allclose(drawn["random"], drawn_values)
 
 
 def test_the_table_of_constants_is_recomputed(results, methods):
     table = verdict_tables.constants_table(methods)
-    found = {outcome: recomputed.constants(results, KEYS["IVLP, 2 seeds"], outcome) for outcome in UNITS}
+    by_outcome = {outcome: recomputed.constants(results, KEYS["IVLP, 2 seeds"], outcome) for outcome in UNITS}
     for row, name in zip(table.rows, NAMES, strict=True):
         assert row[0] == "IVLP, 2 seeds"
-        assert list(row[3:]) == [share(found[o][f"{kind}:{name}"]) for o in UNITS for kind in ("kept", "lost")]
+        assert list(row[3:]) == [share(by_outcome[o][f"{kind}:{name}"]) for o in UNITS for kind in ("kept", "lost")]
     assert table.rows[1][2] == "192" and table.rows[-1][1] == "control: layers shuffled"
 
 
 def without_gain(numbers):
     loss = Estimate(-1.0, -2.0, -0.5)  # a sure loss has shares in the results
-    return ByOutcome(*(dataclasses.replace(own, gain=loss) for own in (numbers.accuracy, numbers.calibrated)))
+    return ByOutcome(*(dataclasses.replace(outcome, gain=loss) for outcome in (numbers.accuracy, numbers.calibrated)))
 
 
 def test_of_what_is_no_sure_gain_nothing_is_shared_out():
     results = synthetic_results(pictures=1)
-    test, constants = results.factorial.models["ivlp"], results.constants.models["ivlp"]
+    test = results.factorial.models["ivlp"]
+    constants = results.constants.models["ivlp"]
     towers = test.summary.towers | {"both": without_gain(test.summary.towers["both"])}
     summary = dataclasses.replace(test.summary, towers=towers)
     results.factorial.models["ivlp"] = dataclasses.replace(test, summary=summary)
@@ -165,8 +167,8 @@ def test_what_is_missing_says_why():
         "Bias tuning: It learns such a constant, so what that keeps is no finding.",
     ]
     bare = only_sections(study, "factorial", "verdict")
-    said = verdict_tables.why_no_constants(bare, study_methods(bare))
-    assert said[0].endswith("measured; --config.sections=constants has it.")
+    sentences = verdict_tables.why_no_constants(bare, study_methods(bare))
+    assert sentences[0].endswith("measured; --config.sections=constants has it.")
     assert verdict_figures.replacement_curve_figure(methods) is None and verdict_tables.constants_table(methods) is None
     assert {row[0] for row in verdict_tables.effects_table(methods).rows} == {"Bias tuning"}
 

@@ -28,7 +28,8 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 def colour_split(count: int, seed: int) -> Split:
     """`count` noisy 20 x 24 PNGs of each colour."""
     rng = np.random.default_rng(seed)
-    encoded, labels = [], []
+    encoded = []
+    labels = []
     for label, colour in enumerate(COLOURS.values()):
         for _ in range(count):
             pixels = np.clip(np.array(colour) + rng.normal(0, 40, (20, 24, 3)), 0, 255).astype(np.uint8)

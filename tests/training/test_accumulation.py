@@ -30,7 +30,8 @@ from tools.benchmarks import model
 
 NAMES = ["red", "a green one", "blue"]
 RECIPE = Recipe(1.0, 1, 0, 1.0, 10, 0.0, 0.0)  # a step is the gradient itself
-ROWS, MASKED = 10, (2, 7, 9)
+ROWS = 10
+MASKED = (2, 7, 9)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def step(
     method = make_method(name, **options) if isinstance(name, str) else name
     task = Task(clip, method, NAMES).with_memory(class_shards=mesh.shape[meshes.DATA])
     start = stack_runs([jax.device_get(task.init(seed)) for seed in range(1, runs + 1)])
-    rng, params = np.random.default_rng(0), meshes.replicate(mesh, clip.params)
+    rng = np.random.default_rng(0)
+    params = meshes.replicate(mesh, clip.params)
     # Away from where a method starts as plain CLIP, or its loss at its smallest.
     start = jax.tree.map(
         lambda x: (x + 0.05 * rng.normal(size=x.shape)).astype(x.dtype) if x.dtype.kind == "f" else x, start
@@ -72,23 +74,23 @@ def step(
         batch["labels"] = np.full_like(batch["labels"], 99)  # none is read
     state = init_state(method, RECIPE, start)
     before = jax.device_get(state.learnables)
-    found, metrics = train_step(
+    after, metrics = train_step(
         StepStatic(task.classifier, clip.preprocessing, RECIPE, mesh, parts),
         place_inputs(mesh, task, params, start, np.arange(runs)),
         meshes.device_put(mesh, state, meshes.RUN),
         meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
         StepScalars(meshes.device_put(mesh, np.ones(runs, np.float32), meshes.RUN)),
     )
-    return jax.tree.map(np.subtract, jax.device_get(found.learnables), before), jax.device_get(metrics)
+    return jax.tree.map(np.subtract, jax.device_get(after.learnables), before), jax.device_get(metrics)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    for (change, metrics), (whole, told) in [(found, expected)]:
-        assert told["gradient_norm"].min() > 1e-3
-        for name, value in told.items():
+def assert_same(actual: Any, expected: Any) -> None:
+    for (change, metrics), (whole, expected_metrics) in [(actual, expected)]:
+        assert expected_metrics["gradient_norm"].min() > 1e-3
+        for name, value in expected_metrics.items():
             np.testing.assert_allclose(metrics[name], value, rtol=3e-5, err_msg=name)
-        for own, other in zip(jax.tree.leaves(change), jax.tree.leaves(whole), strict=True):
-            np.testing.assert_allclose(own, other, rtol=0, atol=3e-5 * np.abs(other).max())
+        for leaf, other in zip(jax.tree.leaves(change), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(leaf, other, rtol=0, atol=3e-5 * np.abs(other).max())
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,8 @@ def test_a_training_takes_what_was_planned(
         raise ClipbiasError(f"in {static.micro_batches} parts")
 
     monkeypatch.setattr(loop, "train_step", watched)
-    task, plan = Task(clip, "taskres", NAMES), MemoryPlan("products", 1, 3)
+    task = Task(clip, "taskres", NAMES)
+    plan = MemoryPlan("products", 1, 3)
     with pytest.raises(ClipbiasError, match="in 3 parts"):
         start = stack_runs([jax.device_get(task.init(1))])
         job = make_job(task, few_shot_runs(colours, (1,)), recipe)

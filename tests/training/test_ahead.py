@@ -42,14 +42,16 @@ def test_a_compiler_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name:
 
 
 def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one() -> None:
-    own, answer, chip = target(), cudnn.check_cudnn_version, CHIPS["h100"]
+    device = target()
+    answer = cudnn.check_cudnn_version
+    chip = CHIPS["h100"]
     with pytest.raises(KeyboardInterrupt), Topology("h100:1x1x1", chip, []):
         assert target() == away() == chip.target and target().platform == "gpu"
         assert device_limit() == chip.memory
         assert cudnn.check_compute_capability("9.0") and not cudnn.check_compute_capability("10.0")
         assert cudnn.check_cudnn_version() > 90000
         raise KeyboardInterrupt
-    assert away() is None and target() == own and own.platform == "cpu"
+    assert away() is None and target() == device and device.platform == "cpu"
     assert cudnn.check_cudnn_version is answer
 
 
@@ -77,8 +79,8 @@ def of_a_step(method: str, devices: int) -> list[Exchange]:
 @pytest.mark.long
 @pytest.mark.parametrize(("method", "count"), [("bias_by_kind", 4), ("taskres", 2)])
 def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -> None:
-    found = of_a_step(method, 4)
-    assert len(found) == count and not any(one.looped for one in found)
+    exchanged = of_a_step(method, 4)
+    assert len(exchanged) == count and not any(exchange.looped for exchange in exchanged)
 
 
 def test_loops_are_seen_with_all_that_they_call() -> None:
@@ -115,8 +117,8 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
 
 
 def test_exchanges_in_words() -> None:
-    found = [Exchange("all-reduce", 1_000_000, False), Exchange("all-reduce", 500_000, True)]
-    assert describe_exchanges(found) == "2 all-reduces of 1.5 MB, 1 in a loop"
+    exchanged = [Exchange("all-reduce", 1_000_000, False), Exchange("all-reduce", 500_000, True)]
+    assert describe_exchanges(exchanged) == "2 all-reduces of 1.5 MB, 1 in a loop"
     assert describe_exchanges([Exchange("all-gather", 20_000, False)]) == "1 all-gather of 20 kB, none in a loop"
     assert describe_exchanges([]) == "nothing exchanged"
 

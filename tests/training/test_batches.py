@@ -17,7 +17,8 @@ from clipbias.tuning.recipe import Recipe
 from tests.data.batches import train_batches
 from tests.training.conftest import few_shot_runs
 
-SIZE, SEEDS = 16, (1, 2, 1, 3, 2)
+SIZE = 16
+SEEDS = (1, 2, 1, 3, 2)
 
 
 def batches(images: list[Images], recipe: Recipe, mesh, seeds=SEEDS, **options) -> RunBatches:
@@ -40,7 +41,9 @@ def test_they_are_those_of_each_run(
 
     What runs with one seed share is sent once, unless that is more than what each device's own runs take.
     """
-    recipe, reads, cache = dataclasses.replace(recipe, batch_size=6), list[str](), ImageCache(1 << 20)
+    recipe = dataclasses.replace(recipe, batch_size=6)
+    reads = list[str]()
+    cache = ImageCache(1 << 20)
     splits = [run.images.split for run in few_shot_runs(colours, (1, 2, 3))]
     images = [Images(counted(split, reads), cache) for split in splits]
     mesh = meshes.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
@@ -49,14 +52,14 @@ def test_they_are_those_of_each_run(
     steps = len(each[0])
     for start in (0, steps - 2):
         made = batches(images, recipe, mesh, seeds, start_step=start)
-        found = list(made)
+        read_batches = list(made)
         assert (len(made._stacked.sources) if made._stacked.there else len(seeds)) == sent
-        assert len(found) == steps - start and steps > 2
-        for step, batch in enumerate(found, start):
-            own = [batches_of_one[step] for batches_of_one in each]
-            own += [own[-1]] * (-len(own) % run)
+        assert len(read_batches) == steps - start and steps > 2
+        for step, batch in enumerate(read_batches, start):
+            of_runs = [batches_of_one[step] for batches_of_one in each]
+            of_runs += [of_runs[-1]] * (-len(of_runs) % run)
             for name, values in batch.items():
-                expected = np.stack([one[name] for one in own])
+                expected = np.stack([batch_of_run[name] for batch_of_run in of_runs])
                 filled = 2 if data == 4 else 0
                 assert values.sharding == meshes.sharding(mesh, values.shape, meshes.RUN, meshes.DATA)
                 np.testing.assert_array_equal(

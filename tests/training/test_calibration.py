@@ -12,14 +12,15 @@ rng = np.random.default_rng(0)
 LOGITS = rng.normal(0, 3, (403, 6))
 LABELS = np.where(rng.random(403) < 0.6, LOGITS.argmax(1), rng.integers(0, 6, 403))
 PROBABILITIES = softmax(LOGITS, axis=1)
-SURE, CORRECT = PROBABILITIES.max(1), PROBABILITIES.argmax(1) == LABELS
+SURE = PROBABILITIES.max(1)
+CORRECT = PROBABILITIES.argmax(1) == LABELS
 
 
 def test_error_in_bins_of_equal_width():
     bins = [[] for _ in range(15)]
     for sure, correct in zip(SURE, CORRECT, strict=True):
-        (own,) = [b for b in range(15) if b / 15 < sure <= (b + 1) / 15]
-        bins[own].append((sure, correct))
+        (number,) = [b for b in range(15) if b / 15 < sure <= (b + 1) / 15]
+        bins[number].append((sure, correct))
     gaps = [len(b) * abs(np.mean([c for _, c in b]) - np.mean([s for s, _ in b])) for b in bins if b]
     assert calibration.expected_calibration_error(SURE, CORRECT) == pytest.approx(sum(gaps) / len(SURE), rel=1e-12)
     # The ends belong to the first and the last bin.
@@ -29,16 +30,18 @@ def test_error_in_bins_of_equal_width():
 def test_error_in_bins_of_equally_many():
     order = sorted(range(403), key=lambda i: SURE[i])
     sizes = [27] * 13 + [26] * 2  # 403 = 15 · 26 + 13
-    total, start = 0.0, 0
+    total = 0.0
+    start = 0
     for size in sizes:
-        own = order[start : start + size]
-        total += size * abs(np.mean(CORRECT[own]) - np.mean(SURE[own]))
+        members = order[start : start + size]
+        total += size * abs(np.mean(CORRECT[members]) - np.mean(SURE[members]))
         start += size
     assert calibration.adaptive_calibration_error(SURE, CORRECT) == pytest.approx(total / 403, rel=1e-12)
     shuffled = rng.permutation(40)
-    ties, right = np.repeat([0.3, 0.7], 20), np.tile([True, False], 20)
-    found = calibration.adaptive_calibration_error(ties, right)
-    assert calibration.adaptive_calibration_error(ties[shuffled], right[shuffled]) == pytest.approx(found, abs=1e-15)
+    ties = np.repeat([0.3, 0.7], 20)
+    right = np.tile([True, False], 20)
+    error = calibration.adaptive_calibration_error(ties, right)
+    assert calibration.adaptive_calibration_error(ties[shuffled], right[shuffled]) == pytest.approx(error, abs=1e-15)
 
 
 def loss(temperature):
@@ -46,12 +49,12 @@ def loss(temperature):
 
 
 def test_temperature_has_the_smallest_cross_entropy():
-    found = calibration.fit_temperature(LOGITS.astype(np.float32), LABELS)
-    tried = np.geomspace(0.01, 100, 100)
-    assert loss(found) <= min(map(loss, tried)) + 1e-12
-    for wrong in (0.999 * found, 1.001 * found):
-        assert loss(found) < loss(wrong)
-    assert calibration.fit_temperature(2.5 * LOGITS, LABELS) == pytest.approx(2.5 * found, rel=1e-5)
+    fitted = calibration.fit_temperature(LOGITS.astype(np.float32), LABELS)
+    candidates = np.geomspace(0.01, 100, 100)
+    assert loss(fitted) <= min(map(loss, candidates)) + 1e-12
+    for wrong in (0.999 * fitted, 1.001 * fitted):
+        assert loss(fitted) < loss(wrong)
+    assert calibration.fit_temperature(2.5 * LOGITS, LABELS) == pytest.approx(2.5 * fitted, rel=1e-5)
     # No minimum within the range: the cross-entropy falls as far as one looks.
     assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) is None
     assert calibration.fit_temperature(LOGITS, LOGITS.argmin(1)) is None
@@ -65,10 +68,10 @@ def test_temperature_has_the_smallest_cross_entropy():
 
 def loss_minimum(logits, labels):
     """The best of many temperatures."""
-    tried = np.geomspace(0.01, 100, 200_001)
-    z = logits[None] / tried[:, None, None]
+    temperatures = np.geomspace(0.01, 100, 200_001)
+    z = logits[None] / temperatures[:, None, None]
     losses = np.log(np.exp(z).sum(-1)) - z[:, np.arange(len(labels)), labels]
-    return tried[losses.mean(-1).argmin()]
+    return temperatures[losses.mean(-1).argmin()]
 
 
 def outcome(logits, labels=None, temperature=1.0):
@@ -84,10 +87,11 @@ def test_a_fitted_temperature_calibrates():
     labels = (softmax(logits / 2, axis=1).cumsum(1) > rng.random((5000, 1))).argmax(1)
     temperature = calibration.fit_temperature(logits, labels)
     assert temperature == pytest.approx(2, rel=0.05)
-    found = calibration.calibration(outcome(logits, labels, temperature), temperature)
-    plain, correct = softmax(logits, axis=1).max(1), logits.argmax(1) == labels
+    measured = calibration.calibration(outcome(logits, labels, temperature), temperature)
+    plain = softmax(logits, axis=1).max(1)
+    correct = logits.argmax(1) == labels
     cooled = softmax(logits / temperature, axis=1).max(1)
-    assert found == pytest.approx(
+    assert measured == pytest.approx(
         {
             "ece": 100 * calibration.expected_calibration_error(plain, correct),
             "adaptive_ece": 100 * calibration.adaptive_calibration_error(plain, correct),
@@ -96,16 +100,17 @@ def test_a_fitted_temperature_calibrates():
             "adaptive_ece_at_temperature": 100 * calibration.adaptive_calibration_error(cooled, correct),
         }
     )
-    assert found["ece_at_temperature"] < 0.2 * found["ece"]
+    assert measured["ece_at_temperature"] < 0.2 * measured["ece"]
     assert set(calibration.calibration(outcome(logits, labels))) == {"ece", "adaptive_ece"}
 
 
 @pytest.mark.parametrize("step", [0, 0.5], ids=["no ties", "ties"])
 def test_detection_equals_scikit_learn(step):
-    inside, outside = LOGITS, rng.normal(0, 2.4, (211, 6))
+    inside = LOGITS
+    outside = rng.normal(0, 2.4, (211, 6))
     if step:
         inside, outside = (step * np.round(x / step) for x in (inside, outside))
-    found = calibration.detection(outcome(inside), outcome(outside))
+    detected = calibration.detection(outcome(inside), outcome(outside))
     labels = np.repeat([1, 0], [len(inside), len(outside)])
     for name, score in (
         ("max_logit", lambda z: z.max(1)),
@@ -116,15 +121,15 @@ def test_detection_equals_scikit_learn(step):
             rounded = [
                 Outcome(o.correct, np.round(o.other_odds, 12), o.highest) for o in map(outcome, (inside, outside))
             ]
-            found[name] = calibration.detection(*rounded)[name]
-        rates, kept, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
-        assert found[name]["auroc"] == pytest.approx(100 * metrics.roc_auc_score(labels, scores), abs=1e-9)
-        assert found[name]["fpr95"] == pytest.approx(100 * rates[np.argmax(kept >= 0.95)], abs=1e-9)
+            detected[name] = calibration.detection(*rounded)[name]
+        rates, recalls, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
+        assert detected[name]["auroc"] == pytest.approx(100 * metrics.roc_auc_score(labels, scores), abs=1e-9)
+        assert detected[name]["fpr95"] == pytest.approx(100 * rates[np.argmax(recalls >= 0.95)], abs=1e-9)
 
 
 def test_odds_of_other_classes_tell_what_rounding_hides():
     """Two images whose float32 probability is 1 both are ordered all the same."""
     sure, surer = np.float32(1e-9), np.float32(1e-12)
     assert np.float32(1) / (1 + sure) == np.float32(1) / (1 + surer)
-    one, other = (Outcome(np.array([True]), np.array([d]), np.array([1.0])) for d in (surer, sure))
-    assert calibration.detection(one, other)["max_softmax"] == {"auroc": 100.0, "fpr95": 0.0}
+    surest, other = (Outcome(np.array([True]), np.array([d]), np.array([1.0])) for d in (surer, sure))
+    assert calibration.detection(surest, other)["max_softmax"] == {"auroc": 100.0, "fpr95": 0.0}

@@ -32,7 +32,8 @@ def broken(split: Split) -> Split:
 
 def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split) -> np.ndarray:
     """Of one image at a time, with PIL alone for the pixels; one that cannot be read is left out."""
-    size, found = clip.config.vision.image_size, []
+    size = clip.config.vision.image_size
+    rows = []
     logits_of = jax.jit(task.logits)
     for index in range(len(split)):
         encoded = split.read(index)
@@ -45,8 +46,8 @@ def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split)
         left, top = ((side - size) // 2 for side in image.size)  # as transformers rounds
         pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
         normal = (pixels / 255 - np.array(clip.preprocessing.mean)) / np.array(clip.preprocessing.std)
-        found.append(np.asarray(logits_of(clip.params, learnables, normal[None].astype(np.float32)), float)[0])
-    return np.stack(found)
+        rows.append(np.asarray(logits_of(clip.params, learnables, normal[None].astype(np.float32)), float)[0])
+    return np.stack(rows)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,13 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
     learnables = jax.tree.map(
         lambda x: x + np.float32(0.3 * np.random.default_rng(x.size).normal(size=x.shape)), jax.device_get(task.init())
     )
-    test, validation, outside = colours.split("test"), colours.split("train"), broken(colours.split("val"))
-    found = evaluate(
-        *(task, learnables, test),
+    test = colours.split("test")
+    validation = colours.split("train")
+    outside = broken(colours.split("val"))
+    result = evaluate(
+        task,
+        learnables,
+        test,
         mesh=mesh,
         eval_batch_size=4,
         on_image_error="skip",
@@ -72,11 +77,11 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
     )
     here, held, away = (logits_by_hand(clip, task, learnables, split) for split in (test, validation, outside))
     correct = here.argmax(1) == test.labels
-    assert found["images"] == len(test) == 15
-    assert found["correct"] == correct.sum()
-    assert found["accuracy"] == pytest.approx(100 * found["correct"] / 15)
+    assert result["images"] == len(test) == 15
+    assert result["correct"] == correct.sum()
+    assert result["accuracy"] == pytest.approx(100 * result["correct"] / 15)
     temperature = calibration.fit_temperature(held, validation.labels)
-    errors = found["calibration"]
+    errors = result["calibration"]
     assert errors["temperature"] == pytest.approx(temperature, rel=1e-3)
     for scale, suffix in ((1.0, ""), (temperature, "_at_temperature")):
         sure = softmax(here / scale, axis=1).max(1)
@@ -85,11 +90,11 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
             ("adaptive_ece", calibration.adaptive_calibration_error),
         ):
             assert errors[name + suffix] == pytest.approx(100 * error(sure, correct), abs=2e-2)
-    assert found["ood"]["images"] == len(away) == len(outside) - 1
+    assert result["ood"]["images"] == len(away) == len(outside) - 1
     labels = np.repeat([1, 0], [len(here), len(away)])
     for name, score in (("max_logit", lambda z: z.max(1)), ("max_softmax", lambda z: softmax(z, axis=1).max(1))):
         expected = metrics.roc_auc_score(labels, np.concatenate([score(here), score(away)]))
-        assert found["ood"][name]["auroc"] == pytest.approx(100 * expected, abs=1e-6)
+        assert result["ood"][name]["auroc"] == pytest.approx(100 * expected, abs=1e-6)
 
 
 def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
@@ -109,7 +114,8 @@ def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
 
 
 def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh, calls = meshes.make_mesh(run=2, devices=jax.devices()[:8]), []
+    mesh = meshes.make_mesh(run=2, devices=jax.devices()[:8])
+    calls = []
 
     def called(static, *arguments) -> jax.Array:
         calls.append((static, meshes.shapes(arguments)))
@@ -117,15 +123,18 @@ def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeyp
 
     monkeypatch.setattr(evaluator, "image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
-    learnables, params = jax.tree.map(lambda x: np.stack([x, x]), task.init()), meshes.replicate(mesh, clip.params)
-    own = Evaluator(colours.split("test"), mesh=mesh, batch_size=4)
-    own.accuracy(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
+    learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
+    params = meshes.replicate(mesh, clip.params)
+    plain_evaluator = Evaluator(colours.split("test"), mesh=mesh, batch_size=4)
+    plain_evaluator.accuracy(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
     (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
     assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
 
 
 def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -> None:
-    split, mesh, task = broken(colours.split("test")), meshes.single_device(), Task(clip, "zero_shot", ("a", "b", "c"))
+    split = broken(colours.split("test"))
+    mesh = meshes.single_device()
+    task = Task(clip, "zero_shot", ("a", "b", "c"))
     with pytest.raises(ClipbiasError, match=r"2/1\.png"):
         evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
     score = evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="skip")

@@ -31,7 +31,8 @@ def source(
     projected: bool = True,
     broken: tuple[int, ...] = (),
 ) -> TrainingFeatures:
-    mesh, split = mesh or meshes.single_device(), colours.split("train")
+    mesh = mesh or meshes.single_device()
+    split = colours.split("train")
     images = Split(split.keys, split.labels, lambda index: b"broken" if index in broken else split.read(index))
     return TrainingFeatures(
         FeatureStatic(clip.config, clip.preprocessing, "float32", projected),
@@ -45,14 +46,15 @@ def source(
     )
 
 
-def assert_close(found, expected) -> None:
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+def assert_close(actual, expected) -> None:
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
 def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> None:
     """Pass `p` is the images of epoch `p` of a training on images, in list order; batches in between do not matter."""
-    size, count = clip.config.vision.image_size, len(colours.split("train"))
+    size = clip.config.vision.image_size
+    count = len(colours.split("train"))
     batches = train_batches(
         colours.split("train"), image_size=size, batch_size=count, seed=SEED, epochs=3, crop=0.5, cache_bytes=0
     )
@@ -81,12 +83,13 @@ def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip: Clip
     np.testing.assert_array_equal(epochs[:, readable], epoch_features(whole, Sampling(passes=1), 2)[:, readable])
     assert np.isfinite(epochs).all() and (np.abs(epochs[:, ~readable]).max(-1) > 0).all()  # zeros have no direction
     for passes in (0, 2):
-        found, expected = (support_features(one, Sampling(passes=passes)) for one in (damaged, whole))
-        np.testing.assert_array_equal(found, expected[:, readable])
+        features, expected = (support_features(origin, Sampling(passes=passes)) for origin in (damaged, whole))
+        np.testing.assert_array_equal(features, expected[:, readable])
 
 
 def test_batches_mask_rows_of_images_that_cannot_be_read(recipe: Recipe) -> None:
-    recipe, readable = dataclasses.replace(recipe, batch_size=5), np.arange(10) != 3
+    recipe = dataclasses.replace(recipe, batch_size=5)
+    readable = np.arange(10) != 3
     for pooled in (False, True):
         iterator = batches(recipe, pooled=pooled, readable=[readable, np.ones(10, bool)])
         for images, _, mask in (taken(next(iterator)) for _ in range(4)):
@@ -108,10 +111,10 @@ def test_rows_before_the_projection(clip: Clip, colours: Dataset) -> None:
 
 
 def test_eight_devices_give_the_features_of_one(clip: Clip, colours: Dataset) -> None:
-    several = source(clip, colours, mesh=meshes.make_mesh(run=2, data=4))
-    one = source(clip, colours)
-    assert_close(several.passes(2), one.passes(2))
-    assert_close(several.plain(), one.plain())
+    sharded = source(clip, colours, mesh=meshes.make_mesh(run=2, data=4))
+    single = source(clip, colours)
+    assert_close(sharded.passes(2), single.passes(2))
+    assert_close(sharded.plain(), single.plain())
 
 
 def batches(
@@ -130,8 +133,8 @@ def batches(
 
 
 def taken(batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    found = jax.device_get(batch)
-    return found["images"][..., 0], found["labels"], found["mask"]
+    arrays = jax.device_get(batch)
+    return arrays["images"][..., 0], arrays["labels"], arrays["mask"]
 
 
 @pytest.mark.parametrize("keep_last", [False, True])
@@ -159,13 +162,13 @@ def test_pooled_epochs_shuffle_the_rows_of_all_passes(recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, batch_size=4, keep_last=True)
     iterator = batches(recipe, pooled=True)
     for epoch in range(2):
-        found = []
+        order = []
         for _ in range(3):
             images, labels, mask = taken(next(iterator))
-            found += images[0][mask[0]].tolist()
+            order += images[0][mask[0]].tolist()
             np.testing.assert_array_equal(labels[0][mask[0]], images[0][mask[0]].astype(int) % 10 % 3)
-        assert found == epoch_order(5, epoch, 20)[:10].tolist()
-        assert len(set(found)) == 10 and {row // 10 for row in found} == {0, 1}
+        assert order == epoch_order(5, epoch, 20)[:10].tolist()
+        assert len(set(order)) == 10 and {row // 10 for row in order} == {0, 1}
 
 
 def test_unprojected_rows_are_projected_in_a_step(clip: Clip, colours: Dataset) -> None:

@@ -31,10 +31,10 @@ def pictures(dataset: Dataset, name: str) -> tuple[list[np.ndarray], np.ndarray]
 @pytest.fixture(scope="module")
 def fitted(clip: Clip, colours: Dataset, recipe: Recipe) -> dict[str, TunedModel]:
     """What `fit` learns of a few images of the dataset. Settings take precedence over the recipe's."""
-    given: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device())
-    given["recipe"] = dataclasses.replace(recipe, learning_rate=1.0, epochs=1, batch_size=1)
-    given |= {name: getattr(recipe, name) for name in ("learning_rate", "epochs", "batch_size")}
-    return {method: clipbias.fit(clip, method, colours, **given) for method in OPTIONS}
+    settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device())
+    settings["recipe"] = dataclasses.replace(recipe, learning_rate=1.0, epochs=1, batch_size=1)
+    settings |= {name: getattr(recipe, name) for name in ("learning_rate", "epochs", "batch_size")}
+    return {method: clipbias.fit(clip, method, colours, **settings) for method in OPTIONS}
 
 
 def test_it_learns_what_the_driver_learns(
@@ -44,7 +44,8 @@ def test_it_learns_what_the_driver_learns(
     specs = tiny.specs(*OPTIONS, seeds=(3,))
     assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 2
     for spec in specs:
-        model, adapter = fitted[spec.method], tiny.adapter(spec)
+        model = fitted[spec.method]
+        adapter = tiny.adapter(spec)
         jax.tree.map(np.testing.assert_array_equal, model.learnables, dict(adapter.learnables))
         assert model.task.options() == adapter.options
         assert model.notes.keys() - {"warnings"} == {"seed", "shots", "dataset", "learning_rate"}
@@ -56,13 +57,13 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(
     clip: Clip, colours: Dataset, recipe: Recipe, capsys: pytest.CaptureFixture
 ) -> None:
     images, labels = pictures(colours, "train")
-    given: dict[str, Any] = dict(recipe=recipe, mesh=meshes.single_device(), template=colours.template)
+    settings: dict[str, Any] = dict(recipe=recipe, mesh=meshes.single_device(), template=colours.template)
     names = [colours.class_names[label] for label in labels]
-    found = clipbias.fit(clip, "bias", images, names, class_names=colours.class_names, **given)
+    model = clipbias.fit(clip, "bias", images, names, class_names=colours.class_names, **settings)
     assert "bias on own images 9/9" in capsys.readouterr().err
-    wanted = clipbias.fit(clip, "bias", colours.split("train"), class_names=colours, progress=False, **given)
-    jax.tree.map(np.testing.assert_array_equal, found.learnables, wanted.learnables)
-    assert wanted.class_names == colours.class_names and wanted.notes["seed"] == 1
+    expected = clipbias.fit(clip, "bias", colours.split("train"), class_names=colours, progress=False, **settings)
+    jax.tree.map(np.testing.assert_array_equal, model.learnables, expected.learnables)
+    assert expected.class_names == colours.class_names and expected.notes["seed"] == 1
     # Without a list of the classes they are the names of the labels; a model may be named.
     alone = clipbias.fit(clip.name, "zero_shot", images, names)
     assert alone.class_names == tuple(sorted(colours.class_names)) and alone.clip.fingerprint == clip.fingerprint
@@ -71,36 +72,37 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(
 def test_a_method_is_a_name_an_object_or_a_file(
     clip: Clip, colours: Dataset, recipe: Recipe, fitted: dict[str, TunedModel]
 ) -> None:
-    given: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device(), recipe=recipe)
-    bias = clipbias.fit(clip, fitted["bias"].task.method, colours, **given)
+    settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device(), recipe=recipe)
+    bias = clipbias.fit(clip, fitted["bias"].task.method, colours, **settings)
     jax.tree.map(np.testing.assert_array_equal, bias.learnables, fitted["bias"].learnables)
     assert clipbias.fit(clip, "zero_shot", class_names=("cat", "dog")).task.texts[0] == "a photo of a cat."
-    vision = clipbias.fit(clip, "bias", colours, text_tower=False, **given)
+    vision = clipbias.fit(clip, "bias", colours, text_tower=False, **settings)
     assert vision.learnables.keys() == {"vision_bias"}
-    own = clipbias.fit(clip, "tests.own_methods:Probe", colours, **given)
-    assert own.task.method_name == "tests.own_methods:Probe"
+    probe = clipbias.fit(clip, "tests.own_methods:Probe", colours, **settings)
+    assert probe.task.method_name == "tests.own_methods:Probe"
 
 
 def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Dataset) -> None:
     """Which a method that trains by a recipe of its authors would not see otherwise."""
-    given: dict[str, Any] = dict(shots=2, progress=False, mesh=meshes.single_device(), learning_rate=0.01)
-    assert clipbias.fit(clip, "tip_adapter_f", colours, epochs=1, **given).task.options()["epochs"] == 1
-    assert clipbias.fit(clip, "clap", colours, epochs=1, recipe="common", **given).task.options()["recipe"] == "common"
+    common: dict[str, Any] = dict(shots=2, progress=False, mesh=meshes.single_device(), learning_rate=0.01)
+    assert clipbias.fit(clip, "tip_adapter_f", colours, epochs=1, **common).task.options()["epochs"] == 1
+    assert clipbias.fit(clip, "clap", colours, epochs=1, recipe="common", **common).task.options()["recipe"] == "common"
 
 
 def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
-    model, (images, _) = fitted["bias"], pictures(colours, "test")
+    model = fitted["bias"]
+    images, _ = pictures(colours, "test")
     ready = clip.preprocess(images)
     logits = np.asarray(jax.jit(model.task.logits)(clip.params, model.learnables, ready), np.float64)
-    wanted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    found = model.predict(images, batch_size=4)
-    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    prediction = model.predict(images, batch_size=4)
+    np.testing.assert_allclose(prediction.probabilities, expected, atol=1e-5)
     for array in (ready, jax.numpy.asarray(ready)):
-        np.testing.assert_allclose(model.predict(array, batch_size=4).probabilities, wanted, atol=1e-5)
-    assert found.classes == [colours.class_names[label] for label in wanted.argmax(-1)] and len(found) == 15
-    lines = repr(found).splitlines()
+        np.testing.assert_allclose(model.predict(array, batch_size=4).probabilities, expected, atol=1e-5)
+    assert prediction.classes == [colours.class_names[label] for label in expected.argmax(-1)] and len(prediction) == 15
+    lines = repr(prediction).splitlines()
     assert len(lines) == 11 and lines[-1] == "… and 5 more pictures"
-    assert lines[0].startswith(f"{found.classes[0]} {100 * wanted[0].max():.1f} %")
+    assert lines[0].startswith(f"{prediction.classes[0]} {100 * expected[0].max():.1f} %")
 
 
 def test_what_looks_like_levels_is_taken_where_it_is_said_to_be_normalised(
@@ -108,8 +110,8 @@ def test_what_looks_like_levels_is_taken_where_it_is_said_to_be_normalised(
 ) -> None:
     images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     logits = jax.jit(fitted["bias"].task.logits)(clip.params, fitted["bias"].learnables, images)
-    found = fitted["bias"].predict(images, normalised=True)
-    np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits), atol=1e-5)
+    prediction = fitted["bias"].predict(images, normalised=True)
+    np.testing.assert_allclose(prediction.probabilities, jax.nn.softmax(logits), atol=1e-5)
     features = clip.encode_images(images, normalised=True)
     np.testing.assert_allclose(features[0], clip.encode_images(images[0], normalised=True)[0], atol=1e-5)
 
@@ -118,32 +120,33 @@ def test_tensors_are_arrays(clip: Clip, colours: Dataset, fitted: dict[str, Tune
     torch = pytest.importorskip("torch")
     images, labels = pictures(colours, "test")
     array = np.stack(images)
-    wanted = fitted["bias"].predict(array).probabilities
-    np.testing.assert_array_equal(fitted["bias"].predict(torch.from_numpy(array)).probabilities, wanted)
-    np.testing.assert_array_equal(fitted["bias"].predict([*torch.from_numpy(array)]).probabilities, wanted)
-    np.testing.assert_array_equal(fitted["bias"].predict(jax.numpy.asarray(array)).probabilities, wanted)
+    expected = fitted["bias"].predict(array).probabilities
+    np.testing.assert_array_equal(fitted["bias"].predict(torch.from_numpy(array)).probabilities, expected)
+    np.testing.assert_array_equal(fitted["bias"].predict([*torch.from_numpy(array)]).probabilities, expected)
+    np.testing.assert_array_equal(fitted["bias"].predict(jax.numpy.asarray(array)).probabilities, expected)
     ready = torch.from_numpy(clip.preprocess(images).copy()).requires_grad_()
-    np.testing.assert_allclose(fitted["bias"].predict(ready).probabilities, wanted, atol=1e-5)
-    given: dict[str, Any] = dict(mesh=meshes.single_device())
-    accuracy = fitted["bias"].evaluate(torch.from_numpy(array), torch.from_numpy(labels.copy()), **given)
-    assert accuracy.accuracy == fitted["bias"].evaluate(colours, **given).accuracy
+    np.testing.assert_allclose(fitted["bias"].predict(ready).probabilities, expected, atol=1e-5)
+    settings: dict[str, Any] = dict(mesh=meshes.single_device())
+    accuracy = fitted["bias"].evaluate(torch.from_numpy(array), torch.from_numpy(labels.copy()), **settings)
+    assert accuracy.accuracy == fitted["bias"].evaluate(colours, **settings).accuracy
 
 
 def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
-    model, (images, labels) = fitted["bias"], pictures(colours, "test")
+    model = fitted["bias"]
+    images, labels = pictures(colours, "test")
     predicted = model.predict(images, batch_size=4).labels
-    found = model.evaluate(colours, mesh=meshes.single_device(), batch_size=8)
-    np.testing.assert_array_equal(found.predicted, predicted)
-    wanted = np.zeros((3, 3), int)
+    accuracy = model.evaluate(colours, mesh=meshes.single_device(), batch_size=8)
+    np.testing.assert_array_equal(accuracy.predicted, predicted)
+    expected = np.zeros((3, 3), int)
     for label, guess in zip(labels, predicted, strict=True):
-        wanted[label, guess] += 1
-    np.testing.assert_array_equal(found.confusion, wanted)
-    assert found.accuracy == pytest.approx(100 * np.trace(wanted) / 15)
-    np.testing.assert_allclose(found.per_class, [100 * wanted[c, c] / 5 for c in range(3)])
-    assert repr(found).startswith(f"{found.accuracy:.2f} % (± {found.standard_error:.2f}) of 15 images")
+        expected[label, guess] += 1
+    np.testing.assert_array_equal(accuracy.confusion, expected)
+    assert accuracy.accuracy == pytest.approx(100 * np.trace(expected) / 15)
+    np.testing.assert_allclose(accuracy.per_class, [100 * expected[c, c] / 5 for c in range(3)])
+    assert repr(accuracy).startswith(f"{accuracy.accuracy:.2f} % (± {accuracy.standard_error:.2f}) of 15 images")
     same = model.evaluate(images, labels, mesh=meshes.single_device(), batch_size=8)
-    np.testing.assert_array_equal(same.confusion, wanted)
-    none = dataclasses.replace(found, labels=found.labels[:5], predicted=found.predicted[:5])
+    np.testing.assert_array_equal(same.confusion, expected)
+    none = dataclasses.replace(accuracy, labels=accuracy.labels[:5], predicted=accuracy.predicted[:5])
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
 
 
@@ -158,11 +161,12 @@ def test_a_saved_model_comes_back(
     clip: Clip, colours: Dataset, fitted: dict[str, TunedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the model that is given: none is loaded beside it."""
-    model, path = fitted["bias"], tmp_path / "a.safetensors"
+    model = fitted["bias"]
+    path = tmp_path / "a.safetensors"
     model.save(path, notes={"accuracy": 50.0})
     loaded = clipbias.load_adapter(path)
     assert loaded.clip is not clip and loaded.clip.fingerprint == clip.fingerprint
-    monkeypatch.setattr("clipbias.tuned_model.load", lambda *given: pytest.fail("a second copy was loaded"))
+    monkeypatch.setattr("clipbias.tuned_model.load", lambda *args: pytest.fail("a second copy was loaded"))
     again = clipbias.load_adapter(path, clip)
     assert again.clip is clip and again.notes == {**model.notes, "accuracy": 50.0}
     for other in (again, loaded):

@@ -40,9 +40,11 @@ def one_part() -> Any:
 
 def changes(method: str, dtype: str) -> list[np.ndarray]:
     """How the logits change with the learnables' size, and the gradient at the smallest, as one vector."""
-    clip, draw = model.random_clip(model.geometry("tiny")), np.random.default_rng(1)
+    clip = model.random_clip(model.geometry("tiny"))
+    draw = np.random.default_rng(1)
     task = Task(clip, method, model.class_names(6), dtype=dtype)
-    images, labels = clip.preprocessing.normalize(model.random_images(clip.config, 4)), np.arange(4)
+    images = clip.preprocessing.normalize(model.random_images(clip.config, 4))
+    labels = np.arange(4)
     start = task.init(0)
     noise = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), start)
 
@@ -53,7 +55,7 @@ def changes(method: str, dtype: str) -> list[np.ndarray]:
     gradient = jax.jit(jax.grad(lambda learnables, params: task.loss(params, learnables, images, labels)))
     zero, *at = (np.asarray(logits(clip.params, moved(size))) for size in (0.0, *SIZES))
     leaves = jax.tree.leaves(gradient(moved(SIZES[0]), clip.params))
-    return [*(found - zero for found in at), np.concatenate([np.ravel(leaf) for leaf in leaves])]
+    return [*(value - zero for value in at), np.concatenate([np.ravel(leaf) for leaf in leaves])]
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -85,7 +87,7 @@ def test_a_product_in_two_parts_and_its_gradients() -> None:
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     np.testing.assert_allclose(jax.jit(products.multiply)(x, kernel), exact, atol=3e-4)  # 16 bits of numbers up to 3
     assert np.abs(products._in_one(x, kernel) - exact).max() > 3e-3
-    of_x, of_kernel = jax.grad(lambda *given: (products.multiply(*given) * weight).sum(), argnums=(0, 1))(x, kernel)
+    of_x, of_kernel = jax.grad(lambda *args: (products.multiply(*args) * weight).sum(), argnums=(0, 1))(x, kernel)
     np.testing.assert_allclose(of_x, weight @ kernel.astype(jnp.float32).T, atol=0.2)  # of numbers up to 20
     np.testing.assert_allclose(of_kernel.astype(jnp.float32), x.T @ weight, atol=0.1)
     change = jax.jvp(lambda y: products.multiply(y, kernel), (x,), (x,))[1]

@@ -52,7 +52,11 @@ AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus", CACHE)  # nothi
 
 def parameters(clip: Clip) -> dict[str, int]:
     """Of three classes and eighteen images; what is constant is none."""
-    width, vision, text, classes, images = clip.config.projection_width, clip.config.vision, clip.config.text, 3, 18
+    width = clip.config.projection_width
+    vision = clip.config.vision
+    text = clip.config.text
+    classes = 3
+    images = 18
     return {
         "clip_lora": sum(2 * 3 * 2 * 3 * tower.width for tower in (vision, text)),
         "tip_adapter_f": images * width,
@@ -87,11 +91,11 @@ def swept(
     done: dict[tuple[str, ...], Swept] = {}
 
     def sweep(*methods: str) -> Swept:
-        own = methods == WEIGHTS
+        is_weights = methods == WEIGHTS
         if methods not in done:
-            longer = dataclasses.replace(recipe, epochs=6 if own else 3)
+            longer = dataclasses.replace(recipe, epochs=6 if is_weights else 3)
             tiny = sweep_of(clip, colours, longer, tmp_path_factory.mktemp("swept"), options=OPTIONS)
-            specs = tiny.specs(*methods, shots=(2 if own else 6,), seeds=(1,))
+            specs = tiny.specs(*methods, shots=(2 if is_weights else 6,), seeds=(1,))
             done[methods] = tiny, specs, tiny.run(specs)
         return done[methods]
 
@@ -129,15 +133,16 @@ def test_a_row_and_its_adapter(
 def test_parameters_and_recipes_are_told_in_a_row(clip: Clip, swept: Callable[..., Swept]) -> None:
     tiny, specs, rows = swept(*FEW)
     of = {row["method"]: row for row in rows}
-    width, tower = clip.config.projection_width, clip.config.vision.width
+    width = clip.config.projection_width
+    tower = clip.config.vision.width
     assert [of[PROBE][f"parameters_{part}"] for part in ("vision", "shared")] == [0, 3 * width]
     assert [of[PROJECTION][f"parameters_{part}"] for part in ("vision", "shared")] == [tower * width, 0]
     assert "own_recipe" not in of[PROBE]
-    own = of["tip_adapter_f"]
-    assert own["own_recipe"]["epochs"] == own["recipe"]["epochs"] == 2
+    trained_row = of["tip_adapter_f"]
+    assert trained_row["own_recipe"]["epochs"] == trained_row["recipe"]["epochs"] == 2
     spec = next(spec for spec in specs if spec.method == "tip_adapter_f")
     notes = tiny.adapter(spec, specs).notes
-    assert (notes["own_recipe"], notes["recipe"]) == (own["own_recipe"], own["recipe"])
+    assert (notes["own_recipe"], notes["recipe"]) == (trained_row["own_recipe"], trained_row["recipe"])
 
 
 def test_a_cache_is_of_the_picked_images(
@@ -149,10 +154,10 @@ def test_a_cache_is_of_the_picked_images(
     # Its features take milliseconds; what the host makes of them takes long here, for both runs together.
     assert all(500 < row["training_seconds"] < 600 for row in tiny.run(specs))
     train, first, second = colours.split("train"), *(tiny.adapter(spec).learnables[CONSTANTS] for spec in specs)
-    for spec, found in zip(specs, (first, second), strict=True):
+    for spec, constants in zip(specs, (first, second), strict=True):
         picked = train.labels[few_shot(train, None, shots=4, seed=spec.seed)[0]]
-        np.testing.assert_array_equal(found["labels"], picked)
-        np.testing.assert_allclose(np.linalg.norm(found["keys"], axis=1), 1, rtol=1e-6)
+        np.testing.assert_array_equal(constants["labels"], picked)
+        np.testing.assert_allclose(np.linalg.norm(constants["keys"], axis=1), 1, rtol=1e-6)
     assert not np.allclose(first["keys"], second["keys"], atol=1e-3)
 
 
@@ -162,16 +167,17 @@ def test_eight_devices_give_the_rows_of_one(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, method: str
 ) -> None:
     """Three runs do not divide by two, and batches of eight not the twelve images of a run."""
-    recipe, found = dataclasses.replace(recipe, batch_size=8, keep_last=True), []
+    recipe = dataclasses.replace(recipe, batch_size=8, keep_last=True)
+    results = []
     for name, mesh in (("one", meshes.single_device()), ("eight", meshes.make_mesh(run=2, data=4))):
         tiny = sweep_of(clip, colours, recipe, tmp_path / name, mesh=mesh)
         specs = tiny.specs(method, shots=(4,), seeds=(1, 2, 3))
         rows = tiny.run(specs)
         errors = [row["calibration"]["ece"] for row in rows]  # tell runs of equal accuracy apart
-        found.append(([row["accuracy"] for row in rows], errors, [tiny.adapter(spec).learnables for spec in specs]))
-    assert found[0][0] == found[1][0]
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), found[0][2], found[1][2])
+        results.append(([row["accuracy"] for row in rows], errors, [tiny.adapter(spec).learnables for spec in specs]))
+    assert results[0][0] == results[1][0]
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), results[0][2], results[1][2])
 
 
 @pytest.mark.parametrize("training", ["pooled", pytest.param("fresh", marks=pytest.mark.long)])
@@ -193,8 +199,8 @@ def test_a_stopped_sweep_continues_with_the_same_bits(
     assert [(row["accuracy"], row["loss"]) for row in again] == [(row["accuracy"], row["loss"]) for row in rows]
     assert [line["step"] for line in read_json_lines(next(cut.folder.rglob("metrics.jsonl")))] == [*range(1, 13)]
     for spec in specs[1:]:
-        one, other = (SweepPaths(tiny.folder, run_names(specs)).adapter(spec).read_bytes() for tiny in (whole, cut))
-        assert one == other
+        first, other = (SweepPaths(tiny.folder, run_names(specs)).adapter(spec).read_bytes() for tiny in (whole, cut))
+        assert first == other
     assert not list((cut.folder / "checkpoints").iterdir())
 
 

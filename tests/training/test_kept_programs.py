@@ -28,9 +28,9 @@ def test_they_are_kept_unless_told_otherwise(
     try:
         jax.config.update(settings[0], None if configured is None else str(tmp_path / configured))
         kept_programs.keep()
-        found = getattr(jax.config, settings[0])
+        setting = getattr(jax.config, settings[0])
     finally:
         for name, value in zip(settings, before, strict=True):
             jax.config.update(name, value)
-    assert found == (None if kept_in is None else str(tmp_path / kept_in))
+    assert setting == (None if kept_in is None else str(tmp_path / kept_in))
     assert (tmp_path / "own").exists() == bool(kept_in and kept_in.startswith("own"))

@@ -31,7 +31,8 @@ def assert_close(first: TrainResult, second: TrainResult, index: slice = slice(N
 
 def stop_at(steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Raises a notice to stop at these calls of a step; returns what ends this."""
-    original, calls = loop.train_step, 0
+    original = loop.train_step
+    calls = 0
 
     def step_and_signal(*arguments, **options):
         nonlocal calls
@@ -104,7 +105,8 @@ def test_runs_that_do_not_divide_are_filled_up(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three runs on an axis of four: each device computes one, one program serves all steps, and any mesh continues."""
-    original, states = loop.train_step, []
+    original = loop.train_step
+    states = []
 
     def watched(*arguments, **options):
         states.append([leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(arguments[2].learnables)])

@@ -33,7 +33,8 @@ RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 NAMES = ["red", "a green one", "blue"]
 TARGETS = {"cuda": Target("gpu", capability=9.0), "tpu": Target("tpu")}
 BOTH = tuple(TARGETS)
-CUDNN, CUDNN_BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+CUDNN = "__cudnn$fmhaSoftmax"
+CUDNN_BACKWARD = "__cudnn$fmhaSoftmaxBackward"
 
 
 def firsts() -> list[str]:
@@ -63,7 +64,8 @@ def small() -> Clip:
 
 def covering(clip: Clip, names: list[str], hooks: tuple[str, ...]) -> list[str]:
     """So many methods that whatever any of them adds to the towers, and every hook that one has, is in one of them."""
-    found, covered = [], set()
+    names_covering = []
+    covered = set()
     for name in reversed(names):
         task = Task(clip, name, NAMES)
         added = additions(task)
@@ -71,8 +73,8 @@ def covering(clip: Clip, names: list[str], hooks: tuple[str, ...]) -> list[str]:
         parts |= {hook for hook in hooks if task.method.overrides(hook)}
         if not parts <= covered:
             covered |= parts
-            found.append(name)
-    return found
+            names_covering.append(name)
+    return names_covering
 
 
 @contextlib.contextmanager
@@ -85,10 +87,10 @@ def on(platform: str | None) -> Iterator[None]:
 def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> list[programs.Program]:
     """The training step of each of a method's stages."""
     size = programs.StepShape(rows, runs, meshes.single_device(), images=12)
-    found = []
+    step_programs = []
     for method, recipe in make_method(name).stages(make_method(name).recipe_for(RECIPE, 4)):
-        found.append(programs.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, size))
-    return found
+        step_programs.append(programs.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, size))
+    return step_programs
 
 
 def lowered(program: programs.Program, *platforms: str) -> str:
@@ -120,7 +122,8 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
 @pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=pytest.mark.long)])
 def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) -> None:
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
-    mesh, rows = meshes.make_mesh(run=run, devices=jax.devices()[:8]), 32
+    mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
+    rows = 32
     images, together = rows // mesh.shape[meshes.DATA], runs // run
     task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[meshes.DATA])
     with on("cuda"):
@@ -160,9 +163,9 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
     with on(platform):
         task = Task(small, "ivlp", NAMES, dtype=dtype)
-        found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
-        found += [program for name in ("ivlp", *apart[:more]) for program in steps(small, name, dtype, runs=3)]
-        for program in found:
+        lowerings = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        lowerings += [program for name in ("ivlp", *apart[:more]) for program in steps(small, name, dtype, runs=3)]
+        for program in lowerings:
             text = lowered(program, platform)
             formed = set(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
             assert formed <= {"HIGH", "HIGHEST"} and text.count("dot_general") == text.count("precision = ["), program
@@ -182,8 +185,8 @@ def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> N
 def test_an_evaluation_in_half_precision_goes_through_cudnn(small: Clip) -> None:
     task = Task(small, "ivlp", NAMES, dtype="bfloat16")
     with on("cuda"):
-        found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
-        text = {program.name: lowered(program, "cuda") for program in found}
+        evaluation = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        text = {program.name: lowered(program, "cuda") for program in evaluation}
     assert list(text) == ["image_features", "text_features", "outcomes"]
     assert CUDNN in text["image_features"] and CUDNN_BACKWARD not in text["image_features"]
 
@@ -203,9 +206,9 @@ def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: tuple[str, ..
     size = small.config.vision.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     explained = [name for name in firsts() if not why_no_maps(Task(small, name, NAMES))]
-    chosen = covering(small, explained, ("logits", "adapt_to"))
-    assert len(chosen) > 6
-    for turn, name in enumerate(some[::2] or chosen):
+    names = covering(small, explained, ("logits", "adapt_to"))
+    assert len(names) > 6
+    for turn, name in enumerate(some[::2] or names):
         task = Task(small, name, NAMES, dtype=("float32", "bfloat16")[turn % 2])
 
         def maps(params, learnables, images, task=task):

@@ -44,15 +44,16 @@ def deep() -> Clip:
 def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, chunks: int, groups: int) -> None:
     names = ["red", "a green one", "blue", "dark yellow", "x"]
     images = np.random.default_rng(0).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)).astype(np.float32)
-    labels, plain = np.array([1, 4]), Task(clip, method, names)
+    labels = np.array([1, 4])
+    plain = Task(clip, method, names)
     other = Task(clip, method, names).with_memory(
         remat=memory.REMATS[remat].keep, class_chunks=chunks, class_shards=groups
     )
     start = jax.device_get(plain.init(0))
-    found, wanted = (
+    actual, expected = (
         jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels) for task in (other, plain)
     )
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
 
 
@@ -73,9 +74,9 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
     assert tighter.fits and tighter.bytes < tight.bytes and (tighter.class_chunks > 1 or tighter.remat == "tokens")
     hopeless = choose(1)
     assert not hopeless.fits and hopeless.bytes <= tighter.bytes
-    given = choose(100 * GIB, remat="half", class_chunks=4)
-    assert (given.remat, given.class_chunks) == ("half", 4)
-    assert "4 class chunks" in str(given) and "of 107 GB" in str(given)
+    requested = choose(100 * GIB, remat="half", class_chunks=4)
+    assert (requested.remat, requested.class_chunks) == ("half", 4)
+    assert "4 class chunks" in str(requested) and "of 107 GB" in str(requested)
 
 
 def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
@@ -127,7 +128,8 @@ def test_the_device_tells_its_memory() -> None:
 
 
 def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    names, templates = model.class_names(20), ("a photo of a {}.", "a drawing of the {}.", "{}")
+    names = model.class_names(20)
+    templates = ("a photo of a {}.", "a drawing of the {}.", "{}")
     whole = Task(clip, "zero_shot", names, templates=templates)
     monkeypatch.setattr(tasks, "TEXTS_AT_ONCE", 7)
     parts = Task(clip, "zero_shot", names, templates=templates)
@@ -205,8 +207,8 @@ def test_dropped_programs_give_their_memory_maps_back() -> None:
         pytest.skip("the kernel lists no memory maps here")
     alone = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     printed = subprocess.run([sys.executable, "-c", GROUPS], capture_output=True, text=True, check=True, env=alone)
-    first, _, dropped, *_, kept = map(int, printed.stdout.split())
-    assert dropped - first < 12 < kept - dropped
+    first, _, dropped, *_, with_programs = map(int, printed.stdout.split())
+    assert dropped - first < 12 < with_programs - dropped
 
 
 def test_bytes_in_words() -> None:

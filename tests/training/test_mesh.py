@@ -25,8 +25,10 @@ def test_arrays_come_back_as_they_went() -> None:
         np.testing.assert_array_equal(meshes.device_get(got), expected)
     assert meshes.device_get(placed["b"]) == 3
     # Runs that cannot be divided are everywhere.
-    runs, batch = np.arange(6.0).reshape(3, 2), np.arange(24).reshape(3, 8)
-    placed, images = meshes.device_put(mesh, runs, meshes.RUN), meshes.place_batch(mesh, batch)
+    runs = np.arange(6.0).reshape(3, 2)
+    batch = np.arange(24).reshape(3, 8)
+    placed = meshes.device_put(mesh, runs, meshes.RUN)
+    images = meshes.place_batch(mesh, batch)
     assert placed.sharding.shard_shape(placed.shape) == (3, 2)
     assert images.sharding.shard_shape(images.shape) == (3, 2)
     np.testing.assert_array_equal(meshes.device_get(placed), runs)
@@ -47,7 +49,7 @@ def devices(processes: int, each: int) -> list[Device]:
 
 
 @pytest.mark.parametrize(
-    ("processes", "each", "asked", "shape"),
+    ("processes", "each", "settings", "shape"),
     [
         (8, 8, {"run": 64}, (64, 1)),
         (8, 8, {"run": 16}, (16, 4)),
@@ -61,9 +63,9 @@ def devices(processes: int, each: int) -> list[Device]:
     ],
 )
 def test_processes_hold_equal_parts_that_make_up_the_whole(
-    monkeypatch: pytest.MonkeyPatch, processes: int, each: int, asked: dict[str, int | None], shape: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, processes: int, each: int, settings: dict[str, int | None], shape: tuple[int, int]
 ) -> None:
-    mesh = meshes.make_mesh(**asked, devices=devices(processes, each))
+    mesh = meshes.make_mesh(**settings, devices=devices(processes, each))
     assert mesh.devices.shape == shape
     assert len({device.id for device in mesh.devices.flat}) == shape[0] * shape[1]
     held = np.zeros(shape, int)
@@ -72,8 +74,8 @@ def test_processes_hold_equal_parts_that_make_up_the_whole(
         share = meshes.share(mesh)
         columns = slice(share.part * share.multiple, (share.part + 1) * share.multiple)
         assert share.parts * share.multiple == shape[1]
-        own = mesh.devices[share.rows.start : share.rows.stop, columns]
-        assert own.size and {device.process_index for device in own.flat} == {process}
+        part = mesh.devices[share.rows.start : share.rows.stop, columns]
+        assert part.size and {device.process_index for device in part.flat} == {process}
         held[share.rows.start : share.rows.stop, columns] += 1
     assert (held == 1).all()
 

@@ -32,7 +32,8 @@ def test_steps_that_are_done_again_are_there_once(tmp_path: Path) -> None:
 
 
 def test_the_progress_shows_what_share_is_waited_for_images() -> None:
-    shown, share = [], [0.0]
+    shown = []
+    share = [0.0]
 
     class Progress:
         def advance(self, count, values):
@@ -49,7 +50,8 @@ def test_the_progress_shows_what_share_is_waited_for_images() -> None:
 
 
 def test_images_a_second_are_a_mean_without_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, now = [], [0.0]
+    shown = []
+    now = [0.0]
 
     class Progress:
         def advance(self, count, values):

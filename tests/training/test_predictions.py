@@ -32,13 +32,15 @@ def test_predictions_are_found_again_and_users_can_read_them(case, tmp_path):
         assert stored["labels"].tolist() == [0, 1, 2, 1]
         assert stored["class_names"].tolist() == list(NAMES)
         np.testing.assert_array_equal(stored["predicted"], PREDICTED)
-    found = KnownPredictions([tmp_path / "nowhere", tmp_path]).find(**case)
-    np.testing.assert_array_equal(found, PREDICTED)
+    known = KnownPredictions([tmp_path / "nowhere", tmp_path]).find(**case)
+    np.testing.assert_array_equal(known, PREDICTED)
 
 
 def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path):
     save_predictions(tmp_path, "test", **case, predicted=PREDICTED)
-    known, split, learnables = KnownPredictions([tmp_path]), case["split"], case["learnables"]
+    known = KnownPredictions([tmp_path])
+    split = case["split"]
+    learnables = case["learnables"]
     nudged = {name: np.nextafter(value, 9) for name, value in learnables.items()}
     darker = dataclasses.replace(clip, preprocessing=dataclasses.replace(clip.preprocessing, mean=(0.1, 0.1, 0.1)))
     others = {

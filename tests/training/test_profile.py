@@ -23,12 +23,12 @@ def test_which_steps_are_traced(
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
     steps = profile.StepProfile(tmp_path, first=first, total=total)
-    found = []
+    steps_traced = []
     for step in range(first, total):
         steps.before(step)
-        found += [step] * len(running)
+        steps_traced += [step] * len(running)
         steps.after(step, {})
-    assert found == list(traced) and not running
+    assert steps_traced == list(traced) and not running
     again = profile.StepProfile(tmp_path, first=0, total=50)  # a training that ends early ends its trace
     for step in range(3):
         again.before(step)

@@ -13,7 +13,8 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 from tests.training.sweeps import TinySweep
 
-PROBE, CACHE = "tests.own_methods:Probe", "tests.own_methods:Cache"
+PROBE = "tests.own_methods:Probe"
+CACHE = "tests.own_methods:Cache"
 
 
 def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
@@ -33,11 +34,11 @@ def test_heads_on_classes_that_training_did_not_see(
     options = {"gda": {"covariance": "classes", "keep_rows": True}}
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=options)
     rows = tiny.rows("zero_shot", "tip_adapter", "gda", "linear_probe")
-    told = {row["method"]: row.get("error") for row in rows}
+    errors = {row["method"]: row.get("error") for row in rows}
     sentence = (
         "LinearProbe learned something for each class and cannot be used with other classes such as 'blue'; tune it on"
     )
-    assert told.pop("linear_probe").startswith(sentence) and set(told.values()) == {None}
+    assert errors.pop("linear_probe").startswith(sentence) and set(errors.values()) == {None}
     new = {row["method"]: row["accuracies"]["new"] for row in rows if row["status"] == "ok"}
     assert new["tip_adapter"] == new["zero_shot"]
 

@@ -66,9 +66,9 @@ def test_the_best_of_four_rates_trains_on_all_images(clip: Clip, colours: Datase
     assert choice[ZERO_SHOT] == pytest.approx({"accuracy": accuracy, "loss": loss}, rel=1e-3)
     best = choice["tried"][int(np.argmin(losses))]["learning_rate"]
     assert fitted.notes["learning_rate"] == best and len({f"{loss:.3f}" for loss in losses}) == 4
-    given = clipbias.fit(clip, "bias", dataset, learning_rate=best, mesh=meshes.single_device(), **GIVEN)
-    jax.tree.map(np.testing.assert_array_equal, given.learnables, fitted.learnables)
-    assert "choice" not in given.notes and given.notes["learning_rate"] == best
+    direct = clipbias.fit(clip, "bias", dataset, learning_rate=best, mesh=meshes.single_device(), **GIVEN)
+    jax.tree.map(np.testing.assert_array_equal, direct.learnables, fitted.learnables)
+    assert "choice" not in direct.notes and direct.notes["learning_rate"] == best
 
 
 def test_candidates_that_fail_or_do_not_fit_together(
@@ -88,10 +88,10 @@ def test_candidates_that_fail_or_do_not_fit_together(
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (0.0025, 0.16, 1e38))
     model = clipbias.fit(clip, "bias", without_validation(colours), mesh=meshes.single_device(), **GIVEN)
     assert sizes == [3, 1, 1, 1]
-    tried: Any = model.notes["choice"]
+    choice: Any = model.notes["choice"]
     known: Any = fitted.notes["choice"]
-    assert tried["tried"][2]["loss"] is None and model.notes["learning_rate"] != 1e38
-    assert tried["tried"][1] == pytest.approx(known["tried"][2], rel=1e-4)
+    assert choice["tried"][2]["loss"] is None and model.notes["learning_rate"] != 1e38
+    assert choice["tried"][1] == pytest.approx(known["tried"][2], rel=1e-4)
 
 
 def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Dataset) -> None:
@@ -99,10 +99,10 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Data
     dataset = without_validation(colours)
     held = hold_out(dataset.split("train"), None, seed=3)
     assert held.choose is not None
-    given: dict[str, Any] = {"seed": 3, "progress": False, "mesh": meshes.single_device()}
+    settings: dict[str, Any] = {"seed": 3, "progress": False, "mesh": meshes.single_device()}
     for method, names in {"gda": ("alpha",), "tip_adapter": ("alpha", "beta")}.items():
-        model = clipbias.fit(clip, method, dataset, **given)
-        trial = clipbias.fit(clip, method, held.train, class_names=dataset, validation=held.choose, **given)
+        model = clipbias.fit(clip, method, dataset, **settings)
+        trial = clipbias.fit(clip, method, held.train, class_names=dataset, validation=held.choose, **settings)
         choice: Any = model.notes["choice"]
         searched = {name: float(trial.learnables["constants"][name]) for name in names}
         assert choice["options"] == pytest.approx(searched, rel=1e-6) and "learning_rate" not in model.notes
@@ -119,20 +119,20 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Data
 
 def test_sentences_of_fit(clip: Clip, colours: Dataset) -> None:
     train = colours.split("train")
-    given: dict[str, Any] = {"class_names": colours, "progress": False, "mesh": meshes.single_device(), "epochs": 1}
+    settings: dict[str, Any] = {"class_names": colours, "progress": False, "mesh": meshes.single_device(), "epochs": 1}
     two = train.subset([*range(2), *range(6, 12), *range(12, 18)])
-    model, words = fit_and_listen(clip, "bias", two, **given)
+    model, words = fit_and_listen(clip, "bias", two, **settings)
     assert words[0].startswith(
         "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
         "out: the recipe's learning rate, 0.0025, was taken. Give validation images, or at least 3"
     )
     assert model.notes["learning_rate"] == 0.0025 and model.notes["warnings"] == words
-    _, words = fit_and_listen(clip, "gda", two, **given | {"epochs": None})
+    _, words = fit_and_listen(clip, "gda", two, **settings | {"epochs": None})
     assert "held out: gda kept the settings that it has without a search." in words[0]
     # A rate that destroys what the model knows: the loss ends above ln 3, and zero-shot is better.
     validation = colours.split("val")
     model, words = fit_and_listen(
-        clip, "bias", train, validation=validation, learning_rate=100.0, **given | {"epochs": 3}
+        clip, "bias", train, validation=validation, learning_rate=100.0, **settings | {"epochs": 3}
     )
     assert any(f"above ln 3 = {math.log(3):.3g}" in line for line in words)
     frozen, _ = score(Task(clip, ZERO_SHOT, colours, template=colours.template), {}, validation)

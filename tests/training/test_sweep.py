@@ -41,10 +41,10 @@ from tests.training.sweeps import TinySweep, score_of
 def test_every_run_once_and_a_failing_one_costs_no_other(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
-    own = tmp_path / "broken.py"
-    own.write_text("def init(rng, clip, class_names):\n    return {}\n\n\ndef adapt(learnables):\n    return 1 / 0\n")
+    file = tmp_path / "broken.py"
+    file.write_text("def init(rng, clip, class_names):\n    return {}\n\n\ndef adapt(learnables):\n    return 1 / 0\n")
     tiny = TinySweep(clip, colours, recipe, tmp_path)
-    specs = tiny.specs(str(own), "zero_shot", "taskres")
+    specs = tiny.specs(str(file), "zero_shot", "taskres")
     rows = tiny.run(specs)
     assert [row["status"] for row in rows] == ["failed"] * 2 + ["ok"] * 3
     assert rows[0]["error"] == "ZeroDivisionError: division by zero"
@@ -98,7 +98,8 @@ def test_validation_images_are_those_of_each_split(
 
 def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path)
-    specs, test = tiny.specs("bias"), colours.split("test")
+    specs = tiny.specs("bias")
+    test = colours.split("test")
     draws = {seed: make_protocol("few_shot", "", lambda _: colours, shots=2, seed=seed).source for seed in (1, 2)}
     hashes = {seed: {name: draw.split(name).names_hash for name in ("train", "val")} for seed, draw in draws.items()}
     images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.config.vision.image_size))
@@ -109,16 +110,17 @@ def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe
         assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
         assert np.any(adapter.learnables["vision_bias"])
         with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{spec.seed}-test.npz") as stored:
-            predicted, labels, kept = stored["predicted"], stored["labels"], stored["log_probs"]
+            predicted, labels, log_probs = stored["predicted"], stored["labels"], stored["log_probs"]
         logits = np.asarray(compute(clip.params, adapter.learnables, images), np.float64)
-        total, own = logsumexp(logits, axis=1), logits[np.arange(len(labels)), labels]
+        total = logsumexp(logits, axis=1)
+        true_logits = logits[np.arange(len(labels)), labels]
         largest = np.pad(-np.sort(-logits)[:, :5], ((0, 0), (0, 2)), constant_values=-np.inf)  # of three classes
-        expected = np.c_[largest - total[:, None], own - total, total]
-        np.testing.assert_allclose(kept, expected, rtol=2e-3, atol=1e-4)
-        assert kept.dtype == np.float16 and row["picks"] == hashes[spec.seed]
+        expected = np.c_[largest - total[:, None], true_logits - total, total]
+        np.testing.assert_allclose(log_probs, expected, rtol=2e-3, atol=1e-4)
+        assert log_probs.dtype == np.float16 and row["picks"] == hashes[spec.seed]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
-        found = KnownPredictions([tmp_path]).find(adapter.task(clip), adapter.learnables, "bias", test)
-        np.testing.assert_array_equal(found, predicted)
+        known = KnownPredictions([tmp_path]).find(adapter.task(clip), adapter.learnables, "bias", test)
+        np.testing.assert_array_equal(known, predicted)
         # With as many validation images of each class as shots.
         score = score_of(adapter, clip, test, validation=colours.split("val"))
         assert score["correct"] == row["correct"]
@@ -127,8 +129,8 @@ def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe
 
 
 def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    own = tmp_path / "own.py"
-    own.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
+    file = tmp_path / "own.py"
+    file.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
     renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
 
     def key(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> str:
@@ -137,11 +139,11 @@ def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, re
         (spec,) = tiny.specs(method, **{"seeds": (1,)} | options)
         return spec.key
 
-    plain, program = key(), key(str(own))
-    assert key() == plain and key(str(own)) == program
-    own.write_text("# changed\n" + own.read_text())
-    found = [
-        key(str(own)),
+    plain, program = key(), key(str(file))
+    assert key() == plain and key(str(file)) == program
+    file.write_text("# changed\n" + file.read_text())
+    keys = [
+        key(str(file)),
         key(seeds=(2,)),
         key(shots=(1,)),
         key(protocol="base_to_new"),
@@ -155,7 +157,7 @@ def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, re
         key(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
         key(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
     ]
-    assert len({plain, program, *found}) == len(found) + 2
+    assert len({plain, program, *keys}) == len(keys) + 2
 
 
 def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
@@ -220,12 +222,13 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
         tiny = TinySweep(clip, dataset, recipe, tmp_path / folder)
         return tiny.rows("taskres", learning_rates=rates, **options), tiny
 
-    (together, tiny), alone = run("a", 0.05, 0.01), [*run("b", 0.05)[0], *run("c", 0.01)[0]]
+    together, tiny = run("a", 0.05, 0.01)
+    alone = [*run("b", 0.05)[0], *run("c", 0.01)[0]]
     assert sizes == [4, 2, 2]
     assert [(row["learning_rate"], row["seed"]) for row in together] == [(0.05, 1), (0.05, 2), (0.01, 1), (0.01, 2)]
-    for one, other in zip(together, alone, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=2e-5, abs=1e-6)
-        assert one["correct"] == other["correct"]
+    for joint, other in zip(together, alone, strict=True):
+        assert joint["loss"] == pytest.approx(other["loss"], rel=2e-5, abs=1e-6)
+        assert joint["correct"] == other["correct"]
     sizes.clear()
     broken, _ = run("d", 0.05, 1e38)
     assert sizes == [4, 2, 2]
@@ -239,11 +242,11 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
 
     blind = {**colours.splits, "test": dataclasses.replace(colours.split("test"), read=refuse)}
     unseen = dataclasses.replace(colours, splits=blind)
-    chosen, _ = run("e", 0.05, 0.01, dataset=unseen, score_on=VALIDATION)
-    assert {(row["status"], row["validation"]) for row in chosen} == {("ok", "validation split")}
-    assert [row["loss"] for row in chosen] == [row["loss"] for row in together]
+    scored, _ = run("e", 0.05, 0.01, dataset=unseen, score_on=VALIDATION)
+    assert {(row["status"], row["validation"]) for row in scored} == {("ok", "validation split")}
+    assert [row["loss"] for row in scored] == [row["loss"] for row in together]
     specs = tiny.specs("taskres", learning_rates=(0.05, 0.01))
-    for spec, row in zip(specs, chosen, strict=True):
+    for spec, row in zip(specs, scored, strict=True):
         score = score_of(tiny.adapter(spec, specs), clip, colours.split("val"))
         assert (score["correct"], score["images"]) == (row["validation_correct"], row["validation_images"])
     assert len(read_json_lines(tmp_path / "e" / VALIDATED)) == 4 and not (tmp_path / "e" / "adapters").exists()
@@ -279,10 +282,10 @@ def test_only_rates_of_the_common_recipe_are_chosen(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method with its authors' rate, or with none, is not run on validation images."""
-    asked = []
+    requests = []
 
     def noted(specs: list[RunSpec], *_: Any, **__: Any) -> list[Any]:
-        asked.append([(spec.method, spec.learning_rate, spec.score_on) for spec in specs])
+        requests.append([(spec.method, spec.learning_rate, spec.score_on) for spec in specs])
         return []
 
     monkeypatch.setattr(table1, "sweep", noted)
@@ -296,8 +299,8 @@ def test_only_rates_of_the_common_recipe_are_chosen(
         recipe=recipe,
     )
     table1.run(table1.SweepInputs(settings, context, None), tmp_path)
-    tried, tested = asked
-    assert tried == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
+    candidates, tested = requests
+    assert candidates == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
     assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
 
 
@@ -330,7 +333,7 @@ def test_a_run_that_was_killed_is_put_in_order(clip: Clip, colours: Dataset, rec
     specs = tiny.specs("zero_shot")
     rows = tiny.run(specs)
     (tmp_path / RESULTS).write_text('{"cut sh')
-    for name in (*(group_key(one) for one in make_groups(specs)), "another"):  # of a group that is not finished
+    for name in (*(group_key(spec) for spec in make_groups(specs)), "another"):  # of a group that is not finished
         (tmp_path / "checkpoints" / name / "3").mkdir(parents=True)
     assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
     (path,) = (tmp_path / "results").iterdir()

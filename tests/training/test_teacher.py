@@ -69,9 +69,9 @@ def expected_divergence(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
 
 def test_the_loss_is_the_divergence() -> None:
     teacher, student = np.random.default_rng(0).normal(0, 20, (2, 50, 7)).astype(np.float32)
-    found = divergence(jnp.asarray(teacher), jnp.asarray(student))
-    np.testing.assert_allclose(found, expected_divergence(teacher, student), rtol=1e-5, atol=1e-5)
-    assert np.abs(expected_divergence(student, teacher) - found).max() > 1  # it has a direction
+    values = divergence(jnp.asarray(teacher), jnp.asarray(student))
+    np.testing.assert_allclose(values, expected_divergence(teacher, student), rtol=1e-5, atol=1e-5)
+    assert np.abs(expected_divergence(student, teacher) - values).max() > 1  # it has a direction
 
 
 def test_a_step_follows_differences_of_the_loss(reference: tuple[Reference, Clip], colours: Dataset) -> None:

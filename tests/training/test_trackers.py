@@ -18,7 +18,9 @@ class Recorder:
     """What TensorBoard's writer, Weights & Biases and trackio have in common here: it notes what it is told."""
 
     def __init__(self, **options) -> None:
-        self.options, self.told, self.closed = options, [], False
+        self.options = options
+        self.told = []
+        self.closed = False
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self.told.append((step, name, value))
@@ -81,14 +83,14 @@ def test_without_a_word_it_is_tensorboard_where_it_is_installed(
 def test_one_that_fails_on_the_way_costs_no_step(
     installed: dict[str, list[Recorder]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *given: said.append(text % given))
+    warnings: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
     with MetricWriter(tmp_path, trackers=("wandb", "trackio")) as metrics:
         metrics.write(1, {"loss": 1.0})
         monkeypatch.setattr(installed["wandb"][0], "log", lambda *_, **__: 1 / 0)
         metrics.write(2, {"loss": 0.5})
         metrics.write(3, {"loss": 0.25})
-    assert said == ["wandb gets no more metrics (ZeroDivisionError: division by zero); metrics.jsonl has all."]
+    assert warnings == ["wandb gets no more metrics (ZeroDivisionError: division by zero); metrics.jsonl has all."]
     assert [step for step, *_ in installed["trackio"][0].told] == [1, 2, 3]
     assert [line["loss"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1.0, 0.5, 0.25]
 

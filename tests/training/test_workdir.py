@@ -112,20 +112,20 @@ def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypa
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
 
     monkeypatch.setattr(workdir, "ROOT", tmp_path)
-    found = environment()
+    facts = environment()
     packages = {"clipbias", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers"}
-    assert packages <= found["packages"].keys()
-    assert found["python"].startswith("3.")
-    assert found["devices"] == ["cpu cpu"] * 8
-    assert found["git"] is None  # installed without its sources' repository
+    assert packages <= facts["packages"].keys()
+    assert facts["python"].startswith("3.")
+    assert facts["devices"] == ["cpu cpu"] * 8
+    assert facts["git"] is None  # installed without its sources' repository
     (tmp_path / "file").write_text("a")
     git("init", "-q")
     git("add", "file")
     git("commit", "-qm", "a")
-    found = environment()["git"]
-    assert len(found["commit"]) == 40 and found["changed"] is False
+    facts = environment()["git"]
+    assert len(facts["commit"]) == 40 and facts["changed"] is False
     (tmp_path / "file").write_text("b")
-    assert environment()["git"] == {"commit": found["commit"], "changed": True}
+    assert environment()["git"] == {"commit": facts["commit"], "changed": True}
 
 
 def test_a_file_system_without_locks_is_worked_on(

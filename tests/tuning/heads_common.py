@@ -19,7 +19,8 @@ from tests.tuning.weights_common import LOGITS, SGD, Training, close
 
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)  # not every class as often
 VALIDATION = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [11, 9, 13])).astype(np.int32)
-SHOTS, CLASSES = 4, 3
+SHOTS = 4
+CLASSES = 3
 COMMON = dataclasses.replace(SGD, epochs=3, warmup_epochs=1, warmup_learning_rate=1e-3, batch_size=8)
 __all__ = ["CLASSES", "COMMON", "LABELS", "LOGITS", "SHOTS", "Training", "close"]
 
@@ -27,7 +28,7 @@ __all__ = ["CLASSES", "COMMON", "LABELS", "LOGITS", "SHOTS", "Training", "close"
 def make_samples(clip: Clip) -> Samples:
     """Texts that differ little, as CLIP's do, images that overlap, and more validation images of a class than shots."""
     width = clip.config.projection_width
-    drawn, tried = (arrays(seed=seed, labels=labels, width=width) for seed, labels in ((0, LABELS), (5, VALIDATION)))
+    drawn, held = (arrays(seed=seed, labels=labels, width=width) for seed, labels in ((0, LABELS), (5, VALIDATION)))
     mean = drawn["text_features"].mean(0)
     text = 3.0 + 0.3 * drawn["text_features"]
     return Samples(
@@ -35,7 +36,7 @@ def make_samples(clip: Clip) -> Samples:
         labels=LABELS,
         text=text.astype(np.float32),
         scale=float(np.exp(np.float32(clip.params["logit_scale"]))),
-        validation=(tried["features"][0] + 1.0 + 0.5 * mean[VALIDATION]).astype(np.float32),
+        validation=(held["features"][0] + 1.0 + 0.5 * mean[VALIDATION]).astype(np.float32),
         validation_labels=VALIDATION,
         seed=3,
     )
@@ -72,7 +73,8 @@ def check_steps(
     state = init_state(method, training.recipe, start)
     for number, ((images, labels), rate) in enumerate(zip(batches, rates, strict=True)):
         batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
-        batch, before = {name: jnp.asarray(value) for name, value in batch.items()}, jax.tree.map(np.asarray, state)
+        batch = {name: jnp.asarray(value) for name, value in batch.items()}
+        before = jax.tree.map(np.asarray, state)
         state, metrics = train_step(static, inputs, state, batch, StepScalars(jnp.float32([rate])))
         of_batch = functools.partial(terms, features=images, labels=labels)
         loss = sum(of_batch(training.values(before)).values())

@@ -42,10 +42,10 @@ def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
 @pytest.mark.parametrize("names", [("bird", "cat"), ("bird", "maine_coon", "cat")], ids=len)
 def test_other_class_names(clip: Clip, tmp_path: Path, method: str, names: tuple[str, ...]) -> None:
     """What one file says about other classes is what a task of those classes says with the same learnables."""
-    found = saved(clip, tmp_path / "a.safetensors", method).task(clip, names)
+    task = saved(clip, tmp_path / "a.safetensors", method).task(clip, names)
     fresh = clipbias.Task(clip, method, names, template="a {}.")
-    assert found.classifier == fresh.classifier and found.class_names == names
-    jax.tree.map(np.testing.assert_array_equal, (found.text, found.tokens), (fresh.text, fresh.tokens))
+    assert task.classifier == fresh.classifier and task.class_names == names
+    jax.tree.map(np.testing.assert_array_equal, (task.text, task.tokens), (fresh.text, fresh.tokens))
 
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
@@ -107,7 +107,8 @@ def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: st
 
 def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
     """What a method makes of them for other classes comes with the task; the task alone would mislead."""
-    path, method = tmp_path / "a.safetensors", "tests.own_methods:Probe"
+    path = tmp_path / "a.safetensors"
+    method = "tests.own_methods:Probe"
     task = clipbias.Task(clip, method, ("cat", "dog"))
     save_adapter(path, task, task.init())
     adapter = read_adapter(path)
@@ -120,15 +121,16 @@ def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
     assert jax.eval_shape(task.logits, clip.params, learnables, images).shape == (2, 3)
     with pytest.raises(ClipbiasError, match=r"becomes something else for other classes such as 'bird'.*adapter\.bind"):
         adapter.task(clip, names, own_methods=["tests.own_methods"])
-    own, same = adapter.bind(clip, own_methods=["tests.own_methods"])
-    assert own.class_names == ("cat", "dog") and same is adapter.learnables
+    bound, same = adapter.bind(clip, own_methods=["tests.own_methods"])
+    assert bound.class_names == ("cat", "dog") and same is adapter.learnables
     save_adapter(path, *cached(clip))
     with pytest.raises(ClipbiasError, match="the cache holds images of the classes of training"):
         read_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
 
 
 def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip: Clip, tmp_path: Path) -> None:
-    path, classes = tmp_path / "a.safetensors", ("cat", "dog")
+    path = tmp_path / "a.safetensors"
+    classes = ("cat", "dog")
     matched = clipbias.Task(clip, "ivlp_matched", classes)
     for method, name in (("ivlp_matched", "ivlp_matched"), (matched.method, "ivlp_matched"), (IVLP(), "ivlp")):
         task = clipbias.Task(clip, method, classes)

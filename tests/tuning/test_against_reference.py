@@ -24,7 +24,9 @@ from tests.tuning import weights_common as common
 
 DATA = Path(__file__).parents[1] / "data_files"
 # Rounding of float32 arithmetic, relative to the largest number of an array.
-LOGITS, GRADIENTS, TRAINED = 3e-6, 2e-5, 1e-5
+LOGITS = 3e-6
+GRADIENTS = 2e-5
+TRAINED = 1e-5
 
 
 def assert_close(actual: jax.Array, expected: np.ndarray, tolerance: float, what: str) -> None:
@@ -53,8 +55,8 @@ def task_options(case: Case) -> dict[str, object]:
 
 def initial(config: Mapping, case: Case, classes: int, seed: int = 0) -> dict[str, jax.Array]:
     """Learnables of a case as the package takes them."""
-    found = methods.random_learnables(config, case.method, classes, seed=seed, **case.sizes)
-    return {name: jnp.asarray(value) for name, value in found.items()}
+    learnables = methods.random_learnables(config, case.method, classes, seed=seed, **case.sizes)
+    return {name: jnp.asarray(value) for name, value in learnables.items()}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,8 @@ def expected() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_numpy_equals_the_authors_rules_in_pytorch(name, tiny, expected):
-    reference, case = tiny[1], CASES[name]
+    reference = tiny[1]
+    case = CASES[name]
     start = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
 
     def compute(learnables):
@@ -108,7 +111,8 @@ def other(tmp_path_factory) -> tuple[clipbias.clip.Clip, methods.Reference]:
 
 @pytest.fixture(scope="module")
 def smallest(tmp_path_factory) -> tuple[clipbias.clip.Clip, methods.Reference]:
-    folder, sizes = tmp_path_factory.mktemp("smallest"), {"vision": (8, 2, 2), "text": (12, 3, 3), "projection": 6}
+    folder = tmp_path_factory.mktemp("smallest")
+    sizes = {"vision": (8, 2, 2), "text": (12, 3, 3), "projection": 6}
     reference = helpers.tiny_checkpoint(folder, seed=5, image_size=8, context_length=40, **sizes)
     return clipbias.load(folder), reference
 
@@ -152,11 +156,13 @@ def test_training_equals_numpy_in_every_case(name, tiny):
 
 @pytest.mark.parametrize("name", helpers.short([name for name in CASES if name != "zero_shot"], "bias"))
 def test_steps_equal_the_authors_rules_in_pytorch(name, tiny, expected):
-    (clip, reference), case = tiny, CASES[name]
+    clip, reference = tiny
+    case = CASES[name]
     task = clipbias.Task(clip, case.method, CLASS_NAMES, **task_options(case))
     start = initial(reference.config, case, len(CLASS_NAMES))
     compute = jax.jit(jax.value_and_grad(task.loss, argnums=1))
-    optimizer, values = optimizers.SGD(), weights.double(start)
+    optimizer = optimizers.SGD()
+    values = weights.double(start)
     for step in range(STEPS):
         loss, slopes = compute(clip.params, jax.tree.map(np.float32, values), expected["images"], np.array(LABELS))
         if step == 0:

@@ -34,22 +34,23 @@ CASES = {
 def test_what_is_tuned(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     method, options, names = CASES[name]
-    found = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
-    assert sorted(common.named(found)) == sorted(names(reference.config))
-    assert all(not leaf.any() for leaf in jax.tree.leaves(found))
+    learnables = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
+    assert sorted(common.named(learnables)) == sorted(names(reference.config))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(learnables))
 
 
 class BitFitAndLayerNorm(BitFit):
     """What both methods tune. Each of them only says what that is, so that one training is both's."""
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        biases, norms = super().init(rng, clip, class_names), LayerNormTuning(outer=True).init(rng, clip, class_names)
+        biases = super().init(rng, clip, class_names)
+        norms = LayerNormTuning(outer=True).init(rng, clip, class_names)
         return {tower: merged(biases[tower], norms[tower]) for tower in biases}
 
 
-def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    both = {name: merged(one[name], other[name]) for name in one.keys() & other.keys() if isinstance(one[name], dict)}
-    return {**one, **other, **both}
+def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: merged(a[name], b[name]) for name in a.keys() & b.keys() if isinstance(a[name], dict)}
+    return {**a, **b, **both}
 
 
 def test_training_by_adamw_equals_numpy(other: tuple[Clip, Reference]) -> None:
@@ -57,8 +58,8 @@ def test_training_by_adamw_equals_numpy(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     task = clipbias.Task(clip, BitFitAndLayerNorm(qkv=True), common.CLASS_NAMES)
     start = common.drawn(task.shapes, 0.1)
-    wanted = {name for case in ("bitfit_qkv", "layer_norm_outer") for name in CASES[case][2](reference.config)}
-    assert common.named(start).keys() == wanted
+    expected = {name for case in ("bitfit_qkv", "layer_norm_outer") for name in CASES[case][2](reference.config)}
+    assert common.named(start).keys() == expected
     frozen = {key: np.asarray(reference.state[key], np.float64) for key in common.named(start)}
 
     def rule(values: common.Values, step: common.Step) -> tuple:

@@ -44,7 +44,8 @@ def start(task: Task) -> Learnables:
 
 def named(task: Task, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """`….A` [r, D] and `….B` [D, r] of every changed kernel."""
-    method, found = task.method, {}
+    method = task.method
+    matrices = {}
     for tower in (name for name in pairs if name != CONSTANTS):
         for product, pair in pairs[tower].items():
             letters = [
@@ -55,8 +56,9 @@ def named(task: Task, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 layer = f"{tower}_model.encoder.layers.{block + method.first_block - 1}"
                 letter = letters[number]
                 name = f"{layer}.mlp.{letter}" if letter.startswith("fc") else f"{layer}.self_attn.{letter}_proj"
-                found[f"{name}.A"], found[f"{name}.B"] = down[block, number].T, up[block, number].T
-    return found
+                matrices[f"{name}.A"] = down[block, number].T
+                matrices[f"{name}.B"] = up[block, number].T
+    return matrices
 
 
 def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) -> Callable[[jax.Array], Masks]:
@@ -64,18 +66,20 @@ def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) ->
 
     The last block asks for the query and the output of one row alone; the others count as kept.
     """
-    config, tokens = task.clip.config, task.tokens
+    config = task.clip.config
+    tokens = task.tokens
     grid = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
     towers = {
         "vision": (images, grid, np.zeros(images, int)),
         "text": (len(tokens.ids), tokens.ids.shape[1], np.asarray(tokens.eos)),
     }
 
-    adapt, kept = jax.jit(task.method.adapt_in_training), jax.jit(layers.kept, static_argnums=1)
+    adapt, draw = jax.jit(task.method.adapt_in_training), jax.jit(layers.kept, static_argnums=1)
 
     def drawn(rng: jax.Array) -> dict[tuple[str, str, int], list[jax.Array]]:
         """Of a block's whole product, or in the last block of the parts of it that are computed by themselves."""
-        adaptation, found = jax.device_get(adapt(learnables, rng)), {}
+        adaptation = jax.device_get(adapt(learnables, rng))
+        by_name = {}
         for tower, (rows, count, _) in towers.items():
             geometry, changes = getattr(config, tower), getattr(adaptation, f"{tower}_weights")
             whole, at_row = (rows, count, geometry.width), (rows, geometry.width)
@@ -83,45 +87,45 @@ def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) ->
                 for block in range(geometry.layers):
                     weights = {name: value[block] for name, value in pair.items()}
                     if block + 1 < geometry.layers:
-                        parts = [kept(weights, whole)]
+                        parts = [draw(weights, whole)]
                     elif product == "qkv":
                         fake = {"kernel": np.zeros((1, 3)), "bias": np.zeros(3)}
                         query, others = (layers.outputs({**weights, **fake}, *ends) for ends in ((0, 1), (1, 3)))
-                        parts = [kept(query, at_row), kept(others, whole)]
+                        parts = [draw(query, at_row), draw(others, whole)]
                     else:
-                        parts = [kept(weights, at_row)]
-                    found[tower, product, block] = parts
-        return found
+                        parts = [draw(weights, at_row)]
+                    by_name[tower, product, block] = parts
+        return by_name
 
     def masks(rng: jax.Array) -> Masks:
-        found = {}
+        by_name = {}
         for (tower, product, block), (first, *others) in jax.device_get(drawn(rng)).items():
             rows, count, readout = towers[tower]
             letters = ("q", "k", "v") if product == "qkv" else ("out",)
-            own = first
+            mask = first
             if block + 1 == getattr(config, tower).layers:
-                own = np.ones((rows, len(letters), count, first.shape[-1]), bool)
-                own[np.arange(rows), 0, readout] = first[0]
+                mask = np.ones((rows, len(letters), count, first.shape[-1]), bool)
+                mask[np.arange(rows), 0, readout] = first[0]
                 if others:
-                    own[:, 1:] = others[0]
+                    mask[:, 1:] = others[0]
             for number, letter in enumerate(letters):
                 name = f"{tower}_model.encoder.layers.{block}.self_attn.{letter}_proj"
                 after = length - count if tower == "text" else 0  # tokens behind the end of a text
-                found[name] = np.pad(own[:, number].astype(float), ((0, 0), (0, after), (0, 0)))
-        return found
+                by_name[name] = np.pad(mask[:, number].astype(float), ((0, 0), (0, after), (0, 0)))
+        return by_name
 
     return masks
 
 
 def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
     task = Task(clip, "clip_lora", ("cat", "dog"), rank=50)
-    found = task.init(3)
-    for tower, pairs in found.items():
+    learnables = task.init(3)
+    for tower, pairs in learnables.items():
         bound = getattr(clip.config, tower).width ** -0.5
         assert not pairs["qkv"]["up"].any()
         down = np.asarray(pairs["qkv"]["down"])
         assert np.abs(down).max() <= bound and down.std() == pytest.approx(bound / 3**0.5, rel=0.03)
-    assert not np.array_equal(task.init(4)["text"]["qkv"]["down"], found["text"]["qkv"]["down"])
+    assert not np.array_equal(task.init(4)["text"]["qkv"]["down"], learnables["text"]["qkv"]["down"])
 
 
 @pytest.mark.parametrize("parts", [("k", "o"), ("v", "fc1", "fc2")])
@@ -130,10 +134,11 @@ def test_logits_equal_numpy_without_dropout(parts: tuple[str, ...], other: tuple
     clip, reference = other
     template = "a {} of another dataset."
     task = Task(clip, "clip_lora", common.CLASS_NAMES, template=template, parts=parts, dropout=0.5, **SOME)
-    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    learnables = start(task)
+    images = helpers.random_images(reference.config, len(common.LABELS))
     logits = jax.jit(task.logits)(clip.params, learnables, images)
-    given = reference, common.CLASS_NAMES, named(task, learnables), images
-    common.close(logits, weight_tuning.lora(*given, alpha=2.0).logits, common.LOGITS)
+    arguments = reference, common.CLASS_NAMES, named(task, learnables), images
+    common.close(logits, weight_tuning.lora(*arguments, alpha=2.0).logits, common.LOGITS)
 
 
 @pytest.mark.parametrize("name", helpers.short(TRAININGS, "both"))
@@ -141,7 +146,8 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tup
     clip, reference = other
     options, remat = TRAININGS[name]
     task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.4, **options).with_memory(remat=remat)
-    learnables, length = start(task), reference.config["text_config"]["max_position_embeddings"]
+    learnables = start(task)
+    length = reference.config["text_config"]["max_position_embeddings"]
     drawn = mask_drawer(task, learnables, len(common.LABELS), length)
 
     alpha = options.get("alpha", 1.0)
@@ -168,7 +174,8 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tup
 @pytest.mark.long
 def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference]) -> None:
     clip, _ = other
-    task, mesh = Task(clip, "clip_lora", common.CLASS_NAMES), meshes.make_mesh(data=1, devices=jax.devices()[:1])
+    task = Task(clip, "clip_lora", common.CLASS_NAMES)
+    mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
     batch = {
         "images": common.pictures(clip.config.vision.image_size)[0],
         "labels": common.LABELS,
@@ -178,25 +185,26 @@ def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference
     def losses(*seeds: int) -> np.ndarray:
         """Before each of two steps, of runs that differ in their seed alone."""
         learnables, rows = (jax.tree.map(lambda x: np.stack([x] * len(seeds)), tree) for tree in (start(task), batch))
-        state, found = init_state(task.method, common.SGD, learnables), []
+        state = init_state(task.method, common.SGD, learnables)
+        losses_of_steps = []
         static = StepStatic(task.classifier, clip.preprocessing, common.SGD)
         inputs = place_inputs(mesh, task, clip.params, learnables, seeds)
         scalars = StepScalars(np.full(len(seeds), 0.01, np.float32))
         for _ in range(2):
             state, metrics = train_step(static, inputs, state, rows, scalars)
-            found.append(np.asarray(metrics["loss"]))
-        return np.stack(found)
+            losses_of_steps.append(np.asarray(metrics["loss"]))
+        return np.stack(losses_of_steps)
 
-    beside = losses(3, 4)
-    np.testing.assert_allclose(beside, np.concatenate([losses(3), losses(4)], axis=1), rtol=common.LOGITS)
-    assert len(np.unique(np.round(beside, 6))) == 4  # of two runs and two steps
+    together = losses(3, 4)
+    np.testing.assert_allclose(together, np.concatenate([losses(3), losses(4)], axis=1), rtol=common.LOGITS)
+    assert len(np.unique(np.round(together, 6))) == 4  # of two runs and two steps
 
 
 def test_every_class_token_and_part_drops_by_itself() -> None:
     weights = {"down": jnp.zeros((3, 64, 2)), "key": jax.random.key(1), "rate": jnp.float32(0.25)}
     fake = {"kernel": jnp.zeros((64, 192)), "bias": jnp.zeros(192), "up": jnp.zeros((3, 2, 64))}
-    kept = jax.jit(layers.kept, static_argnums=1)
-    masks = np.asarray(kept(weights, (40, 10, 64)))  # classes, parts, tokens, inputs
+    draw = jax.jit(layers.kept, static_argnums=1)
+    masks = np.asarray(draw(weights, (40, 10, 64)))  # classes, parts, tokens, inputs
     assert masks.shape == (40, 3, 10, 64)
     for axis, other in (
         (0, masks[::-1]),
@@ -206,11 +214,11 @@ def test_every_class_token_and_part_drops_by_itself() -> None:
     ):
         both = (masks & other).mean()
         assert both == pytest.approx(0.75**2, abs=0.01), axis
-    last = [np.asarray(kept(layers.outputs({**weights, **fake}, *ends), (40, 10, 64))) for ends in ((0, 1), (1, 3))]
+    last = [np.asarray(draw(layers.outputs({**weights, **fake}, *ends), (40, 10, 64))) for ends in ((0, 1), (1, 3))]
     # Draws of one key would begin alike, whatever their shapes.
     assert (last[0][0, 0] & last[1][0, 0]).mean() == pytest.approx(0.75**2, abs=0.06)
     assert masks.mean() == pytest.approx(0.75, abs=0.005)
-    odd = np.asarray(kept({**weights, "rate": jnp.float32(0.1)}, (500, 10, 7)))
+    odd = np.asarray(draw({**weights, "rate": jnp.float32(0.1)}, (500, 10, 7)))
     assert odd.shape == (500, 3, 10, 7) and odd.mean() == pytest.approx(0.9, abs=0.005)
     assert (odd[..., :6:2] & odd[..., 1:6:2]).mean() == pytest.approx(0.9**2, abs=0.01)  # halves of one word
 
@@ -249,7 +257,8 @@ def test_plain_lora_has_all_kernels_and_clips_own_scale(other: tuple[Clip, Refer
     """Logits are the reference's, whose factor is 100, in CLIP's scale."""
     clip, reference = other
     task = Task(clip, "lora", common.CLASS_NAMES, rank=1)
-    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    learnables = start(task)
+    images = helpers.random_images(reference.config, len(common.LABELS))
     logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, images))
     pairs = named(task, learnables)
     assert len(pairs) == 2 * 6 * sum(getattr(clip.config, tower).layers for tower in ("vision", "text"))

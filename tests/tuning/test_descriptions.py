@@ -56,10 +56,10 @@ def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) -> None:
     task = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS)
-    expected = plain_logits(pair, images, np.stack([numpy_clip.unit(one).mean(0) for one in raw]))
+    expected = plain_logits(pair, images, np.stack([numpy_clip.unit(features).mean(0) for features in raw]))
     text = jax.jit(task.text_input)(pair[0].params, {})
-    found = jax.jit(task.logits)(pair[0].params, {}, images, text)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    logits = jax.jit(task.logits)(pair[0].params, {}, images, text)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
     # More devices and parts only deal the texts out.
     split = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS).with_memory(class_chunks=2, class_shards=2)
     np.testing.assert_allclose(
@@ -71,21 +71,21 @@ def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) 
 def test_a_residual_is_added_to_their_mean(pair, raw, images) -> None:
     task = Task(pair[0], "taskres", NAMES, descriptions=TEXTS)
     residual = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
-    classes = np.stack([numpy_clip.unit(one).mean(0) for one in raw]) + 0.5 * residual
-    found = jax.jit(task.logits)(pair[0].params, {"text_residual": residual}, images)
+    classes = np.stack([numpy_clip.unit(of_class).mean(0) for of_class in raw]) + 0.5 * residual
+    logits = jax.jit(task.logits)(pair[0].params, {"text_residual": residual}, images)
     expected = plain_logits(pair, images, classes)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-    one = {name: texts[:1] for name, texts in TEXTS.items()}  # a single text is taken as it is
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
+    of_class = {name: texts[:1] for name, texts in TEXTS.items()}  # a single text is taken as it is
     classes = np.stack([features[0] for features in raw]) + 0.5 * residual
-    alone = Task(pair[0], "taskres", NAMES, descriptions=one)
-    found = jax.jit(alone.logits)(pair[0].params, {"text_residual": residual}, images)
+    alone = Task(pair[0], "taskres", NAMES, descriptions=of_class)
+    logits = jax.jit(alone.logits)(pair[0].params, {"text_residual": residual}, images)
     expected = plain_logits(pair, images, classes)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_an_ensemble_gives_way_to_them(pair) -> None:
-    one, two = (Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, **options) for options in ({}, OF_TWO))
-    assert one.classifier == dataclasses.replace(two.classifier, method=one.method) and one.texts == two.texts
+    single, two = (Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, **options) for options in ({}, OF_TWO))
+    assert single.classifier == dataclasses.replace(two.classifier, method=single.method) and single.texts == two.texts
 
 
 OF_TWO = {"templates": ("a {}.", "the {}.")}
@@ -93,7 +93,7 @@ OF_TWO = {"templates": ("a {}.", "the {}.")}
 
 @pytest.mark.parametrize("method", ["coop", "vpt", "bias", "ivlp"])
 def test_a_method_with_a_prompt_of_its_own_keeps_it(pair, method) -> None:
-    with_them, without = (Task(pair[0], method, NAMES, descriptions=given) for given in (TEXTS, None))
+    with_them, without = (Task(pair[0], method, NAMES, descriptions=descriptions) for descriptions in (TEXTS, None))
     assert with_them.texts == without.texts and with_them.descriptions is None
     assert with_them.classifier == without.classifier
 
@@ -102,12 +102,12 @@ def test_the_teacher_of_kgcoop(pair, raw, images) -> None:
     task = Task(pair[0], "kgcoop", NAMES, descriptions=TEXTS, weight=2.0)
     learnables = {"text_context": methods.random_learnables(pair[1].config, "coop", 3)["text_context"]}
     saved = methods.forward(pair[1], methods.prepare(pair[1], "coop", NAMES, learnables), images)
-    teacher = numpy_clip.unit(np.stack([numpy_clip.unit(one).mean(0) for one in raw]))
+    teacher = numpy_clip.unit(np.stack([numpy_clip.unit(features).mean(0) for features in raw]))
     labels = np.array([2, 0])
     loss = numpy_clip.cross_entropy(saved.logits, labels)
     loss += 2 * (1 - (numpy_clip.unit(saved.text_features) * teacher).sum(-1).mean())
-    found = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, labels)
-    assert float(found) == pytest.approx(loss, rel=1e-5)
+    loss_of_task = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, labels)
+    assert float(loss_of_task) == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.long
@@ -116,10 +116,10 @@ def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -
     learnables = methods.random_learnables(pair[1].config, "ivlp", 3, text_depth=2, vision_depth=2)
     saved = methods.forward(pair[1], methods.prepare(pair[1], "ivlp", NAMES, learnables), images)
     image = numpy_clip.unit(numpy_clip.encode_image(pair[1].state, pair[1].config, images).features)
-    teacher = {"text": numpy_clip.unit(np.stack([one.mean(0) for one in raw])), "image": image}
+    teacher = {"text": numpy_clip.unit(np.stack([features.mean(0) for features in raw])), "image": image}
     expected = teachers.promptsrc_losses(pair[1], saved, teacher, np.array([2, 0]))
-    found = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
-    assert float(found) == pytest.approx(sum(expected.values()), rel=1e-5)
+    loss = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
+    assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-5)
 
 
 COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "blue": ["the bird", "the dog", "cat"]}
@@ -127,7 +127,8 @@ COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "
 
 @pytest.mark.long
 def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
-    recipe, name = dataclasses.replace(RECIPE, epochs=1), "tip_adapter"
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    name = "tip_adapter"
 
     def described(texts: dict[str, list[str]] | None) -> TinySweep:
         texts = texts and Descriptions(texts)
@@ -137,18 +138,18 @@ def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
     (spec,) = tiny.specs(name, seeds=(1,))
     (row,) = tiny.run([spec])
     assert row["status"] == "ok", row.get("error")
-    assert [one.key for one in described(dict(COLOUR_TEXTS)).specs(name, seeds=(1,))] == [spec.key]
+    assert [group_spec.key for group_spec in described(dict(COLOUR_TEXTS)).specs(name, seeds=(1,))] == [spec.key]
     for texts in (None, {**COLOUR_TEXTS, "red": ["a cat", "a dog of a photo."]}):
-        assert spec.key not in {one.key for one in described(texts).specs(name, seeds=(1,))}
-    own = {"template": colours.template, "descriptions": COLOUR_TEXTS}
-    kgcoop = Task(pair[0], "kgcoop", colours.class_names, **own)
+        assert spec.key not in {group_spec.key for group_spec in described(texts).specs(name, seeds=(1,))}
+    settings = {"template": colours.template, "descriptions": COLOUR_TEXTS}
+    kgcoop = Task(pair[0], "kgcoop", colours.class_names, **settings)
     save_adapter(tmp_path / "kgcoop", kgcoop, kgcoop.init())
-    for adapter, method, kept in (
+    for adapter, method, descriptions in (
         (tiny.adapter(spec), spec.make_method(), COLOUR_TEXTS),
         (read_adapter(tmp_path / "kgcoop"), "kgcoop", None),  # its teacher's alone
     ):
-        assert adapter.descriptions == kept
-        expected = Task(pair[0], method, colours.class_names, **own)
+        assert adapter.descriptions == descriptions
+        expected = Task(pair[0], method, colours.class_names, **settings)
         bound = adapter.task(pair[0])  # the same classifier of the same texts
         assert bound.classifier == expected.classifier
         jax.tree.map(np.testing.assert_array_equal, bound.text, expected.text)
@@ -205,9 +206,11 @@ def test_a_sweep_reads_them(pair, files) -> None:
 def test_an_evaluation_reads_them(pair, files, tmp_path) -> None:
     path, named = files
     config = evaluate_config.get_config()
-    config.model, config.dataset, config.descriptions = pair[0].source, "demo/digits", named
+    config.model = pair[0].source
+    config.dataset = "demo/digits"
+    config.descriptions = named
     evaluate.main(from_config(evaluate_config.EvaluateSettings, config), tmp_path / "work")
-    found, texts = json.loads((tmp_path / "work" / "result.json").read_text()), json.loads(path.read_text())
+    result, texts = json.loads((tmp_path / "work" / "result.json").read_text()), json.loads(path.read_text())
     task = Task(pair[0], "zero_shot", list(texts), descriptions=texts)
     images = clipbias.data.load("demo/digits").split("test")
-    assert found["fingerprint"] == fingerprint(task, {}, "zero_shot", images)
+    assert result["fingerprint"] == fingerprint(task, {}, "zero_shot", images)

@@ -34,8 +34,8 @@ def test_a_learned_context_stands_before_them(clip: Clip, method: str, options: 
     for i, (words, context) in enumerate(
         zip(encode(tokenizer, list(TEXTS)), encode(tokenizer, ["a photo of a"] * 3), strict=True)
     ):
-        own = [*words, *context] if options else [*context, *words]
-        assert ids(task, i) == [tokenizer.bos_token_id, *own, tokenizer.eos_token_id]
+        middle = [*words, *context] if options else [*context, *words]
+        assert ids(task, i) == [tokenizer.bos_token_id, *middle, tokenizer.eos_token_id]
         labels = token_labels(task, i)
         assert labels[0] == "SOS"
         assert (labels[-4:] if options else labels[1:5]) == learned

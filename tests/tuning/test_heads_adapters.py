@@ -42,7 +42,7 @@ def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samp
     again, _ = validation_features(samples, SHOTS)
     other, _ = validation_features(dataclasses.replace(samples, seed=4), SHOTS)
     assert (again == features).all() and not np.array_equal(other, features)
-    assert [len(found) for found in validation_features(samples)] == [33, 33]
+    assert [len(rows) for rows in validation_features(samples)] == [33, 33]
     assert validation_features(dataclasses.replace(samples, validation=None)) is None
 
 
@@ -69,10 +69,11 @@ def test_clip_adapter(clip: Clip, samples: Samples) -> None:
         bound = np.abs(np.asarray(weight)).max() * weight.shape[1] ** 0.5
         assert 0.8 < bound <= 1
     names = {"vision_down": "down", "vision_up": "up"}
-    images, texts = samples.features[0], samples.text
+    images = samples.features[0]
+    texts = samples.text
     case = {"features": images, "text_features": texts, "scale": samples.scale}
-    own = {names[name]: value for name, value in start.items()}
-    close(scored(method, start, samples, images), heads_clip_adapter.logits(**case, **own), LOGITS)
+    by_name = {names[name]: value for name, value in start.items()}
+    close(scored(method, start, samples, images), heads_clip_adapter.logits(**case, **by_name), LOGITS)
 
     def terms(values, *, features, labels):
         weights = {short: values[name] for name, short in names.items()}
@@ -80,8 +81,8 @@ def test_clip_adapter(clip: Clip, samples: Samples) -> None:
         return {"cross_entropy": cross_entropy(logits, labels)}
 
     rates = optimizers.warmed_cosine_rates(0.2, 3)
-    found = check_steps(clip, method, start, samples, [(images, LABELS)] * 3, rates, terms, Training(COMMON))
-    assert all(np.abs(found[name] - start[name]).max() > 1e-3 for name in names)
+    learned = check_steps(clip, method, start, samples, [(images, LABELS)] * 3, rates, terms, Training(COMMON))
+    assert all(np.abs(learned[name] - start[name]).max() > 1e-3 for name in names)
 
 
 # Tip-Adapter
@@ -91,26 +92,26 @@ def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: p
     monkeypatch.setattr(tip_adapter, "CHUNK", 5 * len(LABELS))  # in seven chunks, the last one smaller
     method = make_method("tip_adapter", alpha_max=60.0, beta_max=9.0)
     assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
-    found = method.support({}, samples)[CONSTANTS]
+    constants = method.support({}, samples)[CONSTANTS]
     keys, values = heads_tip.cache(features=samples.features, labels=LABELS, classes=CLASSES)
-    close(found["keys"], keys, 1e-7)
-    assert (found["labels"] == LABELS).all()
+    close(constants["keys"], keys, 1e-7)
+    assert (constants["labels"] == LABELS).all()
     case = {"keys": keys, "values": values, "text_features": samples.text}
     alpha, beta, best = heads_tip.search(
         features=samples.validation, labels=samples.validation_labels, beta_max=9.0, alpha_max=60.0, **case
     )
     assert alpha > 0.1 and beta > 0.1 and best < 1
-    close(found["alpha"], alpha, 1e-6)
-    close(found["beta"], beta, 1e-6)
+    close(constants["alpha"], alpha, 1e-6)
+    close(constants["beta"], beta, 1e-6)
     expected = heads_tip.logits(features=samples.validation, alpha=alpha, beta=beta, **case)
-    close(scored(method, {CONSTANTS: found}, samples, samples.validation), expected, LOGITS)
+    close(scored(method, {CONSTANTS: constants}, samples, samples.validation), expected, LOGITS)
 
     without = dataclasses.replace(samples, validation=None, validation_labels=None)
-    kept = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, without)[CONSTANTS]
-    assert (kept["alpha"], kept["beta"]) == (4, 2)
+    fixed = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, without)[CONSTANTS]
+    assert (fixed["alpha"], fixed["beta"]) == (4, 2)
     wrong = dataclasses.replace(samples, validation_labels=np.full(33, 7, np.int32))  # none is ever right
-    kept = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, wrong)[CONSTANTS]
-    assert (kept["alpha"], kept["beta"]) == (4, 2)
+    fixed = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, wrong)[CONSTANTS]
+    assert (fixed["alpha"], fixed["beta"]) == (4, 2)
 
 
 def test_tip_adapters_grid_counts_like_the_plain_computation(samples: Samples) -> None:
@@ -119,15 +120,15 @@ def test_tip_adapters_grid_counts_like_the_plain_computation(samples: Samples) -
     keys = heads.unit(samples.features.mean(0))
     texts = 100 * heads.zero_shot_classifier(samples.text)
     alphas, betas = np.array([0.5, 20.0, 60.0]), np.array([0.1, 2.1, 4.1])
-    found = tip_adapter.count_correct(
+    counts = tip_adapter.count_correct(
         tip_adapter.Cache(keys, labels, texts), samples.validation, samples.validation_labels, alphas, betas
     )
     case = {"features": samples.validation, "keys": keys, "text_features": samples.text}
     for i, beta in enumerate(betas):
         for j, alpha in enumerate(alphas):
             logits = heads_tip.logits(values=heads.one_hot(labels, CLASSES), alpha=alpha, beta=beta, **case)
-            assert found[i, j] == round(33 * heads.accuracy(logits, samples.validation_labels))
-    assert len(np.unique(found)) > 3
+            assert counts[i, j] == round(33 * heads.accuracy(logits, samples.validation_labels))
+    assert len(np.unique(counts)) > 3
 
 
 def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
@@ -153,19 +154,20 @@ def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
             "cross_entropy": cross_entropy(heads_tip.logits(features=features, keys=values["keys"], **case), labels)
         }
 
-    rates, optimizer = optimizers.cosine_rates(1e-3, len(batches)), optimizers.AdamW(epsilon=1e-4, weight_decay=1e-2)
+    rates = optimizers.cosine_rates(1e-3, len(batches))
+    optimizer = optimizers.AdamW(epsilon=1e-4, weight_decay=1e-2)
     np.testing.assert_allclose(recipe.step_rates(20), rates)
     trained = check_steps(clip, method, moved, samples, batches, rates, terms, Training(recipe, optimizer))
     assert np.abs(trained["keys"] - moved["keys"]).max() > 1e-3
 
     trained = {"keys": np.asarray(trained["keys"]), CONSTANTS: start[CONSTANTS]}
-    found = method.finish(trained, samples)
+    finished = method.finish(trained, samples)
     alpha, beta, _ = heads_tip.search(
         **{"features": samples.validation, "labels": samples.validation_labels, "keys": trained["keys"]},
         **{"values": values, "text_features": samples.text, "beta_max": 9.0, "alpha_max": 60.0},
     )
-    close([found[CONSTANTS]["alpha"], found[CONSTANTS]["beta"]], [alpha, beta], 1e-6)
-    assert found["keys"] is trained["keys"] and alpha != 2.0
+    close([finished[CONSTANTS]["alpha"], finished[CONSTANTS]["beta"]], [alpha, beta], 1e-6)
+    assert finished["keys"] is trained["keys"] and alpha != 2.0
 
 
 @pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])

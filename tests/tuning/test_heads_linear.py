@@ -48,25 +48,26 @@ def test_the_probes_fit_is_the_multinomial_minimum(samples: Samples, classes: in
     labels = LABELS[classes > LABELS]
     features = samples.features[0][classes > LABELS].astype(np.float64)
     weight, bias = linear_probe.fit(features, labels, inverse, 1000)
-    found, gradient, _ = heads_probe.objective(
+    objective, gradient, _ = heads_probe.objective(
         features=features, labels=labels, weight=weight, bias=bias, inverse=inverse
     )
     best = heads_probe.fit(features=features, labels=labels, classes=classes, inverse=inverse)
     lowest, _, _ = heads_probe.objective(
         features=features, labels=labels, weight=best[0], bias=best[1], inverse=inverse
     )
-    assert lowest <= found < lowest * (1 + 1e-6) and np.linalg.norm(gradient) < 1e-3
+    assert lowest <= objective < lowest * (1 + 1e-6) and np.linalg.norm(gradient) < 1e-3
     close(weight, best[0], 1e-2)
 
 
 def test_a_task_of_a_head_takes_features_in_place_of_images(clip: Clip) -> None:
     """As training does; of a method that sees images they are no images."""
-    rng, width = np.random.default_rng(0), clip.config.projection_width
+    rng = np.random.default_rng(0)
+    width = clip.config.projection_width
     features = rng.normal(size=(2, width)).astype(np.float32)
     learnables = {"weight": rng.normal(size=(3, width)).astype(np.float32), "bias": np.ones(3, np.float32)}
     task = Task(clip, "linear_probe", ("cat", "dog", "bird"))
-    found = jax.jit(task.logits)(clip.params, learnables, features)
-    np.testing.assert_allclose(found, features @ learnables["weight"].T + 1, rtol=1e-4, atol=1e-5)
+    logits = jax.jit(task.logits)(clip.params, learnables, features)
+    np.testing.assert_allclose(logits, features @ learnables["weight"].T + 1, rtol=1e-4, atol=1e-5)
     for other, learned, images in ((task, learnables, features[None]), (Task(clip, "bias", ("cat",)), {}, features)):
         with pytest.raises(ClipbiasError, match="shape"):
             other.logits(clip.params, learned, images)
@@ -105,18 +106,18 @@ def test_the_probe_is_chosen_on_four_validation_images_of_a_class(
     assert sampling_of(method).passes == 0
     many = dataclasses.replace(samples, features=np.tile(samples.features[:1], (1, 2, 1)), labels=np.tile(LABELS, 2))
     assert many.shots == 8
-    found = method.support({}, many)
+    fitted = method.support({}, many)
     features, labels = validation_features(samples, 4)
     assert len(labels) == 12
     expected = heads_probe.search(
         **{"features": many.features[0], "labels": many.labels, "classes": CLASSES},
         **{"validation_features": features, "validation_labels": labels},
     )
-    close(found["weight"], expected.weight, 1e-6)
-    close(found["bias"], expected.bias, 1e-6)
+    close(fitted["weight"], expected.weight, 1e-6)
+    close(fitted["bias"], expected.bias, 1e-6)
     assert len(fits) == len(set(fits)) and expected.inverse in fits
     expected = heads_probe.logits(features=samples.validation, weight=expected.weight, bias=expected.bias)
-    close(scored(method, found, samples, samples.validation), expected, LOGITS)
+    close(scored(method, fitted, samples, samples.validation), expected, LOGITS)
     fits.clear()
     make_method("linear_probe", inverse=0.5).support({}, dataclasses.replace(samples, validation=None))
     assert fits == [0.5]
@@ -139,26 +140,26 @@ def test_gda(samples: Samples, options: dict[str, str], rule: str) -> None:
     method = make_method("gda", **options)
     assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
     samples = with_more_images(samples)
-    found = method.support({}, samples)[CONSTANTS]
+    constants = method.support({}, samples)[CONSTANTS]
     weight, bias = getattr(heads_gda, rule)(features=samples.features, labels=samples.labels, classes=CLASSES)
-    close(found["weight"], weight, 1e-6)
-    close(found["bias"], bias, 1e-6)
+    close(constants["weight"], weight, 1e-6)
+    close(constants["bias"], bias, 1e-6)
     case = {"text_features": samples.text, "weight": weight, "bias": bias}
     alpha, best = heads_gda.search(features=samples.validation, labels=samples.validation_labels, **case)
     assert best < 1
-    close(found["alpha"], alpha, 1e-6)
+    close(constants["alpha"], alpha, 1e-6)
     expected = heads_gda.logits(features=samples.validation, alpha=alpha, **case)
-    close(scored(method, {CONSTANTS: found}, samples, samples.validation), expected, LOGITS)
+    close(scored(method, {CONSTANTS: constants}, samples, samples.validation), expected, LOGITS)
     alone = method.support({}, dataclasses.replace(samples, validation=None))[CONSTANTS]
     assert alone["alpha"] == np.float32(0.1)
 
 
 def test_gda_with_fewer_rows_than_dimensions(samples: Samples) -> None:
     few = dataclasses.replace(samples, features=samples.features[:, :3], labels=LABELS[:3])
-    found = make_method("gda", covariance="classes").support({}, few)[CONSTANTS]
+    constants = make_method("gda", covariance="classes").support({}, few)[CONSTANTS]
     weight, bias = heads_gda.base_classes(features=few.features, labels=few.labels, classes=CLASSES)
-    close(found["weight"], weight, 1e-6)
-    close(found["bias"], bias, 1e-6)
+    close(constants["weight"], weight, 1e-6)
+    close(constants["bias"], bias, 1e-6)
 
 
 @pytest.mark.parametrize("best", gda.ALPHAS[2:5])
@@ -167,9 +168,9 @@ def test_gdas_search_takes_the_smallest_of_the_best(samples: Samples, best: floa
     texts = heads.zero_shot_classifier(samples.text)
     image = texts[0] + 0.1 * texts[1]
     lead = 100 * (heads.unit(image) @ (texts[0] - texts[1]))
-    own = dataclasses.replace(samples, validation=image[None], validation_labels=np.array([1]))
+    with_image = dataclasses.replace(samples, validation=image[None], validation_labels=np.array([1]))
     densities = np.array([0.0, lead / best * 1.5, 0.0])
-    assert gda.GDA()._search(np.zeros_like(texts), densities, own) == best
+    assert gda.GDA()._search(np.zeros_like(texts), densities, with_image) == best
 
 
 def test_gda_of_new_classes(clip: Clip, samples: Samples) -> None:
@@ -203,7 +204,8 @@ def test_gda_for_a_part_of_the_classes_and_for_others(samples: Samples) -> None:
 
 @pytest.mark.parametrize("name", ["clap", "zs_lp"])
 def test_clap(clip: Clip, samples: Samples, name: str) -> None:
-    method, penalised = make_method(name), name == "clap"
+    method = make_method(name)
+    penalised = name == "clap"
     assert sampling_of(method).passes == 20 and sampling_of(method).training == "pooled"
     start = method.support(method.init(jax.random.key(0), clip, NAMES), samples)
     texts = {"text_features": samples.text}
@@ -227,7 +229,7 @@ def test_clap(clip: Clip, samples: Samples, name: str) -> None:
     batches = [(np.asarray(batch["images"])[0], np.asarray(batch["labels"])[0]) for batch in itertools.islice(drawn, 6)]
 
     def terms(values, *, features, labels):
-        found = heads_clap.losses(
+        terms_by_name = heads_clap.losses(
             features=features,
             labels=labels,
             prototypes=values["text_prototypes"],
@@ -235,8 +237,8 @@ def test_clap(clip: Clip, samples: Samples, name: str) -> None:
             scale=samples.scale,
             strengths=strengths,
         )
-        assert ("penalty" in found) == penalised
-        return found
+        assert ("penalty" in terms_by_name) == penalised
+        return terms_by_name
 
     rates = np.repeat(optimizers.warmed_cosine_rates(0.1, 3), 2)
     np.testing.assert_allclose(recipe.step_rates(len(LABELS)), rates)
@@ -255,10 +257,10 @@ def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
     spread = np.abs(np.asarray(make_method("lp_plus_plus").init(jax.random.key(0), clip, range(400))["bias"]))
     assert 0.95 < spread.max() * clip.config.projection_width**0.5 <= 1
     noise = np.random.default_rng(3).normal(size=samples.validation.shape)
-    one = dataclasses.replace(samples, features=samples.features[:1], validation=samples.validation + noise)
-    features, labels = validation_features(one, SHOTS)
+    single = dataclasses.replace(samples, features=samples.features[:1], validation=samples.validation + noise)
+    features, labels = validation_features(single, SHOTS)
     expected = heads_lp_plus_plus.train(
-        features=one.features[0],
+        features=single.features[0],
         labels=LABELS,
         text_features=samples.text,
         bias=np.asarray(start["bias"]),
@@ -266,10 +268,10 @@ def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
         validation_labels=labels,
         steps=steps,
     )
-    found = method.support(start, one)
-    last = method.support(start, dataclasses.replace(one, validation=None))
+    fitted = method.support(start, single)
+    last = method.support(start, dataclasses.replace(single, validation=None))
     for name in ("weight", "bias", "alpha"):
-        close(found[name], expected.best[name], 1e-6)
+        close(fitted[name], expected.best[name], 1e-6)
         close(last[name], expected.last[name], 1e-6)
     if steps == 300:
         accuracies = expected.accuracies
@@ -277,7 +279,7 @@ def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
         assert 1 < first < expected.best_step < 300
     case = {"features": samples.validation, "text_features": samples.text}
     close(
-        scored(method, found, samples, samples.validation), heads_lp_plus_plus.logits(**case, **expected.best), LOGITS
+        scored(method, fitted, samples, samples.validation), heads_lp_plus_plus.logits(**case, **expected.best), LOGITS
     )
 
 

@@ -19,7 +19,8 @@ from tests.reference import tcp
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
 
-TEMPLATE, SUFFIX = "a painting of a {}, a type of cat.", ", a type of cat."
+TEMPLATE = "a painting of a {}, a type of cat."
+SUFFIX = ", a type of cat."
 OPTIONS = {
     "mma": {"blocks": 2, "width": 6, "factor": 0.05},
     "mmrl": {"tokens": 3, "blocks": 2, "space": 10},
@@ -45,13 +46,17 @@ def start(task: Task) -> Learnables:
 
 
 def test_kernels_start_as_the_authors_do(clip: Clip) -> None:
-    found = Task(clip, "mma", ("cat", "dog"), blocks=2, width=200).init(3)
-    for part, outputs in ((found["vision"]["up"], 24), (found["text"]["down"], 200), (found["shared"], 200)):
+    learnables = Task(clip, "mma", ("cat", "dog"), blocks=2, width=200).init(3)
+    for part, outputs in (
+        (learnables["vision"]["up"], 24),
+        (learnables["text"]["down"], 200),
+        (learnables["shared"], 200),
+    ):
         assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
-    found = bound(clip, "mmrl").init(2)
-    for kernel in (found["text_kernel"], found["vision_kernel"]):
+    learnables = bound(clip, "mmrl").init(2)
+    for kernel in (learnables["text_kernel"], learnables["vision_kernel"]):
         np.testing.assert_array_equal(kernel[0], kernel[1])
-    assert np.std(found["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
+    assert np.std(learnables["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
 
 
 def paths(
@@ -83,17 +88,19 @@ def test_every_path_through_the_towers_is_the_same(
     """Also where something is learned in the blocks behind the one with prompts."""
     clip, reference = other if method == "mma" else deep_text
     task = bound(clip, method)
-    adaptation, images = task.method.adapt(start(task)), helpers.random_images(reference.config, 2)
+    adaptation = task.method.adapt(start(task))
+    images = helpers.random_images(reference.config, 2)
     if method == "tcp":
-        task, images = task.with_memory(class_shards=2), None
+        task = task.with_memory(class_shards=2)
+        images = None
         bias = common.drawn(np.zeros((clip.config.text.layers, clip.config.text.width), np.float32), 0.5)
         adaptation = dataclasses.replace(adaptation, text_bias=bias)
     for first, *others in paths(task, adaptation, images):
-        for one in others:
-            common.close(one, np.asarray(first), common.LOGITS)
+        for path_logits in others:
+            common.close(path_logits, np.asarray(first), common.LOGITS)
 
 
-@pytest.mark.parametrize(("blocks", "layers"), helpers.short([(1, 3), (2, 5), (3, 3)], (2, 5), (3, 3), several=True))
+@pytest.mark.parametrize(("blocks", "layers"), helpers.short([(1, 3), (2, 5), (3, 3)], (2, 5), (3, 3), unpack=True))
 def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
     helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
     clip = clipbias.load(tmp_path)
@@ -114,11 +121,12 @@ def test_mmrl_predicts_by_the_image_alone_for_other_classes(other: tuple[Clip, R
 def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text: tuple[Clip, Reference]) -> None:
     clip, reference = deep_text
     task = bound(clip, "tcp", block=8)
-    images, learnables = common.pictures(clip.config.vision.image_size)[1], start(task)
+    images = common.pictures(clip.config.vision.image_size)[1]
+    learnables = start(task)
     logits = jax.jit(task.logits)(clip.params, learnables, images.astype(np.float32))
     options = {"template": TEMPLATE, "suffix": SUFFIX, "block": 3}
-    given = (reference, common.CLASS_NAMES, without_constants(learnables), images, common.LABELS)
-    common.close(logits, tcp.tcp_losses(*given, **options)[1], common.LOGITS)
+    arguments = (reference, common.CLASS_NAMES, without_constants(learnables), images, common.LABELS)
+    common.close(logits, tcp.tcp_losses(*arguments, **options)[1], common.LOGITS)
 
 
 def test_other_classes_have_their_own_features_and_the_same_network(deep_text: tuple[Clip, Reference]) -> None:

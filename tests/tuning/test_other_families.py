@@ -25,7 +25,9 @@ from tests.reference.numpy_clip import unit
 
 DATA = Path(__file__).parents[1] / "data_files"
 CLASSES = ("cat", "Dog", "golden_retriever", "big bird")
-LABELS, RATE, STEPS = jnp.array([2, 0, 3]), 0.05, 3
+LABELS = jnp.array([2, 0, 3])
+RATE = 0.05
+STEPS = 3
 OPTIONS: dict[str, dict[str, Any]] = {"ivlp": {"text_tokens": 2, "vision_tokens": 2}}
 Arrays = dict[str, np.ndarray]
 
@@ -51,21 +53,21 @@ def learned(expected: Arrays, method: str, when: str) -> dict[str, Any]:
 
 def check_training(clip: Clip, expected: Arrays, method: str) -> None:
     task = clipbias.Task(clip, method, CLASSES, **OPTIONS.get(method, {}))
-    learnables, wanted = learned(expected, method, "before"), learned(expected, method, "after")
+    learnables, trained = learned(expected, method, "before"), learned(expected, method, "after")
     assert jax.tree.map(jnp.shape, learnables) == jax.tree.map(jnp.shape, jax.eval_shape(task.init))
 
     @jax.jit
     def step(learnables: Any, velocity: Any) -> tuple[Any, Any, jax.Array]:
-        loss, found = jax.value_and_grad(task.loss, argnums=1)(clip.params, learnables, expected["images"], LABELS)
-        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, found, learnables)
+        loss, gradient = jax.value_and_grad(task.loss, argnums=1)(clip.params, learnables, expected["images"], LABELS)
+        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, gradient, learnables)
         return jax.tree.map(lambda p, v: p - RATE * v, learnables, velocity), velocity, loss
 
     velocity = jax.tree.map(jnp.zeros_like, learnables)
     for _ in range(STEPS):
         learnables, velocity, loss = step(learnables, velocity)
     assert float(loss) == pytest.approx(float(expected[f"{method}.loss"]), rel=1e-5)
-    for one, other in zip(jax.tree.leaves(learnables), jax.tree.leaves(wanted), strict=True):
-        assert float(jnp.abs(one - other).max() / jnp.abs(other).max()) < 1e-5
+    for leaf, other in zip(jax.tree.leaves(learnables), jax.tree.leaves(trained), strict=True):
+        assert float(jnp.abs(leaf - other).max() / jnp.abs(other).max()) < 1e-5
 
 
 @pytest.mark.parametrize("method", helpers.short(["bias", "bias_by_kind", "ivlp", "taskres", "clip_lora"], "ivlp"))
@@ -89,10 +91,10 @@ def test_gda_equals_the_reference(siglip: tuple[Clip, Arrays]) -> None:
     learnables = task.method.support(task.init(), samples)
     weight, bias = heads_gda.few_shot(features=rows, labels=labels, classes=len(CLASSES))
     image = unit(expected["image_features"].astype(np.float64))
-    wanted = 100 * image @ unit(text[0].astype(np.float64)).T + 0.1 * (image @ weight.T + bias)
+    expected_logits = 100 * image @ unit(text[0].astype(np.float64)).T + 0.1 * (image @ weight.T + bias)
     logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, expected["images"]), np.float64)
-    wanted += float(clip.params["logit_bias"])
-    assert np.abs(logits - wanted).max() < 1e-5 * np.abs(wanted).max()
+    expected_logits += float(clip.params["logit_bias"])
+    assert np.abs(logits - expected_logits).max() < 1e-5 * np.abs(expected_logits).max()
 
 
 def test_a_bias_is_exported_as_a_checkpoint_and_transferred(siglip: tuple[Clip, Arrays], tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from tests.reference import heads_prolip, optimizers
 from tests.tuning import weights_common as common
 from tests.tuning.heads_common import check_steps
 
-LABELS, SHOTS, PASSES = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32), 4, 3
+LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)
+SHOTS = 4
+PASSES = 3
 CLASSES = ("cat", "dog", "bird")
 
 
@@ -64,7 +66,8 @@ def test_loss_equals_numpy(clip: Clip, options: dict, strength: float) -> None:
     samples = make_samples(clip)
     task, learnables = begun(clip, samples, **options)
     assert jax.tree.structure(task.init()) == jax.tree.structure(learnables)
-    text, hidden = jnp.asarray(samples.text.reshape(-1, samples.text.shape[-1])), samples.features[1]
+    text = jnp.asarray(samples.text.reshape(-1, samples.text.shape[-1]))
+    hidden = samples.features[1]
     compute = jax.jit(task.classifier.losses)
     terms, logits = compute(clip.params, learnables, jnp.asarray(hidden), jnp.asarray(LABELS), TrainingTexts(text))
     expected = rule(clip, samples, strength)(learnables, features=hidden, labels=LABELS)
@@ -79,15 +82,16 @@ def test_full_batch_steps_equal_numpy(clip: Clip) -> None:
     samples = make_samples(clip)
     task, learnables = begun(clip, samples)
     learnables = {**learnables, "vision_projection": jnp.zeros_like(learnables["vision_projection"])}
-    recipe, steps = task.method.recipe_for(common.SGD, SHOTS), 5
+    recipe = task.method.recipe_for(common.SGD, SHOTS)
+    steps = 5
     recipe = dataclasses.replace(recipe, learning_rate=1e-2, epochs=steps)
     rates = recipe.step_rates(len(LABELS))
     np.testing.assert_allclose(rates, optimizers.cosine_rates(1e-2, steps))
     batches = [(samples.features[step % PASSES], LABELS) for step in range(steps)]
     training = common.Training(recipe, optimizers.Adam(epsilon=1e-4))
     terms = rule(clip, samples, 1 / SHOTS)
-    found = check_steps(clip, task.method, learnables, samples, batches, rates, terms, training)
-    assert np.abs(found["vision_projection"]).max() > 1e-2
+    learned = check_steps(clip, task.method, learnables, samples, batches, rates, terms, training)
+    assert np.abs(learned["vision_projection"]).max() > 1e-2
 
 
 def test_images_are_projected_by_the_tuned_projection(clip: Clip) -> None:

@@ -38,14 +38,14 @@ RECIPE = dataclasses.replace(COMMON, epochs=2, batch_size=6)
 @pytest.mark.parametrize("name", ["cocoop", "plot", "proda", "prograd", "promptsrc"])
 def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: Dataset, name: str) -> None:
     # Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
-    found = []
+    results = []
     for groups, mesh in ((1, meshes.single_device()), (4, meshes.make_mesh(run=2, data=4))):
         task = Task(pair[0], make_method(name, **OPTIONS[name]), colours.class_names).with_memory(class_shards=groups)
-        found.append(train_runs(task, few_shot_runs(colours, (1, 2)), RECIPE, mesh))
-    one, eight = found
-    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
-    assert one.losses[0] != one.losses[1]
-    for a, b in zip(*(jax.tree.leaves(meshes.device_get(each.learnables)) for each in found), strict=True):
+        results.append(train_runs(task, few_shot_runs(colours, (1, 2)), RECIPE, mesh))
+    single, eight = results
+    np.testing.assert_allclose(single.losses, eight.losses, rtol=2e-5)
+    assert single.losses[0] != single.losses[1]
+    for a, b in zip(*(jax.tree.leaves(meshes.device_get(each.learnables)) for each in results), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-5 * np.abs(b).max())
 
 
@@ -93,11 +93,12 @@ def test_through_a_sweep_from_base_to_new_classes(
     pictures = helpers.random_images({"vision_config": {"image_size": 8}}, 2)
     for path in adapters:
         adapter = read_adapter(path)
-        task, start = adapter.task(clip), adapter.task(clip).init(1)
+        task = adapter.task(clip)
+        start = adapter.task(clip).init(1)
         assert jax.eval_shape(task.logits, clip.params, adapter.learnables, pictures).shape == (2, 2)
         for key in {"text_context", "vision_prompts", "classes", "vision_weights"} & set(start):
-            for one, other in zip(*(jax.tree.leaves(x[key]) for x in (adapter.learnables, start)), strict=True):
-                assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-5, (path.name, key)
+            for leaf, other in zip(*(jax.tree.leaves(x[key]) for x in (adapter.learnables, start)), strict=True):
+                assert np.abs(np.asarray(leaf) - np.asarray(other)).max() > 1e-5, (path.name, key)
     # Of an epoch each, and of two; each epoch is a step.
     name, steps = ("two_stage", 2) if "two_stage" in names else ("plot_plus_plus", 4)
     assert steps_done(tmp_path, name) == steps

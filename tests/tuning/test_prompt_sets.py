@@ -64,8 +64,8 @@ def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair) -> None:
         ]
     )
     split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
-    given = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
-    assert evaluate(task, start, split, **given)["accuracy"] == 100.0
+    settings = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
+    assert evaluate(task, start, split, **settings)["accuracy"] == 100.0
 
 
 def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pair) -> None:
@@ -94,9 +94,9 @@ def test_plans_end_for_the_images_that_count_together() -> None:
     assert 1 < fewer < rounds < 100  # so that the images of a batch do matter
     kernel = jnp.asarray(np.exp(-(1 - similarity) / 0.1), jnp.float32)
     common.close(sinkhorn(kernel, None), plans, 1e-5)
-    found = sinkhorn(kernel, jnp.array([True, False, False]))
-    common.close(found[:1], alone, 1e-5)
-    assert np.abs(found[:1] - plans[:1]).max() > 1e-3 * plans.max()
+    plan = sinkhorn(kernel, jnp.array([True, False, False]))
+    common.close(plan[:1], alone, 1e-5)
+    assert np.abs(plan[:1] - plans[:1]).max() > 1e-3 * plans.max()
     # Side by side, each run ends by itself.
     both = jax.jit(jax.vmap(sinkhorn))(jnp.stack([kernel] * 2), jnp.array([[True] * 3, [True, False, False]]))
     common.close(both[0], plans, 1e-5)
@@ -113,7 +113,8 @@ def test_plot_plus_plus(pair) -> None:
     """Two trainings: the first one leaves the contexts at their words and adds to the logits."""
     clip, reference = pair
     whole = Task(clip, "plot_plus_plus", CLASS_NAMES, phrases=PHRASES)
-    start, stages = whole.init(3), whole.method.stages(common.SGD)
+    start = whole.init(3)
+    stages = whole.method.stages(common.SGD)
     context = prompts_plot.start_context(reference, PHRASES)
     np.testing.assert_allclose(start["text_context"], context, atol=1e-7)
     before = whole.method.next_stage(0, start, None)
@@ -128,7 +129,8 @@ def test_plot_plus_plus(pair) -> None:
     ):
 
         def rule(values, step, added=added):
-            both, point = {**values, **added}, {**step.start, **added}
+            both = {**values, **added}
+            point = {**step.start, **added}
             scores = prompts_plot.plus_logits(
                 reference, CLASS_NAMES, both, step.images, phrases=PHRASES, first=bool(added), point=point
             )

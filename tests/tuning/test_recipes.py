@@ -10,7 +10,8 @@ from clipbias.tuning import make_method
 from clipbias.tuning.recipe import MOST, Recipe
 from tests.tuning.weights_common import SGD
 
-AUTHORS, COMMON = {"recipe": "authors"}, {"recipe": "common"}
+AUTHORS = {"recipe": "authors"}
+COMMON = {"recipe": "common"}
 LORA = dict(learning_rate=2e-4, optimizer="adamw", weight_decay=1e-2, schedule="steps", final_learning_rate=1e-6)
 LORA |= dict(batch_size=32, keep_last=True, crop=0.08)
 ADAM = dict(learning_rate=1e-5, epochs=300, batch_size=MOST, weight_decay=0.0, optimizer="adam", epsilon=1e-4)

@@ -69,7 +69,7 @@ def test_a_file_with_functions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "dataset", "shots", "expected"),
+    ("name", "options", "dataset", "shots", "expected"),
     [
         # StepInputs, at whatever value, the class's default among them.
         ("mmrl", {"weight": 0.5}, "stanford_cars", 16, {"weight": 0.5}),
@@ -94,8 +94,8 @@ def test_a_file_with_functions(tmp_path: Path) -> None:
         ("mmrl_base_to_new", {}, "demo/digits", 16, {"epochs": 10, "batch_size": 4, "weight": 0.5}),
     ],
 )
-def test_the_one_rule_of_options(name: str, given: dict, dataset: str | None, shots: int, expected: dict) -> None:
-    method = resolve_method(name, given, dataset=dataset, shots=shots)
+def test_the_one_rule_of_options(name: str, options: dict, dataset: str | None, shots: int, expected: dict) -> None:
+    method = resolve_method(name, options, dataset=dataset, shots=shots)
     assert expected.items() <= method_options(method).items()
     assert resolve_method(name, method_options(method)) == method
     assert resolve_method(name, method_options(method), dataset="stanford_cars", shots=1) == method
@@ -178,13 +178,13 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A file that is put into the package is known by name, and shown, everywhere."""
     (tmp_path / "dropped_in.py").write_text(DROPPED)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
-    found = registry.find_methods()
+    registered = registry.find_methods()
     del sys.modules["clipbias.tuning.methods.dropped_in"]
     after = list(METHODS).index("vpt_shallow") + 1
-    assert list(found) == [*list(METHODS)[:after], "dropped", "dropped_5", *list(METHODS)[after:]]
+    assert list(registered) == [*list(METHODS)[:after], "dropped", "dropped_5", *list(METHODS)[after:]]
     before = dict(METHODS)
     METHODS.clear()
-    METHODS.update(found)
+    METHODS.update(registered)
     try:
         assert make_method("dropped_5").size == 5 and make_method("dropped").size == 3
         config = train.get_config("dropped_5")
@@ -229,7 +229,7 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorded", "given", "expected"),
+    ("recorded", "arguments", "expected"),
     [
         ("mine/a.py", ("elsewhere/a.py",), "elsewhere/a.py"),  # the same program on another machine
         ("mine/a.py", ("yours/a.py", "mine/a.py"), "mine/a.py"),
@@ -240,8 +240,8 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         ("package.own", ("own", "package.own"), "package.own"),
     ],
 )
-def test_the_program_that_an_adapter_means(recorded: str, given: tuple[str, ...], expected: str) -> None:
-    assert match_user_method(recorded, given) == expected
+def test_the_program_that_an_adapter_means(recorded: str, arguments: tuple[str, ...], expected: str) -> None:
+    assert match_user_method(recorded, arguments) == expected
 
 
 @pytest.mark.parametrize("where", ["paper", "demo"])

@@ -69,12 +69,13 @@ def test_learnables_of_a_file_may_be_closed_over(clip: Clip, method: str) -> Non
 def test_a_template_that_the_teacher_alone_takes_is_said(
     clip: Clip, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names, template = ("cat", "dog"), "a type of pet, a photo of a {}."
+    names = ("cat", "dog")
+    template = "a type of pet, a photo of a {}."
     task = clipbias.Task(clip, method, names, template=template)
     assert task.teacher_prompt.templates == (template,) and task.prompt.templates[0] != template
     assert f"teacher {template!r}" in repr(task) and f"prompt {task.prompt.templates[0]!r}" in repr(task)
-    (said,) = caplog.messages
-    assert said.startswith(f"Only {method}'s frozen teacher uses the template {template!r}; class names stand in")
+    (message,) = caplog.messages
+    assert message.startswith(f"Only {method}'s frozen teacher uses the template {template!r}; class names stand in")
     caplog.clear()
     for quiet in (task.with_method(task.method), clipbias.Task(clip, method, names), clipbias.Task(clip, method, task)):
         assert quiet.prompt.templates == task.prompt.templates

@@ -61,8 +61,8 @@ def test_depths() -> None:
     ],
 )
 def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation) -> None:
-    found = chosen(name, dataset, 16).average(epochs)
-    np.testing.assert_allclose(found, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
+    weights = chosen(name, dataset, 16).average(epochs)
+    np.testing.assert_allclose(weights, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
 
 
@@ -80,7 +80,8 @@ def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) ->
 def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
     task = Task(pair[0], Averaged(), colours.class_names)
     recipe = dataclasses.replace(RECIPE, epochs=4, batch_size=6)  # two steps in each
-    original, states = loop.train_step, []
+    original = loop.train_step
+    states = []
 
     def watched(*arguments, **options):
         state, values = original(*arguments, **options)

@@ -54,12 +54,13 @@ def test_training_equals_numpy(name, pair) -> None:
     training = common.Training(combine=projected if name == "prograd" else None)
     run = common.check_training(task, jax.tree.map(np.float32, start), rule, training)
     # What is masked does not count.
-    images, mask = run.batch["images"][0], np.array([True, True, False, False])
+    images = run.batch["images"][0]
+    mask = np.array([True, True, False, False])
     other = np.concatenate([images[:2], 255 - images[2:]])
-    one, two = (run.taken(run.first, run.step(run.first, 0.03, images=x, mask=mask)[0]) for x in (images, other))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), one, two)
+    alone, two = (run.taken(run.first, run.step(run.first, 0.03, images=x, mask=mask)[0]) for x in (images, other))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), alone, two)
     whole = run.taken(run.first, run.step(run.first, 0.03)[0])
-    assert np.abs(one["text_context"] - whole["text_context"]).max() > 1e-3
+    assert np.abs(alone["text_context"] - whole["text_context"]).max() > 1e-3
 
 
 # ProGrad's context and projection, and the teachers' templates.
@@ -95,25 +96,26 @@ def test_a_context_shorter_than_prograds_words_takes_the_first_of_them(pair) -> 
     task = Task(clip, make_method("prograd", template=WITH_COMMA, tokens=3), CLASS_NAMES)
     ids = reference.tokenizer.tokenize([WITH_COMMA.replace("{}", "x")])[0]
     np.testing.assert_array_equal(task.tokens.ids[:, 1:10], np.tile(ids[1:10], (len(CLASS_NAMES), 1)))
-    own = numpy_clip.token_embeddings(reference.state, ids[1:4])
-    np.testing.assert_allclose(task.init()["text_context"], own, atol=1e-7)
+    embeddings = numpy_clip.token_embeddings(reference.state, ids[1:4])
+    np.testing.assert_allclose(task.init()["text_context"], embeddings, atol=1e-7)
 
 
 def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the_teacher_has_none() -> None:
-    method, rng = make_method("prograd"), np.random.default_rng(0)
-    own = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
-    teacher = {"a": -own["a"] + rng.normal(size=(3, 4)), "b": own["b"] + 0.1}
+    method = make_method("prograd")
+    rng = np.random.default_rng(0)
+    gradients = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
+    teacher = {"a": -gradients["a"] + rng.normal(size=(3, 4)), "b": gradients["b"] + 0.1}
     as_arrays = lambda tree: {name: jnp.asarray(value, jnp.float32) for name, value in tree.items()}  # noqa: E731
     for scale, strength in ((1.0, 1.0), (1.0, 0.8), (1e-25, 1.0)):  # whose squares are zero in float32
         scaled = {name: scale * value for name, value in teacher.items()}
         weighted = make_method("prograd", strength=strength) if strength < 1 else method
-        found = weighted.combine({"cross_entropy": as_arrays(own), "kl": as_arrays(scaled)})
-        for name, value in teachers.project(own, teacher, strength=strength).items():
-            np.testing.assert_allclose(found[name], value, atol=1e-6)
-    zero = {name: np.zeros_like(value) for name, value in own.items()}
-    found = method.combine({"cross_entropy": as_arrays(own), "kl": as_arrays(zero)})
-    for name, value in own.items():
-        np.testing.assert_array_equal(found[name], value.astype(np.float32))
+        combined = weighted.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(scaled)})
+        for name, value in teachers.project(gradients, teacher, strength=strength).items():
+            np.testing.assert_allclose(combined[name], value, atol=1e-6)
+    zero = {name: np.zeros_like(value) for name, value in gradients.items()}
+    combined = method.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(zero)})
+    for name, value in gradients.items():
+        np.testing.assert_array_equal(combined[name], value.astype(np.float32))
 
 
 def test_the_teachers_template_of_kgcoop(pair) -> None:
@@ -122,5 +124,5 @@ def test_the_teachers_template_of_kgcoop(pair) -> None:
         ("kgcoop", OWN),
         (make_method("kgcoop", template="a type of {} texture."), "a type of {} texture."),
     ):
-        found = Task(clip, method, CLASS_NAMES, template=OWN).teacher_features(clip.params)
-        np.testing.assert_allclose(found, teachers.plain_text(reference, CLASS_NAMES, template), atol=1e-5)
+        features = Task(clip, method, CLASS_NAMES, template=OWN).teacher_features(clip.params)
+        np.testing.assert_allclose(features, teachers.plain_text(reference, CLASS_NAMES, template), atol=1e-5)

@@ -28,7 +28,8 @@ from tests.reference.weights import double
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES
 
-CROPS, COUNT = 11, 4
+CROPS = 11
+COUNT = 4
 OPTIONS = {"crops": CROPS, "share": 0.3, "decay": 2.0}  # 3 of 12 views; a decay that shows
 RULE = {"share": 0.3, "decay": 2.0}
 
@@ -53,35 +54,39 @@ def start(pair) -> dict[str, np.ndarray]:
 
 
 def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> None:
-    (clip, reference), (raw, images) = pair, views
+    clip, reference = pair
+    raw, images = views
     task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
     features = jax.jit(task.classifier.encode_images)(
         clip.params, task.method.adapt(start), clip.preprocessing.normalize(jnp.asarray(raw))
     )
     assert features.shape[:2] == (COUNT, 1 + CROPS)
 
-    def logits(learned, own):
+    def logits(learned, crops):
         return task.classifier.head(
-            clip.params, learned, own, task.classifier.encode_text(clip.params, task.method.adapt(learned), task.text)
+            clip.params, learned, crops, task.classifier.encode_text(clip.params, task.method.adapt(learned), task.text)
         )
 
-    def objective(learned, own):
-        return task.method.loss(lambda learned: logits(learned, own), learned, None)
+    def objective(learned, crops):
+        return task.method.loss(lambda learned: logits(learned, crops), learned, None)
 
-    found = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    for own, image in zip(features, images, strict=True):
-        chosen = tpt.most_confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
-        (value, picks), slopes = found(start, own)
-        np.testing.assert_array_equal(picks, chosen)
-        entropy = functools.partial(tpt.entropy, reference, CLASS_NAMES, views=image, surest=chosen)
+    differentiate = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    for crops, image in zip(features, images, strict=True):
+        surest = tpt.most_confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
+        (value, picks), slopes = differentiate(start, crops)
+        np.testing.assert_array_equal(picks, surest)
+        entropy = functools.partial(tpt.entropy, reference, CLASS_NAMES, views=image, surest=surest)
         assert float(value) == pytest.approx(entropy(double(start)), rel=common.LOGITS)
         assert max(along_directions(entropy, double(start), slopes).values()) < common.GRADIENTS
 
 
 def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
-    (clip, reference), (raw, images), steps = pair, views, 2
+    clip, reference = pair
+    raw, images = views
+    steps = 2
     task = Task(clip, "tpt", CLASS_NAMES, steps=steps, **OPTIONS)
-    normal, compute = clip.preprocessing.normalize(jnp.asarray(raw)), jax.jit(task.logits)
+    normal = clip.preprocessing.normalize(jnp.asarray(raw))
+    compute = jax.jit(task.logits)
     logits = np.asarray(compute(clip.params, start, normal))
     expected = tpt.logits(reference, CLASS_NAMES, start, images, steps=steps, **RULE)
     common.close(logits, expected, 2e-4)  # AdamW's first steps are as long as the rate, whatever the gradient's size
@@ -101,11 +106,13 @@ def test_a_step_moves_every_entry_by_the_rate_and_the_decay(pair, start, views) 
 @pytest.mark.long
 def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, views) -> None:
     """Two runs side by side over two devices, of which the second run has another start."""
-    (clip, reference), (_, images) = pair, views
+    clip, reference = pair
+    _, images = views
     task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
     best = tpt.logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
     split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
-    mesh, other = meshes.make_mesh(data=2, devices=jax.devices()[:2]), jax.tree.map(lambda leaf: -leaf, start)
+    mesh = meshes.make_mesh(data=2, devices=jax.devices()[:2])
+    other = jax.tree.map(lambda leaf: -leaf, start)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), start, other)
     static, inputs = make_evaluation(task, meshes.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
     scores = Evaluator(split, mesh=mesh, batch_size=24).accuracy(static, inputs)
@@ -116,7 +123,9 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
 
 
 def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
-    clip, mesh, seen = pair[0], meshes.single_device(), []
+    clip = pair[0]
+    mesh = meshes.single_device()
+    seen = []
     split = Split(tuple("abcd"), np.arange(COUNT), lambda index: encoded(picture(index)))
     stacked = jax.tree.map(lambda leaf: leaf[None], start)
 
@@ -137,9 +146,9 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
     shared, narrow = evaluator(budget=evaluation.Budget(1 << 20)), evaluator(budget=evaluation.Budget(1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")
     assert [x.dtype for x in seen] == [np.uint8] * COUNT and len(first) == len(again) == COUNT
-    for (one, batch), (other, kept) in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert kept.keys() == {"labels", "mask"} and all((kept[name] == batch[name]).all() for name in kept)
+    for (rows, batch), (other, copy) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(rows, other)
+        assert copy.keys() == {"labels", "mask"} and all((copy[name] == batch[name]).all() for name in copy)
     mixed = features(shared, "tpt", augmix=True)
     expected = [transforms.test_views(picture(seed), 8, CROPS, mixed=True) for seed in range(COUNT)]
     np.testing.assert_array_equal(np.concatenate(seen[COUNT:]), expected)
@@ -151,25 +160,28 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
 
 @pytest.mark.long
 def test_the_plan_says_what_an_image_needs(pair) -> None:
-    clip, mesh, names = pair[0], meshes.single_device(), [f"class {i}" for i in range(300)]
+    clip = pair[0]
+    mesh = meshes.single_device()
+    names = [f"class {i}" for i in range(300)]
     task = Task(clip, "tpt", names)
 
     def class_bytes(task: Task) -> int:
         return needed_bytes(class_program(task, runs=1, mesh=mesh).lower())
 
-    one = class_bytes(task)
-    fitted = fit_evaluation(task, runs=1, mesh=mesh, limit=one)
-    assert fitted.classifier.class_chunks > 1 and class_bytes(fitted) < one
+    needed = class_bytes(task)
+    fitted = fit_evaluation(task, runs=1, mesh=mesh, limit=needed)
+    assert fitted.classifier.class_chunks > 1 and class_bytes(fitted) < needed
 
 
 def test_views_depend_on_the_image_alone() -> None:
-    image, others = picture(0), [picture(0), picture(1)]
-    found = transforms.test_views(image, 8, 40)
-    assert found.shape == (41, 8, 8, 3) and found.dtype == np.uint8
-    np.testing.assert_array_equal(found[0], transforms.test_image(image, 8))
-    np.testing.assert_array_equal(transforms.test_views(others[0], 8, 40), found)
-    assert (transforms.test_views(others[1], 8, 40) != found).any()
-    assert len({view.tobytes() for view in found}) > 38  # no two crops are the same
+    image = picture(0)
+    others = [picture(0), picture(1)]
+    crops = transforms.test_views(image, 8, 40)
+    assert crops.shape == (41, 8, 8, 3) and crops.dtype == np.uint8
+    np.testing.assert_array_equal(crops[0], transforms.test_image(image, 8))
+    np.testing.assert_array_equal(transforms.test_views(others[0], 8, 40), crops)
+    assert (transforms.test_views(others[1], 8, 40) != crops).any()
+    assert len({view.tobytes() for view in crops}) > 38  # no two crops are the same
     splits = [Split(("x", "y"), np.zeros(2, int), lambda index: encoded(others[index]))]
     splits.append(splits[0].subset([1, 0]))
     batches = [next(evaluated(split, image_size=8, batch_size=2, crops=40))["images"] for split in splits]
@@ -183,16 +195,16 @@ def test_augmix_mixes_the_same_crops() -> None:
     np.testing.assert_array_equal(transforms.test_views(picture(0), 32, 40, mixed=True), mixed)
     apart = np.abs(mixed[1:] - plain[1:]).mean((1, 2, 3))
     assert (apart > 0.1).sum() > 35 and np.median(apart) < 30
-    correlated = [np.corrcoef(one.ravel(), two.ravel())[0, 1] for one, two in zip(mixed, plain, strict=True)]
+    correlated = [np.corrcoef(mixture.ravel(), two.ravel())[0, 1] for mixture, two in zip(mixed, plain, strict=True)]
     assert np.median(correlated) > 0.8
 
 
 def test_augmix_is_for_the_authors_datasets() -> None:
     names = (*catalog.ELEVEN, *catalog.VARIANTS, "demo/digits")
-    found = [name for name in names if make_method("tpt").options_for(name, None) == {"augmix": True}]
-    assert found == [name for name in catalog.ELEVEN if name != "imagenet"]
+    names_with = [name for name in names if make_method("tpt").options_for(name, None) == {"augmix": True}]
+    assert names_with == [name for name in catalog.ELEVEN if name != "imagenet"]
     choices = {None: False, False: False, True: True}
-    assert all(make_method("tpt_coop", augmix=given).augmix_at_test() is made for given, made in choices.items())
+    assert all(make_method("tpt_coop", augmix=augmix).augmix_at_test() is made for augmix, made in choices.items())
 
 
 def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> None:
@@ -212,10 +224,11 @@ def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> No
 
 @pytest.mark.long
 def test_coop_trains_what_tpt_then_tunes(pair, start) -> None:
-    clip, (raw, _) = pair[0], common.pictures(8)
-    given = clip.preprocessing.normalize(jnp.asarray(raw)), common.LABELS
+    clip = pair[0]
+    raw, _ = common.pictures(8)
+    inputs = clip.preprocessing.normalize(jnp.asarray(raw)), common.LABELS
     programs = [
-        jax.make_jaxpr(jax.value_and_grad(Task(clip, name, CLASS_NAMES).loss, argnums=1))(clip.params, start, *given)
+        jax.make_jaxpr(jax.value_and_grad(Task(clip, name, CLASS_NAMES).loss, argnums=1))(clip.params, start, *inputs)
         for name in ("coop", "tpt_coop")
     ]
     assert str(programs[0]) == str(programs[1])

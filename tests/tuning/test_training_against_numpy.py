@@ -111,7 +111,8 @@ def by(optimizer: str, epsilon: float, decay: float) -> Callable[[], Training]:
 
 def scaled() -> Training:
     """Steps are given the gradient over MMA's factor, and decay as it is: as large a part of a step."""
-    recipe, optimizer = dataclasses.replace(SGD, weight_decay=10.0), optimizers.SGD(weight_decay=10.0)
+    recipe = dataclasses.replace(SGD, weight_decay=10.0)
+    optimizer = optimizers.SGD(weight_decay=10.0)
     return Training(recipe, optimizer, flat=inner_parts.flatten, times=1 / 0.05)
 
 
@@ -198,15 +199,17 @@ def start(task: Task, size: float) -> Learnables:
     """Random learnables with the method's own constants."""
     if not size:
         return task.init(1)
-    own = {CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else {}
-    return {**drawn(without_constants(task.shapes), size, seed=3), **own}
+    constants = {CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else {}
+    return {**drawn(without_constants(task.shapes), size, seed=3), **constants}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_equals_numpy(name: str, clips: Callable[[str], tuple[Clip, Reference]]) -> None:
-    case, (clip, reference) = CASES[name], clips(CASES[name].clip)
+    case = CASES[name]
+    clip, reference = clips(CASES[name].clip)
     task = Task(clip, name, CLASS_NAMES, template=case.template, **case.options)
-    learnables, training = start(task, case.size), case.training()
+    learnables = start(task, case.size)
+    training = case.training()
     if case.shapes is not None:
         shapes = {leaf: value.shape for leaf, value in training.flat(learnables).items()}
         assert shapes == case.shapes(reference.config)

@@ -36,10 +36,10 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     logits = weight_tuning.second_stage_logits(reference, tuned, classes, images)
 
     # The method's own learnables are the same classifier.
-    own = method.next_stage(2, start, None)
-    assert jax.tree.structure(own) == jax.tree.structure(whole.shapes)
+    stage_learnables = method.next_stage(2, start, None)
+    assert jax.tree.structure(stage_learnables) == jax.tree.structure(whole.shapes)
     compute = jax.jit(whole.logits)
-    common.close(compute(clip.params, own, images.astype(np.float32)), logits, common.LOGITS)
+    common.close(compute(clip.params, stage_learnables, images.astype(np.float32)), logits, common.LOGITS)
 
     def rule(values: common.Values, step: common.Step) -> tuple:
         logits = weight_tuning.second_stage_logits(reference, tuned, values["classes"], step.images)
@@ -70,9 +70,11 @@ def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Refe
 def test_the_stages_share_the_recipe() -> None:
     method = make_method("two_stage")
     recipe = method.recipe_for(common.SGD, 4)
-    (first, one), (second, two) = method.stages(recipe)
-    assert (one.steps, two.steps) == (4 * 180, 4 * 120) and first == method.first
-    assert one == dataclasses.replace(recipe, steps=one.steps) and two == dataclasses.replace(recipe, steps=two.steps)
+    (first, first_recipe), (second, two) = method.stages(recipe)
+    assert (first_recipe.steps, two.steps) == (4 * 180, 4 * 120) and first == method.first
+    assert first_recipe == dataclasses.replace(recipe, steps=first_recipe.steps) and two == dataclasses.replace(
+        recipe, steps=two.steps
+    )
     assert second == SecondStage(method.first)
     ten = dataclasses.replace(common.SGD, epochs=10)
     assert [recipe.epochs for _, recipe in make_method("two_stage", recipe="common").stages(ten)] == [6, 4]

@@ -19,7 +19,8 @@ from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES
 
 TEMPLATE = "a blurry photo of {}."
-IMAGES, SHOTS = 40, 4
+IMAGES = 40
+SHOTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +29,16 @@ def dataset() -> Dataset:
     raw, _ = common.pictures(8, IMAGES)
     splits = {}
     for name, (first, last) in {"train": (0, 30), "val": (30, 34), "test": (34, IMAGES)}.items():
-        own, keys = raw[first:last], tuple(f"{name}/{i}" for i in range(last - first))
+        images = raw[first:last]
+        keys = tuple(f"{name}/{i}" for i in range(last - first))
         labels = np.arange(last - first) % len(CLASS_NAMES)
-        splits[name] = Split(keys, labels, lambda index, own=own: encoded(own[index]))
+        splits[name] = Split(keys, labels, lambda index, images=images: encoded(images[index]))
     return Dataset("drawn", CLASS_NAMES, TEMPLATE, splits)
 
 
 def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:
-    options, compute = {"upl": {"tokens": 5, "sets": 2}}, Compute(trackers=(), eval_batch_size=7)
+    options = {"upl": {"tokens": 5, "sets": 2}}
+    compute = Compute(trackers=(), eval_batch_size=7)
     recipe = dataclasses.replace(common.SGD, epochs=2)
     return TinySweep(clip, dataset, recipe, folder, protocol=protocol, options=options, compute=compute)
 
@@ -45,7 +48,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
     tiny = sweep_of(clip, dataset, folder, protocol)
     (group,) = make_groups(tiny.specs(method, shots=(SHOTS,)))
     images = [run.images for run in make_job(group, tiny.context).runs]
-    first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
+    first, second = (list(zip(picks.split.keys, picks.labels.tolist(), strict=True)) for picks in images)
     if method == "upl" or protocol == "pseudo_labels":
         assert first == second  # a seed changes contexts alone
     return first
@@ -54,10 +57,10 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
 def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
     clip, reference = pair
     images = common.pictures(8, IMAGES)[1]
-    chosen = upl.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
-    counts = np.bincount([label for _, label in chosen], minlength=len(CLASS_NAMES))
-    assert counts.max() == SHOTS and 0 < len(chosen) < 30  # some are left out
-    expected = [(f"train/{image}", label) for image, label in chosen]
+    pseudo = upl.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
+    counts = np.bincount([label for _, label in pseudo], minlength=len(CLASS_NAMES))
+    assert counts.max() == SHOTS and 0 < len(pseudo) < 30  # some are left out
+    expected = [(f"train/{image}", label) for image, label in pseudo]
     for method, protocol in (("upl", "few_shot"), ("upl", "pseudo_labels"), ("coop", "pseudo_labels")):
         assert picked(clip, dataset, tmp_path, method, protocol) == expected
     assert picked(clip, dataset, tmp_path, "coop", "few_shot") != expected
@@ -65,8 +68,8 @@ def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
     base = dataset.with_classes(range(3))
     known = [int(key.partition("/")[2]) for key in base.split("train").keys]
     fewer = upl.pseudo_labels(reference, CLASS_NAMES[:3], images[known], template=TEMPLATE, shots=SHOTS)
-    found = picked(clip, dataset, tmp_path, "upl", "base_to_new")
-    assert found == [(f"train/{known[image]}", label) for image, label in fewer]
+    actual = picked(clip, dataset, tmp_path, "upl", "base_to_new")
+    assert actual == [(f"train/{known[image]}", label) for image, label in fewer]
 
 
 def test_picks_are_per_class_and_by_confidence() -> None:
@@ -80,8 +83,8 @@ def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
     blind = dataclasses.replace(dataset.splits["train"], labels=np.zeros(30, int))
     blind = dataclasses.replace(dataset, splits={**dataset.splits, "train": blind})
     for method in ("upl", "clap", "coop"):
-        one, other = (picked(pair[0], data, tmp_path, method, "pseudo_labels") for data in (dataset, blind))
-        assert one == other
+        labelled, other = (picked(pair[0], data, tmp_path, method, "pseudo_labels") for data in (dataset, blind))
+        assert labelled == other
 
 
 @pytest.mark.long

@@ -27,7 +27,10 @@ CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
 LABELS = np.array([4, 0, 2, 2], np.int32)
 # Rounding of float32: of logits relative to the largest, of gradients to an array's norm (measured: 6e-6 at most), of
 # steps to the longest of an array (Adam's `1 - 0.999` has 1e-5) beside the rounding of values.
-LOGITS, GRADIENTS, MOVED, EPSILON = 1e-5, 1e-5, 1e-5, 1.2e-7
+LOGITS = 1e-5
+GRADIENTS = 1e-5
+MOVED = 1e-5
+EPSILON = 1.2e-7
 RATES = (0.02, 0.03, 0.01)
 Values = dict[str, np.ndarray]
 
@@ -68,7 +71,7 @@ LEAVES = {"scale": "weight", "bias": "bias"}
 
 def named(changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Biases and scales, `{"vision_weights": …, "text_weights": …}`, by their names in a Hugging Face state dict."""
-    found = {}
+    arrays = {}
     for key, tree in changes.items():
         prefix = f"{key.removesuffix('_weights')}_model"
         for part, leaves in tree.get("layers", {}).items():
@@ -76,29 +79,29 @@ def named(changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
                 for l, value in enumerate(np.asarray(stacked, np.float64)):
                     layer = f"{prefix}.encoder.layers.{l}"
                     if part != "qkv":
-                        found[f"{layer}.{PARTS[part]}.{LEAVES[leaf]}"] = value
-                    for letter, one in zip("qkv", np.split(value, 3), strict=True) if part == "qkv" else ():
-                        found[f"{layer}.self_attn.{letter}_proj.{LEAVES[leaf]}"] = one
+                        arrays[f"{layer}.{PARTS[part]}.{LEAVES[leaf]}"] = value
+                    for letter, piece in zip("qkv", np.split(value, 3), strict=True) if part == "qkv" else ():
+                        arrays[f"{layer}.self_attn.{letter}_proj.{LEAVES[leaf]}"] = piece
         for part, leaves in tree.items():
             for leaf, value in leaves.items() if part != "layers" else ():
-                found[f"{prefix}.{OUTER[part]}.{LEAVES[leaf]}"] = np.asarray(value, np.float64)
-    return found
+                arrays[f"{prefix}.{OUTER[part]}.{LEAVES[leaf]}"] = np.asarray(value, np.float64)
+    return arrays
 
 
-def close(found: Any, expected: Any, tolerance: float, what: str = "") -> None:
+def close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
     """Compares relative to the largest expected number."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected)
-    assert found.shape == expected.shape, what
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected)
+    assert actual.shape == expected.shape, what
     np.testing.assert_allclose(
-        found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(initial=0), 1e-30), err_msg=what
+        actual, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(initial=0), 1e-30), err_msg=what
     )
 
 
-def close_trees(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> None:
+def close_trees(actual: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> None:
     """The same of arrays by name, each by itself."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name in expected:
-        close(found[name], expected[name], tolerance, name)
+        close(actual[name], expected[name], tolerance, name)
 
 
 def drawn(shapes: Any, size: float, seed: int = 0) -> Any:
@@ -139,7 +142,8 @@ class Steps:
         labels: np.ndarray = LABELS,
         seed: int = 0,
     ) -> None:
-        self.recipe, self.start = recipe, jax.tree.map(np.asarray, start)
+        self.recipe = recipe
+        self.start = jax.tree.map(np.asarray, start)
         mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
         stacked = jax.tree.map(lambda leaf: leaf[None], self.start)
         self.inputs = place_inputs(mesh, task, task.clip.params, stacked, (seed,))
@@ -156,7 +160,8 @@ class Steps:
         results = [*closed.jaxpr.outvars, *shown.values()]
         origin = closed.jaxpr.debug_info._replace(result_paths=("",) * len(results))
         jaxpr = closed.jaxpr.replace(outvars=results, debug_info=origin)
-        self.names, self.shape = list(shown), jax.tree.structure(shapes)
+        self.names = list(shown)
+        self.shape = jax.tree.structure(shapes)
         self.program = jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts)))
 
     def arguments(self, state: TrainState, rate: float, **batch: np.ndarray) -> tuple:
@@ -165,10 +170,10 @@ class Steps:
 
     def step(self, state: TrainState, rate: float, **batch: np.ndarray) -> tuple[TrainState, float, dict[str, Any]]:
         """The next state, the loss before, and its terms and the logits; `batch` are parts of it to be others."""
-        found = jax.device_get(self.program(*jax.tree.leaves(self.arguments(state, rate, **batch))))
+        outputs = jax.device_get(self.program(*jax.tree.leaves(self.arguments(state, rate, **batch))))
         count = self.shape.num_leaves
-        state, metrics = jax.tree.unflatten(self.shape, found[:count])
-        return state, metrics["loss"][0], dict(zip(self.names, found[count:], strict=True))
+        state, metrics = jax.tree.unflatten(self.shape, outputs[:count])
+        return state, metrics["loss"][0], dict(zip(self.names, outputs[count:], strict=True))
 
     def taken(self, before: TrainState, after: TrainState) -> Learnables:
         return taken(self.recipe, before, after)
@@ -178,12 +183,12 @@ def taken(recipe: Recipe, before: TrainState, after: TrainState) -> Learnables:
     """The gradient that a step took, by the moving averages that the optimiser holds of it before and after."""
     is_sgd = recipe.optimizer == "sgd"
     old, new = (optax.tree_utils.tree_get(x.momentum, "trace" if is_sgd else "mu") for x in (before, after))
-    kept, share = (recipe.momentum, 1.0) if is_sgd else (0.9, 0.1)
+    momentum, share = (recipe.momentum, 1.0) if is_sgd else (0.9, 0.1)
     decay = 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay  # AdamW's is not in the gradient
 
     def gradient(old: Any, new: Any, value: Any) -> np.ndarray:
         old, new, value = (np.asarray(x[0], np.float64) for x in (old, new, value))
-        return (new - kept * old) / share - decay * value
+        return (new - momentum * old) / share - decay * value
 
     return jax.tree.map(gradient, old, new, before.learnables)
 
@@ -232,7 +237,8 @@ class Training:
         """
         start = self.values(before)
         slopes = {name: np.asarray(x, np.float64) for name, x in self.flat(taken(self.recipe, before, after)).items()}
-        end, expected = self.values(after), self.optimizer.step(start, slopes, rate)
+        end = self.values(after)
+        expected = self.optimizer.step(start, slopes, rate)
         for name, value in expected.items():
             moved = np.abs(value - start[name]).max(initial=0)
             assert np.abs(end[name] - value).max(initial=0) <= MOVED * moved + EPSILON * np.abs(value).max(initial=0), (
@@ -277,15 +283,16 @@ def check_training(
     state = run.first
     assert jax.tree.map(np.shape, dict(run.start)) == jax.tree.map(np.shape, dict(task.shapes))
     for number, rate in enumerate(rates):
-        before, values = state, training.values(state)
+        before = state
+        values = training.values(state)
         step = Step(images, number, values)
         terms, logits = rule(values, step)
-        state, loss, found = run.step(before, rate)
+        state, loss, gradients = run.step(before, rate)
         assert loss == pytest.approx(sum(terms.values()), rel=LOGITS)
-        close(found.pop("logits"), logits, LOGITS, "logits")
-        assert found.keys() == terms.keys()
+        close(gradients.pop("logits"), logits, LOGITS, "logits")
+        assert gradients.keys() == terms.keys()
         for name, value in terms.items():
-            assert np.mean(found[name]) == pytest.approx(value, rel=LOGITS, abs=LOGITS), name
+            assert np.mean(gradients[name]) == pytest.approx(value, rel=LOGITS, abs=LOGITS), name
         training.check(lambda moved, step=step: rule(moved, step)[0], rate, before, state, number)
     run.last = state
     return run

@@ -43,7 +43,8 @@ def damaged(place: Place, how: str) -> None:
 @case
 def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
     """An earlier file stays where these are not written; a number fills arrays of the right shape."""
-    task, path = place.task(), place.tmp_path / "a.safetensors"
+    task = place.task()
+    path = place.tmp_path / "a.safetensors"
     if not isinstance(learnables, dict):
         learnables = {name: np.full(leaf.shape, learnables, type(learnables)) for name, leaf in task.shapes.items()}
     path.write_text("earlier")

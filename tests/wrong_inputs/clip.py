@@ -24,7 +24,8 @@ from tests.bad_files import NO_OBJECT, cut
 from tests.wrong_inputs.place import Case, Place, case, pure
 
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
-OPEN_CLIP, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+OPEN_CLIP = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
 IMAGES = np.zeros((2, 16, 16, 3), np.float32)
 LEVELS = np.zeros((2, 30, 22, 3), np.uint8)
 IDS = "text_model.embeddings.position_ids"
@@ -82,15 +83,15 @@ def chosen(place: Place, *names: str, **options: Any) -> None:
     choose(place.tmp_path, list(names), **options)
 
 
-def images(words: str, given: np.ndarray) -> list[Case]:
+def images(words: str, array: np.ndarray) -> list[Case]:
     """Each function that takes images."""
     labels = np.array([0, 1])
     calls = (
-        lambda task, params, learned: check_images(given, 16),
-        lambda task, params, learned: task.logits(params, learned, given),
-        lambda task, params, learned: jax.eval_shape(task.loss, params, learned, given, labels),
-        lambda task, params, learned: task.image_features(params, learned, given),
-        lambda task, params, learned: clipbias.relevancy(task, params, learned, given, labels),
+        lambda task, params, learned: check_images(array, 16),
+        lambda task, params, learned: task.logits(params, learned, array),
+        lambda task, params, learned: jax.eval_shape(task.loss, params, learned, array, labels),
+        lambda task, params, learned: task.image_features(params, learned, array),
+        lambda task, params, learned: clipbias.relevancy(task, params, learned, array, labels),
     )
     return [(words, lambda place, call=call: call(*place.learned())) for call in calls]
 
@@ -98,7 +99,8 @@ def images(words: str, given: np.ndarray) -> list[Case]:
 @case
 def encoded(place: Place, **changes: Any) -> None:
     """Images, or texts where a change is of their tower."""
-    clip, adaptation = place.clip, Adaptation(**changes)
+    clip = place.clip
+    adaptation = Adaptation(**changes)
     if any(name.startswith("text") for name in changes):
         encode_text(clip.params, clip.config, clip.tokenize(["a cat."]), adaptation)
     else:

@@ -33,7 +33,7 @@ mixed = case(
 )
 
 
-maps = case(lambda place, *given, **more: relevancy(*place.learned("zero_shot", ("cat",)), IMAGES, *given, **more))
+maps = case(lambda place, *args, **more: relevancy(*place.learned("zero_shot", ("cat",)), IMAGES, *args, **more))
 
 
 @case
@@ -77,8 +77,13 @@ CASES: list[Case] = [
     equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
     equivalent_bias("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
     equivalent_bias(
-        *("'coop' starts from a random context and not from words", "coop", LEVELS),
-        **{"tokens": 4, "class_specific": True, "words": "", "position": "front"},
+        "'coop' starts from a random context and not from words",
+        "coop",
+        LEVELS,
+        tokens=4,
+        class_specific=True,
+        words="",
+        position="front",
     ),
     equivalent_bias("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
     equivalent_bias(r"images are float32 \(4, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]", "vpt", IMAGES),

@@ -12,7 +12,8 @@ from clipbias.export import export, read_peft
 from clipbias.tuning.adapter import read_adapter
 from tests.wrong_inputs.place import Case, Place, case
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 OWN = "tests.own_methods"
 Tensors = dict[str, np.ndarray]
 
@@ -20,7 +21,8 @@ Tensors = dict[str, np.ndarray]
 @case
 def form(place: Place, method: str, name: str) -> None:
     """A form that an adapter does not take, and nothing is left of it."""
-    adapter, folder = read_adapter(place.adapter(method)), place.tmp_path / "out"
+    adapter = read_adapter(place.adapter(method))
+    folder = place.tmp_path / "out"
     try:
         export(adapter, place.clip, folder, form=name, own_methods=(method,))
     finally:
@@ -28,7 +30,8 @@ def form(place: Place, method: str, name: str) -> None:
 
 
 def half(place: Place) -> None:
-    adapter, clip = read_adapter(place.adapter()), clipbias.load(place.model, dtype="bfloat16")
+    adapter = read_adapter(place.adapter())
+    clip = clipbias.load(place.model, dtype="bfloat16")
     export(adapter, clip, place.tmp_path / "out")
 
 
@@ -60,7 +63,8 @@ Q = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weig
 CASES: list[Case] = [
     form(
         "'vpt' is not changes of weights alone and cannot be folded into a checkpoint; export it as a program",
-        *("vpt", "checkpoint"),
+        "vpt",
+        "checkpoint",
     ),
     form("'bias_by_kind' has a bias that differs between tokens and cannot be folded", "bias_by_kind", "checkpoint"),
     form("'vpt' changes the image features.*; export it as a program", "vpt", "head"),

@@ -35,19 +35,20 @@ class Place:
     def task(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Task:
         return Task(self.clip, method, names, **options)
 
-    def learned(self, *given: Any, **options: Any) -> tuple[Task, Any, Any]:
+    def learned(self, *args: Any, **options: Any) -> tuple[Task, Any, Any]:
         """A task, the frozen weights and learnables that are zeros."""
-        task = self.task(*given, **options)
+        task = self.task(*args, **options)
         return task, self.clip.params, zeros(task)
 
-    def tuned(self, *given: Any, **options: Any) -> TunedModel:
+    def tuned(self, *args: Any, **options: Any) -> TunedModel:
         """A model of zeros."""
-        task = self.task(*given, **options)
+        task = self.task(*args, **options)
         return TunedModel(task, zeros(task))
 
     def adapter(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Path:
         """A file of an adapter of zeros."""
-        task, path = self.task(method, names, **options), self.tmp_path / "a.safetensors"
+        task = self.task(method, names, **options)
+        path = self.tmp_path / "a.safetensors"
         save_adapter(path, task, zeros(task))
         return path
 
@@ -63,7 +64,7 @@ Case = tuple[str, Callable[[Place], Any]]
 
 def case(call: Callable[..., Any]) -> Callable[..., Case]:
     """Makes cases of words and of the arguments that a call takes after the place."""
-    return lambda words, /, *given, **options: (words, lambda place: call(place, *given, **options))
+    return lambda words, /, *args, **options: (words, lambda place: call(place, *args, **options))
 
 
-pure = case(lambda place, call, *given, **options: call(*given, **options))
+pure = case(lambda place, call, *args, **options: call(*args, **options))

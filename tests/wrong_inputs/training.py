@@ -37,7 +37,7 @@ END = r"; leave it at None or lower batch_size\.$"
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
 meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))
-fitted = case(lambda place, *given, method="bias", **more: clipbias.fit(place.clip, method, *given, **more))
+fitted = case(lambda place, *args, method="bias", **more: clipbias.fit(place.clip, method, *args, **more))
 
 
 @case
@@ -49,7 +49,8 @@ def planned(place: Place, method: str = "bias", **options: Any) -> None:
 @case
 def evaluated(place: Place, images: slice, **validation: Split) -> None:
     """Residuals that are no numbers."""
-    task, split = place.task("taskres", NAMES), DATA.split("test")
+    task = place.task("taskres", NAMES)
+    split = DATA.split("test")
     learnables = jax.tree.map(lambda leaf: leaf + np.nan, zeros(task))
     options = {"mesh": meshes.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
     evaluate(task, learnables, split.subset(np.arange(len(split))[images]), **options, **validation)
@@ -74,7 +75,8 @@ def taught(place: Place, student: str, teacher: str = "bias", names: tuple[str, 
 
 def in_the_way(place: Place) -> None:
     (place.tmp_path / "predictions").write_text("")
-    task, split = place.task("taskres", NAMES), DATA.split("val")
+    task = place.task("taskres", NAMES)
+    split = DATA.split("val")
     save_predictions(place.tmp_path, "test", task, zeros(task), "taskres", split, split.labels)
 
 
@@ -85,8 +87,8 @@ def workdir(place: Place, inside: str) -> None:
         pass
 
 
-evaluating = case(lambda place, *given, **more: place.tuned().evaluate(*given, **more))
-predicting = case(lambda place, *given, **more: place.tuned().predict(*given, **more))
+evaluating = case(lambda place, *args, **more: place.tuned().evaluate(*args, **more))
+predicting = case(lambda place, *args, **more: place.tuned().predict(*args, **more))
 
 IMAGES, LABELS = np.zeros((18, 16, 16, 3), np.uint8), np.zeros(18, int)
 CASES: list[Case] = [

@@ -57,14 +57,15 @@ def described(place: Place, content: str) -> None:
 @case
 def adapted(place: Place, tower: str, method: str, change: Callable[[Adaptation], Any], **options: Any) -> None:
     """A tower under the changes that a method begins with, some of them replaced."""
-    task, clip = place.task(method, **OPTIONS.get(method, {})), place.clip
+    task = place.task(method, **OPTIONS.get(method, {}))
+    clip = place.clip
     adaptation = task.method.adapt_in_training(zeros(task), jax.random.key(0))
-    encode, given = (encode_text, task.tokens) if tower == "text" else (encode_image, IMAGES)
-    encode(clip.params, clip.config, given, dataclasses.replace(adaptation, **change(adaptation)), **options)
+    encode, inputs = (encode_text, task.tokens) if tower == "text" else (encode_image, IMAGES)
+    encode(clip.params, clip.config, inputs, dataclasses.replace(adaptation, **change(adaptation)), **options)
 
 
-def fewer_rates(given: Adaptation) -> dict[str, Any]:
-    changes = given.text_weights["layers"]["qkv"]
+def fewer_rates(adaptation: Adaptation) -> dict[str, Any]:
+    changes = adaptation.text_weights["layers"]["qkv"]
     return {"text_weights": {"layers": {"qkv": {**changes, "rate": changes["rate"][:2]}}}}
 
 
@@ -128,11 +129,11 @@ CASES: list[Case] = [
     bound("must contain '{}' exactly once", ("cat",), template="no place"),
     bound("this model reads at most 24", ("cat " * 30,)),
     bound(
-        *("give them or texts of your own, not both", ("a dog",)), free_text=True, descriptions={"a dog": ["It barks."]}
+        "give them or texts of your own, not both", ("a dog",), free_text=True, descriptions={"a dog": ["It barks."]}
     ),
     bound("the class name 5 is not a text", ("a dog", 5), free_text=True),
     bound(
-        *("blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3", ("cat",), "clip_lora"), first_block=4
+        "blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3", ("cat",), "clip_lora", first_block=4
     ),
     described(rf"{NAMED}not valid JSON", "{"),
     described(rf"{NAMED}texts by class name", '["cat"]'),
@@ -150,8 +151,8 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: jax.jit(task.logits)(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
     swapped(SWAPPED, lambda task, params, learnables: task.image_features(learnables, params, IMAGES)),
-    swapped(SWAPPED, lambda *given: clipbias.relevancy(given[0], *given[:0:-1], IMAGES, np.zeros(1, int))),
-    swapped("and no task; the order is task", lambda *given: clipbias.relevancy(given[1], given[0], {}, IMAGES, [0])),
+    swapped(SWAPPED, lambda *args: clipbias.relevancy(args[0], *args[:0:-1], IMAGES, np.zeros(1, int))),
+    swapped("and no task; the order is task", lambda *args: clipbias.relevancy(args[1], args[0], {}, IMAGES, [0])),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", IMAGES),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", np.stack([IMAGES] * 5, 1)),
     (
@@ -163,7 +164,10 @@ CASES: list[Case] = [
     without_an_image("class 2 of 3 has no training image", "clap"),
     without_an_image("class 2 of 3 has no training image", "lp_plus_plus"),
     adapted(
-        *("attention differs in size from block to block", "vision", "mmrl", lambda x: {"vision_readout": None}),
+        "attention differs in size from block to block",
+        "vision",
+        "mmrl",
+        lambda x: {"vision_readout": None},
         observe=lambda view: view.index,
     ),
     adapted(r"vision_tokens have shape \(2, 3, 16\)", "vision", "mmrl", lambda x: {"vision_tokens": x.text_tokens}),
@@ -171,7 +175,9 @@ CASES: list[Case] = [
     adapted("vision_readout reads vision_tokens", "vision", "mmrl", lambda x: {"vision_tokens": None}),
     adapted(
         r"text_class_prompts have shape \(1, 4, 16\); expected \[2, T, 16\]",
-        *("text", "tcp", lambda x: {"text_class_prompts": x.text_class_prompts[:1]}),
+        "text",
+        "tcp",
+        lambda x: {"text_class_prompts": x.text_class_prompts[:1]},
     ),
     adapted("put in at block 0", "text", "tcp", lambda x: {"text_class_block": 0}),
     adapted(

@@ -50,45 +50,47 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     path = arguments.output.with_name(f"{arguments.output.name}.json")
     about = _facts()
-    found: dict[str, Any] = {"about": about, "measured": {}, "failed": {}}
+    record: dict[str, Any] = {"about": about, "measured": {}, "failed": {}}
     if path.exists():
-        found = read_json(path)
-        if found.get("about") != about:
-            raise ClipbiasError(f"{path} is of {found.get('about')}, and this is {about}; give another --output.")
-    found["failed"] = {}  # they are tried again
+        record = read_json(path)
+        if record.get("about") != about:
+            raise ClipbiasError(f"{path} is of {record.get('about')}, and this is {about}; give another --output.")
+    record["failed"] = {}  # they are tried again
     dtypes = arguments.dtypes or DTYPES.get(about["platform"], ("float32",))
     methods = arguments.methods or [name for name in table1.get_config().methods if METHODS[name][0].trains]
-    asked = commands(methods, dtypes, arguments)
-    for number, command in enumerate(asked, start=1):
+    pending = commands(methods, dtypes, arguments)
+    for number, command in enumerate(pending, start=1):
         name = " ".join(command)
-        if name in found["measured"]:
+        if name in record["measured"]:
             continue
-        print(f"{number} of {len(asked)}: {name}", flush=True)
-        kind, told = _run(command)
-        found[kind][name] = told
-        write_text(path, json.dumps(found, indent=1) + "\n")
-    text = page(found)
+        print(f"{number} of {len(pending)}: {name}", flush=True)
+        kind, result = _run(command)
+        record[kind][name] = result
+        write_text(path, json.dumps(record, indent=1) + "\n")
+    text = page(record)
     write_text(path.with_suffix(".md"), text)
     print(text)
     facts = {"name": f"all of {about['device']}", "file": str(path)}
-    return facts | {"measured": len(found["measured"]), "failed": len(found["failed"])}
+    return facts | {"measured": len(record["measured"]), "failed": len(record["failed"])}
 
 
 def commands(methods: Sequence[str], dtypes: Sequence[str], arguments: argparse.Namespace) -> list[list[str]]:
     """The measurements, those that show most of a device first."""
     shared = [f"--geometry={arguments.geometry}", f"--repeats={arguments.repeats}"]
-    found = [["features", *shared, f"--batch={max(BATCHES)}", f"--dtype={dtype}"] for dtype in dtypes]
+    lines = [["features", *shared, f"--batch={max(BATCHES)}", f"--dtype={dtype}"] for dtype in dtypes]
     sizes = [
         [f"--classes={classes}", f"--batch={batch}"] for classes, batch in itertools.product(CLASSES, reversed(BATCHES))
     ]
     for size, dtype, method in itertools.product(sizes, reversed(dtypes), methods):
-        found.append(["train", *shared, f"--method={method}", *size, f"--dtype={dtype}"])
+        lines.append(["train", *shared, f"--method={method}", *size, f"--dtype={dtype}"])
     if importlib.util.find_spec("torch"):
-        found += [
-            [*one, "--ways", "torch"] for one in found if one[0] == "train" and one[3].partition("=")[2] in BESIDE
+        lines += [
+            [*words, "--ways", "torch"]
+            for words in lines
+            if words[0] == "train" and words[3].partition("=")[2] in BESIDE
         ]
     relevancy = ["relevancy", *shared, "--method=ivlp", "--batches", str(min(BATCHES)), str(max(BATCHES))]
-    return [*found, *([*relevancy, f"--dtype={dtype}"] for dtype in dtypes)]
+    return [*lines, *([*relevancy, f"--dtype={dtype}"] for dtype in dtypes)]
 
 
 def _facts() -> dict[str, Any]:
@@ -120,30 +122,30 @@ STEP_HEADS = (
 )
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(record: Mapping[str, Any]) -> str:
     """All of it as tables in Markdown."""
-    about, measured = found["about"], found["measured"]
+    about, measured = record["about"], record["measured"]
     facts = ", ".join(f"{name} {value}" for name, value in about.items() if value is not None)
     parts = [f"# {about['device']}\n\nMeasured by `python -m tools.benchmarks all`: {facts}.\n"]
     rows = step_rows(measured)
     parts.append(f"## Training steps\n\n{markdown(STEP_HEADS, map(_step_line, rows))}")
-    images = [one for name, one in measured.items() if name.startswith("features ")]
-    lines = [(one["dtype"], f"{one['images_per_second']:,.0f}", f"{one['share_of_matmul']:.0%}") for one in images]
+    images = [row for name, row in measured.items() if name.startswith("features ")]
+    lines = [(row["dtype"], f"{row['images_per_second']:,.0f}", f"{row['share_of_matmul']:.0%}") for row in images]
     parts.append(f"## Features of images\n\n{markdown(('type', 'images per second', 'share of matmul'), lines)}")
     points = [
         (
-            *(one["dtype"], str(point["batch"]), point["way"], f"{1e3 * point['seconds_per_pair']:.2f}"),
+            *(row["dtype"], str(point["batch"]), point["way"], f"{1e3 * point['seconds_per_pair']:.2f}"),
             *(f"{point['share_of_matmul']:.0%}", f"{point['needed_bytes'] / 1e9:.2f}"),
         )
-        for name, one in measured.items()
+        for name, row in measured.items()
         if name.startswith("relevancy ")
-        for point in one["points"]
+        for point in row["points"]
     ]
     heads = ("type", "batch", "way", "ms per pair", "share of matmul", "needed (GB)")
     parts.append(f"## Relevancy\n\n{markdown(heads, points)}")
     parts.append(f"## Table 1\n\n{_table1(rows, images)}")
-    if found["failed"]:
-        reasons = [(f"`{name}`", why.replace("|", "/")) for name, why in found["failed"].items()]
+    if record["failed"]:
+        reasons = [(f"`{name}`", why.replace("|", "/")) for name, why in record["failed"].items()]
         parts.append(f"## What failed\n\n{markdown(('measurement', 'why'), reasons)}")
     return "\n".join(parts)
 
@@ -151,14 +153,19 @@ def page(found: Mapping[str, Any]) -> str:
 def step_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Training steps, with the seconds of PyTorch's where it was measured."""
     rows = []
-    for name, one in measured.items():
+    for name, measurement in measured.items():
         if not name.startswith("train ") or name.endswith(" torch"):
             continue
         words = dict(word.lstrip("-").split("=", 1) for word in name.split()[1:])
         sizes = {"method": words["method"], "classes": int(words["classes"]), "batch": int(words["batch"])}
-        beside = measured.get(f"{name} --ways torch", {"points": [{"seconds": None}]})
+        in_torch = measured.get(f"{name} --ways torch", {"points": [{"seconds": None}]})
         rows.append(
-            {"dtype": one["dtype"], **sizes, **one["points"][0], "torch_seconds": beside["points"][0]["seconds"]}
+            {
+                "dtype": measurement["dtype"],
+                **sizes,
+                **measurement["points"][0],
+                "torch_seconds": in_torch["points"][0]["seconds"],
+            }
         )
     return rows
 
@@ -176,16 +183,18 @@ def _table1(rows: Sequence[Mapping[str, Any]], features: Sequence[Mapping[str, A
     """The whole time of Table 1 on one such device, of measured steps, runs one after another."""
     lines = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        rate = next((one["images_per_second"] for one in features if one["dtype"] == dtype), None)
-        own = [row for row in rows if row["dtype"] == dtype and row["batch"] == max(BATCHES)]
-        for method in dict.fromkeys(row["method"] for row in own):
-            points = {row["classes"]: row["seconds"] for row in own if row["method"] == method}
+        rate = next(
+            (feature_row["images_per_second"] for feature_row in features if feature_row["dtype"] == dtype), None
+        )
+        of_type = [row for row in rows if row["dtype"] == dtype and row["batch"] == max(BATCHES)]
+        for method in dict.fromkeys(row["method"] for row in of_type):
+            points = {row["classes"]: row["seconds"] for row in of_type if row["method"] == method}
             if len(points) > 1 and rate:
                 seconds = table1_seconds(method, points, rate)
                 lines.append((method, dtype, *(f"{part / 3600:.2f}" for part in seconds)))
-    told = "Hours on one device, without reading and compiling, of steps with numbers of classes between those measured"
+    note = "Hours on one device, without reading and compiling, of steps with numbers of classes between those measured"
     heads = ("method", "type", "training (h)", "evaluation (h)")
-    return f"{told} in proportion.\n\n{markdown(heads, lines)}"
+    return f"{note} in proportion.\n\n{markdown(heads, lines)}"
 
 
 def table1_seconds(method: str, points: Mapping[int, float], images_per_second: float) -> tuple[float, float]:
@@ -198,14 +207,15 @@ def table1_seconds(method: str, points: Mapping[int, float], images_per_second: 
     """
     config = table1.get_config()
     recipe = from_config(table1.Table1Settings, config).recipe
-    low, high = min(points), max(points)
+    low = min(points)
+    high = max(points)
     slope = (points[high] - points[low]) / (high - low)
     training = evaluation = 0.0
     for dataset in config.datasets:
         entry = ENTRIES[dataset]
         step = max(points[low] + slope * (entry.classes - low), 0.0)
         for shots in config.shots:
-            own = make_method(method).recipe_for(recipe, shots)
-            training += len(config.seeds) * own.total_steps(shots * entry.classes) * step
+            method_recipe = make_method(method).recipe_for(recipe, shots)
+            training += len(config.seeds) * method_recipe.total_steps(shots * entry.classes) * step
             evaluation += len(config.seeds) * entry.sizes["test"] / images_per_second
     return training, evaluation

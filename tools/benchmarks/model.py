@@ -38,7 +38,9 @@ def _geometry(
 def _siglip(vision: tuple[int, int, int, int, int], text: tuple[int, int, int]) -> ClipConfig:
     """From the same sizes; the text width is the joint width."""
     common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6)
-    (width, layers, heads, image_size, patch_size), (text_width, depth, text_heads), end = vision, text, 1
+    width, layers, heads, image_size, patch_size = vision
+    text_width, depth, text_heads = text
+    end = 1
     square: dict[str, Any] = dict(image_size=image_size, patch_size=patch_size)
     words: dict[str, Any] = dict(vocabulary_size=32000, context_length=64, eos_token_id=end, pad_token_id=end)
     return ClipConfig(

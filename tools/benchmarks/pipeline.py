@@ -22,7 +22,9 @@ from clipbias.data.images import ImageCache, Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
 from clipbias.data.workers import processors
 
-HEIGHT, WIDTH = 375, 500  # of the JPEG files
+# Of the JPEG files.
+HEIGHT = 375
+WIDTH = 500
 SIZE = 224  # side of the model's input
 
 
@@ -57,17 +59,18 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
         ways["torchvision"] = lambda: torchvision_loader(files, batch)
     if importlib.util.find_spec("tensorflow"):
         ways["tf.data, 1 thread"] = lambda: tf_data(files, batch)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    rates_by_way: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(arguments.repeats + 1):
         for name, way in ways.items():
-            began, began_cpu = time.perf_counter(), time.process_time()
+            began = time.perf_counter()
+            began_cpu = time.process_time()
             images = batch * sum(1 for _ in way())
             if turn:  # the first round fills the cache and loads libraries
                 spent = time.perf_counter() - began, time.process_time() - began_cpu
-                found[name].append((images / spent[0], images / spent[1]))
+                rates_by_way[name].append((images / spent[0], images / spent[1]))
     kinds = ("images_per_second", "images_per_second_of_a_core")
     rates = {
-        kind: {name: round(statistics.median(one[of] for one in rounds), 1) for name, rounds in found.items()}
+        kind: {name: round(statistics.median(rate[of] for rate in rounds), 1) for name, rounds in rates_by_way.items()}
         for of, kind in enumerate(kinds)
     }
     return {"name": f"input pipeline, batch {batch}", "images": len(files), **rates}
@@ -75,7 +78,8 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def draw_images(count: int) -> list[bytes]:
     """JPEG bytes of pictures with structure at several scales, as photographs have."""
-    rng, files = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    files = []
     for _ in range(count):
         picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
         for cells in (3, 12, 48):

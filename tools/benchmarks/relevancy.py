@@ -35,7 +35,8 @@ def relevancy(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         if name not in TORCH_WAYS:
             options_of(name)
-    config, rows = model.geometry(arguments.geometry, layers=arguments.layers), []
+    config = model.geometry(arguments.geometry, layers=arguments.layers)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for batch in arguments.batches:
             job = {name: getattr(arguments, name) for name in SETTINGS} | {"batch": batch}
@@ -46,9 +47,9 @@ def relevancy(arguments: argparse.Namespace) -> dict[str, Any]:
                 job |= {"folder": folder, "inputs": inputs}
             modules = {name: "tools.benchmarks.relevancy_torch" if name in TORCH_WAYS else __name__ for name in names}
             jobs = [job | {"way": name, "module": module} for name, module in modules.items()]
-            found = ways.measured(jobs, arguments.repeats, together=arguments.together)
-            print(f"batch {batch}\n\n{ways.table(found)}")
-            rows += [{"batch": batch, "seconds_per_pair": row["seconds"] / batch, **row} for row in found]
+            measurements = ways.measured(jobs, arguments.repeats, together=arguments.together)
+            print(f"batch {batch}\n\n{ways.table(measurements)}")
+            rows += [{"batch": batch, "seconds_per_pair": row["seconds"] / batch, **row} for row in measurements]
     name = f"relevancy, {arguments.method}, batch {', '.join(map(str, arguments.batches))}"
     return {"name": name, "device": jax.devices()[0].device_kind, "points": rows}
 
@@ -85,20 +86,21 @@ def images_of(task: Task) -> jax.Array:
 def load(job: ways.Job) -> ways.Loaded:
     """A way for `ways`."""
     task = bind(model.random_clip(model.geometry(job["geometry"], layers=job["layers"])), job)
-    targets, options = jnp.arange(job["batch"]), options_of(job["way"])
+    targets = jnp.arange(job["batch"])
+    options = options_of(job["way"])
     function = jax.jit(lambda params, learnables, images: maps(task, params, learnables, images, targets, **options))
-    given = task.clip.params, task.init(0), images_of(task)
-    jax.block_until_ready(given)
+    inputs = task.clip.params, task.init(0), images_of(task)
+    jax.block_until_ready(inputs)
     program: Any = None
 
     def run() -> Any:
-        return jax.block_until_ready(program(*given))
+        return jax.block_until_ready(program(*inputs))
 
     def first() -> dict[str, Any]:
         nonlocal program
-        program = function.lower(*given).compile()
-        found = run()
-        answer = [np.asarray(found.vision), np.asarray(found.text)]
-        return measure.planned(program) | {"flop": measure.traced(function, *given), "answer": answer}
+        program = function.lower(*inputs).compile()
+        result = run()
+        answer = [np.asarray(result.vision), np.asarray(result.text)]
+        return measure.planned(program) | {"flop": measure.traced(function, *inputs), "answer": answer}
 
     return run, first

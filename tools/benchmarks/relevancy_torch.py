@@ -46,8 +46,8 @@ def seen_attention(model: torch.nn.Module) -> Iterator[tuple[list[torch.Tensor],
     """Lists that every forward pass fills with the attention `[B, H, N, N]` of each layer: vision, text."""
     lists: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     hooks = [
-        layer.self_attn.register_forward_hook(lambda _, __, output, found=found: found.append(output[1]))
-        for tower, found in zip((model.vision_model, model.text_model), lists, strict=True)
+        layer.self_attn.register_forward_hook(lambda _, __, output, attentions=attentions: attentions.append(output[1]))
+        for tower, attentions in zip((model.vision_model, model.text_model), lists, strict=True)
         for layer in tower.encoder.layers
     ]
     try:
@@ -70,7 +70,8 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     """A way for `tools.benchmarks.ways`."""
     inputs = {name: torch.from_numpy(value.copy()) for name, value in job["inputs"].items()}
     pixels = inputs.pop("images").permute(0, 3, 1, 2).contiguous()
-    ids, ends = inputs.pop("ids").long(), inputs.pop("eos").long()
+    ids = inputs.pop("ids").long()
+    ends = inputs.pop("eos").long()
     model = read_model(Path(job["folder"]))
     score = functools.partial(scores, model, job["method"], inputs)
     length = ids.shape[1]

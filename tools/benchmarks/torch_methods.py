@@ -86,7 +86,8 @@ def text_features(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """[C, d] of token embeddings [C, N, Dt]."""
-    tower, length = model.text_model, tokens.shape[1]
+    tower = model.text_model
+    length = tokens.shape[1]
     mask = torch.full((length, length), float("-inf"), dtype=embedding.dtype).triu_(1)[None, None]
     x = embedding + tower.embeddings.position_embedding.weight[:length]
     x = run_layers(tower.encoder.layers, x, mask=mask, deep=deep, is_text=True, bias=bias)

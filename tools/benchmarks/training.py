@@ -79,7 +79,8 @@ def load(job: ways.Job) -> ways.Loaded:
 
 def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
     """One training step, as `clipbias.training.loop` calls it."""
-    mesh, clip = meshes.single_device(), task.clip
+    mesh = meshes.single_device()
+    clip = task.clip
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
     pixels = training_program(task, recipe, StepShape(batch, 1, mesh)).arguments[3]["images"]
     images: Any = model.random_images(clip.config, 1, batch)
@@ -113,11 +114,13 @@ def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
 
 def _test(task: Task, views: np.ndarray) -> ways.Loaded:
     """What an evaluation does with images and their views `[B, 1 + V, R, R, 3]`, from pixels to logits `[B, C]`."""
-    mesh, params = meshes.single_device(), task.clip.params
+    mesh = meshes.single_device()
+    params = task.clip.params
     static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs=1)
     learnables = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
     inputs = EvalInputs(params, learnables, place_text(mesh, task, params))
-    pixels, mask = jax.device_put(views), jnp.ones(len(views), bool)
+    pixels = jax.device_put(views)
+    mask = jnp.ones(len(views), bool)
     jax.block_until_ready((inputs, pixels))
     programs: list[Any] = []
 
@@ -129,7 +132,7 @@ def _test(task: Task, views: np.ndarray) -> ways.Loaded:
         features = jax.eval_shape(functools.partial(image_features, static), params, learnables, pixels)
         programs.append(image_features.lower(static, params, learnables, pixels).compile())
         programs.append(logits.lower(static, inputs, features, mask).compile())
-        plan = max((measure.planned(program) for program in programs), key=lambda one: one["program_bytes"])
+        plan = max((measure.planned(program) for program in programs), key=lambda facts: facts["program_bytes"])
         return plan | {"answer": [np.asarray(compute()[0])]}
 
     return compute, first
@@ -142,26 +145,29 @@ def _features(clip: Clip, job: ways.Job) -> ways.Loaded:
     def encode(params: Params, images: jax.Array) -> jax.Array:
         return encode_image(params, clip.config, clip.preprocessing.normalize(images), dtype=job["dtype"])[0]
 
-    given = cast_weights(clip.params, job["dtype"]), images
-    program = encode.lower(*given).compile()
+    inputs = cast_weights(clip.params, job["dtype"]), images
+    program = encode.lower(*inputs).compile()
 
     def first() -> dict[str, Any]:
         return measure.planned(program) | {
-            "flop": measure.traced(encode, *given),
-            "answer": [np.asarray(encode(*given))],
+            "flop": measure.traced(encode, *inputs),
+            "answer": [np.asarray(encode(*inputs))],
         }
 
-    return lambda: jax.block_until_ready(program(*given)), first
+    return lambda: jax.block_until_ready(program(*inputs)), first
 
 
 def torch_inputs(clip: Clip, job: ways.Job) -> dict[str, np.ndarray]:
     """Images or views of images, labels, padded tokens, prompts, and a teacher's text features of one template."""
-    names, count = model.class_names(job["classes"]), job["batch"]
-    plain, own = Task(clip, ZERO_SHOT, names), job["method"] in OWN_LEARNABLES
+    names = model.class_names(job["classes"])
+    count = job["batch"]
+    plain = Task(clip, ZERO_SHOT, names)
+    has_own = job["method"] in OWN_LEARNABLES
     # PromptSRC's prompts are IVLP's, of nine layers.
-    options = model.options(job["option"]) if own else {"depth": 9}
-    task = Task(clip, job["method"] if own else "ivlp", names, **options)
-    crops, missing = crops_of(task.method), clip.config.text.context_length - task.tokens.ids.shape[1]
+    options = model.options(job["option"]) if has_own else {"depth": 9}
+    task = Task(clip, job["method"] if has_own else "ivlp", names, **options)
+    crops = crops_of(task.method)
+    missing = clip.config.text.context_length - task.tokens.ids.shape[1]
     pixels = model.random_views(clip.config, count, crops) if crops else model.random_images(clip.config, count)
     teacher = np.asarray(plain.text_input(clip.params, plain.init(0)))
     arrays = {

@@ -72,7 +72,8 @@ def image_features(
 
     `bias` [L, Dv]: added to all tokens behind each block.
     """
-    sizes, batch = model.config["vision_config"], len(pixels)
+    sizes = model.config["vision_config"]
+    batch = len(pixels)
     kernel = model.state["vision_model.embeddings.patch_embedding.weight"]
     patches = functional.conv2d(pixels, kernel, stride=sizes["patch_size"]).flatten(2).transpose(1, 2)
     cls = model.state["vision_model.embeddings.class_embedding"].expand(batch, 1, -1)
@@ -99,7 +100,8 @@ def text_features(
     bias: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """[C, d] of tokens [C, N]; `prompts` [depth, T, Dt]: the first in place of embeddings, the others of the tokens."""
-    sizes, classes = model.config["text_config"], len(ids)
+    sizes = model.config["text_config"]
+    classes = len(ids)
     x = model.state["text_model.embeddings.token_embedding.weight"][ids]
     if len(prompts):
         x = torch.cat([x[:, :1], prompts[0].expand(classes, -1, -1), x[:, 1 + len(prompts[0]) :]], dim=1)
@@ -140,7 +142,7 @@ def random_dropout(name: str, x: torch.Tensor, rate: float = 0.25) -> torch.Tens
 
 def lora_learnables(model: Model, rank: int = 2) -> Tensors:
     """`A` uniform ±1/√D and `B` zero for queries, keys and values of all blocks."""
-    found = {}
+    matrices = {}
     for tower in ("vision", "text"):
         sizes = model.config[f"{tower}_config"]
         width = sizes["hidden_size"]
@@ -148,9 +150,9 @@ def lora_learnables(model: Model, rank: int = 2) -> Tensors:
             for part in "qkv":
                 name = f"{tower}_model.encoder.layers.{l}.self_attn.{part}_proj"
                 like = model.state["logit_scale"]
-                found[f"{name}.A"] = like.new_empty(rank, width).uniform_(-(width**-0.5), width**-0.5)
-                found[f"{name}.B"] = like.new_zeros(width, rank)
-    return found
+                matrices[f"{name}.A"] = like.new_empty(rank, width).uniform_(-(width**-0.5), width**-0.5)
+                matrices[f"{name}.B"] = like.new_zeros(width, rank)
+    return matrices
 
 
 def lora_losses(
@@ -232,8 +234,8 @@ def tpt_context(context: torch.Tensor, logits: Callable[[torch.Tensor], torch.Te
     optimizer = torch.optim.AdamW([learned], lr=5e-3)
     each = functional.log_softmax(logits(learned), dim=1)
     entropy = -(each * each.exp()).sum(1)
-    chosen = torch.argsort(entropy)[: max(1, int(len(each) * 0.1))]
-    mean = torch.logsumexp(each[chosen], dim=0) - math.log(len(chosen))
+    surest = torch.argsort(entropy)[: max(1, int(len(each) * 0.1))]
+    mean = torch.logsumexp(each[surest], dim=0) - math.log(len(surest))
     (-(mean * mean.exp()).sum()).backward()
     optimizer.step()
     return learned.detach()
@@ -245,7 +247,8 @@ def tpt_logits(model: Model, learnables: Tensors, inputs: Tensors) -> torch.Tens
     def texts(context: torch.Tensor) -> torch.Tensor:
         return unit(text_features(model, inputs["ids"], inputs["eos"], [context]))
 
-    rows, scale = [], model.state["logit_scale"].exp()
+    rows = []
+    scale = model.state["logit_scale"].exp()
     for views in inputs["pixels"]:
         with torch.no_grad():
             images = unit(image_features(model, views))
@@ -289,7 +292,8 @@ def read_model(folder: Path) -> Model:
 def join_projections(model: Model) -> None:
     """Keeps queries', keys' and values' weights as one array of each block, as `MultiheadAttention` does."""
     for name in [name for name in model.state if ".self_attn.q_proj." in name]:
-        layer, kind = name.split(".self_attn.")[0], name.rsplit(".", 1)[1]
+        layer = name.split(".self_attn.")[0]
+        kind = name.rsplit(".", 1)[1]
         parts = [model.state.pop(f"{layer}.self_attn.{part}_proj.{kind}") for part in "qkv"]
         model.state[f"{layer}.in_proj.{kind}"] = torch.cat(parts)
 
@@ -332,7 +336,8 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     """A way for `tools.benchmarks.ways`: one training step, or the test of images with their views."""
     if job["method"] not in (*METHODS, "tpt"):
         raise ClipbiasError(f"there is no PyTorch step of {job['method']}; choose one of {', '.join(METHODS)}, tpt.")
-    folder, device = Path(job["folder"]), "cuda" if torch.cuda.is_available() else "cpu"
+    folder = Path(job["folder"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = read_model(folder)
     model.state = {name: value.to(device) for name, value in model.state.items()}
     inputs = {name: torch.from_numpy(value.copy()).to(device) for name, value in job["inputs"].items()}

@@ -67,9 +67,11 @@ def _serve(pipe: Connection, job: Job) -> None:
         before = memory()[0]
         pipe.send(first() | {"before_bytes": before})
         while pipe.recv():
-            began, began_cpu = time.perf_counter(), time.process_time()
+            began = time.perf_counter()
+            began_cpu = time.process_time()
             compute()
-            seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
+            seconds = time.perf_counter() - began
+            cpu_seconds = time.process_time() - began_cpu
             pipe.send({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": memory()[1]})
     except EOFError:
         pass
@@ -101,13 +103,13 @@ class _Way:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = self._pipe.recv()
+            message = self._pipe.recv()
         except EOFError:
-            found = "its process was killed, probably for lack of memory; leave it out with --ways"
-        if isinstance(found, str):
+            message = "its process was killed, probably for lack of memory; leave it out with --ways"
+        if isinstance(message, str):
             self.close()
-            raise ClipbiasError(f"{self._name} failed: {found}")
-        return found
+            raise ClipbiasError(f"{self._name} failed: {message}")
+        return message
 
 
 def measured(jobs: Sequence[Job], repeats: int, *, together: bool, check: bool = True) -> list[dict[str, Any]]:
@@ -134,16 +136,17 @@ def measured(jobs: Sequence[Job], repeats: int, *, together: bool, check: bool =
         answers = [way.facts.pop("answer") for way in ways]
         jax.block_until_ready(multiply())
         for _ in range(repeats):
-            for way, own in zip(ways, turns, strict=True):
-                own.append(way.turn())
+            for way, way_turns in zip(ways, turns, strict=True):
+                way_turns.append(way.turn())
             began = time.perf_counter()
             jax.block_until_ready(multiply())
             products.append(time.perf_counter() - began)
-    machine, rows = count / statistics.median(products), []
-    for job, way, own, answer in zip(jobs, ways, turns, answers, strict=True):
+    machine = count / statistics.median(products)
+    rows = []
+    for job, way, way_turns, answer in zip(jobs, ways, turns, answers, strict=True):
         row: dict[str, Any] = {"way": job["way"]}
-        row |= {name: statistics.median(turn[name] for turn in own) for name in ("seconds", "cpu_seconds")}
-        row["peak_bytes"] = max(turn["peak_bytes"] for turn in own)
+        row |= {name: statistics.median(turn[name] for turn in way_turns) for name in ("seconds", "cpu_seconds")}
+        row["peak_bytes"] = max(turn["peak_bytes"] for turn in way_turns)
         row |= way.facts | {"needed_bytes": row["peak_bytes"] - way.facts["before_bytes"]}
         if "flop" in row:
             row["share_of_matmul"] = row["flop"] / row["seconds"] / machine
@@ -157,12 +160,12 @@ def measured(jobs: Sequence[Job], repeats: int, *, together: bool, check: bool =
     return rows
 
 
-def difference(found: Sequence[Any], expected: Sequence[Any]) -> float:
+def difference(actual: Sequence[Any], expected: Sequence[Any]) -> float:
     """The largest `|found - expected|` of arrays `[..., N]`, relative to the largest expected number of its row."""
-    pairs = [(np.asarray(one), np.asarray(other)) for one, other in zip(found, expected, strict=True)]
-    if any(one.shape != other.shape for one, other in pairs):
+    pairs = [(np.asarray(array), np.asarray(other)) for array, other in zip(actual, expected, strict=True)]
+    if any(array.shape != other.shape for array, other in pairs):
         return np.inf
-    return float(np.max([(np.abs(one - other).max(-1) / np.abs(other).max(-1)).max() for one, other in pairs]))
+    return float(np.max([(np.abs(array - other).max(-1) / np.abs(other).max(-1)).max() for array, other in pairs]))
 
 
 HEADS = (

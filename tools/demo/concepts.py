@@ -111,14 +111,14 @@ def from_emojibase() -> dict[str, tuple[str, ...]]:
     """The icons of `SUBGROUPS` by name, each with Unicode's keywords for it."""
     package = icons.fetch(EMOJIBASE, EMOJIBASE_SHA512)
     subgroups = icons.member(package, "meta/groups.json")["subgroups"]
-    found = {}
+    tags = {}
     for entry in icons.member(package, "en/data.json"):
         name = entry["label"].lower().replace("’", "").replace("'", "").replace(" ", "-").replace(":", "")
         one_of_many = noun(name).endswith((" oclock", " thirty"))  # two dozen clocks, which differ by their hands
         of_a_thing = subgroups.get(str(entry.get("subgroup"))) in SUBGROUPS and not one_of_many
         if of_a_thing and len(noun(name).split()) <= LONGEST:
-            found[name] = tuple(tag for tag in entry.get("tags", ()) if tag.isascii() and len(tag.split()) <= LONGEST)
-    return found
+            tags[name] = tuple(tag for tag in entry.get("tags", ()) if tag.isascii() and len(tag.split()) <= LONGEST)
+    return tags
 
 
 @cache

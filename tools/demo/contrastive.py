@@ -65,9 +65,9 @@ def sigmoid_loss(
       logit_bias: added to every logit.
     """
     logits, matches = _compared(image_features, text_features, ids, logit_scale)
-    own = jnp.eye(len(ids))
-    losses = optax.sigmoid_binary_cross_entropy(logits + logit_bias, own)
-    return jnp.where(matches > own, 0, losses).sum() / len(ids)
+    diagonal = jnp.eye(len(ids))
+    losses = optax.sigmoid_binary_cross_entropy(logits + logit_bias, diagonal)
+    return jnp.where(matches > diagonal, 0, losses).sum() / len(ids)
 
 
 def _compared(

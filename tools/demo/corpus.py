@@ -48,7 +48,8 @@ def draw_chunk(folder: Path, seed: int, chunk: int, size: int) -> Path:
     if path.exists():
         return path
     rng = np.random.default_rng((seed, chunk, 1))
-    kinds, index = list(scenes.KINDS), {name: i for i, name in enumerate(captions.names())}
+    kinds = list(scenes.KINDS)
+    index = {name: i for i, name in enumerate(captions.names())}
     drawn = [scenes.scene(seed, chunk * size + i) for i in range(size)]
     with atomic_path(path) as temporary:
         np.savez(
@@ -105,15 +106,15 @@ def batch(corpus: Corpus, *, seed: int, step: int, size: int, described: float =
     shares = np.array([share for share, _ in scenes.KINDS.values()])
     kind = rng.choice(len(shares), p=shares / shares.sum())
     same_kind = np.flatnonzero(corpus.kinds == kind)
-    chosen = np.concatenate(
+    picks = np.concatenate(
         [
             rng.choice(same_kind, size // 2) if len(same_kind) else rng.integers(len(corpus.kinds), size=size // 2),
             rng.integers(len(corpus.kinds), size=size - size // 2),
         ]
     )
     template = rng.choice(len(captions.TEMPLATES), p=captions.TEMPLATE_WEIGHTS)
-    names = corpus.names[chosen]
+    names = corpus.names[picks]
     describe = (names < 0) | (rng.random(size) < described)
-    phrases = corpus.phrases[chosen, rng.integers(PHRASES, size=size)]
+    phrases = corpus.phrases[picks, rng.integers(PHRASES, size=size)]
     ids = np.where(describe[:, None], phrases, corpus.nouns[template, np.maximum(names, 0)])
-    return {"images": corpus.images[chosen], "ids": ids.astype(np.int32)}
+    return {"images": corpus.images[picks], "ids": ids.astype(np.int32)}

@@ -68,11 +68,12 @@ class DemoDataset:
 def _in_turn(order: np.ndarray, labels: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """For each split the indices of its images, by class, taken from `order` one split after the other."""
     by_class = [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
-    chosen, start = {}, 0
+    by_split = {}
+    start = 0
     for split, size in sizes.items():
-        chosen[split] = np.concatenate([indices[start : start + size] for indices in by_class])
+        by_split[split] = np.concatenate([indices[start : start + size] for indices in by_class])
         start += size
-    return chosen
+    return by_split
 
 
 @functools.cache
@@ -86,9 +87,9 @@ def digits() -> DemoDataset:
     bunch = load_digits()
     scans = np.clip(bunch.images * (255 / 16), 0, 255).round().astype(np.uint8)
     sizes = {"train": 20, "val": 12, "test": 112}
-    chosen = _in_turn(np.random.default_rng(0).permutation(len(scans)), bunch.target, sizes)
+    by_split = _in_turn(np.random.default_rng(0).permutation(len(scans)), bunch.target, sizes)
     return DemoDataset(
-        DIGIT_NAMES, "a photo of the digit {}.", sizes, lambda split, _, index: enlarge(scans[chosen[split][index]])
+        DIGIT_NAMES, "a photo of the digit {}.", sizes, lambda split, _, index: enlarge(scans[by_split[split][index]])
     )
 
 
@@ -114,13 +115,13 @@ def fashion() -> DemoDataset:
     for part in ("train", "t10k"):
         arrays[part] = idx(folder / f"{part}-images-idx3-ubyte.gz"), idx(folder / f"{part}-labels-idx1-ubyte.gz")
     places = {"train": ("train", 20), "val": ("train", 40), "test": ("t10k", 112)}
-    chosen = {}
+    by_split = {}
     for part, (_, labels) in arrays.items():
         sizes = {split: size for split, (source, size) in places.items() if source == part}
-        chosen.update(_in_turn(np.arange(len(labels)), labels, sizes))
+        by_split.update(_in_turn(np.arange(len(labels)), labels, sizes))
 
     def image(split: str, _: int, index: int) -> np.ndarray:
-        picture = arrays[places[split][0]][0][chosen[split][index]]
+        picture = arrays[places[split][0]][0][by_split[split][index]]
         return np.repeat(picture[..., None], 3, axis=-1)
 
     return DemoDataset(FASHION_NAMES, "a photo of a {}.", {split: size for split, (_, size) in places.items()}, image)
@@ -153,7 +154,8 @@ DATASETS: Mapping[str, Callable[[], DemoDataset]] = {
 
 def compress(name: str, arguments: tuple[str, int, int], *, method: int = 6) -> bytes:
     """One image of dataset `name` as WebP; `method` 6 is the smallest and slowest, 0 the fastest."""
-    dataset, buffer = DATASETS[name](), io.BytesIO()
+    dataset = DATASETS[name]()
+    buffer = io.BytesIO()
     pixels = Image.fromarray(dataset.image(*arguments))
     lossless = dataset.quality == 100
     pixels.save(buffer, "WEBP", lossless=lossless, quality=dataset.quality, method=method, exact=lossless)

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-BODY, DETAIL, ACCENT = 0, 1, 2  # which colour of a palette a part takes
+# Which colour of a palette a part takes.
+BODY = 0
+DETAIL = 1
+ACCENT = 2
 
 
 @dataclass(frozen=True)

@@ -139,15 +139,15 @@ def render(document: str) -> np.ndarray:
 def glyphs(style: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Those of `names` that a style has, each `[PIXELS, PIXELS, 4]` uint8; rendered once and kept in `FOLDER`."""
     known = {**SEEN, **HELD_OUT}[style]
-    wanted = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
-    kept = FOLDER / f"{style}-{known.version}-{wanted}.npz"
-    if not kept.exists():
+    names_hash = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
+    archive = FOLDER / f"{style}-{known.version}-{names_hash}.npz"
+    if not archive.exists():
         url = f"https://registry.npmjs.org/@iconify-json/{style}/-/{style}-{known.version}.tgz"
         icons = member(fetch(url, known.sha512), "icons.json")
         documents = {name: svg(icons, name) for name in names}
-        found = {name: render(document) for name, document in documents.items() if document is not None}
-        with atomic_path(kept) as temporary:
-            pixels = np.stack(list(found.values()))
-            np.savez_compressed(temporary, allow_pickle=False, names=np.array(list(found)), pixels=pixels)
-    with np.load(kept, allow_pickle=False) as file:
+        pictures = {name: render(document) for name, document in documents.items() if document is not None}
+        with atomic_path(archive) as temporary:
+            pixels = np.stack(list(pictures.values()))
+            np.savez_compressed(temporary, allow_pickle=False, names=np.array(list(pictures)), pixels=pixels)
+    with np.load(archive, allow_pickle=False) as file:
         return dict(zip(file["names"].tolist(), file["pixels"], strict=True))

@@ -29,7 +29,8 @@ def _random_table(rng: np.random.Generator, columns: np.ndarray, rows: np.ndarra
 def smooth_noise(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random values at integer points, smoothly interpolated: value noise between 0 and 1."""
     table = rng.random((31, 37))
-    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+    column = np.floor(x).astype(int)
+    row = np.floor(y).astype(int)
     right, down = x - column, y - row
     right, down = right * right * (3 - 2 * right), down * down * (3 - 2 * down)
     upper = table[row % 31, column % 37] * (1 - right) + table[row % 31, (column + 1) % 37] * right
@@ -40,7 +41,8 @@ def smooth_noise(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.n
 def _nearest_points(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Distances to the nearest and second nearest of random points, one in every unit cell."""
     shift = rng.random((31, 37, 2))
-    column, row = np.floor(x).astype(int), np.floor(y).astype(int)
+    column = np.floor(x).astype(int)
+    row = np.floor(y).astype(int)
     distances = []
     for i in (-1, 0, 1):
         for j in (-1, 0, 1):
@@ -88,7 +90,8 @@ def honeycomb(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndar
     for shift in (0.0, 0.5):  # a hexagonal lattice is two rectangular ones
         dx = x - np.floor(x + shift + 0.5) + shift
         dy = y / np.sqrt(3) - np.floor(y / np.sqrt(3) + shift + 0.5) + shift
-        dx, dy = np.abs(dx), np.abs(dy) * np.sqrt(3)
+        dx = np.abs(dx)
+        dy = np.abs(dy) * np.sqrt(3)
         distances.append(np.maximum(dx, 0.5 * dx + 0.866 * dy))
     return _edge(0.5 - rng.uniform(0.06, 0.12) - np.minimum(*distances), 0.08)
 

@@ -123,8 +123,9 @@ def _emoji(rng: np.random.Generator) -> Scene:
     image = stickers.sticker(pictures[icon], rng, size=painting.SIZE)
     if rng.random() < 0.2:
         image = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
-    name, own = concepts.noun(icon), icon.replace("-", " ")
-    phrases = (f"an emoji of a {own}", f"a {own}", *(f"a {tag}" for tag in described[icon]))
+    name = concepts.noun(icon)
+    word = icon.replace("-", " ")
+    phrases = (f"an emoji of a {word}", f"a {word}", *(f"a {tag}" for tag in described[icon]))
     return Scene(image, "emoji", name, phrases)
 
 
@@ -220,14 +221,15 @@ def _pair(rng: np.random.Generator) -> Scene:
     first, second = (str(name) for name in rng.choice(list(drawings), 2, replace=False))
     palettes = [painting.random_palette(rng, colourful=1.0) for _ in range(2)]
     canvas = painting.new_canvas(palettes[0], rng)
-    beside = bool(rng.random() < 0.5)
+    is_beside = bool(rng.random() < 0.5)
     for position, (name, palette) in enumerate(zip((first, second), palettes, strict=True)):
-        along, across = 0.27 + 0.46 * position + rng.uniform(-0.03, 0.03), 0.5 + rng.uniform(-0.15, 0.15)
-        centre = (along, across) if beside else (across, along)
+        along = 0.27 + 0.46 * position + rng.uniform(-0.03, 0.03)
+        across = 0.5 + rng.uniform(-0.15, 0.15)
+        centre = (along, across) if is_beside else (across, along)
         size = CANVAS * rng.uniform(0.17, 0.23)
         placed = _place(drawings[name], rng, centre=(centre[0] * CANVAS, centre[1] * CANVAS), size=size)
         painting.paint(canvas, placed, palette, width=3.0 + 0.06 * size, outline=False)
-    relation = "left of" if beside else "above"
+    relation = "left of" if is_beside else "above"
     nouns = [_coloured(palette, name) for palette, name in zip(palettes, (first, second), strict=True)]
     phrases = (
         f"a {nouns[0]} {relation} a {nouns[1]}",

@@ -15,7 +15,8 @@ from clipbias.io import write_text
 from tools.demo.captions import caption_words
 
 END_OF_WORD = "</w>"
-START, END = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 
 COMMON_WORDS = """
 the of and to in is you that it he was for on are as with his they be at one have this from or had by hot word but
@@ -77,7 +78,8 @@ def learn_merges(words: dict[str, int], count: int) -> list[tuple[str, str]]:
         changed = set()
         for word in holders.pop(best):
             changed |= add(word, -1)
-            symbols, i = spelled[word], 0
+            symbols = spelled[word]
+            i = 0
             while i < len(symbols) - 1:
                 if (symbols[i], symbols[i + 1]) == best:
                     symbols[i : i + 2] = [best[0] + best[1]]

@@ -11,7 +11,8 @@ ROUNDING = 5e-6  # of float32 in towers of two layers, relative to the largest n
 
 def record(writer: str, settings: dict, images: np.ndarray, texts: np.ndarray) -> None:
     """Adds a writer's features, `[3, d]` each, to the expected outputs. Raises where the reference finds others."""
-    inputs, state = formats.inputs(settings), weights.double(formats.state(settings))
+    inputs = formats.inputs(settings)
+    state = weights.double(formats.state(settings))
     references = {
         "image_features": (images, numpy_clip.encode_image(state, settings, inputs["images"]).features),
         "text_features": (texts, numpy_clip.encode_text(state, settings, inputs["tokens"]).features),

@@ -27,8 +27,11 @@ from torch import nn
 DATA = Path(__file__).parents[2] / "tests" / "data_files"
 TEXTS = ("a photo of a cat.", "a photo of a Dog.", "a photo of a golden retriever.", "a photo of a big bird.")
 LABELS = (2, 0, 3)
-RATE, STEPS = 0.05, 3
-CONTEXT, LENGTH = 2, 32  # learned tokens, positions
+RATE = 0.05
+STEPS = 3
+# Learned tokens, and positions.
+CONTEXT = 2
+LENGTH = 32
 WORDS = [*TEXTS, "satellite texture type painting", "maine coon", "the quick brown fox jumps over lazy dogs"] * 20
 VISION = dict(
     hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=2
@@ -90,16 +93,19 @@ FAMILIES: dict[str, tuple[Any, str]] = {
 
 def random_model(kind: str, tokenizer: Any) -> Any:
     """A model with random weights, larger than those that training starts from, so that every part counts."""
-    siglip, size = kind == "Siglip", max(tokenizer.get_vocab().values()) + 1
+    siglip = kind == "Siglip"
+    size = max(tokenizer.get_vocab().values()) + 1
     text = TEXT | dict(vocab_size=size, max_position_embeddings=LENGTH, pad_token_id=tokenizer.pad_token_id)
     if siglip:
         # As in SigLIP's largest models, the patches leave a margin.
-        own: dict[str, Any] = dict(vision_config=VISION | {"image_size": 9}, text_config=text | {"projection_size": 16})
+        settings: dict[str, Any] = dict(
+            vision_config=VISION | {"image_size": 9}, text_config=text | {"projection_size": 16}
+        )
     else:
         text |= dict(eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, projection_dim=10)
-        own = dict(vision_config=VISION | {"projection_dim": 10}, text_config=text, projection_dim=10)
+        settings = dict(vision_config=VISION | {"projection_dim": 10}, text_config=text, projection_dim=10)
     torch.manual_seed(7)
-    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**own)).eval()
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.3)
@@ -112,7 +118,7 @@ def random_model(kind: str, tokenizer: Any) -> Any:
 
 
 @contextmanager
-def adapted(  # noqa: C901 (a hook for each field)
+def adapted(  # noqa: C901, PLR0915 (a hook for each field)
     model: Any, added: dict[str, torch.Tensor], read: torch.Tensor | None
 ) -> Iterator[None]:
     """Runs a model with what methods add: biases behind blocks, prompts in both towers, low-rank changes of kernels.
@@ -122,8 +128,10 @@ def adapted(  # noqa: C901 (a hook for each field)
       added: by the names of `Adaptation`; of low rank by `lora.{tower}.down` and `lora.{tower}.up`.
       read: the position of each text that is read out, of a model with `[cls]` and SOS; `None` of SigLIP.
     """
-    first, handles = int(read is not None), []
-    vision, count = model.vision_model, added["vision_prompts"].shape[1] if "vision_prompts" in added else 0
+    first = int(read is not None)
+    handles = []
+    vision = model.vision_model
+    count = added["vision_prompts"].shape[1] if "vision_prompts" in added else 0
 
     def changed(output: Any, change: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -173,7 +181,8 @@ def adapted(  # noqa: C901 (a hook for each field)
         if read is None:
             handles.append(vision.head.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, :-count],)))
     if "text_context" in added:
-        context, text = added["text_context"], model.text_model
+        context = added["text_context"]
+        text = model.text_model
         places = slice(first, first + len(context))
         embedding = text.embeddings.token_embedding
         handles.append(embedding.register_forward_hook(lambda module, inputs, x: with_rows(x, context, places)))
@@ -191,8 +200,8 @@ def logits(model: Any, ids: Any, pixels: Any, added: dict[str, torch.Tensor], re
     with adapted(model, added, read):
         outputs = model(input_ids=ids, pixel_values=pixels)
         if "text_residual" in added:  # of TaskRes, before the features are normalised
-            found = model.get_text_features(input_ids=ids)
-            text = getattr(found, "pooler_output", found) + 0.5 * added["text_residual"]
+            output = model.get_text_features(input_ids=ids)
+            text = getattr(output, "pooler_output", output) + 0.5 * added["text_residual"]
         else:
             text = outputs.text_embeds
     scale = torch.tensor(100.0).double() if "lora.vision.down" in added else model.logit_scale.exp()
@@ -202,7 +211,8 @@ def logits(model: Any, ids: Any, pixels: Any, added: dict[str, torch.Tensor], re
 
 def trained(model: Any, ids: Any, pixels: Any, read: Any) -> dict[str, torch.Tensor]:
     """What three steps of SGD make of random learnables of five methods."""
-    kinds, found = 1 if read is None else 2, dict[str, torch.Tensor]()
+    kinds = 1 if read is None else 2
+    tensors = dict[str, torch.Tensor]()
     biases: dict[str, tuple[int, ...]]
     biases = {"vision_bias": (3, 16), "text_bias": (3, 12)}
     prompts: dict[str, tuple[int, ...]]
@@ -229,9 +239,9 @@ def trained(model: Any, ids: Any, pixels: Any, read: Any) -> dict[str, torch.Ten
             loss = nn.functional.cross_entropy(logits(model, ids, pixels, added, read), torch.tensor(LABELS))
             loss.backward()
             optimizer.step()
-        found |= {f"{method}.loss": loss} | {f"{method}.before.{k}": torch.from_numpy(v) for k, v in start.items()}
-        found |= {f"{method}.after.{key}": value for key, value in leaves.items()}
-    return found
+        tensors |= {f"{method}.loss": loss} | {f"{method}.before.{k}": torch.from_numpy(v) for k, v in start.items()}
+        tensors |= {f"{method}.after.{key}": value for key, value in leaves.items()}
+    return tensors
 
 
 def write(name: str) -> None:
@@ -257,9 +267,9 @@ def write(name: str) -> None:
         plain = model(input_ids=ids, pixel_values=pixels)
         image_features = model.get_image_features(pixel_values=pixels)
         text_features = model.get_text_features(input_ids=ids)
-    found = {"tokens": ids, "logits": plain.logits_per_image}
-    found |= {"image_features": getattr(image_features, "pooler_output", image_features)}
-    found |= {"text_features": getattr(text_features, "pooler_output", text_features)}
+    stored = {"tokens": ids, "logits": plain.logits_per_image}
+    stored |= {"image_features": getattr(image_features, "pooler_output", image_features)}
+    stored |= {"text_features": getattr(text_features, "pooler_output", text_features)}
     leaves = {key: torch.from_numpy(value).double().requires_grad_() for key, value in added.items()}
     read = None if kind == "Siglip" else (ids == tokenizer.eos_token_id).int().argmax(-1)
     with adapted(model, leaves, read):
@@ -267,9 +277,9 @@ def write(name: str) -> None:
     loss = nn.functional.cross_entropy(changed, torch.tensor(LABELS))
     loss.backward()
     model.requires_grad_(False)
-    found |= trained(model, ids, pixels, read)
-    found |= {"adapted.logits": changed, "adapted.loss": loss} | {f"gradient.{k}": x.grad for k, x in leaves.items()}
-    arrays = {key: value.detach().numpy() for key, value in found.items()}
+    stored |= trained(model, ids, pixels, read)
+    stored |= {"adapted.logits": changed, "adapted.loss": loss} | {f"gradient.{k}": x.grad for k, x in leaves.items()}
+    arrays = {key: value.detach().numpy() for key, value in stored.items()}
     arrays = {key: np.array(x, x.dtype if x.dtype.kind == "i" else np.float32, order="C") for key, x in arrays.items()}
     arrays |= {"images": images, **{f"added.{key}": value for key, value in added.items()}}
     safetensors.numpy.save_file(arrays, folder / "expected.safetensors")

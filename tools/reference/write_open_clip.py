@@ -92,9 +92,10 @@ def geometry(settings: dict) -> dict[str, Any]:
 
 def build(settings: dict, state: weights.State, cast_dtype: torch.dtype | None = None) -> CLIP:
     """open_clip's model with these weights, in float32."""
-    chosen = geometry(settings)
-    vision, text = CLIPVisionCfg(**chosen["vision_cfg"]), CLIPTextCfg(**chosen["text_cfg"])
-    model = CLIP(chosen["embed_dim"], vision, text, quick_gelu=True, cast_dtype=cast_dtype).eval()
+    sizes = geometry(settings)
+    vision = CLIPVisionCfg(**sizes["vision_cfg"])
+    text = CLIPTextCfg(**sizes["text_cfg"])
+    model = CLIP(sizes["embed_dim"], vision, text, quick_gelu=True, cast_dtype=cast_dtype).eval()
     named = {name: torch.from_numpy(np.array(renamed(state, name))) for name in model.state_dict()}
     model.load_state_dict(named)
     open_clip.model.set_model_preprocess_cfg(model, dataclasses.asdict(open_clip.transform.PreprocessCfg()))
@@ -150,16 +151,16 @@ def main() -> None:
     archive = folders["openai"] / "ViT-tiny.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about sizes that it takes for constants
-        given = formats.inputs(settings)
-        pixels = torch.from_numpy(np.array(given["images"].transpose(0, 3, 1, 2))).half()
-        tokens = torch.from_numpy(given["tokens"])
+        inputs = formats.inputs(settings)
+        pixels = torch.from_numpy(np.array(inputs["images"].transpose(0, 3, 1, 2))).half()
+        tokens = torch.from_numpy(inputs["tokens"])
         methods = {"forward": (pixels, tokens), "encode_image": (pixels,), "encode_text": (tokens,)}
         torch.jit.trace_module(half, methods).save(archive)
         drop_debugging(archive)
         reloaded = torch.jit.load(archive)
     widened = build(settings, state)
-    kept = {name: value.float() for name, value in reloaded.state_dict().items() if name in widened.state_dict()}
-    widened.load_state_dict(kept)
+    shared = {name: value.float() for name, value in reloaded.state_dict().items() if name in widened.state_dict()}
+    widened.load_state_dict(shared)
     common.record("openai", settings, *features(widened, settings))
 
     trained = copy.deepcopy(model)
