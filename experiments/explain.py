@@ -5,7 +5,7 @@
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
 each and an `overview.html`. The section `constants` saves the bias that is equivalent to each tuned adapter as an
-adapter of its own, in `equivalent_bias/`.
+adapter of its own, in `equivalent_bias/`. At the end it prints the answer that the report begins with.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import SECTIONS, StudyResults
+from clipbias.explain.results import SECTIONS, Answer, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
@@ -59,6 +59,7 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
         for name in groups:  # all of them before the first study
             load(name).split(settings.split)
         folders = {name: workdir / name.replace("/", "_") if has_overview else workdir for name in groups}
+        answers = dict[str, Answer | None]()
         for number, (name, folder) in enumerate(folders.items(), start=1):
             results = explain(settings, load(name), groups[name], folder, sections, name=name)
             accuracies = {f"accuracy/{model.key}": model.accuracy for model in results.models}
@@ -66,6 +67,7 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             # Not before: it replaces what an earlier study left.
             metrics = metrics or opened.enter_context(MetricWriter(workdir))
             metrics.write(number, {**about, **accuracies, "seconds": results.seconds})
+            answers[name] = results.answer
         hosts.leave()
         if not hosts.is_first():
             return
@@ -73,6 +75,15 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             common.tell(f"report: {write_report(folder, folder / 'report')}")
         if has_overview:
             common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
+        for name, answer in answers.items():
+            if answer is not None:
+                common.tell(*answer_lines(answer, name if has_overview else ""))
+
+
+def answer_lines(answer: Answer, dataset: str) -> list[str]:
+    """The answer as a report begins with it, of one dataset of several with its name."""
+    reasons = [f"  {reason.about}: {reason.text}" for reason in answer.reasons]
+    return [f"{dataset}: {answer.headline}" if dataset else answer.headline, *reasons]
 
 
 def named_sections(text: str) -> list[str]:

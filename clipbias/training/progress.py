@@ -24,6 +24,20 @@ class _Lines:
         """Every line is flushed."""
 
 
+class _Bar(tqdm):
+    """A bar that says about how long its work still takes, once its first units are done."""
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        facts: dict[str, Any] = dict(super().format_dict)
+        done = facts["n"] - facts.get("initial", 0)
+        remaining = (facts["total"] or 0) - facts["n"]
+        # That of the last units: the first one compiles the program.
+        rate = facts.get("rate") or (done / facts["elapsed"] if facts["elapsed"] else 0)
+        facts["left"] = f", {forecast(remaining / rate)}" if done and rate and remaining > 0 else ""
+        return facts
+
+
 class Progress:
     """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
 
@@ -40,10 +54,11 @@ class Progress:
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
         if sys.stderr.isatty():
             shared |= {"file": sys.stderr, "dynamic_ncols": True}
+            shared |= {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt}{left}, {rate_fmt}{postfix}"}
         else:
             shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 1}
-            shared |= {"bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}, {remaining} left"}
-        self._bar = tqdm(disable=jax.process_index() != 0, **shared)
+            shared |= {"bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}{left}"}
+        self._bar = _Bar(disable=jax.process_index() != 0, **shared)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
         """Counts `count` more units and shows `values` beside them."""
@@ -71,6 +86,14 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def forecast(seconds: float) -> str:
+    """`about 40 s left`, `about 4 min left`, `about 3 h left`."""
+    if seconds < 90:
+        return f"about {max(10, 10 * round(seconds / 10))} s left"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min left" if minutes < 90 else f"about {round(minutes / 60)} h left"
 
 
 def readable(value: float) -> str:

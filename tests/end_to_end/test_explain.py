@@ -61,6 +61,9 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     printed, _ = succeed_here(experiments.explain, settings, tmp_path)
     report = tmp_path / "report" / "report.html"
     assert str(report) in printed
+    answer = load_results(tmp_path).answer
+    assert printed.rstrip().endswith("\n".join(experiments.explain.answer_lines(answer, "")))
+    assert answer.headline in printed and printed.count(answer.reasons[-1].text) == 1
     assert "What carries the gain" in report.read_text("utf-8")
     assert ("Explore the images" in report.read_text("utf-8")) == whole
     assert_recorded(tmp_path, "results.json", "results.npz")
@@ -210,7 +213,6 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
         ({"sections": "relevance"}, "unknown section 'relevance'"),
         ({"adapters": "/nowhere"}, "no adapter file /nowhere"),
         ({}, "no dataset to explain; give --config.dataset=NAME"),
-        ({"sections": "interpret"}, "the words nearest to learned prompts are in 'words'"),
     ],
 )
 def test_refusals(settings, message, tmp_path):

@@ -1,10 +1,13 @@
 """The explorer's tables against the results' arrays, and its view in the page's address: links, back and forward."""
 
+import re
+
 import numpy as np
 import pytest
 
 from clipbias.explain.results import CHANGES
 from clipbias.report.explorer import explorer_data
+from tests.documents import ROOT
 from tests.reference.sections import order
 from tests.report.exploring import GRID, LAYERS, Expected, pick
 
@@ -201,6 +204,16 @@ def test_what_is_chosen_while_an_address_is_written_stays(opened):
 
 
 MISSED = "(e => e.hidden ? '' : e.textContent)(document.getElementById('explore-missed'))"
+
+
+def test_the_addresses_of_the_docs_work_on_a_page(opened, page):
+    addresses = re.findall(r"report\.html(#explore/[^`]*)", (ROOT / "docs" / "report.md").read_text("utf-8"))
+    assert addresses
+    for address in addresses:
+        opened.open(page, fragment=address)
+        assert opened.evaluate(MISSED) == ""
+        asked = dict(part.split("=") for part in address.removeprefix("#explore/").split("&"))
+        assert asked and asked.items() <= view(opened).items()
 
 
 @pytest.mark.long

@@ -2,12 +2,13 @@
 
 import io
 import itertools
+import re
 import time
 
 import pytest
 
 from clipbias.training import progress
-from clipbias.training.progress import Progress, readable
+from clipbias.training.progress import Progress, forecast, readable
 
 
 class Terminal(io.StringIO):
@@ -32,7 +33,7 @@ def test_it_shows_the_work_the_values_and_the_end(stream: type[io.StringIO], mon
         assert part in shown.getvalue(), part
     assert ("\r" in shown.getvalue()) == shown.isatty()
     assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
-    assert not shown.isatty() or all(f" {done}/3 " in shown.getvalue() for done in (1, 2, 3))
+    assert not shown.isatty() or all(f" {done}/3," in shown.getvalue() for done in (1, 2, 3))
 
 
 def test_lines_elsewhere_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +43,38 @@ def test_lines_elsewhere_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
             bar.advance()
     first, last = shown.getvalue().splitlines()
     assert first.startswith("steps 0/100") and last.startswith("steps 100/100")
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_the_time_left_is_told_from_the_first_batches(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen batches of thirty seconds each are eight minutes, of which seven are left after two."""
+    now = 0.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    monkeypatch.setattr("sys.stderr", shown := stream())
+    bar = Progress(16, title="measurements")
+    for _ in range(16):
+        now += 30.0
+        bar.advance()
+    bar.close()
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown.getvalue()) if line.strip()]
+    assert "left" not in lines[0] and " 0/16" in lines[0]
+    (second,) = [line for line in lines if " 2/16" in line]
+    assert ", about 7 min left" in second
+    assert any(" 15/16, about 30 s left" in line for line in lines) and "left" not in lines[-1]
+
+
+def test_forecasts_are_round() -> None:
+    seconds = (2.0, 44.0, 89.0, 100.0, 3600.0, 3 * 3600.0)
+    assert [forecast(each).split()[1:3] for each in seconds] == [
+        ["10", "s"],
+        ["40", "s"],
+        ["90", "s"],
+        ["2", "min"],
+        ["60", "min"],
+        ["3", "h"],
+    ]
 
 
 def test_nothing_is_counted_before_a_total_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 "use strict";
 
 /**
- * The view in the page's address, `#explore/image=12&layer=3`: a link, or the browser's way back, leads to it again.
+ * The view in the page's address, `#explore/layer=2&order=likelihood-gain`: a link, or the browser's way back, leads to it again.
  * What is as it was at first is left out.
  *
  * `current()` has the values of all fields as texts; `apply(values, asked)` shows a view, where `asked` are the fields
