@@ -256,6 +256,9 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
     with atomic_path(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
+            # safetensors makes files that only their owner may read; other files' permissions are the umask's.
+            (example := temporary.with_name("permissions")).touch()
+            shutil.copymode(example, temporary)
         except safetensors.SafetensorError as error:
             words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
             raise OSError(words or str(error)) from error

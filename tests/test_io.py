@@ -43,6 +43,17 @@ def test_a_file_in_the_making_is_private_and_its_name_cannot_be_guessed(tmp_path
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_tensors_have_the_permissions_of_other_files(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"a": np.arange(3)}, {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o666 & ~mask
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 def test_an_error_leaves_the_file_before(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "before")
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "a") as part:

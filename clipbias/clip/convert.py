@@ -63,7 +63,8 @@ def from_tensors(
       where: the checkpoint, for messages.
 
     Raises:
-      ClipbiasError: lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights.
+      ClipbiasError: lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or
+        names a tensor with numbers that are not finite.
     """
     table = _fitting(table, config)
     tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
@@ -92,8 +93,18 @@ def from_tensors(
             + "\n  ".join(shown)
         )
     tree = empty_params(config)
+    damaged = []
     for row, name, view in _pieces(config, table, tree):
-        view[...] = row.layout.load(np.asarray(tensors[name].read(), np.float32).reshape(expected[name]))
+        values = np.asarray(tensors[name].read(), np.float32)
+        if not np.isfinite(values).all():
+            damaged.append(name)
+        view[...] = row.layout.load(values.reshape(expected[name]))
+    if damaged:
+        more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
+        raise ClipbiasError(
+            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
+            "before its training diverged."
+        )
     return tree
 
 

@@ -167,6 +167,24 @@ CASES: list[Case] = [
     tensor("Hugging Face", "text.transformer.encoder.layer.0.output.dense.weight"),
     tensor("custom text tower", "text_projection.bias"),
     tensor("SigLIP", "vision_model.head.probe"),
+    # Numbers that are none, in both formats.
+    *(
+        tensors(
+            f"holds NaN or infinite numbers in {name};", file, lambda whole, name=name, bad=bad: {name: whole[name] + bad}
+        )
+        for name, file, bad in (
+            ("visual_projection.weight", WEIGHTS, np.float32(np.nan)),
+            ("ln_final.bias", f"open_clip/{OPEN_CLIP}", np.float32(-np.inf)),
+        )
+    ),
+    tensors(
+        "numbers in visual_projection.weight and 1 other tensors",
+        WEIGHTS,
+        lambda whole: {
+            name: np.full_like(whole[name], np.nan)
+            for name in ("visual_projection.weight", "text_model.final_layer_norm.bias")
+        },
+    ),
     # All differences in a single message.
     tensors(
         "(3 differences)|missing: visual_projection.weight|unexpected: adapter.weight (2, 2)"
