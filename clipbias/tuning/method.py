@@ -34,7 +34,8 @@ CONSTANTS = "constants"
 # the memory.
 Tokens = Annotated[int, Range(1, 1000)]
 TokensOrNone = Annotated[int, Range(0, 1000)]
-Depth = Annotated[int, Range(1, 1000)] | None
+Layers = Annotated[int, Range(1, 1000)]
+Depth = Layers | None
 
 
 @dataclasses.dataclass(frozen=True)

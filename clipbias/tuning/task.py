@@ -94,7 +94,7 @@ class Task:
             method learns a context, it stands before them.
           method_name: name of a `Method` in adapter files; `None` selects the preset or program that fits best.
           dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for this device's default.
-          **options: the method's options.
+          **options: the method's options; one that is `None` is not set.
 
         Raises:
           ClipbiasError: `clip` is no model; unknown method or option; a name or template that cannot be used, or a
@@ -105,7 +105,8 @@ class Task:
         classes = Classes.of(class_names)
         if isinstance(method, str):
             self.method_name = method
-            self.method = resolve_method(method, options, dataset=classes.name, shots=shots)
+            given = {option: value for option, value in options.items() if value is not None}
+            self.method = resolve_method(method, given, dataset=classes.name, shots=shots)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:

@@ -49,7 +49,7 @@ def test_depth_and_count_of_prompts(clip):
         ("ivlp", {"vision_depth": 2}, (2, 3), (4, 4)),
         ("ivlp", {"depth": 2, "text_depth": 3}, (2, 3), (4, 4)),
         ("maple", {"depth": 2}, (2, 2), (2, 2)),
-        ("maple", {"depth": None}, (3, 3), (2, 2)),
+        ("maple", {"depth": 1000}, (3, 3), (2, 2)),
         ("bias", {}, (0, 0), (0, 0)),
     ):
         task = Task(clip, method, ["cat"], **options)

@@ -112,6 +112,9 @@ def test_a_task_of_a_dataset_has_the_dataset_s_options(clip: Clip) -> None:
         "a photo of a cat, a car.",
     )
     assert Task(clip, "mmrl", cars, weight=0.5).method.weight == 0.5
+    assert Task(clip, "mmrl", cars, weight=None).method.weight == 7.0  # not set, as on a command line
+    for depth, layers in ((None, 3), (1, 1), (1000, 3)):  # of three
+        assert len(Task(clip, "maple", cars, depth=depth).shapes["projection_bias"]) == layers
     assert Task(clip, "mmrl", ("cat", "dog")).method.weight == 0.5
     assert Task(clip, "mmrl", cars, template="a {}.").texts == ("a cat.", "a dog.")
     described = dataclasses.replace(cars, descriptions={"cat": ["it purrs."], "dog": ["it barks."]})

@@ -36,9 +36,9 @@ def test_the_authors_options_by_dataset_and_shots() -> None:
         assert strengths == [None, None, None, 0.8, 0.8]
     assert chosen("prograd", "food101", 16).strength is None
     assert chosen("prograd", "oxford_pets", 16).template == "a type of pet, a photo of a {}."
-    assert chosen("prograd", "stanford_cars", 16).template == ""
+    assert chosen("prograd", "stanford_cars", 16).template is None
     assert chosen("kgcoop", "dtd", 4).template == "a photo of a {}, a type of texture."
-    assert chosen("kgcoop", "oxford_pets", 4).template == ""
+    assert chosen("kgcoop", "oxford_pets", 4).template is None
     assert chosen("prograd", "dtd", 16, strength=1.0).strength == 1.0
 
 

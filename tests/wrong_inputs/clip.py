@@ -170,7 +170,9 @@ CASES: list[Case] = [
     # Numbers that are none, in both formats.
     *(
         tensors(
-            f"holds NaN or infinite numbers in {name};", file, lambda whole, name=name, bad=bad: {name: whole[name] + bad}
+            f"holds NaN or infinite numbers in {name};",
+            file,
+            lambda whole, name=name, bad=bad: {name: whole[name] + bad},
         )
         for name, file, bad in (
             ("visual_projection.weight", WEIGHTS, np.float32(np.nan)),

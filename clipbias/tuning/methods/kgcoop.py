@@ -29,7 +29,7 @@ class KgCoOp(CoOp):
 
     Attributes:
       weight: `λ`.
-      template: of the teacher, with `{}`; empty for the dataset's own.
+      template: of the teacher, with `{}`; `None` for the dataset's own.
       recipe: "common", or "authors" for 100 epochs at 0.002 with 128 images a step.
     """
 
@@ -37,11 +37,11 @@ class KgCoOp(CoOp):
     datasets: ClassVar[DatasetOptions] = {"dtd": {"template": "a photo of a {}, a type of texture."}}
 
     weight: Annotated[float, Range(0)] = 8.0
-    template: str = ""
+    template: str | None = None
     recipe: RecipeName = COMMON
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText((self.template or template,))
+        return PromptText((template if self.template is None else self.template,))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.tuning.context import context_text, initial_context, initial_linear, random_prompts
-from clipbias.tuning.method import Depth, Learnables, Method, Tokens
+from clipbias.tuning.method import Layers, Learnables, Method, Tokens
 from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.prompt_text import PromptText
 
@@ -21,7 +21,7 @@ class MaPLe(Method):
 
     Attributes:
       tokens: `T`, the same in both towers.
-      depth: number of layers with prompts, at most those of the shallower tower; `None` for all of these.
+      depth: number of layers with prompts; more than the shallower tower has are all of its layers.
       words: initial context.
     """
 
@@ -29,13 +29,13 @@ class MaPLe(Method):
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 2
-    depth: Depth = 9
+    depth: Layers = 9
     words: str = WORDS
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         text = clip.config.text
         vision = clip.config.vision
-        depth = min(self.depth or text.layers, text.layers, vision.layers)
+        depth = min(self.depth, text.layers, vision.layers)
         context, deep, first, deeper = jax.random.split(rng, 4)
         kernel, bias = initial_linear(first, text.width, vision.width)
         # The maps of deeper layers start as copies of one map.

@@ -47,7 +47,7 @@ class ProGrad(Method):
     Attributes:
       tokens: context length `T`.
       template: initial words and teacher's text; it ends with the class name and a full stop. By default the authors'
-        for a dataset of the catalogue. Empty for other datasets: the words are then "a photo of a", and the teacher
+        for a dataset of the catalogue. `None` for other datasets: the words are then "a photo of a", and the teacher
         uses the dataset's own template.
       strength: `λ`; `None` for the authors': 0.8 for Flowers102, DTD and EuroSAT with 8 or 16 images per class, else 1.
       temperature: `τ`.
@@ -68,14 +68,14 @@ class ProGrad(Method):
     }
 
     tokens: Tokens = 16
-    template: str = ""
+    template: str | None = None
     strength: Annotated[float, Range(0, 1)] | None = None
     temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
     recipe: RecipeName = COMMON
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.template and (not self.template.endswith(_END) or self.template.count("{}") != 1):
+        if self.template is not None and (not self.template.endswith(_END) or self.template.count("{}") != 1):
             raise ClipbiasError(
                 f"the template {self.template!r} does not end with the class name; ProGrad learns the words before it: "
                 "write one as in 'a photo of a {}.'."
@@ -97,7 +97,7 @@ class ProGrad(Method):
         return PromptText((placeholders + self._words + _END,), context_tokens=self.tokens)
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText((self.template or template,))
+        return PromptText((template if self.template is None else self.template,))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
@@ -137,7 +137,7 @@ class ProGrad(Method):
 
     @property
     def _words(self) -> str:
-        return self.template.removesuffix(_END) if self.template else WORDS
+        return WORDS if self.template is None else self.template.removesuffix(_END)
 
     def _count(self, clip: Clip) -> int:
         """Rows of the context that start from words: one per word."""

@@ -14,7 +14,7 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
-from clipbias.tuning.method import Depth, Learnables
+from clipbias.tuning.method import Layers, Learnables
 from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.preset import DatasetOptions, Preset
@@ -43,7 +43,7 @@ class PromptSRC(IVLP):
     with `μ` and `σ` as shares of `E`, so that the authors' Gaussians keep their place if the number of epochs changes.
 
     Attributes:
-      depth: number of layers with prompts, at most each tower's; `None` for all layers.
+      depth: number of layers with prompts; more than a tower has are all of its layers.
       text_weight, image_weight: `λ_t`, `λ_i`.
       templates: the teacher's, a choice of `tuning.templates` or templates with `{}`.
       mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45
@@ -70,7 +70,7 @@ class PromptSRC(IVLP):
         ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"), _LATE
     )
 
-    depth: Depth = 9
+    depth: Layers = 9
     text_weight: Annotated[float, Range(0)] = 25.0
     image_weight: Annotated[float, Range(0)] = 10.0
     templates: str | tuple[str, ...] = "imagenet_60"

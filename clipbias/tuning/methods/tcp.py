@@ -35,8 +35,8 @@ class TCP(Method):
       block: the block, counted from 0; the last one in a text tower with fewer blocks.
       hidden: the network's width is `d` divided by it.
       weight: `λ`.
-      template: of `g⁰`, with `{}`; empty for the dataset's own.
-      suffix: text after the class name; empty for that of the dataset's own template.
+      template: of `g⁰`, with `{}`; `None` for the dataset's own.
+      suffix: text after the class name; `None` for that of the dataset's own template.
       recipe: "common", or the "authors'": Adam at 0.002 with an epsilon of 1e-3, 50 epochs, batches of 32.
     """
 
@@ -53,8 +53,8 @@ class TCP(Method):
     block: Annotated[int, Range(1, 1000)] = 8
     hidden: Annotated[int, Range(1, 10_000)] = 4
     weight: Annotated[float, Range(0)] = 8.0
-    template: str = ""
-    suffix: str = ""
+    template: str | None = None
+    suffix: str | None = None
     recipe: RecipeName = COMMON
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
@@ -89,11 +89,11 @@ class TCP(Method):
         )
 
     def text(self, template: str, clip: Clip) -> PromptText:
-        suffix = self.suffix or template.partition("{}")[2]
+        suffix = template.partition("{}")[2] if self.suffix is None else self.suffix
         return PromptText((" ".join(["X"] * self.tokens) + " {}" + suffix,), context_tokens=self.tokens)
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText((self.template or template,))
+        return PromptText((template if self.template is None else self.template,))
 
     def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:
         constants = learnables[CONSTANTS] | {"classes": unit_length(average_texts(text))}
