@@ -100,7 +100,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("bias")
     test = colours.split("test")
-    images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.config.vision.image_size))
+    images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.preprocessing.side))
     rows = tiny.run(specs)
     compute = jax.jit(tiny.adapter(specs[0]).task(clip).logits)
     for row, spec in zip(rows, specs, strict=True):
