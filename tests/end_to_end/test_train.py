@@ -95,9 +95,10 @@ def test_the_rate_of_own_pictures_is_selected(
         refusal = binaries.refusal_here(train, settings | {"epochs": 7}, tmp_path / "own")
         assert "holds the adapter of a run with other settings (recipe" in refusal
     # A rate that is given is taken, and a sweep goes into another folder.
-    binaries.succeed_here(train, settings | {"learning_rate": 0.02}, tmp_path / "given")
+    binaries.succeed_here(train, settings | {"learning_rate": row["learning_rate"]}, tmp_path / "given")
     result = json.loads((tmp_path / "given" / "result.json").read_text())
-    assert result["learning_rate"] == 0.02 and result["validation"] == "none" and "choice" not in result
+    assert result["learning_rate"] == row["learning_rate"] and result["accuracy"] == row["accuracy"]
+    assert result["validation"] == "none" and "choice" not in result
     grid = {
         "model": str(model),
         "datasets": ("folder",),

@@ -17,12 +17,12 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.held_out import hold_out
 from clipbias.data.images import Images
+from clipbias.training import caution, selection
 from clipbias.training import mesh as meshes
-from clipbias.training import selection
-from clipbias.training.job import NotSideBySide, Run
-from clipbias.tuning import Recipe, Task
+from clipbias.training.job import NotSideBySide, Run, TrainJob, TrainResult
+from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.learnables import select_run
-from tests.training.conftest import train_runs
+from tests.training.conftest import make_job, train_runs
 
 GIVEN: dict[str, Any] = {"seed": 3, "progress": False, "epochs": 9, "batch_size": 4}
 RECIPE = Recipe(epochs=9, batch_size=4)
@@ -43,7 +43,7 @@ def score(task: Task, learnables: Any, split: Split) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def fitted(clip: Clip, colours: Dataset) -> TunedModel:
     """Of six training images of each colour, one of which is held out."""
-    return clipbias.fit(clip, "bias", without_validation(colours), mesh=meshes.single_device(), **GIVEN)
+    return fit_and_listen(clip, "bias", without_validation(colours), mesh=meshes.single_device(), **GIVEN)[0]
 
 
 def test_the_best_of_four_rates_trains_on_all_images(clip: Clip, colours: Dataset, fitted: TunedModel) -> None:
@@ -66,7 +66,7 @@ def test_the_best_of_four_rates_trains_on_all_images(clip: Clip, colours: Datase
     assert choice[ZERO_SHOT] == pytest.approx({"accuracy": accuracy, "loss": loss}, rel=1e-3)
     best = choice["tried"][int(np.argmin(losses))]["learning_rate"]
     assert fitted.notes["learning_rate"] == best and len({f"{loss:.3f}" for loss in losses}) == 4
-    direct = clipbias.fit(clip, "bias", dataset, learning_rate=best, mesh=meshes.single_device(), **GIVEN)
+    direct, _ = fit_and_listen(clip, "bias", dataset, learning_rate=best, mesh=meshes.single_device(), **GIVEN)
     jax.tree.map(np.testing.assert_array_equal, direct.learnables, fitted.learnables)
     assert "choice" not in direct.notes and direct.notes["learning_rate"] == best
 
@@ -78,20 +78,42 @@ def test_candidates_that_fail_or_do_not_fit_together(
     sizes = []
     train_job = selection.train_job
 
-    def train_alone(job: Any) -> Any:
+    def train_alone(job: TrainJob) -> TrainResult:
         sizes.append(len(job.runs))
         if len(job.runs) > 1:
             raise NotSideBySide("too many")
         return train_job(job)
 
     monkeypatch.setattr(selection, "train_job", train_alone)
-    monkeypatch.setattr(Recipe, "candidates", lambda recipe: (0.0025, 0.16, 1e38))
-    model = clipbias.fit(clip, "bias", without_validation(colours), mesh=meshes.single_device(), **GIVEN)
-    assert sizes == [3, 1, 1, 1]
-    choice: Any = model.notes["choice"]
+    monkeypatch.setattr(Recipe, "candidates", lambda recipe: (0.16, 1e38))
+    dataset = without_validation(colours)
+    task = Task(clip, "bias", dataset, template=dataset.template)
+    train = dataset.split("train")
+    job = make_job(task, [Run(Images.of(train), 3, protocols.full(dataset))], RECIPE)
+    held = hold_out(train, None, seed=3)
+    selected = selection.select(job, held, compares_rates=True)
+    assert selected is not None and sizes == [2, 1, 1]
     known: Any = fitted.notes["choice"]
-    assert choice["tried"][2]["loss"] is None and model.notes["learning_rate"] != 1e38
-    assert choice["tried"][1] == pytest.approx(known["tried"][2], rel=1e-4)
+    assert [candidate.loss for candidate in selected.candidates] == [
+        pytest.approx(known["tried"][2]["loss"], rel=1e-4),
+        None,
+    ]
+    assert selected.best.learning_rate == 0.16
+    assert str(selected).startswith(f"learning rate 0.16, of 0.16 ({selected.best.loss:.3g}), 1e+38 (failed): cross-e")
+    chosen = selection.apply(job, selected)
+    assert chosen.training.learning_rate == chosen.runs[0].learning_rate == 0.16
+    # Without images to compare on the recipe's rate is kept, with a sentence.
+    nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)
+    assert selection.select(job, nothing, compares_rates=True) is None
+    words = caution.nothing_held_out(job, nothing, compares_rates=True)
+    assert words.startswith(
+        "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
+        "out: the recipe's learning rate, 0.0025, was taken. Give validation images, or at least 3"
+    )
+    assert caution.nothing_held_out(job, nothing, compares_rates=False) == ""
+    monkeypatch.setattr(Recipe, "candidates", lambda recipe: (1e37, 1e38))
+    with pytest.raises(clipbias.ClipbiasError, match=r"bias fails at every learning rate from 1e.37 to 1e.38"):
+        selection.select(job, held, compares_rates=True)
 
 
 def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Dataset) -> None:
@@ -100,44 +122,46 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Data
     held = hold_out(dataset.split("train"), None, seed=3)
     assert held.choose is not None
     settings: dict[str, Any] = {"seed": 3, "progress": False, "mesh": meshes.single_device()}
-    for method, names in {"gda": ("alpha",), "tip_adapter": ("alpha", "beta")}.items():
-        model = clipbias.fit(clip, method, dataset, **settings)
-        trial = clipbias.fit(clip, method, held.train, class_names=dataset, validation=held.choose, **settings)
-        choice: Any = model.notes["choice"]
-        searched = {name: float(trial.learnables["constants"][name]) for name in names}
-        assert choice["options"] == pytest.approx(searched, rel=1e-6) and "learning_rate" not in model.notes
-        accuracy, loss = score(trial.task, trial.learnables, held.choose)
-        (line,) = choice["tried"]
-        assert line["learning_rate"] is None
-        assert (line["accuracy"], line["loss"]) == pytest.approx((accuracy, loss), rel=1e-3)
-        # Made of all images: another classifier at the same setting.
-        for name in {"gda": ("weight",), "tip_adapter": ("keys",)}[method]:
-            of_all, of_rest = (np.asarray(fit.learnables["constants"][name]) for fit in (model, trial))
-            assert of_all.shape != of_rest.shape or not np.allclose(of_all, of_rest)
-        assert {name: float(model.learnables["constants"][name]) for name in names} == searched
+    model, _ = fit_and_listen(clip, "gda", dataset, **settings)
+    trial, words = fit_and_listen(clip, "gda", held.train, class_names=dataset, validation=held.choose, **settings)
+    choice: Any = model.notes["choice"]
+    alpha = float(trial.learnables["constants"]["alpha"])
+    assert choice["options"] == pytest.approx({"alpha": alpha}, rel=1e-6) and "learning_rate" not in model.notes
+    assert model.task.options()["alpha"] == pytest.approx(float(model.learnables["constants"]["alpha"])) == alpha
+    assert not np.allclose(model.learnables["constants"]["weight"], trial.learnables["constants"]["weight"])
+    accuracy, loss = score(trial.task, trial.learnables, held.choose)
+    (line,) = choice["tried"]
+    assert (line["learning_rate"], line["accuracy"]) == (None, pytest.approx(accuracy))
+    assert line["loss"] == pytest.approx(loss, rel=1e-3, abs=1e-6)
+    frozen = choice[ZERO_SHOT]
+    worse = (accuracy, -loss) <= (frozen["accuracy"], -frozen["loss"])
+    assert any("no better than zero-shot on 3 validation images" in line for line in words) == worse
+    learnables = {"constants": {"alpha": np.float32(0.1), "beta": np.float32(5.3)}}
+    assert make_method("tip_adapter").searched_options(learnables) == {"alpha": 0.1, "beta": 5.3}
 
 
-def test_sentences_of_fit(clip: Clip, colours: Dataset) -> None:
-    train = colours.split("train")
-    settings: dict[str, Any] = {"class_names": colours, "progress": False, "mesh": meshes.single_device(), "epochs": 1}
-    two = train.subset([*range(2), *range(6, 12), *range(12, 18)])
-    model, words = fit_and_listen(clip, "bias", two, **settings)
-    assert words[0].startswith(
-        "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
-        "out: the recipe's learning rate, 0.0025, was taken. Give validation images, or at least 3"
-    )
-    assert model.notes["learning_rate"] == 0.0025 and model.notes["warnings"] == words
-    _, words = fit_and_listen(clip, "gda", two, **settings | {"epochs": None})
-    assert "held out: gda kept the settings that it has without a search." in words[0]
-    # A rate that destroys what the model knows: the loss ends above ln 3, and zero-shot is better.
-    validation = colours.split("val")
+def test_a_model_that_got_worse_says_so(clip: Clip, colours: Dataset) -> None:
+    """Of images that zero-shot classifies rightly, after a rate that destroys what the model knows."""
+    task = Task(clip, ZERO_SHOT, colours, template=colours.template)
+    right = TunedModel(task, {}).evaluate(colours, mesh=meshes.single_device())
+    validation = colours.split("test").subset(np.flatnonzero(right.predicted == right.labels))
     model, words = fit_and_listen(
-        clip, "bias", train, validation=validation, learning_rate=100.0, **settings | {"epochs": 3}
+        clip,
+        "bias",
+        colours.split("train"),
+        class_names=colours,
+        validation=validation,
+        learning_rate=100.0,
+        mesh=meshes.single_device(),
+        **GIVEN | {"epochs": 3},
     )
-    assert any(f"above ln 3 = {math.log(3):.3g}" in line for line in words)
-    frozen, _ = score(Task(clip, ZERO_SHOT, colours, template=colours.template), {}, validation)
     tuned, _ = score(model.task, model.learnables, validation)
-    assert any(f"zero-shot on 6 validation images: {tuned:.1f} % after {frozen:.1f} %" in line for line in words)
+    assert words == model.notes["warnings"] and len(words) == 2
+    assert words[0].startswith("the training loss ended at ") and f", above ln 3 = {math.log(3):.3g}, " in words[0]
+    assert words[1].startswith(
+        f"the tuned model is no better than zero-shot on {len(validation)} validation images: {tuned:.1f} % after "
+        "100.0 %."
+    )
 
 
 def fit_and_listen(*arguments: Any, **options: Any) -> tuple[TunedModel, list[str]]:
