@@ -74,6 +74,12 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
 
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of `-log p` of the labels, in nats."""
+    below = logits - logits.max(-1, keepdims=True)
+    return float((np.log(np.exp(below).sum(-1)) - below[np.arange(len(labels)), labels]).mean())
+
+
 def shortest(value: np.ndarray) -> float:
     """A float32 as the shortest decimal number that it is: 0.1, not 0.10000000149."""
     return float(str(np.float32(value)))

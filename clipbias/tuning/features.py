@@ -10,6 +10,9 @@ from flax import struct
 
 from clipbias.checks import Choices, Range
 
+# Of fewer images many settings classify the same number rightly.
+FEW_IMAGES = 100
+
 
 def unit_length(x: jax.Array) -> jax.Array:
     """`x / ‖x‖₂` over the last axis."""
@@ -113,6 +116,11 @@ class Samples:
     validation: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
     seed: int = 0
+
+    @property
+    def few_validation_images(self) -> bool:
+        """Whether validation images are too few for accuracies to differ: the lower loss decides between equal ones."""
+        return self.validation_labels is not None and len(self.validation_labels) < FEW_IMAGES
 
     @property
     def shots(self) -> int:

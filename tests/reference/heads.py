@@ -43,6 +43,13 @@ def rows(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return features.reshape(-1, features.shape[-1]), np.tile(np.asarray(labels), len(features))
 
 
+def mean_loss(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of -log p of the labels."""
+    scores = double(scores)
+    losses = [np.logaddexp.reduce(row) - row[label] for row, label in zip(scores, labels, strict=True)]
+    return float(np.mean(losses))
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of rows of [B, C] whose largest logit (the first of equals) is at the label."""
     return float((logits.argmax(-1) == np.asarray(labels)).mean())

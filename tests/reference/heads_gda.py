@@ -97,14 +97,27 @@ def logits(
 
 
 def search(
-    *, features: np.ndarray, labels: np.ndarray, text_features: np.ndarray, weight: np.ndarray, bias: np.ndarray
+    *,
+    features: np.ndarray,
+    labels: np.ndarray,
+    text_features: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    few: bool = False,
 ) -> tuple[float, float]:
-    """α and accuracy: seven decades upwards, only strictly better ones replace; 0.1 if none beats 0."""
-    alpha, best = 0.1, 0.0
+    """α and accuracy: seven decades upwards, only strictly better ones replace; 0.1 if none beats 0.
+
+    With `few` images one of the same accuracy is better if its loss is lower.
+    """
+    alpha = 0.1
+    best = 0.0
+    lowest = np.inf
     for candidate in ALPHAS:
         scores = logits(features=features, text_features=text_features, weight=weight, bias=bias, alpha=candidate)
         accuracy = heads.accuracy(scores, labels)
-        if accuracy > best:
+        loss = heads.mean_loss(scores, labels)
+        if accuracy > best or (few and accuracy == best > 0 and loss < lowest):
             alpha = candidate
             best = accuracy
+            lowest = loss
     return alpha, best

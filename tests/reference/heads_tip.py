@@ -49,19 +49,25 @@ def search(
     beta_max: float,
     alpha_max: float,
     start: tuple[float, float] = (0.0, 0.0),
+    few: bool = False,
 ) -> tuple[float, float, float]:
     """α, β and accuracy of the first grid point that no later one beats, on features [B, d] and labels [B].
 
-    A point replaces the best so far only if it is strictly better. `start` (α, β) stays where none has any image right.
+    A point replaces the best so far only if it is strictly better. With `few` images one of the same accuracy is better
+    if its loss is lower. `start` (α, β) stays where none has any image right.
     """
     plain = heads.zero_shot_logits(features, text_features)
     distance = 1 - heads.unit(features) @ heads.double(keys).T
     alpha, beta = start
     best = 0.0
+    lowest = np.inf
     for new_alpha, new_beta in grid(beta_max, alpha_max):
-        accuracy = heads.accuracy(plain + new_alpha * np.exp(-new_beta * distance) @ values, labels)
-        if accuracy > best:
+        scores = plain + new_alpha * np.exp(-new_beta * distance) @ values
+        accuracy = heads.accuracy(scores, labels)
+        loss = heads.mean_loss(scores, labels)
+        if accuracy > best or (few and accuracy == best > 0 and loss < lowest):
             alpha = new_alpha
             beta = new_beta
             best = accuracy
+            lowest = loss
     return alpha, beta, best

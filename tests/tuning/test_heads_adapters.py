@@ -9,7 +9,7 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import catalog
-from clipbias.tuning import CONSTANTS, Features, Samples, make_method
+from clipbias.tuning import CONSTANTS, Features, Samples, features, make_method
 from clipbias.tuning.closed_form import cosines, text_classifier, validation_features
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.methods import tip_adapter
@@ -92,6 +92,7 @@ def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: p
     monkeypatch.setattr(tip_adapter, "CHUNK", 5 * len(LABELS))  # in seven chunks, the last one smaller
     method = make_method("tip_adapter", alpha_max=60.0, beta_max=9.0)
     assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
+    monkeypatch.setattr(features, "FEW_IMAGES", 0)
     constants = method.support({}, samples)[CONSTANTS]
     keys, values = heads_tip.cache(features=samples.features, labels=LABELS, classes=CLASSES)
     close(constants["keys"], keys, 1e-7)
@@ -105,6 +106,16 @@ def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: p
     close(constants["beta"], beta, 1e-6)
     expected = heads_tip.logits(features=samples.validation, alpha=alpha, beta=beta, **case)
     close(scored(method, {CONSTANTS: constants}, samples, samples.validation), expected, LOGITS)
+
+    # Of few images the lowest loss decides between equal accuracies.
+    monkeypatch.setattr(features, "FEW_IMAGES", 34)
+    first = samples.validation[:5], samples.validation_labels[:5]
+    few = dataclasses.replace(samples, validation=first[0], validation_labels=first[1])
+    found = method.support({}, few)[CONSTANTS]
+    alpha, beta, _ = heads_tip.search(
+        features=first[0], labels=first[1], beta_max=9.0, alpha_max=60.0, few=True, **case
+    )
+    close([found["alpha"], found["beta"]], [alpha, beta], 1e-6)
 
     without = dataclasses.replace(samples, validation=None, validation_labels=None)
     fixed = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, without)[CONSTANTS]
@@ -165,6 +176,7 @@ def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
     alpha, beta, _ = heads_tip.search(
         **{"features": samples.validation, "labels": samples.validation_labels, "keys": trained["keys"]},
         **{"values": values, "text_features": samples.text, "beta_max": 9.0, "alpha_max": 60.0},
+        few=True,
     )
     close([finished[CONSTANTS]["alpha"], finished[CONSTANTS]["beta"]], [alpha, beta], 1e-6)
     assert finished["keys"] is trained["keys"] and alpha != 2.0

@@ -11,7 +11,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.training.features import FeatureBatches
 from clipbias.training.mesh import single_device
-from clipbias.tuning import CONSTANTS, Samples, Task, make_method
+from clipbias.tuning import CONSTANTS, Samples, Task, features, make_method
 from clipbias.tuning.closed_form import validation_features
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.methods import gda, linear_probe
@@ -145,8 +145,13 @@ def test_gda(samples: Samples, options: dict[str, str], rule: str) -> None:
     close(constants["weight"], weight, 1e-6)
     close(constants["bias"], bias, 1e-6)
     case = {"text_features": samples.text, "weight": weight, "bias": bias}
-    alpha, best = heads_gda.search(features=samples.validation, labels=samples.validation_labels, **case)
+    alpha, best = heads_gda.search(features=samples.validation, labels=samples.validation_labels, few=True, **case)
     assert best < 1
+    few = heads_gda.search(features=samples.validation[:5], labels=samples.validation_labels[:5], few=True, **case)
+    first = dataclasses.replace(
+        samples, validation=samples.validation[:5], validation_labels=samples.validation_labels[:5]
+    )
+    close(method.support({}, first)[CONSTANTS]["alpha"], few[0], 1e-6)
     close(constants["alpha"], alpha, 1e-6)
     expected = heads_gda.logits(features=samples.validation, alpha=alpha, **case)
     close(scored(method, {CONSTANTS: constants}, samples, samples.validation), expected, LOGITS)
@@ -163,13 +168,18 @@ def test_gda_with_fewer_rows_than_dimensions(samples: Samples) -> None:
 
 
 @pytest.mark.parametrize("best", gda.ALPHAS[2:5])
-def test_gdas_search_takes_the_smallest_of_the_best(samples: Samples, best: float) -> None:
+def test_gdas_search_takes_the_smallest_of_the_best(
+    samples: Samples, best: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An image that zero-shot CLIP gets wrong by so much that only larger α's get it right."""
     texts = heads.zero_shot_classifier(samples.text)
     image = texts[0] + 0.1 * texts[1]
     lead = 100 * (heads.unit(image) @ (texts[0] - texts[1]))
     with_image = dataclasses.replace(samples, validation=image[None], validation_labels=np.array([1]))
     densities = np.array([0.0, lead / best * 1.5, 0.0])
+    # Of few images one that is surer.
+    assert gda.GDA()._search(np.zeros_like(texts), densities, with_image) > best
+    monkeypatch.setattr(features, "FEW_IMAGES", 1)
     assert gda.GDA()._search(np.zeros_like(texts), densities, with_image) == best
 
 

@@ -22,6 +22,7 @@ from clipbias.tuning.closed_form import (
     accuracy,
     class_means,
     cosines,
+    cross_entropy,
     shortest,
     text_classifier,
     unit_passes,
@@ -104,7 +105,10 @@ class GDA(FrozenTowers, FeatureMethod):
         return self._learnables(weight, bias, self._search(weight, bias, samples), rows)
 
     def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
-        """The smallest of the best α on the validation images, the option if no α classifies any image correctly."""
+        """The smallest of the best α on the validation images, the option if no α classifies any image correctly.
+
+        Of few images the best α is that of the lowest cross-entropy among those of equal accuracy.
+        """
         alpha = self.alpha
         images = validation_features(samples)
         if images is None:
@@ -113,10 +117,12 @@ class GDA(FrozenTowers, FeatureMethod):
         x = unit_rows(features)
         zero_shot = self.scale * x @ text_classifier(samples.text).T
         densities = x @ weight.T + bias
-        best = 0.0
+        best = (0.0, 0.0)
         for candidate in ALPHAS:
-            score = accuracy(zero_shot + candidate * densities, labels)
-            if score > best:
+            logits = zero_shot + candidate * densities
+            loss = cross_entropy(logits, labels) if samples.few_validation_images else 0.0
+            score = accuracy(logits, labels), -loss
+            if score[0] > 0 and score > best:
                 alpha = candidate
                 best = score
         return alpha

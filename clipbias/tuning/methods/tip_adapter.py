@@ -22,6 +22,7 @@ from clipbias.clip import Clip
 from clipbias.tuning.closed_form import (
     COSINE_SCALE,
     cosines,
+    cross_entropy,
     shortest,
     text_classifier,
     unit_rows,
@@ -115,7 +116,10 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return self._learnables(keys.astype(np.float32), samples.labels, alpha, beta)
 
     def _search(self, keys: np.ndarray, labels: np.ndarray, samples: Samples) -> tuple[float, float]:
-        """α and β: the first of the best pairs on the validation images, in the order β, then α."""
+        """α and β: the first of the best pairs on the validation images, in the order β, then α.
+
+        Of few images the best pair is that of the lowest cross-entropy among those of equal accuracy.
+        """
         validation = validation_features(samples)
         if validation is None:
             return self.alpha, self.beta
@@ -126,6 +130,10 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         if not correct.any():
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
+        if samples.few_validation_images:
+            pairs = np.argwhere(correct == correct.max())
+            losses = pair_losses(cache, *validation, [(alphas[j], betas[i]) for i, j in pairs])
+            best_beta, best_alpha = pairs[int(np.argmin(losses))]
         return float(alphas[best_alpha]), float(betas[best_beta])
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
@@ -213,6 +221,24 @@ class Cache:
     keys: np.ndarray
     labels: np.ndarray
     classifier: np.ndarray
+
+
+def pair_losses(
+    cache: Cache, features: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[float, float]]
+) -> list[float]:
+    """The mean cross-entropy of few images `[n, d]` with labels `[n]` for each pair of α and β."""
+    x = unit_rows(features)
+    zero_shot = x @ cache.classifier.T
+    distances = 1 - x @ np.asarray(cache.keys, np.float64).T
+    values = np.eye(zero_shot.shape[1])[cache.labels]
+    losses = []
+    latest = None
+    for alpha, beta in pairs:
+        if beta != latest:
+            cached = np.exp(-beta * distances) @ values
+            latest = beta
+        losses.append(cross_entropy(zero_shot + alpha * cached, labels))
+    return losses
 
 
 def count_correct(
