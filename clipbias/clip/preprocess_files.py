@@ -19,7 +19,8 @@ from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json
 
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 FILES = (PREPROCESSOR, PROCESSOR)
 
 _CLIP_DEFAULTS = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
@@ -92,9 +93,11 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     resampling = Image.Resampling(settings["resample"]).name.lower()
     library = settings.get(_LIBRARY, "transformers")
     resizing = Resizing(None if size == side else size, whole, resampling, library)
-    mean, std = settings.get("image_mean"), settings.get("image_std")
+    mean = settings.get("image_mean")
+    std = settings.get("image_std")
     if not settings.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mean = (0.0, 0.0, 0.0)
+        std = (1.0, 1.0, 1.0)
     return preprocessing_of(image_size, mean, std, resizing)
 
 

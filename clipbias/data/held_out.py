@@ -98,8 +98,8 @@ def _by_class(split: Split, seed: int) -> list[np.ndarray]:
 
 def _left_over(rows: np.ndarray) -> np.ndarray:
     """Of the images of a class those that calibrate: every second one, and all beyond those that choose."""
-    chosen = rows[::2][:MOST_TO_CHOOSE]
-    return rows[~np.isin(rows, chosen)]
+    choosing = rows[::2][:MOST_TO_CHOOSE]
+    return rows[~np.isin(rows, choosing)]
 
 
 def _subset(split: Split, by_class: list[np.ndarray]) -> Split:

@@ -135,13 +135,14 @@ def headline(tests: Sequence[MethodTest]) -> str:
 def _clause(group: Sequence[MethodTest], *, of: int) -> str:
     """What is said of methods of the same verdict, of so many methods."""
     first = group[0]
-    one = len(group) == 1
+    single = len(group) == 1
     names = join_words([_named(test, of=of) for test in group])
-    beat = f"{names} {'beats' if one else 'beat'} CLIP"
+    beat = f"{names} {'beats' if single else 'beat'} CLIP"
+    classifiers = "its classifier" if single else "their classifiers"
     how = {
         "attention": "by changing where CLIP looks",
         "scale": "because prompts draw attention away from the image and the text",
-        "values": f"through what {'it adds' if one else 'they add'} to CLIP's tokens",
+        "values": f"through what {'it adds' if single else 'they add'} to CLIP's tokens",
     }
     if first.verdict in how:
         excluded = first.excluded_effect if len({test.excluded_effect for test in group}) == 1 else None
@@ -150,13 +151,13 @@ def _clause(group: Sequence[MethodTest], *, of: int) -> str:
     texts = {
         SHARED: f"{beat} {shared}, each surely more than a quarter of the gain",
         UNDECIDED: f"{beat}; through which effect is undecided",
-        NO_GAIN: f"{names} {'does' if one else 'do'} not surely beat CLIP, so there is no gain to explain",
+        NO_GAIN: f"{names} {'does' if single else 'do'} not surely beat CLIP, so there is no gain to explain",
         FEW_IMAGES: f"there are too few images, {first.images}, to explain {names}",
-        OUTSIDE: f"{beat} by {'its classifier' if one else 'their classifiers'} alone, and nothing changes inside CLIP",
-        UNTESTED: f"why {names} {'differs' if one else 'differ'} from CLIP was not tested",
+        OUTSIDE: f"{beat} by {classifiers} alone, and nothing changes inside CLIP",
+        UNTESTED: f"why {names} {'differs' if single else 'differ'} from CLIP was not tested",
     }
     if first.verdict == NO_GAIN and first.loses:
-        return f"{names} {'is' if one else 'are'} worse than CLIP, so there is no gain to explain"
+        return f"{names} {'is' if single else 'are'} worse than CLIP, so there is no gain to explain"
     return texts[first.verdict]
 
 
@@ -225,10 +226,10 @@ def _reasons_of_many(tests: Sequence[MethodTest]) -> tuple[Reason, ...]:
     judged = [test for test in tests if test.replaced is not None and test.constant is not None]
     if not judged:
         return (*reasons, Reason(BIAS, "It was not measured."))
-    kept = _range(test.replaced.kept[PLAIN].share for test in judged if test.replaced is not None)
+    share = _range(test.replaced.kept[PLAIN].share for test in judged if test.replaced is not None)
     alike = {verdict: [test.facts.name for test in judged if test.constant == verdict] for verdict in _DOES}
     does = "; ".join(_DOES[verdict].format(join_words(names)) for verdict, names in alike.items() if names)
-    return (*reasons, Reason(BIAS, f"The mean of what a method adds keeps {kept} of its gain; it {does}."))
+    return (*reasons, Reason(BIAS, f"The mean of what a method adds keeps {share} of its gain; it {does}."))
 
 
 def _share(effects: Effects | None, effect: str) -> Estimate | None:

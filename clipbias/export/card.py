@@ -166,9 +166,9 @@ def _learning_rate(notes: Mapping[str, Any]) -> str:
         return ""
     choice = notes.get("choice") or {}
     rates = [line.get("learning_rate") for line in choice.get("tried", ())]
-    tried = [f"{rate:g}" for rate in rates if rate is not None]
+    candidates = [f"{rate:g}" for rate in rates if rate is not None]
     images = f" on {choice['images']} held-out images" if choice.get("images") else ""
-    return f"{rate:g}" + (f", selected from {', '.join(tried)}{images}" if len(tried) > 1 else "")
+    return f"{rate:g}" + (f", selected from {', '.join(candidates)}{images}" if len(candidates) > 1 else "")
 
 
 def _plain(value: object) -> str:

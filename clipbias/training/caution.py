@@ -19,16 +19,16 @@ def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> s
         )
     if held.choose is not None:
         return ""
-    kept = []
+    defaults = []
     if compares_rates and has_candidates(job):
-        kept.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
+        defaults.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
     if searches(job):
-        kept.append(f"{job.task.method_name} kept the settings that it has without a search")
-    if not kept:
+        defaults.append(f"{job.task.method_name} kept the settings that it has without a search")
+    if not defaults:
         return ""
     return (
-        f"{held.reason}, so that nothing could be held out: {' and '.join(kept)}. Give validation images, or at least "
-        f"{FEWEST_OF_CLASS} training images of each class."
+        f"{held.reason}, so that nothing could be held out: {' and '.join(defaults)}. Give validation images, or at "
+        f"least {FEWEST_OF_CLASS} training images of each class."
     )
 
 

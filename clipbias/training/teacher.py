@@ -192,7 +192,7 @@ def _evaluation(model: Teacher, context: SweepContext) -> tuple[EvalStatic, Eval
 @functools.partial(jax.jit, static_argnames="mesh")
 def _look_up(mesh: jax.sharding.Mesh, table: jax.Array, numbers: jax.Array) -> jax.Array:
     """The rows `[R, B, C]` of `table [R, N, C]` that `numbers [R, B]` name."""
-    rows = jax.vmap(lambda of_run, wanted: of_run[wanted])(table, numbers)
+    rows = jax.vmap(lambda of_run, places: of_run[places])(table, numbers)
     return meshes.constrain(mesh, rows, meshes.RUN, meshes.DATA)
 
 

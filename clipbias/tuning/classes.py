@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from clipbias.checks import shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data.descriptions import Descriptions
@@ -68,3 +70,20 @@ def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
                 "dataset where two of its classes share a name."
             )
     return tuple(names)
+
+
+def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
+    """Raises `ClipbiasError` for two names that the model reads as the same text, as "cat" and "Cat".
+
+    Args:
+      names: `C` class names.
+      ids: token ids of their texts, `[C, N]` or with more rows after these.
+    """
+    by_text: dict[bytes, str] = {}
+    for name, row in zip(names, ids, strict=False):
+        other = by_text.setdefault(row.tobytes(), name)
+        if other != name:
+            raise ClipbiasError(
+                f"the model reads the class names {shown(other)} and {shown(name)} as the same text; leave out or "
+                "rename one."
+            )

@@ -20,7 +20,7 @@ from clipbias.clip.precision import resolve
 from clipbias.data.descriptions import Descriptions, as_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.tuning.classes import Classes, ClassList
+from clipbias.tuning.classes import Classes, ClassList, check_distinct
 from clipbias.tuning.classifier import Classifier, RematPolicy, Text, TrainingTexts, total_loss
 from clipbias.tuning.descriptions import described_texts, take_templates
 from clipbias.tuning.feature_method import FeatureMethod
@@ -132,17 +132,8 @@ class Task:
             self._check_distinct()
 
     def _check_distinct(self) -> None:
-        """Raises `ClipbiasError` for two names of a list that the model reads as the same text, as "cat" and "Cat"."""
-        if self.descriptions is not None:
-            return
-        names: dict[bytes, str] = {}
-        for name, ids in zip(self.class_names, np.asarray(self.tokens.ids), strict=False):
-            other = names.setdefault(ids.tobytes(), name)
-            if other != name:
-                raise ClipbiasError(
-                    f"the model reads the class names {shown(other)} and {shown(name)} as the same text; leave out or "
-                    "rename one."
-                )
+        if self.descriptions is None:
+            check_distinct(self.class_names, np.asarray(self.tokens.ids))
 
     def _bind_texts(self, adaptation: Adaptation) -> None:
         """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
