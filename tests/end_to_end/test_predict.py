@@ -201,8 +201,7 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
     (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     bound, learnables = read_adapter(tmp_path / "a.safetensors").bind(clip, names, own_methods=["tests.own_methods"])
-    pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
-    logits = jax.jit(bound.logits)(clip.params, learnables, clip.preprocessing.normalize(pixels[None]))[0]
+    logits = jax.jit(bound.logits)(clip.params, learnables, clip.preprocess([picture]))[0]
     expected = dict(zip(names, jax.nn.softmax(logits).tolist(), strict=True))
     assert dict(zip(entry["classes"], entry["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
     assert max(expected.values()) > 0.34  # three classes apart
