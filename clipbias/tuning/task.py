@@ -105,8 +105,8 @@ class Task:
         classes = Classes.of(class_names)
         if isinstance(method, str):
             self.method_name = method
-            given = {option: value for option, value in options.items() if value is not None}
-            self.method = resolve_method(method, given, dataset=classes.name, shots=shots)
+            set_options = {option: value for option, value in options.items() if value is not None}
+            self.method = resolve_method(method, set_options, dataset=classes.name, shots=shots)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:

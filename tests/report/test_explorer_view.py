@@ -212,8 +212,8 @@ def test_the_addresses_of_the_docs_work_on_a_page(opened, page):
     for address in addresses:
         opened.open(page, fragment=address)
         assert opened.evaluate(MISSED) == ""
-        asked = dict(part.split("=") for part in address.removeprefix("#explore/").split("&"))
-        assert asked and asked.items() <= view(opened).items()
+        settings = dict(part.split("=") for part in address.removeprefix("#explore/").split("&"))
+        assert settings and settings.items() <= view(opened).items()
 
 
 @pytest.mark.long

@@ -111,11 +111,11 @@ def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: p
     monkeypatch.setattr(features, "FEW_IMAGES", 34)
     first = samples.validation[:5], samples.validation_labels[:5]
     few = dataclasses.replace(samples, validation=first[0], validation_labels=first[1])
-    found = method.support({}, few)[CONSTANTS]
+    searched = method.support({}, few)[CONSTANTS]
     alpha, beta, _ = heads_tip.search(
         features=first[0], labels=first[1], beta_max=9.0, alpha_max=60.0, few=True, **case
     )
-    close([found["alpha"], found["beta"]], [alpha, beta], 1e-6)
+    close([searched["alpha"], searched["beta"]], [alpha, beta], 1e-6)
 
     without = dataclasses.replace(samples, validation=None, validation_labels=None)
     fixed = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, without)[CONSTANTS]
