@@ -16,7 +16,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "What each method gains over zero-shot CLIP",
         """Points of top-1 accuracy over zero-shot CLIP ({zero_shot} %), {over} and {seeds}, {shots}. Lines are 95 %
         intervals over test images, compared in pairs, and seeds. Shaded: methods with the same number of learned
-        parameters.""",
+        parameters. A mean number of parameters is one over datasets, where it grows with the classes.""",
     ),
     "answer": (
         "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",

@@ -28,8 +28,9 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
     Methods with the same number of parameters are neighbours; they stand where the best of them does.
 
     Returns:
-      Columns `method`, `label`, `kind`, `parameters`, `value`, `low` and `high` (95 % over test images, compared in
-      pairs, and seeds), and each dataset's own gain. Empty without zero-shot or without another method.
+      Columns `method`, `label`, `kind`, `parameters`, `varies` (whether these are a mean over datasets that differ),
+      `value`, `low` and `high` (95 % over test images, compared in pairs, and seeds), and each dataset's own gain.
+      Empty without zero-shot or without another method.
     """
     rows = []
     for method in sweep.methods:
@@ -40,10 +41,11 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
         half = WITHIN * math.hypot(*(error for _, error in each.values())) / len(each)  # datasets are independent
         counts = [row["parameters"] for row in sweep.by_method[method] if row.get("parameters") is not None]
         parameters = round(sum(counts) / len(counts)) if counts else 0
+        varies = len(set(counts)) > 1
         numbers = {"value": value, "low": value - half, "high": value + half}
         gains = {dataset: gain for dataset, (gain, _) in each.items()}
         place = {"method": method, "label": method_name(method), "kind": looks.KINDS[method_kind(method)][0]}
-        rows.append({**place, "parameters": parameters, **numbers, **gains})
+        rows.append({**place, "parameters": parameters, "varies": varies, **numbers, **gains})
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
@@ -93,7 +95,7 @@ def _draw(axes: "Axes", frame: pd.DataFrame) -> None:
         stands_out = row["method"] == looks.STANDS_OUT
         axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.4 if stands_out else 1.6)
         axes.plot(row["value"], place, marker, color=colour, markersize=7 if stands_out else 6)
-        texts = f"{row['value']:+.1f}", f"{row['parameters']:,}"
+        texts = f"{row['value']:+.1f}", f"{'mean ' if row['varies'] else ''}{row['parameters']:,}"
         for x, text in zip(_COLUMNS, texts, strict=True):
             axes.text(x, place, text, transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8)
     for x, head in zip(_COLUMNS, ("gain", "parameters"), strict=True):

@@ -22,6 +22,8 @@ def sweep(tmp_path):
                 correct = draw.random(images) < rate
                 right.setdefault((method, dataset), []).append(correct)
                 facts = {"parameters": PARAMETERS.get(method, 0), "images": images}
+                if method == "coop":  # as if it grew with the classes; ten on average
+                    facts["parameters"] = {"a": 5, "b": 15}[dataset]
                 facts["predictions"] = kept(tmp_path, f"{method}-{dataset}-{seed}", correct)
                 rows.append(run(method, dataset, 16 if seed else 0, seed, 100 * correct.mean(), **facts))
     return read_sweep(rows, tmp_path), right
@@ -62,6 +64,8 @@ def test_what_is_drawn_is_the_frame(sweep):
     np.testing.assert_array_equal(whiskers, made.numbers[["low", "high"]])
     shown = [text.get_text() for text in axes.texts]
     assert f"{made.numbers['value'][0]:+.1f}" in shown and "parameters" in shown
+    assert "mean 10" in shown and "30" in shown and "mean 30" not in shown
+    assert list(made.numbers["varies"]) == [name == "coop" for name in made.numbers["method"]]
     assert len(axes.patches) == 1  # one budget that two methods have
     assert "mean of 2 datasets and 3 seeds, 16 images per class" in made.caption
 
