@@ -156,8 +156,8 @@ def test_the_readmes_gains_are_those_of_its_picture() -> None:
     gain = {name: f"{row['value']:.1f}" for name, row in rows.items()}
     size = {name: f"{row['parameters']:,.0f}" for name, row in rows.items()}
     assert (
-        f"A bias with {size['bias']} numbers gains {gain['bias']} points of accuracy over zero-shot CLIP, prompts (IVLP)"
-        f" with as many {gain['ivlp_matched']}. A bias with {size['bias_by_kind']} numbers,"
+        f"A bias with {size['bias']} numbers gains {gain['bias']} points of accuracy over zero-shot CLIP, prompts"
+        f" (IVLP) with as many {gain['ivlp_matched']}. A bias with {size['bias_by_kind']} numbers,"
     ) in text
     assert f"gains {gain['bias_by_kind']}, prompts {gain['ivlp_matched_2']}. Both pairs of intervals overlap." in text
     assert f"gains {gain['taskres']}, and prompts with {size['ivlp']} numbers {gain['ivlp']}." in text
