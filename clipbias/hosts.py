@@ -27,6 +27,12 @@ from clipbias.errors import ClipbiasError
 
 _T = TypeVar("_T")
 
+PEER_ENDED = (
+    "another process of this job ended, and its output says why; the same command continues from the last checkpoint."
+)
+# What gloo, gRPC and JAX's coordination service say where another process is gone.
+_GONE = re.compile(r"Connection (reset|closed|refused)|Broken pipe|Socket closed|heartbeat|[Bb]arrier|oordination|Gloo")
+
 # A process without a heartbeat for this time counts as dead.
 HEARTBEAT_SECONDS = 60
 # A process that ends waits this time for the others.
@@ -114,6 +120,27 @@ def is_first() -> bool:
     if _left is not None:
         return _left == 0
     return not multi_process() or sys.modules["jax"].process_index() == 0
+
+
+def lost_peer(error: BaseException | None) -> bool:
+    """Whether an error, or one that it comes from, is JAX's for another process that is gone."""
+    if not multi_process():
+        return False
+    runtime_error = sys.modules["jax"].errors.JaxRuntimeError
+    while error is not None:
+        if isinstance(error, runtime_error) and _GONE.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def silence() -> None:
+    """Hides what JAX writes to stderr while one of several processes ends, so that the cause is the last line."""
+    if multi_process():
+        sys.stderr.flush()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
 
 
 def leave() -> None:

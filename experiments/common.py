@@ -1,6 +1,7 @@
 """What every binary does before and after its main function: flags, start-up, one sentence for a user's mistake."""
 
 import dataclasses
+import faulthandler
 import importlib
 import logging
 import sys
@@ -44,7 +45,10 @@ def run(main: Callable[..., int | None], default: str) -> None:
             refuse(f"{binary_of(main)} has no --workdir; see --help.")
         if "workdir" in config and (status := status_of(start)):
             return status
-        return answer(main, config, WORKDIR.value)
+        status = answer(main, config, WORKDIR.value)
+        if status:
+            hosts.silence()
+        return status
 
     quiet()
     with quiet_when_closed():
@@ -97,13 +101,15 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
 def status_of(work: Callable[[], int | None]) -> int:
     """Runs `work()` and turns how it ends into an exit status.
 
-    A `ClipbiasError` ends it with its message alone and status 1. So does a disk that is full or broken. After a notice
-    to stop the status is 130 or 143. Any other exception is a defect and keeps its traceback.
+    A `ClipbiasError` ends it with its message alone and status 1. So does a disk that is full or broken, or another
+    process that is gone. After a notice to stop the status is 130 or 143. Any other exception is a defect and keeps its
+    traceback.
     """
     try:
         return work() or 0
     except ClipbiasError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Of several processes: a checkpoint that waits for one that is gone is not the disk's fault.
+        print(f"error: {hosts.PEER_ENDED if hosts.lost_peer(error) else error}", file=sys.stderr)
         return 1
     except OSError as error:  # the library's own reads and writes raise `ClipbiasError`; this is for other libraries'
         if error.errno not in (*BROKEN_DISK, *NOT_ALLOWED):
@@ -118,6 +124,11 @@ def status_of(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("stopped at once; the same command continues from what is saved.", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not hosts.lost_peer(error):
+            raise
+        print(f"error: {hosts.PEER_ENDED}", file=sys.stderr)
+        return 1
 
 
 def own_config(main: Callable[..., int | None]) -> ConfigDict:
@@ -166,6 +177,9 @@ def start() -> None:
     if not any(Path(device).exists() for device in ACCELERATORS):
         cpu.prepare()
     hosts.start()
+    if hosts.multi_process():
+        # Where another process dies JAX ends this one in a thread of its own, and says so: no dump of all threads.
+        faulthandler.disable()
     kept_programs.keep()
 
 

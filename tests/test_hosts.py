@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import pytest
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
+from experiments import common
 from tests.forks import ROOT
 
 # Prints what the processes exchange, then takes steps until they stop.
@@ -160,3 +161,54 @@ def test_without_a_cluster_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(ClipbiasError, match="JAX_NUM_PROCESSES is 'two'; give a number"):
         hosts.start()
+
+
+GONE = "INTERNAL: Gloo AllReduce failed: Connection closed by peer [127.0.0.1]:40000"
+
+
+@pytest.mark.parametrize(
+    ("cause", "lost"),
+    [
+        (jax.errors.JaxRuntimeError(GONE), True),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: the coordination service is not there"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (OSError("Connection reset by peer"), False),  # such as of a download
+    ],
+)
+def test_a_process_that_is_gone_is_no_fault_of_the_disk(
+    cause: Exception, lost: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def checkpoint() -> None:
+        try:
+            raise cause
+        except Exception as error:
+            raise ClipbiasError("cannot open the checkpoints; see to the disk.") from error
+
+    def step() -> None:
+        raise cause
+
+    def said(work: Callable[[], None]) -> str:
+        assert common.status_of(work) == 1
+        return capsys.readouterr().err
+
+    disk = "error: cannot open the checkpoints; see to the disk.\n"
+    assert said(checkpoint) == disk  # one process has no peers
+    monkeypatch.setattr(hosts, "multi_process", lambda: True)
+    ended = f"error: {hosts.PEER_ENDED}\n"
+    assert said(checkpoint) == (ended if lost else disk)
+    if lost:
+        assert said(step) == ended
+    else:
+        with pytest.raises(type(cause)):
+            common.status_of(step)
+
+
+def test_the_cause_is_the_last_line_of_one_of_several_processes() -> None:
+    program = (
+        "import os, sys; from clipbias import hosts; hosts.multi_process = lambda: {several}\n"
+        "print('error: the cause.', file=sys.stderr); hosts.silence(); os.write(2, b'barrier failed')"
+    )
+    for several, shown in ((True, "error: the cause.\n"), (False, "error: the cause.\nbarrier failed")):
+        command = [sys.executable, "-c", program.format(several=several)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stderr == shown

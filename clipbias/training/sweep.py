@@ -132,6 +132,7 @@ def _attempt(
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
+        alike = alike and not hosts.lost_peer(error)
         if paths.single or (hosts.multi_process() and not alike):
             raise
         rates = dict.fromkeys(spec.learning_rate for spec in group)

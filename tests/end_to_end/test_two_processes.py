@@ -1,6 +1,7 @@
 """A run that moves between two real processes, one device and eight, at a notice to stop each time."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from configs import demo
 from configs import train as config_file
 from configs.table1 import Table1Settings
 from experiments import table1, train
+from tests import bad_files
 from tests.end_to_end import binaries
 from tests.end_to_end.binaries import SHORT_RUN
 from tests.forks import Fork
@@ -260,3 +262,18 @@ def test_a_study_of_two_processes_is_that_of_one(
     first, two = (load_results(tmp_path / name).verdict_on(["ivlp"]) for name in ("one", "two"))
     assert first.carrier == two.carrier
     assert (tmp_path / "two" / "report" / "report.html").is_file()
+
+
+@pytest.mark.long
+def test_a_broken_image_is_the_last_line_of_who_read_it(model: Path, images: Path, cache: Path, tmp_path: Path) -> None:
+    """Whatever JAX says while both end, and nobody blames the disk."""
+    shutil.copytree(images, tmp_path / "images")
+    broken = sorted((tmp_path / "images" / "train").rglob("*.png"))[0]
+    broken.write_bytes(bad_files.PICTURES["a PNG's beginning"])
+    changes = SHORT_RUN | {"dataset": "folder", "data_dir": tmp_path / "images", "shots": 2}
+    processes = start_two(model, tmp_path / "w", cache, changes=changes)
+    said = [errors.strip() for _, errors in ends(processes)]
+    assert all(process.returncode for process in processes)
+    last = [errors.splitlines()[-1] for errors in said]
+    assert any(line.startswith("error: the image ") and str(broken) in line for line in last), last
+    assert not any("checkpoint" in errors or "the disk" in errors for errors in said)
