@@ -5,6 +5,8 @@ from .api import list_methods as list_methods
 from .api import load_adapter as load_adapter
 from .api import push_to_hub as push_to_hub
 from .clip import load as load
+from .distillation import Distilled as Distilled
+from .distillation import distil as distil
 from .errors import ClipbiasError as ClipbiasError
 from .explain.relevancy import relevancy as relevancy
 from .prediction import Accuracy as Accuracy

@@ -26,6 +26,8 @@ COMMANDS = {
     "app": "Opens a page that shows predictions and relevancy for your pictures.",
     "show": "Lists and compares runs.",
     "export": "Writes an adapter for other programs.",
+    "distil": "Turns an adapter into a plain CLIP that predicts as it does.",
+    "import_adapter": "Makes an adapter of another trainer's checkpoint.",
     "prepare_data": "Checks datasets on disk, and builds shards of them.",
 }
 
@@ -62,6 +64,6 @@ def folder() -> Path:
 
 def overview() -> str:
     """All commands with one line each."""
-    lines = [f"  {name:<12} {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<14} {summary}" for name, summary in COMMANDS.items()]
     end = "clipbias COMMAND --help shows a command's flags and settings, with examples."
     return "\n".join(["usage: clipbias COMMAND [FLAGS]", "", *lines, "", end])

@@ -36,6 +36,7 @@ WRAPPERS = ("torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_t
 LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
 MODULE = "__torch__"  # any object of TorchScript's
 STORAGE = "storage"  # any persistent id
+OBJECT = "object"  # of any other class
 NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
 
 # The instructions with which tensors in dictionaries are described. None of them makes a set.
@@ -82,9 +83,11 @@ class _Unpickler(pickle._Unpickler):
     stack: list[object]  # these two are the base class's, which its type stubs leave out
     pop_mark: Callable[[], list[object]]
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, skip_objects: bool = False) -> None:
+        """With `skip_objects`, objects of unknown classes are records, too, and items under other keys are dropped."""
         super().__init__(io.BytesIO(content))
-        self.kinds = {name: type("Record", (Record,), {"kind": name}) for name in (*NAMES, MODULE, STORAGE)}
+        self.skip_objects = skip_objects
+        self.kinds = {name: type("Record", (Record,), {"kind": name}) for name in (*NAMES, MODULE, STORAGE, OBJECT)}
 
     def load(self) -> object:
         try:
@@ -96,6 +99,8 @@ class _Unpickler(pickle._Unpickler):
         full = f"{module}.{name}"
         if full in NAMES or full.startswith(f"{MODULE}."):
             return self.kinds[full if full in NAMES else MODULE]
+        if self.skip_objects:
+            return self.kinds[OBJECT]
         raise ClipbiasError(
             f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the model's "
             "`state_dict()` alone"
@@ -108,6 +113,9 @@ class _Unpickler(pickle._Unpickler):
         top = self.stack[-1]
         target = top.items if isinstance(top, Record) else top
         # To hash a tuple that is nested deeply would end the process.
+        if self.skip_objects:  # an optimiser's state has tensors as keys
+            kept = [isinstance(key, str | int) for key in pairs[::2] for _ in range(2)]
+            pairs = [part for part, is_kept in zip(pairs, kept, strict=True) if is_kept]
         if type(target) is not dict or not all(isinstance(key, str | int) for key in pairs[::2]):
             raise ValueError("a dictionary has other keys than texts and numbers")
         target.update(zip(pairs[::2], pairs[1::2], strict=True))
@@ -127,10 +135,15 @@ class _Unpickler(pickle._Unpickler):
 
 
 @contextlib.contextmanager
-def open_torch(path: Path) -> Iterator[dict[str, Tensor]]:
+def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, Tensor]]:
     """The tensors of a file that `torch.save` or `torch.jit.save` wrote, to be read while the block runs.
 
     The `{"state_dict": …}` of a training checkpoint and the prefix `module.` of its names are taken off.
+
+    Args:
+      path: the file.
+      skip_objects: whether objects beside the tensors, such as an optimiser or a scheduler, are passed over. They are
+        never made.
 
     Raises:
       ClipbiasError: it is no such file, it is damaged, or it holds more than tensors.
@@ -139,7 +152,7 @@ def open_torch(path: Path) -> Iterator[dict[str, Tensor]]:
     with contextlib.ExitStack() as stack:
         with _reading(path):
             archive = stack.enter_context(_open_zip(path))
-            tensors = _describe(archive, path)
+            tensors = _describe(archive, path, skip_objects=skip_objects)
         yield tensors
 
 
@@ -168,7 +181,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _describe(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
+def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> dict[str, Tensor]:
     members = {info.filename: info for info in archive.infolist()}
     (description,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")] or [""]
     folder = description.removesuffix("data.pkl")
@@ -209,7 +222,7 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
 
         return Tensor(tuple(shape), dtype, read)
 
-    return _flatten(_Unpickler(content(description, LONGEST)).load(), tensor)
+    return _flatten(_Unpickler(content(description, LONGEST), skip_objects=skip_objects).load(), tensor)
 
 
 def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:

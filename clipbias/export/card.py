@@ -14,6 +14,7 @@ from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.repository import EMBEDDED
+from clipbias.export.certificate import NOTE
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
@@ -107,8 +108,13 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
         f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(adapter.class_names)} classes"
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(adapter, task))
+    sentences = certified_sentences(adapter.notes)
     made = "The base model stayed frozen; only the learnable parameters above were tuned"
-    if shots:
+    if sentences:
+        made = "The base model learned the predictions of another tuned model on images without labels. " + " ".join(
+            map(_plain, sentences)
+        ).removesuffix(".")
+    elif shots:
         made += _plain(f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else ""))
     written = "" if form == "adapter" else " This folder was written by `clipbias export`."
     return (
@@ -116,6 +122,15 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
         f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"
         f"## Use\n\n{_usage(adapter, task, form)}"
     )
+
+
+def certified_sentences(notes: Mapping[str, Any]) -> list[str]:
+    """The sentences of a distilled model's certificate; none for another model, or where the note is damaged."""
+    certificate = notes.get(NOTE)
+    sentences = certificate.get("sentences") if isinstance(certificate, Mapping) else None
+    if not isinstance(sentences, list):
+        return []
+    return [sentence for sentence in sentences if isinstance(sentence, str)]
 
 
 def base_card(clip: Clip) -> str:

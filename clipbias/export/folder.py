@@ -12,6 +12,7 @@ import numpy as np
 from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
+from clipbias.export import certificate
 from clipbias.export.card import model_card
 from clipbias.export.folding import fold
 from clipbias.export.peft import write_peft
@@ -97,6 +98,9 @@ def export(
         else:
             write_program(temporary, task, learnables)
         save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes)
+        if certificate.NOTE in adapter.notes:
+            content = json.dumps(adapter.notes[certificate.NOTE], indent=2)
+            write_text(temporary / certificate.FILE, content + "\n")
         write_text(temporary / CARD, model_card(adapter, task, form))
         hosts.check()
     return form

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipbias.data import Split
+from clipbias.data import transforms
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.errors import ClipbiasError
@@ -34,10 +34,12 @@ class Teacher:
     Attributes:
       task: bound to the student's classes.
       learnables: of one run.
+      known: the results of `split_logits`, by the names of the images.
     """
 
     task: Task
     learnables: Learnables
+    known: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def check_student(student: Task, teacher: Teacher) -> None:
@@ -59,20 +61,30 @@ def check_student(student: Task, teacher: Teacher) -> None:
         raise ClipbiasError(f"{student.method_name!r} cannot learn from a teacher: {why}; choose another method.")
 
 
-def split_logits(model: Teacher, split: Split | Images, context: SweepContext) -> np.ndarray:
-    """A tuned model's logits of the images of a split as they are evaluated, float32 `[n, C]`.
+def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple[np.ndarray, np.ndarray]:
+    """A tuned model's logits of images as they are evaluated, computed once for each list of images.
 
-    Images that could not be read have zeros. Devices, threads and the batch size are the context's.
+    Args:
+      model: with the logits that are known.
+      images: their labels are not read.
+      context: devices, threads and the batch size.
+
+    Returns:
+      Logits, float32 `[n, C]`, zeros for images that could not be read; and which could be read, bool `[n]`.
     """
+    key = images.split.names_hash
+    if key in model.known:
+        return model.known[key]
     evaluator = Evaluator(
-        split,
+        images,
         mesh=context.mesh,
         batch_size=context.compute.eval_batch_size,
         on_error=context.on_image_error,
         workers=context.workers,
     )
     scores, read = evaluator.logits(*_evaluation(model, context))
-    return np.where(read[:, None], scores[0], 0)
+    model.known[key] = np.where(read[:, None], scores[0], 0), read
+    return model.known[key]
 
 
 class TaughtBatches(Iterator[Batch]):
@@ -127,7 +139,7 @@ class TaughtBatches(Iterator[Batch]):
             )
 
         if not recipe.augment:
-            logits = {id(of_run): split_logits(teacher, of_run, context) for of_run in numbered.values()}
+            logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in images])
             count = meshes.padded(self._mesh, len(images))
             self._table = meshes.device_put(self._mesh, meshes.pad(stacked, count), meshes.RUN)
@@ -140,7 +152,7 @@ class TaughtBatches(Iterator[Batch]):
             static, inputs = _evaluation(teacher, context)
             self._evaluation = static, encode_texts(static, inputs)
             side = teacher.task.clip.preprocessing.side
-            if (type(side), side) != (type(image_size), image_size):
+            if _resized(side) != _resized(image_size):
                 self._of_teacher = batches(side)
         self._batches = batches(image_size)
 
@@ -171,6 +183,11 @@ class TaughtBatches(Iterator[Batch]):
         self._batches.close()
         if self._of_teacher is not None:
             self._of_teacher.close()
+
+
+def _resized(side: int) -> tuple[int, transforms.Resizing]:
+    """What an image's pixels depend on."""
+    return int(side), transforms.Side(side).resizing
 
 
 def _numbered(images: Images) -> Images:

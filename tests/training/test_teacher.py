@@ -83,7 +83,7 @@ def test_a_step_follows_differences_of_the_loss(reference: tuple[Reference, Clip
     job = job_of(teacher, student, colours, GRADIENT)
     result = train(job, start)
     images = job.runs[0].images
-    pixels = np.stack([images.evaluated(index, 16) for index in range(len(images))])
+    pixels = np.stack([images.evaluated(index, clip.preprocessing.side) for index in range(len(images))])
     normalised = np.asarray(clip.preprocessing.normalize(pixels), np.float64)
     target = task_logits(plain, "ivlp", NAMES, teacher.learnables, normalised)
 
@@ -135,14 +135,12 @@ def test_a_teacher_of_another_base(clip: Clip, other: Clip, colours: Dataset, au
     recipe = dataclasses.replace(ADAM, augment=augment)
     job = job_of(teacher, Task(clip, "vpt", NAMES), colours, recipe, (1, 2))
     context = job.context
-    batches = loop.TaughtBatches(
-        teacher, [run.images for run in job.runs], job.seeds, recipe, context, image_size=16, start_step=0
-    )
-    side = job_of(teacher, Task(other, "vpt", NAMES), colours, recipe, (1, 2))
+    images = [run.images for run in job.runs]
+    sides = clip.preprocessing.side, other.preprocessing.side
+    batches = loop.TaughtBatches(teacher, images, job.seeds, recipe, context, image_size=sides[0], start_step=0)
     plain = loop.RunBatches(
-        [run.images for run in side.runs], side.seeds, recipe, context.mesh, image_size=24, start_step=0,
-        workers=context.workers,
-    )  # fmt: skip
+        images, job.seeds, recipe, context.mesh, image_size=sides[1], start_step=0, workers=context.workers
+    )
     logits = jax.jit(teacher.task.logits)
     for _ in range(2):
         batch, at_its_side = next(batches), next(plain)
@@ -187,6 +185,9 @@ def test_logits_of_a_split(clip: Clip, colours: Dataset) -> None:
     teacher = random_teacher(clip, "ivlp")
     context = make_job(teacher.task, few_shot_runs(colours, (1,)), ADAM).context
     split = colours.split("test")
-    pixels = np.stack([Images(split).evaluated(index, 16) for index in range(len(split))])
+    pixels = np.stack([Images(split).evaluated(index, clip.preprocessing.side) for index in range(len(split))])
     expected = jax.jit(teacher.task.logits)(clip.params, teacher.learnables, clip.preprocessing.normalize(pixels))
-    np.testing.assert_allclose(split_logits(teacher, split, context), expected, atol=1e-4)
+    logits, read = split_logits(teacher, Images(split), context)
+    assert read.all() and logits.shape == (len(split), 3)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert split_logits(teacher, Images(split), context)[0] is logits  # computed once

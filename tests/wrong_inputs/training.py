@@ -87,6 +87,7 @@ def workdir(place: Place, inside: str) -> None:
         pass
 
 
+distilled = case(lambda place, *args, **more: clipbias.distil(place.tuned(), *args, progress=False, **more))
 evaluating = case(lambda place, *args, **more: place.tuned().evaluate(*args, **more))
 predicting = case(lambda place, *args, **more: place.tuned().predict(*args, **more))
 
@@ -145,6 +146,12 @@ CASES: list[Case] = [
     evaluated("is not finite", slice(None), validation=SPLITS["train"]),
     evaluated("no image to evaluate on", slice(0)),
     ("learned something for each class", of_other_classes),
+    pure("the model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned", clipbias.distil, "bias"),
+    distilled("the model names no dataset; give one, or pictures"),
+    distilled("there are 4 unlabelled images; give 5 at least", IMAGES[:4]),
+    distilled("colours has 3 classes, not the model's 2", DATA),
+    distilled("form is 'vectors'; choose", IMAGES, form="vectors"),
+    distilled("steps is 0; it must be a whole number from 1", IMAGES, steps=0),
     # Devices, and the plan of a step.
     pure("run=0 and data=8 has no devices; give at least 1 each", meshes.make_mesh, run=0),
     pure("needs 64 devices; there are 8", meshes.make_mesh, run=8, data=8),

@@ -1,0 +1,338 @@
+"""Turns a tuned model into a plain CLIP: forms are fitted to its predictions, one is selected, and certified.
+
+No label is read until the certificate. The form is selected on unlabelled images that no form was fitted on, and
+certified once, on images that were used nowhere else.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
+from clipbias.clip import Clip
+from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
+from clipbias.data import Dataset, Split
+from clipbias.data.folder import divide
+from clipbias.data.images import Images
+from clipbias.data.protocols import validation_outside_test
+from clipbias.data.user_datasets import open_images
+from clipbias.data.user_images import labelled_split, list_images
+from clipbias.errors import ClipbiasError
+from clipbias.explain.agreement import accuracy_difference, agreement, divergences, mean_divergence
+from clipbias.export.certificate import NOTE, Certificate, Fit
+from clipbias.settings import setting
+from clipbias.training import mesh as meshes
+from clipbias.training.compute import Compute
+from clipbias.training.job import Logging
+from clipbias.training.progress import Progress, say
+from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student
+from clipbias.training.sweep_context import SweepContext
+from clipbias.training.teacher import Teacher, split_logits
+from clipbias.tuned_model import Images as UserImages
+from clipbias.tuned_model import TunedModel, as_clip, labelled_images
+from clipbias.tuning import Task
+from clipbias.tuning.learnables import parameter_count
+
+# Share of the unlabelled images that a form is selected on; and of those without labels, that certify it.
+HELD_BACK = 0.2
+# A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
+TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilOptions:
+    """How forms are fitted."""
+
+    form: Annotated[str, Choices(tuple(FORMS))] | None = setting(
+        None,
+        '"vector", "kind", "layer_norm" or "lora" (docs/distil.md); None fits all that make a plain CLIP and takes the '
+        "smallest that agrees with the adapter as the best does, within one point.",
+    )
+    steps: Positive = setting(STEPS, "Steps of Adam for each form.")
+    batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
+    learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(None, "Of Adam; None takes the form's.")
+    seed: Count = setting(1, "Of the start and the order of images.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DistilImages:
+    """The images of a distillation, of which none is in two lists.
+
+    Attributes:
+      fitted: forms are fitted on these, without labels.
+      held_back: a form is selected on these, without labels.
+      certified: for the certificate.
+      labelled: whether the labels of `certified` are classes of the model.
+    """
+
+    fitted: Split
+    held_back: Split
+    certified: Split
+    labelled: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distilled:
+    """A distilled model.
+
+    Attributes:
+      model: of the method of the form, on the student's base. Its notes hold the certificate, which an export writes.
+      certificate: what is known of it.
+    """
+
+    model: TunedModel
+    certificate: Certificate
+
+
+def images_of_dataset(dataset: Dataset) -> DistilImages:
+    """Training and validation images to fit and select on, test images for the certificate.
+
+    Raises:
+      ClipbiasError: there are too few images.
+    """
+    test = dataset.split("test")
+    train = dataset.split("train")
+    validation = validation_outside_test(test, dataset.splits.get("val"))
+    unlabelled = train if validation is None else _joined(train, validation)
+    fitted, held_back, _ = _divided(unlabelled, (HELD_BACK, 0.0))
+    return DistilImages(fitted, held_back, test, labelled=True)
+
+
+def images_without_labels(images: Split) -> DistilImages:
+    """Three fifths of the images to fit on, a fifth to select on, a fifth for the certificate, by their names alone.
+
+    Raises:
+      ClipbiasError: there are too few images.
+    """
+    fitted, held_back, certified = _divided(images, (HELD_BACK, HELD_BACK))
+    return DistilImages(fitted, held_back, certified, labelled=False)
+
+
+def distil_model(
+    model: TunedModel,
+    images: DistilImages,
+    options: DistilOptions,
+    context: SweepContext,
+    logging: Logging | None = None,
+) -> Distilled:
+    """Fits the forms, selects one and certifies it.
+
+    Args:
+      model: the teacher.
+      images: to fit, select and certify on.
+      options: forms, steps and rates.
+      context: the student's frozen model, the devices and threads.
+      logging: reports and checkpoints; each form has a folder of its own in that of the checkpoints.
+
+    Raises:
+      ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
+    """
+    if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
+        raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
+    logging = logging or Logging()
+    teacher = Teacher(model.task, model.learnables)
+    names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
+    fitted = _subset(images.fitted, options.steps * options.batch_size, seed=options.seed)
+    students = {}
+    fits = {}
+    for name in names:
+        students[name] = _fit(name, teacher, fitted, options, context, logging)
+        fits[name] = _judge(name, teacher, students[name], (fitted, images.held_back), options, context)
+        say(fits[name].sentence())
+    selected = select(tuple(fits.values()))
+    student = students[selected]
+    certificate = _certify(model, student, selected, images, tuple(fits.values()), context)
+    notes = {name: model.notes[name] for name in ("dataset",) if name in model.notes}
+    notes |= {"start_seed": options.seed, NOTE: certificate.as_json()}
+    if certificate.accuracy is not None:
+        notes["accuracy"] = 100 * certificate.accuracy
+    return Distilled(TunedModel(student.task, jax.device_get(student.learnables), notes), certificate)
+
+
+def distil(
+    model: TunedModel,
+    images: UserImages | None = None,
+    *,
+    form: str | None = None,
+    clip: Clip | str | os.PathLike | None = None,
+    steps: int = STEPS,
+    batch_size: int = BATCH_SIZE,
+    learning_rate: float | None = None,
+    seed: int = 1,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Distilled:
+    """Turns a tuned model into a plain CLIP that predicts as it does, and says how well it does.
+
+        distilled = clipbias.distil(clipbias.load_adapter("maple.safetensors"), dataset)
+        distilled.model.export("checkpoint")
+        print(*distilled.certificate.sentences(), sep="\\n")
+
+    Args:
+      model: of any method: the teacher.
+      images: a dataset of the model's classes, or its name, whose training and validation images are learned without
+        labels and whose test images certify the result; or pictures or a split without labels. `None` takes the
+        dataset that the model names.
+      form: "vector", "kind", "layer_norm" or "lora"; `None` fits all that make a plain CLIP and takes the smallest that
+        agrees with the model as the best does, within one point of the held-back images.
+      clip: the model that learns; `None` takes the tuned model's own base.
+      steps, batch_size, learning_rate: of the training of each form.
+      seed: of the start and of the order of images.
+      mesh: where to compute; `None` takes all devices.
+      progress: whether to show it.
+
+    Raises:
+      ClipbiasError: the images do not fit or cannot be read, or a loss is not finite.
+    """
+    if not isinstance(model, TunedModel):
+        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
+    options = DistilOptions(form=form, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    named = model.notes.get("dataset") if images is None else images
+    if named is None:
+        raise ClipbiasError("the model names no dataset; give one, or pictures.")
+    source: Any = open_images(named)
+    if isinstance(source, Dataset):
+        labelled_images(source, None, model.class_names)  # which refuses other classes
+        divided = images_of_dataset(source)
+    elif isinstance(source, Split):
+        divided = images_without_labels(source)
+    else:
+        pictures, _ = list_images(source)
+        labels = np.zeros(len(pictures), np.int32)
+        divided = images_without_labels(labelled_split(pictures, labels, model.class_names))
+    student = model.clip if clip is None else as_clip(clip)
+    context = SweepContext(
+        student,
+        {},
+        Compute(),
+        meshes.make_mesh() if mesh is None else mesh,
+        dtype=model.task.classifier.dtype,
+    )
+    logging = Logging(progress=Progress(0, title="distil") if progress else None)
+    return distil_model(model, divided, options, context, logging)
+
+
+def select(fits: Sequence[Fit]) -> str:
+    """The form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
+    best = max(fit.agreement for fit in fits)
+    enough = [fit for fit in fits if fit.agreement >= best - TOLERANCE]
+    return min(enough, key=lambda fit: fit.numbers).form
+
+
+def _fit(
+    name: str, teacher: Teacher, images: Split, options: DistilOptions, context: SweepContext, logging: Logging
+) -> Teacher:
+    form = FORMS[name]
+    student = form.task(context.clip, teacher.task, context.dtype)
+    rate = form.learning_rate if options.learning_rate is None else options.learning_rate
+    recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
+    if logging.checkpoints is not None:
+        logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / name)
+    learnables = fit_student(student, teacher, images, recipe, context, seed=options.seed, logging=logging)
+    return Teacher(student, learnables)
+
+
+def _judge(
+    name: str,
+    teacher: Teacher,
+    student: Teacher,
+    images: tuple[Split, Split],
+    options: DistilOptions,
+    context: SweepContext,
+) -> Fit:
+    """How a form does on the images that it was fitted on, and on held-back ones."""
+    pairs = [_logits((teacher, student), split, context)[0] for split in images]
+    fitted, held_back = (divergences(*pair).mean() for pair in pairs)
+    same = pairs[1][0].argmax(-1) == pairs[1][1].argmax(-1)
+    rate = FORMS[name].learning_rate if options.learning_rate is None else options.learning_rate
+    return Fit(
+        form=name,
+        words=FORMS[name].words,
+        numbers=parameter_count(student.learnables)["total"],
+        learning_rate=rate,
+        fitted_images=len(images[0]),
+        held_back_images=len(images[1]),
+        fitted_divergence=float(fitted),
+        divergence=float(held_back),
+        agreement=float(same.mean()),
+    )
+
+
+def _certify(
+    model: TunedModel,
+    student: Teacher,
+    form: str,
+    images: DistilImages,
+    fits: tuple[Fit, ...],
+    context: SweepContext,
+) -> Certificate:
+    teacher = Teacher(model.task, model.learnables)
+    frozen = Teacher(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE), {})
+    (logits, ours, plain), read = _logits((teacher, student, frozen), images.certified, context)
+    decided, students, before = (each.argmax(-1) for each in (logits, ours, plain))
+    moved = decided != before
+    labels = images.certified.labels[read]
+    same = agreement(students == decided)
+    assert same is not None, "there are images"
+    return Certificate(
+        form=form,
+        words=FORMS[form].words,
+        folds=FORMS[form].folds,
+        teacher=model.task.method_name,
+        images=len(labels),
+        accuracy=float((students == labels).mean()) if images.labelled else None,
+        teacher_accuracy=float((decided == labels).mean()) if images.labelled else None,
+        difference=accuracy_difference(students == labels, decided == labels) if images.labelled else None,
+        divergence=mean_divergence(logits, ours),
+        agreement=same,
+        moved=agreement((students == decided)[moved]),
+        moved_images=int(moved.sum()),
+        numbers=parameter_count(student.learnables)["total"],
+        teacher_numbers=sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables)),
+        fits=fits,
+    )
+
+
+def _logits(models: Sequence[Teacher], split: Split, context: SweepContext) -> tuple[list[np.ndarray], np.ndarray]:
+    """The logits of each model for the images that all could read, and which these are, bool `[n]`."""
+    images = Images(split)
+    results = [split_logits(model, images, context) for model in models]
+    read = np.all([each for _, each in results], axis=0)
+    return [logits[read] for logits, _ in results], read
+
+
+def _joined(first: Split, second: Split) -> Split:
+    """The images of two splits of a dataset; an image that is in both comes once."""
+    known = set(first.keys)
+    second = second.subset([index for index, key in enumerate(second.keys) if key not in known])
+    parts = (first, second)
+
+    def read(index: int) -> bytes:
+        return first.read(index) if index < len(first) else second.read(index - len(first))
+
+    labels = np.concatenate([part.labels for part in parts])
+    return dataclasses.replace(first, keys=(*first.keys, *second.keys), labels=labels, read=read)
+
+
+def _divided(images: Split, shares: tuple[float, float]) -> tuple[Split, Split, Split]:
+    """The images without labels, divided by their names."""
+    unlabelled = dataclasses.replace(images, labels=np.zeros(len(images), np.int32))
+    if len(images) < 5:
+        raise ClipbiasError(f"there are {len(images)} unlabelled images; give 5 at least, and rather some hundred.")
+    fitted, held_back, certified = (unlabelled.subset(part) for part in divide(unlabelled, shares))
+    return fitted, held_back, certified
+
+
+def _subset(images: Split, most: int, *, seed: int) -> Split:
+    """As many images as a fit reads, drawn by the seed where there are more."""
+    if len(images) <= most:
+        return images
+    return images.subset(np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False)))

@@ -1,0 +1,63 @@
+"""How far a replacement decides as a tuned model does, from the logits or decisions of both on the same images.
+
+Intervals are those of closed form, which hold where no image differs: a bootstrap would then claim certainty.
+"""
+
+import numpy as np
+
+from clipbias.explain.uncertainty import LEVEL, Estimate, mean_of_few
+
+
+def divergences(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """`KL(softmax teacher ‖ softmax student)` of logits `[n, C]`, in nats and float64: `[n]`."""
+    log_p = _log_softmax(teacher)
+    return (np.exp(log_p) * (log_p - _log_softmax(student))).sum(-1)
+
+
+def mean_divergence(teacher: np.ndarray, student: np.ndarray) -> Estimate:
+    """The mean divergence over images, with Student's interval, which does not go below 0."""
+    mean = mean_of_few(divergences(teacher, student).tolist())
+    return mean if mean.low is None else Estimate(mean.value, max(0.0, mean.low), mean.high)
+
+
+def agreement(same: np.ndarray) -> Estimate | None:
+    """The share of images `[n]` with the same decision, with Wilson's interval (1927); `None` without an image."""
+    from scipy import stats
+
+    if not len(same):
+        return None
+    count = int(np.count_nonzero(same))
+    interval = stats.binomtest(count, len(same)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(count / len(same), float(interval.low), float(interval.high))
+
+
+def accuracy_difference(correct: np.ndarray, teacher_correct: np.ndarray) -> Estimate:
+    """The accuracy of a student less that of its teacher on the same images, as a share.
+
+    The interval is that of Agresti and Min (2005): half an image is added to each cell of the two by two table.
+
+    Args:
+      correct: which images the student has right, bool `[n]`.
+      teacher_correct: which the teacher has.
+    """
+    from scipy import stats
+
+    student_alone = np.count_nonzero(correct & ~teacher_correct)
+    teacher_alone = np.count_nonzero(~correct & teacher_correct)
+    images = len(correct)
+    difference = (student_alone - teacher_alone) / (images + 2)
+    variance = ((student_alone + teacher_alone + 1) / (images + 2) - difference**2) / (images + 2)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * float(np.sqrt(variance))
+    return Estimate((student_alone - teacher_alone) / images, difference - half, difference + half)
+
+
+def proven_margin(difference: Estimate) -> float:
+    """The smallest loss of accuracy that an interval of `accuracy_difference` rules out; 0 for a sure gain."""
+    assert difference.low is not None, "a paired difference has an interval"
+    return max(0.0, -difference.low)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = np.asarray(logits, np.float64)
+    below = logits - logits.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))

@@ -1,0 +1,44 @@
+"""Makes an adapter of a checkpoint that CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC wrote.
+
+    python -m experiments.import_adapter --config.file=output/VLPromptLearner/model.pth.tar-50 \\
+        --config.output=promptsrc.safetensors --config.dataset=oxford_pets --config.data_dir=/data
+
+Nothing in the checkpoint is run, and PyTorch is not needed. The adapter is evaluated, explained, exported and distilled
+as any other (docs/distil.md).
+"""
+
+import clipbias
+from clipbias import data
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.classes import ClassList
+from clipbias.tuning.learnables import parameter_count
+from clipbias.tuning.trainer_files import import_adapter
+from configs.import_adapter import ImportSettings
+from experiments import common
+from experiments.inputs import listed
+
+_CONFIG = "configs/import_adapter.py"
+
+
+def main(settings: ImportSettings) -> None:
+    if settings.file is None or settings.output is None:
+        raise ClipbiasError("give the checkpoint and the adapter to write: --config.file=FILE --config.output=FILE.")
+    if settings.classes is not None and settings.dataset is not None:
+        raise ClipbiasError("a dataset has class names of its own; give --config.classes or --config.dataset.")
+    classes: tuple[str, ...] | ClassList | None = listed(settings.classes, "class names")
+    notes = {}
+    if settings.dataset is not None:
+        classes = data.load(settings.dataset, data_dir=settings.data_dir)
+        notes["dataset"] = settings.dataset
+    clip = clipbias.load(settings.model)
+    adapter = import_adapter(settings.file, clip, classes, position=settings.position, notes=notes)
+    write_adapter(settings.output, adapter)
+    names = ", ".join(adapter.class_names[:5]) + (", …" if len(adapter.class_names) > 5 else "")
+    count = parameter_count(adapter.learnables)["total"]
+    common.tell(f"{settings.output}: {adapter.method} with {count:,} parameters for {len(adapter.class_names)} classes "
+                f"({names}).")  # fmt: skip
+
+
+if __name__ == "__main__":
+    common.run(main, _CONFIG)

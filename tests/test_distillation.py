@@ -1,0 +1,183 @@
+"""Distilled models: what is read, fitted and selected, the certificate against NumPy, and the checkpoint in torch."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import log_softmax
+
+import clipbias
+from clipbias import TunedModel
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.data.images import Images
+from clipbias.distillation import images_of_dataset, images_without_labels, select
+from clipbias.export.certificate import Fit
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import read_adapter
+from tests import helpers
+from tests.export import models
+from tests.training.conftest import COLOURS, colour_split
+from tests.tuning.weights_common import drawn
+
+NAMES = tuple(COLOURS)
+SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
+DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)
+QUICK: dict[str, Any] = {"steps": 3, "learning_rate": 0.05, "batch_size": 8, "progress": False}
+# Heads, conditional texts, prompts in both towers, patches, inserted tokens.
+TEACHERS = ("ivlp", "maple", "promptsrc", "cocoop", "mmrl", "plot", "taskres", "clip_adapter")
+
+
+def tuned(clip: Clip, method: str, size: float = 0.4) -> TunedModel:
+    task = Task(clip, method, DATA)
+    return TunedModel(task, drawn(task.shapes, size), {"dataset": "colours", "shots": 4, "seed": 1})
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    """With room for the texts of all methods."""
+    folder = tmp_path_factory.mktemp("long")
+    helpers.tiny_checkpoint(folder, context_length=48)
+    return clipbias.load(folder)
+
+
+@pytest.fixture(scope="module")
+def distilled(clip: Clip) -> clipbias.Distilled:
+    return distil(clip, "vector")
+
+
+def distil(clip: Clip, form: str | None) -> clipbias.Distilled:
+    return clipbias.distil(tuned(clip, "ivlp"), DATA, form=form, mesh=meshes.single_device(), **QUICK)
+
+
+def pixels(clip: Clip) -> np.ndarray:
+    images = Images(DATA.split("test"))
+    return np.stack([images.evaluated(index, clip.preprocessing.side) for index in range(len(images))])
+
+
+def test_the_certificate_against_numpy(clip: Clip, distilled: clipbias.Distilled) -> None:
+    found = distilled.certificate
+    frozen = Task(clip, "zero_shot", NAMES, template="a photo of a {}.")
+    model = tuned(clip, "ivlp")
+    pairs = ((model.task, model.learnables), (distilled.model.task, distilled.model.learnables), (frozen, {}))
+    teacher, student, plain = (models.task_logits(task, learnables, pixels(clip)) for task, learnables in pairs)
+    labels = DATA.split("test").labels
+    decided = [logits.argmax(-1) for logits in (teacher, student, plain)]
+    assert found.images == 15 and found.teacher == "ivlp"
+    assert found.teacher_accuracy == pytest.approx((decided[0] == labels).mean())
+    assert found.accuracy == pytest.approx((decided[1] == labels).mean())
+    assert found.agreement.value == pytest.approx((decided[0] == decided[1]).mean())
+    moved = decided[0] != decided[2]
+    assert 0 < moved.sum() == found.moved_images and found.moved is not None
+    assert found.moved.value == pytest.approx((decided[0] == decided[1])[moved].mean())
+    log_p, log_q = (log_softmax(logits.astype(np.float64), -1) for logits in (teacher, student))
+    assert found.divergence.value == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean(), rel=1e-3)
+    assert found.difference is not None and found.difference.value == pytest.approx(
+        found.accuracy - found.teacher_accuracy
+    )
+    numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(distilled.model.learnables))
+    assert (found.numbers, found.teacher_numbers) == (numbers, sum(map(np.size, jax.tree.leaves(model.learnables))))
+    assert {(fit.fitted_images, fit.held_back_images) for fit in found.fits} == {(19, 5)}
+    first, second, third, fourth = found.sentences()
+    assert f"{100 * found.accuracy:.1f} % right and ivlp {100 * found.teacher_accuracy:.1f} %" in first
+    assert f"rules out a loss of more than {100 * found.margin:.1f} points" in first
+    assert f"{found.divergence.value:.3g} nats" in second and f"of the {found.moved_images} whose" in third
+    assert fourth.startswith(f"It stores {numbers:,} numbers, ")
+
+
+def test_no_image_is_in_two_lists() -> None:
+    for images, count in ((images_of_dataset(DATA), 39), (images_without_labels(SPLITS["train"]), 18)):
+        lists = [set(split.keys) for split in (images.fitted, images.held_back, images.certified)]
+        assert sum(map(len, lists)) == len(set.union(*lists)) == count and all(lists)
+        assert not images.fitted.labels.any() and not images.held_back.labels.any()
+    overlapping = dataclasses.replace(DATA, splits={**SPLITS, "val": SPLITS["test"]})  # as of ImageNet
+    images = images_of_dataset(overlapping)
+    assert len(images.fitted) + len(images.held_back) == len(SPLITS["train"])
+
+
+def test_pictures_without_labels(clip: Clip) -> None:
+    pictures = [Image.fromarray(SPLITS["train"].image(index)) for index in range(18)]
+    found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=meshes.single_device(), **QUICK)
+    certificate = found.certificate
+    assert certificate.accuracy is None and certificate.margin is None and len(certificate.sentences()) == 3
+    assert certificate.images == 4
+    assert "accuracy" not in found.model.notes
+
+
+@pytest.mark.long
+def test_without_a_form_all_that_fold_are_fitted(clip: Clip) -> None:
+    found = distil(clip, None)
+    assert [fit.form for fit in found.certificate.fits] == ["vector", "layer_norm", "lora"]
+    assert found.certificate.form == select(found.certificate.fits)
+
+
+def fit(form: str, numbers: int, agreement: float) -> Fit:
+    return Fit(form, form, numbers, 0.1, 10, 10, 0.1, 0.1, agreement)
+
+
+def test_the_smallest_form_within_a_point_of_the_best() -> None:
+    assert select([fit("a", 10, 0.88), fit("b", 20, 0.895), fit("c", 30, 0.90)]) == "b"
+    assert select([fit("c", 30, 0.80), fit("a", 10, 0.90)]) == "a"
+    assert select([fit("a", 10, 0.5), fit("c", 30, 0.9)]) == "c"
+
+
+@pytest.mark.parametrize("method", helpers.short(TEACHERS, "cocoop"))
+def test_any_method_teaches(method: str, long: Clip) -> None:
+    model = tuned(long, method)
+    found = clipbias.distil(model, DATA, form="vector", mesh=meshes.single_device(), **QUICK)
+    assert found.model.task.method_name == "bias" and np.isfinite(found.certificate.divergence.value)
+
+
+def test_it_learns_and_into_another_base(clip: Clip, long: Clip) -> None:
+    """More steps bring the vector nearer to what it can be: a teacher that is bias tuning itself, small."""
+    model = tuned(clip, "bias", 0.1)
+    options: dict[str, Any] = {"form": "vector", "batch_size": 8, "progress": False, "mesh": meshes.single_device()}
+    few, many = (clipbias.distil(model, DATA, steps=steps, **options) for steps in (1, 40))
+    assert many.certificate.divergence.value < 0.3 * few.certificate.divergence.value
+    other = clipbias.distil(model, DATA, clip=long, steps=2, **options)
+    assert other.model.clip is long
+
+
+@pytest.mark.parametrize("form", helpers.short(["vector", "layer_norm", "lora"], "vector"))
+def test_the_folder_in_torch(form: str, clip: Clip, distilled: clipbias.Distilled, tmp_path: Path) -> None:
+    """A plain CLIP of transformers, whose logits are ours to a hundred-thousandth of the scale."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    found = distilled if form == "vector" else distil(clip, form)
+    out = tmp_path / "out"
+    assert found.model.export(out) == "checkpoint"
+    images = pixels(clip)
+    expected = models.task_logits(found.model.task, found.model.learnables, images)
+    frozen = models.task_logits(Task(clip, "zero_shot", NAMES, template="a photo of a {}."), {}, images)
+    assert np.abs(expected - frozen).max() > 0.1  # it has learned
+    model = transformers.CLIPModel.from_pretrained(out).eval()
+    inputs = transformers.AutoTokenizer.from_pretrained(out)(
+        [f"a photo of a {name}." for name in NAMES], return_tensors="pt", padding=True
+    )
+    inputs["pixel_values"] = torch.from_numpy(
+        np.asarray(clip.preprocessing.normalize(images)).transpose(0, 3, 1, 2).copy()
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image.numpy()
+    assert np.abs(logits - expected).max() < 1e-5 * float(np.exp(clip.params["logit_scale"]))
+    certificate = json.loads((out / "certificate.json").read_text())
+    assert certificate == json.loads(json.dumps(found.certificate.as_json()))
+    card = (out / "README.md").read_text()
+    assert all(sentence.removesuffix(".") in card.replace("\\", "") for sentence in found.certificate.sentences())
+    assert "images per class" not in card  # those of the teacher
+    assert read_adapter(out).notes["certificate"] == certificate
+
+
+@pytest.mark.long
+def test_two_vectors_stay_an_adapter(clip: Clip, tmp_path: Path) -> None:
+    found = distil(clip, "kind")
+    assert found.model.export(tmp_path / "out") == "program"
+    assert "it stays an adapter" in found.certificate.sentences()[-1]
+    assert (tmp_path / "out" / "certificate.json").exists()
