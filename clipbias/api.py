@@ -15,6 +15,7 @@ from clipbias.checks import check_int, shown
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
+from clipbias.data.counts import images_per_class
 from clipbias.data.hub_dataset import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_datasets import open_images
@@ -309,6 +310,8 @@ def _notes(
         notes["start_seed"] = start_seed
     if shots is not None:
         notes["shots"] = shots
+    notes["train_images"] = len(result.labels)
+    notes["images_per_class"] = images_per_class(result.labels, len(result.task.class_names))
     if isinstance(images, Dataset):
         notes["dataset"] = images.name
     if result.recipe is not None:

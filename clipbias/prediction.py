@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clipbias.data.confusion import binomial_error, class_accuracies, confusion, least_recognised, most_confused_with
+from clipbias.data.counts import SMALL, accuracy_words, wilson_interval
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
@@ -88,6 +89,11 @@ class Accuracy:
         return binomial_error(self.accuracy, self.images)
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `accuracy` in percent (Wilson 1927)."""
+        return wilson_interval(self.accuracy, self.images)
+
+    @property
     def confusion(self) -> np.ndarray:
         """How many images of each class (rows) are taken for which class (columns), int64 `[C, C]`."""
         return confusion(self.labels, self.predicted, len(self.class_names))
@@ -99,6 +105,8 @@ class Accuracy:
 
     def __repr__(self) -> str:
         lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {counted(self.images, 'image')}"]
+        if self.images < SMALL:
+            lines = [accuracy_words(self.accuracy, self.images, "image")]
         if left_out := len(self.labels) - self.images:
             lines[0] += f"; {left_out} could not be read"
         counts = self.confusion

@@ -26,6 +26,7 @@ import clipbias
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
+from clipbias.data.counts import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
@@ -152,8 +153,8 @@ def write_result(
         **score,
     }
     write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-    images = counted(score["images"], f"{settings.split} image")
-    common.tell(f"{model.method} on {model.dataset_name}: {score['accuracy']:.2f} % of {images}")
+    words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
+    common.tell(f"{model.method} on {model.dataset_name}: {words}")
     common.tell(*describe_score(score))
 
 

@@ -287,8 +287,7 @@ def _described(group: Group, inputs: SweepInputs) -> list[str]:
     first = group[0]
     job = make_job(group, inputs.context)
     tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
-    shots = f"{first.shots} shots, " if first.shots is not None else ""
-    title = f"{first.method} on {first.dataset}, {shots}{tested} test images:"
+    title = f"{first.method} on {first.dataset}, {first.shots_words}, {tested} test images:"
     lines = [f"  {line}" for line in describe(job)]
     return [title, *lines]
 

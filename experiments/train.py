@@ -16,6 +16,7 @@ from etils import epath
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import held_out
+from clipbias.data.counts import accuracy_words
 from clipbias.data.sources import OWN
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
@@ -58,14 +59,17 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         before = _keep_result(workdir, spec, context)
         if spec.method != ZERO_SHOT:
             same = before if before.get("key") == spec.key else {}
-            known = hosts.from_first(lambda: same.get("zero_shot_accuracy"))
-            notes["zero_shot_accuracy"] = zero_shot(context, spec) if known is None else known
+            known = hosts.from_first(lambda: (same.get("zero_shot_accuracy"), same.get("images")))
+            accuracy, images = known
+            if accuracy is None or images is None:
+                accuracy, images = zero_shot(context, spec)
+            notes["zero_shot_accuracy"] = accuracy
             if hosts.is_first():
-                common.tell(f"{ZERO_SHOT} on {spec.dataset}: {notes['zero_shot_accuracy']:.2f} % of test images")
+                common.tell(f"{ZERO_SHOT} on {spec.dataset}: {accuracy_words(accuracy, images)}")
         (row,) = sweep([spec], context, workdir, grid.recipe, single=True, notes={spec.key: notes})
         if hosts.is_first():
             write_json(workdir / RESULT, row)
-            common.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
+            common.tell(f"{row['method']} on {row['dataset']}: {accuracy_words(row['accuracy'], row['images'])}")
             common.tell(*caution.of_row(row, spec.make_method(), _classes(context, spec)))
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
 
@@ -135,11 +139,11 @@ def _classes(context: SweepContext, spec: RunSpec) -> int:
     return len(context.datasets[spec.dataset].class_names)
 
 
-def zero_shot(context: SweepContext, spec: RunSpec) -> float:
-    """The accuracy of the frozen model on the run's test images, in percent."""
+def zero_shot(context: SweepContext, spec: RunSpec) -> tuple[float, int]:
+    """The accuracy of the frozen model on the run's test images, in percent, and their number."""
     job = make_job((dataclasses.replace(spec, method=ZERO_SHOT, options={}, recipe=None),), context)
     result = score_test(job, {}, job.protocol.evaluations[0])
-    return float(result.scores[0]["accuracy"])
+    return float(result.scores[0]["accuracy"]), int(result.scores[0]["images"])
 
 
 def _keep_result(workdir: Path, spec: RunSpec, context: SweepContext, *, is_open: bool = False) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from clipbias.data.counts import SMALL, WITHIN, wilson_interval
+
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Number of images by class (rows) and predicted class (columns), int64 `[C, C]`.
@@ -19,7 +21,13 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 
 
 def binomial_error(accuracy: float, images: int) -> float:
-    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent on `n` test images."""
+    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent on `n` test images.
+
+    Of fewer than `counts.SMALL` images it is the half width of Wilson's interval in standard errors, which is never 0.
+    """
+    if images < SMALL:
+        low, high = wilson_interval(accuracy, images)
+        return (high - low) / (2 * WITHIN)
     share = min(max(accuracy / 100, 0.0), 1.0)
     return 100 * math.sqrt(share * (1 - share) / images)
 

@@ -21,7 +21,7 @@ from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
 # What an adapter can hold, and the method that it is then one of.
 METHODS = {"vector": "bias", "kind": "bias_by_kind"}
 # Notes of an adapter that hold for its replacement, too.
-_KEPT = ("dataset", "shots", "seed", "start_seed")
+_KEPT = ("dataset", "shots", "train_images", "images_per_class", "seed", "start_seed")
 
 
 def equivalent_bias(

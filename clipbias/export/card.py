@@ -14,6 +14,7 @@ from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.repository import EMBEDDED
+from clipbias.data.counts import accuracy_words, range_words
 from clipbias.export.certificate import NOTE
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
@@ -103,7 +104,7 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
       task: its task, from `Adapter.task`; `None` for the adapter's file alone, whose base model need not be at hand.
       form: a form of `export`, or "adapter".
     """
-    dataset, shots, seed = (adapter.notes.get(name) for name in ("dataset", "shots", "seed"))
+    dataset, seed = (adapter.notes.get(name) for name in ("dataset", "seed"))
     title = _plain(
         f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(adapter.class_names)} classes"
     )
@@ -114,8 +115,8 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
         made = "The base model learned the predictions of another tuned model on images without labels. " + " ".join(
             map(_plain, sentences)
         ).removesuffix(".")
-    elif shots:
-        made += _plain(f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else ""))
+    elif per_class := _images_per_class(adapter.notes):
+        made += _plain(f", on {per_class}" + (f" drawn with seed {seed}" if seed is not None else ""))
     written = "" if form == "adapter" else " This folder was written by `clipbias export`."
     return (
         f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
@@ -163,8 +164,12 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     facts += [(name, _plain(notes[name])) for name in ("protocol", "shots", "seed") if notes.get(name) is not None]
     if rate := _learning_rate(notes):
         facts.append(("learning rate", _plain(rate)))
+    if notes.get("train_images"):
+        facts.append(("training images", f"{notes['train_images']:,}, {_images_per_class(notes)}"))
     for name, accuracy in _accuracies(notes).items():
-        facts.append((_plain(f"top-1 accuracy{name and f' ({name})'}"), f"{accuracy:.2f} %"))
+        images = (notes.get("tested_images") or {}).get(name) if name else notes.get("images")
+        words = accuracy_words(accuracy, images) if images else f"{accuracy:.2f} %"
+        facts.append((_plain(f"top-1 accuracy{name and f' ({name})'}"), words))
     facts += [
         ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
         ("base model", as_code(adapter.base)),
@@ -172,6 +177,12 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
         ("exported with", f"clipbias {_version()}".strip()),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _images_per_class(notes: Mapping[str, Any]) -> str:
+    """The true number of training images of a class, "6 to 16 images per class"; empty where it is not known."""
+    counts = notes.get("images_per_class")
+    return f"{range_words(counts)} image{'s' * (max(counts) != 1)} per class" if counts else ""
 
 
 def _learning_rate(notes: Mapping[str, Any]) -> str:

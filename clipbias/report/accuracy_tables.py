@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from clipbias.data.counts import SMALL, range_words, wilson_interval
 from clipbias.explain.power import DETECTABLE
 from clipbias.report.errors import EXPLAINED, WITHIN, Answers, difference_error
 from clipbias.report.frames import ACCURACY, AVERAGE, CellKey, Row, Sweep, cell_frame, cell_lines, run_frame
-from clipbias.report.names import method_name
+from clipbias.report.names import method_name, shown_shots
 from clipbias.report.published import (
     Published,
     are_the_eleven,
@@ -20,6 +21,7 @@ from clipbias.report.published import (
     published_sixteen_shots,
 )
 from clipbias.report.table import MISSING, Table
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 
 BOLD = f"Bold: the best of a column, and all that are within {WITHIN} standard errors of the difference to it."
@@ -91,13 +93,30 @@ def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int | None]]
         {str(row["validation"]) for row in sweep.by_method[name] if row.get("validation")} for name in sweep.methods
     ]
     words: set[int] = set()
-    note = _note(sweep)
+    note = [*_note(sweep), *_test_images(sweep, columns)]
     if set().union(*policies) - {"none"}:
         frame["Validation"] = [", ".join(sorted(names)) or MISSING for names in policies]
         words = {len(frame.columns)}
         note.append(_VALIDATION)
     frame["Parameters"] = [_range(sweep, name, "parameters") for name in sweep.methods]
     return Table.of(frame, title, caption, words=words, note=" ".join(note), bold=bold)
+
+
+def _test_images(sweep: Sweep, columns: Mapping[str, tuple[str, str, int | None]]) -> list[str]:
+    """How many test images the columns are of, and what stands in parentheses where there are few."""
+    counts: dict[str, int] = {}
+    for head, (measure, dataset, shots) in columns.items():
+        lines = (sweep.lines.get((measure, method, dataset, shots), {}) for method in sweep.methods)
+        images = [line["images"] for line in lines if line.get("images", math.nan) >= 1]
+        if images:
+            counts[head] = int(min(images))
+    if not counts:
+        return []
+    words = (
+        [f"{head} {count:,}" for head, count in counts.items()] if len(columns) > 1 else [f"{min(counts.values()):,}"]
+    )
+    few = f"In parentheses: the 95 % interval, with fewer than {SMALL} test images."
+    return [f"Test images: {', '.join(words)}.", *([few] if min(counts.values()) < SMALL else [])]
 
 
 def _accuracy_frame(
@@ -126,7 +145,19 @@ def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
         return "failed" if any(run in {(method, dataset, shots), (method, dataset, None)} for run in lost) else MISSING
     line = sweep.lines[key]
     fewer = f" (n = {line['seeds']})" if line["drawn"] and line["seeds"] < expected else ""
+    if line.get("images", math.nan) < SMALL and line["mean"] >= 0:
+        return f"{line['mean']:.1f} ({_interval(line)}){fewer}"
     return _number(line["mean"]) + (f" ± {line['error']:.1f}" if line["error"] >= 0 else "") + fewer
+
+
+def _interval(line: Row) -> str:
+    """Wilson's interval of few test images, widened by the error of seeds, whose squares add on each side."""
+    mean = line["mean"]
+    low, high = wilson_interval(mean, line["images"])
+    seeds = WITHIN * line["seeds_error"]
+    low = max(0.0, mean - math.hypot(mean - low, seeds))
+    high = min(100.0, mean + math.hypot(high - mean, seeds))
+    return f"{low:.0f} to {high:.0f}"
 
 
 def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> set[str]:
@@ -179,7 +210,7 @@ def rate_table(sweep: Sweep) -> Table | None:
         if choice := row.get("choice"):
             cell: tuple[str, ...] = (row["method"], "all", "all")
             if choice["for"] == "cell":
-                cell = (row["method"], dataset_name(row["dataset"]), str(row["shots"] or 0))
+                cell = (row["method"], dataset_name(row["dataset"]), str(shown_shots(row)))
             selected[cell] = row["learning_rate"]
             accuracies[cell] = {line["learning_rate"]: line.get("accuracy") for line in choice["tried"]}
     if not selected:
@@ -271,13 +302,22 @@ def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
 
 
 def shots_words(shots: int | None) -> str:
-    shots = shots or 0
-    return f"{shots} shot" if shots == 1 else f"{shots} shots"
+    """`16 shots`, or of `None` all training images."""
+    return "all images" if shots is None else counted(shots, "shot")
 
 
 def _training_words(sweep: Sweep, shots: int | None) -> str:
     trained = "all training images" if any(row.get("protocol") == "full" for row in sweep.rows) else "no training"
-    words = f"{shots} training image{'s' * (shots != 1)} a class" if shots else trained
+    counts = [
+        row["images_per_class"] for row in sweep.rows if row.get("shots") == shots and row.get("images_per_class")
+    ]
+    if counts and (shots or trained == "all training images"):
+        numbers = [number for pair in counts for number in pair]
+        words = f"{range_words(numbers)} training image{'s' * (max(numbers) != 1)} a class"
+        if not shots:
+            words = f"all training images, {range_words(numbers)} a class"
+    else:
+        words = f"{shots} training image{'s' * (shots != 1)} a class" if shots else trained
     seeds = max(sweep.seeds(measure, shots) for measure in sweep.measures)
     return f"{words}, mean of {seeds} seeds" if seeds > 1 else words
 

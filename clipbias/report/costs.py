@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from clipbias.report.accuracy_tables import shots_words
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.errors import Answers
 from clipbias.report.frames import ACCURACY, Sweep, cell_frame, cell_lines, run_frame
@@ -70,7 +71,7 @@ def _table(sweep: Sweep, frame: pd.DataFrame, shots: int | None) -> Table:
     over = "mean over datasets, " if len(sweep.datasets) > 1 else ""
     what = "accuracy" if sweep.measure == ACCURACY else f"accuracy ({sweep.measure})"
     caption = f"Top-1 {what} in percent ± one standard error, {over}with learned parameters and training time."
-    title = f"Accuracy and cost, {shots} shot{'s' * (shots != 1)}" if shots else "Accuracy and cost"
+    title = f"Accuracy and cost, {shots_words(shots)}" if shots else "Accuracy and cost"
     return Table.of(shown, title, caption, words={1}, note=_TIMES)
 
 
@@ -81,7 +82,8 @@ def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
     if len(frame) < 2:
         return ()
     over = ", ".join(map(dataset_name, sweep.datasets))
-    about = f"Top-1 {sweep.measure} in percent with {shots or 0} shots, mean over {over}, of each method. "
+    trained = shots_words(shots)
+    about = f"Top-1 {sweep.measure} in percent with {trained}, mean over {over}, of each method. "
     free = " What is at the left of the break costs nothing."
     by_parameters = f"{about}Parameters are the mean over datasets of what a run learns.{free}"
     return (

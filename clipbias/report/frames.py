@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipbias.data.confusion import binomial_error
 from clipbias.report.errors import Answers, harmonic_error
 from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
@@ -32,9 +33,9 @@ class Sweep:
     Attributes:
       rows: of `results.jsonl`; a method that was trained at several learning rates has as many names.
       cells: a line for each measure, method, dataset (or `AVERAGE`) and number of shots, its index. `mean` over `seeds`
-        runs in percent; `drawn`, False for a method that draws no images; `images_error` and `seeds_error`, whose
-        hypotenuse is the standard `error` (`report.errors`); and `correct`, the share of seeds that were right on each
-        image, or `None`.
+        runs in percent of `images`; `drawn`, False for a method that draws no images; `images_error` and
+        `seeds_error`, whose hypotenuse is the standard `error` (`report.errors`); and `correct`, the share of seeds
+        that were right on each image, or `None`.
       measures: "accuracy", or what a protocol measures: base, new and H, or datasets.
       methods, datasets: in the order in which they are shown.
       shots: ascending; `None` alone if no run was trained on few images.
@@ -145,8 +146,11 @@ def cell_frame(
     cells = groups.agg(
         mean=("value", "mean"), seeds=("value", "size"), drawn=("drawn", "all"), deviation=("value", "std")
     )
-    images = groups["images"].min().where(groups["images"].count() == cells["seeds"])
-    cells["images_error"] = np.sqrt((cells["mean"] * (100 - cells["mean"])).clip(lower=0) / images)
+    cells["images"] = groups["images"].min().where(groups["images"].count() == cells["seeds"])
+    cells["images_error"] = [
+        binomial_error(mean, images) if images >= 1 and not math.isnan(mean) else math.nan
+        for mean, images in zip(cells["mean"], cells["images"], strict=True)
+    ]
     cells["seeds_error"] = (cells.pop("deviation") / np.sqrt(cells["seeds"])).fillna(0.0)
     means = cells["mean"].to_dict()
     errors = cells["images_error"].to_dict()
@@ -178,7 +182,7 @@ def cell_lines(cells: pd.DataFrame) -> dict[CellKey, Row]:
 def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
     """Over the datasets, where all have a result. Each has images and draws of its own: errors are independent."""
     errors = ["images_error", "seeds_error", "error"]
-    squares = cells.copy()
+    squares = cells.drop(columns="images")
     squares[errors] = cells[errors].pow(2).fillna(math.inf)
     groups = squares.drop(columns="correct").groupby(["measure", "method", "shots"], sort=False)
     means = groups.agg({"mean": "mean", "seeds": "min", "drawn": "all"} | dict.fromkeys(errors, "sum"))

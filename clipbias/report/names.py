@@ -1,7 +1,7 @@
 """The names and the order in which methods and datasets are shown."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from clipbias.terminal import printable
 
@@ -68,3 +68,8 @@ def base_name(method: str) -> str:
 def same_name(name: str) -> str:
     """A spelling to compare names by: `oxford_pets` and `OxfordPets` are one dataset."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def shown_shots(row: Mapping[str, Any]) -> int | str:
+    """The shots of a run's row as tables show them: "all" where all images were used, 0 where none were."""
+    return "all" if row.get("protocol") == "full" else row.get("shots") or 0

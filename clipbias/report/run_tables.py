@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from clipbias.data.counts import interval_words
 from clipbias.io import user_path
 from clipbias.report.accuracy_tables import make_accuracy_tables
 from clipbias.report.frames import read_sweep
@@ -44,7 +45,10 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
     if not any(map(_validates, runs)):
         del columns["Validation"]
     rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
-    caption = "Top-1 accuracy in percent ± one standard error, with what each run was and what it took."
+    caption = (
+        "Top-1 accuracy in percent ± one standard error, or of few test images its 95 % interval, and their number; "
+        "what each run was and what it took."
+    )
     note = (
         "Several values belong to several models or seeds, in this order; a sweep's accuracies stand below. Loss: of"
         " the last training step. Time: of all processes. Waiting: the share of training time spent waiting for"
@@ -158,18 +162,29 @@ def accuracies_of(run: RunRecord) -> list[Table]:
 
 def _accuracies(run: RunRecord) -> str:
     many = isinstance(run.accuracy, list) and len(run.accuracy) > MOST_IN_A_CELL
-    return "see below" if run.rows or many else _with_error(run.accuracy, run.error)
+    return "see below" if run.rows or many else _with_error(run.accuracy, run.error, run.images)
 
 
-def _with_error(value: object, error: object) -> str:
-    """A number, numbers by name or in a list, each with its error where that is known."""
+def _with_error(value: object, error: object, images: object = None) -> str:
+    """A number, numbers by name or in a list, each with its error and the number of images where these are known."""
     if isinstance(value, Mapping):
-        known = error if isinstance(error, Mapping) else {}
-        return ", ".join(f"{key} {_with_error(item, known.get(key))}" for key, item in value.items()) or MISSING
+        errors = error if isinstance(error, Mapping) else {}
+        counts = images if isinstance(images, Mapping) else {}
+        words = (f"{key} {_with_error(item, errors.get(key), counts.get(key))}" for key, item in value.items())
+        return ", ".join(words) or MISSING
     if isinstance(value, list) and value:
-        return ", ".join(_each_with_error(value, error))
+        shared = set(images) if isinstance(images, list) else set()
+        return ", ".join(_each_with_error(value, error)) + (_of(*shared) if len(shared) == 1 else "")
     number = in_words(value, "values", "{:.2f}")
-    return f"{number} ± {error:.2f}" if is_number(value) and is_number(error) else number
+    if not is_number(value) or not is_number(error):
+        return number
+    if isinstance(value, float) and isinstance(images, int) and (interval := interval_words(value, images)):
+        return f"{number} ({interval}){_of(images)}"
+    return f"{number} ± {error:.2f}{_of(images)}"
+
+
+def _of(images: object) -> str:
+    return f" of {images:,}" if is_number(images) else ""
 
 
 def _each_with_error(values: Sequence[object], errors: object) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
+from clipbias.report.names import shown_shots
 from clipbias.sentences import counted
 
 _ROW = ("method", "dataset", "seed", "key", "status")  # fields that a line of results needs
@@ -40,7 +41,7 @@ class RunRecord:
       binary: "train", "table1", "evaluate", …
       state: in words: finished, in progress at step x of y, failed with its sentence, …
       accuracy: in percent, or several by the name of an evaluation; of a study one for each model. A sweep has rows.
-      error: the standard error that the choice of test images makes, likewise.
+      error: the standard error that the choice of test images makes, likewise; images: how many there are.
       rows: of a sweep's `results.jsonl`.
       loss: of the last training step, per seed.
       seconds: computing time, all processes that worked on it.
@@ -59,6 +60,7 @@ class RunRecord:
     learning_rate: Settings = None
     accuracy: Numbers = None
     error: Numbers = None
+    images: Numbers = None
     parameters: Settings = None
     loss: Settings = None
     seconds: float | None = None
@@ -111,11 +113,12 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
             state=state_in_words(path, state, finished=finished, progress=progress),
             method=result.get("method", config.get("method")),
             dataset=result.get("dataset", config.get("dataset")),
-            shots=_shown_shots(result, config.get("shots")),
+            shots=shown_shots(result) if "shots" in result else config.get("shots"),
             seed=result.get("seed", config.get("seed")),
             learning_rate=config.get("learning_rate") if binary == "train" else None,
             accuracy=result.get("accuracy"),
             error=_error(result),
+            images=_images(result),
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
             waiting=result.get("waiting_share"),
@@ -169,6 +172,11 @@ def _error(result: Mapping[str, Any]) -> float | dict[str, float] | None:
         counts = result.get("tested_images") or {}
         return {name: binomial_error(value, counts[name]) for name, value in accuracies.items() if counts.get(name)}
     return _binomial_error(result)
+
+
+def _images(result: Mapping[str, Any]) -> Numbers:
+    """The number of test images of an accuracy, or of each of several."""
+    return result.get("tested_images") if result.get("accuracies") else result.get("images")
 
 
 def _binomial_error(result: Mapping[str, Any]) -> float | None:
@@ -245,9 +253,10 @@ def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
         waiting=row.get("waiting_share"),
         accuracy=row.get("accuracy", row.get("accuracies")),
         error=_error(row),
+        images=_images(row),
         method=row.get("method"),
         dataset=row.get("dataset"),
-        shots=_shown_shots(row),
+        shots=shown_shots(row),
         seed=row.get("seed"),
         learning_rate=row.get("learning_rate"),
         parameters=row.get("parameters"),
@@ -255,11 +264,6 @@ def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
         seconds=row.get("seconds"),
         validation=row.get("validation"),
     )
-
-
-def _shown_shots(row: Mapping[str, Any], default: Settings = None) -> Settings:
-    """The shots of a result as tables show them: 0 where no number of images was drawn."""
-    return (row["shots"] or 0) if "shots" in row else default
 
 
 def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
@@ -284,6 +288,7 @@ def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[Ru
                 dataset=(results.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
                 accuracy=[model.get("accuracy") for model in models] or None,
                 error=[_binomial_error(model) for model in models] or None,
+                images=[model.get("images") for model in models] or None,
                 parameters=[(model.get("parameters") or {}).get("total") for model in models] or None,
                 seconds=results.get("seconds", common.seconds),
             )

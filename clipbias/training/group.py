@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from clipbias import hosts
+from clipbias.data.counts import images_per_class
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.job import Logging, Run, TrainJob, TrainResult
@@ -50,7 +51,7 @@ def train_group(
     else:
         scores = score_validation(job, result.learnables)
     rows = [
-        _row(spec, job, result, run, common, scores[run]) | _picks(job, run) | (notes or {}).get(spec.key, {})
+        _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | (notes or {}).get(spec.key, {})
         for run, spec in enumerate(group)
     ]
     if group[0].score_on == TEST and hosts.is_first():
@@ -128,15 +129,12 @@ def _score_test(group: Group, job: TrainJob, result: TrainResult, paths: SweepPa
     return rows
 
 
-def _picks(job: TrainJob, run: int) -> Row:
-    """The hashes of the images that a run was made from, as published picks have them."""
+def _training_images(job: TrainJob, run: int) -> Row:
+    """How many images a run was made from, in all and of the classes with the fewest and the most."""
     if not job.task.method.uses_images:
         return {}
-    source = job.runs[run].protocol.source
-    hashes = {"train": job.runs[run].images.split.names_hash}
-    if "val" in source.splits:
-        hashes["val"] = source.split("val").names_hash
-    return {"picks": hashes}
+    labels = job.runs[run].images.labels
+    return {"train_images": len(labels), "images_per_class": images_per_class(labels, len(job.task.class_names))}
 
 
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:

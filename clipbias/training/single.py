@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data import Dataset, protocols
@@ -30,6 +31,7 @@ class FitResult:
       learnables: of the run.
       recipe: it was trained by; `None` where no step was made.
       selection: what was selected on held-out images, if anything was.
+      labels: of the training images.
       warnings: sentences.
     """
 
@@ -37,6 +39,7 @@ class FitResult:
     learnables: Learnables
     recipe: Recipe | None
     selection: Selection | None
+    labels: np.ndarray
     warnings: tuple[str, ...]
 
 
@@ -103,5 +106,6 @@ def train_task(
         learnables=jax.tree.map(jnp.asarray, select_run(result.learnables, 0)),
         recipe=job.recipe,
         selection=selection,
+        labels=images.labels,
         warnings=caution.of_fit(job, result, held, selection, compares_rates=compares_rates),
     )

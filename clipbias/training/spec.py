@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.sentences import counted
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve_method
@@ -93,6 +94,16 @@ class RunSpec:
         """The seed of the initial learnables, the order and augmentation of images."""
         return self.seed if self.start_seed is None else self.start_seed
 
+    @functools.cached_property
+    def takes_all(self) -> bool:
+        """Whether all training images are used."""
+        return self.shots is None and self.make_method().uses_images
+
+    @property
+    def shots_words(self) -> str:
+        """The training images in words: "16 shots", "all images", or "0 shots" of a method that takes none."""
+        return "all images" if self.takes_all else counted(self.shots or 0, "shot")
+
     def facts(self) -> dict[str, Any]:
         """All fields as JSON values."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -159,7 +170,8 @@ def group_key(group: Iterable[RunSpec]) -> str:
 def group_name(group: Group) -> str:
     """For files: what the runs of a group have in common, readable."""
     first = group[0]
-    return f"{_file_name(first.method)}-{_file_name(first.dataset)}-{first.shots or 0}shots"
+    shots = "all" if first.takes_all else f"{first.shots or 0}shots"
+    return f"{_file_name(first.method)}-{_file_name(first.dataset)}-{shots}"
 
 
 def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:

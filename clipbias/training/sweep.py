@@ -92,7 +92,7 @@ def sweep(
                 drop_programs()
             before = group
             context.begin(group[0].dataset)
-            bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots or 0} shots")
+            bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}")
             for attempted, new in _attempt(group, context, paths, common, notes or {}, bar):
                 rows = _in_order([*rows, *new], specs)
                 _write(attempted, new, paths)
@@ -142,7 +142,7 @@ def _attempt(
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
-        bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots or 0} shots: {sentence(error)}")
+        bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots_words}: {sentence(error)}")
         failure = {"status": "failed", "error": sentence(error)}
         rows = [spec_facts(spec, common) | failure | notes.get(spec.key, {}) for spec in group]
     seconds = (time.monotonic() - began) / len(group)

@@ -44,6 +44,18 @@ def test_the_facts(clip: Clip, tmp_path: Path) -> None:
         assert fact in text
 
 
+def test_a_card_has_the_true_counts(clip: Clip, tmp_path: Path) -> None:
+    notes = {"shots": 16, "train_images": 38, "images_per_class": [6, 16], "accuracy": 100 * 11 / 12, "images": 12}
+    adapter = models.adapter(clip, "coop", tmp_path)
+    text = model_card(dataclasses.replace(adapter, notes=notes), None, "adapter")
+    assert "were tuned, on 6 to 16 images per class." in text
+    assert "| training images | 38, 6 to 16 images per class |" in text
+    assert "| top-1 accuracy | 91.67 % of 12 test images (95 % interval 64.6 to 98.5) |" in text
+    notes = {"accuracies": {"base": 80.0, "new": 70.0}, "tested_images": {"base": 500, "new": 50}}
+    text = model_card(dataclasses.replace(adapter, notes=notes), None, "adapter")
+    assert "(base) | 80.00 % of 500 test images |" in text and "(new) | 70.00 % of 50 test images (95 % int" in text
+
+
 @pytest.mark.parametrize("notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": None, "shots": None}])
 def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) -> None:
     adapter = dataclasses.replace(models.adapter(clip, "coop", tmp_path), notes=notes)

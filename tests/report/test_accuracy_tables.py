@@ -2,7 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from clipbias.errors import ClipbiasError
 from clipbias.report import make_tables, published, read_sweep, render, render_tables
@@ -55,6 +57,28 @@ def test_numbers_seeds_and_parameters_of_a_table():
     assert "all training images, mean of 2 seeds" in tables(full)["Accuracy"].caption
     mixed = tables([*full, run(shots=4, accuracy=50.0), run("coop", shots=4)])["Accuracy, 4 shots"]
     assert entries(mixed, "Bias tuning")[1].startswith("50.0 ±")
+
+
+def test_counts_are_the_true_ones_and_few_test_images_have_an_interval():
+    """Of a class of 6 images where 16 are asked for, and 12 test images; the interval against SciPy's."""
+    counts = {"images": 12, "train_images": 38, "images_per_class": [6, 16]}
+    rows = [run("coop", accuracy=100 * 6 / 12, **counts), run("bias", accuracy=100 * 11 / 12, **counts)]
+    table = tables(rows)["Accuracy, 16 shots"]
+    assert "standard error, 6 to 16 training images a class." in table.caption
+    assert "Test images: 12. In parentheses: the 95 % interval, with fewer than 100 test images." in table.note
+    low, high = binomtest(11, 12).proportion_ci(0.95, "wilson")
+    assert entries(table, "Bias tuning")[1] == f"91.7 ({100 * low:.0f} to {100 * high:.0f})" == "91.7 (65 to 99)"
+    assert entries(table, "CoOp")[1] == "50.0 (25 to 75)"
+    # Seeds of 10 and 12 right add 1.96 times their error on each side, in squares.
+    seeds = [run(seed=seed, accuracy=100 * right / 12, **counts) for seed, right in ((1, 10), (2, 12))]
+    error = 1.96 * 100 * np.std([10 / 12, 1], ddof=1) / np.sqrt(2)
+    below, above = (100 * np.hypot(end - 11 / 12, error / 100) for end in (low, high))
+    shown = f"91.7 ({1100 / 12 - below:.0f} to {min(100, 1100 / 12 + above):.0f})"
+    assert entries(tables(seeds)["Accuracy, 16 shots"], "Bias tuning")[1] == shown
+    several = tables([run(), run(dataset="eurosat", images=8100)])["Accuracy, 16 shots"]
+    assert "Test images: " in several.note and "EuroSAT 8,100" in several.note and "parentheses" not in several.note
+    full = tables([run(shots=None, protocol="full", images_per_class=[5, 9])])["Accuracy"]
+    assert "all training images, 5 to 9 a class." in full.caption
 
 
 def test_a_lone_method_is_not_the_best_of_anything():

@@ -142,7 +142,7 @@ def test_accuracies_of_several_evaluations_and_of_many_models(tmp_path: Path) ->
     rows = [cell("bias", "a", 1, **result)]
     write(tmp_path / "sweep", config={**GRID, "datasets": ["a"]}, results=rows)
     (run,) = read_workdir(tmp_path / "sweep", cells=True)
-    assert "base 50.00 ± 5.00, new 90.00 ± 1.50" in render(run_table([run]), "text")
+    assert "base 50.00 ± 5.00 of 100, new 90.00 ± 1.50 of 400" in render(run_table([run]), "text")
     names = ["zero_shot", "coop", "vpt", "maple", "bias"]
     models = [{"method": name, "accuracy": 50.0, "images": 100} for name in names]
     content = {"dataset": {"name": "a"}, "models": models, "seconds": 3.0}

@@ -48,7 +48,9 @@ def test_it_learns_what_the_driver_learns(
         adapter = tiny.adapter(spec)
         jax.tree.map(np.testing.assert_array_equal, model.learnables, dict(adapter.learnables))
         assert model.task.options() == adapter.options
-        assert model.notes.keys() - {"warnings"} == {"seed", "shots", "dataset", "learning_rate"}
+        assert model.notes.keys() - {"warnings"} == {
+            *("seed", "shots", "dataset", "learning_rate", "train_images", "images_per_class")
+        }
         assert all(adapter.notes[name] == value for name, value in model.notes.items() if name != "warnings")
     assert float(np.abs(fitted["bias"].learnables["vision_bias"]).max()) > 0
 

@@ -116,6 +116,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe
         expected = np.c_[largest - total[:, None], true_logits - total, total]
         np.testing.assert_allclose(log_probs, expected, rtol=2e-3, atol=1e-4)
         assert log_probs.dtype == np.float16
+        assert row["train_images"] == 2 * len(colours.class_names) and row["images_per_class"] == [2, 2]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
         known = KnownPredictions([tmp_path]).find(adapter.task(clip), adapter.learnables, "bias", test)
         np.testing.assert_array_equal(known, predicted)
@@ -187,7 +188,7 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
     # `None` for all images; where no image is drawn either.
     whole = tiny.specs("zero_shot", "bias", shots=(None,), seeds=(1,))
     assert [(spec.shots, spec.protocol) for spec in whole[:2]] == [(None, "few_shot"), (None, "full")]
-    assert run_names(whole)[whole[1].key] == "bias-a-0shots-seed1"
+    assert run_names(whole)[whole[1].key] == "bias-a-all-seed1"
     assert [spec.shots for spec in tiny.specs("zero_shot", shots=(4,))] == [None, None]
     with pytest.raises(ClipbiasError, match="there are no seeds"):
         tiny.specs("bias", seeds=())
