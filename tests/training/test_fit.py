@@ -145,7 +145,8 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     np.testing.assert_array_equal(accuracy.confusion, expected)
     assert accuracy.accuracy == pytest.approx(100 * np.trace(expected) / 15)
     np.testing.assert_allclose(accuracy.per_class, [100 * expected[c, c] / 5 for c in range(3)])
-    assert repr(accuracy).startswith(f"{accuracy.accuracy:.2f} % (± {accuracy.standard_error:.2f}) of 15 images")
+    low, high = accuracy.interval
+    assert repr(accuracy).startswith(f"{accuracy.accuracy:.2f} % of 15 images (95 % interval {low:.1f} to {high:.1f})")
     same = model.evaluate(images, labels, mesh=meshes.single_device(), batch_size=8)
     np.testing.assert_array_equal(same.confusion, expected)
     none = dataclasses.replace(accuracy, labels=accuracy.labels[:5], predicted=accuracy.predicted[:5])
