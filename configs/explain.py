@@ -39,7 +39,7 @@ class ExplainSettings(AdapterSettings, DatasetSettings):
     split: str = setting("test", 'The images to explain on: "train", "val" or "test".')
     sections: str = setting(
         "all",
-        f'"all", or sections separated by commas; there are {", ".join(SECTIONS)}.',
+        f'"all", or sections separated by commas; there are {", ".join(SECTIONS)}; and replacement, which trains.',
     )
     predictions: str | None = setting(
         None,

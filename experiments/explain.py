@@ -22,7 +22,7 @@ from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import SECTIONS, Answer, StudyResults
+from clipbias.explain.results import ALL_SECTIONS, SECTIONS, Answer, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
@@ -89,8 +89,8 @@ def answer_lines(answer: Answer, dataset: str) -> list[str]:
 def named_sections(text: str) -> list[str]:
     """The sections that a setting names."""
     sections = list(SECTIONS) if text == "all" else split(text)
-    if unknown := [section for section in sections if section not in SECTIONS]:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
+    if unknown := [section for section in sections if section not in ALL_SECTIONS]:
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(ALL_SECTIONS)}, or 'all'.")
     return sections
 
 
@@ -213,6 +213,7 @@ def models(
                 seed=start_seed(adapter.notes),
                 name=name,
                 trained_on=trained_on,
+                split_seed=adapter.notes.get("seed"),
             )
         )
     return bound

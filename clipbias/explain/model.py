@@ -22,6 +22,7 @@ class Model:
       seed: what its training started from, for what stood in its prompts' places before.
       name: the label of all its seeds together; `None` takes the label.
       trained_on: its training set, where that is known.
+      split_seed: of its few-shot split, where that is known.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Model:
     seed: int = 0
     name: str | None = None
     trained_on: str | None = None
+    split_seed: int | None = None
 
     @property
     def options(self) -> dict[str, object]:

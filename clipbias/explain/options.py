@@ -11,6 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
 from clipbias.settings import setting, setting_of
+from clipbias.training.students import STEPS
 
 ZERO_SHOT_TEXTS = ("paper", "dataset")
 # Images per batch by default. What a block makes of more of them leaves a CPU's caches.
@@ -74,6 +75,9 @@ class StudyOptions:
         False,
         "Also the words nearest to deeper prompts, which takes minutes; a pass of the text tower over the vocabulary "
         "for each, which all adapters share. Four prompts of ViT-B/16 take about five minutes on two cores.",
+    )
+    replacement_steps: Positive = setting(
+        STEPS, "Steps of each form that the section replacement fits; the section is left out unless it is named."
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")

@@ -17,11 +17,13 @@ from clipbias.explain import (
     factorial_section,
     faithfulness_section,
     picture_sections,
+    replacement_section,
     words_section,
 )
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
+    ALL_SECTIONS,
     SECTIONS,
     ClipFacts,
     DatasetFacts,
@@ -35,7 +37,7 @@ from clipbias.explain.stream import Section
 from clipbias.explain.study import Study
 from clipbias.tuning import parameter_count
 
-# What goes over images, in the order of `SECTIONS`.
+# What goes over images, in the order of `ALL_SECTIONS`.
 COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "predictions": dataset_sections.compute_predictions,
     "relevancy": dataset_sections.compute_relevancy,
@@ -49,6 +51,7 @@ COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "examples": picture_sections.compute_examples,
     "explore": explore_section.compute_explore,
     "words": words_section.compute_words,
+    "replacement": replacement_section.compute_replacement,
 }
 
 
@@ -69,16 +72,16 @@ def run_study(
       dataset: its name.
       split: the name of the images' split.
       config: stored with the results.
-      sections: some of `SECTIONS`; predictions are always made.
+      sections: some of `ALL_SECTIONS`; predictions are always made.
 
     Raises:
       ClipbiasError: an unknown section, or no image could be read.
     """
-    unknown = [name for name in sections if name not in SECTIONS]
+    unknown = [name for name in sections if name not in ALL_SECTIONS]
     if unknown:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(ALL_SECTIONS)}.")
     began = time.monotonic()
-    requested = tuple(name for name in SECTIONS if name in sections or name == "predictions")
+    requested = tuple(name for name in ALL_SECTIONS if name in sections or name == "predictions")
     computed = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in requested})
     predictions: Predictions = computed.pop("predictions")
     facts = StudyResults(

@@ -61,6 +61,10 @@ from .maps import RelevancyText as RelevancyText
 from .maps import Similarity as Similarity
 from .maps import SimilarityMaps as SimilarityMaps
 from .maps import TargetCurves as TargetCurves
+from .replacement import Agreement as Agreement
+from .replacement import FittedForm as FittedForm
+from .replacement import FittedReplacements as FittedReplacements
+from .study import ALL_SECTIONS as ALL_SECTIONS
 from .study import SECTIONS as SECTIONS
 from .study import HasSettings as HasSettings
 from .study import StudyResults as StudyResults

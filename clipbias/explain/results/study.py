@@ -20,6 +20,7 @@ from clipbias.explain.results.effects import (
 )
 from clipbias.explain.results.facts import ClipFacts, DatasetFacts, Missing, ModelFacts, Predictions
 from clipbias.explain.results.maps import Examples, Exploration, Faithfulness, Relevancy, Similarity
+from clipbias.explain.results.replacement import FittedReplacements
 
 SECTIONS = (
     "predictions",
@@ -36,6 +37,9 @@ SECTIONS = (
     "words",
     "verdict",
 )
+# Left out unless it is named: it trains.
+REPLACEMENT = "replacement"
+ALL_SECTIONS = (*SECTIONS, REPLACEMENT)
 T = TypeVar("T")
 
 
@@ -77,6 +81,7 @@ class StudyResults:
     examples: Examples | None = None
     explore: Exploration | None = None
     words: dict[str, ModelWords | Missing] | None = None
+    replacement: dict[str, FittedReplacements | Missing] | None = None
     verdict: tuple[Verdict, ...] | None = None
     methods: tuple[MethodResult, ...] = ()
     answer: Answer | None = None
