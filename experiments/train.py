@@ -54,7 +54,8 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         notes: Row = {}
         if settings.dataset in OWN:
             _keep_result(workdir, spec, context, is_open=True)
-            compares_rates = settings.recipe.learning_rate is None and inputs.rates is None
+            listed = inputs.rates is not None and inputs.rates.of(spec.method, spec.dataset, spec.shots) is not None
+            compares_rates = settings.recipe.learning_rate is None and not listed
             spec, notes = select(spec, context, workdir, compares_rates=compares_rates)
         before = _keep_result(workdir, spec, context)
         if spec.method != ZERO_SHOT:

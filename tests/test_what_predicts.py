@@ -57,6 +57,7 @@ def test_what_was_planted_is_recovered() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")
 def test_a_learned_constant_is_kept_and_lost_whole() -> None:
     demo = clipbias.load("demo")
     dataset = data.load("demo/digits")

@@ -18,7 +18,7 @@ from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
-from clipbias.training import loop, stages
+from clipbias.training import calibration, loop, stages
 from clipbias.training import mesh as meshes
 from clipbias.training.compute import Compute
 from clipbias.training.group import make_job
@@ -58,6 +58,7 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
     assert not [*tmp_path.glob("checkpoints/*")]
 
 
+@pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")
 def test_another_start_on_the_same_images(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     """A run with a start of its own has the few-shot split of its seed, and the learnables' start of the other."""
     recipe = dataclasses.replace(recipe, learning_rate=1e-6, warmup_learning_rate=1e-6)  # close to the start
@@ -96,7 +97,10 @@ def test_validation_images_are_those_of_each_split(
     assert set(first) != set(second)
 
 
-def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_an_adapter_gives_its_rows_accuracy(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "FEWEST_TO_CALIBRATE", 6)
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("bias")
     test = colours.split("test")
