@@ -38,7 +38,8 @@ from clipbias.tuned_model import TunedModel, as_clip, labelled_images
 from clipbias.tuning import Task
 from clipbias.tuning.learnables import parameter_count
 
-# Share of the unlabelled images that a form is selected on; and of those without labels, that certify it.
+# Share of the unlabelled images that a form is selected on; and of those without labels, that certify it. They are
+# drawn by their names: the rule of `data.held_out` reads labels.
 HELD_BACK = 0.2
 # A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
 TOLERANCE = 0.01
