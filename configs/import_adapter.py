@@ -18,7 +18,7 @@ class ImportSettings:
     output: str | None = setting(None, "The adapter to write, a file such as maple.safetensors.")
     model: str = setting(
         "openai/clip-vit-base-patch16",
-        "The CLIP that it was trained on: a hub name, or a local folder or file (docs/models.md).",
+        "The CLIP that it was trained on: a hub name, or a local folder or file.",
     )
     classes: str | None = setting(
         None,

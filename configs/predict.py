@@ -38,7 +38,7 @@ class PredictSettings(AdapterSettings, InputSettings):
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")
     batch_size: Positive = setting(BATCH_SIZE, "Images at a time.")
     on_image_error: OnImageError = setting(
-        "skip", 'What to do with an image that cannot be read: "skip" says so in its line, "raise" stops.'
+        "skip", 'For an image that cannot be read: "skip" says so in its line, "raise" stops.'
     )
 
 

@@ -28,7 +28,7 @@ class OpenRecipe(Recipe):
 
     learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(  # type: ignore[assignment]
         None,
-        "Learning rate of the first epoch after the warm-up, from which it falls along a cosine. None takes the "
+        "Learning rate after the warm-up, from which it falls along a cosine. None takes the "
         f"recipe's, {Recipe.learning_rate:g}; for pictures of your own (folder, csv) it compares four rates on "
         "held-out images and takes the best (docs/runs.md).",
     )

@@ -22,9 +22,8 @@ from clipbias.explain.conclusions import (
 from clipbias.explain.effects import OUTCOMES
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import Effects, MethodResult, Reason, Replacements, StudyResults, Verdict
-from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import amount, percent
+from clipbias.explain.wording import NOTHING_INSIDE, amount, percent
 from clipbias.sentences import capitalize, join_words
 
 OUTCOME = OUTCOMES[0]

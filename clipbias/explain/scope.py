@@ -8,10 +8,9 @@ import dataclasses
 import jax
 
 from clipbias.clip import Adaptation
+from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.tuning import Task
 from clipbias.tuning.test_time_method import crops_of
-
-NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
 
 
 def additions(task: Task) -> Adaptation:

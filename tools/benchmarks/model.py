@@ -77,7 +77,12 @@ class WordTokenizer:
 
     def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
         words = (re.findall(r"\w+|[^\w\s]", text) for text in texts)
-        return {"input_ids": [[zlib.crc32(word.encode()) % self.bos_token_id for word in line] for line in words]}
+        return {"input_ids": [[self._id(word) for word in line] for line in words]}
+
+    def _id(self, word: str) -> int:
+        """The id of a word: its number where it has one, so that the names of `class_names` are distinct."""
+        number = re.search(r"\d+$", word)
+        return (zlib.crc32(word.encode()) if number is None else int(number[0])) % self.bos_token_id
 
 
 def geometry(name: str, *, layers: int = 0) -> ClipConfig:
