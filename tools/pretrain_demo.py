@@ -28,6 +28,7 @@ from clipbias import clip as clip_lib
 from clipbias import data
 from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
+from clipbias.clip.config import siglip_sizes, siglip_text, siglip_vision
 from clipbias.clip.preprocess_files import family_preprocessing
 from clipbias.data import demo
 from clipbias.io import atomic_path
@@ -62,17 +63,16 @@ VOCABULARY_SIZE = 3072
 def model_config(width: int, layers: int, family: str = "clip") -> ClipConfig:
     """48-pixel images in patches of 8; heads of a quarter of the vision width."""
     text_width = width * 3 // 4
-    siglip = family == "siglip"
     end = VOCABULARY_SIZE - 1
-    common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6) if siglip else {}
     sizes: dict[str, Any] = dict(vocabulary_size=VOCABULARY_SIZE, context_length=CONTEXT_LENGTH, eos_token_id=end)
-    padding: dict[str, Any] = dict(causal=False, pad_token_id=end) if siglip else {}
-    pooling = "attention" if siglip else "cls"
+    if family == "siglip":
+        vision = siglip_vision(siglip_sizes(width, layers, heads=4), image_size=48, patch_size=8)
+        text = siglip_text(siglip_sizes(text_width, layers, heads=3), **sizes, pad_token_id=end)
+        return ClipConfig(vision, text, width, family)
     return ClipConfig(
-        VisionConfig(width, layers, 4, 4 * width, **common, image_size=48, patch_size=8, pooling=pooling),
-        TextConfig(text_width, layers, 3, 4 * text_width, **common, **sizes, **padding),
+        VisionConfig(width, layers, 4, 4 * width, image_size=48, patch_size=8),
+        TextConfig(text_width, layers, 3, 4 * text_width, **sizes),
         projection_width=width,
-        family=family,
     )
 
 

@@ -10,7 +10,8 @@ block. Hooks say what differs between them:
     bias_rows   which row of the layer's bias each token gets
     after       changes the block's output
 
-A family that orders its parts in another way (LayerNorms behind the residuals, rotary positions) chooses so here.
+BERT's LayerNorms behind the residuals and Perception Encoder's rotary positions are chosen here by the tower's
+configuration.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip import layers
-from clipbias.clip.config import TowerConfig
+from clipbias.clip.config import TowerConfig, VisionConfig
 from clipbias.clip.layers import ATTENDED, HIDDEN, INPUT, QKV, Weights
+from clipbias.clip.rotary import rotate
 from clipbias.clip.scan import LayerInput
 
 Keep = Callable[[jax.Array, str], jax.Array]
@@ -66,6 +68,8 @@ class Record(dict[str, jax.Array]):
 def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: BlockHooks) -> jax.Array:
     """`x += MHA(LN1(x)); x += MLP(LN2(x))`, then what a network beside the block and the layer's bias add.
 
+    Of a tower whose LayerNorms come behind the residuals, `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`.
+
     Args:
       tokens: `[..., D]`. How they are laid out is the business of attention alone: all else acts on single tokens.
       layer: weights and what a method adds to them.
@@ -77,13 +81,22 @@ def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: 
     """
     weights = layer.weights
     inputs = hooks.keep(hooks.before(tokens, layer), INPUT)
-    normed = layers.layer_norm(inputs, weights["norm1"], config.layer_norm_epsilon)
     rows = hooks.take(inputs)
-    middle = hooks.keep(rows + hooks.attention(normed, weights, config, hooks.keep), ATTENDED)
-    hidden = hooks.keep(layers.mlp_hidden(middle, weights, config), HIDDEN)
-    output = middle + layers.mlp_output(hidden, weights, config)
+    if config.norm_first:
+        normed = layers.layer_norm(inputs, weights["norm1"], config.layer_norm_epsilon)
+        middle = hooks.keep(rows + hooks.attention(normed, weights, config, hooks.keep), ATTENDED)
+        hidden = hooks.keep(layers.mlp_hidden(middle, weights, config), HIDDEN)
+        output = middle + layers.mlp_output(hidden, weights, config)
+    else:  # the block's input has gone through a LayerNorm already
+        attended = hooks.keep(rows + hooks.attention(inputs, weights, config, hooks.keep), ATTENDED)
+        middle = layers.layer_norm(attended, weights["norm1"], config.layer_norm_epsilon)
+        hidden = hooks.keep(layers.dense(middle, weights["fc1"]), HIDDEN)
+        output = middle + layers.mlp_output(hidden, weights, config)
+        output = layers.layer_norm(output, weights["norm2"], config.layer_norm_epsilon)
     if layer.adapters is not None:
-        normed_rows = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon)
+        normed_rows = rows
+        if config.norm_first:
+            normed_rows = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon)
         output = output + layers.network(normed_rows, layer.adapters)
     if layer.bias is not None:
         output = output + bias_of_tokens(layer.bias, hooks.bias_rows)
@@ -96,6 +109,8 @@ def self_attention(attend: Attend) -> Attention:
     def attention(normed: jax.Array, weights: Weights, config: TowerConfig, keep: Keep) -> jax.Array:
         qkv = keep(layers.dense(normed, weights["qkv"]), QKV)
         q, k, v = (layers.split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
+        if isinstance(config, VisionConfig) and config.rotary:
+            q, k = (rotate(part, config) for part in (q, k))
         return layers.dense(attend(q, k, v).reshape(normed.shape), weights["out"])
 
     return attention
@@ -105,7 +120,7 @@ def row_attention(take: Take, attend: Attend) -> Attention:
     """Attention of a block that is read at one row; keys and values are still needed of all tokens.
 
     Args:
-      take: selects rows: `[..., D]` to `[B, D]`.
+      take: selects rows: `[..., D]` to `[B, D]`. Not for rotary positions, whose towers are read by a pooling head.
       attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
     """
 

@@ -8,25 +8,32 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from clipbias import checks
-from clipbias.clip import convert, encode, repository, tables, tokenizer
-from clipbias.clip.config import ClipConfig, to_hugging_face
+from clipbias.clip import convert, encode, families, other_tables, repository, tables, tokenizer
+from clipbias.clip.config import MODELS, ClipConfig, to_hugging_face
 from clipbias.clip.families import describe
 from clipbias.clip.flax_file import FLAX_WEIGHTS, write_flax
+from clipbias.clip.open_clip_timm import open_clip_json
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
-from clipbias.clip.preprocess_files import PREPROCESSOR, preprocessor_json
+from clipbias.clip.preprocess_files import (
+    PREPROCESSOR,
+    native_preprocessing,
+    open_clip_preprocessing,
+    preprocessor_json,
+)
 from clipbias.clip.shapes import config_from_shapes
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
 from clipbias.clip.weights import Weights, open_weights
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
-from clipbias.io import user_path, write_tensors, write_text
+from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.sentences import counted
 
 WEIGHTS = "model.safetensors"
@@ -37,9 +44,13 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
 
 
+# Those of owners' own files, by family; OpenAI's have theirs in their buffers. Chinese-CLIP's is its vision tower's.
+_OWN_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A frozen model: CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+    """A frozen model: CLIP, or one of the families of docs/models.md.
 
     Attributes:
       params: the parameter tree, passed as an argument to every function that computes with it.
@@ -239,13 +250,18 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         if not says_activation and QUICK_GELU.match(name):
             activation = activation or "quick_gelu"
         if activation is not None:
+            if config.family not in ("clip", "metaclip_2"):
+                raise ClipbiasError(f"the activation of {config.family} is known; leave activation={activation!r} out.")
             vision = dataclasses.replace(config.vision, activation=activation)
             text = dataclasses.replace(config.text, activation=activation)
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
-    activation = activation or weights.activation
-    if weights.table is tables.SIGLIP:
-        raise ClipbiasError(f"{weights.where} holds SigLIP, whose heads no shape tells; put its config.json beside it.")
+    activation = _OWN_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
+    if weights.table.families[0] in ("siglip", "biomed_clip"):
+        raise ClipbiasError(
+            f"{weights.where} holds {weights.table.families[0]}, whose heads no shape tells; put its config.json or "
+            "open_clip_config.json beside it."
+        )
     if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not say which activation its model has; put its config.json or "
@@ -253,7 +269,7 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             "those of open_clip with 'quickgelu' in their names) or activation='gelu' (most others)."
         )
     config = config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
-    return config, Preprocessing(config.vision.image_size)
+    return config, native_preprocessing(config)
 
 
 def _with_special_tokens(config: ClipConfig, text_tokenizer: tokenizer.Tokenizer) -> ClipConfig:
@@ -263,9 +279,11 @@ def _with_special_tokens(config: ClipConfig, text_tokenizer: tokenizer.Tokenizer
     of its configuration, at which it reads its features.
     """
     text = config.text
-    end = text_tokenizer.eos_token_id
+    end = text_tokenizer.sep_token_id if text.pooling == "first" else text_tokenizer.eos_token_id
     if end is not None and config.family != "metaclip_2":
         text = dataclasses.replace(text, eos_token_id=end)
+    if text.causal and text_tokenizer.bos_token_id is None:
+        text = dataclasses.replace(text, start_token=False)
     if not text.causal:
         text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
     return dataclasses.replace(config, text=text)
@@ -274,13 +292,14 @@ def _with_special_tokens(config: ClipConfig, text_tokenizer: tokenizer.Tokenizer
 def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> tokenizer.Tokenizer:
     """The tokenizer in `folder`, by default in the folder of the weights; CLIP's own where that has none."""
     vocabulary_size = config.text.vocabulary_size
-    is_clips = vocabulary_size == CLIP_VOCABULARY and config.family == "clip"
+    is_clips = vocabulary_size == CLIP_VOCABULARY and config.family in ("clip", "pe")
+    cleaning = _cleaning(weights)
     if folder is not None:
-        text_tokenizer = read_tokenizer(user_path(folder), config.family)
+        text_tokenizer = read_tokenizer(user_path(folder), config.family, cleaning)
     # A tokenizer beside a single file without a configuration may belong to another model.
     elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
         folder = weights.folder
-        text_tokenizer = read_tokenizer(folder, config.family)
+        text_tokenizer = read_tokenizer(folder, config.family, cleaning)
     elif is_clips:
         return clip_tokenizer()
     else:
@@ -290,10 +309,20 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
             "folder of its tokenizer as `tokenizer`."
         )
     try:
+        tokenizer.check_ends(text_tokenizer, config.text)
         tokenizer.check_vocabulary(text_tokenizer, vocabulary_size)
     except ClipbiasError as error:
         raise ClipbiasError(f"{folder}: {error}") from error
     return text_tokenizer
+
+
+def _cleaning(weights: Weights) -> str | None:
+    """How open_clip cleans texts before a tokenizer of Hugging Face; `None` for a model of transformers."""
+    if weights.configuration is None or weights.configuration.name != families.OPEN_CLIP.configuration:
+        return None
+    text = read_json(weights.configuration, dict)["model_cfg"]["text_cfg"]
+    kind = (text.get("tokenizer_kwargs") or {}).get("clean", tokenizer.WHITESPACE)
+    return checks.check_choice(f"the clean of {weights.configuration}", kind, tuple(tokenizer.CLEANING))
 
 
 def save(
@@ -304,7 +333,8 @@ def save(
     folder = Path(folder)
     if format == "flax" and clip.config.family != "clip":
         raise ClipbiasError("only CLIP has the format 'flax'; choose 'safetensors'.")
-    whole = convert.to_tensors(clip.config, params, tables.FLAX if format == "flax" else tables.HUGGING_FACE)
+    table = tables.FLAX if format == "flax" else other_tables.table_of_family(clip.config.family)
+    whole = convert.to_tensors(clip.config, params, table)
     tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
     if format == "flax":
         others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
@@ -312,15 +342,29 @@ def save(
             raise ClipbiasError(f"{folder} holds {others[0]}, which would be read instead; choose another folder.")
         write_flax(folder / FLAX_WEIGHTS, tensors)
     else:
-        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+        write_tensors(folder / weights_file(clip.config), tensors, {"format": "pt"})
     clip.tokenizer.save_pretrained(str(folder))
+    if clip.config.family not in MODELS:
+        content = open_clip_config(clip)
+        write_text(folder / families.OPEN_CLIP.configuration, json.dumps(content, indent=2) + "\n")
+        return
     write_text(folder / PREPROCESSOR, preprocessor_json(clip.preprocessing))
     # Programs load all tensors in the one type that the configuration names.
     widened = any(tensor.dtype.name != clip.stored_dtype for tensor in tensors.values())
     content = dict(to_hugging_face(clip.config), dtype="float32" if widened else clip.stored_dtype)
-    if clip.config.text.causal:
+    if clip.config.text.causal and clip.config.text.start_token:
         content["text_config"]["bos_token_id"] = clip.tokenizer.bos_token_id
     write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def weights_file(config: ClipConfig) -> str:
+    """The file in which a model's weights are written."""
+    return WEIGHTS if config.family in MODELS else families.OPEN_CLIP.weights[0]
+
+
+def open_clip_config(clip: Clip) -> dict[str, Any]:
+    """The content of an `open_clip_config.json`, of a family that transformers lacks."""
+    return {"model_cfg": open_clip_json(clip.config), "preprocess_cfg": open_clip_preprocessing(clip.preprocessing)}
 
 
 def narrow(x: np.ndarray, dtype: str, *, exact: bool) -> np.ndarray:

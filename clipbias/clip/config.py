@@ -21,6 +21,8 @@ class TowerConfig:
       mlp_width: hidden width of the MLP.
       activation: "quick_gelu" (OpenAI), "gelu" (most LAION re-trainings) or "gelu_tanh" (SigLIP).
       layer_norm_epsilon: added to the variance in every LayerNorm.
+      norm_first: whether LayerNorms come before attention and MLP. BERT's come behind the residuals, and one behind the
+        embeddings in place of the last one.
     """
 
     width: int
@@ -29,11 +31,12 @@ class TowerConfig:
     mlp_width: int
     activation: str = "quick_gelu"
     layer_norm_epsilon: float = 1e-5
+    norm_first: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.type is int:
-                lowest = 0 if field.name.endswith("token_id") else 1
+                lowest = 0 if field.name.endswith("token_id") or field.default == 0 else 1
                 check_int(f"the model's {field.name}", getattr(self, field.name), lowest=lowest, highest=LARGEST_SIZE)
         if self.width % self.heads:
             raise ClipbiasError(f"the width {self.width} cannot be divided among {self.heads} attention heads.")
@@ -58,18 +61,34 @@ class VisionConfig(TowerConfig):
 
     Attributes:
       image_size, patch_size: in pixels. SigLIP's images may have a margin at the right and bottom that fills no patch.
-      pooling: "cls" where the feature is read at the `[cls]` token; "attention" where there is none, and a learned
-        query attends to the patches (`pooling.py`).
+      pooling: "cls" where the feature is read at the `[cls]` token; "attention" where a learned query attends to the
+        patches, and to `[cls]` where there is one (`pooling.py`).
+      class_token: whether there is a `[cls]` token. SigLIP has none.
+      pre_norm: whether a LayerNorm comes before the first block.
+      patch_bias: whether the patch embedding has a bias.
+      projection: whether a projection makes the feature. SigLIP's is what the pooling head makes.
+      pool_heads: heads of the pooling head; 0 without one.
+      rotary: whether queries and keys turn by the row and column of their patch (`rotary.py`).
     """
 
     image_size: int = dataclasses.field(kw_only=True)
     patch_size: int = dataclasses.field(kw_only=True)
     pooling: str = dataclasses.field(default="cls", kw_only=True)
+    class_token: bool = dataclasses.field(default=True, kw_only=True)
+    pre_norm: bool = dataclasses.field(default=True, kw_only=True)
+    patch_bias: bool = dataclasses.field(default=False, kw_only=True)
+    projection: bool = dataclasses.field(default=True, kw_only=True)
+    pool_heads: int = dataclasses.field(default=0, kw_only=True)
+    rotary: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("the model's pooling", self.pooling, ("cls", "attention"))
-        if self.image_size % self.patch_size and self.pooling == "cls":
+        if self.pooling == "attention" and (self.pool_heads < 1 or self.width % self.pool_heads):
+            raise ClipbiasError(f"the width {self.width} cannot be divided among {self.pool_heads} heads that pool.")
+        if self.rotary and self.width // self.heads % 4:
+            raise ClipbiasError(f"a head of width {self.width // self.heads} cannot turn by rows and columns.")
+        if self.image_size % self.patch_size and self.class_token:
             raise ClipbiasError(
                 f"the image size {self.image_size} is not a multiple of the patch size {self.patch_size}."
             )
@@ -86,13 +105,13 @@ class VisionConfig(TowerConfig):
 
     @property
     def kinds(self) -> int:
-        """The kinds of tokens: patches, and before them `[cls]` where there is one."""
+        """The kinds of tokens: the one that is pooled and all others; a single kind under a pooling head."""
         return 2 if self.pooling == "cls" else 1
 
     @property
     def first_patch(self) -> int:
         """The position of the first patch: the number of tokens before it."""
-        return self.kinds - 1
+        return int(self.class_token)
 
     @property
     def tokens(self) -> int:
@@ -106,22 +125,41 @@ class TextConfig(TowerConfig):
 
     Attributes:
       vocabulary_size, context_length: numbers of token ids and of positions.
-      eos_token_id: marks the token whose row is the text feature, where the tower is causal.
-      causal: whether a token attends to those before it alone. If not, it attends to all positions, padding included,
-        and the feature is the last position's row.
+      eos_token_id: the end of a text.
+      causal: whether a token attends to those before it alone.
+      pooling: whose row is the text feature: "eos", the first end of text; "last", the last position; "first", BERT's
+        `[CLS]`. With "last" (SigLIP) padding fills the context and is attended to; with "first" it is masked.
+      start_token: whether texts begin with a start token, SOS or `[CLS]`.
       pad_token_id: fills the context.
+      projection_bias: whether the projection has a bias.
+      projection_hidden: the hidden width of a projection in two layers with a GELU between them; 0 of a single one.
     """
 
     vocabulary_size: int = dataclasses.field(kw_only=True)
     context_length: int = dataclasses.field(kw_only=True)
     eos_token_id: int = dataclasses.field(kw_only=True)
     causal: bool = dataclasses.field(default=True, kw_only=True)
+    pooling: str = dataclasses.field(default="eos", kw_only=True)
+    start_token: bool = dataclasses.field(default=True, kw_only=True)
     pad_token_id: int = dataclasses.field(default=0, kw_only=True)
+    projection_bias: bool = dataclasses.field(default=False, kw_only=True)
+    projection_hidden: int = dataclasses.field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("the model's pooling of texts", self.pooling, ("eos", "last", "first"))
+        if self.causal != (self.pooling == "eos"):
+            raise ClipbiasError(f"a text tower that is pooled at {self.pooling!r} cannot be causal: {self.causal}.")
 
     @property
     def first_word(self) -> int:
-        """The position of a text's first word: 1, behind SOS; 0 in a tower that is not causal and has no SOS."""
-        return int(self.causal)
+        """The position of a text's first word: 1, behind the start token, or 0 without one."""
+        return int(self.start_token)
+
+    @property
+    def fills_context(self) -> bool:
+        """Whether texts are padded to the whole context, since padding is attended to."""
+        return self.pooling == "last"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +167,7 @@ class ClipConfig:
     """Both towers and the joint width `d` of their features. Hashable, so it can be a static argument of `jit`.
 
     Attributes:
-      family: the `model_type` of its `config.json`.
+      family: the `model_type` of its `config.json`; "pe" and "biomed_clip" are open_clip's alone.
     """
 
     vision: VisionConfig
@@ -139,11 +177,16 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_int("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
-        if self.vision.pooling == "attention" and self.vision.width != self.projection_width:
+        if not self.vision.projection and self.vision.width != self.projection_width:
             raise ClipbiasError(
                 f"images have features of width {self.vision.width} and texts of width {self.projection_width}; they "
                 "must be equal where no projection follows the pooling head."
             )
+
+    @property
+    def logit_bias(self) -> bool:
+        """Whether logits have a bias, SigLIP's."""
+        return self.family == "siglip"
 
     @property
     def common_blocks(self) -> int:
@@ -154,7 +197,70 @@ class ClipConfig:
 # Hugging Face's name of SigLIP's activation; other activations have the same names.
 _GELU_TANH = "gelu_pytorch_tanh"
 # The classes that `transformers` has for a family, by the `model_type` of its `config.json`.
-MODELS = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
+MODELS = {
+    "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    "siglip": "SiglipModel",
+    "chinese_clip": "ChineseCLIPModel",
+}
+
+
+def siglip_sizes(width: int, layers: int, *, heads: int, mlp_width: int | None = None) -> TowerSizes:
+    """A tower of SigLIP's, by default with an MLP four times as wide as its tokens."""
+    return TowerSizes(
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=4 * width if mlp_width is None else mlp_width,
+        activation="gelu_tanh",
+        layer_norm_epsilon=1e-6,
+    )
+
+
+def siglip_vision(sizes: TowerSizes, *, image_size: int, patch_size: int) -> VisionConfig:
+    """SigLIP's vision tower: patches alone, read by a pooling head with as many heads as the blocks."""
+    return VisionConfig(
+        **sizes,
+        image_size=image_size,
+        patch_size=patch_size,
+        pooling="attention",
+        class_token=False,
+        pre_norm=False,
+        patch_bias=True,
+        projection=False,
+        pool_heads=sizes["heads"],
+    )
+
+
+def siglip_text(
+    sizes: TowerSizes, *, vocabulary_size: int, context_length: int, eos_token_id: int, pad_token_id: int
+) -> TextConfig:
+    """SigLIP's text tower: every token sees all positions, and the last one is read."""
+    return TextConfig(
+        **sizes,
+        vocabulary_size=vocabulary_size,
+        context_length=context_length,
+        eos_token_id=eos_token_id,
+        causal=False,
+        pooling="last",
+        start_token=False,
+        pad_token_id=pad_token_id,
+        projection_bias=True,
+    )
+
+
+def bert_text(sizes: TowerSizes, *, vocabulary_size: int, context_length: int, projection_hidden: int) -> TextConfig:
+    """A BERT: LayerNorms behind the residuals, padding masked, read at `[CLS]`."""
+    return TextConfig(
+        **sizes,
+        norm_first=False,
+        vocabulary_size=vocabulary_size,
+        context_length=context_length,
+        eos_token_id=vocabulary_size - 1,  # its tokenizer has the right one
+        causal=False,
+        pooling="first",
+        projection_hidden=projection_hidden,
+    )
 
 
 def from_hugging_face(config: Any) -> ClipConfig:
@@ -171,25 +277,36 @@ def from_hugging_face(config: Any) -> ClipConfig:
     if not getattr(vision, "vision_use_head", True):
         raise ClipbiasError("config.json describes a vision tower without its pooling head; clipbias needs that.")
 
-    siglip = family == "siglip"
-    return ClipConfig(
-        vision=VisionConfig(
-            **_tower_sizes(vision),
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            pooling="attention" if siglip else "cls",
-        ),
-        text=TextConfig(
-            **_tower_sizes(text),
-            vocabulary_size=text.vocab_size,
+    sizes = _tower_sizes(vision)
+    text_sizes = _tower_sizes(text)
+    vocabulary = text.vocab_size
+    images = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    if family == "siglip":
+        tower = siglip_text(
+            text_sizes,
+            vocabulary_size=vocabulary,
             context_length=text.max_position_embeddings,
-            eos_token_id=text.eos_token_id if family == "metaclip_2" else text.vocab_size - 1,
-            causal=not siglip,
-            pad_token_id=(text.pad_token_id or 0) if siglip else 0,
-        ),
-        projection_width=text.projection_size if siglip else config.projection_dim,
-        family=family,
-    )
+            eos_token_id=vocabulary - 1,
+            pad_token_id=text.pad_token_id or 0,
+        )
+        return ClipConfig(siglip_vision(sizes, **images), tower, text.projection_size, family)
+    if family == "chinese_clip":
+        if getattr(text, "position_embedding_type", "absolute") != "absolute" or text.type_vocab_size != 2:
+            raise ClipbiasError("config.json describes a BERT with other embeddings than Chinese-CLIP's.")
+        tower = bert_text(
+            text_sizes,
+            vocabulary_size=vocabulary,
+            context_length=text.max_position_embeddings,
+            projection_hidden=0,
+        )
+    else:
+        tower = TextConfig(
+            **text_sizes,
+            vocabulary_size=vocabulary,
+            context_length=text.max_position_embeddings,
+            eos_token_id=text.eos_token_id if family == "metaclip_2" else vocabulary - 1,
+        )
+    return ClipConfig(VisionConfig(**sizes, **images), tower, config.projection_dim, family)
 
 
 def _tower_sizes(part: Any) -> TowerSizes:
@@ -223,7 +340,12 @@ def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
         "vision_config": vision,
         "text_config": text,
     }
-    if config.family == "siglip":
+    if config.family == "chinese_clip":
+        text |= {"pad_token_id": config.text.pad_token_id, "type_vocab_size": 2}
+        text |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        content["projection_dim"] = config.projection_width
+        vision["projection_dim"] = config.projection_width
+    elif config.family == "siglip":
         text |= {"projection_size": config.projection_width, "pad_token_id": config.text.pad_token_id}
     else:
         for part in (content, vision, text):

@@ -1,6 +1,5 @@
 """A checkpoint's tensors to this package's parameter tree, and back, by the table of its family."""
 
-import re
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -8,8 +7,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from clipbias.clip.config import ClipConfig
+from clipbias.clip.networks import refuse_tensors
+from clipbias.clip.other_tables import TABLES, table_of_family
 from clipbias.clip.params import Params, abstract_params, empty_params
-from clipbias.clip.tables import HUGGING_FACE, OF_SIGLIP, OTHER_NETWORKS, SIGLIP, TABLES, NameTable, TensorName
+from clipbias.clip.tables import NameTable, TensorName
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
@@ -24,20 +25,15 @@ def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
       ClipbiasError: the names belong to another network, which the message names.
     """
     table = max(TABLES, key=lambda table: table.known(tensors))
-    for pattern, network in OTHER_NETWORKS.items():
-        for name in tensors if table is not SIGLIP or pattern != OF_SIGLIP else ():
-            if re.match(pattern, name):
-                raise ClipbiasError(
-                    f"{where} holds {network} (its tensor {_shown(name)}); clipbias loads CLIP's own two transformers."
-                )
+    refuse_tensors(table.unknown(tensors), where=where)
     return table
 
 
-def _fitting(table: NameTable, config: ClipConfig) -> NameTable:
-    """The table of a configuration's family: SigLIP has one, the others all that are not SigLIP's."""
-    if config.family == "siglip":
-        return SIGLIP
-    return HUGGING_FACE if table is SIGLIP else table
+def _fitting(table: NameTable | None, config: ClipConfig) -> NameTable:
+    """The table, if it names the family of a configuration, else that with which the family is written."""
+    if table is not None and config.family in table.families:
+        return table
+    return table_of_family(config.family)
 
 
 def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
@@ -48,18 +44,20 @@ def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tupl
         layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
         for layer in layers:
             leaf = whole if layer is None else whole[layer]
-            yield row, row.name.format(layer), np.split(leaf, row.parts, axis=-1)[row.part] if row.parts > 1 else leaf
+            width = leaf.shape[-1] // row.parts if row.parts > 1 else 0
+            part = leaf[..., row.part * width : (row.part + row.span) * width] if row.parts > 1 else leaf
+            yield row, row.name.format(layer), part
 
 
 def from_tensors(
-    config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable = HUGGING_FACE, *, where: str
+    config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable | None = None, *, where: str
 ) -> Params:
     """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
 
     Args:
       config: geometry.
       tensors: every tensor in the checkpoint by name.
-      table: whose names these are.
+      table: whose names these are; `None` stands for those with which the family is written.
       where: the checkpoint, for messages.
 
     Raises:
@@ -74,10 +72,12 @@ def from_tensors(
     tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
     expected = {name: row.layout.save(view).shape for row, name, view in _pieces(config, table, tree)}
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    zeros = [name for name, _ in table.zeros]
+    problems += [f"not zero: {name}" for name in zeros if name in tensors and np.any(tensors[name].read())]
     for name, tensor in tensors.items():
         shape = expected.get(name)
         if shape is None:
-            if name not in table.ignored:
+            if name not in table.ignored and name not in zeros:
                 problems.append(f"unexpected: {_shown(name)} {tensor.shape}")
         elif tensor.dtype not in FLOATING:
             problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, which is none of {', '.join(FLOATING)}")
@@ -112,8 +112,11 @@ def _shown(name: str) -> str:
     return shorten(name if name.isprintable() else ascii(name))
 
 
-def to_tensors(config: ClipConfig, params: Params, table: NameTable = HUGGING_FACE) -> dict[str, np.ndarray]:
+def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = None) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
     tree = jax.tree.map(np.asarray, params)
-    pieces = _pieces(config, _fitting(table, config), tree)
-    return {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}
+    table = _fitting(table, config)
+    pieces = _pieces(config, table, tree)
+    tensors = {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}
+    leaves = flatten_dict(tree, sep="/")
+    return tensors | {name: np.zeros(leaves[path].shape[-1:], leaves[path].dtype) for name, path in table.zeros}

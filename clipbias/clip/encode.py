@@ -185,7 +185,8 @@ def encode_ids(
     dtype = resolve(dtype)
     check_int("batch_size", batch_size, lowest=1)
     longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
-    ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])])
+    padding = [(0, 0), (0, longest - ids.shape[1])]
+    ids = np.pad(ids, padding, constant_values=config.text.pad_token_id)
     rows = min(batch_size, len(ids))
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -5,19 +5,22 @@ tensors' names in `tables`.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from clipbias.checks import shown
 from clipbias.clip import open_clip
 from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face
+from clipbias.clip.networks import network_of, refuse_files
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.preprocess_files import read_preprocessor
 from clipbias.clip.tokenizer_files import import_transformers
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json, shorten
 
-_LOADED = "CLIP, MetaCLIP 2, SigLIP and SigLIP 2 with a fixed resolution"
+# Files of weights that need no configuration: their owners' own, and where they have none of those below.
+NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
 # Geometry, preprocessing, and whether the file says which activation the model has.
 Description = tuple[ClipConfig, Preprocessing, bool]
 
@@ -30,24 +33,28 @@ class Family:
       configuration: the file that describes a model.
       weights: files of weights in the order of preference; each may also be in shards with an index.
       read: reads the configuration; raises `ClipbiasError` for a damaged one or another network.
-      another: the kind of model that a configuration of that name describes, if it is no model of this family.
+      refusal: the error for a configuration of that name that describes no model of this family, else `None`.
     """
 
     configuration: str
     weights: tuple[str, ...]
     read: Callable[[Path], Description]
-    another: Callable[[Path], str | None]
+    refusal: Callable[[Path], ClipbiasError | None]
 
 
-def _kind(path: Path) -> str | None:
-    """The network of a `config.json` that is none of `MODELS`, else `None`: other libraries use that name, too."""
+def _refusal(path: Path) -> ClipbiasError | None:
+    """Of a `config.json` that is none of `MODELS`: other libraries use that name, too."""
     raw = read_json(path, dict, what="a CLIP configuration")
-    kind = raw.get("model_type")
-    if kind in [*MODELS] or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
+    classes = raw.get("architectures")
+    own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
+    if own_code is not None:  # a network of its publisher's, whatever family it names
+        return network_of(str(own_code).lower()).refusal(str(path), shown(own_code))
+    if raw.get("model_type") in [*MODELS]:
         return None
-    if kind == "siglip2":
-        return "SigLIP 2 NaFlex"
-    return shown(raw.get("model_type", raw.get("architecture", "unnamed")))
+    if "model_type" not in raw and {"text_config", "vision_config"} & raw.keys():
+        return None
+    name = raw.get("model_type", raw.get("architecture", "unnamed"))
+    return network_of(name).refusal(str(path), shown(name))
 
 
 def _read_hugging_face(path: Path) -> Description:
@@ -69,13 +76,13 @@ HUGGING_FACE = Family(
     configuration="config.json",
     weights=("model.safetensors", "flax_model.msgpack", "pytorch_model.bin"),
     read=_read_hugging_face,
-    another=_kind,
+    refusal=_refusal,
 )
 OPEN_CLIP = Family(
     configuration="open_clip_config.json",
     weights=("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     read=open_clip.read_config,
-    another=lambda _: None,  # its reader knows the other networks
+    refusal=lambda _: None,  # its reader knows the other networks
 )
 FAMILIES = (HUGGING_FACE, OPEN_CLIP)
 
@@ -88,13 +95,13 @@ def describe(path: Path) -> Description:
     """
     check_file(path)
     families = [family for family in FAMILIES if family.configuration == path.name]
-    kinds = [family.another(path) for family in families]
-    if None not in kinds:
-        raise ClipbiasError(f"{path} describes a {kinds[0]} model, another network; clipbias loads {_LOADED}.")
-    return families[kinds.index(None)].read(path)
+    for family in families:
+        if refusal := family.refusal(path):
+            raise refusal
+    return families[0].read(path)
 
 
-def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str]:
+def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
     """Chooses the weights and the configuration of a model from the names of its files.
 
     Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
@@ -106,7 +113,7 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
       where: the model, for messages; by default the folder.
 
     Returns:
-      The file of weights, or the index of its shards; and the configuration.
+      The file of weights, or the index of its shards; and the configuration, `None` for a file that needs none.
 
     Raises:
       ClipbiasError: there are no weights that clipbias reads, or they are another network's.
@@ -114,20 +121,24 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
     where = where or str(folder)
     if names is None:
         names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    complaints = []
+    complaints: list[ClipbiasError] = []
     for family in FAMILIES:
         candidates = [file for name in family.weights for file in (name, f"{name}.index.json") if file in names]
         if not candidates:
             continue
         if family.configuration not in names:
-            complaints.append(f"{where} has {candidates[0]} but no {family.configuration}; fetch that too.")
-        elif kind := family.another(folder / family.configuration):
-            path = folder / family.configuration
-            complaints.append(f"{path} describes a {kind} model, another network; clipbias loads {_LOADED}.")
+            missing = f"{where} has {candidates[0]} but no {family.configuration}; fetch that too."
+            complaints.append(ClipbiasError(missing))
+        elif refusal := family.refusal(folder / family.configuration):
+            complaints.append(refusal)
         else:
             return candidates[0], family.configuration
+    native = sorted(filter(NATIVE.fullmatch, names))
+    if len(native) == 1:
+        return native[0], None
     if complaints:
-        raise ClipbiasError(complaints[0])
+        raise complaints[0]
+    refuse_files(names, where=where)
     readable = ", ".join(name for family in FAMILIES for name in family.weights)
     listed = shorten(", ".join(sorted(names)), 200) or "nothing"
     raise ClipbiasError(f"{where} holds no CLIP weights that clipbias reads ({readable}); it holds {listed}.")

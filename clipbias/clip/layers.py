@@ -121,13 +121,20 @@ def exponentials(*scores: jax.Array) -> list[jax.Array]:
     return [jnp.exp(part - highest) for part in scores]
 
 
-def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention whose probabilities nobody asks for: queries, keys, values and result `[B, N, H, K]`."""
+def fused_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, visible: jax.Array | None = None
+) -> jax.Array:
+    """Attention whose probabilities nobody asks for: queries, keys, values and result `[B, N, H, K]`.
+
+    Keys that are not `visible [B, N]` are masked.
+    """
     # Heads before tokens, so that the six products of both passes read their operands as they lie.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k)
     if causal:
         scores = jnp.where(jnp.tri(q.shape[2], k.shape[2], dtype=bool), scores, -jnp.inf)
+    if visible is not None:
+        scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     (weights,) = exponentials(scores)
     total = weights.sum(-1, keepdims=True)
     return normalise(jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v), total).swapaxes(1, 2)

@@ -39,7 +39,7 @@ class ClipModule(nn.Module):
         self.param("vision", init_vision, self.config)
         self.param("text", init_text, self.config)
         self.param("logit_scale", init_logit_scale)
-        if not self.config.text.causal:
+        if self.config.logit_bias:
             self.param("logit_bias", init_logit_bias)
 
     def encode_image(

@@ -1,10 +1,13 @@
-"""Reads open_clip's configurations: the geometry of a CLIP, or an error that names another network."""
+"""Reads open_clip's configurations: the geometry of a model, or an error that names another network."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig
+from clipbias.clip.networks import SIGLIP, refuse_open_clip
+from clipbias.clip.open_clip_timm import read_timm
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.preprocess_files import of_open_clip
 from clipbias.clip.shapes import HEAD_WIDTH
@@ -27,12 +30,7 @@ TEXT = _any(
     "hf_model_pretrained hf_proj_type hf_pooler_type"
 ) | {**_TOWER, "pool_type": "argmax", "proj_type": "linear"}
 MODEL = _any("embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale")
-OTHER_NETWORKS = {
-    "timm_model_name": "a vision tower of timm",
-    "hf_model_name": "a text tower of Hugging Face",
-    "multimodal_cfg": "CoCa",
-    "init_logit_bias": "SigLIP",
-}
+METACLIP_2 = {"pool_type": "eos"}  # in place of the largest id
 
 
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
@@ -48,30 +46,38 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     content = read_json(path, dict, what="an open_clip configuration")
     try:
         model = content["model_cfg"]
-        _check_keys(path, "", model, MODEL)
-        _check_keys(path, "vision_cfg.", model["vision_cfg"], VISION)
-        _check_keys(path, "text_cfg.", model["text_cfg"], TEXT)
-        config = _geometry(model)
+        config = _network(model, str(path))
         preprocessing = of_open_clip(content.get("preprocess_cfg") or {}, config.vision.image_size)
     except ClipbiasError as error:
         raise error if str(path) in str(error) else ClipbiasError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:
         words = f"lacks {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
         raise ClipbiasError(f"{path} is not an open_clip configuration ({words}); fetch it again.") from error
-    return config, preprocessing, "quick_gelu" in model
+    return config, preprocessing, config.family != "clip" or "quick_gelu" in model
 
 
-def _check_keys(path: Path, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
-    if isinstance(settings.get("layers"), list):
-        raise ClipbiasError(f"{path} describes a CLIP with a ResNet as its vision tower; clipbias loads transformers.")
+def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
+    if model["vision_cfg"].get("timm_model_name") is not None and not model.get("multimodal_cfg"):
+        return read_timm(model, where=where)
+    refuse_open_clip(model, where=where)
+    ends_by_id = model["text_cfg"].get("pool_type") == "eos"
+    _check_keys(where, "", model, MODEL)
+    _check_keys(where, "vision_cfg.", model["vision_cfg"], VISION)
+    _check_keys(where, "text_cfg.", model["text_cfg"], TEXT | METACLIP_2 if ends_by_id else TEXT)
+    config = _geometry(model)
+    if not ends_by_id:
+        return config
+    text = dataclasses.replace(config.text, eos_token_id=model["text_cfg"]["eos_id"])
+    return dataclasses.replace(config, text=text, family="metaclip_2")
+
+
+def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
     for key, value in settings.items():
-        if key in OTHER_NETWORKS and value is not None:
-            name = f" ({shorten(value)})" if isinstance(value, str) else ""
-            network = OTHER_NETWORKS[key]
-            raise ClipbiasError(f"{path} describes {network}{name}; clipbias loads CLIP's own two transformers.")
+        if key == "init_logit_bias" and value is not None:
+            raise SIGLIP.refusal(where, "init_logit_bias beside CLIP's towers")
         if value and allowed.get(key) not in (..., value):
             raise ClipbiasError(
-                f"{path} asks for {shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}, which makes it "
+                f"{where} asks for {shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}, which makes it "
                 "another network than CLIP's own."
             )
 

@@ -10,7 +10,7 @@ Three exact savings, all from the causal mask:
 
 Classes are dealt to `groups` of equal work, the axis that is sharded over devices.
 
-In a tower that is not causal nothing is saved: every tile holds one text with all its padding.
+In a tower that is not causal nothing is saved: every tile holds one text with its padding, which BERT masks.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from clipbias.clip.block import BlockHooks, bias_rows, put_prompts, row_attentio
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, with_precision
-from clipbias.clip.text import TextTokens, project_text, put_context, text_layers
+from clipbias.clip.text import TextTokens, embed_positions, project_text, put_context, text_layers
 from clipbias.clip.tower import causal_mask
 from clipbias.clip.weight_changes import outside_layers
 from clipbias.errors import ClipbiasError
@@ -39,7 +39,7 @@ from clipbias.errors import ClipbiasError
 TILE = 16
 
 # Fields of `PackedTokens` with a leading axis of groups.
-GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends")
+GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends", "visible")
 
 
 @struct.dataclass
@@ -52,6 +52,7 @@ class PackedTokens:
       texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token after the shared ones, -1 for padding.
       ends: int32 `[G, Cg]`: where among the `P + U` each of the group's `Cg` classes has its end-of-text token; `P + U`
         where a group has fewer classes than another.
+      visible: bool `[G, U]`, of BERT: the tokens that their text sees, all but padding; else `None`.
       order: int32 `[C]`: each class's index into the flattened `[G, Cg]`.
       shared: `P`.
       context_is_shared: whether all context tokens are among the first `P`.
@@ -68,6 +69,7 @@ class PackedTokens:
     shared: int = struct.field(pytree_node=False)
     context_is_shared: bool = struct.field(pytree_node=False)
     causal: bool = struct.field(pytree_node=False, default=True)
+    visible: jax.Array | np.ndarray | None = None
 
 
 def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:
@@ -107,11 +109,11 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
         shared_tokens(jax.tree.map(lambda leaf, span=span: leaf[span], tokens), class_specific=class_specific)
         for span in spans
     )
-    lengths = eos + 1 - shared
+    causal = tokens.ends is None
+    lengths = eos + 1 - shared if causal else np.full(len(ids), ids.shape[1])
     dealt = [[[span.start + i for i in group] for group in _deal(lengths[span], groups)] for span in spans]
     members = [group for side_by_side in zip(*dealt, strict=True) for group in side_by_side]
     groups *= sets
-    causal = tokens.ends is None
     size = max(TILE, -(-int(lengths.max()) // 8) * 8) if causal else ids.shape[1]
     starts = [first_fit(lengths[group], size) for group in members]
     unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
@@ -125,6 +127,7 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     texts = grid(-1, groups, unique)
     ends = grid(shared + unique, groups, per_group)
     order = grid(0, len(ids))
+    visible = None if tokens.visible is None else np.ones((groups, unique), bool)
     firsts = np.tile([span.start for span in spans], groups // sets)
     packed_ids[:, :shared] = ids[firsts, :shared]
     context_rows[:, :shared] = rows[firsts, :shared]
@@ -140,7 +143,9 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
             positions[g, span] = np.arange(shared, shared + length)
             classes[g, span] = index
             texts[g, start : start + length] = index
-            ends[g, place] = span.stop - 1
+            ends[g, place] = start + eos[index]
+            if visible is not None:
+                visible[g, start : start + length] = np.asarray(tokens.visible)[index]
             order[index] = g * per_group + place
     return PackedTokens(
         ids=packed_ids,
@@ -153,6 +158,7 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
         shared=shared,
         context_is_shared=bool((rows[:, shared:] < 0).all()),
         causal=causal,
+        visible=visible,
     )
 
 
@@ -161,7 +167,7 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     count = numbers.shape[0]
     each = tokens.order.shape[0] // sets
     leaves = {}
-    for name in GROUPED:
+    for name in _grouped(tokens):
         leaf = jnp.asarray(getattr(tokens, name))
         by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, numbers]
         if name == "classes":  # those of the first set taken come first now
@@ -175,6 +181,10 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     return _with_leaves(dataclasses.replace(tokens, order=order), leaves)
 
 
+def _grouped(tokens: PackedTokens) -> list[str]:
+    return [name for name in GROUPED if getattr(tokens, name) is not None]
+
+
 def _with_leaves(tokens: PackedTokens, leaves: Mapping[str, jax.Array]) -> PackedTokens:
     """The same with other arrays of the fields `GROUPED`."""
     return dataclasses.replace(
@@ -185,6 +195,7 @@ def _with_leaves(tokens: PackedTokens, leaves: Mapping[str, jax.Array]) -> Packe
         classes=leaves["classes"],
         texts=leaves["texts"],
         ends=leaves["ends"],
+        visible=leaves.get("visible"),
     )
 
 
@@ -259,7 +270,7 @@ def encode_packed_text(
         features = run(tokens)
     else:
         # A device's groups lie side by side, and each chunk takes one of them from every device.
-        leaves = {name: getattr(tokens, name) for name in GROUPED}
+        leaves = {name: getattr(tokens, name) for name in _grouped(tokens)}
         split = {name: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1) for name, x in leaves.items()}
         run_chunk = jax.checkpoint(lambda leaves: run(_with_leaves(tokens, leaves)), prevent_cse=False)
         features = jax.lax.map(run_chunk, split).swapaxes(0, 1)
@@ -267,10 +278,10 @@ def encode_packed_text(
     return features.reshape(-1, features.shape[-1])[tokens.order]
 
 
-def _with_inserted(tokens: PackedTokens, count: int) -> PackedTokens:
-    """The same with `count` more shared tokens behind SOS, which are the only ones to be replaced from now on."""
+def _with_inserted(tokens: PackedTokens, count: int, first: int) -> PackedTokens:
+    """The same with `count` more shared tokens from `first` on, which are the only ones to be replaced from now on."""
     rows = np.full((tokens.ids.shape[0], tokens.ids.shape[1] + count), -1)
-    rows[:, 1 : 1 + count] = np.arange(count)
+    rows[:, first : first + count] = np.arange(count)
     return dataclasses.replace(
         tokens, context_rows=rows, ends=tokens.ends + count, shared=tokens.shared + count, context_is_shared=True
     )
@@ -325,10 +336,17 @@ class _Layout:
         """`[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal."""
         return x.reshape(-1, self.tokens.texts.shape[2], *x.shape[2:])
 
+    @property
+    def _visible(self) -> jax.Array | None:
+        """Which tokens each text sees, `[texts, N]`."""
+        if self.tokens.visible is None:
+            return None
+        return jnp.asarray(self.tokens.visible).reshape(-1, self.tokens.texts.shape[2])
+
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if not self.tokens.causal:
             by_text = [self._by_text(x) for x in (q, k, v)]
-            return layers.fused_attention(*by_text, causal=False).reshape(q.shape)
+            return layers.fused_attention(*by_text, causal=False, visible=self._visible).reshape(q.shape)
         shared = self.tokens.shared
         head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
         return jnp.concatenate([head, _attend(q[:, shared:], k, v, self.tokens)], axis=1)
@@ -336,7 +354,8 @@ class _Layout:
     def _attend_row(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if not self.tokens.causal:
             by_text = q.reshape(-1, 1, *q.shape[2:])
-            probabilities = layers.attention_probabilities(by_text, self._by_text(k), None)
+            mask = None if self._visible is None else self._visible[:, None, None, :]
+            probabilities = layers.attention_probabilities(by_text, self._by_text(k), mask)
             return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), self._by_text(v)).reshape(q.shape)
         # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
         shared = self.tokens.shared
@@ -366,7 +385,7 @@ def _group_features(
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
     layout = _Layout(tokens, bias_rows(adaptation.text_bias, is_end, tokens.positions))
     x = layout.put_context(x, adaptation.text_context)
-    x = x + weights["position_embedding"].astype(jnp.float32)[tokens.positions]
+    x = embed_positions(x, weights, config.text, jnp.asarray(tokens.positions))
 
     def step(hooks: BlockHooks, x: jax.Array, layer: scan.LayerInput) -> tuple[jax.Array, None]:
         return run_block(x, layer, config.text, hooks), None
@@ -383,9 +402,9 @@ def _group_features(
             raise ClipbiasError("text_tokens are shared by all texts, which only a causal text tower allows.")
         start = config.common_blocks - inserted.shape[0]
         x, _ = scan.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, end=start)
-        x = scan.insert(x, inserted[0], 1)
+        x = scan.insert(x, inserted[0], config.text.first_word)
         inputs = scan.with_inserted(inputs, inserted, start)
-        layout = dataclasses.replace(layout, tokens=_with_inserted(tokens, inserted.shape[1]))
+        layout = dataclasses.replace(layout, tokens=_with_inserted(tokens, inserted.shape[1], config.text.first_word))
     x, last = scan.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, start=start)
     rows = run_block(x, last, config.text, layout.pooled_hooks())
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)

@@ -7,7 +7,8 @@ text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt
 logit_scale: scalar (a logarithm)
 
 SigLIP has no class_embedding, pre_norm and vision projection, and besides patch_bias [Dv], pool (`pooling.py`),
-projection_bias [d] and the scalar logit_bias.
+projection_bias [d] and the scalar logit_bias. Perception Encoder has CLIP's and pool. BERT has type_embedding [2, Dt]
+and embedding_norm in place of final_norm; BiomedCLIP's has projection_hidden [Dt, h] before projection [h, d].
 """
 
 import dataclasses
@@ -56,27 +57,22 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
     keys = jax.random.split(rng, 5)
     width = geometry.width
     inputs = geometry.patch_size**2 * 3
-    patches = inputs**-0.5 * jax.random.normal(keys[0], (inputs, width))
+    weights: Params = {"patch_embedding": inputs**-0.5 * jax.random.normal(keys[0], (inputs, width))}
+    if geometry.patch_bias:
+        weights["patch_bias"] = jnp.zeros(width)
+    if geometry.class_token:
+        weights["class_embedding"] = width**-0.5 * jax.random.normal(keys[1], (width,))
+    weights["position_embedding"] = width**-0.5 * jax.random.normal(keys[2], (geometry.tokens, width))
+    if geometry.pre_norm:
+        weights["pre_norm"] = _norm(width)
+    weights |= {"layers": _layers(keys[3], geometry), "post_norm": _norm(width)}
     if geometry.pooling == "attention":
         pool = jax.tree.map(lambda leaf: leaf[0], _layers(keys[4], dataclasses.replace(geometry, layers=1)))
         del pool["norm1"]
-        return {
-            "patch_embedding": patches,
-            "patch_bias": jnp.zeros(width),
-            "position_embedding": width**-0.5 * jax.random.normal(keys[2], (geometry.patches, width)),
-            "layers": _layers(keys[3], geometry),
-            "post_norm": _norm(width),
-            "pool": {**pool, "probe": jax.random.normal(keys[1], (width,))},
-        }
-    return {
-        "patch_embedding": patches,
-        "class_embedding": width**-0.5 * jax.random.normal(keys[1], (width,)),
-        "position_embedding": width**-0.5 * jax.random.normal(keys[2], (1 + geometry.patches, width)),
-        "pre_norm": _norm(width),
-        "layers": _layers(keys[3], geometry),
-        "post_norm": _norm(width),
-        "projection": width**-0.5 * jax.random.normal(keys[4], (width, config.projection_width)),
-    }
+        weights["pool"] = {**pool, "probe": jax.random.normal(keys[1], (width,))}
+    if geometry.projection:
+        weights["projection"] = width**-0.5 * jax.random.normal(keys[4], (width, config.projection_width))
+    return weights
 
 
 def init_text(rng: jax.Array, config: ClipConfig) -> Params:
@@ -84,14 +80,22 @@ def init_text(rng: jax.Array, config: ClipConfig) -> Params:
     geometry = config.text
     keys = jax.random.split(rng, 4)
     width = geometry.width
-    return {
+    weights: Params = {
         "token_embedding": 0.02 * jax.random.normal(keys[0], (geometry.vocabulary_size, width)),
         "position_embedding": 0.01 * jax.random.normal(keys[1], (geometry.context_length, width)),
         "layers": _layers(keys[2], geometry),
-        "final_norm": _norm(width),
-        "projection": width**-0.5 * jax.random.normal(keys[3], (width, config.projection_width)),
-        **({} if geometry.causal else {"projection_bias": jnp.zeros(config.projection_width)}),
     }
+    if geometry.norm_first:
+        weights["final_norm"] = _norm(width)
+    else:
+        weights |= {"type_embedding": jnp.zeros((2, width)), "embedding_norm": _norm(width)}
+    inputs = geometry.projection_hidden or width
+    if geometry.projection_hidden:
+        weights["projection_hidden"] = width**-0.5 * jax.random.normal(keys[3], (width, inputs))
+    weights["projection"] = width**-0.5 * jax.random.normal(keys[3], (inputs, config.projection_width))
+    if geometry.projection_bias:
+        weights["projection_bias"] = jnp.zeros(config.projection_width)
+    return weights
 
 
 def init_logit_scale(_: jax.Array) -> jax.Array:
@@ -111,7 +115,7 @@ def init_params(config: ClipConfig, rng: jax.Array) -> Params:
         "vision": init_vision(vision, config),
         "text": init_text(text, config),
         "logit_scale": init_logit_scale(rng),
-        **({} if config.text.causal else {"logit_bias": init_logit_bias(rng)}),
+        **({"logit_bias": init_logit_bias(rng)} if config.logit_bias else {}),
     }
 
 

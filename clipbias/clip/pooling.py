@@ -1,4 +1,6 @@
-"""SigLIP's pooling head: a learned query that attends to the patches, in place of `[cls]` (Zhai et al. 2023).
+"""SigLIP's pooling head: a learned query that attends to the patches (Zhai et al. 2023).
+
+Perception Encoder's attends to `[cls]`, too.
 
 Its weights are those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`, the query.
 """
@@ -35,8 +37,8 @@ def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, t
     """
     query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
     keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
-    k, v = (layers.split_heads(x, config.heads) for x in jnp.split(keys_values, 2, axis=-1))
-    q = jnp.broadcast_to(layers.split_heads(query, config.heads), (len(patches), 1, *k.shape[2:]))
+    k, v = (layers.split_heads(x, config.pool_heads) for x in jnp.split(keys_values, 2, axis=-1))
+    q = jnp.broadcast_to(layers.split_heads(query, config.pool_heads), (len(patches), 1, *k.shape[2:]))
     probabilities = layers.attention_probabilities(q, k, None)[:, :, 0] + tap
     heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
     h = layers.dense(heads.reshape(len(patches), -1), weights["out"])

@@ -148,6 +148,25 @@ def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
     return preprocessing_of(image_size, wishes.get("mean"), wishes.get("std"), resizing)
 
 
+def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
+    """The inverse of `of_open_clip`: a `preprocess_cfg`."""
+    resizing = preprocessing.resizing
+    return {
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": resizing.resampling,
+        "resize_mode": "squash" if resizing.whole else "shortest",
+    }
+
+
+def native_preprocessing(config: ClipConfig) -> Preprocessing:
+    """The preprocessing of the code that came with a file of its owner's: OpenAI's, Meta's or Chinese-CLIP's."""
+    size = config.vision.image_size
+    if config.family == "pe":
+        return Preprocessing(size, HALF, HALF, Resizing(whole=True, resampling="bilinear"))
+    return Preprocessing(size, resizing=Resizing(whole=config.family == "chinese_clip"))
+
+
 def preprocessing_of(image_size: int, mean: Any, std: Any, resizing: Resizing) -> Preprocessing:
     """The preprocessing of a configuration file; a mean or standard deviation of `None` is CLIP's.
 

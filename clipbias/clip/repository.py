@@ -67,7 +67,8 @@ def _download(name: hub.HubName) -> Path:
     except ClipbiasError:
         names = hub.list_files(name, folder.name)
         weights, configuration = families.choose(folder, names, where=repr(str(name)))
-        families.describe(folder / configuration)  # another network is refused before its weights are fetched
+        if configuration is not None:
+            families.describe(folder / configuration)  # another network is refused before its weights are fetched
         hub.download(name, weights, folder.name)
     if weights.endswith(".index.json"):
         for shard in shard_names(folder / weights):

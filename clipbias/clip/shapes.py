@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig
+from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig, bert_text
+from clipbias.clip.networks import network_of
+from clipbias.clip.open_clip_timm import pe_vision
 from clipbias.clip.tables import NameTable
 from clipbias.clip.tensors import Tensor
 from clipbias.errors import ClipbiasError
@@ -29,6 +31,9 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
       ClipbiasError: the tensors are not those of a CLIP model.
     """
     by_name = {table.plain(name): tensor for name, tensor in tensors.items()}
+    family = table.families[0]
+    if family == "pe" and "visual.class_embedding" not in by_name:
+        raise network_of("vit_pe_core_gigantic_").refusal(where, "without visual.class_embedding")
 
     def shape(path: str) -> tuple[int, ...]:
         """The shape of a leaf of the parameter tree, of the first block where it is stacked."""
@@ -60,16 +65,24 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     patch = math.isqrt(inputs // 3)
     grid = math.isqrt(max(shape("vision/position_embedding")[0] - 1, 0))
     vocabulary, text_width = shape("text/token_embedding")
+    length = shape("text/position_embedding")[0]
+    projection_width = shape("text/projection")[1]
     try:
-        return ClipConfig(
-            vision=VisionConfig(**tower("vision", width), image_size=grid * patch, patch_size=patch),
-            text=TextConfig(
-                **tower("text", text_width),
-                vocabulary_size=vocabulary,
-                context_length=shape("text/position_embedding")[0],
-                eos_token_id=vocabulary - 1,
-            ),
-            projection_width=shape("text/projection")[1],
-        )
+        sizes = tower("vision", width)
+        text_sizes = tower("text", text_width)
+        if family == "chinese_clip":
+            bert: TowerSizes = {**text_sizes, "activation": "gelu", "layer_norm_epsilon": 1e-12}
+            text = bert_text(bert, vocabulary_size=vocabulary, context_length=length, projection_hidden=0)
+        else:
+            text = TextConfig(
+                **text_sizes, vocabulary_size=vocabulary, context_length=length, eos_token_id=vocabulary - 1
+            )
+        if family == "pe":
+            vision = pe_vision(
+                width, sizes["layers"], sizes["heads"], sizes["mlp_width"], image_size=grid * patch, patch_size=patch
+            )
+        else:
+            vision = VisionConfig(**sizes, image_size=grid * patch, patch_size=patch)
+        return ClipConfig(vision, text, projection_width, family)
     except (ClipbiasError, ArithmeticError) as error:
         raise error if where in str(error) else ClipbiasError(f"{where} is not a CLIP model: {error}") from error

@@ -9,7 +9,7 @@ A further family is one more table in `TABLES`; `families` says which files hold
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class TensorName:
       path: its leaf in the tree.
       layout: how it is laid out.
       part: which of `parts` it is, where several lie side by side on the leaf's last axis.
+      span: how many of these parts it holds.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TensorName:
     layout: Layout = SAME
     part: int = 0
     parts: int = 1
+    span: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +67,31 @@ class NameTable:
 
     Attributes:
       rows: all tensors of a model.
+      families: the families (`ClipConfig.family`) whose tensors these are.
       ignored: names of tensors that are no weights: buffers of older checkpoints.
+      zeros: names of biases that the network does not have and must be zero, with the leaf on whose last axis they are.
       optional_prefix: a prefix that some writers add to names.
     """
 
     rows: tuple[TensorName, ...]
+    families: tuple[str, ...] = ("clip",)
     ignored: frozenset[str] = frozenset()
+    zeros: tuple[tuple[str, str], ...] = ()
     optional_prefix: str = ""
 
-    def known(self, names: Iterable[str]) -> int:
+    def known(self, names: Collection[str]) -> int:
         """The number of these names that are in the table."""
-        patterns = {row.name for row in self.rows}
-        return sum(re.sub(r"(?<=[./])\d+(?=[./])", "{}", self.plain(name)) in patterns for name in names)
+        return len(names) - len(self.unknown(names))
+
+    def unknown(self, names: Collection[str]) -> list[str]:
+        """The names that are not in the table."""
+        rows = {row.name for row in self.rows} | self.ignored | {name for name, _ in self.zeros}
+        plain = {name: self.plain(name) for name in names}
+        return [
+            name
+            for name, short in plain.items()
+            if short not in rows and re.sub(r"(?<=[./])\d+(?=[./])", "{}", short) not in rows
+        ]
 
     def plain(self, name: str) -> str:
         """A name without the optional prefix."""
@@ -127,6 +142,7 @@ HUGGING_FACE = NameTable(
         *blocks("vision", "vision_model.encoder.layers.{}.", _HUGGING_FACE_BLOCK),
         *blocks("text", "text_model.encoder.layers.{}.", _HUGGING_FACE_BLOCK),
     ),
+    families=("clip", "metaclip_2"),
     ignored=frozenset({"vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"}),
 )
 
@@ -162,7 +178,43 @@ SIGLIP = NameTable(
         TensorName("logit_scale", "logit_scale", _NUMBER),
         TensorName("logit_bias", "logit_bias", _NUMBER),
     ),
+    families=("siglip",),
     ignored=HUGGING_FACE.ignored,
+)
+
+
+def bert(prefix: str) -> list[TensorName]:
+    """The rows of a BERT without its pooler."""
+    return [
+        TensorName(f"{prefix}embeddings.word_embeddings.weight", "text/token_embedding"),
+        TensorName(f"{prefix}embeddings.position_embeddings.weight", "text/position_embedding"),
+        TensorName(f"{prefix}embeddings.token_type_embeddings.weight", "text/type_embedding"),
+        *norm("text/embedding_norm", f"{prefix}embeddings.LayerNorm"),
+        *blocks("text", f"{prefix}encoder.layer.{{}}.", _BERT_BLOCK),
+    ]
+
+
+def bert_ignored(prefix: str) -> frozenset[str]:
+    """A BERT's tensors that no feature depends on."""
+    return frozenset(prefix + name for name in ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"))
+
+
+_BERT_BLOCK = [
+    *linear("qkv", "attention.self.query", "attention.self.key", "attention.self.value"),
+    *linear("out", "attention.output.dense"),
+    *norm("norm1", "attention.output.LayerNorm"),
+    *linear("fc1", "intermediate.dense"),
+    *linear("fc2", "output.dense"),
+    *norm("norm2", "output.LayerNorm"),
+]
+CHINESE_CLIP = NameTable(
+    (
+        *(row for row in HUGGING_FACE.rows if not row.path.startswith("text/")),
+        *bert("text_model."),
+        TensorName("text_projection.weight", "text/projection", TRANSPOSED),
+    ),
+    families=("chinese_clip",),
+    ignored=HUGGING_FACE.ignored | bert_ignored("text_model."),
 )
 
 OPENAI_BUFFERS = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -192,21 +244,7 @@ OPEN_CLIP = NameTable(
         *blocks("vision", "visual.transformer.resblocks.{}.", _OPEN_CLIP_BLOCK),
         *blocks("text", "transformer.resblocks.{}.", _OPEN_CLIP_BLOCK),
     ),
+    families=("clip", "metaclip_2"),
     ignored=OPENAI_BUFFERS | {"attn_mask"},
     optional_prefix="text.",
 )
-
-TABLES = (HUGGING_FACE, FLAX, SIGLIP, OPEN_CLIP)
-
-# Names that SigLIP has in its own table alone.
-OF_SIGLIP = r"logit_bias$|(vision|text)_model\.head\."
-# Tensors of these names belong to networks that compute something else than CLIP's two transformers.
-OTHER_NETWORKS = {
-    r"visual\.trunk\.": "a vision tower of timm (SigLIP, EVA, ConvNeXt, …)",
-    r"visual\.(layer1|attnpool)\.": "a CLIP with a ResNet as its vision tower",
-    r"text_decoder\.|visual\.attn_pool\.": "CoCa",
-    OF_SIGLIP: "SigLIP",
-    r".*\.ls_[12]\.gamma": "a vision transformer with LayerScale",
-    r"text\.(transformer\.(embeddings|encoder|layers)|proj)\b": "a text tower of Hugging Face (BERT, XLM-R, …)",
-    r"text_projection\.(?!weight$)|(text\.)?cls_emb": "a custom text tower",
-}

@@ -26,16 +26,18 @@ class TextTokens:
     Attributes:
       ids: int32 `[C, N]`. What follows the end-of-text token changes nothing where the mask is causal.
       context_rows: int32 `[C, N]`: which row of the context a position holds, -1 for an ordinary token.
-      eos: int32 `[C]`: position whose output is the feature: the first end-of-text token, or the last position in a
-        tower that is not causal.
+      eos: int32 `[C]`: position whose output is the feature: the first end-of-text token; in a tower that is not causal
+        the last position, or BERT's first.
       ends: int32 `[C]`, in such a tower the number of tokens before the end of each text and its padding; `None` in a
         causal one, whose texts end at `eos`.
+      visible: bool `[C, N]`, of BERT: the tokens that are attended to, all but padding; else `None`.
     """
 
     ids: jax.Array | np.ndarray
     context_rows: jax.Array | np.ndarray
     eos: jax.Array | np.ndarray
     ends: jax.Array | np.ndarray | None = None
+    visible: jax.Array | np.ndarray | None = None
 
     @property
     def end(self) -> jax.Array | np.ndarray:
@@ -49,6 +51,8 @@ class TextTokens:
         eos = jnp.asarray(self.eos)[:, None]
         if self.ends is None:
             return positions <= eos
+        if self.visible is not None:
+            return jnp.asarray(self.visible)
         return (positions < jnp.asarray(self.ends)[:, None]) | (positions == eos)
 
 
@@ -60,6 +64,8 @@ def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Arra
     count, length = ids.shape
     words = (ids != config.pad_token_id) & (ids != config.eos_token_id)
     ends = length - numpy.argmax(words[:, ::-1], axis=1).astype(np.int32)
+    if config.pooling == "first":
+        return TextTokens(ids, context_rows, numpy.zeros(count, np.int32), ends, ids != config.pad_token_id)
     return TextTokens(ids, context_rows, numpy.full(count, length - 1, np.int32), ends)
 
 
@@ -134,13 +140,14 @@ def embed_text(
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
+    x = embed_positions(x, weights, config.text, positions)
     class_prompts = adaptation.text_class_prompts
     if class_prompts is not None:
         class_prompts = class_prompts.astype(jnp.float32)
     inserted = check_inserted(adaptation, "text", config)
     has_prompts = class_prompts is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
-        tokens=x + weights["position_embedding"][:length].astype(jnp.float32),
+        tokens=x,
         layers=scan.with_class_prompts(
             text_layers(params, config, adaptation, dtype), class_prompts, class_block(adaptation, config.text)
         ),
@@ -148,10 +155,20 @@ def embed_text(
         bias_rows=bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         pooled=tokens.eos,
         causal=config.text.causal,
+        visible=None if tokens.visible is None else jnp.asarray(tokens.visible),
         inserted=inserted,
         insert_at=config.text.first_word,
         insert_from=0 if inserted is None else config.common_blocks - inserted.shape[0],
     )
+
+
+def embed_positions(x: jax.Array, weights: layers.Weights, config: TextConfig, positions: jax.Array) -> jax.Array:
+    """Token embeddings `[..., N, D]` with those of their positions `[..., N]`, and BERT's other embeddings."""
+    x = x + weights["position_embedding"].astype(jnp.float32)[positions]
+    if config.norm_first:
+        return x
+    x = x + weights["type_embedding"][0].astype(jnp.float32)
+    return layers.layer_norm(x, weights["embedding_norm"], config.layer_norm_epsilon)
 
 
 def project_text(
@@ -159,13 +176,16 @@ def project_text(
 ) -> jax.Array:
     """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length.
 
-    SigLIP's projection has a bias.
+    SigLIP's projection has a bias, BiomedCLIP's two layers. BERT has no LayerNorm there.
     """
     weights = outside_layers(params["text"], (adaptation or NOTHING).text_weights)
-    rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
+    if config.text.norm_first:
+        rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
     with jax.default_matmul_precision("highest"):
+        if config.text.projection_hidden:
+            rows = jax.nn.gelu(rows @ weights["projection_hidden"].astype(rows.dtype), approximate=False)
         features = (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
-    return features if config.text.causal else features + weights["projection_bias"].astype(jnp.float32)
+    return features + weights["projection_bias"].astype(jnp.float32) if config.text.projection_bias else features
 
 
 @with_precision

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from clipbias.clip.tokenizer import Tokenizer
+from clipbias.clip.tokenizer import CLEAN, Tokenizer
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, reason, shorten
 
@@ -21,6 +21,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "spiece.model",
+    "vocab.txt",
 )
 CLIP_VOCABULARY = 49408
 # OpenAI's list of byte-pair merges (github.com/openai/CLIP, MIT licence), of which CLIP uses the first.
@@ -29,11 +30,16 @@ MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer lies in a folder."""
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"))
 
 
-def read_tokenizer(folder: Path, family: str = "clip") -> Tokenizer:
-    """The tokenizer of `transformers` in a folder: CLIP's, or that of a family of `config.MODELS`.
+def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = None) -> Tokenizer:
+    """The tokenizer of `transformers` in a folder: CLIP's, or that of another family.
+
+    Args:
+      folder: holds its files.
+      family: of the model.
+      cleaning: one of `tokenizer.CLEANING`, with which open_clip cleans texts; the files that are saved name it.
 
     Raises:
       ClipbiasError: there is none, it is damaged, or it may not or cannot be read.
@@ -50,9 +56,10 @@ def read_tokenizer(folder: Path, family: str = "clip") -> Tokenizer:
         if not isinstance(loaded.model_max_length, int):
             raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
         ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
-        ends = (loaded.pad_token_id,) if family == "siglip" else (loaded.bos_token_id, loaded.eos_token_id)
-        if not ids or not all(isinstance(i, int) for i in (*ids, *ends)):
+        if not ids or not all(isinstance(i, int) for i in ids):
             raise ValueError("it lacks tokens")
+        if cleaning is not None:
+            loaded.init_kwargs[CLEAN] = cleaning
         return loaded
     except ClipbiasError:
         raise
@@ -66,9 +73,11 @@ def read_tokenizer(folder: Path, family: str = "clip") -> Tokenizer:
 def _class(folder: Path, family: str) -> Any:
     """The class that reads a family's tokenizer: SigLIP's is a sentencepiece model, others' a `tokenizer.json`."""
     transformers = import_transformers()
-    if family == "clip":
+    if family in ("clip", "pe"):
         return transformers.CLIPTokenizerFast
-    if family == "siglip" and (folder / "spiece.model").exists():
+    if family in ("chinese_clip", "biomed_clip"):
+        return transformers.BertTokenizerFast
+    if family in ("siglip", "metaclip_2") and (folder / "spiece.model").exists():
         if importlib.util.find_spec("sentencepiece"):
             return transformers.SiglipTokenizer
         if not (folder / "tokenizer.json").exists():

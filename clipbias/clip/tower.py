@@ -44,6 +44,7 @@ class TowerInput:
       pooled: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` where
         a pooling head reads all rows.
       causal: whether token `i` sees only tokens up to `i`.
+      visible: bool `[B, N]`: the tokens that others see, BERT's texts without their padding; `None` for all.
       inserted: `[n, T, D]`, tokens that blocks have besides (`Adaptation.text_tokens`), or `None`.
       insert_at: behind how many of the others they are put.
       insert_from: the first block that has them.
@@ -55,6 +56,7 @@ class TowerInput:
     bias_rows: jax.Array | None
     pooled: jax.Array | np.ndarray | None
     causal: bool = struct.field(pytree_node=False)
+    visible: jax.Array | None = None
     inserted: jax.Array | None = None
     insert_at: int = struct.field(pytree_node=False, default=0)
     insert_from: int = struct.field(pytree_node=False, default=0)
@@ -77,7 +79,17 @@ class TowerInput:
 
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Attention of this tower whose probabilities nobody asks for."""
-        return layers.fused_attention(q, k, v, causal=self.causal)
+        return layers.fused_attention(q, k, v, causal=self.causal, visible=self.visible)
+
+    def mask(self, length: int) -> jax.Array | None:
+        """Which of `length` keys each query sees, broadcastable to `[B, H, N, N]`; `None` for all."""
+        if self.causal:
+            return causal_mask(length)
+        return None if self.visible is None else self.visible[:, None, None, :]
+
+    def pooled_visible(self, length: int) -> jax.Array | None:
+        """Which of `length` tokens the pooled row sees, bool `[B, N]`; `None` for all."""
+        return jnp.arange(length) <= jnp.asarray(self.pooled)[:, None] if self.causal else self.visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +146,7 @@ def observe_block(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         nonlocal view
-        mask = causal_mask(q.shape[1]) if tower.causal else None
-        probabilities = layers.attention_probabilities(q, k, mask)
+        probabilities = layers.attention_probabilities(q, k, tower.mask(q.shape[1]))
         if tap is not None:
             probabilities = probabilities + tap
         view = LayerView(layer.index, record[INPUT], probabilities, v, layer.weights)
@@ -226,8 +237,7 @@ def run_fused(
     tokens, last = scan_all_but_last(functools.partial(step, hooks), tower.tokens, tower.layers, remat, start=start)
     if every_row or tower.pooled is None:
         return run_block(tokens, last, config, hooks)
-    places = jnp.arange(tokens.shape[1])
-    visible = places <= tower.pooled[:, None] if tower.causal else None
+    visible = tower.pooled_visible(tokens.shape[1])
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         mask = None if visible is None else visible[:, None, None, :]

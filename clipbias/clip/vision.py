@@ -40,7 +40,7 @@ def embed_image(
 ) -> tower.TowerInput:
     """Tokens `[cls], M patches, V prompts` after the pre-LayerNorm, and what the blocks need.
 
-    Neither `[cls]` nor that LayerNorm is there in a tower with a pooling head.
+    Not every tower has `[cls]` and that LayerNorm.
 
     Args:
       params: the whole parameter tree.
@@ -63,8 +63,7 @@ def embed_image(
         tokens = jnp.concatenate([tokens, first], axis=1)
         prompt_rows = np.concatenate([np.full(geometry.tokens, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
-    has_cls = geometry.pooling == "cls"
-    if has_cls:
+    if geometry.pre_norm:
         tokens = layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon)
     return tower.TowerInput(
         tokens=tokens,
@@ -79,7 +78,7 @@ def embed_image(
         ),
         prompt_rows=prompt_rows,
         bias_rows=bias_rows(bias, positions == 0, positions),
-        pooled=jnp.zeros(images.shape[0], jnp.int32) if has_cls else None,
+        pooled=jnp.zeros(images.shape[0], jnp.int32) if geometry.pooling == "cls" else None,
         causal=False,
         inserted=inserted,
         insert_at=tokens.shape[1],
@@ -102,11 +101,11 @@ def embed_patches(
             raise ClipbiasError(f"pixels have shape {pixels.shape}; expected {expected}.")
         images = images + pixels
     tokens = multiply(patchify(images.astype(jnp.float32), geometry.patch_size), weights["patch_embedding"])
-    if geometry.pooling == "cls":
+    if geometry.patch_bias:
+        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
+    if geometry.class_token:
         cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
         tokens = jnp.concatenate([cls, tokens], axis=1)
-    else:
-        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
     return tokens + weights["position_embedding"].astype(jnp.float32)
 
 
@@ -120,14 +119,18 @@ def project_image(
 ) -> jax.Array:
     """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length.
 
-    Rows that are `normed` went through that LayerNorm already. A pooling head in place of the projection takes all
-    tokens `[B, N, D]` and attends to the patches among them; prompts act through the tower alone.
+    Rows that are `normed` went through that LayerNorm already. A pooling head, before or in place of the projection,
+    takes all tokens `[B, N, D]` and attends to `[cls]` and patches among them; prompts act through the tower alone.
     """
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     if config.vision.pooling == "attention":
         return pool_image(params, config, rows, adaptation).feature
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
+    return _project(rows, weights)
+
+
+def _project(rows: jax.Array, weights: layers.Weights) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
@@ -141,9 +144,12 @@ def pool_image(
 ) -> Pooled:
     """What the pooling head makes of the last block's tokens `[B, N, D]`; `tap` as in `pooling.pool`."""
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
-    patches = tokens[:, : config.vision.patches]
-    patches = layers.layer_norm(patches, weights["post_norm"], config.vision.layer_norm_epsilon)
-    return pool(patches, weights["pool"], config.vision, tap)
+    inputs = tokens[:, : config.vision.tokens]
+    inputs = layers.layer_norm(inputs, weights["post_norm"], config.vision.layer_norm_epsilon)
+    pooled = pool(inputs, weights["pool"], config.vision, tap)
+    if not config.vision.projection:
+        return pooled
+    return pooled._replace(feature=_project(pooled.feature, weights))
 
 
 @with_precision
@@ -155,10 +161,10 @@ def head_attention(
     *,
     dtype: DTypeLike = "float32",
 ) -> jax.Array:
-    """Where the pooling head looks: its attention to the patches, mean over heads, `[B, M]`."""
+    """The pooling head's attention to the patches, mean over heads, `[B, M]`."""
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     tokens = tower.run_fused(inputs, config.vision)
-    return pool_image(params, config, tokens, adaptation).probabilities.mean(1)
+    return pool_image(params, config, tokens, adaptation).probabilities[..., config.vision.first_patch :].mean(1)
 
 
 def read_tokens(params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None) -> jax.Array:

@@ -57,7 +57,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
         weights, description = families.choose(path)
         first = path / weights
         folder = path
-        configuration = path / description
+        configuration = None if description is None else path / description
     tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         files = tuple(parts(first))
@@ -70,7 +70,8 @@ def open_weights(path: Path) -> Iterator[Weights]:
         table = table_of(tensors, where=str(path))
         activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
         if configuration is None and activation is None:
-            family = families.OPEN_CLIP if table is tables.OPEN_CLIP else families.HUGGING_FACE
+            is_hugging_faces = table in (tables.HUGGING_FACE, tables.FLAX, tables.SIGLIP, tables.CHINESE_CLIP)
+            family = families.HUGGING_FACE if is_hugging_faces else families.OPEN_CLIP
             candidate = folder / family.configuration
             configuration = candidate if candidate.exists() else None
         yield Weights(str(path), folder, tensors, table, configuration, files, activation)

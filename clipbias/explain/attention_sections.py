@@ -112,15 +112,17 @@ def _vision_step(study: Study, model: Model) -> Step:
     prompts = model.prompts[0]
     dtype = model.task.classifier.dtype
     statistics = observe_distance_and_entropy(config.vision, prompts)
-    first = config.vision.first_patch
-    similarity = observe_similarity(config.vision.patches, prompts=prompts, prompt=study.options.prompt, first=first)
+    is_read_at_cls = config.vision.pooling == "cls"
+    similarity = observe_similarity(
+        config.vision.patches, prompts=prompts, prompt=study.options.prompt, first=config.vision.first_patch
+    )
 
     @jax.jit
     def step(params: Params, learnables: Learnables, batch: Batch) -> dict[str, Moments]:
         images = study.normalize(batch["images"])
         mask = batch["mask"]
         roles = vision_roles(config.vision, prompts)
-        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if first else None, mask)
+        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if is_read_at_cls else None, mask)
 
         def observe(view: LayerView) -> dict[str, Any]:
             seen = {
@@ -130,7 +132,7 @@ def _vision_step(study: Study, model: Model) -> Step:
             }
             if prompts:
                 maps = similarity(view)
-                if first:
+                if is_read_at_cls:
                     seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
                 else:
                     seen["distance"] = maps["distance"]

@@ -45,8 +45,9 @@ def observed_block(
         # Heads before tokens, so that the products of both passes read their operands as they lie.
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-        if inputs.causal:
-            scores = jnp.where(tower.causal_mask(q.shape[2]), scores, -jnp.inf)
+        mask = inputs.mask(q.shape[2])
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
         probabilities = jax.nn.softmax(scores, axis=-1)
         seen["probabilities"] = probabilities if tap is None else probabilities + tap
         heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)

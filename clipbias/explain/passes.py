@@ -84,21 +84,21 @@ def observe_layers(
 
     Returns:
       "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts "distance"
-      `[B, L, V, M]`. A tower without `[cls]` has the attention of its pooling head, the same in all layers.
+      `[B, L, V, M]`. A tower with a pooling head has the attention of that head, the same in all layers.
     """
     adaptation = classifier.method.adapt(learnables)
     config = classifier.config
     prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[-2]
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
-        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)} if has_cls else {}
+        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)} if is_read_at_cls else {}
         if prompts:
             seen["distance"] = prompt_distances(view.tokens, config.vision.patches, config.vision.first_patch)
         return seen
 
-    has_cls = config.vision.pooling == "cls"
+    is_read_at_cls = config.vision.pooling == "cls"
     seen = encode_image(params, config, images, adaptation, observe=observe, dtype=classifier.dtype)[1]
-    if not has_cls:
+    if not is_read_at_cls:
         head = head_attention(params, config, images, adaptation, dtype=classifier.dtype)
         head = jnp.pad(head, [(0, 0), (0, prompts)])
         seen["attention"] = jnp.broadcast_to(head, (config.vision.layers, *head.shape))

@@ -20,7 +20,7 @@ from flax import struct
 
 from clipbias.clip import Adaptation, TextTokens, layers
 from clipbias.clip.block import run_block
-from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
@@ -112,14 +112,14 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
     """
     places = jnp.arange(tokens.shape[1])
     number = jnp.asarray(inputs.pooled)[:, None]
-    visible = places <= number if inputs.causal else None
+    visible = inputs.pooled_visible(tokens.shape[1])
     row: LastRow | None = None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         nonlocal row
         mask = None if visible is None else visible[:, None, None, :]
         attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
-        others = places != number if visible is None else places < number
+        others = places != number if visible is None else visible & (places != number)
         row = LastRow(attention, _cosine(q, k), number[:, 0], others)
         return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
 
@@ -132,7 +132,7 @@ def pooling_row(
     tokens: jax.Array, tap: jax.Array, params: Params, config: ClipConfig, adaptation: Adaptation
 ) -> tuple[jax.Array, LastRow]:
     """The pooling head's feature `[B, d]` of the last block's tokens, and its query as the row to start from."""
-    count = config.vision.patches
+    count = config.vision.tokens
     length = tokens.shape[1]
     feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
     padding = [(0, 0), (0, length - count)]
@@ -166,7 +166,8 @@ def run_tower(
         rows, row = last_rows(tokens, tap, inputs, config)
         return project(rows), row
 
-    tap = jnp.zeros((tokens.shape[0], config.heads, tokens.shape[1]), jnp.float32)
+    heads = config.pool_heads if isinstance(config, VisionConfig) and inputs.pooled is None else config.heads
+    tap = jnp.zeros((tokens.shape[0], heads, tokens.shape[1]), jnp.float32)
     features, pull, row = jax.vjp(run, tokens, tap, has_aux=True)
     return TowerPass(inputs, config, saved, features, pull, row)
 
@@ -217,7 +218,9 @@ def reduce_backward(
         below = jnp.arange(start_layer, top)
         (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     batch, length = inputs.tokens.shape[:2]
-    influential = jnp.asarray(inputs.pooled) + 1 if inputs.causal else jnp.full(batch, length)
+    influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)
+    if inputs.causal:
+        influential = jnp.asarray(inputs.pooled) + 1
     count = top + 1 - start_layer
 
     def finish(states: States, layers: int) -> States:

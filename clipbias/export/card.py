@@ -291,7 +291,7 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
     code = ""
     if task is not None and form == "program":
         code = PROGRAM.format(picture=_picture_code(task.clip.preprocessing))
-    elif form != "adapter":
+    elif form != "adapter" and (task is None or task.clip.config.family in MODELS):
         on_base = form in ("head", "peft")
         name = parse(adapter.base) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""

@@ -1,6 +1,7 @@
 """Folds changes of weights, and the biases of bias tuning, into the weights.
 
-`x + MLP(x) + b` is the network whose MLP output bias is increased by `b`.
+`x + MLP(x) + b` is the network whose MLP output bias is increased by `b`. A BERT's block ends in a LayerNorm: there it
+is that LayerNorm's bias.
 """
 
 import numpy as np
@@ -40,5 +41,6 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
             folded[tower] = fold_changes(folded[tower], change)
         if bias is not None:
             rows = np.asarray(bias).reshape(len(bias), -1)
-            folded[tower] = fold_changes(folded[tower], {"layers": {"fc2": {"bias": rows}}})
+            last = "norm2" if "embedding_norm" in params[tower] else "fc2"
+            folded[tower] = fold_changes(folded[tower], {"layers": {last: {"bias": rows}}})
     return folded

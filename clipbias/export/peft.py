@@ -28,6 +28,7 @@ from clipbias.tuning.methods.clip_lora import PRODUCTS, ClipLora
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PEFT_FAMILIES = ("clip", "metaclip_2", "siglip")  # whose attention's products have the same names in both towers
 METHOD = "clip_lora"
 MODULE = "{}_model.encoder.layers.{}.{}"
 PARTS = {
@@ -67,9 +68,14 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
             f"a folder of PEFT's holds what CLIP-LoRA learns, and the method is {type(method).__name__}; choose "
             "another form."
         )
+    family = task.clip.config.family
+    if family not in PEFT_FAMILIES:
+        raise ClipbiasError(
+            f"a folder of PEFT's is written for the families {', '.join(PEFT_FAMILIES)}, and this model's is {family}; "
+            "choose another form."
+        )
     views = _views(method, jax.device_get(learnables))
     name = parse(base)
-    family = task.clip.config.family
     config = {
         "peft_type": "LORA",
         "task_type": None,

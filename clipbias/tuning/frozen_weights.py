@@ -15,8 +15,8 @@ from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.preset import Kind
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
-# LayerNorms outside the blocks, two in the vision tower and one in the text tower.
-OUTER_NORMS = ("pre_norm", "post_norm", "final_norm")
+# LayerNorms outside the blocks, two in the vision tower and one in the text tower: the last, or BERT's first.
+OUTER_NORMS = ("pre_norm", "post_norm", "final_norm", "embedding_norm")
 TowerNames = tuple[Annotated[str, Choices(TOWERS)], ...]
 
 # Weight decay pulls the tuned weights themselves towards zero, or only their changes.

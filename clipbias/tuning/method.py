@@ -268,3 +268,7 @@ def check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
     if clip.config.vision.pooling == "attention":
         for tower in ("vision", "text"):
             check_changes(getattr(adaptation, f"{tower}_weights"), clip.params[tower], f"{name}'s {tower}_weights")
+        if "projection" in (adaptation.vision_weights or {}):
+            raise ClipbiasError(
+                f"{name} tunes the projection of `[cls]`, and this model has a pooling head; take another."
+            )

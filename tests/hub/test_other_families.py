@@ -18,7 +18,6 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, pack
 from clipbias.clip.text import as_tokens
-from clipbias.errors import ClipbiasError
 from tests.hub.server import Hub, Repository
 
 DATA = Path(__file__).parents[1] / "data_files"
@@ -125,11 +124,3 @@ def test_siglip_reads_whole_images_in_lower_case(hub: Hub) -> None:
     wide[:, 8:16] = 0
     assert abs(clip.preprocess(wide)[:, 0]).max() > 0.1 and clip.preprocessing.mean == (0.5, 0.5, 0.5)
     np.testing.assert_array_equal(clip.tokenize(["A CAT"]), clip.tokenize(["a cat"]))
-
-
-def test_naflex_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
-    files = {"config.json": b'{"model_type": "siglip2"}', "model.safetensors": b"never read"}
-    hub.repositories["google/siglip2-base-patch16-naflex"] = Repository(files)
-    with pytest.raises(ClipbiasError, match=r"a SigLIP 2 NaFlex model.*fixed resolution"):
-        clipbias.load("google/siglip2-base-patch16-naflex")
-    assert "model.safetensors" not in hub.downloaded()

@@ -139,13 +139,21 @@ CASES: list[Case] = [
         for make in (os.mkfifo, os.mkdir)
     ),
     chosen("^x has model.safetensors but no config.json", "model.safetensors", where="x"),
-    chosen("describes a 'vit_base_patch16_clip_224' model, another network", "config.json", "model.safetensors"),
+    chosen(
+        r"holds a vision tower of timm that clipbias lacks \('vit_base_patch16_clip_224'\).*; the nearest model",
+        *("config.json", "model.safetensors"),
+    ),
     chosen("no CLIP weights.*it holds .*tf_model.h5", "config.json", "merges.txt", "tf_model.h5"),
     ("it holds nothing", lambda place: choose(place.tmp_path / "none")),
     # Other networks, by open_clip's configuration and by the names of tensors.
     open_clip("CoCa", "", multimodal_cfg={"width": 64}),
     open_clip("SigLIP", "", init_logit_bias=-10),
-    open_clip(r"timm \(vit_base_patch16_siglip_224\)", "vision_cfg", timm_model_name="vit_base_patch16_siglip_224"),
+    open_clip(
+        "asks for images of 16 pixels in a tower for 224", "vision_cfg", timm_model_name="vit_base_patch16_siglip_224"
+    ),
+    open_clip(r"text_cfg\.no_causal_mask = None where", "vision_cfg", timm_model_name="vit_base_patch16_siglip_16"),
+    open_clip(r"ConvNeXt.*\('convnext_base'\)", "vision_cfg", timm_model_name="convnext_base"),
+    open_clip(r"another network \('a_new_tower'\)", "vision_cfg", timm_model_name="a_new_tower"),
     open_clip("ResNet", "vision_cfg", layers=[3, 4, 6, 3]),
     open_clip(r"vision_cfg\.pool_type = 'avg'", "vision_cfg", pool_type="avg"),
     open_clip(r"vision_cfg\.no_ln_pre", "vision_cfg", no_ln_pre=True),
@@ -153,7 +161,7 @@ CASES: list[Case] = [
     open_clip(r"vision_cfg\.act_kwargs", "vision_cfg", act_kwargs={"approximate": "tanh"}),
     open_clip("not square", "vision_cfg", image_size=[16, 32]),
     open_clip("norm_kwargs", "vision_cfg", norm_kwargs={"eps": 1e-6, "bias": False}),
-    open_clip(r"text tower of Hugging Face \(xlm-roberta-base\)", "text_cfg", hf_model_name="xlm-roberta-base"),
+    open_clip(r"text tower of Hugging Face \('xlm-roberta-base'\)", "text_cfg", hf_model_name="xlm-roberta-base"),
     open_clip(r"text_cfg\.no_causal_mask", "text_cfg", no_causal_mask=True),
     open_clip(r"text_cfg\.pool_type", "text_cfg", pool_type="last"),
     open_clip(r"text_cfg\.a_new_option", "text_cfg", a_new_option=1),

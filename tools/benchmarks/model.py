@@ -12,7 +12,15 @@ import jax
 import numpy as np
 
 from clipbias.clip import Clip, convert
-from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig, to_hugging_face
+from clipbias.clip.config import (
+    ClipConfig,
+    TextConfig,
+    VisionConfig,
+    siglip_sizes,
+    siglip_text,
+    siglip_vision,
+    to_hugging_face,
+)
 from clipbias.clip.params import Params, empty_params
 from clipbias.clip.preprocess_files import family_preprocessing
 from clipbias.errors import ClipbiasError
@@ -37,18 +45,14 @@ def _geometry(
 
 def _siglip(vision: tuple[int, int, int, int, int], text: tuple[int, int, int]) -> ClipConfig:
     """From the same sizes; the text width is the joint width."""
-    common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6)
     width, layers, heads, image_size, patch_size = vision
     text_width, depth, text_heads = text
     end = 1
     square: dict[str, Any] = dict(image_size=image_size, patch_size=patch_size)
     words: dict[str, Any] = dict(vocabulary_size=32000, context_length=64, eos_token_id=end, pad_token_id=end)
-    return ClipConfig(
-        vision=VisionConfig(width, layers, heads, 4 * width, **common, **square, pooling="attention"),
-        text=TextConfig(text_width, depth, text_heads, 4 * text_width, **common, **words, causal=False),
-        projection_width=width,
-        family="siglip",
-    )
+    images = siglip_vision(siglip_sizes(width, layers, heads=heads), **square)
+    texts = siglip_text(siglip_sizes(text_width, depth, heads=text_heads), **words)
+    return ClipConfig(images, texts, width, "siglip")
 
 
 GEOMETRIES = {

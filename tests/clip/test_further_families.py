@@ -1,0 +1,237 @@
+"""Perception Encoder, BiomedCLIP and Chinese-CLIP against their owners' code, in every layout of their names.
+
+Random weights; expected numbers by `tools/reference/write_further_families.py`.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import clipbias
+from clipbias.clip import Clip, encode_image, encode_text, tower
+from clipbias.clip.rotary import angles
+from clipbias.clip.vision import embed_image, head_attention, pool_image, project_image
+from clipbias.errors import ClipbiasError
+from clipbias.export import fold
+from tests import further_families as further
+from tests import torch_files
+
+FEATURES, GRADIENTS, STEPS = 2e-6, 1e-5, 2e-5  # relative to the largest number
+Arrays = dict[str, np.ndarray]
+
+
+@functools.cache
+def loaded(family: str) -> tuple[Clip, Arrays]:
+    folder = further.DATA / family
+    return further.load(folder), safetensors.numpy.load_file(folder / "expected.safetensors")
+
+
+@pytest.fixture(params=further.FAMILIES)
+def family(request: pytest.FixtureRequest) -> tuple[Clip, Arrays]:
+    return loaded(request.param)
+
+
+def test_tokens_and_logits_equal_the_owners(family: tuple[Clip, Arrays]) -> None:
+    clip, expected = family
+    task = clipbias.Task(clip, "zero_shot", further.CLASSES)
+    ids = np.asarray(task.tokens.ids)
+    wanted = expected["tokens"][:, : ids.shape[1]]
+    if clip.config.text.causal:  # nothing behind the end of a text counts
+        behind = np.arange(ids.shape[1]) > np.asarray(task.tokens.eos)[:, None]
+        ids, wanted = (np.where(behind, 0, x) for x in (ids, wanted))
+    np.testing.assert_array_equal(ids, wanted)
+    logits = jax.jit(task.logits)(clip.params, task.init(), expected["images"])
+    assert further.difference(logits, expected["logits"]) < FEATURES
+
+
+@pytest.mark.ci
+def test_features_and_gradients_equal_the_owners(family: tuple[Clip, Arrays]) -> None:
+    errors = further.pass_errors(*family)
+    assert errors.pop("gradients") < GRADIENTS and max(errors.values()) < FEATURES
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("method", ["bias", "ivlp", "clip_lora"])
+def test_three_steps_equal_the_owners(family: tuple[Clip, Arrays], method: str) -> None:
+    assert further.training_error(*family, method) < STEPS
+
+
+def test_what_is_saved_is_the_same_model(family: tuple[Clip, Arrays], tmp_path: Path) -> None:
+    clip, _ = family
+    with further.sizes():
+        clip.save(tmp_path)
+    again = further.load(tmp_path)
+    assert (again.fingerprint, again.config, again.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
+    np.testing.assert_array_equal(again.tokenize(["A big, big bird"]), clip.tokenize(["A big, big bird"]))
+    name = "model.safetensors" if (tmp_path / "model.safetensors").exists() else "open_clip_model.safetensors"
+    saved, theirs = (safetensors.numpy.load_file(Path(folder) / name) for folder in (tmp_path, clip.name))
+    assert saved.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(saved[key], value)
+
+
+def metas_names(state: Arrays) -> Arrays:
+    """timm's Perception Encoder under the names of Meta's `.pt`, written down from that file's code alone."""
+    new: Arrays = {}
+    for name, value in state.items():
+        if name.startswith("text."):
+            new[name.removeprefix("text.")] = value
+            continue
+        short = name.removeprefix("visual.trunk.")
+        short = short.replace("blocks.", "transformer.resblocks.").replace("attn.proj", "attn.out_proj")
+        for old, meta in (("norm1", "ln_1"), ("norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):
+            short = short.replace(old, meta)
+        for kind in ("weight", "bias"):
+            short = short.replace(f"attn.qkv.{kind}", f"attn.in_proj_{kind}")
+        new["logit_scale" if name == "logit_scale" else f"visual.{short}"] = value
+    new["visual.class_embedding"] = new.pop("visual.cls_token")[0, 0]
+    new["visual.positional_embedding"] = new.pop("visual.pos_embed")[0]
+    new["visual.conv1.weight"] = new.pop("visual.patch_embed.proj.weight")
+    new["visual.proj"] = new.pop("visual.head.weight").T.copy()
+    new.pop("visual.head.bias")
+    for kind in ("weight", "bias"):
+        new[f"visual.ln_pre.{kind}"] = new.pop(f"visual.norm_pre.{kind}")
+        new[f"visual.ln_post.{kind}"] = new.pop(f"visual.norm.{kind}")
+        parts = [new.pop(f"visual.attn_pool.{part}.{kind}") for part in ("q", "kv")]
+        new[f"visual.attn_pool.attn.in_proj_{kind}"] = np.concatenate(parts)
+        new[f"visual.attn_pool.attn.out_proj.{kind}"] = new.pop(f"visual.attn_pool.proj.{kind}")
+        new[f"visual.attn_pool.layernorm.{kind}"] = new.pop(f"visual.attn_pool.norm.{kind}")
+    new["visual.attn_pool.probe"] = new.pop("visual.attn_pool.latent")
+    return new
+
+
+def test_metas_own_file(tmp_path: Path) -> None:
+    """Alone in a folder as on the hub, without a configuration: its sizes come from its shapes."""
+    clip, _ = loaded("pe")
+    state = metas_names(safetensors.numpy.load_file(further.DATA / "pe" / "open_clip_model.safetensors"))
+    torch_files.save(tmp_path / "PE-Core-T8-8.pt", state)
+    for source in (tmp_path, tmp_path / "PE-Core-T8-8.pt"):
+        own = clipbias.load(source, tokenizer=further.DATA / "pe")
+        assert (own.fingerprint, own.config, own.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
+    torch_files.save(
+        tmp_path / "PE-Core-T8-8.pt", {name: x for name, x in state.items() if name != "visual.class_embedding"}
+    )
+    with pytest.raises(ClipbiasError, match=r"holds PE-Core-G14 .*nearest model that loads is 'facebook/PE-Core-L14"):
+        clipbias.load(tmp_path)
+
+
+def test_chinese_clips_own_file(tmp_path: Path) -> None:
+    """OpenAI's names for images and BERT's for texts, inside a training checkpoint."""
+    clip, _ = loaded("chinese_clip")
+    theirs = safetensors.numpy.load_file(further.DATA / "chinese_clip" / "model.safetensors")
+    state: Arrays = {}
+    for name, value in theirs.items():
+        if name.startswith("text_model."):
+            state[name.replace("text_model.", "bert.")] = value
+    vision = "vision_model."
+    for layer in range(clip.config.vision.layers):
+        old, new = f"{vision}encoder.layers.{layer}.", f"visual.transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            parts = [theirs[f"{old}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            state[f"{new}attn.in_proj_{kind}"] = np.concatenate(parts)
+            pairs = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+            pairs |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+            state |= {f"{new}{ours}.{kind}": theirs[f"{old}{one}.{kind}"] for one, ours in pairs.items()}
+    for kind in ("weight", "bias"):
+        state[f"visual.ln_pre.{kind}"] = theirs[f"{vision}pre_layrnorm.{kind}"]
+        state[f"visual.ln_post.{kind}"] = theirs[f"{vision}post_layernorm.{kind}"]
+    state["visual.class_embedding"] = theirs[f"{vision}embeddings.class_embedding"]
+    state["visual.positional_embedding"] = theirs[f"{vision}embeddings.position_embedding.weight"]
+    state["visual.conv1.weight"] = theirs[f"{vision}embeddings.patch_embedding.weight"]
+    state["visual.proj"] = theirs["visual_projection.weight"].T.copy()
+    state["text_projection"] = theirs["text_projection.weight"].T.copy()
+    state["logit_scale"] = theirs["logit_scale"]
+    torch_files.save(tmp_path / "clip_cn_vit-b-16.pt", state)
+    own = clipbias.load(tmp_path, tokenizer=further.DATA / "chinese_clip")
+    assert (own.fingerprint, own.config) == (clip.fingerprint, clip.config)
+    assert own.preprocessing.resizing.whole
+
+
+def test_padding_changes_no_text_of_bert() -> None:
+    """Its tokens are masked: one text alone, beside a longer one, and packed beside it give the same features."""
+    for name in ("biomed_clip", "chinese_clip"):
+        clip, _ = loaded(name)
+        alone = clip.encode_texts(["a cat"])
+        beside = clip.encode_texts(["a cat", "a photo of a golden retriever and a big bird"])
+        assert further.difference(beside[:1], alone) < FEATURES
+
+
+def test_angles_are_those_of_rows_and_columns() -> None:
+    vision = loaded("pe")[0].config.vision
+    table = angles(vision, vision.tokens + 2)
+    assert table.shape == (vision.tokens + 2, vision.width // vision.heads // 2)
+    assert not table[0].any() and not table[-2:].any()  # [cls] and prompts
+    pairs = table.shape[1] // 2
+    np.testing.assert_array_equal(table[1 + 2 * vision.grid + 3, :1], [4.0])  # row 2, column 3, from 1
+    np.testing.assert_array_equal(table[1 + 2 * vision.grid + 3, pairs], 3.0)
+
+
+def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches() -> None:
+    clip, expected = loaded("pe")
+    attention = head_attention(clip.params, clip.config, expected["images"])
+    assert attention.shape == (3, clip.config.vision.patches)
+    assert (np.asarray(attention.sum(-1)) < 1).all()  # the rest is that to [cls]
+    with pytest.raises(ClipbiasError, match="patches have no features of their own where a pooling head"):
+        encode_image(clip.params, clip.config, expected["images"], patches=True)
+
+
+def test_an_activation_is_no_choice() -> None:
+    with pytest.raises(ClipbiasError, match="the activation of chinese_clip is known"):
+        clipbias.load(further.DATA / "chinese_clip", activation="gelu")
+
+
+def test_a_folded_bias_is_the_tuned_model(family: tuple[Clip, Arrays]) -> None:
+    """In a BERT it is the bias of the block's last LayerNorm."""
+    clip, expected = family
+    learnables = further.learned(expected, "bias", "after")
+    task = clipbias.Task(clip, "bias", further.CLASSES)
+    tuned = jax.jit(task.logits)(clip.params, learnables, expected["images"])
+    folded = fold(clip.params, task.method.adapt(learnables))
+    plain = clipbias.Task(dataclasses.replace(clip, params=folded), "zero_shot", further.CLASSES)
+    found = jax.jit(plain.logits)(folded, plain.init(), expected["images"])
+    assert further.difference(found, np.asarray(tuned)) < 5 * FEATURES
+
+
+@pytest.mark.ci
+def test_relevancy_is_that_of_whole_matrices(family: tuple[Clip, Arrays]) -> None:
+    """Gradients by taps; the row starts at the pooled token, or at the pooling head."""
+    clip, expected = family
+    task = clipbias.Task(clip, "zero_shot", further.CLASSES)
+    images = jnp.asarray(expected["images"])
+    targets = jnp.array(further.LABELS)
+    maps = clipbias.relevancy(task, clip.params, task.init(), images, targets)
+    vision = clip.config.vision
+    layers, count = vision.layers, vision.tokens
+    texts = encode_text(clip.params, clip.config, jnp.asarray(expected["tokens"], jnp.int32))[0][targets]
+
+    def score(taps: jax.Array, tap: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        inputs = embed_image(clip.params, clip.config, images)
+        tokens, seen = tower.run_explicit(inputs, vision, taps=taps, observe=lambda view: view.probabilities)
+        if vision.pooling == "attention":
+            pooled = pool_image(clip.params, clip.config, tokens, tap=tap)
+            features, row = pooled.feature, pooled.probabilities
+        else:
+            features, row = project_image(clip.params, clip.config, tokens), tap
+        unit = [x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (features, texts)]
+        return jnp.exp(clip.params["logit_scale"]) * (unit[0] * unit[1]).sum(), (seen, row)
+
+    heads = vision.pool_heads or 1
+    zeros = (jnp.zeros((layers, 3, vision.heads, count, count)), jnp.zeros((3, heads, count)))
+    gradients, (seen, row) = jax.jit(jax.grad(score, argnums=(0, 1), has_aux=True))(*zeros)
+    whole = jnp.broadcast_to(jnp.eye(count), (3, count, count))
+    for gradient, attention in zip(gradients[0], seen, strict=True):
+        mean = jax.nn.relu(gradient * attention).mean(1)
+        whole = whole + mean @ whole
+    if vision.pooling == "attention":
+        start = jax.nn.relu(gradients[1] * row).mean(1)
+        wanted = jnp.einsum("bn,bnm->bm", start, whole)
+    else:
+        wanted = whole[:, 0]
+    first = vision.first_patch
+    assert further.difference(maps.vision, np.asarray(wanted)[:, first:]) < GRADIENTS
