@@ -11,7 +11,6 @@ import pytest
 
 import clipbias
 from clipbias.clip.hub import PINS
-from clipbias.errors import ClipbiasError
 from tests.documents import ROOT
 from tests.hub.server import LARGE, Hub, Repository
 from tests.reference.formats import FORMATS
@@ -121,39 +120,3 @@ def test_the_page_on_models_names_each_tested_repository() -> None:
     assert set(re.findall(r"`([\w.-]+/[\w.-]+)`", tested)) == {
         name for name in named if "@" not in name and name != "someone/sharded"
     }
-
-
-OTHERS = {
-    "google/siglip2-base-patch16-naflex": (
-        {"config.json": b'{"model_type": "siglip2"}'},
-        "a SigLIP 2 NaFlex model.*fixed resolution",
-    ),
-    "timm/vit_base_patch16_224.augreg": (TIMM, "vit_base_patch16_clip_224"),
-    "timm/ViT-B-16-SigLIP": (
-        TIMM
-        | {"open_clip_config.json": b'{"model_cfg": {"init_logit_bias": -10, "vision_cfg": {"timm_model_name": "x"}}}'},
-        "SigLIP",
-    ),
-    "timm/resnet50_clip.openai": (
-        {
-            "config.json": json.dumps({"architecture": "resnet50_clip"}).encode(),
-            "open_clip_config.json": b'{"model_cfg": {"embed_dim": 1024, "vision_cfg": {"layers": [3, 4, 6, 3]}}}',
-            "open_clip_model.safetensors": NEVER,
-        },
-        "ResNet",
-    ),
-    "laion/CoCa-ViT-B-32-laion2B-s13B-b90k": (
-        {"open_clip_config.json": b'{"model_cfg": {"multimodal_cfg": {}, "vision_cfg": {}}}', OPEN_CLIP: NEVER},
-        "CoCa",
-    ),
-}
-
-
-@pytest.mark.parametrize("source", OTHERS)
-def test_another_network_is_refused_before_its_weights_are_fetched(hub: Hub, source: str) -> None:
-    files, called = OTHERS[source]
-    weights = [] if OPEN_CLIP in files else ["model.safetensors", "pytorch_model.bin"]
-    hub.repositories[source] = Repository(unread(*weights) | small("flax") | files)
-    with pytest.raises(ClipbiasError, match=called):
-        clipbias.load(source)
-    assert not [name for name in hub.downloaded() if name.endswith(LARGE)]
