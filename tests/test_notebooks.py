@@ -38,7 +38,13 @@ def test_the_notebook_was_run_from_top_to_bottom_without_a_complaint(script: Pat
 def test_the_first_hour_runs_with_another_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with less of everything: one cell alone has to be changed for it."""
     monkeypatch.chdir(tmp_path)
-    other = {"MODEL": model, "SHOTS": 1, "EPOCHS": 1, "LEARNING_RATES": (0.1,), "IMAGES": 20}
+    other = {
+        "MODEL": model,
+        "SHOTS": 1,
+        "EPOCHS": 1,
+        "LEARNING_RATES": dict.fromkeys(("ivlp", "bias", "bias_by_kind"), 0.1),
+        "IMAGES": 20,
+    }
     settings, *rest = [cell.source for cell in make_notebook.cells_of(SCRIPTS[0]) if cell.kind == "code"]
     names: dict = {}
     exec(settings, names)
