@@ -164,7 +164,7 @@ def embed_text(
 
 def embed_positions(x: jax.Array, weights: layers.Weights, config: TextConfig, positions: jax.Array) -> jax.Array:
     """Token embeddings `[..., N, D]` with those of their positions `[..., N]`, and BERT's other embeddings."""
-    x = x + weights["position_embedding"].astype(jnp.float32)[positions]
+    x = x + jnp.asarray(weights["position_embedding"]).astype(jnp.float32)[positions]  # NumPy takes no traced index
     if config.norm_first:
         return x
     x = x + weights["type_embedding"][0].astype(jnp.float32)
