@@ -5,12 +5,13 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from clipbias.explain.answer import approach, conclude_study
 from clipbias.explain.headline import MethodTest, headline, method_tests, reasons
 from clipbias.explain.results import CausalTests, Effects, MethodResult, Missing, Replacements
-from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate
+from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.report.answer_figure import COLUMNS, MOST_ROWS, answer_figure, answer_note, answer_rows
 from clipbias.report.methods import MethodResults, study_methods
 from tests.report import recomputed
@@ -37,7 +38,10 @@ def test_rows_are_what_the_arrays_say(results):
     for row, (label, keys) in zip(rows, KEYS.items(), strict=True):
         assert row["Model"] == label
         shares = [models[key].correct / 50 for key in keys]
-        errors = [100 * (share * (1 - share) / 50) ** 0.5 for share in shares]
+        errors = []
+        for key in keys:  # of few images: half of Wilson's interval, in standard errors
+            interval = stats.binomtest(models[key].correct, 50).proportion_ci(0.95, method="wilson")
+            errors.append(100 * (interval.high - interval.low) / (2 * stats.norm.ppf(0.975)))
         np.testing.assert_allclose(
             numbers_in(row["Accuracy (%)"]), [100 * np.mean(shares), np.mean(errors)], atol=0.0501
         )

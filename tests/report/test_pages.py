@@ -113,7 +113,7 @@ def test_verdict_models_and_config_are_told(whole):
     for words in (
         verdict.conclusion,
         *verdict.sentences,
-        "72.0 ± 6.3",
+        "72.0 ± 6.2",
         "a photo of a {}.",
         '"normalisation": "sum"',
     ):
