@@ -114,8 +114,8 @@ class _Unpickler(pickle._Unpickler):
         target = top.items if isinstance(top, Record) else top
         # To hash a tuple that is nested deeply would end the process.
         if self.skip_objects:  # an optimiser's state has tensors as keys
-            kept = [isinstance(key, str | int) for key in pairs[::2] for _ in range(2)]
-            pairs = [part for part, is_kept in zip(pairs, kept, strict=True) if is_kept]
+            has_plain_key = [isinstance(key, str | int) for key in pairs[::2] for _ in range(2)]
+            pairs = [part for part, plain in zip(pairs, has_plain_key, strict=True) if plain]
         if type(target) is not dict or not all(isinstance(key, str | int) for key in pairs[::2]):
             raise ValueError("a dictionary has other keys than texts and numbers")
         target.update(zip(pairs[::2], pairs[1::2], strict=True))

@@ -128,14 +128,17 @@ def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split) -> d
 
 def _divergence(teacher: Teacher, student: Teacher, split: Split, context: SweepContext) -> float:
     images = Images(split)
-    (expected, read), (found, _) = (split_logits(model, images, context) for model in (teacher, student))
-    return float(divergences(expected[read], found[read]).mean())
+    expected, read = split_logits(teacher, images, context)
+    actual, _ = split_logits(student, images, context)
+    return float(divergences(expected[read], actual[read]).mean())
 
 
 def _others(study: Study, model: Model, fits: dict[str, Fitted]) -> list[Model]:
     """All models of the study that stand beside the forms, each once."""
-    found = [*retrainings(study, model), *(other for form in fits for other in untaught(study, model, form))]
-    return list({other.key: other for other in found}.values())
+    others = retrainings(study, model)
+    for form in fits:
+        others = [*others, *untaught(study, model, form)]
+    return list({other.key: other for other in others}.values())
 
 
 def _classifications(study: Study, model: Model, fits: dict[str, Fitted]) -> RowRequest:

@@ -97,16 +97,16 @@ def import_adapter(
         options["words"] = _words(file.tokens, ids, clip)
     if file.method == "coop":
         options["position"] = position
-    given = _names_of(ids, options["words"], file.tokens, clip) if classes is None else Classes.of(classes)
-    if given is None:
+    named = _names_of(ids, options["words"], file.tokens, clip) if classes is None else Classes.of(classes)
+    if named is None:
         raise ClipbiasError(f"{path} has no text of the classes; give their names or a dataset.")
-    count = file.learnables["text_context"].shape[0] if options.get("class_specific") else len(given.class_names)
-    if count != len(given.class_names):
+    count = file.learnables["text_context"].shape[0] if options.get("class_specific") else len(named.class_names)
+    if count != len(named.class_names):
         raise ClipbiasError(
-            f"{path} has a context for each of {count} classes, and there are {len(given.class_names)} class names; "
+            f"{path} has a context for each of {count} classes, and there are {len(named.class_names)} class names; "
             "give those of training."
         )
-    task = Task(clip, file.method, given, template=template, **options)
+    task = Task(clip, file.method, named, template=template, **options)
     expected = {name: leaf.shape for name, leaf in flatten(task.shapes).items()}
     shapes = {name: value.shape for name, value in file.learnables.items()}
     if shapes != expected:
@@ -302,12 +302,12 @@ def _names_of(ids: np.ndarray | None, words: str, tokens: int, clip: Clip) -> Cl
     """The class names of training, from the tokens behind the context: words that stay, the name and a full stop."""
     if ids is None:
         return None
-    kept = len(word_ids(words, clip)[tokens:])
+    start = len(word_ids(words, clip)[tokens:])
     stop = encode(clip.tokenizer, ["."])[0]
     end = clip.config.text.eos_token_id
     names = []
     for row in ids.tolist():
-        text = row[kept : row.index(end)] if end in row else row[kept:]
+        text = row[start : row.index(end)] if end in row else row[start:]
         text = text[: -len(stop)] if text[-len(stop) :] == stop else text
         names.append(clip.tokenizer.decode(text).strip())
     return Classes(tuple(names))
