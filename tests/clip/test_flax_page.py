@@ -5,11 +5,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[2]
 FLAX = ROOT / "tests" / "data_files" / "formats" / "flax"
 
 
+@pytest.mark.ci  # two trainings at full length
 def test_the_code_for_users_of_flax_clip_model() -> None:
     page = (ROOT / "docs" / "models.md").read_text().split("## From `FlaxCLIPModel`")[1]
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
