@@ -74,7 +74,7 @@ REFUSED = [
     ("show --config.runs=a --config.format=html", "format is 'html'; choose from"),
 ]
 HELPED = [
-    ("", ["  table1       Trains methods x datasets"]),
+    ("", ["  table1         Trains methods x datasets"]),
     (
         "predict --help",
         [

@@ -98,7 +98,7 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
 
 def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     listed = call(programs / "clipbias", cwd=tmp_path)
-    assert "  table1       Trains methods x datasets" in listed
+    assert "  table1         Trains methods x datasets" in listed
     trained(tmp_path / "run", state=state("finished"))
     shown = call(programs / "clipbias", "show", "--config.runs=run", cwd=tmp_path)
     assert " train " in shown and " finished" in shown
