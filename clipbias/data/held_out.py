@@ -10,6 +10,7 @@ import numpy as np
 
 from clipbias.data.dataset import Split
 from clipbias.data.protocols import EvalProtocol, validation_outside_test
+from clipbias.sentences import counted
 
 # The validation policy of runs whose images are held out by this rule (`RunSpec.validation`).
 POLICY = "held-out images"
@@ -61,7 +62,7 @@ def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: b
     by_class = _by_class(train, seed)
     fewest = min(map(len, by_class), default=0)
     if fewest < FEWEST_OF_CLASS:
-        pictures = "no training image" if not fewest else f"a class with {fewest} training image{'s' * (fewest > 1)}"
+        pictures = "no training image" if not fewest else f"a class with {counted(fewest, 'training image')}"
         return HeldOut(train, None, reason=f"there are no validation images, and there is {pictures}")
     choosing = [rows[: min(max(1, fewest // QUARTER), MOST_TO_CHOOSE)] for rows in by_class]
     rest = np.setdiff1d(np.arange(len(train)), np.concatenate(choosing))

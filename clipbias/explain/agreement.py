@@ -5,6 +5,7 @@ Intervals are those of closed form, which hold where no image differs: a bootstr
 
 import numpy as np
 
+from clipbias.data.counts import wilson_interval
 from clipbias.explain.uncertainty import LEVEL, Estimate, mean_of_few
 
 
@@ -22,13 +23,11 @@ def mean_divergence(teacher: np.ndarray, student: np.ndarray) -> Estimate:
 
 def agreement(same: np.ndarray) -> Estimate | None:
     """The share of images `[n]` with the same decision, with Wilson's interval (1927); `None` without an image."""
-    from scipy import stats
-
     if not len(same):
         return None
-    count = int(np.count_nonzero(same))
-    interval = stats.binomtest(count, len(same)).proportion_ci(LEVEL, method="wilson")
-    return Estimate(count / len(same), float(interval.low), float(interval.high))
+    share = int(np.count_nonzero(same)) / len(same)
+    low, high = wilson_interval(100 * share, len(same))
+    return Estimate(share, low / 100, high / 100)
 
 
 def accuracy_difference(correct: np.ndarray, teacher_correct: np.ndarray) -> Estimate:

@@ -18,6 +18,7 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, pack
 from clipbias.clip.text import as_tokens
+from tests.further_families import difference
 from tests.hub.server import Hub, Repository
 
 DATA = Path(__file__).parents[1] / "data_files"
@@ -45,12 +46,6 @@ def fetched(folder: str, hub: Hub) -> Clip:
     files = {path.name: path.read_bytes() for path in (DATA / folder).iterdir() if path.stem != "expected"}
     hub.repositories[NAMES[folder]] = Repository(files)
     return clipbias.load(NAMES[folder])
-
-
-def difference(actual: Any, expected: np.ndarray) -> float:
-    """The largest difference relative to the largest expected number."""
-    assert np.shape(actual) == expected.shape
-    return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max())
 
 
 @functools.partial(jax.jit, static_argnums=0)
