@@ -142,11 +142,13 @@ def distil_model(
     teacher = Teacher(model.task, model.learnables)
     names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = _subset(images.fitted, options.steps * options.batch_size, seed=options.seed)
+    judged = (Images(fitted), Images(images.held_back))
+    taught = [split_logits(teacher, split, context) for split in judged]  # once for all forms
     students = {}
     fits = {}
     for name in names:
         students[name] = _fit(name, teacher, fitted, options, context, logging)
-        fits[name] = _judge(name, teacher, students[name], (fitted, images.held_back), options, context)
+        fits[name] = _judge(name, students[name], judged, taught, options, context)
         say(fits[name].sentence())
     selected = select(tuple(fits.values()))
     student = students[selected]
@@ -243,14 +245,18 @@ def _fit(
 
 def _judge(
     name: str,
-    teacher: Teacher,
     student: Teacher,
-    images: tuple[Split, Split],
+    images: tuple[Images, Images],
+    taught: Sequence[tuple[np.ndarray, np.ndarray]],
     options: DistilOptions,
     context: SweepContext,
 ) -> Fit:
-    """How a form does on the images that it was fitted on, and on held-back ones."""
-    pairs = [_logits((teacher, student), split, context)[0] for split in images]
+    """How a form does on the images that it was fitted on, and on held-back ones; `taught` has the teacher's logits."""
+    pairs = []
+    for split, (expected, read) in zip(images, taught, strict=True):
+        logits, also_read = split_logits(student, split, context)
+        both = read & also_read
+        pairs.append((expected[both], logits[both]))
     fitted, held_back = (divergences(*pair).mean() for pair in pairs)
     same = pairs[1][0].argmax(-1) == pairs[1][1].argmax(-1)
     rate = FORMS[name].learning_rate if options.learning_rate is None else options.learning_rate
@@ -259,8 +265,8 @@ def _judge(
         words=FORMS[name].words,
         numbers=parameter_count(student.learnables)["total"],
         learning_rate=rate,
-        fitted_images=len(images[0]),
-        held_back_images=len(images[1]),
+        fitted_images=len(images[0].labels),
+        held_back_images=len(images[1].labels),
         fitted_divergence=float(fitted),
         divergence=float(held_back),
         agreement=float(same.mean()),
