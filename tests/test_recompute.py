@@ -104,8 +104,8 @@ def _correct_one(arrays: Arrays) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_forge, "images have no prediction (-1): with all of them wrong "),
-        (_correct_one, "classes and log-probabilities contradict each other on 1 images"),
+        (_forge, "images without a prediction (-1): with all of them wrong "),
+        (_correct_one, "classes and log-probabilities contradict each other on 1 image"),
         (lambda arrays: arrays["log_probs"].__setitem__((3, 0), np.nan), "log-probabilities are not finite"),
         (lambda arrays: arrays["predicted"].__setitem__(slice(None), -1), "no image has a prediction"),
         (lambda arrays: arrays["predicted"].__setitem__(3, 6), "bias-test-0.npz has numbers that belong to no class"),
@@ -143,7 +143,7 @@ def test_a_forged_accuracy_of_100_is_told(folder: Path, capsys: pytest.CaptureFi
     np.savez(path, **arrays)
     rows[0] |= {"accuracy": 100.0, "images": correct, "skipped_images": 200 - correct}
     _write_rows(folder, rows)
-    words = f"test: {200 - correct} images have no prediction (-1): with all of them wrong {correct / 2:.2f} %"
+    words = f"test: {200 - correct} images without a prediction (-1): with all of them wrong {correct / 2:.2f} %"
     assert words in _lines(folder, capsys)
 
 

@@ -17,6 +17,7 @@ from absl import app
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 from experiments import common
 
@@ -78,7 +79,8 @@ def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> I
         return
     numbers = {"accuracy": (100 * right.mean(), 1e-9), "images": (len(right), 0), "correct": (right.sum(), 0)}
     if unread := len(read) - len(right):
-        yield f"{unread} images have no prediction (-1): with all of them wrong {100 * right.sum() / len(read):.2f} %"
+        wrong_too = f"with all of them wrong {100 * right.sum() / len(read):.2f} %"
+        yield f"{counted(unread, 'image')} without a prediction (-1): {wrong_too}"
     if "log_probs" in arrays:
         log_probs = arrays["log_probs"][read]
         if not np.isfinite(log_probs[:, [0, 5]]).all():
@@ -87,7 +89,7 @@ def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> I
         first, second, label = log_probs[:, 0], log_probs[:, 1], log_probs[:, 5]
         wrong = np.where(right, label != first, (label > first) | ((label == first) & (second < first)))
         if wrong.any():
-            yield f"classes and log-probabilities contradict each other on {wrong.sum()} images"
+            yield f"classes and log-probabilities contradict each other on {counted(wrong.sum(), 'image')}"
         numbers |= calibration_errors(first, right)
     for name, (number, tolerance) in numbers.items():
         value = scores[name]

@@ -2,7 +2,9 @@
 
 import math
 
+from clipbias.data.counts import wilson_interval
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
+from clipbias.sentences import counted
 from clipbias.training.job import TrainJob, TrainResult
 from clipbias.training.selection import Candidate, Selection, compare, has_candidates, searches
 from clipbias.training.spec import Row
@@ -45,22 +47,37 @@ def above_chance(method: Method, loss: float | None, classes: int) -> str:
     )
 
 
-def no_better(tuned: Candidate, frozen: Candidate, images: str) -> str:
-    """Says that a tuned model is no better than the frozen one; empty where it is.
+def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
+    """Says that a tuned model is no better than the frozen one, and whether by more than chance; empty where it is.
 
     Args:
       tuned, frozen: on the same images. The higher accuracy is the better one, and of equals the lower cross-entropy.
-      images: what they are.
+      images: their number.
+      what: one of them is.
     """
     if tuned.accuracy > frozen.accuracy:
         return ""
     lower = tuned.loss is not None and frozen.loss is not None and tuned.loss < frozen.loss
     if tuned.accuracy == frozen.accuracy and lower:
         return ""
+    unsure = " The difference is within chance." if within_chance(frozen.accuracy, tuned.accuracy, images) else ""
+    advice = "Take more training images, another method or learning rate, or zero-shot."
     return (
-        f"the tuned model is no better than zero-shot on {images}: {tuned.accuracy:.1f} % after {frozen.accuracy:.1f} "
-        "%. Take more training images, another method or learning rate, or zero-shot."
+        f"the tuned model is no better than zero-shot on {counted(images, what)}: {tuned.accuracy:.1f} % after "
+        f"{frozen.accuracy:.1f} %.{unsure} {advice}"
     )
+
+
+def within_chance(higher: float, lower: float, images: int) -> bool:
+    """Whether the 95 % interval of a difference holds zero (Newcombe 1998, method 10).
+
+    Args:
+      higher, lower: accuracies in percent, each of as many images.
+      images: their number.
+    """
+    below = higher - wilson_interval(higher, images)[0]
+    above = wilson_interval(lower, images)[1] - lower
+    return higher - lower <= math.hypot(below, above)
 
 
 def of_fit(
@@ -73,18 +90,17 @@ def of_fit(
         above_chance(job.task.method, loss, len(job.task.class_names)),
     ]
     if selection is not None and held.from_training:
-        images = f"{selection.images} held-out training images"
-        sentences.append(no_better(selection.best, selection.zero_shot, images))
+        what = "held-out training image"
+        sentences.append(no_better(selection.best, selection.zero_shot, selection.images, what))
     elif held.choose is not None and not held.from_training:
         tuned, frozen = compare(job, result.learnables, held)
-        sentences.append(no_better(tuned, frozen, f"{len(held.choose)} validation images"))
+        sentences.append(no_better(tuned, frozen, len(held.choose), "validation image"))
     return tuple(filter(None, sentences))
 
 
 def of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
     """What there is to say about a run of `train`, which has test images."""
-    images = f"the {row['images']} test images"
     tuned = Candidate(row["learning_rate"], row["accuracy"], None)
     frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
-    sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, images)
+    sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")
     return tuple(filter(None, sentences))

@@ -22,7 +22,7 @@ def test_a_run_that_is_no_better_than_zero_shot_says_so(
     short = SHORT_RUN | {"model": str(model)}
     still = {"learning_rate": 1e-7, "warmup_learning_rate": 1e-7}
     printed, _ = binaries.succeed_here(train, short | still, tmp_path)
-    assert "the tuned model is no better than zero-shot on the 1120 test images: " in printed
+    assert "the tuned model is no better than zero-shot on 1,120 test images: " in printed
     # What it advises works in the same folder.
     binaries.succeed_here(train, short, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["learning_rate"] == 0.5
@@ -56,8 +56,21 @@ def test_sentences_about_a_run() -> None:
     assert caution.of_row(row | {"loss": 1.0985}, bias, 3) == ()
     assert caution.of_row(row | {"loss": 9.0}, make_method("promptsrc"), 3) == ()  # a loss of its own
     (line,) = caution.of_row(row | {"zero_shot_accuracy": 60.0}, bias, 3)
-    assert line.startswith("the tuned model is no better than zero-shot on the 30 test images: 60.0 % after 60.0 %.")
+    assert line.startswith(
+        "the tuned model is no better than zero-shot on 30 test images: 60.0 % after 60.0 %. The difference is within"
+    )
+    (line,) = caution.of_row(row | {"zero_shot_accuracy": 100.0}, bias, 3)
+    assert "chance" not in line
     assert caution.of_row({**row, "learning_rate": None, "loss": None}, bias, 3) == ()
+
+
+@pytest.mark.parametrize(
+    ("images", "higher", "lower", "chance"),
+    [(7, 6, 2, False), (10, 9, 3, False), (7, 6, 3, True), (30, 24, 18, True), (30, 24, 16, False), (6, 6, 4, True)],
+)
+def test_a_difference_is_within_chance(images: int, higher: int, lower: int, chance: bool) -> None:
+    """Newcombe (1998) has intervals of 6 and 2 of 7 from 0.058, of 9 and 3 of 10 from 0.17."""
+    assert caution.within_chance(100 * higher / images, 100 * lower / images, images) == chance
 
 
 @pytest.fixture(scope="module")
