@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from typing import Any
 
 import pytest
@@ -18,6 +19,9 @@ if "CLIPBIAS_ACCELERATOR" not in os.environ:  # those compilers are to do as the
             "--xla_cpu_parallel_codegen_split_count=1",
         ]
     )
+# Writing what compiles in less time costs a clean checkout more.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 
@@ -32,17 +36,21 @@ MOST_BYTES = 1 << 30
 @pytest.hookimpl(tryfirst=True)  # before hypothesis looks its settings up
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares a process that runs tests, which the first of several only hands out: it needs no JAX."""
-    is_worker = hasattr(config, "workerinput")
-    if hasattr(config, "cache"):  # else it is switched off
-        folder = config.cache.mkdir("programs")
-        if not is_worker and sum(path.stat().st_size for path in folder.iterdir()) > MOST_BYTES:
-            shutil.rmtree(folder)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        # Writing what compiles in less time costs a clean checkout more.
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    if is_worker or not config.getoption("numprocesses", 0):
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", 0):
         config.pluginmanager.import_plugin("tests.fixtures")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Sets the folder of compiled programs, here and for processes that tests start."""
+    config = session.config
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
+    folder = config.cache.mkdir("programs")
+    if not hasattr(config, "workerinput") and sum(path.stat().st_size for path in folder.iterdir()) > MOST_BYTES:
+        shutil.rmtree(folder)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    if "jax" in sys.modules:  # where tests run; it has read its environment
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
