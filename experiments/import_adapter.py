@@ -36,8 +36,10 @@ def main(settings: ImportSettings) -> None:
     write_adapter(settings.output, adapter)
     names = ", ".join(adapter.class_names[:5]) + (", …" if len(adapter.class_names) > 5 else "")
     count = parameter_count(adapter.learnables)["total"]
-    common.tell(f"{settings.output}: {adapter.method} with {count:,} parameters for {len(adapter.class_names)} classes "
-                f"({names}).")  # fmt: skip
+    common.tell(
+        f"{settings.output}: {adapter.method} with {count:,} parameters for {len(adapter.class_names)} classes "
+        f"({names})."
+    )
 
 
 if __name__ == "__main__":

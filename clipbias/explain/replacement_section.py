@@ -88,8 +88,11 @@ def retrainings(study: Study, model: Model) -> list[Model]:
 def untaught(study: Study, model: Model, form: str) -> list[Model]:
     """The form's method, with the form's options, trained on the labels of the same images."""
     method = make_method(FORMS[form].method)
-    return [other for other in _same_images(study, model) if other.options == method_options(method)
-            and type(other.task.method) is type(method)]  # fmt: skip
+    return [
+        other
+        for other in _same_images(study, model)
+        if other.options == method_options(method) and type(other.task.method) is type(method)
+    ]
 
 
 def _same_images(study: Study, model: Model) -> list[Model]:

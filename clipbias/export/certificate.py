@@ -104,8 +104,10 @@ class Certificate:
             agreement += f", and on {_percent(self.moved)} of the {self.moved_images:,} whose decision tuning moved"
         lines.append(f"{agreement}.")
         cost = "images cost what they cost in plain CLIP" if self.folds else "it stays an adapter"
-        lines.append(f"It stores {self.numbers:,} numbers, {self.words}, where {self.teacher} stores "
-                     f"{self.teacher_numbers:,}; {cost}.")  # fmt: skip
+        lines.append(
+            f"It stores {self.numbers:,} numbers, {self.words}, where {self.teacher} stores "
+            f"{self.teacher_numbers:,}; {cost}."
+        )
         return tuple(lines)
 
     def as_json(self) -> dict[str, Any]:
