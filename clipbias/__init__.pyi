@@ -1,5 +1,6 @@
 from .api import equivalent_bias as equivalent_bias
 from .api import fit as fit
+from .api import import_adapter as import_adapter
 from .api import list_datasets as list_datasets
 from .api import list_methods as list_methods
 from .api import load_adapter as load_adapter

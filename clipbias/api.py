@@ -26,7 +26,7 @@ from clipbias.export.upload import upload
 from clipbias.training import mesh as meshes
 from clipbias.training.single import FitResult, train_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
-from clipbias.tuning import METHODS, Method, Recipe, Task
+from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.classes import ClassList
 from clipbias.tuning.recipe import COMMON
@@ -161,6 +161,29 @@ def load_adapter(
     adapter = read_adapter(path)
     base = as_clip(adapter.base if clip is None else clip)
     return TunedModel.of(adapter, base, own_methods=own_methods, dtype=dtype)
+
+
+def import_adapter(
+    path: str | os.PathLike,
+    clip: Clip | str | os.PathLike,
+    classes: Sequence[str] | ClassList | None = None,
+    *,
+    position: str = "end",
+) -> TunedModel:
+    """Reads a checkpoint of another trainer: CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC. Nothing in it is run.
+
+    Args:
+      path: a `model.pth.tar-N`.
+      clip: the CLIP that it was trained on.
+      classes: class names or a dataset; `None` takes the names of training, whose tokens are in the file.
+      position: of the class name among CoOp's words: "end", "middle" or "front". The file does not say.
+
+    Raises:
+      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, or another width or frozen weights
+        than `clip`; or a context for each class has another number of classes.
+    """
+    base = as_clip(clip)
+    return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position), base)
 
 
 def equivalent_bias(

@@ -70,10 +70,10 @@ def test_logits_are_those_of_their_modules(
     images = helpers.random_images(reference.config, 3)
     with torch.no_grad():
         expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float()).numpy()
-    adapter = import_adapter(path, clip, NAMES)
-    assert adapter.method == METHODS.get(kind, kind) and adapter.class_names == NAMES
-    found = logits_of(adapter, clip, images)
-    assert np.abs(found - expected).max() < 2e-5 * np.exp(reference.state["logit_scale"])
+    imported = clipbias.import_adapter(path, clip, NAMES)
+    assert imported.task.method_name == METHODS.get(kind, kind) and imported.task.class_names == NAMES
+    logits = np.asarray(jax.jit(imported.task.logits)(clip.params, imported.learnables, images))
+    assert np.abs(logits - expected).max() < 2e-5 * np.exp(reference.state["logit_scale"])
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("coop", 4), ("coop", 6), ("maple", 2), ("ivlp", 3)])
