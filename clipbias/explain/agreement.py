@@ -41,8 +41,8 @@ def accuracy_difference(correct: np.ndarray, teacher_correct: np.ndarray) -> Est
     """
     from scipy import stats
 
-    student_alone = np.count_nonzero(correct & ~teacher_correct)
-    teacher_alone = np.count_nonzero(~correct & teacher_correct)
+    student_alone = int(np.count_nonzero(correct & ~teacher_correct))
+    teacher_alone = int(np.count_nonzero(~correct & teacher_correct))
     images = len(correct)
     difference = (student_alone - teacher_alone) / (images + 2)
     variance = ((student_alone + teacher_alone + 1) / (images + 2) - difference**2) / (images + 2)

@@ -15,6 +15,7 @@ from clipbias.explain.wording import by_reason
 from clipbias.report import pages
 from clipbias.report.answer_figure import COLUMNS, answer_figure, answer_note, answer_rows
 from clipbias.report.explorer import explorer_data
+from clipbias.report.fitted_table import fitted_remarks, fitted_table
 from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.methods import MethodResults, study_methods
@@ -80,6 +81,9 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     methods = study_methods(study)
     figure = answer_figure(study, methods)
     sections = _verdict(study, methods, output)
+    if fitted := fitted_table(study):
+        remarks = fitted_remarks(study)
+        sections.append(pages.Section("What can stand for it", "replacement", tables=[fitted], remarks=remarks))
     if data := explorer_data(study):
         sections.append(pages.Section("Explore the images", "explore", explorer=data))
     if tables := image_tables(study):

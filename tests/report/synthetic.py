@@ -11,17 +11,21 @@ from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
+from clipbias.explain.replacement import Fit, Logits
+from clipbias.explain.replacement import summarize as summarize_forms
 from clipbias.explain.replacement_names import RANDOM, REPLACEMENT_FORMS, SHUFFLED
 from clipbias.explain.results import (
-    SECTIONS,
+    ALL_SECTIONS,
     CausalTest,
     CausalTests,
     ClipFacts,
     ConstantTest,
     ConstantTests,
     DatasetFacts,
+    FittedReplacements,
     GroupEffects,
     MeasuredBias,
+    Missing,
     ModelFacts,
     ParameterCount,
     Predictions,
@@ -47,7 +51,7 @@ def synthetic_results(**drawn):
 
 def only_sections(results, *names, sections=None):
     """The results without all sections but the named ones, of which everything that follows is drawn anew."""
-    others = {name: None for name in SECTIONS if name not in ("predictions", *names)}
+    others = {name: None for name in ALL_SECTIONS if name not in ("predictions", *names)}
     if sections is None:
         sections = tuple(name for name in results.sections if name not in others)
     return conclude_study(dataclasses.replace(results, sections=tuple(sections), methods=(), **others))
@@ -73,8 +77,25 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
         examples=study.examples(pictures),
         explore=study.explore(4 * pictures),
         words=study.words(),
+        replacement=synthetic_forms(),
     )
     return conclude_study(results)
+
+
+def form_logits() -> tuple[Logits, np.ndarray]:
+    """Logits of 300 images by two models, a form, a retraining and a form of labels; and the images' labels."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 4, 300)
+    right = np.eye(4)[labels]
+    frozen, tuned, form, again, untaught = (draw.normal(size=(300, 4)) + by * right for by in (0, 3, 2, 3, 2))
+    return Logits(frozen, tuned, {"kind": form}, {"bias": again}, {"kind": {"bias": untaught}}), labels
+
+
+def synthetic_forms() -> dict[str, FittedReplacements | Missing]:
+    """What IVLP can be exchanged for, by bias tuning's models as controls."""
+    logits, labels = form_logits()
+    fits = {"kind": Fit("two vectors per layer", 12_345, 0.1, 0.2)}
+    return {"ivlp": summarize_forms("IVLP", logits, labels, fits, (80, 20)), "bias": Missing("No form learns.")}
 
 
 class _Builder(MapSections):
@@ -126,7 +147,7 @@ class _Builder(MapSections):
             "dataset": DatasetFacts(dataset, "test", self.images, names, "a photo of a {}."),
             "clip": clip,
             "models": tuple(self.models),
-            "sections": SECTIONS,
+            "sections": ALL_SECTIONS,
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
         }

@@ -1,0 +1,73 @@
+"""What each tuned model can be exchanged for, as a table: forms fitted to its predictions, and their controls."""
+
+from clipbias.explain.results import Agreement, FittedForm, StudyResults, present
+from clipbias.explain.uncertainty import Estimate
+from clipbias.explain.wording import by_reason, change
+from clipbias.report.study_figures import labels_of
+from clipbias.report.table import MISSING, Table, cells
+from clipbias.report.verdict_tables import share_text
+
+_COLUMNS = (
+    "Model",
+    "Stands for it",
+    "Numbers",
+    "Share of the gain",
+    "Accuracy less the model's",
+    "KL (nats)",
+    "Same decisions",
+    "Same moved decisions",
+)
+_CAPTION = (
+    "Forms that learned each model's predictions of training images without labels, and what they do on the study's"
+    " images. Share: of the gain in calibrated log-likelihood over the frozen model; a dash where the gain is not"
+    " surely above 0. Accuracy: the paired difference in points. KL: from the model to the form, a mean over images."
+    " Moved: images whose decision tuning changed. Retrained: the same method on the same few-shot split with another"
+    " start; by labels: the form's own method trained on the labels of that split. In brackets 95 % intervals over"
+    " images. A fit is a lower bound on what a form can do."
+)
+
+
+def fitted_table(study: StudyResults) -> Table | None:
+    """A row per model and form, then the models beside them; `None` where nothing was fitted."""
+    labels = labels_of(study.tuned)
+    rows = []
+    for key, result in present(study.replacement).items():
+        label = labels[key]
+        rows += [_form_row(label, form) for form in result.forms.values()]
+        for others, words in ((result.retrainings, "retrained"), (result.untaught, "by labels")):
+            rows += [_other_row(label, f"{labels[other]}, {words}", alike) for other, alike in others.items()]
+    return Table("", _CAPTION, _COLUMNS, tuple(rows), words={1}) if rows else None
+
+
+def fitted_remarks(study: StudyResults) -> list[str]:
+    """The conclusion on each form, and why models have none."""
+    sentences = [form.sentence for result in present(study.replacement).values() for form in result.forms.values()]
+    labels = labels_of(study.tuned)
+    reasons = study.why_missing("replacement")
+    return sentences + by_reason((labels[key], reason) for key, reason in reasons.items())
+
+
+def in_points(share: Estimate) -> Estimate:
+    """A share of images in percent."""
+    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
+    return Estimate(100 * share.value, low, high)
+
+
+def _form_row(label: str, form: FittedForm) -> tuple[str, ...]:
+    return cells(
+        label,
+        form.words,
+        f"{form.numbers:,}",
+        share_text(form.kept.calibrated.share),
+        change(in_points(form.difference), "accuracy"),
+        f"{form.divergence.value:.3g}",
+        *_shares(form.agreement),
+    )
+
+
+def _other_row(label: str, words: str, alike: Agreement) -> tuple[str, ...]:
+    return cells(label, words, MISSING, MISSING, MISSING, MISSING, *_shares(alike))
+
+
+def _shares(alike: Agreement) -> tuple[str, str]:
+    return share_text(alike.every), share_text(alike.moved)
