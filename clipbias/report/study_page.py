@@ -32,6 +32,7 @@ from clipbias.report.verdict_figures import effects_figure, replacement_curve_fi
 from clipbias.report.verdict_tables import (
     area_table,
     constants_table,
+    corners_table,
     effects_table,
     temperature_table,
     why_no_constants,
@@ -162,7 +163,7 @@ def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path
             "What carries the gain, in full",
             "effects",
             [pages.save_picture(effects, output / FIGURES)] if effects else [],
-            list(filter(None, (effects_table(methods), temperature_table(methods)))),
+            list(filter(None, (corners_table(methods), effects_table(methods), temperature_table(methods)))),
             remarks=why_no_effects(methods),
         ),
         pages.Section(

@@ -18,6 +18,12 @@ from clipbias.report.verdict_figures import CONTROLS
 _FIRST = {"positive": "Most", "negative": "Least"}
 _LEARNS = "It learns such a constant, so what that keeps is no finding."
 _HEADS = {"accuracy": "Accuracy", "calibrated": "Calibrated"}
+# Mixtures of the two runs, by effects with and without a scale.
+_CORNERS = {
+    **dict.fromkeys(("PRR", "PR"), "attention alone"),
+    **dict.fromkeys(("RPP", "RP"), "tokens alone, attention frozen"),
+    **dict.fromkeys(("PPP", "PP"), "all: the gain"),
+}
 _BRACKETS = f"In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there are several"
 
 
@@ -52,6 +58,29 @@ def _effect_rows(method: MethodResults) -> list[tuple[str, ...]]:
     for outcome, effects in numbers.items():
         gains += [change(effects.gain, outcome), MISSING]
     return [*rows, cells(label, "all: the gain", *gains)]
+
+
+def corners_table(methods: Sequence[MethodResults]) -> Table | None:
+    """Per method, what attention and tokens give alone, and the gain: effects that are not averaged over orders."""
+    rows = []
+    for method in methods:
+        numbers = {outcome: effects for outcome in OUTCOMES if (effects := method.effects(outcome)) is not None}
+        for stream, words in _CORNERS.items():
+            texts = []
+            for outcome, effects in numbers.items():
+                if (corner := effects.corners.get(stream)) is not None:
+                    share = corner.share if excludes(effects.gain) > 0 else None
+                    texts += [change(corner, outcome), share_text(share)]
+            if texts:
+                rows.append(cells(method.facts.label, words, *texts))
+    caption = (
+        "Against the frozen model. Attention alone: the tuned model's attention among input tokens, all else frozen;"
+        " so much of the gain attention suffices for. Tokens alone: what the tuned model adds to tokens, its attention"
+        " frozen; what this lacks of the gain needs attention. Prompts as tokens are their scale and their values"
+        f" together. {_BRACKETS}; a dash where the gain is not surely above 0."
+    )
+    heads = [text for outcome in OUTCOMES for text in (f"{_HEADS[outcome]} ({UNITS[outcome][0]})", "Share of the gain")]
+    return Table("", caption, ("Model", "Of the tuned model", *heads), tuple(rows), words={1}) if rows else None
 
 
 def temperature_table(methods: Sequence[MethodResults]) -> Table | None:

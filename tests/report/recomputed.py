@@ -98,6 +98,14 @@ def effects(results, keys, outcome, tower="both"):
     return by_effect
 
 
+def mixture(results, keys, outcome, stream):
+    """One mixture against the reference, with its share of the gain."""
+    streams = results.factorial.models[keys[0]].streams
+    each = [mixture_outcomes(results, key, outcome, "both") for key in keys]
+    by_stream = by_name(streams, [np.stack([of_seed[name] for name in streams], 1) for of_seed in each], outcome)
+    return number(by_stream[stream] - by_stream[streams[0]], by_stream[streams[-1]] - by_stream[streams[0]])
+
+
 def constants(results, keys, outcome):
     """By "kept:NAME" and "lost:NAME" what constants keep, and what is lost without them."""
     keys = [keys] if isinstance(keys, str) else keys

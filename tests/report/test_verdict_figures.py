@@ -92,6 +92,20 @@ def test_the_table_of_effects_is_recomputed(results, methods):
     assert [[row[0], row[1].split(":")[0], *row[2:]] for row in table.rows] == expected_rows
 
 
+def test_the_table_of_corners_is_recomputed(results, methods):
+    """IVLP has three effects and bias tuning two: a letter of each says which run it is from."""
+    streams = {"IVLP, 2 seeds": ("PRR", "RPP", "PPP"), "Bias tuning": ("PR", "RP", "PP")}
+    expected_rows = []
+    for label, keys in KEYS.items():
+        for stream in streams[label]:
+            mixtures = {outcome: recomputed.mixture(results, keys, outcome, stream) for outcome in UNITS}
+            texts = [text for outcome, each in mixtures.items() for text in (change(each, outcome), share(each))]
+            expected_rows.append([label, *texts])
+    rows = verdict_tables.corners_table(methods).rows
+    assert [[row[0], *row[2:]] for row in rows] == expected_rows
+    assert [row[1].split(",")[0] for row in rows[:3]] == ["attention alone", "tokens alone", "all: the gain"]
+
+
 def test_the_table_of_temperatures_has_what_the_study_has(results, methods):
     rows = verdict_tables.temperature_table(methods).rows
     summaries = (results.factorial.seeds[0].summary, results.factorial.models["bias"].summary)
