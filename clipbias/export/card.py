@@ -48,7 +48,7 @@ import json
 from pathlib import Path
 {imports}
 import torch
-{peft}from PIL import Image
+{peft}from PIL import Image, ImageOps
 from safetensors import safe_open
 from transformers import AutoImageProcessor, {model_class}
 
@@ -72,7 +72,7 @@ from pathlib import Path
 import jax
 import jax.export
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 with open("program.json") as file:
@@ -85,6 +85,7 @@ logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number o
 print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
 """
 
+UPRIGHT = 'ImageOps.exif_transpose(Image.open("image.png"))'  # as a camera held it
 SIDES = ("width", "height")
 WHITE = 'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")'
 
@@ -270,9 +271,9 @@ def _picture_code(preprocessing: Preprocessing) -> str:
     size = preprocessing.image_size
     resized = resizing.size or size
     is_transformers = resizing.library == "transformers"
-    lines = ['image = Image.open("image.png")']
+    lines = [f"image = {UPRIGHT}"]
     if is_transformers:
-        lines = ['image = Image.open("image.png").convert("RGBA")', WHITE]
+        lines = [f'image = {UPRIGHT}.convert("RGBA")', WHITE]
     resize = f"image = image.resize((width, height), Image.Resampling.{resizing.resampling.upper()})"
     if resizing.whole:
         lines.append(f"width = height = {resized}")
@@ -303,7 +304,7 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
         family = "clip" if task is None else task.clip.config.family
         feature = "model.vision_model(**pixels).pooler_output"
         model = f"{MODELS[family]}.from_pretrained(base{revision})"
-        picture = 'image = Image.open("image.png")'
+        picture = f"image = {UPRIGHT}"
         if task is not None and task.clip.preprocessing.resizing.library != "transformers":
             picture = _picture_code(task.clip.preprocessing)
         code = TRANSFORMERS.format(

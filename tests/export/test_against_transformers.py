@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import clipbias
 from clipbias.export import export
@@ -46,7 +47,9 @@ def test_the_cards_code(method: str, base: str, tmp_path: Path, monkeypatch: pyt
     out = tmp_path / "out"
     export(adapter, clip, out)
     (image,) = models.pictures(clip, 1)
-    Image.fromarray(image).save(out / "image.png")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # held so that its top is on the left
+    Image.fromarray(np.rot90(image)).save(out / "image.png", exif=turned)
     monkeypatch.chdir(out)
     namespace: dict = {}
     exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
