@@ -2,10 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from clipbias.data.confusion import binomial_error, class_accuracies, confusion, least_recognised, most_confused_with
+from clipbias.data.confusion import (
+    binomial_error,
+    class_accuracies,
+    class_summary,
+    confusion,
+    least_recognised,
+    most_confused_with,
+)
 from clipbias.data.counts import SMALL, accuracy_words, wilson_interval
 from clipbias.sentences import counted
 from clipbias.terminal import printable
@@ -82,6 +90,21 @@ class Accuracy:
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
         return 100 * int((self.labels == self.predicted).sum()) / self.images
+
+    @property
+    def class_summary(self) -> dict[str, Any]:
+        """Balanced accuracy, macro-F1 and the worst class, which count each class alike (`data.confusion`)."""
+        return class_summary(self.labels, self.predicted, self.class_names)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of `per_class` in percent, without classes that have no images."""
+        return self.class_summary["balanced_accuracy"]
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean over classes of F1 in percent, without classes that have no images."""
+        return self.class_summary["macro_f1"]
 
     @property
     def standard_error(self) -> float:

@@ -13,6 +13,10 @@ Prompts on the embedded SigLIP, on the same images with the same seeds:
 
     python -m experiments.table1 --config=configs/demo.py:siglip
 
+Images of clothes of which some classes have many and others few, as a Dirichlet distribution draws it:
+
+    python -m experiments.table1 --config=configs/demo.py:imbalanced
+
 The literature's other protocols on the same pictures, 16 shots, two seeds: half of the emoji classes learned and both
 halves tested, the other datasets tested by what was learned on emoji, and the same emoji as other artists draw them:
 
@@ -31,6 +35,7 @@ and those for SigLIP with `demo.py:siglip`.
 from ml_collections import ConfigDict
 
 from clipbias.checks import check_choice
+from clipbias.data.protocols import IMBALANCED
 from configs import table1
 
 PRESETS = {
@@ -39,6 +44,7 @@ PRESETS = {
     "emoji": "the same on emoji",
     "full": "digits, clothes and emoji, nine methods, 16 shots, five seeds",
     "siglip": "the embedded SigLIP on the three, VPT and IVLP, 16 shots, five seeds",
+    IMBALANCED: "clothes, of some classes more images than of others, 16 on average, two seeds",
     "base_to_new": "half of the emoji classes learned, both halves tested",
     "cross_dataset": "learned on emoji, tested on digits and clothes too",
     "domain_generalization": "learned on one artist's emoji, tested on three others'",
@@ -60,9 +66,10 @@ def get_config(size: str = "quick") -> ConfigDict:
     config.datasets = ("demo/emoji",)
     config.seeds = (1, 2)
     config.workdir = f"workdir/demo_{size}"
-    if size == "quick":  # four minutes on two cores
+    if size in ("quick", IMBALANCED):  # four minutes on two cores
         config.datasets = ("demo/fashion",)
         config.methods = ("zero_shot", "coop", "ivlp", "ivlp_matched", "taskres", "bias")
+    if size == "quick":
         config.workdir = "workdir/demo"
     if size in ("digits", "emoji"):
         config.datasets = (f"demo/{size}",)

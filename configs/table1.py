@@ -16,7 +16,9 @@ from typing import Annotated
 from ml_collections import ConfigDict
 
 from clipbias.checks import Choices, Count, Positive, Range, check_choice
-from clipbias.data.protocols import PROTOCOLS
+from clipbias.data.confusion import CLASS_MEASURES
+from clipbias.data.protocols import CONCENTRATION, IMBALANCED, PROTOCOLS
+from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, to_config
 from clipbias.training.rates import CELL, METHOD, NONE
 from clipbias.training.spec import TEST, VALIDATION
@@ -25,6 +27,7 @@ from configs._common import SweepSettings
 
 PRESETS = {
     "few_shot": "eleven datasets, 4, 8 and 16 shots",
+    IMBALANCED: "as many images, of some classes more than of others, 16 shots on average",
     "base_to_new": "half of the classes learned, both halves tested, 16 shots",
     "cross_dataset": "learned on ImageNet, tested on the ten others too, 16 shots",
     "domain_generalization": "learned on ImageNet, tested on ImageNet-V2, Sketch, A and R with their classes, 16 shots",
@@ -98,8 +101,12 @@ class Table1Settings(GridSettings):
     )
     protocol: Annotated[str, Choices(tuple(PROTOCOLS))] = setting(
         "few_shot",
-        'How images are split and evaluated; "few_shot", "full" (with --config.shots=None), "pseudo_labels", '
-        '"base_to_new", "cross_dataset" or "domain_generalization".',
+        'How images are split and evaluated; "few_shot", "imbalanced", "full" (with --config.shots=None), '
+        '"pseudo_labels", "base_to_new", "cross_dataset" or "domain_generalization".',
+    )
+    concentration: Annotated[float, Range(0.01, 1e6)] = setting(
+        CONCENTRATION,
+        'Dirichlet parameter of the protocol "imbalanced"; it shares out the images: the lower, the more imbalanced.',
     )
     targets: tuple[str, ...] | None = setting(
         None,
@@ -116,14 +123,31 @@ class Table1Settings(GridSettings):
         'datasets and shots, a cell is a method, dataset and number of shots; with "none" all are tested instead, each '
         "with rows of its own.",
     )
+    hold_out_shot: bool = setting(
+        False,
+        "Select on a training image of each class in place of validation images; it trains nothing (HOSO).",
+    )
     score_on: Annotated[str, Choices((TEST, VALIDATION))] = setting(
         TEST,
         '"test", or "validation" to select learning rates alone; `rates.json` has them, and jobs may share '
         "the work in parts.",
     )
+    measures: tuple[Annotated[str, Choices(CLASS_MEASURES)], ...] = setting(
+        (),
+        'Further tables, of scores that count classes alike; "balanced_accuracy", "macro_f1", or "worst_accuracy", '
+        "that of the least recognised class.",
+    )
     compare: bool = setting(
         False, "Show finished runs beside published results, and run nothing; those of the work folder."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hold_out_shot and self.rates_file is not None:
+            raise ClipbiasError(
+                f"hold_out_shot selects on one image of each class, and the rates of {self.rates_file} were selected "
+                "elsewhere; give --config.rates_file=None, and --config.learning_rates to select from."
+            )
 
 
 def get_config(protocol: str = "few_shot") -> ConfigDict:
@@ -138,6 +162,8 @@ def get_config(protocol: str = "few_shot") -> ConfigDict:
     if protocol != "few_shot":
         config.shots = (16,)
         config.workdir = f"workdir/{protocol}"
+    if protocol == IMBALANCED:
+        config.measures = CLASS_MEASURES
     if protocol in ("cross_dataset", "domain_generalization"):
         config.datasets = ("imagenet",)
     if protocol in ("base_to_new", "cross_dataset"):  # a residual per class has nothing to say about new classes

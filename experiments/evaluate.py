@@ -4,10 +4,11 @@
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/fashion
 
-The dataset's classes are used; an adapter with parameters for each class refuses others. Besides the accuracy, the
-calibration of the probabilities is written, as they are and at a temperature fitted on the dataset's validation images;
-with `ood`, how well probabilities and logits separate the dataset's images from those of another dataset.
-`classes.csv` has each class's accuracy, `confusion.png` its confusions, `predictions.csv` every image's prediction.
+The dataset's classes are used; an adapter with parameters for each class refuses others. Besides the accuracy, balanced
+accuracy, macro-F1 and the worst class are written, and the calibration of the probabilities, as they are and at a
+temperature fitted on the dataset's validation images; with `ood`, how well probabilities and logits separate the
+dataset's images from those of another dataset. `classes.csv` has each class's accuracy, precision and F1,
+`confusion.png` its confusions, `predictions.csv` every image's prediction.
 
 A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
@@ -34,6 +35,7 @@ from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
 from clipbias.sentences import counted
 from clipbias.settings import as_json
+from clipbias.terminal import printable
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.evaluate import evaluate
@@ -155,7 +157,7 @@ def write_result(
     write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
     words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
     common.tell(f"{model.method} on {model.dataset_name}: {words}")
-    common.tell(*describe_score(score))
+    common.tell(describe_classes(score["class_summary"]), *describe_score(score))
 
 
 def write_predictions(settings: EvaluateSettings, model: Evaluated, predicted: np.ndarray, workdir: Path) -> None:
@@ -178,6 +180,18 @@ def keep_evaluation(workdir: Path, fingerprint: str) -> None:
             f"{workdir} holds the evaluation of another adapter or of other images, under the same names; choose "
             "another --workdir."
         )
+
+
+def describe_classes(summary: Mapping[str, Any]) -> str:
+    """The scores that count each class alike in words (`data.confusion.class_summary`)."""
+    words = (
+        f"balanced accuracy {summary['balanced_accuracy']:.2f} %, macro-F1 {summary['macro_f1']:.2f} %, worst class "
+        f"{printable(summary['worst_class'])} {summary['worst_accuracy']:.2f} %"
+    )
+    if untested := summary.get("untested_classes"):
+        names = ", ".join(map(printable, untested))
+        words += f"; left out: {counted(len(untested), 'class')} without images ({names})"
+    return words
 
 
 def describe_score(score: Mapping[str, Any]) -> list[str]:

@@ -55,7 +55,7 @@ def main(settings: Table1Settings, workdir: Path) -> None:
     if settings.compare:
         rows = read_json_lines(workdir / RESULTS)
         check_published(rows, workdir)
-        common.tell(*write_tables(rows, workdir))
+        common.tell(*write_tables(rows, workdir, settings.measures))
         return
     if settings.dry_run:
         dry_run(settings)
@@ -66,7 +66,7 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         specs, rows = run(inputs, workdir)
         hosts.leave()
         if hosts.is_first() and rows:
-            common.tell(*write_tables(rows, workdir))
+            common.tell(*write_tables(rows, workdir, settings.measures))
         if len(rows) < len(specs):
             common.tell(
                 f"{len(rows)} of {counted(len(specs), 'run')} done; the last part to end writes the whole table."
@@ -105,6 +105,8 @@ class SweepInputs:
             options=given_options(settings),
             protocol=settings.protocol,
             targets=settings.targets or (),
+            concentration=settings.concentration,
+            hold_out_shot=settings.hold_out_shot,
             score_on=score_on,
         )
         return make_specs(self.context, settings.recipe, axes, rates)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipbias.data.confusion import class_summary
 from clipbias.training.calibration import Outcome
 from clipbias.training.evaluator import score
 from clipbias.training.score import merge_scores
@@ -29,7 +30,8 @@ def _evaluation(folder: Path, name: str, seed: int) -> dict:
     arrays = {"images": np.arange(200).astype(str), "labels": labels.astype(np.int32)}
     arrays |= {"predicted": logits.argmax(1).astype(np.int32), "class_names": np.asarray(CLASSES)}
     np.savez(folder / "predictions" / f"{name}.npz", log_probs=np.c_[five, label, total].astype(np.float16), **arrays)
-    return score(Outcome(arrays["predicted"] == labels, np.exp(total - highest) - 1, highest), None)
+    scores = score(Outcome(arrays["predicted"] == labels, np.exp(total - highest) - 1, highest), None)
+    return scores | {"class_summary": class_summary(labels, arrays["predicted"], CLASSES)}
 
 
 @pytest.fixture
@@ -75,6 +77,8 @@ def test_rows_of_the_evaluator_agree(folder: Path, capsys: pytest.CaptureFixture
         (0, lambda row: row.update(correct=1), "test: correct is 1 in the row, "),
         (0, lambda row: row["calibration"].update(ece=math.nan), "test: ece is nan in the row, "),
         (1, lambda row: row["calibrations"]["new"].update(adaptive_ece=0.0), "new: adaptive_ece is 0.0 in the row, "),
+        (0, lambda row: row["class_summary"].update(macro_f1=1.0), "test: macro_f1 is 1.0 in the row, "),
+        (1, lambda row: row["class_summaries"]["new"].update(worst_accuracy=1.0), "new: worst_accuracy is 1.0 in the "),
         (1, lambda row: row["tested_images"].update(base=7), "base: images is 7 in the row, 200 by the predictions"),
         (0, lambda row: row.pop("calibration"), "test: the row lacks a number: KeyError('calibrations')"),
         (0, lambda row: row.update(accuracy="high"), "test: accuracy is high in the row, "),

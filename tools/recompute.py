@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from absl import app
+from sklearn.metrics import precision_recall_fscore_support
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
@@ -23,7 +24,12 @@ from experiments import common
 
 BINS = 15
 # A row's fields with one evaluation, and with several.
-FIELDS = {"accuracy": "accuracies", "images": "tested_images", "calibration": "calibrations"}
+FIELDS = {
+    "accuracy": "accuracies",
+    "images": "tested_images",
+    "calibration": "calibrations",
+    "class_summary": "class_summaries",
+}
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
@@ -70,6 +76,13 @@ def calibration_errors(log_probs: np.ndarray, right: np.ndarray) -> dict[str, tu
     return errors
 
 
+def class_means(labels: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[float, float]]:
+    """The scores that count classes alike by scikit-learn, in percent, each with a tolerance."""
+    _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=np.unique(labels), zero_division=0)
+    means = {"balanced_accuracy": recall.mean(), "macro_f1": f1.mean(), "worst_accuracy": recall.min()}
+    return {name: (100 * float(value), 1e-9) for name, value in means.items()}
+
+
 def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Yields a sentence for each problem of an evaluation: its scores by the row, its predictions' arrays."""
     read = arrays["predicted"] >= 0
@@ -78,6 +91,7 @@ def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> I
         yield "no image has a prediction"
         return
     numbers = {"accuracy": (100 * right.mean(), 1e-9), "images": (len(right), 0), "correct": (right.sum(), 0)}
+    numbers |= class_means(arrays["labels"][read], arrays["predicted"][read])
     if unread := len(read) - len(right):
         wrong_too = f"with all of them wrong {100 * right.sum() / len(read):.2f} %"
         yield f"{counted(unread, 'image')} without a prediction (-1): {wrong_too}"
@@ -101,11 +115,12 @@ def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> I
 def scores_of(row: Mapping[str, Any], evaluation: str) -> dict[str, object]:
     """The numbers of an evaluation in a row. Raises `ValueError` if the row lacks one."""
     try:
-        accuracy, images, calibration = (
+        accuracy, images, calibration, classes = (
             row[name] if name in row else row[by_evaluation][evaluation] for name, by_evaluation in FIELDS.items()
         )
         scores = {"accuracy": accuracy, "images": images, "correct": row.get("correct")}
-        return scores | {name: calibration[name] for name in ("ece", "adaptive_ece")}
+        scores |= {name: calibration[name] for name in ("ece", "adaptive_ece")}
+        return scores | {name: classes[name] for name in ("balanced_accuracy", "macro_f1", "worst_accuracy")}
     except (KeyError, TypeError) as error:
         raise ValueError(f"the row lacks a number: {error!r}") from error
 

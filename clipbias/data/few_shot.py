@@ -1,5 +1,6 @@
-"""The few-shot splits of the CoOp benchmark, bit for bit."""
+"""The few-shot splits of the CoOp benchmark, bit for bit, and imbalanced ones of as many images."""
 
+import heapq
 import random
 from collections.abc import Sequence
 
@@ -14,7 +15,13 @@ MAX_VAL_SHOTS = 4
 
 
 def few_shot(
-    train: Split, val: Split | None, *, shots: int, seed: int, class_names: Sequence[str] = ()
+    train: Split,
+    val: Split | None,
+    *,
+    shots: int,
+    seed: int,
+    class_names: Sequence[str] = (),
+    counts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws `shots` training and `min(shots, 4)` validation images of each class.
 
@@ -28,6 +35,7 @@ def few_shot(
       shots: Images per class, at least 1.
       seed: The protocol's seed; the literature uses 1, 2, 3.
       class_names: For the log, which has labels without them.
+      counts: Training images of each class in place of `shots`, int `[C]`, such as `imbalanced_counts`.
 
     Returns:
       Indices into `train` and into `val`, int64.
@@ -35,9 +43,41 @@ def few_shot(
     if shots < 1:
         raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")
     stream = random.Random(seed)
-    train_indices = _draw(stream, train.labels, shots, "train", class_names)
+    train_indices = _draw(stream, train.labels, shots, "train", class_names, counts)
     val_indices = [] if val is None else _draw(stream, val.labels, min(shots, MAX_VAL_SHOTS), "val", class_names)
     return np.asarray(train_indices, np.int64), np.asarray(val_indices, np.int64)
+
+
+def imbalanced_counts(available: np.ndarray, *, shots: int, seed: int, concentration: float) -> np.ndarray:
+    """Draws how many training images each class has: `shots` times the number of classes that have images, in all.
+
+    Shares of the classes come from a symmetric Dirichlet distribution. Each class has at least one image and at most
+    all of its images. Each further image goes to the class with the highest share for its next image among those that
+    have one left, `share / (count + 1/2)`: counts are rounded as in Webster's apportionment.
+
+    The shares are drawn from `random.Random(seed)`, whose numbers are the same on every machine.
+
+    Args:
+      available: images of each class, int `[C]`.
+      shots: images per class on average, at least 1.
+      seed: the protocol's seed.
+      concentration: the parameter of the distribution, positive; the lower, the more imbalanced.
+
+    Returns:
+      Images of each class, int64 `[C]`; 0 for a class that has none.
+    """
+    stream = random.Random(seed)
+    # Gamma variates, divided by their sum, are a draw of a Dirichlet distribution; only their ratios count here.
+    shares = [stream.gammavariate(concentration, 1.0) for _ in available]
+    counts = np.minimum(available, 1).astype(np.int64)
+    queue = [(-shares[label] / 1.5, label) for label in np.flatnonzero(available > 1).tolist()]
+    heapq.heapify(queue)
+    for _ in range(min(shots * int(counts.sum()), int(available.sum())) - int(counts.sum())):
+        _, label = heapq.heappop(queue)
+        counts[label] += 1
+        if counts[label] < available[label]:
+            heapq.heappush(queue, (-shares[label] / (counts[label] + 0.5), label))
+    return counts
 
 
 def most_confident(predicted: np.ndarray, other_odds: np.ndarray, *, shots: int | None) -> np.ndarray:
@@ -57,7 +97,12 @@ def most_confident(predicted: np.ndarray, other_odds: np.ndarray, *, shots: int 
 
 
 def _draw(
-    stream: random.Random, labels: np.ndarray, shots: int, split_name: str, class_names: Sequence[str]
+    stream: random.Random,
+    labels: np.ndarray,
+    shots: int,
+    split_name: str,
+    class_names: Sequence[str],
+    counts: np.ndarray | None = None,
 ) -> Sequence[int]:
     # Class by class in the order in which they first appear, and the images of each in list order.
     order = np.argsort(labels, kind="stable")
@@ -66,12 +111,13 @@ def _draw(
     short = []
     for part in sorted(parts, key=lambda part: part[0]):
         indices = part.tolist()
-        if len(indices) < shots:
-            label = int(labels[indices[0]])
+        label = int(labels[indices[0]])
+        count = shots if counts is None else int(counts[label])
+        if len(indices) < count:
             short.append(f"{class_names[label] if class_names else f'class {label}'} has {len(indices)}")
             picks.extend(indices)
         else:
-            picks.extend(stream.sample(indices, shots))
+            picks.extend(stream.sample(indices, count))
     if short:
         examples = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
         logging.warning("Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, examples)

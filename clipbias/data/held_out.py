@@ -10,10 +10,13 @@ import numpy as np
 
 from clipbias.data.dataset import Split
 from clipbias.data.protocols import EvalProtocol, validation_outside_test
+from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 
 # The validation policy of runs whose images are held out by this rule (`RunSpec.validation`).
 POLICY = "held-out images"
+# That of runs for which one training image of each class selects, and trains nothing (`hold_out_a_shot`).
+SHOT = "held-out shot"
 # A class with fewer training images has none to spare.
 FEWEST_OF_CLASS = 3
 QUARTER = 4
@@ -89,6 +92,36 @@ def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
         return hold_out_of(protocol, seed, calibrates=True).calibrate
 
     return dataclasses.replace(protocol, validation=choose, calibration=calibrate)
+
+
+def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
+    """The protocol in which one training image of each class selects settings, and the others train (HOSO, 2603.04341).
+
+    No other image is seen: none calibrates. A class with a single training image keeps it for training.
+
+    Args:
+      protocol: with labelled training images.
+      seed: of the choice of the images.
+
+    Raises:
+      ClipbiasError: no class has a second training image.
+    """
+    source = protocol.source
+    train = source.split("train")
+    held = [rows[:1] for rows in _by_class(train, seed) if len(rows) > 1]
+    if not held:
+        raise ClipbiasError(
+            f"no class of {source.name} has a second training image, so no shot can be held out; take more "
+            "--config.shots, or leave out --config.hold_out_shot."
+        )
+    rest = np.setdiff1d(np.arange(len(train)), np.concatenate(held))
+    splits = {**source.splits, "train": train.subset(rest)}
+    return dataclasses.replace(
+        protocol,
+        source=dataclasses.replace(source, splits=splits),
+        validation=lambda: _subset(train, held),
+        calibration=lambda: None,
+    )
 
 
 def _by_class(split: Split, seed: int) -> list[np.ndarray]:

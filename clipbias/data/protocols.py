@@ -13,11 +13,14 @@ import numpy as np
 
 from clipbias.data import catalog, demo
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.few_shot import MAX_VAL_SHOTS
+from clipbias.data.few_shot import MAX_VAL_SHOTS, imbalanced_counts
 from clipbias.data.few_shot import few_shot as few_shot_indices
 from clipbias.errors import ClipbiasError
 
 Load = Callable[[str], Dataset]
+IMBALANCED = "imbalanced"
+# The Dirichlet parameter of the protocol "imbalanced": all ways to share out the images are equally likely.
+CONCENTRATION = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +68,22 @@ def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     validation = _validation(dataset, picks, shots, seed)
     return EvalProtocol(
         "few_shot", picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation
+    )
+
+
+def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float = CONCENTRATION) -> EvalProtocol:
+    """As `few_shot`, but `shots` images per class on average, shared out as a Dirichlet distribution draws it.
+
+    Every class has at least one training image. Test images are all. `concentration` is the distribution's parameter
+    (`few_shot.imbalanced_counts`).
+    """
+    labels = dataset.split("train").labels
+    available = np.bincount(labels, minlength=len(dataset.class_names))
+    counts = imbalanced_counts(available, shots=shots, seed=seed, concentration=concentration)
+    picks = _picks(dataset, shots, seed, counts)
+    validation = _validation(dataset, picks, shots, seed)
+    return EvalProtocol(
+        IMBALANCED, picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation
     )
 
 
@@ -167,6 +186,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
 PROTOCOLS: Mapping[str, Callable[..., EvalProtocol]] = MappingProxyType(
     {
         "few_shot": few_shot,
+        IMBALANCED: imbalanced,
         "full": full,
         "pseudo_labels": pseudo_labels,
         "base_to_new": base_to_new,
@@ -212,6 +232,7 @@ def make_protocol(
     shots: int = 16,
     seed: int = 1,
     targets: Sequence[str] | None = None,
+    concentration: float = CONCENTRATION,
 ) -> EvalProtocol:
     """A protocol by name.
 
@@ -222,6 +243,7 @@ def make_protocol(
       shots: Training images per class; not used by "full".
       seed: The draw's seed; not used by "full".
       targets: Further datasets to evaluate on; None takes the literature's.
+      concentration: Of "imbalanced".
 
     Raises:
       ClipbiasError: an unknown protocol, or targets for a protocol within one dataset.
@@ -230,17 +252,21 @@ def make_protocol(
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     if protocol == "full":
         return full(load(source))
+    if protocol == IMBALANCED:
+        return imbalanced(load(source), shots=shots, seed=seed, concentration=concentration)
     names = targets_of(protocol, source, targets)
     if protocol not in MULTI_DATASET:
         return PROTOCOLS[protocol](load(source), shots=shots, seed=seed)
     return PROTOCOLS[protocol](load(source), [load(name) for name in names], shots=shots, seed=seed)
 
 
-def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
-    """The dataset with "train" and "val" reduced to the few-shot split."""
+def _picks(dataset: Dataset, shots: int, seed: int, counts: np.ndarray | None = None) -> Dataset:
+    """The dataset with "train" and "val" reduced to the few-shot split, with `counts [C]` training images if given."""
     train = dataset.split("train")
     val = dataset.splits.get("val")
-    train_indices, val_indices = few_shot_indices(train, val, shots=shots, seed=seed, class_names=dataset.class_names)
+    train_indices, val_indices = few_shot_indices(
+        train, val, shots=shots, seed=seed, class_names=dataset.class_names, counts=counts
+    )
     splits = {**dataset.splits, "train": train.subset(np.asarray(train_indices))}
     if val is not None:
         splits["val"] = val.subset(np.asarray(val_indices))

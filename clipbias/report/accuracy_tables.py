@@ -70,7 +70,7 @@ def _average_table(sweep: Sweep, measure: str) -> Table:
 
 def _dataset_table(sweep: Sweep, measure: str, shots: int | None) -> Table:
     columns = {name if name == AVERAGE else dataset_name(name): (measure, name, shots) for name in sweep.columns}
-    caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {_training_words(sweep, shots)}."
+    caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {training_words(sweep, shots)}."
     title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
     table = _with_facts(sweep, columns, title, caption)
     seen = power_words(sweep, measure, sweep.columns[-1], shots)
@@ -82,7 +82,7 @@ def _measure_table(sweep: Sweep, shots: int | None) -> Table:
     (dataset,) = map(dataset_name, sweep.datasets)
     columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
     what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
-    caption = f"Top-1 accuracy in percent ± one standard error; {what}{_training_words(sweep, shots)} of {dataset}."
+    caption = f"Top-1 accuracy in percent ± one standard error; {what}{training_words(sweep, shots)} of {dataset}."
     return _with_facts(sweep, columns, f"Accuracy, {f'{shots_words(shots)} of ' if shots else ''}{dataset}", caption)
 
 
@@ -306,7 +306,8 @@ def shots_words(shots: int | None) -> str:
     return "all images" if shots is None else counted(shots, "shot")
 
 
-def _training_words(sweep: Sweep, shots: int | None) -> str:
+def training_words(sweep: Sweep, shots: int | None) -> str:
+    """How many images of a class runs were trained on, and how many seeds a number is the mean of."""
     trained = "all training images" if any(row.get("protocol") == "full" for row in sweep.rows) else "no training"
     counts = [
         row["images_per_class"] for row in sweep.rows if row.get("shots") == shots and row.get("images_per_class")

@@ -1,7 +1,7 @@
 """What was answered class by class: accuracies, which classes are taken for which others, and each image's answer."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 from absl import logging
 
-from clipbias.data.confusion import class_accuracies, confusion, least_recognised, most_confused_with
+from clipbias.data.confusion import (
+    class_accuracies,
+    class_f1,
+    class_precisions,
+    confusion,
+    least_recognised,
+    most_confused_with,
+)
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_bytes
 from clipbias.report import style
@@ -17,7 +24,6 @@ from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
-CLASS_COLUMNS = ("class", "images", "correct", "accuracy", "taken_for", "times")
 _MOST_NAMED = 60  # classes whose names fit beside the picture
 
 
@@ -50,16 +56,25 @@ class Answers:
         """How many images of each class were taken for each: int [C, C], a row for each true class."""
         return confusion(self.labels, self.predicted, len(self.class_names))
 
-    def rows(self) -> Iterator[tuple[str, int, int, float, str, int]]:
-        """A row of `CLASS_COLUMNS` for each class: the last two name the class that it is most often taken for.
+    def frame(self) -> pd.DataFrame:
+        """A row for each class; `taken_for` is the class that it is most often taken for, so many `times`.
 
-        The accuracy is in percent, and not a number for a class without images.
+        Accuracy (the class's recall), precision and F1 are in percent. Accuracy and F1 of a class without images, and
+        the precision of a class that no image is taken for, are not numbers.
         """
         counts = self.confusion()
         others, times = most_confused_with(counts)
-        for number, (row, share) in enumerate(zip(counts, class_accuracies(counts).tolist(), strict=True)):
-            other = self.class_names[others[number]] if times[number] else ""
-            yield self.class_names[number], int(row.sum()), int(row[number]), share, other, int(times[number])
+        columns = {
+            "class": list(self.class_names),
+            "images": counts.sum(1),
+            "correct": np.diag(counts),
+            "accuracy": class_accuracies(counts),
+            "precision": class_precisions(counts),
+            "f1": class_f1(counts),
+            "taken_for": [self.class_names[other] if count else "" for other, count in zip(others, times, strict=True)],
+            "times": times,
+        }
+        return pd.DataFrame(columns)
 
 
 def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
@@ -110,7 +125,7 @@ def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: s
       answers: to these images.
       what: names model and images, for the caption.
     """
-    write_csv(folder / "classes.csv", pd.DataFrame(answers.rows(), columns=CLASS_COLUMNS))
+    write_csv(folder / "classes.csv", answers.frame())
     names = [*answers.class_names, ""]  # -1 is the last
     rows = [
         (image, names[label], names[answer], int(label == answer))
@@ -126,18 +141,20 @@ def write_class_table(folder: Path) -> None:
 
     Damaged files are left out and told.
     """
-    rows: list[tuple[object, ...]] = []
+    tables = {}
     for path in sorted((folder / "predictions").glob("*.npz")):
         try:
-            rows += [(path.stem, *row) for row in Answers.read(path).rows()]
+            tables[path.stem] = Answers.read(path).frame()
         except ClipbiasError as error:
             logging.warning("%s", error)
-    if rows:
-        write_csv(folder / "classes.csv", pd.DataFrame(rows, columns=["run", *CLASS_COLUMNS]))
+    if tables:
+        write_csv(folder / "classes.csv", pd.concat(tables, names=["run"]).reset_index("run"))
 
 
 def weakest_classes(answers: Answers, most: int = 3) -> str:
     """The classes of the lowest accuracies in words, with what they are taken for."""
-    rows = list(answers.rows())
+    rows = answers.frame().to_dict("records")
     weakest = (rows[number] for number in least_recognised(answers.confusion(), most))
-    return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in weakest)
+    return "; ".join(
+        f"{row['class']} {row['accuracy']:.1f} %, most often taken for {row['taken_for']}" for row in weakest
+    )

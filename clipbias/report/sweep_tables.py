@@ -9,6 +9,7 @@ from clipbias.io import write_text
 from clipbias.report import pages
 from clipbias.report.accuracy import accuracy_figure
 from clipbias.report.accuracy_tables import BOLD, make_tables, shots_words
+from clipbias.report.class_tables import class_tables
 from clipbias.report.classes import write_class_table
 from clipbias.report.costs import cost_figures, cost_tables
 from clipbias.report.frames import Row, Sweep, read_sweep
@@ -54,10 +55,11 @@ def render_tables(
     return "\n\n".join(parts) + "\n"
 
 
-def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
+def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = ()) -> list[str]:
     """Writes `table.md`, `.tex`, `.html`, pictures, `costs.md` and `classes.csv`; returns lines to print.
 
     The pictures are `gains`, over zero-shot with most shots, and of several numbers of shots `accuracy` against them.
+    Each of `measures`, scores that count classes alike (`class_tables`), has tables of its own.
 
     Raises:
       ClipbiasError: the rows follow two validation policies, which one table may not mix.
@@ -65,7 +67,7 @@ def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")
     gains = gain_figure(sweep)
-    tables = make_tables(sweep)
+    tables = [*make_tables(sweep), *class_tables(sweep, measures)]
     figure = accuracy_figure(sweep) if gains is None or len(sweep.shots) > 1 else gains.figure
     for form, name in FILES.items():
         write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))

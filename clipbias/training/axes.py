@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from clipbias.checks import shown
 from clipbias.clip.precision import named
-from clipbias.data import Dataset, protocols
+from clipbias.data import Dataset, held_out, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.training.rates import Rates
 from clipbias.training.spec import TEST, RunSpec, stable_hash
@@ -28,6 +28,8 @@ class SweepAxes:
       options: options by method name, or by `method@dataset`.
       start_seed: see `RunSpec`.
       protocol, targets: see `data.protocols`; empty targets are the literature's.
+      concentration: of the protocol "imbalanced".
+      hold_out_shot: whether one training image of each class selects settings (`data.held_out.SHOT`).
       score_on: see `RunSpec`.
     """
 
@@ -40,6 +42,8 @@ class SweepAxes:
     start_seed: int | None = None
     protocol: str = "few_shot"
     targets: tuple[str, ...] = ()
+    concentration: float = protocols.CONCENTRATION
+    hold_out_shot: bool = False
     score_on: str = TEST
 
 
@@ -78,11 +82,12 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             elif recipe is not None and rates is not None:
                 learning_rates = (rates.of(method, dataset.name, shots),)
             selects = len(learning_rates) > 1 or (rates is not None and learning_rates[0] is not None)
+            protocol = _protocol(axes, made, shots)
             spec = RunSpec(
                 method=method,
                 options=method_options(made),
                 dataset=dataset.name,
-                protocol=_protocol(axes, made, shots),
+                protocol=protocol,
                 targets=protocols.targets_of(axes.protocol, dataset.name, axes.targets),
                 shots=shots,
                 seed=0,
@@ -95,7 +100,8 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                 data="",
                 on_image_error=context.on_image_error,
                 score_on=axes.score_on,
-                validation=protocols.validation_policy(dataset) if selects or _validates(made) else "none",
+                validation=_policy(axes, dataset, shots) if selects or _validates(made) else "none",
+                concentration=axes.concentration if protocol == protocols.IMBALANCED and made.uses_images else None,
             )
             data = _contents(context.datasets[name] for name in (dataset.name, *spec.targets))
             specs += [
@@ -117,6 +123,20 @@ def _protocol(axes: SweepAxes, method: Method, shots: int | None) -> str:
     if shots is None and method.uses_images and axes.protocol != "pseudo_labels":
         return "full"
     return axes.protocol
+
+
+def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
+    """The validation policy of a run for which something is selected."""
+    if not axes.hold_out_shot:
+        return protocols.validation_policy(dataset)
+    if axes.protocol == "pseudo_labels":
+        raise ClipbiasError("pseudo-labelled images have no label to select by; leave out --config.hold_out_shot.")
+    if shots == 1:
+        raise ClipbiasError(
+            "of a single shot none is left to train on when one is held out; take more --config.shots, or leave out "
+            "--config.hold_out_shot."
+        )
+    return held_out.SHOT
 
 
 def _contents(datasets: Iterable[Dataset]) -> str:

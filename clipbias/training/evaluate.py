@@ -1,4 +1,4 @@
-"""Top-1 accuracy and calibration of one set of learnables on a split."""
+"""Accuracy, scores by class and calibration of one set of learnables on a split."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data import Split
+from clipbias.data.confusion import class_summary
 from clipbias.data.protocols import validation_outside_test
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
@@ -46,8 +47,8 @@ def evaluate(
       save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
 
     Returns:
-      `{"accuracy", "correct", "images", "calibration"}`, with `validation_images`, their number, and `skipped_images`
-      if any, and with images outside `ood` (`calibration.detection`).
+      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `validation_images`,
+      their number, and `skipped_images` if any, and with images outside `ood` (`calibration.detection`).
     """
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
     single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
@@ -61,8 +62,10 @@ def evaluate(
     others = validation_outside_test(split, validation)
     (inside,), fitted = evaluator.outcomes(static, inputs, validation=None if others is None else on(others))
     assert evaluator.predicted is not None
-    save(evaluator.predicted[0])
+    predicted = evaluator.predicted[0]
+    save(predicted)
     scores = score(inside, fitted[0])
+    scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
     if others is not None:
         scores["validation_images"] = len(others)
     if evaluator.skipped:

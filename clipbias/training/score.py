@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clipbias.data import Dataset, protocols
+from clipbias.data.confusion import class_summary
 from clipbias.training import mesh as meshes
 from clipbias.training.job import TrainJob, validation_images
 from clipbias.training.memory import fit_evaluation
@@ -23,7 +24,7 @@ class EvalResult:
     Attributes:
       task: bound to the classes of the evaluation, which may differ from those of training.
       learnables: for these classes, leading axis `R`, on the host.
-      scores: of each run, see `Evaluator.accuracy`.
+      scores: of each run, see `Evaluator.accuracy`; with `class_summary` (`data.confusion`).
       predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
       log_probs: float16 `[R, n, 7]`, see `outcomes.BatchOutcome`.
     """
@@ -46,18 +47,23 @@ def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Eval
     context = job.context
     runs = len(job.runs)
     task, learnables = _fitted(job, learnables, evaluation.dataset, evaluation.source_labels)
-    evaluator = context.evaluator(evaluation.dataset.split("test"))
+    test = evaluation.dataset.split("test")
+    evaluator = context.evaluator(test)
     static, inputs = _evaluation(job, task, learnables)
     validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
     scores = evaluator.accuracy(static, inputs, validation=validation)
     skipped = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
     assert evaluator.predicted is not None and evaluator.log_probs is not None, "an evaluation predicts"
     # Runs are padded to a multiple of the mesh with copies of the last run.
+    predicted = evaluator.predicted[:runs]
     return EvalResult(
         task=task,
         learnables=learnables,
-        scores=[score | skipped for score in scores[:runs]],
-        predicted=evaluator.predicted[:runs],
+        scores=[
+            score | {"class_summary": class_summary(test.labels, of_run, task.class_names)} | skipped
+            for score, of_run in zip(scores[:runs], predicted, strict=True)
+        ],
+        predicted=predicted,
         log_probs=evaluator.log_probs[:runs],
     )
 
@@ -70,6 +76,7 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
         "tested_images": {name: score["images"] for name, score in scores.items()},
         "accuracies": {name: score["accuracy"] for name, score in scores.items()},
         "calibrations": {name: score["calibration"] for name, score in scores.items()},
+        "class_summaries": {name: score["class_summary"] for name, score in scores.items()},
     }
     skipped = sum(score.get("skipped_images", 0) for score in scores.values())
     return merged | ({"skipped_images": skipped} if skipped else {})

@@ -47,7 +47,8 @@ class RunSpec:
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
       start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       validation: the validation policy, which tables show: "none", or the images on which something was selected,
-        "few-shot" (at most 4 of a class) or "validation split".
+        "few-shot" (at most 4 of a class), "validation split", "held-out images" or "held-out shot" (`data.held_out`).
+      concentration: of the protocol "imbalanced", else `None`.
     """
 
     method: str
@@ -68,6 +69,7 @@ class RunSpec:
     score_on: str = TEST
     validation: str = "none"
     start_seed: int | None = None
+    concentration: float | None = None
 
     @functools.cached_property
     def key(self) -> str:

@@ -86,13 +86,25 @@ class SweepContext:
                 cache.clear()
 
     def _make_protocols(
-        self, protocol: str, dataset: str, shots: int | None, seeds: tuple[int, ...], targets: tuple[str, ...]
+        self,
+        protocol: str,
+        dataset: str,
+        shots: int | None,
+        seeds: tuple[int, ...],
+        targets: tuple[str, ...],
+        concentration: float | None,
     ) -> tuple[protocols.EvalProtocol, ...]:
         """The few-shot split of each seed. Where nothing is trained, any split has the test images."""
-        load = self.datasets.__getitem__
-        count = 1 if shots is None else shots
         return tuple(
-            protocols.make_protocol(protocol, dataset, load, shots=count, seed=seed, targets=targets or None)
+            protocols.make_protocol(
+                protocol,
+                dataset,
+                self.datasets.__getitem__,
+                shots=1 if shots is None else shots,
+                seed=seed,
+                targets=targets or None,
+                concentration=protocols.CONCENTRATION if concentration is None else concentration,
+            )
             for seed in seeds
         )
 
@@ -100,9 +112,11 @@ class SweepContext:
         """The few-shot split of each of a group's seeds, by seed, in the order in which they first appear."""
         first = group[0]
         seeds = tuple(dict.fromkeys(spec.seed for spec in group))
-        by_seed = self._protocols(first.protocol, first.dataset, first.shots, seeds, first.targets)
+        by_seed = self._protocols(first.protocol, first.dataset, first.shots, seeds, first.targets, first.concentration)
         if first.validation == held_out.POLICY:
             by_seed = tuple(map(held_out.by_the_rule, by_seed, seeds))
+        if first.validation == held_out.SHOT:
+            by_seed = tuple(map(held_out.hold_out_a_shot, by_seed, seeds))
         return dict(zip(seeds, by_seed, strict=True))
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:

@@ -1,12 +1,14 @@
 """The few-shot draw against a plain rendering that works on (path, label) pairs and the global generator."""
 
+import math
 import random
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from clipbias.data.dataset import Split
-from clipbias.data.few_shot import few_shot
+from clipbias.data.few_shot import few_shot, imbalanced_counts
 
 
 def make_split(labels, prefix) -> Split:
@@ -73,3 +75,54 @@ def test_short_classes_are_said(caplog):
     assert "class 1 has 3, class 3 has 1" in caplog.text
     few_shot(make_split(SHORT, "train"), None, shots=16, seed=1, class_names=("ant", "bee", "cat", "dog"))
     assert "bee has 3, dog has 1" in caplog.text
+
+
+def by_a_divisor(available, shots, seed):
+    """Counts by the definition: shares over a common divisor, rounded, between one and what there is, in all as many.
+
+    Of the parameter 1 a gamma variate is an exponential one, made of a number of Python's documented generator.
+    """
+    stream = random.Random(seed)
+    shares = np.array([-math.log(1 - stream.random()) for _ in available])
+    total = min(shots * np.count_nonzero(available), available.sum())
+
+    def counts(divisor):
+        return np.clip(np.rint(shares / divisor), np.minimum(available, 1), available)
+
+    low, high = 1e-9, 1e9  # too many images, and too few or just enough
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if counts(middle).sum() > total else (low, middle)
+    return counts(high)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("available", "shots"), [([100] * 6, 4), ([3, 100, 0, 100, 1, 100], 4), ([5, 3, 4], 16), ([9, 9, 9], 1)]
+)
+def test_imbalanced_counts_are_shares_over_a_divisor(available, shots, seed):
+    available = np.array(available)
+    counts = imbalanced_counts(available, shots=shots, seed=seed, concentration=1.0)
+    assert counts.sum() == min(shots * np.count_nonzero(available), available.sum())
+    np.testing.assert_array_equal(counts, by_a_divisor(available, shots, seed))
+
+
+def test_imbalanced_counts_vary_as_a_dirichlet_distribution_does():
+    """Where hardly anything is rounded, they have its marginal distribution: Beta(a, (C - 1) a)."""
+    for concentration in (0.5, 20.0):
+        draws = [
+            imbalanced_counts(np.full(4, 10**6), shots=100, seed=seed, concentration=concentration)
+            for seed in range(100)
+        ]
+        shares = np.array(draws) / 400
+        result = stats.kstest(shares[:, 1], stats.beta(concentration, 3 * concentration).cdf)
+        assert result.pvalue > 0.01, concentration
+
+
+def test_imbalanced_images_are_drawn_within_each_class():
+    train = make_split(INTERLEAVED, "train")
+    counts = np.array([1, 20, 3, 7, 2])
+    picked, val = few_shot(train, train, shots=4, seed=1, counts=counts)
+    assert np.bincount(train.labels[picked]).tolist() == counts.tolist() and len(set(picked.tolist())) == 33
+    assert np.bincount(train.labels[val]).tolist() == [4] * 5
+    assert not np.array_equal(picked, few_shot(train, None, shots=4, seed=2, counts=counts)[0])

@@ -85,3 +85,18 @@ def test_a_protocol_by_the_rule() -> None:
     protocol = held_out.by_the_rule(protocols.few_shot(validated, shots=4, seed=3), 3)
     assert protocol.calibration is not None
     assert counts(protocol.validation()) == counts(protocol.calibration()) == [4, 4, 4]
+
+
+def test_a_shot_of_each_class_is_held_out() -> None:
+    """It never trains, and nothing calibrates; a class with one image keeps it."""
+    splits = {"train": split(8, 1, 8), "val": split(8, 8, 8, name="v"), "test": split(4, 4, 4, name="t")}
+    protocol = protocols.few_shot(Dataset("d", ("a", "b", "c"), "a {}.", splits), shots=4, seed=3)
+    held = held_out.hold_out_a_shot(protocol, 3)
+    train = held.source.split("train")
+    choosing = held.validation()
+    assert choosing is not None and held.calibration is not None and held.calibration() is None
+    assert counts(train) == [3, 1, 3] and counts(choosing) == [1, 0, 1]
+    assert sorted(train.keys + choosing.keys) == sorted(protocol.source.split("train").keys)
+    assert [key for key in protocol.source.split("train").keys if key in train.keys] == [*train.keys]
+    other = held_out.hold_out_a_shot(protocol, 4).validation()
+    assert other is not None and other.keys != choosing.keys

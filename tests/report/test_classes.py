@@ -4,8 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
+from clipbias.data.confusion import class_summary
 from clipbias.errors import ClipbiasError
+from clipbias.prediction import Accuracy
 from clipbias.report.classes import Answers, confusion_figure, weakest_classes, write_answers, write_class_table
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -28,12 +31,50 @@ def pairs(answers):
 
 def test_rows_are_counted_image_by_image(answers):
     answer_pairs = pairs(answers)
-    for name, images, correct, share, other, times in answers.rows():
+    for row in answers.frame().itertuples(index=False):
+        name, images, correct, share, _, _, other, times = row
         labels = [guess for true, guess in answer_pairs if true == name]
         assert (images, correct) == (len(labels), labels.count(name))
         wrong = {guess: labels.count(guess) for guess in labels if guess != name}
         assert times == max(wrong.values(), default=0) and (not times or wrong[other] == times)
         assert np.isnan(share) if not labels else share == pytest.approx(100 * labels.count(name) / len(labels))
+
+
+def test_means_over_classes_are_scikit_learns(answers):
+    """A class without images is left out, though others are taken for it."""
+    read = answers.predicted >= 0
+    labels, predicted = answers.labels[read], answers.predicted[read]
+    assert 3 in predicted and 3 not in labels
+    summary = class_summary(answers.labels, answers.predicted, NAMES)
+    present = {"labels": np.unique(labels), "zero_division": 0}
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(labels, predicted, **present)
+    assert summary["macro_f1"] == pytest.approx(
+        100 * metrics.f1_score(labels, predicted, average="macro", **present), abs=1e-12
+    )
+    assert summary["balanced_accuracy"] == pytest.approx(100 * recall.mean(), abs=1e-12)
+    assert summary["worst_accuracy"] == pytest.approx(100 * recall.min()) and summary["untested_classes"] == ["dog"]
+    assert summary["worst_class"] == NAMES[recall.argmin()]
+    frame = answers.frame()
+    for name, expected in (("accuracy", recall), ("precision", precision), ("f1", f1)):
+        np.testing.assert_allclose(frame[name][:3], 100 * expected, atol=1e-12)
+    assert frame.loc[3, ["accuracy", "f1"]].isna().all() and frame.precision[3] == 0
+
+
+def test_means_over_classes_by_hand():
+    """Nine ants of ten and no bee of two are right; one bee is taken for a cat, of which there is none."""
+    labels = np.array([0] * 10 + [1] * 2)
+    predicted = np.array([0] * 9 + [1] + [0, 2])
+    summary = class_summary(labels, predicted, NAMES[:3])
+    ant = 2 * 9 / (10 + 10)
+    assert summary == {
+        "balanced_accuracy": 45.0,
+        "macro_f1": pytest.approx(100 * (ant + 0) / 2),
+        "worst_class": "bee",
+        "worst_accuracy": 0.0,
+        "untested_classes": ["cat"],
+    }
+    assert "untested_classes" not in class_summary(labels, predicted.clip(0, 1), NAMES[:2])
+    assert Accuracy(tuple(NAMES[:3]), labels, predicted, {}).class_summary == summary
 
 
 def test_the_picture_shows_shares_of_the_true_class_and_holds_every_pair(answers):
@@ -78,7 +119,7 @@ def test_a_grid_has_a_row_for_each_class_of_each_evaluation(answers, tmp_path):
     with open(tmp_path / "classes.csv", encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]
     assert [(row["run"], row["class"]) for row in rows] == [(run, name) for run in "ab" for name in NAMES]
-    assert [int(row["correct"]) for row in rows] == 2 * [row[2] for row in answers.rows()]
+    assert [int(row["correct"]) for row in rows] == 2 * [*answers.frame().correct]
     (folder / "b.npz").write_bytes(b"damaged")
     with pytest.raises(ClipbiasError, match=r"b\.npz holds no predictions"):
         Answers.read(folder / "b.npz")

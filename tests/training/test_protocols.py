@@ -5,9 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset
+from clipbias.data import Dataset, held_out, protocols
+from clipbias.data.few_shot import imbalanced_counts
+from clipbias.data.held_out import SHOT
+from clipbias.training.group import make_job
+from clipbias.training.rates import METHOD, choose
+from clipbias.training.spec import VALIDATION
+from clipbias.training.stages import sample_features
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
@@ -41,6 +48,50 @@ def test_heads_on_classes_that_training_did_not_see(
     assert errors.pop("linear_probe").startswith(sentence) and set(errors.values()) == {None}
     new = {row["method"]: row["accuracies"]["new"] for row in rows if row["status"] == "ok"}
     assert new["tip_adapter"] == new["zero_shot"]
+
+
+def test_imbalanced_draws_and_scores_that_count_classes_alike(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    """The scores of a row are scikit-learn's of the predictions beside it; the parameter is in the spec."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="imbalanced")
+    specs = tiny.specs("zero_shot", "taskres", shots=(3,), concentration=0.3)
+    assert [spec.concentration for spec in specs] == [None, 0.3, 0.3]
+    for row, spec in zip(tiny.run(specs), specs, strict=True):
+        with np.load(tmp_path / "predictions" / f"{row['predictions']['test']}.npz") as stored:
+            labels, predicted = stored["labels"], stored["predicted"]
+        summary = row["class_summary"]
+        assert summary["macro_f1"] == pytest.approx(100 * metrics.f1_score(labels, predicted, average="macro"))
+        assert summary["balanced_accuracy"] == pytest.approx(
+            100 * metrics.recall_score(labels, predicted, average="macro")
+        )
+        if spec.method == "taskres":
+            available = np.bincount(colours.split("train").labels)
+            counts = imbalanced_counts(available, shots=3, seed=spec.seed, concentration=0.3)
+            assert row["train_images"] == 9 and row["images_per_class"] == [counts.min(), counts.max()] != [3, 3]
+    even = tiny.specs("taskres", shots=(3,), concentration=1e5)
+    assert {spec.key for spec in even}.isdisjoint(spec.key for spec in specs)
+    assert [row["images_per_class"] for row in tiny.run(even)] == [[3, 3]] * 2
+
+
+def test_a_held_out_shot_selects_and_never_trains(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    """A rate, and what a method searches for; nothing is held out where nothing is selected."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    shots = {"shots": (3,), "seeds": (1,), "hold_out_shot": True}
+    candidates = tiny.specs("taskres", learning_rates=(0.05, 0.01), score_on=VALIDATION, **shots)
+    rows = tiny.run(candidates)
+    assert {(row["validation"], row["validation_images"], row["train_images"]) for row in rows} == {(SHOT, 3, 6)}
+    rates = choose(rows, METHOD)
+    tuned = tiny.specs("taskres", "gda", rates=rates, **shots)
+    for row in TinySweep(clip, colours, recipe, tmp_path / "test").run(tuned):
+        assert (row["validation"], row["train_images"], row["images_per_class"]) == (SHOT, 6, [2, 2])
+        assert "temperature" not in row["calibration"]
+    protocol = held_out.hold_out_a_shot(protocols.few_shot(colours, shots=3, seed=1), 1)
+    job = make_job(tuned[-1:], tiny.context)
+    (samples,) = sample_features(job)
+    assert protocol.validation().keys == job.protocol.validation().keys and len(samples.validation) == 3
+    (given,) = tiny.specs("taskres", **shots)
+    assert given.validation == "none"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from clipbias import data
 from clipbias.data import catalog, class_names, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
+from clipbias.data.held_out import hold_out_a_shot
 from tests.data import miniatures
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture, write
@@ -69,6 +70,7 @@ def split(*keys: str, labels: tuple[int, ...] = (0, 0)) -> Split:
     return Split(keys, labels[: len(keys)], lambda index: b"")
 
 
+SINGLE = Dataset("s", ("a",), "{}", {"train": split("a", "b"), "test": split("c")})
 SPLIT_FILE = "split_zhou_EuroSAT.json"
 PIXELS = picture(0, 8, 8)
 JPEG = encoded(picture(0, 64, 64), "JPEG")
@@ -147,6 +149,10 @@ CASES: list[Case] = [
     *(
         pure("exactly one", Dataset, "set", ("a",), template, {})
         for template in ("a photo.", "{} and {}", "a {name}.", "a {0}.", "{")
+    ),
+    (
+        "no class of s has a second training image, so no shot can be held out; take more --config.shots",
+        lambda place: hold_out_a_shot(protocols.few_shot(SINGLE, shots=1, seed=1), 1),
     ),
     pure("at least 1", data.few_shot, split("a"), None, shots=0, seed=1),
     pure(r"1\.jpg in val has label 5", Dataset, "s", ("a",), "{}", {"val": split("1.jpg", labels=(5,))}),

@@ -7,7 +7,7 @@ import numpy as np
 import clipbias
 from clipbias.app import ZERO_SHOT, Bench
 from clipbias.settings import from_config, to_config
-from configs import train
+from configs import table1, train
 from tests.wrong_inputs.place import Case, Place, case, pure
 from tools import draw_verdict, make_demo_tables, make_notebook
 
@@ -26,6 +26,16 @@ FEWER = train.get_config()
 del FEWER["epochs"]
 MORE = train.get_config()
 MORE.warm_up = 5
+
+
+@case
+def sweeping(place: Place, **settings: Any) -> None:
+    """Settings of `table1`."""
+    config = table1.get_config("imbalanced")
+    config.update(settings)
+    from_config(table1.Table1Settings, config)
+
+
 CASES: list[Case] = [
     plotted("pictures: 2, maps: 1", LEVELS, maps=np.ones((1, 16))),
     plotted("pictures: 2, titles: 1", LEVELS, titles=["a"]),
@@ -43,6 +53,13 @@ CASES: list[Case] = [
     pure("the configuration has no epochs", from_config, train.TrainSettings, FEWER),
     pure("there is no setting 'warm_up'", from_config, train.TrainSettings, MORE),
     pure("there is no setting 'warm_up'", lambda: to_config(train.TrainSettings, warm_up=5)),
+    sweeping("concentration is 0.0; it must be a finite number of at least 0.01", concentration=0.0),
+    sweeping("measures.* is 'recall'; choose from balanced_accuracy, macro_f1, worst_acc", measures=("recall",)),
+    sweeping(
+        "the rates of a.json were selected elsewhere; give --config.rates_file=None",
+        hold_out_shot=True,
+        rates_file="a.json",
+    ),
     (
         r"runs\.md has no table of the demo; report\.md, .* models\.md have",
         lambda place: make_demo_tables.page(place.tmp_path / "runs.md"),

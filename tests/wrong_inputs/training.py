@@ -12,6 +12,7 @@ from clipbias.data import Dataset, Split
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
+from clipbias.training.axes import SweepAxes, make_specs
 from clipbias.training.compute import Compute
 from clipbias.training.evaluate import evaluate
 from clipbias.training.memory import plan_step
@@ -19,6 +20,7 @@ from clipbias.training.predictions import save_predictions
 from clipbias.training.programs import StepShape
 from clipbias.training.stages import train_job
 from clipbias.training.sweep import parse_part
+from clipbias.training.sweep_context import SweepContext
 from clipbias.training.teacher import Teacher
 from clipbias.training.trackers import check_trackers
 from clipbias.training.workdir import open_workdir
@@ -30,6 +32,7 @@ from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 NAMES = tuple(COLOURS)
 SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
+HELD = {"hold_out_shot": True}
 DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)
 OTHERS = "makes of an image depends on the other images of its batch"
 DROPS = "drops inputs of the vision tower by one draw for all images of a batch"
@@ -78,6 +81,13 @@ def in_the_way(place: Place) -> None:
     task = place.task("taskres", NAMES)
     split = DATA.split("val")
     save_predictions(place.tmp_path, "test", task, zeros(task), "taskres", split, split.labels)
+
+
+@case
+def combined(place: Place, **axes: Any) -> None:
+    """A sweep of a method that selects its α."""
+    context = SweepContext(place.clip, {"colours": DATA}, Compute(), meshes.single_device())
+    make_specs(context, RECIPE, SweepAxes(methods=("gda",), datasets=("colours",), seeds=(1,), **axes))
 
 
 @case
@@ -152,6 +162,8 @@ CASES: list[Case] = [
     distilled("colours has 3 classes, not the model's 2", DATA),
     distilled("form is 'vectors'; choose", IMAGES, form="vectors"),
     distilled("steps is 0; it must be a whole number from 1", IMAGES, steps=0),
+    combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
+    combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
     pure("run=0 and data=8 has no devices; give at least 1 each", meshes.make_mesh, run=0),
     pure("needs 64 devices; there are 8", meshes.make_mesh, run=8, data=8),
