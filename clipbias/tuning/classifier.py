@@ -10,7 +10,7 @@ from flax import struct
 from clipbias.clip import Adaptation, PackedTokens, TextTokens, encode_image, encode_packed_text, encode_text
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.packed_text import take_sets
+from clipbias.clip.packing import take_sets
 from clipbias.clip.params import Params
 from clipbias.clip.vision import project_image
 from clipbias.clip.weight_changes import drops
