@@ -1,11 +1,13 @@
-"""Perception Encoder, BiomedCLIP and Chinese-CLIP against their owners' code, in every layout of their names.
+"""All families but CLIP against their owners' code, in every layout of their names and several geometries.
 
-Random weights; expected numbers by `tools/reference/write_further_families.py`.
+Random weights; expected numbers by `tools/reference/write_families.py`.
 """
 
 import dataclasses
-import functools
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,59 +16,80 @@ import pytest
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import Clip, encode_image, encode_text, tower
+from clipbias.clip import encode_image, encode_text, tower
 from clipbias.clip.rotary import angles
 from clipbias.clip.vision import embed_image, head_attention, pool_image, project_image
 from clipbias.errors import ClipbiasError
 from clipbias.export import fold
-from tests import further_families as further
-from tests import torch_files
+from tests import families, torch_files
+from tests.families import CLASSES, DATA, EVERY, FAMILIES, LABELS, METHODS, Arrays, Reference, difference
 
 FEATURES, GRADIENTS, STEPS = 2e-6, 1e-5, 2e-5  # relative to the largest number
-Arrays = dict[str, np.ndarray]
+NEW = ("pe", "biomed_clip", "chinese_clip")
 
 
-@functools.cache
-def loaded(family: str) -> tuple[Clip, Arrays]:
-    folder = further.DATA / family
-    return further.load(folder), safetensors.numpy.load_file(folder / "expected.safetensors")
+def layouts() -> list[Any]:
+    """A family and the number of its geometry; further geometries are for long tests."""
+    return [pytest.param(*pair, marks=() if pair[1] == 1 else pytest.mark.long) for pair in EVERY]
 
 
-@pytest.fixture(params=further.FAMILIES)
-def family(request: pytest.FixtureRequest) -> tuple[Clip, Arrays]:
-    return loaded(request.param)
+def heavy(methods: Sequence[str] = ()) -> list[Any]:
+    """The same for tests that the short ones leave out, at full length; of methods, two in the first geometries."""
+    if not methods:
+        return [pytest.param(*pair, marks=pytest.mark.ci if pair[1] == 1 else pytest.mark.long) for pair in EVERY]
+    cases = [(*pair, method) for pair in EVERY for method in methods if pair[0] in FAMILIES]
+    is_first = [number == 1 and method in ("ivlp", "clip_lora") for _, number, method in cases]
+    marks = [pytest.mark.ci if first else pytest.mark.long for first in is_first]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(cases, marks, strict=True)]
 
 
-def test_tokens_and_logits_equal_the_owners(family: tuple[Clip, Arrays]) -> None:
-    clip, expected = family
-    task = clipbias.Task(clip, "zero_shot", further.CLASSES)
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+@pytest.fixture
+def model(family: str, number: int, folder: Path) -> Reference:
+    return families.reference(family, number, folder)
+
+
+@pytest.fixture
+def perception_encoder(folder: Path) -> Reference:
+    return families.reference("pe", 1, folder)
+
+
+@pytest.mark.parametrize(("family", "number"), layouts())
+def test_tokens_and_logits_equal_the_owners(model: Reference) -> None:
+    clip = model.clip
+    task = clipbias.Task(clip, "zero_shot", CLASSES)
     ids = np.asarray(task.tokens.ids)
-    wanted = expected["tokens"][:, : ids.shape[1]]
+    tokens = model.expected["tokens"][:, : ids.shape[1]]
     if clip.config.text.causal:  # nothing behind the end of a text counts
         behind = np.arange(ids.shape[1]) > np.asarray(task.tokens.eos)[:, None]
-        ids, wanted = (np.where(behind, 0, x) for x in (ids, wanted))
-    np.testing.assert_array_equal(ids, wanted)
-    logits = jax.jit(task.logits)(clip.params, task.init(), expected["images"])
-    assert further.difference(logits, expected["logits"]) < FEATURES
+        ids, tokens = (np.where(behind, 0, x) for x in (ids, tokens))
+    np.testing.assert_array_equal(ids, tokens)
+    logits = jax.jit(task.logits)(clip.params, task.init(), model.images)
+    assert difference(logits, model.expected["logits"]) < FEATURES
 
 
-@pytest.mark.ci
-def test_features_and_gradients_equal_the_owners(family: tuple[Clip, Arrays]) -> None:
-    errors = further.pass_errors(*family)
+@pytest.mark.parametrize(("family", "number"), heavy())
+def test_features_and_gradients_equal_the_owners(model: Reference) -> None:
+    errors = families.pass_errors(model)
     assert errors.pop("gradients") < GRADIENTS and max(errors.values()) < FEATURES
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("method", ["bias", "ivlp", "clip_lora"])
-def test_three_steps_equal_the_owners(family: tuple[Clip, Arrays], method: str) -> None:
-    assert further.training_error(*family, method) < STEPS
+@pytest.mark.parametrize(("family", "number", "method"), heavy(METHODS))
+def test_three_steps_equal_the_owners(model: Reference, method: str) -> None:
+    """Of other forms of a family in the check of `tools.reference.write_families`: their code is the same."""
+    assert families.training_error(model, method) < STEPS
 
 
-def test_what_is_saved_is_the_same_model(family: tuple[Clip, Arrays], tmp_path: Path) -> None:
-    clip, _ = family
-    with further.sizes():
+@pytest.mark.parametrize(("family", "number"), [(family, 1) for family in FAMILIES])
+def test_what_is_saved_is_the_same_model(model: Reference, tmp_path: Path) -> None:
+    clip = model.clip
+    with families.sizes(model.geometry):
         clip.save(tmp_path)
-    again = further.load(tmp_path)
+    again = families.load(tmp_path, model.geometry)
     assert (again.fingerprint, again.config, again.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
     np.testing.assert_array_equal(again.tokenize(["A big, big bird"]), clip.tokenize(["A big, big bird"]))
     name = "model.safetensors" if (tmp_path / "model.safetensors").exists() else "open_clip_model.safetensors"
@@ -74,6 +97,10 @@ def test_what_is_saved_is_the_same_model(family: tuple[Clip, Arrays], tmp_path: 
     assert saved.keys() == theirs.keys()
     for key, value in theirs.items():
         np.testing.assert_array_equal(saved[key], value)
+    if name == "model.safetensors":
+        configs = [json.loads((Path(place) / "config.json").read_text()) for place in (tmp_path, clip.name)]
+        for key in ("model_type", "architectures"):
+            assert configs[0][key] == configs[1][key]
 
 
 def metas_names(state: Arrays) -> Arrays:
@@ -106,13 +133,13 @@ def metas_names(state: Arrays) -> Arrays:
     return new
 
 
-def test_metas_own_file(tmp_path: Path) -> None:
+def test_metas_own_file(perception_encoder: Reference, tmp_path: Path) -> None:
     """Alone in a folder as on the hub, without a configuration: its sizes come from its shapes."""
-    clip, _ = loaded("pe")
-    state = metas_names(safetensors.numpy.load_file(further.DATA / "pe" / "open_clip_model.safetensors"))
+    clip = perception_encoder.clip
+    state = metas_names(safetensors.numpy.load_file(DATA / "pe" / "open_clip_model.safetensors"))
     torch_files.save(tmp_path / "PE-Core-T8-8.pt", state)
     for source in (tmp_path, tmp_path / "PE-Core-T8-8.pt"):
-        own = clipbias.load(source, tokenizer=further.DATA / "pe")
+        own = clipbias.load(source, tokenizer=DATA / "pe")
         assert (own.fingerprint, own.config, own.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
     torch_files.save(
         tmp_path / "PE-Core-T8-8.pt", {name: x for name, x in state.items() if name != "visual.class_embedding"}
@@ -121,10 +148,10 @@ def test_metas_own_file(tmp_path: Path) -> None:
         clipbias.load(tmp_path)
 
 
-def test_chinese_clips_own_file(tmp_path: Path) -> None:
+def test_chinese_clips_own_file(folder: Path, tmp_path: Path) -> None:
     """OpenAI's names for images and BERT's for texts, inside a training checkpoint."""
-    clip, _ = loaded("chinese_clip")
-    theirs = safetensors.numpy.load_file(further.DATA / "chinese_clip" / "model.safetensors")
+    clip = families.reference("chinese_clip", 1, folder).clip
+    theirs = safetensors.numpy.load_file(DATA / "chinese_clip" / "model.safetensors")
     state: Arrays = {}
     for name, value in theirs.items():
         if name.startswith("text_model."):
@@ -148,22 +175,22 @@ def test_chinese_clips_own_file(tmp_path: Path) -> None:
     state["text_projection"] = theirs["text_projection.weight"].T.copy()
     state["logit_scale"] = theirs["logit_scale"]
     torch_files.save(tmp_path / "clip_cn_vit-b-16.pt", state)
-    own = clipbias.load(tmp_path, tokenizer=further.DATA / "chinese_clip")
+    own = clipbias.load(tmp_path, tokenizer=DATA / "chinese_clip")
     assert (own.fingerprint, own.config) == (clip.fingerprint, clip.config)
     assert own.preprocessing.resizing.whole
 
 
-def test_padding_changes_no_text_of_bert() -> None:
+def test_padding_changes_no_text_of_bert(folder: Path) -> None:
     """Its tokens are masked: one text alone, beside a longer one, and packed beside it give the same features."""
     for name in ("biomed_clip", "chinese_clip"):
-        clip, _ = loaded(name)
+        clip = families.reference(name, 1, folder).clip
         alone = clip.encode_texts(["a cat"])
         beside = clip.encode_texts(["a cat", "a photo of a golden retriever and a big bird"])
-        assert further.difference(beside[:1], alone) < FEATURES
+        assert difference(beside[:1], alone) < FEATURES
 
 
-def test_angles_are_those_of_rows_and_columns() -> None:
-    vision = loaded("pe")[0].config.vision
+def test_angles_are_those_of_rows_and_columns(perception_encoder: Reference) -> None:
+    vision = perception_encoder.clip.config.vision
     table = angles(vision, vision.tokens + 2)
     assert table.shape == (vision.tokens + 2, vision.width // vision.heads // 2)
     assert not table[0].any() and not table[-2:].any()  # [cls] and prompts
@@ -172,43 +199,45 @@ def test_angles_are_those_of_rows_and_columns() -> None:
     np.testing.assert_array_equal(table[1 + 2 * vision.grid + 3, pairs], 3.0)
 
 
-def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches() -> None:
-    clip, expected = loaded("pe")
-    attention = head_attention(clip.params, clip.config, expected["images"])
+def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(perception_encoder: Reference) -> None:
+    clip = perception_encoder.clip
+    images = perception_encoder.images
+    attention = head_attention(clip.params, clip.config, images)
     assert attention.shape == (3, clip.config.vision.patches)
     assert (np.asarray(attention.sum(-1)) < 1).all()  # the rest is that to [cls]
     with pytest.raises(ClipbiasError, match="patches have no features of their own where a pooling head"):
-        encode_image(clip.params, clip.config, expected["images"], patches=True)
+        encode_image(clip.params, clip.config, images, patches=True)
 
 
 def test_an_activation_is_no_choice() -> None:
     with pytest.raises(ClipbiasError, match="the activation of chinese_clip is known"):
-        clipbias.load(further.DATA / "chinese_clip", activation="gelu")
+        clipbias.load(DATA / "chinese_clip", activation="gelu")
 
 
-def test_a_folded_bias_is_the_tuned_model(family: tuple[Clip, Arrays]) -> None:
+@pytest.mark.parametrize(("family", "number"), [(family, 1) for family in NEW])
+def test_a_folded_bias_is_the_tuned_model(model: Reference) -> None:
     """In a BERT it is the bias of the block's last LayerNorm."""
-    clip, expected = family
-    learnables = further.learned(expected, "bias", "after")
-    task = clipbias.Task(clip, "bias", further.CLASSES)
-    tuned = jax.jit(task.logits)(clip.params, learnables, expected["images"])
+    clip = model.clip
+    learnables = families.trained(model, "bias")
+    task = clipbias.Task(clip, "bias", CLASSES)
+    tuned = jax.jit(task.logits)(clip.params, learnables, model.images)
     folded = fold(clip.params, task.method.adapt(learnables))
-    plain = clipbias.Task(dataclasses.replace(clip, params=folded), "zero_shot", further.CLASSES)
-    found = jax.jit(plain.logits)(folded, plain.init(), expected["images"])
-    assert further.difference(found, np.asarray(tuned)) < 5 * FEATURES
+    plain = clipbias.Task(dataclasses.replace(clip, params=folded), "zero_shot", CLASSES)
+    found = jax.jit(plain.logits)(folded, plain.init(), model.images)
+    assert difference(found, np.asarray(tuned)) < 5 * FEATURES
 
 
-@pytest.mark.ci
-def test_relevancy_is_that_of_whole_matrices(family: tuple[Clip, Arrays]) -> None:
+@pytest.mark.parametrize(("family", "number"), [case for case in heavy() if case.values[0] in NEW])
+def test_relevancy_is_that_of_whole_matrices(model: Reference) -> None:
     """Gradients by taps; the row starts at the pooled token, or at the pooling head."""
-    clip, expected = family
-    task = clipbias.Task(clip, "zero_shot", further.CLASSES)
-    images = jnp.asarray(expected["images"])
-    targets = jnp.array(further.LABELS)
+    clip = model.clip
+    task = clipbias.Task(clip, "zero_shot", CLASSES)
+    images = jnp.asarray(model.images)
+    targets = jnp.array(LABELS)
     maps = clipbias.relevancy(task, clip.params, task.init(), images, targets)
     vision = clip.config.vision
     layers, count = vision.layers, vision.tokens
-    texts = encode_text(clip.params, clip.config, jnp.asarray(expected["tokens"], jnp.int32))[0][targets]
+    texts = encode_text(clip.params, clip.config, jnp.asarray(model.expected["tokens"], jnp.int32))[0][targets]
 
     def score(taps: jax.Array, tap: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         inputs = embed_image(clip.params, clip.config, images)
@@ -234,4 +263,4 @@ def test_relevancy_is_that_of_whole_matrices(family: tuple[Clip, Arrays]) -> Non
     else:
         wanted = whole[:, 0]
     first = vision.first_patch
-    assert further.difference(maps.vision, np.asarray(wanted)[:, first:]) < GRADIENTS
+    assert difference(maps.vision, np.asarray(wanted)[:, first:]) < GRADIENTS

@@ -1,6 +1,7 @@
-"""The tokenizer against OpenAI's `SimpleTokenizer` in plain Python, on texts that trip up re-implementations."""
+"""Tokenizers of all kinds against their owners' on odd texts, CLIP's also against OpenAI's in plain Python."""
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,35 +12,11 @@ from hypothesis import strategies as st
 import clipbias
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
+from clipbias.clip.tokenizer_files import clip_tokenizer, read_tokenizer
+from tests.clip.odd_texts import ODD_TEXTS
 from tests.reference.tokenizer import SimpleTokenizer
 
 DATA = Path(__file__).parents[1] / "data_files"
-TRICKY = [
-    "a photo of a cat.",
-    "A PHOTO of a Maine Coon.",
-    "the dog's bird, they're I've we'll he'd I'm don't 'tis",
-    "THE DOG'S BIRD, THEY'RE I'VE WE'LL HE'D I'M DON'T",
-    "747-200 and 757 in 2012, 3.5 or ½ or ² or Ⅷ",
-    "wait... what?! (no) --> yes!!! #1 & co., c/o a@b.c, 100% _under_score_",
-    "  many   spaces\tand\ntabs\r\n and no-break\u00a0space and\u2003em space ",
-    "caf&eacute; &amp; bar, &amp;amp; twice, &lt;tag&gt; &#39;quoted&#39;",
-    "caf\u00e9 cafe\u0301 na\u00efve \u00dcber stra\u00dfe \u0130stanbul \u01c5",
-    "sch\u00c3\u00b6n mis-decoded \u00e2\u20ac\u0153quotes\u00e2\u20ac\u009d",
-    "\u201ccurly\u201d \u2018quotes\u2019 \u2013 dash \u2014 dash \u2026",
-    "emoji \U0001f600 and flag \U0001f1e9\U0001f1ea and family \U0001f468\u200d\U0001f469\u200d\U0001f467",
-    "\u65e5\u672c\u8a9e \u4e2d\u6587 \ud55c\uad6d\uc5b4 \u0420\u0443\u0441\u0441\u043a\u0438\u0439 \u0627\u0644\u0639",
-    "\u03a3\u0391\u03a3 \u039f\u0394\u03a5\u03a3\u03a3\u0395\u03a5\u03a3",
-    "\uff26\uff35\uff2c\uff2c \uff57\uff49\uff44\uff54\uff48 \ufb01sh \u2163",
-    "a\u200bzero width \ufeffbom \u00adsoft",
-    "control \x00\x07\x1c\x1f\x85 characters",
-    "",
-    ".",
-    "'",
-    "'s",
-    "x" * 30,
-]
-
-
 # Letters, digits, marks and punctuation that every version of Unicode in use knows.
 ALPHABET = st.characters(
     min_codepoint=0x20, max_codepoint=0x24F, exclude_categories=["Cs", "Cn", "Cc"]
@@ -54,7 +31,7 @@ def tokenizers(name: str) -> tuple[Clip, SimpleTokenizer]:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-@pytest.mark.parametrize("text", TRICKY)
+@pytest.mark.parametrize("text", ODD_TEXTS)
 def test_equals_the_original(name, text):
     clip, reference = tokenizers(name)
     assert encode(clip.tokenizer, [text])[0] == reference.encode(text)
@@ -76,3 +53,38 @@ def test_rows_begin_end_and_are_padded_as_the_original():
     padded = reference.tokenize(texts, pad=0)
     np.testing.assert_array_equal(ids, padded[:, :width])
     assert not padded[:, width:].any() and padded[:, width - 1].any()
+
+
+# By the name in the file of expected ids: the folder of the vocabulary, the family, and open_clip's cleaning.
+KINDS: dict[str, tuple[str, str, str | None]] = {
+    "siglip": ("sentencepiece", "siglip", None),
+    "siglip in open_clip": ("sentencepiece", "siglip", "canonicalize"),
+    "siglip_2": ("gemma", "siglip", None),
+    "siglip_2 in open_clip": ("gemma", "siglip", "canonicalize"),
+    "metaclip_2": ("xlm_v", "metaclip_2", None),
+    "metaclip_2 in open_clip": ("xlm_v", "metaclip_2", "whitespace"),
+    "metaclip_2 with mT5's": ("sentencepiece", "metaclip_2", None),
+    "chinese_clip": ("bert", "chinese_clip", None),
+    "biomed_clip": ("bert", "biomed_clip", "whitespace"),
+}
+
+
+@pytest.fixture(scope="module")
+def owners() -> dict[str, list[list[int]]]:
+    """Ids of `ODD_TEXTS` by the owners' tokenizers (`tools/reference/write_tokens.py`)."""
+    return json.loads((DATA / "tokenizers" / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_owners(kind: str, owners: dict[str, list[list[int]]]) -> None:
+    folder, family, cleaning = KINDS[kind]
+    if folder == "sentencepiece":
+        pytest.importorskip("sentencepiece")
+    tokenizer = read_tokenizer(DATA / "tokenizers" / folder, family, cleaning)
+    for text, ids in zip(ODD_TEXTS, owners[kind], strict=True):
+        assert encode(tokenizer, [text])[0] == ids, text
+
+
+def test_clips_own_vocabulary_equals_open_clips(owners: dict[str, list[list[int]]]) -> None:
+    for text, ids in zip(ODD_TEXTS, owners["clip"], strict=True):
+        assert encode(clip_tokenizer(), [text])[0] == ids, text

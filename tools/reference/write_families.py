@@ -1,296 +1,183 @@
-r"""Writes small random models of MetaCLIP 2, SigLIP and SigLIP 2 with what `transformers` computes with them.
+r"""Writes what their owners' code computes with small random models of all families but CLIP, in several geometries.
 
-Run once, where PyTorch and sentencepiece are installed; tests need neither, but for SigLIP's tokenizer:
+  pip install torch torchvision timm open_clip_torch transformers sentencepiece
+  python -m tools.reference.write_families             # tests/data_files
+  python -m tools.reference.write_families pe --check  # and the largest errors of clipbias, a line per geometry
 
-  python -m tools.reference.write_families
-
-Each folder of tests/data_files has the model and its tokenizer as `transformers` saves them, trained on a few words,
-and `expected.safetensors`: token ids, features, logits, and the gradients of the loss by what methods add, computed by
-hooks on the modules of `transformers` in float64.
+transformers computes MetaCLIP 2, SigLIP, SigLIP 2 and Chinese-CLIP; open_clip, with timm's vision towers, Perception
+Encoder, BiomedCLIP and the other families' forms in its files. Tests need none of them, but sentencepiece for SigLIP's
+tokenizer. Numbers are float64: token ids, features, logits, gradients of the loss by what methods add, and learnables
+after three steps of training.
 """
 
-import io
+import argparse
+import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import sentencepiece
-import tokenizers
 import torch
 import transformers
+from open_clip.tokenizer import HFTokenizer
 from torch import nn
 
-DATA = Path(__file__).parents[2] / "tests" / "data_files"
-TEXTS = ("a photo of a cat.", "a photo of a Dog.", "a photo of a golden retriever.", "a photo of a big bird.")
-LABELS = (2, 0, 3)
-RATE = 0.05
-STEPS = 3
-# Learned tokens, and positions.
-CONTEXT = 2
-LENGTH = 32
-WORDS = [*TEXTS, "satellite texture type painting", "maine coon", "the quick brown fox jumps over lazy dogs"] * 20
-VISION = dict(
-    hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=2
-)
-TEXT = dict(hidden_size=12, intermediate_size=24, num_hidden_layers=3, num_attention_heads=3)
+from tests import families
+from tests.families import DATA, EVERY, FURTHER, GEOMETRIES, LABELS, METHODS, TEXTS, Geometry
+from tools.reference.adapted_owners import Tensors, logits, trained
+from tools.reference.owners import Owner, build, fill, siglip_open_clip, towers_of_metaclip_2, vocabulary_of
+from tools.reference.small_tokenizers import write_tokenizer
+
+HALF = [0.5, 0.5, 0.5]
+BIOMED_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 
 
-def metaclip_2_tokenizer(_: Path) -> Any:
-    """A unigram model as XLM-V's."""
-    trained = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    trained.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = tokenizers.trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>")
-    trained.train_from_iterator(WORDS, trainer)
-    import json
-
-    pieces = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["vocab"]]
-    return transformers.XLMRobertaTokenizer(vocab=pieces, model_max_length=LENGTH)
+def read_tokenizer(family: str) -> Any:
+    """A family's tokenizer in its own class."""
+    folder = DATA / families.TOKENIZERS.get(family, family)
+    if (folder / "spiece.model").exists():
+        return transformers.SiglipTokenizer.from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def siglip_tokenizer(folder: Path) -> Any:
-    """A sentencepiece model."""
-    model = io.BytesIO()
-    ids: dict[str, Any] = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.lower() for text in WORDS),
-        model_writer=model,
-        vocab_size=150,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        **ids,
-    )
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    return transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=LENGTH)
+def token_ids(family: str, tokenizer: Any, length: int) -> torch.Tensor:
+    """Ids of `TEXTS` by the owner's tokenizer `[C, N]`."""
+    if family in ("siglip_open_clip", "siglip_2_open_clip", "metaclip_2_open_clip"):
+        folder = DATA / families.TOKENIZERS[family]
+        clean = "canonicalize" if "siglip" in family else "whitespace"
+        return HFTokenizer(str(folder), context_length=length, clean=clean)([*TEXTS])
+    texts = [text.lower() for text in TEXTS] if family == "siglip_2" else [*TEXTS]
+    return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
 
 
-def siglip_2_tokenizer(_: Path) -> Any:
-    """Byte-pair encoding as Gemma's, with the end of a text."""
-    trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
-    trained.normalizer = tokenizers.normalizers.Replace(" ", "▁")
-    parts = [tokenizers.pre_tokenizers.Split("▁", "merged_with_next"), tokenizers.pre_tokenizers.Punctuation()]
-    trained.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    trained.train_from_iterator(
-        (text.lower() for text in WORDS), tokenizers.trainers.BpeTrainer(vocab_size=150, special_tokens=special)
-    )
-    trained.post_processor = tokenizers.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    names = dict(pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>")
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=LENGTH, **names)
+def save_model(family: str, geometry: Geometry, owner: Owner, tokenizer: Any, folder: Path) -> None:
+    """Weights and configuration as the owner's library writes them."""
+    if isinstance(owner.model, transformers.PreTrainedModel):
+        owner.model.save_pretrained(folder)
+        return
+    state = {name: value.numpy().copy() for name, value in owner.model.state_dict().items()}
+    state = {name: value for name, value in state.items() if not name.endswith(("rope.pos_embed", "attn_mask"))}
+    safetensors.numpy.save_file(state, folder / "open_clip_model.safetensors")
+    content = {"model_cfg": open_clip_model(family, geometry, tokenizer), "preprocess_cfg": {}}
+    if family == "pe" or "siglip" in family:
+        filter_name = "bilinear" if family == "pe" else "bicubic"
+        content["preprocess_cfg"] = {"mean": HALF, "std": HALF, "interpolation": filter_name, "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=1))
 
 
-# The tokenizer, and the configuration and model of `transformers`.
-FAMILIES: dict[str, tuple[Any, str]] = {
-    "metaclip_2": (metaclip_2_tokenizer, "MetaClip2"),
-    "siglip": (siglip_tokenizer, "Siglip"),
-    "siglip_2": (siglip_2_tokenizer, "Siglip"),
-}
-
-
-def random_model(kind: str, tokenizer: Any) -> Any:
-    """A model with random weights, larger than those that training starts from, so that every part counts."""
-    siglip = kind == "Siglip"
-    size = max(tokenizer.get_vocab().values()) + 1
-    text = TEXT | dict(vocab_size=size, max_position_embeddings=LENGTH, pad_token_id=tokenizer.pad_token_id)
-    if siglip:
-        # As in SigLIP's largest models, the patches leave a margin.
-        settings: dict[str, Any] = dict(
-            vision_config=VISION | {"image_size": 9}, text_config=text | {"projection_size": 16}
-        )
+def open_clip_model(family: str, geometry: Geometry, tokenizer: Any) -> dict[str, Any]:
+    """The `model_cfg` of an `open_clip_config.json`, with the keys that open_clip's own files of the family have."""
+    if family == "metaclip_2_open_clip":
+        vision, text = towers_of_metaclip_2(geometry, tokenizer)
+        text["hf_tokenizer_name"] = "facebook/xlm-v-base"
+        quick_gelu = {"quick_gelu": True} if geometry.quick_gelu else {}
+        return {"embed_dim": geometry.joint, **quick_gelu, "vision_cfg": vision, "text_cfg": text}
+    core, siglip = ("pe_core_", "") if family == "pe" else ("", "siglip_" if "siglip" in family else "")
+    name = f"vit_{core}{families.size_of(geometry)}_patch{geometry.patch}_{siglip}{geometry.image}"
+    vision = {"image_size": geometry.image, "timm_model_name": name, "timm_pool": "map" if core or siglip else ""}
+    if family == "biomed_clip":
+        text = {"hf_model_name": BIOMED_BERT, "hf_proj_type": "mlp", "context_length": geometry.length}
+        text["hf_pooler_type"] = "cls_last_hidden_state_pooler"
     else:
-        text |= dict(eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, projection_dim=10)
-        settings = dict(vision_config=VISION | {"projection_dim": 10}, text_config=text, projection_dim=10)
-    torch.manual_seed(7)
-    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(0, 0.3)
-            if "norm" in name and name.endswith("weight"):
-                parameter.add_(1)
-        model.logit_scale.fill_(2.0)
-        if siglip:
-            model.logit_bias.fill_(-3.0)
-    return model
+        text = {"context_length": geometry.length, "vocab_size": vocabulary_of(tokenizer)}
+        text |= {"width": geometry.text_width, "heads": geometry.text_heads, "layers": geometry.text_layers}
+    model = {"embed_dim": families.features_of(family, geometry), "vision_cfg": vision, "text_cfg": text}
+    if siglip:
+        text |= {"mlp_ratio": 2.0, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+        text |= {"norm_kwargs": {"eps": 1e-6}, "tokenizer_kwargs": {"clean": "canonicalize"}}
+        text |= {"act_kwargs": {"approximate": "tanh"}} if "siglip_2" in family else {}
+        model["init_logit_bias"] = -10
+    return model | {"custom_text": True}
 
 
-@contextmanager
-def adapted(  # noqa: C901, PLR0915 (a hook for each field)
-    model: Any, added: dict[str, torch.Tensor], read: torch.Tensor | None
-) -> Iterator[None]:
-    """Runs a model with what methods add: biases behind blocks, prompts in both towers, low-rank changes of kernels.
-
-    Args:
-      model: of `transformers`.
-      added: by the names of `Adaptation`; of low rank by `lora.{tower}.down` and `lora.{tower}.up`.
-      read: the position of each text that is read out, of a model with `[cls]` and SOS; `None` of SigLIP.
-    """
-    first = int(read is not None)
-    handles = []
-    vision = model.vision_model
-    count = added["vision_prompts"].shape[1] if "vision_prompts" in added else 0
-
-    def changed(output: Any, change: Any) -> Any:
-        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
-
-    def put(rows: torch.Tensor, places: slice) -> Any:
-        def hook(module: nn.Module, inputs: tuple, options: dict) -> tuple:
-            return (with_rows(inputs[0], rows, places), *inputs[1:]), options
-
-        return hook
-
-    def with_rows(x: torch.Tensor, rows: torch.Tensor, places: slice) -> torch.Tensor:
-        x = x.clone()
-        x[:, places] = rows
-        return x
-
-    def append(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return torch.cat([output, added["vision_prompts"][0].expand(len(output), -1, -1)], 1)
-
-    def bias(rows: torch.Tensor, row: Any) -> Any:
-        """`rows [D]`, or `[2, D]` with the first at `row` of each sequence; without such a row a single kind."""
-
-        def change(x: torch.Tensor) -> torch.Tensor:
-            if rows.ndim == 1 or len(rows) == 1:
-                return x + rows
-            here = torch.arange(x.shape[1]) == torch.as_tensor(row).expand(len(x))[:, None]
-            return x + torch.where(here[..., None], rows[0], rows[1])
-
-        return lambda module, inputs, output: changed(output, change)
-
-    def low_rank(down: torch.Tensor, up: torch.Tensor) -> Any:
-        return lambda module, inputs, output: output + inputs[0] @ down @ up
-
-    for tower in ("vision", "text"):
-        row = 0 if tower == "vision" else LENGTH - 1 if read is None else read
-        for number, block in enumerate(getattr(model, f"{tower}_model").encoder.layers):
-            if f"{tower}_bias" in added:
-                handles.append(block.register_forward_hook(bias(added[f"{tower}_bias"][number], row)))
-            for part, name in enumerate("qkv" if f"lora.{tower}.down" in added else ""):
-                pair = [added[f"lora.{tower}.{kind}"][number, part] for kind in ("down", "up")]
-                kernel = getattr(block.self_attn, f"{name}_proj")
-                handles.append(kernel.register_forward_hook(low_rank(*pair)))
-    if count:
-        handles.append(vision.embeddings.register_forward_hook(append))
-        for number, rows in enumerate(added["vision_prompts"][1:], 1):
-            hook = put(rows, slice(-count, None))
-            handles.append(vision.encoder.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
-        if read is None:
-            handles.append(vision.head.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, :-count],)))
-    if "text_context" in added:
-        context = added["text_context"]
-        text = model.text_model
-        places = slice(first, first + len(context))
-        embedding = text.embeddings.token_embedding
-        handles.append(embedding.register_forward_hook(lambda module, inputs, x: with_rows(x, context, places)))
-        for number, rows in enumerate(added.get("text_prompts", ()), 1):
-            handles.append(text.encoder.layers[number].register_forward_pre_hook(put(rows, places), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def write(family: str, number: int) -> None:
+    """A folder: the expected numbers of a geometry, with the model or its configuration alone."""
+    geometry = GEOMETRIES[family][number - 1]
+    tokenizer = read_tokenizer(family)
+    owner = build(family, geometry, tokenizer)
+    fill(owner)
+    folder = families.folder_of(family, number)
+    save_model(family, geometry, owner, tokenizer, folder)
+    (weights,) = folder.glob("*model.safetensors")
+    tensors = safetensors.numpy.load_file(weights)
+    parameters = dict(owner.model.named_parameters())
+    assert tensors.keys() <= parameters.keys() | {"text_model.embeddings.position_ids"}, tensors.keys() - parameters
+    shapes = {name: value.shape for name, value in tensors.items()}
+    if folder.parent == FURTHER:
+        weights.unlink()
+    arrays = computed(family, geometry, owner, token_ids(family, tokenizer, geometry.length))
+    safetensors.numpy.save_file(arrays, folder / "expected.safetensors", {"tensors": json.dumps(shapes)})
+    print(f"{folder.name}: {sum(path.stat().st_size for path in folder.iterdir()) / 1024:.0f} KB")
 
 
-def logits(model: Any, ids: Any, pixels: Any, added: dict[str, torch.Tensor], read: Any) -> torch.Tensor:
-    """Of a model with what a method adds: of CLIP-LoRA with 100 in place of the model's own scale."""
-    with adapted(model, added, read):
-        outputs = model(input_ids=ids, pixel_values=pixels)
-        if "text_residual" in added:  # of TaskRes, before the features are normalised
-            output = model.get_text_features(input_ids=ids)
-            text = getattr(output, "pooler_output", output) + 0.5 * added["text_residual"]
-        else:
-            text = outputs.text_embeds
-    scale = torch.tensor(100.0).double() if "lora.vision.down" in added else model.logit_scale.exp()
-    image, text = (x / x.norm(dim=-1, keepdim=True) for x in (outputs.image_embeds, text))
-    return scale * image @ text.T + (model.logit_bias if hasattr(model, "logit_bias") else 0.0)
+def computed(family: str, geometry: Geometry, owner: Owner, ids: torch.Tensor) -> dict[str, np.ndarray]:
+    """Features, logits, gradients, and learnables after training."""
+    owner.model.double().requires_grad_(False)
+    pixels = torch.from_numpy(families.images_of(geometry)).double().permute(0, 3, 1, 2)
 
+    def run(added: Tensors) -> torch.Tensor:
+        return logits(owner, pixels, ids, added)
 
-def trained(model: Any, ids: Any, pixels: Any, read: Any) -> dict[str, torch.Tensor]:
-    """What three steps of SGD make of random learnables of five methods."""
-    kinds = 1 if read is None else 2
-    tensors = dict[str, torch.Tensor]()
-    biases: dict[str, tuple[int, ...]]
-    biases = {"vision_bias": (3, 16), "text_bias": (3, 12)}
-    prompts: dict[str, tuple[int, ...]]
-    prompts = {"text_context": (CONTEXT, 12), "text_prompts": (2, CONTEXT, 12), "vision_prompts": (3, 2, 16)}
-    pairs: dict[str, tuple[int, ...]]
-    pairs = {f"lora.{tower}.down": (3, 3, width, 2) for tower, width in (("vision", 16), ("text", 12))}
-    pairs |= {f"lora.{tower}.up": (3, 3, 2, width) for tower, width in (("vision", 16), ("text", 12))}
-    methods: dict[str, dict[str, tuple[int, ...]]] = {
-        "bias": biases,
-        "bias_by_kind": {"vision_bias": (3, kinds, 16), "text_bias": (3, 2, 12)},
-        "ivlp": prompts,
-        "taskres": {"text_residual": (len(TEXTS), 16 if read is None else 10)},
-        "clip_lora": pairs,
-    }
-    random = np.random.default_rng(11)
-    for method, shapes in methods.items():
-        start = {key: random.normal(scale=0.3, size=shape).astype(np.float32) for key, shape in shapes.items()}
-        leaves = {key: torch.from_numpy(value).double().requires_grad_() for key, value in start.items()}
-        optimizer = torch.optim.SGD(leaves.values(), lr=RATE, momentum=0.9, weight_decay=5e-4)
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            # `up` holds γ = α / √r beside what is learned.
-            added = {key: x / 2**0.5 if key.endswith(".up") else x for key, x in leaves.items()}
-            loss = nn.functional.cross_entropy(logits(model, ids, pixels, added, read), torch.tensor(LABELS))
-            loss.backward()
-            optimizer.step()
-        tensors |= {f"{method}.loss": loss} | {f"{method}.before.{k}": torch.from_numpy(v) for k, v in start.items()}
-        tensors |= {f"{method}.after.{key}": value for key, value in leaves.items()}
-    return tensors
-
-
-def write(name: str) -> None:
-    """One folder."""
-    make_tokenizer, kind = FAMILIES[name]
-    folder = DATA / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    tokenizer = make_tokenizer(folder)
-    tokenizer.save_pretrained(folder)
-    model = random_model(kind, tokenizer)
-    model.save_pretrained(folder)
-    texts = [text.lower() for text in TEXTS] if name == "siglip_2" else [*TEXTS]
-    ids = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt")["input_ids"]
-    random = np.random.default_rng(3)
-    side = model.config.vision_config.image_size
-    images = random.normal(size=(len(LABELS), side, side, 3)).astype(np.float32)
-    shapes = {"vision_bias": (3, 16), "text_bias": (3, 12), "text_context": (CONTEXT, 12), "vision_prompts": (2, 2, 16)}
-    added = {key: random.normal(scale=0.3, size=shape).astype(np.float32) for key, shape in shapes.items()}
-    model = model.double()
-    pixels = torch.from_numpy(images).double().permute(0, 3, 1, 2)
-    with torch.no_grad():
-        plain = model(input_ids=ids, pixel_values=pixels)
-        image_features = model.get_image_features(pixel_values=pixels)
-        text_features = model.get_text_features(input_ids=ids)
-    stored = {"tokens": ids, "logits": plain.logits_per_image}
-    stored |= {"image_features": getattr(image_features, "pooler_output", image_features)}
-    stored |= {"text_features": getattr(text_features, "pooler_output", text_features)}
+    outputs: dict[str, torch.Tensor] = {"tokens": ids, "logits": run({})}
+    outputs |= {"image_features": owner.images(pixels), "text_features": owner.texts(ids)}
+    added = families.start_of(family, geometry, "added")
     leaves = {key: torch.from_numpy(value).double().requires_grad_() for key, value in added.items()}
-    read = None if kind == "Siglip" else (ids == tokenizer.eos_token_id).int().argmax(-1)
-    with adapted(model, leaves, read):
-        changed = model(input_ids=ids, pixel_values=pixels).logits_per_image
+    changed = run(leaves)
     loss = nn.functional.cross_entropy(changed, torch.tensor(LABELS))
-    loss.backward()
-    model.requires_grad_(False)
-    stored |= trained(model, ids, pixels, read)
-    stored |= {"adapted.logits": changed, "adapted.loss": loss} | {f"gradient.{k}": x.grad for k, x in leaves.items()}
-    arrays = {key: value.detach().numpy() for key, value in stored.items()}
-    arrays = {key: np.array(x, x.dtype if x.dtype.kind == "i" else np.float32, order="C") for key, x in arrays.items()}
-    arrays |= {"images": images, **{f"added.{key}": value for key, value in added.items()}}
-    safetensors.numpy.save_file(arrays, folder / "expected.safetensors")
-    print(
-        f"{name}: {sum(path.stat().st_size for path in folder.iterdir()) / 1024:.0f} KB, {tokenizer.__class__.__name__}"
-    )
+    gradients = dict(zip(leaves, torch.autograd.grad(loss, [*leaves.values()]), strict=True))
+    outputs |= {"adapted.logits": changed, "adapted.loss": loss} | {f"gradient.{k}": x for k, x in gradients.items()}
+    for method in METHODS:
+        learnables, loss = trained(run, families.start_of(family, geometry, method))
+        outputs |= {f"{method}.loss": loss} | {f"{method}.after.{key}": x for key, x in learnables.items()}
+    arrays = {key: value.detach().numpy() for key, value in outputs.items()}
+    return {key: np.array(x, np.int32 if x.dtype.kind == "i" else np.float32, order="C") for key, x in arrays.items()}
+
+
+def check(family: str, number: int, folder: Path) -> str:
+    """All errors of a geometry in a line."""
+    model = families.reference(family, number, folder)
+    errors = families.pass_errors(model)
+    errors |= {method: families.training_error(model, method) for method in METHODS}
+    return ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+
+
+def gelu_error() -> float:
+    """How far SigLIP's features are from those with exact GELUs, which open_clip has in its files of SigLIP."""
+    geometry = GEOMETRIES["siglip_open_clip"][0]
+    tokenizer = read_tokenizer("siglip_open_clip")
+    pixels = torch.from_numpy(families.images_of(geometry)).permute(0, 3, 1, 2)
+    features = []
+    for approximate in ("none", "tanh"):
+        owner = siglip_open_clip(geometry, tokenizer, approximate)
+        fill(owner)
+        features.append(owner.images(pixels).detach().numpy())
+    return families.difference(features[1], features[0])
 
 
 def main() -> None:
-    for name in FAMILIES:
-        write(name)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.reference.write_families", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("families", nargs="*", choices=[*GEOMETRIES, []], help="by default all")
+    parser.add_argument("--check", action="store_true", help="also print the errors of clipbias")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # such small products only wait for further ones
+    pairs = [pair for pair in EVERY if pair[0] in (arguments.families or GEOMETRIES)]
+    for family, number in pairs:
+        folder = families.folder_of(family, number)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if folder.parent == DATA:
+            write_tokenizer(family, folder)
+        write(family, number)
+    if not arguments.check:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for family, number in pairs:
+            print(family, GEOMETRIES[family][number - 1], check(family, number, Path(folder)), flush=True)
+    print(f"features of SigLIP with exact GELUs: {gelu_error():.1e}")
 
 
 if __name__ == "__main__":
