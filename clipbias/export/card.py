@@ -24,7 +24,8 @@ from clipbias.tuning.user_methods import FunctionMethod
 WHAT = {
     "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",
     "checkpoint": "An ordinary CLIP checkpoint: what was learned is added to the weights that it changes, biases after "
-    "a layer to its MLP output bias (`mlp.fc2.bias`), `x + MLP(x) + b` being the same network; all other weights are "
+    "a layer to its MLP output bias (`mlp.fc2.bias`), `x + MLP(x) + b` being the same network, or to a BERT's last "
+    "LayerNorm; all other weights are "
     "the base model's. "
     "`classifier.safetensors` holds the class features.",
     "head": "A classifier head, `classifier.safetensors`: one unit-length feature per class, for the image features of "
@@ -119,8 +120,9 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
     elif per_class := _images_per_class(adapter.notes):
         made += _plain(f", on {per_class}" + (f" drawn with seed {seed}" if seed is not None else ""))
     written = "" if form == "adapter" else " This folder was written by `clipbias export`."
+    family = "clip" if task is None else task.clip.config.family
     return (
-        f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
+        f"---\n{_front_matter(adapter, _library(form, family), form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"
         f"## Use\n\n{_usage(adapter, task, form)}"
     )
@@ -141,12 +143,12 @@ def base_card(clip: Clip) -> str:
 
     card: Any = ModelCardData(
         base_model=_on_the_hub(clip.name),
-        library_name="transformers",
+        library_name=_library("checkpoint", clip.config.family),
         pipeline_tag="zero-shot-image-classification",
         tags=["clip", "clipbias"],
     )
     return (
-        f"---\n{card.to_yaml()}\n---\n\n# CLIP\n\nA CLIP model in Hugging Face format, written by clipbias from "
+        f"---\n{card.to_yaml()}\n---\n\n# CLIP\n\nA CLIP model, written by clipbias from "
         f'{as_code(clip.source)}.\n\n```python\nimport clipbias\n\nclip = clipbias.load(".")\n```\n'
     )
 
@@ -221,7 +223,14 @@ def _description(adapter: Adapter, task: Task | None) -> str:
     return ((module and module.__doc__) or "").strip().partition("\n")[0]
 
 
-def _front_matter(adapter: Adapter, form: str, title: str) -> str:
+def _library(form: str, family: str) -> str:
+    """The hub's name of the library that loads a folder."""
+    if form == "checkpoint":
+        return "transformers" if family in MODELS else "open_clip"
+    return "peft" if form == "peft" else "clipbias"
+
+
+def _front_matter(adapter: Adapter, library: str, form: str, title: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     dataset = adapter.notes.get("dataset")
@@ -239,7 +248,7 @@ def _front_matter(adapter: Adapter, form: str, title: str) -> str:
         results = [result]
     card: Any = ModelCardData(
         base_model=_on_the_hub(adapter.base),
-        library_name={"checkpoint": "transformers", "peft": "peft"}.get(form, "clipbias"),
+        library_name=library,
         pipeline_tag="zero-shot-image-classification" if form == "checkpoint" else "image-classification",
         tags=["clip", "clipbias", "few-shot"],
         model_name=None if results is None else title,

@@ -1,4 +1,4 @@
-"""Relevancy, the causal test and constants of a model with a pooling head, against plain computations."""
+"""Relevancy, the causal test and constants of models that are no CLIP, against plain computations."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from clipbias.explain.relevancy import explanations
 from clipbias.explain.streaming import MapOptions
 from clipbias.explain.tokens import text_kinds, token_labels
 from clipbias.tuning.features import unit_length
+from tests import families
+from tests.families import CLASSES, DATA, LABELS
 from tests.helpers import short
 from tests.tuning import weights_common
 
-DATA = Path(__file__).parents[1] / "data_files"
-CLASSES, LABELS = ("cat", "Dog", "golden_retriever", "big bird"), (2, 0, 3)
+NEW = ("pe", "biomed_clip", "chinese_clip")
 ROUNDING = 5e-6
 
 
@@ -101,18 +102,20 @@ def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     assert difference(maps["relevancy"].text, np.where(counted, expected["text"], 0)) < ROUNDING
 
 
-@pytest.mark.long
-def test_corners_are_the_two_runs(tuned: tuple) -> None:
-    task, learnables, images = tuned
+@pytest.mark.parametrize("family", short(["siglip_2", *NEW], "biomed_clip"))
+def test_corners_are_the_two_runs(family: str, tmp_path: Path) -> None:
+    """Of mixtures of the causal test: none of the tuned run's parts, and all of them."""
+    model = families.reference(family, 1, tmp_path)
+    task = families.task_of(model, "ivlp")
     params = task.clip.params
     config = task.clip.config
-    names = corners(effects_in_play(True))[::7]
+    names = corners(effects_in_play(True))[::31]
     tokens = task.tokens
-    adaptation = task.method.adapt(learnables)
+    adaptation = task.method.adapt(families.trained(model, "ivlp"))
     words = reference_adaptation(task, task.init())
 
     @jax.jit
-    def run(params: Any, tuned: Adaptation, words: Adaptation) -> Any:
+    def run(params: Any, images: Any, tuned: Adaptation, words: Adaptation) -> Any:
         mixed = (
             mix_images(params, config, images, tuned, Adaptation(), names),
             mix_texts(params, config, tokens, tuned, words, names),
@@ -120,22 +123,30 @@ def test_corners_are_the_two_runs(tuned: tuple) -> None:
         plain = [encode_image(params, config, images, each)[0] for each in (Adaptation(), tuned)]
         return mixed, (plain, [encode_text(params, config, tokens, each)[0] for each in (words, tuned)])
 
-    for mixed, (reference, whole) in zip(*jax.device_get(run(params, adaptation, words)), strict=True):
+    runs = jax.device_get(run(params, model.images, adaptation, words))
+    for mixed, (reference, whole) in zip(*runs, strict=True):
         assert difference(mixed.streams[0], reference) < ROUNDING
         assert difference(mixed.streams[-1], whole) < ROUNDING
 
 
-@pytest.mark.parametrize("method", short(["bias", "bias_by_kind"], "bias_by_kind"))
-def test_a_bias_is_its_own_equivalent_bias(clip: Clip, method: str) -> None:
+BIASES = [("siglip_2", "bias_by_kind"), ("siglip_2", "bias"), *((family, "bias") for family in NEW)]
+
+
+@pytest.mark.parametrize(("family", "method"), short(BIASES, BIASES[0], ("chinese_clip", "bias"), unpack=True))
+def test_a_bias_is_its_own_equivalent_bias(family: str, method: str, tmp_path: Path) -> None:
+    model = families.reference(family, 1, tmp_path)
+    clip = model.clip
     task = clipbias.Task(clip, method, CLASSES)
     random = np.random.default_rng(1)
     learnables = weights_common.drawn(task.shapes, 0.1)
-    raw = random.integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
+    side = clip.preprocessing.image_size
+    raw = random.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     biases, _ = measure_equivalent_bias(task, clip.params, learnables, task.init(), [(raw, np.ones(2, bool))])
     for name, bias in biases.items():
         learned = learnables[f"{name}_bias"]
         assert difference(bias.kind if method == "bias_by_kind" else bias.vector, learned) < ROUNDING
-    assert biases["vision"].kind.shape == (3, 1, 16)
+    if family == "siglip_2":
+        assert biases["vision"].kind.shape == (3, 1, 16)
 
 
 def test_kinds_and_labels_of_a_text_without_sos(tuned: tuple) -> None:

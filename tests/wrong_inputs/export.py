@@ -9,8 +9,9 @@ from safetensors.numpy import load, save_file
 
 import clipbias
 from clipbias.export import export, read_peft
-from clipbias.tuning.adapter import read_adapter
-from tests.wrong_inputs.place import Case, Place, case
+from clipbias.tuning.adapter import read_adapter, save_adapter
+from tests import families
+from tests.wrong_inputs.place import Case, Place, case, zeros
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -27,6 +28,14 @@ def form(place: Place, method: str, name: str) -> None:
         export(adapter, place.clip, folder, form=name, own_methods=(method,))
     finally:
         assert not folder.exists()
+
+
+@case
+def lora(place: Place, family: str) -> None:
+    """CLIP-LoRA of a model that PEFT's folders are not written for."""
+    task = clipbias.Task(families.load_first(family), "clip_lora", families.CLASSES)
+    save_adapter(place.tmp_path / "a.safetensors", task, zeros(task))
+    export(read_adapter(place.tmp_path / "a.safetensors"), task.clip, place.tmp_path / "out", form="peft")
 
 
 def half(place: Place) -> None:
@@ -76,6 +85,7 @@ CASES: list[Case] = [
     form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "program"),
     form("unknown form 'onnx'; choose from checkpoint, head, program, peft", "coop", "onnx"),
     form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
+    *(lora(f"and this model's is {name}; choose another form", name) for name in ("pe", "biomed_clip", "chinese_clip")),
     ("load it in float32", half),
     # Folders of PEFT's.
     (f"is no adapter of PEFT's: it has no {CONFIG}", lambda place: read_peft(place.tmp_path, place.clip, ("cat",))),

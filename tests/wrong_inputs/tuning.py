@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +13,11 @@ from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.tuning import Task, make_method, read_descriptions
 from clipbias.tuning.templates import choose_templates
 from clipbias.tuning.user_methods import match_user_method
+from tests import families
 from tests.tuning.heads_common import LABELS, make_samples
 from tests.tuning.test_registry import CLASS
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
-SIGLIP = Path(__file__).parents[1] / "data_files" / "siglip_2"
 IMAGES = np.zeros((1, 16, 16, 3), np.float32)
 CONTEXT = """from clipbias.tuning import Adaptation as adapt_with
 
@@ -28,13 +27,14 @@ def init(rng, clip, class_names):
 def adapt(learnables):
     return adapt_with(**learnables)
 """
+POOLED = ("siglip_2", "pe")
 OPTIONS = {"mmrl": {"tokens": 3, "blocks": 2}, "mma": {"blocks": 2}, "tcp": {"block": 2}}  # of `adapted`
 NAMED = r"(?s)^(?!.*\n)(?=.*/texts\.json).*"  # in one line, with its place
 SWAPPED = "params and learnables are swapped: the order is the frozen weights"
 
 made = case(lambda place, name, **options: make_method(name, **options))
 bound = case(lambda place, names, method="zero_shot", **options: place.task(method, names, **options))
-siglip = case(lambda place, method: Task(clipbias.load(SIGLIP), method, ("cat", "Dog", "golden_retriever", "big bird")))
+lacking = case(lambda place, family, method: Task(families.load_first(family), method, families.CLASSES))
 crops = case(lambda place, images: place.task("tpt", crops=11).logits(place.clip.params, {}, images))
 swapped = case(lambda place, call: call(*place.learned()))
 
@@ -144,9 +144,10 @@ CASES: list[Case] = [
     described(rf"{NAMED}have an empty text for the class 'cat'", '{"cat": ["a", " "]}'),
     described(rf"{NAMED}have no texts for the class 'maine_coon'", '{"cat": ["a"], "dog": ["a"]}'),
     described(rf"{NAMED}tokens for the class 'cat'", json.dumps({"cat": ["photo " * 100], "maine coon": ["a"]})),
-    siglip("features of patches", "plot"),
-    siglip("needs a causal text tower", "mmrl"),
-    siglip("no weight of this tower", "prolip"),
+    *(lacking("features of patches, which a model with a pooling head has not", name, "plot") for name in POOLED),
+    *(lacking("needs a causal text tower", name, "mmrl") for name in ("siglip_2", "biomed_clip", "chinese_clip")),
+    lacking("no weight of this tower", "siglip_2", "prolip"),
+    lacking(r"tunes the projection of `\[cls\]`, and this model has a pooling head", "pe", "prolip"),
     # Arguments, images and changes of a tower.
     swapped(SWAPPED, lambda task, params, learnables: task.logits(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: task.loss(learnables, params, IMAGES, np.zeros(1, int))),

@@ -1,0 +1,61 @@
+"""Exports of Perception Encoder, BiomedCLIP and Chinese-CLIP: what is loaded computes what was tuned."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import clipbias
+from clipbias.export import export
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from tests import families
+from tests.export import models
+from tests.families import CLASSES, Reference
+
+
+@pytest.fixture
+def model(family: str, tmp_path: Path) -> Reference:
+    return families.reference(family, 1, tmp_path)
+
+
+def tuned(model: Reference, method: str, folder: Path) -> Adapter:
+    task = families.task_of(model, method)
+    save_adapter(folder / "tuned.safetensors", task, jax.device_get(families.trained(model, method)))
+    return read_adapter(folder / "tuned.safetensors")
+
+
+@pytest.mark.parametrize("family", ["pe", "biomed_clip", "chinese_clip"])
+def test_a_bias_is_exported_as_a_checkpoint(model: Reference, tmp_path: Path) -> None:
+    adapter = tuned(model, "bias", tmp_path)
+    with families.sizes(model.geometry):
+        assert export(adapter, model.clip, tmp_path / "out") == "checkpoint"
+        plain = clipbias.load(tmp_path / "out")
+    task = clipbias.Task(plain, "zero_shot", CLASSES)
+    logits = jax.jit(task.logits)(plain.params, task.init(), model.images)
+    bound, learnables = adapter.bind(model.clip)
+    expected = jax.jit(bound.logits)(model.clip.params, learnables, model.images)
+    assert families.difference(logits, np.asarray(expected)) < 1e-5
+    card = (tmp_path / "out" / "README.md").read_text()
+    library = "transformers" if model.family == "chinese_clip" else "open_clip"
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == library
+
+
+@pytest.mark.parametrize("family", ["chinese_clip"])
+def test_transformers_computes_the_same(model: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the code of the card, whose pixels are the model's, too."""
+    pytest.importorskip("torch")
+    adapter = tuned(model, "bias", tmp_path)
+    out = tmp_path / "out"
+    export(adapter, model.clip, out)
+    (image,) = models.pictures(model.clip, 1)
+    Image.fromarray(image).save(out / "image.png")
+    monkeypatch.chdir(out)
+    namespace: dict = {}
+    with contextlib.redirect_stdout(None):
+        exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    models.assert_close(namespace["logits"].numpy(), models.logits(model.clip, adapter, image[None]))
