@@ -2,16 +2,17 @@
 
     python -m tools.benchmarks train --method=ivlp --option depth=9 --classes=100 --batch=4
     python -m tools.benchmarks train --method=tpt --classes=100 --batch=1 --ways clipbias torch
+    python -m tools.benchmarks train --method=bias --geometry=PE-Core-B/16 --ways clipbias owner
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks pipeline --images=96 --batch=32
     python -m tools.benchmarks all --output=device
 
-Seconds are medians over repeats. The way `torch` is the authors' computation in PyTorch, if that is installed. Every
-way has a process of its own, and all must give the same losses, logits or maps. FLOP are those of the matrix products
-in the program, and the machine's rate is that of a large matrix product timed in turn with them. `all` measures steps,
-features and relevancy in all compute types of the device and writes a JSON file and a page. `--append` adds the line to
-a file.
+Seconds are medians over repeats. The way `torch` is the authors' computation in PyTorch, `owner` bias tuning in the
+code of a family's owner, if these are installed. Every way has a process of its own, and all must give the same losses,
+logits or maps. FLOP are those of the matrix products in the program, and the machine's rate is that of a large matrix
+product timed in turn with them. `all` measures steps, features and relevancy in all compute types of the device and
+writes a JSON file and a page. `--append` adds the line to a file.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ways",
         nargs="+",
-        help="train: of clipbias, torch; relevancy: of streaming, recompute=N, chunk=N, torch, torch-per-pair",
+        help="train: of clipbias, torch, owner; relevancy: of streaming, recompute=N, chunk=N, torch, torch-per-pair",
     )
     parser.add_argument("--together", action="store_true", help="all ways in this process; memory is shared")
     parser.add_argument("--images", type=whole(1), default=16, help="pipeline")

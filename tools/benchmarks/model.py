@@ -13,14 +13,18 @@ import numpy as np
 
 from clipbias.clip import Clip, convert
 from clipbias.clip.config import (
+    MODELS,
     ClipConfig,
     TextConfig,
+    TowerSizes,
     VisionConfig,
+    bert_text,
     siglip_sizes,
     siglip_text,
     siglip_vision,
     to_hugging_face,
 )
+from clipbias.clip.open_clip_timm import pe_vision
 from clipbias.clip.params import Params, empty_params
 from clipbias.clip.preprocess_files import family_preprocessing
 from clipbias.errors import ClipbiasError
@@ -55,11 +59,34 @@ def _siglip(vision: tuple[int, int, int, int, int], text: tuple[int, int, int]) 
     return ClipConfig(images, texts, width, "siglip")
 
 
+def _perception_encoder() -> ClipConfig:
+    """PE-Core-B16-224."""
+    text = TextConfig(1024, 24, 16, 4096, "gelu", vocabulary_size=49408, context_length=32, eos_token_id=49407)
+    return ClipConfig(pe_vision(768, 12, 12, 3072, image_size=224, patch_size=16), text, 1024, "pe")
+
+
+def _with_bert(family: str, vocabulary: int) -> ClipConfig:
+    """Chinese-CLIP or BiomedCLIP with a ViT-B/16 and a BERT-base."""
+    base = TowerSizes(width=768, layers=12, heads=12, mlp_width=3072, activation="gelu", layer_norm_epsilon=1e-12)
+    hidden = 640 if family == "biomed_clip" else 0
+    text = bert_text(base, vocabulary_size=vocabulary, context_length=512, projection_hidden=hidden)
+    vision = VisionConfig(768, 12, 12, 3072, image_size=224, patch_size=16)
+    if family == "biomed_clip":
+        vision = dataclasses.replace(
+            vision, activation="gelu", layer_norm_epsilon=1e-6, pre_norm=False, patch_bias=True
+        )
+    return ClipConfig(vision, text, 512, family)
+
+
 GEOMETRIES = {
     "tiny": _geometry((64, 2, 2, 32, 8), (32, 2, 2), 32, vocabulary=512),
     "ViT-B/32": _geometry((768, 12, 12, 224, 32), (512, 12, 8), 512),
     "ViT-B/16": _geometry((768, 12, 12, 224, 16), (512, 12, 8), 512),
     "SigLIP-B/16": _siglip((768, 12, 12, 224, 16), (768, 12, 12)),
+    "PE-Core-B/16": _perception_encoder(),
+    "BiomedCLIP": _with_bert("biomed_clip", 30522),
+    "Chinese-CLIP-B/16": _with_bert("chinese_clip", 21128),
+    "MetaCLIP2-B/16": dataclasses.replace(_geometry((768, 12, 12, 224, 16), (512, 12, 8), 512), family="metaclip_2"),
     "ViT-L/14": _geometry((1024, 24, 16, 224, 14), (768, 12, 12), 768),
     "ViT-L/14@336": _geometry((1024, 24, 16, 336, 14), (768, 12, 12), 768),
 }
@@ -67,7 +94,7 @@ GEOMETRIES = {
 
 @dataclasses.dataclass(frozen=True)
 class WordTokenizer:
-    """Stands in for a byte-pair encoding: one token per word or mark, whatever the vocabulary's size."""
+    """Stands in for a tokenizer: one token per word or mark, whatever the vocabulary's size."""
 
     vocabulary_size: int
 
@@ -78,6 +105,10 @@ class WordTokenizer:
     @property
     def eos_token_id(self) -> int:
         return self.vocabulary_size - 1
+
+    cls_token_id = bos_token_id
+    sep_token_id = eos_token_id
+    pad_token_id = 0
 
     def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
         words = (re.findall(r"\w+|[^\w\s]", text) for text in texts)
@@ -133,10 +164,11 @@ def clip_of(config: ClipConfig, params: Params) -> Clip:
 
 
 def write_weights(folder: Path, config: ClipConfig) -> Clip:
-    """Writes `random_clip` under Hugging Face's names, for PyTorch, and returns it."""
+    """Writes `random_clip` under the names of its family, for PyTorch, and returns it."""
     clip = random_clip(config)
     write_tensors(folder / "model.safetensors", convert.to_tensors(config, clip.params), {"format": "pt"})
-    write_text(folder / "config.json", json.dumps(to_hugging_face(config)))
+    if config.family in MODELS:
+        write_text(folder / "config.json", json.dumps(to_hugging_face(config)))
     return clip
 
 

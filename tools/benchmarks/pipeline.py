@@ -39,7 +39,7 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     def batches(images: Images, workers: int | None = None) -> Batches:
         source = train_source(
             images,
-            image_size=SIZE,
+            resizing=transforms.Resizing(SIZE),
             batch_size=batch,
             seed=1,
             epochs=1,

@@ -1,6 +1,7 @@
 """A training step, the test of an image with its views (TPT), and image features.
 
-Steps and tests can be timed beside the authors' computation in PyTorch (`tools/benchmarks/training_torch.py`).
+Steps and tests can be timed beside the authors' computation in PyTorch (`tools/benchmarks/training_torch.py`), and
+steps of bias tuning beside the code of a family's owner (`tools/benchmarks/owner.py`).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.test_time_method import crops_of
 from tools.benchmarks import measure, model, ways
 
-MODULES = {"clipbias": __name__, "torch": "tools.benchmarks.training_torch"}
+MODULES = {"clipbias": __name__, "torch": "tools.benchmarks.training_torch", "owner": "tools.benchmarks.owner"}
 # Methods whose learnables PyTorch starts from; the others are given IVLP's prompts.
 OWN_LEARNABLES = ("ivlp", "cocoop", "tpt", "coop", "vpt", "bias")
 SETTINGS = ("command", "geometry", "layers", "method", "option", "dtype", "classes", "batch")
@@ -46,7 +47,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     config = model.geometry(arguments.geometry, layers=arguments.layers)
     job = {name: getattr(arguments, name) for name in SETTINGS}
     with tempfile.TemporaryDirectory() as folder:
-        if "torch" in names:
+        if {"torch", "owner"} & {*names}:
             job |= {"folder": folder, "inputs": torch_inputs(model.write_weights(Path(folder), config), job)}
         jobs = [job | {"way": name, "module": MODULES[name]} for name in names]
         # The PyTorch step of PromptSRC has a teacher of one template, so its loss is another one.
@@ -167,7 +168,8 @@ def torch_inputs(clip: Clip, job: ways.Job) -> dict[str, np.ndarray]:
     options = model.options(job["option"]) if has_own else {"depth": 9}
     task = Task(clip, job["method"] if has_own else "ivlp", names, **options)
     crops = crops_of(task.method)
-    missing = clip.config.text.context_length - task.tokens.ids.shape[1]
+    # A BERT's padding is masked, and its owner's code pads no further than the longest text either.
+    missing = 0 if clip.config.text.pooling == "first" else clip.config.text.context_length - task.tokens.ids.shape[1]
     pixels = model.random_views(clip.config, count, crops) if crops else model.random_images(clip.config, count)
     teacher = np.asarray(plain.text_input(clip.params, plain.init(0)))
     arrays = {
