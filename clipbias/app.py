@@ -122,7 +122,7 @@ class Bench:
 
     def draw(self, overlay: Overlay | None, path: Picture) -> np.ndarray:
         """A map beside its picture as `TunedModel.plot` draws it, or the picture as the model sees it."""
-        seen = test_image(to_picture(path), self.clip.preprocessing.side)
+        seen = test_image(to_picture(path), self.clip.preprocessing.resizing)
         if overlay is None:
             return seen
         return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))

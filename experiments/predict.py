@@ -154,7 +154,7 @@ def read(images: UserImages, task: Task, settings: PredictSettings) -> Iterator[
     rows = min(max(1, settings.batch_size // (1 + crops)), len(images))
     batches = test_batches(
         images,
-        image_size=task.clip.preprocessing.side,
+        resizing=task.clip.preprocessing.resizing,
         batch_size=rows,
         on_error=settings.on_image_error,
         crops=crops,

@@ -58,7 +58,7 @@ def distil(clip: Clip, form: str | None) -> clipbias.Distilled:
 
 def pixels(clip: Clip) -> np.ndarray:
     images = Images(DATA.split("test"))
-    return np.stack([images.evaluated(index, clip.preprocessing.side) for index in range(len(images))])
+    return np.stack([images.evaluated(index, clip.preprocessing.resizing) for index in range(len(images))])
 
 
 def test_the_certificate_against_numpy(clip: Clip, distilled: clipbias.Distilled) -> None:

@@ -95,14 +95,14 @@ def one_adapter(model: TunedModel, dataset: Dataset, *, shots: int, seed: int) -
 def form_logits(task: Task, learnables: Any, initial: Any, train: Split, test: Split) -> np.ndarray:
     """Logits `[n, 4, C]` of the frozen model, with two vectors added, the tuned model without them, and as it is."""
     clip = task.clip
-    size = clip.preprocessing.side
-    biases, _ = measure_equivalent_bias(task, clip.params, learnables, initial, raw_batches(train, size, 32))
+    resizing = clip.preprocessing.resizing
+    biases, _ = measure_equivalent_bias(task, clip.params, learnables, initial, raw_batches(train, resizing, 32))
     classify = InterventionClassifier(
         task, clip.params, learnables, reference_adaptation(task, initial), {PLAIN: (biases, PLAIN)}
     )
     tuned = jax.jit(task.logits)
     batches = []
-    for raw, mask in raw_batches(test, size, BATCH):
+    for raw, mask in raw_batches(test, resizing, BATCH):
         images = clip.preprocessing.normalize(jnp.asarray(raw))
         every = jnp.concatenate([classify(images), tuned(clip.params, learnables, images)[None]])
         batches.append(np.asarray(jnp.moveaxis(every, 0, 1))[np.asarray(mask)])

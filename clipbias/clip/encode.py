@@ -78,10 +78,10 @@ def check_not_levels(images: np.ndarray) -> None:
 def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
     """See `Clip.preprocess`."""
     pictures, single = list_images(images)
-    side = preprocessing.side
+    side = preprocessing.image_size
     pixels = np.zeros((len(pictures), side, side, 3), np.uint8)
     for number, picture in enumerate(pictures):
-        pixels[number] = test_image(to_picture(picture, f"image {number}"), side)
+        pixels[number] = test_image(to_picture(picture, f"image {number}"), preprocessing.resizing)
     normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
 
@@ -133,14 +133,21 @@ def image_batches(
       ClipbiasError: they are no images; or they are normalised and crops are asked for.
     """
     check_int("batch_size", batch_size, lowest=1)
-    side = preprocessing.side
+    side = preprocessing.image_size
     array = as_array(images)
     rows = max(1, batch_size // (1 + crops))
     if not is_normalised(array):
         pictures, _ = list_images(array)
         source = UserImages(pictures)
         rows = max(1, min(rows, len(pictures)))
-        decoded = test_batches(source, image_size=side, batch_size=rows, on_error=on_error, crops=crops, mixed=mixed)
+        decoded = test_batches(
+            source,
+            resizing=preprocessing.resizing,
+            batch_size=rows,
+            on_error=on_error,
+            crops=crops,
+            mixed=mixed,
+        )
         batches = ((batch["images"], batch["mask"]) for batch in decoded)
         return ImageBatches(False, len(pictures), rows, batches, source.errors)
     if crops:

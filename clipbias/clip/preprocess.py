@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.data.transforms import Resizing, Side
+from clipbias.data.transforms import Resizing
 
 HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
@@ -19,20 +19,18 @@ class Preprocessing:
     """How the images of a checkpoint are prepared, as its publisher's files say.
 
     Attributes:
-      image_size: resolution `R` in pixels.
-      mean, std: per RGB channel, of values from 0 to 1.
       resizing: from a picture to R x R pixels.
+      mean, std: per RGB channel, of values from 0 to 1.
     """
 
-    image_size: int
+    resizing: Resizing
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    resizing: Resizing = dataclasses.field(default_factory=Resizing)
 
     @property
-    def side(self) -> Side:
-        """`image_size`, as the functions of `data.transforms` take it."""
-        return Side(self.image_size, self.resizing)
+    def image_size(self) -> int:
+        """The resolution R in pixels."""
+        return self.resizing.side
 
     def normalize(self, images: np.ndarray | jax.Array) -> jax.Array:
         """`(x / 255 - mean) / std`: uint8 `[..., R, R, 3]` to float32. Runs on the device, so that bytes travel."""

@@ -42,8 +42,8 @@ def family_preprocessing(config: ClipConfig) -> Preprocessing:
     """The preprocessing of a family of transformers, for a checkpoint without a file for it."""
     size = config.vision.image_size
     if config.family == "siglip":
-        return Preprocessing(size, HALF, HALF, Resizing(whole=True, library="transformers"))
-    return Preprocessing(size, resizing=Resizing(library="transformers"))
+        return Preprocessing(Resizing(size, whole=True, library="transformers"), HALF, HALF)
+    return Preprocessing(Resizing(size, library="transformers"))
 
 
 def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
@@ -92,13 +92,13 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
         raise ClipbiasError(f"makes images of {side} pixels where the model takes {image_size}; correct its sizes.")
     resampling = Image.Resampling(settings["resample"]).name.lower()
     library = settings.get(_LIBRARY, "transformers")
-    resizing = Resizing(None if size == side else size, whole, resampling, library)
+    resizing = Resizing(side, None if size == side else size, whole, resampling, library)
     mean = settings.get("image_mean")
     std = settings.get("image_std")
     if not settings.get("do_normalize", True):
         mean = (0.0, 0.0, 0.0)
         std = (1.0, 1.0, 1.0)
-    return preprocessing_of(image_size, mean, std, resizing)
+    return preprocessing_of(resizing, mean, std)
 
 
 def _refuse_unknown(settings: Mapping[str, Any]) -> None:
@@ -144,8 +144,8 @@ def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
                 f"{', '.join(choices)}."
             )
     resampling = "bilinear" if values["interpolation"] == "bilinear" else "bicubic"
-    resizing = Resizing(whole=values["resize_mode"] == "squash", resampling=resampling)
-    return preprocessing_of(image_size, wishes.get("mean"), wishes.get("std"), resizing)
+    resizing = Resizing(image_size, whole=values["resize_mode"] == "squash", resampling=resampling)
+    return preprocessing_of(resizing, wishes.get("mean"), wishes.get("std"))
 
 
 def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
@@ -163,16 +163,16 @@ def native_preprocessing(config: ClipConfig) -> Preprocessing:
     """The preprocessing of the code that came with a file of its owner's: OpenAI's, Meta's or Chinese-CLIP's."""
     size = config.vision.image_size
     if config.family == "pe":
-        return Preprocessing(size, HALF, HALF, Resizing(whole=True, resampling="bilinear"))
-    return Preprocessing(size, resizing=Resizing(whole=config.family == "chinese_clip"))
+        return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), HALF, HALF)
+    return Preprocessing(Resizing(size, whole=config.family == "chinese_clip"))
 
 
-def preprocessing_of(image_size: int, mean: Any, std: Any, resizing: Resizing) -> Preprocessing:
+def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
     """The preprocessing of a configuration file; a mean or standard deviation of `None` is CLIP's.
 
     Raises `ValueError` or `TypeError` if these are not three numbers.
     """
-    preprocessing = Preprocessing(image_size, resizing=resizing)
+    preprocessing = Preprocessing(resizing)
     if mean is not None:
         preprocessing = dataclasses.replace(preprocessing, mean=_three_numbers(mean))
     if std is not None:

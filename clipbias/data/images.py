@@ -12,9 +12,8 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.errors import UnreadableImage
 
-# An image's key, and the side that it was resized to, 0 if it was not.
-# The key of an image, and the size that it was resized to, with how; `None` for the whole image.
-_Name = tuple[str, tuple[int, transforms.Resizing] | None]
+# The key of an image, and how it was resized; `None` for the whole image.
+_Name = tuple[str, transforms.Resizing | None]
 ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
 
 
@@ -26,12 +25,12 @@ def unset(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return buffer[first : first + size].view(dtype).reshape(shape)
 
 
-def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
+def pictures(split: Split, indices: Sequence[int] | np.ndarray, resizing: transforms.Resizing) -> np.ndarray:
     """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `UnreadableImage`."""
     subset = Images(split.subset(indices))
-    images = np.zeros((len(subset), image_size, image_size, 3), np.uint8)
+    images = np.zeros((len(subset), resizing.side, resizing.side, 3), np.uint8)
     for i in range(len(subset)):
-        images[i] = subset.evaluated(i, image_size)
+        images[i] = subset.evaluated(i, resizing)
     return images
 
 
@@ -125,22 +124,21 @@ class Images:
 
     def decoded(self, index: int) -> transforms.Picture:
         """Image `index` in its own mode, as pixels if it is RGB and the cache has these. Raises `UnreadableImage`."""
-        return self._load(index, 0)
+        return self._load(index, None)
 
-    def evaluated(self, index: int, image_size: int) -> np.ndarray:
+    def evaluated(self, index: int, resizing: transforms.Resizing) -> np.ndarray:
         """Image `index` as it is evaluated, uint8 `[R, R, 3]`. Raises as `decoded` does."""
-        return np.asarray(self._load(index, image_size))
+        return np.asarray(self._load(index, resizing))
 
-    def _load(self, index: int, image_size: int) -> transforms.Picture:
-        side = transforms.Side(image_size)
-        name = (self.split.keys[index], (int(side), side.resizing) if side else None)
+    def _load(self, index: int, resizing: transforms.Resizing | None) -> transforms.Picture:
+        name = (self.split.keys[index], resizing)
         cached = self.cache.get(name)
         if isinstance(cached, np.ndarray):
             return cached
         encoded = self.split.read(index) if cached is None else cached
         picture: transforms.Picture = self.split.decode(encoded, index)
-        if image_size:
-            picture = transforms.test_image(picture, image_size)
+        if resizing is not None:
+            picture = transforms.test_image(picture, resizing)
         return self.cache.add(name, encoded, picture) if cached is None else picture
 
     def note_unreadable(self, error: UnreadableImage) -> None:

@@ -146,7 +146,7 @@ def steps_per_epoch(examples: int, batch_size: int, *, keep_last: bool = False) 
 def train_source(
     images: Images,
     *,
-    image_size: int,
+    resizing: transforms.Resizing,
     batch_size: int,
     seed: int,
     epochs: int,
@@ -160,7 +160,7 @@ def train_source(
 
     Args:
       images: The training images.
-      image_size: R, the side of the model's input.
+      resizing: How an image gets the size of the model's input, R.
       batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
       seed: Keys the order and the augmentations.
       epochs: Passes over the data.
@@ -185,17 +185,17 @@ def train_source(
         position = step * batch_size + row_of_all
         if row_of_all >= batch_size or position >= size:
             return None, 0
-        return _augmented(images, int(order(epoch)[position]), image_size, (seed, epoch), crop)
+        return _augmented(images, int(order(epoch)[position]), resizing, (seed, epoch), crop)
 
     numbers = range(start_step, epochs * steps)
-    shape = (local, image_size, image_size, 3)
+    shape = (local, resizing.side, resizing.side, 3)
     return Source(images, numbers, shape, row, skip=_skips(on_error))
 
 
 def pass_batches(
     images: Images,
     *,
-    image_size: int,
+    resizing: transforms.Resizing,
     batch_size: int,
     seed: int,
     passes: range,
@@ -217,29 +217,29 @@ def pass_batches(
         example = step * batch_size + index * local + row
         if example >= len(images):
             return None, 0
-        return _augmented(images, example, image_size, (seed, passes[index_of_pass]), crop)
+        return _augmented(images, example, resizing, (seed, passes[index_of_pass]), crop)
 
     numbers = range(len(passes) * steps)
-    shape = (local, image_size, image_size, 3)
+    shape = (local, resizing.side, resizing.side, 3)
     return Batches(Source(images, numbers, shape, row, skip=_skips(on_error)), workers)
 
 
 def _augmented(
-    images: Images, example: int, image_size: int, keys: tuple[int, int], crop: float | None
+    images: Images, example: int, resizing: transforms.Resizing, keys: tuple[int, int], crop: float | None
 ) -> tuple[np.ndarray, int]:
     """An image as training sees it, and its label; `keys` are seed and epoch."""
     label = int(images.labels[example])
     if crop is None:
-        return images.evaluated(example, image_size), label
+        return images.evaluated(example, resizing), label
     seed, epoch = keys
     rng = augmentation_rng(seed, epoch, example)
-    return transforms.train_image(images.decoded(example), rng, image_size, crop), label
+    return transforms.train_image(images.decoded(example), rng, resizing, crop), label
 
 
 def test_batches(
     split: Split | Images,
     *,
-    image_size: int,
+    resizing: transforms.Resizing,
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     on_error: str = "raise",
@@ -252,7 +252,7 @@ def test_batches(
 
     Args:
       split: The images to evaluate.
-      image_size: R, the side of the model's input.
+      resizing: How an image gets the size of the model's input, R.
       batch_size: B over all hosts, a multiple of their number.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
       on_error: As for `train_source`.
@@ -271,9 +271,9 @@ def test_batches(
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
     local = batch_size // count
 
-    shape: tuple[int, ...] = (local, image_size, image_size, 3)
+    shape: tuple[int, ...] = (local, resizing.side, resizing.side, 3)
     if crops:
-        shape = (local, 1 + crops, image_size, image_size, 3)
+        shape = (local, 1 + crops, resizing.side, resizing.side, 3)
 
     def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
         example = number * batch_size + index * local + row
@@ -281,9 +281,9 @@ def test_batches(
             return None, 0
         image = images.decoded(example)
         if crops:
-            pixels = transforms.test_views(image, image_size, crops, mixed=mixed)
+            pixels = transforms.test_views(image, resizing, crops, mixed=mixed)
         else:
-            pixels = transforms.test_image(image, image_size)
+            pixels = transforms.test_image(image, resizing)
         return pixels, int(images.labels[example])
 
     numbers = range(-(-len(images) // batch_size))

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import math
-from typing import Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,35 +27,25 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF")
 
 @dataclasses.dataclass(frozen=True)
 class Resizing:
-    """How a picture becomes the square that a model sees: resized, then the centre of R x R pixels cut out.
+    """How a picture becomes the R x R pixels that a model sees: resized, then the centre cut out.
 
     Libraries differ in two places. OpenAI's code and open_clip resize a picture in its own mode (with its transparency
     or palette), turn it into RGB behind that, and round half a pixel of the margin to the even side. transformers turns
     it into RGB first, transparency into white, and rounds down.
 
     Attributes:
+      side: R.
       size: the side that the picture is resized to; `None` is R, so that a square picture is not cut.
       whole: whether the whole picture becomes a square; else its shorter side gets that size.
       resampling: Pillow's name of the filter.
       library: "open_clip" or "transformers".
     """
 
+    side: int
     size: int | None = None
     whole: bool = False
     resampling: str = "bicubic"
     library: str = "open_clip"
-
-
-class Side(int):
-    """The side R of a model's images, which knows how a picture is resized to it."""
-
-    resizing: Resizing
-
-    def __new__(cls, size: int, resizing: Resizing | None = None) -> Self:
-        """`size` is R; a plain number of pixels is a `Side` resized as OpenAI's code does."""
-        side = super().__new__(cls, size)
-        side.resizing = (size.resizing if isinstance(size, Side) else Resizing()) if resizing is None else resizing
-        return side
 
 
 # An image as Pillow holds it, in any mode, or its pixels, uint8 [h, w, 3].
@@ -169,47 +158,45 @@ def random_resized_crop_box(
 def resized_crop(
     image: Picture,
     box: tuple[int, int, int, int],
-    image_size: int,
+    resizing: Resizing,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3].
+    """Cuts `box` (top, left, height, width) out of `image` and resizes it to [R, R, 3].
 
-    A `Side` in place of R says how a picture of another mode becomes RGB.
+    `resizing` says what R is, and how a picture of another mode than RGB becomes RGB.
     """
     top, left, height, width = box
     # The copy hides pixels outside the box: with resize(box=...) the filter would reach them.
     if isinstance(image, np.ndarray):
         cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
     else:
-        cut = _before_resizing(image.crop((left, top, left + width, top + height)), Side(image_size).resizing)
-    return np.asarray(as_rgb(cut.resize((image_size, image_size), resampling)))
+        cut = _before_resizing(image.crop((left, top, left + width, top + height)), resizing)
+    return np.asarray(as_rgb(cut.resize((resizing.side, resizing.side), resampling)))
 
 
 def train_image(
     image: Picture,
     rng: np.random.Generator,
-    image_size: int,
+    resizing: Resizing,
     smallest: float = SCALE[0],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
     """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
     box = random_resized_crop_box(rng, *height_and_width(image), smallest)
-    cropped = resized_crop(image, box, image_size, resampling)
+    cropped = resized_crop(image, box, resizing, resampling)
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped
 
 
-def test_image(image: Picture, image_size: int) -> np.ndarray:
+def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
     """A picture as it is evaluated: [h, w, 3], or an image of Pillow's in any mode, to [R, R, 3], uint8.
 
-    A `Side` says how; a plain number is its shorter side and a centre crop, equal to OpenAI's preprocessing. An image
-    over `LONGEST` times as long as wide is first cut to its middle.
+    An image over `LONGEST` times as long as wide is first cut to its middle.
     """
-    side = Side(image_size)
-    resizing = side.resizing
+    side = resizing.side
     picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
     picture = _before_resizing(_middle(picture), resizing)
     resized_side = side if resizing.size is None else resizing.size
-    width = height = int(resized_side)
+    width = height = resized_side
     if not resizing.whole:
         width, height = (int(resized_side * length / min(picture.size)) for length in picture.size)
     # Pillow takes the nearest pixel of a palette whatever the filter, as open_clip then does.
@@ -239,7 +226,7 @@ def _margin(excess: int, library: str) -> int:
     return excess // 2 if library == "transformers" else round(excess / 2)
 
 
-def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = False) -> np.ndarray:
+def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = False) -> np.ndarray:
     """`test_image` and random resized crops of the whole image, flipped or not: [h, w, 3] to [1 + crops, R, R, 3].
 
     The crops are bilinear, as in TPT (Shu et al. 2022), and depend only on the image's pixels: the same image has the
@@ -248,11 +235,11 @@ def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = Fal
     """
     rgb = image if isinstance(image, np.ndarray) else np.asarray(as_rgb(image))
     rng = _image_rng(rgb, b"views")
-    cropped = [train_image(rgb, rng, image_size, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
+    cropped = [train_image(rgb, rng, resizing, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
     if mixed:
         rng = _image_rng(rgb, b"augmix")
         cropped = [augmix(crop, rng) for crop in cropped]
-    return np.stack([test_image(image, image_size), *cropped])
+    return np.stack([test_image(image, resizing), *cropped])
 
 
 def height_and_width(image: Picture) -> tuple[int, int]:

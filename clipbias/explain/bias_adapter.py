@@ -12,6 +12,7 @@ import numpy as np
 from clipbias.checks import check_choice, check_int
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
+from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias
@@ -37,7 +38,7 @@ def equivalent_bias(
     check_choice("form", form, tuple(METHODS))
     check_int("batch_size", batch_size, lowest=1)
     initial = task.init(start_seed(notes))
-    batches = raw_batches(images, task.clip.preprocessing.side, batch_size)
+    batches = raw_batches(images, task.clip.preprocessing.resizing, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
     return as_bias_adapter(task, initial, biases, form, notes=notes, images=count)
 
@@ -97,15 +98,16 @@ def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) 
 
 
 def raw_batches(
-    images: np.ndarray | Split | Iterable[np.ndarray] | None, size: int, batch_size: int
+    images: np.ndarray | Split | Iterable[np.ndarray] | None, resizing: Resizing, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches uint8 `[B, R, R, 3]`, all of one size, and which of their images there are `[B]`."""
     if isinstance(images, Split):
-        for batch in test_batches(images, image_size=size, batch_size=min(batch_size, max(len(images), 1))):
+        for batch in test_batches(images, resizing=resizing, batch_size=min(batch_size, max(len(images), 1))):
             yield batch["images"], batch["mask"]
         return
     if images is None:
         return
+    size = resizing.side
     single = isinstance(images, np.ndarray | jax.Array)
     for array in [images] if single else images:
         pixels = np.asarray(array)

@@ -252,7 +252,7 @@ class Study:
         total = before - (-len(rest) // size)
         host = test_batches(
             (split or self.split).subset(rest),
-            image_size=self.clip.preprocessing.side,
+            resizing=self.clip.preprocessing.resizing,
             batch_size=size,
             shard=(self._part, self._parts),
             on_error=self.options.on_image_error,
@@ -272,7 +272,7 @@ class Study:
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
-        return pictures(self.split, indices, self.clip.preprocessing.side)
+        return pictures(self.split, indices, self.clip.preprocessing.resizing)
 
 
 def spread(total: int, count: int | None) -> np.ndarray:

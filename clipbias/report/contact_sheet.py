@@ -66,9 +66,9 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def _tiles(drawn: Split, indices: Sequence[int], seed: int) -> list[list[np.ndarray]]:
     images = [drawn.image(index) for index in indices[:PICKS]]
-    picks = [transforms.test_image(image, TILE) for image in images]
+    picks = [transforms.test_image(image, transforms.Resizing(TILE)) for image in images]
     rngs = [augmentation_rng(seed, epoch, indices[0]) for epoch in range(CROPS)]
-    return [picks, [transforms.train_image(images[0], rng, TILE) for rng in rngs]]
+    return [picks, [transforms.train_image(images[0], rng, transforms.Resizing(TILE)) for rng in rngs]]
 
 
 def _row(sheet: Image.Image, top: int, tiles: list[list[np.ndarray]], first_columns: int) -> None:

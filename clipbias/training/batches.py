@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from clipbias import hosts
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, Source, train_source
+from clipbias.data.transforms import Resizing
 from clipbias.data.workers import Ahead, Workers
 from clipbias.training import mesh as meshes
 from clipbias.tuning.recipe import Recipe
@@ -33,7 +34,7 @@ class RunBatches(Iterator[Batch]):
         recipe: Recipe,
         mesh: Mesh,
         *,
-        image_size: int,
+        resizing: Resizing,
         start_step: int,
         workers: Workers,
         on_error: str = "raise",
@@ -45,7 +46,7 @@ class RunBatches(Iterator[Batch]):
           seeds: of each run.
           recipe: size of the batches, and how images are augmented.
           mesh: where they go.
-          image_size: the side of the model's input.
+          resizing: how images get the size of the model's input.
           start_step: steps already done.
           workers: the threads.
           on_error: "raise", or "skip" to mask images that cannot be read.
@@ -59,7 +60,7 @@ class RunBatches(Iterator[Batch]):
         def source(run: int) -> Source:
             return train_source(
                 images[run],
-                image_size=image_size,
+                resizing=resizing,
                 batch_size=recipe.batch_size,
                 seed=seeds[run],
                 epochs=recipe.total_epochs(len(images[run])),

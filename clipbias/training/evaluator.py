@@ -111,7 +111,6 @@ class Evaluator:
     def _batches(self, static: EvalStatic) -> Iterator[Batch]:
         assert static.preprocessing is not None, "a split has images that are not normalised"
         method = static.classifier.method
-        side = static.preprocessing.side
         crops = crops_of(method)
         if self._images is not None and not crops:
             yield from self._images
@@ -119,7 +118,7 @@ class Evaluator:
         share = meshes.share(self.mesh)
         batches = test_batches(
             self.split,
-            image_size=side,
+            resizing=static.preprocessing.resizing,
             batch_size=images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
             mixed=mixes_crops(method),

@@ -106,7 +106,7 @@ class TrainingFeatures:
                 passes=missing,
                 seed=self._seed,
                 crop=self._crop,
-                image_size=self._static.preprocessing.side,
+                resizing=self._static.preprocessing.resizing,
                 batch_size=self._batch_size,
                 shard=(share.part, share.parts),
                 workers=self._workers,
@@ -123,7 +123,7 @@ class TrainingFeatures:
             share = meshes.share(self._mesh)
             batches = test_batches(
                 self._images,
-                image_size=self._static.preprocessing.side,
+                resizing=self._static.preprocessing.resizing,
                 batch_size=self._batch_size,
                 shard=(share.part, share.parts),
                 workers=self._workers,

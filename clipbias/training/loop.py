@@ -161,7 +161,7 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
             job.seeds,
             job.training,
             context,
-            image_size=job.task.clip.preprocessing.side,
+            resizing=job.task.clip.preprocessing.resizing,
             start_step=start_step,
         )
     elif sampling is None:
@@ -170,7 +170,7 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
             job.seeds,
             job.training,
             context.mesh,
-            image_size=job.task.clip.preprocessing.side,
+            resizing=job.task.clip.preprocessing.resizing,
             start_step=start_step,
             workers=context.workers,
             on_error=context.on_image_error,

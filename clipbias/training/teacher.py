@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipbias.data import transforms
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
+from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
@@ -103,7 +103,7 @@ class TaughtBatches(Iterator[Batch]):
         recipe: Recipe,
         context: SweepContext,
         *,
-        image_size: int,
+        resizing: Resizing,
         start_step: int,
     ) -> None:
         """Computes the logits of all images, unless these are augmented.
@@ -114,7 +114,7 @@ class TaughtBatches(Iterator[Batch]):
           seeds: of each run; they key order and augmentation.
           recipe: size of the batches, and how images are augmented.
           context: the devices.
-          image_size: the side of the student's images.
+          resizing: of the student's images.
           start_step: steps already done.
 
         Raises:
@@ -126,13 +126,13 @@ class TaughtBatches(Iterator[Batch]):
         numbered = {id(of_run): _numbered(of_run) for of_run in images}
         images = [numbered[id(of_run)] for of_run in images]
 
-        def batches(side: int) -> RunBatches:
+        def batches(resizing: Resizing) -> RunBatches:
             return RunBatches(
                 images,
                 seeds,
                 recipe,
                 self._mesh,
-                image_size=side,
+                resizing=resizing,
                 start_step=start_step,
                 workers=context.workers,
                 on_error=context.on_image_error,
@@ -151,10 +151,10 @@ class TaughtBatches(Iterator[Batch]):
         else:
             static, inputs = _evaluation(teacher, context)
             self._evaluation = static, encode_texts(static, inputs)
-            side = teacher.task.clip.preprocessing.side
-            if _resized(side) != _resized(image_size):
-                self._of_teacher = batches(side)
-        self._batches = batches(image_size)
+            resizing_of_teacher = teacher.task.clip.preprocessing.resizing
+            if resizing_of_teacher != resizing:
+                self._of_teacher = batches(resizing_of_teacher)
+        self._batches = batches(resizing)
 
     def __next__(self) -> Batch:
         batch: Any = next(self._batches)
@@ -183,11 +183,6 @@ class TaughtBatches(Iterator[Batch]):
         self._batches.close()
         if self._of_teacher is not None:
             self._of_teacher.close()
-
-
-def _resized(side: int) -> tuple[int, transforms.Resizing]:
-    """What an image's pixels depend on."""
-    return int(side), transforms.Side(side).resizing
 
 
 def _numbered(images: Images) -> Images:

@@ -53,7 +53,7 @@ def test_a_labelled_split_has_the_same_pixels(tmp_path: Path) -> None:
     del images[-2]  # a PNG cannot hold ink
     split = labelled_split(images, [0] * len(images), ["cat"])
     for name, preprocessing in recipes(tmp_path).items():
-        ours = np.asarray(preprocessing.normalize(read_pictures(split, range(len(images)), preprocessing.side)))
+        ours = np.asarray(preprocessing.normalize(read_pictures(split, range(len(images)), preprocessing.resizing)))
         assert np.abs(ours - np.delete(expected[name], -2, axis=0)).max() < ROUNDING, name
 
 

@@ -15,7 +15,7 @@ SIZE = 64
 @pytest.fixture(scope="module")
 def crop() -> np.ndarray:
     """A picture whose levels are neither all there nor spread over the whole range."""
-    return (transforms.test_image(picture(3), SIZE) // 3 * 2 + 85).astype(np.uint8)
+    return (transforms.test_image(picture(3), transforms.Resizing(SIZE)) // 3 * 2 + 85).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", reference.OPERATIONS)

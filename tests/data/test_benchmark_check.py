@@ -134,7 +134,7 @@ def test_contact_sheet_shows_picks_and_crops(tmp_path):
     gap = contact_sheet.GAP
     assert sheet.height == contact_sheet.HEADER + len(dataset.class_names) * (tile + contact_sheet.CAPTION + gap)
     first = dataset.splits["train"].subset(data.few_shot(dataset.splits["train"], None, shots=2, seed=1)[0])
-    expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), tile)
+    expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), data.transforms.Resizing(tile))
     top = contact_sheet.HEADER + contact_sheet.CAPTION
     np.testing.assert_array_equal(np.asarray(sheet)[top : top + tile, gap : gap + tile], expected)
 

@@ -15,6 +15,7 @@ from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture
 
 SIZE = 12
+RESIZING = transforms.Resizing(SIZE)
 
 
 def make_split(count: int, broken: tuple[int, ...] = ()) -> Split:
@@ -24,7 +25,7 @@ def make_split(count: int, broken: tuple[int, ...] = ()) -> Split:
 
 
 def train(split, *, batch_size=4, seed=1, epochs=3, **options):
-    return list(train_batches(split, image_size=SIZE, batch_size=batch_size, seed=seed, epochs=epochs, **options))
+    return list(train_batches(split, resizing=RESIZING, batch_size=batch_size, seed=seed, epochs=epochs, **options))
 
 
 def assert_same(batches, others):
@@ -45,7 +46,7 @@ def test_batches_equal_a_plain_loop():
         for row, index in enumerate(rows):
             image = transforms.decode(split.read(index), "")
             rng = pipeline.augmentation_rng(1, epoch, int(index))
-            np.testing.assert_array_equal(batch["images"][row], transforms.train_image(image, rng, SIZE))
+            np.testing.assert_array_equal(batch["images"][row], transforms.train_image(image, rng, RESIZING))
         assert batch["labels"].tolist() == split.labels[rows].tolist()
         assert batch["images"].dtype == np.uint8 and batch["labels"].dtype == np.int32
 
@@ -77,7 +78,7 @@ def test_resumed_batches_are_the_rest(start_step):
 
 def test_resuming_far_costs_nothing():
     split = make_split(8)
-    options = dict(image_size=SIZE, batch_size=4, seed=1, epochs=10**9)
+    options = dict(resizing=RESIZING, batch_size=4, seed=1, epochs=10**9)
     batch = next(train_batches(split, start_step=2 * 10**9 - 1, **options))
     assert batch["images"].shape == (4, SIZE, SIZE, 3)
 
@@ -110,13 +111,13 @@ def test_evaluation_covers_each_image_once(count):
     split = make_split(10)
     seen = []
     for index in range(count):
-        batches = list(pipeline.test_batches(split, image_size=SIZE, batch_size=4, shard=(index, count), workers=2))
+        batches = list(pipeline.test_batches(split, resizing=RESIZING, batch_size=4, shard=(index, count), workers=2))
         assert [batch["images"].shape[0] for batch in batches] == [4 // count] * 3
         for batch in batches:
             seen += [image.tobytes() for image in batch["images"][batch["mask"]]]
             assert not batch["images"][~batch["mask"]].any()
     decoded = [transforms.decode(split.read(index), "") for index in range(10)]
-    assert sorted(seen) == sorted(transforms.test_image(image, SIZE).tobytes() for image in decoded)
+    assert sorted(seen) == sorted(transforms.test_image(image, RESIZING).tobytes() for image in decoded)
 
 
 def test_unreadable_image_is_named_or_skipped(caplog):
@@ -131,8 +132,8 @@ def test_unreadable_image_is_named_or_skipped(caplog):
     with pytest.raises(ClipbiasError, match="a package is missing"):  # not the image's fault
         train(Split(split.keys, split.labels, fail), on_error="skip")
     with pytest.raises(ClipbiasError, match=r"2\.png"):
-        list(pipeline.test_batches(split, image_size=SIZE, batch_size=4))
-    batches = pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="skip")
+        list(pipeline.test_batches(split, resizing=RESIZING, batch_size=4))
+    batches = pipeline.test_batches(split, resizing=RESIZING, batch_size=4, on_error="skip")
     assert sum(int(batch["mask"].sum()) for batch in batches) == 5
     assert batches.skipped == 1 and caplog.text.count("2.png") == 1
 
@@ -151,7 +152,7 @@ def test_in_training_unreadable_images_are_masked_and_the_steps_stay(workers):
         assert not batch["images"][~batch["mask"]].any()
     assert sorted(images.unreadable) == ["0.png", "4.png"] and len(images.cache) == 4
     batches = pipeline.pass_batches(
-        images, image_size=SIZE, batch_size=4, seed=1, passes=range(2), crop=0.5, on_error="skip"
+        images, resizing=RESIZING, batch_size=4, seed=1, passes=range(2), crop=0.5, on_error="skip"
     )
     assert np.concatenate([batch["mask"] for batch in batches]).tolist() == 2 * [0, 1, 1, 1, 0, 1, 0, 0]
 
@@ -194,15 +195,14 @@ def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
     images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
     assert_same(train(images, batch_size=6, crop=None, workers=1), train(split, batch_size=6, crop=None, cache_bytes=0))
-    size = (SIZE, transforms.Resizing())
-    assert len(reads) == 6 and {images.cache.get((key, size)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
-    whole = transforms.Side(SIZE, transforms.Resizing(whole=True))
-    assert (images.evaluated(2, whole) != images.evaluated(2, SIZE)).any()
-    assert images.evaluated(2, 8).shape == (8, 8, 3)  # another size is another image
+    assert len(reads) == 6 and {images.cache.get((key, RESIZING)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
+    whole = transforms.Resizing(SIZE, whole=True)
+    assert (images.evaluated(2, whole) != images.evaluated(2, RESIZING)).any()
+    assert images.evaluated(2, transforms.Resizing(8)).shape == (8, 8, 3)  # another size is another image
 
 
 def test_waiting_is_measured():
-    batches = train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=2)
+    batches = train_batches(make_split(8), resizing=RESIZING, batch_size=4, seed=1, epochs=2)
     assert batches.waiting_share == batches.seconds_waiting == 0.0
     next(batches)
     assert batches.seconds_waiting > 0 and batches.waiting_share == 0
@@ -227,7 +227,7 @@ def test_those_who_share_threads_have_no_more_together():
 
     workers = Workers(2)
     watched = Split(split.keys, split.labels, read)
-    options = dict(image_size=SIZE, workers=workers, cache_bytes=0)
+    options = dict(resizing=RESIZING, workers=workers, cache_bytes=0)
     many = [train_batches(watched, batch_size=36, seed=seed, epochs=2, **options) for seed in range(5)]
     many.append(pipeline.test_batches(watched, batch_size=36, **options))
     of_each = [list(batch) for batch in zip(*many, strict=True)]
@@ -262,7 +262,7 @@ def test_images_of_one_cache_are_decoded_once():
 
 def test_abandoned_batches_end_their_threads():
     before = threading.active_count()
-    batches = train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=10**6)
+    batches = train_batches(make_split(8), resizing=RESIZING, batch_size=4, seed=1, epochs=10**6)
     next(batches)
     del batches
     for thread in threading.enumerate():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from clipbias.data import transforms
+from clipbias.data.transforms import Resizing
 from clipbias.data.user_images import to_picture
 
 REFERENCE = Path(__file__).parent / "transform_reference.npz"
@@ -54,11 +55,11 @@ def test_pixels_equal_torchvision(reference):
     size = int(reference["image_size"])
     for number in range(len(reference["sizes"])):
         pixels = reference[f"pixels_{number}"]
-        np.testing.assert_array_equal(transforms.test_image(pixels, size), reference[f"test_{number}"])
+        np.testing.assert_array_equal(transforms.test_image(pixels, Resizing(size)), reference[f"test_{number}"])
         for box, crop in zip(reference[f"boxes_{number}"], reference[f"crops_{number}"], strict=True):
             if WIDTH_FIRST and box[2] > size:
                 continue
-            np.testing.assert_array_equal(transforms.resized_crop(pixels, tuple(box), size), crop)
+            np.testing.assert_array_equal(transforms.resized_crop(pixels, tuple(box), Resizing(size)), crop)
 
 
 def test_pixels_equal_live_torchvision():
@@ -73,13 +74,13 @@ def test_pixels_equal_live_torchvision():
             height, width = rng.integers(5, 300, 2)
             pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
             expected = np.asarray(peer(Image.fromarray(pixels)))
-            np.testing.assert_array_equal(transforms.test_image(pixels, size), expected)
+            np.testing.assert_array_equal(transforms.test_image(pixels, Resizing(size)), expected)
 
 
 def test_test_image_keeps_aspect_ratio_and_centre():
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, 20:60] = 255
-    np.testing.assert_array_equal(transforms.test_image(pixels, 40), np.full((40, 40, 3), 255, np.uint8))
+    np.testing.assert_array_equal(transforms.test_image(pixels, Resizing(40)), np.full((40, 40, 3), 255, np.uint8))
 
 
 def test_train_image_crops_and_flips():
@@ -89,12 +90,12 @@ def test_train_image_crops_and_flips():
     ramp = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], (32, 32, 3))
     rising = [
         int(out[:, -1].mean()) > int(out[:, 0].mean())
-        for out in (transforms.train_image(ramp, np.random.default_rng(seed), 8) for seed in range(200))
+        for out in (transforms.train_image(ramp, np.random.default_rng(seed), Resizing(8)) for seed in range(200))
     ]
     assert 70 < sum(rising) < 130
-    out = transforms.train_image(pixels, np.random.default_rng(0), 8)
+    out = transforms.train_image(pixels, np.random.default_rng(0), Resizing(8))
     assert out.shape == (8, 8, 3) and out.dtype == np.uint8
-    np.testing.assert_array_equal(out, transforms.train_image(pixels, np.random.default_rng(0), 8))
+    np.testing.assert_array_equal(out, transforms.train_image(pixels, np.random.default_rng(0), Resizing(8)))
 
 
 def test_crop_areas_and_ratios_cover_their_ranges():

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 import clipbias
 from clipbias.clip import Clip, encode_image
 from clipbias.data import transforms
+from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning import METHODS, Samples, Task
@@ -125,7 +126,7 @@ def test_an_exported_file_has_the_logits_that_are_explained(
     adapter = read_adapter(tmp_path / "adapter.safetensors")
     explained = name not in UNEXPLAINED and name not in COMPARED
     if crops:
-        images = np.stack([transforms.test_views(image, images.shape[1], crops) for image in images])
+        images = np.stack([transforms.test_views(image, Resizing(images.shape[1]), crops) for image in images])
     pixels = np.asarray(clip.preprocessing.normalize(images))
     targets = np.tile(np.arange(len(NAMES)), (len(images), 1))  # every class of each image
 

@@ -12,6 +12,7 @@ import scipy.special
 import clipbias
 from clipbias.clip import Clip
 from clipbias.constants import TOWERS
+from clipbias.data.transforms import Resizing
 from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.constants_section import compute_constants
@@ -52,7 +53,7 @@ def pixels(count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
 def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, EquivalentBias]:
     initial = task.init() if initial is None else initial
     return measure_equivalent_bias(
-        task, task.clip.params, learnables, initial, raw_batches(pixels()[0], 16, batch_size)
+        task, task.clip.params, learnables, initial, raw_batches(pixels()[0], Resizing(16), batch_size)
     )[0]
 
 
@@ -193,7 +194,7 @@ def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, t
 def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
     path, *_ = saved(tmp_path, "vpt", clip)
     images = split()
-    raw = np.stack([pictures for pictures, _ in raw_batches(images, 16, 1)])[:, 0]
+    raw = np.stack([pictures for pictures, _ in raw_batches(images, Resizing(16), 1)])[:, 0]
     model = clipbias.load_adapter(path, clip)
     whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables["vision_bias"]
     for source in (images, [raw[:3], raw[3:]]):
@@ -231,7 +232,7 @@ def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTes
     learnables = study.models[1].learnables
     training = split().subset([6, 3, 1])
     expected, _ = measure_equivalent_bias(
-        task, clip.params, learnables, learnables, raw_batches(training, 16, 3), every_form=True
+        task, clip.params, learnables, learnables, raw_batches(training, Resizing(16), 3), every_form=True
     )
     for form in ("vector", "kind"):
         vector = getattr(test.biases["vision"], form)

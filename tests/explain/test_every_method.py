@@ -9,6 +9,7 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import transforms
+from clipbias.data.transforms import Resizing
 from clipbias.explain import scope
 from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.equivalent_bias import measure_equivalent_bias, why_no_equivalent_bias
@@ -113,7 +114,7 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
 
 def normalised(clip: Clip) -> np.ndarray:
     images = split().subset(np.arange(IMAGES))
-    raw = np.stack([transforms.test_image(transforms.decode(images.read(i), ""), 16) for i in range(IMAGES)])
+    raw = np.stack([transforms.test_image(transforms.decode(images.read(i), ""), Resizing(16)) for i in range(IMAGES)])
     return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
 
 
@@ -178,7 +179,7 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
     raw = split().subset(np.arange(IMAGES))
     tuned = model(clip, "mmrl")
     biases, _ = measure_equivalent_bias(
-        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, 16, 2)
+        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, Resizing(16), 2)
     )
     learned = inner_parts.flatten(tuned.learnables)
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
@@ -191,7 +192,7 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
             close(getattr(biases[tower], form), values, f"{tower} {form}")
     tuned = model(clip, "cocoop")
     biases, count = measure_equivalent_bias(
-        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, 16, 2)
+        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, Resizing(16), 2)
     )
     assert count == IMAGES and set(biases) == {"text"}
     learnables = weights.double(tuned.learnables)

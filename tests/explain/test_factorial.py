@@ -193,7 +193,8 @@ def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
     ]
     study = Study(models, images, StudyOptions(batch_size=7, control_images=0), tmp_path)
     test = study.run_section(compute_factorial(study)).models["tuned"]
-    pixels = (pictures(images, np.arange(7), 16) / 255 - clip.preprocessing.mean) / clip.preprocessing.std
+    levels = pictures(images, np.arange(7), clip.preprocessing.resizing)
+    pixels = (levels / 255 - clip.preprocessing.mean) / clip.preprocessing.std
     features = numpy_clip.encode_image(reference.state, reference.config, pixels).features
     runs = reference_runs(bound, reference, clip, name, "text", None)
     streams = factorial.streams(bound.effects)

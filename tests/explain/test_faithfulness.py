@@ -28,7 +28,7 @@ BROKEN = 3
 
 @pytest.fixture(scope="module")
 def raw(clip):
-    return pictures(test_study.split().subset(range(COUNT)), np.arange(COUNT), clip.config.vision.image_size)
+    return pictures(test_study.split().subset(range(COUNT)), np.arange(COUNT), clip.preprocessing.resizing)
 
 
 @pytest.fixture(scope="module")

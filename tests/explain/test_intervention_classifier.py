@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Adaptation, Clip
+from clipbias.data.transforms import Resizing
 from clipbias.explain import intervention as intervention_module
 from clipbias.explain.affine import Products, low_rank
 from clipbias.explain.bias_adapter import raw_batches
@@ -34,7 +35,7 @@ RIDGE = 1e-3
 
 
 def measured(task: Task, learnables: Any, raw: np.ndarray, *, batch_size: int = 5) -> dict[str, EquivalentBias]:
-    batches = raw_batches(raw, 16, batch_size)
+    batches = raw_batches(raw, Resizing(16), batch_size)
     return measure_equivalent_bias(task, task.clip.params, learnables, task.init(), batches, every_form=True)[0]
 
 

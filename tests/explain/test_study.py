@@ -8,6 +8,7 @@ from PIL import Image
 
 from clipbias.data import Split
 from clipbias.data.images import pictures
+from clipbias.data.transforms import Resizing
 from clipbias.explain import dataset_sections, stream
 from clipbias.explain.dataset_sections import (
     compute_predictions,
@@ -76,7 +77,7 @@ def totals_of(study):
 
 
 def pixels():
-    return pictures(split(), np.arange(COUNT), 16)
+    return pictures(split(), np.arange(COUNT), Resizing(16))
 
 
 def knows(study, predicted):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipbias.data import transforms
 from clipbias.data.pipeline import augmentation_rng
+from clipbias.data.transforms import Resizing
 from tests import bad_files
 from tests.fuzz.answers import answered, corrupted
 
@@ -55,8 +56,8 @@ def use(encoded: bytes) -> None:
     """An image as training and as evaluation see it."""
     image = transforms.decode(encoded, "x.jpg")
     assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
-    assert transforms.test_image(image, SIZE).shape == (SIZE, SIZE, 3)
-    assert transforms.train_image(image, augmentation_rng(1, 2, 3), SIZE).shape == (SIZE, SIZE, 3)
+    assert transforms.test_image(image, Resizing(SIZE)).shape == (SIZE, SIZE, 3)
+    assert transforms.train_image(image, augmentation_rng(1, 2, 3), Resizing(SIZE)).shape == (SIZE, SIZE, 3)
 
 
 @pytest.mark.parametrize("kind", list(WHOLE))
@@ -86,13 +87,17 @@ def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, noise: bytes
 @example(1, 60, 300, 224)
 def test_any_shape_is_cut_to_size(height: int, width: int, stretch: int, size: int) -> None:
     for image in (np.zeros((height, width * stretch, 3), np.uint8), np.zeros((width * stretch, height, 3), np.uint8)):
-        assert transforms.test_image(image, size).shape == (size, size, 3)
-        assert transforms.train_image(image, augmentation_rng(0, 0, 0), size).shape == (size, size, 3)
+        assert transforms.test_image(image, Resizing(size)).shape == (size, size, 3)
+        assert transforms.train_image(image, augmentation_rng(0, 0, 0), Resizing(size)).shape == (
+            size,
+            size,
+            3,
+        )
 
 
 def test_what_is_cut_first_is_resized_alike() -> None:
     """A little over the limit and a little under it, the same middle is seen."""
     image = np.zeros((10, 322, 3), np.uint8)
     image[:, 155:167] = np.random.default_rng(0).integers(0, 255, (10, 12, 3))
-    whole, cut = (transforms.test_image(part, 10) for part in (image[:, 2:-2], image))
+    whole, cut = (transforms.test_image(part, Resizing(10)) for part in (image[:, 2:-2], image))
     np.testing.assert_array_equal(whole, cut)

@@ -9,6 +9,7 @@ import pytest
 from clipbias.data import Dataset
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
+from clipbias.data.transforms import Resizing
 from clipbias.data.workers import Workers
 from clipbias.errors import UnreadableImage
 from clipbias.training import mesh as meshes
@@ -18,11 +19,12 @@ from tests.data.batches import train_batches
 from tests.training.conftest import few_shot_runs
 
 SIZE = 16
+RESIZING = Resizing(SIZE)
 SEEDS = (1, 2, 1, 3, 2)
 
 
 def batches(images: list[Images], recipe: Recipe, mesh, seeds=SEEDS, **options) -> RunBatches:
-    options = dict(image_size=SIZE, start_step=0, workers=Workers(1)) | options
+    options = dict(resizing=RESIZING, start_step=0, workers=Workers(1)) | options
     return RunBatches([images[seed - 1] for seed in seeds], seeds, recipe, mesh, **options)
 
 
@@ -47,7 +49,7 @@ def test_they_are_those_of_each_run(
     splits = [run.images.split for run in few_shot_runs(colours, (1, 2, 3))]
     images = [Images(counted(split, reads), cache) for split in splits]
     mesh = meshes.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
-    options = dict(image_size=SIZE, batch_size=6, epochs=recipe.epochs, crop=recipe.crop, cache_bytes=0)
+    options = dict(resizing=RESIZING, batch_size=6, epochs=recipe.epochs, crop=recipe.crop, cache_bytes=0)
     each = [list(train_batches(splits[seed - 1], seed=seed, **options)) for seed in seeds]
     steps = len(each[0])
     for start in (0, steps - 2):

@@ -53,10 +53,10 @@ def assert_close(actual, expected) -> None:
 
 def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> None:
     """Pass `p` is the images of epoch `p` of a training on images, in list order; batches in between do not matter."""
-    size = clip.preprocessing.side
+    resizing = clip.preprocessing.resizing
     count = len(colours.split("train"))
     batches = train_batches(
-        colours.split("train"), image_size=size, batch_size=count, seed=SEED, epochs=3, crop=0.5, cache_bytes=0
+        colours.split("train"), resizing=resizing, batch_size=count, seed=SEED, epochs=3, crop=0.5, cache_bytes=0
     )
     encode = jax.jit(lambda x: encode_image(clip.params, clip.config, clip.preprocessing.normalize(x))[0])
     expected = np.zeros((3, count, clip.config.projection_width), np.float32)
@@ -72,7 +72,7 @@ def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> No
     plain = features.plain()
     assert_close(support_features(features, Sampling(passes=0)), plain)
     images = Images(colours.split("train"))
-    assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), size) for i in range(count)]))))
+    assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), resizing) for i in range(count)]))))
 
 
 def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip: Clip, colours: Dataset) -> None:
@@ -177,7 +177,7 @@ def test_unprojected_rows_are_projected_in_a_step(clip: Clip, colours: Dataset) 
     learnables = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), task.init())
     rows = source(clip, colours, projected=False).plain()[0]
     images = Images(colours.split("train"))
-    size = clip.preprocessing.side
-    pixels = clip.preprocessing.normalize(np.stack([crop(images.decoded(i), size) for i in range(len(images))]))
+    resizing = clip.preprocessing.resizing
+    pixels = clip.preprocessing.normalize(np.stack([crop(images.decoded(i), resizing) for i in range(len(images))]))
     logits = [np.asarray(jax.jit(task.logits)(clip.params, learnables, jnp.asarray(x))) for x in (rows, pixels)]
     assert_close(*logits)

@@ -104,7 +104,7 @@ def test_an_adapter_gives_its_rows_accuracy(
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("bias")
     test = colours.split("test")
-    images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.preprocessing.side))
+    images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.preprocessing.resizing))
     rows = tiny.run(specs)
     compute = jax.jit(tiny.adapter(specs[0]).task(clip).logits)
     for row, spec in zip(rows, specs, strict=True):

@@ -83,7 +83,7 @@ def test_a_step_follows_differences_of_the_loss(reference: tuple[Reference, Clip
     job = job_of(teacher, student, colours, GRADIENT)
     result = train(job, start)
     images = job.runs[0].images
-    pixels = np.stack([images.evaluated(index, clip.preprocessing.side) for index in range(len(images))])
+    pixels = np.stack([images.evaluated(index, clip.preprocessing.resizing) for index in range(len(images))])
     normalised = np.asarray(clip.preprocessing.normalize(pixels), np.float64)
     target = task_logits(plain, "ivlp", NAMES, teacher.learnables, normalised)
 
@@ -136,10 +136,10 @@ def test_a_teacher_of_another_base(clip: Clip, other: Clip, colours: Dataset, au
     job = job_of(teacher, Task(clip, "vpt", NAMES), colours, recipe, (1, 2))
     context = job.context
     images = [run.images for run in job.runs]
-    sides = clip.preprocessing.side, other.preprocessing.side
-    batches = loop.TaughtBatches(teacher, images, job.seeds, recipe, context, image_size=sides[0], start_step=0)
+    both = clip.preprocessing.resizing, other.preprocessing.resizing
+    batches = loop.TaughtBatches(teacher, images, job.seeds, recipe, context, resizing=both[0], start_step=0)
     plain = loop.RunBatches(
-        images, job.seeds, recipe, context.mesh, image_size=sides[1], start_step=0, workers=context.workers
+        images, job.seeds, recipe, context.mesh, resizing=both[1], start_step=0, workers=context.workers
     )
     logits = jax.jit(teacher.task.logits)
     for _ in range(2):
@@ -185,7 +185,7 @@ def test_logits_of_a_split(clip: Clip, colours: Dataset) -> None:
     teacher = random_teacher(clip, "ivlp")
     context = make_job(teacher.task, few_shot_runs(colours, (1,)), ADAM).context
     split = colours.split("test")
-    pixels = np.stack([Images(split).evaluated(index, clip.preprocessing.side) for index in range(len(split))])
+    pixels = np.stack([Images(split).evaluated(index, clip.preprocessing.resizing) for index in range(len(split))])
     expected = jax.jit(teacher.task.logits)(clip.params, teacher.learnables, clip.preprocessing.normalize(pixels))
     logits, read = split_logits(teacher, Images(split), context)
     assert read.all() and logits.shape == (len(split), 3)

@@ -12,6 +12,7 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
+from clipbias.data.transforms import Resizing
 from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.device_memory import needed_bytes
@@ -29,6 +30,7 @@ from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES
 
 CROPS = 11
+RESIZING = Resizing(8)
 COUNT = 4
 OPTIONS = {"crops": CROPS, "share": 0.3, "decay": 2.0}  # 3 of 12 views; a decay that shows
 RULE = {"share": 0.3, "decay": 2.0}
@@ -44,7 +46,7 @@ def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
 @pytest.fixture(scope="module")
 def views() -> tuple[np.ndarray, np.ndarray]:
     """Images with their crops, uint8 `[B, 1 + V, R, R, 3]`, and the same normalised, float64."""
-    raw = np.stack([transforms.test_views(picture(seed), 8, CROPS) for seed in range(COUNT)])
+    raw = np.stack([transforms.test_views(picture(seed), RESIZING, CROPS) for seed in range(COUNT)])
     return raw, (raw / 255 - common.MEAN) / common.DEVIATION
 
 
@@ -150,7 +152,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
         np.testing.assert_array_equal(rows, other)
         assert copy.keys() == {"labels", "mask"} and all((copy[name] == batch[name]).all() for name in copy)
     mixed = features(shared, "tpt", augmix=True)
-    expected = [transforms.test_views(picture(seed), 8, CROPS, mixed=True) for seed in range(COUNT)]
+    expected = [transforms.test_views(picture(seed), RESIZING, CROPS, mixed=True) for seed in range(COUNT)]
     np.testing.assert_array_equal(np.concatenate(seen[COUNT:]), expected)
     assert expected[0].dtype == seen[-1].dtype == np.float32 and (mixed[0][0] != first[0][0]).any()
     for _ in range(2):  # nothing is kept where there is no room
@@ -176,23 +178,23 @@ def test_the_plan_says_what_an_image_needs(pair) -> None:
 def test_views_depend_on_the_image_alone() -> None:
     image = picture(0)
     others = [picture(0), picture(1)]
-    crops = transforms.test_views(image, 8, 40)
+    crops = transforms.test_views(image, RESIZING, 40)
     assert crops.shape == (41, 8, 8, 3) and crops.dtype == np.uint8
-    np.testing.assert_array_equal(crops[0], transforms.test_image(image, 8))
-    np.testing.assert_array_equal(transforms.test_views(others[0], 8, 40), crops)
-    assert (transforms.test_views(others[1], 8, 40) != crops).any()
+    np.testing.assert_array_equal(crops[0], transforms.test_image(image, RESIZING))
+    np.testing.assert_array_equal(transforms.test_views(others[0], RESIZING, 40), crops)
+    assert (transforms.test_views(others[1], RESIZING, 40) != crops).any()
     assert len({view.tobytes() for view in crops}) > 38  # no two crops are the same
     splits = [Split(("x", "y"), np.zeros(2, int), lambda index: encoded(others[index]))]
     splits.append(splits[0].subset([1, 0]))
-    batches = [next(evaluated(split, image_size=8, batch_size=2, crops=40))["images"] for split in splits]
+    batches = [next(evaluated(split, resizing=RESIZING, batch_size=2, crops=40))["images"] for split in splits]
     np.testing.assert_array_equal(batches[0][::-1], batches[1])
 
 
 def test_augmix_mixes_the_same_crops() -> None:
-    plain, mixed = (transforms.test_views(picture(0), 32, 40, mixed=mixed) for mixed in (False, True))
+    plain, mixed = (transforms.test_views(picture(0), Resizing(32), 40, mixed=mixed) for mixed in (False, True))
     assert mixed.dtype == np.float32 and mixed.min() >= 0 and mixed.max() <= 255
     np.testing.assert_array_equal(mixed[0], plain[0])  # the image as it is evaluated stays
-    np.testing.assert_array_equal(transforms.test_views(picture(0), 32, 40, mixed=True), mixed)
+    np.testing.assert_array_equal(transforms.test_views(picture(0), Resizing(32), 40, mixed=True), mixed)
     apart = np.abs(mixed[1:] - plain[1:]).mean((1, 2, 3))
     assert (apart > 0.1).sum() > 35 and np.median(apart) < 30
     correlated = [np.corrcoef(mixture.ravel(), two.ravel())[0, 1] for mixture, two in zip(mixed, plain, strict=True)]
@@ -213,7 +215,7 @@ def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> No
     wide = np.full((16, 64, 3), 120, np.uint8)
     wide[:, :20], wide[:, 44:] = 100, 150
     wide[::3] = 100
-    views = transforms.test_views(wide, 8, 400)[1:]
+    views = transforms.test_views(wide, RESIZING, 400)[1:]
     assert views.min() >= 100 and views.max() <= 150
     assert (views.reshape(400, -1).max(-1) == 150).sum() > 20
     slope = np.linspace(0, 255, 64).astype(np.uint8)

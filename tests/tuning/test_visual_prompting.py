@@ -7,6 +7,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.images import Images
+from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as evaluated
 from clipbias.tuning import Task, make_method
 from tests.data.batches import train_batches
@@ -32,6 +33,7 @@ def test_authors_warm_up_is_as_long_as_theirs_on_their_data() -> None:
 def test_training_images_are_those_of_evaluation() -> None:
     split = Split(("a", "b", "c"), np.arange(3), lambda index: encoded(picture(index)))
     images = Images(split)
-    batch = next(train_batches(images, image_size=16, batch_size=len(split), seed=1, epochs=1, crop=None))
-    expected = {evaluated(images.decoded(index), 16).tobytes() for index in range(len(images))}
+    resizing = Resizing(16)
+    batch = next(train_batches(images, resizing=resizing, batch_size=len(split), seed=1, epochs=1, crop=None))
+    expected = {evaluated(images.decoded(index), resizing).tobytes() for index in range(len(images))}
     assert {image.tobytes() for image in batch["images"]} == expected

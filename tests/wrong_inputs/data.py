@@ -9,6 +9,7 @@ from clipbias import data
 from clipbias.data import catalog, class_names, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.held_out import hold_out_a_shot
+from clipbias.data.transforms import Resizing
 from tests.data import miniatures
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture, write
@@ -170,7 +171,14 @@ CASES: list[Case] = [
     pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode, JPEG[: len(JPEG) // 2], "pets/cat.jpg"),
     (
         "no training image",
-        lambda place: [*train_batches(split(), image_size=8, batch_size=4, seed=1, epochs=3)],
+        lambda place: [*train_batches(split(), resizing=Resizing(8), batch_size=4, seed=1, epochs=3)],
     ),
-    pure("choose from raise, skip", pipeline.test_batches, split(), image_size=8, batch_size=4, on_error="ignore"),
+    pure(
+        "choose from raise, skip",
+        pipeline.test_batches,
+        split(),
+        resizing=Resizing(8),
+        batch_size=4,
+        on_error="ignore",
+    ),
 ]
