@@ -25,9 +25,7 @@ WHAT = {
     "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",
     "checkpoint": "An ordinary CLIP checkpoint: what was learned is added to the weights that it changes, biases after "
     "a layer to its MLP output bias (`mlp.fc2.bias`), `x + MLP(x) + b` being the same network, or to a BERT's last "
-    "LayerNorm; all other weights are "
-    "the base model's. "
-    "`classifier.safetensors` holds the class features.",
+    "LayerNorm; all other weights are the base model's. `classifier.safetensors` holds the class features.",
     "head": "A classifier head, `classifier.safetensors`: one unit-length feature per class, for the image features of "
     "the base model, which tuning left as they are.",
     "peft": "An adapter of PEFT's for the base model, `adapter_config.json` and `adapter_model.safetensors`. "

@@ -174,9 +174,9 @@ def main() -> None:
         write(family, number)
     if not arguments.check:
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as made:
         for family, number in pairs:
-            print(family, GEOMETRIES[family][number - 1], check(family, number, Path(folder)), flush=True)
+            print(family, GEOMETRIES[family][number - 1], check(family, number, Path(made)), flush=True)
     print(f"features of SigLIP with exact GELUs: {gelu_error():.1e}")
 
 
