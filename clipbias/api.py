@@ -23,8 +23,8 @@ from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias_adapter
 from clipbias.export.upload import upload
-from clipbias.training import mesh as meshes
-from clipbias.training.single import FitResult, train_task
+from clipbias.training.calibrate import make_context
+from clipbias.training.single import FitResult, calibrate_untrained, train_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter
@@ -49,6 +49,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     batch_size: int | None = None,
     recipe: Recipe | str | None = None,
     validation: Split | tuple[Pictures, Labels] | None = None,
+    calibrate: bool | None = None,
     mesh: Mesh | None = None,
     on_image_error: str = "raise",
     progress: bool = True,
@@ -78,6 +79,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         none, `Recipe()`: the paper's, for 300 steps at least.
       validation: a split, or a pair of pictures and their labels: what settings are selected on, in place of training
         images that are held out.
+      calibrate: whether held-out images that select nothing calibrate the model, for prediction sets and "none of
+        these" (`clipbias.data.held_out`); `None` where there are ten, `True` refuses where there are not.
       mesh: where to compute; `None` takes all devices.
       on_image_error: "raise", or "skip" images that cannot be read.
       progress: whether to show it.
@@ -93,17 +96,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
       UserWarning: nothing can be held out, the tuned model is no better than zero-shot on held-out images, or the loss
         ends above that of equal probabilities.
     """
-    if shots is not None:
-        check_int("shots", shots, lowest=1)
-    check_int("seed", seed)
-    if start_seed is not None:
-        check_int("start_seed", start_seed)
-    if isinstance(clip, Task):
-        raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
-    if not isinstance(method, str | Method):
-        raise ClipbiasError(
-            f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
-        )
+    _check_arguments(clip, method, shots, seed, start_seed)
     clip = as_clip(clip)
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
@@ -115,8 +108,15 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
     if not task.method.uses_images:
-        return TunedModel(task, task.init(seed if start_seed is None else start_seed))
+        learnables = task.init(seed if start_seed is None else start_seed)
+        labelled = labels is not None or isinstance(images, Dataset | Split)
+        if not (labelled if calibrate is None else calibrate):
+            return TunedModel(task, learnables)
     dataset = _training_dataset(task, images, labels, validation)
+    context = make_context(task, mesh, on_image_error=on_image_error)
+    if not task.method.uses_images:
+        calibration = calibrate_untrained(task, learnables, dataset, context, seed=seed, calibrates=calibrate)
+        return TunedModel(task, learnables, calibration=calibration)
     compares_rates = learning_rate is None and not isinstance(recipe, Recipe)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
@@ -124,17 +124,18 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         task,
         _changed(recipe, learning_rate, epochs, batch_size),
         dataset,
+        context,
         shots=shots,
         seed=seed,
         start_seed=start_seed,
-        mesh=meshes.make_mesh() if mesh is None else mesh,
-        on_image_error=on_image_error,
         progress=progress,
         compares_rates=compares_rates,
+        calibrates=calibrate,
     )
     for sentence in result.warnings:
         warnings.warn(sentence, stacklevel=2)
-    return TunedModel(result.task, result.learnables, _notes(images, shots, seed, start_seed, result))
+    notes = _notes(images, shots, seed, start_seed, result)
+    return TunedModel(result.task, result.learnables, notes, result.calibration)
 
 
 def load_adapter(
@@ -251,6 +252,21 @@ def list_methods() -> tuple[str, ...]:
 def list_datasets() -> tuple[str, ...]:
     """The names that `clipbias.data.load` takes; "tfds/" and a builder's name is another."""
     return dataset_names()
+
+
+def _check_arguments(clip: object, method: object, shots: int | None, seed: int, start_seed: int | None) -> None:
+    """Raises `ClipbiasError` for numbers out of range, and where the first two arguments of `fit` are others."""
+    if shots is not None:
+        check_int("shots", shots, lowest=1)
+    check_int("seed", seed)
+    if start_seed is not None:
+        check_int("start_seed", start_seed)
+    if isinstance(clip, Task):
+        raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
+    if not isinstance(method, str | Method):
+        raise ClipbiasError(
+            f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
+        )
 
 
 def _check_model(model: TunedModel) -> None:

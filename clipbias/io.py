@@ -284,7 +284,7 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
     with file:
         try:
-            if not _lock_file(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            if not lock_file(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 logging.warning("%s lies on a disk without locks; make sure that no other process works there.", folder)
         except BlockingIOError as error:
             raise ClipbiasError(
@@ -303,7 +303,7 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        _lock_file(file, fcntl.LOCK_SH)
+        lock_file(file, fcntl.LOCK_SH)
     except BlockingIOError:
         return True
     finally:
@@ -311,7 +311,7 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _lock_file(file: int, how: int) -> bool:
+def lock_file(file: int, how: int) -> bool:
     """Locks an open file as `flock` does, without waiting; false on network file systems that have no locks.
 
     Raises:

@@ -1,6 +1,7 @@
 """Predictions and accuracies of a task, as `TunedModel.predict` and `TunedModel.evaluate` return them."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from clipbias.data.confusion import (
     most_confused_with,
 )
 from clipbias.data.counts import SMALL, accuracy_words, wilson_interval
+from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.terminal import printable
+from clipbias.tuning.conformal import NONE_OF_THESE, NOT_CALIBRATED, AnswerRule, measured_words
 
 # What is written out at most.
 _PICTURES = 10
@@ -31,11 +34,15 @@ class Prediction:
       class_names: the `C` classes.
       probabilities: float32 `[B, C]`, each row of sum 1; NaN for a picture that could not be read.
       errors: what was wrong with each picture that could not be read, by its number.
+      logits: float32 `[B, C]`, NaN likewise.
+      rule: what sets and rejections are made by; `None` of a model that is not calibrated.
     """
 
     class_names: tuple[str, ...]
     probabilities: np.ndarray
-    errors: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    errors: Mapping[int, str]
+    logits: np.ndarray
+    rule: AnswerRule | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -49,6 +56,34 @@ class Prediction:
         """The name of each picture's most likely class; `None` for a picture that could not be read."""
         return [None if label < 0 else self.class_names[label] for label in self.labels]
 
+    @functools.cached_property
+    def in_set(self) -> np.ndarray:
+        """Which classes each picture's prediction set has, bool `[B, C]`; see `sets`."""
+        return self._rule.sets(self.logits)
+
+    @functools.cached_property
+    def sets(self) -> list[tuple[str, ...]]:
+        """The classes of each picture's prediction set, the most likely first; none where it could not be read.
+
+        Raises:
+          ClipbiasError: the model is not calibrated.
+        """
+        return [
+            tuple(self.class_names[label] for label in np.argsort(-row, kind="stable") if members[label])
+            for row, members in zip(self.probabilities, self.in_set, strict=True)
+        ]
+
+    @functools.cached_property
+    def rejected(self) -> np.ndarray:
+        """Which pictures are none of the classes, bool `[B]`; not those that could not be read. Raises as `sets`."""
+        return self._rule.rejected(self.logits)
+
+    @property
+    def _rule(self) -> AnswerRule:
+        if self.rule is None:
+            raise ClipbiasError(f"there are no prediction sets: {NOT_CALIBRATED}.")
+        return self.rule
+
     def __len__(self) -> int:
         return len(self.probabilities)
 
@@ -59,10 +94,16 @@ class Prediction:
                 lines.append(printable(self.errors[number]))
                 continue
             best = np.argsort(-row, kind="stable")[:3]
-            lines.append(", ".join(f"{printable(self.class_names[label])} {100 * row[label]:.1f} %" for label in best))
+            line = ", ".join(f"{printable(self.class_names[label])} {100 * row[label]:.1f} %" for label in best)
+            lines.append(line if self.rule is None else f"{line}; {self.answer(number)}")
         if len(self) > _PICTURES:
             lines.append(f"… and {len(self) - _PICTURES} more pictures")
         return "\n".join(lines) or "no pictures"
+
+    def answer(self, number: int) -> str:
+        """A picture's prediction set in words, or that it is none of the classes. Raises as `sets`."""
+        names = [printable(name) for name in self.sets[number]]
+        return NONE_OF_THESE if self.rejected[number] else f"set: {', '.join(names) or 'empty'}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -74,12 +115,14 @@ class Accuracy:
       labels: int32 `[n]`, the true classes.
       predicted: int32 `[n]`, the most likely classes; -1 for an image that could not be read, which does not count.
       calibration: errors in percent, see `training.calibration`.
+      answers: of a calibrated model, how its sets and rejections do, see `tuning.conformal.measure`.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
     calibration: dict[str, float]
+    answers: dict[str, float] | None = None
 
     @property
     def images(self) -> int:
@@ -139,4 +182,6 @@ class Accuracy:
             name, other = (printable(self.class_names[number]) for number in (label, others[label]))
             right = f"{accuracies[label]:.1f} % of {counts[label].sum()}"
             lines.append(f"  {name}: {right}, most often taken for {other} ({times[label]})")
+        if self.answers is not None:
+            lines.append(measured_words(self.answers))
         return "\n".join(lines)

@@ -14,6 +14,7 @@ from clipbias.checks import check_int, shown
 from clipbias.clip import Clip, load
 from clipbias.clip.encode import check_images, check_not_levels, is_normalised
 from clipbias.data import Dataset, Split
+from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.hub_dataset import HubDataset, is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_datasets import open_images
@@ -29,10 +30,12 @@ from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.sentences import counted
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
+from clipbias.training.calibrate import calibrate, make_context
 from clipbias.training.predictor import Predictor
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
 from clipbias.tuning.classes import ClassList
+from clipbias.tuning.conformal import AnswerOptions, AnswerRule, Calibration
 from clipbias.tuning.learnables import flatten
 from clipbias.tuning.registry import METHODS
 from clipbias.tuning.transfer import transfer
@@ -60,11 +63,13 @@ class TunedModel:
         `images`.
       learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
       notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
+      calibration: scores of calibration images, which prediction sets are made of; `None` of a model that has none.
     """
 
     task: Task
     learnables: Learnables
     notes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Raises `ClipbiasError` for learnables of another method."""
@@ -83,7 +88,7 @@ class TunedModel:
     ) -> "TunedModel":
         """An adapter on its base model; arguments and errors as for `Adapter.bind`."""
         task, learnables = adapter.bind(clip, own_methods=own_methods, dtype=dtype)
-        return cls(task, learnables, adapter.notes)
+        return cls(task, learnables, adapter.notes, adapter.calibration)
 
     @property
     def clip(self) -> Clip:
@@ -110,7 +115,7 @@ class TunedModel:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
     ) -> "TunedModel":
-        """The same model for other classes; its template stays.
+        """The same model for other classes; its template stays, and what calibrated it does not.
 
         Args:
           class_names: the classes, or a dataset with them.
@@ -121,7 +126,40 @@ class TunedModel:
           ClipbiasError: what the method learned belongs to the classes of training.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
-        return dataclasses.replace(self, task=task, learnables=transfer(self.task, task, self.learnables))
+        same = task.class_names == self.class_names and task.texts == self.task.texts
+        return dataclasses.replace(
+            self,
+            task=task,
+            learnables=transfer(self.task, task, self.learnables),
+            calibration=self.calibration if same else None,
+        )
+
+    def calibrate(
+        self,
+        images: Images,
+        labels: Labels | None = None,
+        *,
+        split: str = "val",
+        mesh: Mesh | None = None,
+        on_image_error: str = "raise",
+    ) -> "TunedModel":
+        """The same model with the scores of labelled images, for prediction sets and "none of these".
+
+        The images must have neither trained the model nor selected a setting, and be such as it will see.
+
+        Args:
+          images, labels, mesh, on_image_error: as for `evaluate`.
+          split: of a dataset, the images to take.
+
+        Raises:
+          ClipbiasError: there are fewer than ten, or they do not fit the model.
+        """
+        source = labelled_images(images, labels, self.class_names)
+        used = source.split(split) if isinstance(source, Dataset) else source
+        if len(used) < FEWEST_TO_CALIBRATE:
+            raise ClipbiasError(f"{counted(len(used), 'image')} cannot calibrate; give {FEWEST_TO_CALIBRATE} at least.")
+        context = make_context(self.task, mesh, on_image_error=on_image_error)
+        return dataclasses.replace(self, calibration=calibrate(self.task, self.learnables, used, context))
 
     def predict(
         self,
@@ -130,6 +168,9 @@ class TunedModel:
         batch_size: int = BATCH_SIZE,
         normalised: bool = False,
         on_image_error: str = "raise",
+        coverage: float = AnswerOptions.coverage,
+        rejection: str = AnswerOptions.rejection,
+        accepted: float = AnswerOptions.accepted,
     ) -> Prediction:
         """Classifies pictures.
 
@@ -138,14 +179,32 @@ class TunedModel:
           batch_size: images at a time.
           normalised: whether an array of floating point is normalised, even if it looks like levels.
           on_image_error: "raise", or "skip" pictures that cannot be read: `Prediction.errors` says why.
+          coverage: of the prediction sets of a calibrated model.
+          rejection: the score that it rejects pictures by: "max_logit", "mcm" or "energy".
+          accepted: the share of calibration images that it does not reject.
 
         Returns:
-          `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`.
+          `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`; of a calibrated model `sets` and
+          `rejected [B]` too.
 
         Raises:
-          ClipbiasError: a picture cannot be read, or is none.
+          ClipbiasError: a picture cannot be read, or is none; the coverage takes more calibration images.
         """
-        return self.predictor.predict(pictures, batch_size=batch_size, normalised=normalised, on_error=on_image_error)
+        return self.predictor.predict(
+            pictures,
+            batch_size=batch_size,
+            normalised=normalised,
+            on_error=on_image_error,
+            rule=self.rule(AnswerOptions(coverage, rejection, accepted)),
+        )
+
+    def rule(self, options: AnswerOptions) -> AnswerRule | None:
+        """What sets and rejections are made by; `None` of a model that is not calibrated.
+
+        Raises:
+          ClipbiasError: the coverage takes more calibration images.
+        """
+        return None if self.calibration is None else self.calibration.rule(options)
 
     def evaluate(
         self,
@@ -156,6 +215,9 @@ class TunedModel:
         batch_size: int = BATCH_SIZE,
         mesh: Mesh | None = None,
         on_image_error: str = "raise",
+        coverage: float = AnswerOptions.coverage,
+        rejection: str = AnswerOptions.rejection,
+        accepted: float = AnswerOptions.accepted,
     ) -> Accuracy:
         """Compares predictions with labels, in all and by class.
 
@@ -166,9 +228,11 @@ class TunedModel:
           batch_size: images at a time.
           mesh: where to compute; `None` takes all devices.
           on_image_error: "raise", or "skip" images that cannot be read, which then do not count.
+          coverage, rejection, accepted: as for `predict`.
 
         Returns:
-          `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`.
+          `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`; of a calibrated model with `answers`, how
+          its prediction sets and rejections do.
 
         Raises:
           ClipbiasError: images, labels or classes do not fit.
@@ -184,9 +248,11 @@ class TunedModel:
             mesh=meshes.make_mesh() if mesh is None else mesh,
             eval_batch_size=batch_size,
             on_image_error=on_image_error,
+            rule=self.rule(AnswerOptions(coverage, rejection, accepted)),
             save=predicted.append,
         )
-        return Accuracy(self.class_names, tested.labels, predicted[0], score["calibration"])
+        answers = score.get("answers")
+        return Accuracy(self.class_names, tested.labels, predicted[0], score["calibration"], answers)
 
     def plot(
         self,
@@ -270,7 +336,8 @@ class TunedModel:
 
     def to_adapter(self, notes: Mapping[str, object] | None = None) -> Adapter:
         """The content of the adapter's file; arguments and errors as for `save`."""
-        return make_adapter(self.task, self.learnables, notes=_merged(self.notes, notes))
+        merged = _merged(self.notes, notes)
+        return make_adapter(self.task, self.learnables, notes=merged, calibration=self.calibration)
 
 
 def as_clip(clip: Clip | str | os.PathLike) -> Clip:

@@ -9,6 +9,7 @@ from clipbias.data.reading import ImageReading, OnImageError
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, setting_of
 from clipbias.training.compute import Compute
+from clipbias.tuning.conformal import AnswerOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,13 @@ class AdapterSettings:
         '"demo", a hub name, or a local folder or file (docs/models.md); a hub name is such as '
         '"openai/clip-vit-base-patch16"; None takes the model of the adapters, and without any "demo".',
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerSettings:
+    """Prediction sets and "none of these" of a calibrated adapter."""
+
+    answers: AnswerOptions = group(AnswerOptions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ from clipbias.checks import Positive
 from clipbias.data.reading import ImageReading, WorkerCount
 from clipbias.settings import setting, setting_of, to_config
 from clipbias.training.compute import Compute
-from configs._common import AdapterSettings, DatasetSettings
+from configs._common import AdapterSettings, AnswerSettings, DatasetSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateSettings(AdapterSettings, DatasetSettings):
+class EvaluateSettings(AdapterSettings, AnswerSettings, DatasetSettings):
     """The settings of `evaluate`."""
 
     dataset: str | None = setting(None, "The dataset to evaluate on; None takes the adapter's.")

@@ -14,11 +14,11 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.reading import OnImageError
 from clipbias.explain.options import StudyOptions
 from clipbias.settings import setting, setting_of, to_config
-from configs._common import AdapterSettings, InputSettings
+from configs._common import AdapterSettings, AnswerSettings, InputSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictSettings(AdapterSettings, InputSettings):
+class PredictSettings(AdapterSettings, AnswerSettings, InputSettings):
     """The settings of `predict`."""
 
     images: str | None = setting(
@@ -34,6 +34,11 @@ class PredictSettings(AdapterSettings, InputSettings):
     )
     zero_shot: bool = setting(True, "Whether zero-shot CLIP is shown beside an adapter.")
     top: Positive = setting(5, "How many classes are shown.")
+    output: str | None = setting(
+        None,
+        "A CSV file that gets a line per picture while they are classified, such as answers.csv; the same command "
+        "continues it (docs/answers.md). None writes predictions.json at the end.",
+    )
     relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")
     batch_size: Positive = setting(BATCH_SIZE, "Images at a time.")

@@ -137,6 +137,11 @@ class Table1Settings(GridSettings):
         'Further tables, of scores that count classes alike; "balanced_accuracy", "macro_f1", or "worst_accuracy", '
         "that of the least recognised class.",
     )
+    calibrate: bool = setting(
+        False,
+        "Calibrate the adapters of runs that select nothing on validation images; for prediction sets "
+        "(docs/answers.md).",
+    )
     compare: bool = setting(
         False, "Show finished runs beside published results, and run nothing; those of the work folder."
     )

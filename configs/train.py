@@ -48,6 +48,11 @@ class TrainSettings(SweepSettings):
     shots: Positive | None = setting(16, "Training images per class; None takes all.")
     seed: Count = setting(1, "Of the few-shot split, and of the start (`start_seed`).")
     method: str = setting("bias", "The method, by name or by the path of a file of your own (docs/methods.md).")
+    calibrate: bool | None = setting(
+        None,
+        'Whether validation images that select nothing calibrate the adapter, for prediction sets and "none of these" '
+        "(docs/answers.md); None does so for pictures of your own (folder, csv).",
+    )
     method_options: Mapping[str, object] = setting(
         {},
         "The method's options by name. One that is not set is the authors' for the dataset, else the method's default.",

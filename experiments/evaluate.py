@@ -7,8 +7,9 @@
 The dataset's classes are used; an adapter with parameters for each class refuses others. Besides the accuracy, balanced
 accuracy, macro-F1 and the worst class are written, and the calibration of the probabilities, as they are and at a
 temperature fitted on the dataset's validation images; with `ood`, how well probabilities and logits separate the
-dataset's images from those of another dataset. `classes.csv` has each class's accuracy, precision and F1,
-`confusion.png` its confusions, `predictions.csv` every image's prediction.
+dataset's images from those of another dataset. Of a calibrated adapter, the coverage and size of its prediction sets,
+and the shares of images that it rejects. `classes.csv` has each class's accuracy, precision and F1, `confusion.png` its
+confusions, `predictions.csv` every image's prediction.
 
 A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import clipbias
-from clipbias import hosts
+from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
 from clipbias.data.counts import accuracy_words
@@ -44,6 +45,7 @@ from clipbias.training.predictions import fingerprint, save_predictions
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule, measured_words
 from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.command_line import split
@@ -63,6 +65,7 @@ class Evaluated:
       dataset: the images' dataset.
       images: one of its splits.
       task, learnables: the model.
+      rule: what its prediction sets and rejections are made by; `None` where it is not calibrated for these classes.
     """
 
     method: str
@@ -71,6 +74,7 @@ class Evaluated:
     images: Split
     task: Task
     learnables: Learnables
+    rule: AnswerRule | None = None
 
     @property
     def title(self) -> str:
@@ -101,6 +105,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             workers=settings.workers,
             validation=model.dataset.splits.get("val"),
             outside=outside,
+            rule=model.rule,
             save=predictions.append,
         )
         with MetricWriter(workdir) as metrics:
@@ -122,16 +127,15 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None, mesh: Mesh) 
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
     dataset = common.load_dataset(settings, name)
     learnables: Learnables = {}
+    rule = None
     if adapter is None:
         task = Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype)
     else:
-        task, learnables = adapter.bind(
-            clip,
-            dataset,
-            own_methods=split(settings.own_methods),
-            descriptions=dataset.descriptions,
-            dtype=settings.dtype,
-        )
+        tuned = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+        tuned = tuned.with_classes(dataset, descriptions=dataset.descriptions)
+        task = tuned.task
+        learnables = tuned.learnables
+        rule = tuned.rule(settings.answers)
     return Evaluated(
         method=adapter.method if adapter else ZERO_SHOT,
         dataset_name=name,
@@ -139,6 +143,7 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None, mesh: Mesh) 
         images=dataset.split(settings.split),
         task=task.with_memory(class_shards=mesh.shape[meshes.DATA]),
         learnables=learnables,
+        rule=rule,
     )
 
 
@@ -158,6 +163,8 @@ def write_result(
     words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
     common.tell(f"{model.method} on {model.dataset_name}: {words}")
     common.tell(describe_classes(score["class_summary"]), *describe_score(score))
+    if settings.adapters and model.rule is None:
+        common.tell(f"no prediction sets: {NOT_CALIBRATED}")
 
 
 def write_predictions(settings: EvaluateSettings, model: Evaluated, predicted: np.ndarray, workdir: Path) -> None:
@@ -213,6 +220,10 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
             for key, words in (("max_softmax", "largest probability"), ("max_logit", "largest logit"))
         )
         lines.append(f"separated from {counted(ood['images'], 'image')} of {ood['dataset']}: {'; '.join(scores)}")
+        if "accepted" in ood:
+            lines.append(f"{ood['accepted']:.1f} % of these images are accepted at the adapter's threshold")
+    if "answers" in score:
+        lines.append(measured_words(score["answers"]))
     return lines
 
 

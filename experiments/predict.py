@@ -7,16 +7,20 @@ stands before them.
     python -m experiments.predict --config.images=photos --config.adapters=workdir/digits --config.relevancy
     python -m experiments.predict --config.images=photos --config.texts="a dog on grass,two cats" --config.relevancy
 
-An adapter has zero-shot CLIP beside it, with the same class names and the adapter's template. Writes
-`predictions.json`, and with `relevancy` one picture per image into `relevancy/`. An image that cannot be read has a
-line that says why.
+    python -m experiments.predict --config.images=photos --config.adapters=workdir/own --config.output=answers.csv
+
+An adapter has zero-shot CLIP beside it, with the same class names and the adapter's template. A calibrated adapter says
+which classes its prediction set has, and which images are none of them. Writes `predictions.json`, and with `relevancy`
+one picture per image into `relevancy/`. An image that cannot be read has a line that says why. With `output` lines are
+added to a table while images are classified, and the same command continues it.
 """
 
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +35,17 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
 from clipbias.io import write_text
 from clipbias.report.overlay import Overlay, save_overlay
+from clipbias.report.prediction_table import BETWEEN, key, open_table
+from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter
+from clipbias.training.predictions import fingerprint
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.classes import Classes
+from clipbias.tuning.conformal import NONE_OF_THESE, NOT_CALIBRATED, AnswerRule
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from configs.predict import PredictSettings
 from experiments import common
@@ -45,6 +53,8 @@ from experiments.command_line import split
 from experiments.inputs import find_adapter, find_images, listed
 
 _CONFIG = "configs/predict.py"
+# What is said of an image: `predictions` and `answers`, or an `error`.
+Entry = dict[str, Any]
 # Relevancy takes so many images at a time: it needs much more memory than a prediction.
 _MAPS_AT_ONCE = 32
 
@@ -55,47 +65,128 @@ class Classified:
 
     Attributes:
       model: the model.
-      probabilities: `[B, C]`.
+      probabilities, logits: `[B, C]`.
       maps: with `relevancy` the map of each image's most likely class, over patches and prompts `[B, M + V]` and over
         its text `[B, N]`.
     """
 
     model: TunedModel
     probabilities: np.ndarray
+    logits: np.ndarray
     maps: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def main(settings: PredictSettings, workdir: Path) -> None:
     files = find_images(settings.images)
     model = open_model(settings)
+    rule = model.rule(settings.answers)
     frozen = zero_shot_model(model, settings) if settings.adapters and settings.zero_shot else None
     models = [model] if frozen is None else [model, frozen]
-    images = UserImages(files)
-    entries: list[dict[str, object]] = [{"image": str(path)} for path in files]
-    began = time.monotonic()
-    with open_workdir(workdir, as_json(settings)), progress(len(files), unit="image", title="predict") as bar:
-        for start, batch in read(images, model.task, settings):
-            hosts.check()
-            results = [classify(classifier, batch, settings) for classifier in models]
-            for row in np.flatnonzero(batch["mask"]).tolist():
-                path = files[start + row]
-                entries[start + row] = {"image": str(path), **predictions(results, row, settings)}
-                if settings.relevancy:
-                    place = workdir / "relevancy" / f"{start + row + 1:04d}_{path.stem}.png"
-                    overlays = [overlay(result, row, of_two=len(results) > 1) for result in reversed(results)]
-                    save_overlay(place, whole_images(batch)[row], overlays, title=printable(path.name))
-            bar.advance(min(len(batch["mask"]), len(files) - start))
-        if len(images.errors) == len(files):
-            raise ClipbiasError(f"none of {len(files)} images could be read; the first: {images.errors[0]}.")
-        for number, message in images.errors.items():
-            entries[number]["error"] = message
-        write_text(workdir / "predictions.json", json.dumps(entries, indent=1) + "\n")
+    if settings.adapters and rule is None:
+        common.tell(f"no prediction sets: {NOT_CALIBRATED}")
+    with open_workdir(workdir, as_json(settings)):
+        began = time.monotonic()
+        if settings.output is None:
+            read = write_list(files, models, rule, settings, workdir)
+        else:
+            read = write_table(files, models, rule, settings, workdir)
         with MetricWriter(workdir) as metrics:
-            metrics.write(1, {"images": len(files) - len(images.errors), "seconds": round(time.monotonic() - began, 4)})
+            metrics.write(1, {"images": read, "seconds": round(time.monotonic() - began, 4)})
+
+
+def write_list(
+    files: Sequence[Path],
+    models: Sequence[TunedModel],
+    rule: AnswerRule | None,
+    settings: PredictSettings,
+    workdir: Path,
+) -> int:
+    """Writes `predictions.json` and prints a line per picture; returns the number of those that were read."""
+    entries: list[Entry] = []
+    with progress(len(files), unit="image", title="predict") as bar:
+        for of_batch in classified(list(enumerate(files)), models, rule, settings, workdir):
+            entries += of_batch
+            bar.advance(len(of_batch))
+    broken = [entry for entry in entries if "error" in entry]
+    if len(broken) == len(files):
+        raise ClipbiasError(f"none of {len(files)} images could be read; the first: {broken[0]['error']}.")
+    write_text(workdir / "predictions.json", json.dumps(entries, indent=1) + "\n")
     for entry in entries:
         common.tell(line(entry))
-    if images.errors:
-        common.tell(f"{len(images.errors)} of {len(files)} images could not be read.")
+    if broken:
+        common.tell(f"{len(broken)} of {len(files)} images could not be read.")
+    return len(files) - len(broken)
+
+
+def write_table(
+    files: Sequence[Path],
+    models: Sequence[TunedModel],
+    rule: AnswerRule | None,
+    settings: PredictSettings,
+    workdir: Path,
+) -> int:
+    """Adds a line to the table for every picture that has none; returns the number of those that were read."""
+    assert settings.output is not None
+    model = models[0]
+    facts = {
+        "adapter, model or classes": fingerprint(model.task, model.learnables, model.task.method_name, None),
+        "prediction sets": None if rule is None else dataclasses.asdict(rule),
+    }
+    columns = ["image", "class", "probability"]
+    if rule is not None:
+        columns += ["set", "rejected"]
+    if len(models) > 1:
+        columns += ["zero_shot_class", "zero_shot_probability"]
+    broken = 0
+    with open_table(settings.output, [*columns, "error"], facts) as table:
+        left = [(number, path) for number, path in enumerate(files) if key(path) not in table.images]
+        done = len(files) - len(left)
+        if done:
+            common.tell(f"{done:,} of {counted(len(files), 'image')} have a line in {table.path} already")
+        with progress(len(files), done=done, unit="image", title="predict") as bar:
+            for of_batch in classified(left, models, rule, settings, workdir) if left else ():
+                table.append([table_row(entry) for entry in of_batch])
+                broken += sum("error" in entry for entry in of_batch)
+                bar.advance(len(of_batch))
+        unread = f"; {broken:,} of them could not be read" if broken else ""
+        common.tell(f"{counted(len(left), 'line')} written to {table.path}{unread}")
+    return len(left) - broken
+
+
+def classified(
+    pictures: Sequence[tuple[int, Path]],
+    models: Sequence[TunedModel],
+    rule: AnswerRule | None,
+    settings: PredictSettings,
+    workdir: Path,
+) -> Iterator[list[Entry]]:
+    """What is said of each picture, batch by batch.
+
+    Args:
+      pictures: with their numbers, which name the maps of `relevancy`.
+      models: the model, and zero-shot beside it if it is shown.
+      rule: what the model's prediction sets are made by.
+      settings: of the command.
+      workdir: for the maps.
+    """
+    images = UserImages([path for _, path in pictures])
+    for start, batch in read(images, models[0].task, settings):
+        hosts.check()
+        results = [classify(model, batch, settings) for model in models]
+        of_batch: list[Entry] = []
+        for row, (number, path) in enumerate(pictures[start : start + len(batch["mask"])]):
+            if not batch["mask"][row]:
+                of_batch.append({"image": str(path), "error": images.errors[start + row]})
+                continue
+            entry = {"image": str(path), **predictions(results, row, settings)}
+            if rule is not None:
+                entry |= answers(results[0], rule, row)
+            of_batch.append(entry)
+            if settings.relevancy:
+                place = workdir / "relevancy" / f"{number + 1:04d}_{path.stem}.png"
+                overlays = [overlay(result, row, of_two=len(results) > 1) for result in reversed(results)]
+                save_overlay(place, whole_images(batch)[row], overlays, title=printable(path.name))
+        yield of_batch
 
 
 def open_model(settings: PredictSettings) -> TunedModel:
@@ -112,15 +203,12 @@ def open_model(settings: PredictSettings) -> TunedModel:
     descriptions = common.load_descriptions(settings, "")
     if (adapter_file := find_adapter(settings.adapters)) is not None:
         adapter, _ = adapter_file
-        task, learnables = adapter.bind(
-            clipbias.load(settings.model or adapter.base),
-            names,
-            own_methods=split(settings.own_methods),
-            descriptions=descriptions,
-            free_text=free_text,
-            dtype=settings.dtype,
-        )
-        return TunedModel(task, learnables)
+        clip = clipbias.load(settings.model or adapter.base)
+        model = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+        if names is None and descriptions is None:
+            return model
+        classes = model.task if names is None else names
+        return model.with_classes(classes, descriptions=descriptions, free_text=free_text)
     if names is None:
         raise ClipbiasError(
             "no class names; give --config.classes=cat,dog or a file, --config.texts, or --config.adapters."
@@ -175,9 +263,9 @@ def classify(model: TunedModel, batch: Batch, settings: PredictSettings) -> Clas
     task = model.task
     predictor = model.predictor
     images = batch["images"] if crops_of(task.method) else whole_images(batch)
-    probabilities = predictor.probabilities(images, batch["mask"])
+    probabilities, logits = predictor.classify(images, batch["mask"])
     if not settings.relevancy:
-        return Classified(model, probabilities)
+        return Classified(model, probabilities, logits)
     maps = relevancy(
         task,
         predictor.inputs.params,
@@ -187,7 +275,7 @@ def classify(model: TunedModel, batch: Batch, settings: PredictSettings) -> Clas
         start_layer=settings.start_layer,
         chunk=_MAPS_AT_ONCE if len(images) > _MAPS_AT_ONCE else None,
     )
-    return Classified(model, probabilities, (np.asarray(maps.vision), first_text(maps.text)))
+    return Classified(model, probabilities, logits, (np.asarray(maps.vision), first_text(maps.text)))
 
 
 def predictions(results: Sequence[Classified], row: int, settings: PredictSettings) -> dict[str, object]:
@@ -199,6 +287,28 @@ def predictions(results: Sequence[Classified], row: int, settings: PredictSettin
         probabilities = [float(result.probabilities[row, label]) for label in best]
         by_model.append({"classes" if settings.texts is None else "texts": names, "probabilities": probabilities})
     return by_model[0] if len(by_model) == 1 else {**by_model[0], ZERO_SHOT: by_model[1]}
+
+
+def answers(result: Classified, rule: AnswerRule, row: int) -> dict[str, object]:
+    """The prediction set of an image, the most likely class first, and whether it is none of the classes."""
+    logits = result.logits[row : row + 1]
+    members = rule.sets(logits)[0]
+    labels = [label for label in np.argsort(-logits[0], kind="stable") if members[label]]
+    return {"set": [result.model.class_names[label] for label in labels], "rejected": bool(rule.rejected(logits)[0])}
+
+
+def table_row(entry: Entry) -> dict[str, object]:
+    """An image's predictions as a line of the table."""
+    if "error" in entry:
+        return {"image": key(entry["image"]), "error": entry["error"]}
+    (name, *_), (probability, *_) = _named(entry)
+    row: dict[str, object] = {"image": key(entry["image"]), "class": name, "probability": f"{probability:.6g}"}
+    if "set" in entry:
+        row |= {"set": BETWEEN.join(entry["set"]), "rejected": str(entry["rejected"]).lower()}
+    if ZERO_SHOT in entry:
+        (name, *_), (probability, *_) = _named(entry[ZERO_SHOT])
+        row |= {"zero_shot_class": name, "zero_shot_probability": f"{probability:.6g}"}
+    return row
 
 
 def overlay(result: Classified, row: int, *, of_two: bool) -> Overlay:
@@ -214,20 +324,23 @@ def overlay(result: Classified, row: int, *, of_two: bool) -> Overlay:
     return Overlay(title, vision[row], task.clip.config.vision.patches, tokens, text[row])
 
 
-def line(entry: Mapping[str, object]) -> str:
+def line(entry: Entry) -> str:
     """An image's predictions as they are printed, or why it could not be read."""
     if "error" in entry:
         return str(entry["error"])
-    text = f"{entry['image']}: " + ", ".join(_pairs(entry))
-    frozen = entry.get(ZERO_SHOT)
-    return text if not isinstance(frozen, Mapping) else f"{text}; zero-shot {_pairs(frozen)[0]}"
+    text = f"{entry['image']}: {', '.join(_pairs(entry))}"
+    if "set" in entry:
+        text += f"; {NONE_OF_THESE if entry['rejected'] else 'set: ' + (', '.join(entry['set']) or 'empty')}"
+    return f"{text}; zero-shot {_pairs(entry[ZERO_SHOT])[0]}" if ZERO_SHOT in entry else text
 
 
-def _pairs(entry: Mapping[str, object]) -> list[str]:
-    names = entry.get("classes", entry.get("texts"))
-    probabilities = entry["probabilities"]
-    assert isinstance(names, list) and isinstance(probabilities, list)
-    return [f"{name} {100 * probability:.1f} %" for name, probability in zip(names, probabilities, strict=True)]
+def _named(entry: Entry) -> tuple[list[str], list[float]]:
+    """The most likely classes or texts, and their probabilities."""
+    return entry["classes" if "classes" in entry else "texts"], entry["probabilities"]
+
+
+def _pairs(entry: Entry) -> list[str]:
+    return [f"{name} {100 * probability:.1f} %" for name, probability in zip(*_named(entry), strict=True)]
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
 from clipbias.training.axes import SweepAxes, make_specs
+from clipbias.training.calibrate import calibrate_adapter
 from clipbias.training.compiled import describe
 from clipbias.training.group import make_job
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
-from clipbias.training.spec import TEST, VALIDATION, Group, Row, RunSpec, make_groups, part_of
+from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.sweep_context import SweepContext
+from clipbias.training.sweep_paths import SweepPaths
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__
@@ -64,6 +66,8 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         inputs = prepare(settings)
         note_model(workdir, inputs.context.clip)
         specs, rows = run(inputs, workdir)
+        if settings.calibrate:
+            calibrate(inputs, specs, rows, workdir)
         hosts.leave()
         if hosts.is_first() and rows:
             common.tell(*write_tables(rows, workdir, settings.measures))
@@ -180,6 +184,18 @@ def run(inputs: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
     return specs, _sweep(inputs, specs, workdir, _choices(specs, selected))
 
 
+def calibrate(inputs: SweepInputs, specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) -> None:
+    """Calibrates the adapters of this part's finished runs."""
+    paths = SweepPaths(workdir, run_names(specs))
+    done = {row["key"] for row in rows if row["status"] == "ok"}
+    for spec in part_of(specs, parse_part(inputs.settings.part)):
+        if spec.key in done and hosts.from_first(paths.adapter(spec).exists):
+            inputs.context.begin(spec.dataset)
+            sentence = calibrate_adapter(paths.adapter(spec), spec, inputs.context)
+            if sentence and hosts.is_first():
+                common.tell(sentence)
+
+
 def select_rates(inputs: SweepInputs, workdir: Path) -> Rates | None:
     """Selects learning rates on validation images; `None` where only these were asked for, or other parts go on."""
     settings = inputs.settings
@@ -240,7 +256,7 @@ def _provenance(inputs: SweepInputs, candidates: list[RunSpec]) -> dict[str, obj
     recipe = settings.recipe.facts()
     return {
         "for": settings.choose,
-        "images": sorted({spec.validation for spec in candidates} - {"none"}),
+        "images": sorted({spec.validation for spec in candidates} - {UNSELECTED}),
         "model": clip.name,
         "fingerprint": clip.fingerprint,
         "protocol": settings.protocol,

@@ -22,11 +22,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 from clipbias.settings import as_json, convert
 from clipbias.training import caution, selection
+from clipbias.training.calibrate import calibrate_adapter
 from clipbias.training.group import make_job
 from clipbias.training.job import Logging
 from clipbias.training.progress import Progress
 from clipbias.training.score import score_test
-from clipbias.training.spec import Row, RunSpec
+from clipbias.training.spec import UNSELECTED, Row, RunSpec
 from clipbias.training.sweep import sweep
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
@@ -68,11 +69,15 @@ def main(settings: TrainSettings, workdir: Path) -> None:
             if hosts.is_first():
                 common.tell(f"{ZERO_SHOT} on {spec.dataset}: {accuracy_words(accuracy, images)}")
         (row,) = sweep([spec], context, workdir, grid.recipe, single=True, notes={spec.key: notes})
+        calibrates = settings.dataset in OWN if settings.calibrate is None else settings.calibrate
+        calibrated = calibrate_adapter(workdir / ADAPTER, spec, context) if calibrates else ""
         if hosts.is_first():
             write_json(workdir / RESULT, row)
             common.tell(f"{row['method']} on {row['dataset']}: {accuracy_words(row['accuracy'], row['images'])}")
             common.tell(*caution.of_row(row, spec.make_method(), _classes(context, spec)))
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
+            if calibrated:
+                common.tell(calibrated)
 
 
 def one_run(settings: TrainSettings) -> Table1Settings:
@@ -86,6 +91,7 @@ def one_run(settings: TrainSettings) -> Table1Settings:
         shots=None if settings.shots is None else (settings.shots,),
         seeds=(settings.seed,),
         learning_rate=settings.recipe.closed().learning_rate,
+        calibrate=False,
     )
 
 
@@ -107,11 +113,11 @@ def select(spec: RunSpec, context: SweepContext, workdir: Path, *, compares_rate
         checkpoint_seconds=context.compute.checkpoint_seconds,
         progress=Progress(0, title=f"{spec.method} on {spec.dataset}"),
     )
-    job = make_job((dataclasses.replace(spec, validation="none"),), context, logging)
+    job = make_job((dataclasses.replace(spec, validation=UNSELECTED),), context, logging)
     held = held_out.hold_out_of(job.protocol, spec.seed, calibrates=True)
     if hosts.is_first() and (sentence := caution.nothing_held_out(job, held, compares_rates=compares_rates)):
         common.tell(sentence)
-    if not (selection.searches(job) or (compares_rates and selection.has_candidates(job))):
+    if not selection.selects(job, compares_rates=compares_rates):
         return spec, {}
     spec = dataclasses.replace(spec, validation=held_out.POLICY)
     stored = hosts.from_first(lambda: _stored_selection(workdir, spec))

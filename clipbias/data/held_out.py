@@ -22,8 +22,10 @@ FEWEST_OF_CLASS = 3
 QUARTER = 4
 # More images of a class hardly change a choice; the others calibrate.
 MOST_TO_CHOOSE = 16
-# A temperature that is fitted on fewer images says nothing.
+# A temperature or a threshold of fewer images says nothing.
 FEWEST_TO_CALIBRATE = 10
+# With so many images the standard error of the coverage is one point; more only take time.
+MOST_TO_CALIBRATE = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,6 +81,28 @@ def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) 
     has_split = validation_outside_test(tested, source.splits.get("val")) is not None
     validation = protocol.validation() if has_split else None
     return hold_out(source.split("train"), validation, seed=seed, calibrates=calibrates)
+
+
+def left_to_calibrate(protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True) -> Split | None:
+    """The images that prediction sets are calibrated on: they neither train nor select a setting.
+
+    Args:
+      protocol: of the run, whose validation images are not divided yet.
+      seed: of the order of each class's images.
+      selects: whether held-out images select a setting; else all validation images calibrate.
+      trains: whether the method learns from training images; else these calibrate where there are no others.
+
+    Returns:
+      At most about 1,000 images, as many of each class where there are more; `None` where fewer than ten are left.
+    """
+    images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else protocol.validation()
+    if images is None and not trains:
+        images = protocol.source.split("train")
+    if images is None or len(images) < FEWEST_TO_CALIBRATE:
+        return None
+    by_class = _by_class(images, seed)
+    most = -(-MOST_TO_CALIBRATE // len(by_class))
+    return images if len(images) <= MOST_TO_CALIBRATE else _subset(images, [rows[:most] for rows in by_class])
 
 
 def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:

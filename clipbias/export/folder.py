@@ -97,7 +97,7 @@ def export(
             _write_head(temporary / HEAD, task, learnables)
         else:
             write_program(temporary, task, learnables)
-        save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes)
+        save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes, calibration=adapter.calibration)
         if certificate.NOTE in adapter.notes:
             content = json.dumps(adapter.notes[certificate.NOTE], indent=2)
             write_text(temporary / certificate.FILE, content + "\n")

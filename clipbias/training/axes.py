@@ -9,7 +9,7 @@ from clipbias.clip.precision import named
 from clipbias.data import Dataset, held_out, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.training.rates import Rates
-from clipbias.training.spec import TEST, RunSpec, stable_hash
+from clipbias.training.spec import TEST, UNSELECTED, RunSpec, stable_hash
 from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Method
@@ -100,7 +100,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                 data="",
                 on_image_error=context.on_image_error,
                 score_on=axes.score_on,
-                validation=_policy(axes, dataset, shots) if selects or _validates(made) else "none",
+                validation=_policy(axes, dataset, shots) if selects or _validates(made) else UNSELECTED,
                 concentration=axes.concentration if protocol == protocols.IMBALANCED and made.uses_images else None,
             )
             data = _contents(context.datasets[name] for name in (dataset.name, *spec.targets))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
+from clipbias.tuning.conformal import lowest_accepted
 
 BINS = 15
 # Where a temperature is looked for.
@@ -124,9 +125,7 @@ def false_positive_rate(
     inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, accepted: float = 0.95
 ) -> float:
     """The share of outside images that pass the highest threshold which a share `accepted` of inside images passes."""
-    ordered = np.sort(inside)[::-1]
-    threshold = ordered[int(np.ceil(accepted * len(ordered) - 1e-9)) - 1]
-    return float((np.asarray(outside) >= threshold).mean())
+    return float((np.asarray(outside) >= lowest_accepted(np.asarray(inside), accepted)).mean())
 
 
 def detection(inside: Outcome, outside: Outcome) -> dict[str, dict[str, float]]:

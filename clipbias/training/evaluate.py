@@ -16,10 +16,11 @@ from clipbias.training.evaluator import Evaluator, score
 from clipbias.training.outcomes import make_evaluation
 from clipbias.training.spec import Row
 from clipbias.tuning import Task
+from clipbias.tuning.conformal import AnswerRule, measure
 from clipbias.tuning.method import Learnables
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (images and how they are read, each by keyword)
     task: Task,
     learnables: Learnables,
     split: Split,
@@ -30,6 +31,7 @@ def evaluate(
     workers: int | None = None,
     validation: Split | None = None,
     outside: Split | None = None,
+    rule: AnswerRule | None = None,
     save: Callable[[np.ndarray], None] = lambda predicted: None,
 ) -> Row:
     """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
@@ -44,11 +46,13 @@ def evaluate(
       workers: threads that decode; `None` takes one for each processor.
       validation: images to fit a temperature on, but those that are evaluated.
       outside: images of other classes, whose labels are not looked at.
+      rule: what prediction sets and rejections are made by.
       save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
 
     Returns:
       `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `validation_images`,
-      their number, and `skipped_images` if any, and with images outside `ood` (`calibration.detection`).
+      their number, and `skipped_images` if any, with a rule `answers` (`conformal.measure`), and with images outside
+      `ood` (`calibration.detection`), where `accepted` is the share in percent that the rule does not reject.
     """
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
     single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
@@ -60,7 +64,9 @@ def evaluate(
 
     evaluator = on(split)
     others = validation_outside_test(split, validation)
-    (inside,), fitted = evaluator.outcomes(static, inputs, validation=None if others is None else on(others))
+    (inside,), fitted = evaluator.outcomes(
+        static, inputs, validation=None if others is None else on(others), keeps_logits=rule is not None
+    )
     assert evaluator.predicted is not None
     predicted = evaluator.predicted[0]
     save(predicted)
@@ -70,7 +76,13 @@ def evaluate(
         scores["validation_images"] = len(others)
     if evaluator.skipped:
         scores["skipped_images"] = evaluator.skipped
+    if rule is not None and evaluator.logits_read is not None:
+        logits, labels = evaluator.logits_read
+        scores["answers"] = measure(rule, logits[0], labels)
     if outside is not None:
-        (other,), _ = on(outside).outcomes(static, inputs)
+        away = on(outside)
+        (other,), _ = away.outcomes(static, inputs, keeps_logits=rule is not None)
         scores["ood"] = {"images": len(other.other_odds), **detection(inside, other)}
+        if rule is not None and away.logits_read is not None:
+            scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits_read[0][0])).mean())
     return scores

@@ -18,6 +18,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.device_memory import explain_exhaustion
 from clipbias.training.outcomes import (
+    BatchOutcome,
     EvalInputs,
     EvalStatic,
     correct_and_loss,
@@ -60,6 +61,8 @@ class Evaluator:
       predicted: of the latest evaluation, the class that each run gives every image, int32 `[R, n]`; -1 where an image
         could not be read.
       log_probs: of the latest evaluation, see `outcomes.BatchOutcome`: float16 `[R, n, 7]`.
+      logits_read: if the latest evaluation kept them, the logits of the images that could be read, `[R, m, C]`, and
+        their labels `[m]`.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Evaluator:
         self.skipped = 0
         self.predicted: np.ndarray | None = None
         self.log_probs: np.ndarray | None = None
+        self.logits_read: tuple[np.ndarray, np.ndarray] | None = None
         self._workers = Workers.of(workers)
         self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
@@ -186,13 +190,19 @@ class Evaluator:
         return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
 
     def outcomes(
-        self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None
+        self,
+        static: EvalStatic,
+        inputs: EvalInputs,
+        *,
+        validation: "Evaluator | None" = None,
+        keeps_logits: bool = False,
     ) -> tuple[list[Outcome], list[float | None]]:
         """What each run predicts for every image that could be read.
 
         Args:
           static, inputs: from `outcomes.make_evaluation`.
           validation: of images of the same classes to fit each run's temperature on.
+          keeps_logits: whether `logits_read` is set.
 
         Returns:
           Of each run the outcomes, and its temperature: `None` without validation images that could be read, or where
@@ -203,11 +213,13 @@ class Evaluator:
         if validation is not None:
             fitted = validation._temperatures(static, inputs)
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
-        values, labels = self._each_batch(outcomes, static, inputs, temperatures, labelled=True)
+        compute = _outcomes_and_logits if keeps_logits else _outcomes_alone
+        values, labels = self._each_batch(compute, static, inputs, temperatures, labelled=True)
         read = labels >= 0
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
-        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1), *values)
+        whole, scores = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1), *values)
+        self.logits_read = None if scores is None else (scores[:, read], labels[read])
         self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
         self.log_probs = whole.log_probs[:, : len(self.split)]
         every = jax.tree.map(lambda values: values[:, read], whole)
@@ -294,6 +306,17 @@ class Evaluator:
         """
         results, fitted = self.outcomes(static, inputs, validation=validation)
         return [score(outcome, temperature) for outcome, temperature in zip(results, fitted, strict=True)]
+
+
+def _outcomes_and_logits(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, *rest: jax.Array
+) -> tuple[BatchOutcome, jax.Array]:
+    mask, *_ = rest
+    return outcomes(static, inputs, images, *rest), logits(static, inputs, images, mask)
+
+
+def _outcomes_alone(*arguments: Any) -> tuple[BatchOutcome, None]:
+    return outcomes(*arguments), None
 
 
 def first_run(learnables: Learnables) -> Learnables:

@@ -25,17 +25,17 @@ from clipbias.tuning.registry import source_digest
 FOLDER = "predictions"
 
 
-def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -> str:
+def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | None) -> str:
     """Names the predictions of a tuned model: its weights, preprocessing, texts and learnables, the images and labels.
 
     Args:
       task: bound to the classes.
       learnables: of one run.
       method: the method's name, whose program counts if it is of the user's own.
-      split: images, told apart by name and label.
+      split: images, told apart by name and label; `None` names the model alone.
     """
     facts: list[Any] = [
-        split.digest,
+        None if split is None else split.digest,
         task.clip.fingerprint,
         repr(task.clip.preprocessing),
         method,

@@ -15,6 +15,7 @@ from clipbias.prediction import Prediction
 from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.conformal import AnswerRule
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
@@ -56,12 +57,21 @@ class Predictor:
         """
         return _logits(self.static, self.inputs, images, mask)
 
-    def probabilities(self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> np.ndarray:
-        """The softmax of `logits`."""
-        return np.asarray(_probabilities(self.static, self.inputs, images, mask))
+    def classify(
+        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The softmax of `logits`, and these."""
+        probabilities, logits = _probabilities(self.static, self.inputs, images, mask)
+        return np.asarray(probabilities), np.asarray(logits)
 
     def predict(
-        self, pictures: Pictures, *, batch_size: int, normalised: bool = False, on_error: str = "raise"
+        self,
+        pictures: Pictures,
+        *,
+        batch_size: int,
+        normalised: bool = False,
+        on_error: str = "raise",
+        rule: AnswerRule | None = None,
     ) -> Prediction:
         """See `TunedModel.predict`."""
         batches = image_batches(
@@ -76,11 +86,12 @@ class Predictor:
         static = self.static
         if batches.normalised:
             static = dataclasses.replace(static, preprocessing=None)
-        rows = np.full((batches.count, len(self.task.class_names)), np.nan, np.float32)
+        rows = np.full((2, batches.count, len(self.task.class_names)), np.nan, np.float32)
         for number, (images, mask) in enumerate(batches):
-            probabilities = np.asarray(_probabilities(static, self.inputs, images, mask))
-            rows[number * batches.rows + np.flatnonzero(mask)] = probabilities[mask]
-        return Prediction(self.task.class_names, rows, dict(sorted(batches.errors.items())))
+            for of_kind, values in zip(rows, _probabilities(static, self.inputs, images, mask), strict=True):
+                of_kind[number * batches.rows + np.flatnonzero(mask)] = np.asarray(values)[mask]
+        probabilities, logits = rows
+        return Prediction(self.task.class_names, probabilities, dict(sorted(batches.errors.items())), logits, rule)
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -90,5 +101,8 @@ def _logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def _probabilities(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return jax.nn.softmax(_logits(static, inputs, images, mask), axis=-1)
+def _probabilities(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    logits = _logits(static, inputs, images, mask)
+    return jax.nn.softmax(logits, axis=-1), logits

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from clipbias.constants import ZERO_SHOT
+from clipbias.data import Split
 from clipbias.data.held_out import HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.training.job import NotSideBySide, TrainJob
@@ -111,6 +112,11 @@ def searches(job: TrainJob) -> bool:
     return sampling is not None and sampling.validation
 
 
+def selects(job: TrainJob, *, compares_rates: bool) -> bool:
+    """Whether held-out images select something: a learning rate, or what the method searches for."""
+    return searches(job) or (compares_rates and has_candidates(job))
+
+
 def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
     """Compares learning rates on held-out images, or makes the method's search on them.
 
@@ -171,7 +177,7 @@ def zero_shot(job: TrainJob) -> Candidate:
 
 def compare(job: TrainJob, learnables: Learnables, held: HeldOut) -> tuple[Candidate, Candidate]:
     """The tuned model of a job of one run, and the frozen one, on held-out images."""
-    on_held = _with_validation(job, held)
+    on_held = with_validation(job, held.choose)
     (score,) = score_validation(on_held, learnables, finite=False)
     return _candidate(job.runs[0].learning_rate, score), zero_shot(on_held)
 
@@ -181,10 +187,10 @@ def _candidate(learning_rate: float | None, score: Row) -> Candidate:
     return Candidate(learning_rate, score["validation_accuracy"], loss if math.isfinite(loss) else None)
 
 
-def _with_validation(job: TrainJob, held: HeldOut) -> TrainJob:
-    """The job whose validation images are those that choose."""
+def with_validation(job: TrainJob, images: Split | None) -> TrainJob:
+    """The job with other validation images."""
     runs = [
-        dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, validation=lambda: held.choose))
+        dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, validation=lambda: images))
         for run in job.runs
     ]
     return dataclasses.replace(job, runs=tuple(runs))
@@ -192,7 +198,7 @@ def _with_validation(job: TrainJob, held: HeldOut) -> TrainJob:
 
 def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     """The job of the candidates, side by side, or of the method's search."""
-    (run,) = _with_validation(job, held).runs
+    (run,) = with_validation(job, held.choose).runs
     (images,) = job.context.training_images([held.train])
     recipe = job.recipe
     logging = dataclasses.replace(job.logging, metrics=None, ends_on_failure=False)

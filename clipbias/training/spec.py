@@ -24,6 +24,8 @@ MOST_RUNS = 32
 # What a run is scored on: the test images, or validation images to choose a learning rate by.
 TEST = "test"
 VALIDATION = "validation"
+# The validation policy of a run that selects nothing.
+UNSELECTED = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class RunSpec:
     data: str
     on_image_error: str = "raise"
     score_on: str = TEST
-    validation: str = "none"
+    validation: str = UNSELECTED
     start_seed: int | None = None
     concentration: float | None = None
 

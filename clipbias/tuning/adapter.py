@@ -23,6 +23,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.classes import Classes, ClassList
+from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.learnables import SEPARATOR, Array, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.preset import Options
@@ -33,6 +34,8 @@ from clipbias.tuning.user_methods import is_user_method, match_user_method
 
 # Raised when a file changes in a way that earlier code would misread.
 FORMAT = 1
+# Where the scores of calibration images stand among the tensors.
+_CALIBRATION = "calibration"
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
 
@@ -75,6 +78,7 @@ class Adapter:
       method: name of the method; options: its options.
       class_names, template: of the dataset it was trained on.
       descriptions: texts of each class that its classifier is made of in place of the template, if it is.
+      calibration: scores of calibration images of these classes, or `None`.
       base: what the frozen model is loaded from, a hub model at its commit; base_fingerprint: SHA-256 of its weights.
       notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
     """
@@ -88,6 +92,7 @@ class Adapter:
     base_fingerprint: str
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     descriptions: Mapping[str, Sequence[str]] | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Raises `ClipbiasError` for a field, or a note, that is not what its name says."""
@@ -177,7 +182,12 @@ def start_seed(notes: Mapping[str, Any]) -> int:
 
 
 def save_adapter(
-    path: str | os.PathLike, task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None
+    path: str | os.PathLike,
+    task: Task,
+    learnables: Learnables,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Writes an adapter file, atomically.
 
@@ -186,20 +196,29 @@ def save_adapter(
       task: what was trained.
       learnables: of one run.
       notes: JSON values to keep beside it.
+      calibration: scores of calibration images, or `None`.
 
     Raises:
       ClipbiasError: `read_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
-    write_adapter(path, make_adapter(task, learnables, notes=notes))
+    write_adapter(path, make_adapter(task, learnables, notes=notes, calibration=calibration))
 
 
-def make_adapter(task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None) -> Adapter:
+def make_adapter(
+    task: Task,
+    learnables: Learnables,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
+) -> Adapter:
     """An adapter of what a task learned; arguments and errors as for `save_adapter`."""
     if task.method_name not in METHODS and not is_user_method(task.method_name):
         raise ClipbiasError(
             f"cannot save the adapter: the method {task.method_name!r} cannot be made again; put its class in a file, "
             "and make the task with the file's path."
         )
+    if _CALIBRATION in learnables:
+        raise ClipbiasError(f"cannot save the adapter: {_CALIBRATION!r} is no name for what is learned; take another.")
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
     _check_shapes(arrays, task, task.method_name)
     return Adapter(
@@ -212,12 +231,16 @@ def make_adapter(task: Task, learnables: Learnables, *, notes: Mapping[str, Any]
         base_fingerprint=task.clip.fingerprint,
         notes=notes or {},
         descriptions=task.descriptions,
+        calibration=calibration,
     )
 
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `read_adapter` would refuse."""
-    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(adapter.learnables).items()}
+    leaves = dict(adapter.learnables)
+    if adapter.calibration is not None:
+        leaves[_CALIBRATION] = adapter.calibration.arrays()
+    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(leaves).items()}
     _check_finite(tensors, "cannot save the adapter")
     header = {field: getattr(adapter, field) for field in _FIELDS}
     try:
@@ -253,7 +276,10 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
     try:
         fields = {field: header.get(field) for field in _FIELDS}
         check_value("its list of classes", fields["class_names"], list[str])
-        adapter = Adapter(learnables, **fields | {"class_names": tuple(fields["class_names"])})
+        scores = learnables.pop(_CALIBRATION, None)
+        fields |= {"class_names": tuple(fields["class_names"])}
+        fields |= {"calibration": None if scores is None else Calibration.read(scores)}
+        adapter = Adapter(learnables, **fields)
         if adapter.descriptions is not None:
             Descriptions(adapter.descriptions, "its descriptions").of(adapter.class_names)
         json.dumps(header, allow_nan=False)  # Python's reader takes numbers that are none

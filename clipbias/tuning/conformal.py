@@ -1,0 +1,194 @@
+"""Prediction sets and "none of these", from a model's scores of calibration images.
+
+A prediction set is that of split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019): the classes whose
+`1 - p` is at most the `⌈(n + 1) · coverage⌉`-th smallest of `1 - p` of the true classes of `n` calibration images. The
+true class of an image that is drawn as these are is in its set with at least that probability, whatever the model. An
+image is rejected where its score is below what a share of the calibration images reaches. The scores are the largest
+logit (Hendrycks et al. 2022), the largest probability of the unscaled cosines (MCM, Ming et al. 2022), and the energy's
+negative, the log-sum-exp of the logits (Liu et al. 2020). Probabilities are those of the logits as they are, without a
+temperature.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from clipbias.checks import Choices, Range, check_fields
+from clipbias.errors import ClipbiasError
+from clipbias.sentences import counted
+from clipbias.settings import setting
+
+SCORES = ("max_logit", "mcm", "energy")
+# The word for an image that is rejected.
+NONE_OF_THESE = "none of these"
+NOT_CALIBRATED = (
+    "there are no scores of calibration images for these classes; tune with validation images (--config.calibrate), or "
+    "take model.calibrate(images, labels)"
+)
+# Shares of images are compared with whole numbers of them up to a rounding error.
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerOptions:
+    """Prediction sets and rejection of a calibrated model."""
+
+    coverage: Annotated[float, Range(0.01, 0.9999)] = setting(
+        0.9, "Share of images whose prediction set is to hold the true class (docs/answers.md)."
+    )
+    rejection: Annotated[str, Choices(SCORES)] = setting(
+        "max_logit", 'What an image is rejected by: the largest logit, "mcm" or "energy"; as "none of these".'
+    )
+    accepted: Annotated[float, Range(0.01, 1)] = setting(0.95, "Share of calibration images that is not rejected.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerRule:
+    """What prediction sets and rejections are made by.
+
+    Attributes:
+      options: as they were given.
+      nonconformity: the largest `1 - p` of a class in a set.
+      lowest: the lowest score of an image that is not rejected.
+      scale: see `Calibration`.
+      images: how many calibrated.
+    """
+
+    options: AnswerOptions
+    nonconformity: float
+    lowest: float
+    scale: float
+    images: int
+
+    def sets(self, logits: np.ndarray) -> np.ndarray:
+        """Which classes are in the set of each image, bool `[B, C]`, from logits `[B, C]`; none where they are NaN."""
+        return nonconformity(logits) <= self.nonconformity
+
+    def rejected(self, logits: np.ndarray) -> np.ndarray:
+        """Which images are none of the classes, bool `[B]`; not those whose logits are NaN."""
+        return scores_of(logits, self.scale)[self.options.rejection] < self.lowest
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """A model's scores of `n` images that neither trained it nor selected a setting, each float64 `[n]`.
+
+    Attributes:
+      nonconformity: `1 - p` of the true class.
+      max_logit, mcm, energy: see the head of this file.
+      scale: `[]`, the factor of the cosines in the logits, which `mcm` divides them by.
+    """
+
+    nonconformity: np.ndarray
+    max_logit: np.ndarray
+    mcm: np.ndarray
+    energy: np.ndarray
+    scale: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Raises `ClipbiasError` for arrays that are none of these."""
+        shapes = [np.shape(getattr(self, name)) for name in ("nonconformity", *SCORES)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0] or np.shape(self.scale):
+            raise ClipbiasError(f"the scores of calibration images have shapes {shapes}; they must be alike, [n].")
+
+    @classmethod
+    def of(cls, logits: np.ndarray, labels: np.ndarray, scale: float) -> "Calibration":
+        """The scores of images with logits `[n, C]` and labels `[n]`."""
+        label_scores = nonconformity(logits)[np.arange(len(labels)), labels]
+        return cls(label_scores, **scores_of(logits, scale), scale=np.asarray(scale, np.float64))
+
+    @classmethod
+    def read(cls, arrays: object) -> "Calibration":
+        """Of arrays by name. Raises `ClipbiasError` where one is missing or there are others."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(arrays, Mapping) or arrays.keys() != set(names):
+            raise ClipbiasError(f"its scores of calibration images are not {', '.join(names)}.")
+        return cls(**arrays)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, as `read` takes them."""
+        return {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.nonconformity)
+
+    def rule(self, options: AnswerOptions) -> AnswerRule:
+        """What sets and rejections are made by. Raises `ClipbiasError` for a coverage that takes more images."""
+        images = len(self)
+        place = math.ceil((images + 1) * options.coverage - _ROUNDING)
+        if place > images:
+            fewest = math.ceil(options.coverage / (1 - options.coverage) - _ROUNDING)
+            raise ClipbiasError(
+                f"a coverage of {100 * options.coverage:g} % takes {counted(fewest, 'calibration image')}, and "
+                f"this model has {images:,}, enough for {100 * images / (images + 1):.4g} %; lower the coverage, or "
+                "calibrate with more images."
+            )
+        return AnswerRule(
+            options,
+            nonconformity=float(np.sort(self.nonconformity)[place - 1]),
+            lowest=lowest_accepted(getattr(self, options.rejection), options.accepted),
+            scale=float(self.scale),
+            images=images,
+        )
+
+
+def nonconformity(logits: np.ndarray) -> np.ndarray:
+    """`1 - p` of every class, float64 `[B, C]`, of logits `[B, C]`."""
+    return -np.expm1(log_softmax(np.asarray(logits, np.float64), axis=-1))
+
+
+def scores_of(logits: np.ndarray, scale: float) -> dict[str, np.ndarray]:
+    """The scores of `SCORES`, float64 `[B]`: the higher, the more an image is one of the classes."""
+    logits = np.asarray(logits, np.float64)
+    return {
+        "max_logit": logits.max(-1),
+        "mcm": np.exp(log_softmax(logits / scale, axis=-1).max(-1)),
+        "energy": logsumexp(logits, axis=-1),
+    }
+
+
+def lowest_accepted(scores: np.ndarray, accepted: float) -> float:
+    """The highest threshold that a share `accepted` of the scores `[n]` reaches."""
+    ordered = np.sort(scores)[::-1]
+    return float(ordered[math.ceil(accepted * len(ordered) - _ROUNDING) - 1])
+
+
+def measure(rule: AnswerRule, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How sets and rejections do on labelled images.
+
+    Args:
+      rule: of the model.
+      logits: `[n, C]`.
+      labels: `[n]`.
+
+    Returns:
+      In percent `coverage` and `target_coverage`, the share of `empty` sets and of images that are `rejected`; the mean
+      number of classes in a set, `mean_size`; and the numbers of `images` and `calibration_images`.
+    """
+    sets = rule.sets(logits)
+    return {
+        "images": len(labels),
+        "calibration_images": rule.images,
+        "target_coverage": 100 * rule.options.coverage,
+        "coverage": 100 * float(sets[np.arange(len(labels)), labels].mean()),
+        "mean_size": float(sets.sum(-1).mean()),
+        "empty": 100 * float((~sets.any(-1)).mean()),
+        "rejected": 100 * float(rule.rejected(logits).mean()),
+    }
+
+
+def measured_words(measured: Mapping[str, float]) -> str:
+    """The results of `measure` in a line."""
+    images = counted(int(measured["calibration_images"]), "calibration image")
+    return (
+        f"prediction sets for {measured['target_coverage']:g} % from {images}: {measured['coverage']:.1f} % hold the "
+        f"true class; {measured['mean_size']:.2f} classes in the mean; {measured['empty']:.1f} % are empty; "
+        f"{measured['rejected']:.1f} % of the images are rejected"
+    )
