@@ -48,7 +48,7 @@ SHOWN = 5
 # The dataset that a page without an adapter starts from, and the number of its pictures.
 DATASET = "demo/emoji"
 PICTURES = 8
-CSS = ".note {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
+CSS = ".note, .answer {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
 
 _observe_layers = jax.jit(observe_layers, static_argnums=0)
 
@@ -211,21 +211,24 @@ class _Events:
 
     def classify(
         self, path: str | None, names: str, template: str, adapter: str, file: str | None
-    ) -> tuple[object, object, object, object]:
-        """The probabilities of both models; the classes and prompts that there are to choose from."""
+    ) -> tuple[object, object, object, object, object]:
+        """The probabilities of both models; the prediction set; the classes and prompts to choose from."""
         if path is None:
-            return None, None, self.gr.skip(), self.gr.skip()
+            return None, None, "", self.gr.skip(), self.gr.skip()
         with self._mistakes_shown():
             frozen, tuned = self._models(names, template, adapter, file)
             assert frozen is not None
             classes = [printable(name) for name in frozen.class_names]
+            predictions = [None if model is None else model.predict([path]) for model in (frozen, tuned)]
             shown = [
-                model and dict(zip(classes, probabilities(model, path).tolist(), strict=True))
-                for model in (frozen, tuned)
+                prediction and dict(zip(classes, prediction.probabilities[0].tolist(), strict=True))
+                for prediction in predictions
             ]
+            words = "" if predictions[1] is None else predictions[1].answer(0)
+            answer = f'<div class="answer">{html.escape(words)}</div>' if words else ""
         prompts = vision_prompts(tuned) if tuned else 0
         slots = self.gr.update(maximum=max(2, prompts), value=1, interactive=prompts > 0)
-        return shown[0], shown[1], self.gr.update(choices=[LIKELIEST, *classes], value=LIKELIEST), slots
+        return shown[0], shown[1], answer, self.gr.update(choices=[LIKELIEST, *classes], value=LIKELIEST), slots
 
     def look(
         self,
@@ -318,11 +321,11 @@ def build(
                 adapter = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
                 file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=170)
             with gr.Column(scale=5, min_width=320):
-                labels, controls, maps = _results(bench, gr)
+                labels, answer, controls, maps = _results(bench, gr)
         inputs = [image, names, around, adapter, file]
         kind, of_class, layer, slot = controls
         fill = _Step(events.fill, [adapter, file, names, around], [names, around])
-        classify = _Step(events.classify, inputs, [*labels, of_class, slot])
+        classify = _Step(events.classify, inputs, [*labels, answer, of_class, slot])
         look = _Step(events.look, [*inputs, *controls], maps)
         upload.upload(lambda path: path, upload, image, api_visibility="private", show_progress="minimal")
         triggers = [button.click, image.change, names.submit, around.submit]
@@ -334,11 +337,12 @@ def build(
     return page
 
 
-def _results(bench: Bench, gr: Any) -> tuple[list[object], list[Any], list[object]]:
-    """The right side of the page: probabilities; what a map is of, by kind, class, layer and prompt; maps and notes."""
+def _results(bench: Bench, gr: Any) -> tuple[list[object], object, list[Any], list[object]]:
+    """The right side of the page: probabilities; the prediction set; what a map is of; maps and notes."""
     layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
     with gr.Row():
         labels = [gr.Label(label=label, num_top_classes=SHOWN) for label in ("Zero-shot", "Tuned")]
+    answer = gr.HTML()
     with gr.Row():
         kind = gr.Dropdown([RELEVANCY, ATTENTION, PROMPT], value=RELEVANCY, label="Map", min_width=220)
         of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class", min_width=220)
@@ -351,7 +355,7 @@ def _results(bench: Bench, gr: Any) -> tuple[list[object], list[Any], list[objec
             with gr.Column(min_width=280):
                 maps.append(gr.Image(label=label, interactive=False, buttons=["download", "fullscreen"]))
                 maps.append(gr.HTML())
-    return labels, [kind, of_class, layer, slot], maps
+    return labels, answer, [kind, of_class, layer, slot], maps
 
 
 def serve(

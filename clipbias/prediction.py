@@ -19,7 +19,7 @@ from clipbias.data.counts import SMALL, accuracy_words, wilson_interval
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.terminal import printable
-from clipbias.tuning.conformal import NONE_OF_THESE, NOT_CALIBRATED, AnswerRule, measured_words
+from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule, measured_words
 
 # What is written out at most.
 _PICTURES = 10
@@ -95,15 +95,16 @@ class Prediction:
                 continue
             best = np.argsort(-row, kind="stable")[:3]
             line = ", ".join(f"{printable(self.class_names[label])} {100 * row[label]:.1f} %" for label in best)
-            lines.append(line if self.rule is None else f"{line}; {self.answer(number)}")
+            lines.append("; ".join(filter(None, (line, self.answer(number)))))
         if len(self) > _PICTURES:
             lines.append(f"… and {len(self) - _PICTURES} more pictures")
         return "\n".join(lines) or "no pictures"
 
     def answer(self, number: int) -> str:
-        """A picture's prediction set in words, or that it is none of the classes. Raises as `sets`."""
-        names = [printable(name) for name in self.sets[number]]
-        return NONE_OF_THESE if self.rejected[number] else f"set: {', '.join(names) or 'empty'}"
+        """A picture's prediction set in words, or that it is none of the classes; "" of a model without sets."""
+        if self.rule is None:
+            return ""
+        return self.rule.words(self.sets[number], bool(self.rejected[number]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

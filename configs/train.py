@@ -50,7 +50,7 @@ class TrainSettings(SweepSettings):
     method: str = setting("bias", "The method, by name or by the path of a file of your own (docs/methods.md).")
     calibrate: bool | None = setting(
         None,
-        'Whether validation images that select nothing calibrate the adapter, for prediction sets and "none of these" '
+        'Calibrate the adapter on validation images that select nothing; for prediction sets and "none of these" '
         "(docs/answers.md); None does so for pictures of your own (folder, csv).",
     )
     method_options: Mapping[str, object] = setting(

@@ -45,7 +45,7 @@ from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.classes import Classes
-from clipbias.tuning.conformal import NONE_OF_THESE, NOT_CALIBRATED, AnswerRule
+from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from configs.predict import PredictSettings
 from experiments import common
@@ -112,7 +112,7 @@ def write_list(
         raise ClipbiasError(f"none of {len(files)} images could be read; the first: {broken[0]['error']}.")
     write_text(workdir / "predictions.json", json.dumps(entries, indent=1) + "\n")
     for entry in entries:
-        common.tell(line(entry))
+        common.tell(line(entry, rule))
     if broken:
         common.tell(f"{len(broken)} of {len(files)} images could not be read.")
     return len(files) - len(broken)
@@ -324,13 +324,13 @@ def overlay(result: Classified, row: int, *, of_two: bool) -> Overlay:
     return Overlay(title, vision[row], task.clip.config.vision.patches, tokens, text[row])
 
 
-def line(entry: Entry) -> str:
+def line(entry: Entry, rule: AnswerRule | None) -> str:
     """An image's predictions as they are printed, or why it could not be read."""
     if "error" in entry:
         return str(entry["error"])
     text = f"{entry['image']}: {', '.join(_pairs(entry))}"
-    if "set" in entry:
-        text += f"; {NONE_OF_THESE if entry['rejected'] else 'set: ' + (', '.join(entry['set']) or 'empty')}"
+    if rule is not None:
+        text += f"; {rule.words(entry['set'], entry['rejected'])}"
     return f"{text}; zero-shot {_pairs(entry[ZERO_SHOT])[0]}" if ZERO_SHOT in entry else text
 
 

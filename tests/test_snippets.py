@@ -48,6 +48,13 @@ def test_a_space(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert names["page"].models["bias"].clip is names["clip"]
 
 
+def test_prediction_sets() -> None:
+    names: dict = {}
+    exec(snippet("answers.md", "prediction.sets"), names)
+    assert len(names["prediction"].sets) == 1 and names["prediction"].rejected.shape == (1,)
+    assert names["model"].calibration is not None and len(names["model"].calibration) == 200
+
+
 @pytest.mark.filterwarnings("ignore:the tuned model is no better")
 def test_a_method_of_ones_own(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.repository import EMBEDDED
 from clipbias.data.counts import accuracy_words, range_words
 from clipbias.export.certificate import NOTE
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
@@ -167,6 +168,9 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
         facts.append(("learning rate", _plain(rate)))
     if notes.get("train_images"):
         facts.append(("training images", f"{notes['train_images']:,}, {_images_per_class(notes)}"))
+    if adapter.calibration is not None:
+        count = counted(len(adapter.calibration), "image")
+        facts.append(("calibration", f"{count}, for prediction sets and rejection in clipbias"))
     for name, accuracy in _accuracies(notes).items():
         images = (notes.get("tested_images") or {}).get(name) if name else notes.get("images")
         words = accuracy_words(accuracy, images) if images else f"{accuracy:.2f} %"

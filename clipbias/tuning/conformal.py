@@ -11,7 +11,7 @@ temperature.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -21,6 +21,7 @@ from clipbias.checks import Choices, Range, check_fields
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.settings import setting
+from clipbias.terminal import printable
 
 SCORES = ("max_logit", "mcm", "energy")
 # The word for an image that is rejected.
@@ -38,7 +39,7 @@ class AnswerOptions:
     """Prediction sets and rejection of a calibrated model."""
 
     coverage: Annotated[float, Range(0.01, 0.9999)] = setting(
-        0.9, "Share of images whose prediction set is to hold the true class (docs/answers.md)."
+        0.9, "Share of images whose prediction set holds the true class; see docs/answers.md."
     )
     rejection: Annotated[str, Choices(SCORES)] = setting(
         "max_logit", 'What an image is rejected by: the largest logit, "mcm" or "energy"; as "none of these".'
@@ -74,6 +75,11 @@ class AnswerRule:
     def rejected(self, logits: np.ndarray) -> np.ndarray:
         """Which images are none of the classes, bool `[B]`; not those whose logits are NaN."""
         return scores_of(logits, self.scale)[self.options.rejection] < self.lowest
+
+    def words(self, names: Sequence[str], rejected: bool) -> str:
+        """The prediction set of an image as it is printed, or that it is none of the classes."""
+        members = ", ".join(map(printable, names))
+        return NONE_OF_THESE if rejected else f"{100 * self.options.coverage:g} % set: {members or 'empty'}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -35,7 +35,8 @@ def test_what_the_page_does_when_it_is_asked(bench: Bench, files: dict, tmp_path
     events: dict[str, Any] = {event.fn.__name__: event.fn for event in page.fns.values() if event.fn}
     Image.fromarray(PICTURE).save(path := str(tmp_path / "photo.png"))
     question = ("\n".join(NAMES), "a photo of a {}.", "prompts", None)
-    *shares, classes, slot = events["classify"](path, *question)
+    *shares, answer, classes, slot = events["classify"](path, *question)
+    assert answer == ""  # not calibrated
     sides = [bench.bind(ZERO_SHOT, question[0], question[1]), bench.bind("prompts", question[0])]
     for label_shares, side in zip(shares, sides, strict=True):
         assert [*label_shares] == NAMES and list(label_shares.values()) == probabilities(side, PICTURE).tolist()

@@ -1,8 +1,11 @@
 """The binary `predict` as a user runs it, on a tiny model and images of noise."""
 
+import csv
 import errno
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,22 @@ from PIL import Image
 
 import clipbias
 import experiments.predict
+from clipbias import TunedModel
 from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.conformal import Calibration
 from experiments.inputs import find_images
-from tests.end_to_end.binaries import CLASS_NAMES, answer_here, assert_recorded, refusal_here, succeed_here
+from tests.end_to_end.binaries import (
+    CLASS_NAMES,
+    answer_here,
+    assert_recorded,
+    refusal_here,
+    save_random,
+    start,
+    succeed_here,
+)
 
 
 def test_a_name_may_have_a_comma(tmp_path: Path) -> None:
@@ -207,9 +220,101 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     assert max(expected.values()) > 0.34  # three classes apart
 
 
+@pytest.fixture(scope="module")
+def calibrated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter whose scores of thirty calibration images were drawn."""
+    clip = clipbias.load(model)
+    path = tmp_path_factory.mktemp("calibrated") / "a.safetensors"
+    rng = np.random.default_rng(3)
+    calibration = Calibration.of(rng.normal(0, 0.5, (30, 3)), rng.integers(0, 3, 30), 14.0)
+    save_random(clip, "bias", CLASS_NAMES, path, calibration=calibration)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Three hundred small pictures of noise, one of which is broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).save(folder / f"{number:03d}.png")
+    (folder / "123.png").write_bytes(b"broken")
+    return sorted(folder.iterdir())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open(newline="")))
+
+
+def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) -> None:
+    """Printed and saved as the model's own prediction has them."""
+    picture = images / "test" / "cat"
+    settings = {"images": str(picture), "adapters": str(calibrated), "coverage": 0.8, "accepted": 0.5, "top": 1}
+    printed, _ = succeed_here(experiments.predict, settings, tmp_path / "out")
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    files = sorted(picture.iterdir())
+    prediction = clipbias.load_adapter(calibrated).predict(files, coverage=0.8, accepted=0.5)
+    assert [tuple(entry["set"]) for entry in entries] == prediction.sets
+    assert [entry["rejected"] for entry in entries] == prediction.rejected.tolist()
+    for number, line in enumerate(printed.splitlines()):
+        words = "none of these" if prediction.rejected[number] else f"80 % set: {', '.join(prediction.sets[number])}"
+        assert f" %; {words}; zero-shot " in line
+    # For other classes the adapter is not calibrated, which a sentence says.
+    printed, _ = succeed_here(experiments.predict, settings | {"classes": "cat,dog"}, tmp_path / "other")
+    assert printed.startswith("no prediction sets: there are no scores of calibration images for these classes")
+    assert "set" not in json.loads((tmp_path / "other" / "predictions.json").read_text())[0]
+
+
+def test_a_table_goes_on_where_it_was_killed(
+    calibrated: Path, photos: list[Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the lines of a table that nobody disturbed, but for the last digits that depend on the batch."""
+    table = tmp_path / "answers.csv"
+    settings = {"images": str(photos[0].parent), "adapters": str(calibrated), "output": str(table)}
+    arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    process = start("predict", *arguments, "--config.batch_size=1", f"--workdir={tmp_path / 'out'}", cache=cache)
+    while process.poll() is None and (not table.exists() or table.read_bytes().count(b"\n") < 6):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    killed = len(rows_of(table))
+    assert process.returncode == -signal.SIGKILL and 4 < killed < 300
+    with table.open("ab") as file:
+        file.write(f"{photos[killed]},ca".encode())
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+    printed = capsys.readouterr().out
+    assert f"{killed} of 300 images have a line in {table} already" in printed
+    assert f"{300 - killed} lines written to {table}" in printed
+    rows = rows_of(table)
+    assert [row["image"] for row in rows] == [str(path) for path in photos]
+    model = clipbias.load_adapter(calibrated)
+    prediction = model.predict(photos, on_image_error="skip")
+    frozen = TunedModel(Task(model.clip, "zero_shot", CLASS_NAMES, template=model.task.template), {})
+    zero_shot = frozen.predict(photos, on_image_error="skip")
+    for number, row in enumerate(rows):
+        if number == 123:
+            assert row["error"].startswith(f"the image {photos[123]} cannot be decoded") and not row["class"]
+            continue
+        assert row["class"] == prediction.classes[number] and not row["error"]
+        assert float(row["probability"]) == pytest.approx(prediction.probabilities[number].max(), rel=1e-4)
+        assert tuple(filter(None, row["set"].split(" | "))) == prediction.sets[number]
+        assert row["rejected"] == str(prediction.rejected[number]).lower()
+        assert row["zero_shot_class"] == zero_shot.classes[number]
+        assert float(row["zero_shot_probability"]) == pytest.approx(zero_shot.probabilities[number].max(), rel=1e-4)
+    # A finished table is left alone, and lines of other settings or of another adapter are not added.
+    before = table.read_bytes()
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0 and table.read_bytes() == before
+    other = refusal_here(experiments.predict, settings | {"coverage": 0.8}, tmp_path / "out")
+    assert f"{table} has lines of other settings (prediction sets); choose another --config.output" in other
+    other = refusal_here(experiments.predict, settings | {"classes": "cat,dog", "zero_shot": False}, tmp_path / "out")
+    assert "has lines of other settings (adapter, model or classes, prediction sets, columns)" in other
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"images": "pyproject.toml", "classes": "a", "output": "a.json"}, "a.json; give a file that ends with .csv"),
         ({"images": "/nowhere.png", "classes": "a"}, "there is no image or folder /nowhere.png"),
         ({"classes": "a"}, "no images to classify"),
         ({"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of class names"),

@@ -1,15 +1,19 @@
 """What `clipbias train` says at its end."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import clipbias
+from clipbias import data
 from clipbias.export.card import model_card
 from clipbias.training import caution
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
-from experiments import table1, train
+from experiments import evaluate, table1, train
 from tests.end_to_end import binaries
 from tests.end_to_end.binaries import SHORT_RUN
 from tests.training.conftest import COLOURS, colour_split
@@ -71,6 +75,46 @@ def test_sentences_about_a_run() -> None:
 def test_a_difference_is_within_chance(images: int, higher: int, lower: int, chance: bool) -> None:
     """Newcombe (1998) has intervals of 6 and 2 of 7 from 0.058, of 9 and 3 of 10 from 0.17."""
     assert caution.within_chance(100 * higher / images, 100 * lower / images, images) == chance
+
+
+def test_a_finished_run_is_calibrated(
+    model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all validation images, since none selected anything, without another training; but not by default."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    before = read_adapter(folder / "adapter.safetensors")
+    assert before.calibration is None
+    monkeypatch.setattr("clipbias.training.group.train_job", lambda *_: pytest.fail("trained again"))
+    settings = binaries.SHORT_RUN | {"model": str(model), "calibrate": True}
+    printed, _ = binaries.succeed_here(train, settings, folder)
+    assert "adapter.safetensors is calibrated on 120 images: it has prediction sets." in printed
+    adapter = read_adapter(folder / "adapter.safetensors")
+    expected = clipbias.load_adapter(trained[0] / "adapter.safetensors").calibrate("demo/digits")
+    assert adapter.calibration is not None and expected.calibration is not None
+    for name, scores in expected.calibration.arrays().items():
+        np.testing.assert_allclose(adapter.calibration.arrays()[name], scores, rtol=1e-4, atol=1e-6)
+    assert adapter.notes == before.notes
+    written = (folder / "adapter.safetensors").stat().st_mtime_ns
+    printed, _ = binaries.succeed_here(train, settings, folder)
+    assert "calibrated" not in printed and (folder / "adapter.safetensors").stat().st_mtime_ns == written
+    evaluated = {"adapters": str(folder), "ood": "demo/fashion"}
+    printed, _ = binaries.succeed_here(evaluate, evaluated, tmp_path / "evaluation")
+    result = json.loads((tmp_path / "evaluation" / "result.json").read_text())
+    assert result["answers"] == pytest.approx(expected.evaluate("demo/digits").answers, abs=0.1)
+    tests = data.load("demo/fashion").split("test")
+    rejected = expected.predict([tests.image(index) for index in range(len(tests))]).rejected
+    assert result["ood"]["accepted"] == pytest.approx(100 * (1 - rejected.mean()), abs=0.1)
+    assert f"{result['ood']['accepted']:.1f} % of these images are accepted at the adapter's threshold" in printed
+    assert "prediction sets for 90 % from 120 calibration images: " in printed
+
+
+def test_what_selected_a_setting_calibrates_no_adapter_of_a_sweep(model: Path, tmp_path: Path) -> None:
+    grid = {"model": str(model), "datasets": ("demo/digits",), "methods": ("gda",), "shots": (1,), "seeds": (1,)}
+    printed, _ = binaries.succeed_here(table1, grid | {"calibrate": True}, tmp_path)
+    assert "has no prediction sets: its validation images (validation split) selected a setting; give" in printed
+    (adapter,) = (tmp_path / "adapters").iterdir()
+    assert read_adapter(adapter).calibration is None
 
 
 @pytest.fixture(scope="module")

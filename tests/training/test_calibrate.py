@@ -90,7 +90,7 @@ def test_every_kind_of_method_has_sets(clip: Clip, colours: Dataset, method: str
         assert order == sorted(order, reverse=True) and (not members or order[0] == row.max())
     lines = repr(prediction).splitlines()
     words = [
-        "none of these" if prediction.rejected[number] else f"set: {', '.join(prediction.sets[number]) or 'empty'}"
+        "none of these" if prediction.rejected[number] else f"70 % set: {', '.join(prediction.sets[number]) or 'empty'}"
         for number in range(10)
     ]
     assert all(line.endswith(f"; {word}") for line, word in zip(lines[:10], words, strict=True))

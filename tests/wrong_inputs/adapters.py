@@ -54,6 +54,8 @@ def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
         assert path.read_text() == "earlier"
 
 
+SCORE = {"calibration/mcm": np.zeros(3)}
+SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
     ("no adapter file", lambda place: read_adapter(place.tmp_path / "none")),
     *(header("is not a clipbias adapter", text) for text in (None, *NO_OBJECT)),
@@ -66,6 +68,11 @@ CASES: list[Case] = [
     *(
         arrays("is not a clipbias adapter", lambda tensors, name=name: tensors | {name: np.zeros(1, np.float32)})
         for name in ("vision_bias/x", "vision_bias/x/y")
+    ),
+    arrays("is damaged: its scores of calibration images are not nonconformity, max_logit", lambda x: x | SCORE),
+    arrays(
+        r"is damaged: the scores of calibration images have shapes \[\(3,\), \(2,\)",
+        lambda tensors: tensors | {f"calibration/{name}": np.zeros(size) for name, size in SIZES.items()},
     ),
     *(damaged(r"a\.safetensors is damaged or incomplete", how) for how in cut(b"")),
     unsaved(r"arrays \{\} are not those of method 'bias', \{.*'vision_bias': \(", {}),

@@ -7,6 +7,7 @@ import numpy as np
 from clipbias.report import style, write_overview, write_report
 from clipbias.report.curves import save_curves
 from clipbias.report.overlay import heat_map
+from clipbias.report.prediction_table import open_table
 from clipbias.report.runs import read_workdir
 from tests.report.test_runs import TRAIN
 from tests.wrong_inputs.place import Case, Place, case, pure
@@ -19,6 +20,16 @@ def workdir(place: Place, config: str = "", **files: bytes) -> None:
         if content:
             (place.tmp_path / name).write_bytes(content)
     read_workdir(place.tmp_path)
+
+
+@case
+def table(place: Place, content: str, name: str = "a.csv", **facts: str) -> None:
+    """A table that is to be continued, with what was written beside it."""
+    (place.tmp_path / "a.csv").write_text("image\nb.png\n")
+    if content:
+        (place.tmp_path / "a.csv.json").write_text(content)
+    with open_table(str(place.tmp_path / name), ("image",), facts):
+        pass
 
 
 def circle(place: Place) -> None:
@@ -36,6 +47,11 @@ CASES: list[Case] = [
     workdir(r"metrics\.jsonl is damaged", json.dumps(TRAIN), **{"metrics.jsonl": b"\xff"}),
     ("there is no folder", lambda place: read_workdir(place.tmp_path / "nowhere")),
     pure("there is no folder", read_workdir, "~nobody/of/that/name"),
+    table(r"a\.csv is no table to continue: a\.csv\.json is not beside it; choose another file", ""),
+    table(r"a\.csv\.json is not what a table depends on", "{"),
+    table(r"a\.csv has lines of other settings \(adapter\); choose another", '{"columns": ["image"]}', adapter="a"),
+    table(r"give a file that ends with \.csv", "", "a.txt"),
+    table(r"cannot write .*b\.csv: ", "", "a.csv/b.csv"),
     ("Too many levels of symbolic links", circle),
     ("none of the runs has a training curve", lambda place: save_curves([], place.tmp_path / "c.png")),
     (r"holds no results\.json", lambda place: write_report(place.tmp_path, place.tmp_path)),

@@ -25,6 +25,7 @@ from clipbias.training.teacher import Teacher
 from clipbias.training.trackers import check_trackers
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Recipe, Task
+from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.transfer import transfer
 from tests.training.conftest import COLOURS, colour_split, group, make_job, train_runs
 from tests.training.test_mesh import devices
@@ -101,6 +102,13 @@ distilled = case(lambda place, *args, **more: clipbias.distil(place.tuned(), *ar
 evaluating = case(lambda place, *args, **more: place.tuned().evaluate(*args, **more))
 predicting = case(lambda place, *args, **more: place.tuned().predict(*args, **more))
 
+
+def scored(place: Place) -> TunedModel:
+    """A model with scores of twelve calibration images."""
+    scores = Calibration.of(np.eye(2)[[0, 1] * 6], np.zeros(12, int), 1.0)
+    return dataclasses.replace(place.tuned(), calibration=scores)
+
+
 IMAGES, LABELS = np.zeros((18, 16, 16, 3), np.uint8), np.zeros(18, int)
 CASES: list[Case] = [
     ("the learnables are not what BiasTuning learns", lambda place: TunedModel(place.task(), {})),
@@ -117,6 +125,12 @@ CASES: list[Case] = [
     predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
     predicting("image 0 is None", [None]),
     predicting("batch_size is 0", IMAGES, batch_size=0),
+    predicting(r"coverage is 1\.5; it must be a finite number", IMAGES, coverage=1.5),
+    predicting("rejection is 'logit'; choose from max_logit, mcm, energy", IMAGES, rejection="logit"),
+    predicting("accepted is 0; it must be a finite number", IMAGES, accepted=0),
+    ("takes 99 calibration images, and this model has 12", lambda place: scored(place).predict(IMAGES, coverage=0.99)),
+    ("no prediction sets: there are no scores of", lambda place: place.tuned("zero_shot").predict(IMAGES).sets),
+    ("9 images cannot calibrate; give 10", lambda place: place.tuned().calibrate(IMAGES[:9], LABELS[:9])),
     ("'cat' occurs 2 times", lambda place: place.tuned().with_classes(("cat", "cat"))),
     ("class_names is the text 'cat'", lambda place: place.tuned().with_classes("cat")),
     ("the adapter's notes is 5", lambda place: place.tuned().save(place.tmp_path / "a.safetensors", notes=5)),
