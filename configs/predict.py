@@ -36,8 +36,8 @@ class PredictSettings(AdapterSettings, AnswerSettings, InputSettings):
     top: Positive = setting(5, "How many classes are shown.")
     output: str | None = setting(
         None,
-        "A CSV file that gets a line per picture while they are classified, such as answers.csv; the same command "
-        "continues it (docs/answers.md). None writes predictions.json at the end.",
+        "A CSV file that gets a line per picture, such as answers.csv; it is written while they are classified, and "
+        "the same command continues it (docs/answers.md). None writes predictions.json at the end.",
     )
     relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")

@@ -76,11 +76,7 @@ def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: b
 
 def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) -> HeldOut:
     """Holds out images of a run's few-shot split, or of its dataset's validation split."""
-    source = protocol.source
-    tested = protocol.evaluations[0].dataset.split("test")
-    has_split = validation_outside_test(tested, source.splits.get("val")) is not None
-    validation = protocol.validation() if has_split else None
-    return hold_out(source.split("train"), validation, seed=seed, calibrates=calibrates)
+    return hold_out(protocol.source.split("train"), _validation_split(protocol), seed=seed, calibrates=calibrates)
 
 
 def left_to_calibrate(protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True) -> Split | None:
@@ -95,14 +91,15 @@ def left_to_calibrate(protocol: EvalProtocol, seed: int, *, selects: bool, train
     Returns:
       At most about 1,000 images, as many of each class where there are more; `None` where fewer than ten are left.
     """
-    images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else protocol.validation()
+    images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else _validation_split(protocol)
     if images is None and not trains:
         images = protocol.source.split("train")
     if images is None or len(images) < FEWEST_TO_CALIBRATE:
         return None
+    if len(images) <= MOST_TO_CALIBRATE:
+        return images
     by_class = _by_class(images, seed)
-    most = -(-MOST_TO_CALIBRATE // len(by_class))
-    return images if len(images) <= MOST_TO_CALIBRATE else _subset(images, [rows[:most] for rows in by_class])
+    return _subset(images, [rows[: -(-MOST_TO_CALIBRATE // len(by_class))] for rows in by_class])
 
 
 def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
@@ -146,6 +143,13 @@ def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
         validation=lambda: _subset(train, held),
         calibration=lambda: None,
     )
+
+
+def _validation_split(protocol: EvalProtocol) -> Split | None:
+    """The validation split without test images; `None` where the protocol has training images in its place."""
+    tested = protocol.evaluations[0].dataset.split("test")
+    unused = validation_outside_test(tested, protocol.source.splits.get("val"))
+    return None if unused is None else protocol.validation()
 
 
 def _by_class(split: Split, seed: int) -> list[np.ndarray]:

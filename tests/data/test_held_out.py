@@ -100,3 +100,23 @@ def test_a_shot_of_each_class_is_held_out() -> None:
     assert [key for key in protocol.source.split("train").keys if key in train.keys] == [*train.keys]
     other = held_out.hold_out_a_shot(protocol, 4).validation()
     assert other is not None and other.keys != choosing.keys
+
+
+def test_what_is_left_to_calibrate_has_no_other_use() -> None:
+    """All validation images where nothing is selected; of many, as many of each class; training images never."""
+    train, test = split(8, 8, 8), split(4, 4, 4, name="t")
+    bare = Dataset("d", ("a", "b", "c"), "a {}.", {"train": train, "test": test})
+    for protocol in (protocols.full(bare), protocols.few_shot(bare, shots=2, seed=3)):
+        for selects in (False, True):
+            assert held_out.left_to_calibrate(protocol, 3, selects=selects) is None
+    left = held_out.left_to_calibrate(protocols.full(bare), 3, selects=False, trains=False)
+    assert left is not None and left.keys == train.keys  # which nothing learned from
+
+    def calibrating(*images: int, selects: bool) -> Split | None:
+        dataset = dataclasses.replace(bare, splits={**bare.splits, "val": split(*images, name="v")})
+        return held_out.left_to_calibrate(protocols.few_shot(dataset, shots=4, seed=3), 3, selects=selects)
+
+    assert counts(calibrating(8, 8, 8, selects=False)) == [8, 8, 8]
+    assert counts(calibrating(8, 8, 8, selects=True)) == [4, 4, 4]
+    assert calibrating(3, 3, 3, selects=False) is None and calibrating(5, 6, 6, selects=True) is None
+    assert counts(calibrating(400, 900, 10, selects=False)) == [334, 334, 10]

@@ -244,7 +244,8 @@ def photos(tmp_path: Path) -> list[Path]:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.open(newline="")))
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) -> None:
