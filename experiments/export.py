@@ -1,4 +1,4 @@
-"""Exports a tuned adapter: a Hugging Face checkpoint, a classifier head, a StableHLO program, or a PEFT adapter.
+"""Exports a tuned adapter: a Hugging Face checkpoint, a classifier head, a program, an ONNX file, or a PEFT adapter.
 
     python -m experiments.export --config.output=workdir/export/bias \\
         --config.adapters=workdir/demo/adapters/bias-demo_fashion-16shots-seed1.safetensors
@@ -22,7 +22,7 @@ _CONFIG = "configs/export.py"
 
 
 def main(settings: ExportSettings) -> None:
-    for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
+    for library in ("jax", "transformers", "onnx_ir"):  # their notes on missing backends and each file they write
         logging.getLogger(library).setLevel(logging.WARNING)
     pair = find_adapter(settings.adapters)
     if pair is None or settings.output is None:

@@ -31,6 +31,8 @@ WHAT = {
     "the base model, which tuning left as they are.",
     "peft": "An adapter of PEFT's for the base model, `adapter_config.json` and `adapter_model.safetensors`. "
     "`classifier.safetensors` holds the class features, and the scale that cosines with them are multiplied by.",
+    "onnx": "The whole classifier as one ONNX file, `classifier.onnx`, from uint8 images to logits. `labels.json` has "
+    "the class names.",
     "program": "The whole classifier as a StableHLO program, `classifier.stablehlo`, from uint8 images to logits. Its "
     "weights, `weights.safetensors`, are its first argument; `program.json` describes the others.",
 }
@@ -39,6 +41,7 @@ NEEDS = {
     "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
     "head": "With `transformers` and PyTorch:",
     "peft": "With `peft`, `transformers` and PyTorch:",
+    "onnx": "With `pip install onnxruntime pillow`:",
     "program": "With `pip install jax flatbuffers pillow safetensors`, on a CPU, a GPU or a TPU:",
 }
 
@@ -83,6 +86,22 @@ weights = jax.device_put(load_file("weights.safetensors"))
 {picture}
 logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number of images
 print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
+"""
+
+ONNX = """\
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+with open("labels.json") as file:
+    class_names = json.load(file)["class_names"]
+session = onnxruntime.InferenceSession("classifier.onnx")
+{picture}
+(logits,) = session.run(["logits"], {{"images": np.asarray(image)[None]}})  # any number of images
+odds = np.exp(logits - logits.max())
+print(class_names[int(logits.argmax())], odds / odds.sum())
 """
 
 UPRIGHT = 'ImageOps.exif_transpose(Image.open("image.png"))'  # as a camera held it
@@ -299,10 +318,10 @@ def _picture_code(preprocessing: Preprocessing) -> str:
 
 
 def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
-    """The code blocks of a card, each with a sentence; only a program needs `task`."""
+    """The code blocks of a card, each with a sentence; only a program and an ONNX file need `task`."""
     code = ""
-    if task is not None and form == "program":
-        code = PROGRAM.format(picture=_picture_code(task.clip.preprocessing))
+    if task is not None and form in ("program", "onnx"):
+        code = (PROGRAM if form == "program" else ONNX).format(picture=_picture_code(task.clip.preprocessing))
     elif form != "adapter" and (task is None or task.clip.config.family in MODELS):
         on_base = form in ("head", "peft")
         name = parse(adapter.base) if on_base else None

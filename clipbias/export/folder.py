@@ -15,6 +15,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.export import certificate
 from clipbias.export.card import model_card
 from clipbias.export.folding import fold
+from clipbias.export.onnx_file import check_packages, write_onnx
 from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
@@ -22,7 +23,7 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
 from clipbias.tuning.test_time_method import TestTimeMethod
 
-FORMS = ("checkpoint", "head", "program", "peft")
+FORMS = ("checkpoint", "head", "program", "onnx", "peft")
 ADAPTER = "adapter.safetensors"
 HEAD = "classifier.safetensors"
 CARD = "README.md"
@@ -60,6 +61,7 @@ def export(
         "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
         "head": class features, for the image features of the base model.
         "program": images to logits as StableHLO, for any method.
+        "onnx": images to logits as one ONNX file, for methods whose texts do not depend on the image.
         "peft": the learnables of CLIP-LoRA as PEFT reads them, and the head beside them.
       own_methods: the program of a user's method, see `Adapter.bind`.
 
@@ -85,6 +87,8 @@ def export(
     form = form or natural
     if reason := _why_not(task, learnables, form):
         raise ClipbiasError(f"the method {adapter.method!r} {reason}; export it as a {natural}.")
+    if form == "onnx":
+        check_packages()
     with atomic_folder(folder) as temporary:
         hosts.check()
         if form == "checkpoint":
@@ -93,10 +97,12 @@ def export(
             clip.save(temporary, folded, exact=True)
         if form == "peft":
             write_peft(temporary, task, learnables, adapter.base)
-        if form != "program":
-            _write_head(temporary / HEAD, task, learnables)
-        else:
+        if form == "program":
             write_program(temporary, task, learnables)
+        elif form == "onnx":
+            write_onnx(temporary, task, learnables)
+        else:
+            _write_head(temporary / HEAD, task, learnables)
         save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes, calibration=adapter.calibration)
         if certificate.NOTE in adapter.notes:
             content = json.dumps(adapter.notes[certificate.NOTE], indent=2)
@@ -110,6 +116,8 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     """Why an adapter does not take a form, or ""."""
     method = task.method
     adaptation = jax.eval_shape(method.adapt, learnables)
+    if form == "onnx":
+        return "has texts that depend on the image, and an ONNX file holds fixed texts" if method.conditional else ""
     what = {"checkpoint": "a checkpoint", "program": ""}.get(form, "a file of class features")
     if what and (method.overrides("logits") or method.conditional):
         has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"

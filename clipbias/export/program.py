@@ -6,6 +6,7 @@ of hundreds of megabytes, which every compilation copies and tries to fold. With
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.checkpoint import narrow
+from clipbias.clip.preprocess import Preprocessing
 from clipbias.export.folding import fold
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
@@ -66,29 +68,27 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     return weights | {name: narrow(x, task.clip.stored_dtype, exact=True) for name, x in exact.items()}
 
 
+def classify(task: Task, weights: Weights, images: jax.Array) -> jax.Array:
+    """Logits `[B, C]` of images, uint8 `[B, R, R, 3]`, by the weights of `program_weights` alone."""
+    tree = unflatten(weights)
+    normalised = task.clip.preprocessing.normalize(images)
+    if task.method.conditional:
+        return task.classifier.logits(tree, tree["learnables"], normalised, task.text)
+    adaptation = Adaptation(**tree.get("adaptation", {}))
+    features, _ = encode_image(tree, task.clip.config, normalised, adaptation, patches=task.method.patches)
+    if "class_features" in tree:
+        return cosine_logits(tree, unit_length(features), tree["class_features"])
+    return task.classifier.head(tree, tree.get("learnables", {}), features, tree["text_features"])
+
+
 def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     """`(weights, images uint8 [b, R, R, 3]) -> logits float32 [b, C]` for every batch size `b`, in float32."""
-    config = task.clip.config
-    preprocessing = task.clip.preprocessing
-
-    @jax.jit
-    def classify(weights: Weights, images: jax.Array) -> jax.Array:
-        tree = unflatten(weights)
-        if task.method.conditional:
-            return task.classifier.logits(tree, tree["learnables"], preprocessing.normalize(images), task.text)
-        adaptation = Adaptation(**tree.get("adaptation", {}))
-        normalised = preprocessing.normalize(images)
-        features, _ = encode_image(tree, config, normalised, adaptation, patches=task.method.patches)
-        if "class_features" in tree:
-            return cosine_logits(tree, unit_length(features), tree["class_features"])
-        return task.classifier.head(tree, tree.get("learnables", {}), features, tree["text_features"])
-
-    size = config.vision.image_size
+    size = task.clip.config.vision.image_size
     (batch,) = jax.export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     with _without_source_lines():
-        return jax.export.export(classify, platforms=PLATFORMS)(shapes, images)
+        return jax.export.export(jax.jit(functools.partial(classify, task)), platforms=PLATFORMS)(shapes, images)
 
 
 @contextlib.contextmanager
@@ -112,19 +112,37 @@ def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
     with atomic_path(folder / PROGRAM) as temporary:
         temporary.write_bytes(exported.serialize())
     write_tensors(folder / PROGRAM_WEIGHTS, weights, {"format": "np"})
-    size = task.clip.config.vision.image_size
     description = {
         "arguments": [PROGRAM_WEIGHTS, "images"],
-        "images": {
-            "type": "uint8",
-            "shape": ["b", size, size, 3],
-            "channels": "RGB",
-            "preparation": f"shorter side resized to {size} pixels, bicubic, centre crop; the program normalises",
-        },
-        "logits": {"type": "float32", "shape": ["b", len(task.class_names)]},
-        "class_names": task.class_names,
+        **describe(task),
         "platforms": exported.platforms,
         "calling_convention_version": exported.calling_convention_version,
         "jax": jax.__version__,
     }
     write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def preparation_words(preprocessing: Preprocessing) -> str:
+    """How a picture becomes an image that goes into a classifier."""
+    resizing = preprocessing.resizing
+    side = resizing.size or preprocessing.image_size
+    if resizing.whole:
+        words = f"resized to {side} x {side} pixels, {resizing.resampling}"
+    else:
+        words = f"shorter side resized to {side} pixels, {resizing.resampling}, centre crop"
+    return f"{words}; levels from 0 to 255, which the program normalises"
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """What goes into a classifier and comes out, as JSON values."""
+    size = task.clip.config.vision.image_size
+    return {
+        "images": {
+            "type": "uint8",
+            "shape": ["b", size, size, 3],
+            "channels": "RGB",
+            "preparation": preparation_words(task.clip.preprocessing),
+        },
+        "logits": {"type": "float32", "shape": ["b", len(task.class_names)]},
+        "class_names": task.class_names,
+    }

@@ -39,7 +39,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
         ({"adapters": ADAPTER, "output": full, "model": BASE}, "exists already"),
         ({"adapters": ADAPTER, "output": out, "model": "demo"}, "does not fit"),
         ({"adapters": ADAPTER, "output": out, "model": BASE, "form": "checkpoint"}, "cannot be folded"),
-        ({"adapters": ADAPTER, "output": out, "model": BASE, "form": "onnx"}, "unknown form 'onnx'; choose from"),
+        ({"adapters": ADAPTER, "output": out, "model": BASE, "form": "pt"}, "unknown form 'pt'; choose from"),
     ):
         assert message in refusal_here(export, settings)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "precious"]

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load, save_file
 
 import clipbias
-from clipbias.export import export, read_peft
+from clipbias.export import export, onnx_file, read_peft
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests import families
 from tests.wrong_inputs.place import Case, Place, case, zeros
@@ -36,6 +36,11 @@ def lora(place: Place, family: str) -> None:
     task = clipbias.Task(families.load_first(family), "clip_lora", families.CLASSES)
     save_adapter(place.tmp_path / "a.safetensors", task, zeros(task))
     export(read_adapter(place.tmp_path / "a.safetensors"), task.clip, place.tmp_path / "out", form="peft")
+
+
+def without_packages(place: Place) -> None:
+    place.request.getfixturevalue("monkeypatch").setattr(onnx_file, "PACKAGES", ("numpy", "no_such_package"))
+    export(read_adapter(place.adapter()), place.clip, place.tmp_path / "out", form="onnx")
 
 
 def half(place: Place) -> None:
@@ -83,7 +88,10 @@ CASES: list[Case] = [
     form("Cache' has a head of its own, which a checkpoint cannot hold", f"{OWN}:Cache", "checkpoint"),
     form("Everything' is not changes of weights alone.*as a program", f"{OWN}:Everything", "checkpoint"),
     form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "program"),
-    form("unknown form 'onnx'; choose from checkpoint, head, program, peft", "coop", "onnx"),
+    form("unknown form 'pt'; choose from checkpoint, head, program, onnx, peft", "coop", "pt"),
+    form("'cocoop' has texts that depend on the image, and an ONNX file holds fixed.* as a program", "cocoop", "onnx"),
+    form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "onnx"),
+    ("needs no_such_package; install what is missing: pip install 'clipbias.onnx.' && pip", without_packages),
     form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
     *(lora(f"and this model's is {name}; choose another form", name) for name in ("pe", "biomed_clip", "chinese_clip")),
     ("load it in float32", half),

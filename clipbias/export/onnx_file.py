@@ -1,0 +1,131 @@
+"""A tuned classifier as one ONNX file, for programs without Python: images in, logits out.
+
+jax2onnx converts the function of `program.py` with its weights as constants. The file counts as written when ONNX
+Runtime gives JAX's logits on real pictures.
+"""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.data import demo
+from clipbias.data.pipeline import test_batches
+from clipbias.errors import ClipbiasError, sentence
+from clipbias.export.program import classify, describe, program_weights
+from clipbias.io import atomic_path, write_text
+from clipbias.tuning import Learnables, Task
+
+CLASSIFIER = "classifier.onnx"
+LABELS = "labels.json"
+PACKAGES = ("onnx", "onnxruntime", "jax2onnx")
+# jax2onnx asks for an orbax older than clipbias's, which it does not need here.
+INSTALL = "pip install 'clipbias[onnx]' && pip install --no-deps jax2onnx==0.17.1"
+# Of ONNX's operators; runtimes since 2024 know it.
+OPSET = 21
+# The largest difference between logits of ONNX Runtime and JAX, relative to the largest logit.
+TOLERANCE = 1e-4
+# A protocol buffer, which an ONNX file is, holds less than 2 GiB.
+MOST_BYTES = 2**31 - 2**20
+# Pictures that a file is checked on.
+CHECKED = 16
+
+
+def check_packages() -> None:
+    """Raises `ClipbiasError` unless the packages that convert and check are there."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install what is missing: {INSTALL}.")
+
+
+def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
+    """Writes the classifier, and its class names with a description of what goes in and comes out.
+
+    Raises:
+      ClipbiasError: a package is missing, jax2onnx cannot convert the method, the weights are too large for one file,
+        or ONNX Runtime gives other logits than JAX.
+    """
+    check_packages()
+    weights = program_weights(task, learnables)
+    size = sum(weight.nbytes for weight in weights.values())
+    if size > MOST_BYTES:
+        raise ClipbiasError(
+            f"the weights have {size / 1e9:.1f} GB, and an ONNX file holds at most 2; export the adapter as a program."
+        )
+    content = convert(task, weights)
+    with atomic_path(folder / CLASSIFIER) as temporary:
+        temporary.write_bytes(content)
+    difference, scale = compare(content, task, learnables)
+    if not difference <= TOLERANCE * scale:
+        raise ClipbiasError(
+            f"ONNX Runtime's logits differ from JAX's by {difference:.2g} where they reach {scale:.3g}; nothing was "
+            "written. Export the adapter as a program."
+        )
+    check = {"pictures": CHECKED, "largest_difference": difference, "largest_logit": scale}
+    write_text(folder / LABELS, json.dumps({**describe(task), "check": check}, indent=2) + "\n")
+
+
+def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
+    """The ONNX file: `images` uint8 `[B, R, R, 3]` to `logits` float32 `[B, C]` for every batch size `B`."""
+    import jax2onnx
+
+    size = task.clip.config.vision.image_size
+    (batch,) = jax.export.symbolic_shape("B")
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    try:
+        model = jax2onnx.to_onnx(
+            functools.partial(classify, task, weights),
+            [images],
+            model_name="clipbias",
+            opset=OPSET,
+            input_names=["images"],
+            output_names=["logits"],
+        )
+    except Exception as error:  # a converter meets whatever a user's method computes
+        raise ClipbiasError(
+            f"jax2onnx cannot convert the method {task.method_name!r}: {sentence(error)} Export it as a program."
+        ) from error
+    _drop_unused(model.graph)
+    return model.SerializeToString()
+
+
+def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, float]:
+    """The largest difference of ONNX Runtime's logits to JAX's on real pictures, and JAX's largest logit.
+
+    Pictures go in all together and one alone, as both batch sizes have to work.
+    """
+    import onnxruntime
+
+    split = demo.load("demo/emoji").split("test")
+    places = np.linspace(0, len(split) - 1, CHECKED).astype(int)
+    (batch,) = test_batches(split.subset(places), resizing=task.clip.preprocessing.resizing, batch_size=CHECKED)
+    images = np.asarray(batch["images"])
+    normalised = task.clip.preprocessing.normalize(images)
+    expected = np.asarray(jax.jit(task.logits)(task.clip.params, learnables, normalised))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    whole, first = (session.run(["logits"], {"images": part})[0] for part in (images, images[:1]))
+    difference = max(np.abs(whole - expected).max(), np.abs(first - expected[:1]).max())
+    return float(difference), float(np.abs(expected).max())
+
+
+def _drop_unused(graph: Any) -> set[str]:
+    """Removes constants that no operation reads, of which every runtime would warn; returns the names that are read.
+
+    Args:
+      graph: `onnx.GraphProto`; those within its operations, such as a loop's, are treated alike.
+    """
+    names = {output.name for output in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                names |= _drop_unused(attribute.g)
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in names:
+            del graph.initializer[place]
+    return names
