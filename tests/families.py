@@ -34,6 +34,7 @@ CLASSES = ("cat", "Dog", "golden_retriever", "big bird")
 LABELS = (2, 0, 3)
 METHODS = ("bias", "bias_by_kind", "ivlp", "taskres", "clip_lora")
 RATE, STEPS = 0.05, 3
+ADDED = 0.1  # larger ones make texts alike, so that gradients are differences of nearly equal numbers
 # A vocabulary of BERT's: pieces of words, Chinese characters, punctuation.
 BERT_WORDS = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -166,7 +167,7 @@ def features_of(family: str, geometry: Geometry) -> int:
 def start_of(family: str, geometry: Geometry, part: str) -> Arrays:
     """A method's learnables before training, or the arrays of an adaptation ("added")."""
     shapes = shapes_of(geometry, kinds_of(family), features_of(family, geometry))[part]
-    return {name: drawn(f"{part}.{name}", shape) for name, shape in shapes.items()}
+    return {name: drawn(f"{part}.{name}", shape, ADDED) for name, shape in shapes.items()}
 
 
 def size_of(geometry: Geometry) -> str:

@@ -24,7 +24,7 @@ from clipbias.export import fold
 from tests import families, torch_files
 from tests.families import CLASSES, DATA, EVERY, FAMILIES, LABELS, METHODS, Arrays, Reference, difference
 
-FEATURES, GRADIENTS, STEPS = 2e-6, 1e-5, 2e-5  # relative to the largest number
+FEATURES, GRADIENTS = 5e-6, 3e-5  # relative to the largest number
 NEW = ("pe", "biomed_clip", "chinese_clip")
 
 
@@ -81,7 +81,7 @@ def test_features_and_gradients_equal_the_owners(model: Reference) -> None:
 @pytest.mark.parametrize(("family", "number", "method"), heavy(METHODS))
 def test_three_steps_equal_the_owners(model: Reference, method: str) -> None:
     """Of other forms of a family in the check of `tools.reference.write_families`: their code is the same."""
-    assert families.training_error(model, method) < STEPS
+    assert families.training_error(model, method) < GRADIENTS
 
 
 @pytest.mark.parametrize(("family", "number"), [(family, 1) for family in FAMILIES])
@@ -224,7 +224,7 @@ def test_a_folded_bias_is_the_tuned_model(model: Reference) -> None:
     folded = fold(clip.params, task.method.adapt(learnables))
     plain = clipbias.Task(dataclasses.replace(clip, params=folded), "zero_shot", CLASSES)
     found = jax.jit(plain.logits)(folded, plain.init(), model.images)
-    assert difference(found, np.asarray(tuned)) < 5 * FEATURES
+    assert difference(found, np.asarray(tuned)) < GRADIENTS
 
 
 @pytest.mark.parametrize(("family", "number"), [case for case in heavy() if case.values[0] in NEW])
