@@ -81,5 +81,5 @@ def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=out, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0] in models.CLASS_NAMES
-    image = crop(picture, demo.config.vision.image_size)[None]
+    image = crop(picture, demo.preprocessing.resizing)[None]
     models.assert_close(np.load(out / "logits.npy"), models.logits(demo, adapter, image))

@@ -219,7 +219,7 @@ def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> No
     assert views.min() >= 100 and views.max() <= 150
     assert (views.reshape(400, -1).max(-1) == 150).sum() > 20
     slope = np.linspace(0, 255, 64).astype(np.uint8)
-    ramp = transforms.test_views(np.broadcast_to(slope[None, :, None], (64, 64, 3)), 8, 400)[1:].astype(int)
+    ramp = transforms.test_views(np.broadcast_to(slope[None, :, None], (64, 64, 3)), RESIZING, 400)[1:].astype(int)
     flipped = (ramp[:, 0, 0, 0] > ramp[:, 0, -1, 0]).mean()
     assert 0.4 < flipped < 0.6
 
