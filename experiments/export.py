@@ -22,7 +22,7 @@ _CONFIG = "configs/export.py"
 
 
 def main(settings: ExportSettings) -> None:
-    for library in ("jax", "transformers", "onnx_ir"):  # their notes on missing backends and each file they write
+    for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
         logging.getLogger(library).setLevel(logging.WARNING)
     pair = find_adapter(settings.adapters)
     if pair is None or settings.output is None:

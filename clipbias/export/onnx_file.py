@@ -4,9 +4,12 @@ jax2onnx converts the function of `program.py` with its weights as constants. Th
 Runtime gives JAX's logits on real pictures.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,26 +75,41 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
 
 def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
     """The ONNX file: `images` uint8 `[B, R, R, 3]` to `logits` float32 `[B, C]` for every batch size `B`."""
-    import jax2onnx
-
     size = task.clip.config.vision.image_size
     (batch,) = jax.export.symbolic_shape("B")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     try:
-        model = jax2onnx.to_onnx(
-            functools.partial(classify, task, weights),
-            [images],
-            model_name="clipbias",
-            opset=OPSET,
-            input_names=["images"],
-            output_names=["logits"],
-        )
+        with _quiet():
+            import jax2onnx
+
+            model = jax2onnx.to_onnx(
+                functools.partial(classify, task, weights),
+                [images],
+                model_name="clipbias",
+                opset=OPSET,
+                input_names=["images"],
+                output_names=["logits"],
+            )
     except Exception as error:  # a converter meets whatever a user's method computes
         raise ClipbiasError(
             f"jax2onnx cannot convert the method {task.method_name!r}: {sentence(error)} Export it as a program."
         ) from error
     _drop_unused(model.graph)
     return model.SerializeToString()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out the converter's warnings of other packages that it could convert, and of shapes that are open."""
+    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, float]:
