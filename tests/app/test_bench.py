@@ -1,6 +1,7 @@
 """What the page computes, against the library's own functions; the page itself is in `test_page.py`."""
 
 import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from clipbias.app import (
     RELEVANCY,
     ZERO_SHOT,
     Bench,
+    _Events,
     probabilities,
     read_names,
     starting_point,
@@ -24,6 +26,7 @@ from clipbias.app import (
 from clipbias.clip import Clip, encode_image
 from clipbias.data import demo
 from clipbias.explain.similarity import observe_similarity
+from clipbias.tuning.conformal import Calibration
 from tests.app.adapters import NAMES, PICTURE, tuned
 
 TEXT = "\n".join(NAMES)
@@ -101,6 +104,25 @@ def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
     for picture, name in zip(pictures, names, strict=True):
         number = list(test.labels).index(clothes.class_names.index(name))
         np.testing.assert_array_equal(np.asarray(picture), test.image(number))
+
+
+def test_a_calibrated_model_says_which_classes_are_likely_or_that_it_is_none(bench: Bench) -> None:
+    """Beside the probabilities, for its own classes alone; gradio's components are played."""
+    model = bench.models["prompts"]
+    logits = model.predict([PICTURE]).logits
+    scores = Calibration.of(np.repeat(logits, 12, 0), np.full(12, logits[0].argmax()), 14.0)
+    played = types.SimpleNamespace(update=lambda **values: values)
+
+    def answer(calibration: Calibration, names: str = TEXT) -> object:
+        calibrated = dataclasses.replace(model, calibration=calibration)
+        events = _Events(Bench(bench.clip, {"prompts": calibrated}), played)
+        return events.classify(PICTURE, names, "a {}.", "prompts", None)[2]  # type: ignore[arg-type]
+
+    likely = model.predict([PICTURE]).classes[0]
+    assert answer(scores) == f'<div class="answer">90 % set: {likely}</div>'
+    lower = dataclasses.replace(scores, max_logit=scores.max_logit + 1)
+    assert answer(lower) == '<div class="answer">none of these</div>'
+    assert answer(scores, "bird, cat") == ""
 
 
 def test_names_are_read_as_people_write_them() -> None:
