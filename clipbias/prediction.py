@@ -57,21 +57,13 @@ class Prediction:
         return [None if label < 0 else self.class_names[label] for label in self.labels]
 
     @functools.cached_property
-    def in_set(self) -> np.ndarray:
-        """Which classes each picture's prediction set has, bool `[B, C]`; see `sets`."""
-        return self._rule.sets(self.logits)
-
-    @functools.cached_property
     def sets(self) -> list[tuple[str, ...]]:
         """The classes of each picture's prediction set, the most likely first; none where it could not be read.
 
         Raises:
           ClipbiasError: the model is not calibrated.
         """
-        return [
-            tuple(self.class_names[label] for label in np.argsort(-row, kind="stable") if members[label])
-            for row, members in zip(self.probabilities, self.in_set, strict=True)
-        ]
+        return self._rule.names(self.logits, self.class_names)
 
     @functools.cached_property
     def rejected(self) -> np.ndarray:

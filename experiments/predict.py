@@ -292,9 +292,8 @@ def predictions(results: Sequence[Classified], row: int, settings: PredictSettin
 def answers(result: Classified, rule: AnswerRule, row: int) -> dict[str, object]:
     """The prediction set of an image, the most likely class first, and whether it is none of the classes."""
     logits = result.logits[row : row + 1]
-    members = rule.sets(logits)[0]
-    labels = [label for label in np.argsort(-logits[0], kind="stable") if members[label]]
-    return {"set": [result.model.class_names[label] for label in labels], "rejected": bool(rule.rejected(logits)[0])}
+    (members,) = rule.names(logits, result.model.class_names)
+    return {"set": list(members), "rejected": bool(rule.rejected(logits)[0])}
 
 
 def table_row(entry: Entry) -> dict[str, object]:

@@ -72,6 +72,13 @@ class AnswerRule:
         """Which classes are in the set of each image, bool `[B, C]`, from logits `[B, C]`; none where they are NaN."""
         return nonconformity(logits) <= self.nonconformity
 
+    def names(self, logits: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The classes in the set of each image, the most likely first."""
+        return [
+            tuple(class_names[label] for label in np.argsort(-row, kind="stable") if members[label])
+            for row, members in zip(logits, self.sets(logits), strict=True)
+        ]
+
     def rejected(self, logits: np.ndarray) -> np.ndarray:
         """Which images are none of the classes, bool `[B]`; not those whose logits are NaN."""
         return scores_of(logits, self.scale)[self.options.rejection] < self.lowest
