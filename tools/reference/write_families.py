@@ -143,17 +143,20 @@ def check(family: str, number: int, folder: Path) -> str:
     return ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
 
 
-def gelu_error() -> float:
-    """How far SigLIP's features are from those with exact GELUs, which open_clip has in its files of SigLIP."""
+def gelu_errors() -> tuple[float, float]:
+    """How far SigLIP's features of images and texts are from those with exact GELUs, which open_clip has."""
     geometry = GEOMETRIES["siglip_open_clip"][0]
     tokenizer = read_tokenizer("siglip_open_clip")
     pixels = torch.from_numpy(families.images_of(geometry)).permute(0, 3, 1, 2)
-    features = []
+    ids = token_ids("siglip_open_clip", tokenizer, geometry.length)
+    images = []
+    texts = []
     for approximate in ("none", "tanh"):
         owner = siglip_open_clip(geometry, tokenizer, approximate)
         fill(owner)
-        features.append(owner.images(pixels).detach().numpy())
-    return families.difference(features[1], features[0])
+        images.append(owner.images(pixels).detach().numpy())
+        texts.append(owner.texts(ids).detach().numpy())
+    return families.difference(images[1], images[0]), families.difference(texts[1], texts[0])
 
 
 def main() -> None:
@@ -177,7 +180,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         for family, number in pairs:
             print(family, GEOMETRIES[family][number - 1], check(family, number, Path(made)), flush=True)
-    print(f"features of SigLIP with exact GELUs: {gelu_error():.1e}")
+    print("features of SigLIP's images and texts with exact GELUs: {:.1e}, {:.1e}".format(*gelu_errors()))
 
 
 if __name__ == "__main__":
