@@ -35,11 +35,12 @@ def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, t
       config: of the tower.
       tap: added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
     """
+    batch = patches.shape[0]  # `len` is not for a batch size that is left open, as in exported programs
     query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
     keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
     k, v = (layers.split_heads(x, config.pool_heads) for x in jnp.split(keys_values, 2, axis=-1))
-    q = jnp.broadcast_to(layers.split_heads(query, config.pool_heads), (len(patches), 1, *k.shape[2:]))
+    q = jnp.broadcast_to(layers.split_heads(query, config.pool_heads), (batch, 1, *k.shape[2:]))
     probabilities = layers.attention_probabilities(q, k, None)[:, :, 0] + tap
     heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
-    h = layers.dense(heads.reshape(len(patches), -1), weights["out"])
+    h = layers.dense(heads.reshape(batch, -1), weights["out"])
     return Pooled(h + layers.mlp(h, weights, config), probabilities, q[:, 0], k)

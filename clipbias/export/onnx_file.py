@@ -92,7 +92,7 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
             )
     except Exception as error:  # a converter meets whatever a user's method computes
         raise ClipbiasError(
-            f"jax2onnx cannot convert the method {task.method_name!r}: {sentence(error)} Export it as a program."
+            f"jax2onnx cannot convert the method {task.method_name!r}: {sentence(error)}; export it as a program."
         ) from error
     _drop_unused(model.graph)
     return model.SerializeToString()

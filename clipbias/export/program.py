@@ -46,6 +46,8 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     params = task.clip.params
     overrides_head = method.overrides("logits")
     others: dict[str, Any] = {"logit_scale": method.logit_scale(params)}
+    if "logit_bias" in params:  # SigLIP's
+        others["logit_bias"] = params["logit_bias"]
     towers = {"vision": params["vision"]}
     if method.conditional:
         towers["text"] = params["text"]
@@ -77,7 +79,8 @@ def classify(task: Task, weights: Weights, images: jax.Array) -> jax.Array:
     adaptation = Adaptation(**tree.get("adaptation", {}))
     features, _ = encode_image(tree, task.clip.config, normalised, adaptation, patches=task.method.patches)
     if "class_features" in tree:
-        return cosine_logits(tree, unit_length(features), tree["class_features"])
+        logits = cosine_logits(tree, unit_length(features), tree["class_features"])
+        return logits + tree["logit_bias"] if "logit_bias" in tree else logits
     return task.classifier.head(tree, tree.get("learnables", {}), features, tree["text_features"])
 
 

@@ -18,7 +18,8 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data.transforms import test_image as crop
 from clipbias.export import export
-from tests import helpers
+from clipbias.export.program import export_program, program_weights
+from tests import families, helpers
 from tests.export import models
 
 METHODS = [
@@ -42,6 +43,19 @@ def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) ->
     assert description["class_names"] == list(models.CLASS_NAMES)
     assert description["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
     assert (tmp_path / "out" / "classifier.stablehlo").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("family", helpers.short([*families.FAMILIES], "siglip"))
+def test_the_batch_size_is_open_in_every_family(family: str) -> None:
+    clip = families.load_first(family)
+    task = clipbias.Task(clip, "vpt", models.CLASS_NAMES)
+    learnables = models.learned(task)
+    weights = program_weights(task, learnables)
+    program = export_program(task, weights)
+    images = models.pictures(clip)
+    logits = models.task_logits(task, learnables, images)
+    for count in (4, 1):
+        models.assert_close(program.call(weights, images[:count]), logits[:count], 1e-4)
 
 
 def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip: Clip, tmp_path: Path) -> None:
