@@ -40,6 +40,8 @@ def test_sets_are_those_of_plain_loops(coverage: str) -> None:
     expected = [[1 - share <= largest for share in shares(row)] for row in LOGITS[203:]]
     sets = rule(coverage=float(coverage)).sets(LOGITS[203:])
     np.testing.assert_array_equal(sets, expected)
+    calibrated = rule(coverage=float(coverage)).sets(LOGITS[:203])[np.arange(203), LABELS[:203]]
+    assert calibrated.sum() == math.ceil(204 * Fraction(coverage))  # the image of the threshold among them
     measured = measure(rule(coverage=float(coverage)), LOGITS[203:], LABELS[203:])
     held = [members[label] for members, label in zip(expected, LABELS[203:], strict=True)]
     assert measured["coverage"] == pytest.approx(100 * sum(held) / 297)
