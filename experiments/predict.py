@@ -109,12 +109,12 @@ def write_list(
             bar.advance(len(of_batch))
     broken = [entry for entry in entries if "error" in entry]
     if len(broken) == len(files):
-        raise ClipbiasError(f"none of {len(files)} images could be read; the first: {broken[0]['error']}.")
+        raise ClipbiasError(f"no image could be read, of {len(files):,}; the first: {broken[0]['error']}.")
     write_text(workdir / "predictions.json", json.dumps(entries, indent=1) + "\n")
     for entry in entries:
         common.tell(line(entry, rule))
     if broken:
-        common.tell(f"{len(broken)} of {len(files)} images could not be read.")
+        common.tell(f"{len(broken):,} of {counted(len(files), 'image')} could not be read.")
     return len(files) - len(broken)
 
 

@@ -158,7 +158,7 @@ def test_an_image_that_cannot_be_read_has_a_line_of_its_own(model, images, tmp_p
     refused = refusal_here(experiments.predict, settings | {"on_image_error": "raise"}, tmp_path / "refused")
     assert "broken.png cannot be decoded" in refused and "--config.on_image_error=skip" in refused
     alone = refusal_here(experiments.predict, settings | {"images": str(broken)}, tmp_path / "alone")
-    assert "none of 1 images could be read; the first: the image " in alone
+    assert "no image could be read, of 1; the first: the image " in alone
     capsys.readouterr()
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
     first, second, last = capsys.readouterr().out.strip().split("\n")
