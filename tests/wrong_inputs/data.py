@@ -140,7 +140,7 @@ CASES: list[Case] = [
     made("must be 'coop' or 'builder'", load("tfds/dtd", split="zhou")),
     made("not in the catalogue", load("tfds/cifar10", split="coop")),
     # Protocols.
-    plan("no protocol 'zero'; there are few_shot, full", "zero", "dtd"),
+    plan("no protocol 'zero'; there are few_shot, imbalanced, full", "zero", "dtd"),
     plan("within one dataset", "pseudo_labels", "dtd", "eurosat"),
     plan("stays within one dataset", "base_to_new", "dtd", "eurosat"),
     plan("eurosat has the class 'Annual Crop Land', which dtd has not", "domain_generalization", "dtd", "eurosat"),
