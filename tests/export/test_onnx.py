@@ -20,7 +20,7 @@ from PIL import Image
 import clipbias
 from clipbias import TunedModel, data
 from clipbias.clip import Clip
-from clipbias.data.pipeline import test_batches
+from clipbias.data import pipeline
 from clipbias.errors import ClipbiasError
 from clipbias.export import export, onnx_file
 from clipbias.export.program import program_weights
@@ -77,7 +77,7 @@ def test_all_test_pictures_of_clothes(tmp_path: Path, model: str, method: str) -
     session = onnxruntime.InferenceSession(tmp_path / "out" / "classifier.onnx")
     test = clothes.split("test")
     largest = []
-    for batch in test_batches(test, resizing=clip.preprocessing.resizing, batch_size=len(test) // 4):
+    for batch in pipeline.test_batches(test, resizing=clip.preprocessing.resizing, batch_size=len(test) // 4):
         logits = models.task_logits(task, learnables, batch["images"])
         difference = np.abs(session.run(["logits"], {"images": batch["images"]})[0] - logits).max()
         largest.append((difference, np.abs(logits).max()))
