@@ -25,6 +25,7 @@ import safetensors.numpy
 
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, open_clip_timm, pack
+from clipbias.clip.params import Params
 from clipbias.clip.text import as_tokens
 
 DATA = Path(__file__).parent / "data_files"
@@ -319,22 +320,40 @@ def task_of(model: Reference, method: str) -> clipbias.Task:
     return clipbias.Task(model.clip, method, CLASSES, **options)
 
 
-def training_error(model: Reference, method: str) -> float:
-    """The largest relative error of a method's learnables and of its loss after three steps of SGD."""
+def training_error(model: Reference, method: str) -> tuple[float, float]:
+    """The largest relative error of a method's learnables and of its loss after three steps of SGD, and of rounding.
+
+    The second number says how far the learnables move where each weight is rounded otherwise, up or down by half a unit
+    in its last place: steep losses make much of that.
+    """
     task = task_of(model, method)
-    learnables = _as_learnables(start_of(model.family, model.geometry, method))
-    assert jax.tree.map(jnp.shape, learnables) == jax.tree.map(jnp.shape, jax.eval_shape(task.init))
+    start = _as_learnables(start_of(model.family, model.geometry, method))
+    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, jax.eval_shape(task.init))
     labels = jnp.array(LABELS)
 
     @jax.jit
-    def step(learnables: Any, velocity: Any) -> tuple[Any, Any, jax.Array]:
-        loss, gradient = jax.value_and_grad(task.loss, argnums=1)(model.clip.params, learnables, model.images, labels)
+    def step(params: Params, learnables: Any, velocity: Any) -> tuple[Any, Any, jax.Array]:
+        loss, gradient = jax.value_and_grad(task.loss, argnums=1)(params, learnables, model.images, labels)
         velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, gradient, learnables)
         return jax.tree.map(lambda p, v: p - RATE * v, learnables, velocity), velocity, loss
 
-    velocity = jax.tree.map(jnp.zeros_like, learnables)
-    for _ in range(STEPS):
-        learnables, velocity, loss = step(learnables, velocity)
-    errors = [difference(loss, model.expected[f"{method}.loss"])]
-    pairs = zip(jax.tree.leaves(learnables), jax.tree.leaves(trained(model, method)), strict=True)
-    return max(*errors, *(difference(leaf, np.asarray(other)) for leaf, other in pairs))
+    def train(params: Params) -> tuple[list[np.ndarray], jax.Array]:
+        learnables, velocity = start, jax.tree.map(jnp.zeros_like, start)
+        for _ in range(STEPS):
+            learnables, velocity, loss = step(params, learnables, velocity)
+        return jax.tree.leaves(learnables), loss
+
+    learnables, loss = train(model.clip.params)
+    draw = np.random.default_rng(0)
+    moved, _ = train(jax.tree.map(lambda leaf: _rounded_otherwise(leaf, draw), model.clip.params))
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(trained(model, method))]
+    errors = [difference(leaf, other) for leaf, other in zip(learnables, expected, strict=True)]
+    rounding = [difference(leaf, np.asarray(other)) for leaf, other in zip(moved, learnables, strict=True)]
+    return max(difference(loss, model.expected[f"{method}.loss"]), *errors), max(rounding)
+
+
+def _rounded_otherwise(leaf: jax.Array, draw: np.random.Generator) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    ulp = np.finfo(np.float32).eps / 2
+    return jnp.asarray(np.asarray(leaf) * (1 + ulp * draw.choice((-1, 1), np.shape(leaf))), leaf.dtype)

@@ -81,7 +81,8 @@ def test_features_and_gradients_equal_the_owners(model: Reference) -> None:
 @pytest.mark.parametrize(("family", "number", "method"), heavy(METHODS))
 def test_three_steps_equal_the_owners(model: Reference, method: str) -> None:
     """Of other forms of a family in the check of `tools.reference.write_families`: their code is the same."""
-    assert families.training_error(model, method) < GRADIENTS
+    error, rounding = families.training_error(model, method)
+    assert error < max(GRADIENTS, rounding)
 
 
 @pytest.mark.parametrize(("family", "number"), [(family, 1) for family in FAMILIES])

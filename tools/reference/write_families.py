@@ -139,7 +139,7 @@ def check(family: str, number: int, folder: Path) -> str:
     """All errors of a geometry in a line."""
     model = families.reference(family, number, folder)
     errors = families.pass_errors(model)
-    errors |= {method: families.training_error(model, method) for method in METHODS}
+    errors |= {method: families.training_error(model, method)[0] for method in METHODS}
     return ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
 
 
