@@ -18,7 +18,6 @@ from clipbias.training import mesh as meshes
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.device_memory import explain_exhaustion
 from clipbias.training.outcomes import (
-    BatchOutcome,
     EvalInputs,
     EvalStatic,
     correct_and_loss,
@@ -26,6 +25,7 @@ from clipbias.training.outcomes import (
     images_per_step,
     logits,
     outcomes,
+    outcomes_and_logits,
     text_features,
 )
 from clipbias.training.spec import Row
@@ -213,12 +213,13 @@ class Evaluator:
         if validation is not None:
             fitted = validation._temperatures(static, inputs)
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
-        compute = _outcomes_and_logits if keeps_logits else _outcomes_alone
+        compute = outcomes_and_logits if keeps_logits else outcomes
         values, labels = self._each_batch(compute, static, inputs, temperatures, labelled=True)
         read = labels >= 0
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
-        whole, scores = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1), *values)
+        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1), *values)
+        whole, scores = whole if keeps_logits else (whole, None)
         self.logits_read = None if scores is None else (scores[:, read], labels[read])
         self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
         self.log_probs = whole.log_probs[:, : len(self.split)]
@@ -306,17 +307,6 @@ class Evaluator:
         """
         results, fitted = self.outcomes(static, inputs, validation=validation)
         return [score(outcome, temperature) for outcome, temperature in zip(results, fitted, strict=True)]
-
-
-def _outcomes_and_logits(
-    static: EvalStatic, inputs: EvalInputs, images: jax.Array, *rest: jax.Array
-) -> tuple[BatchOutcome, jax.Array]:
-    mask, *_ = rest
-    return outcomes(static, inputs, images, *rest), logits(static, inputs, images, mask)
-
-
-def _outcomes_alone(*arguments: Any) -> tuple[BatchOutcome, None]:
-    return outcomes(*arguments), None
 
 
 def first_run(learnables: Learnables) -> Learnables:

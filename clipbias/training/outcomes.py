@@ -169,7 +169,24 @@ def outcomes(
 
     Arguments as of `logits`. Labels are `[B]`; the log-probability of a label -1 means nothing.
     """
+    return _outcomes_of(logits(static, inputs, images, mask), labels, temperatures)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def outcomes_and_logits(
+    static: EvalStatic,
+    inputs: EvalInputs,
+    images: jax.Array,
+    mask: jax.Array,
+    labels: jax.Array,
+    temperatures: jax.Array,
+) -> tuple[BatchOutcome, jax.Array]:
+    """`outcomes`, and the logits that they are of."""
     scores = logits(static, inputs, images, mask)
+    return _outcomes_of(scores, labels, temperatures), scores
+
+
+def _outcomes_of(scores: jax.Array, labels: jax.Array, temperatures: jax.Array) -> BatchOutcome:
     predicted = scores.argmax(-1)
     highest = scores.max(-1)
     below = (scores - highest[..., None]).astype(jnp.float32)
