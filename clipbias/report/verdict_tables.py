@@ -48,16 +48,20 @@ def _effect_rows(method: MethodResults) -> list[tuple[str, ...]]:
     names = effect_names(method.facts.prompts) | dict.fromkeys(headline.interactions, "together")
     rows = []
     for name in (*headline.effects, *headline.interactions):
-        texts = []
+        texts: list[str] = []
         for outcome, effects in numbers.items():
             number = (effects.effects | effects.interactions)[name]
-            share = number.share if excludes(effects.gain) > 0 else None
-            texts += [change(number, outcome), share_text(share)]
+            texts += _with_share(number, outcome, effects.gain)
         rows.append(cells(label, f"{name}: {names[name]}", *texts))
     gains = []
     for outcome, effects in numbers.items():
         gains += [change(effects.gain, outcome), MISSING]
     return [*rows, cells(label, "all: the gain", *gains)]
+
+
+def _with_share(number: Estimate, outcome: str, gain: Estimate) -> tuple[str, str]:
+    """A change of an outcome, and its share of the gain where that is surely above 0."""
+    return change(number, outcome), share_text(number.share if excludes(gain) > 0 else None)
 
 
 def corners_table(methods: Sequence[MethodResults]) -> Table | None:
@@ -66,11 +70,10 @@ def corners_table(methods: Sequence[MethodResults]) -> Table | None:
     for method in methods:
         numbers = {outcome: effects for outcome in OUTCOMES if (effects := method.effects(outcome)) is not None}
         for stream, words in _CORNERS.items():
-            texts = []
+            texts: list[str] = []
             for outcome, effects in numbers.items():
-                if (corner := effects.corners.get(stream)) is not None:
-                    share = corner.share if excludes(effects.gain) > 0 else None
-                    texts += [change(corner, outcome), share_text(share)]
+                if stream in effects.corners:
+                    texts += _with_share(effects.corners[stream], outcome, effects.gain)
             if texts:
                 rows.append(cells(method.facts.label, words, *texts))
     caption = (
