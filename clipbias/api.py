@@ -23,8 +23,8 @@ from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias_adapter
 from clipbias.export.upload import upload
-from clipbias.training.calibrate import make_context
 from clipbias.training.single import FitResult, calibrate_untrained, train_task
+from clipbias.training.sweep_context import make_context
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter
@@ -113,7 +113,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         if not (labelled if calibrate is None else calibrate):
             return TunedModel(task, learnables)
     dataset = _training_dataset(task, images, labels, validation)
-    context = make_context(task, mesh, on_image_error=on_image_error)
+    context = make_context(task.clip, mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
     if not task.method.uses_images:
         calibration = calibrate_untrained(task, learnables, dataset, context, seed=seed, calibrates=calibrate)
         return TunedModel(task, learnables, calibration=calibration)

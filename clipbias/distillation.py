@@ -26,12 +26,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.agreement import accuracy_difference, agreement, divergences, mean_divergence
 from clipbias.export.certificate import NOTE, Certificate, Fit
 from clipbias.settings import setting
-from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
 from clipbias.training.job import Logging
 from clipbias.training.progress import Progress, say
 from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.sweep_context import SweepContext, make_context
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, labelled_images
@@ -212,13 +210,7 @@ def distil(
         labels = np.zeros(len(pictures), np.int32)
         divided = images_without_labels(labelled_split(pictures, labels, model.class_names))
     student = model.clip if clip is None else as_clip(clip)
-    context = SweepContext(
-        student,
-        {},
-        Compute(),
-        meshes.make_mesh() if mesh is None else mesh,
-        dtype=model.task.classifier.dtype,
-    )
+    context = make_context(student, mesh, dtype=model.task.classifier.dtype)
     logging = Logging(progress=Progress(0, title="distil") if progress else None)
     return distil_model(model, divided, options, context, logging)
 

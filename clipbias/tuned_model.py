@@ -30,8 +30,9 @@ from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.sentences import counted
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.calibrate import calibrate, make_context
+from clipbias.training.calibrate import calibrate
 from clipbias.training.predictor import Predictor
+from clipbias.training.sweep_context import make_context
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
 from clipbias.tuning.classes import ClassList
@@ -158,7 +159,7 @@ class TunedModel:
         used = source.split(split) if isinstance(source, Dataset) else source
         if len(used) < FEWEST_TO_CALIBRATE:
             raise ClipbiasError(f"{counted(len(used), 'image')} cannot calibrate; give {FEWEST_TO_CALIBRATE} at least.")
-        context = make_context(self.task, mesh, on_image_error=on_image_error)
+        context = make_context(self.task.clip, mesh, dtype=self.task.classifier.dtype, on_image_error=on_image_error)
         return dataclasses.replace(self, calibration=calibrate(self.task, self.learnables, used, context))
 
     def predict(

@@ -4,14 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.data import Split, held_out
 from clipbias.data.images import Images
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
 from clipbias.training.spec import UNSELECTED, RunSpec
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.teacher import Teacher, split_logits
@@ -19,12 +16,6 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables
-
-
-def make_context(task: Task, mesh: Mesh | None, *, on_image_error: str = "raise") -> SweepContext:
-    """A task's model on devices, without datasets or files; `None` takes all devices."""
-    mesh = meshes.make_mesh() if mesh is None else mesh
-    return SweepContext(task.clip, {}, Compute(), mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
 
 
 def calibrate(task: Task, learnables: Learnables, images: Split, context: SweepContext) -> Calibration:

@@ -226,3 +226,9 @@ class SweepContext:
             budget=budget,
             whole_batches=whole_batches,
         )
+
+
+def make_context(clip: Clip, mesh: Mesh | None, *, dtype: str, on_image_error: str = "raise") -> SweepContext:
+    """A model on devices, without datasets or files; `None` takes all devices."""
+    mesh = meshes.make_mesh() if mesh is None else mesh
+    return SweepContext(clip, {}, Compute(), mesh, dtype=dtype, on_image_error=on_image_error)
