@@ -131,7 +131,11 @@ def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
     samples = {
         name: Sample(
             np.mean([each.samples[name].mean for each in measured], axis=0),
-            cross([each.samples[name].draws for each in measured], seed=seed),
+            cross(
+                [each.samples[name].mean for each in measured],
+                [each.samples[name].draws for each in measured],
+                seed=seed,
+            ),
         )
         for name in measured[0].samples
     }

@@ -60,8 +60,9 @@ def _over_zero_shot(results: StudyResults, keys: Sequence[str]) -> Estimate | No
         return None
     right = 1.0 * predictions.right(ZERO_SHOT)
     changes = [100.0 * (predictions.right(key) - right)[read] for key in keys]
-    draws = cross([resample(of_seed[:, None]) for of_seed in changes])[:, 0]
-    return estimate(float(np.mean([of_seed.mean() for of_seed in changes])), draws)
+    means = [of_seed.mean(keepdims=True) for of_seed in changes]
+    draws = cross(means, [resample(of_seed[:, None]) for of_seed in changes])[:, 0]
+    return estimate(float(np.mean(means)), draws)
 
 
 def _other_start(results: StudyResults, keys: Sequence[str]) -> float | None:

@@ -198,20 +198,42 @@ def test_what_a_temperature_alone_gives():
     assert 0.9 < effect.share.value < 1.1
 
 
-def test_seeds_and_images_are_crossed():
-    """The variance holds that of images over `n` and, unbiased, that of seeds over their number."""
-    draw = np.random.default_rng(1)
-    images = draw.normal(0, 2, 100)
-    total = []
-    expected = []
-    for _ in range(30):
-        seeds = draw.normal(0, 0.3, 3)
-        counts = draw_counts(100, seed=int(draw.integers(1000)))
-        draws = [(counts @ (images + seed) / 100)[:, None] for seed in seeds]
-        total.append(cross(draws, seed=int(draw.integers(1000))).var())
-        expected.append(images.var() / 100 + seeds.var(ddof=1) / 3)
-    assert np.mean(total) == pytest.approx(np.mean(expected), rel=0.05)
-    assert cross(draws[:1]) is draws[0]
+# Student's 75, 97.5 and 99.5 % quantiles by degrees of freedom, from a printed table.
+STUDENT = {1: (1.0, 12.706, 63.657), 2: (0.8165, 4.3027, 9.9248), 4: (0.7407, 2.7764, 4.6041)}
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_part_of_seeds_is_students_in_every_contrast(seeds):
+    draw = np.random.default_rng(seeds)
+    means = draw.normal(size=(seeds, 3)) @ draw.normal(size=(3, 3))
+    crossed = cross(means, [np.tile(mean, (400_000, 1)) for mean in means])
+    for contrast in ([1, 0, 0], [0, 1, -1], [-0.5, 1, -0.5]):
+        values = means @ contrast
+        student = (crossed @ contrast - values.mean()) / (values.std(ddof=1) / np.sqrt(seeds))
+        for sign in (1, -1):
+            quantiles = np.quantile(sign * student, [0.75, 0.975, 0.995])
+            np.testing.assert_allclose(quantiles, STUDENT[seeds - 1], rtol=0.04)
+
+
+def test_one_seed_keeps_its_resamples_and_equal_seeds_add_nothing():
+    draws = np.random.default_rng(0).normal(size=(50, 2))
+    assert cross([np.zeros(2)], [draws]) is draws
+    np.testing.assert_allclose(cross([np.ones(2)] * 3, [draws] * 3), draws, atol=1e-15)
+
+
+@pytest.mark.parametrize(("seeds", "share"), [(2, 1.0), (3, 0.5), (5, 0.5), (5, 1.0)])
+def test_intervals_over_seeds_and_images_cover(seeds, share):
+    """Where seeds are so much of the variance of a mean, of 60 images."""
+    draw = np.random.default_rng(0)
+    covered = []
+    for number in range(400):
+        images = np.sqrt(60 * (1 - share)) * draw.normal(size=60)
+        values = images + np.sqrt(seeds * share) * draw.normal(size=(seeds, 1))
+        counts = draw_counts(60, resamples=1000)
+        draws = [(counts @ of_seed / 60)[:, None] for of_seed in values]
+        low, high = np.quantile(cross(values.mean(1, keepdims=True), draws, seed=number), [0.025, 0.975])
+        covered.append(low <= 0 <= high)
+    assert np.mean(covered) >= 0.92  # a standard error of one point below the limit
 
 
 def test_several_seeds_are_averaged_and_their_spread_counts():

@@ -17,18 +17,23 @@ def times_drawn(count):
     return np.stack([np.bincount(row, minlength=count) for row in rows], axis=1).astype(np.float64)
 
 
-def seeds_of_draws(count):
-    """Which seeds each resample draws: one fewer than there are, or the only one."""
+@functools.cache
+def pull_of_seeds(count):
+    """How far each resample is drawn to each seed, [2000, seeds]: the same sum over seeds is Student's t."""
     if count == 1:
-        return np.zeros((2000, 1), int)
-    return np.random.default_rng(0).integers(0, count, (2000, count - 1))
+        return np.zeros((2000, 1))
+    generator = np.random.default_rng([0, 1])
+    normal = generator.normal(size=(2000, count))
+    student = normal / np.sqrt(generator.chisquare(count - 1, (2000, 1)) / (count - 1))
+    return student / np.sqrt(count - 1) / np.sqrt(count)
 
 
 def drawn(values, extra=0.0):
     """Of values `[seeds, images]` the mean, then the means of all resamples, which may vary by something besides."""
     count = values.shape[1]
-    means = values @ times_drawn(count) / count + extra
-    crossed = means[seeds_of_draws(len(values)), np.arange(2000)[:, None]].mean(1)
+    crossed = (values @ times_drawn(count) / count + extra).mean(0)
+    for seed, of_seed in enumerate(values):
+        crossed = crossed + pull_of_seeds(len(values))[:, seed] * (of_seed.mean() - values.mean())
     return np.array([values.mean(), *crossed])
 
 

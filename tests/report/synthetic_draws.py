@@ -66,7 +66,11 @@ class Draws:
         return made
 
     def logits(self, strengths, labels):
-        """`[n, K, C]` under which the true class is ahead by the strengths `[K]`, beside noise that all `K` share."""
-        logits = self.draw.normal(size=(len(labels), 1, self.classes)) + np.zeros((1, len(strengths), 1))
+        """`[n, K, C]` under which the true class is ahead by the strengths `[K]`, beside noise of the images.
+
+        All models share most of that noise: else two seeds would differ by so much that they show no gain.
+        """
+        noise = np.random.default_rng(len(labels)).normal(size=(len(labels), 1, self.classes))
+        logits = noise + np.zeros((1, len(strengths), 1))
         logits[np.arange(len(labels)), :, labels] += np.asarray(strengths) - 0.5
         return logits + 0.3 * self.draw.normal(size=logits.shape)
