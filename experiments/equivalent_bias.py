@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias_adapter import METHODS, as_bias_adapter
 from clipbias.explain.conclusions import keeps
-from clipbias.explain.equivalent_bias import EquivalentBias
 from clipbias.explain.model import Model
 from clipbias.explain.results import StudyResults
 from clipbias.training.progress import say
@@ -33,14 +30,12 @@ def save_equivalent_biases(results: StudyResults, model: Model, adapter: Adapter
     if test is None:
         say(f"{model.label}: no equivalent bias is saved. {results.why_missing('constants')[model.key]}")
         return
-    biases = {
-        tower: EquivalentBias(vector=forms.vector, kind=forms.kind, token=np.empty(0, np.float32))
-        for tower, forms in test.biases.items()
-    }
     initial = model.task.init(model.seed)
     try:
         for kind in METHODS:
-            bias = as_bias_adapter(model.task, initial, biases, kind, notes=adapter.notes, images=test.training_images)
+            bias = as_bias_adapter(
+                model.task, initial, test.biases, kind, notes=adapter.notes, images=test.training_images
+            )
             write_adapter(folder / FOLDER / f"{model.key}-{kind}.safetensors", bias)
             common.tell(f"{model.label} as {WORDS[kind]}: {keeps(test.summary, kind)}.")
     except ClipbiasError as error:

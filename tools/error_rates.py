@@ -54,7 +54,6 @@ from clipbias.explain.effects import (
 from clipbias.explain.equivalent_bias import equivalent_biases
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.explain.intervention import image_features_with
-from clipbias.explain.replacement_forms import vision_intervention
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.io import write_text
 from clipbias.tuning import Classifier, make_method
@@ -94,8 +93,8 @@ def make_pool(mechanism: str, strength: float, *, images: int, seed: int) -> tup
     learnables = {"vision_prompts": jnp.asarray(prompts)}
     training = jnp.asarray(pictures(mechanism, TRAINING, seed=seed + 1)[0])
     moments = vision_moments(classifier, params, learnables, training, jnp.ones(TRAINING, bool))
-    bias = equivalent_biases(jax.device_get(moments), CONFIG)["vision"]
-    added = jax.tree.map(lambda x: jnp.asarray(x)[None], vision_intervention(bias, PLAIN))
+    bias = equivalent_biases(jax.device_get(moments))["vision"]
+    added = jnp.asarray(bias.constants(PLAIN))[None]
     pixels, labels = pictures(mechanism, images, seed=seed + 2)
     parts = [
         np.asarray(
@@ -107,7 +106,7 @@ def make_pool(mechanism: str, strength: float, *, images: int, seed: int) -> tup
 
 
 @jax.jit
-def _logits(params: Any, tuned: Adaptation, added: Any, images: jax.Array) -> jax.Array:
+def _logits(params: Any, tuned: Adaptation, added: jax.Array, images: jax.Array) -> jax.Array:
     mixed = mix_images(params, CONFIG, images, tuned, Adaptation(), CORNERS[1:-1])
     with_bias = image_features_with(params, CONFIG, images, Adaptation(), added)
     lost = image_features_with(params, CONFIG, images, tuned, added, sign=-1.0)

@@ -98,7 +98,11 @@ def form_logits(task: Task, learnables: Any, initial: Any, train: Split, test: S
     resizing = clip.preprocessing.resizing
     biases, _ = measure_equivalent_bias(task, clip.params, learnables, initial, raw_batches(train, resizing, 32))
     classify = InterventionClassifier(
-        task, clip.params, learnables, reference_adaptation(task, initial), {PLAIN: (biases, PLAIN)}
+        task,
+        clip.params,
+        learnables,
+        reference_adaptation(task, initial),
+        {PLAIN: {tower: bias.constants(PLAIN) for tower, bias in biases.items()}},
     )
     tuned = jax.jit(task.logits)
     batches = []

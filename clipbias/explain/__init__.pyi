@@ -1,13 +1,13 @@
 from .attention import observe_distance_and_entropy as observe_distance_and_entropy
 from .attention import observe_text_shares as observe_text_shares
 from .decomposition import observe_parts as observe_parts
-from .equivalent_bias import EquivalentBias as EquivalentBias
 from .equivalent_bias import measure_equivalent_bias as measure_equivalent_bias
 from .factorial import mix_images as mix_images
 from .factorial import mix_texts as mix_texts
 from .model import Model as Model
 from .options import StudyOptions as StudyOptions
 from .relevancy import explanations as explanations
+from .results import EquivalentBias as EquivalentBias
 from .results import load_results as load_results
 from .run import run_study as run_study
 from .similarity import observe_similarity as observe_similarity

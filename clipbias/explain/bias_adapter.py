@@ -15,7 +15,8 @@ from clipbias.data.pipeline import test_batches
 from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.explain.block_changes import reference_adaptation
-from clipbias.explain.equivalent_bias import EquivalentBias, measure_equivalent_bias
+from clipbias.explain.equivalent_bias import measure_equivalent_bias
+from clipbias.explain.results import EquivalentBias
 from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
 

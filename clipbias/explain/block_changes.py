@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +17,13 @@ from clipbias.clip.params import Params
 from clipbias.clip.scan import LayerInput
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
-from clipbias.explain.affine import Products
-from clipbias.explain.intervention import image_outliers, text_outliers
 from clipbias.explain.statistics import Moments, merge
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
 
-# Mergeable sums over tokens by name: of one tower ("token", "pooled", "outlier", "products"), or of both
-# ("vision/token", …). "products" are `Products`, all others `Moments`.
-BlockSums = dict[str, Any]
+# Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
+BlockSums = dict[str, Moments]
 # Texts that run at once: a tower's tokens of all layers are held for them.
 _TEXTS_AT_ONCE = 128
 
@@ -37,29 +33,20 @@ def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
     return Adaptation(text_context=task.method.adapt(initial).text_context)
 
 
-@jax.jit(static_argnums=(0, 5))
+@jax.jit(static_argnums=0)
 def vision_moments(
-    classifier: Classifier,
-    params: Params,
-    learnables: Learnables,
-    images: jax.Array,
-    mask: jax.Array,
-    every_form: bool = False,
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, mask: jax.Array
 ) -> BlockSums:
     """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
 
     Returns:
-      "vision/token" (`count [L, 1 + M]`) and "vision/pooled" (`count [L]`), the latter not for a pooling head; for
-      `every_form` "vision/outlier" (`count [L]`) and "vision/products" besides.
+      "vision/token" (`count [L, 1 + M]`) and "vision/pooled" (`count [L]`), the latter not for a pooling head.
     """
     config: ClipConfig = classifier.config
     with jax.default_matmul_precision("highest"):
         counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
-        outliers = image_outliers(params, config, images) if every_form else None
         sums = [
-            _sum_changes(
-                embed_image(params, config, images, adaptation), config.vision, counted, outliers, with_maps=every_form
-            )
+            _sum_changes(embed_image(params, config, images, adaptation), config.vision, counted)
             for adaptation in by_pass(classifier.method.adapt(learnables))
         ]
         return _joined("vision", jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums))
@@ -126,13 +113,12 @@ def _sum_text_changes(
 ) -> BlockSums:
     """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
     run = embed_text(params, config, tokens, adaptation)
-    outliers = text_outliers(params, config, tokens, reference)
     counted = tokens.counted & mask[:, None]
     if adaptation.text_context is None and adaptation.text_prompts is None:
-        return _sum_changes(run, config.text, counted, outliers)
+        return _sum_changes(run, config.text, counted)
     slots = jnp.asarray(tokens.context_rows) >= 0
     words = embed_text(params, config, tokens, reference).tokens
-    return _sum_changes(run, config.text, counted & ~slots, outliers, slots, words)
+    return _sum_changes(run, config.text, counted & ~slots, slots, words)
 
 
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
@@ -163,11 +149,8 @@ def _sum_changes(
     run: tower.TowerInput,
     config: TowerConfig,
     counted: jax.Array,
-    outliers: jax.Array | None = None,
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
-    *,
-    with_maps: bool = False,
 ) -> BlockSums:
     """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
 
@@ -175,10 +158,8 @@ def _sum_changes(
       run: the tuned tower up to its first block.
       config: of the tower.
       counted: `[B, N']`: which of the first `N'` tokens count. The others are slots, or of no influence.
-      outliers: `[L, B, N']`: which of them are outliers, or `None`.
       slots: `[B, N]`: which tokens are slots, where they stand among the first `N'`.
       words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
-      with_maps: whether to sum up products for affine maps.
     """
     length = counted.shape[1]
 
@@ -186,10 +167,10 @@ def _sum_changes(
         stage: tower.TowerInput,
         places: np.ndarray,
         carry: tuple[jax.Array, jax.Array | None],
-        scanned: tuple[LayerInput, jax.Array | None],
+        scanned: tuple[LayerInput, None],
     ) -> tuple[tuple[jax.Array, jax.Array | None], BlockSums]:
         tokens, words = carry
-        layer, is_outlier = scanned
+        layer, _ = scanned
         frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
         seen = Record()
         hooks = stage.hooks(stage.attend_fused)
@@ -203,10 +184,6 @@ def _sum_changes(
         sums: BlockSums = {"token": Moments.of(change, counted)}
         if run.pooled is not None:
             sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
-        if is_outlier is not None:
-            sums["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (is_outlier & counted).reshape(-1))
-        if with_maps:
-            sums["products"] = Products.of(inputs, change, counted)
         return (tokens, words), sums
 
-    return tower.scan_blocks(run, step, (run.tokens, words), outliers)[2]
+    return tower.scan_blocks(run, step, (run.tokens, words), None)[2]

@@ -6,28 +6,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.explain.block_changes import reference_adaptation, text_moments
 from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
 from clipbias.explain.equivalent_bias import (
-    EquivalentBias,
     changed_towers,
     equivalent_biases,
     image_moments,
     needs_images,
+    random_constants,
     why_no_equivalent_bias,
 )
 from clipbias.explain.factorial_section import image_outcomes, seeds_of
-from clipbias.explain.intervention_classifier import InterventionClassifier
+from clipbias.explain.intervention_classifier import Constants, InterventionClassifier
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
-from clipbias.explain.replacement_forms import controls, numbers_stored, replacement_forms
-from clipbias.explain.replacement_names import ANOTHER_DATASET, ANOTHER_SEED, PLAIN
+from clipbias.explain.replacement_names import ANOTHER_DATASET, PLAIN, RANDOM, REPLACEMENT_FORMS
 from clipbias.explain.results import (
     ConstantTest,
     ConstantTests,
+    EquivalentBias,
     ImageOutcomes,
-    MeasuredBias,
     Missing,
     SeedGroup,
 )
@@ -45,27 +45,22 @@ class MeasuredBiases:
     towers: dict[str, EquivalentBias]
     training_images: int
 
-
-@dataclasses.dataclass(frozen=True)
-class Replacement:
-    """Takes the place of a model: a bias of each tower, and its form."""
-
-    biases: Mapping[str, EquivalentBias]
-    form: str
+    def constants(self, form: str) -> dict[str, np.ndarray]:
+        """By tower, in one form."""
+        return {tower: bias.constants(form) for tower, bias in self.towers.items()}
 
 
 def compute_constants(study: Study) -> Section[ConstantTests]:
-    """Every image with each replacement in the method's place and taken from the method, and with controls.
+    """Every image with the mean in the method's place and taken from the method, and with controls.
 
-    Controls are a random constant of the same norms, the constants of other layers, and where the study has them those
-    of another seed, and those of the same method trained on another dataset.
+    Controls are a random constant of the same norms, and where the study has it that of the same method trained on
+    another dataset.
     """
     reasons = {model.key: missing(study, model) for model in study.tuned}
     results: dict[str, ConstantTest | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     models = [model for model in study.tuned if not reasons[model.key]]
     biases = yield from measure_equivalent_biases(study, models)
-    replacements = {model.key: _replacements(study, model, models, biases) for model in models}
-    classifiers = {model.key: _classifier(study, model, replacements[model.key]) for model in models}
+    classifiers = {model.key: _classifier(study, model, _constants(study, model, models, biases)) for model in models}
     requests = {model.key: _classifications(study, model, classifiers[model.key]) for model in models}
     rows = yield list(requests.values())
     forms = {model.key: (*classifiers[model.key].forms, TUNED) for model in models}
@@ -77,9 +72,9 @@ def compute_constants(study: Study) -> Section[ConstantTests]:
         results[key] = ConstantTest(
             forms=forms[key],
             outcomes=single_tower(image_outcomes(of_model["images"], [measured[key]])),
-            biases={tower: MeasuredBias(vector=bias.vector, kind=bias.kind) for tower, bias in towers.items()},
+            biases=towers,
             training_images=biases[key].training_images,
-            stored={form: numbers_stored(towers, form) for form in replacement_forms(towers)},
+            stored={form: sum(bias.stored(form) for bias in towers.values()) for form in REPLACEMENT_FORMS},
             summary=summarize_replacements(measured[key], forms[key]),
         )
     seeds = []
@@ -99,21 +94,13 @@ def single_tower(outcomes: ImageOutcomes) -> ImageOutcomes:
     )
 
 
-def _replacements(
-    study: Study, model: Model, models: Sequence[Model], biases: Mapping[str, MeasuredBiases]
-) -> dict[str, Replacement]:
-    """By name: all forms of the model's equivalent bias, then controls."""
-    towers = biases[model.key].towers
-    replacements = {form: Replacement(towers, form) for form in replacement_forms(towers)}
-    for name, control in controls(towers, seed=study.options.seed).items():
-        replacements[name] = Replacement(control, PLAIN)
-    for keys in seeds_of(models):
-        if model.key in keys:
-            other = keys[(keys.index(model.key) + 1) % len(keys)]
-            replacements[ANOTHER_SEED] = Replacement(biases[other].towers, PLAIN)
+def _constants(study: Study, model: Model, models: Sequence[Model], biases: Mapping[str, MeasuredBiases]) -> Constants:
+    """By name: the forms of the model's equivalent bias, then controls."""
+    constants = {form: biases[model.key].constants(form) for form in REPLACEMENT_FORMS}
+    constants[RANDOM] = random_constants(biases[model.key].towers, seed=study.options.seed)
     if elsewhere := _trained_elsewhere(model, models):
-        replacements[ANOTHER_DATASET] = Replacement(biases[elsewhere.key].towers, PLAIN)
-    return replacements
+        constants[ANOTHER_DATASET] = biases[elsewhere.key].constants(PLAIN)
+    return constants
 
 
 def _trained_elsewhere(model: Model, models: Sequence[Model]) -> Model | None:
@@ -156,7 +143,7 @@ def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[
     for model in models:
         of_images = sums[requests[model.key].name] if model.key in requests else {}
         count = of_images["images"].samples if of_images else 0
-        towers = equivalent_biases(totals[model.key] | of_images, study.clip.config)
+        towers = equivalent_biases(totals[model.key] | of_images)
         measured[model.key] = MeasuredBiases(towers=towers, training_images=count)
     return measured
 
@@ -167,17 +154,16 @@ def _measuring_step(study: Study, model: Model) -> Step:
 
     def step(batch: Batch) -> dict[str, Any]:
         pixels = study.normalize(batch["images"])
-        moments = image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"], every_form=True)
+        moments = image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
         return moments | {"images": _moments(batch["mask"], batch["mask"])}
 
     return step
 
 
-def _classifier(study: Study, model: Model, replacements: Mapping[str, Replacement]) -> InterventionClassifier:
+def _classifier(study: Study, model: Model, constants: Constants) -> InterventionClassifier:
     reference = reference_adaptation(model.task, model.task.init(model.seed))
     learnables = study.learnables[model.key]
-    interventions = {name: (each.biases, each.form) for name, each in replacements.items()}
-    return InterventionClassifier(model.task, study.params, learnables, reference, interventions, study.replicate)
+    return InterventionClassifier(model.task, study.params, learnables, reference, constants, study.replicate)
 
 
 def _classifications(study: Study, model: Model, classifier: InterventionClassifier) -> RowRequest:

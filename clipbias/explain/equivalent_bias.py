@@ -10,26 +10,21 @@ reference run has there: the frozen model's run with the context that the method
 replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
 a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
 
-It has these forms: one vector per layer, which bias tuning can learn; two per layer, one for the pooled token and one
-for all others; three, where those of the others that the reference run makes outliers have one of their own; one per
-position; and in the vision tower an affine map of the block's input token. Only what acts inside the blocks is in it. A
-method may also change the pixels, the weights before the first block and after the last, or the class features, or have
-a head of its own: `c_l` knows nothing of these.
+It has two forms: one vector per layer, which bias tuning can learn; and two per layer, one for the pooled token and one
+for all others. Only what acts inside the blocks is in it. A method may also change the pixels, the weights before the
+first block and after the last, or the class features, or have a head of its own: `c_l` knows nothing of these.
 """
 
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.weight_changes import of_layers
 from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
-from clipbias.explain.affine import Products
 from clipbias.explain.block_changes import (
     BlockSums,
     reference_adaptation,
@@ -37,66 +32,27 @@ from clipbias.explain.block_changes import (
     text_moments_of_images,
     vision_moments,
 )
+from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, merge
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.test_time_method import crops_of
 
 
-@dataclasses.dataclass(frozen=True)
-class EquivalentBias:
-    """A method's equivalent bias in one tower: `c_l` in its three forms, float32.
-
-    Attributes:
-      vector: `[L, D]`, the mean over all input tokens.
-      kind: `[L, 2, D]`: of the pooled token (`[cls]`, EOS), then of all other input tokens.
-      token: `[L, N, D]` by position: `[cls]` and patches (`N = 1 + M`), or the text's positions (`N` the context
-        length). Positions without an input token are 0.
-      outliers: `[L, 3, D]`: of the pooled token, of the other tokens that are no outliers, and of outliers. A layer
-        without outliers gives them what the others get. `None` where it was not measured.
-      products: of input tokens and differences, for affine maps; of the vision tower, where it was measured.
-    """
-
-    vector: np.ndarray
-    kind: np.ndarray
-    token: np.ndarray
-    outliers: np.ndarray | None = None
-    products: Products | None = None
-
-    @classmethod
-    def of(cls, sums: BlockSums, tower: str, length: int) -> "EquivalentBias":
-        """Of a tower's differences by position, filled up to `length`, and at the pooled token.
-
-        Where a pooling head reads all tokens there is no such token, and one kind less.
-        """
-        token: Moments = sums[f"{tower}/token"]
-        pooled: Moments | None = sums.get(f"{tower}/pooled")
-        outlier: Moments | None = sums.get(f"{tower}/outlier")
-        count, mean = _count_and_mean(token)
-        samples = count.sum(1)
-        total = (count[..., None] * mean).sum(1)
-        pooled_count = np.zeros(len(count))
-        pooled_mean = np.zeros_like(total)
-        if pooled is not None:
-            pooled_count, pooled_mean = _count_and_mean(pooled)
-        others = total - pooled_count[:, None] * pooled_mean
-        other_count = samples - pooled_count
-        by_kind = np.stack([pooled_mean, _ratio(others, other_count)], axis=1)
-        outliers = None
-        if outlier is not None:
-            far_count, far_mean = _count_and_mean(outlier)
-            usual = _ratio(others - far_count[:, None] * far_mean, other_count - far_count)
-            far = np.where(far_count[:, None] > 0, far_mean, usual)
-            outliers = np.stack([pooled_mean, usual, far], axis=1).astype(np.float32)
-        if pooled is None:
-            by_kind = by_kind[:, 1:]
-            outliers = None if outliers is None else outliers[:, 1:]
-        return cls(
-            vector=_ratio(total, samples).astype(np.float32),
-            kind=by_kind.astype(np.float32),
-            token=np.pad(mean, ((0, 0), (0, length - mean.shape[1]), (0, 0))).astype(np.float32),
-            outliers=outliers,
-            products=sums.get(f"{tower}/products"),
-        )
+def _bias_of(sums: BlockSums, tower: str) -> EquivalentBias:
+    """Of a tower's differences by position, and at the pooled token."""
+    pooled: Moments | None = sums.get(f"{tower}/pooled")
+    count, mean = _count_and_mean(sums[f"{tower}/token"])
+    samples = count.sum(1)
+    total = (count[..., None] * mean).sum(1)
+    pooled_count = np.zeros(len(count))
+    pooled_mean = np.zeros_like(total)
+    if pooled is not None:
+        pooled_count, pooled_mean = _count_and_mean(pooled)
+    others = total - pooled_count[:, None] * pooled_mean
+    by_kind = np.stack([pooled_mean, _ratio(others, samples - pooled_count)], axis=1)
+    if pooled is None:
+        by_kind = by_kind[:, 1:]
+    return EquivalentBias(vector=_ratio(total, samples).astype(np.float32), kind=by_kind.astype(np.float32))
 
 
 def _count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
@@ -150,15 +106,13 @@ def image_moments(
     initial: Learnables,
     images: jax.Array,
     mask: jax.Array,
-    *,
-    every_form: bool = False,
 ) -> BlockSums:
     """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
     towers = changed_towers(task, learnables)
     sums: BlockSums = {}
     if "vision" in towers:
         whole = images[:, 0] if images.ndim == 5 else images
-        sums |= vision_moments(task.classifier, params, learnables, whole, mask, every_form)
+        sums |= vision_moments(task.classifier, params, learnables, whole, mask)
     if "text" in towers and task.method.conditional:
         reference = reference_adaptation(task, initial)
         sums |= text_moments_of_images(
@@ -167,12 +121,19 @@ def image_moments(
     return sums
 
 
-def equivalent_biases(sums: BlockSums, config: ClipConfig) -> dict[str, EquivalentBias]:
+def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
     """By tower, of the sums that `vision_moments` and `text_moments` give."""
-    lengths = {"vision": config.vision.tokens, "text": config.text.context_length}
-    return {
-        tower: EquivalentBias.of(sums, tower, length) for tower, length in lengths.items() if f"{tower}/token" in sums
-    }
+    return {tower: _bias_of(sums, tower) for tower in TOWERS if f"{tower}/token" in sums}
+
+
+def random_constants(biases: Mapping[str, EquivalentBias], *, seed: int) -> dict[str, np.ndarray]:
+    """By tower vectors `[L, 2, D]` of random directions, with the norms of each layer's and kind's constant."""
+    constants = {}
+    for place, (tower, bias) in enumerate(biases.items()):
+        draw = np.random.default_rng(seed + place).normal(size=bias.kind.shape)
+        norms, drawn_norms = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (bias.kind, draw))
+        constants[tower] = (draw * norms / drawn_norms).astype(np.float32)
+    return constants
 
 
 def measure_equivalent_bias(
@@ -181,8 +142,6 @@ def measure_equivalent_bias(
     learnables: Learnables,
     initial: Learnables,
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
-    *,
-    every_form: bool = False,
 ) -> tuple[dict[str, EquivalentBias], int]:
     """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
 
@@ -193,7 +152,6 @@ def measure_equivalent_bias(
       initial: as before training.
       batches: raw images `[B, R, R, 3]` uint8, and which of them count `[B]`; unused where the vision tower is as it
         was and no text depends on an image.
-      every_form: whether to measure outliers and affine maps of the vision tower, too.
 
     Returns:
       `EquivalentBias` by tower, and the number of images.
@@ -212,13 +170,13 @@ def measure_equivalent_bias(
     if "text" in changed_towers(task, learnables) and not task.method.conditional:
         sums = text_moments(task, params, learnables, initial)
     if not needs_images(task, learnables):
-        return equivalent_biases(sums, task.clip.config), 0
+        return equivalent_biases(sums), 0
     images = 0
     for raw, mask in batches:
         pixels = task.clip.preprocessing.normalize(raw)
-        moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask), every_form=every_form)
+        moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
         sums = merge(sums, jax.device_get(moments))
         images += int(np.sum(mask))
     if not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")
-    return equivalent_biases(sums, task.clip.config), images
+    return equivalent_biases(sums), images

@@ -8,7 +8,7 @@ of the gain inside the blocks; what the head gives by itself is apart ("zero_sho
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,17 +20,15 @@ from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.constants import ZERO_SHOT
 from clipbias.explain.effects import KEPT, LOST, REFERENCE
-from clipbias.explain.equivalent_bias import EquivalentBias
-from clipbias.explain.intervention import Intervention, image_features_with, text_features_with, text_rows
-from clipbias.explain.replacement_forms import text_intervention, vision_intervention
-from clipbias.explain.replacement_names import CONSTANTS
+from clipbias.explain.intervention import image_features_with, text_features_with, text_rows
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.descriptions import without_missing
 
-Forms = Mapping[str, tuple[Mapping[str, EquivalentBias], str]]
+# By name and tower: what each kind of token gets after each block, `[L, K, D]`.
+Constants = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @struct.dataclass
@@ -39,15 +37,13 @@ class _Forms:
 
     Attributes:
       tuned: the tuned method's adaptation.
-      vision_kept: added to the frozen vision tower, stacked; `None` where the method does not change it.
-      vision_lost: subtracted from the tuned one, likewise.
+      vision: constants of the vision tower, `[F, L, K, D]`; `None` where the method does not change it.
       texts_kept: text features of the frozen model, then with what is added to it.
       texts_lost: of the tuned model with what is subtracted.
     """
 
     tuned: Adaptation
-    vision_kept: Intervention | None
-    vision_lost: Intervention | None
+    vision: jax.Array | None
     texts_kept: list[jax.Array]
     texts_lost: list[jax.Array]
 
@@ -71,9 +67,9 @@ class InterventionClassifier:
     """How images are classified with something in a method's place, and with it taken from the method.
 
     Attributes:
-      forms: "reference" (the frozen model), "kept:NAME" of every name, then "lost:NAME" of every constant: the order of
-        the logits. Maps are not subtracted, and a method whose texts depend on the image has nothing lost. Last
-        "zero_shot", where the frozen model has the method's own head.
+      forms: "reference" (the frozen model), "kept:NAME" of every constant, then "lost:NAME": the order of the logits. A
+        method whose texts depend on the image has nothing lost. Last "zero_shot", where the frozen model has the
+        method's own head.
     """
 
     def __init__(
@@ -82,7 +78,7 @@ class InterventionClassifier:
         params: Params,
         learnables: Learnables,
         reference: Adaptation,
-        biases: Forms,
+        constants: Constants,
         replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
     ) -> None:
         """Computes every form's texts.
@@ -92,8 +88,7 @@ class InterventionClassifier:
           params: the frozen weights.
           learnables: as tuned.
           reference: what the frozen model is given.
-          biases: by name: what is added, by tower, and in which form: the method's own, controls, those
-            of another seed or dataset. All have the same towers, and all have products or none has.
+          constants: the method's own and controls, all of the same towers.
           replicate: puts arrays on the devices.
         """
         self._task = task
@@ -103,51 +98,34 @@ class InterventionClassifier:
         has_own_head = task.method.overrides("logits") and not why_no_causal_test(task)
         self._heads = _Heads(task.classifier, plain, task.classifier if has_own_head else plain)
         self._reference, tuned = replicate((reference, task.method.adapt(learnables)))
-        lost = [name for name, (_, form) in biases.items() if form in CONSTANTS and not task.method.conditional]
-        forms = [REFERENCE, *(f"{KEPT}:{name}" for name in biases), *(f"{LOST}:{name}" for name in lost)]
+        is_subtracted = not task.method.conditional
+        forms = [REFERENCE, *(f"{KEPT}:{name}" for name in constants)]
+        if is_subtracted:
+            forms += [f"{LOST}:{name}" for name in constants]
         if has_own_head:
             forms.append(ZERO_SHOT)
         self.forms = tuple(forms)
-        towers = {tower for by_tower, _ in biases.values() for tower in by_tower}
-        vision_kept = vision_lost = None
-        if "vision" in towers:
-            images = {name: vision_intervention(bias["vision"], form) for name, (bias, form) in biases.items()}
-            vision_kept = replicate(_stack(list(images.values())))
-            vision_lost = replicate(_stack([images[name] for name in lost])) if lost else None
+        towers = {tower for by_tower in constants.values() for tower in by_tower}
+        stacked = {tower: np.stack([by_tower[tower] for by_tower in constants.values()]) for tower in towers}
         texts_kept = [_text_features(plain, params, self._reference, task.text)]
         texts_lost: list[jax.Array] = []
         if "text" in towers:
-            texts_kept += self._texts(biases, self._reference, 1.0)
-            texts_lost += self._texts({name: biases[name] for name in lost}, tuned, -1.0)
+            texts_kept += list(self._texts(stacked["text"], self._reference, 1.0))
+            if is_subtracted:
+                texts_lost += list(self._texts(stacked["text"], tuned, -1.0))
         else:
-            texts_kept += [texts_kept[0] for _ in biases]
-            if lost:
+            texts_kept += [texts_kept[0] for _ in constants]
+            if is_subtracted:
                 tuned_texts = task.text_features(params, learnables)
-                texts_lost += [tuned_texts for _ in lost]
-        self._arrays = _Forms(tuned, vision_kept, vision_lost, texts_kept, texts_lost)
+                texts_lost += [tuned_texts for _ in constants]
+        vision = replicate(stacked["vision"]) if "vision" in towers else None
+        self._arrays = _Forms(tuned, vision, texts_kept, texts_lost)
 
-    def _texts(self, biases: Forms, adaptation: Adaptation, sign: float) -> list[jax.Array]:
-        """Text features `[S · C, d]` of every form. Those with rows by position run together, and so do all others."""
-        features: dict[str, jax.Array] = {}
-        for by_position in (False, True):
-            forms = {
-                name: text_intervention(bias["text"], form)
-                for name, (bias, form) in biases.items()
-                if (form == "token") is by_position
-            }
-            if forms:
-                stacked = _stack(list(forms.values()))
-                together = self._texts_at_once(stacked, by_position, adaptation, sign)
-                features |= dict(zip(forms, together, strict=True))
-        return [features[name] for name in biases]
-
-    def _texts_at_once(
-        self, interventions: Intervention, by_position: bool, adaptation: Adaptation, sign: float
-    ) -> jax.Array:
+    def _texts(self, constants: np.ndarray, adaptation: Adaptation, sign: float) -> jax.Array:
         """`[F, S · C, d]`, computed for as many texts at a time as there are classes."""
         task = self._task
         slots = sign < 0 and (adaptation.text_context is not None or adaptation.text_prompts is not None)
-        rows = text_rows(task.tokens, by_position=by_position, slots=slots)
+        rows = text_rows(task.tokens, slots=slots)
         count = len(task.tokens.ids)
         classes = len(task.class_names)
         parts = []
@@ -158,9 +136,8 @@ class InterventionClassifier:
                 tokens=tokens,
                 rows=rows[texts],
                 adaptation=of_texts(adaptation, texts, count),
-                reference=of_texts(self._reference, texts, count),
             )
-            parts.append(_some_texts(task.classifier, sign, self._params, inputs, interventions))
+            parts.append(_some_texts(task.classifier, sign, self._params, inputs, constants))
         features = jnp.concatenate(parts, axis=1)
         counts = task.classifier.counts
         return features if counts is None else jax.vmap(lambda x: without_missing(x, counts))(features)
@@ -170,10 +147,6 @@ class InterventionClassifier:
         return _logits(self._heads, self._params, self._learnables, self._arrays, images, mask)
 
 
-def _stack(interventions: Sequence[Intervention]) -> Intervention:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *interventions)
-
-
 @jax.jit(static_argnums=0)
 def _text_features(classifier: Classifier, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
     return classifier.encode_text(params, adaptation, text)
@@ -181,26 +154,22 @@ def _text_features(classifier: Classifier, params: Params, adaptation: Adaptatio
 
 @struct.dataclass
 class _Texts:
-    """Some texts, the rows of tables that their tokens get, and their parts of two adaptations."""
+    """Some texts, which constant each of their tokens gets, and their part of an adaptation."""
 
     tokens: TextTokens
     rows: np.ndarray
     adaptation: Adaptation
-    reference: Adaptation
 
 
 @jax.jit(static_argnums=(0, 1))
-def _some_texts(
-    classifier: Classifier, sign: float, params: Params, texts: _Texts, interventions: Intervention
-) -> jax.Array:
+def _some_texts(classifier: Classifier, sign: float, params: Params, texts: _Texts, constants: np.ndarray) -> jax.Array:
     return text_features_with(
         params,
         classifier.config,
         texts.tokens,
         texts.adaptation,
-        interventions,
+        jnp.asarray(constants),
         texts.rows,
-        texts.reference,
         sign=sign,
         dtype=classifier.dtype,
     )
@@ -219,8 +188,8 @@ def _logits(
     plain = heads.plain
     has_own_head = heads.frozen != plain
     kept_features = heads.frozen.encode_images(params, Adaptation(), whole)[None]
-    if forms.vision_kept is not None:
-        changed = image_features_with(params, plain.config, whole, Adaptation(), forms.vision_kept, dtype=plain.dtype)
+    if forms.vision is not None:
+        changed = image_features_with(params, plain.config, whole, Adaptation(), forms.vision, dtype=plain.dtype)
         kept_features = jnp.concatenate([kept_features, changed])
     passes = len(by_pass(forms.tuned))
     if has_own_head and passes > 1:  # a head that reads several passes reads the frozen model's as often
@@ -241,7 +210,7 @@ def _logits(
 
 def _lost_features(classifier: Classifier, params: Params, forms: _Forms, images: jax.Array) -> jax.Array:
     """Image features of the tuned model with what is subtracted, `[F, B, …]`; one form where nothing is."""
-    if forms.vision_lost is None:
+    if forms.vision is None:
         return classifier.encode_images(params, forms.tuned, images)[None]
     whole = images[:, 0] if images.ndim == 5 else images
     passes = [
@@ -250,7 +219,7 @@ def _lost_features(classifier: Classifier, params: Params, forms: _Forms, images
             classifier.config,
             whole,
             adaptation,
-            forms.vision_lost,
+            forms.vision,
             sign=-1.0,
             patches=classifier.method.patches,
             dtype=classifier.dtype,

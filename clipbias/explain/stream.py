@@ -21,7 +21,6 @@ import numpy as np
 from clipbias.checks import check_int
 from clipbias.data import Split
 from clipbias.errors import ClipbiasError
-from clipbias.explain.affine import Products
 from clipbias.explain.results import load_arrays, save_arrays
 from clipbias.explain.statistics import Moments, Totals, merge
 
@@ -82,7 +81,7 @@ class Request:
 
 
 class SumRequest(Request):
-    """For `Moments` or `Products` by name, summed over all images: `Totals`."""
+    """For `Moments` by name, summed over all images: `Totals`."""
 
     def start(self) -> Totals:
         return {}
@@ -102,13 +101,11 @@ class SumRequest(Request):
         for place, value in sorted(arrays.items()):
             name, _, field = place.rpartition("|")
             parts.setdefault(name, {})[field] = value
-        return {name: _KINDS[frozenset(fields)](**fields) for name, fields in parts.items()}
+        return {name: _moments(fields) for name, fields in parts.items()}
 
 
-# What is summed, by the names of its fields.
-_KINDS: dict[frozenset[str], Any] = {
-    frozenset(field.name for field in dataclasses.fields(kind)): kind for kind in (Moments, Products)
-}
+def _moments(fields: Mapping[str, np.ndarray]) -> Moments:
+    return Moments(fields["count"], fields["mean"], fields["squares"])
 
 
 class RowRequest(Request):

@@ -43,17 +43,6 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         ones' norms; a bar that is cut off has a break. Whiskers are 95 % bootstrap intervals over images, and over
         seeds where there are several ({counts}).""",
     ),
-    "replacement_curve": (
-        "What must be known of what blocks add on average to keep the gain",
-        """Left: the share of the gain that the frozen model keeps if a replacement is added after each of its blocks;
-        right: the share that the tuned model loses if it is subtracted; against the numbers that it stores. Lines:
-        constants, the same for every image (one vector per layer; two, for [cls] or the end of the text and for all
-        other tokens; three, with outlier tokens apart; one per position). Dashed: affine maps of the image token of
-        a rank per layer, which depend on it. All are measured on training images. On the right the method itself.
-        Grey: controls, with two vectors, of accuracy on the left and of log-likelihood on the right. An outcome
-        without a sure gain is left out. Dotted: 50 and 90 %. Whiskers are 95 % bootstrap intervals over test images,
-        and over seeds where there are several.""",
-    ),
     "fig1_decomposition": (
         "What prompts do to attention",
         """The output of attention is a part from input tokens plus a part from prompts (Eq. 12); {counts}. (a)

@@ -28,7 +28,7 @@ from clipbias.report.study_figures import (
     vision_attention_figure,
 )
 from clipbias.report.table import Table, cells
-from clipbias.report.verdict_figures import effects_figure, replacement_curve_figure
+from clipbias.report.verdict_figures import effects_figure
 from clipbias.report.verdict_tables import (
     area_table,
     constants_table,
@@ -153,11 +153,10 @@ def _models(study: StudyResults) -> Table:
 
 
 def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path) -> list[pages.Section]:
-    """What the gain is made of, what replacements keep of it, and all of it in words."""
+    """What the gain is made of, what a constant keeps of it, and all of it in words."""
     if study.verdict is None:
         return []
     effects = effects_figure(methods)
-    constants = replacement_curve_figure(methods)
     return [
         pages.Section(
             "What carries the gain, in full",
@@ -169,8 +168,7 @@ def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path
         pages.Section(
             "What the mean of what blocks add keeps",
             "constants",
-            [pages.save_picture(constants, output / FIGURES)] if constants else [],
-            list(filter(None, (constants_table(methods),))),
+            tables=list(filter(None, (constants_table(methods),))),
             remarks=why_no_constants(study, methods),
         ),
         pages.Section("Method by method, in words", "words", groups=_sentences(study, methods)),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from clipbias.explain.answer import dataset_sentences
 from clipbias.explain.conclusions import effect_names
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
-from clipbias.explain.replacement_names import PLAIN, REPLACEMENT_FORM_NAMES
+from clipbias.explain.replacement_names import ANOTHER_DATASET, PLAIN, RANDOM, REPLACEMENT_FORM_NAMES
 from clipbias.explain.results import MAPS, StudyResults, present
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
 from clipbias.explain.wording import amount, by_reason, change, percent
@@ -13,7 +13,6 @@ from clipbias.report.methods import MethodResults, MethodSummary
 from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import MAP_NAMES, labels_of
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict_figures import CONTROLS
 
 _FIRST = {"positive": "Most", "negative": "Least"}
 _LEARNS = "It learns such a constant, so what that keeps is no finding."
@@ -23,6 +22,12 @@ _CORNERS = {
     **dict.fromkeys(("PRR", "PR"), "attention alone"),
     **dict.fromkeys(("RPP", "RP"), "tokens alone, attention frozen"),
     **dict.fromkeys(("PPP", "PP"), "all: the gain"),
+}
+# What is put in a method's place.
+_CONSTANTS = {
+    **REPLACEMENT_FORM_NAMES,
+    RANDOM: "control: random, same norms",
+    ANOTHER_DATASET: "control: another dataset's",
 }
 _BRACKETS = f"In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there are several"
 
@@ -119,11 +124,10 @@ def constants_table(methods: Sequence[MethodResults]) -> Table | None:
         stored = {} if method.constants is None else method.constants.stored
         for name in method.replacements(OUTCOMES[0], KEPT):
             shares = [share_text(method.share(outcome, kind, name)) for outcome in OUTCOMES for kind in (KEPT, LOST)]
-            called = REPLACEMENT_FORM_NAMES.get(name) or f"control: {CONTROLS.get(name, name)}"
-            rows.append(cells(method.facts.label, called, f"{stored.get(name, stored[PLAIN]):,}", *shares))
+            rows.append(cells(method.facts.label, _CONSTANTS[name], f"{stored.get(name, stored[PLAIN]):,}", *shares))
     caption = (
         "Share of the gain in accuracy and in calibrated log-likelihood that is kept if the mean of what the tuned"
-        " blocks add is added to the frozen model, in several forms, and lost if it is subtracted from the tuned one."
+        " blocks add is added to the frozen model, in two forms, and lost if it is subtracted from the tuned one."
         f" {_BRACKETS}; a dash where the gain is not surely above 0. Controls are by kind. Another constant than the"
         " mean may keep more."
     )

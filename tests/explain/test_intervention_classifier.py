@@ -1,4 +1,4 @@
-"""Constants, outliers and affine maps, added and subtracted, against the float64 reference; forms and controls."""
+"""Constants, added and subtracted, against the float64 reference; forms and the random control."""
 
 import dataclasses
 import itertools
@@ -10,33 +10,32 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Adaptation, Clip
+from clipbias.constants import TOWERS
 from clipbias.data.transforms import Resizing
-from clipbias.explain import intervention as intervention_module
-from clipbias.explain.affine import Products, low_rank
 from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.block_changes import reference_adaptation
-from clipbias.explain.equivalent_bias import EquivalentBias, changed_towers, measure_equivalent_bias
+from clipbias.explain.equivalent_bias import changed_towers, measure_equivalent_bias, random_constants
 from clipbias.explain.intervention_classifier import InterventionClassifier
-from clipbias.explain.replacement_forms import controls, numbers_stored, replacement_forms
 from clipbias.explain.replacement_names import REPLACEMENT_FORMS
+from clipbias.explain.results import EquivalentBias
 from clipbias.explain.scope import passes
 from clipbias.tuning import Task, make_method
 from tests import own_methods
 from tests.explain.models import moved, tuned
 from tests.helpers import short
-from tests.reference import calibration, factorial, intervention, methods, numpy_clip
 from tests.reference import equivalent_bias as plain_bias
+from tests.reference import factorial, intervention, methods, numpy_clip
 from tests.reference.cases import CASES, CLASS_NAMES
 from tests.tuning import weights_common
-
-# So low that the tiny tower has outliers, in some layers for some images.
-THRESHOLD = 1.15
-RIDGE = 1e-3
 
 
 def measured(task: Task, learnables: Any, raw: np.ndarray, *, batch_size: int = 5) -> dict[str, EquivalentBias]:
     batches = raw_batches(raw, Resizing(16), batch_size)
-    return measure_equivalent_bias(task, task.clip.params, learnables, task.init(), batches, every_form=True)[0]
+    return measure_equivalent_bias(task, task.clip.params, learnables, task.init(), batches)[0]
+
+
+def constants(biases: dict[str, EquivalentBias], form: str) -> dict[str, np.ndarray]:
+    return {tower: bias.constants(form) for tower, bias in biases.items()}
 
 
 class Plain:
@@ -61,7 +60,6 @@ class Plain:
         self.prompts = {"vision": dict(enumerate(inputs.vision_prompts))}
         self.prompts["vision"].pop(0)
         self.prompts["text"] = inputs.text_prompts
-        self.far = {tower: intervention.outliers(run, THRESHOLD) for tower, run in self.frozen.items()}
         self.changes = {
             tower: intervention.changes(self.tuned[tower], self.frozen[tower], self.frozen[tower])
             for tower in ("vision", "text")
@@ -73,30 +71,19 @@ class Plain:
     def add(self, tower: str, replacement: str) -> intervention.Add:
         """What a replacement adds, from the lists of changes."""
         run = self.frozen[tower]
-        if tower == "text" and replacement.startswith("rank"):
-            replacement = "kind"
 
-        def name(l: int, b: int, i: int) -> Any:
-            read = i == run.forward.rows[b]
-            far = i in self.far[tower][l][b]
-            return {"vector": 0, "kind": read, "outliers": (read, far), "token": i}[replacement]
+        def kind(b: int, i: int) -> bool:
+            return replacement == "kind" and i == run.forward.rows[b]
 
-        groups: list[dict[Any, np.ndarray]] = []
-        for l, layer in enumerate(self.changes[tower]):
-            if replacement.startswith("rank"):
-                x, y = (np.stack([change[part] for change in layer]) for part in (2, 3))
-                deviations = ((x - x.mean(0)) ** 2).sum() / x.shape[1] / len(x)
-                groups.append(dict(enumerate(calibration.ridge_map(x, y, RIDGE * deviations, int(replacement[4:])))))
-                continue
-            listed: dict[Any, list[np.ndarray]] = {}
-            for b, i, _, change in layer:
-                listed.setdefault(name(l, b, i), []).append(change)
+        groups: list[dict[bool, np.ndarray]] = []
+        for layer in self.changes[tower]:
+            listed: dict[bool, list[np.ndarray]] = {}
+            for b, i, change in layer:
+                listed.setdefault(kind(b, i), []).append(change)
             groups.append({key: np.mean(values, axis=0) for key, values in listed.items()})
 
         def add(l: int, b: int, i: int, token: np.ndarray) -> np.ndarray:
-            if replacement.startswith("rank"):
-                return token @ groups[l][0] + groups[l][1]
-            return groups[l].get(name(l, b, i), np.zeros(token.shape))
+            return groups[l][kind(b, i)]
 
         return add
 
@@ -120,33 +107,29 @@ class Plain:
 
 
 def test_every_form_is_measured_added_and_subtracted_as_the_reference_says(
-    clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
+    clip: Clip, reference: methods.Reference
 ) -> None:
-    """By two images at a time, of which the last is alone. No other test has this task, traced with this threshold."""
-    monkeypatch.setattr(intervention_module, "OUTLIER", THRESHOLD)
+    """By two images at a time, of which the last is alone."""
     raw, images = weights_common.pictures(16, 5)
     case = CASES["ivlp_two_and_one_layers"]
     task = Task(clip, "ivlp", CLASS_NAMES, text_tokens=2, vision_tokens=2, text_depth=2, vision_depth=1)
     values = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
     biases = measured(task, values, raw, batch_size=2)
-    assert replacement_forms(biases) == REPLACEMENT_FORMS
     plain = Plain(reference, task, values, images)
-    assert all(sum(len(far) for layer in plain.far[t] for far in layer) > 0 for t in ("vision", "text"))
     forms = {
         "vision": plain_bias.of_images(reference, reference.state, plain.own, images),
         "text": plain_bias.of_texts(reference, reference.state, plain.own, plain.before),
     }
-    for tower, form in itertools.product(forms, ("vector", "kind", "token")):
+    for tower, form in itertools.product(forms, REPLACEMENT_FORMS):
         weights_common.close(getattr(biases[tower], form), forms[tower][form], 2e-5, f"{tower} {form}")
     classify = InterventionClassifier(
         task,
         clip.params,
         values,
         reference_adaptation(task, task.init()),
-        {replacement: (biases, replacement) for replacement in REPLACEMENT_FORMS},
+        {form: constants(biases, form) for form in REPLACEMENT_FORMS},
     )
-    lost = [f"lost:{replacement}" for replacement in REPLACEMENT_FORMS if not replacement.startswith("rank")]
-    assert classify.forms == ("reference", *(f"kept:{replacement}" for replacement in REPLACEMENT_FORMS), *lost)
+    assert classify.forms == ("reference", "kept:vector", "kept:kind", "lost:vector", "lost:kind")
     logits = np.asarray(classify(np.float32(images)))
     seen: list[np.ndarray] = []
     for form, actual in zip(classify.forms, logits, strict=True):
@@ -169,7 +152,9 @@ def test_a_bias_is_its_own_equivalent_bias_and_is_kept_and_lost_whole(method: st
         np.testing.assert_allclose(measure.vector, (by_kind[:, 0] + others * by_kind[:, 1]) / (1 + others), atol=2e-6)
     replacement = {"bias": "vector", "bias_by_kind": "kind"}[method]
     tuned_bias = reference_adaptation(task, learnables)
-    classify = InterventionClassifier(task, clip.params, learnables, tuned_bias, {"own": (biases, replacement)})
+    classify = InterventionClassifier(
+        task, clip.params, learnables, tuned_bias, {"own": constants(biases, replacement)}
+    )
     images = np.float32(images)
     frozen, added, lost = np.asarray(classify(images))
     np.testing.assert_allclose(added, jax.jit(task.logits)(clip.params, learnables, images), atol=2e-4)
@@ -177,16 +162,10 @@ def test_a_bias_is_its_own_equivalent_bias_and_is_kept_and_lost_whole(method: st
     assert np.abs(added - frozen).max() > 0.1
 
 
-def nothing(task: Task, learnables: Any) -> dict[str, EquivalentBias]:
-    """Zeros in place of an equivalent bias."""
-    config = task.clip.config
-    sizes = {"vision": config.vision.tokens, "text": config.text.context_length}
-    shapes = {tower: (getattr(config, tower).layers, getattr(config, tower).width) for tower in sizes}
-    return {
-        tower: EquivalentBias(*(np.zeros((shapes[tower][0], *rows, shapes[tower][1]), np.float32) for rows in rows_of))
-        for tower in changed_towers(task, learnables)
-        for rows_of in [[(), (2,), (sizes[tower],), (3,)]]
-    }
+def nothing(task: Task, learnables: Any) -> dict[str, np.ndarray]:
+    """Zeros in place of constants."""
+    geometry = {tower: getattr(task.clip.config, tower) for tower in changed_towers(task, learnables)}
+    return {tower: np.zeros((each.layers, 2, each.width), np.float32) for tower, each in geometry.items()}
 
 
 HEADS = [
@@ -215,20 +194,15 @@ def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
     params = clip.params
     images = np.float32(weights_common.pictures(16, 5)[1])
     reference = reference_adaptation(task, task.init())
-    zeros = nothing(task, learnables)
-    classify = InterventionClassifier(
-        task, params, learnables, reference, {replacement: (zeros, replacement) for replacement in ("kind", "token")}
-    )
+    classify = InterventionClassifier(task, params, learnables, reference, {"kind": nothing(task, learnables)})
     logits = dict(zip(classify.forms, np.asarray(classify(images)), strict=True))
     frozen = logits["reference"]
-    for form in ("kept:kind", "kept:token"):
-        np.testing.assert_allclose(logits[form], frozen, atol=1e-4)
+    np.testing.assert_allclose(logits["kept:kind"], frozen, atol=1e-4)
     if task.method.conditional:
-        assert classify.forms == ("reference", "kept:kind", "kept:token")
+        assert classify.forms == ("reference", "kept:kind")
         return
     tuned = np.asarray(jax.jit(task.logits)(params, learnables, images))
-    for form in ("lost:kind", "lost:token"):
-        np.testing.assert_allclose(logits[form], tuned, atol=2e-4 * np.abs(tuned).max())
+    np.testing.assert_allclose(logits["lost:kind"], tuned, atol=2e-4 * np.abs(tuned).max())
     if "zero_shot" not in logits:
         assert method == "mmrl"
         return
@@ -250,89 +224,15 @@ def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
     assert np.abs(added - apart).max() > 1e-2
 
 
-def test_products_merge_in_any_parts() -> None:
+def test_a_random_constant_keeps_norms_and_loses_directions() -> None:
     draw = np.random.default_rng(0)
-    x, y = draw.normal(3, 1, (6, 7, 4)), draw.normal(-2, 1, (6, 7, 4))
-    mask = draw.random((6, 7)) < 0.7
-    x[~mask] = np.nan  # what is masked may hold anything
-    of = jax.jit(Products.of)
-    parts = [of(*(np.float32(z[rows]) for z in (x, y)), mask[rows]) for rows in (slice(3), slice(3, 6))]
-    stacked = [jax.tree.map(lambda leaf: np.asarray(leaf)[None], part) for part in parts]
-    merged = stacked[0].merge(stacked[1])
-    joined = jax.jit(Products.joined)(jax.tree.map(lambda *leaves: np.stack(leaves), *stacked))
-    rows = [z[mask] for z in (x, y)]
-    centred = [z - z.mean(0) for z in rows]
-    for products in (merged, joined):
-        assert products.count[0] == mask.sum()
-        np.testing.assert_allclose(products.inputs[0], rows[0].mean(0), rtol=1e-5)
-        np.testing.assert_allclose(products.outputs[0], rows[1].mean(0), rtol=1e-5)
-        np.testing.assert_allclose(products.squares[0], centred[0].T @ centred[0], atol=1e-4)
-        np.testing.assert_allclose(products.crosses[0], centred[0].T @ centred[1], atol=1e-4)
-
-
-@pytest.mark.parametrize("rank", [1, 2, 4])
-def test_maps_are_the_best_of_their_rank(rank: int) -> None:
-    """Against the textbook's fit, and no map of the same rank near by is better."""
-    draw = np.random.default_rng(rank)
-    x = draw.normal(1, [3, 1, 0.3, 2], (60, 4))
-    y = x @ draw.normal(size=(4, 4)) + draw.normal(size=(60, 4))
-    products = Products(*(z[None] for z in (np.array(60), x.mean(0), y.mean(0), _sums(x, x), _sums(x, y))))
-    down, up, shift = (part[0].astype(np.float64) for part in low_rank(products, rank, ridge=0.2))
-    penalty = 0.2 * x.var(0).mean()
-    weight, bias = calibration.ridge_map(x, y, penalty, rank)
-    np.testing.assert_allclose(down @ up, weight, atol=1e-5)
-    np.testing.assert_allclose(shift, bias, atol=1e-5)
-    assert np.linalg.matrix_rank(down @ up, tol=1e-6) == rank
-
-    def loss(down: np.ndarray, up: np.ndarray) -> float:
-        error = (y - y.mean(0)) - (x - x.mean(0)) @ down @ up
-        return float((error**2).sum() + 60 * penalty * ((down @ up) ** 2).sum())
-
-    for _ in range(20):
-        moved_down, moved_up = (z + 1e-3 * draw.normal(size=z.shape) for z in (down, up))
-        assert loss(moved_down, moved_up) > loss(down, up)
-
-
-def _sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x - x.mean(0)).T @ (y - y.mean(0))
-
-
-def bias(depth: int = 4, width: int = 3, positions: int = 5, seed: int = 0) -> EquivalentBias:
-    draw = np.random.default_rng(seed)
-    kind = (draw.normal(size=(depth, 2, width)) * np.arange(1, depth + 1)[:, None, None]).astype(np.float32)
-    token = draw.normal(size=(depth, positions, width)).astype(np.float32)
-    token[:, -1] = 0  # where no input token stands
-    return EquivalentBias(kind.mean(1), kind, token, np.concatenate([kind, kind[:, 1:]], axis=1))
-
-
-def test_controls_keep_norms_and_lose_directions() -> None:
-    biases = {"vision": bias(), "text": bias(seed=1)}
-    replaced = controls(biases, seed=10)
-    for tower, bias_of_tower in biases.items():
-        norms = np.linalg.norm(bias_of_tower.kind, axis=-1)
-        drawn = replaced["random"][tower].kind
-        np.testing.assert_allclose(np.linalg.norm(drawn, axis=-1), norms, rtol=1e-5)
-        cosines = (drawn * bias_of_tower.kind).sum(-1) / norms**2
+    kinds = draw.normal(size=(2, 4, 2, 3)) * np.arange(1, 5)[:, None, None]
+    biases = {tower: EquivalentBias(kind.mean(1), kind) for tower, kind in zip(TOWERS, kinds, strict=True)}
+    drawn = random_constants(biases, seed=10)
+    for tower, bias in biases.items():
+        norms = np.linalg.norm(bias.kind, axis=-1)
+        np.testing.assert_allclose(np.linalg.norm(drawn[tower], axis=-1), norms, rtol=1e-5)
+        cosines = (drawn[tower] * bias.kind).sum(-1) / norms**2
         assert np.abs(cosines).max() < 0.999 and np.abs(cosines).mean() < 0.9
-        shuffled = replaced["shuffled"][tower].kind
-        assert all(np.abs(row - other).max() > 0.1 for row, other in zip(shuffled, bias_of_tower.kind, strict=True))
-        np.testing.assert_allclose(np.sort(shuffled, axis=0), np.sort(bias_of_tower.kind, axis=0))
-    assert np.abs(replaced["random"]["vision"].kind - replaced["random"]["text"].kind).max() > 0.1
-    again = controls(biases, seed=10)
-    np.testing.assert_array_equal(again["shuffled"]["text"].kind, replaced["shuffled"]["text"].kind)
-
-
-def test_forms_store_more_and_more() -> None:
-    products = Products(*(np.ones((4, *shape)) for shape in ((), (3,), (3,), (3, 3), (3, 3))))
-    vision = dataclasses.replace(bias(positions=100), products=products)
-    both = {"vision": vision, "text": bias(seed=1)}
-    stored = {replacement: numbers_stored(both, replacement) for replacement in replacement_forms(both)}
-    layer = 4 * 3
-    assert stored["vector"] == 2 * layer and stored["kind"] == 4 * layer and stored["outliers"] == 6 * layer
-    assert stored["token"] == (99 + 4) * layer
-    for rank in (1, 2, 4, 8):
-        assert stored[f"rank{rank}"] == (1 + 2 * rank + 2) * layer  # texts keep two vectors
-    assert replacement_forms({"text": both["text"]}) == ("vector", "kind", "outliers", "token")
-    bare = {"vision": dataclasses.replace(vision, outliers=None, products=None)}
-    assert replacement_forms(bare) == ("vector", "kind", "token")
-    assert all(a != b for a, b in itertools.pairwise(stored.values()))
+    assert np.abs(drawn["vision"] - drawn["text"]).max() > 0.1
+    np.testing.assert_array_equal(random_constants(biases, seed=10)["text"], drawn["text"])

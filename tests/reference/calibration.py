@@ -47,18 +47,3 @@ def moebius(outcome: dict[str, np.ndarray], effects: Sequence[str]) -> dict[str,
             smaller = [terms[part] for k in range(size) for part in itertools.combinations(subset, k)]
             terms[subset] = np.asarray(outcome[letters], np.float64) - sum(smaller, np.zeros(()))
     return {" × ".join(effects[i] for i in subset): term for subset, term in terms.items() if len(subset) > 1}
-
-
-def ridge_map(inputs: np.ndarray, outputs: np.ndarray, ridge: float, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """`W [D, E]` of at most this rank and `b [E]` that minimise `|Y - XW - b|² + n ridge |W|²`, on stacked rows.
-
-    The ridge is a set of further rows; the best map of low rank is the best one's fit projected on its first
-    principal directions.
-    """
-    centred, target = inputs - inputs.mean(0), outputs - outputs.mean(0)
-    n, width = inputs.shape
-    rows = np.concatenate([centred, np.sqrt(n * ridge) * np.eye(width)])
-    full = np.linalg.lstsq(rows, np.concatenate([target, np.zeros((width, outputs.shape[1]))]), rcond=None)[0]
-    directions = np.linalg.svd(rows @ full, full_matrices=False)[2][:rank]
-    weights = full @ directions.T @ directions
-    return weights, outputs.mean(0) - inputs.mean(0) @ weights

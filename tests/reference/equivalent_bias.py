@@ -15,7 +15,7 @@ from tests.reference.methods import Inputs, Reference
 from tests.reference.numpy_clip import Block
 from tests.reference.weights import State
 
-Forms = dict[str, np.ndarray]  # "vector" [L, D], "kind" [L, 2, D], "token" [L, N, D]
+Forms = dict[str, np.ndarray]  # "vector" [L, D], "kind" [L, 2, D]
 
 
 def _frozen(state: State, tower: str, sizes: Mapping, l: int, x: np.ndarray, *, causal: bool) -> np.ndarray:
@@ -24,18 +24,13 @@ def _frozen(state: State, tower: str, sizes: Mapping, l: int, x: np.ndarray, *, 
     return numpy_clip.block(state, f"{tower}.encoder.layers.{l}", sizes, x[None], mask, 0.0).output[0]
 
 
-def _forms(changes: list[list[tuple[int, bool, np.ndarray]]], length: int) -> Forms:
-    """Averages of (position, whether it is read out, change) that each layer lists."""
-    forms: dict[str, list[np.ndarray]] = {"vector": [], "kind": [], "token": []}
+def _forms(changes: list[list[tuple[bool, np.ndarray]]]) -> Forms:
+    """Averages of (whether it is read out, change) that each layer lists."""
+    forms: dict[str, list[np.ndarray]] = {"vector": [], "kind": []}
     for layer in changes:
-        width = layer[0][2].shape
-        forms["vector"].append(np.mean([change for _, _, change in layer], axis=0))
-        kinds = [[change for _, read, change in layer if read is is_pooled] for is_pooled in (True, False)]
+        forms["vector"].append(np.mean([change for _, change in layer], axis=0))
+        kinds = [[change for read, change in layer if read is is_pooled] for is_pooled in (True, False)]
         forms["kind"].append(np.stack([np.mean(kind, axis=0) for kind in kinds]))
-        by_token = np.zeros((length, *width))
-        for position in {position for position, _, _ in layer}:
-            by_token[position] = np.mean([change for at, _, change in layer if at == position], axis=0)
-        forms["token"].append(by_token)
     return {name: np.stack(layers) for name, layers in forms.items()}
 
 
@@ -50,13 +45,13 @@ def of_images(clip: Reference, tuned: State, inputs: Inputs, images: np.ndarray)
     bias = inputs.vision_bias
     run = numpy_clip.encode_image(tuned, clip.config, images, prompts=inputs.vision_prompts, bias=bias)
     count = 1 + (sizes["image_size"] // sizes["patch_size"]) ** 2
-    changes: list[list[tuple[int, bool, np.ndarray]]] = [[] for _ in run.blocks]
+    changes: list[list[tuple[bool, np.ndarray]]] = [[] for _ in run.blocks]
     for l, block in enumerate(run.blocks):
         for tokens, output in zip(block.tokens, block.output, strict=True):
             frozen = _frozen(clip.state, "vision_model", sizes, l, tokens[:count], causal=False)
             added = 0.0 if bias is None else bias[l]
-            changes[l] += [(i, i == 0, output[i] + added - frozen[i]) for i in range(count)]
-    return _forms(changes, count)
+            changes[l] += [(i == 0, output[i] + added - frozen[i]) for i in range(count)]
+    return _forms(changes)
 
 
 def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> Forms:
@@ -72,7 +67,7 @@ def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> 
         tuned, clip.config, inputs.tokens, embeddings=inputs.embeddings, prompts=inputs.text_prompts, bias=bias
     )
     before = numpy_clip.encode_text(clip.state, clip.config, initial.tokens, embeddings=initial.embeddings)
-    changes: list[list[tuple[int, bool, np.ndarray]]] = [[] for _ in run.blocks]
+    changes: list[list[tuple[bool, np.ndarray]]] = [[] for _ in run.blocks]
     for l, block in enumerate(run.blocks):
         for c, slots in enumerate(inputs.places):
             x = block.tokens[c].copy()
@@ -80,8 +75,8 @@ def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> 
             frozen = _frozen(clip.state, "text_model", sizes, l, x, causal=True)
             output = block.output[c] + (0.0 if bias is None else bias[l])
             end = int(run.rows[c])
-            changes[l] += [(i, i == end, output[i] - frozen[i]) for i in range(end + 1) if i not in slots]
-    return _forms(changes, inputs.tokens.shape[1])
+            changes[l] += [(i == end, output[i] - frozen[i]) for i in range(end + 1) if i not in slots]
+    return _forms(changes)
 
 
 def of_tokens(clip: Reference, tower: str, tokens: list[np.ndarray], rows: np.ndarray) -> Forms:
@@ -93,14 +88,14 @@ def of_tokens(clip: Reference, tower: str, tokens: list[np.ndarray], rows: np.nd
     """
     sizes = clip.config[f"{tower}_config"]
     causal = tower == "text"
-    changes: list[list[tuple[int, bool, np.ndarray]]] = []
+    changes: list[list[tuple[bool, np.ndarray]]] = []
     for l, (before, after) in enumerate(itertools.pairwise(tokens)):
         layer = []
         for x, y, row in zip(before, after, rows, strict=True):
             change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
-            layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else len(x))]
+            layer += [(i == int(row), change[i]) for i in range(int(row) + 1 if causal else len(x))]
         changes.append(layer)
-    return _forms(changes, tokens[0].shape[1])
+    return _forms(changes)
 
 
 def of_inserted(clip: Reference, tower: str, blocks: Sequence[Block], rows: np.ndarray, length: int) -> Forms:
@@ -112,12 +107,12 @@ def of_inserted(clip: Reference, tower: str, blocks: Sequence[Block], rows: np.n
     """
     sizes = clip.config[f"{tower}_config"]
     causal = tower == "text"
-    changes: list[list[tuple[int, bool, np.ndarray]]] = []
+    changes: list[list[tuple[bool, np.ndarray]]] = []
     for l, block in enumerate(blocks):
         places = [0, *range(1 + block.tokens.shape[1] - length, block.tokens.shape[1])]
         layer = []
         for x, y, row in zip(block.tokens[:, places], block.output[:, places], rows, strict=True):
             change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
-            layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else length)]
+            layer += [(i == int(row), change[i]) for i in range(int(row) + 1 if causal else length)]
         changes.append(layer)
-    return _forms(changes, length)
+    return _forms(changes)

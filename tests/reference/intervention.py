@@ -43,24 +43,8 @@ def features(run: Run, prompts: Mapping[int, np.ndarray], add: Add) -> np.ndarra
     return normed @ run.state[PROJECTION[run.tower]].T
 
 
-def outliers(run: Run, threshold: float) -> list[list[set[int]]]:
-    """By layer and sequence, the positions whose norm after the block is so many times the sequence's median."""
-    layers = []
-    for seen in run.forward.blocks:
-        assert run.bias is None, "the reference run has nothing added"
-        layer = []
-        for b, tokens in enumerate(seen.output):
-            read = int(run.forward.rows[b])
-            reach = range(read + 1) if run.tower == "text" else range(len(tokens))
-            norms = {i: float(np.sqrt(np.sum(tokens[i] ** 2))) for i in reach}
-            middle = float(np.median(list(norms.values())))
-            layer.append({i for i, norm in norms.items() if norm > threshold * middle and i != read})
-        layers.append(layer)
-    return layers
-
-
-def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np.ndarray, np.ndarray]]]:
-    """By layer: sequence, position, input token and what the tuned block gives beyond the frozen one.
+def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np.ndarray]]]:
+    """By layer: sequence, position and what the tuned block gives beyond the frozen one.
 
     Args:
       tuned: the tuned run.
@@ -86,6 +70,6 @@ def changes(tuned: Run, frozen: Run, words: Run) -> list[list[tuple[int, int, np
             if tuned.bias is not None:
                 output = output + numpy_clip.spread(tuned.bias[l], tuned.forward.rows[[b]], len(output))[0]
             end = int(tuned.forward.rows[b]) if tuned.tower == "text" else len(output)
-            layer += [(b, int(i), seen.tokens[b, i], output[i] - plain[i]) for i in inputs if i <= end]
+            layer += [(b, int(i), output[i] - plain[i]) for i in inputs if i <= end]
         layers.append(layer)
     return layers

@@ -16,9 +16,9 @@ from .effects import ConstantTest as ConstantTest
 from .effects import ConstantTests as ConstantTests
 from .effects import Effects as Effects
 from .effects import EffectSummary as EffectSummary
+from .effects import EquivalentBias as EquivalentBias
 from .effects import GroupEffects as GroupEffects
 from .effects import ImageOutcomes as ImageOutcomes
-from .effects import MeasuredBias as MeasuredBias
 from .effects import MethodResult as MethodResult
 from .effects import ModelTests as ModelTests
 from .effects import RandomPrompts as RandomPrompts

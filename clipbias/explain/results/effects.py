@@ -119,7 +119,7 @@ class CausalTest:
 
 @dataclasses.dataclass(frozen=True)
 class Replacements:
-    """What replacements keep of a gain, and what is lost without them, in one outcome; by replacement form.
+    """What constants keep of a gain, and what is lost without them, in one outcome; by form or control.
 
     Attributes:
       outside: what a head of its own changes besides, where there is one.
@@ -132,11 +132,25 @@ class Replacements:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuredBias:
-    """The mean of what blocks add in one tower: `[L, D]`, and `[L, 2, D]` by kind (the pooled token, all others)."""
+class EquivalentBias:
+    """The mean of what a method's blocks add in one tower, in its two forms, float32.
+
+    Attributes:
+      vector: `[L, D]`, over all input tokens.
+      kind: `[L, 2, D]`: of the pooled token (`[cls]`, EOS), then of all other input tokens. `[L, 1, D]` where a pooling
+        head reads all tokens.
+    """
 
     vector: np.ndarray
     kind: np.ndarray
+
+    def constants(self, form: str) -> np.ndarray:
+        """What each kind of token gets after each block, `[L, 2, D]`, as a "vector" or by "kind"."""
+        return self.kind if form == "kind" else np.repeat(self.vector[:, None], self.kind.shape[1], axis=1)
+
+    def stored(self, form: str) -> int:
+        """How many numbers a form holds."""
+        return self.kind.size if form == "kind" else self.vector.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +159,7 @@ class ConstantTest:
 
     Attributes:
       forms: ways to classify: "reference", "kept:NAME" (the frozen model with it added after every block), "lost:NAME"
-        (the tuned model with it subtracted) and "tuned"; NAME is a replacement form or a control.
+        (the tuned model with it subtracted) and "tuned"; NAME is a form of the mean or a control.
       biases: by the towers that it changes.
       training_images: on which it was measured.
       stored: numbers that each form holds.
@@ -153,7 +167,7 @@ class ConstantTest:
 
     forms: tuple[str, ...]
     outcomes: ImageOutcomes
-    biases: dict[str, MeasuredBias]
+    biases: dict[str, EquivalentBias]
     training_images: int
     stored: dict[str, int]
     summary: ByOutcome[Replacements]
