@@ -3,8 +3,8 @@
     python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_fashion --to=docs/images/verdict.png
 
 The arguments are folders of `experiments.explain`, one for each dataset, with all methods and seeds; a folder that
-holds several studies stands for all of them. Prints a table per method and what follows from it, or why a method has
-none, and writes the picture, and its numbers beside it as CSV.
+holds several studies stands for all of them. Prints the confirmatory conclusions, a table per method and what follows
+from it, or why a method has none, and writes the picture, and its numbers beside it as CSV.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from clipbias.explain.results import SCALARS
 from clipbias.report import style
 from clipbias.report.answer_figure import overview_figure
 from clipbias.report.captioned import write_csv
+from clipbias.report.endpoint_table import endpoint_table
 from clipbias.report.methods import left_out, load_studies, study_methods, summarize_methods
 from clipbias.report.table import render
 from clipbias.report.verdict_tables import summary_sentences, summary_table, why_no_constants, why_no_effects
@@ -35,6 +36,10 @@ def main(names: Sequence[str]) -> int:
     figure = overview_figure(summaries, left_out(studies))
     if figure is None:
         raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
+    if confirmed := endpoint_table(studies):
+        print(render(confirmed, "text"))
+        print(printable(confirmed.caption))
+        print()
     for summary in summaries:
         print(printable(summary.name))
         print(render(summary_table(summary), "text"))

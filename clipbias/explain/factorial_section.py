@@ -15,12 +15,14 @@ from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
+from clipbias.explain.endpoint import measure_cell
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
     CausalTest,
     CausalTests,
     EffectSummary,
+    EndpointCell,
     GroupEffects,
     ImageOutcomes,
     Missing,
@@ -56,7 +58,8 @@ def compute_factorial(study: Study) -> Section[CausalTests]:
 
     A model with prompts has a control besides: prompts drawn at random, with the trained ones' norms. Features of every
     mixture go through the model's own head, so the reference of a method with one is the frozen towers under that head.
-    Models that differ in their seed alone have a summary together, over seeds and images crossed.
+    Models that differ in their seed alone have a summary together, over seeds and images crossed. The confirmatory
+    conclusions (`endpoint`) are about all seeds of a method with slots, or about its only model.
     """
     reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
     results: dict[str, CausalTest | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
@@ -85,7 +88,12 @@ def compute_factorial(study: Study) -> Section[CausalTests]:
             both_right=_both_right(study, predictions, key, of_model, mixed),
             random=None if control is None else _random_prompts(study, rows[control.name], mixed),
         )
-    return CausalTests(models=results, seeds=_over_seeds(models, measured, mixtures))
+    logits = {key: rows[request.name] for key, request in requests.items()}
+    return CausalTests(
+        models=results,
+        seeds=_over_seeds(models, measured, mixtures),
+        cells=_endpoint_cells(study, models, logits, mixtures),
+    )
 
 
 def mixtures_of(model: Model) -> Mixtures:
@@ -165,6 +173,22 @@ def _over_seeds(
         SeedGroup(models=keys, summary=summarize(cross_seeds([measured[key] for key in keys]), mixtures[keys[0]]))
         for keys in seeds_of(models)
     )
+
+
+def _endpoint_cells(
+    study: Study,
+    models: Sequence[Model],
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    mixtures: Mapping[str, Mixtures],
+) -> tuple[EndpointCell, ...]:
+    """The confirmatory conclusions about each method, in both towers."""
+    cells = []
+    for group in same_but_for_seed(models):
+        keys = [model.key for model in group]
+        labels = study.split.labels[rows[keys[0]]["images"]]
+        logits = [rows[key]["logits"][:, 0] for key in keys]
+        cells.append(measure_cell(keys, logits, labels, mixtures[keys[0]].streams))
+    return tuple(cell for cell in cells if cell is not None)
 
 
 def cross_seeds(measured: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:

@@ -10,6 +10,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults
 from clipbias.report import pages
 from clipbias.report.answer_figure import overview_figure
+from clipbias.report.endpoint_table import TITLE, endpoint_table
 from clipbias.report.methods import left_out, load_studies, summarize_methods
 from clipbias.report.published import dataset_name
 from clipbias.report.relevancy_figures import dataset_figures
@@ -42,7 +43,9 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     output = Path(output_folder)
     summaries = summarize_methods(ordered)
     verdict = overview_figure(summaries, left_out(ordered))
-    sections = [
+    confirmed = endpoint_table(ordered)
+    sections = [pages.Section(TITLE, tables=[confirmed])] if confirmed else []
+    sections += [
         pages.Section(f"{each.name} by dataset", tables=[summary_table(each)], remarks=summary_sentences(each))
         for each in summaries
     ]

@@ -14,6 +14,7 @@ from clipbias.explain.results import StudyResults, load_results
 from clipbias.explain.wording import by_reason
 from clipbias.report import pages
 from clipbias.report.answer_figure import COLUMNS, answer_figure, answer_note, answer_rows
+from clipbias.report.endpoint_table import endpoint_table
 from clipbias.report.explorer import explorer_data
 from clipbias.report.fitted_table import fitted_remarks, fitted_table
 from clipbias.report.image_tables import image_tables
@@ -157,12 +158,13 @@ def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path
     if study.verdict is None:
         return []
     effects = effects_figure(methods)
+    tables = (endpoint_table([study]), corners_table(methods), effects_table(methods), temperature_table(methods))
     return [
         pages.Section(
             "What carries the gain, in full",
             "effects",
             [pages.save_picture(effects, output / FIGURES)] if effects else [],
-            list(filter(None, (corners_table(methods), effects_table(methods), temperature_table(methods)))),
+            list(filter(None, tables)),
             remarks=why_no_effects(methods),
         ),
         pages.Section(

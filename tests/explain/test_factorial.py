@@ -11,6 +11,7 @@ import pytest
 from clipbias.clip import Adaptation, Clip, convert, encode_image
 from clipbias.clip.weight_changes import fold_changes
 from clipbias.data.images import pictures
+from clipbias.explain import endpoint
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.factorial_section import compute_factorial, random_prompts
 from clipbias.explain.model import Model
@@ -181,7 +182,7 @@ def test_networks_beside_blocks_are_values(clip, images):
     assert all(np.abs(np.asarray(mixed.streams[k]) - end).max() > 1e-3 for k in (1, 2) for end in ends)
 
 
-def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
+def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path, monkeypatch):
     """From files to the likelihood of every image, where that context is drawn at random."""
     name = "coop_long"
     seed = 3
@@ -192,7 +193,16 @@ def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
         Model("tuned", "Tuned", "coop", bound.task, bound.learnables, seed=seed),
     ]
     study = Study(models, images, StudyOptions(batch_size=7, control_images=0), tmp_path)
-    test = study.run_section(compute_factorial(study)).models["tuned"]
+    monkeypatch.setattr(endpoint, "FEWEST_IMAGES", 2)
+    monkeypatch.setattr(endpoint, "RESAMPLES", 50)
+    tests = study.run_section(compute_factorial(study))
+    test = tests.models["tuned"]
+    (cell,) = tests.cells
+    effects = test.summary.towers["both"]
+    assert cell.models == ("tuned",) and cell.gain.value == pytest.approx(effects.calibrated.gain.value)
+    for outcome in ("calibrated", "accuracy"):
+        above = effects[outcome].corners["RPP"].value - effects[outcome].gain.value / 2
+        assert getattr(cell.tests[0], outcome).value == pytest.approx(above, abs=1e-9)
     levels = pictures(images, np.arange(7), clip.preprocessing.resizing)
     pixels = (levels / 255 - clip.preprocessing.mean) / clip.preprocessing.std
     features = numpy_clip.encode_image(reference.state, reference.config, pixels).features

@@ -9,6 +9,7 @@ import numpy as np
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import measure, over_seeds, summarize_replacements
+from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
 from clipbias.explain.replacement import Fit, Logits
@@ -190,7 +191,9 @@ class _Builder(MapSections):
             effects = effects_in_play(True)
             together = cross_seeds([measured[key] for key in keys])
             seeds = (SeedGroup(keys, summarize(together, Mixtures(effects, TOWERS, corners(effects)))),)
-        return CausalTests(results, seeds)
+        of_cell = ("ivlp", "ivlp_seed2") if self.twins else ("ivlp",)
+        together = over_seeds([measured[key]["both"] for key in of_cell])
+        return CausalTests(results, seeds, (summarize_cell(of_cell, together, results["ivlp"].streams),))
 
     def mixtures(self, mixtures, images, scale=1.0):
         labels = self.predicted.labels[images]

@@ -16,7 +16,7 @@ from clipbias.report.methods import left_out, summarize_methods
 from clipbias.report.verdict_tables import summary_sentences, summary_table
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, SHARES, ends
-from tests.report.synthetic import synthetic_results
+from tests.report.synthetic import NAMES, synthetic_results
 from tools import draw_verdict
 
 T_OF_FOUR = 2.7764451051977987  # Student's 97.5 % quantile with four degrees of freedom, from a printed table
@@ -70,7 +70,7 @@ def test_every_number_of_the_picture_is_recomputed(numbers, studies):
         assert row["seeds"] == (2 if (row["method"], row["dataset"]) == ("IVLP", "demo/fashion") else 1)
     # Five datasets but one with a control more and their mean: a gain, effects, interactions, and what constants do.
     assert set(frame["dataset"]) == {*DATASETS, "mean"}
-    assert len(frame) == 2 * 6 * ((1 + 3 + 4 + 2 * 10) + (1 + 2 + 1))
+    assert len(frame) == 2 * 6 * ((1 + 3 + 4 + 2 * len(NAMES)) + (1 + 2 + 1))
 
 
 def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers, studies):
@@ -143,10 +143,11 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
     assert "accuracy, points: scale × values" in printed and "What prompts add to tokens carries" in printed
+    assert "over all 2 conclusions" in printed and printed.count(" tokens alone ") == 2
     assert printed.count("Head has no factorial.") == printed.count("Head has no constants.") == 1
     assert "Not in it: Head: Head has no factorial." in printed  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (28 + 4)
+    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (8 + 2 * len(NAMES) + 4)
     save_results(tmp_path / "why" / "again", results["dtd"])
     with pytest.raises(ClipbiasError, match="both hold dtd"):
         draw_verdict.main([str(tmp_path / "why")])

@@ -26,6 +26,8 @@ from .effects import Reason as Reason
 from .effects import Replacements as Replacements
 from .effects import SeedGroup as SeedGroup
 from .effects import Verdict as Verdict
+from .endpoint import EndpointCell as EndpointCell
+from .endpoint import EndpointTest as EndpointTest
 from .facts import CHANGES as CHANGES
 from .facts import TEXT_KINDS as TEXT_KINDS
 from .facts import Average as Average

@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from clipbias.explain.results.endpoint import EndpointCell
 from clipbias.explain.results.facts import Missing
 from clipbias.explain.uncertainty import Estimate
 
@@ -198,7 +199,13 @@ class ModelTests(Generic[Test, Summary]):
         return next((group.summary for group in self.seeds if group.models == tuple(keys)), None)
 
 
-CausalTests = ModelTests[CausalTest, EffectSummary]
+@dataclasses.dataclass(frozen=True)
+class CausalTests(ModelTests[CausalTest, EffectSummary]):
+    """The causal test of every model, and the confirmatory conclusions about methods with slots."""
+
+    cells: tuple[EndpointCell, ...] = ()
+
+
 ConstantTests = ModelTests[ConstantTest, ByOutcome[Replacements]]
 
 
