@@ -8,6 +8,9 @@ import numpy as np
 from clipbias.data.counts import wilson_interval
 from clipbias.explain.uncertainty import LEVEL, Estimate, mean_of_few
 
+# Two programs that compute the same unit-length feature in float32 differ by less.
+ROUNDING = 1e-5
+
 
 def divergences(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     """`KL(softmax teacher ‖ softmax student)` of logits `[n, C]`, in nats and float64: `[n]`."""
@@ -28,6 +31,24 @@ def agreement(same: np.ndarray) -> Estimate | None:
     share = int(np.count_nonzero(same)) / len(same)
     low, high = wilson_interval(100 * share, len(same))
     return Estimate(share, low / 100, high / 100)
+
+
+def mean_cosine(frozen: np.ndarray, tuned: np.ndarray, other: np.ndarray) -> Estimate | None:
+    """The mean cosine between what two models change of image features, with Student's interval.
+
+    Args:
+      frozen, tuned, other: unit-length features `[n, d]` of the same images.
+
+    Returns:
+      Over the images that both move by more than rounding; `None` without such an image.
+    """
+    changes = [np.asarray(each, np.float64) - np.asarray(frozen, np.float64) for each in (tuned, other)]
+    norms = [np.linalg.norm(each, axis=-1) for each in changes]
+    moved = (norms[0] > ROUNDING) & (norms[1] > ROUNDING)
+    if not moved.any():
+        return None
+    cosines = (changes[0] * changes[1]).sum(-1)[moved] / (norms[0] * norms[1])[moved]
+    return mean_of_few(cosines.tolist())
 
 
 def accuracy_difference(correct: np.ndarray, teacher_correct: np.ndarray) -> Estimate:

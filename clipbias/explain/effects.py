@@ -117,11 +117,20 @@ def measure(
 
 def accuracies(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Sample:
     """Accuracy in points of logits `[n, K, C]`, arguments as of `measure`."""
-    n = len(labels)
+    correct = np.asarray(logits).argmax(-1) == np.asarray(labels)[:, None]
+    return mean_counts(correct, unit=100.0, seed=seed, resamples=resamples)
+
+
+def mean_counts(holds: np.ndarray, *, unit: float = 1.0, seed: int = 0, resamples: int = RESAMPLES) -> Sample:
+    """The share of `n` images of which something holds, `holds [n, K]`, as a part of `unit`.
+
+    Resamples vary by half an image more (see above).
+    """
+    n = len(holds)
     counts = draw_counts(n, seed=seed, resamples=resamples)
-    correct = 100.0 * (np.asarray(logits).argmax(-1) == np.asarray(labels)[:, None])
-    extra = 100.0 / n * EXTRA_DEVIATION * np.random.default_rng(seed).normal(size=(len(counts), correct.shape[1]))
-    return Sample(correct.mean(0), weigh(counts, correct) / n + extra)
+    values = unit * np.asarray(holds, np.float64)
+    extra = unit / n * EXTRA_DEVIATION * np.random.default_rng(seed).normal(size=(len(counts), values.shape[1]))
+    return Sample(values.mean(0), weigh(counts, values) / n + extra)
 
 
 def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:

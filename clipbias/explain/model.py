@@ -1,7 +1,14 @@
 """One way to classify in a study."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 
+import jax
+import numpy as np
+
+from clipbias.clip.precision import named
 from clipbias.explain.scope import passes
 from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
@@ -35,6 +42,15 @@ class Model:
     name: str | None = None
     trained_on: str | None = None
     split_seed: int | None = None
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that its numbers depend on, but for the frozen weights."""
+        facts = [self.method, repr(self.options), self.task.texts, named(self.task.classifier.dtype), self.seed]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.learnables), key=lambda x: str(x[0])):
+            digest.update(str(path).encode() + np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
     @property
     def options(self) -> dict[str, object]:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clipbias.explain.agreement import accuracy_difference, agreement, mean_divergence, proven_margin
+from clipbias.explain.agreement import accuracy_difference, agreement, mean_cosine, mean_divergence, proven_margin
+from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import KEPT, REFERENCE, TUNED, measure, summarize_replacements
-from clipbias.explain.results import Agreement, ByOutcome, FittedForm, FittedReplacements
+from clipbias.explain.factorial_section import image_outcomes
+from clipbias.explain.results import Agreement, ByOutcome, Comparison, FittedForm, FittedReplacements
 from clipbias.explain.uncertainty import Estimate, excludes
 
 # A share of the gain above which a form can stand for a method, or mostly.
@@ -15,6 +17,11 @@ WHOLE = 0.9
 HALF = 0.5
 # By how much agreement on moved decisions may be below a retraining's, a share.
 MARGIN = 0.05
+# Kinds of models beside the tuned one.
+FITTED = "fitted"
+MEAN = "mean"
+RETRAINED = "retrained"
+UNTAUGHT = "untaught"
 CONCLUSIONS = {
     "replaces": "can be replaced by",
     "mostly": "can mostly be replaced by",
@@ -28,32 +35,66 @@ class Fit:
     """How a form was fitted.
 
     Attributes:
-      words: what it is; numbers: how many it stores.
+      words: what it is.
       fitted_divergence, held_back_divergence: mean KL in nats.
     """
 
     words: str
-    numbers: int
     fitted_divergence: float
     held_back_divergence: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Logits:
-    """Logits `[n, C]` of the study's images.
+class Outputs:
+    """What a model makes of the study's images.
 
     Attributes:
-      frozen, tuned: of the frozen and of the tuned model.
-      forms: by name.
+      logits: `[n, C]`.
+      features: of the images, of unit length, `[n, d]`.
+      numbers: how many the model stores.
+    """
+
+    logits: np.ndarray
+    features: np.ndarray
+    numbers: int
+
+    @property
+    def decisions(self) -> np.ndarray:
+        """The class that each image gets, `[n]`."""
+        return self.logits.argmax(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The frozen and the tuned model, and what stands beside the tuned one.
+
+    Attributes:
+      fitted: forms that learned the tuned model's predictions, by name.
+      means: the mean of what its blocks add, by form.
       retrainings: by key.
       untaught: by form's name and key, of forms trained on labels.
     """
 
-    frozen: np.ndarray
-    tuned: np.ndarray
-    forms: Mapping[str, np.ndarray]
-    retrainings: Mapping[str, np.ndarray]
-    untaught: Mapping[str, Mapping[str, np.ndarray]]
+    frozen: Outputs
+    tuned: Outputs
+    fitted: Mapping[str, Outputs]
+    means: Mapping[str, Outputs]
+    retrainings: Mapping[str, Outputs]
+    untaught: Mapping[str, Mapping[str, Outputs]]
+
+    def by_way(self) -> dict[str, Outputs]:
+        """All of them by the names of `FittedReplacements.ways`, the frozen model first."""
+        named = {REFERENCE: self.frozen, TUNED: self.tuned}
+        for kind, outputs in ((FITTED, self.fitted), (MEAN, self.means), (RETRAINED, self.retrainings)):
+            named |= {way(kind, name): each for name, each in outputs.items()}
+        for outputs in self.untaught.values():
+            named |= {way(UNTAUGHT, key): each for key, each in outputs.items()}
+        return named
+
+
+def way(kind: str, name: str) -> str:
+    """The name of a way to classify, of a form or of a model's key."""
+    return f"{kind}:{name}"
 
 
 def decisions_alike(frozen: np.ndarray, tuned: np.ndarray, other: np.ndarray, labels: np.ndarray) -> Agreement:
@@ -88,75 +129,109 @@ def conclude(share: Estimate | None, beside_retraining: list[Estimate], beside_u
 
 
 def summarize(
-    label: str, logits: Logits, labels: np.ndarray, fits: Mapping[str, Fit], images: tuple[int, int]
+    label: str,
+    candidates: Candidates,
+    labels: np.ndarray,
+    fits: Mapping[str, Fit],
+    *,
+    images: np.ndarray,
+    counts: tuple[int, int],
 ) -> FittedReplacements:
     """What one tuned model can be exchanged for.
 
     Args:
       label: the model's, for sentences.
-      logits: of the study's images.
+      candidates: models on the study's images.
       labels: `[n]`.
       fits: by form.
-      images: how many were fitted on, and held back.
+      images: numbers of the images in the split, `[n]`.
+      counts: how many training images were fitted on, and held back.
     """
-    names = [REFERENCE, *(f"{KEPT}:{name}" for name in logits.forms), TUNED]
-    stacked = np.stack([logits.frozen, *logits.forms.values(), logits.tuned], axis=1)
-    summary = summarize_replacements(measure(stacked, labels), names)
-    frozen, tuned = logits.frozen.argmax(-1), logits.tuned.argmax(-1)
-    moved = tuned != frozen
-    forms = {}
-    for name, values in logits.forms.items():
-        decided = values.argmax(-1)
-        same = (decided == tuned)[moved]
+    ways = candidates.by_way()
+    names = [name if name in (REFERENCE, TUNED) else f"{KEPT}:{name}" for name in ways]
+    measured = measure(np.stack([each.logits for each in ways.values()], axis=1), labels)
+    summary = summarize_replacements(measured, names)
 
-        def beside(others: Mapping[str, np.ndarray], same: np.ndarray = same) -> dict[str, Estimate]:
-            if not len(same):
-                return {}
-            alike = {key: (other.argmax(-1) == tuned)[moved] for key, other in others.items()}
-            return {key: accuracy_difference(same, other) for key, other in alike.items()}
+    def compare(kind: str, outputs: Mapping[str, Outputs]) -> dict[str, Comparison]:
+        kept = {
+            name: ByOutcome(
+                accuracy=summary.accuracy.kept[way(kind, name)], calibrated=summary.calibrated.kept[way(kind, name)]
+            )
+            for name in outputs
+        }
+        return {name: _compare(candidates, each, labels, kept[name]) for name, each in outputs.items()}
 
-        retrained = beside(logits.retrainings)
-        untaught = beside(logits.untaught.get(name, {}))
-        kept = ByOutcome(accuracy=summary.accuracy.kept[name], calibrated=summary.calibrated.kept[name])
-        difference = accuracy_difference(decided == labels, tuned == labels)
-        conclusion = conclude(kept.calibrated.share, list(retrained.values()), list(untaught.values()))
-        alike = decisions_alike(frozen, tuned, decided, labels)
-        forms[name] = FittedForm(
-            words=fits[name].words,
-            numbers=fits[name].numbers,
-            kept=kept,
-            difference=difference,
-            margin=proven_margin(difference),
-            fitted_divergence=fits[name].fitted_divergence,
-            held_back_divergence=fits[name].held_back_divergence,
-            divergence=mean_divergence(logits.tuned, values),
-            agreement=alike,
-            beside_retraining=retrained,
-            beside_untaught=untaught,
-            conclusion=conclusion,
-            sentence=_sentence(label, fits[name].words, conclusion, kept.calibrated.share, alike),
-        )
-    untaught_models = {key: values for by_key in logits.untaught.values() for key, values in by_key.items()}
+    fitted = compare(FITTED, candidates.fitted)
     return FittedReplacements(
         gain=ByOutcome(accuracy=summary.accuracy.gain, calibrated=summary.calibrated.gain),
-        fitted_images=images[0],
-        held_back_images=images[1],
-        moved_images=int(moved.sum()),
-        forms=forms,
-        retrainings={
-            key: decisions_alike(frozen, tuned, values.argmax(-1), labels) for key, values in logits.retrainings.items()
-        },
-        untaught={
-            key: decisions_alike(frozen, tuned, values.argmax(-1), labels) for key, values in untaught_models.items()
-        },
+        fitted_images=counts[0],
+        held_back_images=counts[1],
+        moved_images=int((candidates.tuned.decisions != candidates.frozen.decisions).sum()),
+        forms={name: _fitted_form(label, name, candidates, fits[name], each) for name, each in fitted.items()},
+        means=compare(MEAN, candidates.means),
+        retrainings=compare(RETRAINED, candidates.retrainings),
+        untaught={form: compare(UNTAUGHT, outputs) for form, outputs in candidates.untaught.items()},
+        ways=tuple(ways),
+        outcomes=single_tower(image_outcomes(images, [measured])),
+        decisions=np.stack([each.decisions for each in ways.values()], axis=1).astype(np.uint16),
     )
 
 
-def _sentence(label: str, words: str, conclusion: str, share: Estimate | None, alike: Agreement) -> str:
+def _compare(candidates: Candidates, other: Outputs, labels: np.ndarray, kept: ByOutcome[Estimate]) -> Comparison:
+    frozen, tuned = candidates.frozen, candidates.tuned
+    difference = accuracy_difference(other.decisions == labels, tuned.decisions == labels)
+    return Comparison(
+        numbers=other.numbers,
+        kept=kept,
+        difference=difference,
+        margin=proven_margin(difference),
+        divergence=mean_divergence(tuned.logits, other.logits),
+        agreement=decisions_alike(frozen.decisions, tuned.decisions, other.decisions, labels),
+        cosine=mean_cosine(frozen.features, tuned.features, other.features),
+    )
+
+
+def _fitted_form(label: str, name: str, candidates: Candidates, fit: Fit, comparison: Comparison) -> FittedForm:
+    retrained = _beside(candidates, name, candidates.retrainings)
+    untaught = _beside(candidates, name, candidates.untaught.get(name, {}))
+    share = comparison.kept.calibrated.share
+    conclusion = conclude(share, list(retrained.values()), list(untaught.values()))
+    return FittedForm(
+        words=fit.words,
+        fitted_divergence=fit.fitted_divergence,
+        held_back_divergence=fit.held_back_divergence,
+        comparison=comparison,
+        beside_retraining=retrained,
+        beside_untaught=untaught,
+        conclusion=conclusion,
+        sentence=conclusion_sentence(label, fit.words, conclusion, share, comparison.agreement.moved),
+    )
+
+
+def _beside(candidates: Candidates, form: str, others: Mapping[str, Outputs]) -> dict[str, Estimate]:
+    """A form's agreement on moved decisions less that of each other model; empty where no decision moved."""
+    tuned = candidates.tuned.decisions
+    moved = tuned != candidates.frozen.decisions
+    same = (candidates.fitted[form].decisions == tuned)[moved]
+    if not len(same):
+        return {}
+    return {key: accuracy_difference(same, (other.decisions == tuned)[moved]) for key, other in others.items()}
+
+
+def conclusion_sentence(label: str, words: str, conclusion: str, share: Estimate | None, moved: Estimate | None) -> str:
+    """What is concluded of a form that was fitted to a model.
+
+    Args:
+      label: the model's.
+      words: the form's.
+      conclusion: a key of `CONCLUSIONS`.
+      share: of the gain in calibrated log-likelihood; `None` where that is not sure.
+      moved: agreement on moved decisions; `None` where there are none.
+    """
     text = f"{label} {CONCLUSIONS[conclusion]} {words} fitted to its predictions"
     if share is None:
         return f"{text}: its gain in calibrated log-likelihood is not sure."
     assert share.low is not None and share.high is not None, "a share of a sure gain has an interval"
     text += f": {100 * share.value:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f}) of the gain in calibrated "
     text += "log-likelihood"
-    return f"{text}, {100 * alike.moved.value:.0f} % of the moved decisions." if alike.moved else f"{text}."
+    return f"{text}, {100 * moved.value:.0f} % of the moved decisions." if moved else f"{text}."

@@ -1,7 +1,7 @@
 """Fits forms to each tuned model's predictions on training images without labels, and compares them on the study's."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,21 @@ from clipbias.data import Split
 from clipbias.data.folder import divide
 from clipbias.data.images import Images
 from clipbias.explain.agreement import divergences
+from clipbias.explain.bias_adapter import METHODS as MEANS
+from clipbias.explain.constants_section import MeasuredBiases, measure_equivalent_biases, missing
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
-from clipbias.explain.replacement import Fit, Logits, summarize
+from clipbias.explain.replacement import Candidates, Fit, Outputs, summarize
 from clipbias.explain.results import FittedReplacements, Missing
 from clipbias.explain.stream import Batch, RowRequest, Section
 from clipbias.explain.study import Study
-from clipbias.training.compute import Compute
 from clipbias.training.job import Logging
 from clipbias.training.predictor import Predictor
+from clipbias.training.spec import stable_hash
 from clipbias.training.students import FORMS, fit_recipe, fit_student
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.sweep_context import SweepContext, make_context
 from clipbias.training.teacher import Teacher, split_logits
+from clipbias.tuning import Task
 from clipbias.tuning.learnables import parameter_count
 from clipbias.tuning.registry import make_method, method_options
 
@@ -44,36 +47,89 @@ class Fitted:
     fit: Fit
 
 
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What stands beside a tuned model.
+
+    Attributes:
+      fitted: forms by name.
+      means: by form, the mean of what the model's blocks add.
+      retrainings: other models of the study.
+      untaught: by form's name, other models of the study.
+    """
+
+    fitted: Mapping[str, Fitted]
+    means: Mapping[str, Teacher]
+    retrainings: list[Model]
+    untaught: Mapping[str, list[Model]]
+
+    @property
+    def models(self) -> list[Model]:
+        """Those of the study, each once."""
+        others = [*self.retrainings, *(model for models in self.untaught.values() for model in models)]
+        return list({other.key: other for other in others}.values())
+
+
 def compute_replacement(study: Study) -> Section[dict[str, FittedReplacements | Missing]]:
     """By model what it can be exchanged for.
 
     Beside each fitted form stand the models of the study that are its controls: the same method trained again on the
-    same few-shot split with another start, and the form's own method trained on the labels of that split.
+    same few-shot split with another start, and the form's own method trained on the labels of that split. Nothing is
+    fitted to these. The mean of what the model's blocks add stands there too.
     """
-    results: dict[str, FittedReplacements | Missing] = {}
-    fits: dict[str, dict[str, Fitted]] = {}
-    requests: dict[str, RowRequest] = {}
     if study.training is None or len(study.training) < FEWEST:
         reason = "Replacements are fitted on training images, and there are none, or too few."
         return {model.key: Missing(reason) for model in study.tuned}
     unlabelled = dataclasses.replace(study.training, labels=np.zeros(len(study.training), np.int32))
     fitted, held_back, _ = (unlabelled.subset(part) for part in divide(unlabelled, (HELD_BACK, 0.0)))
-    for model in study.tuned:
-        if model.crops:
-            results[model.key] = Missing("The method learns from crops of each image, which a form cannot.")
-            continue
-        fits[model.key] = _fit_forms(study, model, fitted, held_back)
-        requests[model.key] = _classifications(study, model, fits[model.key])
+    reasons = {model.key: why_not_fitted(study, model) for model in study.tuned}
+    teachers = [model for model in study.tuned if not reasons[model.key]]
+    biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
+    dtype = study.zero_shot.task.classifier.dtype
+    context = make_context(
+        study.clip,
+        study.mesh,
+        dtype=dtype,
+        on_image_error=study.options.on_image_error,
+        workers=study.options.workers,
+    )
+    beside: dict[str, Beside] = {}
+    for model in teachers:
+        beside[model.key] = Beside(
+            fitted=_fit_forms(study, model, fitted, held_back, context),
+            means=_means(study, model, biases[model.key]) if model.key in biases else {},
+            retrainings=retrainings(study, model),
+            untaught={form: untaught(study, model, form) for form in FORMS},
+        )
+    requests = {model.key: _classifications(study, model, beside[model.key]) for model in teachers}
     rows = yield list(requests.values())
+    results: dict[str, FittedReplacements | Missing] = {}
     for model in study.tuned:
-        if model.key in requests:
-            of_model = rows[requests[model.key].name]
-            logits = _by_name(study, model, fits[model.key], of_model["logits"])
-            labels = study.split.labels[of_model["images"]]
-            described = {name: each.fit for name, each in fits[model.key].items()}
-            counts = (len(fitted), len(held_back))
-            results[model.key] = summarize(model.label, logits, labels, described, counts)
-    return {model.key: results[model.key] for model in study.tuned}
+        if model.key not in beside:
+            results[model.key] = Missing(reasons[model.key])
+            continue
+        of_model = rows[requests[model.key].name]
+        results[model.key] = summarize(
+            model.label,
+            _candidates(study, model, beside[model.key], of_model),
+            study.split.labels[of_model["images"]],
+            {name: each.fit for name, each in beside[model.key].fitted.items()},
+            images=of_model["images"],
+            counts=(len(fitted), len(held_back)),
+        )
+    return results
+
+
+def why_not_fitted(study: Study, model: Model) -> str:
+    """One sentence why nothing is fitted to a model, or ""."""
+    if model.crops:
+        return "The method learns from crops of each image, which a form cannot."
+    if any(_is_of_form(model, form) for form in FORMS):
+        return "It is one of the forms, trained on labels."
+    earlier = study.tuned[: study.tuned.index(model)]
+    if any(other in retrainings(study, model) for other in earlier):
+        return "It is another start of a model that forms are fitted to, and stands beside these."
+    return ""
 
 
 def retrainings(study: Study, model: Model) -> list[Model]:
@@ -87,12 +143,12 @@ def retrainings(study: Study, model: Model) -> list[Model]:
 
 def untaught(study: Study, model: Model, form: str) -> list[Model]:
     """The form's method, with the form's options, trained on the labels of the same images."""
+    return [other for other in _same_images(study, model) if _is_of_form(other, form)]
+
+
+def _is_of_form(model: Model, form: str) -> bool:
     method = make_method(FORMS[form].method)
-    return [
-        other
-        for other in _same_images(study, model)
-        if other.options == method_options(method) and type(other.task.method) is type(method)
-    ]
+    return model.options == method_options(method) and type(model.task.method) is type(method)
 
 
 def _same_images(study: Study, model: Model) -> list[Model]:
@@ -103,29 +159,21 @@ def _same_images(study: Study, model: Model) -> list[Model]:
     return [other for other in others if other.key != model.key]
 
 
-def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split) -> dict[str, Fitted]:
-    dtype = model.task.classifier.dtype
-    context = SweepContext(
-        study.clip,
-        {},
-        Compute(workers=study.options.workers),
-        study.mesh,
-        dtype=dtype,
-        on_image_error=study.options.on_image_error,
-    )
-    teacher = Teacher(model.task, model.learnables)
+def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, context: SweepContext) -> dict[str, Fitted]:
+    teacher = Teacher(model.task, model.learnables)  # which computes its logits of a list of images once
     forms = {}
     for name, form in FORMS.items():
-        task = form.task(study.clip, model.task, dtype)
+        task = form.task(study.clip, model.task, context.dtype)
         recipe = fit_recipe(learning_rate=form.learning_rate, steps=study.options.replacement_steps)
-        folder = study.parts / "replacement" / study.fingerprint[:12] / f"{model.key}-{name}"
+        # What a fit depends on. A study with other models beside this one continues from its fits.
+        facts = [model.digest, study.clip.fingerprint, fitted.digest, name, recipe.facts(), study.options.seed]
+        folder = study.parts / "replacement" / f"{model.key}-{name}-{stable_hash(facts)}"
         learnables = fit_student(
             task, teacher, fitted, recipe, context, seed=study.options.seed, logging=Logging(checkpoints=folder)
         )
         student = Teacher(task, learnables)
         of_fitted, of_held_back = (_divergence(teacher, student, split, context) for split in (fitted, held_back))
-        numbers = parameter_count(learnables)["total"]
-        forms[name] = Fitted(student, Fit(form.words, numbers, of_fitted, of_held_back))
+        forms[name] = Fitted(student, Fit(form.words, of_fitted, of_held_back))
     return forms
 
 
@@ -136,38 +184,59 @@ def _divergence(teacher: Teacher, student: Teacher, split: Split, context: Sweep
     return float(divergences(expected[read], actual[read]).mean())
 
 
-def _others(study: Study, model: Model, fits: dict[str, Fitted]) -> list[Model]:
-    """All models of the study that stand beside the forms, each once."""
-    others = retrainings(study, model)
-    for form in fits:
-        others = [*others, *untaught(study, model, form)]
-    return list({other.key: other for other in others}.values())
+def _means(study: Study, model: Model, measured: MeasuredBiases) -> dict[str, Teacher]:
+    """The mean of what a model's blocks add, in place of what forms of the same shapes learn."""
+    towers = measured.towers
+    means = {}
+    for form, name in MEANS.items():
+        method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
+        task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
+        means[form] = Teacher(task, {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()})
+    return means
 
 
-def _classifications(study: Study, model: Model, fits: dict[str, Fitted]) -> RowRequest:
-    """For "logits" `[n, K, C]`: of the frozen model, the tuned one, the forms, and the models beside them."""
-    students = [Predictor.of(each.student.task, each.student.learnables, study.params) for each in fits.values()]
-
-    def predictors() -> Sequence[Predictor]:
-        models = [study.worded, model, *_others(study, model, fits)]
-        frozen, tuned, *others = (predictor(study, each) for each in models)
-        return [frozen, tuned, *students, *others]
+def _classifications(study: Study, model: Model, beside: Beside) -> RowRequest:
+    """For "logits" `[n, K, C]` and "features" `[n, K, d]`, in the order of `_candidates`."""
+    students = [*(each.student for each in beside.fitted.values()), *beside.means.values()]
+    predictors = [Predictor.of(each.task, each.learnables, study.params) for each in students]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        logits = [each.logits(batch["images"], batch["mask"]) for each in predictors()]
-        return {"logits": jnp.stack(logits, axis=1)}
+        frozen, tuned, *others = (predictor(study, each) for each in (study.worded, model, *beside.models))
+        outputs = [
+            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
+        ]
+        return {
+            "logits": jnp.stack([logits for logits, _ in outputs], axis=1),
+            "features": jnp.stack([features for _, features in outputs], axis=1),
+        }
 
     return RowRequest(f"replacement-{model.key}", f"{model.label}: fitted replacements", study.images, step)
 
 
-def _by_name(study: Study, model: Model, fits: dict[str, Fitted], logits: np.ndarray) -> Logits:
-    frozen, tuned, *rest = np.moveaxis(logits, 1, 0)
-    forms = dict(zip(fits, rest, strict=False))
-    others = dict(zip([each.key for each in _others(study, model, fits)], rest[len(fits) :], strict=True))
-    return Logits(
+def _candidates(study: Study, model: Model, beside: Beside, rows: Mapping[str, np.ndarray]) -> Candidates:
+    learnables = [
+        study.worded.learnables,
+        model.learnables,
+        *(each.student.learnables for each in beside.fitted.values()),
+        *(each.learnables for each in beside.means.values()),
+        *(each.learnables for each in beside.models),
+    ]
+    outputs = iter(
+        Outputs(logits, features, parameter_count(each)["total"])
+        for each, logits, features in zip(
+            learnables, np.moveaxis(rows["logits"], 1, 0), np.moveaxis(rows["features"], 1, 0), strict=True
+        )
+    )
+    frozen = next(outputs)
+    tuned = next(outputs)
+    fitted = {name: next(outputs) for name in beside.fitted}
+    means = {name: next(outputs) for name in beside.means}
+    others = {each.key: next(outputs) for each in beside.models}
+    return Candidates(
         frozen=frozen,
         tuned=tuned,
-        forms=forms,
-        retrainings={each.key: others[each.key] for each in retrainings(study, model)},
-        untaught={form: {each.key: others[each.key] for each in untaught(study, model, form)} for form in fits},
+        fitted=fitted,
+        means=means,
+        retrainings={each.key: others[each.key] for each in beside.retrainings},
+        untaught={form: {each.key: others[each.key] for each in models} for form, models in beside.untaught.items()},
     )

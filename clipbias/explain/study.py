@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.clip.params import Params
-from clipbias.clip.precision import cast_weights, named
+from clipbias.clip.precision import cast_weights
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
 from clipbias.data.images import pictures
@@ -113,12 +113,7 @@ class Study:
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for model in self.models:
-            options = repr(model.task.options())
-            dtype = named(model.task.classifier.dtype)
-            facts = [model.key, model.method, options, model.task.texts, dtype, model.seed]
-            digest.update(json.dumps(facts).encode())
-            for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
-                digest.update(str(path).encode() + np.asarray(leaf).tobytes())
+            digest.update(json.dumps([model.key, model.digest]).encode())
         training = self.training.subset(self.training_images) if self.training else None
         for images in (self.split, training):
             digest.update(json.dumps(images and images.digest).encode())

@@ -1,6 +1,6 @@
 """What each tuned model can be exchanged for, as a table: forms fitted to its predictions, and their controls."""
 
-from clipbias.explain.results import Agreement, FittedForm, StudyResults, present
+from clipbias.explain.results import Comparison, StudyResults, present
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.wording import by_reason, change
 from clipbias.report.study_figures import labels_of
@@ -16,14 +16,18 @@ _COLUMNS = (
     "KL (nats)",
     "Same decisions",
     "Same moved decisions",
+    "Cosine",
 )
 _CAPTION = (
     "Forms that learned each model's predictions of training images without labels, and what they do on the study's"
     " images. Share: of the gain in calibrated log-likelihood over the frozen model; a dash where the gain is not"
     " surely above 0. Accuracy: the paired difference in points. KL: from the model to the form, a mean over images."
-    " Moved: images whose decision tuning changed. Retrained: the same method on the same few-shot split with another"
-    " start; by labels: the form's own method trained on the labels of that split. In brackets 95 % intervals over"
-    " images. A fit is a lower bound on what a form can do."
+    " Moved: images whose decision tuning changed. Cosine: between what the form and what the model change of the"
+    " frozen model's image features (of unit length), a mean over images; texts and heads are not in it, and a dash"
+    " stands where one of the two moves no image feature. Mean: of what the model's blocks add, to which nothing was"
+    " fitted. Retrained: the same method on the same few-shot split with another start; by labels: the form's own"
+    " method trained on the labels of that split. In brackets 95 % intervals over images. A fit is a lower bound on"
+    " what a form can do."
 )
 
 
@@ -33,9 +37,11 @@ def fitted_table(study: StudyResults) -> Table | None:
     rows = []
     for key, result in present(study.replacement).items():
         label = labels[key]
-        rows += [_form_row(label, form) for form in result.forms.values()]
-        for others, words in ((result.retrainings, "retrained"), (result.untaught, "by labels")):
-            rows += [_other_row(label, f"{labels[other]}, {words}", alike) for other, alike in others.items()]
+        rows += [_row(label, form.words, form.comparison) for form in result.forms.values()]
+        rows += [_row(label, f"the mean: {result.forms[form].words}", mean) for form, mean in result.means.items()]
+        rows += [_row(label, f"{labels[other]}, retrained", again) for other, again in result.retrainings.items()]
+        for others in result.untaught.values():
+            rows += [_row(label, f"{labels[other]}, by labels", model) for other, model in others.items()]
     return Table("", _CAPTION, _COLUMNS, tuple(rows), words={1}) if rows else None
 
 
@@ -53,21 +59,15 @@ def in_points(share: Estimate) -> Estimate:
     return Estimate(100 * share.value, low, high)
 
 
-def _form_row(label: str, form: FittedForm) -> tuple[str, ...]:
+def _row(label: str, words: str, other: Comparison) -> tuple[str, ...]:
     return cells(
         label,
-        form.words,
-        f"{form.numbers:,}",
-        share_text(form.kept.calibrated.share),
-        change(in_points(form.difference), "accuracy"),
-        f"{form.divergence.value:.3g}",
-        *_shares(form.agreement),
+        words,
+        f"{other.numbers:,}",
+        share_text(other.kept.calibrated.share),
+        change(in_points(other.difference), "accuracy"),
+        f"{other.divergence.value:.3g}",
+        share_text(other.agreement.every),
+        share_text(other.agreement.moved),
+        MISSING if other.cosine is None else f"{other.cosine.value:.2f}",
     )
-
-
-def _other_row(label: str, words: str, alike: Agreement) -> tuple[str, ...]:
-    return cells(label, words, MISSING, MISSING, MISSING, MISSING, *_shares(alike))
-
-
-def _shares(alike: Agreement) -> tuple[str, str]:
-    return share_text(alike.every), share_text(alike.moved)

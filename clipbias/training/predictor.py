@@ -16,6 +16,7 @@ from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, l
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.conformal import AnswerRule
+from clipbias.tuning.features import unit_length
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
@@ -57,6 +58,12 @@ class Predictor:
         """
         return _logits(self.static, self.inputs, images, mask)
 
+    def logits_and_features(
+        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`logits`, and the features of the images, of unit length, `[B, d]`."""
+        return _logits_and_features(self.static, self.inputs, images, mask)
+
     def classify(
         self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -92,6 +99,15 @@ class Predictor:
                 of_kind[number * batches.rows + np.flatnonzero(mask)] = np.asarray(values)[mask]
         probabilities, logits = rows
         return Prediction(self.task.class_names, probabilities, dict(sorted(batches.errors.items())), logits, rule)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _logits_and_features(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    features = image_features(static, inputs.params, inputs.learnables, images)
+    whole = unit_length(static.classifier.whole_image_features(features[0]))
+    return logits(static, inputs, features, mask)[0], whole
 
 
 @functools.partial(jax.jit, static_argnames="static")

@@ -11,71 +11,114 @@ from scipy.special import log_softmax
 from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.explain import replacement_section
-from clipbias.explain.agreement import accuracy_difference
+from clipbias.explain.agreement import accuracy_difference, mean_cosine
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.replacement import CONCLUSIONS, Fit, Logits, conclude, summarize
-from clipbias.explain.results import FittedReplacements, load_results
+from clipbias.explain.replacement import CONCLUSIONS, Candidates, Fit, Outputs, conclude, summarize
+from clipbias.explain.results import FittedReplacements, Missing, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.explain.temperature import calibrate
 from clipbias.explain.uncertainty import Estimate
+from clipbias.training import teacher
 from clipbias.training.students import FORMS
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.training.conftest import colour_split
 from tests.tuning.weights_common import drawn
 
-FIT = {"kind": Fit("two vectors per layer", 30, 0.1, 0.2)}
+FIT = {"kind": Fit("two vectors per layer", 0.1, 0.2)}
 
 
-def made(labels: np.ndarray, right: float, seed: int) -> np.ndarray:
-    """Logits `[n, 4]` of a model that is right on so large a share of the images."""
+def made(labels: np.ndarray, right: float, seed: int) -> Outputs:
+    """A model that is right on so large a share of the images."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(len(labels), 4))
     logits[
         np.arange(len(labels)), np.where(rng.random(len(labels)) < right, labels, rng.integers(0, 4, len(labels)))
     ] += 4
-    return logits
+    features = rng.normal(size=(len(labels), 6)) + right * np.arange(6)
+    return Outputs(logits, features / np.linalg.norm(features, axis=-1, keepdims=True), 10 + seed)
 
 
 def test_numbers_against_numpy() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 300)
-    frozen, tuned, form, again, untaught = (made(labels, share, n) for n, share in enumerate((0.3, 0.9, 0.7, 0.8, 0.5)))
-    logits = Logits(frozen, tuned, {"kind": form}, {"again": again}, {"kind": {"labels": untaught}})
-    found = summarize("IVLP", logits, labels, FIT, (80, 20))
-    r, p, f, a, u = (values.argmax(-1) for values in (frozen, tuned, form, again, untaught))
+    frozen, tuned, form, mean, again, untaught = (
+        made(labels, share, n) for n, share in enumerate((0.3, 0.9, 0.7, 0.4, 0.8, 0.5))
+    )
+    tuned.features[:7] = frozen.features[:7]  # images whose feature tuning leaves as it was
+    candidates = Candidates(frozen, tuned, {"kind": form}, {"kind": mean}, {"again": again}, {"kind": {"by": untaught}})
+    numbers = np.arange(300) * 2
+    found = summarize("IVLP", candidates, labels, FIT, images=numbers, counts=(80, 20))
+    models = [frozen, tuned, form, mean, again, untaught]
+    right = [100 * (each.logits.argmax(-1) == labels).mean() for each in models]
+    nats = calibrate(np.stack([each.logits for each in models], 1), labels).values
+    assert found.gain.accuracy.value == pytest.approx(right[1] - right[0])
+    r, p = frozen.logits.argmax(-1), tuned.logits.argmax(-1)
     shares = {
         "every": p >= 0,
         "moved": p != r,
         "fixed": (p == labels) & (r != labels),
         "broken": (p != labels) & (r == labels),
     }
-    for name, rows in shares.items():
-        assert rows.sum() > 3
-        assert getattr(found.forms["kind"].agreement, name).value == pytest.approx((p == f)[rows].mean())
-        assert getattr(found.retrainings["again"], name).value == pytest.approx((p == a)[rows].mean())
-        assert getattr(found.untaught["labels"], name).value == pytest.approx((p == u)[rows].mean())
-    kept, gain = found.forms["kind"].kept, found.gain
-    right = [100 * (each == labels).mean() for each in (r, p, f)]
-    assert gain.accuracy.value == pytest.approx(right[1] - right[0])
-    assert kept.accuracy.share.value == pytest.approx((right[2] - right[0]) / (right[1] - right[0]))
-    nats = calibrate(np.stack([frozen, form, tuned], 1), labels).values.mean(0)
-    assert kept.calibrated.share.value == pytest.approx((nats[1] - nats[0]) / (nats[2] - nats[0]))
-    log_p, log_q = log_softmax(tuned, -1), log_softmax(form, -1)
-    assert found.forms["kind"].divergence.value == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+    comparisons = [
+        found.forms["kind"].comparison,
+        found.means["kind"],
+        found.retrainings["again"],
+        found.untaught["kind"]["by"],
+    ]
+    for place, comparison in enumerate(comparisons, start=2):
+        other = models[place]
+        decided = other.logits.argmax(-1)
+        for name, rows in shares.items():
+            assert rows.sum() > 3
+            assert getattr(comparison.agreement, name).value == pytest.approx((p == decided)[rows].mean())
+        assert comparison.numbers == 10 + place
+        assert comparison.kept.accuracy.share.value == pytest.approx((right[place] - right[0]) / (right[1] - right[0]))
+        gains = (nats - nats[:, :1]).mean(0)
+        assert comparison.kept.calibrated.share.value == pytest.approx(gains[place] / gains[1])
+        log_p, log_q = log_softmax(tuned.logits, -1), log_softmax(other.logits, -1)
+        assert comparison.divergence.value == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+        assert comparison.difference.value == pytest.approx((right[place] - right[1]) / 100)
+        cosines = []
+        for index in range(7, 300):
+            a, b = tuned.features[index] - frozen.features[index], other.features[index] - frozen.features[index]
+            cosines.append(a @ b / np.sqrt((a @ a) * (b @ b)))
+        assert comparison.cosine.value == pytest.approx(np.mean(cosines))
+        half = 1.968065 * np.std(cosines, ddof=1) / np.sqrt(293)  # Student's quantile for 292 degrees of freedom
+        assert comparison.cosine.high - comparison.cosine.low == pytest.approx(2 * half, rel=1e-4)
+    assert found.moved_images == (p != r).sum() and (found.fitted_images, found.held_back_images) == (80, 20)
+    # What is stored of each image.
+    assert found.ways == ("reference", "tuned", "fitted:kind", "mean:kind", "retrained:again", "untaught:by")
+    decided = np.stack([each.logits.argmax(-1) for each in models], 1)
+    np.testing.assert_array_equal(found.decisions, decided)
+    np.testing.assert_array_equal(found.outcomes.correct, decided == labels[:, None])
+    np.testing.assert_allclose(found.outcomes.calibrated, nats, rtol=1e-5)
+    np.testing.assert_array_equal(found.outcomes.images, numbers)
+
+
+def test_the_sentence_and_what_stands_beside_a_form() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 300)
+    frozen, tuned, form, again = (made(labels, share, n) for n, share in enumerate((0.3, 0.9, 0.7, 0.8)))
+    candidates = Candidates(frozen, tuned, {"kind": form}, {}, {"again": again}, {})
+    found = summarize("IVLP", candidates, labels, FIT, images=np.arange(300), counts=(80, 20))
+    r, p, f, a = (each.logits.argmax(-1) for each in (frozen, tuned, form, again))
     rows = p != r
-    beside = found.forms["kind"].beside_retraining["again"]
-    assert beside == accuracy_difference((f == p)[rows], (a == p)[rows])
-    assert found.forms["kind"].difference.value == pytest.approx((right[2] - right[1]) / 100)
-    assert found.moved_images == rows.sum() and (found.fitted_images, found.held_back_images) == (80, 20)
-    share = kept.calibrated.share
+    assert found.forms["kind"].beside_retraining["again"] == accuracy_difference((f == p)[rows], (a == p)[rows])
+    share = found.forms["kind"].comparison.kept.calibrated.share
     words = CONCLUSIONS[found.forms["kind"].conclusion]
     ends = f"{100 * share.value:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"
     assert found.forms["kind"].sentence == (
         f"IVLP {words} two vectors per layer fitted to its predictions: {ends} of "
         f"the gain in calibrated log-likelihood, {100 * (p == f)[rows].mean():.0f} % of the moved decisions."
     )
+
+
+def test_no_cosine_where_image_features_stay() -> None:
+    frozen, other = made(np.zeros(20, int), 0.5, 0).features, made(np.zeros(20, int), 0.5, 1).features
+    assert mean_cosine(frozen, frozen + 1e-8, other) is None and mean_cosine(frozen, other, frozen) is None
+    same = mean_cosine(frozen, other, other)
+    assert same is not None and same.value == pytest.approx(1)
 
 
 ABOVE, BELOW, AROUND = Estimate(0.95, 0.91, 1.0), Estimate(0.3, 0.2, 0.4), Estimate(0.6, 0.4, 0.8)
@@ -122,28 +165,90 @@ def test_which_models_stand_beside_the_forms(clip: Clip, tmp_path: Path) -> None
     assert not replacement_section.retrainings(study, models[4])
 
 
-def test_the_section(clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controls_are_not_fitted(clip: Clip, tmp_path: Path) -> None:
+    study = Study(models_of(clip), colour_split(1, 3), StudyOptions(), tmp_path)
+    reasons = [replacement_section.why_not_fitted(study, model) for model in study.tuned]
+    assert [bool(reason) for reason in reasons] == [False, True, True, False]
+    assert "another start" in reasons[1] and "one of the forms" in reasons[2]
+
+
+def features_of(task: Task, params: Any, learnables: Any, pixels: Any) -> Any:
+    return task.classifier.image_features(params, learnables, pixels)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Equivalent biases that the section measured, for one form alone."""
+    results: list[Any] = []
+    measure = replacement_section.measure_equivalent_biases
+
+    def record(*args: Any) -> Any:
+        results.append((yield from measure(*args)))
+        return results[-1]
+
+    monkeypatch.setattr(replacement_section, "measure_equivalent_biases", record)
     monkeypatch.setattr(replacement_section, "FORMS", {"kind": FORMS["kind"]})
-    models = models_of(clip)[:3]
+    monkeypatch.setattr(replacement_section, "MEANS", {"kind": "bias_by_kind"})
+    return results
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """By which models logits of whole lists of images were computed."""
+    results: list[Any] = []
+    plain = teacher.Evaluator.logits
+
+    def logits(self: Any, static: Any, *rest: Any) -> Any:
+        results.append(static)
+        return plain(self, static, *rest)
+
+    monkeypatch.setattr(teacher.Evaluator, "logits", logits)
+    return results
+
+
+def test_the_section(clip: Clip, tmp_path: Path, measured: list[Any], evaluated: list[Any]) -> None:
+    models = models_of(clip)[:4]
     test = colour_split(4, 3)
     study = Study(models, test, StudyOptions(replacement_steps=2), tmp_path, training=colour_split(5, 0))
     run_study(study, tmp_path, dataset="colours", sections=("replacement",))
+    # The teacher's once for the fitted images and once for those held back, and the student's.
+    assert len(evaluated) == 4 and len(set(evaluated)) == 2
     results = load_results(tmp_path).replacement
     assert results is not None
     found = results["ivlp"]
     assert isinstance(found, FittedReplacements)
-    assert set(found.forms) == {"kind"} and set(found.retrainings) == {"again"}
+    assert isinstance(results["again"], Missing) and isinstance(results["kind"], Missing)
+    assert set(found.forms) == set(found.means) == set(found.untaught) == {"kind"} and set(found.retrainings) == {
+        "again"
+    }
     assert (found.fitted_images, found.held_back_images) == (12, 3)
     kind = Task(clip, "bias_by_kind", CLASS_NAMES)
-    assert found.forms["kind"].numbers == sum(np.prod(leaf.shape) for leaf in kind.shapes.values())
-    # The decisions are those of the models themselves.
+    assert found.forms["kind"].comparison.numbers == sum(np.prod(leaf.shape) for leaf in kind.shapes.values())
+    # The decisions and features are those of the models themselves, and of the bias that the tuned model amounts to.
     pixels = clip.preprocess(np.stack([test.image(index) for index in range(len(test))]))
-    logits = [
-        jax.jit(model.task.logits)(clip.params, model.learnables, pixels) for model in (study.worded, *models[1:])
-    ]
-    frozen, *decided = (np.asarray(each).argmax(-1) for each in logits)
-    assert found.moved_images == (decided[0] != frozen).sum()
-    assert found.retrainings["again"].every.value == pytest.approx((decided[0] == decided[1]).mean())
+    (bias,) = measured
+    mean = {f"{tower}_bias": each.kind for tower, each in bias["ivlp"].towers.items()}
+    learnables = [*(model.learnables for model in (study.worded, *models[1:])), mean]
+    tasks = [study.worded.task, models[1].task, models[1].task, kind, kind]
+    outputs = {task: jax.jit(lambda *args, task=task: (task.logits(*args), features_of(task, *args))) for task in tasks}
+    logits, features = zip(
+        *(outputs[task](clip.params, each, pixels) for task, each in zip(tasks, learnables, strict=True)), strict=True
+    )
+    decided = [np.asarray(each).argmax(-1) for each in logits]
+    assert found.moved_images == (decided[1] != decided[0]).sum()
+    for name, expected in zip(
+        ("reference", "tuned", "retrained:again", "untaught:kind", "mean:kind"), decided, strict=True
+    ):
+        np.testing.assert_array_equal(found.decisions[:, found.ways.index(name)], expected)
+    before, after, again = (np.asarray(each, np.float64) for each in features[:3])
+    a, b = after - before, again - before
+    cosine = ((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).mean()
+    assert found.retrainings["again"].cosine.value == pytest.approx(cosine, abs=1e-4)
+    # A study with one model more continues from the fit.
+    folders = sorted((tmp_path / "parts" / "replacement").iterdir())
+    more = Study(models_of(clip)[:2], test, StudyOptions(replacement_steps=2), tmp_path, training=colour_split(5, 0))
+    more.run_section(replacement_section.compute_replacement(more))
+    assert sorted((tmp_path / "parts" / "replacement").iterdir()) == folders
 
 
 def test_without_training_images_it_is_missing(clip: Clip, tmp_path: Path) -> None:

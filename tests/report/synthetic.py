@@ -12,7 +12,7 @@ from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
-from clipbias.explain.replacement import Fit, Logits
+from clipbias.explain.replacement import Candidates, Fit, Outputs
 from clipbias.explain.replacement import summarize as summarize_forms
 from clipbias.explain.replacement_names import ANOTHER_DATASET, RANDOM, REPLACEMENT_FORMS
 from clipbias.explain.results import (
@@ -83,20 +83,30 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     return conclude_study(results)
 
 
-def form_logits() -> tuple[Logits, np.ndarray]:
-    """Logits of 300 images by two models, a form, a retraining and a form of labels; and the images' labels."""
+def form_candidates() -> tuple[Candidates, np.ndarray]:
+    """What two models, a form, a mean, a retraining and a form of labels make of 300 images; and the images' labels."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 4, 300)
     right = np.eye(4)[labels]
-    frozen, tuned, form, again, untaught = (draw.normal(size=(300, 4)) + by * right for by in (0, 3, 2, 3, 2))
-    return Logits(frozen, tuned, {"kind": form}, {"bias": again}, {"kind": {"bias": untaught}}), labels
+
+    def outputs(by: float, numbers: int) -> Outputs:
+        features = draw.normal(size=(300, 6)) + np.array([by, 0, 0, 0, 0, 0])
+        unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+        return Outputs(draw.normal(size=(300, 4)) + by * right, unit, numbers)
+
+    frozen, tuned, form, mean, again, untaught = (outputs(by, 100 * by) for by in (0, 3, 2, 1, 3, 2))
+    candidates = Candidates(
+        frozen, tuned, {"kind": form}, {"kind": mean}, {"bias": again}, {"kind": {"bias": untaught}}
+    )
+    return candidates, labels
 
 
 def synthetic_forms() -> dict[str, FittedReplacements | Missing]:
     """What IVLP can be exchanged for, by bias tuning's models as controls."""
-    logits, labels = form_logits()
-    fits = {"kind": Fit("two vectors per layer", 12_345, 0.1, 0.2)}
-    return {"ivlp": summarize_forms("IVLP", logits, labels, fits, (80, 20)), "bias": Missing("No form learns.")}
+    candidates, labels = form_candidates()
+    fits = {"kind": Fit("two vectors per layer", 0.1, 0.2)}
+    result = summarize_forms("IVLP", candidates, labels, fits, images=np.arange(300), counts=(80, 20))
+    return {"ivlp": result, "bias": Missing("No form learns.")}
 
 
 class _Builder(MapSections):

@@ -64,6 +64,7 @@ from .maps import Similarity as Similarity
 from .maps import SimilarityMaps as SimilarityMaps
 from .maps import TargetCurves as TargetCurves
 from .replacement import Agreement as Agreement
+from .replacement import Comparison as Comparison
 from .replacement import FittedForm as FittedForm
 from .replacement import FittedReplacements as FittedReplacements
 from .study import ALL_SECTIONS as ALL_SECTIONS
