@@ -18,7 +18,7 @@ from clipbias.explain.equivalent_bias import (
     random_constants,
     why_no_equivalent_bias,
 )
-from clipbias.explain.factorial_section import image_outcomes, seeds_of
+from clipbias.explain.factorial_section import seeds_of
 from clipbias.explain.intervention_classifier import Constants, InterventionClassifier
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
@@ -27,7 +27,6 @@ from clipbias.explain.results import (
     ConstantTest,
     ConstantTests,
     EquivalentBias,
-    ImageOutcomes,
     Missing,
     SeedGroup,
 )
@@ -71,7 +70,7 @@ def compute_constants(study: Study) -> Section[ConstantTests]:
         measured[key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
         results[key] = ConstantTest(
             forms=forms[key],
-            outcomes=single_tower(image_outcomes(of_model["images"], [measured[key]])),
+            outcomes=measured[key].outcomes(of_model["images"]),
             biases=towers,
             training_images=biases[key].training_images,
             stored={form: sum(bias.stored(form) for bias in towers.values()) for form in REPLACEMENT_FORMS},
@@ -82,16 +81,6 @@ def compute_constants(study: Study) -> Section[ConstantTests]:
         crossed = over_seeds([measured[key] for key in keys])
         seeds.append(SeedGroup(models=keys, summary=summarize_replacements(crossed, forms[keys[0]])))
     return ConstantTests(models=results, seeds=tuple(seeds))
-
-
-def single_tower(outcomes: ImageOutcomes) -> ImageOutcomes:
-    """Outcomes `[n, 1, K]` without the axis of towers."""
-    return ImageOutcomes(
-        images=outcomes.images,
-        correct=outcomes.correct[:, 0],
-        calibrated=outcomes.calibrated[:, 0],
-        log_likelihood=outcomes.log_likelihood[:, 0],
-    )
 
 
 def _constants(study: Study, model: Model, models: Sequence[Model], biases: Mapping[str, MeasuredBiases]) -> Constants:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clipbias.constants import ZERO_SHOT
-from clipbias.explain.results import ByOutcome, Effects, Replacements
+from clipbias.explain.results import ByOutcome, Effects, ImageOutcomes, Replacements
 from clipbias.explain.temperature import calibrate, raw_log_likelihoods
 from clipbias.explain.uncertainty import (
     RESAMPLES,
@@ -78,6 +78,15 @@ class Measured:
     seeds: int
     refitted: bool
     temperatures: np.ndarray
+
+    def outcomes(self, images: np.ndarray) -> ImageOutcomes:
+        """Those of every image, `[n, K]`, by the images' numbers in the split."""
+        return ImageOutcomes(
+            images=images,
+            correct=(self.values["accuracy"] > 0).astype(np.uint8),
+            calibrated=self.values["calibrated"].astype(np.float32),
+            log_likelihood=self.values["raw"].astype(np.float32),
+        )
 
     def pick(self, places: Sequence[int]) -> "Measured":
         """Some of the ways to classify, in this order."""

@@ -143,12 +143,12 @@ def _random_prompts(study: Study, rows: Mapping[str, np.ndarray], mixtures: Mixt
 
 def image_outcomes(images: np.ndarray, measured: Iterable[Measured]) -> ImageOutcomes:
     """The outcomes of every image, `[n, towers, K]`."""
-    values = [each.values for each in measured]
+    towers = [each.outcomes(images) for each in measured]
     return ImageOutcomes(
         images=images,
-        correct=np.stack([of_tower["accuracy"] > 0 for of_tower in values], axis=1).astype(np.uint8),
-        calibrated=np.stack([of_tower["calibrated"] for of_tower in values], axis=1).astype(np.float32),
-        log_likelihood=np.stack([of_tower["raw"] for of_tower in values], axis=1).astype(np.float32),
+        correct=np.stack([tower.correct for tower in towers], axis=1),
+        calibrated=np.stack([tower.calibrated for tower in towers], axis=1),
+        log_likelihood=np.stack([tower.log_likelihood for tower in towers], axis=1),
     )
 
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clipbias.explain.agreement import accuracy_difference, agreement, mean_cosine, mean_divergence, proven_margin
-from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import KEPT, REFERENCE, TUNED, measure, summarize_replacements
-from clipbias.explain.factorial_section import image_outcomes
 from clipbias.explain.results import Agreement, ByOutcome, Comparison, FittedForm, FittedReplacements
 from clipbias.explain.uncertainty import Estimate, excludes
 
@@ -172,7 +170,7 @@ def summarize(
         retrainings=compare(RETRAINED, candidates.retrainings),
         untaught={form: compare(UNTAUGHT, outputs) for form, outputs in candidates.untaught.items()},
         ways=tuple(ways),
-        outcomes=single_tower(image_outcomes(images, [measured])),
+        outcomes=measured.outcomes(images),
         decisions=np.stack([each.decisions for each in ways.values()], axis=1).astype(np.uint16),
     )
 

@@ -7,7 +7,6 @@ import functools
 import numpy as np
 import pytest
 
-from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import measure, summarize_replacements
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
@@ -95,7 +94,7 @@ def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), keep=None, lost=N
         )
         if keep is not None:
             replaced = measure(logits([0, keep * total, (1 - lost) * total, total], labels, draw), labels)
-            outcomes = single_tower(image_outcomes(every, [replaced]))
+            outcomes = replaced.outcomes(every)
             constants[key] = ConstantTest(FORMS, outcomes, {}, 64, {}, summarize_replacements(replaced, FORMS))
     seeds = ()
     if len(keys) > 1:

@@ -7,7 +7,6 @@ import functools
 import numpy as np
 
 from clipbias.explain.answer import conclude_study
-from clipbias.explain.constants_section import single_tower
 from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
@@ -227,7 +226,7 @@ class _Builder(MapSections):
             images = np.arange(self.images, dtype=np.int32)
             results[model.key] = ConstantTest(
                 forms=FORMS,
-                outcomes=single_tower(image_outcomes(images, [measured[model.key]])),
+                outcomes=measured[model.key].outcomes(images),
                 biases={"vision": EquivalentBias(np.zeros((self.layers, 4)), np.zeros((self.layers, 2, 4)))},
                 training_images=64,
                 stored=stored,
