@@ -8,30 +8,23 @@ from it, or why a method has none, and writes the picture, and its numbers besid
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from absl import app, flags
+from absl import app
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SCALARS
-from clipbias.report import style
 from clipbias.report.answer_figure import overview_figure
-from clipbias.report.captioned import write_csv
 from clipbias.report.endpoint_table import endpoint_table
-from clipbias.report.methods import left_out, load_studies, study_methods, summarize_methods
+from clipbias.report.methods import left_out, study_methods, summarize_methods
 from clipbias.report.table import render
 from clipbias.report.verdict_tables import summary_sentences, summary_table, why_no_constants, why_no_effects
 from clipbias.terminal import printable
 from experiments import common
-
-_TO = flags.DEFINE_string("to", "verdict.png", "The PNG to write; its numbers go beside it.")
+from tools.study_pictures import read_studies, save_picture
 
 
 def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
-    if not names:
-        raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --to=FILE.png.")
-    studies = list(load_studies(_folders(names)).values())
+    studies = read_studies(names, "draw_verdict")
     summaries = summarize_methods(studies)
     figure = overview_figure(summaries, left_out(studies))
     if figure is None:
@@ -54,19 +47,8 @@ def main(names: Sequence[str]) -> int:
     for sentence in dict.fromkeys(reasons):
         if sentence.partition(": ")[2] not in figure.caption:
             print(printable(sentence))
-    picture = Path(_TO.value).expanduser().with_suffix(".png")
-    style.save_png(figure.figure, picture)
-    write_csv(picture.with_suffix(".csv"), figure.numbers)
-    print(f"{printable(picture)}: {printable(figure.caption)}")
+    save_picture(figure)
     return 0
-
-
-def _folders(names: Sequence[str]) -> list[Path]:
-    folders: list[Path] = []
-    for folder in (Path(name).expanduser() for name in names):
-        inner = sorted(path.parent for path in folder.glob(f"*/{SCALARS}"))
-        folders += [folder] if (folder / SCALARS).is_file() or not inner else inner
-    return list(dict.fromkeys(folders))
 
 
 if __name__ == "__main__":

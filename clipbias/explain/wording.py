@@ -36,6 +36,12 @@ def percent(share: Estimate | None) -> str:
     return f"{round(100 * share.value)} % ({round(100 * share.low)} to {round(100 * share.high)})"
 
 
+def in_points(share: Estimate) -> Estimate:
+    """A share of images in percent."""
+    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
+    return Estimate(100 * share.value, low, high)
+
+
 def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
     """`A, B: why`, one line for each reason, of pairs of a label and a reason; without one there is nothing to say."""
     labels: dict[str, list[str]] = {}

@@ -1,8 +1,7 @@
 """What each tuned model can be exchanged for, as a table: forms fitted to its predictions, and their controls."""
 
 from clipbias.explain.results import Comparison, StudyResults, present
-from clipbias.explain.uncertainty import Estimate
-from clipbias.explain.wording import by_reason, change
+from clipbias.explain.wording import by_reason, change, in_points
 from clipbias.report.study_figures import labels_of
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_tables import share_text
@@ -51,12 +50,6 @@ def fitted_remarks(study: StudyResults) -> list[str]:
     labels = labels_of(study.tuned)
     reasons = study.why_missing("replacement")
     return sentences + by_reason((labels[key], reason) for key, reason in reasons.items())
-
-
-def in_points(share: Estimate) -> Estimate:
-    """A share of images in percent."""
-    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
-    return Estimate(100 * share.value, low, high)
 
 
 def _row(label: str, words: str, other: Comparison) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from clipbias.report.verdict_tables import summary_sentences, summary_table
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, SHARES, ends
 from tests.report.synthetic import NAMES, synthetic_results
-from tools import draw_verdict
+from tools import draw_verdict, study_pictures
 
 T_OF_FOUR = 2.7764451051977987  # Student's 97.5 % quantile with four degrees of freedom, from a printed table
 KEYS = {"IVLP": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
@@ -139,7 +139,7 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     for place, each in enumerate((head, results["dtd"])):
         save_results(tmp_path / "why" / f"study{place}", each)
     picture = tmp_path / "images" / "verdict.png"
-    monkeypatch.setattr(draw_verdict, "_TO", types.SimpleNamespace(value=str(picture)))
+    monkeypatch.setattr(study_pictures, "TO", types.SimpleNamespace(value=str(picture)))
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
     assert "accuracy, points: scale × values" in printed and "What prompts add to tokens carries" in printed
