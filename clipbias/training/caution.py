@@ -68,6 +68,20 @@ def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> st
     )
 
 
+def too_few_to_tell(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
+    """Says that so few images could not show a gain, whatever the tuned model answers; empty where they could.
+
+    Arguments as of `no_better`.
+    """
+    if not within_chance(100.0, frozen.accuracy, images):
+        return ""
+    return (
+        f"{counted(images, what)} cannot tell whether tuning helped: {tuned.accuracy:.1f} % after "
+        f"{frozen.accuracy:.1f} % is within chance, as any accuracy would be. Evaluate the model on more images before "
+        "you use it."
+    )
+
+
 def within_chance(higher: float, lower: float, images: int) -> bool:
     """Whether the 95 % interval of a difference holds zero (Newcombe 1998, method 10).
 
@@ -90,12 +104,15 @@ def of_fit(
         above_chance(job.task.method, loss, len(job.task.class_names)),
     ]
     if selection is not None and held.from_training:
-        what = "held-out training image"
-        sentences.append(no_better(selection.best, selection.zero_shot, selection.images, what))
+        sentences.append(_of_held_out(selection.best, selection.zero_shot, selection.images, "held-out training image"))
     elif held.choose is not None and not held.from_training:
         tuned, frozen = compare(job, result.learnables, held)
-        sentences.append(no_better(tuned, frozen, len(held.choose), "validation image"))
+        sentences.append(_of_held_out(tuned, frozen, len(held.choose), "validation image"))
     return tuple(filter(None, sentences))
+
+
+def _of_held_out(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
+    return no_better(tuned, frozen, images, what) or too_few_to_tell(tuned, frozen, images, what)
 
 
 def of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:

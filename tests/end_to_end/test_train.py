@@ -11,6 +11,7 @@ import clipbias
 from clipbias import data
 from clipbias.export.card import model_card
 from clipbias.training import caution
+from clipbias.training.selection import Candidate
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
 from experiments import evaluate, table1, train
@@ -75,6 +76,19 @@ def test_sentences_about_a_run() -> None:
 def test_a_difference_is_within_chance(images: int, higher: int, lower: int, chance: bool) -> None:
     """Newcombe (1998) has intervals of 6 and 2 of 7 from 0.058, of 9 and 3 of 10 from 0.17."""
     assert caution.within_chance(100 * higher / images, 100 * lower / images, images) == chance
+
+
+@pytest.mark.parametrize(
+    ("images", "right", "tells"), [(6, 5, False), (6, 2, True), (6, 6, False), (30, 28, False), (160, 152, True)]
+)
+def test_so_few_images_that_no_gain_could_show(images: int, right: int, tells: bool) -> None:
+    """Whatever the tuned model answers: six of six after five is within chance, and after two is not."""
+    frozen, tuned = (Candidate(None, 100 * count / images, None) for count in (right, images))
+    sentence = caution.too_few_to_tell(tuned, frozen, images, "validation image")
+    assert bool(sentence) == (not tells)
+    if sentence:
+        start = f"{images} validation images cannot tell whether tuning helped: 100.0 % after "
+        assert sentence.startswith(f"{start}{100 * right / images:.1f} % is within chance")
 
 
 def test_a_finished_run_is_calibrated(

@@ -136,6 +136,7 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Data
     frozen = choice[ZERO_SHOT]
     worse = (accuracy, -loss) <= (frozen["accuracy"], -frozen["loss"])
     assert any("no better than zero-shot on 3 validation images" in line for line in words) == worse
+    assert any(line.startswith("3 validation images cannot tell whether tuning helped") for line in words) != worse
     learnables = {"constants": {"alpha": np.float32(0.1), "beta": np.float32(5.3)}}
     assert make_method("tip_adapter").searched_options(learnables) == {"alpha": 0.1, "beta": 5.3}
 
