@@ -5,17 +5,20 @@ every token, so that LayerNorm, scaled back by it, is the identity to a thousand
 what is planted. The second head and the MLPs are random and small: they make every effect a little other than zero.
 
 Images show noisy evidence for one of two classes, `[cls]` collects it in one number, and the feature is that number
-beside a constant. Two prompts, put in before the first block, then do one of these:
+beside a constant. Every layer has two prompts of its own, which do one of these:
 
     attention    they raise a flag in [cls], by which the second layer attends to patches with better evidence
     scale        they take attention from patches that show noise
-    constant     they take a bias from every token that favours the first class
+    constant     they take a bias from every token that favours the first class, half in the first and half in the last
+                 layer
     kinds        likewise, from [cls] alone
-    image        they collect further evidence of the image and hand it to [cls]
+    image        each patch attends to either prompt by what it shows, so that they add further evidence of the image
     both         attention and constant
+    together     they take the bias away in the layer that reads the evidence, and most of the attention: scale alone
+                 costs accuracy, with values it costs nothing
     none         as attention, but the other patches' evidence is as good: answers change, and nothing is gained
 
-`strength` from 0 to 1 says how far.
+`strength` from 0 to 1 says how far. Trainings with different seeds have prompts that are more or less of this.
 """
 
 import dataclasses
@@ -29,11 +32,11 @@ import numpy as np
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, init_params
 
-MECHANISMS = ("attention", "scale", "constant", "kinds", "image", "both", "none")
+MECHANISMS = ("attention", "scale", "constant", "kinds", "image", "both", "together", "none")
 NUMBERS = 12
 LARGE = 60.0
 FAR = 20.0  # a score that leaves nothing
-CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, STORE, READ = range(10)
+CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, STORE, READ, SIDE, HELD = range(NUMBERS)
 SHOWN = (TYPE, EVIDENCE, OTHER)  # what a patch's pixels say of it
 DEPTH = 3
 GRID = 4
@@ -51,8 +54,13 @@ CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np
 SCALE = 10.0
 BESIDE = 2.0
 BIAS = 0.8
-BIAS_OF_BOTH = 1.35
+BIAS_OF_BOTH = 1.1
 RANDOM = 0.02
+# How much of the mass where scale and values act together goes to prompts.
+TAKEN = 0.6
+# Prompts of a seed are so much of what is planted, up to a standard deviation; and never so far from it.
+SEED_DEVIATION = 0.1
+MOST_DEVIATION = 0.3
 MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
 EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
 NO_PROMPTS = (EVERY, {PROMPT: -FAR})
@@ -73,9 +81,21 @@ class Layer:
     values: Mapping[tuple[int, int], float] = dataclasses.field(default_factory=dict)
 
 
-def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.ndarray]:
-    """The frozen weights, and the prompts `[1, V, D]` that tune them."""
-    start = {READ: _bias(mechanism)} if mechanism in ("constant", "kinds", "both") else {}
+def prompts_of(seed: int) -> np.ndarray:
+    """The prompts `[L, V, D]` of the training with this seed, new ones in every layer."""
+    draw = np.random.default_rng(seed)
+    strength = 1 + np.clip(SEED_DEVIATION * draw.normal(), -MOST_DEVIATION, MOST_DEVIATION)
+    rows = [
+        token({PROMPT: strength, SIDE: side * strength, HELD: 1})
+        for _ in range(DEPTH)
+        for side in np.linspace(1, -1, PROMPTS)
+    ]
+    return np.reshape(rows, (DEPTH, PROMPTS, -1)).astype(np.float32)
+
+
+def planted(mechanism: str, strength: float, *, seed: int) -> Params:
+    """The frozen weights, with which all prompts of `prompts_of` do what is planted."""
+    start = {READ: _bias(mechanism)} if mechanism in ("constant", "kinds", "both", "together") else {}
     params = jax.tree.map(np.array, _initial())
     tower = params["vision"]
     draw = np.random.default_rng(seed)
@@ -92,8 +112,7 @@ def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.n
     tower["projection"][CONSTANT, 0] = BESIDE / LARGE
     tower["projection"][READ, 1] = 1
     _fill(tower["layers"], _layers(mechanism, strength), draw)
-    prompts = np.tile(token({PROMPT: 1}), (PROMPTS, 1))[None]
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), prompts.astype(np.float32)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
 @functools.cache
@@ -107,29 +126,37 @@ def _bias(mechanism: str) -> float:
 
 
 def _layers(mechanism: str, strength: float) -> list[Layer]:
-    """What the first two layers do, the third nothing."""
+    """What the three layers do: the first two write to tokens, the second reads the evidence."""
     every = (1 + PATCHES) / PATCHES  # of a mean over all tokens, of which [cls] shows nothing
     read = {(READ, EVIDENCE): every}
     # Where nothing is to be gained attention is so sharp that no image's two sorts of evidence are averaged.
     sharp = 8.0 if mechanism == "none" else 2.0
     turned: list[tuple[Numbers, Numbers]] = [({CLS: 1}, {TYPE: -sharp}), ({FLAG: 1}, {TYPE: 2 * sharp}), NO_PROMPTS]
     flag = {(FLAG, PROMPT): strength / MASS}
-    bias = {(READ, PROMPT): -_bias(mechanism) * strength / MASS}
+    half = {(READ, PROMPT): -_bias(mechanism) * strength / MASS / 2}
     if mechanism in ("attention", "none"):
-        return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0})]
+        return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0}), Layer([NO_PROMPTS])]
     if mechanism == "both":
-        return [Layer(values=flag | bias), Layer(turned, {(READ, EVIDENCE): 1.0})]
+        return [Layer(values=flag | half), Layer(turned, {(READ, EVIDENCE): 1.0}), Layer(values=half)]
     if mechanism == "scale":
-        mass = 0.9 * strength
-        score = np.log(mass * (1 + PATCHES) / (PROMPTS * (1 - mass)))
-        return [Layer([NO_PROMPTS], read), Layer([(EVERY, {PROMPT: score})], {(READ, OTHER): every})]
-    if mechanism != "image":
-        unseen = [({PATCH: 1}, {PROMPT: -FAR})] if mechanism == "kinds" else []
-        return [Layer(unseen, bias), Layer([NO_PROMPTS], read)]
-    collect = [({PATCH: 1}, {CLS: FAR}), ({CLS: 1}, {PROMPT: -FAR})]
-    stored = (1 + PATCHES + PROMPTS) / PATCHES
-    handed = ({CLS: 1}, {CLS: -FAR, PROMPT: FAR})  # all of [cls]'s attention
-    return [Layer(collect, read | {(STORE, OTHER): stored}), Layer([handed], {(READ, STORE): 2 * strength})]
+        taken = _taking(0.9 * strength, by=PROMPT)
+        return [Layer([NO_PROMPTS], read), Layer([taken], {(READ, OTHER): every}), Layer([NO_PROMPTS])]
+    if mechanism == "together":
+        mass = TAKEN * strength
+        values = read | {(READ, PROMPT): -_bias(mechanism) * strength / mass}
+        return [Layer([NO_PROMPTS]), Layer([_taking(mass, by=HELD)], values), Layer([NO_PROMPTS])]
+    if mechanism == "image":
+        # Attention on the first prompt less that on the second is about 2 MASS / PROMPTS times what a patch shows.
+        gathered = {(STORE, SIDE): PROMPTS / (2 * MASS)}
+        both = read | {(READ, STORE): 2 * strength * every}
+        return [Layer([({OTHER: 1}, {SIDE: 1})], gathered), Layer([NO_PROMPTS], both), Layer([NO_PROMPTS])]
+    unseen = [({PATCH: 1}, {PROMPT: -FAR})] if mechanism == "kinds" else []
+    return [Layer(unseen, half), Layer([NO_PROMPTS], read), Layer(unseen, half)]
+
+
+def _taking(mass: float, *, by: int) -> tuple[Numbers, Numbers]:
+    """The score by which prompts whose number `by` is 1 take so much of every token's attention."""
+    return EVERY, {by: np.log(mass * (1 + PATCHES) / (PROMPTS * (1 - mass)))}
 
 
 def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -> None:
