@@ -1,0 +1,292 @@
+"""The benchmark of explanations: every label is exact, rules read numbers as they say, and scores are counted right."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Adaptation
+from clipbias.clip.block import run_block
+from clipbias.clip.vision import embed_image
+from clipbias.explain.factorial import mix_images, mix_texts
+from clipbias.explain.scope import why_no_causal_test
+from clipbias.explain.uncertainty import Estimate, shapley
+from clipbias.explain.wording import NOTHING_INSIDE
+from clipbias.tuning import CONSTANTS, Task
+from clipbias.tuning.registry import resolve_method
+from tests.explain.models import CLASS_NAMES, moved
+from tests.reference import numpy_clip
+from tools.mechanisms import models, outliers, rules, score, tasks
+from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
+from tools.mechanisms.models import BOTH, CONSTANT, FAMILIES, IMAGE, NO_GAIN, Spec, counts, digest
+from tools.mechanisms.rules import UNDECIDED, Answer, by_levels, by_share
+from tools.mechanisms.score import Scored, confusion
+from tools.mechanisms.train import normalised
+
+FOLDER = Path(models.__file__).parent
+CORNERS = ["RR", "RP", "PR", "PP"]
+
+
+def task_of(clip, family, **options):
+    """A family's task on a tower of three blocks, and learnables far from where they start; masks stay as they are."""
+    chosen = FAMILIES[family]
+    late = {"first_block": clip.config.vision.layers} if "first_block" in chosen.options else {}
+    task = Task(clip, resolve_method(chosen.method, {**chosen.options, **late, **options}), CLASS_NAMES)
+    learnables = moved(task)
+    return task, {**learnables, **({CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in learnables else {})}
+
+
+def corner_features(task, learnables, images):
+    """Features of images and of texts in the four corners, `[4, B, d]`."""
+    params, config = task.clip.params, task.clip.config
+    tuned = task.method.adapt(learnables)
+    mixed = (
+        mix_images(params, config, images, tuned, Adaptation(), CORNERS),
+        mix_texts(params, config, task.tokens, tuned, Adaptation(), CORNERS),
+    )
+    for of_tower in mixed:
+        np.testing.assert_allclose(of_tower.streams[0], of_tower.reference, atol=1e-5)
+        np.testing.assert_allclose(of_tower.streams[-1], of_tower.tuned, atol=1e-5)
+    return [np.asarray(of_tower.streams) for of_tower in mixed]
+
+
+@pytest.mark.parametrize("family", ["qk_vision", "qk_both"])
+def test_queries_and_keys_act_through_attention_alone(clip, images, family):
+    task, learnables = task_of(clip, family)
+    seen, texts = corner_features(task, learnables, images)
+    for features, is_changed in ((seen, True), (texts, family == "qk_both")):
+        reference, values, attention, tuned = features
+        np.testing.assert_allclose(attention, tuned, atol=1e-5)
+        np.testing.assert_allclose(values, reference, atol=1e-5)
+        assert (np.abs(tuned - reference).max() > 0.05) == is_changed
+
+
+@pytest.mark.parametrize("family", ["last_mlp", "last_bias", "projection"])
+def test_behind_the_last_attention_it_has_no_part(clip, images, family):
+    task, learnables = task_of(clip, family)
+    by_tower = corner_features(task, learnables, images)
+    for features in by_tower:
+        reference, values, attention, tuned = features
+        np.testing.assert_array_equal(attention, reference)
+        np.testing.assert_array_equal(values, tuned)
+        assert np.abs(shapley(features.reshape(4, -1).T)[:, 0]).max() == 0
+    assert np.abs(by_tower[0][3] - by_tower[0][0]).max() > 0.05
+
+
+def test_a_head_has_no_corners(clip):
+    assert why_no_causal_test(task_of(clip, "head")[0]) == NOTHING_INSIDE
+
+
+def added(task, learnables, images, reference):
+    """What each tuned block gives beyond the frozen one, in float64, on the same tokens: `[L, B, N, D]`."""
+    config = task.clip.config
+    inputs = embed_image(task.clip.params, config, images, task.method.adapt(learnables))
+    sizes = reference.config["vision_config"]
+    tokens, changes = inputs.tokens, []
+    for l in range(config.vision.layers):
+        layer = jax.tree.map(lambda leaf, l=l: leaf[l], inputs.layers)
+        output = run_block(tokens, layer, config.vision, inputs.hooks(inputs.attend_fused))
+        name = f"vision_model.encoder.layers.{l}"
+        x = np.asarray(tokens, np.float64)
+        frozen = numpy_clip.block(reference.state, name, sizes, x, np.zeros(()), 0.0).output
+        changes.append(np.asarray(output, np.float64) - frozen)
+        tokens = output
+    return np.stack(changes)
+
+
+@pytest.mark.parametrize("family", ["bias", "bias_by_kind", "late_bias", "last_bias"])
+def test_a_bias_is_the_same_for_every_image(clip, images, reference, family):
+    task, learnables = task_of(clip, family)
+    changes = added(task, learnables, images, reference)
+    kinds = changes[:, :, :1], changes[:, :, 1:]
+    assert max(np.ptp(kind, axis=(1, 2)).max() for kind in kinds) < 2e-5
+    blocks = {"late_bias": 2, "last_bias": 1}.get(family, clip.config.vision.layers)
+    is_changed = np.abs(changes).max((1, 2, 3)) > 0.1
+    assert is_changed.tolist() == [l >= len(changes) - blocks for l in range(len(changes))]
+
+
+@pytest.mark.parametrize("family", ["map_2", "map_8", "map_and_bias"])
+def test_a_centred_map_has_mean_zero_by_layer_and_kind(clip, images, reference, family):
+    task, learnables = task_of(clip, family)
+    many = np.concatenate([images, images[:, ::-1], images[:, :, ::-1]])
+    centred = centre(task, learnables, many)
+    changes = added(task, centred, many, reference)
+    bias = centred.get(BIAS, np.zeros((len(changes), 2, 1)))
+    for kind, of_kind in enumerate((changes[:, :, :1], changes[:, :, 1:])):
+        off = of_kind.mean((1, 2)) - bias[:, kind]
+        assert np.abs(off).max() < 2e-5, off
+        # It depends on the image in every layer, but for `[cls]` at the first input, which is the same for all.
+        assert of_kind.std(1).max((1, 2))[1 - kind :].min() > 0.05
+    assert np.abs(added(task, learnables, many, reference).mean((1, 2))).max() > 0.02
+
+
+def test_map_and_bias_have_the_stated_ratio(clip, images, reference):
+    task, learnables = task_of(clip, "map_and_bias")
+    learnables = {**learnables, BIAS: 7 * learnables[BIAS]}
+    centred = centre(task, learnables, images)
+    constants = centred[BIAS]
+    maps = added(task, centred, images, reference)
+    maps[:, :, :1] -= constants[:, None, :1]
+    maps[:, :, 1:] -= constants[:, None, 1:]
+    squares = np.square(maps).sum(-1).mean(1)
+    of_maps = (squares[:, 0] + squares[:, 1:].mean(1)) / 2
+    np.testing.assert_allclose(of_maps, np.square(constants).sum(-1).mean(1), rtol=1e-4)
+
+
+def test_the_map_is_that_of_its_formula(clip, images, reference):
+    task, learnables = task_of(clip, "map_2")
+    centred = centre(task, learnables, images)
+    down, up = (np.asarray(centred[name], np.float64) for name in ("vision_down", "vision_up"))
+    tokens = map_inputs(task, centred, images)
+    mean = np.repeat(centred[CONSTANTS][MEAN], [1, tokens.shape[2] - 1], axis=1)
+    expected = (tokens - mean[:, None]) @ down[:, None] @ up[:, None]
+    np.testing.assert_allclose(added(task, centred, images, reference), expected, atol=2e-5)
+
+
+def few(name, step):
+    dataset = data.load(name)
+    splits = {
+        split: dataset.splits[split].subset(range(0, len(dataset.splits[split]), step)) for split in dataset.splits
+    }
+    return dataclasses.replace(dataset, splits=splits)
+
+
+@pytest.mark.parametrize("name", models.DATASETS)
+def test_no_constant_solves_the_marked_task(clip, name):
+    marked = tasks.marked(clip, few(name, 15))
+    test = marked.split("test")
+    assert tasks.bound(clip, test) == 50
+    blind = dataclasses.replace(clip, params=tasks.blind(clip))
+    task = Task(blind, "bias_by_kind", marked)
+    classify = jax.jit(task.logits)
+    logits = classify(blind.params, moved(task), normalised(blind, test))
+    plain, copies = np.split(np.asarray(logits), 2)
+    np.testing.assert_array_equal(plain, copies)
+    assert np.ptp(plain, axis=0).max() > 0.01
+    plain_labels, copy_labels = np.split(test.labels, 2)
+    assert (plain_labels != copy_labels).all() and set(plain_labels) == {0, 1}
+    assert tasks.bound(clip, test.subset(range(len(test) // 2))) == 100
+    seeing = classify(clip.params, moved(task), normalised(blind, test))
+    assert np.abs(np.subtract(*np.split(np.asarray(seeing), 2))).max() > 1e-4
+
+
+def test_a_reader_of_marks_tells_a_picture_from_its_copy(clip):
+    marked = tasks.marked(clip, few("demo/digits", 60)).split("test")
+    task, learnables = task_of(dataclasses.replace(clip, params=tasks.blind(clip)), "marked")
+    logits = jax.jit(task.logits)(task.clip.params, learnables, normalised(clip, marked))
+    assert np.abs(np.subtract(*np.split(np.asarray(logits), 2))).max() > 0.01
+
+
+def test_shuffled_labels_are_those_of_the_training_images_alone():
+    dataset = data.load("demo/digits")
+    other = tasks.shuffled(dataset, seed=1)
+    before, after = dataset.split("train"), other.split("train")
+    assert sorted(before.labels) == sorted(after.labels) and np.mean(before.labels == after.labels) < 0.3
+    assert other.split("test") is dataset.split("test") and after.keys == before.keys
+
+
+def test_planted_outliers_are_few_and_massive_and_decisions_stay():
+    demo = clipbias.load("demo")
+    dataset = few("demo/digits", 20)
+    params = outliers.plant(demo, normalised(demo, dataset.split("train")))
+    images = normalised(demo, dataset.split("test"))
+    norms = outliers.token_norms(demo, params, images)[1:]
+    ratio = norms / np.median(norms, axis=-1, keepdims=True)
+    massive = np.isin(np.arange(norms.shape[-1]), outliers.places(demo))
+    assert massive.sum() == 2 and ratio[..., ~massive].max() < 5
+    assert np.mean(ratio[..., massive] > 10) > 0.95
+    task = Task(demo, "zero_shot", dataset)
+    plain, planted = (np.asarray(jax.jit(task.logits)(each, {}, images)).argmax(-1) for each in (demo.params, params))
+    assert np.mean(plain == planted) > 0.95
+    np.testing.assert_array_equal(
+        outliers.token_norms(demo, params, images)[0], outliers.token_norms(demo, demo.params, images)[0]
+    )
+
+
+def number(low, high):
+    return Estimate((low + high) / 2, low, high)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.51, 1.2, "attention"), (0.49, 1.2, UNDECIDED), (-0.1, 0.24, "no attention"), (-0.1, 0.26, UNDECIDED)],
+)
+def test_where_by_the_share_of_attention(low, high, expected):
+    assert by_share(number(low, high)) == expected
+    assert by_share(None) == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("constant", "image", "expected"),
+    [
+        ((0.9, 1.1), (-0.1, 0.1), CONSTANT),
+        ((-0.1, 0.1), (0.9, 1.1), IMAGE),
+        ((0.4, 0.6), (0.4, 0.6), BOTH),
+        ((0.9, 1.1), (-0.1, 0.3), UNDECIDED),
+        ((-0.1, 0.3), (0.9, 1.1), UNDECIDED),
+    ],
+)
+def test_what_by_the_levels(constant, image, expected):
+    assert by_levels({"constant": number(*constant), "image": number(*image)}) == expected
+    assert by_levels({}) == UNDECIDED
+
+
+def test_which_models_count():
+    assert counts(FAMILIES["bias"], 1, 0.0, None) and not counts(FAMILIES["bias"], 0, 99.0, None)
+    shuffled = FAMILIES["bias_shuffled"]
+    assert counts(shuffled, 0, 0.0, None) and counts(shuffled, -1, 0.0, None) and not counts(shuffled, 1, 0.0, None)
+    assert counts(FAMILIES["marked"], 1, 51.0, 50.0) and not counts(FAMILIES["marked"], 1, 49.0, 50.0)
+
+
+def test_the_table_has_labels_for_both_axes():
+    specs = models.table()
+    assert len(specs) == len({spec.key for spec in specs}) == 120
+    for axis, labels in models.LABELS.items():
+        assert {getattr(family, axis) for family in FAMILIES.values()} == {None, *labels}
+    assert all(family.where or family.what for family in FAMILIES.values())
+
+
+def scored(family, counted, where, what):
+    spec = Spec(family, "demo/digits", outliers=False, seed=1)
+    return Scored(spec, counted, dict.fromkeys(rules.RULES, Answer(where, what)))
+
+
+def test_scores_are_those_counted_by_hand():
+    explainer = next(iter(rules.RULES))
+    rows = [
+        scored("bias", True, UNDECIDED, CONSTANT),
+        scored("late_bias", True, UNDECIDED, CONSTANT),
+        scored("last_bias", True, "no attention", IMAGE),
+        scored("map_2", True, UNDECIDED, IMAGE),
+        scored("map_8", True, UNDECIDED, UNDECIDED),
+        scored("map_8", False, UNDECIDED, CONSTANT),  # does not count
+        scored("qk_both", True, "attention", CONSTANT),  # has no label on this axis
+        scored("bias_shuffled", True, NO_GAIN, NO_GAIN),
+    ]
+    what = confusion(rows, explainer, "what")
+    assert what.models == 6 and what.counts[CONSTANT] == {CONSTANT: 2, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 0}
+    assert what.counts[IMAGE] == {CONSTANT: 0, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 1}
+    # Wilson's interval of 4 of 6, from its formula with z = 1.96.
+    assert what.right == pytest.approx((66.67, 30.0, 90.3), abs=0.1)
+    assert what.wrong[0] == what.undecided[0] == pytest.approx(100 / 6)
+    where = confusion(rows, explainer, "where")
+    assert where.models == 3 and where.right[0] == 100
+    written = score.as_json(rows, ["a", "a"])
+    assert written["trained_under"] == ["a"] and written["digest"] == digest()
+    assert written["confusion"]["what"][explainer]["counts"][CONSTANT][IMAGE] == 1
+    assert f"what, {explainer}: 6 models; right 67 % (30 to 90), wrong 17 %" in score.format_table(rows)
+
+
+@pytest.mark.parametrize("name", ["rules.py", "models.py"])
+def test_the_hash_is_of_labels_and_rules(tmp_path, name):
+    for each in ("rules.py", "models.py"):
+        shutil.copy(FOLDER / each, tmp_path)
+    assert digest(tmp_path) == digest()
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(text.replace("HALF", "MOST") if name == "rules.py" else text.replace("0.02", "0.03"))
+    assert digest(tmp_path) != digest()

@@ -1,0 +1,60 @@
+"""Trains, explains and scores the benchmark's models.
+
+    python -m tools.mechanisms train --workdir=workdir/mechanisms
+    python -m tools.mechanisms score --workdir=workdir/mechanisms
+
+Both continue where they stopped. `--families=bias,map_8 --limit=2 --steps=30` is for a try. `--replacement` fits
+constants to every model, which trains for minutes each.
+"""
+
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.results.study import REPLACEMENT
+from tools.mechanisms import score
+from tools.mechanisms.models import FAMILIES, STEPS, table
+from tools.mechanisms.train import adapter_path, train_model
+
+_WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; None trains all.", lower_bound=1)
+_FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
+_STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", None, "Test images of each study; None takes all.", lower_bound=1)
+_REPLACEMENT = flags.DEFINE_bool("replacement", False, "Whether constants are fitted to the models' predictions.")
+
+
+def train(workdir: Path) -> None:
+    """Trains the models that have no file yet."""
+    specs = table(_FAMILIES.value)[: _LIMIT.value]
+    for number, spec in enumerate(specs, start=1):
+        if adapter_path(workdir, spec).exists():
+            continue
+        began = time.process_time()
+        train_model(workdir, spec, steps=_STEPS.value)
+        validation = score.notes_of(adapter_path(workdir, spec))["validation"]
+        print(
+            f"{number}/{len(specs)} {spec.key}: {time.process_time() - began:.0f} CPU seconds; {validation}", flush=True
+        )
+
+
+def main(arguments: list[str]) -> None:
+    workdir = Path(_WORKDIR.value)
+    if arguments[1:] == ["train"]:
+        train(workdir)
+    elif arguments[1:] == ["score"]:
+        sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
+        scored = score.score(
+            workdir, table(_FAMILIES.value), sections, StudyOptions(control_images=0, image_limit=_IMAGES.value)
+        )
+        score.write(workdir, scored)
+        print(score.format_table(scored))
+    else:
+        raise ClipbiasError(f"the command is {arguments[1:]}; give train or score.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,71 @@
+"""Tasks of the benchmark: labels in random order, and labels that a mark permutes.
+
+The marked task has every picture twice, without a mark and with one, which exchanges the labels of two classes. The
+mark is a pixel that the frozen model does not see: its weights in the patch embedding are zero. So a picture and its
+marked copy have the same tokens, and whatever constants are added, in whatever layers, both get the same answer, which
+is right for at most one of them.
+"""
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.clip.params import Params
+from clipbias.data import Dataset, Split
+from clipbias.data.images import pictures
+
+# By dataset two classes, which zero-shot tells apart.
+PAIRS = MappingProxyType({"demo/fashion": (1, 7), "demo/digits": (3, 6)})
+GREY = 123  # about 0 when it is normalised
+WHITE = 255
+
+
+def shuffled(dataset: Dataset, *, seed: int) -> Dataset:
+    """The dataset with the labels of its training images in random order."""
+    train = dataset.split("train")
+    labels = np.random.default_rng(seed).permutation(train.labels)
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": dataclasses.replace(train, labels=labels)})
+
+
+def marked(clip: Clip, dataset: Dataset) -> Dataset:
+    """Two classes of a dataset, every picture without and with a mark, which exchanges the labels."""
+    whole = dataset.with_classes(PAIRS[dataset.name])
+    drawn, labels, names = [], [], []
+    for name, split in whole.splits.items():
+        plain = pictures(split, range(len(split)), clip.preprocessing.resizing)
+        plain[:, :: clip.config.vision.patch_size, :: clip.config.vision.patch_size] = GREY
+        with_mark = plain.copy()
+        with_mark[:, 0, 0] = WHITE
+        drawn += [plain, with_mark]
+        labels += [split.labels, 1 - split.labels]
+        names += [name] * (2 * len(split))
+    return data.from_arrays(
+        np.concatenate(drawn),
+        np.concatenate(labels),
+        whole.class_names,
+        splits=names,
+        template=whole.template,
+        name=f"{dataset.name} with marks",
+    )
+
+
+def blind(clip: Clip) -> Params:
+    """Frozen weights that do not see the first pixel of any patch."""
+    embedding = np.array(clip.params["vision"]["patch_embedding"])
+    embedding[:3] = 0
+    return {**clip.params, "vision": {**clip.params["vision"], "patch_embedding": embedding}}
+
+
+def bound(clip: Clip, split: Split) -> float:
+    """The largest percentage of marked images that a model can get right which does not see the mark."""
+    seen = pictures(split, range(len(split)), clip.preprocessing.resizing)
+    seen[:, :: clip.config.vision.patch_size, :: clip.config.vision.patch_size] = 0
+    labels: Mapping[bytes, Counter[int]] = defaultdict(Counter)
+    for picture, label in zip(seen, split.labels, strict=True):
+        labels[picture.tobytes()][int(label)] += 1
+    return 100 * sum(max(counts.values()) for counts in labels.values()) / len(split)

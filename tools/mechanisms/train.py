@@ -1,0 +1,159 @@
+"""Trains the benchmark's models, one file each; those that exist are left alone.
+
+A file holds the trained adapter, and in its notes what was seen on validation images and the hash of labels and rules.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.data import Dataset, Split, protocols
+from clipbias.data.counts import wilson_interval
+from clipbias.data.images import pictures
+from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.effects import REFERENCE, TUNED, measure, summarize_replacements
+from clipbias.explain.uncertainty import excludes
+from clipbias.training import mesh as meshes
+from clipbias.training.job import Run, TrainJob, plan_stages
+from clipbias.training.loop import train
+from clipbias.training.students import fit_recipe
+from clipbias.training.sweep_context import make_context
+from clipbias.tuned_model import TunedModel
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.learnables import select_run, stack_runs
+from clipbias.tuning.registry import resolve_method
+from tools.mechanisms import outliers, tasks
+from tools.mechanisms.methods import CentredMap, centre
+from tools.mechanisms.models import BATCH, DATASETS, MARKED, SHOTS, SHUFFLED, Spec, counts, digest
+
+# Trainings of a centred map, each with the mean of the one before; the last mean is taken after the last.
+ROUNDS = 6
+
+
+def adapter_path(workdir: Path, spec: Spec) -> Path:
+    """The file of a model."""
+    return workdir / "models" / f"{spec.key}.safetensors"
+
+
+@functools.cache
+def frozen_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
+    """The embedded model, with outliers or without, and with or without eyes for a mark; stored where it is changed."""
+    clip = clipbias.load("demo")
+    if not (outlying or blind):
+        return clip
+    folder = workdir / "frozen" / f"{'outliers' if outlying else 'plain'}{'-blind' if blind else ''}"
+    if not (folder / "config.json").exists():
+        if outlying:
+            images = [normalised(clip, data.load(name).split("train")) for name in DATASETS]
+            clip = dataclasses.replace(clip, params=outliers.plant(clip, np.concatenate(images)))
+        clip.save(folder, tasks.blind(clip) if blind else None, exact=True)
+    return clipbias.load(folder)
+
+
+def normalised(clip: Clip, split: Split) -> np.ndarray:
+    """A split's images as the model takes them, `[n, R, R, 3]`."""
+    return np.asarray(clip.preprocessing.normalize(pictures(split, range(len(split)), clip.preprocessing.resizing)))
+
+
+@functools.cache
+def dataset_of(workdir: Path, spec: Spec) -> Dataset:
+    """The images and labels that a model is trained and tested on."""
+    dataset = data.load(spec.dataset)
+    if spec.of_family.task == MARKED:
+        return tasks.marked(frozen_model(workdir, spec.outliers, spec.blind), dataset)
+    return tasks.shuffled(dataset, seed=spec.seed) if spec.of_family.task == SHUFFLED else dataset
+
+
+def training_images(dataset: Dataset, spec: Spec) -> Split:
+    """The few-shot split of a model's seed."""
+    return protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed).source.split("train")
+
+
+def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
+    """Trains one model and writes its file."""
+    clip = frozen_model(workdir, spec.outliers, spec.blind)
+    dataset = dataset_of(workdir, spec)
+    family = spec.of_family
+    task = Task(clip, resolve_method(family.method, family.options), dataset)
+    if isinstance(task.method, CentredMap):
+        model = TunedModel(task, fit_centred(task, dataset, spec, steps=steps))
+    else:
+        recipe = fit_recipe(learning_rate=family.learning_rate, steps=steps, batch_size=BATCH)
+        model = clipbias.fit(
+            clip,
+            task.method,
+            dataset,
+            shots=SHOTS,
+            seed=spec.seed,
+            recipe=recipe,
+            calibrate=False,
+            progress=False,
+        )
+    facts = {"steps": steps, "digest": digest(), "validation": validate(model, dataset, spec)}
+    path = adapter_path(workdir, spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save(path, notes={**dataclasses.asdict(spec), **facts})
+    return model
+
+
+def fit_centred(task: Task, dataset: Dataset, spec: Spec, *, steps: int) -> Learnables:
+    """The learnables of a centred map: trained in rounds along a cosine, centred after each."""
+    split = training_images(dataset, spec)
+    context = make_context(task.clip, None, dtype="float32")
+    (images,) = context.training_images([split])
+    learnables: Any = jax.device_get(task.init(spec.seed))
+    protocol = protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed)
+    recipe = fit_recipe(learning_rate=spec.of_family.learning_rate, steps=max(1, steps // ROUNDS), batch_size=BATCH)
+    for number in range(ROUNDS):
+        rate = recipe.learning_rate * (1 + np.cos(np.pi * number / ROUNDS)) / 2
+        job = TrainJob(
+            context=context,
+            task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
+            recipe=recipe,
+            # Another order of images in each round.
+            runs=(Run(images, ROUNDS * spec.seed + number, protocol, learning_rate=float(rate)),),
+            shots=SHOTS,
+        )
+        (stage,) = plan_stages(job)
+        learnables = select_run(train(stage, stack_runs([learnables])).learnables, 0)
+        learnables = centre(task, learnables, normalised(task.clip, split))
+    return learnables
+
+
+def validate(model: TunedModel, dataset: Dataset, spec: Spec) -> Mapping[str, object]:
+    """What is seen on validation images, and whether the model counts."""
+    split = dataset.split("val")
+    task = model.task
+    logits = np.stack(
+        [logits_of(task, learnables, split) for learnables in (task.init(spec.seed), model.learnables)], 1
+    )
+    measured = measure(logits, split.labels)
+    gain = summarize_replacements(measured, (REFERENCE, TUNED))["calibrated"].gain
+    right = [100 * float((logits[:, way].argmax(-1) == split.labels).mean()) for way in range(2)]
+    bound = tasks.bound(task.clip, split) if spec.of_family.task == MARKED else None
+    return {
+        "images": len(split),
+        "accuracy_before": right[0],
+        "accuracy": right[1],
+        "gain": [gain.value, gain.low, gain.high],
+        "bound": bound,
+        "counts": counts(spec.of_family, excludes(gain), wilson_interval(right[1], len(split))[0], bound),
+    }
+
+
+def logits_of(task: Task, learnables: Learnables, split: Split) -> np.ndarray:
+    """`[n, C]`."""
+    classify = jax.jit(task.logits)
+    rows = []
+    for raw, mask in raw_batches(split, task.clip.preprocessing.resizing, 100):
+        images = task.clip.preprocessing.normalize(raw)
+        rows.append(np.asarray(classify(task.clip.params, learnables, images))[np.asarray(mask)])
+    return np.concatenate(rows)
