@@ -109,7 +109,7 @@ def replacement(results: StudyResults, key: str) -> Answer:
     fitted = (results.replacement or {}).get(key, Missing(""))
     if isinstance(fitted, Missing):
         return Answer()
-    forms = [fitted.forms[form].kept.calibrated.share for form in FORMS if form in fitted.forms]
+    forms = [fitted.forms[form].comparison.kept.calibrated.share for form in FORMS if form in fitted.forms]
     if any(excludes(share, HALF) > 0 for share in forms):
         return Answer(what=CONSTANT)
     return Answer(what=IMAGE if forms and all(excludes(share, HALF) < 0 for share in forms) else UNDECIDED)
