@@ -192,7 +192,7 @@ def summarize_effects(measured: Measured, streams: Sequence[str], effects: Seque
     together = [name for name in contrasts if " × " in name]
 
     def summarize(outcome: str) -> Effects:
-        numbers = _shares(measured.samples[outcome].contrast(matrix), [*contrasts, *streams[1:]])
+        numbers = measured_shares(measured.samples[outcome].contrast(matrix), [*contrasts, *streams[1:]])
         return Effects(
             reference=numbers[REFERENCE],
             gain=numbers["gain"],
@@ -229,7 +229,7 @@ def summarize_replacements(measured: Measured, forms: Sequence[str]) -> ByOutcom
     matrix = np.stack(list(contrasts.values()), axis=1)
 
     def summarize(outcome: str) -> Replacements:
-        numbers = _shares(measured.samples[outcome].contrast(matrix), list(contrasts))
+        numbers = measured_shares(measured.samples[outcome].contrast(matrix), list(contrasts))
         return Replacements(
             gain=numbers["gain"],
             kept=_of_kind(numbers, KEPT),
@@ -261,11 +261,11 @@ def temperature_alone(measured: Measured, reference: int, tuned: int) -> Estimat
     return share(mean, draws, gain, gain_draws)
 
 
-def _shares(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
-    """Every number with its interval and its share of the one that is named "gain"."""
-    place = names.index("gain")
+def measured_shares(sample: Sample, names: Sequence[str], *, of: str = "gain") -> dict[str, Estimate]:
+    """Every number by name, with its interval and its share of the one that is named so."""
+    place = names.index(of)
     numbers = shares(sample.mean, sample.draws, sample.mean[place], sample.draws[:, place])
     by_name = dict(zip(names, numbers, strict=True))
-    for name in {"gain", REFERENCE, OUTSIDE} & by_name.keys():  # these are no parts of the gain
+    for name in {of, REFERENCE, OUTSIDE} & by_name.keys():  # these are no parts of it
         by_name[name] = dataclasses.replace(by_name[name], share=None)
     return by_name

@@ -18,28 +18,29 @@ scale (m) and values (s) from R or from P and computes the blocks on input token
 RRR is the reference and PPP the tuned model, to rounding. Values hold whatever else the tuned run has: where a method
 changes blocks, biases or pixels, corners whose values are P's compute with those. Without slots scale is left out.
 
-Whether what is added may be a constant is another question, and has a test of its own (`intervention_classifier`).
+Between R's values and P's lie *levels*: what the tuned run adds on average, or for another image (`levels`).
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from clipbias.clip import Adaptation, LayerView, TextTokens, layers, scan, tower
-from clipbias.clip.block import BlockHooks, Keep, run_block
-from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip import Adaptation, TextTokens, scan, tower
+from clipbias.clip.block import run_block
+from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
-from clipbias.clip.text import embed_text, project_text
-from clipbias.clip.vision import embed_image, project_image
+from clipbias.clip.text import project_text
+from clipbias.clip.vision import project_image
 from clipbias.errors import ClipbiasError
-from clipbias.explain.attention import renormalise
+from clipbias.explain.added import Added, by_kind
 from clipbias.explain.results import EFFECTS
+from clipbias.explain.run_pair import RunPair, given_attention, image_pair, text_pair
 
 _RUNS = "RP"
 
@@ -56,16 +57,21 @@ def corners(effects: Sequence[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """One mixture: which run its attention, its scale and its values come from."""
+    """One mixture: which run its attention and its scale come from, and what its values are."""
 
     attention: str
     scale: str
     values: str
 
+    @property
+    def blocks(self) -> str:
+        """Whose blocks compute it: levels between nothing and the tuned run's values are added to frozen blocks."""
+        return "P" if self.values == "P" else "R"
+
     @classmethod
-    def named(cls, name: str) -> "_Stream":
+    def named(cls, name: str, known: Iterable[str] = _RUNS) -> "_Stream":
         letters = name if len(name) > 2 else f"{name[:1]}R{name[1:]}"
-        if len(letters) != 3 or set(letters) - set(_RUNS):
+        if len(letters) != 3 or set(letters[:2]) - set(_RUNS) or letters[2] not in known:
             raise ClipbiasError(f"unknown mixture {name!r}; give letters R and P for {', '.join(EFFECTS)}.")
         return cls(*letters)
 
@@ -84,71 +90,6 @@ class Mixed:
     streams: jax.Array
 
 
-class _Parts(NamedTuple):
-    """What a layer of one run gives `N` input tokens.
-
-    Attributes:
-      attention: `A [B, H, N, N]`.
-      mass: `m [B, N, H]`.
-      slots: `s [B, N, D]`.
-    """
-
-    attention: jax.Array
-    mass: jax.Array
-    slots: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """Both runs of one tower up to the first block.
-
-    Attributes:
-      slots: bool `[N]` or `[B, N]` over the tuned run's tokens.
-      inputs: the reference's number of tokens, which come first; slots beyond it are the tuned run's alone.
-    """
-
-    reference: tower.TowerInput
-    tuned: tower.TowerInput
-    slots: jax.Array
-    inputs: int
-    config: TowerConfig
-
-    def part(self, view: LayerView) -> _Parts:
-        """Of one run's layer."""
-        count = self.inputs
-        length = view.tokens.shape[1]
-        on_slots = jnp.where(self.slots[..., None, None, :length], view.probabilities, 0)
-        relative = renormalise((view.probabilities - on_slots)[..., :count, :count])
-        mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
-        return _Parts(relative, mass, view.project(view.heads_output(on_slots)[:, :count]))
-
-    def bias_rows(self, run: str) -> jax.Array | None:
-        """Which row of that run's bias each input token gets."""
-        rows = (self.reference if run == "R" else self.tuned).bias_rows
-        return None if rows is None else rows[..., : self.inputs]
-
-
-def _image_pair(
-    params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, reference: Adaptation, dtype: str
-) -> _Pair:
-    runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
-    inputs = config.vision.tokens
-    return _Pair(runs[0], runs[1], jnp.arange(runs[1].tokens.shape[1]) >= inputs, inputs, config.vision)
-
-
-def _text_pair(
-    params: Params, config: ClipConfig, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, dtype: str
-) -> _Pair:
-    runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
-    return _Pair(runs[0], runs[1], text_slots(tokens, tuned), tokens.ids.shape[1], config.text)
-
-
-def text_slots(tokens: TextTokens, tuned: Adaptation) -> jax.Array:
-    """Positions of a text that hold learned tokens, bool `[C, N]`."""
-    rows = jnp.asarray(tokens.context_rows)
-    return (rows >= 0) & (tuned.text_context is not None)
-
-
 @with_precision
 def mix_images(
     params: Params,
@@ -157,6 +98,8 @@ def mix_images(
     tuned: Adaptation,
     reference: Adaptation,
     streams: Sequence[str],
+    constants: Mapping[str, Added] | None = None,
+    donors: jax.Array | None = None,
     *,
     dtype: str = "float32",
 ) -> Mixed:
@@ -168,18 +111,23 @@ def mix_images(
       images: `[B, R, R, 3]`, normalised.
       tuned: what the method adds; its prompts are the slots.
       reference: what the reference run has, `Adaptation()` for images.
-      streams: names of corners.
+      streams: names of corners; as their last letter also the name of a constant, or the number of a donor.
+      constants: what stands for the tuned run's values, by kind of token, by letters.
+      donors: `[d, B, R, R, 3]`: images whose values stand for those of the `B` images.
       dtype: compute type by name.
 
     Raises:
       ClipbiasError: there is no such mixture.
     """
-    pair = _image_pair(params, config, images, tuned, reference, dtype)
+    pair = image_pair(params, config, images, tuned, reference, dtype)
+    of_donors = None
+    if donors is not None:
+        of_donors = image_pair(params, config, donors.reshape(-1, *images.shape[1:]), tuned, reference, dtype)
 
     def read(rows: jax.Array, adaptation: Adaptation) -> jax.Array:
         return project_image(params, config, rows, adaptation)
 
-    return _mix(pair, streams, tuned, reference, read)
+    return _mix(pair, streams, tuned, reference, read, constants or {}, of_donors)
 
 
 @with_precision
@@ -190,52 +138,82 @@ def mix_texts(
     tuned: Adaptation,
     reference: Adaptation,
     streams: Sequence[str],
+    constants: Mapping[str, Added] | None = None,
     *,
     dtype: str = "float32",
 ) -> Mixed:
     """`mix_images` for texts `[C, N]`: `reference` has the context that training started from, nothing replaced."""
-    pair = _text_pair(params, config, tokens, tuned, reference, dtype)
+    pair = text_pair(params, config, tokens, tuned, reference, dtype)
 
     def read(rows: jax.Array, adaptation: Adaptation) -> jax.Array:
         return project_text(params, config, rows, adaptation)
 
-    return _mix(pair, streams, tuned, reference, read)
+    return _mix(pair, streams, tuned, reference, read, constants or {})
 
 
 def _mix(
-    pair: _Pair,
+    pair: RunPair,
     names: Sequence[str],
     tuned: Adaptation,
     reference: Adaptation,
     read: Callable[[jax.Array, Adaptation], jax.Array],
+    constants: Mapping[str, Added],
+    donors: RunPair | None = None,
 ) -> Mixed:
-    streams = [_Stream.named(name) for name in names]
-    # Streams whose values are of the same run lie side by side, those with the reference's attention first.
+    donor_letters = () if donors is None else map(str, range(len(donors.tuned.tokens) // len(pair.tuned.tokens)))
+    known = {*_RUNS, *constants, *donor_letters}
+    streams = [_Stream.named(name, known) for name in names]
+    # Streams with the same blocks lie side by side, those with the reference's attention first.
     groups = {
-        run: sorted((s for s in streams if s.values == run), key=lambda s: s.attention != "R")
+        run: sorted((s for s in streams if s.blocks == run), key=lambda s: s.attention != "R")
         for run in _RUNS
-        if any(s.values == run for s in streams)
+        if any(s.blocks == run for s in streams)
     }
     starts = {"R": pair.reference.tokens, "P": pair.tuned.tokens[:, : pair.inputs]}
-    mixtures = {run: jnp.stack([starts[run] for _ in group]) for run, group in groups.items()}
+    levels = {letter: by_kind(added.start, pair.kinds) for letter, added in constants.items()}
+    levels |= _by_donor(None if donors is None else donors.start, pair)
+    starts |= {letter: starts["R"] + level for letter, level in levels.items()}
+    mixtures = {run: jnp.stack([starts[stream.values] for stream in group]) for run, group in groups.items()}
 
-    def step(carry: _Tokens, inputs: tuple[scan.LayerInput, scan.LayerInput]) -> tuple[_Tokens, None]:
+    def step(carry: _Tokens, inputs: tuple[scan.LayerInput, scan.LayerInput, _Layers]) -> tuple[_Tokens, None]:
         reference, seen = tower.observe_block(carry.reference, inputs[0], pair.reference, pair.config)
         tuned, seen_tuned = tower.observe_block(carry.tuned, inputs[1], pair.tuned, pair.config)
         parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}
+        slots = {run: part.slots for run, part in parts.items()}
+        beyond: dict[str, jax.Array] = {}
+        for letter, (of_slots, of_blocks) in inputs[2].items():
+            slots[letter] = by_kind(of_slots, pair.kinds)
+            if of_blocks is not None:
+                beyond[letter] = by_kind(of_blocks, pair.kinds)
+        of_donors = carry.donors
+        if donors is not None and of_donors is not None:
+            of_donors, seen_donors = tower.observe_block(of_donors, inputs[1], donors.tuned, pair.config)
+            part = donors.part(seen_donors)
+            slots |= _by_donor(part.slots, pair)
+            beyond |= _by_donor(donors.beyond(inputs[0], seen_donors, part, of_donors), pair)
         layer = {"R": inputs[0], "P": inputs[1]}
-        mixtures = {
-            run: run_block(x, layer[run], pair.config, _hooks(groups[run], parts, pair.bias_rows(run)))
-            for run, x in carry.mixtures.items()
-        }
-        return _Tokens(reference, tuned, mixtures), None
+        mixtures = {}
+        for run, x in carry.mixtures.items():
+            group = groups[run]
+            first = sum(stream.attention == "R" for stream in group)
+            counts = {"R": first, "P": len(group) - first}
+            hooks = given_attention(
+                [parts[letter].attention for letter, count in counts.items() if count],
+                [count for count in counts.values() if count],
+                [parts[stream.scale].mass for stream in group],
+                [slots[stream.values] for stream in group],
+                pair.bias_rows(run),
+                [beyond.get(stream.values) for stream in group],
+            )
+            mixtures[run] = run_block(x, layer[run], pair.config, hooks)
+        return _Tokens(reference, tuned, of_donors, mixtures), None
 
-    carry = _Tokens(pair.reference.tokens, pair.tuned.tokens, mixtures)
-    tokens, _ = jax.lax.scan(step, carry, (pair.reference.layers, pair.tuned.layers))
+    by_layer = {letter: (added.slots, added.blocks) for letter, added in constants.items()}
+    carry = _Tokens(pair.reference.tokens, pair.tuned.tokens, None if donors is None else donors.tuned.tokens, mixtures)
+    tokens, _ = jax.lax.scan(step, carry, (pair.reference.layers, pair.tuned.layers, by_layer))
     pooled = pair.reference.pooled
-    adaptations = {"R": reference, "P": tuned}
     features = {
-        stream: read(tower.take_rows(x[place], pooled), adaptations[run])
+        stream: read(tower.take_rows(x[place], pooled), reference if stream.values == "R" else tuned)
         for run, x in tokens.mixtures.items()
         for place, stream in enumerate(groups[run])
     }
@@ -249,28 +227,21 @@ def _mix(
     )
 
 
+_Layers = Mapping[str, tuple[jax.Array, jax.Array | None]]
+
+
 class _Tokens(NamedTuple):
-    """Tokens of both runs and of the mixtures `[K, B, N, D]`, by the run that their values are of."""
+    """Tokens of both runs, of donors, and of the mixtures `[K, B, N, D]`, by the run that their blocks are of."""
 
     reference: jax.Array
     tuned: jax.Array
+    donors: jax.Array | None
     mixtures: dict[str, jax.Array]
 
 
-def _hooks(group: Sequence[_Stream], parts: Mapping[str, _Parts], bias_rows: jax.Array | None) -> BlockHooks:
-    """Of a block of the streams `[K, B, N, D]` of a group: attention as they name it, all else on their own tokens."""
-    first = sum(stream.attention == "R" for stream in group)
-
-    def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, keep: Keep) -> jax.Array:
-        values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
-        seen = [
-            jnp.einsum("BHNM,KBMHC->KBNHC", parts[run].attention.astype(values.dtype), part)
-            for run, part in (("R", values[:first]), ("P", values[first:]))
-            if part.shape[0]
-        ]
-        scale = jnp.stack([1 - parts[stream.scale].mass for stream in group]).astype(values.dtype)
-        heads = jnp.concatenate(seen) * scale[..., None]
-        slots = jnp.stack([jnp.broadcast_to(parts[stream.values].slots, normed.shape[1:]) for stream in group])
-        return layers.dense(heads.reshape(normed.shape), weights["out"]) + slots.astype(normed.dtype)
-
-    return BlockHooks(attention, bias_rows=bias_rows)
+def _by_donor(values: jax.Array | None, pair: RunPair) -> dict[str, jax.Array]:
+    """`[d · B, N, D]` of `d` donors for each of `B` images, by the donors' letters."""
+    if values is None:
+        return {}
+    batch = pair.reference.tokens.shape[0]
+    return {str(number): part for number, part in enumerate(values.reshape(-1, batch, *values.shape[1:]))}

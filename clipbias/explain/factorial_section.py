@@ -1,22 +1,17 @@
 """The causal test over a dataset: every image under every mixture of the two runs, in both towers and in each alone."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, TextTokens
-from clipbias.clip.params import Params
 from clipbias.constants import ZERO_SHOT
-from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
 from clipbias.explain.endpoint import measure_cell
-from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
+from clipbias.explain.levels import LevelInputs, level_streams, measure_levels, summarize_levels, why_no_levels
+from clipbias.explain.mixtures import Mixtures, MixtureStep, mixtures_of, random_prompts
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
     CausalTest,
@@ -25,6 +20,7 @@ from clipbias.explain.results import (
     EndpointCell,
     GroupEffects,
     ImageOutcomes,
+    LevelOutcomes,
     Missing,
     Predictions,
     RandomPrompts,
@@ -32,25 +28,8 @@ from clipbias.explain.results import (
     same_but_for_seed,
 )
 from clipbias.explain.scope import why_no_causal_test
-from clipbias.explain.stream import Batch, RowRequest, Section
+from clipbias.explain.stream import RowRequest, Section
 from clipbias.explain.study import Study, spread
-from clipbias.explain.targets import by_pass, of_texts
-from clipbias.tuning import Learnables
-
-
-@dataclasses.dataclass(frozen=True)
-class Mixtures:
-    """Which mixtures of two runs there are, and in which towers.
-
-    Attributes:
-      effects: in play.
-      towers: "both", "vision" and "text", or "both" alone where a model changes one tower.
-      streams: names of the mixtures, from the reference to the tuned model.
-    """
-
-    effects: tuple[str, ...]
-    towers: tuple[str, ...]
-    streams: tuple[str, ...]
 
 
 def compute_factorial(study: Study) -> Section[CausalTests]:
@@ -64,56 +43,69 @@ def compute_factorial(study: Study) -> Section[CausalTests]:
     reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
     results: dict[str, CausalTest | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     models = [model for model in study.tuned if not reasons[model.key]]
-    mixtures = {model.key: mixtures_of(model) for model in models}
-    requests = {model.key: _trained_request(study, model, mixtures[model.key]) for model in models}
+    mixtures = {model.key: _with_levels(study, model) for model in models}
+    towers = {model.key: (model, tuple(mixtures[model.key].levels)) for model in models}
+    levels = yield from measure_levels(study, towers)
+    requests = {model.key: _trained_request(study, model, mixtures[model.key], levels[model.key]) for model in models}
     controls = {
         model.key: _random_request(study, model, mixtures[model.key])
         for model in models
         if any(model.prompts) and study.options.control_images
     }
-    predictions = yield from compute_predictions(study)
     rows = yield list(requests.values()) + list(controls.values())
+    predictions = yield from compute_predictions(study)
     measured: dict[str, dict[str, Measured]] = {}
+    measured_levels: dict[str, dict[str, Measured]] = {}
+    by_key = {model.key: model for model in models}
     for key, request in requests.items():
         mixed = mixtures[key]
         of_model = rows[request.name]
         measured[key] = _measure(study, of_model, mixed)
+        measured_levels[key] = _measure_levels(study, of_model, mixed)
         control = controls.get(key)
         results[key] = CausalTest(
             effects=mixed.effects,
             towers=mixed.towers,
             streams=mixed.streams,
             outcomes=image_outcomes(of_model["images"], measured[key].values()),
-            summary=summarize(measured[key], mixed),
+            summary=summarize(measured[key], mixed, measured_levels[key]),
+            levels=_level_outcomes(study, by_key[key], of_model["images"], measured_levels[key], mixed),
             both_right=_both_right(study, predictions, key, of_model, mixed),
             random=None if control is None else _random_prompts(study, rows[control.name], mixed),
         )
     logits = {key: rows[request.name] for key, request in requests.items()}
     return CausalTests(
         models=results,
-        seeds=_over_seeds(models, measured, mixtures),
+        seeds=_over_seeds(models, measured, measured_levels, mixtures),
         cells=_endpoint_cells(study, models, logits, mixtures),
     )
 
 
-def mixtures_of(model: Model) -> Mixtures:
-    """The mixtures that a model's two runs have."""
+def _with_levels(study: Study, model: Model) -> Mixtures:
+    """A model's mixtures, with levels of the towers that have them."""
+    mixtures = mixtures_of(model)
+    towers = [tower for tower in _changed_towers(model) if not why_no_levels(study, model, tower)]
+    levels = {tower: level_streams(mixtures.effects, tower) for tower in towers}
+    return dataclasses.replace(mixtures, levels=levels)
+
+
+def _changed_towers(model: Model) -> list[str]:
     tuned = model.task.method.adapt(model.learnables)
-    effects = effects_in_play(any(model.prompts))
-    both = tuned.changes_vision and tuned.changes_text
-    return Mixtures(effects, ("both", "vision", "text") if both else ("both",), corners(effects))
+    changes = {"vision": tuned.changes_vision, "text": tuned.changes_text}
+    return [tower for tower, is_changed in changes.items() if is_changed]
 
 
-def _trained_request(study: Study, model: Model, mixtures: Mixtures) -> RowRequest:
+def _trained_request(study: Study, model: Model, mixtures: Mixtures, levels: LevelInputs) -> RowRequest:
     title = f"{model.label}: causal test"
-    step = _MixtureStep(study, model, mixtures)
+    step = MixtureStep(study, model, mixtures, levels)
     return RowRequest(f"factorial-{model.key}", title, study.images, step, crops=model.crops)
 
 
 def _random_request(study: Study, model: Model, mixtures: Mixtures) -> RowRequest:
     title = f"{model.label}: causal test of random prompts"
     few = study.images[spread(len(study.images), study.options.control_images)]
-    step = _MixtureStep(study, model, mixtures, change=lambda tuned: random_prompts(tuned, study.options.seed))
+    mixtures = dataclasses.replace(mixtures, levels={})
+    step = MixtureStep(study, model, mixtures, change=lambda tuned: random_prompts(tuned, study.options.seed))
     return RowRequest(f"factorial-{model.key}-random", title, few, step, crops=model.crops)
 
 
@@ -121,6 +113,26 @@ def _measure(study: Study, rows: Mapping[str, np.ndarray], mixtures: Mixtures) -
     """Outcomes by tower."""
     labels = study.split.labels[rows["images"]]
     return {tower: measure(rows["logits"][:, place], labels) for place, tower in enumerate(mixtures.towers)}
+
+
+def _measure_levels(study: Study, rows: Mapping[str, np.ndarray], mixtures: Mixtures) -> dict[str, Measured]:
+    """Outcomes of corners and levels, by the tower that has levels."""
+    labels = study.split.labels[rows["images"]]
+    return {tower: measure(rows[f"{tower} levels"], labels) for tower in mixtures.levels}
+
+
+def _level_outcomes(
+    study: Study, model: Model, images: np.ndarray, measured: Mapping[str, Measured], mixtures: Mixtures
+) -> dict[str, LevelOutcomes | Missing]:
+    """By tower that the model changes."""
+    outcomes: dict[str, LevelOutcomes | Missing] = {}
+    for tower in _changed_towers(model):
+        if tower in measured:
+            streams = (*mixtures.streams, *mixtures.levels[tower])
+            outcomes[tower] = LevelOutcomes(streams, single_tower(image_outcomes(images, [measured[tower]])))
+        else:
+            outcomes[tower] = Missing(why_no_levels(study, model, tower))
+    return outcomes
 
 
 def _both_right(
@@ -152,8 +164,20 @@ def image_outcomes(images: np.ndarray, measured: Iterable[Measured]) -> ImageOut
     )
 
 
-def summarize(measured: Mapping[str, Measured], mixtures: Mixtures) -> EffectSummary:
-    """Effects by tower, and what a temperature alone gives."""
+def single_tower(outcomes: ImageOutcomes) -> ImageOutcomes:
+    """Outcomes `[n, 1, K]` without the axis of towers."""
+    return ImageOutcomes(
+        images=outcomes.images,
+        correct=outcomes.correct[:, 0],
+        calibrated=outcomes.calibrated[:, 0],
+        log_likelihood=outcomes.log_likelihood[:, 0],
+    )
+
+
+def summarize(
+    measured: Mapping[str, Measured], mixtures: Mixtures, levels: Mapping[str, Measured] | None = None
+) -> EffectSummary:
+    """Effects by tower, what a temperature alone gives, and what the steps between levels give, where there are any."""
     both = measured["both"]
     return EffectSummary(
         towers={
@@ -163,16 +187,21 @@ def summarize(measured: Mapping[str, Measured], mixtures: Mixtures) -> EffectSum
         temperature_alone=temperature_alone(both, 0, 2 ** len(mixtures.effects) - 1),
         temperatures=dict(zip(mixtures.streams, both.temperatures.tolist(), strict=True)),
         refitted=both.refitted,
+        levels={tower: summarize_levels(each, mixtures.effects, tower) for tower, each in (levels or {}).items()},
     )
 
 
 def _over_seeds(
-    models: Sequence[Model], measured: Mapping[str, Mapping[str, Measured]], mixtures: Mapping[str, Mixtures]
+    models: Sequence[Model],
+    measured: Mapping[str, Mapping[str, Measured]],
+    levels: Mapping[str, Mapping[str, Measured]],
+    mixtures: Mapping[str, Mixtures],
 ) -> tuple[SeedGroup[EffectSummary], ...]:
-    return tuple(
-        SeedGroup(models=keys, summary=summarize(cross_seeds([measured[key] for key in keys]), mixtures[keys[0]]))
-        for keys in seeds_of(models)
-    )
+    groups = []
+    for keys in seeds_of(models):
+        crossed, crossed_levels = (cross_seeds([each[key] for key in keys]) for each in (measured, levels))
+        groups.append(SeedGroup(models=keys, summary=summarize(crossed, mixtures[keys[0]], crossed_levels)))
+    return tuple(groups)
 
 
 def _endpoint_cells(
@@ -200,158 +229,3 @@ def seeds_of(models: Sequence[Model]) -> list[tuple[str, ...]]:
     """Keys of models that differ in their seed alone, where there are several."""
     groups = same_but_for_seed(models)
     return [tuple(model.key for model in group) for group in groups if len(group) > 1]
-
-
-def random_prompts(tuned: Adaptation, seed: int) -> Adaptation:
-    """The same adaptation with every prompt and context turned to a random direction, its norm kept."""
-    changed = {}
-    for number, name in enumerate(("text_context", "text_prompts", "vision_prompts")):
-        prompts = getattr(tuned, name)
-        if prompts is not None:
-            drawn = jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), prompts.shape)
-            norm = jnp.linalg.norm(prompts, axis=-1, keepdims=True)
-            changed[name] = drawn * norm / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
-    return dataclasses.replace(tuned, **changed)
-
-
-class _MixtureStep:
-    """From a batch to logits `[B, towers, K, C]` under every mixture.
-
-    A class' texts and an image's passes, where there are several, are runs by themselves: the head sees the features of
-    all of them under one mixture. Where texts depend on the image, so do both the tuned run and its mixtures.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        model: Model,
-        mixtures: Mixtures,
-        *,
-        change: Callable[[Adaptation], Adaptation] = lambda tuned: tuned,
-    ) -> None:
-        """`change` is applied to the tuned adaptation."""
-        self._study = study
-        self._model = model
-        self._task = model.task
-        self._mixtures = mixtures
-        self._change = change
-        self._dtype = model.task.classifier.dtype
-        self._learnables = study.learnables[model.key]
-        reference = reference_adaptation(self._task, self._task.init(model.seed))
-        tuned = change(self._task.method.adapt(self._learnables))
-        self._changes_vision = tuned.changes_vision
-        self._changes_text = tuned.changes_text
-        self._runs = study.replicate((tuned, reference))
-        self._mix_texts = jax.jit(self._mixed_texts)
-        self._step = jax.jit(self._classify_batch)
-        self._texts: jax.Array | None = None
-        if not self._changes_text:
-            self._texts = self._task.text_features(study.params, self._learnables)[None]
-        elif not self._task.method.conditional:
-            self._texts = self._all_texts(study.params, self._runs)
-
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-        return self._step(self._study.params, self._learnables, self._runs, self._texts, batch)
-
-    def _classify_batch(
-        self,
-        params: Params,
-        learnables: Learnables,
-        runs: tuple[Adaptation, Adaptation],
-        texts: jax.Array | None,
-        batch: Batch,
-    ) -> dict[str, jax.Array]:
-        views = self._study.normalize(batch["images"])
-        images = views[:, 0] if self._model.crops else views
-        if self._changes_vision:
-            features = self._image_features(params, runs[0], images)
-        else:
-            features = self._task.classifier.encode_images(params, Adaptation(), images)[None]
-        if self._task.method.conditional:
-            logits = self._conditional_logits(params, learnables, runs[1], features, views)
-        else:
-            assert texts is not None
-            logits = self._logits(params, learnables, features, texts, batch["mask"])
-        return {"logits": jnp.moveaxis(logits, 2, 0)}
-
-    def _image_features(self, params: Params, tuned: Adaptation, images: jax.Array) -> jax.Array:
-        """`[K, B, d]`, or `[K, B, m, d]` of several passes."""
-        passes = [
-            self._every(mix_images(params, self._config, images, each, Adaptation(), self._mixed, dtype=self._dtype))
-            for each in by_pass(tuned)
-        ]
-        return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
-
-    def _all_texts(self, params: Params, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
-        """`[K, S · C, d]`, one of the `S` texts of every class after another."""
-        features = []
-        for rows in np.split(np.arange(len(self._task.texts)), self._model.texts):
-            tokens = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], self._task.tokens)
-            features.append(self._mix_texts(params, runs, tokens, rows))
-        return jnp.concatenate(features, axis=1)
-
-    def _mixed_texts(
-        self, params: Params, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array
-    ) -> jax.Array:
-        tuned, reference = (of_texts(adaptation, rows, len(self._task.texts)) for adaptation in runs)
-        return self._every(mix_texts(params, self._config, tokens, tuned, reference, self._mixed, dtype=self._dtype))
-
-    @property
-    def _config(self) -> Any:
-        return self._study.clip.config
-
-    @property
-    def _mixed(self) -> tuple[str, ...]:
-        """All mixtures but the two runs themselves, the first and the last."""
-        return self._mixtures.streams[1:-1]
-
-    @staticmethod
-    def _every(mixed: Mixed) -> jax.Array:
-        return jnp.concatenate([mixed.reference[None], mixed.streams, mixed.tuned[None]])
-
-    def _conditional_logits(
-        self,
-        params: Params,
-        learnables: Learnables,
-        reference: Adaptation,
-        features: jax.Array,
-        views: jax.Array,
-    ) -> jax.Array:
-        """Of a method whose texts depend on the image, one image after another."""
-        task = self._task
-
-        def of_image(image: tuple[jax.Array, jax.Array]) -> jax.Array:
-            tuned = self._change(task.classifier.adaptation_for(params, learnables, image[1], task.text))
-            texts = self._all_texts(params, (tuned, reference))
-            return self._logits(params, learnables, image[0][:, None], texts, None)[:, :, 0]
-
-        seen = task.classifier.encode_images(params, task.method.adapt(learnables), views)
-        return jnp.moveaxis(jax.lax.map(of_image, (jnp.moveaxis(features, 1, 0), seen)), 0, 2)
-
-    def _logits(
-        self,
-        params: Params,
-        learnables: Learnables,
-        features: jax.Array,
-        texts: jax.Array,
-        mask: jax.Array | None,
-    ) -> jax.Array:
-        """`[towers, K, B, C]`."""
-        count = len(self._mixtures.streams)
-        everywhere = np.arange(count)
-        nowhere = np.zeros(count, int)
-        places = {"both": (everywhere, everywhere), "vision": (everywhere, nowhere), "text": (nowhere, everywhere)}
-
-        def head(image: jax.Array, text: jax.Array) -> jax.Array:
-            return self._task.classifier.head(params, learnables, image, text, mask)
-
-        logits = []
-        for tower in self._mixtures.towers:
-            of_images, of_texts = places[tower]
-            logits.append(jax.vmap(head)(_take(features, of_images), _take(texts, of_texts)))
-        return jnp.stack(logits)
-
-
-def _take(features: jax.Array, places: np.ndarray) -> jax.Array:
-    """The features of mixtures; a tower that nothing changes has the reference's alone."""
-    return features[np.minimum(places, len(features) - 1)]

@@ -27,7 +27,7 @@ def run_with(
     run: tower.TowerInput,
     config: TowerConfig,
     constants: jax.Array,
-    rows: np.ndarray,
+    rows: jax.Array | np.ndarray,
     sign: float = 1.0,
 ) -> tuple[jax.Array, jax.Array | np.ndarray | None]:
     """Runs a tower with `sign` times a constant added to each input token after every block.
@@ -116,7 +116,7 @@ def text_features_with(
     tokens: TextTokens,
     adaptation: Adaptation,
     constants: jax.Array,
-    rows: np.ndarray,
+    rows: jax.Array,
     *,
     sign: float = 1.0,
     dtype: str = "float32",
@@ -150,14 +150,13 @@ def image_rows(config: ClipConfig, length: int) -> np.ndarray:
     return np.where(positions < config.vision.tokens, rows, -1)
 
 
-def text_rows(tokens: TextTokens, *, slots: bool) -> np.ndarray:
+def text_rows(tokens: TextTokens, *, slots: bool) -> jax.Array:
     """Which constant each token of texts `[C, N]` gets: 0 EOS, 1 all others.
 
     Args:
       tokens: of the texts.
       slots: whether the context's places are slots, which get nothing (-1).
     """
-    context_rows = np.asarray(tokens.context_rows)
-    positions = np.broadcast_to(np.arange(context_rows.shape[1]), context_rows.shape)
-    rows = np.where(positions == np.asarray(tokens.eos)[:, None], 0, 1)
-    return np.where(slots & (context_rows >= 0), -1, rows)
+    context_rows = jnp.asarray(tokens.context_rows)
+    rows = jnp.where(jnp.arange(context_rows.shape[1]) == jnp.asarray(tokens.eos)[:, None], 0, 1)
+    return jnp.where(slots & (context_rows >= 0), -1, rows)

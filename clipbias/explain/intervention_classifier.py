@@ -157,7 +157,7 @@ class _Texts:
     """Some texts, which constant each of their tokens gets, and their part of an adaptation."""
 
     tokens: TextTokens
-    rows: np.ndarray
+    rows: jax.Array
     adaptation: Adaptation
 
 

@@ -13,7 +13,8 @@ from clipbias.clip.weight_changes import fold_changes
 from clipbias.data.images import pictures
 from clipbias.explain import endpoint
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
-from clipbias.explain.factorial_section import compute_factorial, random_prompts
+from clipbias.explain.factorial_section import compute_factorial
+from clipbias.explain.mixtures import random_prompts
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.study import Study

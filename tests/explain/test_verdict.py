@@ -9,7 +9,8 @@ import pytest
 
 from clipbias.explain.effects import measure, summarize_replacements
 from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
+from clipbias.explain.factorial_section import cross_seeds, image_outcomes, single_tower, summarize
+from clipbias.explain.mixtures import Mixtures
 from clipbias.explain.results import (
     CausalTest,
     CausalTests,
@@ -89,6 +90,7 @@ def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), keep=None, lost=N
             streams=mixtures.streams,
             outcomes=image_outcomes(every, measured[key].values()),
             summary=summarize(measured[key], mixtures),
+            levels={},
             both_right=None,
             random=None,
         )

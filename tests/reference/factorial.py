@@ -91,16 +91,21 @@ def features(reference: Run, tuned: Run, stream: str, effects: Sequence[str]) ->
         attention = parts(runs[takes["attention"]], l).attention
         mass = parts(runs[takes.get("scale", takes["values"])], l).mass
         added = parts(run, l).added
-        x = np.stack([_block(run, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
+        x = np.stack([block(run, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
         if run.bias is not None:
             every = numpy_clip.spread(run.bias[l], run.forward.rows, run.forward.last.shape[1])
             x = x + np.stack([rows[at] for rows, at in zip(every, run.inputs, strict=True)])
+    return readout(run, x)
+
+
+def readout(run: Run, x: np.ndarray) -> np.ndarray:
+    """[B, d] of input tokens [B, n, D] after the last block."""
     rows = np.stack([x[b, list(run.inputs[b]).index(row)] for b, row in enumerate(run.forward.rows)])
     normed = numpy_clip.layer_norm(run.state, LAST_NORM[run.tower], run.sizes["layer_norm_eps"], rows)
     return normed @ run.state[PROJECTION[run.tower]].T
 
 
-def _block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.ndarray, added: np.ndarray):
+def block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.ndarray, added: np.ndarray):
     """One sample's tokens [n, D] after a block, with `attention` [H, n, n], `mass` [H, n] and `added` [n, D] given."""
     name = f"{run.tower}_model.encoder.layers.{layer}"
     epsilon = run.sizes["layer_norm_eps"]

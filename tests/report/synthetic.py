@@ -10,7 +10,8 @@ from clipbias.explain.answer import conclude_study
 from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import Mixtures, cross_seeds, image_outcomes, summarize
+from clipbias.explain.factorial_section import cross_seeds, image_outcomes, single_tower, summarize
+from clipbias.explain.mixtures import Mixtures
 from clipbias.explain.replacement import Candidates, Fit, Outputs
 from clipbias.explain.replacement import summarize as summarize_forms
 from clipbias.explain.replacement_names import ANOTHER_DATASET, RANDOM, REPLACEMENT_FORMS
@@ -191,6 +192,7 @@ class _Builder(MapSections):
                 streams=mixtures.streams,
                 outcomes=outcomes,
                 summary=summary,
+                levels={},
                 both_right=GroupEffects(25, summary),
                 random=random,
             )

@@ -19,6 +19,8 @@ from .effects import EffectSummary as EffectSummary
 from .effects import EquivalentBias as EquivalentBias
 from .effects import GroupEffects as GroupEffects
 from .effects import ImageOutcomes as ImageOutcomes
+from .effects import LevelOutcomes as LevelOutcomes
+from .effects import Levels as Levels
 from .effects import MethodResult as MethodResult
 from .effects import ModelTests as ModelTests
 from .effects import RandomPrompts as RandomPrompts

@@ -66,6 +66,38 @@ class Effects:
 
 
 @dataclasses.dataclass(frozen=True)
+class Levels:
+    """What a tuned run adds to a tower's tokens, in steps from nothing to all of it, in one outcome (`levels`).
+
+    Attributes:
+      all: the tuned run's values against none, at its attention and scale.
+      steps: parts of it with their shares: "constant", the mean over training images against nothing; "mismatch",
+        another image's values against the mean; "image", its own against another's. Of texts "constant", the mean over
+        classes, and "class", each one's own against it.
+      beyond: all of it but the constant.
+      shapley: the steps' parts of the Shapley value of values in this tower.
+    """
+
+    all: Estimate
+    steps: dict[str, Estimate]
+    beyond: Estimate
+    shapley: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelOutcomes:
+    """What became of images `[n, K]` under the corners of a tower, the other one held, and under levels between them.
+
+    Attributes:
+      streams: names, a letter for each effect; for values "R" is nothing, "M" the mean, a digit a draw of another
+        image, and "P" its own.
+    """
+
+    streams: tuple[str, ...]
+    outcomes: ImageOutcomes
+
+
+@dataclasses.dataclass(frozen=True)
 class EffectSummary:
     """Effects by tower, and what a temperature gives.
 
@@ -74,12 +106,14 @@ class EffectSummary:
       temperature_alone: what the reference gains in raw log-likelihood by a temperature; share of the raw gain.
       temperatures: by mixture.
       refitted: whether every resample has temperatures of its own.
+      levels: by tower, where they were measured.
     """
 
     towers: dict[str, ByOutcome[Effects]]
     temperature_alone: Estimate
     temperatures: dict[str, float]
     refitted: bool
+    levels: dict[str, ByOutcome[Levels]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +139,7 @@ class CausalTest:
     Attributes:
       effects: those in play.
       streams: `K` mixtures of the two runs, from the reference to the tuned model.
+      levels: by tower that the model changes.
       both_right: over images that both models get right; `None` where they are too few.
       random: `None` of a model without prompts, or where the control was left out.
     """
@@ -114,6 +149,7 @@ class CausalTest:
     streams: tuple[str, ...]
     outcomes: ImageOutcomes
     summary: EffectSummary
+    levels: dict[str, LevelOutcomes | Missing]
     both_right: GroupEffects | None
     random: RandomPrompts | None
 
