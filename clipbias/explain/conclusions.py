@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from clipbias.explain.effects import OUTCOME_NAMES, OUTCOMES
 from clipbias.explain.replacement_names import PLAIN, REPLACEMENT_FORM_NAMES
-from clipbias.explain.results import ByOutcome, Effects, Replacements
+from clipbias.explain.results import ByOutcome, Effects, Levels, Replacements
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import amount, percent
 from clipbias.sentences import capitalize, join_words
@@ -32,6 +32,18 @@ STANDS_FOR = "stands"
 CARRIES_MOST = "most"
 DOES_NOT = "not"
 MEAN = "the mean of what its blocks add"
+
+
+# By tower: what is added to, what a mean is over, and what it lacks.
+_LEVEL_WORDS = {
+    "vision": ("image tokens", "training images", "the image's own"),
+    "text": ("text tokens", "classes", "each class's own"),
+}
+_HALVES = {
+    1: "more than half is the same for all",
+    -1: "less than half is the same for all",
+    0: "it is undecided whether more than half is the same for all",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +161,26 @@ def stands_for(numbers: Replacements, form: str, outcome: str, label: str) -> Cl
     open_ends = [name for name, share in named.items() if not excludes(share, MOST)]
     reason = f"the interval of {' and that of '.join(open_ends)} includes {100 * MOST:.0f} %"
     return Claim(UNDECIDED, f"Undecided whether {MEAN} stands for {label}, because {reason}: {shown}.")
+
+
+def constant_part(levels: ByOutcome[Levels], tower: str) -> str:
+    """How much of what a method adds to a tower's tokens is a constant, and whether surely more than half, in words."""
+    tokens, population, remainder = _LEVEL_WORDS[tower]
+    parts, rests, claims = [], [], []
+    for outcome, of_outcome in levels.items():
+        if no_gain(of_outcome.all, outcome):
+            continue
+        name = OUTCOME_NAMES[outcome]
+        constant = of_outcome.steps["constant"].share
+        parts.append(f"{percent(constant)} in {name}")
+        rests.append(percent(of_outcome.beyond.share))
+        claims.append(f"in {name} {_HALVES[excludes(constant, HALF)]}")
+    if not parts:
+        return f"What it adds to {tokens} gives no sure gain, so there is no share of it that a constant has."
+    return (
+        f"Of what it adds to {tokens}, a constant (the mean over {population}) gives {join_words(parts)}, {remainder}"
+        f" {join_words(rests)}: {join_words(claims)}."
+    )
 
 
 def keeps(numbers: ByOutcome[Replacements], form: str) -> str:

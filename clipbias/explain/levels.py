@@ -13,6 +13,7 @@ run's attention that is the same. While the image tower's values vary, texts are
 differ, there is no level between the mean over classes and their own, and images are as the frozen model has them.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -165,7 +166,7 @@ def summarize_levels(measured: Measured, effects: Sequence[str], tower: str) -> 
             all=numbers["all"],
             steps={step: numbers[step] for step in STEPS[tower]},
             beyond=numbers["beyond"],
-            shapley={step: numbers[f"shapley {step}"] for step in STEPS[tower]},
+            shapley={step: dataclasses.replace(numbers[f"shapley {step}"], share=None) for step in STEPS[tower]},
         )
 
     samples = measured.samples

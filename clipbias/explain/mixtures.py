@@ -119,14 +119,13 @@ class MixtureStep:
             features = self._task.classifier.encode_images(params, Adaptation(), images)[None]
         if self._task.method.conditional:
             logits = self._conditional_logits(params, learnables, runs[1], features, views)
-        else:
-            assert texts is not None
-            logits = self._logits(params, learnables, features, texts, batch["mask"])
+            return {"logits": jnp.moveaxis(logits, 2, 0)}
+        assert texts is not None
+        logits = self._logits(params, learnables, features, texts, batch["mask"])
         rows = {"logits": jnp.moveaxis(logits, 2, 0)}
-        if texts is not None:
-            for tower in self._mixtures.levels:
-                of_levels = self._level_logits(tower, params, learnables, features, texts, batch["mask"])
-                rows[f"{tower} levels"] = jnp.moveaxis(of_levels, 1, 0)
+        for tower in self._mixtures.levels:
+            of_levels = self._level_logits(tower, params, learnables, features, texts, batch["mask"])
+            rows[f"{tower} levels"] = jnp.moveaxis(of_levels, 1, 0)
         return rows
 
     def _image_features(

@@ -40,7 +40,7 @@ class StudyOptions:
         200, "The causal test is run with random prompts too, on so many images; 0 leaves this control out."
     )
     training_images: Positive | None = setting(
-        256, "Constants are measured on so many training images, spread evenly; None takes all."
+        256, "Constants and levels are measured on so many training images, spread evenly; None takes all."
     )
     explore_images: Annotated[int, Range(1, 1000)] = setting(
         48,
@@ -81,7 +81,9 @@ class StudyOptions:
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")
-    seed: Count = setting(0, "Of faithfulness's random order, and of the control's random prompts.")
+    seed: Count = setting(
+        0, "Of faithfulness's random order, the control's random prompts, and random images of levels."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipbias.explain.conclusions import carrier, conclude, stands_for
+from clipbias.explain.conclusions import carrier, conclude, constant_part, stands_for
 from clipbias.explain.methods import method_label
 from clipbias.explain.power import Power, power, spread
 from clipbias.explain.replacement_names import CONSTANT_METHODS, PLAIN
@@ -64,6 +64,8 @@ def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
     if missing:
         sentences.append(missing)
     if summary is not None:
+        if not is_constant:
+            sentences += [constant_part(levels, tower) for tower, levels in summary.levels.items()]
         sentences += _controls(results, keys, summary)
         sentences.append(_power(results, keys).sentence())
     return Verdict(

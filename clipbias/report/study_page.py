@@ -35,9 +35,11 @@ from clipbias.report.verdict_tables import (
     constants_table,
     corners_table,
     effects_table,
+    levels_table,
     temperature_table,
     why_no_constants,
     why_no_effects,
+    why_no_levels,
 )
 from clipbias.report.word_table import word_remarks, word_table
 
@@ -158,14 +160,15 @@ def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path
     if study.verdict is None:
         return []
     effects = effects_figure(methods)
-    tables = (endpoint_table([study]), corners_table(methods), effects_table(methods), temperature_table(methods))
+    draws = (corners_table, levels_table, effects_table, temperature_table)
+    tables = [endpoint_table([study]), *(draw(methods) for draw in draws)]
     return [
         pages.Section(
             "What carries the gain, in full",
             "effects",
             [pages.save_picture(effects, output / FIGURES)] if effects else [],
             list(filter(None, tables)),
-            remarks=why_no_effects(methods),
+            remarks=why_no_effects(methods) + why_no_levels(methods),
         ),
         pages.Section(
             "What the mean of what blocks add keeps",

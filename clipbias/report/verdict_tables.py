@@ -6,7 +6,7 @@ from clipbias.explain.answer import dataset_sentences
 from clipbias.explain.conclusions import effect_names
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
 from clipbias.explain.replacement_names import ANOTHER_DATASET, PLAIN, RANDOM, REPLACEMENT_FORM_NAMES
-from clipbias.explain.results import MAPS, StudyResults, present
+from clipbias.explain.results import MAPS, Missing, StudyResults, present
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
 from clipbias.explain.wording import amount, by_reason, change, percent
 from clipbias.report.methods import MethodResults, MethodSummary
@@ -28,6 +28,20 @@ _CONSTANTS = {
     **REPLACEMENT_FORM_NAMES,
     RANDOM: "control: random, same norms",
     ANOTHER_DATASET: "control: another dataset's",
+}
+# Steps between levels of what is added to image and to text tokens.
+_STEPS = {
+    "vision": {
+        "constant": "image tokens: the mean over training images",
+        "mismatch": "image tokens: another image's, against the mean",
+        "image": "image tokens: its own, against another image's",
+        "all": "image tokens: all that is added",
+    },
+    "text": {
+        "constant": "text tokens: the mean over classes",
+        "class": "text tokens: its own, against the mean",
+        "all": "text tokens: all that is added",
+    },
 }
 _BRACKETS = f"In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there are several"
 
@@ -89,6 +103,44 @@ def corners_table(methods: Sequence[MethodResults]) -> Table | None:
     )
     heads = [text for outcome in OUTCOMES for text in (f"{_HEADS[outcome]} ({UNITS[outcome][0]})", "Share of the gain")]
     return Table("", caption, ("Model", "Of the tuned model", *heads), tuple(rows), words={1}) if rows else None
+
+
+def levels_table(methods: Sequence[MethodResults]) -> Table | None:
+    """Per method and tower, what of all that it adds a constant gives, another image's values, and its own."""
+    rows = []
+    for method in methods:
+        for tower, levels in ({} if method.summary is None else method.summary.levels).items():
+            for step, words in _STEPS[tower].items():
+                texts: list[str] = []
+                for outcome, numbers in levels.items():
+                    number = numbers.all if step == "all" else numbers.steps[step]
+                    texts += _with_share(number, outcome, numbers.all)
+                    texts.append(change(numbers.shapley[step], outcome) if step in numbers.shapley else MISSING)
+                rows.append(cells(method.facts.label, words, *texts))
+    caption = (
+        "At the tuned model's attention, what it adds to tokens, in steps from nothing to all of it: the mean by layer"
+        " and kind of token; what it adds for another image, a mean over draws of training images; and what it adds for"
+        " this one. A method that learns a constant has all of it in the mean. Texts are as tuned while what is added"
+        " to images varies; images are CLIP's while it varies in texts. In the Shapley value: the steps' parts of that"
+        f" of values. {_BRACKETS}; a dash where all that is added is not surely worth more than 0."
+    )
+    heads = [
+        text
+        for outcome in OUTCOMES
+        for text in (f"{_HEADS[outcome]} ({UNITS[outcome][0]})", "Share of all", "In the Shapley value")
+    ]
+    return Table("", caption, ("Model", "Added to", *heads), tuple(rows), words={1}) if rows else None
+
+
+def why_no_levels(methods: Sequence[MethodResults]) -> list[str]:
+    """One sentence for each reason why what methods add was not divided into levels."""
+    tests = [(method.facts.label, method.test) for method in methods if method.test is not None]
+    return by_reason(
+        (label, levels.reason)
+        for label, test in tests
+        for levels in test.levels.values()
+        if isinstance(levels, Missing)
+    )
 
 
 def temperature_table(methods: Sequence[MethodResults]) -> Table | None:

@@ -161,8 +161,8 @@ def test_a_study_has_the_levels_of_both_towers(
     study_tests: tuple[Study, CausalTests], clip: Clip, reference: methods.Reference
 ) -> None:
     """From files to each image's likelihood: means over training images, donors by the seed, texts as tuned."""
-    study, found = study_tests
-    test = found.models["ivlp"]
+    study, tests = study_tests
+    test = tests.models["ivlp"]
     assert isinstance(test, CausalTest)
     bound = bind(clip, "ivlp", seed=1)
     shown, training = (
@@ -224,10 +224,10 @@ def test_steps_add_up_to_values_and_to_their_shapley_value(study_tests: tuple[St
 
 
 def test_the_mean_level_of_a_bias_is_its_own_level(study_tests: tuple[Study, CausalTests]) -> None:
-    found = study_tests[1].models["bias_by_kind"]
-    assert isinstance(found, CausalTest)
+    test = study_tests[1].models["bias_by_kind"]
+    assert isinstance(test, CausalTest)
     for tower in ("vision", "text"):
-        means = columns(found, tower)
+        means = columns(test, tower)
         np.testing.assert_allclose(means["PM"], means["PP"], atol=2e-4)
 
 

@@ -72,6 +72,31 @@ def mixture_outcomes(results, key, outcome, tower):
     return {stream: array[:, test.towers.index(tower), k] for k, stream in enumerate(test.streams)}
 
 
+def level_steps(results, keys, outcome, tower):
+    """Steps from nothing to all of what is added at P's attention, and their parts of the Shapley value of values."""
+    name, scale = SCALES[outcome]
+    tests = [results.factorial.models[key].levels[tower] for key in keys]
+    arrays = [np.asarray(getattr(each.outcomes, name), np.float64) * scale for each in tests]
+    by_stream = by_name(tests[0].streams, arrays, outcome)
+    places = sorted({stream[:-1] for stream in by_stream}, key=lambda place: place.count("P"))
+    names = {"vision": ("constant", "mismatch", "image"), "text": ("constant", "class")}[tower]
+    steps = {}
+    for place in places:
+        levels = [by_stream[place + "R"], by_stream[place + "M"]]
+        if tower == "vision":
+            levels.append((by_stream[place + "0"] + by_stream[place + "1"] + by_stream[place + "2"]) / 3)
+        levels.append(by_stream[place + "P"])
+        steps[place] = {
+            step: after - before for step, (before, after) in zip(names, itertools.pairwise(levels), strict=True)
+        }
+    whole = by_stream[places[-1] + "P"] - by_stream[places[-1] + "R"]
+    numbers = {step: number(values, whole) for step, values in steps[places[-1]].items()}
+    # Values come last of the effects that are P's in so many of all orders.
+    orders = {1: {0: 1 / 2, 1: 1 / 2}, 2: {0: 1 / 3, 1: 1 / 6, 2: 1 / 3}}[len(places[0])]
+    shapley = {step: number(sum(orders[place.count("P")] * steps[place][step] for place in places)) for step in names}
+    return numbers | {"all": number(whole)}, shapley
+
+
 def effects(results, keys, outcome, tower="both"):
     """The gain, the mean contribution of every effect over all orders of adding them, and interactions."""
     keys = [keys] if isinstance(keys, str) else keys

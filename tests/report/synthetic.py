@@ -11,6 +11,7 @@ from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import cross_seeds, image_outcomes, single_tower, summarize
+from clipbias.explain.levels import DRAWS, MEAN, STEPS, level_streams
 from clipbias.explain.mixtures import Mixtures
 from clipbias.explain.replacement import Candidates, Fit, Outputs
 from clipbias.explain.replacement import summarize as summarize_forms
@@ -26,6 +27,7 @@ from clipbias.explain.results import (
     EquivalentBias,
     FittedReplacements,
     GroupEffects,
+    LevelOutcomes,
     Missing,
     ModelFacts,
     ParameterCount,
@@ -175,24 +177,32 @@ class _Builder(MapSections):
         """Every mixture's outcomes; each effect has a size of its own in each tower."""
         results = {}
         measured = {}
+        levels = {}
         every = np.arange(self.images)
         for model in self.models[1:]:
             slots = model.has_prompts
             effects = effects_in_play(slots)
             mixtures = Mixtures(effects, TOWERS, corners(effects))
             measured[model.key], outcomes = self.mixtures(mixtures, every)
+            levels[model.key] = {tower: self.levels(effects, tower) for tower in STEPS}
             random = None
             if slots:
                 of_random, random_outcomes = self.mixtures(mixtures, every[::2], scale=-0.4)
                 random = RandomPrompts(random_outcomes, summarize(of_random, mixtures))
-            summary = summarize(measured[model.key], mixtures)
+            summary = summarize(measured[model.key], mixtures, levels[model.key])
             results[model.key] = CausalTest(
                 effects=mixtures.effects,
                 towers=mixtures.towers,
                 streams=mixtures.streams,
                 outcomes=outcomes,
                 summary=summary,
-                levels={},
+                levels={
+                    tower: LevelOutcomes(
+                        (*corners(effects), *level_streams(effects, tower)),
+                        single_tower(image_outcomes(every.astype(np.int32), [each])),
+                    )
+                    for tower, each in levels[model.key].items()
+                },
                 both_right=GroupEffects(25, summary),
                 random=random,
             )
@@ -200,11 +210,23 @@ class _Builder(MapSections):
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
             effects = effects_in_play(True)
-            together = cross_seeds([measured[key] for key in keys])
-            seeds = (SeedGroup(keys, summarize(together, Mixtures(effects, TOWERS, corners(effects)))),)
+            together, levels_together = (cross_seeds([each[key] for key in keys]) for each in (measured, levels))
+            mixtures = Mixtures(effects, TOWERS, corners(effects))
+            seeds = (SeedGroup(keys, summarize(together, mixtures, levels_together)),)
         of_cell = ("ivlp", "ivlp_seed2") if self.twins else ("ivlp",)
-        together = over_seeds([measured[key]["both"] for key in of_cell])
-        return CausalTests(results, seeds, (summarize_cell(of_cell, together, results["ivlp"].streams),))
+        both = over_seeds([measured[key]["both"] for key in of_cell])
+        return CausalTests(results, seeds, (summarize_cell(of_cell, both, results["ivlp"].streams),))
+
+    def levels(self, effects, tower):
+        """Outcomes of corners and levels; the mean has two fifths of all values, another image's less."""
+        labels = self.predicted.labels
+        parts = {"R": 0.0, "P": 1.0, MEAN: 0.4, **{str(draw): 0.1 * draw for draw in range(DRAWS)}}
+        sizes = []
+        for stream in (*corners(effects), *level_streams(effects, tower)):
+            places = zip(effects[:-1], stream[:-1], strict=True)
+            size = sum(SIZES[effect][0] for effect, letter in places if letter == "P")
+            sizes.append(size + parts[stream[-1]] * SIZES["values"][0])
+        return measure(self.logits(np.array(sizes), labels), labels, refit=False)
 
     def mixtures(self, mixtures, images, scale=1.0):
         labels = self.predicted.labels[images]

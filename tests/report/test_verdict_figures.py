@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.explain.answer import conclude_study
+from clipbias.explain.effects import OUTCOME_NAMES
 from clipbias.explain.results import ByOutcome, Missing
 from clipbias.explain.uncertainty import Estimate
 from clipbias.report import verdict_figures, verdict_tables
@@ -103,6 +104,39 @@ def test_the_table_of_corners_is_recomputed(results, methods):
     rows = verdict_tables.corners_table(methods).rows
     assert [[row[0], *row[2:]] for row in rows] == expected_rows
     assert [row[1].split(",")[0] for row in rows[:3]] == ["attention alone", "tokens alone", "all: the gain"]
+
+
+def test_the_table_of_levels_is_recomputed(results, methods):
+    expected_rows = []
+    for label, keys in KEYS.items():
+        for tower in ("vision", "text"):
+            by_outcome = {outcome: recomputed.level_steps(results, keys, outcome, tower) for outcome in UNITS}
+            for step in by_outcome["accuracy"][0]:
+                texts = []
+                for outcome, (steps, shapley) in by_outcome.items():
+                    texts += [change(steps[step], outcome), share(steps[step]) if step != "all" else "–"]
+                    texts.append(change(shapley[step], outcome) if step != "all" else "–")
+                expected_rows.append([label, *texts])
+    rows = verdict_tables.levels_table(methods).rows
+    assert [[row[0], *row[2:]] for row in rows] == expected_rows
+    words = [row[1].split(": ")[1] for row in rows[:7]]
+    assert words[0] == "the mean over training images" and words[4] == "the mean over classes"
+
+
+def test_a_sentence_says_how_much_of_what_is_added_is_a_constant(results, methods):
+    sentences = methods[0].verdict.sentences
+    for tower, tokens in (("vision", "image"), ("text", "text")):
+        (sentence,) = (each for each in sentences if each.startswith(f"Of what it adds to {tokens} tokens"))
+        for outcome in UNITS:
+            constant = recomputed.level_steps(results, KEYS["IVLP, 2 seeds"], outcome, tower)[0]["constant"]
+            if constant["share"] is None:  # nothing sure is added in this outcome
+                assert OUTCOME_NAMES[outcome] not in sentence
+                continue
+            side = "less than half" if constant["share_high"] < 0.5 else "it is undecided whether more than half"
+            assert f"{share(constant)} in {OUTCOME_NAMES[outcome]}" in sentence
+            assert f"in {OUTCOME_NAMES[outcome]} {side}" in sentence
+    # Bias tuning learns a constant, of which that is no finding.
+    assert not any("Of what it adds" in sentence for sentence in methods[1].verdict.sentences)
 
 
 def test_the_table_of_temperatures_has_what_the_study_has(results, methods):
