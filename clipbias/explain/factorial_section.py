@@ -10,7 +10,7 @@ from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
 from clipbias.explain.endpoint import measure_cell
-from clipbias.explain.levels import LevelInputs, level_streams, measure_levels, summarize_levels, why_no_levels
+from clipbias.explain.levels import MEAN, LevelInputs, level_streams, measure_levels, summarize_levels, why_no_levels
 from clipbias.explain.mixtures import Mixtures, MixtureStep, mixtures_of, random_prompts
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
@@ -215,9 +215,22 @@ def _endpoint_cells(
     for group in same_but_for_seed(models):
         keys = [model.key for model in group]
         labels = study.split.labels[rows[keys[0]]["images"]]
-        logits = [rows[key]["logits"][:, 0] for key in keys]
-        cells.append(measure_cell(keys, logits, labels, mixtures[keys[0]].streams))
+        streams, _ = _with_mean_level(rows[keys[0]], mixtures[keys[0]])
+        logits = [_with_mean_level(rows[key], mixtures[key])[1] for key in keys]
+        cells.append(measure_cell(keys, logits, labels, streams))
     return tuple(cell for cell in cells if cell is not None)
+
+
+def _with_mean_level(rows: Mapping[str, np.ndarray], mixtures: Mixtures) -> tuple[tuple[str, ...], np.ndarray]:
+    """The corners in both towers, then nothing and the mean in place of what is added to images; logits `[n, K, C]`."""
+    logits = rows["logits"][:, 0]
+    if "vision" not in mixtures.levels:
+        return mixtures.streams, logits
+    names = [*mixtures.streams, *mixtures.levels["vision"]]
+    tuned = mixtures.streams[-1][:-1]
+    places = [names.index(f"{tuned}{level}") for level in ("R", MEAN)]
+    together = np.concatenate([logits, rows["vision levels"][:, places]], axis=1)
+    return (*mixtures.streams, "nothing", "mean"), together
 
 
 def cross_seeds(measured: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:

@@ -147,7 +147,9 @@ def study_tests(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
     options = StudyOptions(batch_size=4, control_images=0, training_images=3)
     folder = tmp_path_factory.mktemp("levels")
     study = Study(models, split(), options, folder, training=split().subset([6, 5, 3, 1]))
-    return study, study.run_section(compute_factorial(study))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipbias.explain.endpoint.FEWEST_IMAGES", 7)
+        return study, study.run_section(compute_factorial(study))
 
 
 def columns(test: CausalTest, tower: str, name: str = "log_likelihood") -> dict[str, np.ndarray]:
@@ -221,6 +223,17 @@ def test_steps_add_up_to_values_and_to_their_shapley_value(study_tests: tuple[St
             game = {stream: np.array([means[stream]]) for stream in corners(test.effects)}
             values = factorial.shapley(game, test.effects)["values"][0]
             assert sum(x.value for x in summary.shapley.values()) == pytest.approx(values, abs=1e-4)
+
+
+def test_the_endpoint_compares_the_mean_with_half_of_the_gain(study_tests: tuple[Study, CausalTests]) -> None:
+    cell = study_tests[1].cells[0]
+    test = study_tests[1].models["ivlp"]
+    assert isinstance(test, CausalTest) and cell.models == ("ivlp",)
+    means = {stream: x.mean() for stream, x in columns(test, "vision", "calibrated").items()}
+    corner = dict(zip(test.streams, np.asarray(test.outcomes.calibrated, np.float64)[:, 0].mean(0), strict=True))
+    expected = means["PPM"] - means["PPR"] - (corner["PPP"] - corner["RRR"]) / 2
+    values = {each.name: each.calibrated.value for each in cell.tests}
+    assert values["constant"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_mean_level_of_a_bias_is_its_own_level(study_tests: tuple[Study, CausalTests]) -> None:
