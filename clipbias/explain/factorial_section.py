@@ -129,7 +129,7 @@ def _level_outcomes(
     for tower in _changed_towers(model):
         if tower in measured:
             streams = (*mixtures.streams, *mixtures.levels[tower])
-            outcomes[tower] = LevelOutcomes(streams, single_tower(image_outcomes(images, [measured[tower]])))
+            outcomes[tower] = LevelOutcomes(streams, measured[tower].outcomes(images))
         else:
             outcomes[tower] = Missing(why_no_levels(study, model, tower))
     return outcomes
@@ -161,16 +161,6 @@ def image_outcomes(images: np.ndarray, measured: Iterable[Measured]) -> ImageOut
         correct=np.stack([tower.correct for tower in towers], axis=1),
         calibrated=np.stack([tower.calibrated for tower in towers], axis=1),
         log_likelihood=np.stack([tower.log_likelihood for tower in towers], axis=1),
-    )
-
-
-def single_tower(outcomes: ImageOutcomes) -> ImageOutcomes:
-    """Outcomes `[n, 1, K]` without the axis of towers."""
-    return ImageOutcomes(
-        images=outcomes.images,
-        correct=outcomes.correct[:, 0],
-        calibrated=outcomes.calibrated[:, 0],
-        log_likelihood=outcomes.log_likelihood[:, 0],
     )
 
 

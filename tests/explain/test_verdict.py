@@ -9,7 +9,7 @@ import pytest
 
 from clipbias.explain.effects import measure, summarize_replacements
 from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import cross_seeds, image_outcomes, single_tower, summarize
+from clipbias.explain.factorial_section import cross_seeds, image_outcomes, summarize
 from clipbias.explain.mixtures import Mixtures
 from clipbias.explain.results import (
     CausalTest,

@@ -10,7 +10,7 @@ from clipbias.explain.answer import conclude_study
 from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import cross_seeds, image_outcomes, single_tower, summarize
+from clipbias.explain.factorial_section import cross_seeds, image_outcomes, summarize
 from clipbias.explain.levels import DRAWS, MEAN, STEPS, level_streams
 from clipbias.explain.mixtures import Mixtures
 from clipbias.explain.replacement import Candidates, Fit, Outputs
@@ -199,7 +199,7 @@ class _Builder(MapSections):
                 levels={
                     tower: LevelOutcomes(
                         (*corners(effects), *level_streams(effects, tower)),
-                        single_tower(image_outcomes(every.astype(np.int32), [each])),
+                        each.outcomes(every.astype(np.int32)),
                     )
                     for tower, each in levels[model.key].items()
                 },
