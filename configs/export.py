@@ -16,7 +16,9 @@ class ExportSettings(AdapterSettings):
     """The settings of `export`."""
 
     form: str | None = setting(
-        None, '"checkpoint", "head", "program", "onnx" or "peft" (docs/export.md); None takes what fits the method.'
+        None,
+        '"checkpoint", "open_clip", "head", "program", "onnx" or "peft" (docs/export.md); None takes what fits the '
+        "method.",
     )
     output: str | None = setting(None, "The folder to write, a new one.")
 

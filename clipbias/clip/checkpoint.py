@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from clipbias import checks
-from clipbias.clip import convert, encode, families, other_tables, repository, tables, tokenizer
+from clipbias.clip import convert, encode, families, open_clip, other_tables, repository, tables, tokenizer
 from clipbias.clip.config import MODELS, ClipConfig, to_hugging_face
 from clipbias.clip.families import describe
 from clipbias.clip.flax_file import FLAX_WEIGHTS, write_flax
@@ -38,6 +38,9 @@ from clipbias.sentences import counted
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+OPEN_CLIP_WEIGHTS = families.OPEN_CLIP.weights[0]
+# Of CLIP's weights besides Hugging Face's, with the names of their tensors.
+OTHER_FORMATS = {"flax": tables.FLAX, "open_clip": tables.OPEN_CLIP}
 ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so), by
 # their name on the hub or that of their folder in its cache.
@@ -181,7 +184,8 @@ class Clip:
         Args:
           folder: receives weights, configuration, tokenizer and preprocessing.
           params: other weights of the same geometry.
-          format: "safetensors", or "flax" for the `flax_model.msgpack` of `FlaxCLIPModel`.
+          format: "safetensors"; of CLIP also "flax" for the `flax_model.msgpack` of `FlaxCLIPModel`, or "open_clip" for
+            a folder that open_clip loads as `local-dir:FOLDER`.
           exact: keeps a tensor that `stored_dtype` would round in float32.
 
         Raises:
@@ -329,22 +333,23 @@ def save(
     folder: str | os.PathLike, clip: Clip, params: Params, *, format: str = "safetensors", exact: bool = False
 ) -> None:
     """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, weights in one file. See `Clip.save`."""
-    checks.check_choice("the format of weights", format, ("safetensors", "flax"))
+    checks.check_choice("the format of weights", format, ("safetensors", *OTHER_FORMATS))
     folder = Path(folder)
-    if format == "flax" and clip.config.family != "clip":
-        raise ClipbiasError("only CLIP has the format 'flax'; choose 'safetensors'.")
-    table = tables.FLAX if format == "flax" else other_tables.table_of_family(clip.config.family)
+    if format != "safetensors" and clip.config.family != "clip":
+        raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
+    table = OTHER_FORMATS.get(format) or other_tables.table_of_family(clip.config.family)
     whole = convert.to_tensors(clip.config, params, table)
     tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
+    is_open_clip = format == "open_clip" or clip.config.family not in MODELS
     if format == "flax":
         others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
         if others:
             raise ClipbiasError(f"{folder} holds {others[0]}, which would be read instead; choose another folder.")
         write_flax(folder / FLAX_WEIGHTS, tensors)
     else:
-        write_tensors(folder / weights_file(clip.config), tensors, {"format": "pt"})
+        write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
     clip.tokenizer.save_pretrained(str(folder))
-    if clip.config.family not in MODELS:
+    if is_open_clip:
         content = open_clip_config(clip)
         write_text(folder / families.OPEN_CLIP.configuration, json.dumps(content, indent=2) + "\n")
         return
@@ -359,12 +364,17 @@ def save(
 
 def weights_file(config: ClipConfig) -> str:
     """The file in which a model's weights are written."""
-    return WEIGHTS if config.family in MODELS else families.OPEN_CLIP.weights[0]
+    return WEIGHTS if config.family in MODELS else OPEN_CLIP_WEIGHTS
 
 
 def open_clip_config(clip: Clip) -> dict[str, Any]:
-    """The content of an `open_clip_config.json`, of a family that transformers lacks."""
-    return {"model_cfg": open_clip_json(clip.config), "preprocess_cfg": open_clip_preprocessing(clip.preprocessing)}
+    """The content of an `open_clip_config.json`, of CLIP or of a family that transformers lacks."""
+    if clip.config.family == "clip":
+        own_tokenizer = clip.config.text.vocabulary_size != CLIP_VOCABULARY
+        model = open_clip.model_json(clip.config, own_tokenizer=own_tokenizer)
+    else:
+        model = open_clip_json(clip.config)
+    return {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(clip.preprocessing)}
 
 
 def narrow(x: np.ndarray, dtype: str, *, exact: bool) -> np.ndarray:

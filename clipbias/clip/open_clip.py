@@ -30,6 +30,7 @@ TEXT = _any(
     "hf_model_pretrained hf_proj_type hf_pooler_type"
 ) | {**_TOWER, "pool_type": "argmax", "proj_type": "linear"}
 MODEL = _any("embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale")
+EPSILON = 1e-5  # of open_clip's LayerNorms, where a file names none
 METACLIP_2 = {"pool_type": "eos"}  # in place of the largest id
 
 
@@ -71,6 +72,50 @@ def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
     return dataclasses.replace(config, text=text, family="metaclip_2")
 
 
+def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
+    """The inverse of `read_config` for CLIP's own network: a `model_cfg`.
+
+    Args:
+      config: the geometry.
+      own_tokenizer: whether texts are cut by the tokenizer's files beside it, not by CLIP's vocabulary.
+
+    Raises:
+      ClipbiasError: open_clip has no such network.
+    """
+    towers = (config.vision, config.text)
+    if config.family != "clip" or len({tower.activation for tower in towers}) > 1:
+        raise ClipbiasError("only CLIP's own network is written in open_clip's format; choose 'safetensors'.")
+    if config.text.eos_token_id != config.text.vocabulary_size - 1:
+        raise ClipbiasError("open_clip takes the largest id for the end of a text, and this model has another one.")
+
+    def tower(settings: VisionConfig | TextConfig) -> dict[str, Any]:
+        content: dict[str, Any] = {
+            "width": settings.width,
+            "layers": settings.layers,
+            "mlp_ratio": settings.mlp_width / settings.width,
+        }
+        if settings.layer_norm_epsilon != EPSILON:
+            content["norm_kwargs"] = {"eps": settings.layer_norm_epsilon}
+        return content
+
+    vision = config.vision
+    text = config.text
+    return {
+        "embed_dim": config.projection_width,
+        "quick_gelu": text.activation == "quick_gelu",
+        "vision_cfg": tower(vision)
+        | {
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "head_width": vision.width // vision.heads,
+        },
+        "text_cfg": tower(text)
+        | {"context_length": text.context_length, "vocab_size": text.vocabulary_size, "heads": text.heads}
+        # open_clip looks for the files of a tokenizer in the folder itself, whatever this names.
+        | ({"hf_tokenizer_name": "."} if own_tokenizer else {}),
+    }
+
+
 def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
     for key, value in settings.items():
         if key == "init_logit_bias" and value is not None:
@@ -89,7 +134,7 @@ def _geometry(model: Mapping[str, Any]) -> ClipConfig:
 
     def tower(settings: Mapping[str, Any], heads: int) -> TowerSizes:
         norm_options = dict(settings.get("norm_kwargs") or {})
-        epsilon = norm_options.pop("eps", 1e-5)
+        epsilon = norm_options.pop("eps", EPSILON)
         if norm_options:
             raise ValueError("norm_kwargs holds more than eps")
         return TowerSizes(

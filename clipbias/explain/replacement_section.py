@@ -21,6 +21,7 @@ from clipbias.explain.stream import Batch, RowRequest, Section
 from clipbias.explain.study import Study
 from clipbias.training.job import Logging
 from clipbias.training.predictor import Predictor
+from clipbias.training.progress import say
 from clipbias.training.spec import stable_hash
 from clipbias.training.students import FORMS, fit_recipe, fit_student
 from clipbias.training.sweep_context import SweepContext, make_context
@@ -174,6 +175,10 @@ def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, cont
         student = Teacher(task, learnables)
         of_fitted, of_held_back = (_divergence(teacher, student, split, context) for split in (fitted, held_back))
         forms[name] = Fitted(student, Fit(form.words, of_fitted, of_held_back))
+        say(
+            f"{model.label}: {form.words} fitted, KL {of_fitted:.3g} nats on fitted and {of_held_back:.3g} on held-back "
+            "images"
+        )
     return forms
 
 

@@ -27,6 +27,8 @@ WHAT = {
     "checkpoint": "An ordinary CLIP checkpoint: what was learned is added to the weights that it changes, biases after "
     "a layer to its MLP output bias (`mlp.fc2.bias`), `x + MLP(x) + b` being the same network, or to a BERT's last "
     "LayerNorm; all other weights are the base model's. `classifier.safetensors` holds the class features.",
+    "open_clip": "An ordinary CLIP checkpoint in open_clip's format: what was learned is added to the weights that it "
+    "changes. `classifier.safetensors` holds the class features.",
     "head": "A classifier head, `classifier.safetensors`: one unit-length feature per class, for the image features of "
     "the base model, which tuning left as they are.",
     "peft": "An adapter of PEFT's for the base model, `adapter_config.json` and `adapter_model.safetensors`. "
@@ -39,6 +41,7 @@ WHAT = {
 
 NEEDS = {
     "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
+    "open_clip": "With `open_clip` and PyTorch (`open_clip.get_tokenizer` reads this folder too):",
     "head": "With `transformers` and PyTorch:",
     "peft": "With `peft`, `transformers` and PyTorch:",
     "onnx": "With `pip install onnxruntime pillow`:",
@@ -65,6 +68,25 @@ pixels = AutoImageProcessor.from_pretrained(base{revision})(image, return_tensor
 with torch.no_grad():
     features = {features}
 logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
+print(class_names[int(logits.argmax())], logits.softmax(-1))
+"""
+
+OPEN_CLIP = """\
+import json
+
+import open_clip
+import torch
+from PIL import Image, ImageOps
+from safetensors import safe_open
+
+with safe_open("classifier.safetensors", "pt") as head:
+    class_names = json.loads(head.metadata()["class_names"])
+    classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:.")
+image = ImageOps.exif_transpose(Image.open("image.png"))
+with torch.no_grad():
+    features = model.eval().encode_image(preprocess(image)[None], normalize=True)
+logits = scale * features @ classes.T
 print(class_names[int(logits.argmax())], logits.softmax(-1))
 """
 
@@ -246,6 +268,8 @@ def _description(adapter: Adapter, task: Task | None) -> str:
 
 def _library(form: str, family: str) -> str:
     """The hub's name of the library that loads a folder."""
+    if form == "open_clip":
+        return form
     if form == "checkpoint":
         return "transformers" if family in MODELS else "open_clip"
     return "peft" if form == "peft" else "clipbias"
@@ -270,7 +294,9 @@ def _front_matter(adapter: Adapter, library: str, form: str, title: str) -> str:
     card: Any = ModelCardData(
         base_model=_on_the_hub(adapter.base),
         library_name=library,
-        pipeline_tag="zero-shot-image-classification" if form == "checkpoint" else "image-classification",
+        pipeline_tag="zero-shot-image-classification"
+        if form in ("checkpoint", "open_clip")
+        else "image-classification",
         tags=["clip", "clipbias", "few-shot"],
         model_name=None if results is None else title,
         eval_results=results,
@@ -319,10 +345,10 @@ def _picture_code(preprocessing: Preprocessing) -> str:
 
 def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
     """The code blocks of a card, each with a sentence; only a program and an ONNX file need `task`."""
-    code = ""
+    code = OPEN_CLIP if form == "open_clip" else ""
     if task is not None and form in ("program", "onnx"):
         code = (PROGRAM if form == "program" else ONNX).format(picture=_picture_code(task.clip.preprocessing))
-    elif form != "adapter" and (task is None or task.clip.config.family in MODELS):
+    elif form not in ("adapter", "open_clip") and (task is None or task.clip.config.family in MODELS):
         on_base = form in ("head", "peft")
         name = parse(adapter.base) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""

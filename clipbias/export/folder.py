@@ -23,7 +23,7 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
 from clipbias.tuning.test_time_method import TestTimeMethod
 
-FORMS = ("checkpoint", "head", "program", "onnx", "peft")
+FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
 ADAPTER = "adapter.safetensors"
 HEAD = "classifier.safetensors"
 CARD = "README.md"
@@ -59,6 +59,7 @@ def export(
       folder: the new folder; it must not exist, or be empty.
       form: one of `FORMS`; `None` takes the natural one.
         "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
+        "open_clip": the same for open_clip.
         "head": class features, for the image features of the base model.
         "program": images to logits as StableHLO, for any method.
         "onnx": images to logits as one ONNX file, for methods whose texts do not depend on the image.
@@ -91,10 +92,10 @@ def export(
         check_packages()
     with atomic_folder(folder) as temporary:
         hosts.check()
-        if form == "checkpoint":
+        if form in ("checkpoint", "open_clip"):
             folded = fold(clip.params, task.method.adapt(learnables))
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
-            clip.save(temporary, folded, exact=True)
+            clip.save(temporary, folded, format="safetensors" if form == "checkpoint" else form, exact=True)
         if form == "peft":
             write_peft(temporary, task, learnables, adapter.base)
         if form == "program":
@@ -118,13 +119,16 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     adaptation = jax.eval_shape(method.adapt, learnables)
     if form == "onnx":
         return "has texts that depend on the image, and an ONNX file holds fixed texts" if method.conditional else ""
-    what = {"checkpoint": "a checkpoint", "program": ""}.get(form, "a file of class features")
+    is_checkpoint = form in ("checkpoint", "open_clip")
+    what = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
+        form, "a file of class features"
+    )
     if what and (method.overrides("logits") or method.conditional):
         has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"
         return f"has {has}, which {what} cannot hold"
-    if form == "checkpoint" and adaptation.bias_differs_between_tokens:
+    if is_checkpoint and adaptation.bias_differs_between_tokens:
         return "has a bias that differs between tokens and cannot be folded into a checkpoint"
-    if form == "checkpoint" and natural_form(task, learnables) != form:
+    if is_checkpoint and natural_form(task, learnables) != "checkpoint":
         return "is not changes of weights alone and cannot be folded into a checkpoint"
     if form == "head" and adaptation.changes_vision:
         return "changes the image features, so a head on the base model is not enough"

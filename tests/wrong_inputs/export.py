@@ -88,7 +88,7 @@ CASES: list[Case] = [
     form("Cache' has a head of its own, which a checkpoint cannot hold", f"{OWN}:Cache", "checkpoint"),
     form("Everything' is not changes of weights alone.*as a program", f"{OWN}:Everything", "checkpoint"),
     form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "program"),
-    form("unknown form 'pt'; choose from checkpoint, head, program, onnx, peft", "coop", "pt"),
+    form("unknown form 'pt'; choose from checkpoint, open_clip, head, program, onnx, peft", "coop", "pt"),
     form("'cocoop' has texts that depend on the image, and an ONNX file holds fixed.* as a program", "cocoop", "onnx"),
     form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "onnx"),
     ("needs no_such_package; install what is missing: pip install 'clipbias.onnx.' && pip", without_packages),
