@@ -175,10 +175,7 @@ def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, cont
         student = Teacher(task, learnables)
         of_fitted, of_held_back = (_divergence(teacher, student, split, context) for split in (fitted, held_back))
         forms[name] = Fitted(student, Fit(form.words, of_fitted, of_held_back))
-        say(
-            f"{model.label}: {form.words} fitted, KL {of_fitted:.3g} nats on fitted and {of_held_back:.3g} on held-back "
-            "images"
-        )
+        say(f"{model.label}: {form.words} fitted, KL {of_fitted:.3g} nats; on held-back images {of_held_back:.3g}")
     return forms
 
 
