@@ -196,11 +196,12 @@ def models(
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
         name = method_name(adapter.method)
-        seed = adapter.notes.get("seed", 0)
+        seed = adapter.notes.get("seed")
+        start = start_seed(adapter.notes)
         trained_on = adapter.notes.get("dataset") or None
         if on and trained_on and trained_on != on:
             name += f" trained on {dataset_name(trained_on)}"
-        key, label = unique_key(adapter.method, name, seed, {model.key for model in bound})
+        key, label = unique_key(adapter.method, name, seed, start, {model.key for model in bound})
         task, learnables = adapter.bind(clip, dataset, own_methods=own_methods, dtype=dtype)
         bound.append(
             Model(
@@ -210,23 +211,28 @@ def models(
                 task,
                 learnables,
                 source=source,
-                seed=start_seed(adapter.notes),
+                seed=start,
                 name=name,
                 trained_on=trained_on,
-                split_seed=adapter.notes.get("seed"),
+                split_seed=seed,
             )
         )
     return bound
 
 
-def unique_key(method: str, name: str, seed: int, taken: set[str]) -> tuple[str, str]:
+def unique_key(method: str, name: str, seed: int | None, start: int, taken: set[str]) -> tuple[str, str]:
     """A key that no other model of the study has, and the label that goes with it."""
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
-    if base not in taken:
+    is_again = seed is not None and start != seed
+    if base not in taken and not is_again:
         return base, name
-    key = f"{base}_seed{seed}"
+    key = f"{base}_seed{seed or 0}"
+    words = f"seed {seed or 0}"
+    if is_again:
+        key += f"_start{start}"
+        words += f", start {start}"
     if key not in taken:
-        return key, f"{name} (seed {seed})"
+        return key, f"{name} ({words})"
     number = 2
     while f"{base}_{number}" in taken:
         number += 1

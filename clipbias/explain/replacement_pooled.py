@@ -15,6 +15,7 @@ from clipbias.explain.effects import REFERENCE, TUNED, Sample, mean_counts
 from clipbias.explain.replacement import FITTED, MEAN, RETRAINED, UNTAUGHT, conclude, conclusion_sentence, way
 from clipbias.explain.results import Comparison, FittedReplacements, StudyResults, present
 from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample, share
+from clipbias.sentences import counted
 
 # A loss of accuracy, as a share of images, within which a form is not inferior.
 NOT_INFERIOR = 0.01
@@ -104,19 +105,21 @@ def pool_replacements(studies: Sequence[StudyResults]) -> list[PooledMethod]:
 def _pool_method(name: str, method: str, by_dataset: Mapping[str, Stratum]) -> PooledMethod:
     strata = list(by_dataset.values())
     first = strata[0][0]
+    teachers = sum(map(len, strata))
+    label = f"{name} ({counted(teachers, 'model')} on {counted(len(strata), 'dataset')})" if teachers > 1 else name
     others = [pool_way(kind, form, strata) for kind in (MEAN, UNTAUGHT) for form in first.forms]
     others.append(pool_way(RETRAINED, "", strata))
     return PooledMethod(
         name=name,
         method=method,
         datasets=tuple(by_dataset),
-        teachers=sum(map(len, strata)),
-        forms={form: _pool_form(name, form, each.words, strata) for form, each in first.forms.items()},
+        teachers=teachers,
+        forms={form: _pool_form(label, form, each.words, strata) for form, each in first.forms.items()},
         others=tuple(each for each in others if each is not None),
     )
 
 
-def _pool_form(name: str, form: str, words: str, strata: Sequence[Stratum]) -> PooledForm:
+def _pool_form(label: str, form: str, words: str, strata: Sequence[Stratum]) -> PooledForm:
     fitted = pool_way(FITTED, form, strata)
     assert fitted is not None, "the form was fitted to these models"
     retrained = _less_agreement(form, (RETRAINED, ""), strata)
@@ -129,7 +132,7 @@ def _pool_form(name: str, form: str, words: str, strata: Sequence[Stratum]) -> P
         beside_untaught=untaught,
         not_inferior=excludes(fitted.difference, -NOT_INFERIOR) > 0,
         conclusion=conclusion,
-        sentence=conclusion_sentence(name, words, conclusion, fitted.share, fitted.moved),
+        sentence=conclusion_sentence(label, words, conclusion, fitted.share, fitted.moved),
     )
 
 

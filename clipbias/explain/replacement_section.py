@@ -168,7 +168,7 @@ def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, cont
         recipe = fit_recipe(learning_rate=form.learning_rate, steps=study.options.replacement_steps)
         # What a fit depends on. A study with other models beside this one continues from its fits.
         facts = [model.digest, study.clip.fingerprint, fitted.digest, name, recipe.facts(), study.options.seed]
-        folder = study.parts / "replacement" / f"{model.key}-{name}-{stable_hash(facts)}"
+        folder = study.parts / "replacement" / f"{name}-{stable_hash(facts)}"
         learnables = fit_student(
             task, teacher, fitted, recipe, context, seed=study.options.seed, logging=Logging(checkpoints=folder)
         )

@@ -126,6 +126,8 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     if what and (method.overrides("logits") or method.conditional):
         has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"
         return f"has {has}, which {what} cannot hold"
+    if form == "open_clip" and task.clip.config.family != "clip":
+        return "tunes another network than CLIP's, which is not written in open_clip's format"
     if is_checkpoint and adaptation.bias_differs_between_tokens:
         return "has a bias that differs between tokens and cannot be folded into a checkpoint"
     if is_checkpoint and natural_form(task, learnables) != "checkpoint":

@@ -1,5 +1,6 @@
 """The binary `explain` as a user runs it, on a tiny model and images of noise."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -197,6 +198,12 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
         ("bias_seed2", "Bias tuning (seed 2)", 2),
         ("bias_2", "Bias tuning (2)", 2),
     ]
+    # The same images with another start are no seed of their own.
+    adapter, source = by_dataset[digits][0]
+    again = dataclasses.replace(adapter, notes={**adapter.notes, "start_seed": 11})
+    model = experiments.explain.models(clip, dataset, [(again, source)], "float32")[1]
+    facts = model.key, model.label, model.seed, model.split_seed
+    assert facts == ("bias_seed1_start11", "Bias tuning (seed 1, start 11)", 11, 1)
     # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.
     every = experiments.explain.models(
         clip, dataset, [*by_dataset[digits], *by_dataset[fashion]], "float32", on=digits

@@ -92,7 +92,7 @@ def test_values_over_seeds_and_datasets() -> None:
         assert less.value == pytest.approx((same - mean(f"same {name}", controlled)) / moved)
     share = form.way.share
     assert share is not None and form.way.moved is not None
-    assert form.sentence.endswith(
+    assert form.sentence.startswith("IVLP (3 models on 2 datasets) ") and form.sentence.endswith(
         f"two vectors per layer fitted to its predictions: {100 * share.value:.0f} % ({100 * share.low:.0f} to "
         f"{100 * share.high:.0f}) of the gain in calibrated log-likelihood, {100 * form.way.moved.value:.0f} % of the "
         "moved decisions."

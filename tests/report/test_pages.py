@@ -8,7 +8,8 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.answer import conclude_study
-from clipbias.explain.results import Missing, Reason, save_results
+from clipbias.explain.replacement_pooled import pool_replacements
+from clipbias.explain.results import Missing, Reason, load_results, save_results
 from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
 from tests.report.markup import Page
@@ -235,6 +236,14 @@ def test_overview_has_the_papers_panels(drawn, tmp_path):
     for drawing in drawn.values():
         (legend,) = drawing.figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "tuned"]
+
+
+def test_overview_has_what_can_stand_for_methods(drawn, tmp_path):
+    made = folders(tmp_path, "dtd", "eurosat", names=("replacement",))
+    page = Page(write_overview(made, tmp_path).read_text("utf-8"))
+    (method,) = pool_replacements(list(map(load_results, made)))
+    assert method.teachers == 2 and method.forms["kind"].sentence in page.text
+    assert list(drawn) == ["replacements"]
 
 
 def test_overview_without_verdicts_says_so(drawn, tmp_path):

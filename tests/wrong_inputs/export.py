@@ -31,11 +31,11 @@ def form(place: Place, method: str, name: str) -> None:
 
 
 @case
-def lora(place: Place, family: str) -> None:
-    """CLIP-LoRA of a model that PEFT's folders are not written for."""
-    task = clipbias.Task(families.load_first(family), "clip_lora", families.CLASSES)
+def of_family(place: Place, family: str, method: str = "clip_lora", name: str = "peft") -> None:
+    """A method of a model that folders of a form are not written for."""
+    task = clipbias.Task(families.load_first(family), method, families.CLASSES)
     save_adapter(place.tmp_path / "a.safetensors", task, zeros(task))
-    export(read_adapter(place.tmp_path / "a.safetensors"), task.clip, place.tmp_path / "out", form="peft")
+    export(read_adapter(place.tmp_path / "a.safetensors"), task.clip, place.tmp_path / "out", form=name)
 
 
 def without_packages(place: Place) -> None:
@@ -81,6 +81,7 @@ CASES: list[Case] = [
         "checkpoint",
     ),
     form("'bias_by_kind' has a bias that differs between tokens and cannot be folded", "bias_by_kind", "checkpoint"),
+    form("'bias_by_kind' has a bias that differs between tokens and cannot be folded", "bias_by_kind", "open_clip"),
     form("'vpt' changes the image features.*; export it as a program", "vpt", "head"),
     form("'bias' changes the image features.*; export it as a checkpoint", "bias", "head"),
     form("export it as a head", "coop", "checkpoint"),
@@ -93,7 +94,13 @@ CASES: list[Case] = [
     form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "onnx"),
     ("needs no_such_package; install what is missing: pip install 'clipbias.onnx.' && pip", without_packages),
     form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
-    *(lora(f"and this model's is {name}; choose another form", name) for name in ("pe", "biomed_clip", "chinese_clip")),
+    *(
+        of_family(f"and this model's is {name}; choose another form", name)
+        for name in ("pe", "biomed_clip", "chinese_clip")
+    ),
+    of_family(
+        "tunes another network than CLIP's, which is not written in open_clip's", "pe", method="bias", name="open_clip"
+    ),
     ("load it in float32", half),
     # Folders of PEFT's.
     (f"is no adapter of PEFT's: it has no {CONFIG}", lambda place: read_peft(place.tmp_path, place.clip, ("cat",))),
