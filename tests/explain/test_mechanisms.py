@@ -14,6 +14,7 @@ from clipbias.clip import Adaptation
 from clipbias.clip.block import run_block
 from clipbias.clip.vision import embed_image
 from clipbias.explain.factorial import mix_images, mix_texts
+from clipbias.explain.results import Average, BiasErrors, Missing
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.uncertainty import Estimate, shapley
 from clipbias.explain.wording import NOTHING_INSIDE
@@ -21,6 +22,7 @@ from clipbias.tuning import CONSTANTS, Task
 from clipbias.tuning.registry import resolve_method
 from tests.explain.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
+from tests.report.synthetic import synthetic_results
 from tools.mechanisms import models, outliers, rules, score, tasks
 from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
 from tools.mechanisms.models import BOTH, CONSTANT, FAMILIES, IMAGE, NO_GAIN, Spec, counts, digest
@@ -234,6 +236,82 @@ def test_where_by_the_share_of_attention(low, high, expected):
 def test_what_by_the_levels(constant, image, expected):
     assert by_levels({"constant": number(*constant), "image": number(*image)}) == expected
     assert by_levels({}) == UNDECIDED
+
+
+def changed(value, path, new):
+    """A tree of dataclasses and dictionaries with one value replaced."""
+    if not path:
+        return new
+    name, *rest = path
+    if isinstance(value, dict):
+        return {**value, name: changed(value[name], rest, new)}
+    return dataclasses.replace(value, **{name: changed(getattr(value, name), rest, new)})
+
+
+@pytest.mark.parametrize(
+    ("vision", "text", "expected"),
+    [
+        (0.97, 0.97, CONSTANT),
+        (0.3, 0.3, IMAGE),
+        (0.97, 0.3, UNDECIDED),
+        (0.89, 0.89, UNDECIDED),
+        (0.91, 0.91, UNDECIDED),
+    ],
+)
+def test_the_rule_of_constancy(vision, text, expected):
+    results = synthetic_results()
+    for tower, value in (("vision", vision), ("text", text)):
+        path = ["decomposition", "ivlp", tower]
+        results = changed(results, [*path, "mean_constancy", "up_to_depth"], value)
+        results = changed(results, [*path, "mean_error"], BiasErrors(0.02, 0.02, {}))
+    assert rules.constancy(results, "ivlp") == Answer(what=expected)
+    assert rules.constancy(results, "bias") == Answer()
+
+
+@pytest.mark.parametrize(
+    ("order", "factor", "expected"),
+    [
+        (0.96, 1.04, Answer("no attention", CONSTANT)),
+        (0.96, 1.06, Answer("attention")),
+        (0.80, 1.00, Answer("attention")),
+        (0.91, 1.00, Answer()),
+    ],
+)
+def test_the_rule_of_the_paper(order, factor, expected):
+    results = synthetic_results()
+    frozen = results.vision_attention["zero_shot"].clip
+    scaled = changed(frozen, ["entropy", "mean"], frozen.entropy.mean * factor)
+    for name in ("clip", "without_prompt"):
+        results = changed(results, ["vision_attention", "ivlp", name], scaled)
+    average = Average(np.array([order]), np.array([0.01]))
+    results = changed(results, ["relevancy", "ivlp", "all", "order"], average)
+    assert rules.paper(results, "ivlp") == expected
+
+
+def test_rules_of_effects_and_the_best_replacement():
+    results = synthetic_results()
+    effects = ["factorial", "models", "ivlp", "summary", "towers", "both", "calibrated"]
+    with_attention = changed(results, [*effects, "effects", "attention", "share"], number(0.6, 0.9))
+    assert rules.shapley(with_attention, "ivlp").where == "attention"
+    assert rules.shapley(results, "ivlp").where == "no attention"
+    alone = changed(results, [*effects, "corners", "PRR", "share"], number(0.6, 0.9))
+    assert rules.corners_and_levels(alone, "ivlp").where == "attention"
+    assert rules.corners_and_levels(results, "ivlp").where == "no attention"
+    without = changed(results, [*effects, "gain"], number(-0.1, 0.1))
+    assert set(rules.explain(without, "ivlp").values()) == {Answer(NO_GAIN, NO_GAIN)}
+    for shares, expected in (
+        (((0.4, 0.9), (0.6, 0.9)), CONSTANT),
+        (((0.1, 0.4), (0.1, 0.4)), IMAGE),
+        (((0.1, 0.4), (0.4, 0.6)), UNDECIDED),
+    ):
+        any_form = next(iter(results.replacement["ivlp"].forms.values()))
+        fitted = changed(results, ["replacement", "ivlp", "forms"], dict.fromkeys(rules.FORMS, any_form))
+        for form, ends in zip(rules.FORMS, shares, strict=True):
+            path = ["replacement", "ivlp", "forms", form, "comparison", "kept", "calibrated", "share"]
+            fitted = changed(fitted, path, number(*ends))
+        assert rules.replacement(fitted, "ivlp").what == expected
+    outside = changed(results, ["factorial", "models", "bias"], Missing(NOTHING_INSIDE))
+    assert rules.shapley(outside, "bias") == rules.corners_and_levels(outside, "bias") == Answer("no attention")
 
 
 def test_which_models_count():
