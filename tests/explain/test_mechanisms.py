@@ -297,6 +297,12 @@ def test_rules_of_effects_and_the_best_replacement():
     alone = changed(results, [*effects, "corners", "PRR", "share"], number(0.6, 0.9))
     assert rules.corners_and_levels(alone, "ivlp").where == "attention"
     assert rules.corners_and_levels(results, "ivlp").where == "no attention"
+    levels = ["factorial", "models", "ivlp", "summary", "levels", "vision", "calibrated"]
+    constant = changed(results, [*levels, "steps", "constant", "share"], number(0.9, 1.0))
+    constant = changed(constant, [*levels, "beyond", "share"], number(0.0, 0.1))
+    assert rules.corners_and_levels(constant, "ivlp") == Answer("no attention", CONSTANT)
+    assert rules.levels_and_replacement(constant, "ivlp").what == CONSTANT
+    assert rules.corners_and_levels(changed(constant, [*levels, "beyond", "share"], None), "ivlp").what == UNDECIDED
     without = changed(results, [*effects, "gain"], number(-0.1, 0.1))
     assert set(rules.explain(without, "ivlp").values()) == {Answer(NO_GAIN, NO_GAIN)}
     for shares, expected in (
@@ -310,6 +316,10 @@ def test_rules_of_effects_and_the_best_replacement():
             path = ["replacement", "ivlp", "forms", form, "comparison", "kept", "calibrated", "share"]
             fitted = changed(fitted, path, number(*ends))
         assert rules.replacement(fitted, "ivlp").what == expected
+        fitted = changed(fitted, [*levels, "steps", "constant", "share"], number(0.9, 1.0))
+        fitted = changed(fitted, [*levels, "beyond", "share"], number(0.0, 0.1))
+        agreed = UNDECIDED if expected == IMAGE else CONSTANT
+        assert rules.levels_and_replacement(fitted, "ivlp").what == agreed
     outside = changed(results, ["factorial", "models", "bias"], Missing(NOTHING_INSIDE))
     assert rules.shapley(outside, "bias") == rules.corners_and_levels(outside, "bias") == Answer("no attention")
 

@@ -115,13 +115,6 @@ def replacement(results: StudyResults, key: str) -> Answer:
     return Answer(what=IMAGE if forms and all(excludes(share, HALF) < 0 for share in forms) else UNDECIDED)
 
 
-def fitted_level(results: StudyResults, key: str) -> Answer:
-    """Optimal ablation (arXiv 2409.09951): the best constant on the tuned run's own trajectory."""
-    share = level_shares(results, key).get("fitted")
-    what = {1: CONSTANT, -1: IMAGE}.get(excludes(share, HALF), UNDECIDED)
-    return Answer(what=what)
-
-
 def levels_and_replacement(results: StudyResults, key: str) -> Answer:
     """Corners with levels, and the best replacement: where both decide they have to agree."""
     first = corners_and_levels(results, key)
@@ -147,8 +140,16 @@ def by_levels(shares: Mapping[str, Estimate]) -> str:
 
 
 def level_shares(results: StudyResults, key: str) -> Mapping[str, Estimate]:
-    """Shares of what values give, own less nothing: "constant" (the mean), "image" (the rest), "fitted"."""
-    return {}
+    """Shares of what values give image tokens, own against nothing: "constant" (the mean), "image" (the rest).
+
+    Empty where a model adds nothing that surely helps, or nothing to image tokens.
+    """
+    effects = results.effects((key,))
+    if effects is None or "vision" not in effects.levels:
+        return {}
+    levels = effects.levels["vision"].calibrated
+    shares = {"constant": levels.steps["constant"].share, "image": levels.beyond.share}
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def outside_towers(results: StudyResults, key: str) -> str:
@@ -172,7 +173,6 @@ RULES: Mapping[str, Callable[[StudyResults, str], Answer]] = MappingProxyType(
         "Shapley values": shapley,
         "corners with levels": corners_and_levels,
         "best replacement": replacement,
-        "fitted level": fitted_level,
         "levels and replacement": levels_and_replacement,
     }
 )
