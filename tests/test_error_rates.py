@@ -8,29 +8,41 @@ from absl.testing import flagsaver
 
 from tests.documents import ROOT
 from tools import error_rates
-from tools.error_rates import CARRIER, CONSTANT, TOKENS_ALONE, judge, make_pool, rates, true_verdicts, truths, wrong
+from tools.error_rates import (
+    CARRIER,
+    CONSTANT,
+    MEAN_BIAS,
+    TOKENS_ALONE,
+    Size,
+    judge,
+    make_pool,
+    rates,
+    true_verdicts,
+    truths,
+    wrong,
+)
 from tools.planted import DEPTH, MECHANISMS, PROMPT, PROMPTS, prompts_of
 
 # What each mechanism is at full strength: what carries the gain, whether two vectors per layer stand for it, and
-# whether tokens alone have more than half of it.
+# whether tokens alone have more than half of it, and the mean of what is added.
 EXPECTED = {
-    "attention": ("attention", "stands", "not shown"),
-    "scale": ("scale", "not", "shown"),
-    "constant": ("values", "stands", "shown"),
-    "kinds": ("values", "stands", "shown"),
-    "image": ("values", "not", "shown"),
-    "both": ("shared", "stands", "not shown"),
-    "together": ("values", "stands", "shown"),
-    "none": ("no gain", "no gain", "not shown"),
+    "attention": ("attention", "stands", "not shown", "not shown"),
+    "scale": ("scale", "not", "shown", "not shown"),
+    "constant": ("values", "stands", "shown", "shown"),
+    "kinds": ("values", "stands", "shown", "shown"),
+    "image": ("values", "not", "shown", "not shown"),
+    "both": ("shared", "stands", "not shown", "shown"),
+    "together": ("values", "stands", "shown", "shown"),
+    "none": ("no gain", "no gain", "not shown", "not shown"),
 }
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_planted_is_the_truth(mechanism):
-    pool = make_pool(mechanism, 1.0, trainings=3, images=1500, seed=5)
+    pool = make_pool(mechanism, 1.0, Size(studies=0, trainings=3, images=1500), seed=5)
     truth = truths(pool)
-    assert np.ptp(pool[0][:, :, 7], axis=0).max() > 0.1 and not np.ptp(pool[0][:, :, 0], axis=0).any()
+    assert np.ptp(pool[0][:, :, 7], axis=0).max() > 1e-4 and not np.ptp(pool[0][:, :, 0], axis=0).any()
     for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):
         effects = truth[outcome]
         assert tuple(true_verdicts(effects, mechanism).values()) == EXPECTED[mechanism], effects
@@ -78,11 +90,13 @@ def test_studies_draw_five_trainings_and_truths_are_means_over_all(pool, monkeyp
     monkeypatch.setattr(error_rates, "over_seeds", remember)
     right = 100.0 * (logits.argmax(-1) == labels[:, None])
     gains = (right[..., 7] - right[..., 0]).mean(1)
-    measured = rates("constant", 1.0, studies=2, trainings=2, images=300, seed=0)["accuracy"]
+    measured = rates("constant", 1.0, Size(studies=2, trainings=2, images=300), seed=0)["accuracy"]
     assert crossed == [(5, 0), (5, 1)]
     assert measured["truth"]["gain"] == pytest.approx(gains.mean())
     above = (right[..., 3] - right[..., 0]).mean() - gains.mean() / 2
     assert measured["truth"][TOKENS_ALONE] == pytest.approx(above)
+    above = (right[..., 9] - right[..., 8]).mean() - gains.mean() / 2
+    assert measured["truth"][CONSTANT] == pytest.approx(above)
     # By hand: the trainings' own variance, less what 300 images add to it, over all of the variance of a study's mean.
     each = right[..., 7] - right[..., 0]
     rest = ((each - each.mean(1, keepdims=True) - each.mean(0) + each.mean()) ** 2).sum() / 299
@@ -92,7 +106,16 @@ def test_studies_draw_five_trainings_and_truths_are_means_over_all(pool, monkeyp
     assert measured["seed_share"] == pytest.approx(seeds / 5 / total)
 
 
-TRUTH = {"tokens alone": 1.0, "gain": 10.0, "attention": 1.0, "scale": 0.0, "values": 9.0, "kept": 8.0, "lost": 9.8}
+TRUTH = {
+    "tokens alone": 1.0,
+    "constant": -1.0,
+    "gain": 10.0,
+    "attention": 1.0,
+    "scale": 0.0,
+    "values": 9.0,
+    "kept": 8.0,
+    "lost": 9.8,
+}
 
 
 @pytest.mark.parametrize(
@@ -102,12 +125,13 @@ TRUTH = {"tokens alone": 1.0, "gain": 10.0, "attention": 1.0, "scale": 0.0, "val
         (CARRIER, "attention", True),
         (CARRIER, "shared", True),
         (CARRIER, "undecided", False),
-        (CONSTANT, "stands", True),
-        (CONSTANT, "most", False),
-        (CONSTANT, "not", True),
-        (CONSTANT, "no gain", False),
+        (MEAN_BIAS, "stands", True),
+        (MEAN_BIAS, "most", False),
+        (MEAN_BIAS, "not", True),
+        (MEAN_BIAS, "no gain", False),
         (TOKENS_ALONE, "shown", False),
         (TOKENS_ALONE, "not shown", False),
+        (CONSTANT, "shown", True),
     ],
 )
 def test_what_is_not_so_counts_as_wrong(kind, verdict, expected):
@@ -120,7 +144,7 @@ def test_what_is_not_so_counts_as_wrong(kind, verdict, expected):
 def test_rates_are_judged_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(error_rates, "MECHANISMS", ("constant", "none"))
     monkeypatch.setattr(error_rates, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(error_rates, "QUICK", {"studies": 3, "trainings": 2, "images": 600})
+    monkeypatch.setattr(error_rates, "QUICK", Size(studies=3, trainings=2, images=600))
     with flagsaver.flagsaver(rates=str(tmp_path / "rates"), quick=True):
         error_rates.main([])
     report = json.loads((tmp_path / "rates.json").read_text())
@@ -137,7 +161,7 @@ def test_every_limit_is_judged():
     rate = {"truth": "values", "said": {}, "right": 0.79, "wrong": 0.06}
     outcome = {
         "truth": TRUTH,
-        "verdicts": {CARRIER: rate, CONSTANT: rate | {"wrong": 0.05, "right": 0.8}},
+        "verdicts": {CARRIER: rate, MEAN_BIAS: rate | {"wrong": 0.05, "right": 0.8}},
         "coverage": {"gain": 0.92, "scale": 0.93},
     }
     record = {"mechanism": "constant", "strength": 1.0, "outcomes": {"calibrated": outcome}}
@@ -173,7 +197,7 @@ def test_a_broken_interval_is_found(monkeypatch):
     from clipbias.explain import uncertainty
 
     def covered():
-        measured = rates("none", 1.0, studies=5, trainings=3, images=1000, seed=4)["accuracy"]
+        measured = rates("none", 1.0, Size(studies=5, trainings=3, images=1000), seed=4)["accuracy"]
         return np.mean([measured["coverage"][name] for name in ("gain", "attention", "kept", "lost")])
 
     before = covered()

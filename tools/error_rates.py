@@ -1,17 +1,18 @@
-"""Measures how often the causal test is wrong: mechanisms planted in tiny random towers, and thousands of studies.
+"""Measures how often the causal test is wrong: mechanisms planted in tiny random towers, and many studies of them.
 
     python -m tools.error_rates --rates=docs/images/error_rates --quick
 
 The design is that of a published study: a method is trained with several seeds, has prompts in every layer, and all
-seeds are tested on the same images. For each mechanism and strength (`tools/planted.py`), `TRAININGS` seeds and a pool
-of images are the truth. Each of `STUDIES` studies draws `SEEDS` of these seeds and `IMAGES` images with replacement and
-asks for verdicts, as `explain` would, but with fewer resamples. A confirmatory conclusion is counted by itself, without
-the correction over several, with which wrong ones are rarer. Writes the rates as JSON and a figure beside it.
+seeds are tested on the same images. For each mechanism and strength (`tools/planted.py`), many seeds and a pool of
+images are the truth. Each study draws `SEEDS` of these seeds and `IMAGES` images with replacement and asks for
+verdicts, as `explain` would, but with fewer resamples. A confirmatory conclusion is counted by itself, without the
+correction over several, with which wrong ones are rarer. Writes the rates as JSON and a figure beside it.
 
 Limits, set before any result was seen: wrong verdicts at most 5 %; right ones at least 80 % at strength `NAMED`; 95 %
 intervals of absolute effects cover the truth in at least 93 %.
 """
 
+import dataclasses
 import json
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from clipbias.clip import Adaptation
+from clipbias.explain.added import Added, added_to_images
 from clipbias.explain.block_changes import vision_moments
 from clipbias.explain.conclusions import (
     CARRIES_MOST,
@@ -50,10 +52,11 @@ from clipbias.explain.effects import (
     summarize_effects,
     summarize_replacements,
 )
-from clipbias.explain.endpoint import PARTS, TOKENS_ALONE, WRONG, summarize_cell
+from clipbias.explain.endpoint import CONSTANT, PARTS, TOKENS_ALONE, WRONG, summarize_cell
 from clipbias.explain.equivalent_bias import equivalent_biases
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.explain.intervention import image_features_with
+from clipbias.explain.levels import MEAN
 from clipbias.explain.power import spread
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.uncertainty import excludes
@@ -64,28 +67,22 @@ from tools.planted import CLASSES, CONFIG, MECHANISMS, SCALE, pictures, planted,
 EFFECTS = effects_in_play(True)
 CORNERS = corners(EFFECTS)
 # All ways to classify, in the order of the logits: the first is the reference, the eighth the tuned model.
-FORMS = (*CORNERS, f"kept:{PLAIN}", f"lost:{PLAIN}")
-REPLACED = [0, len(CORNERS) - 1, len(CORNERS), len(CORNERS) + 1]
+# Levels of values at the tuned run's attention and scale, as the endpoint calls them, and the streams that they are.
+LEVELS = {"nothing": "PPR", "mean": f"PP{MEAN}"}
+FORMS = (*CORNERS, *LEVELS, f"kept:{PLAIN}", f"lost:{PLAIN}")
+REPLACED = [0, len(CORNERS) - 1, len(FORMS) - 2, len(FORMS) - 1]
 STRENGTHS = (0.3, 0.6, 1.0)
 NAMED = 1.0
-STUDIES = 500
 SEEDS = 5
 IMAGES = 560
-TRAININGS = 24
-POOL = 6000
 TRAINING = 512
 RESAMPLES = 500
-QUICK = {"studies": 6, "trainings": 6, "images": 1000}
 SEED = 1  # Draws towers, prompts, images and studies.
 CARRIER = "carrier"
-CONSTANT = "constant"
+MEAN_BIAS = "mean bias"
 # What a mechanism is called in a sentence, where its name says too little.
-CALLED = {
-    "both": "attention and a constant",
-    "kinds": "a constant for [cls]",
-    "together": "scale and values together",
-}
-COLOURS = {CARRIER: "#0072B2", CONSTANT: "#D55E00", TOKENS_ALONE: "#009E73"}
+CALLED = {"both": "attention and a constant", "kinds": "a constant for [cls]", "together": "scale and values"}
+COLOURS = {CARRIER: "#0072B2", MEAN_BIAS: "#D55E00", TOKENS_ALONE: "#009E73", CONSTANT: "#CC79A7"}
 SHOWN = "shown"
 NOT_SHOWN = "not shown"
 MOST_WRONG = 0.05
@@ -100,32 +97,47 @@ _QUICK = flags.DEFINE_bool("quick", False, "Few studies of a small pool, to see 
 Pool = tuple[np.ndarray, np.ndarray]
 
 
-def make_pool(mechanism: str, strength: float, *, trainings: int, images: int, seed: int) -> Pool:
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How many studies there are, and the trainings and images that they draw from."""
+
+    studies: int
+    trainings: int
+    images: int
+
+
+FULL = Size(studies=500, trainings=24, images=6000)
+QUICK = Size(studies=6, trainings=6, images=1000)
+
+
+def make_pool(mechanism: str, strength: float, size: Size, *, seed: int) -> Pool:
     """Logits `[S, n, K, C]` of all forms under the prompts of `S` trainings, and the labels `[n]`."""
     params = planted(mechanism, strength, seed=seed)
     classifier = Classifier(CONFIG, make_method("vpt"))
-    pixels, labels = pictures(mechanism, images, seed=seed)
+    pixels, labels = pictures(mechanism, size.images, seed=seed)
     every = np.ones(TRAINING, bool)
     logits = []
-    for training in range(trainings):
+    for training in range(size.trainings):
         own = np.random.SeedSequence([seed, training]).generate_state(1)[0]
         learnables = {"vision_prompts": jnp.asarray(prompts_of(own))}
+        tuned = Adaptation(vision_prompts=learnables["vision_prompts"])
         few_shot = jnp.asarray(pictures(mechanism, TRAINING, seed=own)[0])
         moments = vision_moments(classifier, params, learnables, few_shot, every)
         bias = equivalent_biases(jax.device_get(moments))["vision"]
-        added = jnp.asarray(bias.constants(PLAIN))[None]
-        tuned = Adaptation(vision_prompts=learnables["vision_prompts"])
-        parts = [_logits(params, tuned, added, pixels[i : i + _BATCH]) for i in range(0, images, _BATCH)]
+        constant = jnp.asarray(bias.constants(PLAIN))[None]
+        mean = Added.mean(jax.device_get(added_to_images(CONFIG, params, few_shot, every, tuned)))
+        parts = [_logits(params, tuned, constant, mean, pixels[i : i + _BATCH]) for i in range(0, size.images, _BATCH)]
         logits.append(np.concatenate(jax.device_get(parts)))
     return np.stack(logits), labels
 
 
 @jax.jit
-def _logits(params: Any, tuned: Adaptation, added: jax.Array, images: jax.Array) -> jax.Array:
-    mixed = mix_images(params, CONFIG, images, tuned, Adaptation(), CORNERS[1:-1])
-    with_bias = image_features_with(params, CONFIG, images, Adaptation(), added)
-    lost = image_features_with(params, CONFIG, images, tuned, added, sign=-1.0)
-    features = jnp.concatenate([mixed.reference[None], mixed.streams, mixed.tuned[None], with_bias, lost])
+def _logits(params: Any, tuned: Adaptation, constant: jax.Array, mean: Added, images: jax.Array) -> jax.Array:
+    streams = (*CORNERS, *LEVELS.values())
+    mixed = mix_images(params, CONFIG, images, tuned, Adaptation(), streams, {MEAN: mean})
+    with_bias = image_features_with(params, CONFIG, images, Adaptation(), constant)
+    lost = image_features_with(params, CONFIG, images, tuned, constant, sign=-1.0)
+    features = jnp.concatenate([mixed.streams, with_bias, lost])
     features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
     return jnp.moveaxis(SCALE * features @ CLASSES.T, 0, 1)
 
@@ -155,32 +167,27 @@ def seed_share(pool: Pool) -> dict[str, float]:
 def _contrasts() -> dict[str, np.ndarray]:
     """Weights `[K]` of all forms, by absolute effect."""
     unit = np.eye(len(FORMS))
-    contrasts = {name: np.pad(x, (0, 2)) for name, x in effect_contrasts(EFFECTS).items()}
+    contrasts = {name: np.pad(x, (0, len(FORMS) - len(CORNERS))) for name, x in effect_contrasts(EFFECTS).items()}
     reference, tuned, with_bias, lost = (unit[place] for place in REPLACED)
     contrasts |= {"kept": with_bias - reference, "lost": tuned - lost}
-    for part, (present, absent) in _parts().items():
+    for part, (present, absent) in PARTS.items():
         above = unit[FORMS.index(present)] - unit[FORMS.index(absent)]
         contrasts[part] = above - HALF * contrasts["gain"]
     return contrasts
 
 
-def _parts() -> dict[str, tuple[str, str]]:
-    """The confirmatory conclusions that these forms allow."""
-    return {part: pair for part, pair in PARTS.items() if {*pair} <= {*FORMS}}
-
-
 def true_verdicts(truth: Mapping[str, float], mechanism: str) -> dict[str, str]:
     """What the verdicts would be if the intervals were points at the truth."""
     if mechanism == "none":
-        return {CARRIER: NO_GAIN, CONSTANT: NO_GAIN} | dict.fromkeys(_parts(), NOT_SHOWN)
+        return {CARRIER: NO_GAIN, MEAN_BIAS: NO_GAIN} | dict.fromkeys(PARTS, NOT_SHOWN)
     shares = {name: truth[name] / truth["gain"] for name in EFFECTS}
     part = [name for name in EFFECTS if shares[name] > QUARTER]
     most = [name for name in part if shares[name] > HALF]
     carried = SHARED if len(part) > 1 else most[0] if most else UNDECIDED
     lower = min(truth["kept"], truth["lost"]) / truth["gain"]
     constant = STANDS_FOR if lower > STANDS else CARRIES_MOST if lower > MOST else DOES_NOT
-    confirmed = {name: SHOWN if truth[name] > 0 else NOT_SHOWN for name in _parts()}
-    return {CARRIER: carried, CONSTANT: constant} | confirmed
+    confirmed = {name: SHOWN if truth[name] > 0 else NOT_SHOWN for name in PARTS}
+    return {CARRIER: carried, MEAN_BIAS: constant} | confirmed
 
 
 def wrong(kind: str, claim: str, truth: Mapping[str, float], mechanism: str) -> bool:
@@ -193,7 +200,7 @@ def wrong(kind: str, claim: str, truth: Mapping[str, float], mechanism: str) -> 
         return truth[kind] <= 0
     shares = {name: truth[name] / truth["gain"] for name in (*EFFECTS, "kept", "lost")}
     lower = min(shares["kept"], shares["lost"])
-    if kind == CONSTANT:
+    if kind == MEAN_BIAS:
         return {STANDS_FOR: lower <= STANDS, CARRIES_MOST: lower <= MOST, DOES_NOT: lower >= MOST}[claim]
     if claim == SHARED:
         return sum(shares[name] > QUARTER for name in EFFECTS) < 2
@@ -214,7 +221,7 @@ def study(measured: Measured) -> dict[str, dict[str, Any]]:
         numbers |= {test.name: test.calibrated if outcome == "calibrated" else test.accuracy for test in cell.tests}
         verdicts = {
             CARRIER: carrier(effects[outcome], outcome).verdict,
-            CONSTANT: stands_for(replaced[outcome], PLAIN, outcome, "the method").verdict,
+            MEAN_BIAS: stands_for(replaced[outcome], PLAIN, outcome, "the method").verdict,
         }
         if outcome == "calibrated":
             for test in cell.tests:
@@ -227,17 +234,15 @@ def study(measured: Measured) -> dict[str, dict[str, Any]]:
     return results
 
 
-def rates(
-    mechanism: str, strength: float, *, studies: int, trainings: int, images: int, seed: int
-) -> dict[str, dict[str, Any]]:
+def rates(mechanism: str, strength: float, size: Size, *, seed: int) -> dict[str, dict[str, Any]]:
     """The rates of one mechanism and strength, by outcome."""
-    logits, labels = pool = make_pool(mechanism, strength, trainings=trainings, images=images, seed=seed)
+    logits, labels = pool = make_pool(mechanism, strength, size, seed=seed)
     truth = truths(pool)
     draw = np.random.default_rng(seed)
     made = []
-    for number in range(studies):
-        rows = draw.integers(0, images, IMAGES)
-        seeds = draw.integers(0, trainings, SEEDS)
+    for number in range(size.studies):
+        rows = draw.integers(0, size.images, IMAGES)
+        seeds = draw.integers(0, size.trainings, SEEDS)
         measured = [measure(logits[each, rows], labels[rows], resamples=RESAMPLES) for each in seeds]
         made.append(study(over_seeds(measured, seed=number)))
     shares = seed_share(pool)
@@ -267,20 +272,13 @@ def _summary(studies: list[dict[str, Any]], truth: dict[str, float], mechanism: 
     return {"truth": truth, "verdicts": verdicts, "coverage": coverage}
 
 
-def run(*, studies: int, trainings: int, images: int, seed: int) -> list[dict[str, Any]]:
+def run(size: Size, *, seed: int) -> list[dict[str, Any]]:
     """All mechanisms and strengths, one record each."""
     records: list[dict[str, Any]] = []
     for mechanism in MECHANISMS:
         for strength in STRENGTHS if mechanism != "none" else (NAMED,):
             start = time.monotonic()
-            outcomes = rates(
-                mechanism,
-                strength,
-                studies=studies,
-                trainings=trainings,
-                images=images,
-                seed=seed + 100 * len(records),
-            )
+            outcomes = rates(mechanism, strength, size, seed=seed + 100 * len(records))
             records.append({"mechanism": mechanism, "strength": strength, "outcomes": outcomes})
             print(_line(records[-1]), f"({time.monotonic() - start:.0f} s)", flush=True)
     return records
@@ -289,10 +287,10 @@ def run(*, studies: int, trainings: int, images: int, seed: int) -> list[dict[st
 def _line(record: Mapping[str, Any]) -> str:
     parts = [f"{record['mechanism']} {record['strength']:g}"]
     for outcome, result in record["outcomes"].items():
-        rates_of_kinds = []
-        for kind, rate in result["verdicts"].items():
-            shares = f"right {100 * rate['right']:.1f}, wrong {100 * rate['wrong']:.1f}"
-            rates_of_kinds.append(f"{kind} {rate['truth']}: {shares}")
+        rates_of_kinds = [
+            f"{kind} {rate['truth']}: right {100 * rate['right']:.1f}, wrong {100 * rate['wrong']:.1f}"
+            for kind, rate in result["verdicts"].items()
+        ]
         coverage = 100 * np.mean(list(result["coverage"].values()))
         gain = result["truth"]["gain"]
         parts.append(f"{outcome} (gain {gain:.3g}) {', '.join(rates_of_kinds)}; coverage {coverage:.1f}")
@@ -331,11 +329,11 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
         for rate in result["verdicts"].values()
     ]
     named = [each for each in rates if each[0]["strength"] == NAMED]
-    few = []
-    for record, outcome, rate in named:
-        if rate["right"] < LEAST_RIGHT:
-            name = CALLED.get(record["mechanism"], record["mechanism"])
-            few.append(f"{name} in {OUTCOME_NAMES[outcome]} ({100 * rate['right']:.0f} %)")
+    few = [
+        f"{CALLED.get(name := record['mechanism'], name)} in {OUTCOME_NAMES[outcome]} ({100 * rate['right']:.0f} %)"
+        for record, outcome, rate in named
+        if rate["right"] < LEAST_RIGHT
+    ]
     right = min(rate["right"] for *_, rate in named if rate["right"] >= LEAST_RIGHT)
     covered = [x for record in records for result in record["outcomes"].values() for x in result["coverage"].values()]
     enough = sum(x >= COVERAGE for x in covered)
@@ -385,14 +383,13 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
 
 def main(_: list[str]) -> None:
     """Runs all studies and writes what came out."""
-    size = QUICK if _QUICK.value else {"studies": STUDIES, "trainings": TRAININGS, "images": POOL}
-    records = run(**size, seed=SEED)
-    facts: dict[str, Any] = {"studies": size["studies"], "trainings": size["trainings"], "pool": size["images"]}
-    facts |= {"seeds": SEEDS, "images": IMAGES, "resamples": RESAMPLES}
-    facts |= {"named": NAMED}
-    facts |= {"limits": {"wrong": MOST_WRONG, "right": LEAST_RIGHT, "coverage": COVERAGE}}
+    size = QUICK if _QUICK.value else FULL
+    records = run(size, seed=SEED)
+    sizes = {"studies": size.studies, "trainings": size.trainings, "pool": size.images, "seeds": SEEDS}
+    limits = {"wrong": MOST_WRONG, "right": LEAST_RIGHT, "coverage": COVERAGE}
+    facts = sizes | {"images": IMAGES, "resamples": RESAMPLES, "named": NAMED, "limits": limits}
     broken = judge(records)
-    write_text(Path(f"{_TO.value}.json"), json.dumps(facts | {"broken": broken, "records": records}, indent=1) + "\n")
+    write_text(Path(f"{_TO.value}.json"), json.dumps({**facts, "broken": broken, "records": records}, indent=1) + "\n")
     draw_figure(records, Path(f"{_TO.value}.png"))
     print("\n".join([*broken, summary(records)]))
 

@@ -23,11 +23,12 @@ _COLUMNS = (
     "Above half of it (points)",
 )
 _CAPTION = (
-    "Tokens alone: what the tuned model adds to tokens, its attention frozen. Constant: the mean of what is added,"
-    " against nothing. Each against half of the gain, in calibrated log-likelihood; accuracy in points stands beside"
-    f" it. In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there are several. p: one-sided,"
-    f" of {RESAMPLES:,} resamples, and after Holm's correction over all {{count}} conclusions of this table; with at"
-    f" most {100 * WRONG:.0f} % probability any of those that are shown is wrong. All other numbers are exploratory."
+    "Tokens alone: what the tuned model adds to tokens, its attention frozen. Constant: the mean of what is added to"
+    " images, against nothing, all else as tuned. Each against half of the gain, in calibrated log-likelihood; accuracy"
+    f" in points stands beside it. In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there"
+    f" are several. p: one-sided, of {RESAMPLES:,} resamples, and after Holm's correction over all {{count}}"
+    f" conclusions of this table; with at most {100 * WRONG:.0f} % probability any of those that are shown is wrong."
+    " All other numbers are exploratory."
 )
 
 
