@@ -73,11 +73,14 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     drawn = list(methods) or [name for name, count in models.items() if count == max(models.values())]
     shown = pd.concat([numbers[numbers["method"] == name] for name in drawn]).dropna(subset="value")
 
+    from matplotlib.ticker import LogLocator
+
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         for at in (0.0, 100.0):
             level(axes, at)
         lines(axes, part, x="numbers", hue="kind", looks=_LOOKS)
-        axes.set_xscale("log")
+        style.log_scale(axes, "x")
+        axes.xaxis.set_major_locator(LogLocator())  # one tick in a decade: panels are narrow
         axes.set_ylim(*LIMITS)
 
     datasets = list(dict.fromkeys(shown["dataset"]))
