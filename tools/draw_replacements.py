@@ -25,13 +25,15 @@ METHODS = flags.DEFINE_list("methods", [], "Methods that are drawn, by name; wit
 def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
     studies = read_studies(names, "draw_replacements")
-    figure = replacement_figure(studies, METHODS.value)
-    if figure is None:
-        raise ClipbiasError("nothing was fitted in these studies; run them with --config.sections=replacement.")
     pooled = pool_replacements(studies)
+    if not pooled:
+        raise ClipbiasError("nothing was fitted in these studies; run them with --config.sections=replacement.")
     table = pooled_table(pooled)
     print(render(table, "text"))
     common.tell(table.caption, "", *(form.sentence for method in pooled for form in method.forms.values()), "")
+    figure = replacement_figure(studies, METHODS.value)
+    if figure is None:
+        raise ClipbiasError("no gain is sure in these studies, so there is no share of one to draw.")
     save_picture(figure)
     return 0
 

@@ -55,12 +55,12 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         figures = dataset_figures(ordered, key, label)
         pictures = [pages.save_picture(figure, output / FIGURES) for figure in figures]
         sections += [pages.Section(f"Relevancy: {label}", pictures=pictures)] if pictures else []
-    if drawn := replacement_figure(ordered):
-        pooled = pool_replacements(ordered)
+    if pooled := pool_replacements(ordered):
+        drawn = replacement_figure(ordered)
         remarks = [form.sentence for method in pooled for form in method.forms.values()]
         section = pages.Section(
             "What can stand for each method",
-            pictures=[pages.save_picture(drawn, output / FIGURES)],
+            pictures=[pages.save_picture(drawn, output / FIGURES)] if drawn else [],
             tables=[pooled_table(pooled)],
             remarks=remarks,
         )

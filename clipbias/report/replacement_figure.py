@@ -58,7 +58,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
       methods: names of those that are drawn; without them those with the most models. The numbers have all.
 
     Returns:
-      `None` where nothing was fitted.
+      `None` where nothing was fitted, or no gain is sure.
 
     Raises:
       ClipbiasError: nothing was fitted to one of the methods.
@@ -73,6 +73,8 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     drawn = list(methods) or [name for name, count in models.items() if count == max(models.values())]
     shown = pd.concat([numbers[numbers["method"] == name] for name in drawn]).dropna(subset="value")
 
+    if shown.empty:
+        return None
     from matplotlib.ticker import LogLocator
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:

@@ -1,5 +1,6 @@
 """The picture of replacements and its table: what is drawn is what the CSV says, and that what the arrays say."""
 
+import copy
 import dataclasses
 import types
 
@@ -88,6 +89,12 @@ def test_the_message_and_the_caption_have_the_numbers(studies):
     assert replacement_message(unsure) == "No gain is sure, so there is none to share out."
     with pytest.raises(ClipbiasError, match="nothing was fitted to 'VPT'; there are IVLP"):
         replacement_figure(studies, ["VPT"])
+
+
+def test_without_a_sure_gain_there_is_no_picture():
+    of = copy.deepcopy(result(250, 3))
+    of.outcomes.calibrated[:] = -1
+    assert replacement_figure([study("demo/digits", [of])]) is None
 
 
 def test_the_pooled_table(studies):
