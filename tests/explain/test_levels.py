@@ -27,8 +27,7 @@ from tests.helpers import short
 from tests.reference import factorial, levels, methods, numpy_clip
 from tests.reference.cases import CLASS_NAMES
 
-# Slots; no slots; pixels, a bias by token, prompts, weights and the projection at once, in which the last two are. By
-# tower.
+# By tower. "everything" has slots, pixels, a bias by token, weights and the projection at once.
 VISION = short(["ivlp", "lora", "everything", "layer_norm", "bias_by_kind"], "ivlp", "lora", "everything")
 TEXTS = short(["maple", "bias_by_kind", "coop_long"], "maple", "bias_by_kind")
 DONORS = np.array([[2, 0, 1], [1, 2, 0]])
