@@ -136,6 +136,18 @@ def mixture(results, keys, outcome, stream):
     return number(by_stream[stream] - by_stream[streams[0]], by_stream[streams[-1]] - by_stream[streams[0]])
 
 
+def temperature_alone(results, keys):
+    """What the reference gains in raw log-likelihood by its temperature, and as a share of the raw gain."""
+    arrays = {"calibrated": [], "log_likelihood": []}
+    for key in keys:
+        test = results.factorial.models[key]
+        for name, of_seeds in arrays.items():
+            outcomes = np.asarray(getattr(test.outcomes, name), np.float64)[:, test.towers.index("both")]
+            of_seeds.append(outcomes[:, [0, 2 ** len(test.effects) - 1]])
+    calibrated, raw = (by_name(("frozen", "tuned"), of_seeds, "calibrated") for of_seeds in arrays.values())
+    return number(calibrated["frozen"] - raw["frozen"], raw["tuned"] - raw["frozen"])
+
+
 def constants(results, keys, outcome):
     """By "kept:NAME" and "lost:NAME" what constants keep, and what is lost without them."""
     keys = [keys] if isinstance(keys, str) else keys
