@@ -81,9 +81,7 @@ class StudyOptions:
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")
-    seed: Count = setting(
-        0, "Of faithfulness's random order, the control's random prompts, and random images of levels."
-    )
+    seed: Count = setting(0, "Of random orders, prompts and images of the controls, and of fits.")
 
     def __post_init__(self) -> None:
         check_fields(self)
