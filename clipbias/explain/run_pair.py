@@ -130,8 +130,8 @@ def given_attention(
     """Of a block of tokens `[K, B, N, D]` whose attention is given; all else is computed on their own tokens.
 
     Args:
-      attentions: `A [B, H, N, N]`, each for so many of the `K` in a row as
-      counts: says.
+      attentions: `A [B, H, N, N]`.
+      counts: for how many of the `K`, in a row, each of them is.
       masses: `m [B, N, H]` of each.
       slots: `s` of each, `[B, N, D]`.
       bias_rows: which row of the layer's bias each token gets.
