@@ -166,7 +166,8 @@ def stands_for(numbers: Replacements, form: str, outcome: str, label: str) -> Cl
 def constant_part(levels: ByOutcome[Levels], tower: str) -> str:
     """How much of what a method adds to a tower's tokens is a constant, and whether surely more than half, in words."""
     tokens, population, remainder = _LEVEL_WORDS[tower]
-    parts, rests, claims = [], [], []
+    parts, rests = [], []
+    alike: dict[str, list[str]] = {}
     for outcome, of_outcome in levels.items():
         if no_gain(of_outcome.all, outcome):
             continue
@@ -174,9 +175,10 @@ def constant_part(levels: ByOutcome[Levels], tower: str) -> str:
         constant = of_outcome.steps["constant"].share
         parts.append(f"{percent(constant)} in {name}")
         rests.append(percent(of_outcome.beyond.share))
-        claims.append(f"in {name} {_HALVES[excludes(constant, HALF)]}")
+        alike.setdefault(_HALVES[excludes(constant, HALF)], []).append(f"in {name}")
     if not parts:
         return f"What it adds to {tokens} gives no sure gain, so there is no share of it that a constant has."
+    claims = [f"{join_words(outcomes)} {claim}" for claim, outcomes in alike.items()]
     return (
         f"Of what it adds to {tokens}, a constant (the mean over {population}) gives {join_words(parts)}, {remainder}"
         f" {join_words(rests)}: {join_words(claims)}."
