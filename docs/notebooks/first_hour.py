@@ -108,7 +108,7 @@ picture = PICTURE if PICTURE is not None else dataset.split("test").image(0)
 def look(model):
     """The picture, and its relevancy for the most likely class."""
     title = f"{METHODS.get(model.task.method_name, 'zero-shot')}: {model.predict([picture])}"
-    return model.plot([picture], titles=[title.replace(", ", "\n")])
+    return model.plot([picture], titles=[title.replace(": ", ":\n", 1).replace("; ", "\n")])
 
 
 look(zero_shot)
