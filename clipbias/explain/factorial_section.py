@@ -205,9 +205,9 @@ def _endpoint_cells(
     for group in same_but_for_seed(models):
         keys = [model.key for model in group]
         labels = study.split.labels[rows[keys[0]]["images"]]
-        streams, _ = _with_mean_level(rows[keys[0]], mixtures[keys[0]])
-        logits = [_with_mean_level(rows[key], mixtures[key])[1] for key in keys]
-        cells.append(measure_cell(keys, logits, labels, streams))
+        pairs = [_with_mean_level(rows[key], mixtures[key]) for key in keys]
+        streams = pairs[0][0]  # the same of all seeds
+        cells.append(measure_cell(keys, [logits for _, logits in pairs], labels, streams))
     return tuple(cell for cell in cells if cell is not None)
 
 

@@ -72,7 +72,6 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
         raise ClipbiasError(f"nothing was fitted to {unknown[0]!r}; there are {', '.join(models)}.")
     drawn = list(methods) or [name for name, count in models.items() if count == max(models.values())]
     shown = pd.concat([numbers[numbers["method"] == name] for name in drawn]).dropna(subset="value")
-
     if shown.empty:
         return None
     from matplotlib.ticker import LogLocator

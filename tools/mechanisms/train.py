@@ -106,11 +106,11 @@ def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
 
 def fit_centred(task: Task, dataset: Dataset, spec: Spec, *, steps: int) -> Learnables:
     """The learnables of a centred map: trained in rounds along a cosine, centred after each."""
-    split = training_images(dataset, spec)
+    protocol = protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed)
+    split = protocol.source.split("train")
     context = make_context(task.clip, None, dtype="float32")
     (images,) = context.training_images([split])
     learnables: Any = jax.device_get(task.init(spec.seed))
-    protocol = protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed)
     recipe = fit_recipe(learning_rate=spec.of_family.learning_rate, steps=max(1, steps // ROUNDS), batch_size=BATCH)
     for number in range(ROUNDS):
         rate = recipe.learning_rate * (1 + np.cos(np.pi * number / ROUNDS)) / 2

@@ -85,7 +85,7 @@ class FittedReplacements:
       means: by form, the mean of what the model's blocks add, which nothing was fitted to.
       retrainings: by key, the method trained again on the same images, with another start and order.
       untaught: by form and key, the form's method trained on the same images' labels.
-      ways: names of all these models, for the axis `K` of what follows: `replacement.ways`.
+      ways: names of all these models, for the axis `K` of what follows, made by `replacement.way`.
       outcomes: of each image.
       decisions: the class that each way gives each image, uint16 `[n, K]`.
     """
