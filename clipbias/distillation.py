@@ -17,9 +17,8 @@ from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
 from clipbias.data import Dataset, Split
-from clipbias.data.folder import divide
 from clipbias.data.images import Images
-from clipbias.data.protocols import validation_outside_test
+from clipbias.data.unlabelled import divide_unlabelled, unlabelled_images
 from clipbias.data.user_datasets import open_images
 from clipbias.data.user_images import labelled_split, list_images
 from clipbias.errors import ClipbiasError
@@ -36,9 +35,6 @@ from clipbias.tuned_model import TunedModel, as_clip, labelled_images
 from clipbias.tuning import Task
 from clipbias.tuning.learnables import parameter_count
 
-# Share of the unlabelled images that a form is selected on; and of those without labels, that certify it. They are
-# drawn by their names: the rule of `data.held_out` reads labels.
-HELD_BACK = 0.2
 # A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
 TOLERANCE = 0.01
 
@@ -98,10 +94,7 @@ def images_of_dataset(dataset: Dataset) -> DistilImages:
       ClipbiasError: there are too few images.
     """
     test = dataset.split("test")
-    train = dataset.split("train")
-    validation = validation_outside_test(test, dataset.splits.get("val"))
-    unlabelled = train if validation is None else _joined(train, validation)
-    fitted, held_back, _ = _divided(unlabelled, (HELD_BACK, 0.0))
+    fitted, held_back, _ = _divided(unlabelled_images(dataset, test) or dataset.split("train"), certified=False)
     return DistilImages(fitted, held_back, test, labelled=True)
 
 
@@ -111,7 +104,7 @@ def images_without_labels(images: Split) -> DistilImages:
     Raises:
       ClipbiasError: there are too few images.
     """
-    fitted, held_back, certified = _divided(images, (HELD_BACK, HELD_BACK))
+    fitted, held_back, certified = _divided(images, certified=True)
     return DistilImages(fitted, held_back, certified, labelled=False)
 
 
@@ -308,26 +301,10 @@ def _logits(models: Sequence[Teacher], split: Split, context: SweepContext) -> t
     return [logits[read] for logits, _ in results], read
 
 
-def _joined(first: Split, second: Split) -> Split:
-    """The images of two splits of a dataset; an image that is in both comes once."""
-    known = set(first.keys)
-    second = second.subset([index for index, key in enumerate(second.keys) if key not in known])
-    parts = (first, second)
-
-    def read(index: int) -> bytes:
-        return first.read(index) if index < len(first) else second.read(index - len(first))
-
-    labels = np.concatenate([part.labels for part in parts])
-    return dataclasses.replace(first, keys=(*first.keys, *second.keys), labels=labels, read=read)
-
-
-def _divided(images: Split, shares: tuple[float, float]) -> tuple[Split, Split, Split]:
-    """The images without labels, divided by their names."""
-    unlabelled = dataclasses.replace(images, labels=np.zeros(len(images), np.int32))
+def _divided(images: Split, *, certified: bool) -> tuple[Split, Split, Split]:
     if len(images) < 5:
         raise ClipbiasError(f"there are {len(images)} unlabelled images; give 5 at least, and rather some hundred.")
-    fitted, held_back, certified = (unlabelled.subset(part) for part in divide(unlabelled, shares))
-    return fitted, held_back, certified
+    return divide_unlabelled(images, certified=certified)
 
 
 def _subset(images: Split, most: int, *, seed: int) -> Split:

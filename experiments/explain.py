@@ -20,6 +20,7 @@ import clipbias
 from clipbias import data, hosts
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
+from clipbias.data.unlabelled import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import ALL_SECTIONS, SECTIONS, Answer, StudyResults
@@ -124,6 +125,7 @@ def explain(
             settings.study,
             folder,
             training=dataset.splits.get("train"),
+            unlabelled=unlabelled_images(dataset, images),
             mesh=mesh,
             advance=advance,
             known=known_predictions(settings.predictions, adapters, images),

@@ -143,7 +143,7 @@ def summarize(
       labels: `[n]`.
       fits: by form.
       images: numbers of the images in the split, `[n]`.
-      counts: how many training images were fitted on, and held back.
+      counts: how many images were fitted on, and held back.
     """
     ways = candidates.by_way()
     names = [name if name in (REFERENCE, TUNED) else f"{KEPT}:{name}" for name in ways]

@@ -1,4 +1,4 @@
-"""Fits forms to each tuned model's predictions on training images without labels, and compares them on the study's."""
+"""Fits forms to each tuned model's predictions on unlabelled images, and compares them on the study's."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.data import Split
-from clipbias.data.folder import divide
 from clipbias.data.images import Images
+from clipbias.data.unlabelled import divide_unlabelled
 from clipbias.explain.agreement import divergences
 from clipbias.explain.bias_adapter import METHODS as MEANS
 from clipbias.explain.constants_section import MeasuredBiases, measure_equivalent_biases, missing
@@ -30,8 +30,6 @@ from clipbias.tuning import Task
 from clipbias.tuning.learnables import parameter_count
 from clipbias.tuning.registry import make_method, method_options
 
-# Share of the training images that no form is fitted on.
-HELD_BACK = 0.2
 FEWEST = 10
 
 
@@ -78,11 +76,10 @@ def compute_replacement(study: Study) -> Section[dict[str, FittedReplacements | 
     same few-shot split with another start, and the form's own method trained on the labels of that split. Nothing is
     fitted to these. The mean of what the model's blocks add stands there too.
     """
-    if study.training is None or len(study.training) < FEWEST:
-        reason = "Replacements are fitted on training images, and there are none, or too few."
+    if study.unlabelled is None or len(study.unlabelled) < FEWEST:
+        reason = "Replacements are fitted on training and validation images, and there are none, or too few."
         return {model.key: Missing(reason) for model in study.tuned}
-    unlabelled = dataclasses.replace(study.training, labels=np.zeros(len(study.training), np.int32))
-    fitted, held_back, _ = (unlabelled.subset(part) for part in divide(unlabelled, (HELD_BACK, 0.0)))
+    fitted, held_back, _ = divide_unlabelled(study.unlabelled)
     reasons = {model.key: why_not_fitted(study, model) for model in study.tuned}
     teachers = [model for model in study.tuned if not reasons[model.key]]
     biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])

@@ -44,6 +44,7 @@ class Study:
         folder: Path,
         *,
         training: Split | None = None,
+        unlabelled: Split | None = None,
         mesh: Mesh | None = None,
         advance: Callable[[str, int, int], None] = lambda title, done, total: None,
         known: Callable[[Model], np.ndarray | None] = lambda model: None,
@@ -56,6 +57,7 @@ class Study:
           options: settings.
           folder: for `parts/`; what is there of the same study is not computed again.
           training: images of the training set, for equivalent biases; `None` leaves that out.
+          unlabelled: images that replacements are fitted on, none of which is in `split`; `None` leaves these out.
           mesh: where to compute; `None` takes this process's first device.
           advance: called after every batch with a title, batches done, and batches in all.
           known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
@@ -72,6 +74,7 @@ class Study:
         self.split = split
         self.options = options
         self.training = training
+        self.unlabelled = unlabelled
         self.mesh = mesh or meshes.single_device()
         self.advance = advance
         self.known = known
@@ -115,7 +118,7 @@ class Study:
         for model in self.models:
             digest.update(json.dumps([model.key, model.digest]).encode())
         training = self.training.subset(self.training_images) if self.training else None
-        for images in (self.split, training):
+        for images in (self.split, training, self.unlabelled):
             digest.update(json.dumps(images and images.digest).encode())
         digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         return digest.hexdigest()

@@ -17,7 +17,7 @@ from clipbias.tuning.learnables import select_run
 from clipbias.tuning.method import Learnables
 
 STEPS = 1500
-BATCH_SIZE = 64
+BATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Form:
 # From few numbers to many.
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
-        "vector": Form("bias", "one vector per layer", 0.02),
-        "kind": Form("bias_by_kind", "two vectors per layer, by kind of token", 0.02, folds=False),
-        "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.01),
+        "vector": Form("bias", "one vector per layer", 0.08),
+        "kind": Form("bias_by_kind", "two vectors per layer, by kind of token", 0.08, folds=False),
+        "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
         "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
     }
 )

@@ -209,7 +209,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_section(clip: Clip, tmp_path: Path, measured: list[Any], evaluated: list[Any]) -> None:
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
-    study = Study(models, test, StudyOptions(replacement_steps=2), tmp_path, training=colour_split(5, 0))
+    images = colour_split(5, 0)
+    study = Study(models, test, StudyOptions(replacement_steps=2), tmp_path, training=images, unlabelled=images)
     run_study(study, tmp_path, dataset="colours", sections=("replacement",))
     # The teacher's once for the fitted images and once for those held back, and the student's.
     assert len(evaluated) == 4 and len(set(evaluated)) == 2
@@ -246,7 +247,7 @@ def test_the_section(clip: Clip, tmp_path: Path, measured: list[Any], evaluated:
     assert found.retrainings["again"].cosine.value == pytest.approx(cosine, abs=1e-4)
     # A study with one model more continues from the fit.
     folders = sorted((tmp_path / "parts" / "replacement").iterdir())
-    more = Study(models_of(clip)[:2], test, StudyOptions(replacement_steps=2), tmp_path, training=colour_split(5, 0))
+    more = Study(models_of(clip)[:2], test, StudyOptions(replacement_steps=2), tmp_path, unlabelled=images)
     more.run_section(replacement_section.compute_replacement(more))
     assert sorted((tmp_path / "parts" / "replacement").iterdir()) == folders
 

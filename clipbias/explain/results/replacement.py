@@ -79,7 +79,7 @@ class FittedReplacements:
 
     Attributes:
       gain: over the frozen model, by outcome.
-      fitted_images, held_back_images: how many, all of them training images without labels.
+      fitted_images, held_back_images: how many, of training and of validation, without labels.
       moved_images: of the study, whose decision tuning moved.
       forms: by name.
       means: by form, the mean of what the model's blocks add, which nothing was fitted to.
