@@ -1,6 +1,7 @@
 """Tables of the demo in the documents: those of the numbers beside their pictures."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,37 @@ def test_the_findings_on_the_zoo_are_those_of_its_numbers() -> None:
     assert f"Bias tuning gains {float(bias['value']):.1f} points with {bias['parameters']} numbers" in page
     unsure = {name for name, row in rows.items() if float(row["low"]) <= 0}
     assert unsure == {"coop", "kgcoop", "tcp", "plot", "mma"}
+
+
+def test_the_rank_correlations_with_the_literature() -> None:
+    """What docs/methods.md says of them, from ranks by counting."""
+    page = " ".join((ROOT / "docs/methods.md").read_text(encoding="utf-8").split())
+    published = json.loads((ROOT / "clipbias/assets/published.json").read_text(encoding="utf-8"))
+    table = published["averages"]
+    of_paper = {name: row[table["shots"].index(16)] for name, row in table["accuracy"].items()}
+    listed: dict[str, list[float]] = {}
+    for source in published["sixteen_shots"]:
+        for name, accuracies in source["accuracy"].items():
+            key = name.split(" (")[0].lower().replace("-", "_")
+            listed.setdefault(key, []).append(sum(accuracies.values()) / len(accuracies))
+    literature = {name: sum(values) / len(values) for name, values in listed.items()}
+
+    def gains(name: str) -> dict[str, float]:
+        with open(ROOT / f"docs/images/{name}.csv", encoding="utf-8", newline="") as file:
+            return {row["method"]: float(row["value"]) for row in csv.DictReader(file)}
+
+    def correlation(ours: dict[str, float], theirs: dict[str, float], count: int, without: str = "") -> str:
+        common = sorted((ours.keys() & theirs.keys()) - {without})
+        assert len(common) == count
+        ranks = [[sum(values[b] < values[a] for b in common) for a in common] for values in (ours, theirs)]
+        squares = sum((a - b) ** 2 for a, b in zip(*ranks, strict=True))
+        return f"{1 - 6 * squares / (count**3 - count):.2f}".replace("-", "−")
+
+    zoo = gains("zoo_gains")
+    assert f"{correlation(gains('demo_gains'), of_paper, 6)} for the six methods of the paper's Table 1" in page
+    every = correlation(zoo, literature, 8)
+    without = correlation(zoo, literature, 7, without="clip_lora")
+    assert f"{every} for the eight methods of this table" in page and f"{without} without CLIP-LoRA" in page
 
 
 def test_the_readmes_gains_are_those_of_its_picture() -> None:
