@@ -85,7 +85,8 @@ def _with_levels(study: Study, model: Model) -> Mixtures:
     """A model's mixtures, with levels of the towers that have them."""
     mixtures = mixtures_of(model)
     towers = [tower for tower in _changed_towers(model) if not why_no_levels(study, model, tower)]
-    levels = {tower: level_streams(mixtures.effects, tower) for tower in towers}
+    fitted = study.options.level_steps > 0
+    levels = {tower: level_streams(mixtures.effects, tower, fitted=fitted) for tower in towers}
     return dataclasses.replace(mixtures, levels=levels)
 
 
@@ -177,7 +178,10 @@ def summarize(
         temperature_alone=temperature_alone(both, 0, 2 ** len(mixtures.effects) - 1),
         temperatures=dict(zip(mixtures.streams, both.temperatures.tolist(), strict=True)),
         refitted=both.refitted,
-        levels={tower: summarize_levels(each, mixtures.effects, tower) for tower, each in (levels or {}).items()},
+        levels={
+            tower: summarize_levels(each, mixtures.effects, tower, mixtures.levels[tower])
+            for tower, each in (levels or {}).items()
+        },
     )
 
 

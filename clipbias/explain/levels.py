@@ -4,13 +4,15 @@ All are on the tuned run's own trajectory, so that nothing else changes, and no 
 
     nothing  the reference's values
     mean     what the tuned run adds on average over training images, layer by layer and kind of token (`added`)
+    fitted   the constant of the same shapes that changes its predictions least (`fitted_level`); where it is asked for
     random   what it adds for another image: training images drawn by the seed, one for all layers
     own      what it adds for this image: the tuned run's values
 
-The steps between them, *constant*, *mismatch* and *image*, add up to values at any attention and scale, and so do their
-parts of the Shapley value. Where blocks change, the last level has the tuned blocks on its own tokens; at the tuned
-run's attention that is the same. While the image tower's values vary, texts are as tuned. Of texts, whose lengths
-differ, there is no level between the mean over classes and their own, and images are as the frozen model has them.
+The steps between nothing, mean, random and own, called *constant*, *mismatch* and *image*, add up to values at any
+attention and scale, and so do their parts of the Shapley value. Where blocks change, the last level has the tuned
+blocks on its own tokens; at the tuned run's attention that is the same. While the image tower's values vary, texts are
+as tuned. Of texts, whose lengths differ, there is no level between the mean over classes and their own, and images are
+as the frozen model has them.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from clipbias.explain.added import Added, added_to_images, added_to_texts
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.effects import Measured, Sample, measured_shares
 from clipbias.explain.factorial import corners
+from clipbias.explain.fitted_level import FITTED, fit_constants
 from clipbias.explain.model import Model
 from clipbias.explain.results import ByOutcome, Levels
 from clipbias.explain.statistics import Moments, Totals
@@ -49,20 +52,28 @@ class LevelInputs:
     Attributes:
       vision: the mean of each pass over an image; empty where the vision tower has no levels.
       text: the mean over classes, or `None`.
+      fitted: the fitted constant of each pass; empty where none is fitted.
       donors: uint8 `[P, R, R, 3]`, training images, or `None`.
       drawn: int32 `[n, DRAWS]`: which of them each image of the split gets.
     """
 
     vision: tuple[Added, ...]
     text: Added | None
+    fitted: tuple[Added, ...]
     donors: jax.Array | None
     drawn: jax.Array | None
 
 
-def level_streams(effects: Sequence[str], tower: str) -> tuple[str, ...]:
-    """Names of the mixtures between values from R and from P, at every attention and scale."""
+def level_streams(effects: Sequence[str], tower: str, *, fitted: bool = False) -> tuple[str, ...]:
+    """Names of the mixtures between values from R and from P, at every attention and scale; of images the fitted last.
+
+    The fitted constant is at the tuned run's attention and scale alone.
+    """
     letters = (MEAN, *map(str, range(DRAWS))) if tower == "vision" else (MEAN,)
-    return tuple(corner + letter for corner in corners(effects[:-1]) for letter in letters)
+    streams = [corner + letter for corner in corners(effects[:-1]) for letter in letters]
+    if fitted and tower == "vision":
+        streams.append(corners(effects[:-1])[-1] + FITTED)
+    return tuple(streams)
 
 
 def why_no_levels(study: Study, model: Model, tower: str) -> str:
@@ -90,10 +101,13 @@ def measure_levels(study: Study, models: Mapping[str, tuple[Model, Sequence[str]
     inputs = {}
     for key, (model, towers) in models.items():
         text = study.replicate(_text_mean(study, model)) if "text" in towers else None
-        inputs[key] = LevelInputs((), text, None, None)
+        inputs[key] = LevelInputs((), text, (), None, None)
         if key in means:
-            vision = study.replicate(_means_by_pass(results[means[key].name]))
-            inputs[key] = LevelInputs(vision, text, donors, drawn)
+            mean = _means_by_pass(results[means[key].name])
+            assert donors is not None, "the mean is of the same training images"
+            fitted = fit_constants(study, model, mean, donors) if study.options.level_steps else ()
+            vision, fitted = study.replicate((mean, fitted))
+            inputs[key] = LevelInputs(vision, text, fitted, donors, drawn)
     return inputs
 
 
@@ -139,21 +153,26 @@ def donor_images(inputs: LevelInputs, numbers: jax.Array) -> jax.Array | None:
     return inputs.donors[jnp.moveaxis(inputs.drawn[numbers], 1, 0)]
 
 
-def summarize_levels(measured: Measured, effects: Sequence[str], tower: str) -> ByOutcome[Levels]:
+def summarize_levels(
+    measured: Measured, effects: Sequence[str], tower: str, levels: Sequence[str]
+) -> ByOutcome[Levels]:
     """By outcome, what the steps between levels give, with shares of all that values give.
 
     Args:
-      measured: of the corners, then of `level_streams`.
+      measured: of the corners, then of `levels`.
       effects: in play.
       tower: whose values vary.
+      levels: `level_streams`.
     """
-    streams = (*corners(effects), *level_streams(effects, tower))
+    streams = (*corners(effects), *levels)
     unit = dict(zip(streams, np.eye(len(streams)), strict=True))
     places = corners(effects[:-1])
     by_place = {place: _steps(unit, place, tower) for place in places}
     at_tuned = by_place[places[-1]]
     contrasts = {"all": sum(at_tuned.values(), np.zeros(len(streams))), **at_tuned}
     contrasts["beyond"] = contrasts["all"] - at_tuned["constant"]
+    if (fitted := places[-1] + FITTED) in unit:
+        contrasts["fitted"] = unit[fitted] - unit[f"{places[-1]}R"]
     for step in STEPS[tower]:
         contrasts[f"shapley {step}"] = sum(
             (_weight(place) * steps[step] for place, steps in by_place.items()), np.zeros(len(streams))
@@ -166,6 +185,7 @@ def summarize_levels(measured: Measured, effects: Sequence[str], tower: str) -> 
             all=numbers["all"],
             steps={step: numbers[step] for step in STEPS[tower]},
             beyond=numbers["beyond"],
+            fitted=numbers.get("fitted"),
             shapley={step: dataclasses.replace(numbers[f"shapley {step}"], share=None) for step in STEPS[tower]},
         )
 

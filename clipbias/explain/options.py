@@ -42,6 +42,11 @@ class StudyOptions:
     training_images: Positive | None = setting(
         256, "Constants and levels are measured on so many training images, spread evenly; None takes all."
     )
+    level_steps: Count = setting(
+        0,
+        "Steps that fit a constant in the place of what is added to images, the best for the tuned model's predictions;"
+        " a level of the causal test; 0 leaves it out.",
+    )
     explore_images: Annotated[int, Range(1, 1000)] = setting(
         48,
         "Images that a reader of the report can explore, layer by layer; fewer where their maps "

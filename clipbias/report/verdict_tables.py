@@ -36,6 +36,7 @@ _STEPS = {
         "mismatch": "image tokens: another image's, against the mean",
         "image": "image tokens: its own, against another image's",
         "all": "image tokens: all that is added",
+        "fitted": "image tokens: the best constant",
     },
     "text": {
         "constant": "text tokens: the mean over classes",
@@ -113,14 +114,18 @@ def levels_table(methods: Sequence[MethodResults]) -> Table | None:
             for step, words in _STEPS[tower].items():
                 texts: list[str] = []
                 for outcome, numbers in levels.items():
-                    number = numbers.all if step == "all" else numbers.steps[step]
+                    number = {**numbers.steps, "all": numbers.all, "fitted": numbers.fitted}[step]
+                    if number is None:
+                        continue
                     texts += _with_share(number, outcome, numbers.all)
                     texts.append(change(numbers.shapley[step], outcome) if step in numbers.shapley else MISSING)
-                rows.append(cells(method.facts.label, words, *texts))
+                if texts:
+                    rows.append(cells(method.facts.label, words, *texts))
     caption = (
         "At the tuned model's attention, what it adds to tokens, in steps from nothing to all of it: the mean by layer"
         " and kind of token; what it adds for another image, a mean over draws of training images; and what it adds for"
-        " this one. A method that learns a constant has all of it in the mean. Texts are as tuned while what is added"
+        " this one. The best constant is fitted to the tuned model's predictions on training images; it is no step."
+        " A method that learns a constant has all of it in the mean. Texts are as tuned while what is added"
         " to images varies; images are CLIP's while it varies in texts. In the Shapley value: the steps' parts of that"
         f" of values. {_BRACKETS}; a dash where all that is added is not surely worth more than 0."
     )

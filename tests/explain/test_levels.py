@@ -20,6 +20,7 @@ from clipbias.explain.results import CausalTest, CausalTests, LevelOutcomes
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests import helpers
+from tests.explain.fitted_constants import everywhere, some_constant
 from tests.explain.models import moved
 from tests.explain.test_factorial import TOLERANCE, Bound, assert_close, bind, reference_runs
 from tests.explain.test_study import split
@@ -146,11 +147,12 @@ def study_tests(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("ivlp", "IVLP", "ivlp", task, moved(task), seed=1),
     ]
-    options = StudyOptions(batch_size=4, control_images=0, training_images=3)
+    options = StudyOptions(batch_size=4, control_images=0, training_images=3, level_steps=2)
     folder = tmp_path_factory.mktemp("levels")
     study = Study(models, split(), options, folder, training=split().subset([6, 5, 3, 1]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipbias.explain.endpoint.FEWEST_IMAGES", 7)
+        patch.setattr("clipbias.explain.levels.fit_constants", lambda *_: (some_constant(clip, 3),))
         return study, study.run_section(compute_factorial(study))
 
 
@@ -182,6 +184,8 @@ def test_a_study_has_the_levels_of_both_towers(
         takes_of_place = takes(f"{place}M")
         expected = {f"{place}M": levels.of_samples(mean, np.zeros(7, int))}
         expected |= {f"{place}{k}": levels.of_samples(every, drawn[:, k]) for k in range(3)}
+        if place == "PP":
+            expected["PPF"] = everywhere(some_constant(clip, 3), 7, clip.config.vision.tokens)
         for stream, level in expected.items():
             features = levels.features(*runs, takes_of_place, level)
             logits = numpy_clip.logits(reference.state, features, texts[1].forward.features)
@@ -220,6 +224,11 @@ def test_steps_add_up_to_values_and_to_their_shapley_value(study_tests: tuple[St
                 weights = {0: 1 / 3, 1: 1 / 6, 2: 1 / 3}  # values come first, after one effect, or last
                 expected = sum(weights[place.count("P")] * value for place, value in by_order.items())
                 assert summary.shapley[step].value == pytest.approx(expected, abs=1e-4)
+            if tower == "vision":
+                assert summary.fitted is not None
+                assert summary.fitted.value == pytest.approx(means["PPF"] - means["PPR"], abs=1e-4)
+            else:
+                assert summary.fitted is None
             assert summary.beyond.value == pytest.approx(summary.all.value - summary.steps["constant"].value)
             game = {stream: np.array([means[stream]]) for stream in corners(test.effects)}
             values = factorial.shapley(game, test.effects)["values"][0]

@@ -303,6 +303,10 @@ def test_rules_of_effects_and_the_best_replacement():
     assert rules.corners_and_levels(constant, "ivlp") == Answer("no attention", CONSTANT)
     assert rules.levels_and_replacement(constant, "ivlp").what == CONSTANT
     assert rules.corners_and_levels(changed(constant, [*levels, "beyond", "share"], None), "ivlp").what == UNDECIDED
+    for ends, expected in (((0.6, 0.9), CONSTANT), ((0.1, 0.4), IMAGE), ((0.4, 0.6), UNDECIDED)):
+        fitted = changed(results, [*levels, "fitted", "share"], number(*ends))
+        assert rules.optimal_ablation(fitted, "ivlp") == Answer(what=expected)
+    assert rules.optimal_ablation(changed(results, [*levels, "fitted"], None), "ivlp") == Answer()
     without = changed(results, [*effects, "gain"], number(-0.1, 0.1))
     assert set(rules.explain(without, "ivlp").values()) == {Answer(NO_GAIN, NO_GAIN)}
     for shares, expected in (
@@ -321,6 +325,9 @@ def test_rules_of_effects_and_the_best_replacement():
         agreed = UNDECIDED if expected == IMAGE else CONSTANT
         assert rules.levels_and_replacement(fitted, "ivlp").what == agreed
     outside = changed(results, ["factorial", "models", "bias"], Missing(NOTHING_INSIDE))
+    gain = ["replacement", "ivlp", "gain", "calibrated"]
+    of_head = changed(changed(outside, gain, number(0.2, 0.4)), ["factorial", "models", "ivlp"], Missing(""))
+    assert rules.gain_of(of_head, "ivlp") == number(0.2, 0.4) != rules.gain_of(results, "ivlp")
     assert rules.shapley(outside, "bias") == rules.corners_and_levels(outside, "bias") == Answer("no attention")
 
 

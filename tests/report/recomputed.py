@@ -78,7 +78,7 @@ def level_steps(results, keys, outcome, tower):
     tests = [results.factorial.models[key].levels[tower] for key in keys]
     arrays = [np.asarray(getattr(each.outcomes, name), np.float64) * scale for each in tests]
     by_stream = by_name(tests[0].streams, arrays, outcome)
-    places = sorted({stream[:-1] for stream in by_stream}, key=lambda place: place.count("P"))
+    places = sorted({stream[:-1] for stream in by_stream if stream[-1] == "R"}, key=lambda place: place.count("P"))
     names = {"vision": ("constant", "mismatch", "image"), "text": ("constant", "class")}[tower]
     steps = {}
     for place in places:
@@ -94,7 +94,10 @@ def level_steps(results, keys, outcome, tower):
     # Values come last of the effects that are P's in so many of all orders.
     orders = {1: {0: 1 / 2, 1: 1 / 2}, 2: {0: 1 / 3, 1: 1 / 6, 2: 1 / 3}}[len(places[0])]
     shapley = {step: number(sum(orders[place.count("P")] * steps[place][step] for place in places)) for step in names}
-    return numbers | {"all": number(whole)}, shapley
+    numbers["all"] = number(whole)
+    if tower == "vision":
+        numbers["fitted"] = number(by_stream[places[-1] + "F"] - by_stream[places[-1] + "R"], whole)
+    return numbers, shapley
 
 
 def effects(results, keys, outcome, tower="both"):

@@ -11,6 +11,7 @@ from clipbias.explain.effects import measure, over_seeds, summarize_replacements
 from clipbias.explain.endpoint import summarize_cell
 from clipbias.explain.factorial import corners, effects_in_play
 from clipbias.explain.factorial_section import cross_seeds, image_outcomes, summarize
+from clipbias.explain.fitted_level import FITTED
 from clipbias.explain.levels import DRAWS, MEAN, STEPS, level_streams
 from clipbias.explain.mixtures import Mixtures
 from clipbias.explain.replacement import Candidates, Fit, Outputs
@@ -111,6 +112,10 @@ def synthetic_forms() -> dict[str, FittedReplacements | Missing]:
     return {"ivlp": result, "bias": Missing("No form learns.")}
 
 
+def levels_of(effects):
+    return {tower: level_streams(effects, tower, fitted=True) for tower in STEPS}
+
+
 class _Builder(MapSections):
     def start(self, dataset):
         def model(key, label, method, accuracy, vision, text):
@@ -182,7 +187,7 @@ class _Builder(MapSections):
         for model in self.models[1:]:
             slots = model.has_prompts
             effects = effects_in_play(slots)
-            mixtures = Mixtures(effects, TOWERS, corners(effects))
+            mixtures = Mixtures(effects, TOWERS, corners(effects), levels_of(effects))
             measured[model.key], outcomes = self.mixtures(mixtures, every)
             levels[model.key] = {tower: self.levels(effects, tower) for tower in STEPS}
             random = None
@@ -198,7 +203,7 @@ class _Builder(MapSections):
                 summary=summary,
                 levels={
                     tower: LevelOutcomes(
-                        (*corners(effects), *level_streams(effects, tower)),
+                        (*corners(effects), *mixtures.levels[tower]),
                         each.outcomes(every.astype(np.int32)),
                     )
                     for tower, each in levels[model.key].items()
@@ -211,18 +216,18 @@ class _Builder(MapSections):
             keys = ("ivlp", "ivlp_seed2")
             effects = effects_in_play(True)
             together, levels_together = (cross_seeds([each[key] for key in keys]) for each in (measured, levels))
-            mixtures = Mixtures(effects, TOWERS, corners(effects))
+            mixtures = Mixtures(effects, TOWERS, corners(effects), levels_of(effects))
             seeds = (SeedGroup(keys, summarize(together, mixtures, levels_together)),)
         of_cell = ("ivlp", "ivlp_seed2") if self.twins else ("ivlp",)
         both = over_seeds([measured[key]["both"] for key in of_cell])
         return CausalTests(results, seeds, (summarize_cell(of_cell, both, results["ivlp"].streams),))
 
     def levels(self, effects, tower):
-        """Outcomes of corners and levels; the mean has two fifths of all values, another image's less."""
+        """Outcomes of corners and levels; the mean has two fifths of all values, the best constant more."""
         labels = self.predicted.labels
-        parts = {"R": 0.0, "P": 1.0, MEAN: 0.4, **{str(draw): 0.1 * draw for draw in range(DRAWS)}}
+        parts = {"R": 0.0, "P": 1.0, MEAN: 0.4, FITTED: 0.7, **{str(draw): 0.1 * draw for draw in range(DRAWS)}}
         sizes = []
-        for stream in (*corners(effects), *level_streams(effects, tower)):
+        for stream in (*corners(effects), *levels_of(effects)[tower]):
             places = zip(effects[:-1], stream[:-1], strict=True)
             size = sum(SIZES[effect][0] for effect, letter in places if letter == "P")
             sizes.append(size + parts[stream[-1]] * SIZES["values"][0])

@@ -19,6 +19,7 @@ from tools.mechanisms import score
 from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.train import adapter_path, train_model
 
+LEVEL_STEPS = 300  # of the constant that optimal ablation fits
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; None trains all.", lower_bound=1)
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
@@ -31,11 +32,13 @@ def train(workdir: Path) -> None:
     """Trains the models that have no file yet."""
     specs = table(_FAMILIES.value)[: _LIMIT.value]
     for number, spec in enumerate(specs, start=1):
-        if adapter_path(workdir, spec).exists():
+        if (path := adapter_path(workdir, spec)).exists():
+            if score.notes_of(path)["steps"] != _STEPS.value:
+                raise ClipbiasError(f"{path} was trained with other --steps; remove it, or give another --workdir.")
             continue
         began = time.process_time()
         train_model(workdir, spec, steps=_STEPS.value)
-        validation = score.notes_of(adapter_path(workdir, spec))["validation"]
+        validation = score.notes_of(path)["validation"]
         print(
             f"{number}/{len(specs)} {spec.key}: {time.process_time() - began:.0f} CPU seconds; {validation}", flush=True
         )
@@ -47,9 +50,8 @@ def main(arguments: list[str]) -> None:
         train(workdir)
     elif arguments[1:] == ["score"]:
         sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
-        scored = score.score(
-            workdir, table(_FAMILIES.value), sections, StudyOptions(control_images=0, image_limit=_IMAGES.value)
-        )
+        options = StudyOptions(control_images=0, image_limit=_IMAGES.value, level_steps=LEVEL_STEPS)
+        scored = score.score(workdir, table(_FAMILIES.value), sections, options)
         score.write(workdir, scored)
         print(score.format_table(scored))
     else:

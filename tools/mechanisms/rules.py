@@ -104,6 +104,16 @@ def corners_and_levels(results: StudyResults, key: str) -> Answer:
     return Answer(by_share(attention_alone.share), by_levels(level_shares(results, key)))
 
 
+def optimal_ablation(results: StudyResults, key: str) -> Answer:
+    """The best constant in the place of what is added to images keeps most of what that gives, or does not."""
+    effects = results.effects((key,))
+    fitted = None if effects is None or "vision" not in effects.levels else effects.levels["vision"].calibrated.fitted
+    share = None if fitted is None else fitted.share
+    if excludes(share, HALF) > 0:
+        return Answer(what=CONSTANT)
+    return Answer(what=IMAGE if excludes(share, HALF) < 0 else UNDECIDED)
+
+
 def replacement(results: StudyResults, key: str) -> Answer:
     """A constant that is fitted to the model's predictions keeps its gain, or does not."""
     fitted = (results.replacement or {}).get(key, Missing(""))
@@ -158,9 +168,12 @@ def outside_towers(results: StudyResults, key: str) -> str:
 
 
 def gain_of(results: StudyResults, key: str) -> Estimate:
-    """In calibrated log-likelihood; in accuracy for a head, which has no causal test."""
+    """In calibrated log-likelihood; of a head, which has no causal test, in accuracy unless forms were fitted to it."""
     if effects := results.effects((key,)):
         return effects.towers["both"].calibrated.gain
+    fitted = (results.replacement or {}).get(key, Missing(""))
+    if not isinstance(fitted, Missing):
+        return fitted.gain.calibrated
     predictions = results.predictions
     rows = predictions.right(key).astype(float) - predictions.right(results.zero_shot.key)
     return estimate(rows.mean(), resample(rows[:, None])[:, 0])
@@ -172,6 +185,7 @@ RULES: Mapping[str, Callable[[StudyResults, str], Answer]] = MappingProxyType(
         "constancy of the prompt part": constancy,
         "Shapley values": shapley,
         "corners with levels": corners_and_levels,
+        "optimal ablation": optimal_ablation,
         "best replacement": replacement,
         "levels and replacement": levels_and_replacement,
     }

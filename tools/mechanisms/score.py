@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import clipbias
+from clipbias import settings
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.counts import wilson_interval
+from clipbias.data.unlabelled import unlabelled_images
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import StudyResults, load_results
@@ -55,11 +57,12 @@ class Confusion:
 
 
 def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:
-    """The study of one trained model on its dataset's test images; one that is finished is read."""
+    """The study of one trained model on its dataset's test images; one that is finished with these options is read."""
     folder = workdir / "studies" / spec.key
+    config = settings.as_json(options)
     if (folder / "results.json").exists():
         results = load_results(folder)
-        if set(sections) <= set(results.sections):
+        if set(sections) <= set(results.sections) and results.config == config:
             return results
     clip = frozen_model(workdir, spec.outliers, spec.blind)
     dataset = dataset_of(workdir, spec)
@@ -69,8 +72,16 @@ def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: Stu
         Model(ZERO_SHOT, "Zero-shot", ZERO_SHOT, Task(clip, ZERO_SHOT, dataset), {}),
         Model(MODEL, spec.key, method, tuned.task, tuned.learnables, seed=spec.seed, trained_on=dataset.name),
     ]
-    study = Study(models, dataset.split("test"), options, folder, training=training_images(dataset, spec))
-    return run_study(study, folder, dataset=dataset.name, sections=sections)
+    test = dataset.split("test")
+    study = Study(
+        models,
+        test,
+        options,
+        folder,
+        training=training_images(dataset, spec),
+        unlabelled=unlabelled_images(dataset, test),
+    )
+    return run_study(study, folder, dataset=dataset.name, config=config, sections=sections)
 
 
 def score(workdir: Path, specs: Sequence[Spec], sections: Sequence[str], options: StudyOptions) -> list[Scored]:

@@ -75,12 +75,14 @@ class Levels:
         another image's values against the mean; "image", its own against another's. Of texts "constant", the mean over
         classes, and "class", each one's own against it.
       beyond: all of it but the constant.
+      fitted: the best constant against nothing; `None` where none was fitted, as of texts.
       shapley: the steps' parts of the Shapley value of values in this tower.
     """
 
     all: Estimate
     steps: dict[str, Estimate]
     beyond: Estimate
+    fitted: Estimate | None
     shapley: dict[str, Estimate]
 
 
