@@ -14,21 +14,24 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests.explain.fitted_constants import everywhere, some_constant
+from tests.explain.models import moved
 from tests.explain.test_factorial import bind, reference_runs
 from tests.explain.test_study import split
 from tests.reference import levels, methods, numpy_clip
 from tests.reference.cases import CLASS_NAMES
 
 METHODS = ("ivlp", "lora")
-STEPS = 40
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
 def study(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Study:
     models = [Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})]
-    for name in (*METHODS, "bias_by_kind"):
+    for name in METHODS:
         bound = bind(clip, name)
         models.append(Model(name, name, name, bound.task, bound.learnables, seed=0))
+    task = Task(clip, "bias_by_kind", CLASS_NAMES)
+    models.append(Model("bias_by_kind", "By kind", "bias_by_kind", task, moved(task)))
     return Study(models, split(), StudyOptions(level_steps=STEPS), tmp_path_factory.mktemp("fitted"))
 
 
