@@ -4,16 +4,18 @@
 
 The arguments are folders of `experiments.explain` with the section `replacement`, one for each dataset; a folder that
 holds several studies stands for all of them. Prints what fitted forms do over seeds and datasets, and what follows from
-it, and writes the picture, and its numbers beside it as CSV. `--methods=IVLP,VPT` draws these methods; the table, the
-sentences and the CSV have all.
+it, and writes the picture, and beside it as CSV its numbers and, as `…_pooled.csv`, that table. `--methods=IVLP,VPT`
+draws these methods; the table, the sentences and the CSV have all.
 """
 
 from collections.abc import Sequence
 
+import pandas as pd
 from absl import app, flags
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.replacement_pooled import pool_replacements
+from clipbias.report.captioned import write_csv
 from clipbias.report.replacement_figure import pooled_table, replacement_figure
 from clipbias.report.table import render
 from experiments import common
@@ -34,7 +36,8 @@ def main(names: Sequence[str]) -> int:
     figure = replacement_figure(studies, METHODS.value)
     if figure is None:
         raise ClipbiasError("no gain is sure in these studies, so there is no share of one to draw.")
-    save_picture(figure)
+    picture = save_picture(figure)
+    write_csv(picture.with_name(f"{picture.stem}_pooled.csv"), pd.DataFrame(table.rows, columns=table.columns))
     return 0
 
 

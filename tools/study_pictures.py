@@ -34,9 +34,10 @@ def read_studies(names: Sequence[str], tool: str) -> list[StudyResults]:
     return list(load_studies(dict.fromkeys(folders)).values())
 
 
-def save_picture(figure: CaptionedFigure) -> None:
+def save_picture(figure: CaptionedFigure) -> Path:
     """Writes the picture that `--to` names, and its numbers beside it as CSV; prints its caption."""
     picture = Path(TO.value).expanduser().with_suffix(".png")
     style.save_png(figure.figure, picture)
     write_csv(picture.with_suffix(".csv"), figure.numbers)
     common.tell(f"{picture}: {figure.caption}")
+    return picture

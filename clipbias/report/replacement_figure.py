@@ -47,6 +47,7 @@ _COLUMNS = (
     "Same moved decisions",
     "Less retraining's",
     "Less labels'",
+    "Conclusion",
 )
 
 
@@ -160,7 +161,7 @@ def pooled_table(methods: Sequence[PooledMethod]) -> Table:
         f" the interval of the difference lies above {-100 * NOT_INFERIOR:.0f} point. Less retraining's, less labels':"
         " points of agreement on moved decisions. In brackets 95 % intervals."
     )
-    return Table("", caption, _COLUMNS, tuple(rows), words={2, 6})
+    return Table("", caption, _COLUMNS, tuple(rows), words={2, 6, 10})
 
 
 def _pooled_row(method: PooledMethod, form: PooledForm) -> tuple[str, ...]:
@@ -174,6 +175,7 @@ def _pooled_row(method: PooledMethod, form: PooledForm) -> tuple[str, ...]:
         "yes" if form.not_inferior else "not shown",
         share_text(form.way.moved),
         *map(_less, (form.beside_retraining, form.beside_untaught)),
+        form.conclusion,
     )
 
 

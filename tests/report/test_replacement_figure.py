@@ -110,6 +110,7 @@ def test_the_pooled_table(studies):
     assert row["Less retraining's"].startswith(f"{100 * less.value:+.1f} (")
     assert row["Less labels'"].startswith(f"{100 * form.beside_untaught.value:+.1f} (")
     assert row["Same moved decisions"].startswith(f"{100 * form.way.moved.value:.0f} % (")
+    assert row["Conclusion"] == form.conclusion
     assert row["Not inferior within 1 point"] == ("yes" if difference.low > -0.01 else "not shown")
 
 
@@ -124,6 +125,8 @@ def test_the_command(studies, tmp_path, capsys, monkeypatch):
     assert pool_replacements(studies)[0].forms["kind"].sentence in printed
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert len(pd.read_csv(picture.with_suffix(".csv"))) == len(DATASETS) * len(WAYS)
+    pooled = pd.read_csv(tmp_path / "replacements_pooled.csv", dtype=str)
+    assert pooled.values.tolist() == [list(row) for row in pooled_table(pool_replacements(studies)).rows]
     save_results(tmp_path / "plain", dataclasses.replace(studies[0], replacement=None))
     with pytest.raises(ClipbiasError, match="nothing was fitted in these studies"):
         draw_replacements.main([str(tmp_path / "plain")])
