@@ -45,7 +45,7 @@ class Form:
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "vector": Form("bias", "one vector per layer", 0.08),
-        "kind": Form("bias_by_kind", "two vectors per layer, by kind of token", 0.08, folds=False),
+        "kind": Form("bias_by_kind", "two vectors per layer (by kind of token)", 0.08, folds=False),
         "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
         "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
     }
