@@ -47,6 +47,8 @@ class Logging:
     Attributes:
       checkpoints: folder of its checkpoints; `None` saves none.
       checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
+      keeps_last: whether the last step is saved however short the training was, so that the same job ends at once when
+        it comes again.
       metrics: folder of `metrics.jsonl`; `None` writes none.
       trackers: other programs that get the metrics, see `trackers`.
       profile: whether a few steps are traced into the folder of the metrics.
@@ -58,6 +60,7 @@ class Logging:
 
     checkpoints: Path | None = None
     checkpoint_seconds: float = 60.0
+    keeps_last: bool = False
     metrics: Path | None = None
     trackers: tuple[str, ...] = ()
     profile: bool = False

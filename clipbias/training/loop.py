@@ -232,8 +232,9 @@ def _open_report(
 
 
 def _ends_stage(job: TrainJob, step: int) -> bool:
-    """Whether other stages follow this step."""
-    return step == job.steps < (job.logging.total_steps or 0) - job.logging.steps_before
+    """Whether this is the last step, and other stages follow or the result is asked for again."""
+    logging = job.logging
+    return step == job.steps and (logging.keeps_last or step < (logging.total_steps or 0) - logging.steps_before)
 
 
 def _stop(job: TrainJob, step: int, checkpoints: Checkpoints | None) -> None:

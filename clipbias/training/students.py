@@ -85,7 +85,7 @@ def fit_student(
       recipe: how it is trained.
       context: the student's frozen model and the devices.
       seed: of the start and of the order of images.
-      logging: reports and checkpoints.
+      logging: reports and checkpoints, from which a fit that is done is read.
 
     Raises:
       ClipbiasError: the method cannot learn from a teacher, the loss is not finite, or an image cannot be read.
@@ -99,6 +99,6 @@ def fit_student(
         recipe=recipe,
         runs=(Run(run_images, seed, protocols.full(dataset)),),
         teacher=teacher,
-        logging=logging,
+        logging=dataclasses.replace(logging, keeps_last=True),
     )
     return select_run(train_job(job).learnables, 0)
