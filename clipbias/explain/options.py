@@ -44,8 +44,7 @@ class StudyOptions:
     )
     level_steps: Count = setting(
         0,
-        "Steps that fit a constant in the place of what is added to images, the best for the tuned model's predictions;"
-        " a level of the causal test; 0 leaves it out.",
+        "Steps that fit the best constant in place of what is added to images; 0 leaves this level out.",
     )
     explore_images: Annotated[int, Range(1, 1000)] = setting(
         48,
