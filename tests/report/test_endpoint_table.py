@@ -43,12 +43,13 @@ def test_the_row_of_a_method_is_what_the_arrays_say(study):
     form = "{:+.3f} ({:+.3f} to {:+.3f})"
     calibrated = recomputed.number(above["calibrated"])
     points = recomputed.number(above["accuracy"])
+    shown = "shown" if p <= 0.05 else "not shown"
     assert numbers == [
         form.format(*recomputed.ends(gains)),
         form.format(*recomputed.ends(calibrated)),
         f"{p:.4f}",
         f"{p:.4f}",
-        "not shown" if gains["low"] > 0 else "no gain",
+        shown if gains["low"] > 0 else "no gain",
         form.replace("3f", "1f").format(*recomputed.ends(points)),
     ]
 
