@@ -30,7 +30,8 @@ def without_labels(images: Split) -> Split:
 def divide_unlabelled(images: Split, *, certified: bool = False) -> tuple[Split, Split, Split]:
     """Images to fit on, images that are held back, and with `certified` so many again for a certificate."""
     shares = (HELD_BACK, HELD_BACK if certified else 0.0)
-    fitted, held_back, rest = (without_labels(images).subset(part) for part in divide(without_labels(images), shares))
+    images = without_labels(images)
+    fitted, held_back, rest = (images.subset(part) for part in divide(images, shares))
     return fitted, held_back, rest
 
 
