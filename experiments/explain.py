@@ -24,6 +24,7 @@ from clipbias.data.unlabelled import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import ALL_SECTIONS, SECTIONS, Answer, StudyResults
+from clipbias.explain.results.study import REPLACEMENT
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
@@ -125,7 +126,7 @@ def explain(
             settings.study,
             folder,
             training=dataset.splits.get("train"),
-            unlabelled=unlabelled_images(dataset, images),
+            unlabelled=unlabelled_images(dataset, images) if REPLACEMENT in sections else None,
             mesh=mesh,
             advance=advance,
             known=known_predictions(settings.predictions, adapters, images),

@@ -30,6 +30,11 @@ RATE = 0.08
 BATCH_SIZE = 16
 
 
+def fitted_stream(effects: Sequence[str]) -> str:
+    """The name of the mixture with a fitted constant, at the tuned run's attention and scale."""
+    return corners(effects[:-1])[-1] + FITTED
+
+
 def fit_constants(study: Study, model: Model, mean: Sequence[Added], pixels: jax.Array) -> tuple[Added, ...]:
     """The fitted constant of each pass over an image, on the host.
 
@@ -41,8 +46,8 @@ def fit_constants(study: Study, model: Model, mean: Sequence[Added], pixels: jax
     """
     steps = study.options.level_steps
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, steps))
-    constants: Any = jax.tree.map(jnp.asarray, tuple(mean))
-    free = jax.tree.map(lambda leaf: float(np.any(leaf)), tuple(mean))
+    start: Any = tuple(mean)
+    free = jax.tree.map(lambda leaf: float(np.any(leaf)), start)
     texts = model.task.text_features(study.params, study.learnables[model.key])
     divergence_of = functools.partial(constant_divergence, study, model)
 
@@ -56,7 +61,7 @@ def fit_constants(study: Study, model: Model, mean: Sequence[Added], pixels: jax
         change, moments = optimizer.update(gradient, moments)
         return optax.apply_updates(constants, change), moments
 
-    state = study.replicate((constants, optimizer.init(constants)))
+    state = study.replicate((start, optimizer.init(start)))
     draw = np.random.default_rng(study.options.seed)
     for _ in range(steps):
         hosts.check()
@@ -77,7 +82,7 @@ def constant_divergence(
     """The mean over images of `KL(tuned ‖ with the constants in place of what is added to image tokens)`, in nats."""
     classifier = model.task.classifier
     images = study.normalize(pixels)
-    stream = corners(effects_in_play(any(model.prompts)))[-1][:-1] + FITTED
+    stream = fitted_stream(effects_in_play(any(model.prompts)))
     features = []
     for adaptation, constant in zip(by_pass(model.task.method.adapt(learnables)), constants, strict=True):
         mixed = mix_images(

@@ -29,7 +29,7 @@ from clipbias.explain.added import Added, added_to_images, added_to_texts
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.effects import Measured, Sample, measured_shares
 from clipbias.explain.factorial import corners
-from clipbias.explain.fitted_level import FITTED, fit_constants
+from clipbias.explain.fitted_level import FITTED, fit_constants, fitted_stream
 from clipbias.explain.model import Model
 from clipbias.explain.results import ByOutcome, Levels
 from clipbias.explain.statistics import Moments, Totals
@@ -63,6 +63,11 @@ class LevelInputs:
     donors: jax.Array | None
     drawn: jax.Array | None
 
+    def of_pass(self, number: int) -> dict[str, Added]:
+        """The constants of one pass over an image, by the letters of `level_streams`."""
+        constants = {MEAN: self.vision, FITTED: self.fitted}
+        return {letter: passes[number] for letter, passes in constants.items() if passes}
+
 
 def level_streams(effects: Sequence[str], tower: str, *, fitted: bool = False) -> tuple[str, ...]:
     """Names of the mixtures between values from R and from P, at every attention and scale; of images the fitted last.
@@ -72,7 +77,7 @@ def level_streams(effects: Sequence[str], tower: str, *, fitted: bool = False) -
     letters = (MEAN, *map(str, range(DRAWS))) if tower == "vision" else (MEAN,)
     streams = [corner + letter for corner in corners(effects[:-1]) for letter in letters]
     if fitted and tower == "vision":
-        streams.append(corners(effects[:-1])[-1] + FITTED)
+        streams.append(fitted_stream(effects))
     return tuple(streams)
 
 
@@ -171,7 +176,7 @@ def summarize_levels(
     at_tuned = by_place[places[-1]]
     contrasts = {"all": sum(at_tuned.values(), np.zeros(len(streams))), **at_tuned}
     contrasts["beyond"] = contrasts["all"] - at_tuned["constant"]
-    if (fitted := places[-1] + FITTED) in unit:
+    if (fitted := fitted_stream(effects)) in unit:
         contrasts["fitted"] = unit[fitted] - unit[f"{places[-1]}R"]
     for step in STEPS[tower]:
         contrasts[f"shapley {step}"] = sum(

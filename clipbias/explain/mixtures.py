@@ -12,7 +12,6 @@ from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
-from clipbias.explain.fitted_level import FITTED
 from clipbias.explain.levels import MEAN, LevelInputs, donor_images
 from clipbias.explain.model import Model
 from clipbias.explain.stream import Batch
@@ -140,9 +139,7 @@ class MixtureStep:
         """`[K, B, d]`, or `[K, B, m, d]` of several passes."""
         passes = []
         for number, adaptation in enumerate(by_pass(tuned)):
-            constants = {MEAN: levels.vision[number]} if levels is not None and levels.vision else {}
-            if levels is not None and levels.fitted:
-                constants[FITTED] = levels.fitted[number]
+            constants = {} if levels is None else levels.of_pass(number)
             mixed = mix_images(
                 params,
                 self._config,

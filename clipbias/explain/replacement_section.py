@@ -99,7 +99,7 @@ def compute_replacement(study: Study) -> Section[dict[str, FittedReplacements | 
             retrainings=retrainings(study, model),
             untaught={form: untaught(study, model, form) for form in FORMS},
         )
-    requests = {model.key: _classifications(study, model, beside[model.key]) for model in teachers}
+    requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
     rows = yield list(requests.values())
     results: dict[str, FittedReplacements | Missing] = {}
     for model in study.tuned:
@@ -194,8 +194,11 @@ def _means(study: Study, model: Model, measured: MeasuredBiases) -> dict[str, Te
     return means
 
 
-def _classifications(study: Study, model: Model, beside: Beside) -> RowRequest:
-    """For "logits" `[n, K, C]` and "features" `[n, K, d]`, in the order of `_candidates`."""
+def _classifications(study: Study, model: Model, beside: Beside, fitted: Split) -> RowRequest:
+    """For "logits" `[n, K, C]` and "features" `[n, K, d]`, in the order of `_candidates`.
+
+    What is kept of it is named by the images that forms were fitted on, which the study's fingerprint does not cover.
+    """
     students = [*(each.student for each in beside.fitted.values()), *beside.means.values()]
     predictors = [Predictor.of(each.task, each.learnables, study.params) for each in students]
 
@@ -209,7 +212,9 @@ def _classifications(study: Study, model: Model, beside: Beside) -> RowRequest:
             "features": jnp.stack([features for _, features in outputs], axis=1),
         }
 
-    return RowRequest(f"replacement-{model.key}", f"{model.label}: fitted replacements", study.images, step)
+    return RowRequest(
+        f"replacement-{model.key}-{fitted.digest}", f"{model.label}: fitted replacements", study.images, step
+    )
 
 
 def _candidates(study: Study, model: Model, beside: Beside, rows: Mapping[str, np.ndarray]) -> Candidates:

@@ -118,7 +118,7 @@ class Study:
         for model in self.models:
             digest.update(json.dumps([model.key, model.digest]).encode())
         training = self.training.subset(self.training_images) if self.training else None
-        for images in (self.split, training, self.unlabelled):
+        for images in (self.split, training):
             digest.update(json.dumps(images and images.digest).encode())
         digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         return digest.hexdigest()

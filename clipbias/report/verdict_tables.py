@@ -121,13 +121,15 @@ def levels_table(methods: Sequence[MethodResults]) -> Table | None:
                     texts.append(change(numbers.shapley[step], outcome) if step in numbers.shapley else MISSING)
                 if texts:
                     rows.append(cells(method.facts.label, words, *texts))
+    best = ""
+    if any(row[1] == _STEPS["vision"]["fitted"] for row in rows):
+        best = " The best constant is fitted to the tuned model's predictions on training images; it is no step."
     caption = (
         "At the tuned model's attention, what it adds to tokens, in steps from nothing to all of it: the mean by layer"
         " and kind of token; what it adds for another image, a mean over draws of training images; and what it adds for"
-        " this one. The best constant is fitted to the tuned model's predictions on training images; it is no step."
-        " A method that learns a constant has all of it in the mean. Texts are as tuned while what is added"
-        " to images varies; images are CLIP's while it varies in texts. In the Shapley value: the steps' parts of that"
-        f" of values. {_BRACKETS}; a dash where all that is added is not surely worth more than 0."
+        f" this one.{best} A method that learns a constant has all of it in the mean. Texts are as tuned while what is"
+        " added to images varies; images are CLIP's while it varies in texts. In the Shapley value: the steps' parts of"
+        f" that of values. {_BRACKETS}; a dash where all that is added is not surely worth more than 0."
     )
     heads = [
         text

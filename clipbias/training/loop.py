@@ -78,9 +78,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 step += 1
                 report.step(logging.steps_before + step, metrics, schedule.rates[step - 1])
                 stops = hosts.stops()
-                if checkpoints is not None and (
-                    stops or _ends_stage(job, step) or interval.is_over(last=step == total)
-                ):
+                if checkpoints is not None and (stops or _is_kept(job, step) or interval.is_over(last=step == total)):
                     report.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, meshes.unpad(mesh, state, runs), report.losses)
                 if stops:
@@ -231,8 +229,8 @@ def _open_report(
     )
 
 
-def _ends_stage(job: TrainJob, step: int) -> bool:
-    """Whether this is the last step, and other stages follow or the result is asked for again."""
+def _is_kept(job: TrainJob, step: int) -> bool:
+    """Whether this is the last step, and other stages follow or the same job comes again."""
     logging = job.logging
     return step == job.steps and (logging.keeps_last or step < (logging.total_steps or 0) - logging.steps_before)
 

@@ -71,7 +71,7 @@ def test_divergence_and_gradient_against_float64(
     divergence = divergence_of(study, name, constant, shown)
     assert divergence() == pytest.approx(expected(constant), rel=2e-4) and expected(constant) > 0.01
     single = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), constant)
-    gradient = jax.grad(lambda c: divergence(c))(single)
+    gradient = jax.grad(divergence)(single)
     for seed in range(3):
         way = some_constant(clip, 10 + seed, 1.0)
         ends = [expected(jax.tree.map(lambda a, b, s=s: a + s * b, constant, way)) for s in (1e-5, -1e-5)]

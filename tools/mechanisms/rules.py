@@ -106,9 +106,7 @@ def corners_and_levels(results: StudyResults, key: str) -> Answer:
 
 def optimal_ablation(results: StudyResults, key: str) -> Answer:
     """The best constant in the place of what is added to images keeps most of what that gives, or does not."""
-    effects = results.effects((key,))
-    fitted = None if effects is None or "vision" not in effects.levels else effects.levels["vision"].calibrated.fitted
-    share = None if fitted is None else fitted.share
+    share = level_shares(results, key).get("fitted")
     if excludes(share, HALF) > 0:
         return Answer(what=CONSTANT)
     return Answer(what=IMAGE if excludes(share, HALF) < 0 else UNDECIDED)
@@ -150,7 +148,7 @@ def by_levels(shares: Mapping[str, Estimate]) -> str:
 
 
 def level_shares(results: StudyResults, key: str) -> Mapping[str, Estimate]:
-    """Shares of what values give image tokens, own against nothing: "constant" (the mean), "image" (the rest).
+    """Shares of what values give image tokens: "constant" (the mean), "image" (the rest), "fitted" (the best constant).
 
     Empty where a model adds nothing that surely helps, or nothing to image tokens.
     """
@@ -158,8 +156,8 @@ def level_shares(results: StudyResults, key: str) -> Mapping[str, Estimate]:
     if effects is None or "vision" not in effects.levels:
         return {}
     levels = effects.levels["vision"].calibrated
-    shares = {"constant": levels.steps["constant"].share, "image": levels.beyond.share}
-    return {name: share for name, share in shares.items() if share is not None}
+    numbers = {"constant": levels.steps["constant"], "image": levels.beyond, "fitted": levels.fitted}
+    return {name: number.share for name, number in numbers.items() if number is not None and number.share is not None}
 
 
 def outside_towers(results: StudyResults, key: str) -> str:
