@@ -45,6 +45,7 @@ def test_class_names_are_distinct_and_as_long_as_imagenets() -> None:
     assert {n: int(count) for n, count in enumerate(lengths) if count} == model.NAME_LENGTHS
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", helpers.short(["ivlp", "promptsrc", "clip_adapter"], "clip_adapter"))
 def test_a_step_is_measured(method: str, printed: Printed, tmp_path: Path) -> None:
     """Of a plain method, of one with a teacher and an average, and of one that learns from features."""

@@ -26,6 +26,8 @@ from tests.export import models
 from tests.training.conftest import COLOURS, colour_split
 from tests.tuning.weights_common import drawn
 
+pytestmark = pytest.mark.ci
+
 NAMES = tuple(COLOURS)
 SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
 DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)

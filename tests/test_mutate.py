@@ -54,6 +54,7 @@ def test_a_seed_draws_the_same_bugs(repository: Path) -> None:
     assert first == again != other and len(set(first)) == 6
 
 
+@pytest.mark.ci
 def test_the_test_that_sees_a_bug_is_named(repository: Path) -> None:
     content = (repository / "clipbias/far/average.py").read_bytes()
     seen, unseen = (

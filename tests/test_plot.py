@@ -9,6 +9,8 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.report.overlay import heat_map
 
+pytestmark = pytest.mark.ci
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), dtype=np.uint8)
 
 

@@ -10,6 +10,8 @@ from clipbias import TunedModel, app, data
 from clipbias.clip import Clip
 from tests.documents import ROOT, blocks
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def demo() -> Clip:

@@ -139,7 +139,7 @@ def failure(root: Path, bug: Bug, workers: int) -> str | None:
     path.write_bytes(content[: bug.start] + bug.new.encode() + content[bug.stop :])
     try:
         for tests in test_files(root, bug.file):
-            command = [sys.executable, "-m", "pytest", "-x", f"-n{workers}", *tests]
+            command = [sys.executable, "-m", "pytest", "-x", f"-n{workers}", "-m", "not long", *tests]
             environment = {**os.environ, "PYTHONPATH": str(root)}
             done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
             if done.returncode != 0:

@@ -32,6 +32,7 @@ from tests.app.adapters import NAMES, PICTURE, tuned
 TEXT = "\n".join(NAMES)
 
 
+@pytest.mark.ci
 def test_probabilities_are_those_of_the_task_for_any_names(bench: Bench, clip: Clip) -> None:
     prompts, plain = bench.bind("prompts", "bird, cat"), bench.bind(ZERO_SHOT, "bird, cat", "a {}.")
     assert prompts is bench.bind("prompts", "bird, cat")
@@ -106,6 +107,7 @@ def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
         np.testing.assert_array_equal(np.asarray(picture), test.image(number))
 
 
+@pytest.mark.ci
 def test_a_calibrated_model_says_which_classes_are_likely_or_that_it_is_none(bench: Bench) -> None:
     """Beside the probabilities, for its own classes alone; gradio's components are played."""
     model = bench.models["prompts"]

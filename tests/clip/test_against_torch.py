@@ -62,6 +62,7 @@ def test_features_equal_transformers(tiny, explicit):
     assert difference(logits, expected["logits"]) < ROUNDING
 
 
+@pytest.mark.ci
 def test_text_needs_no_padding_up_to_the_context(tiny):
     """Tokens after the longest end of text change nothing, and neither does what they are."""
     clip, _, expected = tiny

@@ -20,6 +20,8 @@ from tests.reference.differences import along_directions
 from tests.reference.methods import Reference
 from tests.reference.weights import deterministic_uniform
 
+pytestmark = pytest.mark.ci
+
 SHAPES = ("vector", "kind", "token")
 # Rounding of float32, relative to an array's largest number
 VALUES = 3e-6

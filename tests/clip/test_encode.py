@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 
 import clipbias
@@ -49,6 +50,7 @@ def test_grey_and_transparent_pictures() -> None:
     assert list_images(PIXELS[..., 0])[1] is False and list_images(grey)[1] is True
 
 
+@pytest.mark.ci
 def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
     images = clip.preprocess(PIXELS)
     reference = np.asarray(jax.jit(encode_image, static_argnums=1)(clip.params, clip.config, images)[0])
@@ -64,6 +66,7 @@ def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
     np.testing.assert_array_equal(clip.encode_images(PIXELS, batch_size=3, dtype="auto"), features)  # on a CPU
 
 
+@pytest.mark.ci
 def test_features_of_texts(clip: Clip) -> None:
     ids = clip.tokenize(TEXTS)
     tokens = as_tokens(ids, clip.config)

@@ -181,6 +181,7 @@ def test_chinese_clips_own_file(folder: Path, tmp_path: Path) -> None:
     assert own.preprocessing.resizing.whole
 
 
+@pytest.mark.ci
 def test_padding_changes_no_text_of_bert(folder: Path) -> None:
     """Its tokens are masked: one text alone, beside a longer one, and packed beside it give the same features."""
     for name in ("biomed_clip", "chinese_clip"):
@@ -200,6 +201,7 @@ def test_angles_are_those_of_rows_and_columns(perception_encoder: Reference) -> 
     np.testing.assert_array_equal(table[1 + 2 * vision.grid + 3, pairs], 3.0)
 
 
+@pytest.mark.ci
 def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(perception_encoder: Reference) -> None:
     clip = perception_encoder.clip
     images = perception_encoder.images
@@ -215,6 +217,7 @@ def test_an_activation_is_no_choice() -> None:
         clipbias.load(DATA / "chinese_clip", activation="gelu")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("family", "number"), [(family, 1) for family in NEW])
 def test_a_folded_bias_is_the_tuned_model(model: Reference) -> None:
     """In a BERT it is the bias of the block's last LayerNorm."""

@@ -65,6 +65,7 @@ def program(run: Callable, *inputs: Any) -> str:
     return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(*inputs)))
 
 
+@pytest.mark.ci
 def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
     variables = jax.jit(MODULE.init)(jax.random.key(0))
     assert set(variables) == {"params"}
@@ -175,6 +176,7 @@ def test_wrong_shapes_are_refused(params: Any) -> None:
         MODULE.apply({"params": params | {"logit_scale": jnp.zeros(3)}}, IMAGES)
 
 
+@pytest.mark.ci
 def test_the_example_of_the_documents():
     (code,) = (code for code in blocks(ROOT / "docs/python.md", "python") if "ClipModule" in code)
     names: dict = {}

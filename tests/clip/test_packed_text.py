@@ -41,6 +41,7 @@ def adaptation(specific: bool) -> Adaptation:
     )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3), unpack=True))
 def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     tokens = as_tokens(ids(), CONFIG, 2)

@@ -47,6 +47,7 @@ def test_a_task_knows_what_auto_became(clip: Clip) -> None:
     assert Task(clip, "bias", NAMES, dtype="auto").classifier.dtype == "float32"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> None:
     """Float32 factors are multiplied as the type's name says, or more exactly; half precision has no choice."""
@@ -63,6 +64,7 @@ def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> N
     assert bool(halves) == (dtype == "bfloat16")
 
 
+@pytest.mark.ci
 def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip: Clip) -> None:
     mesh = meshes.single_device()
     placed = meshes.place_weights(mesh, clip.params, "bfloat16")

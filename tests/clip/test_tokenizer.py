@@ -37,6 +37,7 @@ def test_equals_the_original(name, text):
     assert encode(clip.tokenizer, [text])[0] == reference.encode(text)
 
 
+@pytest.mark.ci
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(text=st.text(ALPHABET, max_size=16))
 def test_equals_the_original_on_any_text(text):
@@ -85,6 +86,7 @@ def test_equals_the_owners(kind: str, owners: dict[str, list[list[int]]]) -> Non
         assert encode(tokenizer, [text])[0] == ids, text
 
 
+@pytest.mark.ci
 def test_clips_own_vocabulary_equals_open_clips(owners: dict[str, list[list[int]]]) -> None:
     for text, ids in zip(ODD_TEXTS, owners["clip"], strict=True):
         assert encode(clip_tokenizer(), [text])[0] == ids, text

@@ -104,6 +104,7 @@ def test_images(clip, reference, explicit):
     assert np.abs(expected - frozen).max() > 0.1 * np.abs(frozen).max()  # it matters
 
 
+@pytest.mark.ci
 def test_texts_in_every_layout(clip, reference):
     ids = helpers.random_tokens(reference.config, LENGTHS)
     change = changes(clip, "text")

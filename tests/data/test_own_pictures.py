@@ -166,6 +166,7 @@ def zero_shot(clip: Clip) -> TunedModel:
     return TunedModel(Task(clip, "zero_shot", ("cat", "dog")), {})
 
 
+@pytest.mark.ci
 def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(5)]
     files[1].write_bytes(files[1].read_bytes()[:-200])
@@ -193,6 +194,7 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
     np.testing.assert_allclose(accuracy.interval, (100 * low, 100 * high), atol=1e-9)
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:there are no validation images")
 def test_training_leaves_out_what_cannot_be_read(clip: Clip, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]

@@ -207,6 +207,7 @@ def test_paths_are_opened(tmp_path: Path) -> None:
             open_images(place)
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:(the tuned model|there are no validation images)")
 def test_fit_and_evaluate_take_them_as_they_are(clip: Clip, tmp_path: Path) -> None:
     """The numbers are those of pictures with labels beside them."""

@@ -21,6 +21,8 @@ from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.test_time_method import crops_of
 from tests import helpers
 
+pytestmark = pytest.mark.ci
+
 NAMES, OTHERS = ("cat", "a dog", "two birds"), ("dog fish", "x")
 PER_CLASS = 4
 # The first name of every method; others are options of the same.

@@ -113,6 +113,7 @@ def test_what_an_equivalent_bias_keeps():
     )
 
 
+@pytest.mark.ci
 def test_sections_that_do_not_apply_are_told_and_no_error(model, images, tmp_path):
     task = Task(clipbias.load(model), "taskres", CLASS_NAMES)
     save_adapter(tmp_path / "taskres.safetensors", task, task.init(), notes={"dataset": "folder"})
@@ -122,6 +123,7 @@ def test_sections_that_do_not_apply_are_told_and_no_error(model, images, tmp_pat
     assert not (tmp_path / "why" / "equivalent_bias").exists()
 
 
+@pytest.mark.ci
 def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model, images, tmp_path):
     settings = {"datasets": ("folder",), "sections": "text_attention,vision_attention", "model": str(model)}
     settings |= {"data_dir": str(images), "batch_size": 4}

@@ -19,6 +19,7 @@ ADAPTER = str(DATA / "adapter_format_1.safetensors")
 BASE = str(DATA / "tiny_quick_gelu")
 
 
+@pytest.mark.ci
 def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path) -> None:
     printed, _ = succeed_here(export, {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "prompts")})
     assert "adapter_format_1.safetensors as a program:" in printed and "classifier.stablehlo" in printed

@@ -150,6 +150,7 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
         np.testing.assert_allclose(before.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_an_image_that_cannot_be_read_has_a_line_of_its_own(model, images, tmp_path, capsys):
     broken = tmp_path / "broken.png"
     whole = images / "test" / "cat" / "0.png"
@@ -202,6 +203,7 @@ def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
         assert dict(zip(entry["texts"], entry["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.ci
 def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     """The probabilities are those of the learnables that the method makes for these classes."""
     clip = clipbias.load(model)
@@ -248,6 +250,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.ci
 def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) -> None:
     """Printed and saved as the model's own prediction has them."""
     picture = images / "test" / "cat"
@@ -267,6 +270,7 @@ def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) 
     assert "set" not in json.loads((tmp_path / "other" / "predictions.json").read_text())[0]
 
 
+@pytest.mark.ci
 def test_a_table_goes_on_where_it_was_killed(
     calibrated: Path, photos: list[Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_every_class_of_the_emoji_has_keywords_and_is_a_noun():
     assert "trousers" in described["jeans"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", repository.EMBEDDED)
 def test_the_embedded_models_are_small_and_far_above_chance(name):
     folder = Path(str(resources.files("clipbias") / "assets" / name))

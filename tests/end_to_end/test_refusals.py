@@ -132,6 +132,7 @@ def test_missing_and_truncated_weights(model: Path, tmp_path: Path) -> None:
     assert "model.safetensors is damaged or incomplete" in sentence
 
 
+@pytest.mark.ci
 def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
     model: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,6 +145,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
     assert "dog has 1" in caplog.text
 
 
+@pytest.mark.ci
 def test_an_adapter_of_another_model(trained: tuple[Path, str, str], tmp_path: Path) -> None:
     folder, _, output = trained
     # The start is one line; the whole configuration is in the folder, whose name it has.

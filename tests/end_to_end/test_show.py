@@ -33,6 +33,7 @@ def test_what_can_be_read_is_shown(tmp_path: Path) -> None:
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("line", helpers.short(["", "show --help", "show --config.runs=FOLDER"], "show --help"))
 def test_a_reader_that_stops_reading_ends_a_command_quietly(line: str, tmp_path: Path) -> None:
     """As `clipbias show --help | head` does, here before the first line."""

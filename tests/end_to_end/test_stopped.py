@@ -63,6 +63,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return binaries.results(folder)
 
 
+@pytest.mark.ci
 def test_a_run(
     model: Path,
     trained: tuple[Path, str, str],

@@ -91,6 +91,7 @@ def test_so_few_images_that_no_gain_could_show(images: int, right: int, tells: b
         assert sentence.startswith(f"{start}{100 * right / images:.1f} % is within chance")
 
 
+@pytest.mark.ci
 def test_a_finished_run_is_calibrated(
     model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_finished_run_is_calibrated(
     assert "prediction sets for 90 % from 120 calibration images: " in printed
 
 
+@pytest.mark.ci
 def test_what_selected_a_setting_calibrates_no_adapter_of_a_sweep(model: Path, tmp_path: Path) -> None:
     grid = {"model": str(model), "datasets": ("demo/digits",), "methods": ("gda",), "shots": (1,), "seeds": (1,)}
     printed, _ = binaries.succeed_here(table1, grid | {"calibrate": True}, tmp_path)
@@ -143,6 +145,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.ci
 def test_the_rate_of_own_pictures_is_selected(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

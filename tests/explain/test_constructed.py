@@ -71,6 +71,7 @@ def mixed_logits(config: Any, streams: Any, params: Any, images: jax.Array, tune
     return jnp.exp(params["logit_scale"]) * mixed @ texts.T
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", CONSTRUCTED)
 def test_what_matters_is_found(name, reference, clip):
     made = CONSTRUCTED[name](reference, IMAGES)

@@ -66,6 +66,7 @@ def assert_forms(
             weights_common.close(getattr(actual[tower], form), values, tolerance, f"{tower} {form}")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", PROMPTS)
 def test_prompts_have_the_equivalent_bias_of_the_reference(
     name: str, clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
@@ -90,6 +91,7 @@ def test_prompts_have_the_equivalent_bias_of_the_reference(
     assert_forms(measured(task, learnables, start), expected)
 
 
+@pytest.mark.ci
 def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, reference: methods.Reference) -> None:
     plain_inputs = methods.prepare(reference, "zero_shot", CLASS_NAMES, {})
     lora = Task(clip, "clip_lora", CLASS_NAMES)
@@ -157,6 +159,7 @@ def saved(folder: Path, method: str, clip: Clip, **options: Any) -> tuple[Path, 
 ADAPTERS = {"vector": "bias", "kind": "bias_by_kind"}
 
 
+@pytest.mark.ci
 def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw = pixels()[0]
@@ -218,6 +221,7 @@ def constants(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stu
     return study, study.run_section(compute_constants(study))
 
 
+@pytest.mark.ci
 def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTests], clip: Clip) -> None:
     study = constants[0]
     test = constants[1].models["a"]

@@ -173,6 +173,7 @@ def close(actual: Any, expected: np.ndarray, what: str) -> None:
     weights_common.close(actual, expected, 5e-5, what)
 
 
+@pytest.mark.ci
 def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, reference):
     """MMRL, whose later blocks have more tokens than the frozen ones, and CoCoOp, as a mean over images too."""
     images = normalised(clip)
@@ -209,6 +210,7 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
         close(getattr(biases["text"], form), np.mean([inputs[form] for inputs in each], axis=0), form)
 
 
+@pytest.mark.ci
 def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, reference):
     """Then CoCoOp is CoOp with that context, image by image."""
     tuned = model(clip, "cocoop")

@@ -48,6 +48,7 @@ def test_only_images_of_the_causal_test(clip, tmp_path):
     assert choose_images(study, predictions(nothing, nothing), 99).tolist() == [0, 3, 6]
 
 
+@pytest.mark.ci
 def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypatch):
     study = make(clip, tmp_path)
 

@@ -146,6 +146,7 @@ def assert_close(actual: Any, expected: np.ndarray, what: str = "") -> None:
     assert error < TOLERANCE, f"{what} differs by {error:.1e} of its largest number"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "tower"), [pytest.param(*part, marks=[pytest.mark.long] * (part in LONG)) for part in PARTS]
 )
@@ -183,6 +184,7 @@ def test_networks_beside_blocks_are_values(clip, images):
     assert all(np.abs(np.asarray(mixed.streams[k]) - end).max() > 1e-3 for k in (1, 2) for end in ends)
 
 
+@pytest.mark.ci
 def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path, monkeypatch):
     """From files to the likelihood of every image, where that context is drawn at random."""
     name = "coop_long"

@@ -20,6 +20,8 @@ from tests.explain.test_study import split
 from tests.reference import levels, methods, numpy_clip
 from tests.reference.cases import CLASS_NAMES
 
+pytestmark = pytest.mark.ci
+
 METHODS = ("ivlp", "lora")
 STEPS = 200
 

@@ -106,6 +106,7 @@ class Plain:
         return numpy_clip.logits(self.state, features["vision"], features["text"])
 
 
+@pytest.mark.ci
 def test_every_form_is_measured_added_and_subtracted_as_the_reference_says(
     clip: Clip, reference: methods.Reference
 ) -> None:
@@ -139,6 +140,7 @@ def test_every_form_is_measured_added_and_subtracted_as_the_reference_says(
         seen.append(expected)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", short(["bias", "bias_by_kind"], "bias_by_kind"))
 def test_a_bias_is_its_own_equivalent_bias_and_is_kept_and_lost_whole(method: str, clip: Clip) -> None:
     task, learnables = tuned(clip, method)

@@ -57,6 +57,7 @@ def vision_features(bound: Bound, clip: Clip, images: Any, mean: Added, donors: 
     return run(clip.params, bound.tuned, bound.reference)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", VISION)
 def test_vision_levels_equal_the_reference(
     name: str, clip: Clip, reference: methods.Reference, images: np.ndarray, training: np.ndarray
@@ -85,6 +86,7 @@ def test_vision_levels_equal_the_reference(
         assert_close(features, levels.features(*runs, takes(stream), level), stream)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", TEXTS)
 def test_text_levels_equal_the_reference(name: str, clip: Clip, reference: methods.Reference) -> None:
     bound = bind(clip, name)

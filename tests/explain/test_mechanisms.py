@@ -57,6 +57,7 @@ def corner_features(task, learnables, images):
     return [np.asarray(of_tower.streams) for of_tower in mixed]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("family", ["qk_vision", "qk_both"])
 def test_queries_and_keys_act_through_attention_alone(clip, images, family):
     task, learnables = task_of(clip, family)
@@ -68,6 +69,7 @@ def test_queries_and_keys_act_through_attention_alone(clip, images, family):
         assert (np.abs(tuned - reference).max() > 0.05) == is_changed
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("family", ["last_mlp", "last_bias", "projection"])
 def test_behind_the_last_attention_it_has_no_part(clip, images, family):
     task, learnables = task_of(clip, family)
@@ -112,6 +114,7 @@ def test_a_bias_is_the_same_for_every_image(clip, images, reference, family):
     assert is_changed.tolist() == [l >= len(changes) - blocks for l in range(len(changes))]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("family", ["map_2", "map_8", "map_and_bias"])
 def test_a_centred_map_has_mean_zero_by_layer_and_kind(clip, images, reference, family):
     task, learnables = task_of(clip, family)
@@ -158,6 +161,7 @@ def few(name, step):
     return dataclasses.replace(dataset, splits=splits)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", models.DATASETS)
 def test_no_constant_solves_the_marked_task(clip, name):
     marked = tasks.marked(clip, few(name, 15))
@@ -192,6 +196,7 @@ def test_shuffled_labels_are_those_of_the_training_images_alone():
     assert other.split("test") is dataset.split("test") and after.keys == before.keys
 
 
+@pytest.mark.ci
 def test_planted_outliers_are_few_and_massive_and_decisions_stay():
     demo = clipbias.load("demo")
     dataset = few("demo/digits", 20)

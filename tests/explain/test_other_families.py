@@ -90,6 +90,7 @@ def plain_maps(
     }
 
 
+@pytest.mark.ci
 def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     task, learnables, images = tuned
     params = task.clip.params

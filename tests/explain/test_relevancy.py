@@ -126,6 +126,7 @@ def test_the_last_layer_alone(clip, images):
         assert_close((each.vision[:, 0, layer], each.text[:, 1, layer]), (expected.vision, expected.text))
 
 
+@pytest.mark.ci
 def test_ways_to_compute_agree(clip, images):
     """A target of each image over several devices; several, some pairs at a time and with layers computed again."""
     task, learnables = tuned(clip, "bias")

@@ -206,6 +206,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return results
 
 
+@pytest.mark.ci
 def test_the_section(
     clip: Clip, tmp_path: Path, measured: list[Any], evaluated: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def columns(of: FittedReplacements) -> dict[str, np.ndarray]:
     )
 
 
+@pytest.mark.ci
 def test_values_over_seeds_and_datasets() -> None:
     strata = [[result(400, 1), result(400, 2, controls=False)], [result(250, 3)]]
     names = ("demo/digits", "demo/fashion")

@@ -20,6 +20,8 @@ from tests.reference import methods, relevancy, sections, statistics, weights
 from tests.reference.statistics import KINDS
 from tests.reference.tokenizer import SimpleTokenizer
 
+pytestmark = pytest.mark.ci
+
 CLASS_NAMES = ("cat", "maine_coon", "golden retriever")
 TEMPLATE = "a centered satellite photo of {}."
 # What zero-shot with its own template, and IVLP, give is in the reference; with the paper's text zero-shot would be

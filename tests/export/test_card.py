@@ -65,6 +65,7 @@ def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) 
     assert "coop for 3 classes" in text
 
 
+@pytest.mark.ci
 def test_the_cards_code_with_clipbias(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

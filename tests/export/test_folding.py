@@ -24,6 +24,7 @@ def is_folded(name: str) -> bool:
     return name.endswith("mlp.fc2.bias")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["clip", pytest.param("demo", marks=pytest.mark.long)])
 def test_the_checkpoint_gives_the_adapters_logits(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     clip: Clip = request.getfixturevalue(name)
@@ -36,6 +37,7 @@ def test_the_checkpoint_gives_the_adapters_logits(name: str, request: pytest.Fix
     assert np.abs(plain - expected).max() > 0.05 * np.abs(expected).max()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "template", "scale"),
     [

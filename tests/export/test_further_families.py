@@ -29,6 +29,7 @@ def tuned(model: Reference, method: str, folder: Path) -> Adapter:
     return read_adapter(folder / "tuned.safetensors")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("family", ["pe", "biomed_clip", "chinese_clip"])
 def test_a_bias_is_exported_as_a_checkpoint(model: Reference, tmp_path: Path) -> None:
     adapter = tuned(model, "bias", tmp_path)

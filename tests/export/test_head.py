@@ -16,6 +16,7 @@ from tests.export import models
 encode = jax.jit(encode_image, static_argnums=1)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "options", "templates"),
     [

@@ -20,6 +20,7 @@ DATA = Path(__file__).parents[1] / "data_files"
 BASES = (DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
 def test_it_is_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
     clip = clipbias.load(base)

@@ -22,6 +22,8 @@ from clipbias.export.program import export_program, program_weights
 from tests import families, helpers
 from tests.export import models
 
+pytestmark = pytest.mark.ci
+
 METHODS = [
     *(f"tests.own_methods:{name}" for name in ("Everything", "Head", "Projection", "Cache", "Probe")),
     *("bias_by_kind", "clip_lora"),

@@ -96,6 +96,7 @@ def test_no_two_methods_look_alike():
     assert len(set(method_looks)) == len(method_looks)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "made",
     [[], rows(datasets=("a",)), rows(shots=(16,), seeds=(1,)), rows(shots=()), rows(datasets=tuple("abcde"))],

@@ -59,6 +59,7 @@ def test_what_was_not_measured_is_left_out_and_tables_of_accuracies_have_no_time
     assert render_tables(read_sweep(rows()), "html") == render_tables(read_sweep(without), "html")
 
 
+@pytest.mark.ci
 def test_the_pictures_draw_what_their_tables_say(tmp_path: Path) -> None:
     by_parameters, by_time = cost_figures(read_sweep(rows()))
     assert (by_parameters.name, by_time.name) == ("accuracy_by_parameters", "accuracy_by_time")

@@ -157,6 +157,7 @@ def moved(browser, before):
     return browser.evaluate("location.hash")
 
 
+@pytest.mark.ci
 def test_an_address_leads_back_to_a_view(opened, page, explored):
     number = explored.explore.images[4]
     stops = [("", view(opened))]

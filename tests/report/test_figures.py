@@ -292,6 +292,7 @@ def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, draw
     np.testing.assert_allclose(correlation.numbers["value"].tolist(), expected.mean, rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_similarity_numbers_are_means_over_the_pixels_of_patches():
     results = synthetic_results(grid=3, image_size=12)
     ramp = np.tile(np.arange(12, dtype=np.float32) / 11, (12, 1))

@@ -170,6 +170,7 @@ def test_a_study_without_a_verdict_says_so(written):
     assert "Verdict: not computed; --config.sections=verdict has it." in page.text
 
 
+@pytest.mark.ci
 def test_seeds_are_told_together_and_one_by_one(written, drawn):
     results = only("verdict", "factorial", twins=True)
     _, page = written(results)
@@ -238,6 +239,7 @@ def test_overview_has_the_papers_panels(drawn, tmp_path):
         assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "tuned"]
 
 
+@pytest.mark.ci
 def test_overview_has_what_can_stand_for_methods(drawn, tmp_path):
     made = folders(tmp_path, "dtd", "eurosat", names=("replacement",))
     page = Page(write_overview(made, tmp_path).read_text("utf-8"))

@@ -15,6 +15,8 @@ from clipbias.report.replacement_figure import pooled_table, replacement_figure,
 from tests.explain.test_replacement_pooled import columns, result, study
 from tools import draw_replacements, study_pictures
 
+pytestmark = pytest.mark.ci
+
 DATASETS = ("demo/digits", "demo/fashion")
 WAYS = {
     "fitted": "fitted:kind",

@@ -107,12 +107,14 @@ def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int,
     assert_same(step(clip, name, parts, **options), step(clip, name, 1, **options))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["taskres", pytest.param("prograd", marks=pytest.mark.long)])
 def test_parts_of_a_students_batch(clip: Clip, name: str) -> None:
     """Also of a method that else makes its gradient from those of its own terms."""
     assert_same(step(clip, name, 5, taught=True), step(clip, name, 1, taught=True))
 
 
+@pytest.mark.ci
 def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:
     """Two runs on two rows of devices, whose two columns have five images each: three parts of two."""
     mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4])

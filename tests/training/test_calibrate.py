@@ -19,7 +19,7 @@ from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task
 from tests.training.conftest import colour_split
 
-pytestmark = pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")
+pytestmark = [pytest.mark.ci, pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")]
 SETTINGS: dict[str, Any] = {"seed": 3, "progress": False, "mesh": meshes.single_device()}
 
 

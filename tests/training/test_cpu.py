@@ -63,6 +63,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.ci
 def test_a_step_is_over_when_its_call_returns() -> None:
     """So that the next one finds the memory of its intermediate arrays free."""
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)

@@ -20,6 +20,8 @@ from clipbias.training.programs import evaluation_programs
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 
+pytestmark = pytest.mark.ci
+
 BROKEN = b"not an image"
 
 

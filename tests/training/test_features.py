@@ -171,6 +171,7 @@ def test_pooled_epochs_shuffle_the_rows_of_all_passes(recipe: Recipe) -> None:
         assert len(set(order)) == 10 and {row // 10 for row in order} == {0, 1}
 
 
+@pytest.mark.ci
 def test_unprojected_rows_are_projected_in_a_step(clip: Clip, colours: Dataset) -> None:
     """Training on rows before the projection sees what a training on the same images would."""
     task = Task(clip, Projection(), colours.class_names)

@@ -55,6 +55,7 @@ def test_it_learns_what_the_driver_learns(
     assert float(np.abs(fitted["bias"].learnables["vision_bias"]).max()) > 0
 
 
+@pytest.mark.ci
 def test_arrays_with_names_for_labels_are_a_dataset_too(
     clip: Clip, colours: Dataset, recipe: Recipe, capsys: pytest.CaptureFixture
 ) -> None:
@@ -71,6 +72,7 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(
     assert alone.class_names == tuple(sorted(colours.class_names)) and alone.clip.fingerprint == clip.fingerprint
 
 
+@pytest.mark.ci
 def test_a_method_is_a_name_an_object_or_a_file(
     clip: Clip, colours: Dataset, recipe: Recipe, fitted: dict[str, TunedModel]
 ) -> None:
@@ -91,6 +93,7 @@ def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Datas
     assert clipbias.fit(clip, "clap", colours, epochs=1, recipe="common", **common).task.options()["recipe"] == "common"
 
 
+@pytest.mark.ci
 def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
     model = fitted["bias"]
     images, _ = pictures(colours, "test")
@@ -107,6 +110,7 @@ def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset,
     assert lines[0].startswith(f"{prediction.classes[0]} {100 * expected[0].max():.1f} %")
 
 
+@pytest.mark.ci
 def test_what_looks_like_levels_is_taken_where_it_is_said_to_be_normalised(
     clip: Clip, fitted: dict[str, TunedModel]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_product_in_two_parts_and_its_gradients() -> None:
     np.testing.assert_allclose(change, exact, atol=0.2)
 
 
+@pytest.mark.ci
 def test_a_step_takes_two_products_forward_and_one_back() -> None:
     clip = model.random_clip(model.geometry("tiny", layers=8))
     recipe = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
@@ -105,6 +106,7 @@ def test_a_step_takes_two_products_forward_and_one_back() -> None:
     assert 1.3 < counts["bfloat16"] / counts["float32"] < 1.52
 
 
+@pytest.mark.ci
 def test_what_the_backward_pass_keeps_of_hidden_units_is_in_half_precision() -> None:
     clip = model.random_clip(model.geometry("tiny", layers=4))
     task = Task(clip, "ivlp", ["red", "blue"], dtype="bfloat16")

@@ -102,6 +102,7 @@ def swept(
     return sweep
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "methods",
     [FEW, *(pytest.param(x, marks=pytest.mark.long) for x in (HEADS, WEIGHTS))],
@@ -180,6 +181,7 @@ def test_eight_devices_give_the_rows_of_one(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), results[0][2], results[1][2])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("training", ["pooled", pytest.param("fresh", marks=pytest.mark.long)])
 def test_a_stopped_sweep_continues_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: str

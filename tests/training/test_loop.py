@@ -60,6 +60,7 @@ def test_eight_devices_give_the_numbers_of_one(
     assert_close(train_runs(*group(clip, colours, "bias", (1, 2), groups=4), recipe, mesh), whole)
 
 
+@pytest.mark.ci
 def test_runs_side_by_side_are_the_runs_one_by_one(
     clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult
 ) -> None:

@@ -104,6 +104,7 @@ def apart(small: Clip) -> list[str]:
     return covering(small, TRAINED, hooks)
 
 
+@pytest.mark.ci
 @SOME
 def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
     small: Clip, apart: list[str], some: tuple[str, ...]
@@ -119,6 +120,7 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
         assert (CUDNN_BACKWARD in text) >= (additions(task).changes_vision and not on_features), name
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=pytest.mark.long)])
 def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) -> None:
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
@@ -153,6 +155,7 @@ def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
     assert "bf16" in text and CUDNN not in text
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("dtype", "platform", "more"),
     [("bfloat16_3x", "tpu", 0), pytest.param("tensorfloat32", "cuda", 2, marks=pytest.mark.long)],

@@ -79,6 +79,7 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
     assert "4 class chunks" in str(requested) and "of 107 GB" in str(requested)
 
 
+@pytest.mark.ci
 def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
     """At least weights, momentum and all that the backward pass reads, and in proportion to the images of all runs."""
 
@@ -140,6 +141,7 @@ def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyP
     assert learned.classifier.class_chunks == 1
 
 
+@pytest.mark.ci
 def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) -> None:
     task = Task(deep, "coop", model.class_names(100))
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())

@@ -24,6 +24,7 @@ PROBE = "tests.own_methods:Probe"
 CACHE = "tests.own_methods:Cache"
 
 
+@pytest.mark.ci
 def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     """A method makes something of other classes; what one that refuses them says is in its row."""
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new")
@@ -50,6 +51,7 @@ def test_heads_on_classes_that_training_did_not_see(
     assert new["tip_adapter"] == new["zero_shot"]
 
 
+@pytest.mark.ci
 def test_imbalanced_draws_and_scores_that_count_classes_alike(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_imbalanced_draws_and_scores_that_count_classes_alike(
     assert [row["images_per_class"] for row in tiny.run(even)] == [[3, 3]] * 2
 
 
+@pytest.mark.ci
 def test_a_held_out_shot_selects_and_never_trains(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     """A rate, and what a method searches for; nothing is held out where nothing is selected."""
     tiny = TinySweep(clip, colours, recipe, tmp_path)
@@ -94,6 +97,7 @@ def test_a_held_out_shot_selects_and_never_trains(clip: Clip, colours: Dataset, 
     assert given.validation == "none"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("protocol", "method", "target"),
     [("domain_generalization", "taskres", "part"), ("cross_dataset", "bias", "other")],

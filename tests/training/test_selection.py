@@ -24,6 +24,8 @@ from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.learnables import select_run
 from tests.training.conftest import make_job, train_runs
 
+pytestmark = pytest.mark.ci
+
 GIVEN: dict[str, Any] = {"seed": 3, "progress": False, "epochs": 9, "batch_size": 4}
 RECIPE = Recipe(epochs=9, batch_size=4)
 

@@ -58,6 +58,7 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
     assert not [*tmp_path.glob("checkpoints/*")]
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")
 def test_another_start_on_the_same_images(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     """A run with a start of its own has the few-shot split of its seed, and the learnables' start of the other."""
@@ -97,6 +98,7 @@ def test_validation_images_are_those_of_each_split(
     assert set(first) != set(second)
 
 
+@pytest.mark.ci
 def test_an_adapter_gives_its_rows_accuracy(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +211,7 @@ def test_parts_together_are_the_whole(clip: Clip, colours: Dataset, recipe: Reci
     assert [(row["correct"], row["loss"]) for row in rows] == [(row["correct"], row["loss"]) for row in whole]
 
 
+@pytest.mark.ci
 def test_learning_rates_train_side_by_side_and_fail_one_by_one(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +361,7 @@ def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
     assert events == [*("bias", "bias", "drop", "vpt", "vpt", "drop"), *("bias", "bias", "drop", "vpt", "vpt")]
 
 
+@pytest.mark.ci
 def test_a_work_folder_in_a_bucket(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,8 @@ from tests.reference.methods import Reference, task_logits
 from tests.training.conftest import few_shot_runs, make_job
 from tests.tuning.weights_common import drawn
 
+pytestmark = pytest.mark.ci
+
 # A step is the gradient itself.
 GRADIENT = Recipe(1.0, 1, 0, 1.0, 12, 0.0, 0.0, steps=1, augment=False, schedule="steps")
 ADAM = dataclasses.replace(GRADIENT, learning_rate=0.02, optimizer="adam", steps=6)

@@ -105,6 +105,7 @@ def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: st
         read_adapter(path).task(clip, own_methods=["tests.own_methods"])
 
 
+@pytest.mark.ci
 def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
     """What a method makes of them for other classes comes with the task; the task alone would mislead."""
     path = tmp_path / "a.safetensors"

@@ -53,6 +53,7 @@ def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {**a, **b, **both}
 
 
+@pytest.mark.ci
 def test_training_by_adamw_equals_numpy(other: tuple[Clip, Reference]) -> None:
     """AdamW draws whole weights towards zero, not their changes."""
     clip, reference = other

@@ -128,6 +128,7 @@ def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
     assert not np.array_equal(task.init(4)["text"]["qkv"]["down"], learnables["text"]["qkv"]["down"])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("parts", [("k", "o"), ("v", "fc1", "fc2")])
 def test_logits_equal_numpy_without_dropout(parts: tuple[str, ...], other: tuple[Clip, Reference]) -> None:
     """As evaluation has them, whatever is dropped in training."""
@@ -141,6 +142,7 @@ def test_logits_equal_numpy_without_dropout(parts: tuple[str, ...], other: tuple
     common.close(logits, weight_tuning.lora(*arguments, alpha=2.0).logits, common.LOGITS)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", helpers.short(TRAININGS, "both"))
 def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
@@ -253,6 +255,7 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
         assert isinstance(place_text(mesh, task, clip.params), PackedTokens)  # evaluation
 
 
+@pytest.mark.ci
 def test_plain_lora_has_all_kernels_and_clips_own_scale(other: tuple[Clip, Reference]) -> None:
     """Logits are the reference's, whose factor is 100, in CLIP's scale."""
     clip, reference = other

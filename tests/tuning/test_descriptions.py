@@ -54,6 +54,7 @@ def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return numpy_clip.logits(reference.state, image, classes)
 
 
+@pytest.mark.ci
 def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) -> None:
     task = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS)
     expected = plain_logits(pair, images, np.stack([numpy_clip.unit(features).mean(0) for features in raw]))

@@ -142,6 +142,7 @@ def test_tip_adapters_grid_counts_like_the_plain_computation(samples: Samples) -
     assert len(np.unique(counts)) > 3
 
 
+@pytest.mark.ci
 def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
     method = make_method("tip_adapter_f", alpha=2.0, beta=1.7, alpha_max=60.0, beta_max=9.0)
     start = method.support({}, samples)

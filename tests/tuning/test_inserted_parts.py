@@ -19,6 +19,8 @@ from tests.reference import tcp
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
 
+pytestmark = pytest.mark.ci
+
 TEMPLATE = "a painting of a {}, a type of cat."
 SUFFIX = ", a type of cat."
 OPTIONS = {

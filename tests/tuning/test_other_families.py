@@ -17,6 +17,8 @@ from tests.families import CLASSES, Reference
 from tests.reference import heads_gda
 from tests.reference.numpy_clip import unit
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Reference:

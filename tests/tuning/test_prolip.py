@@ -94,6 +94,7 @@ def test_full_batch_steps_equal_numpy(clip: Clip) -> None:
     assert np.abs(learned["vision_projection"]).max() > 1e-2
 
 
+@pytest.mark.ci
 def test_images_are_projected_by_the_tuned_projection(clip: Clip) -> None:
     """What is trained on rows is what the tower computes of images afterwards."""
     task, learnables = begun(clip, make_samples(clip))

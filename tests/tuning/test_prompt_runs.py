@@ -66,6 +66,7 @@ def steps_done(folder: Path, name: str) -> int:
     return json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
+@pytest.mark.ci
 def test_a_sweep_of_two_trainings(pair: tuple[Clip, Reference], colours: Dataset, tmp_path: Path) -> None:
     tiny = TinySweep(pair[0], colours, RECIPE, tmp_path)
     (spec,) = tiny.specs(f"{__name__}:Twice", seeds=(1,))

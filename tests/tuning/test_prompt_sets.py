@@ -50,6 +50,7 @@ def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
 # PLOT
 
 
+@pytest.mark.ci
 def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair) -> None:
     clip, reference = pair
     task = Task(clip, "plot", CLASS_NAMES, pooled=True, tokens=5, sets=3)
@@ -109,6 +110,7 @@ def test_plans_end_for_the_images_that_count_together() -> None:
 PHRASES = ("a photo of a", "photo of the dog type", "of a cat")
 
 
+@pytest.mark.ci
 def test_plot_plus_plus(pair) -> None:
     """Two trainings: the first one leaves the contexts at their words and adds to the logits."""
     clip, reference = pair

@@ -77,6 +77,7 @@ def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) ->
     return train_runs(task, few_shot_runs(dataset, (1, 2)), recipe, mesh, **logging)
 
 
+@pytest.mark.ci
 def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
     task = Task(pair[0], Averaged(), colours.class_names)
     recipe = dataclasses.replace(RECIPE, epochs=4, batch_size=6)  # two steps in each

@@ -38,6 +38,7 @@ def case(name: str, reference: methods.Reference):
     return {"depth": 2}, start, functools.partial(methods.prepare, reference, "ivlp"), losses
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptsrc"])
 def test_training_equals_numpy(name, pair) -> None:
     clip, reference = pair

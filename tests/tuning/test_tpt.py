@@ -55,6 +55,7 @@ def start(pair) -> dict[str, np.ndarray]:
     return common.drawn(Task(pair[0], "tpt", CLASS_NAMES).shapes, 0.4, seed=2)
 
 
+@pytest.mark.ci
 def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> None:
     clip, reference = pair
     raw, images = views
@@ -82,6 +83,7 @@ def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> N
         assert max(along_directions(entropy, double(start), slopes).values()) < common.GRADIENTS
 
 
+@pytest.mark.ci
 def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
     clip, reference = pair
     raw, images = views

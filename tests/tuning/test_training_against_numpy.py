@@ -29,6 +29,8 @@ from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning.weights_common import CLASS_NAMES, LABELS, RATES, SGD, Step, Training, Values, check_training, drawn
 
+pytestmark = pytest.mark.ci
+
 Rule = Callable[[Reference, Task, Values, Step], tuple[Mapping[str, float], np.ndarray]]
 CLIPS: dict[str, dict[str, Any]] = {
     "long": {"vision": (16, 3, 2), "image_size": 8, "projection": 48, "context_length": 64},

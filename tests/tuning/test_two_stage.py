@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 import clipbias
 from clipbias.clip import Clip
@@ -14,6 +15,8 @@ from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
+
+pytestmark = pytest.mark.ci
 
 OTHERS = ("bird dog", "a cat")
 

@@ -54,6 +54,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
     return first
 
 
+@pytest.mark.ci
 def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
     clip, reference = pair
     images = common.pictures(8, IMAGES)[1]
