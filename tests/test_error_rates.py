@@ -2,12 +2,19 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from clipbias.constants import ZERO_SHOT
+from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.factorial import mix_texts
+from clipbias.explain.uncertainty import shapley
+from clipbias.tuning import Task
 from tests.documents import ROOT
-from tools import error_rates
+from tools import error_rates, planted_pool
 from tools.error_rates import (
     CARRIER,
     CONSTANT,
@@ -15,13 +22,15 @@ from tools.error_rates import (
     TOKENS_ALONE,
     Size,
     judge,
-    make_pool,
+    measure_pool,
     rates,
+    run,
     true_verdicts,
     truths,
     wrong,
 )
-from tools.planted import DEPTH, MECHANISMS, PROMPT, PROMPTS, prompts_of
+from tools.planted import CONFIG, DEPTH, MECHANISMS, METHOD, NAMES, PROMPT, PROMPTS, pictures, planted, prompts_of
+from tools.planted_pool import CORNERS, classify, make_pool
 
 # What each mechanism is at full strength: what carries the gain, whether two vectors per layer stand for it, and
 # whether tokens alone have more than half of it, and the mean of what is added.
@@ -40,8 +49,8 @@ EXPECTED = {
 @pytest.mark.long
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_planted_is_the_truth(mechanism):
-    pool = make_pool(mechanism, 1.0, Size(studies=0, trainings=3, images=1500), seed=5)
-    truth = truths(pool)
+    pool = make_pool(mechanism, 1.0, trainings=3, images=1500, seed=5)
+    truth = truths(measure_pool(pool))
     assert np.ptp(pool[0][:, :, 7], axis=0).max() > 1e-4 and not np.ptp(pool[0][:, :, 0], axis=0).any()
     for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):
         effects = truth[outcome]
@@ -55,13 +64,70 @@ def test_what_is_planted_is_the_truth(mechanism):
             assert effects["scale × values"] > 0.4 * effects["gain"]  # an interaction as large as what is explained
 
 
+# What each mechanism does in texts at full strength: by effect, what it adds to the number that EOS reads, the mean of
+# both classes, and to half the distance of the classes. All else is random and small.
+IN_TEXTS = {
+    "attention": ({"attention": 0.38}, {"attention": 0.25}),
+    "scale": ({"scale": 0.8}, {}),
+    "constant": ({"values": 0.12}, {}),
+    "kinds": ({"values": 0.12}, {}),
+    "image": ({}, {"values": 0.45}),
+    "both": ({"attention": 0.38, "values": 0.12}, {"attention": 0.25}),
+    "together": ({"values": 0.12}, {"scale": -0.55}),
+    "none": ({}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def mixed_texts():
+    return jax.jit(lambda params, *runs: mix_texts(params, CONFIG, *runs, CORNERS).streams)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_texts_do_what_is_planted(mechanism, mixed_texts):
+    task = Task(planted(mechanism, 1.0, seed=1), METHOD, NAMES)
+    tuned = METHOD.adapt(prompts_of(3))
+    features = mixed_texts(task.clip.params, task.tokens, tuned, reference_adaptation(task, task.init()))
+    constant, read = np.moveaxis(np.asarray(features), -1, 0)
+    np.testing.assert_allclose(constant, 1, atol=0.01)
+    for numbers, expected in zip((read.mean(1), (read[:, 0] - read[:, 1]) / 2), IN_TEXTS[mechanism], strict=True):
+        for effect, value in zip(error_rates.EFFECTS, shapley(numbers[None])[0], strict=True):
+            assert value == pytest.approx(expected.get(effect, 0), abs=0.08), effect
+
+
+def test_both_towers_have_the_same_corner():
+    """The first and the last are the frozen and the tuned model; those between differ from one tower's alone."""
+    task = Task(planted("attention", 1.0, seed=1), METHOD, NAMES)
+    learnables = prompts_of(3)
+    pixels = pictures("attention", 40, seed=2)[0]
+    logits = np.moveaxis(classify(task, learnables, jnp.asarray(pixels), pixels), 1, 0)
+    frozen = Task(task.clip, ZERO_SHOT, NAMES)
+    plain, tuned = jax.jit(lambda p, x: (frozen.logits(p, {}, x), task.logits(p, learnables, x)))(
+        task.clip.params, pixels
+    )
+    np.testing.assert_allclose(logits[0], plain, atol=1e-3)
+    np.testing.assert_allclose(logits[7], tuned, atol=1e-3)
+    by_name = dict(zip(planted_pool.FORMS, logits, strict=True))
+    assert np.abs(by_name["PRR"] - tuned).max() < 0.5 < np.abs(by_name["RPP"] - tuned).max()
+    # While what is added to images varies, texts are as tuned.
+    assert np.abs(by_name["nothing"] - tuned).max() < 0.5 and np.abs(by_name["mean"] - tuned).max() < 0.5
+    # Two vectors stand for attention, added to both towers or subtracted from both.
+    assert np.abs(by_name["kept:kind"] - tuned).max() < 1 and np.abs(by_name["lost:kind"] - plain).max() < 1
+
+
 def test_every_layer_has_prompts_and_every_seed_others():
-    prompts = np.stack([prompts_of(seed) for seed in range(200)])
-    assert prompts.shape[1:3] == (DEPTH, PROMPTS)
-    size = prompts[..., PROMPT]
-    assert size.mean() == pytest.approx(1, abs=0.02) and size.std() == pytest.approx(0.1, abs=0.02)
-    np.testing.assert_array_equal(size, size[:, :1, :1] + np.zeros_like(size))  # the same in every layer
-    np.testing.assert_array_equal(prompts_of(3), prompts[3])
+    of_seeds = [prompts_of(seed) for seed in range(200)]
+    vision = np.stack([each["vision_prompts"] for each in of_seeds])
+    text = np.stack([np.concatenate([each["text_context"][None], each["text_prompts"]]) for each in of_seeds])
+    sizes = []
+    for prompts in (vision, text):
+        assert prompts.shape[1:3] == (DEPTH, PROMPTS)
+        size = prompts[..., PROMPT]
+        assert size.mean() == pytest.approx(1, abs=0.02) and size.std() == pytest.approx(0.1, abs=0.02)
+        np.testing.assert_array_equal(size, size[:, :1, :1] + np.zeros_like(size))  # the same in every layer
+        sizes.append(size[:, 0, 0])
+    assert abs(np.corrcoef(sizes)[0, 1]) < 0.2  # each tower by itself
+    np.testing.assert_array_equal(prompts_of(3)["vision_prompts"], vision[3])
 
 
 @pytest.fixture
@@ -140,6 +206,31 @@ def test_what_is_not_so_counts_as_wrong(kind, verdict, expected):
     assert wrong(TOKENS_ALONE, "shown", TRUTH | {TOKENS_ALONE: 0.0}, "constant")
 
 
+def test_an_interrupted_program_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    made = []
+
+    def remember(mechanism, strength, size, *, seed):
+        made.append((mechanism, seed))
+        if mechanism == "none" and len(made) < 3:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(error_rates, "MECHANISMS", ("constant", "none"))
+    monkeypatch.setattr(error_rates, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(error_rates, "rates", remember)
+    monkeypatch.setattr(error_rates, "_line", str)
+    size = Size(studies=3, trainings=2, images=600)
+    with pytest.raises(KeyboardInterrupt):
+        run(size, tmp_path / "records", seed=1)
+    with (tmp_path / "records").open("a") as file:
+        file.write('{"design": {"stu\n')  # cut off
+    records = run(size, tmp_path / "records", seed=1)
+    assert made == [("constant", 1), ("none", 101), ("none", 101)]
+    assert [(each["mechanism"], each["strength"]) for each in records] == [("constant", 1.0), ("none", 1.0)]
+    run(Size(studies=4, trainings=2, images=600), tmp_path / "records", seed=1)  # another design has its own
+    assert len(made) == 5
+
+
 @pytest.mark.long
 def test_rates_are_judged_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(error_rates, "MECHANISMS", ("constant", "none"))
@@ -150,6 +241,7 @@ def test_rates_are_judged_and_written(tmp_path, monkeypatch):
     report = json.loads((tmp_path / "rates.json").read_text())
     assert (report["studies"], report["trainings"], report["pool"], report["seeds"]) == (3, 2, 600, 5)
     assert (tmp_path / "rates.png").stat().st_size > 5000
+    assert not (tmp_path / "rates.unfinished.jsonl").exists()
     first, second = report["records"]
     assert first["outcomes"]["accuracy"]["verdicts"][CARRIER]["right"] == 1 and first["strength"] == 1
     assert first["outcomes"]["calibrated"]["verdicts"][TOKENS_ALONE]["truth"] == "shown"
@@ -174,7 +266,8 @@ def test_the_docs_say_what_was_measured():
     assert (facts["studies"], facts["seeds"], facts["images"]) == (2000, 1, 560)
     assert facts["broken"] == judge(facts["records"])
     text = " ".join((ROOT / "docs/report.md").read_text().split())
-    assert error_rates.summary(facts["records"]) in text
+    assert error_rates.summary(facts["records"], facts["studies"]) in text
+    assert "The standard error of a rate is 0.5 points at 5 % and 0.9 at 80 %." in text  # √(p (1 − p) / 2000)
     # By hand: the greatest of all wrong rates, and how many limits of intervals are broken.
     worst = max(
         rate["wrong"]

@@ -1,18 +1,21 @@
-"""Measures how often the causal test is wrong: mechanisms planted in tiny random towers, and many studies of them.
+"""Measures how often the causal test is wrong: mechanisms planted in tiny random CLIPs, and many studies of them.
 
-    python -m tools.error_rates --rates=docs/images/error_rates --quick
+    OPENBLAS_NUM_THREADS=1 python -m tools.error_rates --rates=docs/images/error_rates --quick
 
-The design is that of a published study: a method is trained with several seeds, has prompts in every layer, and all
-seeds are tested on the same images. For each mechanism and strength (`tools/planted.py`), many seeds and a pool of
-images are the truth. Each study draws `SEEDS` of these seeds and `IMAGES` images with replacement and asks for
-verdicts, as `explain` would, but with fewer resamples. A confirmatory conclusion is counted by itself, without the
-correction over several, with which wrong ones are rarer. Writes the rates as JSON and a figure beside it.
+The design is that of a published study: a method is trained with several seeds, has prompts in every layer of both
+towers, and all seeds are tested on the same images. Mixtures are of both towers at once. For each mechanism and
+strength (`tools/planted.py`), many seeds and a pool of images are the truth. Each study draws `SEEDS` of these seeds
+and `IMAGES` images with replacement and asks for verdicts, as `explain` would, but with fewer resamples. A confirmatory
+conclusion is counted by itself, without the correction over several, with which wrong ones are rarer. Writes the rates
+as JSON and a figure beside it. Every mechanism and strength that is finished is kept in a file beside them until all
+are, so that the program goes on where it was interrupted.
 
 Limits, set before any result was seen: wrong verdicts at most 5 %; right ones at least 80 % at strength `NAMED`; 95 %
 intervals of absolute effects cover the truth in at least 93 %.
 """
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections import Counter
@@ -20,14 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from clipbias.clip import Adaptation
-from clipbias.explain.added import Added, added_to_images
-from clipbias.explain.block_changes import vision_moments
 from clipbias.explain.conclusions import (
     CARRIES_MOST,
     DOES_NOT,
@@ -53,29 +51,19 @@ from clipbias.explain.effects import (
     summarize_replacements,
 )
 from clipbias.explain.endpoint import CONSTANT, PARTS, TOKENS_ALONE, WRONG, summarize_cell
-from clipbias.explain.equivalent_bias import equivalent_biases
-from clipbias.explain.factorial import corners, effects_in_play, mix_images
-from clipbias.explain.intervention import image_features_with
-from clipbias.explain.levels import MEAN
 from clipbias.explain.power import spread
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.uncertainty import excludes
 from clipbias.io import write_text
-from clipbias.tuning import Classifier, make_method
-from tools.planted import CLASSES, CONFIG, MECHANISMS, SCALE, pictures, planted, prompts_of
+from tools import planted, planted_pool
+from tools.planted import MECHANISMS
+from tools.planted_pool import CORNERS, EFFECTS, FORMS, Pool, make_pool
 
-EFFECTS = effects_in_play(True)
-CORNERS = corners(EFFECTS)
-# All ways to classify, in the order of the logits: the first is the reference, the eighth the tuned model.
-# Levels of values at the tuned run's attention and scale, as the endpoint calls them, and the streams that they are.
-LEVELS = {"nothing": "PPR", "mean": f"PP{MEAN}"}
-FORMS = (*CORNERS, *LEVELS, f"kept:{PLAIN}", f"lost:{PLAIN}")
 REPLACED = [0, len(CORNERS) - 1, len(FORMS) - 2, len(FORMS) - 1]
 STRENGTHS = (0.3, 0.6, 1.0)
 NAMED = 1.0
 SEEDS = 5
 IMAGES = 560
-TRAINING = 512
 RESAMPLES = 500
 SEED = 1  # Draws towers, prompts, images and studies.
 CARRIER = "carrier"
@@ -88,13 +76,9 @@ NOT_SHOWN = "not shown"
 MOST_WRONG = 0.05
 LEAST_RIGHT = 0.8
 COVERAGE = 0.93
-_BATCH = 500
 
 _TO = flags.DEFINE_string("rates", "error_rates", "The files to write, without their endings.")
 _QUICK = flags.DEFINE_bool("quick", False, "Few studies of a small pool, to see that all of it runs.")
-
-
-Pool = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,60 +90,30 @@ class Size:
     images: int
 
 
-FULL = Size(studies=500, trainings=24, images=6000)
+FULL = Size(studies=360, trainings=24, images=3000)
 QUICK = Size(studies=6, trainings=6, images=1000)
 
 
-def make_pool(mechanism: str, strength: float, size: Size, *, seed: int) -> Pool:
-    """Logits `[S, n, K, C]` of all forms under the prompts of `S` trainings, and the labels `[n]`."""
-    params = planted(mechanism, strength, seed=seed)
-    classifier = Classifier(CONFIG, make_method("vpt"))
-    pixels, labels = pictures(mechanism, size.images, seed=seed)
-    every = np.ones(TRAINING, bool)
-    logits = []
-    for training in range(size.trainings):
-        own = np.random.SeedSequence([seed, training]).generate_state(1)[0]
-        learnables = {"vision_prompts": jnp.asarray(prompts_of(own))}
-        tuned = Adaptation(vision_prompts=learnables["vision_prompts"])
-        few_shot = jnp.asarray(pictures(mechanism, TRAINING, seed=own)[0])
-        moments = vision_moments(classifier, params, learnables, few_shot, every)
-        bias = equivalent_biases(jax.device_get(moments))["vision"]
-        constant = jnp.asarray(bias.constants(PLAIN))[None]
-        mean = Added.mean(jax.device_get(added_to_images(CONFIG, params, few_shot, every, tuned)))
-        parts = [_logits(params, tuned, constant, mean, pixels[i : i + _BATCH]) for i in range(0, size.images, _BATCH)]
-        logits.append(np.concatenate(jax.device_get(parts)))
-    return np.stack(logits), labels
-
-
-@jax.jit
-def _logits(params: Any, tuned: Adaptation, constant: jax.Array, mean: Added, images: jax.Array) -> jax.Array:
-    streams = (*CORNERS, *LEVELS.values())
-    mixed = mix_images(params, CONFIG, images, tuned, Adaptation(), streams, {MEAN: mean})
-    with_bias = image_features_with(params, CONFIG, images, Adaptation(), constant)
-    lost = image_features_with(params, CONFIG, images, tuned, constant, sign=-1.0)
-    features = jnp.concatenate([mixed.streams, with_bias, lost])
-    features = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return jnp.moveaxis(SCALE * features @ CLASSES.T, 0, 1)
-
-
-def truths(pool: Pool) -> dict[str, dict[str, float]]:
-    """By outcome the absolute effects in the whole pool, without resamples."""
+def measure_pool(pool: Pool) -> list[Measured]:
+    """Outcomes of each training on all images, without resamples."""
     logits, labels = pool
-    samples = [measure(of_seed, labels, refit=False, resamples=1).samples for of_seed in logits]
+    return [measure(of_seed, labels, refit=False, resamples=1) for of_seed in logits]
+
+
+def truths(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """By outcome the absolute effects in the whole pool."""
     means = {}
     for outcome in OUTCOMES:
-        mean = np.mean([of_seed[outcome].mean for of_seed in samples], axis=0)
+        mean = np.mean([of_seed.samples[outcome].mean for of_seed in measured], axis=0)
         means[outcome] = {name: float(mean @ weights) for name, weights in _contrasts().items()}
     return means
 
 
-def seed_share(pool: Pool) -> dict[str, float]:
+def seed_share(measured: Sequence[Measured]) -> dict[str, float]:
     """By outcome, how much of the variance of a study's gain is that of seeds."""
-    logits, labels = pool
-    outcomes = [measure(of_seed, labels, refit=False, resamples=1).values for of_seed in logits]
     shares = {}
     for outcome in OUTCOMES:
-        variances = spread(np.stack([of_seed[outcome] @ _contrasts()["gain"] for of_seed in outcomes]))
+        variances = spread(np.stack([of_seed.values[outcome] @ _contrasts()["gain"] for of_seed in measured]))
         shares[outcome] = (variances.seeds or 0.0) / SEEDS / variances.error(IMAGES, SEEDS) ** 2
     return shares
 
@@ -236,8 +190,9 @@ def study(measured: Measured) -> dict[str, dict[str, Any]]:
 
 def rates(mechanism: str, strength: float, size: Size, *, seed: int) -> dict[str, dict[str, Any]]:
     """The rates of one mechanism and strength, by outcome."""
-    logits, labels = pool = make_pool(mechanism, strength, size, seed=seed)
-    truth = truths(pool)
+    logits, labels = pool = make_pool(mechanism, strength, trainings=size.trainings, images=size.images, seed=seed)
+    of_pool = measure_pool(pool)
+    truth = truths(of_pool)
     draw = np.random.default_rng(seed)
     made = []
     for number in range(size.studies):
@@ -245,7 +200,7 @@ def rates(mechanism: str, strength: float, size: Size, *, seed: int) -> dict[str
         seeds = draw.integers(0, size.trainings, SEEDS)
         measured = [measure(logits[each, rows], labels[rows], resamples=RESAMPLES) for each in seeds]
         made.append(study(over_seeds(measured, seed=number)))
-    shares = seed_share(pool)
+    shares = seed_share(of_pool)
     return {
         outcome: _summary([each[outcome] for each in made], truth[outcome], mechanism) | {"seed_share": shares[outcome]}
         for outcome in OUTCOMES
@@ -272,16 +227,41 @@ def _summary(studies: list[dict[str, Any]], truth: dict[str, float], mechanism: 
     return {"truth": truth, "verdicts": verdicts, "coverage": coverage}
 
 
-def run(size: Size, *, seed: int) -> list[dict[str, Any]]:
-    """All mechanisms and strengths, one record each."""
+def run(size: Size, unfinished: Path, *, seed: int) -> list[dict[str, Any]]:
+    """All mechanisms and strengths, one record each; those that are in the file already are not made again."""
+    made = {(record["mechanism"], record["strength"]): record for record in _read(unfinished, size)}
     records: list[dict[str, Any]] = []
     for mechanism in MECHANISMS:
         for strength in STRENGTHS if mechanism != "none" else (NAMED,):
-            start = time.monotonic()
-            outcomes = rates(mechanism, strength, size, seed=seed + 100 * len(records))
-            records.append({"mechanism": mechanism, "strength": strength, "outcomes": outcomes})
-            print(_line(records[-1]), f"({time.monotonic() - start:.0f} s)", flush=True)
+            start = time.process_time()
+            record = made.get((mechanism, strength))
+            if record is None:
+                outcomes = rates(mechanism, strength, size, seed=seed + 100 * len(records))
+                record = {"mechanism": mechanism, "strength": strength, "outcomes": outcomes}
+                with unfinished.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"design": _design(size), "record": record}) + "\n")
+            records.append(record)
+            print(_line(record), f"({time.process_time() - start:.0f} CPU seconds)", flush=True)
     return records
+
+
+def _read(unfinished: Path, size: Size) -> list[dict[str, Any]]:
+    """The finished records of this design; a line that was cut off is none."""
+    records = []
+    for line in unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else ():
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if content["design"] == _design(size):
+            records.append(content["record"])
+    return records
+
+
+def _design(size: Size) -> dict[str, Any]:
+    """What records of one file have in common: the sizes, and this program with the mechanisms."""
+    code = b"".join(Path(module).read_bytes() for module in (__file__, planted_pool.__file__, planted.__file__))
+    return {**dataclasses.asdict(size), "code": hashlib.sha256(code).hexdigest()}
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -320,7 +300,12 @@ def judge(records: list[dict[str, Any]]) -> list[str]:
     return problems
 
 
-def summary(records: Sequence[Mapping[str, Any]]) -> str:
+def standard_error(rate: float, studies: int) -> float:
+    """Of a rate that was counted over so many studies."""
+    return float(np.sqrt(rate * (1 - rate) / studies))
+
+
+def summary(records: Sequence[Mapping[str, Any]], studies: int) -> str:
     """What the docs say of the rates, in sentences."""
     rates = [
         (record, outcome, rate)
@@ -337,12 +322,14 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     right = min(rate["right"] for *_, rate in named if rate["right"] >= LEAST_RIGHT)
     covered = [x for record in records for result in record["outcomes"].values() for x in result["coverage"].values()]
     enough = sum(x >= COVERAGE for x in covered)
+    errors = [100 * standard_error(rate, studies) for rate in (MOST_WRONG, LEAST_RIGHT)]
     return (
         f"At most {100 * max(rate['wrong'] for *_, rate in rates):.1f} % of the verdicts on a mechanism are wrong. At "
         f"full strength at least {100 * right:.0f} % are right"
         + (f", except for {' and '.join(few)}. " if few else ". ")
         + f"{enough} of {len(covered)} intervals keep their limit; all cover the truth in {100 * min(covered):.0f} to "
-        f"{100 * max(covered):.0f} % of the studies."
+        f"{100 * max(covered):.0f} % of the studies. The standard error of a rate is {errors[0]:.1f} points at "
+        f"{100 * MOST_WRONG:.0f} % and {errors[1]:.1f} at {100 * LEAST_RIGHT:.0f} %."
     )
 
 
@@ -384,14 +371,16 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
 def main(_: list[str]) -> None:
     """Runs all studies and writes what came out."""
     size = QUICK if _QUICK.value else FULL
-    records = run(size, seed=SEED)
+    unfinished = Path(f"{_TO.value}.unfinished.jsonl")
+    records = run(size, unfinished, seed=SEED)
     sizes = {"studies": size.studies, "trainings": size.trainings, "pool": size.images, "seeds": SEEDS}
     limits = {"wrong": MOST_WRONG, "right": LEAST_RIGHT, "coverage": COVERAGE}
     facts = sizes | {"images": IMAGES, "resamples": RESAMPLES, "named": NAMED, "limits": limits}
     broken = judge(records)
     write_text(Path(f"{_TO.value}.json"), json.dumps({**facts, "broken": broken, "records": records}, indent=1) + "\n")
     draw_figure(records, Path(f"{_TO.value}.png"))
-    print("\n".join([*broken, summary(records)]))
+    unfinished.unlink()
+    print("\n".join([*broken, summary(records, size.studies)]))
 
 
 if __name__ == "__main__":

@@ -1,42 +1,55 @@
-"""Tiny random vision towers in which it is known what makes prompts work, for the error rates of the causal test.
+"""Tiny random CLIPs in which it is known what makes prompts work, for the error rates of the causal test.
 
 A token of width 24 stands for 12 numbers `u`, as `[u, −u]`: its mean is zero. The first is the same large number in
 every token, so that LayerNorm, scaled back by it, is the identity to a thousandth. The first head of each layer does
 what is planted. The second head and the MLPs are random and small: they make every effect a little other than zero.
 
 Images show noisy evidence for one of two classes, `[cls]` collects it in one number, and the feature is that number
-beside a constant. Every layer has two prompts of its own, which do one of these:
+beside a constant. Texts are made alike: the two words of a class's name are what patches are to an image, EOS is its
+`[cls]`, and the words that prompts replace are never attended to. Each tower has two prompts in every layer, and in
+both they do one of these:
 
-    attention    they raise a flag in [cls], by which the second layer attends to patches with better evidence
-    scale        they take attention from patches that show noise
+    attention    they raise a flag in the pooled token, by which the second layer attends to patches with better
+                 evidence, and to a word that says nothing of what all classes share
+    scale        they take attention from patches that show noise, and from what all names share
     constant     they take a bias from every token that favours the first class, half in the first and half in the last
                  layer
-    kinds        likewise, from [cls] alone
-    image        each patch attends to either prompt by what it shows, so that they add further evidence of the image
+    kinds        likewise, from the pooled token alone
+    image        each patch attends to either prompt by what it shows, so that they add further evidence of the image;
+                 each word likewise, which moves both classes' features apart and by itself gains nothing
     both         attention and constant
     together     they take the bias away in the layer that reads the evidence, and most of the attention: scale alone
                  costs accuracy, with values it costs nothing
-    none         as attention, but the other patches' evidence is as good: answers change, and nothing is gained
+    none         as attention, but the other patches' evidence is as good, and both words say the same: answers change,
+                 and nothing is gained
 
-`strength` from 0 to 1 says how far. Trainings with different seeds have prompts that are more or less of this.
+`strength` from 0 to 1 says how far. Trainings with different seeds have prompts that are more or less of this, in each
+tower by itself.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import tokenizers
+import transformers
 
+from clipbias.clip import Clip, Preprocessing
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, init_params
+from clipbias.clip.tokenizer import Tokenizer
+from clipbias.data.transforms import Resizing
+from clipbias.tuning import Learnables
+from clipbias.tuning.methods.ivlp import IVLP
 
 MECHANISMS = ("attention", "scale", "constant", "kinds", "image", "both", "together", "none")
 NUMBERS = 12
 LARGE = 60.0
 FAR = 20.0  # a score that leaves nothing
-CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, STORE, READ, SIDE, HELD = range(NUMBERS)
+CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, WORD, READ, SIDE, HELD = range(NUMBERS)
 SHOWN = (TYPE, EVIDENCE, OTHER)  # what a patch's pixels say of it
 DEPTH = 3
 GRID = 4
@@ -44,26 +57,39 @@ PATCH_SIZE = 4
 PROMPTS = 2
 PATCHES = GRID**2
 SIZE = GRID * PATCH_SIZE
+NAMES = ("grey cat", "pink bird")  # of each the first word is of one type, the second of the other
+# All words; an id is a place in the list.
+START, *CONTEXT, STOP, END = ("<start>", "a", "photo", "of", ".", "<end>")
+WORDS = (START, *CONTEXT, *" ".join(NAMES).split(), STOP, END)
 CONFIG = ClipConfig(
     vision=VisionConfig(2 * NUMBERS, DEPTH, 2, 16, image_size=SIZE, patch_size=PATCH_SIZE),
-    text=TextConfig(8, 1, 1, 8, vocabulary_size=8, context_length=4, eos_token_id=7),
+    text=TextConfig(
+        2 * NUMBERS, DEPTH, 2, 16, vocabulary_size=len(WORDS), context_length=9, eos_token_id=WORDS.index(END)
+    ),
     projection_width=2,
 )
-# Features of the classes' texts, and what cosines are multiplied by.
-CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np.float32)
-SCALE = 10.0
-BESIDE = 2.0
-BIAS = 0.8
-BIAS_OF_BOTH = 1.1
-RANDOM = 0.02
+METHOD = IVLP(text_tokens=PROMPTS, vision_tokens=PROMPTS)
+SCALE = 10.0  # what cosines are multiplied by
+# By tower the constant that a feature has beside its evidence.
+BESIDE = {"vision": 2.0, "text": 1.0}
+# What the pooled token starts with: in both towers it favours the first class.
+BIAS = {"vision": 0.7, "text": -0.15}
+BIAS_OF_BOTH = {"vision": 0.9, "text": -0.15}
+SHARED = -0.5  # evidence that both names show
+# How large the outputs of what is random are: less where there are few tokens to average over.
+RANDOM = {"vision": 0.02, "text": 0.01}
 # How much of the mass where scale and values act together goes to prompts.
 TAKEN = 0.6
 # Prompts of a seed are so much of what is planted, up to a standard deviation; and never so far from it.
 SEED_DEVIATION = 0.1
 MOST_DEVIATION = 0.3
-MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
+# By tower the tokens that the pooled token attends to besides prompts, and how many of them show evidence. Of a text
+# they are the start, both words of the name and the end.
+INPUTS = {"vision": 1 + PATCHES, "text": 4}
+SHOWING = {"vision": PATCHES, "text": 2}
 EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
 NO_PROMPTS = (EVERY, {PROMPT: -FAR})
+NO_WORDS = (EVERY, {WORD: -FAR})
 
 Numbers = Mapping[int, float]
 
@@ -81,38 +107,51 @@ class Layer:
     values: Mapping[tuple[int, int], float] = dataclasses.field(default_factory=dict)
 
 
-def prompts_of(seed: int) -> np.ndarray:
-    """The prompts `[L, V, D]` of the training with this seed, new ones in every layer."""
+def prompts_of(seed: int) -> Learnables:
+    """The learnables of `METHOD` of the training with this seed, new prompts in every layer."""
     draw = np.random.default_rng(seed)
+    vision, text = (_prompts(draw) for _ in range(2))
+    return {"vision_prompts": vision, "text_context": text[0], "text_prompts": text[1:]}
+
+
+def _prompts(draw: np.random.Generator) -> np.ndarray:
+    """`[L, V, D]`, the same in every layer."""
     strength = 1 + np.clip(SEED_DEVIATION * draw.normal(), -MOST_DEVIATION, MOST_DEVIATION)
-    rows = [
-        token({PROMPT: strength, SIDE: side * strength, HELD: 1})
-        for _ in range(DEPTH)
-        for side in np.linspace(1, -1, PROMPTS)
-    ]
-    return np.reshape(rows, (DEPTH, PROMPTS, -1)).astype(np.float32)
+    rows = [token({PROMPT: strength, SIDE: side * strength, HELD: 1}) for side in np.linspace(1, -1, PROMPTS)]
+    return np.tile(np.asarray(rows, np.float32), (DEPTH, 1, 1))
 
 
-def planted(mechanism: str, strength: float, *, seed: int) -> Params:
-    """The frozen weights, with which all prompts of `prompts_of` do what is planted."""
-    start = {READ: _bias(mechanism)} if mechanism in ("constant", "kinds", "both", "together") else {}
+def planted(mechanism: str, strength: float, *, seed: int) -> Clip:
+    """The frozen model, in which all prompts of `prompts_of` do what is planted."""
     params = jax.tree.map(np.array, _initial())
-    tower = params["vision"]
     draw = np.random.default_rng(seed)
-    for part in ("pre_norm", "post_norm"):
-        tower[part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
-    for part in ("norm1", "norm2"):
-        tower["layers"][part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
-    tower["class_embedding"] = token({CLS: 1, **start})
-    tower["position_embedding"] = np.concatenate([np.zeros((1, 2 * NUMBERS)), np.tile(token({PATCH: 1}), (PATCHES, 1))])
-    tower["patch_embedding"] = np.zeros((PATCH_SIZE**2 * 3, 2 * NUMBERS))
+    for name in ("vision", "text"):
+        tower = params[name]
+        for part, weights in (*tower.items(), *tower["layers"].items()):
+            if "norm" in part:
+                weights["scale"][:] = LARGE / np.sqrt(NUMBERS)
+        tower["position_embedding"][:] = 0
+        tower["projection"][:] = 0
+        tower["projection"][CONSTANT, 0] = BESIDE[name] / LARGE
+        tower["projection"][READ, 1] = 1
+        _fill(tower["layers"], _layers(mechanism, strength, name), draw, RANDOM[name])
+    vision = params["vision"]
+    vision["class_embedding"] = token({CLS: 1, READ: _start(mechanism, "vision")})
+    vision["position_embedding"][1:] = token({PATCH: 1})
+    vision["patch_embedding"][:] = 0
     for place, number in enumerate(SHOWN):
-        tower["patch_embedding"][3 * place] = paired({number: 1})
-    tower["projection"] = np.zeros((2 * NUMBERS, 2))
-    tower["projection"][CONSTANT, 0] = BESIDE / LARGE
-    tower["projection"][READ, 1] = 1
-    _fill(tower["layers"], _layers(mechanism, strength), draw)
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        vision["patch_embedding"][3 * place] = paired({number: 1})
+    params["text"]["token_embedding"] = np.stack([token(numbers) for numbers in _words(mechanism)])
+    params["logit_scale"] = np.log(SCALE)
+    return Clip(
+        params=jax.tree.map(lambda x: np.asarray(x, np.float32), params),
+        config=CONFIG,
+        tokenizer=_tokenizer(),
+        # A level of a pixel is 1/32, from −4 to 4.
+        preprocessing=Preprocessing(Resizing(SIZE), mean=(0.5, 0.5, 0.5), std=(0.125, 0.125, 0.125)),
+        name="planted",
+        fingerprint=f"planted-{mechanism}-{strength:g}-{seed}",
+    )
 
 
 @functools.cache
@@ -121,51 +160,86 @@ def _initial() -> Params:
     return jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
-def _bias(mechanism: str) -> float:
-    return BIAS_OF_BOTH if mechanism == "both" else BIAS
+def _tokenizer() -> Tokenizer:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, STOP))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"bos_token": START, "eos_token": END, "pad_token": END}
+    return cast("Tokenizer", transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special))
 
 
-def _layers(mechanism: str, strength: float) -> list[Layer]:
-    """What the three layers do: the first two write to tokens, the second reads the evidence."""
-    every = (1 + PATCHES) / PATCHES  # of a mean over all tokens, of which [cls] shows nothing
+def _bias(mechanism: str, tower: str) -> float:
+    return (BIAS_OF_BOTH if mechanism == "both" else BIAS)[tower]
+
+
+def _start(mechanism: str, tower: str) -> float:
+    """What the pooled token starts with."""
+    return _bias(mechanism, tower) if mechanism in ("constant", "kinds", "both", "together") else 0.0
+
+
+def _words(mechanism: str) -> list[Numbers]:
+    """What every word of `WORDS` stands for."""
+    numbers: dict[str, Numbers] = {word: {WORD: 1} for word in WORDS}
+    numbers[START] = {}
+    numbers[END] = {CLS: 1, READ: _start(mechanism, "text")}
+    for name, sign in zip(NAMES, (1.0, -1.0), strict=True):
+        other = {"scale": 2 * SHARED, "image": 0.3 * sign}.get(mechanism, 0.0)
+        poor = 0.3 * sign + SHARED if mechanism in ("attention", "both") else sign
+        for word, kind, evidence in zip(name.split(), (-1, 1), (poor, sign), strict=True):
+            numbers[word] = {PATCH: 1, TYPE: kind, EVIDENCE: evidence, OTHER: other}
+    return list(numbers.values())
+
+
+def _layers(mechanism: str, strength: float, tower: str) -> list[Layer]:
+    """What a tower's three layers do. No text attends to the words that prompts replace."""
+    layers = _planted_layers(mechanism, strength, tower)
+    if tower == "vision":
+        return layers
+    return [dataclasses.replace(layer, scores=[*layer.scores, NO_WORDS]) for layer in layers]
+
+
+def _planted_layers(mechanism: str, strength: float, tower: str) -> list[Layer]:
+    """The first two layers write to tokens, the second reads the evidence."""
+    mass = PROMPTS / (INPUTS[tower] + PROMPTS)  # on prompts where all scores are equal
+    bias = _bias(mechanism, tower)
+    every = INPUTS[tower] / SHOWING[tower]  # of a mean over all tokens, of which some show nothing
     read = {(READ, EVIDENCE): every}
     # Where nothing is to be gained attention is so sharp that no image's two sorts of evidence are averaged.
     sharp = 8.0 if mechanism == "none" else 2.0
     turned: list[tuple[Numbers, Numbers]] = [({CLS: 1}, {TYPE: -sharp}), ({FLAG: 1}, {TYPE: 2 * sharp}), NO_PROMPTS]
-    flag = {(FLAG, PROMPT): strength / MASS}
-    half = {(READ, PROMPT): -_bias(mechanism) * strength / MASS / 2}
+    flag = {(FLAG, PROMPT): strength / mass}
+    half = {(READ, PROMPT): -bias * strength / mass / 2}
     if mechanism in ("attention", "none"):
         return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0}), Layer([NO_PROMPTS])]
     if mechanism == "both":
         return [Layer(values=flag | half), Layer(turned, {(READ, EVIDENCE): 1.0}), Layer(values=half)]
     if mechanism == "scale":
-        taken = _taking(0.9 * strength, by=PROMPT)
+        taken = _taking(0.9 * strength, INPUTS[tower], by=PROMPT)
         return [Layer([NO_PROMPTS], read), Layer([taken], {(READ, OTHER): every}), Layer([NO_PROMPTS])]
     if mechanism == "together":
-        mass = TAKEN * strength
-        values = read | {(READ, PROMPT): -_bias(mechanism) * strength / mass}
-        return [Layer([NO_PROMPTS]), Layer([_taking(mass, by=HELD)], values), Layer([NO_PROMPTS])]
+        most = TAKEN * strength
+        values = read | {(READ, PROMPT): -bias * strength / most}
+        return [Layer([NO_PROMPTS]), Layer([_taking(most, INPUTS[tower], by=HELD)], values), Layer([NO_PROMPTS])]
     if mechanism == "image":
-        # Attention on the first prompt less that on the second is about 2 MASS / PROMPTS times what a patch shows.
-        gathered = {(STORE, SIDE): PROMPTS / (2 * MASS)}
-        both = read | {(READ, STORE): 2 * strength * every}
+        # Attention on the first prompt less that on the second is about 2 mass / PROMPTS times what a patch shows.
+        gathered = {(SIDE, SIDE): PROMPTS / (2 * mass)}
+        both = read | {(READ, SIDE): 2 * strength * every}
         return [Layer([({OTHER: 1}, {SIDE: 1})], gathered), Layer([NO_PROMPTS], both), Layer([NO_PROMPTS])]
     unseen = [({PATCH: 1}, {PROMPT: -FAR})] if mechanism == "kinds" else []
     return [Layer(unseen, half), Layer([NO_PROMPTS], read), Layer(unseen, half)]
 
 
-def _taking(mass: float, *, by: int) -> tuple[Numbers, Numbers]:
-    """The score by which prompts whose number `by` is 1 take so much of every token's attention."""
-    return EVERY, {by: np.log(mass * (1 + PATCHES) / (PROMPTS * (1 - mass)))}
+def _taking(mass: float, inputs: int, *, by: int) -> tuple[Numbers, Numbers]:
+    """The score by which prompts whose number `by` is 1 take so much of the attention of a token to `inputs` others."""
+    return EVERY, {by: np.log(mass * inputs / (PROMPTS * (1 - mass)))}
 
 
-def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -> None:
+def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator, random: float) -> None:
     """Writes the first head; what is random reads no large number."""
     width = 2 * NUMBERS
     head = NUMBERS
     for part in ("qkv", "out", "fc1", "fc2"):
         shape = stacked[part]["kernel"].shape
-        size = {"qkv": 0.3, "out": RANDOM, "fc1": 0.3, "fc2": RANDOM}[part]
+        size = {"qkv": 0.3, "out": random, "fc1": 0.3, "fc2": random}[part]
         stacked[part]["kernel"] = size * draw.normal(size=shape)
         if part in ("qkv", "fc1"):
             stacked[part]["kernel"][:, [CONSTANT, NUMBERS + CONSTANT]] = 0
