@@ -121,8 +121,8 @@ def _prompts(draw: np.random.Generator) -> np.ndarray:
     return np.tile(np.asarray(rows, np.float32), (DEPTH, 1, 1))
 
 
-def planted(mechanism: str, strength: float, *, seed: int) -> Clip:
-    """The frozen model, in which all prompts of `prompts_of` do what is planted."""
+def planted(mechanism: str, strength: float, *, seed: int, exact: bool = False) -> Clip:
+    """The frozen model, in which all prompts of `prompts_of` do what is planted; `exact`: and nothing else."""
     params = jax.tree.map(np.array, _initial())
     draw = np.random.default_rng(seed)
     for name in ("vision", "text"):
@@ -134,7 +134,7 @@ def planted(mechanism: str, strength: float, *, seed: int) -> Clip:
         tower["projection"][:] = 0
         tower["projection"][CONSTANT, 0] = BESIDE[name] / LARGE
         tower["projection"][READ, 1] = 1
-        _fill(tower["layers"], _layers(mechanism, strength, name), draw, RANDOM[name])
+        _fill(tower["layers"], _layers(mechanism, strength, name), draw, 0.0 if exact else RANDOM[name])
     vision = params["vision"]
     vision["class_embedding"] = token({CLS: 1, READ: _start(mechanism, "vision")})
     vision["position_embedding"][1:] = token({PATCH: 1})
@@ -147,10 +147,10 @@ def planted(mechanism: str, strength: float, *, seed: int) -> Clip:
         params=jax.tree.map(lambda x: np.asarray(x, np.float32), params),
         config=CONFIG,
         tokenizer=_tokenizer(),
-        # A level of a pixel is 1/32, from −4 to 4.
-        preprocessing=Preprocessing(Resizing(SIZE), mean=(0.5, 0.5, 0.5), std=(0.125, 0.125, 0.125)),
+        # Levels of a pixel are 1/32 apart, from −4 to 4, and 0 is one of them.
+        preprocessing=Preprocessing(Resizing(SIZE), mean=3 * (128 / 255,), std=3 * (32 / 255,)),
         name="planted",
-        fingerprint=f"planted-{mechanism}-{strength:g}-{seed}",
+        fingerprint=f"planted-{mechanism}-{strength:g}-{seed}{'-exact' if exact else ''}",
     )
 
 
@@ -302,6 +302,14 @@ def _pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.
     pixels[:, :, : len(SHOWN), 0] = numbers
     grid = pixels.reshape(count, GRID, GRID, PATCH_SIZE, PATCH_SIZE, 3).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(count, SIZE, SIZE, 3), labels
+
+
+def opposite(images: np.ndarray) -> np.ndarray:
+    """The same images with all evidence for the other class."""
+    images = images.copy()
+    for number in (EVIDENCE, OTHER):
+        images[:, ::PATCH_SIZE, SHOWN.index(number) :: PATCH_SIZE, 0] *= -1
+    return images
 
 
 def token(numbers: Numbers) -> np.ndarray:

@@ -338,14 +338,14 @@ def test_rules_of_effects_and_the_best_replacement():
 
 def test_which_models_count():
     assert counts(FAMILIES["bias"], 1, 0.0, None) and not counts(FAMILIES["bias"], 0, 99.0, None)
-    shuffled = FAMILIES["bias_shuffled"]
-    assert counts(shuffled, 0, 0.0, None) and counts(shuffled, -1, 0.0, None) and not counts(shuffled, 1, 0.0, None)
+    for shuffled in (FAMILIES["bias_shuffled"], FAMILIES["planted_none"]):
+        assert counts(shuffled, 0, 0.0, None) and counts(shuffled, -1, 0.0, None) and not counts(shuffled, 1, 0.0, None)
     assert counts(FAMILIES["marked"], 1, 51.0, 50.0) and not counts(FAMILIES["marked"], 1, 49.0, 50.0)
 
 
 def test_the_table_has_labels_for_both_axes():
     specs = models.table()
-    assert len(specs) == len({spec.key for spec in specs}) == 120
+    assert len(specs) == len({spec.key for spec in specs}) == 120 + 32
     for axis, labels in models.LABELS.items():
         assert {getattr(family, axis) for family in FAMILIES.values()} == {None, *labels}
     assert all(family.where or family.what for family in FAMILIES.values())

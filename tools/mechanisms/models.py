@@ -4,17 +4,26 @@ A label is exact by construction, on two axes that are scored apart. `None` is n
 
 *Where* the change acts:
 
-    attention       queries and keys alone: the frozen blocks with the tuned run's attention are the tuned model
-    no attention    behind the last attention alone: the last MLP, the last block's bias, a projection, a head
+    attention       queries and keys alone: the frozen blocks with the tuned run's attention are the tuned model; or
+                    planted prompts that raise a flag which queries alone read
+    no attention    behind the last attention alone: the last MLP, the last block's bias, a projection, a head; or
+                    planted prompts whose values no query and no key reads, or that take attention from all others alike
 
 *What* is added to tokens:
 
-    constant    biases: the same for every image, exactly
+    constant    biases, and values of planted prompts that all tokens of a kind attend to alike: the same for every
+                image, exactly
     image       maps of the token whose mean over training images is 0 by layer and kind of token, exactly; and a task
-                in which a constant is right on at most one half of the pictures (`tasks.py`)
+                in which a constant is right on at most one half of the pictures (`tasks.py`); values of planted
+                prompts that patches attend to by what they show, of which each training image has its opposite
     both        such a map and a bias by kind, of equal norms in every layer
 
-A bias has no label *where*: it moves later attention. *No gain* is on both axes: labels were shuffled.
+A bias has no label *where*: it moves later attention. *No gain* is on both axes: labels were shuffled, or planted
+prompts turn attention to evidence that is as good.
+
+Planted prompts (`tools/planted.py`) are in both towers of tiny CLIPs of their own, in which nothing is random. Nobody
+trains them: their files hold the prompts as they are planted. Labels of texts are those of images, but for "image": of
+classes, what is added depends on the class.
 
 Which models count is decided on validation images (`counts`), never on test images.
 """
@@ -38,9 +47,11 @@ OWN = "tools.mechanisms.methods"
 LAST = 4  # blocks of both towers of the embedded model
 SHUFFLED = "shuffled"
 MARKED = "marked"
+PLANTED = "planted"
 
 DATASETS = ("demo/fashion", "demo/digits")
 SEEDS = (1, 2)
+STRENGTHS = (0.6, 1.0)  # of planted prompts
 SHOTS = 16
 STEPS = 600
 BATCH = 32
@@ -57,14 +68,27 @@ class Family:
       options: of the method.
       task: `SHUFFLED` for labels in random order, `MARKED` for the task that no constant solves; `None` for the
         dataset's own.
+      mechanism: of planted prompts, which have images of their own.
     """
 
     method: str
-    learning_rate: float
+    learning_rate: float | None
     where: str | None = None
     what: str | None = None
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     task: str | None = None
+    mechanism: str | None = None
+
+    @property
+    def gains(self) -> bool:
+        """Whether there is a gain."""
+        return self.where != NO_GAIN
+
+
+def _planted(mechanism: str, where: str | None, what: str | None) -> Family:
+    return Family(
+        "ivlp", None, where=where, what=what, options={"text_tokens": 2, "vision_tokens": 2}, mechanism=mechanism
+    )
 
 
 _QUERIES_KEYS = {"parts": ("q", "k"), "rank": 8}
@@ -86,18 +110,32 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "marked": Family(f"{OWN}:MarkReader", 0.01, what=IMAGE, task=MARKED),
         "qk_shuffled": Family("lora", 0.01, where=NO_GAIN, what=NO_GAIN, options=_QUERIES_KEYS, task=SHUFFLED),
         "bias_shuffled": Family("bias_by_kind", 0.02, where=NO_GAIN, what=NO_GAIN, task=SHUFFLED),
+        "planted_attention": _planted("attention", ATTENTION, CONSTANT),
+        "planted_scale": _planted("scale", NO_ATTENTION, None),
+        "planted_constant": _planted("constant", NO_ATTENTION, CONSTANT),
+        "planted_kinds": _planted("kinds", NO_ATTENTION, CONSTANT),
+        "planted_image": _planted("image", NO_ATTENTION, IMAGE),
+        "planted_both": _planted("both", None, CONSTANT),
+        "planted_together": _planted("together", NO_ATTENTION, CONSTANT),
+        "planted_none": _planted("none", NO_GAIN, NO_GAIN),
     }
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One model. `outliers`: whether a few patches of its frozen model are massive (`outliers.py`)."""
+    """One model.
+
+    Attributes:
+      outliers: whether a few patches of its frozen model are massive (`outliers.py`).
+      strength: of planted prompts, else `None`.
+    """
 
     family: str
     dataset: str
     outliers: bool
     seed: int
+    strength: float | None = None
 
     @property
     def of_family(self) -> Family:
@@ -111,20 +149,26 @@ class Spec:
     @property
     def key(self) -> str:
         frozen = "outliers" if self.outliers else "plain"
+        if self.strength is not None:
+            return f"{self.family}-{self.strength:g}-seed{self.seed}"
         return f"{self.family}-{self.dataset.partition('/')[2]}-{frozen}-seed{self.seed}"
 
 
 def table(families: Iterable[str] = FAMILIES) -> list[Spec]:
     """All models of these families, one of each first."""
-    axes = itertools.product(SEEDS, (False, True), DATASETS, families)
-    return [Spec(family, dataset, outliers, seed) for seed, outliers, dataset, family in axes]
+    trained = [family for family in families if FAMILIES[family].mechanism is None]
+    planted = [family for family in families if FAMILIES[family].mechanism is not None]
+    axes = itertools.product(SEEDS, (False, True), DATASETS, trained)
+    specs = [Spec(family, dataset, outliers, seed) for seed, outliers, dataset, family in axes]
+    strengths = itertools.product(SEEDS, STRENGTHS, planted)
+    return specs + [Spec(family, PLANTED, False, seed, strength) for seed, strength, family in strengths]
 
 
 def counts(family: Family, gain: int, accuracy_low: float, bound: float | None) -> bool:
     """Whether a trained model is scored.
 
-    One with shuffled labels is, unless it surely gains; any other one if it surely gains, and on the marked task if it
-    is surely right more often than any constant can be.
+    One without a gain is, unless it surely gains; any other one if it surely gains, and on the marked task if it is
+    surely right more often than any constant can be.
 
     Args:
       family: of the model.
@@ -132,7 +176,7 @@ def counts(family: Family, gain: int, accuracy_low: float, bound: float | None) 
       accuracy_low: the lower end of Wilson's interval of its accuracy there, in percent.
       bound: what a constant can reach, in percent; `None` of other tasks.
     """
-    if family.task == SHUFFLED:
+    if not family.gains:
         return gain <= 0
     return gain > 0 and (bound is None or accuracy_low > bound)
 

@@ -64,7 +64,7 @@ def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: Stu
         results = load_results(folder)
         if set(sections) <= set(results.sections) and results.config == config:
             return results
-    clip = frozen_model(workdir, spec.outliers, spec.blind)
+    clip = frozen_model(workdir, spec)
     dataset = dataset_of(workdir, spec)
     tuned = clipbias.load_adapter(adapter_path(workdir, spec), clip, own_methods=[OWN])
     method = tuned.task.method_name

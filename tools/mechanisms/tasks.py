@@ -1,4 +1,4 @@
-"""Tasks of the benchmark: labels in random order, and labels that a mark permutes.
+"""Tasks of the benchmark: labels in random order, labels that a mark permutes, and images for planted prompts.
 
 The marked task has every picture twice, without a mark and with one, which exchanges the labels of two classes. The
 mark is a pixel that the frozen model does not see: its weights in the patch embedding are zero. So a picture and its
@@ -18,7 +18,12 @@ from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split
 from clipbias.data.images import pictures
+from tools.mechanisms.models import PLANTED, SHOTS
+from tools.planted import NAMES, opposite
+from tools.planted import pictures as planted_pictures
 
+# Of a planted CLIP, by split; of training images as many besides.
+PLANTED_IMAGES = MappingProxyType({"train": SHOTS, "val": 560, "test": 1120})
 # By dataset two classes, which zero-shot tells apart.
 PAIRS = MappingProxyType({"demo/fashion": (1, 7), "demo/digits": (3, 6)})
 GREY = 123  # about 0 when it is normalised
@@ -52,6 +57,22 @@ def marked(clip: Clip, dataset: Dataset) -> Dataset:
         template=whole.template,
         name=f"{dataset.name} with marks",
     )
+
+
+def planted(clip: Clip, mechanism: str, *, seed: int) -> Dataset:
+    """Images that a planted CLIP tells apart. Each training image has its opposite, so that what is odd has mean 0."""
+    drawn, labels, splits = [], [], []
+    for place, (split, count) in enumerate(PLANTED_IMAGES.items()):
+        own = np.random.SeedSequence([seed, place]).generate_state(1)[0]
+        images, classes = planted_pictures(mechanism, count, seed=own)
+        if split == "train":
+            images = np.concatenate([images, opposite(images)])
+            classes = np.concatenate([classes, 1 - classes])
+        drawn.append(clip.preprocessing.levels(images))
+        labels.append(classes)
+        splits += [split] * len(classes)
+    pixels = np.concatenate(drawn)
+    return data.from_arrays(pixels, np.concatenate(labels), NAMES, splits=splits, name=f"{PLANTED}/{mechanism}")
 
 
 def blind(clip: Clip) -> Params:

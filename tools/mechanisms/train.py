@@ -15,6 +15,7 @@ import numpy as np
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
+from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.counts import wilson_interval
 from clipbias.data.images import pictures
@@ -33,6 +34,7 @@ from clipbias.tuning.registry import resolve_method
 from tools.mechanisms import outliers, tasks
 from tools.mechanisms.methods import CentredMap, centre
 from tools.mechanisms.models import BATCH, DATASETS, MARKED, SHOTS, SHUFFLED, Spec, counts, digest
+from tools.planted import planted, prompts_of
 
 # Trainings of a centred map, each with the mean of the one before; the last mean is taken after the last.
 ROUNDS = 6
@@ -43,8 +45,15 @@ def adapter_path(workdir: Path, spec: Spec) -> Path:
     return workdir / "models" / f"{spec.key}.safetensors"
 
 
+def frozen_model(workdir: Path, spec: Spec) -> Clip:
+    """The model that is tuned: that of the planted prompts, or the embedded one."""
+    if spec.of_family.mechanism is not None and spec.strength is not None:
+        return planted(spec.of_family.mechanism, spec.strength, seed=spec.seed, exact=True)
+    return _embedded_model(workdir, spec.outliers, spec.blind)
+
+
 @functools.cache
-def frozen_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
+def _embedded_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
     """The embedded model, with outliers or without, and with or without eyes for a mark; stored where it is changed."""
     clip = clipbias.load("demo")
     if not (outlying or blind):
@@ -66,9 +75,11 @@ def normalised(clip: Clip, split: Split) -> np.ndarray:
 @functools.cache
 def dataset_of(workdir: Path, spec: Spec) -> Dataset:
     """The images and labels that a model is trained and tested on."""
+    if spec.of_family.mechanism is not None:
+        return tasks.planted(frozen_model(workdir, spec), spec.of_family.mechanism, seed=spec.seed)
     dataset = data.load(spec.dataset)
     if spec.of_family.task == MARKED:
-        return tasks.marked(frozen_model(workdir, spec.outliers, spec.blind), dataset)
+        return tasks.marked(frozen_model(workdir, spec), dataset)
     return tasks.shuffled(dataset, seed=spec.seed) if spec.of_family.task == SHUFFLED else dataset
 
 
@@ -78,13 +89,15 @@ def training_images(dataset: Dataset, spec: Spec) -> Split:
 
 
 def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
-    """Trains one model and writes its file."""
-    clip = frozen_model(workdir, spec.outliers, spec.blind)
+    """Trains one model, if it is not planted, and writes its file."""
+    clip = frozen_model(workdir, spec)
     dataset = dataset_of(workdir, spec)
     family = spec.of_family
     task = Task(clip, resolve_method(family.method, family.options), dataset)
-    if isinstance(task.method, CentredMap):
-        model = TunedModel(task, fit_centred(task, dataset, spec, steps=steps))
+    if family.learning_rate is None:
+        model = TunedModel(task, prompts_of(spec.seed))
+    elif isinstance(task.method, CentredMap):
+        model = TunedModel(task, fit_centred(task, dataset, spec, family.learning_rate, steps=steps))
     else:
         recipe = fit_recipe(learning_rate=family.learning_rate, steps=steps, batch_size=BATCH)
         model = clipbias.fit(
@@ -104,14 +117,14 @@ def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
     return model
 
 
-def fit_centred(task: Task, dataset: Dataset, spec: Spec, *, steps: int) -> Learnables:
+def fit_centred(task: Task, dataset: Dataset, spec: Spec, learning_rate: float, *, steps: int) -> Learnables:
     """The learnables of a centred map: trained in rounds along a cosine, centred after each."""
     protocol = protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed)
     split = protocol.source.split("train")
     context = make_context(task.clip, None, dtype="float32")
     (images,) = context.training_images([split])
     learnables: Any = jax.device_get(task.init(spec.seed))
-    recipe = fit_recipe(learning_rate=spec.of_family.learning_rate, steps=max(1, steps // ROUNDS), batch_size=BATCH)
+    recipe = fit_recipe(learning_rate=learning_rate, steps=max(1, steps // ROUNDS), batch_size=BATCH)
     for number in range(ROUNDS):
         rate = recipe.learning_rate * (1 + np.cos(np.pi * number / ROUNDS)) / 2
         job = TrainJob(
@@ -132,9 +145,10 @@ def validate(model: TunedModel, dataset: Dataset, spec: Spec) -> Mapping[str, ob
     """What is seen on validation images, and whether the model counts."""
     split = dataset.split("val")
     task = model.task
-    logits = np.stack(
-        [logits_of(task, learnables, split) for learnables in (task.init(spec.seed), model.learnables)], 1
-    )
+    before = task, task.init(spec.seed)
+    if spec.of_family.mechanism is not None:  # prompts start as anything; the frozen model is the one without
+        before = Task(task.clip, ZERO_SHOT, dataset), {}
+    logits = np.stack([logits_of(*each, split) for each in (before, (task, model.learnables))], 1)
     measured = measure(logits, split.labels)
     gain = summarize_replacements(measured, (REFERENCE, TUNED))["calibrated"].gain
     right = [100 * float((logits[:, way].argmax(-1) == split.labels).mean()) for way in range(2)]

@@ -1,0 +1,102 @@
+"""Planted prompts as models of the benchmark of explanations: their labels are exact, and a study names them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Adaptation
+from clipbias.constants import ZERO_SHOT
+from clipbias.explain.added import added_to_images
+from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
+from clipbias.explain.options import StudyOptions
+from clipbias.tuning import Task
+from clipbias.tuning.registry import resolve_method
+from tools.mechanisms import models, score, tasks
+from tools.mechanisms.models import CONSTANT, FAMILIES, IMAGE, Spec
+from tools.mechanisms.rules import Answer
+from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
+from tools.planted import CONFIG, prompts_of
+
+EIGHT = corners(effects_in_play(True))
+PLANTED = [name for name, family in FAMILIES.items() if family.mechanism]
+
+
+def planted_task(name):
+    """A planted model as it is stored, and what it is trained and tested on."""
+    spec = Spec(name, models.PLANTED, outliers=False, seed=1, strength=1.0)
+    family = FAMILIES[name]
+    dataset = dataset_of(Path(), spec)
+    return Task(frozen_model(Path(), spec), resolve_method(family.method, family.options), dataset), dataset
+
+
+@pytest.fixture(scope="module")
+def planted_numbers():
+    """Of planted models: features in all corners of both towers, and sums of what is added to tokens of both."""
+    (method,) = {resolve_method(FAMILIES[name].method, FAMILIES[name].options) for name in PLANTED}
+    prompts = prompts_of(1)
+    tuned = method.adapt(prompts)
+
+    @jax.jit
+    def numbers(params, tokens, images, reference):
+        return (
+            mix_images(params, CONFIG, images, tuned, Adaptation(), EIGHT).streams,
+            mix_texts(params, CONFIG, tokens, tuned, reference, EIGHT).streams,
+            added_to_images(CONFIG, params, images, np.ones(len(images), bool), tuned)["slots"],
+        )
+
+    def of(name):
+        task, dataset = planted_task(name)
+        images = normalised(task.clip, dataset.split("train"))
+        reference = reference_adaptation(task, task.init())
+        seen, texts, added_to_tokens = numbers(task.clip.params, task.tokens, images, reference)
+        return np.asarray(seen), np.asarray(texts), jax.device_get(added_to_tokens)
+
+    return of
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_prompts_do_what_their_labels_say(name, planted_numbers):
+    family = FAMILIES[name]
+    seen, texts, values = planted_numbers(name)
+    for features in (seen, texts):
+        of_frozen_attention, of_tuned_attention = np.split(features, 2)  # each in the four corners of the rest
+        if family.where == "attention":
+            for same in (of_frozen_attention, of_tuned_attention):  # to a thousandth, as LayerNorm is
+                np.testing.assert_allclose(same, same[:1] + np.zeros_like(same), atol=2e-3)
+        elif family.where == "no attention":
+            np.testing.assert_allclose(of_tuned_attention, of_frozen_attention, atol=2e-3)
+        assert np.abs(features[-1] - features[0]).max() > 0.1 or name == "planted_none"
+    spread = np.sqrt(values.squares / values.count[..., None]).max()
+    if family.what == CONSTANT:
+        assert spread < 2e-3 < 0.1 < np.abs(values.mean).max()
+    elif family.what == IMAGE:
+        assert np.abs(values.mean).max() < 2e-3 < 0.1 < spread
+
+
+@pytest.mark.parametrize("name", ["planted_none", "planted_attention"])
+def test_planted_gains(name):
+    """Other evidence that is as good gives no gain in all images together, and better evidence gives one."""
+    task, dataset = planted_task(name)
+    split = dataset.split("val")
+    frozen_task = Task(task.clip, ZERO_SHOT, dataset)
+    logits = logits_of(task, prompts_of(1), split), logits_of(frozen_task, {}, split)
+    tuned, frozen = (each.argmax(-1) == split.labels for each in logits)
+    assert (tuned != frozen).mean() > 0.05
+    assert abs(tuned.mean() - frozen.mean()) < 0.01 if name == "planted_none" else tuned.mean() > frozen.mean() + 0.1
+
+
+@pytest.mark.long
+def test_planted_prompts_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
+    spec = Spec("planted_constant", models.PLANTED, outliers=False, seed=1, strength=1.0)
+    train_model(tmp_path, spec, steps=1)
+    options = StudyOptions(control_images=0)
+    (scored_model,) = score.score(tmp_path, [spec], score.SECTIONS, options)
+    assert scored_model.counts
+    assert scored_model.answers["corners with levels"] == Answer("no attention", CONSTANT)
+    assert scored_model.answers["constancy of the prompt part"].what == CONSTANT
+    (other,) = score.score(tmp_path, [spec], score.SECTIONS, options)  # the study is read
+    assert other == scored_model
