@@ -10,6 +10,9 @@ from tests.documents import ROOT
 from tools import make_demo_tables
 from tools.pages import END
 
+PAGE = "docs/distil.md"
+PROMPTS = ("IVLP", "VPT")
+NUMBERS = ("896", "1,792", "3,584", "32,256")  # of the four forms
 LINES = """method,quantity,outcome,unit,dataset,seeds,value,low,high,share,share_low,share_high
 IVLP,gain,accuracy,points,demo/digits,3,5.349,3.149,7.551,,,
 IVLP,gain,accuracy,points,mean,,9.9,9.9,9.9,,,
@@ -199,8 +202,56 @@ def test_the_readmes_gains_are_those_of_its_picture() -> None:
         assert rows[bias]["value"] > rows[prompts]["value"] and rows[bias]["low"] < rows[prompts]["high"]
 
 
+def test_the_findings_on_replacements_are_those_of_their_picture() -> None:
+    """What README.md says below the picture and docs/distil.md below the table."""
+    readme, page = (" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("README.md", PAGE))
+    with open(ROOT / "docs/images/replacements_pooled.csv", encoding="utf-8", newline="") as file:
+        pooled = {(row["Method"], row["Numbers"]): row for row in csv.DictReader(file)}
+    with open(ROOT / "docs/images/replacements.csv", encoding="utf-8", newline="") as file:
+        rows = {
+            (row["method"], row["dataset"].removeprefix("demo/"), row["kind"], row["form"]): row
+            for row in csv.DictReader(file)
+        }
+
+    def share(*place: str) -> str:
+        ends = (float(rows[place][end]) for end in ("value", "low", "high"))
+        return "{:.0f} % ({:.0f} to {:.0f})".format(*ends)
+
+    ivlp, vpt, taskres = (pooled[name, "1,792"] for name in ("IVLP", "VPT", "TaskRes"))
+    assert {rows[name, "digits", "fitted", "kind"]["models"] for name in ("IVLP", "VPT")} == {"5"}
+    gains = f"{ivlp['Share of the gain']} of the gain of IVLP and {vpt['Share of the gain']} of that of VPT,"
+    moved = [row["Same moved decisions"].partition(" (")[0] for row in (ivlp, vpt)]
+    beside = [row["Less retraining's"] for row in (ivlp, vpt)]
+    assert gains in readme and f"they make {' and '.join(moved)}." in readme
+    assert f"the difference is {' and '.join(beside)} points in favour" in readme
+    # Not below a retraining by as much as the margin of a conclusion.
+    assert all(float(cell.partition("(")[2].split(" to ")[0]) > -5 for cell in beside)
+    labels = [round(float(row["Less labels'"].split(" ")[0])) for row in (ivlp, vpt)]
+    assert f"on {labels[0]} and {labels[1]} points fewer of the moved decisions." in page
+    less = round(-float(taskres["Less retraining's"].split(" ")[0]))
+    assert f"two vectors have {taskres['Share of the gain']} of the gain and make {less} points fewer" in readme
+    assert f"two vectors make {less} points fewer of the moved decisions than TaskRes trained again" in page
+    means = [float(row["value"]) for (name, _, kind, _), row in rows.items() if kind == "mean" and name in PROMPTS]
+    for text in (readme, page):
+        assert f"at most {max(means):.0f} % of the gain on any dataset" in text
+    emoji = [share(name, "emoji", "fitted", "kind") for name in PROMPTS]
+    norms = [share(name, "emoji", "fitted", "layer_norm").partition(" (")[0] for name in PROMPTS]
+    assert f"two vectors have {emoji[0]} of IVLP's gain and {emoji[1]} of VPT's," in page
+    assert f"LayerNorms have {' and '.join(norms)}." in page
+    heads = {
+        dataset: [float(rows[name, dataset, "fitted", "kind"]["value"]) for name in ("TaskRes", "Linear probe", "GDA")]
+        for dataset in ("digits", "fashion", "emoji")
+    }
+    few = heads["digits"] + heads["fashion"]
+    assert f"{min(few):.0f} to {max(few):.0f} % of the gain of TaskRes, the linear probe and GDA" in page
+    assert f"on emoji, {min(heads['emoji']):.0f} to {max(heads['emoji']):.0f} % of it" in page
+    for name in PROMPTS:
+        surely = {numbers: pooled[name, numbers]["Not inferior within 1 point"] for numbers in NUMBERS}
+        assert surely == dict(zip(NUMBERS, ("not shown", "not shown", "yes", "yes"), strict=True))
+
+
 def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
-    """What README.md and docs/report.md say below the picture of the verdict."""
+    """What docs/report.md says below the picture of the verdict."""
     rows = _shares("verdict")
 
     def ends(method: str, dataset: str, quantity: str, of: str = "share_", outcome: str = "accuracy") -> list[float]:

@@ -9,6 +9,9 @@
     python -m tools.draw_verdict workdir/why_siglip --to=docs/images/verdict_siglip.png
     python -m tools.make_demo_tables docs/models.md
 
+    python -m tools.draw_replacements workdir/frontier/study --to=docs/images/replacements.png
+    python -m tools.make_demo_tables docs/distil.md
+
 A test holds these pages to their numbers: measure again, and run this again.
 """
 
@@ -111,10 +114,16 @@ def families(clip: Sequence[Row], siglip: Sequence[Row]) -> str:
     return "\n\n".join(tables)
 
 
+def as_they_are(rows: Sequence[Row]) -> str:
+    """A table of texts."""
+    return markdown(list(rows[0]), [list(row.values()) for row in rows]).rstrip()
+
+
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
     "report.md": {("verdict.csv",): verdicts},
     "methods.md": {("zoo_gains.csv",): zoo},
+    "distil.md": {("replacements_pooled.csv",): as_they_are},
     "models.md": {("verdict.csv", "verdict_siglip.csv"): families},
 }
 
