@@ -19,8 +19,29 @@ from clipbias.sentences import counted
 
 # A loss of accuracy, as a share of images, within which a form is not inferior.
 NOT_INFERIOR = 0.01
-# What was fitted to the models of one method on one dataset, which differ in their seeds.
-Stratum = Sequence[FittedReplacements]
+# What stands in a model's place: its kind and form.
+Place = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """What was fitted to one model, and means over images.
+
+    Attributes:
+      means: of the tuned model by name, and of everything that stands in its place by name and place.
+      places: what stands in the model's place.
+    """
+
+    result: FittedReplacements
+    means: Mapping[str | tuple[str, Place], Sample]
+
+    @property
+    def places(self) -> list[Place]:
+        return [name[1] for name in self.means if isinstance(name, tuple) and name[0] == "gain"]
+
+
+# Models of one method on one dataset, which differ in their seeds.
+Stratum = Sequence[_Measured]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +123,13 @@ def pool_replacements(studies: Sequence[StudyResults]) -> list[PooledMethod]:
     return [_pool_method(name, method, by_dataset) for (name, method), by_dataset in groups.items()]
 
 
-def _pool_method(name: str, method: str, by_dataset: Mapping[str, Stratum]) -> PooledMethod:
-    strata = list(by_dataset.values())
-    first = strata[0][0]
+def _pool_method(name: str, method: str, by_dataset: Mapping[str, Sequence[FittedReplacements]]) -> PooledMethod:
+    strata = [[_measure(result, seed=n) for result in results] for n, results in enumerate(by_dataset.values())]
+    first = strata[0][0].result
     teachers = sum(map(len, strata))
     label = f"{name} ({counted(teachers, 'model')} on {counted(len(strata), 'dataset')})" if teachers > 1 else name
-    others = [pool_way(kind, form, strata) for kind in (MEAN, UNTAUGHT) for form in first.forms]
-    others.append(pool_way(RETRAINED, "", strata))
+    others = [_pool_way((kind, form), strata) for kind in (MEAN, UNTAUGHT) for form in first.forms]
+    others.append(_pool_way((RETRAINED, ""), strata))
     return PooledMethod(
         name=name,
         method=method,
@@ -120,7 +141,7 @@ def _pool_method(name: str, method: str, by_dataset: Mapping[str, Stratum]) -> P
 
 
 def _pool_form(label: str, form: str, words: str, strata: Sequence[Stratum]) -> PooledForm:
-    fitted = pool_way(FITTED, form, strata)
+    fitted = _pool_way((FITTED, form), strata)
     assert fitted is not None, "the form was fitted to these models"
     retrained = _less_agreement(form, (RETRAINED, ""), strata)
     untaught = _less_agreement(form, (UNTAUGHT, form), strata)
@@ -136,36 +157,36 @@ def _pool_form(label: str, form: str, words: str, strata: Sequence[Stratum]) -> 
     )
 
 
-def pool_way(kind: str, form: str, strata: Sequence[Stratum]) -> PooledWay | None:
+def _pool_way(place: Place, strata: Sequence[Stratum]) -> PooledWay | None:
     """What stands in a method's place, over the models that have it; `None` without such a model."""
-    strata = _with_way(kind, form, strata)
+    strata = _with_place(place, strata)
     if not strata:
         return None
-    pooled = _pool(strata, [(kind, form)])
-    results = [result for stratum in strata for result in stratum]
-    numbers = [each.numbers for result in results for each in _comparisons(result, kind, form).values()]
-    change = Sample(
-        pooled["accuracy 0"].mean - pooled["accuracy"].mean, pooled["accuracy 0"].draws - pooled["accuracy"].draws
-    )
+    results = [model.result for stratum in strata for model in stratum]
+    numbers = [each.numbers for result in results for each in _comparisons(result, place).values()]
+    change = _less(_pool(strata, ("accuracy", place)), _pool(strata, "accuracy"))
     return PooledWay(
-        kind=kind,
-        form=form,
+        kind=place[0],
+        form=place[1],
         numbers=float(np.mean(numbers)),
         teachers=len(results),
-        share=_ratio(pooled["gain 0"], pooled["gain"]),
+        share=_ratio(_pool(strata, ("gain", place)), _pool(strata, "gain")),
         difference=estimate(float(change.mean), change.draws),
-        moved=_ratio(pooled["same 0"], pooled["moved"]),
+        moved=_ratio(_pool(strata, ("same", place)), _pool(strata, "moved")),
     )
 
 
-def _less_agreement(form: str, other: tuple[str, str], strata: Sequence[Stratum]) -> Estimate | None:
-    """A fitted form's agreement on moved decisions less another way's, over the models that have both."""
-    strata = _with_way(*other, strata)
+def _less_agreement(form: str, other: Place, strata: Sequence[Stratum]) -> Estimate | None:
+    """A fitted form's agreement on moved decisions less that of something else, over the models that have both."""
+    strata = _with_place(other, strata)
     if not strata:
         return None
-    pooled = _pool(strata, [(FITTED, form), other])
-    less = Sample(pooled["same 0"].mean - pooled["same 1"].mean, pooled["same 0"].draws - pooled["same 1"].draws)
-    return _ratio(less, pooled["moved"])
+    less = _less(_pool(strata, ("same", (FITTED, form))), _pool(strata, ("same", other)))
+    return _ratio(less, _pool(strata, "moved"))
+
+
+def _less(first: Sample, second: Sample) -> Sample:
+    return Sample(first.mean - second.mean, first.draws - second.draws)
 
 
 def _ratio(part: Sample, whole: Sample) -> Estimate | None:
@@ -173,8 +194,9 @@ def _ratio(part: Sample, whole: Sample) -> Estimate | None:
     return share(float(part.mean), part.draws, float(whole.mean), whole.draws).share
 
 
-def _comparisons(result: FittedReplacements, kind: str, form: str) -> dict[str, Comparison]:
-    """The ways of a kind and form, by their names."""
+def _comparisons(result: FittedReplacements, place: Place) -> dict[str, Comparison]:
+    """What a place stands for, by the names of `result.ways`."""
+    kind, form = place
     if kind == FITTED:
         return {way(kind, form): result.forms[form].comparison}
     if kind == MEAN:
@@ -183,34 +205,33 @@ def _comparisons(result: FittedReplacements, kind: str, form: str) -> dict[str, 
     return {way(kind, key): comparison for key, comparison in others.items()}
 
 
-def _with_way(kind: str, form: str, strata: Sequence[Stratum]) -> list[Stratum]:
-    having = [[result for result in stratum if _comparisons(result, kind, form)] for stratum in strata]
+def _with_place(place: Place, strata: Sequence[Stratum]) -> list[Stratum]:
+    having = [[model for model in stratum if place in model.places] for stratum in strata]
     return [stratum for stratum in having if stratum]
 
 
-def _pool(strata: Sequence[Stratum], places: Sequence[tuple[str, str]]) -> dict[str, Sample]:
-    """Means over the datasets' models and images by name, see `_measure`."""
+def _pool(strata: Sequence[Stratum], name: str | tuple[str, Place]) -> Sample:
+    """A mean over the datasets' models and images, `[]`, with its resamples `[R]`."""
     means = []
     draws = []
     for number, stratum in enumerate(strata):
-        samples = [_measure(result, places, seed=number) for result in stratum]
-        means.append(np.mean([each.mean for each in samples], axis=0))
-        draws.append(cross([each.mean for each in samples], [each.draws for each in samples], seed=number))
-    numbers = range(len(places))
-    names = ["gain", *(f"gain {number}" for number in numbers), "moved", "accuracy"]
-    names += [f"{name} {number}" for name in ("accuracy", "same") for number in numbers]
-    mean = np.mean(means, axis=0)
-    drawn = np.mean(draws, axis=0)
-    return {name: Sample(mean[place], drawn[:, place]) for place, name in enumerate(names)}
+        samples = [model.means[name] for model in stratum]
+        means.append(np.mean([each.mean for each in samples]))
+        crossed = cross([each.mean[None] for each in samples], [each.draws[:, None] for each in samples], seed=number)
+        draws.append(crossed[:, 0])
+    return Sample(np.mean(means), np.mean(draws, axis=0))
 
 
-def _measure(result: FittedReplacements, places: Sequence[tuple[str, str]], *, seed: int) -> Sample:
-    """Of one model, means over images of columns.
+def _measure(result: FittedReplacements, *, seed: int) -> _Measured:
+    """Means over images of one model.
 
-    They are: the gain in nats of the tuned model, then of each place, a mean over its ways; whether tuning moved the
-    decision; whether the tuned model is right, then each place; whether each place makes a moved decision.
+    They are: the gain in nats; whether tuning moved the decision; whether the model is right; and of each place, a mean
+    over what it stands for, the gain, whether it is right and whether it makes a moved decision.
     """
-    columns = [[result.ways.index(name) for name in _comparisons(result, *place)] for place in places]
+    every = [(FITTED, form) for form in result.forms]
+    every += [(kind, form) for kind in (MEAN, UNTAUGHT) for form in result.forms]
+    places = [place for place in [*every, (RETRAINED, "")] if _comparisons(result, place)]
+    columns = [[result.ways.index(name) for name in _comparisons(result, place)] for place in places]
     reference, tuned = (result.ways.index(name) for name in (REFERENCE, TUNED))
     nats = result.outcomes.calibrated.astype(np.float64)
     nats -= nats[:, [reference]]
@@ -221,5 +242,8 @@ def _measure(result: FittedReplacements, places: Sequence[tuple[str, str]], *, s
     gains = np.stack([nats[:, tuned], *(nats[:, at].mean(1) for at in columns)], axis=1)
     counts = [moved, correct[:, tuned], *(of[:, at].mean(1) for of in (correct, same) for at in columns)]
     counted = mean_counts(np.stack(counts, axis=1), seed=seed)
+    names: list[str | tuple[str, Place]] = ["gain", *(("gain", place) for place in places), "moved", "accuracy"]
+    names += [(name, place) for name in ("accuracy", "same") for place in places]
     mean = np.concatenate([gains.mean(0), counted.mean])
-    return Sample(mean, np.concatenate([resample(gains, seed=seed), counted.draws], axis=1))
+    draws = np.concatenate([resample(gains, seed=seed), counted.draws], axis=1)
+    return _Measured(result, {name: Sample(mean[at], draws[:, at]) for at, name in enumerate(names)})
