@@ -81,15 +81,14 @@ def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.n
 
 @functools.lru_cache(maxsize=1)
 def draw_counts(n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each resample holds each of `n` images: uint16 `[resamples, n]`. A seed always draws the same."""
+    """How often each resample holds each of `n` images: uint8 `[resamples, n]`. A seed always draws the same."""
     generator = np.random.default_rng(seed)
     rounds = max(1, _AT_ONCE // n)
-    parts = []
+    counts = np.empty((resamples, n), np.uint8)  # a count above 255 never happens: its probability is below 1e-500
     for start in range(0, resamples, rounds):
-        size = min(rounds, resamples - start)
-        rows = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        parts.append(np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.uint16))
-    counts = np.concatenate(parts)
+        part = counts[start : start + rounds]
+        rows = generator.integers(0, n, part.shape) + n * np.arange(len(part))[:, None]
+        part[:] = np.bincount(rows.ravel(), minlength=part.size).reshape(part.shape)
     counts.setflags(write=False)  # all who ask get the same array
     return counts
 
