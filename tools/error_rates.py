@@ -8,7 +8,7 @@ strength (`tools/planted.py`), many seeds and a pool of images are the truth. Ea
 and `IMAGES` images with replacement and asks for verdicts, as `explain` would, but with fewer resamples. A confirmatory
 conclusion is counted by itself, without the correction over several, with which wrong ones are rarer. Writes the rates
 as JSON and a figure beside it. Every mechanism and strength that is finished is kept in a file beside them until all
-are, so that the program goes on where it was interrupted.
+are, so that the program goes on where it was interrupted. More threads of BLAS take more CPU time for the same work.
 
 Limits, set before any result was seen: wrong verdicts at most 5 %; right ones at least 80 % at strength `NAMED`; 95 %
 intervals of absolute effects cover the truth in at least 93 %.

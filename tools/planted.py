@@ -122,10 +122,18 @@ def _prompts(draw: np.random.Generator) -> np.ndarray:
 
 
 def planted(mechanism: str, strength: float, *, seed: int, exact: bool = False) -> Clip:
-    """The frozen model, in which all prompts of `prompts_of` do what is planted; `exact`: and nothing else."""
+    """The frozen model, in which all prompts of `prompts_of` do what is planted.
+
+    Args:
+      mechanism: one of `MECHANISMS`.
+      strength: how far.
+      seed: of what is random.
+      exact: whether nothing is random, and texts say their class alone: vision prompts do what is planted and no more.
+    """
     params = jax.tree.map(np.array, _initial())
     draw = np.random.default_rng(seed)
-    for name in ("vision", "text"):
+    planted_text = "none" if exact else mechanism
+    for name, of_tower in (("vision", mechanism), ("text", planted_text)):
         tower = params[name]
         for part, weights in (*tower.items(), *tower["layers"].items()):
             if "norm" in part:
@@ -134,14 +142,14 @@ def planted(mechanism: str, strength: float, *, seed: int, exact: bool = False) 
         tower["projection"][:] = 0
         tower["projection"][CONSTANT, 0] = BESIDE[name] / LARGE
         tower["projection"][READ, 1] = 1
-        _fill(tower["layers"], _layers(mechanism, strength, name), draw, 0.0 if exact else RANDOM[name])
+        _fill(tower["layers"], _layers(of_tower, strength, name), draw, 0.0 if exact else RANDOM[name])
     vision = params["vision"]
     vision["class_embedding"] = token({CLS: 1, READ: _start(mechanism, "vision")})
     vision["position_embedding"][1:] = token({PATCH: 1})
     vision["patch_embedding"][:] = 0
     for place, number in enumerate(SHOWN):
         vision["patch_embedding"][3 * place] = paired({number: 1})
-    params["text"]["token_embedding"] = np.stack([token(numbers) for numbers in _words(mechanism)])
+    params["text"]["token_embedding"] = np.stack([token(numbers) for numbers in _words(planted_text)])
     params["logit_scale"] = np.log(SCALE)
     return Clip(
         params=jax.tree.map(lambda x: np.asarray(x, np.float32), params),

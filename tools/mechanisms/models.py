@@ -21,9 +21,9 @@ A label is exact by construction, on two axes that are scored apart. `None` is n
 A bias has no label *where*: it moves later attention. *No gain* is on both axes: labels were shuffled, or planted
 prompts turn attention to evidence that is as good.
 
-Planted prompts (`tools/planted.py`) are in both towers of tiny CLIPs of their own, in which nothing is random. Nobody
-trains them: their files hold the prompts as they are planted. Labels of texts are those of images, but for "image": of
-classes, what is added depends on the class.
+Planted prompts (`tools/planted.py`) are in the vision towers of tiny CLIPs of their own, in which nothing is random.
+Nobody trains them: their files hold the prompts as they are planted. Their texts stay as they are: two classes are too
+few for an interval of what prompts add to texts.
 
 Which models count is decided on validation images (`counts`), never on test images.
 """
@@ -79,16 +79,9 @@ class Family:
     task: str | None = None
     mechanism: str | None = None
 
-    @property
-    def gains(self) -> bool:
-        """Whether there is a gain."""
-        return self.where != NO_GAIN
-
 
 def _planted(mechanism: str, where: str | None, what: str | None) -> Family:
-    return Family(
-        "ivlp", None, where=where, what=what, options={"text_tokens": 2, "vision_tokens": 2}, mechanism=mechanism
-    )
+    return Family("vpt", None, where=where, what=what, options={"tokens": 2}, mechanism=mechanism)
 
 
 _QUERIES_KEYS = {"parts": ("q", "k"), "rank": 8}
@@ -176,7 +169,7 @@ def counts(family: Family, gain: int, accuracy_low: float, bound: float | None) 
       accuracy_low: the lower end of Wilson's interval of its accuracy there, in percent.
       bound: what a constant can reach, in percent; `None` of other tasks.
     """
-    if not family.gains:
+    if family.where == NO_GAIN:
         return gain <= 0
     return gain > 0 and (bound is None or accuracy_low > bound)
 

@@ -95,7 +95,7 @@ def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
     family = spec.of_family
     task = Task(clip, resolve_method(family.method, family.options), dataset)
     if family.learning_rate is None:
-        model = TunedModel(task, prompts_of(spec.seed))
+        model = TunedModel(task, {name: prompts_of(spec.seed)[name] for name in task.shapes})
     elif isinstance(task.method, CentredMap):
         model = TunedModel(task, fit_centred(task, dataset, spec, family.learning_rate, steps=steps))
     else:
