@@ -95,6 +95,7 @@ def test_texts_do_what_is_planted(mechanism, mixed_texts):
             assert value == pytest.approx(expected.get(effect, 0), abs=0.08), effect
 
 
+@pytest.mark.ci
 def test_both_towers_have_the_same_corner():
     """The first and the last are the frozen and the tuned model; those between differ from one tower's alone."""
     task = Task(planted("attention", 1.0, seed=1), METHOD, NAMES)

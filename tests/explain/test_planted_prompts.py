@@ -49,6 +49,7 @@ def planted_numbers():
     return of
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_prompts_do_what_their_labels_say(name, planted_numbers):
     family = FAMILIES[name]
@@ -67,6 +68,7 @@ def test_planted_prompts_do_what_their_labels_say(name, planted_numbers):
         assert np.abs(values.mean).max() < 2e-3 < 0.1 < spread
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["planted_none", "planted_attention"])
 def test_planted_gains(name):
     """Other evidence that is as good gives no gain in all images together, and better evidence gives one."""
