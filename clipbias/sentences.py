@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 
 def counted(number: int, thing: str) -> str:
-    """`1 image`, `1,200 images`, `2 classes`."""
-    plural = thing + ("es" if thing.endswith(("s", "ch")) else "s")
+    """`1 image`, `1,200 images`, `2 classes`, `2 batches`, `2 epochs`."""
+    plural = thing + ("es" if thing.endswith(("s", "tch")) else "s")
     return f"{number:,} {thing if number == 1 else plural}"
 
 
