@@ -26,7 +26,7 @@ from clipbias.explain.agreement import accuracy_difference, agreement, divergenc
 from clipbias.export.certificate import NOTE, Certificate, Fit
 from clipbias.settings import setting
 from clipbias.training.job import Logging
-from clipbias.training.progress import Progress, say
+from clipbias.training.progress import Progress
 from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student
 from clipbias.training.sweep_context import SweepContext, make_context
 from clipbias.training.teacher import Teacher, split_logits
@@ -140,7 +140,7 @@ def distil_model(
     for name in names:
         students[name] = _fit(name, teacher, fitted, options, context, logging)
         fits[name] = _judge(name, students[name], judged, taught, options, context)
-        say(fits[name].sentence())
+        logging.say(fits[name].sentence())
     selected = select(tuple(fits.values()))
     student = students[selected]
     certificate = _certify(model, student, selected, images, tuple(fits.values()), context)

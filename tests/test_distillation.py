@@ -103,13 +103,14 @@ def test_no_image_is_in_two_lists() -> None:
     assert len(images.fitted) + len(images.held_back) == len(SPLITS["train"])
 
 
-def test_pictures_without_labels(clip: Clip) -> None:
+def test_pictures_without_labels(clip: Clip, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = [Image.fromarray(SPLITS["train"].image(index)) for index in range(18)]
     found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=meshes.single_device(), **QUICK)
     certificate = found.certificate
     assert certificate.accuracy is None and certificate.margin is None and len(certificate.sentences()) == 3
     assert certificate.images == 4
     assert "accuracy" not in found.model.notes
+    assert "".join(capsys.readouterr()) == ""  # without progress nothing is printed
 
 
 @pytest.mark.long
