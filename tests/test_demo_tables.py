@@ -10,7 +10,6 @@ from tests.documents import ROOT
 from tools import make_demo_tables
 from tools.pages import END
 
-PAGE = "docs/distil.md"
 PROMPTS = ("IVLP", "VPT")
 NUMBERS = ("896", "1,792", "3,584", "32,256")  # of the four forms
 LINES = """method,quantity,outcome,unit,dataset,seeds,value,low,high,share,share_low,share_high
@@ -202,9 +201,8 @@ def test_the_readmes_gains_are_those_of_its_picture() -> None:
         assert rows[bias]["value"] > rows[prompts]["value"] and rows[bias]["low"] < rows[prompts]["high"]
 
 
-def test_the_findings_on_replacements_are_those_of_their_picture() -> None:
-    """What README.md says below the picture and docs/distil.md below the table."""
-    readme, page = (" ".join((ROOT / name).read_text(encoding="utf-8").split()) for name in ("README.md", PAGE))
+def _replacements() -> tuple[dict[tuple[str, str], dict[str, str]], dict[tuple[str, ...], dict[str, str]]]:
+    """Rows of the table by method and numbers stored, and of the picture by method, dataset, kind and form."""
     with open(ROOT / "docs/images/replacements_pooled.csv", encoding="utf-8", newline="") as file:
         pooled = {(row["Method"], row["Numbers"]): row for row in csv.DictReader(file)}
     with open(ROOT / "docs/images/replacements.csv", encoding="utf-8", newline="") as file:
@@ -212,13 +210,18 @@ def test_the_findings_on_replacements_are_those_of_their_picture() -> None:
             (row["method"], row["dataset"].removeprefix("demo/"), row["kind"], row["form"]): row
             for row in csv.DictReader(file)
         }
+    return pooled, rows
 
-    def share(*place: str) -> str:
-        ends = (float(rows[place][end]) for end in ("value", "low", "high"))
-        return "{:.0f} % ({:.0f} to {:.0f})".format(*ends)
 
+def _largest_mean(rows: dict[tuple[str, ...], dict[str, str]]) -> float:
+    return max(float(row["value"]) for (name, _, kind, _), row in rows.items() if kind == "mean" and name in PROMPTS)
+
+
+def test_the_readmes_replacements_are_those_of_its_picture() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    pooled, rows = _replacements()
+    assert {rows[name, "digits", "fitted", "kind"]["models"] for name in PROMPTS} == {"5"}
     ivlp, vpt, taskres = (pooled[name, "1,792"] for name in ("IVLP", "VPT", "TaskRes"))
-    assert {rows[name, "digits", "fitted", "kind"]["models"] for name in ("IVLP", "VPT")} == {"5"}
     gains = f"{ivlp['Share of the gain']} of the gain of IVLP and {vpt['Share of the gain']} of that of VPT,"
     moved = [row["Same moved decisions"].partition(" (")[0] for row in (ivlp, vpt)]
     beside = [row["Less retraining's"] for row in (ivlp, vpt)]
@@ -226,14 +229,25 @@ def test_the_findings_on_replacements_are_those_of_their_picture() -> None:
     assert f"the difference is {' and '.join(beside)} points in favour" in readme
     # Not below a retraining by as much as the margin of a conclusion.
     assert all(float(cell.partition("(")[2].split(" to ")[0]) > -5 for cell in beside)
-    labels = [round(float(row["Less labels'"].split(" ")[0])) for row in (ivlp, vpt)]
-    assert f"on {labels[0]} and {labels[1]} points fewer of the moved decisions." in page
     less = round(-float(taskres["Less retraining's"].split(" ")[0]))
     assert f"two vectors have {taskres['Share of the gain']} of the gain and make {less} points fewer" in readme
+    assert f"at most {_largest_mean(rows):.0f} % of the gain on any dataset" in readme
+
+
+def test_the_findings_on_replacements_are_those_of_their_table() -> None:
+    """What docs/distil.md says below it."""
+    page = " ".join((ROOT / "docs/distil.md").read_text(encoding="utf-8").split())
+    pooled, rows = _replacements()
+
+    def share(*place: str) -> str:
+        ends = (float(rows[place][end]) for end in ("value", "low", "high"))
+        return "{:.0f} % ({:.0f} to {:.0f})".format(*ends)
+
+    labels = [round(float(pooled[name, "1,792"]["Less labels'"].split(" ")[0])) for name in PROMPTS]
+    assert f"on {labels[0]} and {labels[1]} points fewer of the moved decisions." in page
+    less = round(-float(pooled["TaskRes", "1,792"]["Less retraining's"].split(" ")[0]))
     assert f"two vectors make {less} points fewer of the moved decisions than TaskRes trained again" in page
-    means = [float(row["value"]) for (name, _, kind, _), row in rows.items() if kind == "mean" and name in PROMPTS]
-    for text in (readme, page):
-        assert f"at most {max(means):.0f} % of the gain on any dataset" in text
+    assert f"at most {_largest_mean(rows):.0f} % of the gain on any dataset" in page
     emoji = [share(name, "emoji", "fitted", "kind") for name in PROMPTS]
     norms = [share(name, "emoji", "fitted", "layer_norm").partition(" (")[0] for name in PROMPTS]
     assert f"two vectors have {emoji[0]} of IVLP's gain and {emoji[1]} of VPT's," in page
@@ -248,6 +262,20 @@ def test_the_findings_on_replacements_are_those_of_their_picture() -> None:
     for name in PROMPTS:
         surely = {numbers: pooled[name, numbers]["Not inferior within 1 point"] for numbers in NUMBERS}
         assert surely == dict(zip(NUMBERS, ("not shown", "not shown", "yes", "yes"), strict=True))
+
+
+def test_the_findings_on_methods_of_one_seed_are_those_of_the_table() -> None:
+    """What docs/distil.md says of them."""
+    page = " ".join((ROOT / "docs/distil.md").read_text(encoding="utf-8").split())
+    pooled, rows = _replacements()
+    once = {name: pooled[name, "1,792"] for name in ("MaPLe", "PromptSRC", "MMRL", "CoCoOp")}
+    shares = {name: row["Share of the gain"] for name, row in once.items()}
+    beside = {name: row["Less retraining's"] for name, row in once.items()}
+    assert f"{shares['MaPLe']} of MaPLe's gain, {shares['PromptSRC']} of PromptSRC's and {shares['MMRL']} of" in page
+    assert all("(+" in beside[name] for name in ("MaPLe", "PromptSRC"))
+    failed = -float(rows["MMRL", "fashion", "retrained", ""]["difference_value"])
+    assert f"with {failed:.0f} points of accuracy less. They have {shares['CoCoOp']} of CoCoOp's gain" in page
+    assert f"the difference is {beside['CoCoOp']} points." in page
 
 
 def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The form that the message is about: a constant, of which the mean is one.
 MESSAGE_FORM = "kind"
 # Percent of the gain: what lies outside is cut off.
-LIMITS = (-50.0, 125.0)
+LIMITS = (-50.0, 150.0)
 _LOOKS: dict[str, dict[str, Any]] = {
     kind: {"label": label, "color": colour, "marker": marker, "ms": 4, "elinewidth": 1.0, "capsize": 0}
     for kind, label, colour, marker in (
