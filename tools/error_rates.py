@@ -54,7 +54,7 @@ from clipbias.explain.endpoint import CONSTANT, PARTS, TOKENS_ALONE, WRONG, summ
 from clipbias.explain.power import spread
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.uncertainty import excludes
-from clipbias.io import write_text
+from clipbias.io import read_json_lines, write_text
 from tools import planted, planted_pool
 from tools.planted import MECHANISMS
 from tools.planted_pool import CORNERS, EFFECTS, FORMS, Pool, make_pool
@@ -247,15 +247,8 @@ def run(size: Size, unfinished: Path, *, seed: int) -> list[dict[str, Any]]:
 
 def _read(unfinished: Path, size: Size) -> list[dict[str, Any]]:
     """The finished records of this design; a line that was cut off is none."""
-    records = []
-    for line in unfinished.read_text(encoding="utf-8").splitlines() if unfinished.exists() else ():
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if content["design"] == _design(size):
-            records.append(content["record"])
-    return records
+    design = _design(size)
+    return [line["record"] for line in read_json_lines(unfinished) if line["design"] == design]
 
 
 def _design(size: Size) -> dict[str, Any]:

@@ -29,15 +29,10 @@ class _Measured:
 
     Attributes:
       means: of the tuned model by name, and of everything that stands in its place by name and place.
-      places: what stands in the model's place.
     """
 
     result: FittedReplacements
     means: Mapping[str | tuple[str, Place], Sample]
-
-    @property
-    def places(self) -> list[Place]:
-        return [name[1] for name in self.means if isinstance(name, tuple) and name[0] == "gain"]
 
 
 # Models of one method on one dataset, which differ in their seeds.
@@ -206,7 +201,7 @@ def _comparisons(result: FittedReplacements, place: Place) -> dict[str, Comparis
 
 
 def _with_place(place: Place, strata: Sequence[Stratum]) -> list[Stratum]:
-    having = [[model for model in stratum if place in model.places] for stratum in strata]
+    having = [[model for model in stratum if ("gain", place) in model.means] for stratum in strata]
     return [stratum for stratum in having if stratum]
 
 
