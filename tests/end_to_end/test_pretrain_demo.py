@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 
 import clipbias
 from clipbias.clip import init_params, repository
+from clipbias.clip.vision import encode_image
 from clipbias.data import demo
 from tests.data.drawn_icons import glyphs
 from tools import pretrain_demo
@@ -117,6 +118,30 @@ def test_a_siglip_starts_from_what_a_clip_has_too():
     jax.tree.map(np.testing.assert_array_equal, started["vision"]["layers"], clip["vision"]["layers"])
     np.testing.assert_array_equal(started["vision"]["position_embedding"], clip["vision"]["position_embedding"][1:])
     jax.tree.map(np.testing.assert_array_equal, started["vision"]["pool"], siglip["vision"]["pool"])
+
+
+@pytest.mark.ci
+def test_a_deeper_model_starts_from_repeated_blocks():
+    """Where blocks add constants, three blocks that each add a third of a block's are that block."""
+    shallow, deep = (pretrain_demo.model_config(16, layers) for layers in (2, 6))
+    params = init_params(shallow, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    for tower in ("vision", "text"):
+        for kernel in ("out", "fc2"):
+            of_kernel = params[tower]["layers"][kernel]
+            of_kernel["bias"] = draw.normal(size=of_kernel["bias"].shape).astype(np.float32)
+    started = pretrain_demo.started_from(params, init_params(deep, jax.random.key(1)))
+    for tower in ("vision", "text"):
+        layers = started[tower]["layers"]
+        for kernel, parts in (("qkv", 1), ("fc1", 1), ("out", 3), ("fc2", 3)):
+            expected = [params[tower]["layers"][kernel]["kernel"][block] / parts for block in (0, 0, 0, 1, 1, 1)]
+            np.testing.assert_allclose(layers[kernel]["kernel"], expected, rtol=1e-6)
+        for towers in (params, started):
+            for kernel in ("out", "fc2"):
+                towers[tower]["layers"][kernel]["kernel"] *= 0
+    images = draw.normal(size=(2, 48, 48, 3)).astype(np.float32)
+    features = [encode_image(*model, images)[0] for model in ((params, shallow), (started, deep))]
+    np.testing.assert_allclose(*features, atol=1e-5)
 
 
 def test_scenes_of_emoji_are_of_styles_that_no_demo_dataset_shows(monkeypatch, drawn_icons):
