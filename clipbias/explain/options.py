@@ -11,7 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
 from clipbias.settings import setting, setting_of
-from clipbias.training.students import STEPS
+from clipbias.training.students import FORMS, STEPS
 
 ZERO_SHOT_TEXTS = ("paper", "dataset")
 # Images per batch by default. What a block makes of more of them leaves a CPU's caches.
@@ -79,6 +79,9 @@ class StudyOptions:
         False,
         "Also the words nearest to deeper prompts, which takes minutes; a pass of the text tower over the vocabulary "
         "for each, which all adapters share. Four prompts of ViT-B/16 take about five minutes on two cores.",
+    )
+    replacement_forms: tuple[Annotated[str, Choices(tuple(FORMS))], ...] = setting(
+        tuple(FORMS), "Forms that the section replacement fits."
     )
     replacement_steps: Positive = setting(
         STEPS, "Steps of each form that the section replacement fits; the section is left out unless it is named."

@@ -97,7 +97,7 @@ def compute_replacement(study: Study) -> Section[dict[str, FittedReplacements | 
             fitted=_fit_forms(study, model, fitted, held_back, context),
             means=_means(study, model, biases[model.key]) if model.key in biases else {},
             retrainings=retrainings(study, model),
-            untaught={form: untaught(study, model, form) for form in FORMS},
+            untaught={form: untaught(study, model, form) for form in study.options.replacement_forms},
         )
     requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
     rows = yield list(requests.values())
@@ -122,7 +122,7 @@ def why_not_fitted(study: Study, model: Model) -> str:
     """One sentence why nothing is fitted to a model, or ""."""
     if model.crops:
         return "The method learns from crops of each image, which a form cannot."
-    if any(_is_of_form(model, form) for form in FORMS):
+    if any(_is_of_form(model, form) for form in study.options.replacement_forms):
         return "It is one of the forms, trained on labels."
     earlier = study.tuned[: study.tuned.index(model)]
     if any(other in retrainings(study, model) for other in earlier):
@@ -160,7 +160,8 @@ def _same_images(study: Study, model: Model) -> list[Model]:
 def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, context: SweepContext) -> dict[str, Fitted]:
     teacher = Teacher(model.task, model.learnables)  # which computes its logits of a list of images once
     forms = {}
-    for name, form in FORMS.items():
+    for name in study.options.replacement_forms:
+        form = FORMS[name]
         task = form.task(study.clip, model.task, context.dtype)
         recipe = fit_recipe(learning_rate=form.learning_rate, steps=study.options.replacement_steps)
         # What a fit depends on. A study with other models beside this one continues from its fits.

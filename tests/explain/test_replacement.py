@@ -21,7 +21,6 @@ from clipbias.explain.study import Study
 from clipbias.explain.temperature import calibrate
 from clipbias.explain.uncertainty import Estimate
 from clipbias.training import loop, teacher
-from clipbias.training.students import FORMS
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.training.conftest import colour_split
@@ -187,7 +186,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return results[-1]
 
     monkeypatch.setattr(replacement_section, "measure_equivalent_biases", record)
-    monkeypatch.setattr(replacement_section, "FORMS", {"kind": FORMS["kind"]})
     monkeypatch.setattr(replacement_section, "MEANS", {"kind": "bias_by_kind"})
     return results
 
@@ -213,7 +211,8 @@ def test_the_section(
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
     images = colour_split(5, 0)
-    study = Study(models, test, StudyOptions(replacement_steps=2), tmp_path, training=images, unlabelled=images)
+    options = StudyOptions(replacement_steps=2, replacement_forms=("kind",))
+    study = Study(models, test, options, tmp_path, training=images, unlabelled=images)
     run_study(study, tmp_path, dataset="colours", sections=("replacement",))
     # The teacher's once for the fitted images and once for those held back, and the student's.
     assert len(evaluated) == 4 and len(set(evaluated)) == 2
@@ -251,7 +250,7 @@ def test_the_section(
     # A study with one model less continues from the fit, and makes no step.
     folders = sorted((tmp_path / "parts" / "replacement").iterdir())
     monkeypatch.setattr(loop, "train_step", None)
-    more = Study(models_of(clip)[:2], test, StudyOptions(replacement_steps=2), tmp_path, unlabelled=images)
+    more = Study(models_of(clip)[:2], test, options, tmp_path, unlabelled=images)
     more.run_section(replacement_section.compute_replacement(more))
     assert sorted((tmp_path / "parts" / "replacement").iterdir()) == folders
 

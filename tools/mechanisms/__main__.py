@@ -17,6 +17,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.results.study import REPLACEMENT
 from tools.mechanisms import score
 from tools.mechanisms.models import FAMILIES, STEPS, table
+from tools.mechanisms.rules import FORMS
 from tools.mechanisms.train import adapter_path, train_model
 
 LEVEL_STEPS = 300  # of the constant that optimal ablation fits
@@ -50,7 +51,9 @@ def main(arguments: list[str]) -> None:
         train(workdir)
     elif arguments[1:] == ["score"]:
         sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
-        options = StudyOptions(control_images=0, image_limit=_IMAGES.value, level_steps=LEVEL_STEPS)
+        options = StudyOptions(
+            control_images=0, image_limit=_IMAGES.value, level_steps=LEVEL_STEPS, replacement_forms=FORMS
+        )
         scored = score.score(workdir, table(_FAMILIES.value), sections, options)
         score.write(workdir, scored)
         print(score.format_table(scored))
