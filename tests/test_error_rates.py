@@ -224,7 +224,7 @@ def test_an_interrupted_program_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(size, tmp_path / "records", seed=1)
     with (tmp_path / "records").open("a") as file:
-        file.write('{"design": {"stu\n')  # cut off
+        file.write('{"design": {"stu')  # cut off
     records = run(size, tmp_path / "records", seed=1)
     assert made == [("constant", 1), ("none", 101), ("none", 101)]
     assert [(each["mechanism"], each["strength"]) for each in records] == [("constant", 1.0), ("none", 1.0)]

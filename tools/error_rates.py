@@ -228,8 +228,10 @@ def _summary(studies: list[dict[str, Any]], truth: dict[str, float], mechanism: 
 
 
 def run(size: Size, unfinished: Path, *, seed: int) -> list[dict[str, Any]]:
-    """All mechanisms and strengths, one record each; those that are in the file already are not made again."""
-    made = {(record["mechanism"], record["strength"]): record for record in _read(unfinished, size)}
+    """All mechanisms and strengths, one record each; those of this design that are in the file are not made again."""
+    design = _design(size)
+    lines = [line for line in read_json_lines(unfinished) if line["design"] == design]
+    made = {(line["record"]["mechanism"], line["record"]["strength"]): line["record"] for line in lines}
     records: list[dict[str, Any]] = []
     for mechanism in MECHANISMS:
         for strength in STRENGTHS if mechanism != "none" else (NAMED,):
@@ -238,17 +240,11 @@ def run(size: Size, unfinished: Path, *, seed: int) -> list[dict[str, Any]]:
             if record is None:
                 outcomes = rates(mechanism, strength, size, seed=seed + 100 * len(records))
                 record = {"mechanism": mechanism, "strength": strength, "outcomes": outcomes}
-                with unfinished.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"design": _design(size), "record": record}) + "\n")
+                lines.append({"design": design, "record": record})
+                write_text(unfinished, "".join(json.dumps(line) + "\n" for line in lines))
             records.append(record)
             print(_line(record), f"({time.process_time() - start:.0f} CPU seconds)", flush=True)
     return records
-
-
-def _read(unfinished: Path, size: Size) -> list[dict[str, Any]]:
-    """The finished records of this design; a line that was cut off is none."""
-    design = _design(size)
-    return [line["record"] for line in read_json_lines(unfinished) if line["design"] == design]
 
 
 def _design(size: Size) -> dict[str, Any]:
