@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from clipbias.explain.conclusions import HALF, QUARTER, interacting
 from clipbias.explain.effects import OUTCOME_NAMES
-from clipbias.explain.headline import MOST_NAMED, MethodTest, headline, method_tests, reasons
+from clipbias.explain.headline import MOST_NAMED, MethodTest, headline, method_tests
 from clipbias.explain.methods import summarize_methods
+from clipbias.explain.reasons import reasons
 from clipbias.explain.results import Answer, MethodResult, ModelFacts, StudyResults
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
 from clipbias.explain.verdict import verdicts
@@ -48,9 +49,7 @@ def approach(tuned: Sequence[ModelFacts]) -> str:
     return (
         f"How it was found: CLIP stays as it is and gets {learned}. Frozen and tuned CLIP run side by side, and each"
         " effect is taken from the tuned run, alone and with the others. Where CLIP looks: which tokens attend to"
-        " which."
-        " A fixed bias: the same is added for every image, here the mean over training images of what the tuned blocks"
-        " add."
+        " which. A fixed bias: the same is added for every image."
     )
 
 

@@ -35,7 +35,7 @@ MEAN = "the mean of what its blocks add"
 
 
 # By tower: what is added to, what a mean is over, and what it lacks.
-_LEVEL_WORDS = {
+LEVEL_WORDS = {
     "vision": ("image tokens", "training images", "the image's own"),
     "text": ("text tokens", "classes", "each class's own"),
 }
@@ -165,7 +165,7 @@ def stands_for(numbers: Replacements, form: str, outcome: str, label: str) -> Cl
 
 def constant_part(levels: ByOutcome[Levels], tower: str) -> str:
     """How much of what a method adds to a tower's tokens is a constant, and whether surely more than half, in words."""
-    tokens, population, remainder = _LEVEL_WORDS[tower]
+    tokens, population, remainder = LEVEL_WORDS[tower]
     parts, rests = [], []
     alike: dict[str, list[str]] = {}
     for outcome, of_outcome in levels.items():

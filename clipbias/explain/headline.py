@@ -1,56 +1,35 @@
-"""The answer of a study in one sentence, and its reasons, each with its numbers. All of it is about accuracy.
+"""The answer of a study in one sentence, about accuracy.
 
 The sentence follows from verdicts (`conclusions`). *Beats* is a gain whose interval lies above 0, *mainly* more than
 half of it, *not* less than a quarter, each by the whole interval of the effect's share.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from clipbias.explain.conclusions import (
-    CARRIES_MOST,
-    DOES_NOT,
     FEWEST_IMAGES,
-    HALF,
     NO_GAIN,
     SHARED,
-    STANDS_FOR,
     UNDECIDED,
     effects_above_quarter,
     effects_below_quarter,
 )
 from clipbias.explain.effects import OUTCOMES
 from clipbias.explain.replacement_names import PLAIN
-from clipbias.explain.results import Effects, MethodResult, Reason, Replacements, StudyResults, Verdict
+from clipbias.explain.replacement_pooled import PooledForm, pool_replacements
+from clipbias.explain.results import Effects, Levels, MethodResult, Replacements, StudyResults, Verdict
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import NOTHING_INSIDE, amount, percent
+from clipbias.explain.wording import NOTHING_INSIDE, amount
 from clipbias.sentences import capitalize, join_words
 
 OUTCOME = OUTCOMES[0]
 # So many methods have their numbers one by one.
 MOST_NAMED = 3
-ADDED = "What is added to CLIP's tokens"
-LOOKS = "Where CLIP looks"
-BIAS = "A fixed bias in its place"
 # Verdicts besides those of `conclusions`.
 FEW_IMAGES = "few images"
 OUTSIDE = "outside"
 UNTESTED = "untested"
-
-_SO = {
-    STANDS_FOR: "So a fixed bias does what the method does",
-    CARRIES_MOST: "So a fixed bias does most of what the method does",
-    DOES_NOT: "So this bias does not do what the method does; whether another one does is open",
-    UNDECIDED: "So whether this bias does what the method does is undecided",
-}
-_DOES = {
-    STANDS_FOR: "does what {} does",
-    CARRIES_MOST: "does most of what {} does",
-    DOES_NOT: "does not do what {} does, where another bias may",
-    UNDECIDED: "may do what {} does or not, which is undecided",
-    NO_GAIN: "has nothing to do with {}",
-}
-_ADVICE = "Train at another learning rate or longer; with more images a smaller gain can be seen."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +42,8 @@ class MethodTest:
       replaced: of the test of constants; `None` of a method that learns a constant.
       constant: the verdict on the mean as a constant.
       images: how many were tested.
+      levels: of what is added, by tower.
+      fitted: two vectors per layer, or the first form, fitted to the predictions of its models.
     """
 
     facts: MethodResult
@@ -71,6 +52,8 @@ class MethodTest:
     replaced: Replacements | None
     constant: str | None
     images: int
+    levels: Mapping[str, Levels] = dataclasses.field(default_factory=dict)
+    fitted: PooledForm | None = None
 
     @property
     def loses(self) -> bool:
@@ -91,7 +74,9 @@ class MethodTest:
 def method_tests(results: StudyResults) -> list[MethodTest]:
     """One per method, in the study's order."""
     tests = []
+    pooled = {each.name: each.forms for each in pool_replacements([results])}
     for facts in results.methods:
+        forms = pooled.get(facts.name, {})
         verdict = results.verdict_on(facts.models)
         summary = results.effects(facts.models)
         replaced = None if facts.learns_constant else results.replacements(facts.models)
@@ -103,6 +88,8 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
                 replaced=None if replaced is None else replaced.accuracy,
                 constant=None if verdict is None or verdict.constant is None else verdict.constant.accuracy,
                 images=0 if verdict is None else verdict.images,
+                levels={} if summary is None else {tower: of.accuracy for tower, of in summary.levels.items()},
+                fitted=forms.get(PLAIN, next(iter(forms.values()), None)),
             )
         )
     return tests
@@ -167,85 +154,3 @@ def _named(test: MethodTest, *, of: int) -> str:
         return test.facts.name if of > MOST_NAMED else test.facts.label
     text = amount(gain if of == 1 else Estimate(gain.value), OUTCOME)
     return f"{test.facts.label} ({text.replace(' (', ', ').removesuffix(')')})"
-
-
-def reasons(tests: Sequence[MethodTest], missing: Sequence[str] = ()) -> tuple[Reason, ...]:
-    """The reasons for the answer, each with its numbers: what is added, where CLIP looks, what a fixed bias does.
-
-    Args:
-      tests: of all methods.
-      missing: why methods were not taken apart.
-    """
-    apart = [test for test in tests if test.effects is not None and test.verdict not in (NO_GAIN, FEW_IMAGES)]
-    if not apart:
-        return _reasons_without_a_test(tests, missing)
-    if len(apart) > MOST_NAMED:
-        return _reasons_of_many(apart)
-    drawn = _of_effect(apart, "scale")
-    looks = f"{_of_effect(apart, 'attention')}."
-    if drawn:
-        looks += f" That prompts draw attention to themselves: {drawn}."
-    return (
-        Reason(ADDED, f"{_of_effect(apart, 'values')}."),
-        Reason(LOOKS, looks),
-        Reason(BIAS, " ".join(_of_bias(test) for test in apart)),
-    )
-
-
-def _of_effect(tests: Sequence[MethodTest], effect: str) -> str:
-    """The shares of the gain that an effect carries, method by method; "" where no method has it."""
-    shares = [
-        f"{percent(test.effects.effects[effect].share)} of the gain with {test.facts.label}"
-        for test in tests
-        if test.effects is not None and effect in test.effects.effects
-    ]
-    return ", ".join([*shares[:1], *(share.replace(" of the gain", "") for share in shares[1:])])
-
-
-def _of_bias(test: MethodTest) -> str:
-    label = test.facts.label
-    if test.facts.learns_constant:
-        return f"{label} is a fixed bias itself."
-    if test.replaced is None or test.constant is None:
-        return f"It was not measured with {label}."
-    keeps = f"The mean of what {label} adds keeps {percent(test.replaced.kept[PLAIN].share)} of its gain"
-    if PLAIN not in test.replaced.lost:
-        return f"{keeps}; what is lost without it was not measured."
-    return f"{keeps}; without it {percent(test.replaced.lost[PLAIN].share)} is lost. {_SO[test.constant]}."
-
-
-def _reasons_of_many(tests: Sequence[MethodTest]) -> tuple[Reason, ...]:
-    """The same of more methods than can be read one by one: the range of their shares, and methods by verdict."""
-    reasons = []
-    for about, effect in ((ADDED, "values"), (LOOKS, "attention")):
-        shares = {test.facts.name: _share(test.effects, effect) for test in tests}
-        above = [name for name, share in shares.items() if excludes(share, HALF) > 0]
-        surely = f"surely more than half with {join_words(above)}" if above else "with no method surely more than half"
-        reasons.append(Reason(about, f"{_range(shares.values())} of the gain; {surely}."))
-    judged = [test for test in tests if test.replaced is not None and test.constant is not None]
-    if not judged:
-        return (*reasons, Reason(BIAS, "It was not measured."))
-    share = _range(test.replaced.kept[PLAIN].share for test in judged if test.replaced is not None)
-    alike = {verdict: [test.facts.name for test in judged if test.constant == verdict] for verdict in _DOES}
-    does = "; ".join(_DOES[verdict].format(join_words(names)) for verdict, names in alike.items() if names)
-    return (*reasons, Reason(BIAS, f"The mean of what a method adds keeps {share} of its gain; it {does}."))
-
-
-def _share(effects: Effects | None, effect: str) -> Estimate | None:
-    return effects.effects[effect].share if effects is not None and effect in effects.effects else None
-
-
-def _range(shares: Iterable[Estimate | None]) -> str:
-    values = [100 * share.value for share in shares if share is not None]
-    return f"{min(values):.0f} to {max(values):.0f} %" if values else "an unknown part"
-
-
-def _reasons_without_a_test(tests: Sequence[MethodTest], missing: Sequence[str]) -> tuple[Reason, ...]:
-    """What there is to say where no gain was taken apart: the changes of accuracy, why, and what to do."""
-    gains = [(test.facts.label, test.facts.gain) for test in tests[:MOST_NAMED]]
-    changes = [f"{amount(gain, OUTCOME)} with {label}" for label, gain in gains if gain is not None]
-    reasons = [Reason("Change of accuracy", f"{join_words(changes)}.")] if changes else []
-    reasons += [Reason("Not taken apart", reason) for reason in missing]
-    if any(test.verdict == NO_GAIN for test in tests):
-        reasons.append(Reason("What to do", _ADVICE))
-    return tuple(reasons)

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from clipbias.explain.answer import approach, conclude_study
-from clipbias.explain.headline import MethodTest, headline, method_tests, reasons
+from clipbias.explain.headline import MethodTest, headline, method_tests
+from clipbias.explain.reasons import reasons
 from clipbias.explain.results import CausalTests, Effects, MethodResult, Missing, Replacements
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.wording import NOTHING_INSIDE
@@ -129,26 +130,40 @@ def shares_in(text):
 
 
 def test_the_reasons_have_the_numbers_of_the_arrays(results):
-    """Independently: Shapley values and constants in plain loops over the study's arrays."""
-    added, looks, bias = results.answer.reasons
-    effects = {label: recomputed.effects(results, keys, "accuracy") for label, keys in KEYS.items()}
-    assert [added.about, looks.about, bias.about] == [
-        "What is added to CLIP's tokens",
+    """Independently: corners, levels, constants and fitted forms in plain loops over the study's arrays."""
+    looks, added, bias = results.answer.reasons
+    assert [looks.about, added.about, bias.about] == [
         "Where CLIP looks",
+        "What is added to CLIP's tokens",
         "A fixed bias in its place",
     ]
-
-    def expected(name):
-        return [ends(numbers[name], SHARES, 100) for numbers in effects.values() if name in numbers]
-
-    np.testing.assert_allclose(shares_in(added.text), expected("values"), atol=0.501)
-    np.testing.assert_allclose(shares_in(looks.text), [*expected("attention"), *expected("scale")], atol=0.501)
+    corners = {"frozen": [], "alone": []}
+    for keys in KEYS.values():
+        each = [recomputed.mixture_outcomes(results, key, "accuracy", "both") for key in keys]
+        streams = list(each[0])
+        drawn_by = recomputed.by_name(streams, [np.stack(list(one.values()), 1) for one in each], "accuracy")
+        reference, tuned = (drawn_by[letter * len(streams[0])] for letter in "RP")
+        for name, of_attention, of_others in (("frozen", "R", "P"), ("alone", "P", "R")):
+            corner = drawn_by[of_attention + of_others * (len(streams[0]) - 1)]
+            corners[name].append(ends(number(corner - reference, tuned - reference), SHARES, 100))
+    np.testing.assert_allclose(shares_in(looks.text), corners["frozen"] + corners["alone"], atol=0.501)
+    steps, _ = recomputed.level_steps(results, KEYS["IVLP, 2 seeds"], "accuracy", "vision")
+    levels = [ends(steps[name], SHARES, 100) for name in ("constant", "fitted")]
+    np.testing.assert_allclose(shares_in(added.text), levels, atol=0.501)
     constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
-    both = [ends(constants[f"{kind}:kind"], SHARES, 100) for kind in ("kept", "lost")]
-    np.testing.assert_allclose(shares_in(bias.text), both, atol=0.501)
+    kept = ends(constants["kept:kind"], SHARES, 100)
+    np.testing.assert_allclose(shares_in(bias.text)[-1], kept, atol=0.501)
+    (fitted,) = (each for each in results.replacement.values() if not isinstance(each, Missing))
+    ways = {name: place for place, name in enumerate(fitted.ways)}
+    right, decided = fitted.outcomes.correct, fitted.decisions
+    lost = 100 * (right[:, ways["fitted:kind"]].mean() - right[:, ways["tuned"]].mean())
+    moved = decided[:, ways["tuned"]] != decided[:, ways["reference"]]
+    same = 100 * (decided[moved, ways["fitted:kind"]] == decided[moved, ways["tuned"]]).mean()
+    assert f"accuracy changes by {lost:+.1f} points (" in bias.text and f"), and {same:.0f} % (" in bias.text
     assert bias.text.endswith("Bias tuning is a fixed bias itself.")
-    for label, numbers in effects.items():
-        assert f"{label} ({numbers['gain']['value']:+.1f} points)" in results.answer.headline
+    for label, keys in KEYS.items():
+        gain = recomputed.effects(results, keys, "accuracy")["gain"]
+        assert f"{label} ({gain['value']:+.1f} points)" in results.answer.headline
     assert "over 50 images of the test split and over seeds" in results.answer.certainty
 
 
@@ -183,7 +198,8 @@ LITTLE, SOME, MUCH = share(-5, 20), share(10, 40), share(60, 90)
 def measured(verdict, label="M", *, gain=20.0, attention=SOME, values=MUCH, constant=None, images=50, learns=False):
     """A method with a verdict, two of its effects, and what the mean keeps and loses."""
     gain = Estimate(gain, gain - 5, gain + 5)
-    effects = Effects(Estimate(50.0), gain, {"attention": attention, "values": values}, {}, {})
+    corners = {"RR": Estimate(0.0), "PR": attention, "RP": values}
+    effects = Effects(Estimate(50.0), gain, {"attention": attention, "values": values}, {}, corners)
     replacements = Replacements(gain, {"kind": SOME}, {"kind": MUCH}, None)
     method = dataclasses.replace(facts(label), gain=gain, learns_constant=learns)
     return MethodTest(method, verdict, effects, None if learns else replacements, constant, images)
@@ -264,9 +280,11 @@ def test_reasons_of_many_methods_are_ranges_and_verdicts():
         measured("values", f"M{place}", values=value, constant=constant)
         for place, (value, constant) in enumerate(zip(values, verdicts, strict=True))
     ]
-    added, looks, bias = (reason.text for reason in reasons(tests))
-    assert added == "25 to 84 % of the gain; surely more than half with M0, M2 and M4."
-    assert looks == "25 to 25 % of the gain; with no method surely more than half."
+    looks, bias = (reason.text for reason in reasons(tests))
+    assert looks == (
+        "With CLIP's attention frozen, what is added to tokens has 25 to 84 % of the gain; surely more than half with"
+        " M0, M2 and M4. The new attention alone has 25 to 25 %; with no method surely more than half."
+    )
     assert bias == (
         "The mean of what a method adds keeps 25 to 25 % of its gain; it does what M0 does; does most of what M1 does;"
         " does not do what M2 and M4 does, where another bias may; may do what M3 does or not, which is undecided."
