@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from absl import app, flags
+from absl import app
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import FittedReplacements, StudyResults, load_results, present
 from clipbias.explain.results.replacement import Comparison
 from clipbias.report.captioned import write_csv
 from experiments import common
-
-TO = flags.DEFINE_string("to", "fit_noise.csv", "The CSV to write.")
+from tools.study_pictures import TO
 
 
 def fit_noise(studies: Sequence[StudyResults]) -> pd.DataFrame:

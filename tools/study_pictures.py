@@ -12,7 +12,7 @@ from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.report.methods import load_studies
 from experiments import common
 
-TO = flags.DEFINE_string("to", "picture.png", "The PNG to write; its numbers go beside it.")
+TO = flags.DEFINE_string("to", "picture.png", "The PNG to write, with its numbers beside it, or the CSV.")
 
 
 def read_studies(names: Sequence[str], tool: str) -> list[StudyResults]:

@@ -50,7 +50,7 @@ def reasons(tests: Sequence[MethodTest], missing: Sequence[str] = ()) -> tuple[R
     few = len(apart) <= MOST_NAMED
     shares = _one_by_one if few else _in_ranges
     looks = (
-        f"With CLIP's attention frozen, what is added to tokens has {shares(apart, _attention_frozen, ' of the gain')}."
+        f"With CLIP's attention frozen, what is added to tokens has {shares(apart, _tokens_alone, ' of the gain')}."
         f" The new attention alone has {shares(apart, _attention_alone, '')}."
     )
     added = _of_levels(apart, shares)
@@ -58,26 +58,12 @@ def reasons(tests: Sequence[MethodTest], missing: Sequence[str] = ()) -> tuple[R
     return (Reason(LOOKS, looks), *([Reason(ADDED, added)] if added else []), bias)
 
 
-def _attention_frozen(test: MethodTest) -> Estimate | None:
-    return _corner(test, "R", "P")
+def _tokens_alone(test: MethodTest) -> Estimate | None:
+    return None if test.effects is None else test.effects.tokens_alone.share
 
 
 def _attention_alone(test: MethodTest) -> Estimate | None:
-    return _corner(test, "P", "R")
-
-
-def _corner(test: MethodTest, attention: str, others: str) -> Estimate | None:
-    """The share of the gain with attention of one run and all else of another."""
-    if test.effects is None:
-        return None
-    return next(
-        (
-            corner.share
-            for name, corner in test.effects.corners.items()
-            if name[0] == attention and set(name[1:]) == {others}
-        ),
-        None,
-    )
+    return None if test.effects is None else test.effects.attention_alone.share
 
 
 def _constant_level(test: MethodTest) -> Estimate | None:

@@ -1,4 +1,4 @@
-"""The first page's figure and table, and the same figure over datasets: what carries the gain, what is kept."""
+"""The first page's figure and table, and the same figure over datasets: attention and tokens, and what is added."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from clipbias.explain.effects import KEPT, LOST, OUTCOMES, UNITS
-from clipbias.explain.replacement_names import PLAIN
-from clipbias.explain.results import EFFECTS, StudyResults
-from clipbias.explain.uncertainty import Estimate, mean_over_datasets
+from clipbias.explain.effects import OUTCOMES, UNITS
+from clipbias.explain.endpoint import TOKENS_ALONE
+from clipbias.explain.results import StudyResults
+from clipbias.explain.uncertainty import mean_over_datasets
 from clipbias.explain.wording import change
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
-from clipbias.report.methods import MethodResults, MethodSummary
+from clipbias.report.methods import (
+    ALL_ADDED,
+    ATTENTION_ALONE,
+    BEST_ADDED,
+    MEAN_ADDED,
+    MethodResults,
+    MethodSummary,
+)
 from clipbias.report.names import ordered_methods
 from clipbias.report.panels import Layout, panels, points
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
-from clipbias.report.verdict_figures import EFFECT_COLOURS, interval_columns
-from clipbias.report.verdict_tables import share_text
+from clipbias.report.verdict_figures import interval_columns
 from clipbias.sentences import counted
 
 if TYPE_CHECKING:
@@ -32,33 +38,28 @@ COLUMNS = (
     "Model",
     "Accuracy (%)",
     "Gain (points)",
-    "Attention",
-    "Scale",
-    "Values",
-    "Kept by the mean",
-    "Lost without",
+    "Attention alone",
+    "Tokens alone",
+    "All that is added",
+    "Its mean",
+    "Best constant",
 )
 MEAN = "mean"
 OUTCOME = OUTCOMES[0]
-# What a row of the first page's figure is called.
-_ROW_NAMES = {
-    "gain": "whole gain",
-    "attention": "attention: where CLIP looks",
-    "scale": "scale: drawn to prompts",
-    "values": "values: what is added",
-    KEPT: "kept by the mean",
-    LOST: "lost without it",
-}
 _ROW_HEIGHT = 0.2  # inches
-_EFFECT_LOOKS = [(name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)]
+# What is drawn, in the order of the table's columns: its name, what a row is called, colour and marker.
+_MARKS = (
+    ("gain", "whole gain", style.BLACK, "D"),
+    (ATTENTION_ALONE, "attention alone", style.SKY, "o"),
+    (TOKENS_ALONE, "tokens alone", style.GREEN, "^"),
+    (ALL_ADDED, "all that is added", style.ORANGE, "s"),
+    (MEAN_ADDED, "of it the mean", style.PURPLE, "o"),
+    (BEST_ADDED, "the best constant", style.RED, "v"),
+)
+_NAMES = tuple(name for name, *_ in _MARKS)
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
-    for name, label, colour, marker in (
-        ("gain", "whole gain", style.BLACK, "D"),
-        *_EFFECT_LOOKS,
-        (KEPT, "kept by the mean", style.PURPLE, "o"),
-        (LOST, "lost without it", style.RED, "v"),
-    )
+    for name, label, colour, marker in _MARKS
 }
 
 
@@ -72,22 +73,17 @@ def answer_rows(study: StudyResults, methods: Sequence[MethodResults]) -> list[t
 
 def _answer_row(method: MethodResults) -> tuple[str, ...]:
     facts = method.facts
-    effects = method.named(OUTCOME)
+    numbers = method.named(OUTCOME) | ({} if facts.gain is None else {"gain": facts.gain})
     accuracy = f"{facts.accuracy:.1f} ± {facts.standard_error:.1f}"
-    changes = [_change(effects.get(name)) for name in EFFECTS]
-    shares = [share_text(method.share(OUTCOME, kind)) for kind in (KEPT, LOST)]
-    return (facts.label, accuracy, _change(facts.gain), *changes, *shares)
-
-
-def _change(number: Estimate | None) -> str:
-    return MISSING if number is None else change(number, OUTCOME)
+    return (facts.label, accuracy, *(change(numbers[name], OUTCOME) if name in numbers else MISSING for name in _NAMES))
 
 
 def answer_note(study: StudyResults, methods: Sequence[MethodResults]) -> str:
     """What the numbers of `answer_rows` are."""
     sentences = [
-        f"Accuracy over {counted(study.zero_shot.images, 'image')} ± one standard error. Kept and lost: shares of"
-        " the gain in accuracy. A dash: not measured, no sure gain, or a method that learns such vectors."
+        f"Accuracy over {counted(study.zero_shot.images, 'image')} ± one standard error; all else in points, against"
+        " the frozen model, or, what is added, against nothing in its place. A dash: not measured, or a method that"
+        " learns a constant."
     ]
     shown = _shown(methods)
     starts = [f"{each.facts.name} {each.facts.start:.1f} %" for each in shown if each.facts.start is not None]
@@ -107,7 +103,7 @@ def _shown(methods: Sequence[MethodResults]) -> list[MethodResults]:
 
 
 def answer_figure(study: StudyResults, methods: Sequence[MethodResults]) -> CaptionedFigure | None:
-    """Per method what carries the gain in accuracy, and what of it the mean keeps and takes away."""
+    """Per method the gain in accuracy, what attention and tokens give alone, and of what is added its mean."""
     numbers = pd.DataFrame([row for method in methods for row in _marks(method, study.dataset.name)])
     if numbers.empty:
         return None
@@ -124,12 +120,18 @@ def _draw_rows(numbers: pd.DataFrame) -> "Figure":
         figure = style.new_figure(3.9, 0.6 + _ROW_HEIGHT * len(rows))
         axes = figure.subplots()
         points(axes, numbers, category="row", hue="quantity", looks=_LOOKS, places=rows, step=0.0)
-        axes.set_yticks(range(len(rows)), [_ROW_NAMES.get(row.rpartition("\n")[2], row) for row in rows])
+        axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
         for row, label in zip(rows, axes.get_yticklabels(), strict=True):
             label.set_fontweight("normal" if "\n" in row else "bold")
         axes.axvline(0, color="#4B5563", linewidth=0.8)
         axes.set_xlabel("points of accuracy")
     return figure
+
+
+def _label(row: str) -> str:
+    """A method's name, or below it what a row shows."""
+    quantity = row.rpartition("\n")[2]
+    return _LOOKS[quantity]["label"] if quantity in _LOOKS else quantity
 
 
 def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] = ()) -> CaptionedFigure | None:
@@ -184,16 +186,11 @@ def _draw(numbers: pd.DataFrame, names: Mapping[Any, str]) -> "Figure":
 
 def _marks(method: MethodResults, dataset: str) -> list[dict[str, Any]]:
     """What is drawn of a method, all in points of accuracy."""
-    effects = method.effects(OUTCOME)
-    marks = {} if effects is None else {"gain": effects.gain, **effects.effects}
-    for kind in (KEPT, LOST):
-        replaced = method.replacements(OUTCOME, kind)
-        if PLAIN in replaced:
-            marks[kind] = replaced[PLAIN]
     place = {"dataset": dataset, "method": method.facts.name, "seeds": len(method.facts.models)}
+    numbers = method.named(OUTCOME)
     return [
         {**place, "quantity": name, "value": number.value, "low": number.low, "high": number.high}
-        for name, number in marks.items()
+        for name, number in ((name, numbers[name]) for name in _NAMES if name in numbers)
     ]
 
 

@@ -19,19 +19,18 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         parameters. A mean number of parameters is one over datasets, where it grows with the classes.""",
     ),
     "answer": (
-        "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",
-        """Attention, scale and values add up to the whole gain. Kept: the gain of the frozen model with the mean of
-        what the tuned blocks add, two vectors per layer. Lost: what the tuned model loses if it is subtracted. Lines:
-        95 % intervals.""",
+        "What attention and tokens give alone of the gain in accuracy, and a constant of what is added",
+        """Attention alone: the tuned model's attention, all else frozen. Tokens alone: what is added to tokens,
+        attention frozen. All that is added to image tokens, against nothing; of it the mean over training images, and
+        the best constant. Lines: 95 % intervals.""",
     ),
     "verdict_overview": (
-        "What carries the gain in accuracy, and what the mean of what blocks add keeps of it",
-        """{datasets}. The gain in accuracy over the frozen model with the text that training starts from, and three
-        effects that add up to it, Shapley values: which input tokens attend to which (attention), what prompts take
-        away from attention on input tokens (scale), and what is added to tokens (values). Kept: the gain of the frozen
-        model with the mean of what the tuned blocks add, two vectors per layer. Lost: what the tuned model loses if it
-        is subtracted. Lines are 95 % intervals over images and seeds; a mean over datasets, from five on, has an
-        interval over datasets. {left_out}""",
+        "What attention and tokens give alone of the gain in accuracy, and a constant of what is added",
+        """{datasets}. The gain in accuracy over the frozen model with the text that training starts from; what the
+        tuned model's attention gives alone, all else frozen; and what it adds to tokens gives alone, its attention
+        frozen. All that is added: to image tokens at the tuned model's attention, against nothing; of it the mean over
+        training images, and the best constant in its place. Lines are 95 % intervals over images and seeds; a mean over
+        datasets, from five on, has an interval over datasets. {left_out}""",
     ),
     "replacements": (
         "What can stand in a method's place",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.effects import KEPT, LOST
+from clipbias.explain.endpoint import TOKENS_ALONE
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import (
     ByOutcome,
@@ -22,6 +23,11 @@ from clipbias.explain.results import (
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import by_reason
 from clipbias.report.published import ordered_datasets
+
+ATTENTION_ALONE = "attention alone"
+ALL_ADDED = "all that is added"
+MEAN_ADDED = "its mean"
+BEST_ADDED = "the best constant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +53,24 @@ class MethodResults:
         return None if self.summary is None else self.summary.towers[tower][outcome]
 
     def named(self, outcome: str) -> dict[str, Estimate]:
-        """By name: the gain, effects and interactions."""
+        """By name: the gain, what attention and tokens give alone, effects and interactions, and what is added."""
         effects = self.effects(outcome)
-        return {} if effects is None else {"gain": effects.gain, **effects.effects, **effects.interactions}
+        if effects is None:
+            return {}
+        alone = {ATTENTION_ALONE: effects.attention_alone, TOKENS_ALONE: effects.tokens_alone}
+        return {"gain": effects.gain, **alone, **effects.effects, **effects.interactions, **self.added(outcome)}
+
+    def added(self, outcome: str) -> dict[str, Estimate]:
+        """What is added to image tokens, of a method that changes texts alone to text tokens: all, mean, best constant.
+
+        Empty of a method that learns a constant, of which that is no finding.
+        """
+        levels = {} if self.summary is None or self.facts.learns_constant else self.summary.levels
+        for of_tower in levels.values():
+            numbers = of_tower[outcome]
+            best = {} if numbers.fitted is None else {BEST_ADDED: numbers.fitted}
+            return {ALL_ADDED: numbers.all, MEAN_ADDED: numbers.steps["constant"], **best}
+        return {}
 
     def replacements(self, outcome: str, kind: str) -> dict[str, Estimate]:
         """What replacements keep of the gain, or what is lost without them, by name."""
@@ -65,7 +86,7 @@ class MethodResults:
         return number.share
 
     def numbers(self, outcome: str) -> dict[str, Estimate]:
-        """By name: the gain, effects, interactions, and what replacements keep ("kept:kind") and lose ("lost:kind")."""
+        """By name those of `named`, and what replacements keep ("kept:kind") and lose ("lost:kind")."""
         numbers = self.named(outcome)
         for kind in (KEPT, LOST):
             numbers |= {f"{kind}:{name}": number for name, number in self.replacements(outcome, kind).items()}

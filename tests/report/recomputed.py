@@ -100,6 +100,24 @@ def level_steps(results, keys, outcome, tower):
     return numbers, shapley
 
 
+def alone(results, keys, outcome):
+    """What attention gives alone, and tokens."""
+    each = [mixture_outcomes(results, key, outcome, "both") for key in keys]
+    streams = list(each[0])
+    by_stream = by_name(streams, [np.stack(list(mixture.values()), 1) for mixture in each], outcome)
+    letters = len(streams[0])
+    reference, tuned = (by_stream[letter * letters] for letter in "RP")
+    corners = {"attention alone": "P" + "R" * (letters - 1), "tokens alone": "R" + "P" * (letters - 1)}
+    return {name: number(by_stream[corner] - reference, tuned - reference) for name, corner in corners.items()}
+
+
+def added(results, keys, outcome):
+    """What is added to image tokens, its mean and the best constant."""
+    numbers, _ = level_steps(results, keys, outcome, "vision")
+    names = {"all that is added": "all", "its mean": "constant", "the best constant": "fitted"}
+    return {name: numbers[step] for name, step in names.items()}
+
+
 def effects(results, keys, outcome, tower="both"):
     """The gain, the mean contribution of every effect over all orders of adding them, and interactions."""
     keys = [keys] if isinstance(keys, str) else keys

@@ -19,13 +19,20 @@ from tests.report import recomputed
 from tests.report.recomputed import SHARES, drawn, ends, number
 from tests.report.synthetic import only_sections, synthetic_results
 
-EFFECTS = ("attention", "scale", "values")
+MARKS = ("gain", "attention alone", "tokens alone", "all that is added", "its mean", "the best constant")
 KEYS = {"IVLP, 2 seeds": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
 
 
 @pytest.fixture(scope="module")
 def results():
     return synthetic_results(pictures=1, twins=True)
+
+
+def marks(results, label, keys):
+    """What the first page shows of a method; that a learned bias is its own mean is no finding."""
+    numbers = recomputed.effects(results, keys, "accuracy") | recomputed.alone(results, keys, "accuracy")
+    numbers |= {} if label == "Bias tuning" else recomputed.added(results, keys, "accuracy")
+    return {name: numbers[name] for name in MARKS if name in numbers}
 
 
 def numbers_in(text):
@@ -46,19 +53,12 @@ def test_rows_are_what_the_arrays_say(results):
         np.testing.assert_allclose(
             numbers_in(row["Accuracy (%)"]), [100 * np.mean(shares), np.mean(errors)], atol=0.0501
         )
-        numbers = recomputed.effects(results, keys, "accuracy")
-        named = {"Gain (points)": "gain", **{name.capitalize(): name for name in EFFECTS}}
-        for head, name in named.items():
+        numbers = marks(results, label, keys)
+        for head, name in zip(COLUMNS[2:], MARKS, strict=True):
             if name in numbers:
                 np.testing.assert_allclose(numbers_in(row[head]), ends(numbers[name]), atol=0.0501)
             else:
                 assert row[head] == "–"
-        for head, kind in zip(COLUMNS[-2:], ("kept", "lost"), strict=True):
-            if label == "Bias tuning":  # that a learned bias keeps itself is no finding
-                assert row[head] == "–"
-            else:
-                kept_numbers = recomputed.constants(results, keys, "accuracy")[f"{kind}:kind"]
-                np.testing.assert_allclose(numbers_in(row[head]), ends(kept_numbers, SHARES, 100), atol=0.501)
 
 
 def test_the_figure_has_the_same_numbers(results):
@@ -67,21 +67,15 @@ def test_the_figure_has_the_same_numbers(results):
         (row["method"], row["quantity"]): list(row[["value", "low", "high"]]) for _, row in drawing.numbers.iterrows()
     }
     for label, keys in KEYS.items():
-        method = label.partition(",")[0]
-        numbers = recomputed.effects(results, keys, "accuracy")
-        for name in ("gain", *EFFECTS):
-            if name in numbers:
-                np.testing.assert_allclose(shown.pop((method, name)), ends(numbers[name]), atol=1e-5)
-    constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
-    for kind in ("kept", "lost"):
-        np.testing.assert_allclose(shown.pop(("IVLP", kind)), ends(constants[f"{kind}:kind"]), atol=1e-5)
+        for name, expected in marks(results, label, keys).items():
+            np.testing.assert_allclose(shown.pop((label.partition(",")[0], name)), ends(expected), atol=1e-5)
     assert not shown
     (axes,) = drawing.figure.axes
     assert axes.get_xlabel() == "points of accuracy"
     names = [text.get_text() for text in axes.get_yticklabels()]
-    effects = ["whole gain", "attention: where CLIP looks", "scale: drawn to prompts", "values: what is added"]
-    without_slots = [name for name in effects if "scale" not in name]
-    assert names == ["IVLP", *effects, "kept by the mean", "lost without it", "Bias tuning", *without_slots]
+    alone = ["whole gain", "attention alone", "tokens alone"]
+    added = ["all that is added", "of it the mean", "the best constant"]
+    assert names == ["IVLP", *alone, *added, "Bias tuning", *alone]
 
 
 def test_markers_of_two_methods_do_not_touch_in_a_figure_for_a_phone(results):
@@ -137,18 +131,11 @@ def test_the_reasons_have_the_numbers_of_the_arrays(results):
         "What is added to CLIP's tokens",
         "A fixed bias in its place",
     ]
-    corners = {"frozen": [], "alone": []}
-    for keys in KEYS.values():
-        each = [recomputed.mixture_outcomes(results, key, "accuracy", "both") for key in keys]
-        streams = list(each[0])
-        drawn_by = recomputed.by_name(streams, [np.stack(list(one.values()), 1) for one in each], "accuracy")
-        reference, tuned = (drawn_by[letter * len(streams[0])] for letter in "RP")
-        for name, of_attention, of_others in (("frozen", "R", "P"), ("alone", "P", "R")):
-            corner = drawn_by[of_attention + of_others * (len(streams[0]) - 1)]
-            corners[name].append(ends(number(corner - reference, tuned - reference), SHARES, 100))
-    np.testing.assert_allclose(shares_in(looks.text), corners["frozen"] + corners["alone"], atol=0.501)
-    steps, _ = recomputed.level_steps(results, KEYS["IVLP, 2 seeds"], "accuracy", "vision")
-    levels = [ends(steps[name], SHARES, 100) for name in ("constant", "fitted")]
+    corners = [recomputed.alone(results, keys, "accuracy") for keys in KEYS.values()]
+    expected = [ends(of[name], SHARES, 100) for name in ("tokens alone", "attention alone") for of in corners]
+    np.testing.assert_allclose(shares_in(looks.text), expected, atol=0.501)
+    of_ivlp = recomputed.added(results, KEYS["IVLP, 2 seeds"], "accuracy")
+    levels = [ends(of_ivlp[name], SHARES, 100) for name in ("its mean", "the best constant")]
     np.testing.assert_allclose(shares_in(added.text), levels, atol=0.501)
     constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
     kept = ends(constants["kept:kind"], SHARES, 100)

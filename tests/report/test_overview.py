@@ -43,9 +43,11 @@ def numbers(results):
         for method, keys in KEYS.items():
             tested = [key for key in keys if key in each.factorial.models]
             for outcome in ("accuracy", "calibrated"):
-                by_place[method, outcome, name] = recomputed.effects(each, tested, outcome) | (
-                    recomputed.constants(each, tested, outcome) if method == "IVLP" else {}
-                )
+                by_place[method, outcome, name] = recomputed.effects(each, tested, outcome)
+                by_place[method, outcome, name] |= recomputed.alone(each, tested, outcome)
+                if method == "IVLP":
+                    by_place[method, outcome, name] |= recomputed.constants(each, tested, outcome)
+                    by_place[method, outcome, name] |= recomputed.added(each, tested, outcome)
     return by_place
 
 
@@ -68,9 +70,9 @@ def test_every_number_of_the_picture_is_recomputed(numbers, studies):
         if numbers_of_row.get("share") is not None:
             np.testing.assert_allclose([row[name] for name in SHARES], ends(numbers_of_row, SHARES), atol=1e-4)
         assert row["seeds"] == (2 if (row["method"], row["dataset"]) == ("IVLP", "demo/fashion") else 1)
-    # Five datasets but one with a control more and their mean: a gain, effects, interactions, and what constants do.
+    # Five datasets and their mean: a gain, two corners, effects, interactions, what constants do, and what is added.
     assert set(frame["dataset"]) == {*DATASETS, "mean"}
-    assert len(frame) == 2 * 6 * ((1 + 3 + 4 + 2 * len(NAMES)) + (1 + 2 + 1))
+    assert len(frame) == 2 * 6 * ((1 + 2 + 3 + 4 + 2 * len(NAMES) + 3) + (1 + 2 + 2 + 1))
 
 
 def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers, studies):
@@ -81,7 +83,8 @@ def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers,
     for column, name in enumerate(DATASETS):
         for mark, expected in (
             (0, [numbers[method, "accuracy", name]["gain"]["value"] for method in KEYS]),
-            (4, [numbers["IVLP", "accuracy", name]["kept:kind"]["value"]]),
+            (2, [numbers[method, "accuracy", name]["tokens alone"]["value"] for method in KEYS]),
+            (4, [numbers["IVLP", "accuracy", name]["its mean"]["value"]]),
         ):
             line = axes[column].containers[mark].lines[0]
             np.testing.assert_allclose(np.asarray(line.get_xdata(), float), expected, atol=1e-4)
@@ -143,11 +146,11 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
     assert "accuracy, points: scale × values" in printed and "What prompts add to tokens carries" in printed
-    assert "over all 2 conclusions" in printed and printed.count(" tokens alone ") == 2
+    assert "over all 2 conclusions" in printed and printed.count("IVLP     tokens alone ") == 2
     assert printed.count("Head has no factorial.") == printed.count("Head has no constants.") == 1
     assert "Not in it: Head: Head has no factorial." in printed  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (8 + 2 * len(NAMES) + 4)
+    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (13 + 2 * len(NAMES) + 6)
     save_results(tmp_path / "why" / "again", results["dtd"])
     with pytest.raises(ClipbiasError, match="both hold dtd"):
         draw_verdict.main([str(tmp_path / "why")])

@@ -135,7 +135,7 @@ def test_the_first_page_asks_answers_and_shows(whole):
         "A fixed bias in its place:",
         "How it was found:",
         "How sure:",
-        "add up to the whole gain",
+        "Attention alone: the tuned model's attention, all else frozen.",
     )
     places = [first.index(part) for part in (*parts, "Accuracy (%) Gain (points)")]
     assert places == sorted(places) and len(first[places[1] :].split()) < 470

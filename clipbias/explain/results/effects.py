@@ -64,6 +64,19 @@ class Effects:
     interactions: dict[str, Estimate]
     corners: dict[str, Estimate]
 
+    @property
+    def attention_alone(self) -> Estimate:
+        """The tuned run's attention, all else of the reference: what attention suffices for."""
+        return self._corner("P", "R")
+
+    @property
+    def tokens_alone(self) -> Estimate:
+        """The reference's attention, all else of the tuned run: what this lacks of the gain needs attention."""
+        return self._corner("R", "P")
+
+    def _corner(self, attention: str, others: str) -> Estimate:
+        return self.corners[attention + others * (len(self.effects) - 1)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
