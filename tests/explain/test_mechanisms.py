@@ -23,7 +23,7 @@ from clipbias.tuning.registry import resolve_method
 from tests.explain.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
 from tests.report.synthetic import synthetic_results
-from tools.mechanisms import models, outliers, rules, score, tasks
+from tools.mechanisms import models, outliers, picture, rules, score, tasks
 from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
 from tools.mechanisms.models import BOTH, CONSTANT, FAMILIES, IMAGE, NO_GAIN, Spec, counts, digest
 from tools.mechanisms.rules import UNDECIDED, Answer, by_levels, by_share
@@ -356,9 +356,8 @@ def scored(family, counted, where, what):
     return Scored(spec, counted, dict.fromkeys(rules.RULES, Answer(where, what)))
 
 
-def test_scores_are_those_counted_by_hand():
-    explainer = next(iter(rules.RULES))
-    rows = [
+def scored_by_hand():
+    return [
         scored("bias", True, UNDECIDED, CONSTANT),
         scored("late_bias", True, UNDECIDED, CONSTANT),
         scored("last_bias", True, "no attention", IMAGE),
@@ -368,6 +367,11 @@ def test_scores_are_those_counted_by_hand():
         scored("qk_both", True, "attention", CONSTANT),  # has no label on this axis
         scored("bias_shuffled", True, NO_GAIN, NO_GAIN),
     ]
+
+
+def test_scores_are_those_counted_by_hand():
+    explainer = next(iter(rules.RULES))
+    rows = scored_by_hand()
     what = confusion(rows, explainer, "what")
     assert what.models == 6 and what.counts[CONSTANT] == {CONSTANT: 2, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 0}
     assert what.counts[IMAGE] == {CONSTANT: 0, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 1}
@@ -380,6 +384,28 @@ def test_scores_are_those_counted_by_hand():
     assert written["trained_under"] == ["a"] and written["digest"] == digest()
     assert written["confusion"]["what"][explainer]["counts"][CONSTANT][IMAGE] == 1
     assert f"what, {explainer}: 6 models; right 67 % (30 to 90), wrong 17 %" in score.format_table(rows)
+
+
+def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
+    silent = "optimal ablation"
+    rows = [dataclasses.replace(row, answers={**row.answers, silent: Answer()}) for row in scored_by_hand()]
+    table = picture.counts(score.as_json(rows, ["a"]))
+    others = [name for name in rules.RULES if name != silent]
+    assert list(dict.fromkeys(table["explainer"])) == others
+    rates = picture.rates(table).set_index(["axis", "explainer"])
+    for axis, models_of, right, wrong in (("where", 3, 300, 0), ("what", 6, 400, 100)):
+        for name in others:
+            rate = rates.loc[(axis, name)]
+            assert rate["models"] == models_of
+            assert (rate["right"], rate["wrong"]) == pytest.approx((right / models_of, wrong / models_of))
+    assert tuple(rates.loc[("what", others[0]), ["right_low", "right_high"]]) == pytest.approx((30.0, 90.3), abs=0.1)
+    figure = picture.draw(table)
+    panel = figure.axes[len(others)]
+    assert panel.get_title() == f"{others[0]}\n67 % right, 17 % wrong"
+    expected = {(0, 0): "2", (1, 0): "1", (0, 3): "0", (1, 1): "1", (4, 1): "1", (3, 3): "1"}
+    texts = {text.get_position(): text.get_text() for text in panel.texts}
+    assert {place: texts[place] for place in expected} == expected
+    assert [label.get_text() for label in panel.get_yticklabels()] == list(models.LABELS["what"])
 
 
 @pytest.mark.parametrize("name", ["rules.py", "models.py"])

@@ -2,11 +2,13 @@
 
     python -m tools.mechanisms train --workdir=workdir/mechanisms
     python -m tools.mechanisms score --workdir=workdir/mechanisms
+    python -m tools.mechanisms draw --workdir=workdir/mechanisms --to=docs/images/mechanisms.png
 
-Both continue where they stopped. `--families=bias,map_8 --limit=2 --steps=30` is for a try. `--replacement` fits
-constants to every model, which trains for minutes each.
+The first two continue where they stopped. `--families=bias,map_8 --limit=2 --steps=30` is for a try. `--replacement`
+fits constants to every model, which trains for minutes each.
 """
 
+import json
 import time
 from pathlib import Path
 
@@ -15,10 +17,14 @@ from absl import app, flags
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results.study import REPLACEMENT
-from tools.mechanisms import score
+from clipbias.io import read_text
+from clipbias.report import style
+from clipbias.report.captioned import write_csv
+from tools.mechanisms import picture, score
 from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.rules import FORMS
 from tools.mechanisms.train import adapter_path, train_model
+from tools.study_pictures import TO
 
 LEVEL_STEPS = 300  # of the constant that optimal ablation fits
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
@@ -45,6 +51,14 @@ def train(workdir: Path) -> None:
         )
 
 
+def draw(workdir: Path, path: Path) -> None:
+    """Draws what `score` wrote, writes its counts beside it and prints the rates."""
+    table = picture.counts(json.loads(read_text(workdir / "scores.json")))
+    style.save_png(picture.draw(table), path)
+    write_csv(path.with_suffix(".csv"), table)
+    print(picture.rates(table).round(1).to_string(index=False))
+
+
 def main(arguments: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
     if arguments[1:] == ["train"]:
@@ -57,8 +71,10 @@ def main(arguments: list[str]) -> None:
         scored = score.score(workdir, table(_FAMILIES.value), sections, options)
         score.write(workdir, scored)
         print(score.format_table(scored))
+    elif arguments[1:] == ["draw"]:
+        draw(workdir, Path(TO.value).with_suffix(".png"))
     else:
-        raise ClipbiasError(f"the command is {arguments[1:]}; give train or score.")
+        raise ClipbiasError(f"the command is {arguments[1:]}; give train, score or draw.")
 
 
 if __name__ == "__main__":
