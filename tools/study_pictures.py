@@ -25,13 +25,22 @@ def read_studies(names: Sequence[str], tool: str) -> list[StudyResults]:
     Raises:
       ClipbiasError: no folder was given, or `load_studies` refuses one.
     """
+    return list(load_studies(study_folders(names, tool)).values())
+
+
+def study_folders(names: Sequence[str], tool: str) -> list[Path]:
+    """The folders of studies, each once; a folder that holds several studies stands for all of them.
+
+    Raises:
+      ClipbiasError: no folder was given.
+    """
     if not names:
         raise ClipbiasError(f"give finished studies: python -m tools.{tool} FOLDER... --to=FILE.png.")
     folders: list[Path] = []
     for folder in (Path(name).expanduser() for name in names):
         inner = sorted(path.parent for path in folder.glob(f"*/{SCALARS}"))
         folders += [folder] if (folder / SCALARS).is_file() or not inner else inner
-    return list(load_studies(dict.fromkeys(folders)).values())
+    return list(dict.fromkeys(folders))
 
 
 def save_picture(figure: CaptionedFigure) -> Path:
