@@ -278,6 +278,21 @@ def test_the_findings_on_methods_of_one_seed_are_those_of_the_table() -> None:
     assert f"the difference is {beside['CoCoOp']} points." in page
 
 
+def test_the_finding_on_siglip_is_that_of_its_file() -> None:
+    page = " ".join((ROOT / "docs/distil.md").read_text(encoding="utf-8").split())
+    with open(ROOT / "docs/images/replacements_siglip_pooled.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["Method"], row["Models"]) for row in rows} == {("IVLP", "3")}
+    _, kind, norms, _ = rows
+    assert (
+        f"two vectors have {kind['Share of the gain']} of the gain, and their agreement less that of a retraining"
+        in page
+    )
+    less = kind["Less retraining's"]
+    assert f"is {less} points." in page and norms["Not inferior within 1 point"] == "yes"
+    assert f"LayerNorms have {norms['Share of the gain']} and lose no point of accuracy." in page
+
+
 def test_the_noise_of_fits_is_that_of_its_file() -> None:
     page = " ".join((ROOT / "docs/distil.md").read_text(encoding="utf-8").split())
     with open(ROOT / "docs/images/fit_noise.csv", encoding="utf-8", newline="") as file:

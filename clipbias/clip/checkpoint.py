@@ -362,11 +362,6 @@ def save(
     write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def weights_file(config: ClipConfig) -> str:
-    """The file in which a model's weights are written."""
-    return WEIGHTS if config.family in MODELS else OPEN_CLIP_WEIGHTS
-
-
 def open_clip_config(clip: Clip) -> dict[str, Any]:
     """The content of an `open_clip_config.json`, of CLIP or of a family that transformers lacks."""
     if clip.config.family == "clip":
