@@ -41,7 +41,7 @@ COLUMNS = (
     "Attention alone",
     "Tokens alone",
     "All that is added",
-    "Its mean",
+    "Mean of what is added",
     "Best constant",
 )
 MEAN = "mean"
@@ -53,8 +53,8 @@ _MARKS = (
     (ATTENTION_ALONE, "attention alone", style.SKY, "o"),
     (TOKENS_ALONE, "tokens alone", style.GREEN, "^"),
     (ALL_ADDED, "all that is added", style.ORANGE, "s"),
-    (MEAN_ADDED, "of it the mean", style.PURPLE, "o"),
-    (BEST_ADDED, "the best constant", style.RED, "v"),
+    (MEAN_ADDED, "mean of what is added", style.PURPLE, "o"),
+    (BEST_ADDED, "best constant", style.RED, "v"),
 )
 _NAMES = tuple(name for name, *_ in _MARKS)
 _LOOKS: dict[str, dict[str, Any]] = {

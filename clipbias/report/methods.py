@@ -26,8 +26,8 @@ from clipbias.report.published import ordered_datasets
 
 ATTENTION_ALONE = "attention alone"
 ALL_ADDED = "all that is added"
-MEAN_ADDED = "its mean"
-BEST_ADDED = "the best constant"
+MEAN_ADDED = "mean of what is added"
+BEST_ADDED = "best constant"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,7 +114,7 @@ def alone(results, keys, outcome):
 def added(results, keys, outcome):
     """What is added to image tokens, its mean and the best constant."""
     numbers, _ = level_steps(results, keys, outcome, "vision")
-    names = {"all that is added": "all", "its mean": "constant", "the best constant": "fitted"}
+    names = {"all that is added": "all", "mean of what is added": "constant", "best constant": "fitted"}
     return {name: numbers[step] for name, step in names.items()}
 
 

@@ -19,7 +19,7 @@ from tests.report import recomputed
 from tests.report.recomputed import SHARES, drawn, ends, number
 from tests.report.synthetic import only_sections, synthetic_results
 
-MARKS = ("gain", "attention alone", "tokens alone", "all that is added", "its mean", "the best constant")
+MARKS = ("gain", "attention alone", "tokens alone", "all that is added", "mean of what is added", "best constant")
 KEYS = {"IVLP, 2 seeds": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
 
 
@@ -74,7 +74,7 @@ def test_the_figure_has_the_same_numbers(results):
     assert axes.get_xlabel() == "points of accuracy"
     names = [text.get_text() for text in axes.get_yticklabels()]
     alone = ["whole gain", "attention alone", "tokens alone"]
-    added = ["all that is added", "of it the mean", "the best constant"]
+    added = ["all that is added", "mean of what is added", "best constant"]
     assert names == ["IVLP", *alone, *added, "Bias tuning", *alone]
 
 
@@ -135,7 +135,7 @@ def test_the_reasons_have_the_numbers_of_the_arrays(results):
     expected = [ends(of[name], SHARES, 100) for name in ("tokens alone", "attention alone") for of in corners]
     np.testing.assert_allclose(shares_in(looks.text), expected, atol=0.501)
     of_ivlp = recomputed.added(results, KEYS["IVLP, 2 seeds"], "accuracy")
-    levels = [ends(of_ivlp[name], SHARES, 100) for name in ("its mean", "the best constant")]
+    levels = [ends(of_ivlp[name], SHARES, 100) for name in ("mean of what is added", "best constant")]
     np.testing.assert_allclose(shares_in(added.text), levels, atol=0.501)
     constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
     kept = ends(constants["kept:kind"], SHARES, 100)

@@ -84,7 +84,7 @@ def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers,
         for mark, expected in (
             (0, [numbers[method, "accuracy", name]["gain"]["value"] for method in KEYS]),
             (2, [numbers[method, "accuracy", name]["tokens alone"]["value"] for method in KEYS]),
-            (4, [numbers["IVLP", "accuracy", name]["its mean"]["value"]]),
+            (4, [numbers["IVLP", "accuracy", name]["mean of what is added"]["value"]]),
         ):
             line = axes[column].containers[mark].lines[0]
             np.testing.assert_allclose(np.asarray(line.get_xdata(), float), expected, atol=1e-4)
