@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from clipbias.explain.conclusions import HALF, QUARTER, interacting
+from clipbias.explain.conclusions import HALF, QUARTER
 from clipbias.explain.effects import OUTCOME_NAMES
-from clipbias.explain.headline import MOST_NAMED, MethodTest, headline, method_tests
+from clipbias.explain.headline import MethodTest, headline, method_tests
 from clipbias.explain.methods import summarize_methods
 from clipbias.explain.reasons import reasons
 from clipbias.explain.results import Answer, MethodResult, ModelFacts, StudyResults
-from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
+from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, mean_over_datasets
 from clipbias.explain.verdict import verdicts
-from clipbias.explain.wording import amount, by_reason, percent
+from clipbias.explain.wording import amount, by_reason
 from clipbias.sentences import counted
 
 
@@ -61,19 +61,10 @@ def certainty(results: StudyResults, tests: Sequence[MethodTest]) -> str:
     several_seeds = any(len(test.facts.models) > 1 for test in tests)
     seeds = " and over seeds" if several_seeds else ""
     other = "other datasets" if several_seeds else "other training runs or datasets"
-    together = [
-        f"{name} {percent(test.effects.interactions[name].share)} with {test.facts.label}"
-        for test in tests[:MOST_NAMED]
-        if test.effects is not None and excludes(test.effects.gain) > 0
-        for name in interacting(test.effects)
-    ]
-    shared = (
-        f" Of what effects give only together, each holds an equal part: {', '.join(together)}." if together else ""
-    )
     return (
         f"How sure: in brackets {100 * LEVEL:.0f} % intervals, over {tested} of the {results.dataset.split} split"
-        f"{seeds}. All of it is about accuracy. “Mainly” needs a whole interval above {100 * HALF:.0f} % of the gain,"
-        f" “not” one below {100 * QUARTER:.0f} %.{shared} Nothing here tells of {other}."
+        f"{seeds}. All of it is about accuracy. “Mainly”: surely more than {100 * HALF:.0f} % of the gain alone; “not”:"
+        f" surely more than {100 * (1 - QUARTER):.0f} % without it. Nothing here tells of {other}."
     )
 
 

@@ -89,11 +89,6 @@ def effects_above_quarter(numbers: Effects) -> list[str]:
     return [name for name, number in numbers.effects.items() if excludes(number.share, QUARTER) > 0]
 
 
-def effects_below_quarter(numbers: Effects) -> list[str]:
-    """Effects that surely do not."""
-    return [name for name, number in numbers.effects.items() if excludes(number.share, QUARTER) < 0]
-
-
 def _together(numbers: Effects, names: Mapping[str, str]) -> list[str]:
     """What effects give together beyond what they give alone, in words, where it is not small."""
     return [

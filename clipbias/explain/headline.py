@@ -1,20 +1,13 @@
 """The answer of a study in one sentence, about accuracy.
 
-The sentence follows from verdicts (`conclusions`). *Beats* is a gain whose interval lies above 0, *mainly* more than
-half of it, *not* less than a quarter, each by the whole interval of the effect's share.
+The sentence follows from what attention and tokens give alone. *Beats* is a gain whose interval lies above 0; *mainly*
+is more than half of it alone, and *not* that more than three quarters are left without it, each by a whole interval.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from clipbias.explain.conclusions import (
-    FEWEST_IMAGES,
-    NO_GAIN,
-    SHARED,
-    UNDECIDED,
-    effects_above_quarter,
-    effects_below_quarter,
-)
+from clipbias.explain.conclusions import FEWEST_IMAGES, HALF, NO_GAIN, QUARTER, UNDECIDED
 from clipbias.explain.effects import OUTCOMES
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.replacement_pooled import PooledForm, pool_replacements
@@ -26,7 +19,11 @@ from clipbias.sentences import capitalize, join_words
 OUTCOME = OUTCOMES[0]
 # So many methods have their numbers one by one.
 MOST_NAMED = 3
-# Verdicts besides those of `conclusions`.
+# Verdicts besides `NO_GAIN` and `UNDECIDED`: what alone has more than half of the gain, or that nothing has.
+ATTENTION = "attention"
+TOKENS = "tokens"
+EITHER = "either"
+TOGETHER = "together"
 FEW_IMAGES = "few images"
 OUTSIDE = "outside"
 UNTESTED = "untested"
@@ -37,7 +34,7 @@ class MethodTest:
     """What the answer takes of a method, in accuracy.
 
     Attributes:
-      verdict: an effect, or a name above.
+      verdict: a name above.
       effects: of the causal test.
       replaced: of the test of constants; `None` of a method that learns a constant.
       constant: the verdict on the mean as a constant.
@@ -60,15 +57,12 @@ class MethodTest:
         return excludes(self.facts.gain) < 0
 
     @property
-    def sharing_effects(self) -> tuple[str, ...]:
-        """The effects that share the gain, where that is the verdict."""
-        return tuple(effects_above_quarter(self.effects)) if self.effects and self.verdict == SHARED else ()
-
-    @property
-    def excluded_effect(self) -> str | None:
-        """Of attention and values the other one than the verdict, where it surely takes no part."""
-        rival = {"values": "attention", "attention": "values"}.get(self.verdict)
-        return rival if self.effects and rival in effects_below_quarter(self.effects) else None
+    def unneeded(self) -> bool:
+        """Whether more than three quarters of the gain are surely left without the rival of the verdict."""
+        if self.effects is None or self.verdict not in (ATTENTION, TOKENS):
+            return False
+        alone = self.effects.attention_alone if self.verdict == ATTENTION else self.effects.tokens_alone
+        return excludes(alone.share, 1 - QUARTER) > 0
 
 
 def method_tests(results: StudyResults) -> list[MethodTest]:
@@ -79,12 +73,13 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
         forms = pooled.get(facts.name, {})
         verdict = results.verdict_on(facts.models)
         summary = results.effects(facts.models)
+        effects = None if summary is None else summary.towers["both"].accuracy
         replaced = None if facts.learns_constant else results.replacements(facts.models)
         tests.append(
             MethodTest(
                 facts=facts,
-                verdict=_verdict(facts, verdict),
-                effects=None if summary is None else summary.towers["both"].accuracy,
+                verdict=_verdict(facts, verdict, effects),
+                effects=effects,
                 replaced=None if replaced is None else replaced.accuracy,
                 constant=None if verdict is None or verdict.constant is None else verdict.constant.accuracy,
                 images=0 if verdict is None else verdict.images,
@@ -95,16 +90,24 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
     return tests
 
 
-def _verdict(facts: MethodResult, verdict: Verdict | None) -> str:
+def _verdict(facts: MethodResult, verdict: Verdict | None, effects: Effects | None) -> str:
     if verdict is not None and 0 < verdict.images < FEWEST_IMAGES:
         return FEW_IMAGES
     if facts.gain is None:
         return UNTESTED
     if excludes(facts.gain) <= 0:
         return NO_GAIN
-    if verdict is None or verdict.carrier is None:
+    if verdict is None or effects is None:
         return OUTSIDE if verdict is not None and verdict.missing == NOTHING_INSIDE else UNTESTED
-    return verdict.carrier.accuracy
+    return through(effects)
+
+
+def through(effects: Effects) -> str:
+    """Of a sure gain `ATTENTION`, `TOKENS`, `EITHER`, `TOGETHER` or `UNDECIDED`."""
+    attention, tokens = (excludes(alone.share, HALF) for alone in (effects.attention_alone, effects.tokens_alone))
+    if attention > 0 or tokens > 0:
+        return EITHER if attention == tokens else TOKENS if tokens > 0 else ATTENTION
+    return TOGETHER if attention < 0 and tokens < 0 else UNDECIDED
 
 
 def headline(tests: Sequence[MethodTest]) -> str:
@@ -113,7 +116,7 @@ def headline(tests: Sequence[MethodTest]) -> str:
         return "There is no tuned model here to explain."
     alike: dict[tuple[object, ...], list[MethodTest]] = {}
     for test in tests:
-        alike.setdefault((test.verdict, test.sharing_effects, test.loses), []).append(test)
+        alike.setdefault((test.verdict, test.loses), []).append(test)
     clauses = [_clause(group, of=len(tests)) for group in alike.values()]
     return f"{capitalize('; '.join(clauses))}."
 
@@ -125,18 +128,15 @@ def _clause(group: Sequence[MethodTest], *, of: int) -> str:
     names = join_words([_named(test, of=of) for test in group])
     beat = f"{names} {'beats' if single else 'beat'} CLIP"
     classifiers = "its classifier" if single else "their classifiers"
-    how = {
-        "attention": "by changing where CLIP looks",
-        "scale": "because prompts draw attention away from the image and the text",
-        "values": f"through what {'it adds' if single else 'they add'} to CLIP's tokens",
-    }
-    if first.verdict in how:
-        excluded = first.excluded_effect if len({test.excluded_effect for test in group}) == 1 else None
-        return f"{beat} mainly {how[first.verdict]}" + (f", not {how[excluded]}" if excluded else "")
-    shared = join_words([how[name] for name in first.sharing_effects])
+    adds = f"what {'it adds' if single else 'they add'} to CLIP's tokens"
+    attention, tokens = "by changing where CLIP looks", f"through {adds}"
+    if first.verdict in (ATTENTION, TOKENS):
+        mainly, rival = (attention, tokens) if first.verdict == ATTENTION else (tokens, attention)
+        return f"{beat} mainly {mainly}" + (f", not {rival}" if all(test.unneeded for test in group) else "")
     texts = {
-        SHARED: f"{beat} {shared}, each surely more than a quarter of the gain",
-        UNDECIDED: f"{beat}; through which effect is undecided",
+        EITHER: f"{beat} {attention} and {tokens}, each of which alone gives more than half of the gain",
+        TOGETHER: f"{beat} {attention} and {tokens}, neither of which alone gives half of the gain",
+        UNDECIDED: f"{beat}; whether {attention} or {tokens} is undecided",
         NO_GAIN: f"{names} {'does' if single else 'do'} not surely beat CLIP, so there is no gain to explain",
         FEW_IMAGES: f"there are too few images, {first.images}, to explain {names}",
         OUTSIDE: f"{beat} by {classifiers} alone, and nothing changes inside CLIP",

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from clipbias.explain.answer import approach, conclude_study
-from clipbias.explain.headline import MethodTest, headline, method_tests
+from clipbias.explain.headline import MethodTest, headline, method_tests, through
 from clipbias.explain.reasons import reasons
 from clipbias.explain.results import CausalTests, Effects, MethodResult, Missing, Replacements
 from clipbias.explain.uncertainty import Estimate
@@ -179,7 +179,7 @@ def share(low, high):
     return Estimate(middle / 5, low / 5, high / 5, Estimate(middle / 100, low / 100, high / 100))
 
 
-LITTLE, SOME, MUCH = share(-5, 20), share(10, 40), share(60, 90)
+LITTLE, SOME, MUCH, NEARLY_ALL = share(-5, 20), share(10, 40), share(60, 90), share(80, 95)
 
 
 def measured(verdict, label="M", *, gain=20.0, attention=SOME, values=MUCH, constant=None, images=50, learns=False):
@@ -192,29 +192,54 @@ def measured(verdict, label="M", *, gain=20.0, attention=SOME, values=MUCH, cons
     return MethodTest(method, verdict, effects, None if learns else replacements, constant, images)
 
 
+@pytest.mark.parametrize(
+    ("attention", "tokens", "expected"),
+    [
+        (LITTLE, MUCH, "tokens"),
+        (share(40, 60), MUCH, "tokens"),
+        (MUCH, SOME, "attention"),
+        (MUCH, share(40, 60), "attention"),
+        (MUCH, NEARLY_ALL, "either"),
+        (LITTLE, SOME, "together"),
+        (LITTLE, share(40, 60), "undecided"),
+        (share(40, 60), SOME, "undecided"),
+    ],
+)
+def test_what_does_more_than_half_alone(attention, tokens, expected):
+    effects = measured("tokens", attention=attention, values=tokens).effects
+    assert effects is not None and through(effects) == expected
+
+
 GAINED = "M (+20.0 points, +15.0 to +25.0) beats CLIP"
 
 
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        (measured("values"), f"{GAINED} mainly through what it adds to CLIP's tokens."),
+        (measured("tokens"), f"{GAINED} mainly through what it adds to CLIP's tokens."),
         (
-            measured("values", attention=LITTLE),
+            measured("tokens", values=NEARLY_ALL),
             f"{GAINED} mainly through what it adds to CLIP's tokens, not by changing where CLIP looks.",
         ),
         (measured("attention", attention=MUCH, values=SOME), f"{GAINED} mainly by changing where CLIP looks."),
         (
-            measured("attention", attention=MUCH, values=LITTLE),
+            measured("attention", attention=NEARLY_ALL, values=LITTLE),
             f"{GAINED} mainly by changing where CLIP looks, not through what it adds to CLIP's tokens.",
         ),
-        (measured("scale"), f"{GAINED} mainly because prompts draw attention away from the image and the text."),
         (
-            measured("shared", attention=share(30, 60)),
-            f"{GAINED} by changing where CLIP looks and through what it adds to CLIP's tokens, each surely more than a"
-            " quarter of the gain.",
+            measured("either", attention=NEARLY_ALL, values=MUCH),
+            f"{GAINED} by changing where CLIP looks and through what it adds to CLIP's tokens, each of which alone gives"
+            " more than half of the gain.",
         ),
-        (measured("undecided"), f"{GAINED}; through which effect is undecided."),
+        (
+            measured("together", values=SOME),
+            f"{GAINED} by changing where CLIP looks and through what it adds to CLIP's tokens, neither of which alone"
+            " gives half of the gain.",
+        ),
+        (
+            measured("undecided"),
+            f"{GAINED}; whether by changing where CLIP looks or through what it adds to CLIP's tokens is undecided.",
+        ),
         (
             measured("no gain", gain=1.0),
             "M (+1.0 points, -4.0 to +6.0) does not surely beat CLIP, so there is no gain to explain.",
@@ -230,12 +255,12 @@ def test_the_answer_is_one_plain_sentence(method, words):
 
 
 def test_methods_of_one_verdict_share_a_clause():
-    tests = [measured("values", "A", attention=LITTLE), measured("no gain", "B", gain=0.0), measured("values", "C")]
+    tests = [measured("tokens", "A", values=NEARLY_ALL), measured("no gain", "B", gain=0.0), measured("tokens", "C")]
     assert headline(tests) == (
         "A (+20.0 points) and C (+20.0 points) beat CLIP mainly through what they add to CLIP's tokens; B (+0.0 points)"
         " does not surely beat CLIP, so there is no gain to explain."
     )
-    tests = [measured("values", f"M{place}", attention=LITTLE) for place in range(4)]
+    tests = [measured("tokens", f"M{place}", values=NEARLY_ALL) for place in range(4)]
     assert headline(tests) == (
         "M0, M1, M2 and M3 beat CLIP mainly through what they add to CLIP's tokens, not by changing where CLIP looks."
     )
@@ -252,11 +277,11 @@ def test_methods_of_one_verdict_share_a_clause():
     ],
 )
 def test_a_fixed_bias_is_judged_in_words(constant, words):
-    *_, bias = reasons([measured("values", constant=constant)])
+    *_, bias = reasons([measured("tokens", constant=constant)])
     assert bias.text == (
         f"The mean of what M adds keeps 25 % (10 to 40) of its gain; without it 75 % (60 to 90) is lost. {words}"
     )
-    *_, bias = reasons([measured("values", learns=True), measured("values", "N")])
+    *_, bias = reasons([measured("tokens", learns=True), measured("tokens", "N")])
     assert bias.text == "M is a fixed bias itself. It was not measured with N."
 
 
@@ -264,7 +289,7 @@ def test_reasons_of_many_methods_are_ranges_and_verdicts():
     verdicts = ("stands", "most", "not", "undecided", "not")
     values = (MUCH, share(20, 30), share(70, 99), share(40, 60), MUCH)
     tests = [
-        measured("values", f"M{place}", values=value, constant=constant)
+        measured("tokens", f"M{place}", values=value, constant=constant)
         for place, (value, constant) in enumerate(zip(values, verdicts, strict=True))
     ]
     looks, bias = (reason.text for reason in reasons(tests))
