@@ -55,6 +55,7 @@ from clipbias.explain.power import spread
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.uncertainty import excludes
 from clipbias.io import read_json_lines, write_text
+from clipbias.sentences import join_words
 from tools import planted, planted_pool
 from tools.planted import MECHANISMS
 from tools.planted_pool import CORNERS, EFFECTS, FORMS, Pool, make_pool
@@ -297,17 +298,18 @@ def standard_error(rate: float, studies: int) -> float:
 def summary(records: Sequence[Mapping[str, Any]], studies: int) -> str:
     """What the docs say of the rates, in sentences."""
     rates = [
-        (record, outcome, rate)
+        (record, outcome, kind, rate)
         for record in records
         for outcome, result in record["outcomes"].items()
-        for rate in result["verdicts"].values()
+        for kind, rate in result["verdicts"].items()
     ]
     named = [each for each in rates if each[0]["strength"] == NAMED]
-    few = [
-        f"{CALLED.get(name := record['mechanism'], name)} in {OUTCOME_NAMES[outcome]} ({100 * rate['right']:.0f} %)"
-        for record, outcome, rate in named
-        if rate["right"] < LEAST_RIGHT
-    ]
+    few: dict[str, list[str]] = {}
+    for record, outcome, kind, rate in named:
+        if rate["right"] < LEAST_RIGHT:
+            name = CALLED.get(record["mechanism"], record["mechanism"])
+            few.setdefault(kind, []).append(f"{name} in {OUTCOME_NAMES[outcome]} ({100 * rate['right']:.0f} %)")
+    exceptions = "; ".join(f"of those on the {kind} for {join_words(places)}" for kind, places in few.items())
     right = min(rate["right"] for *_, rate in named if rate["right"] >= LEAST_RIGHT)
     covered = [x for record in records for result in record["outcomes"].values() for x in result["coverage"].values()]
     enough = sum(x >= COVERAGE for x in covered)
@@ -315,7 +317,7 @@ def summary(records: Sequence[Mapping[str, Any]], studies: int) -> str:
     return (
         f"At most {100 * max(rate['wrong'] for *_, rate in rates):.1f} % of the verdicts on a mechanism are wrong. At "
         f"full strength at least {100 * right:.0f} % are right"
-        + (f", except for {' and '.join(few)}. " if few else ". ")
+        + (f", except {exceptions}. " if few else ". ")
         + f"{enough} of {len(covered)} intervals keep their limit; all cover the truth in {100 * min(covered):.0f} to "
         f"{100 * max(covered):.0f} % of the studies. The standard error of a rate is {errors[0]:.1f} points at "
         f"{100 * MOST_WRONG:.0f} % and {errors[1]:.1f} at {100 * LEAST_RIGHT:.0f} %."

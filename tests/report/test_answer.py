@@ -228,8 +228,8 @@ GAINED = "M (+20.0 points, +15.0 to +25.0) beats CLIP"
         ),
         (
             measured("either", attention=NEARLY_ALL, values=MUCH),
-            f"{GAINED} by changing where CLIP looks and through what it adds to CLIP's tokens, each of which alone gives"
-            " more than half of the gain.",
+            f"{GAINED} by changing where CLIP looks and through what it adds to CLIP's tokens, each of which alone"
+            " gives more than half of the gain.",
         ),
         (
             measured("together", values=SOME),
