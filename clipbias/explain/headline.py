@@ -136,7 +136,7 @@ def _clause(group: Sequence[MethodTest], *, of: int) -> str:
     texts = {
         EITHER: f"{beat} {attention} and {tokens}, each of which alone gives more than half of the gain",
         TOGETHER: f"{beat} {attention} and {tokens}, neither of which alone gives half of the gain",
-        UNDECIDED: f"{beat}; whether {attention} or {tokens} is undecided",
+        UNDECIDED: f"{beat}, undecided whether {attention} or {tokens}",
         NO_GAIN: f"{names} {'does' if single else 'do'} not surely beat CLIP, so there is no gain to explain",
         FEW_IMAGES: f"there are too few images, {first.images}, to explain {names}",
         OUTSIDE: f"{beat} by {classifiers} alone, and nothing changes inside CLIP",

@@ -238,7 +238,7 @@ GAINED = "M (+20.0 points, +15.0 to +25.0) beats CLIP"
         ),
         (
             measured("undecided"),
-            f"{GAINED}; whether by changing where CLIP looks or through what it adds to CLIP's tokens is undecided.",
+            f"{GAINED}, undecided whether by changing where CLIP looks or through what it adds to CLIP's tokens.",
         ),
         (
             measured("no gain", gain=1.0),
