@@ -16,7 +16,7 @@ TO = flags.DEFINE_string("to", "picture.png", "The PNG to write, with its number
 
 
 def read_studies(names: Sequence[str], tool: str) -> list[StudyResults]:
-    """The studies in folders, of one dataset each; a folder that holds several studies stands for all of them.
+    """The studies in folders; a folder that holds several studies stands for all of them.
 
     Args:
       names: folders of `experiments.explain`.

@@ -69,8 +69,9 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
     """One per method, in the study's order."""
     tests = []
     pooled = {each.name: each.forms for each in pool_replacements([results])}
+    names = {model.key: model.name for model in results.tuned}
     for facts in results.methods:
-        forms = pooled.get(facts.name, {})
+        forms = pooled.get(names[facts.models[0]], {})
         verdict = results.verdict_on(facts.models)
         summary = results.effects(facts.models)
         effects = None if summary is None else summary.towers["both"].accuracy

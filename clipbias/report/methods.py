@@ -153,15 +153,18 @@ def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
     """Studies by their folders, in the order in which datasets are shown.
 
     Raises:
-      ClipbiasError: two folders hold the same dataset, or results are missing or damaged.
+      ClipbiasError: two folders hold the same method on the same dataset, or results are missing or damaged.
     """
-    studies: dict[str, tuple[Path, StudyResults]] = {}
+    studies: dict[Path, StudyResults] = {}
+    holders: dict[tuple[str, str], Path] = {}
     for folder in folders:
-        study = load_results(folder)
-        name = study.dataset.name
-        if name in studies:
-            raise ClipbiasError(
-                f"{folder} and {studies[name][0]} both hold {name}; give one of them. Seeds belong into one study."
-            )
-        studies[name] = folder, study
-    return dict(studies[name] for name in ordered_datasets(studies))
+        studies[folder] = study = load_results(folder)
+        dataset = study.dataset.name
+        for name in dict.fromkeys(model.name for model in study.tuned):
+            if (holder := holders.setdefault((dataset, name), folder)) != folder:
+                raise ClipbiasError(
+                    f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong into one"
+                    " study."
+                )
+    order = ordered_datasets(study.dataset.name for study in studies.values())
+    return dict(sorted(studies.items(), key=lambda item: order.index(item[1].dataset.name)))

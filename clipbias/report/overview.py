@@ -36,7 +36,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
       The path of the page.
 
     Raises:
-      ClipbiasError: no folder was given, two folders hold the same dataset, or results are missing or damaged.
+      ClipbiasError: no folder was given, two folders hold a method on the same dataset, or results are missing or
+        damaged.
     """
     if not results_folders:
         raise ClipbiasError("an overview needs at least one folder with results; none was given.")

@@ -109,10 +109,9 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
 
 def replacement_numbers(studies: Sequence[StudyResults]) -> pd.DataFrame:
     """A row for each method, dataset and what stands in its place; shares of the gain in percent."""
-    by_name = {study.dataset.name: study for study in studies}
     rows = []
-    for dataset in ordered_datasets(by_name):
-        for method in pool_replacements([by_name[dataset]]):
+    for dataset in ordered_datasets(study.dataset.name for study in studies):
+        for method in pool_replacements([study for study in studies if study.dataset.name == dataset]):
             for way in method.ways:
                 place = {"method": method.name, "dataset": dataset, "models": way.teachers}
                 place |= {"kind": way.kind, "form": way.form, "numbers": way.numbers}

@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.results import Missing, save_results
 from clipbias.report.answer_figure import overview_figure
-from clipbias.report.methods import left_out, summarize_methods
+from clipbias.report.methods import left_out, load_studies, summarize_methods
 from clipbias.report.verdict_tables import summary_sentences, summary_table
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, SHARES, ends
@@ -152,5 +152,23 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (13 + 2 * len(NAMES) + 6)
     save_results(tmp_path / "why" / "again", results["dtd"])
-    with pytest.raises(ClipbiasError, match="both hold dtd"):
+    with pytest.raises(ClipbiasError, match="both hold IVLP on dtd"):
         draw_verdict.main([str(tmp_path / "why")])
+
+
+def test_methods_that_were_studied_apart_stand_together(results, tmp_path):
+    """Two studies of one dataset are drawn together as long as no method is in both."""
+    first = results["dtd"]
+    models = [
+        dataclasses.replace(model, name=f"Other {model.name}", label=f"Other {model.label}") for model in first.models
+    ]
+    second = conclude_study(dataclasses.replace(first, models=tuple(models)))
+    for name, study in (("first", first), ("elsewhere", results["imagenet"]), ("second", second)):
+        save_results(tmp_path / name, study)
+    studies = load_studies([tmp_path / name for name in ("first", "elsewhere", "second")])
+    assert [path.name for path in studies] == ["elsewhere", "first", "second"]
+    numbers = overview_figure(summarize_methods(list(studies.values()))).numbers
+    of_dtd = numbers[numbers["dataset"] == "dtd"].set_index("method")["value"]
+    assert set(of_dtd.index) == {"IVLP", "Bias tuning", "Other IVLP", "Other Bias tuning"}
+    for name in KEYS:
+        np.testing.assert_array_equal(of_dtd[name], of_dtd[f"Other {name}"])
