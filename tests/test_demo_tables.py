@@ -247,6 +247,10 @@ def test_the_findings_on_replacements_are_those_of_their_table() -> None:
     assert f"on {labels[0]} and {labels[1]} points fewer of the moved decisions." in page
     less = round(-float(pooled["TaskRes", "1,792"]["Less retraining's"].split(" ")[0]))
     assert f"two vectors make {less} points fewer of the moved decisions than TaskRes trained again" in page
+    of_lora = pooled["CLIP-LoRA", "1,792"]
+    fewer = -float(of_lora["Less retraining's"].split(" ")[0])
+    assert f"two vectors have {of_lora['Share of the gain']} of its gain, and make {fewer:.0f} points fewer" in page
+    assert of_lora["Less retraining's"].count("-") == 3  # surely fewer
     assert f"at most {_largest_mean(rows):.0f} % of the gain on any dataset" in page
     emoji = [share(name, "emoji", "fitted", "kind") for name in PROMPTS]
     norms = [share(name, "emoji", "fitted", "layer_norm").partition(" (")[0] for name in PROMPTS]
