@@ -15,12 +15,14 @@ NUMBERS = ("896", "1,792", "3,584", "32,256")  # of the four forms
 LINES = """method,quantity,outcome,unit,dataset,seeds,value,low,high,share,share_low,share_high
 IVLP,gain,accuracy,points,demo/digits,3,5.349,3.149,7.551,,,
 IVLP,gain,accuracy,points,mean,,9.9,9.9,9.9,,,
-IVLP,scale,accuracy,points,demo/digits,3,-0.04,-2.8,-0.55,-0.01,-0.5,-0.1
-IVLP,kept:kind,accuracy,points,demo/digits,3,0.4,0.3,0.5,0.744,-0.004,0.79
-IVLP,lost:kind,accuracy,points,demo/digits,3,0.4,0.3,0.5,,,
-Bias tuning,gain,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,,,
-Bias tuning,kept:kind,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,1.0,1.0,1.0
-IVLP,values,calibrated,nats,demo/fashion,3,0.4404,0.35,0.53,0.706,0.6449,0.775
+IVLP,attention alone,accuracy,points,demo/digits,3,-0.04,-2.8,-0.55,-0.01,-0.5,-0.1
+IVLP,all that is added,accuracy,points,demo/digits,3,0.5,0.4,0.6,,,
+IVLP,mean of what is added,accuracy,points,demo/digits,3,0.4,0.3,0.5,0.744,-0.004,0.79
+IVLP,best constant,accuracy,points,demo/digits,3,0.4,0.3,0.5,,,
+VPT,gain,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,,,
+VPT,all that is added,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,,,
+VPT,mean of what is added,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,1.0,1.0,1.0
+IVLP,tokens alone,calibrated,nats,demo/fashion,3,0.4404,0.35,0.53,0.706,0.6449,0.775
 """
 
 
@@ -46,12 +48,15 @@ def made(folder: Path, page: str, **texts: str) -> list[list[str]]:
 
 
 def test_a_line_for_each_method_and_dataset(tmp_path: Path) -> None:
-    ((heads, ivlp, bias, again, nats),) = made(tmp_path, "report.md", verdict=LINES)
-    assert heads == again == "| method | dataset | gain | attention | scale | values | kept | lost |"
-    assert ivlp == "| IVLP | demo/digits | +5.3 (+3.1 to +7.6) | – | +0.0 (-2.8 to -0.6) | – | 74 (0 to 79) | – |"
+    confirmed = "Dataset,Model,p\ndemo/digits,IVLP,< 0.0001\n"
+    (heads, ivlp, vpt, again, nats), of_tests = made(tmp_path, "report.md", verdict=LINES, verdict_confirmed=confirmed)
+    columns = "gain | attention alone | tokens alone | mean of what is added | best constant"
+    assert heads == again == f"| method | dataset | {columns} |"
+    assert ivlp == "| IVLP | demo/digits | +5.3 (+3.1 to +7.6) | +0.0 (-2.8 to -0.6) | – | 74 (0 to 79) | – |"
     # A share of a loss is none of a gain.
-    assert bias == "| Bias tuning | demo/digits | -2.0 (-4.0 to -1.0) | – | – | – | – | – |"
-    assert nats == "| IVLP | demo/fashion | – | – | – | +0.440 (+0.350 to +0.530) | – | – |"
+    assert vpt == "| VPT | demo/digits | -2.0 (-4.0 to -1.0) | – | – | – | – |"
+    assert nats == "| IVLP | demo/fashion | – | – | +0.440 (+0.350 to +0.530) | – | – |"
+    assert of_tests == ["| Dataset | Model | p |", "| demo/digits | IVLP | < 0.0001 |"]
 
 
 def test_two_families_stand_side_by_side(tmp_path: Path) -> None:
@@ -311,32 +316,35 @@ def test_the_noise_of_fits_is_that_of_its_file() -> None:
 def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
     """What docs/report.md says below the picture of the verdict."""
     rows = _shares("verdict")
-
-    def ends(method: str, dataset: str, quantity: str, of: str = "share_", outcome: str = "accuracy") -> list[float]:
-        return [float(rows[method, dataset, quantity, outcome][f"{of}{end}"]) for end in ("low", "high")]
-
-    methods, datasets = ({key[place] for key in rows} for place in (0, 1))
-    assert datasets == {"digits", "fashion", "emoji", "mean"}
-    for method in ("VPT", "IVLP", "MaPLe"):
-        for dataset in ("digits", "fashion"):
-            assert ends(method, dataset, "gain", "")[0] > 0 and ends(method, dataset, "values")[0] > 0.5
-            assert ends(method, dataset, "attention", "")[0] < 0
-        kept_ends, lost = (ends(method, "fashion", f"{kind}:kind") for kind in ("kept", "lost"))
-        assert kept_ends[0] < 0.5 < kept_ends[1] and lost[0] < 0.5 < lost[1]
-        for dataset in ("digits", "fashion", "emoji"):
-            assert ends(method, dataset, "gain", "", "calibrated")[0] > 0
-            assert ends(method, dataset, "values", outcome="calibrated")[0] > 0.5
-            for constant in ("vector", "kind"):
-                assert ends(method, dataset, f"kept:{constant}", outcome="calibrated")[1] < 0.5
+    methods = ("VPT", "IVLP", "MaPLe")
+    datasets = ("digits", "fashion", "emoji")
+    assert {key[0] for key in rows} == set(methods) and {key[1] for key in rows} == {*datasets, "mean"}
     page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
-    random = [
-        float(rows[method, dataset, "lost:random", "accuracy"]["share"])
-        for method in ("VPT", "IVLP", "MaPLe")
-        for dataset in ("digits", "fashion")
-    ]
-    assert f"same norms also take away {100 * min(random):.0f} to {100 * max(random):.0f} % of these gains" in page
-    for method in ("VPT", "IVLP"):
-        assert ends(method, "digits", "scale", "")[1] < 0
-        assert ends(method, "digits", "kept:kind")[1] < 0.5 and ends(method, "digits", "lost:kind")[0] > 0.9
-    assert all(ends(method, "emoji", "gain", "")[0] < 0 for method in methods)
-    assert all(ends("IVLP (matched budget)", dataset, "gain", "")[0] < 0 for dataset in datasets - {"mean"})
+
+    def spread(quantity: str, outcome: str, *places: str) -> str:
+        shares = [100 * rows[method, place, quantity, outcome]["share"] for method in methods for place in places]
+        return f"{min(shares):.0f} to {max(shares):.0f} %"
+
+    for method in methods:
+        gains = {place: rows[method, place, "gain", "accuracy"] for place in datasets}
+        assert gains["digits"]["low"] > 0 and gains["fashion"]["low"] > 0 > gains["emoji"]["low"]
+        tokens = {place: rows[method, place, "tokens alone", "accuracy"] for place in ("digits", "fashion")}
+        assert tokens["digits"]["share_low"] < 0.5 < tokens["digits"]["share_high"]
+        assert rows[method, "digits", "attention alone", "accuracy"]["low"] < 0
+        assert rows[method, "digits", "values", "accuracy"]["share_low"] > 0.5
+        assert all(rows[method, place, "gain", "calibrated"]["low"] > 0 for place in datasets)
+        for place in ("fashion", "emoji"):
+            assert rows[method, place, "tokens alone", "calibrated"]["share_low"] > 0.5
+    tokens, best, mean = "tokens alone", "best constant", "mean of what is added"
+    assert f"tokens alone has {spread(tokens, 'accuracy', 'fashion')} of the accuracy that VPT, IVLP and MaPLe" in page
+    assert f"gain on clothes, and {spread(tokens, 'accuracy', 'digits')} on digits" in page
+    both = ("digits", "fashion")
+    assert f"the best constant is worth {spread(best, 'accuracy', *both)} of it in accuracy, and in calibrated" in page
+    assert f"log-likelihood {spread(best, 'calibrated', *both)}; on emoji, with sixty classes," in page
+    assert f"with sixty classes, {spread(best, 'calibrated', 'emoji')}." in page
+    assert f"it is worth {spread(mean, 'accuracy', *both)} in accuracy, and in calibrated log-likelihood" in page
+    parts = [spread(mean, "calibrated", place) for place in datasets]
+    assert f"log-likelihood {parts[0]} on digits, {parts[1]} on clothes and {parts[2]} on emoji." in page
+    assert (
+        f"two vectors per layer keep {spread('kept:kind', 'calibrated', *datasets)} of the gain in calibrated" in page
+    )

@@ -1,18 +1,21 @@
-"""Draws, over finished studies, what carries each method's gain and what the mean of what its blocks add keeps.
+"""Draws, over finished studies, what attention and tokens give alone of each method's gain, and a constant.
 
     python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_fashion --to=docs/images/verdict.png
 
 The arguments are folders of `experiments.explain`, one for each dataset, with all methods and seeds; a folder that
-holds several studies stands for all of them. Prints the confirmatory conclusions, a table per method and what follows
-from it, or why a method has none, and writes the picture, and its numbers beside it as CSV.
+holds several studies stands for all of them. Methods may be in studies of their own. Prints the confirmatory
+conclusions, a table per method and what follows from it, or why a method has none, and writes the picture, and beside
+it its numbers as CSV and, as `…_confirmed.csv`, the conclusions.
 """
 
 from collections.abc import Sequence
 
+import pandas as pd
 from absl import app
 
 from clipbias.errors import ClipbiasError
 from clipbias.report.answer_figure import overview_figure
+from clipbias.report.captioned import write_csv
 from clipbias.report.endpoint_table import endpoint_table
 from clipbias.report.methods import left_out, study_methods, summarize_methods
 from clipbias.report.table import render
@@ -47,7 +50,10 @@ def main(names: Sequence[str]) -> int:
     for sentence in dict.fromkeys(reasons):
         if sentence.partition(": ")[2] not in figure.caption:
             print(printable(sentence))
-    save_picture(figure)
+    picture = save_picture(figure)
+    if confirmed:
+        rows = pd.DataFrame(confirmed.rows, columns=confirmed.columns)
+        write_csv(picture.with_name(f"{picture.stem}_confirmed.csv"), rows)
     return 0
 
 

@@ -21,15 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain.endpoint import TOKENS_ALONE
 from clipbias.io import read_text
+from clipbias.report.methods import ALL_ADDED, ATTENTION_ALONE, BEST_ADDED, MEAN_ADDED
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
 from tools.pages import markdown, with_section, write_page
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
-# Heads of the columns of changes, and of those of shares, by what is measured.
-CHANGES = {name: name for name in ("gain", "attention", "scale", "values")}
-SHARES = {"kept:kind": "kept", "lost:kind": "lost"}
+# Columns of changes, and columns of shares of all that is added.
+CHANGES = ("gain", ATTENTION_ALONE, TOKENS_ALONE)
+SHARES = (MEAN_ADDED, BEST_ADDED)
 # How an outcome's table is introduced, and digits of its changes.
 OUTCOMES = {"accuracy": ("Points of accuracy", 1), "calibrated": ("Nats of calibrated log-likelihood", 3)}
 
@@ -49,7 +51,9 @@ def _verdicts(rows: Sequence[Row], outcome: str) -> str:
         return MISSING if row is None else _with_ends(row, "value", digits)
 
     def share(row: Row | None) -> str:
-        return MISSING if row is None or not row["share"] or _gain(by_place, row) <= 0 else _with_ends(row, "share", 0)
+        if row is None or not row["share"] or float(by_place[row["method"], row["dataset"], ALL_ADDED]["low"]) <= 0:
+            return MISSING
+        return _with_ends(row, "share", 0)
 
     lines = [
         (
@@ -60,19 +64,14 @@ def _verdicts(rows: Sequence[Row], outcome: str) -> str:
         )
         for method, dataset in dict.fromkeys((method, dataset) for method, dataset, _ in by_place)
     ]
-    table = markdown(("method", "dataset", *CHANGES.values(), *SHARES.values()), lines).rstrip()
-    return f"{title}, and percent of the gain that is kept and lost by two vectors, in brackets 95 %:\n\n{table}"
+    table = markdown(("method", "dataset", *CHANGES, *SHARES), lines).rstrip()
+    return f"{title}, and percent of all that is added to image tokens, in brackets 95 %:\n\n{table}"
 
 
 def _by_place(rows: Sequence[Row], outcome: str) -> dict[tuple[str, str, str], Row]:
     """The rows of an outcome by method, dataset and quantity, without those of means over datasets."""
     of_outcome = (row for row in rows if row["outcome"] == outcome and row["dataset"] != "mean")
     return {(row["method"], row["dataset"], row["quantity"]): row for row in of_outcome}
-
-
-def _gain(by_place: Mapping[tuple[str, str, str], Row], row: Row) -> float:
-    """The lower end of the gain that a share is of."""
-    return float(by_place[row["method"], row["dataset"], "gain"]["low"])
 
 
 def _with_ends(row: Row, value: str, digits: int) -> str:
@@ -121,7 +120,7 @@ def as_they_are(rows: Sequence[Row]) -> str:
 
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
-    "report.md": {("verdict.csv",): verdicts},
+    "report.md": {("verdict.csv",): verdicts, ("verdict_confirmed.csv",): as_they_are},
     "methods.md": {("zoo_gains.csv",): zoo},
     "distil.md": {("replacements_pooled.csv",): as_they_are},
     "models.md": {("verdict.csv", "verdict_siglip.csv"): families},

@@ -6,12 +6,14 @@ import statistics
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.results import Missing, save_results
 from clipbias.report.answer_figure import overview_figure
+from clipbias.report.endpoint_table import endpoint_table
 from clipbias.report.methods import left_out, load_studies, summarize_methods
 from clipbias.report.verdict_tables import summary_sentences, summary_table
 from tests.report import recomputed
@@ -151,6 +153,9 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     assert "Not in it: Head: Head has no factorial." in printed  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (13 + 2 * len(NAMES) + 6)
+    confirmed = pd.read_csv(tmp_path / "images" / "verdict_confirmed.csv", dtype=str)
+    table = endpoint_table([head, results["dtd"]])
+    assert confirmed.values.tolist() == [list(row) for row in table.rows] and len(confirmed) == 2
     save_results(tmp_path / "why" / "again", results["dtd"])
     with pytest.raises(ClipbiasError, match="both hold IVLP on dtd"):
         draw_verdict.main([str(tmp_path / "why")])
