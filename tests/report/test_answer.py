@@ -154,6 +154,16 @@ def test_the_reasons_have_the_numbers_of_the_arrays(results):
     assert "over 50 images of the test split and over seeds" in results.answer.certainty
 
 
+def test_the_fitted_form_of_an_adapter_with_a_label_of_its_own():
+    single = only_sections(synthetic_results(pictures=1), "replacement")
+    models = tuple(
+        dataclasses.replace(model, label="IVLP (seed 1)") if model.key == "ivlp" else model for model in single.models
+    )
+    answer = conclude_study(dataclasses.replace(single, models=models)).answer
+    (bias,) = (reason.text for reason in answer.reasons if reason.about == "A fixed bias in its place")
+    assert bias.startswith("With two vectors") and "in the place of IVLP (seed 1), fitted to its predictions" in bias
+
+
 def facts(label="M", gain=20.0):
     return MethodResult(
         label=label,

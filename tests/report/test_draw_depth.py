@@ -9,6 +9,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
+from clipbias.explain.uncertainty import Estimate
 from tests.report import recomputed
 from tests.report.recomputed import SHARES, ends
 from tests.report.synthetic import only_sections, synthetic_results
@@ -46,6 +47,20 @@ def test_shares_by_depth(tmp_path, monkeypatch):
     (line, *_) = figure.axes[0].containers
     first = numbers.loc[("IVLP", slice(None), "attention alone"), "value"]
     np.testing.assert_allclose(line.lines[0].get_xydata(), np.stack([[4, 8], first], 1), rtol=1e-6)
+
+
+def test_a_share_needs_its_own_whole():
+    """Without a sure gain only what is of all that is added has shares."""
+    study = synthetic_results(pictures=1, seed=1)
+    test = study.factorial.models["ivlp"]
+    of_both = test.summary.towers["both"]
+    unsure = dataclasses.replace(of_both, calibrated=dataclasses.replace(of_both.calibrated, gain=Estimate(0.1, -1, 1)))
+    summary = dataclasses.replace(test.summary, towers={**test.summary.towers, "both": unsure})
+    models = {**study.factorial.models, "ivlp": dataclasses.replace(test, summary=summary)}
+    study = dataclasses.replace(study, factorial=dataclasses.replace(study.factorial, models=models))
+    numbers = draw_depth.depth_numbers([study])
+    quantities = numbers.loc[numbers["method"] == "IVLP", "quantity"]
+    assert list(quantities) == ["mean of what is added", "best constant"]
 
 
 def test_studies_without_a_causal_test(tmp_path):
