@@ -25,7 +25,7 @@ def fit_noise(studies: Sequence[StudyResults]) -> pd.DataFrame:
     """A row for each adapter and form: mean and standard deviation over fits of the numbers of `measured`.
 
     Raises:
-      ClipbiasError: no adapter was fitted in two studies or more, all that there are.
+      ClipbiasError: no adapter was fitted in all studies, or there are fewer than two.
     """
     fitted = [_by_source(study) for study in studies]
     everywhere = set.intersection(*map(set, fitted)) if len(fitted) > 1 else set()
@@ -61,7 +61,7 @@ def measured(form: Comparison) -> dict[str, float]:
 def main(names: Sequence[str]) -> int:
     """Writes the CSV; returns the exit status."""
     numbers = fit_noise([load_results(Path(name).expanduser()) for name in names])
-    write_csv(Path(TO.value).expanduser(), numbers)
+    write_csv(Path(TO.value).expanduser().with_suffix(".csv"), numbers)
     print(numbers.round(2).to_string(index=False))
     return 0
 
