@@ -1,11 +1,15 @@
 """The benchmark of explanations: every label is exact, rules read numbers as they say, and scores are counted right."""
 
 import dataclasses
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 import clipbias
@@ -20,6 +24,7 @@ from clipbias.explain.uncertainty import Estimate, shapley
 from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.tuning import CONSTANTS, Task
 from clipbias.tuning.registry import resolve_method
+from tests.documents import ROOT
 from tests.explain.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
 from tests.report.synthetic import synthetic_results
@@ -406,6 +411,24 @@ def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
     texts = {text.get_position(): text.get_text() for text in panel.texts}
     assert {place: texts[place] for place in expected} == expected
     assert [label.get_text() for label in panel.get_yticklabels()] == list(models.LABELS["what"])
+
+
+@pytest.mark.ci
+def test_the_command_draws_what_was_scored(tmp_path):
+    scores = score.as_json(scored_by_hand(), ["a"])
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    command = [
+        sys.executable,
+        "-m",
+        "tools.mechanisms",
+        "draw",
+        f"--workdir={tmp_path}",
+        f"--to={tmp_path / 'made.png'}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "levels and replacement" in done.stdout and (tmp_path / "made.png").stat().st_size > 5000
+    written = pd.read_csv(tmp_path / "made.csv")
+    pd.testing.assert_frame_equal(written, picture.counts(scores))
 
 
 @pytest.mark.parametrize("name", ["rules.py", "models.py"])

@@ -24,7 +24,6 @@ from tools.mechanisms import picture, score
 from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.rules import FORMS
 from tools.mechanisms.train import adapter_path, train_model
-from tools.study_pictures import TO
 
 LEVEL_STEPS = 300  # of the constant that optimal ablation fits
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
@@ -32,6 +31,7 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; Non
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
 _STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer("images", None, "Test images of each study; None takes all.", lower_bound=1)
+_TO = flags.DEFINE_string("to", "mechanisms.png", "The picture to write; its counts go beside it as CSV.")
 _REPLACEMENT = flags.DEFINE_bool("replacement", False, "Whether constants are fitted to the models' predictions.")
 
 
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
         score.write(workdir, scored)
         print(score.format_table(scored))
     elif arguments[1:] == ["draw"]:
-        draw(workdir, Path(TO.value).with_suffix(".png"))
+        draw(workdir, Path(_TO.value).with_suffix(".png"))
     else:
         raise ClipbiasError(f"the command is {arguments[1:]}; give train, score or draw.")
 
