@@ -16,13 +16,13 @@ from absl import app
 from clipbias.errors import ClipbiasError
 from clipbias.explain.endpoint import TOKENS_ALONE
 from clipbias.explain.results import StudyResults, load_results
-from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import in_points
+from clipbias.explain.uncertainty import excludes
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import ALL_ADDED, ATTENTION_ALONE, BEST_ADDED, MEAN_ADDED, study_methods
 from clipbias.report.panels import Layout, level, lines, panels
 from clipbias.report.published import dataset_name
+from clipbias.report.replacement_figure import percent_columns
 from experiments import common
 from tools.study_pictures import save_picture, study_folders
 
@@ -55,13 +55,10 @@ def depth_numbers(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 for name in names:
                     share = numbers[name].share if name in numbers and excludes(numbers[whole]) > 0 else None
                     if share is not None:
-                        rows.append({**place, "seeds": len(method.facts.models), "quantity": name, **_percent(share)})
+                        rows.append(
+                            {**place, "seeds": len(method.facts.models), "quantity": name, **percent_columns(share)}
+                        )
     return pd.DataFrame(rows)
-
-
-def _percent(share: Estimate) -> dict[str, float | None]:
-    number = in_points(share)
-    return {"value": number.value, "low": number.low, "high": number.high}
 
 
 def depth_figure(numbers: pd.DataFrame) -> CaptionedFigure:

@@ -5,7 +5,7 @@ is more than half of it alone, and *not* that more than three quarters are left 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from clipbias.explain.conclusions import FEWEST_IMAGES, HALF, NO_GAIN, QUARTER, UNDECIDED
 from clipbias.explain.effects import OUTCOMES
@@ -39,7 +39,7 @@ class MethodTest:
       replaced: of the test of constants; `None` of a method that learns a constant.
       constant: the verdict on the mean as a constant.
       images: how many were tested.
-      levels: of what is added, by tower.
+      added: a tower, and the levels of what is added there; `None` of a method that learns a constant.
       fitted: two vectors per layer, or the first form, fitted to the predictions of its models.
     """
 
@@ -49,7 +49,7 @@ class MethodTest:
     replaced: Replacements | None
     constant: str | None
     images: int
-    levels: Mapping[str, Levels] = dataclasses.field(default_factory=dict)
+    added: tuple[str, Levels] | None = None
     fitted: PooledForm | None = None
 
     @property
@@ -76,6 +76,7 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
         summary = results.effects(facts.models)
         effects = None if summary is None else summary.towers["both"].accuracy
         replaced = None if facts.learns_constant else results.replacements(facts.models)
+        added = None if facts.learns_constant or summary is None else summary.added
         tests.append(
             MethodTest(
                 facts=facts,
@@ -84,7 +85,7 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
                 replaced=None if replaced is None else replaced.accuracy,
                 constant=None if verdict is None or verdict.constant is None else verdict.constant.accuracy,
                 images=0 if verdict is None else verdict.images,
-                levels={} if summary is None else {tower: of.accuracy for tower, of in summary.levels.items()},
+                added=None if added is None else (added[0], added[1].accuracy),
                 fitted=forms.get(PLAIN, next(iter(forms.values()), None)),
             )
         )

@@ -66,30 +66,24 @@ def _attention_alone(test: MethodTest) -> Estimate | None:
     return None if test.effects is None else test.effects.attention_alone.share
 
 
-def _constant_level(test: MethodTest) -> Estimate | None:
-    levels = next(iter(test.levels.values()), None)
-    return None if levels is None else levels.steps["constant"].share
+def _mean_added(test: MethodTest) -> Estimate | None:
+    return None if test.added is None else test.added[1].steps["constant"].share
 
 
-def _fitted_level(test: MethodTest) -> Estimate | None:
-    levels = next(iter(test.levels.values()), None)
-    return None if levels is None or levels.fitted is None else levels.fitted.share
+def _best_added(test: MethodTest) -> Estimate | None:
+    return None if test.added is None or test.added[1].fitted is None else test.added[1].fitted.share
 
 
 def _of_levels(apart: Sequence[MethodTest], shares: Callable[[Sequence[MethodTest], Share, str], str]) -> str:
     """Whether the same is added for every image; "" where that was not measured."""
     sentences = []
     for tower, (tokens, over, _) in LEVEL_WORDS.items():
-        tests = [
-            test
-            for test in apart
-            if not test.facts.learns_constant and next(iter(test.levels), None) == tower and _constant_level(test)
-        ]
+        tests = [test for test in apart if test.added is not None and test.added[0] == tower and _mean_added(test)]
         if tests:
             all_of_it = f" of all that is added to {tokens}"
-            sentences.append(f"The mean over {over} is worth {shares(tests, _constant_level, all_of_it)}.")
-        if fitted := [test for test in tests if _fitted_level(test)]:
-            sentences.append(f"The best constant is worth {shares(fitted, _fitted_level, '')}.")
+            sentences.append(f"The mean over {over} is worth {shares(tests, _mean_added, all_of_it)}.")
+        if fitted := [test for test in tests if _best_added(test)]:
+            sentences.append(f"The best constant is worth {shares(fitted, _best_added, '')}.")
     return " ".join(sentences)
 
 

@@ -65,12 +65,12 @@ class MethodResults:
 
         Empty of a method that learns a constant, of which that is no finding.
         """
-        levels = {} if self.summary is None or self.facts.learns_constant else self.summary.levels
-        for of_tower in levels.values():
-            numbers = of_tower[outcome]
-            best = {} if numbers.fitted is None else {BEST_ADDED: numbers.fitted}
-            return {ALL_ADDED: numbers.all, MEAN_ADDED: numbers.steps["constant"], **best}
-        return {}
+        added = None if self.summary is None or self.facts.learns_constant else self.summary.added
+        if added is None:
+            return {}
+        numbers = added[1][outcome]
+        best = {} if numbers.fitted is None else {BEST_ADDED: numbers.fitted}
+        return {ALL_ADDED: numbers.all, MEAN_ADDED: numbers.steps["constant"], **best}
 
     def replacements(self, outcome: str, kind: str) -> dict[str, Estimate]:
         """What replacements keep of the gain, or what is lost without them, by name."""

@@ -117,12 +117,13 @@ def replacement_numbers(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 place |= {"kind": way.kind, "form": way.form, "numbers": way.numbers}
                 numbers = {"": way.share, "moved_": way.moved, "difference_": way.difference}
                 rows.append(
-                    place | {k: v for start, each in numbers.items() for k, v in _in_percent(each, start).items()}
+                    place | {k: v for start, each in numbers.items() for k, v in percent_columns(each, start).items()}
                 )
     return pd.DataFrame(rows)
 
 
-def _in_percent(share: Estimate | None, start: str) -> dict[str, float | None]:
+def percent_columns(share: Estimate | None, start: str = "") -> dict[str, float | None]:
+    """The columns of a share in percent and its interval, whose names begin with `start`."""
     number = Estimate(np.nan) if share is None else in_points(share)
     return {f"{start}value": number.value, f"{start}low": number.low, f"{start}high": number.high}
 

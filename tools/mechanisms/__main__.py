@@ -53,10 +53,10 @@ def train(workdir: Path) -> None:
 
 def draw(workdir: Path, path: Path) -> None:
     """Draws what `score` wrote, writes its counts beside it and prints the rates."""
-    table = picture.counts(json.loads(read_text(workdir / "scores.json")))
-    style.save_png(picture.draw(table), path)
-    write_csv(path.with_suffix(".csv"), table)
-    print(picture.rates(table).round(1).to_string(index=False))
+    scores = json.loads(read_text(workdir / "scores.json"))
+    style.save_png(picture.draw(scores), path)
+    write_csv(path.with_suffix(".csv"), picture.counts(scores))
+    print(picture.rates(scores).round(1).to_string(index=False))
 
 
 def main(arguments: list[str]) -> None:

@@ -130,6 +130,11 @@ class EffectSummary:
     refitted: bool
     levels: dict[str, ByOutcome[Levels]]
 
+    @property
+    def added(self) -> tuple[str, ByOutcome[Levels]] | None:
+        """ "vision" with what is added to image tokens; of a method that changes texts alone "text" with that."""
+        return next(iter(self.levels.items()), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupEffects:
