@@ -27,9 +27,9 @@ def scored(family, counted, where, what):
 def scored_by_hand():
     return [
         scored("bias", True, UNDECIDED, CONSTANT),
-        scored("late_bias", True, UNDECIDED, CONSTANT),
+        scored("bias_by_kind", True, UNDECIDED, CONSTANT),
         scored("last_bias", True, "no attention", IMAGE),
-        scored("map_2", True, UNDECIDED, IMAGE),
+        scored("map_8", True, UNDECIDED, IMAGE),
         scored("map_8", True, UNDECIDED, UNDECIDED),
         scored("map_8", False, UNDECIDED, CONSTANT),  # does not count
         scored("qk_both", True, "attention", CONSTANT),  # has no label on this axis

@@ -54,11 +54,11 @@ def corner_features(task, learnables, images):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("family", ["qk_vision", "qk_both"])
-def test_queries_and_keys_act_through_attention_alone(clip, images, family):
-    task, learnables = task_of(clip, family)
+@pytest.mark.parametrize("towers", [("vision",), ("vision", "text")])
+def test_queries_and_keys_act_through_attention_alone(clip, images, towers):
+    task, learnables = task_of(clip, "qk_both", towers=towers)
     seen, texts = corner_features(task, learnables, images)
-    for features, is_changed in ((seen, True), (texts, family == "qk_both")):
+    for features, is_changed in ((seen, True), (texts, "text" in towers)):
         reference, values, attention, tuned = features
         np.testing.assert_allclose(attention, tuned, atol=1e-5)
         np.testing.assert_allclose(values, reference, atol=1e-5)
@@ -99,19 +99,19 @@ def added(task, learnables, images, reference):
     return np.stack(changes)
 
 
-@pytest.mark.parametrize("family", ["bias", "bias_by_kind", "late_bias", "last_bias"])
+@pytest.mark.parametrize("family", ["bias", "bias_by_kind", "last_bias"])
 def test_a_bias_is_the_same_for_every_image(clip, images, reference, family):
     task, learnables = task_of(clip, family)
     changes = added(task, learnables, images, reference)
     kinds = changes[:, :, :1], changes[:, :, 1:]
     assert max(np.ptp(kind, axis=(1, 2)).max() for kind in kinds) < 2e-5
-    blocks = {"late_bias": 2, "last_bias": 1}.get(family, clip.config.vision.layers)
+    blocks = {"last_bias": 1}.get(family, clip.config.vision.layers)
     is_changed = np.abs(changes).max((1, 2, 3)) > 0.1
     assert is_changed.tolist() == [l >= len(changes) - blocks for l in range(len(changes))]
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("family", ["map_2", "map_8", "map_and_bias"])
+@pytest.mark.parametrize("family", ["map_8", "map_and_bias"])
 def test_a_centred_map_has_mean_zero_by_layer_and_kind(clip, images, reference, family):
     task, learnables = task_of(clip, family)
     many = np.concatenate([images, images[:, ::-1], images[:, :, ::-1]])
@@ -140,7 +140,7 @@ def test_map_and_bias_have_the_stated_ratio(clip, images, reference):
 
 
 def test_the_map_is_that_of_its_formula(clip, images, reference):
-    task, learnables = task_of(clip, "map_2")
+    task, learnables = task_of(clip, "map_8")
     centred = centre(task, learnables, images)
     down, up = (np.asarray(centred[name], np.float64) for name in ("vision_down", "vision_up"))
     tokens = map_inputs(task, centred, images)
@@ -171,7 +171,7 @@ def test_no_constant_solves_the_marked_task(clip, name):
     np.testing.assert_array_equal(plain, copies)
     assert np.ptp(plain, axis=0).max() > 0.01
     plain_labels, copy_labels = np.split(test.labels, 2)
-    assert (plain_labels != copy_labels).all() and set(plain_labels) == {0, 1}
+    assert not plain_labels.any() and copy_labels.all()
     assert tasks.bound(clip, test.subset(range(len(test) // 2))) == 100
     seeing = classify(clip.params, moved(task), normalised(blind, test))
     assert np.abs(np.subtract(*np.split(np.asarray(seeing), 2))).max() > 1e-4
@@ -230,6 +230,9 @@ def test_where_by_the_share_of_attention(low, high, expected):
         ((0.9, 1.1), (-0.1, 0.1), CONSTANT),
         ((-0.1, 0.1), (0.9, 1.1), IMAGE),
         ((0.4, 0.6), (0.4, 0.6), BOTH),
+        ((-0.6, -0.4), (1.4, 1.6), BOTH),
+        ((-0.4, -0.1), (1.1, 1.4), UNDECIDED),
+        ((1.1, 1.4), (-0.4, -0.1), UNDECIDED),
         ((0.9, 1.1), (-0.1, 0.3), UNDECIDED),
         ((-0.1, 0.3), (0.9, 1.1), UNDECIDED),
     ],
@@ -341,7 +344,7 @@ def test_which_models_count():
 
 def test_the_table_has_labels_for_both_axes():
     specs = models.table()
-    assert len(specs) == len({spec.key for spec in specs}) == 120 + 32
+    assert len(specs) == len({spec.key for spec in specs}) == 96 + 32
     for axis, labels in models.LABELS.items():
         assert {getattr(family, axis) for family in FAMILIES.values()} == {None, *labels}
     assert all(family.where or family.what for family in FAMILIES.values())

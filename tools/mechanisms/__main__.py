@@ -25,7 +25,8 @@ from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.rules import FORMS
 from tools.mechanisms.train import adapter_path, train_model
 
-LEVEL_STEPS = 300  # of the constant that optimal ablation fits
+LEVEL_STEPS = 200  # of the constant that optimal ablation fits
+REPLACEMENT_STEPS = 300  # of each form that is fitted to the predictions
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; None trains all.", lower_bound=1)
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
@@ -66,7 +67,11 @@ def main(arguments: list[str]) -> None:
     elif arguments[1:] == ["score"]:
         sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
         options = StudyOptions(
-            control_images=0, image_limit=_IMAGES.value, level_steps=LEVEL_STEPS, replacement_forms=FORMS
+            control_images=0,
+            image_limit=_IMAGES.value,
+            level_steps=LEVEL_STEPS,
+            replacement_forms=FORMS,
+            replacement_steps=REPLACEMENT_STEPS,
         )
         scored = score.score(workdir, table(_FAMILIES.value), sections, options)
         score.write(workdir, scored)

@@ -140,11 +140,21 @@ def by_share(share: Estimate | None) -> str:
 def by_levels(shares: Mapping[str, Estimate]) -> str:
     """*What*, of the shares of "constant" and "image" in what values give at the tuned run's attention."""
     constant, image = shares.get("constant"), shares.get("image")
-    if excludes(constant, QUARTER) > 0 and excludes(image, QUARTER) > 0:
+    if matters(constant) and matters(image):
         return BOTH
-    if excludes(constant, HALF) > 0 and excludes(image, QUARTER) < 0:
+    if excludes(constant, HALF) > 0 and is_small(image):
         return CONSTANT
-    return IMAGE if excludes(image, HALF) > 0 and excludes(constant, QUARTER) < 0 else UNDECIDED
+    return IMAGE if excludes(image, HALF) > 0 and is_small(constant) else UNDECIDED
+
+
+def matters(share: Estimate | None) -> bool:
+    """Whether it surely lies beyond a quarter on either side: a mean can harm what only works with the rest."""
+    return excludes(share, QUARTER) > 0 or excludes(share, -QUARTER) < 0
+
+
+def is_small(share: Estimate | None) -> bool:
+    """Whether it surely lies within a quarter on either side."""
+    return excludes(share, QUARTER) < 0 and excludes(share, -QUARTER) > 0
 
 
 def level_shares(results: StudyResults, key: str) -> Mapping[str, Estimate]:

@@ -32,7 +32,7 @@ class Scored:
 
     Attributes:
       counts: whether it is scored, see `models.counts`.
-      answers: by explainer.
+      answers: by explainer; none of a model that does not count, which is not studied.
     """
 
     spec: Spec
@@ -85,15 +85,16 @@ def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: Stu
 
 
 def score(workdir: Path, specs: Sequence[Spec], sections: Sequence[str], options: StudyOptions) -> list[Scored]:
-    """Studies those of the models that are trained."""
+    """Studies those of the models that are trained and count."""
     scored = []
     for spec in specs:
         path = adapter_path(workdir, spec)
         if path.exists():
-            results = study_model(workdir, spec, sections, options)
             validation = notes_of(path)["validation"]
             assert isinstance(validation, dict)
-            scored.append(Scored(spec, bool(validation["counts"]), explain(results, MODEL)))
+            counts = bool(validation["counts"])
+            answers = explain(study_model(workdir, spec, sections, options), MODEL) if counts else {}
+            scored.append(Scored(spec, counts, answers))
     return scored
 
 

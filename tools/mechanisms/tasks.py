@@ -1,9 +1,9 @@
-"""Tasks of the benchmark: labels in random order, labels that a mark permutes, and images for planted prompts.
+"""Tasks of the benchmark: labels in random order, labels that a mark gives, and images for planted prompts.
 
-The marked task has every picture twice, without a mark and with one, which exchanges the labels of two classes. The
-mark is a pixel that the frozen model does not see: its weights in the patch embedding are zero. So a picture and its
-marked copy have the same tokens, and whatever constants are added, in whatever layers, both get the same answer, which
-is right for at most one of them.
+The marked task has every picture twice: without a mark, which is the first of two classes, and with one, which is the
+second, whatever the picture shows. The mark is a pixel that the frozen model does not see: its weights in the patch
+embedding are zero. So a picture and its marked copy have the same tokens, and whatever constants are added, in whatever
+layers, both get the same answer, which is right for exactly one of them.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def shuffled(dataset: Dataset, *, seed: int) -> Dataset:
 
 
 def marked(clip: Clip, dataset: Dataset) -> Dataset:
-    """Two classes of a dataset, every picture without and with a mark, which exchanges the labels."""
+    """Pictures of two classes of a dataset, each without a mark and with one; the mark alone gives the label."""
     whole = dataset.with_classes(PAIRS[dataset.name])
     drawn, labels, names = [], [], []
     for name, split in whole.splits.items():
@@ -47,7 +47,7 @@ def marked(clip: Clip, dataset: Dataset) -> Dataset:
         with_mark = plain.copy()
         with_mark[:, 0, 0] = WHITE
         drawn += [plain, with_mark]
-        labels += [split.labels, 1 - split.labels]
+        labels += [np.zeros_like(split.labels), np.ones_like(split.labels)]
         names += [name] * (2 * len(split))
     return data.from_arrays(
         np.concatenate(drawn),

@@ -150,7 +150,7 @@ def validate(model: TunedModel, dataset: Dataset, spec: Spec) -> Mapping[str, ob
         before = Task(task.clip, ZERO_SHOT, dataset), {}
     logits = np.stack([logits_of(*each, split) for each in (before, (task, model.learnables))], 1)
     measured = measure(logits, split.labels)
-    gain = summarize_replacements(measured, (REFERENCE, TUNED))["calibrated"].gain
+    gain = summarize_replacements(measured, (REFERENCE, TUNED))["accuracy"].gain
     right = [100 * float((logits[:, way].argmax(-1) == split.labels).mean()) for way in range(2)]
     bound = tasks.bound(task.clip, split) if spec.of_family.task == MARKED else None
     return {
