@@ -1,74 +1,76 @@
 """Scores of the benchmark of mechanisms: counted by hand, drawn, and tied to labels and rules by a hash."""
 
-import dataclasses
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
 
+from clipbias.errors import ClipbiasError
+from clipbias.explain.options import StudyOptions
 from tests.documents import ROOT
 from tools.mechanisms import models, picture, rules, score
 from tools.mechanisms.models import BOTH, CONSTANT, IMAGE, NO_GAIN, Spec, digest
 from tools.mechanisms.rules import UNDECIDED, Answer
-from tools.mechanisms.score import Scored, confusion
+from tools.mechanisms.score import confusion
 
 FOLDER = Path(models.__file__).parent
+SILENT = "optimal ablation"
 
 
-def scored(family, counted, where, what):
-    spec = Spec(family, "demo/digits", outliers=False, seed=1)
-    return Scored(spec, counted, dict.fromkeys(rules.RULES, Answer(where, what)))
+def row(number, family, where="", what=""):
+    """A model that counts if it has answers; one explainer says nothing but "no gain"."""
+    spec = Spec(family, "demo/digits", outliers=False, seed=number)
+    said = dict.fromkeys(rules.RULES, Answer(where, what))
+    if NO_GAIN not in (where, what):
+        said[SILENT] = Answer()
+    return score.row(spec, bool(where), said if where else {})
 
 
-def scored_by_hand():
-    return [
-        scored("bias", True, UNDECIDED, CONSTANT),
-        scored("bias_by_kind", True, UNDECIDED, CONSTANT),
-        scored("last_bias", True, "no attention", IMAGE),
-        scored("map_8", True, UNDECIDED, IMAGE),
-        scored("map_8", True, UNDECIDED, UNDECIDED),
-        scored("map_8", False, UNDECIDED, CONSTANT),  # does not count
-        scored("qk_both", True, "attention", CONSTANT),  # has no label on this axis
-        scored("bias_shuffled", True, NO_GAIN, NO_GAIN),
+def by_hand():
+    answers = [
+        ("bias", UNDECIDED, CONSTANT),
+        ("bias_by_kind", UNDECIDED, CONSTANT),
+        ("last_bias", "no attention", IMAGE),
+        ("map_8", UNDECIDED, IMAGE),
+        ("map_8", UNDECIDED, UNDECIDED),
+        ("map_8",),  # does not count
+        ("qk_both", "attention", CONSTANT),  # has no label on this axis
+        ("bias_shuffled", NO_GAIN, NO_GAIN),
     ]
+    return pd.DataFrame([row(number, *answer) for number, answer in enumerate(answers)])
 
 
-def test_scores_are_those_counted_by_hand():
+def test_scores_are_those_counted_by_hand(tmp_path):
     explainer = next(iter(rules.RULES))
-    rows = scored_by_hand()
-    what = confusion(rows, explainer, "what")
+    answers = by_hand()
+    what = confusion(answers, explainer, "what")
     assert what.models == 6 and what.counts[CONSTANT] == {CONSTANT: 2, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 0}
     assert what.counts[IMAGE] == {CONSTANT: 0, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 1}
     # Wilson's interval of 4 of 6, from its formula with z = 1.96.
     assert what.right == pytest.approx((66.67, 30.0, 90.3), abs=0.1)
     assert what.wrong[0] == what.undecided[0] == pytest.approx(100 / 6)
-    where = confusion(rows, explainer, "where")
+    where = confusion(answers, explainer, "where")
     assert where.models == 3 and where.right[0] == 100
-    written = score.as_json(rows, ["a", "a"])
-    assert written["trained_under"] == ["a"] and written["digest"] == digest()
-    assert written["confusion"]["what"][explainer]["counts"][CONSTANT][IMAGE] == 1
-    assert f"what, {explainer}: 6 models; right 67 % (30 to 90), wrong 17 %" in score.format_table(rows)
+    answers.to_csv(tmp_path / "answers.csv", index=False)
+    pd.testing.assert_frame_equal(score.read_answers(tmp_path / "answers.csv"), answers)
 
 
 def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
-    silent = "optimal ablation"
-    rows = [dataclasses.replace(row, answers={**row.answers, silent: Answer()}) for row in scored_by_hand()]
-    scores = json.loads(json.dumps(score.as_json(rows, ["a"])))
-    table = picture.counts(scores)
-    others = [name for name in rules.RULES if name != silent]
-    assert list(dict.fromkeys(table["explainer"])) == others
-    rates = picture.rates(scores).set_index(["axis", "explainer"])
+    answers = by_hand()
+    others = [name for name in rules.RULES if name != SILENT]
+    rates = score.rates(answers).set_index(["axis", "explainer"])
+    assert list(rates.index) == [(axis, name) for axis in models.LABELS for name in others]
     for axis, models_of, right, wrong in (("where", 3, 300, 0), ("what", 6, 400, 100)):
         for name in others:
             rate = rates.loc[(axis, name)]
             assert rate["models"] == models_of
             assert (rate["right"], rate["wrong"]) == pytest.approx((right / models_of, wrong / models_of))
     assert tuple(rates.loc[("what", others[0]), ["right_low", "right_high"]]) == pytest.approx((30.0, 90.3), abs=0.1)
-    figure = picture.draw(scores)
+    figure = picture.draw(answers)
     panel = figure.axes[len(others)]
     assert panel.get_title() == f"{others[0]}\n67 % right, 17 % wrong"
     expected = {(0, 0): "2", (1, 0): "1", (0, 3): "0", (1, 1): "1", (4, 1): "1", (3, 3): "1"}
@@ -77,22 +79,37 @@ def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
     assert [label.get_text() for label in panel.get_yticklabels()] == list(models.LABELS["what"])
 
 
+def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):
+    specs = models.table(["bias", "map_8"])[:3]
+    notes = {"digest": digest(), "validation": {"counts": False}}
+    monkeypatch.setattr(score, "notes_of", lambda path: MappingProxyType(notes))
+    for spec in specs[:2]:
+        path = score.adapter_path(tmp_path, spec)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    answers = score.score(tmp_path, specs, score.SECTIONS, StudyOptions())  # studies none that does not count
+    assert list(answers["model"]) == [spec.key for spec in specs[:2]] and not answers["counts"].any()
+    assert list(answers["truth: what"]) == [CONSTANT, IMAGE] and set(answers[f"{SILENT}: what"]) == {""}
+    notes["digest"] = "another"
+    with pytest.raises(ClipbiasError, match="trained under other labels or rules"):
+        score.score(tmp_path, specs, score.SECTIONS, StudyOptions())
+
+
 @pytest.mark.ci
 def test_the_command_draws_what_was_scored(tmp_path):
-    scores = score.as_json(scored_by_hand(), ["a"])
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
-    command = [
-        sys.executable,
-        "-m",
-        "tools.mechanisms",
-        "draw",
-        f"--workdir={tmp_path}",
-        f"--to={tmp_path / 'made.png'}",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    answers = by_hand()
+    parts = [tmp_path / "first.csv", tmp_path / "second.csv"]
+    answers[:5].to_csv(parts[0], index=False)
+    answers[5:].to_csv(parts[1], index=False)
+
+    def draw(*files):
+        command = [sys.executable, "-m", "tools.mechanisms", "draw", *map(str, files), f"--to={tmp_path / 'made.png'}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = draw(*parts)
     assert "levels and replacement" in done.stdout and (tmp_path / "made.png").stat().st_size > 5000
-    written = pd.read_csv(tmp_path / "made.csv")
-    pd.testing.assert_frame_equal(written, picture.counts(scores))
+    pd.testing.assert_frame_equal(score.read_answers(tmp_path / "made.csv"), answers)
+    assert "have a model twice" in draw(parts[0], parts[0]).stderr
 
 
 @pytest.mark.parametrize("name", ["rules.py", "models.py"])

@@ -2,22 +2,23 @@
 
     python -m tools.mechanisms train --workdir=workdir/mechanisms
     python -m tools.mechanisms score --workdir=workdir/mechanisms
-    python -m tools.mechanisms draw --workdir=workdir/mechanisms --to=docs/images/mechanisms.png
+    python -m tools.mechanisms draw workdir/mechanisms/answers.csv --to=docs/images/mechanisms.png
 
-The first two continue where they stopped. `--families=bias,map_8 --limit=2 --steps=30` is for a try. `--replacement`
-fits constants to every model, which trains for minutes each.
+The first two continue where they stopped. `score` writes `answers.csv` into the work folder; `draw` takes several such
+files and writes their rows beside the picture. `--families=bias,map_8 --limit=2 --steps=30` is for a try.
+`--replacement` fits constants to every model, which trains for minutes each.
 """
 
-import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from absl import app, flags
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results.study import REPLACEMENT
-from clipbias.io import read_text
 from clipbias.report import style
 from clipbias.report.captioned import write_csv
 from tools.mechanisms import picture, score
@@ -32,7 +33,7 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; Non
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
 _STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer("images", None, "Test images of each study; None takes all.", lower_bound=1)
-_TO = flags.DEFINE_string("to", "mechanisms.png", "The picture to write; its counts go beside it as CSV.")
+_TO = flags.DEFINE_string("to", "mechanisms.png", "The picture to write; its models go beside it as CSV.")
 _REPLACEMENT = flags.DEFINE_bool("replacement", False, "Whether constants are fitted to the models' predictions.")
 
 
@@ -52,34 +53,43 @@ def train(workdir: Path) -> None:
         )
 
 
-def draw(workdir: Path, path: Path) -> None:
-    """Draws what `score` wrote, writes its counts beside it and prints the rates."""
-    scores = json.loads(read_text(workdir / "scores.json"))
-    style.save_png(picture.draw(scores), path)
-    write_csv(path.with_suffix(".csv"), picture.counts(scores))
-    print(picture.rates(scores).round(1).to_string(index=False))
+def draw(files: Sequence[str], path: Path) -> None:
+    """Draws the answers of these files, writes them beside the picture and prints the rates.
+
+    Raises:
+      ClipbiasError: a model is in two of the files, or they are of different labels and rules.
+    """
+    if not files:
+        raise ClipbiasError("give the files answers.csv that `score` wrote.")
+    answers = pd.concat([score.read_answers(Path(file)) for file in files], ignore_index=True)
+    if answers["model"].duplicated().any() or answers["digest"].nunique() > 1:
+        raise ClipbiasError(f"{', '.join(files)} have a model twice, or are of different labels and rules.")
+    style.save_png(picture.draw(answers), path)
+    write_csv(path.with_suffix(".csv"), answers)
+    print(score.rates(answers).round(1).to_string(index=False))
 
 
 def main(arguments: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
-    if arguments[1:] == ["train"]:
-        train(workdir)
-    elif arguments[1:] == ["score"]:
-        sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
-        options = StudyOptions(
-            control_images=0,
-            image_limit=_IMAGES.value,
-            level_steps=LEVEL_STEPS,
-            replacement_forms=FORMS,
-            replacement_steps=REPLACEMENT_STEPS,
-        )
-        scored = score.score(workdir, table(_FAMILIES.value), sections, options)
-        score.write(workdir, scored)
-        print(score.format_table(scored))
-    elif arguments[1:] == ["draw"]:
-        draw(workdir, Path(_TO.value).with_suffix(".png"))
-    else:
-        raise ClipbiasError(f"the command is {arguments[1:]}; give train, score or draw.")
+    match arguments[1:]:
+        case ["train"]:
+            train(workdir)
+        case ["score"]:
+            sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
+            options = StudyOptions(
+                control_images=0,
+                image_limit=_IMAGES.value,
+                level_steps=LEVEL_STEPS,
+                replacement_forms=FORMS,
+                replacement_steps=REPLACEMENT_STEPS,
+            )
+            answers = score.score(workdir, table(_FAMILIES.value), sections, options)
+            write_csv(workdir / "answers.csv", answers)
+            print(score.rates(answers).round(1).to_string(index=False))
+        case ["draw", *files]:
+            draw(files, Path(_TO.value).with_suffix(".png"))
+        case _:
+            raise ClipbiasError(f"the command is {arguments[1:]}; give train, score or draw.")
 
 
 if __name__ == "__main__":

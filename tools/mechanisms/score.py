@@ -1,43 +1,30 @@
 """Explains trained models, asks every explainer for its labels, and counts them against the truth."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 import clipbias
 from clipbias import settings
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.counts import wilson_interval
 from clipbias.data.unlabelled import unlabelled_images
+from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import StudyResults, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
-from clipbias.io import write_text
 from clipbias.tuning import Task
-from tools.mechanisms.models import LABELS, OWN, Spec, digest
+from tools.mechanisms.models import LABELS, NO_GAIN, OWN, Spec, digest
 from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "relevancy", "vision_attention", "decomposition", "factorial")
 MODEL = "model"
-
-
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """One model with what every explainer says of it.
-
-    Attributes:
-      counts: whether it is scored, see `models.counts`.
-      answers: by explainer; none of a model that does not count, which is not studied.
-    """
-
-    spec: Spec
-    counts: bool
-    answers: Mapping[str, Answer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +41,11 @@ class Confusion:
     right: tuple[float, float, float]
     wrong: tuple[float, float, float]
     undecided: tuple[float, float, float]
+
+    @property
+    def answers(self) -> bool:
+        """Whether the explainer ever gives a label other than "no gain", which all give alike."""
+        return any(row[label] for row in self.counts.values() for label in row if label not in (NO_GAIN, UNDECIDED))
 
 
 def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:
@@ -84,18 +76,38 @@ def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: Stu
     return run_study(study, folder, dataset=dataset.name, config=config, sections=sections)
 
 
-def score(workdir: Path, specs: Sequence[Spec], sections: Sequence[str], options: StudyOptions) -> list[Scored]:
-    """Studies those of the models that are trained and count."""
-    scored = []
+def score(workdir: Path, specs: Sequence[Spec], sections: Sequence[str], options: StudyOptions) -> pd.DataFrame:
+    """Studies those of the models that are trained and count.
+
+    Returns:
+      A row for each trained model: its name, the hash of labels and rules, whether it counts, its true labels, and what
+      each explainer says of it. A cell is empty where there is no true label, and after a model that does not count.
+
+    Raises:
+      ClipbiasError: a model was trained under other labels or rules.
+    """
+    rows = []
     for spec in specs:
         path = adapter_path(workdir, spec)
-        if path.exists():
-            validation = notes_of(path)["validation"]
-            assert isinstance(validation, dict)
-            counts = bool(validation["counts"])
-            answers = explain(study_model(workdir, spec, sections, options), MODEL) if counts else {}
-            scored.append(Scored(spec, counts, answers))
-    return scored
+        if not path.exists():
+            continue
+        notes = notes_of(path)
+        if notes["digest"] != digest():
+            raise ClipbiasError(f"{path} was trained under other labels or rules; remove it and train it again.")
+        validation = notes["validation"]
+        assert isinstance(validation, dict)
+        counts = bool(validation["counts"])
+        answers = explain(study_model(workdir, spec, sections, options), MODEL) if counts else {}
+        rows.append(row(spec, counts, answers))
+    return pd.DataFrame(rows)
+
+
+def row(spec: Spec, counts: bool, answers: Mapping[str, Answer]) -> dict[str, object]:
+    """What `score` returns of a model."""
+    truths = {f"truth: {axis}": getattr(spec.of_family, axis) or "" for axis in LABELS}
+    silent = Answer("", "")
+    said = {f"{name}: {axis}": getattr(answers.get(name, silent), axis) for name in RULES for axis in LABELS}
+    return {"model": spec.key, "digest": digest()[:12], "counts": counts, **truths, **said}
 
 
 def notes_of(path: Path) -> Mapping[str, object]:
@@ -103,13 +115,15 @@ def notes_of(path: Path) -> Mapping[str, object]:
     return clipbias.tuning.adapter.read_adapter(path).notes
 
 
-def confusion(scored: Sequence[Scored], explainer: str, axis: str) -> Confusion:
+def read_answers(path: Path) -> pd.DataFrame:
+    """What `score` returned, from its file."""
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def confusion(answers: pd.DataFrame, explainer: str, axis: str) -> Confusion:
     """Of the models that count and have a true label on the axis."""
-    pairs = Counter[tuple[str, str]]()
-    for model in scored:
-        truth = getattr(model.spec.of_family, axis)
-        if model.counts and truth is not None:
-            pairs[truth, getattr(model.answers[explainer], axis)] += 1
+    scored = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
+    pairs = Counter(zip(scored[f"truth: {axis}"], scored[f"{explainer}: {axis}"], strict=True))
     total = pairs.total()
     right = sum(count for (truth, label), count in pairs.items() if truth == label)
     undecided = sum(count for (_, label), count in pairs.items() if label == UNDECIDED)
@@ -129,42 +143,19 @@ def confusion(scored: Sequence[Scored], explainer: str, axis: str) -> Confusion:
     )
 
 
-def as_json(scored: Sequence[Scored], trained_under: Sequence[str]) -> dict[str, object]:
-    """Everything that was counted, with the hash of labels and rules, now and when the models were trained."""
-    models = [
-        {
-            "key": model.spec.key,
-            "truth": {axis: getattr(model.spec.of_family, axis) for axis in LABELS},
-            "counts": model.counts,
-            "answers": {name: dataclasses.asdict(answer) for name, answer in model.answers.items()},
+def confusions(answers: pd.DataFrame) -> dict[tuple[str, str], Confusion]:
+    """By axis and explainer, of those that answer."""
+    every = {(axis, explainer): confusion(answers, explainer, axis) for axis in LABELS for explainer in RULES}
+    return {place: each for place, each in every.items() if each.answers}
+
+
+def rates(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row for each axis and explainer that answers: models, and how many percent of them are right and wrong."""
+    rows = []
+    for (axis, explainer), each in confusions(answers).items():
+        shares = {"right": each.right, "wrong": each.wrong, "undecided": each.undecided}
+        ends = {
+            f"{name}{end}": x for name in shares for end, x in zip(("", "_low", "_high"), shares[name], strict=True)
         }
-        for model in scored
-    ]
-    matrices = {
-        axis: {explainer: dataclasses.asdict(confusion(scored, explainer, axis)) for explainer in RULES}
-        for axis in LABELS
-    }
-    return {"digest": digest(), "trained_under": sorted(set(trained_under)), "models": models, "confusion": matrices}
-
-
-def format_table(scored: Sequence[Scored]) -> str:
-    """Every explainer's confusion matrix and rates."""
-    lines = [f"{sum(model.counts for model in scored)} of {len(scored)} models count."]
-    for axis in LABELS:
-        for explainer in RULES:
-            matrix = confusion(scored, explainer, axis)
-            rates = {"right": matrix.right, "wrong": matrix.wrong, "undecided": matrix.undecided}
-            shown = ", ".join(f"{name} {x:.0f} % ({low:.0f} to {high:.0f})" for name, (x, low, high) in rates.items())
-            lines += ["", f"{axis}, {explainer}: {matrix.models} models; {shown}"]
-            columns = (*LABELS[axis], UNDECIDED)
-            lines.append("  " + " ".join(f"{label:>12}" for label in ("truth", *columns)))
-            for truth, row in matrix.counts.items():
-                cells = " ".join(f"{row[label]:>12}" for label in columns)
-                lines.append(f"  {truth:>12} {cells}")
-    return "\n".join(lines)
-
-
-def write(workdir: Path, scored: Sequence[Scored]) -> None:
-    """Writes `scores.json` into the work folder."""
-    hashes = [str(notes_of(adapter_path(workdir, model.spec))["digest"]) for model in scored]
-    write_text(workdir / "scores.json", json.dumps(as_json(scored, hashes), indent=1) + "\n")
+        rows.append({"axis": axis, "explainer": explainer, "models": each.models, **ends})
+    return pd.DataFrame(rows)
