@@ -3,8 +3,8 @@
     python -m tools.draw_depth workdir/why workdir/why_8 workdir/why_12 --to=docs/images/depth.png
 
 The arguments are folders of `experiments.explain` with the section `factorial`, one for each depth and dataset.
-Relative attention can change only in later layers, so a model of few layers favours tokens. Writes the picture, and
-its numbers beside it as CSV.
+Relative attention can change only in later layers, so a model of few layers favours tokens. Methods that were studied
+at a single depth are left out. Writes the picture, and its numbers beside it as CSV.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,11 @@ _LOOKS: dict[str, dict[str, Any]] = {
 
 
 def depth_numbers(studies: Sequence[StudyResults]) -> pd.DataFrame:
-    """A row for each method, dataset, depth and quantity in percent, where its whole is surely above 0."""
+    """A row for each method, dataset, depth and quantity in percent, where its whole is surely above 0.
+
+    Raises:
+      ClipbiasError: no method's gain was taken apart at several depths of the model.
+    """
     rows = []
     for study in studies:
         for method in study_methods(study):
@@ -58,7 +62,14 @@ def depth_numbers(studies: Sequence[StudyResults]) -> pd.DataFrame:
                         rows.append(
                             {**place, "seeds": len(method.facts.models), "quantity": name, **percent_columns(share)}
                         )
-    return pd.DataFrame(rows)
+    numbers = pd.DataFrame(rows, columns=["method", "dataset", "layers", "seeds", "quantity", "value", "low", "high"])
+    numbers = numbers[numbers.groupby(["method", "dataset"])["layers"].transform("nunique") > 1]
+    if numbers.empty:
+        raise ClipbiasError(
+            "no method's gain was taken apart at several depths of the model; give studies of models with different "
+            "numbers of layers, run with --config.sections=factorial."
+        )
+    return numbers.reset_index(drop=True)
 
 
 def depth_figure(numbers: pd.DataFrame) -> CaptionedFigure:
@@ -78,10 +89,7 @@ def depth_figure(numbers: pd.DataFrame) -> CaptionedFigure:
 
 def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
-    numbers = depth_numbers([load_results(folder) for folder in study_folders(names, "draw_depth")])
-    if numbers.empty:
-        raise ClipbiasError("no gain was taken apart in these studies; run them with --config.sections=factorial.")
-    save_picture(depth_figure(numbers))
+    save_picture(depth_figure(depth_numbers([load_results(folder) for folder in study_folders(names, "draw_depth")])))
     return 0
 
 

@@ -12,13 +12,19 @@
     python -m tools.draw_replacements workdir/frontier/study --to=docs/images/replacements.png
     python -m tools.make_demo_tables docs/distil.md
 
+    python -m tools.mechanisms draw workdir/mechanisms/answers.csv --to=docs/images/mechanisms.png
+    python -m tools.make_demo_tables docs/mechanisms.md
+
 A test holds these pages to their numbers: measure again, and run this again.
 """
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.endpoint import TOKENS_ALONE
@@ -26,6 +32,9 @@ from clipbias.io import read_text
 from clipbias.report.methods import ALL_ADDED, ATTENTION_ALONE, BEST_ADDED, MEAN_ADDED
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
+from tools.mechanisms.models import LABELS
+from tools.mechanisms.rules import RULES
+from tools.mechanisms.score import rates
 from tools.pages import markdown, with_section, write_page
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
@@ -34,6 +43,12 @@ CHANGES = ("gain", ATTENTION_ALONE, TOKENS_ALONE)
 SHARES = (MEAN_ADDED, BEST_ADDED)
 # How an outcome's table is introduced, and digits of its changes.
 OUTCOMES = {"accuracy": ("Points of accuracy", 1), "calibrated": ("Nats of calibrated log-likelihood", 3)}
+
+# Explainers whose answers are shown by family of models, and the axis.
+BY_FAMILY = (
+    ("where", "corners with levels"),
+    *(("what", name) for name in ("corners with levels", "optimal ablation", "best replacement")),
+)
 
 Row = Mapping[str, str]
 
@@ -113,6 +128,40 @@ def families(clip: Sequence[Row], siglip: Sequence[Row]) -> str:
     return "\n\n".join(tables)
 
 
+def mechanisms(rows: Sequence[Row]) -> str:
+    """How often each explainer is right and wrong, and what some of them say of each family of models."""
+    answers = pd.DataFrame(rows)
+    answers["counts"] = answers["counts"] == "True"
+    numbers = rates(answers).set_index(["axis", "explainer"])
+    models = {axis: numbers.loc[axis]["models"].iloc[0] for axis in LABELS}
+    lines = []
+    for explainer in RULES:
+        cells = [_rate(numbers, axis, explainer, name) for axis in LABELS for name in ("right", "wrong")]
+        lines.append((explainer, *cells))
+    heads = ("explainer", *(f"{axis}: {name} (%)" for axis in LABELS for name in ("right", "wrong")))
+    counted = " and ".join(f"{count} with a label *{axis}*" for axis, count in models.items())
+    return f"Of {counted}, in brackets 95 %:\n\n{markdown(heads, lines)}\n{_by_family(answers)}"
+
+
+def _rate(numbers: pd.DataFrame, axis: str, explainer: str, name: str) -> str:
+    if (axis, explainer) not in numbers.index:
+        return MISSING
+    row = numbers.loc[(axis, explainer)]
+    return f"{row[name]:.0f} ({row[f'{name}_low']:.0f} to {row[f'{name}_high']:.0f})"
+
+
+def _by_family(answers: pd.DataFrame) -> str:
+    lines = []
+    for family, models in answers.groupby(answers["model"].str.partition("-")[0], sort=False):
+        counted = models[models["counts"]]
+        truths = [models[f"truth: {axis}"].iloc[0] or MISSING for axis in LABELS]
+        said = [Counter(counted[f"{explainer}: {axis}"]).most_common() for axis, explainer in BY_FAMILY]
+        cells = [", ".join(f"{label} {count}" for label, count in each) or MISSING for each in said]
+        lines.append((f"`{family}`", f"{len(counted)} of {len(models)}", *truths, *cells))
+    heads = ("family", "count", *(f"truth: {axis}" for axis in LABELS))
+    return markdown((*heads, *(f"{explainer}: {axis}" for axis, explainer in BY_FAMILY)), lines).rstrip()
+
+
 def as_they_are(rows: Sequence[Row]) -> str:
     """A table of texts."""
     return markdown(list(rows[0]), [list(row.values()) for row in rows]).rstrip()
@@ -124,6 +173,7 @@ PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
     "methods.md": {("zoo_gains.csv",): zoo},
     "distil.md": {("replacements_pooled.csv",): as_they_are},
     "models.md": {("verdict.csv", "verdict_siglip.csv"): families},
+    "mechanisms.md": {("mechanisms.csv",): mechanisms},
 }
 
 

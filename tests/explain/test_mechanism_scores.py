@@ -12,6 +12,7 @@ import pytest
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
 from tests.documents import ROOT
+from tools import make_demo_tables
 from tools.mechanisms import models, picture, rules, score
 from tools.mechanisms.models import BOTH, CONSTANT, IMAGE, NO_GAIN, Spec, digest
 from tools.mechanisms.rules import UNDECIDED, Answer
@@ -77,6 +78,23 @@ def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
     texts = {text.get_position(): text.get_text() for text in panel.texts}
     assert {place: texts[place] for place in expected} == expected
     assert [label.get_text() for label in panel.get_yticklabels()] == list(models.LABELS["what"])
+
+
+def test_the_tables_say_who_is_right_and_what_is_said_of_each_family():
+    answers = by_hand()
+    rows = [{name: str(value) for name, value in each.items()} for each in answers.to_dict("records")]
+    rates, families = make_demo_tables.mechanisms(rows).split("\n\n")[1:]
+    assert make_demo_tables.mechanisms(rows).startswith("Of 3 with a label *where* and 6 with a label *what*")
+    lines = [line.strip("| ").split(" | ") for line in rates.splitlines()]
+    assert lines[0] == ["explainer", "where: right (%)", "where: wrong (%)", "what: right (%)", "what: wrong (%)"]
+    assert lines[2] == [next(iter(rules.RULES)), "100 (44 to 100)", "0 (0 to 56)", "67 (30 to 90)", "17 (3 to 56)"]
+    assert lines[2 + list(rules.RULES).index(SILENT)] == [SILENT, *["–"] * 4]
+    heads, _, *lines = [line.strip("| ").split(" | ") for line in families.splitlines()]
+    assert heads[:5] == ["family", "count", "truth: where", "truth: what", "corners with levels: where"]
+    by_family = {line[0]: line[1:] for line in lines}
+    assert by_family["`map_8`"][:3] == ["2 of 3", "–", IMAGE]
+    assert by_family["`map_8`"][heads.index("corners with levels: what") - 1] == f"{IMAGE} 1, {UNDECIDED} 1"
+    assert by_family["`qk_both`"][:4] == ["1 of 1", "attention", "–", "attention 1"]
 
 
 def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):

@@ -18,11 +18,14 @@ from tools import draw_depth, study_pictures
 pytestmark = pytest.mark.ci
 
 
+def at_depth(study, layers):
+    return dataclasses.replace(study, clip=dataclasses.replace(study.clip, vision_layers=layers))
+
+
 def test_shares_by_depth(tmp_path, monkeypatch):
     studies = {}
     for layers, seed in ((4, 0), (8, 1)):
-        study = synthetic_results(pictures=1, seed=seed)
-        studies[layers] = dataclasses.replace(study, clip=dataclasses.replace(study.clip, vision_layers=layers))
+        studies[layers] = at_depth(synthetic_results(pictures=1, seed=seed), layers)
         save_results(tmp_path / f"study{layers}", studies[layers])
     monkeypatch.setattr(study_pictures, "TO", types.SimpleNamespace(value=str(tmp_path / "depth.png")))
     assert draw_depth.main([str(tmp_path)]) == 0
@@ -58,15 +61,26 @@ def test_a_share_needs_its_own_whole():
     summary = dataclasses.replace(test.summary, towers={**test.summary.towers, "both": unsure})
     models = {**study.factorial.models, "ivlp": dataclasses.replace(test, summary=summary)}
     study = dataclasses.replace(study, factorial=dataclasses.replace(study.factorial, models=models))
-    numbers = draw_depth.depth_numbers([study])
+    numbers = draw_depth.depth_numbers([study, at_depth(study, 12)])
     quantities = numbers.loc[numbers["method"] == "IVLP", "quantity"]
-    assert list(quantities) == ["mean of what is added", "best constant"]
+    assert list(quantities) == ["mean of what is added", "best constant"] * 2
+
+
+def test_a_method_at_a_single_depth_is_left_out():
+    study = synthetic_results(pictures=1, seed=1)
+    models = {key: test for key, test in study.factorial.models.items() if key != "bias"}
+    seeds = tuple(group for group in study.factorial.seeds if "bias" not in group.models)
+    deep = dataclasses.replace(study, factorial=dataclasses.replace(study.factorial, models=models, seeds=seeds))
+    assert set(draw_depth.depth_numbers([study, at_depth(study, 8)])["method"]) == {"IVLP", "Bias tuning"}
+    assert set(draw_depth.depth_numbers([study, at_depth(deep, 8)])["method"]) == {"IVLP"}
+    with pytest.raises(ClipbiasError, match="at several depths of the model"):
+        draw_depth.depth_numbers([study, study])
 
 
 def test_studies_without_a_causal_test(tmp_path):
     plain = only_sections(synthetic_results(pictures=1), "predictions")
     save_results(tmp_path / "plain", plain)
-    with pytest.raises(ClipbiasError, match="no gain was taken apart in these studies"):
+    with pytest.raises(ClipbiasError, match="at several depths of the model"):
         draw_depth.main([str(tmp_path / "plain")])
     with pytest.raises(ClipbiasError, match=r"give finished studies: python -m tools\.draw_depth"):
         draw_depth.main([])
