@@ -105,12 +105,12 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
         path = score.adapter_path(tmp_path, spec)
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    answers = score.score(tmp_path, specs, score.SECTIONS, StudyOptions())  # studies none that does not count
+    answers = score.score(tmp_path, specs, StudyOptions())  # studies none that does not count
     assert list(answers["model"]) == [spec.key for spec in specs[:2]] and not answers["counts"].any()
     assert list(answers["truth: what"]) == [CONSTANT, IMAGE] and set(answers[f"{SILENT}: what"]) == {""}
     notes["digest"] = "another"
     with pytest.raises(ClipbiasError, match="trained under other labels or rules"):
-        score.score(tmp_path, specs, score.SECTIONS, StudyOptions())
+        score.score(tmp_path, specs, StudyOptions())
 
 
 @pytest.mark.ci

@@ -6,7 +6,6 @@
 
 The first two continue where they stopped. `score` writes `answers.csv` into the work folder; `draw` takes several such
 files and writes their rows beside the picture. `--families=bias,map_8 --limit=2 --steps=30` is for a try.
-`--replacement` fits constants to every model, which trains for minutes each.
 """
 
 import time
@@ -18,7 +17,6 @@ from absl import app, flags
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results.study import REPLACEMENT
 from clipbias.report import style
 from clipbias.report.captioned import write_csv
 from tools.mechanisms import picture, score
@@ -34,7 +32,6 @@ _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores the
 _STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
 _IMAGES = flags.DEFINE_integer("images", None, "Test images of each study; None takes all.", lower_bound=1)
 _TO = flags.DEFINE_string("to", "mechanisms.png", "The picture to write; its models go beside it as CSV.")
-_REPLACEMENT = flags.DEFINE_bool("replacement", False, "Whether constants are fitted to the models' predictions.")
 
 
 def train(workdir: Path) -> None:
@@ -46,6 +43,8 @@ def train(workdir: Path) -> None:
                 raise ClipbiasError(f"{path} was trained with other --steps; remove it, or give another --workdir.")
             continue
         began = time.process_time()
+        if spec.of_family.replaced:
+            train_model(workdir, spec, steps=_STEPS.value, again=True)
         train_model(workdir, spec, steps=_STEPS.value)
         validation = score.notes_of(path)["validation"]
         print(
@@ -75,7 +74,6 @@ def main(arguments: list[str]) -> None:
         case ["train"]:
             train(workdir)
         case ["score"]:
-            sections = (*score.SECTIONS, REPLACEMENT) if _REPLACEMENT.value else score.SECTIONS
             options = StudyOptions(
                 control_images=0,
                 image_limit=_IMAGES.value,
@@ -83,7 +81,7 @@ def main(arguments: list[str]) -> None:
                 replacement_forms=FORMS,
                 replacement_steps=REPLACEMENT_STEPS,
             )
-            answers = score.score(workdir, table(_FAMILIES.value), sections, options)
+            answers = score.score(workdir, table(_FAMILIES.value), options)
             write_csv(workdir / "answers.csv", answers)
             print(score.rates(answers).round(1).to_string(index=False))
         case ["draw", *files]:

@@ -50,7 +50,7 @@ MARKED = "marked"
 PLANTED = "planted"
 
 DATASETS = ("demo/fashion", "demo/digits")
-SEEDS = (1, 2)
+SEEDS = (2, 3)  # seed 1 was a pilot, in which rules were completed
 STRENGTHS = (0.6, 1.0)  # of planted prompts
 SHOTS = 16
 STEPS = 300
@@ -69,6 +69,7 @@ class Family:
       task: `SHUFFLED` for labels in random order, `MARKED` for the task that no constant solves; `None` for the
         dataset's own.
       mechanism: of planted prompts, which have images of their own.
+      form: whether it is itself a constant that others are replaced by.
     """
 
     method: str
@@ -78,6 +79,12 @@ class Family:
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     task: str | None = None
     mechanism: str | None = None
+    form: bool = False
+
+    @property
+    def replaced(self) -> bool:
+        """Whether constants are fitted to its predictions, beside another training on the same images."""
+        return not self.form and self.where != NO_GAIN
 
 
 def _planted(mechanism: str, where: str | None, what: str | None) -> Family:
@@ -93,8 +100,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "last_bias": Family(f"{OWN}:LateBias", 0.02, where=NO_ATTENTION, what=CONSTANT),
         "projection": Family("prolip", 0.001, where=NO_ATTENTION, options={"passes": 1}),
         "head": Family("taskres", 0.02, where=NO_ATTENTION),
-        "bias": Family("bias", 0.02, what=CONSTANT),
-        "bias_by_kind": Family("bias_by_kind", 0.02, what=CONSTANT),
+        "bias": Family("bias", 0.02, what=CONSTANT, form=True),
+        "bias_by_kind": Family("bias_by_kind", 0.02, what=CONSTANT, form=True),
         "map_8": Family(f"{OWN}:CentredMap", 0.01, what=IMAGE, options={"rank": 8}),
         "map_and_bias": Family(f"{OWN}:CentredMap", 0.01, what=BOTH, options={"rank": 8, "bias": True}),
         "marked": Family(f"{OWN}:MarkReader", 0.003, what=IMAGE, task=MARKED),

@@ -12,7 +12,8 @@ from types import MappingProxyType
 import numpy as np
 
 from clipbias.explain.conclusions import HALF, QUARTER
-from clipbias.explain.results import Missing, StudyResults
+from clipbias.explain.replacement import MARGIN
+from clipbias.explain.results import FittedForm, Missing, StudyResults
 from clipbias.explain.uncertainty import Estimate, estimate, excludes, resample
 from clipbias.explain.wording import NOTHING_INSIDE
 from tools.mechanisms.models import ATTENTION, BOTH, CONSTANT, IMAGE, NO_ATTENTION, NO_GAIN
@@ -112,22 +113,42 @@ def optimal_ablation(results: StudyResults, key: str) -> Answer:
     return Answer(what=IMAGE if excludes(share, HALF) < 0 else UNDECIDED)
 
 
-def replacement(results: StudyResults, key: str) -> Answer:
-    """A constant that is fitted to the model's predictions keeps its gain, or does not."""
-    fitted = (results.replacement or {}).get(key, Missing(""))
-    if isinstance(fitted, Missing):
-        return Answer()
-    forms = [fitted.forms[form].comparison.kept.calibrated.share for form in FORMS if form in fitted.forms]
-    if any(excludes(share, HALF) > 0 for share in forms):
+def replacement_share(results: StudyResults, key: str) -> Answer:
+    """A constant that is fitted to the model's predictions keeps most of its gain, or does not."""
+    forms = fitted_forms(results, key)
+    shares = [form.comparison.kept.calibrated.share for form in forms]
+    if any(excludes(share, HALF) > 0 for share in shares):
         return Answer(what=CONSTANT)
-    return Answer(what=IMAGE if forms and all(excludes(share, HALF) < 0 for share in forms) else UNDECIDED)
+    return Answer(what=IMAGE if forms and all(excludes(share, HALF) < 0 for share in shares) else UNDECIDED)
+
+
+def replacement(results: StudyResults, key: str) -> Answer:
+    """Likewise, and makes the decisions that tuning moved as often as another training of the method, or does not."""
+    forms = fitted_forms(results, key)
+    sides = []
+    for form in forms:
+        keeps = excludes(form.comparison.kept.calibrated.share, HALF)
+        decides = [excludes(less, -MARGIN) for less in form.beside_retraining.values()]
+        sides.append(min(keeps, *decides) if decides else 0)
+    if any(side > 0 for side in sides):
+        return Answer(what=CONSTANT)
+    return Answer(what=IMAGE if forms and all(side < 0 for side in sides) else UNDECIDED)
+
+
+def fitted_forms(results: StudyResults, key: str) -> list[FittedForm]:
+    """The constants that were fitted to a model's predictions."""
+    fitted = (results.replacement or {}).get(key, Missing(""))
+    return [] if isinstance(fitted, Missing) else [fitted.forms[form] for form in FORMS if form in fitted.forms]
 
 
 def levels_and_replacement(results: StudyResults, key: str) -> Answer:
-    """Corners with levels, and the best replacement: where both decide they have to agree."""
+    """Corners with levels, unless the best replacement contradicts; that tells a constant from all else."""
     first = corners_and_levels(results, key)
-    labels = {first.what, replacement(results, key).what} - {UNDECIDED}
-    return Answer(first.where, labels.pop() if len(labels) == 1 else UNDECIDED)
+    replaced = replacement(results, key).what
+    if first.what == UNDECIDED:
+        return Answer(first.where, CONSTANT if replaced == CONSTANT else UNDECIDED)
+    agree = replaced == UNDECIDED or (replaced == CONSTANT) == (first.what == CONSTANT)
+    return Answer(first.where, first.what if agree else UNDECIDED)
 
 
 def by_share(share: Estimate | None) -> str:
@@ -194,6 +215,7 @@ RULES: Mapping[str, Callable[[StudyResults, str], Answer]] = MappingProxyType(
         "Shapley values": shapley,
         "corners with levels": corners_and_levels,
         "optimal ablation": optimal_ablation,
+        "best replacement: share": replacement_share,
         "best replacement": replacement,
         "levels and replacement": levels_and_replacement,
     }

@@ -16,12 +16,14 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import StudyResults, load_results
+from clipbias.explain.results.study import REPLACEMENT
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
+from clipbias.explain.uncertainty import excludes
 from clipbias.tuning import Task
 from tools.mechanisms.models import LABELS, NO_GAIN, OWN, Spec, digest
-from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain
-from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
+from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gain_of
+from tools.mechanisms.train import AGAIN, adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "relevancy", "vision_attention", "decomposition", "factorial")
 MODEL = "model"
@@ -48,9 +50,29 @@ class Confusion:
         return any(row[label] for row in self.counts.values() for label in row if label not in (NO_GAIN, UNDECIDED))
 
 
-def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:
-    """The study of one trained model on its dataset's test images; one that is finished with these options is read."""
-    folder = workdir / "studies" / spec.key
+def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResults:
+    """The study of one trained model, with constants in its place if it surely gains."""
+    results = study(workdir / "studies" / spec.key, workdir, spec, SECTIONS, options)
+    if not spec.of_family.replaced or excludes(gain_of(results, MODEL)) <= 0:
+        return results
+    # Apart, so that the other training is in no other section.
+    fitted = study(workdir / "replacements" / spec.key, workdir, spec, (REPLACEMENT,), options, again=True)
+    return dataclasses.replace(results, replacement=fitted.replacement)
+
+
+def study(
+    folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions, *, again: bool = False
+) -> StudyResults:
+    """Sections on a dataset's test images; those that are finished with these options are read.
+
+    Args:
+      folder: of the results.
+      workdir: of the benchmark.
+      spec: of the model.
+      sections: to compute.
+      options: of the study.
+      again: whether the method's other training is in the study.
+    """
     config = settings.as_json(options)
     if (folder / "results.json").exists():
         results = load_results(folder)
@@ -58,14 +80,23 @@ def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: Stu
             return results
     clip = frozen_model(workdir, spec)
     dataset = dataset_of(workdir, spec)
-    tuned = clipbias.load_adapter(adapter_path(workdir, spec), clip, own_methods=[OWN])
-    method = tuned.task.method_name
-    models = [
-        Model(ZERO_SHOT, "Zero-shot", ZERO_SHOT, Task(clip, ZERO_SHOT, dataset), {}),
-        Model(MODEL, spec.key, method, tuned.task, tuned.learnables, seed=spec.seed, trained_on=dataset.name),
-    ]
+    models = [Model(ZERO_SHOT, "Zero-shot", ZERO_SHOT, Task(clip, ZERO_SHOT, dataset), {})]
+    for key, is_again in ((MODEL, False), ("again", True))[: 1 + again]:
+        tuned = clipbias.load_adapter(adapter_path(workdir, spec, again=is_again), clip, own_methods=[OWN])
+        models.append(
+            Model(
+                key,
+                f"{spec.key} {key}",
+                tuned.task.method_name,
+                tuned.task,
+                tuned.learnables,
+                seed=spec.seed + (AGAIN if is_again else 0),
+                trained_on=dataset.name,
+                split_seed=spec.seed,
+            )
+        )
     test = dataset.split("test")
-    study = Study(
+    inputs = Study(
         models,
         test,
         options,
@@ -73,10 +104,10 @@ def study_model(workdir: Path, spec: Spec, sections: Sequence[str], options: Stu
         training=training_images(dataset, spec),
         unlabelled=unlabelled_images(dataset, test),
     )
-    return run_study(study, folder, dataset=dataset.name, config=config, sections=sections)
+    return run_study(inputs, folder, dataset=dataset.name, config=config, sections=sections)
 
 
-def score(workdir: Path, specs: Sequence[Spec], sections: Sequence[str], options: StudyOptions) -> pd.DataFrame:
+def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.DataFrame:
     """Studies those of the models that are trained and count.
 
     Returns:
@@ -97,7 +128,7 @@ def score(workdir: Path, specs: Sequence[Spec], sections: Sequence[str], options
         validation = notes["validation"]
         assert isinstance(validation, dict)
         counts = bool(validation["counts"])
-        answers = explain(study_model(workdir, spec, sections, options), MODEL) if counts else {}
+        answers = explain(study_model(workdir, spec, options), MODEL) if counts else {}
         rows.append(row(spec, counts, answers))
     return pd.DataFrame(rows)
 

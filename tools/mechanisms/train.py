@@ -36,13 +36,14 @@ from tools.mechanisms.methods import CentredMap, centre
 from tools.mechanisms.models import BATCH, DATASETS, MARKED, SHOTS, SHUFFLED, Spec, counts, digest
 from tools.planted import planted, prompts_of
 
+AGAIN = 1000  # is added to a model's seed for another start and order on the same images
 # Trainings of a centred map, each with the mean of the one before; the last mean is taken after the last.
 ROUNDS = 6
 
 
-def adapter_path(workdir: Path, spec: Spec) -> Path:
-    """The file of a model."""
-    return workdir / "models" / f"{spec.key}.safetensors"
+def adapter_path(workdir: Path, spec: Spec, *, again: bool = False) -> Path:
+    """The file of a model, or of its method trained again on the same images."""
+    return workdir / ("again" if again else "models") / f"{spec.key}.safetensors"
 
 
 def frozen_model(workdir: Path, spec: Spec) -> Clip:
@@ -88,16 +89,19 @@ def training_images(dataset: Dataset, spec: Spec) -> Split:
     return protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed).source.split("train")
 
 
-def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
-    """Trains one model, if it is not planted, and writes its file."""
+def train_model(workdir: Path, spec: Spec, *, steps: int, again: bool = False) -> TunedModel:
+    """Trains one model, if it is not planted, and writes its file; `again` with another start and order."""
     clip = frozen_model(workdir, spec)
-    dataset = dataset_of(workdir, spec)
+    whole = dataset_of(workdir, spec)
+    # Nothing but the images of the draw, so that another seed trains on the same.
+    dataset = dataclasses.replace(whole, splits={**whole.splits, "train": training_images(whole, spec)})
+    seed = spec.seed + (AGAIN if again else 0)
     family = spec.of_family
     task = Task(clip, resolve_method(family.method, family.options), dataset)
     if family.learning_rate is None:
-        model = TunedModel(task, {name: prompts_of(spec.seed)[name] for name in task.shapes})
+        model = TunedModel(task, {name: prompts_of(seed)[name] for name in task.shapes})
     elif isinstance(task.method, CentredMap):
-        model = TunedModel(task, fit_centred(task, dataset, spec, family.learning_rate, steps=steps))
+        model = TunedModel(task, fit_centred(task, dataset, seed, family.learning_rate, steps=steps))
     else:
         recipe = fit_recipe(learning_rate=family.learning_rate, steps=steps, batch_size=BATCH)
         model = clipbias.fit(
@@ -105,25 +109,25 @@ def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
             task.method,
             dataset,
             shots=SHOTS,
-            seed=spec.seed,
+            seed=seed,
             recipe=recipe,
             calibrate=False,
             progress=False,
         )
     facts = {"steps": steps, "digest": digest(), "validation": validate(model, dataset, spec)}
-    path = adapter_path(workdir, spec)
+    path = adapter_path(workdir, spec, again=again)
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path, notes={**dataclasses.asdict(spec), **facts})
     return model
 
 
-def fit_centred(task: Task, dataset: Dataset, spec: Spec, learning_rate: float, *, steps: int) -> Learnables:
+def fit_centred(task: Task, dataset: Dataset, seed: int, learning_rate: float, *, steps: int) -> Learnables:
     """The learnables of a centred map: trained in rounds along a cosine, centred after each."""
-    protocol = protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed)
+    protocol = protocols.few_shot(dataset, shots=SHOTS, seed=seed)
     split = protocol.source.split("train")
     context = make_context(task.clip, None, dtype="float32")
     (images,) = context.training_images([split])
-    learnables: Any = jax.device_get(task.init(spec.seed))
+    learnables: Any = jax.device_get(task.init(seed))
     recipe = fit_recipe(learning_rate=learning_rate, steps=max(1, steps // ROUNDS), batch_size=BATCH)
     for number in range(ROUNDS):
         rate = recipe.learning_rate * (1 + np.cos(np.pi * number / ROUNDS)) / 2
@@ -132,7 +136,7 @@ def fit_centred(task: Task, dataset: Dataset, spec: Spec, learning_rate: float, 
             task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
             recipe=recipe,
             # Another order of images in each round.
-            runs=(Run(images, ROUNDS * spec.seed + number, protocol, learning_rate=float(rate)),),
+            runs=(Run(images, ROUNDS * seed + number, protocol, learning_rate=float(rate)),),
             shots=SHOTS,
         )
         (stage,) = plan_stages(job)
