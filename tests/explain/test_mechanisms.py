@@ -21,7 +21,7 @@ from clipbias.tuning.registry import resolve_method
 from tests.explain.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
 from tests.report.synthetic import synthetic_results
-from tools.mechanisms import models, outliers, rules, tasks
+from tools.mechanisms import models, outliers, rules, tasks, train
 from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
 from tools.mechanisms.models import BOTH, CONSTANT, FAMILIES, IMAGE, NO_GAIN, counts
 from tools.mechanisms.rules import UNDECIDED, Answer, by_levels, by_share
@@ -193,6 +193,22 @@ def test_shuffled_labels_are_those_of_the_training_images_alone():
 
 
 @pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:the training loss ended")
+@pytest.mark.parametrize("family", ["map_8", "head"])
+def test_a_model_is_trained_again_on_the_same_images_from_another_start(tmp_path, family):
+    (spec, *_) = models.table([family])
+    dataset = train.dataset_of(tmp_path, spec)
+    few = train.training_images(dataset, spec)
+    again = train.training_images(train.drawn(dataset, spec), dataclasses.replace(spec, seed=spec.seed + train.AGAIN))
+    assert len(few) == 160 < len(dataset.split("train"))
+    assert set(again.keys) == set(few.keys) and again.keys != few.keys
+    first, other = (train.train_model(tmp_path, spec, steps=2, again=which) for which in (False, True))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), first.learnables, other.learnables)
+    assert not all(jax.tree.leaves(same))
+    assert {path.parent.name for path in tmp_path.rglob("*.safetensors")} == {"models", "again"}
+
+
+@pytest.mark.ci
 def test_planted_outliers_are_few_and_massive_and_decisions_stay():
     demo = clipbias.load("demo")
     dataset = few("demo/digits", 20)
@@ -292,7 +308,7 @@ def test_the_rule_of_the_paper(order, factor, expected):
     assert rules.paper(results, "ivlp") == expected
 
 
-def test_rules_of_effects_and_the_best_replacement():
+def test_rules_of_effects():
     results = synthetic_results()
     effects = ["factorial", "models", "ivlp", "summary", "towers", "both", "calibrated"]
     with_attention = changed(results, [*effects, "effects", "attention", "share"], number(0.6, 0.9))
@@ -313,26 +329,55 @@ def test_rules_of_effects_and_the_best_replacement():
     assert rules.optimal_ablation(changed(results, [*levels, "fitted"], None), "ivlp") == Answer()
     without = changed(results, [*effects, "gain"], number(-0.1, 0.1))
     assert set(rules.explain(without, "ivlp").values()) == {Answer(NO_GAIN, NO_GAIN)}
-    for shares, expected in (
-        (((0.4, 0.9), (0.6, 0.9)), CONSTANT),
-        (((0.1, 0.4), (0.1, 0.4)), IMAGE),
-        (((0.1, 0.4), (0.4, 0.6)), UNDECIDED),
-    ):
-        any_form = next(iter(results.replacement["ivlp"].forms.values()))
-        fitted = changed(results, ["replacement", "ivlp", "forms"], dict.fromkeys(rules.FORMS, any_form))
-        for form, ends in zip(rules.FORMS, shares, strict=True):
-            path = ["replacement", "ivlp", "forms", form, "comparison", "kept", "calibrated", "share"]
-            fitted = changed(fitted, path, number(*ends))
-        assert rules.replacement(fitted, "ivlp").what == expected
-        fitted = changed(fitted, [*levels, "steps", "constant", "share"], number(0.9, 1.0))
-        fitted = changed(fitted, [*levels, "beyond", "share"], number(0.0, 0.1))
-        agreed = UNDECIDED if expected == IMAGE else CONSTANT
-        assert rules.levels_and_replacement(fitted, "ivlp").what == agreed
     outside = changed(results, ["factorial", "models", "bias"], Missing(NOTHING_INSIDE))
     gain = ["replacement", "ivlp", "gain", "calibrated"]
     of_head = changed(changed(outside, gain, number(0.2, 0.4)), ["factorial", "models", "ivlp"], Missing(""))
     assert rules.gain_of(of_head, "ivlp") == number(0.2, 0.4) != rules.gain_of(results, "ivlp")
     assert rules.shapley(outside, "bias") == rules.corners_and_levels(outside, "bias") == Answer("no attention")
+
+
+def with_forms(results, shares, less):
+    """With these ends of both forms' shares of the gain, and of their agreement less a retraining's."""
+    any_form = next(iter(results.replacement["ivlp"].forms.values()))
+    forms = {}
+    for form, of_share, of_less in zip(rules.FORMS, shares, less, strict=True):
+        share = changed(any_form, ["comparison", "kept", "calibrated", "share"], number(*of_share))
+        forms[form] = dataclasses.replace(share, beside_retraining={"again": number(*of_less)} if of_less else {})
+    return changed(results, ["replacement", "ivlp", "forms"], forms)
+
+
+@pytest.mark.parametrize(
+    ("shares", "less", "of_share", "expected"),
+    [
+        (((0.4, 0.9), (0.6, 0.9)), ((-0.2, 0.1), (-0.04, 0.1)), CONSTANT, CONSTANT),
+        (((0.6, 0.9), (0.6, 0.9)), ((-0.3, -0.1), (-0.3, -0.06)), CONSTANT, IMAGE),
+        (((0.6, 0.9), (0.6, 0.9)), ((-0.3, -0.1), (-0.3, -0.04)), CONSTANT, UNDECIDED),
+        (((0.6, 0.9), (0.6, 0.9)), ((), ()), CONSTANT, UNDECIDED),  # nothing to compare with
+        (((0.1, 0.4), (0.1, 0.4)), ((-0.1, 0.1), (-0.1, 0.1)), IMAGE, IMAGE),
+        (((0.1, 0.4), (0.4, 0.6)), ((-0.1, 0.1), (-0.1, 0.1)), UNDECIDED, UNDECIDED),
+    ],
+)
+def test_rules_of_the_best_replacement(shares, less, of_share, expected):
+    results = with_forms(synthetic_results(), shares, less)
+    assert rules.replacement_share(results, "ivlp") == Answer(what=of_share)
+    assert rules.replacement(results, "ivlp") == Answer(what=expected)
+    levels = ["factorial", "models", "ivlp", "summary", "levels", "vision", "calibrated"]
+    for constant, beyond, said in (
+        ((0.9, 1.0), (0.0, 0.1), CONSTANT),
+        ((0.0, 0.1), (0.9, 1.0), IMAGE),
+        ((0.4, 0.6), (0.4, 0.6), BOTH),
+        ((0.0, 0.6), (0.0, 0.6), UNDECIDED),
+    ):
+        both = changed(results, [*levels, "steps", "constant", "share"], number(*constant))
+        both = changed(both, [*levels, "beyond", "share"], number(*beyond))
+        assert rules.corners_and_levels(both, "ivlp").what == said
+        if said == UNDECIDED:
+            agreed = CONSTANT if expected == CONSTANT else UNDECIDED
+        else:
+            contradicts = expected != UNDECIDED and (expected == CONSTANT) != (said == CONSTANT)
+            agreed = UNDECIDED if contradicts else said
+        assert rules.levels_and_replacement(both, "ivlp").what == agreed
+    assert rules.replacement(changed(results, ["replacement"], {}), "ivlp") == Answer()
 
 
 def test_which_models_count():

@@ -89,12 +89,15 @@ def training_images(dataset: Dataset, spec: Spec) -> Split:
     return protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed).source.split("train")
 
 
+def drawn(dataset: Dataset, spec: Spec) -> Dataset:
+    """With the training images of a model's draw alone, so that trainings with any seed are on these."""
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": training_images(dataset, spec)})
+
+
 def train_model(workdir: Path, spec: Spec, *, steps: int, again: bool = False) -> TunedModel:
     """Trains one model, if it is not planted, and writes its file; `again` with another start and order."""
     clip = frozen_model(workdir, spec)
-    whole = dataset_of(workdir, spec)
-    # Nothing but the images of the draw, so that another seed trains on the same.
-    dataset = dataclasses.replace(whole, splits={**whole.splits, "train": training_images(whole, spec)})
+    dataset = drawn(dataset_of(workdir, spec), spec)
     seed = spec.seed + (AGAIN if again else 0)
     family = spec.of_family
     task = Task(clip, resolve_method(family.method, family.options), dataset)
