@@ -302,27 +302,6 @@ def test_the_finding_on_siglip_is_that_of_its_file() -> None:
     assert f"LayerNorms have {norms['Share of the gain']} and lose no point of accuracy." in page
 
 
-def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
-    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
-
-    def verdicts(name: str) -> dict[tuple[str, str, str], dict[str, str]]:
-        with open(ROOT / f"docs/images/{name}_confirmed.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {(row["Model"], row["Dataset"], row["More than half of the gain"]): row for row in rows}
-
-    first, again = verdicts("verdict"), verdicts("verdict_new_seeds")
-    shown = {place for place, row in first.items() if row["Verdict"] == "shown"}
-    methods = [f"{name}, 5 seeds" for name in ("VPT", "IVLP", "MaPLe")]
-    expected = {(method, f"demo/{place}", "tokens alone") for method in methods for place in ("fashion", "emoji")}
-    assert len(first) == 18 and shown == expected | {("IVLP, 5 seeds", "demo/digits", "constant")}
-    shown_again = {place for place, row in again.items() if row["Verdict"] == "shown"}
-    of_both = shown & set(again)
-    assert len(again) == 4 and len(of_both) == 2 and of_both < shown_again
-    (new,) = shown_again - of_both
-    assert new == ("IVLP, 5 seeds", "demo/digits", "tokens alone")
-    assert f"(p = {again[new]['p (Holm)']} after Holm's correction over these four)" in page
-
-
 def test_the_noise_of_fits_is_that_of_its_file() -> None:
     page = " ".join((ROOT / "docs/distil.md").read_text(encoding="utf-8").split())
     with open(ROOT / "docs/images/fit_noise.csv", encoding="utf-8", newline="") as file:

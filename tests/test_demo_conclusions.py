@@ -1,0 +1,62 @@
+"""What docs/report.md concludes on the demo, held to the files beside its pictures."""
+
+import csv
+import re
+
+import numpy as np
+import pandas as pd
+
+from tests.documents import ROOT
+
+
+def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
+    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+
+    def verdicts(name: str) -> dict[tuple[str, str, str], dict[str, str]]:
+        with open(ROOT / f"docs/images/{name}_confirmed.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {(row["Model"], row["Dataset"], row["More than half of the gain"]): row for row in rows}
+
+    first, again = verdicts("verdict"), verdicts("verdict_new_seeds")
+    shown = {place for place, row in first.items() if row["Verdict"] == "shown"}
+    methods = [f"{name}, 5 seeds" for name in ("VPT", "IVLP", "MaPLe")]
+    expected = {(method, f"demo/{place}", "tokens alone") for method in methods for place in ("fashion", "emoji")}
+    assert len(first) == 18 and shown == expected | {("IVLP, 5 seeds", "demo/digits", "constant")}
+    shown_again = {place for place, row in again.items() if row["Verdict"] == "shown"}
+    of_both = shown & set(again)
+    tested = sorted(float(again[place]["p"].removeprefix("< ")) for place in of_both)
+    corrected = np.maximum.accumulate([p * (len(tested) - rank) for rank, p in enumerate(tested)])
+    assert len(again) == 12 and len(of_both) == 4 and corrected[-1] < 0.05
+    assert f"corrected over these four by Holm's method, the largest p is {corrected[-1]:.4f}." in page
+    (lost,) = of_both - shown_again
+    assert lost == ("MaPLe, 5 seeds", "demo/fashion", "tokens alone")
+    assert f"with MaPLe on clothes are not shown (p = {again[lost]['p (Holm)']})" in page
+    assert shown_again - of_both == {("VPT, 5 seeds", "demo/digits", "constant")}
+
+
+def test_what_is_said_of_more_layers_is_in_its_files() -> None:
+    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    deep = pd.read_csv(ROOT / "docs/images/depth.csv")
+    deep = deep[(deep["layers"] == 8) & (deep["method"] == "IVLP")].groupby("quantity")["value"]
+    spread = {
+        name: f"{low:.0f} to {high:.0f} %"
+        for name, low, high in zip(deep.min().index, deep.min(), deep.max(), strict=True)
+    }
+    assert f"attention alone has {spread['attention alone']} of the gain, tokens alone {spread['tokens alone']}" in page
+    assert f"is worth {spread['best constant']} of all that is added to image tokens, the mean" in page
+    assert f"the mean {spread['mean of what is added']}." in page
+    log = (ROOT / "tools/demo/pretraining.log").read_text(encoding="utf-8")
+    before, after = (
+        [
+            re.search(rf"step {step}  demo/{name}  zero-shot (\S+) % of val", log).group(1)
+            for name in ("digits", "fashion", "emoji")
+        ]
+        for step in (6000, 800)
+    )
+    assert "{} % on digits, {} % on clothes and {} % on emoji,".format(*after) in page
+    assert "after {}, {} and {} %.".format(*before) in page
+    assert sum(map(float, after)) >= sum(map(float, before))
+    tests = pd.read_csv(ROOT / "docs/images/verdict_depth_confirmed.csv")
+    assert len(tests) == 4
+    assert set(tests.loc[tests["Verdict"] == "shown", "More than half of the gain"]) == {"tokens alone"}
+    assert (tests["Verdict"] == "shown").sum() == 2
