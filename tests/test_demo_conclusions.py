@@ -1,4 +1,4 @@
-"""What docs/report.md concludes on the demo, held to the files beside its pictures."""
+"""What the documents conclude on the demo, held to the files beside their pictures."""
 
 import csv
 import re
@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from tests.documents import ROOT
+from tools.mechanisms import models, score
+from tools.mechanisms.rules import UNDECIDED
 
 
 def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
@@ -60,3 +62,49 @@ def test_what_is_said_of_more_layers_is_in_its_files() -> None:
     assert len(tests) == 4
     assert set(tests.loc[tests["Verdict"] == "shown", "More than half of the gain"]) == {"tokens alone"}
     assert (tests["Verdict"] == "shown").sum() == 2
+
+
+def test_what_is_said_of_known_mechanisms_is_in_their_file() -> None:
+    page = " ".join((ROOT / "docs/mechanisms.md").read_text(encoding="utf-8").split())
+    answers = score.read_answers(ROOT / "docs/images/mechanisms.csv")
+    # The labels and the rules are those that the models were trained under.
+    assert set(answers["digest"]) == {models.digest()[:12]}
+    specs = {spec.key: spec.of_family for spec in models.table()}
+    for axis in models.LABELS:
+        assert list(answers[f"truth: {axis}"]) == [getattr(specs[key], axis) or "" for key in answers["model"]]
+
+    def said(explainer: str, axis: str) -> pd.DataFrame:
+        told = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
+        columns = {f"{explainer}: {axis}": "answer", f"truth: {axis}": "truth"}
+        return told.assign(family=told["model"].str.partition("-")[0]).rename(columns=columns)
+
+    def percent_wrong(explainer: str, axis: str) -> str:
+        told = said(explainer, axis)
+        return f"{100 * ((told['answer'] != told['truth']) & (told['answer'] != UNDECIDED)).mean():.0f} %"
+
+    paper = "relevancy and attention unchanged"
+    assert f"The evidence of Ma et al. is wrong about {percent_wrong(paper, 'where')}:" in page
+    by_paper = said(paper, "where")
+    exact = by_paper[by_paper["family"].isin(["head", "projection", "last_mlp", "last_bias"])]
+    assert len(exact) > 12 and set(exact["answer"]) == {"attention"} and set(exact["truth"]) == {"no attention"}
+    assert set(by_paper.loc[by_paper["family"] == "planted_attention", "answer"]) == {"attention"}
+    for explainer in ("Shapley values", "corners with levels"):
+        told = said(explainer, "where")
+        assert (told["answer"] == told["truth"]).all()
+    levels = said("corners with levels", "what")
+    undecided = levels[levels["answer"] == UNDECIDED]
+    assert (
+        percent_wrong("corners with levels", "what") == percent_wrong("constancy of the prompt part", "what") == "0 %"
+    )
+    assert f"Levels are wrong about none, and undecided about {len(undecided)} of {len(levels)}:" in page
+    assert f"is wrong about {percent_wrong('optimal ablation', 'what')}, and the share" in page
+    assert f"keep about {percent_wrong('best replacement: share', 'what')}:" in page
+    maps = said("best replacement: share", "what").query("family == 'map_8'")
+    assert set(maps["answer"]) == {"constant"} and set(said("best replacement", "what").loc[maps.index, "answer"]) == {
+        "image"
+    }
+    assert f"judged by these the best replacement is wrong about {percent_wrong('best replacement', 'what')}." in page
+    together = said("levels and replacement", "what")
+    right = f"{100 * (together['answer'] == together['truth']).mean():.0f} %"
+    wrong = percent_wrong("levels and replacement", "what")
+    assert f"are right about {right} of the models and wrong about {wrong}." in page
