@@ -93,17 +93,21 @@ def test_what_is_said_of_known_mechanisms_is_in_their_file() -> None:
         assert (told["answer"] == told["truth"]).all()
     levels = said("corners with levels", "what")
     undecided = levels[levels["answer"] == UNDECIDED]
-    assert (
-        percent_wrong("corners with levels", "what") == percent_wrong("constancy of the prompt part", "what") == "0 %"
-    )
-    assert f"Levels are wrong about none, and undecided about {len(undecided)} of {len(levels)}:" in page
+    assert percent_wrong("constancy of the prompt part", "what") == "0 %"
+    assert f"Levels are wrong about {percent_wrong('corners with levels', 'what')}, models with a map" in page
+    assert f"see the map alone, and undecided about {len(undecided)} of {len(levels)}." in page
+    missed = levels[(levels["answer"] != levels["truth"]) & (levels["answer"] != UNDECIDED)]
+    assert set(missed["family"]) == {"map_and_bias"} and set(missed["answer"]) == {"image"}
     assert f"is wrong about {percent_wrong('optimal ablation', 'what')}, and the share" in page
     assert f"keep about {percent_wrong('best replacement: share', 'what')}:" in page
     maps = said("best replacement: share", "what").query("family == 'map_8'")
     assert set(maps["answer"]) == {"constant"} and set(said("best replacement", "what").loc[maps.index, "answer"]) == {
         "image"
     }
-    assert f"judged by these the best replacement is wrong about {percent_wrong('best replacement', 'what')}." in page
+    assert f"judged by these the best replacement is wrong about {percent_wrong('best replacement', 'what')}:" in page
+    replaced = said("best replacement", "what")
+    missed = replaced[(replaced["answer"] != replaced["truth"]) & (replaced["answer"] != UNDECIDED)]
+    assert set(missed["family"]) == {"map_and_bias"} and set(missed["answer"]) == {"image"}
     together = said("levels and replacement", "what")
     right = f"{100 * (together['answer'] == together['truth']).mean():.0f} %"
     wrong = percent_wrong("levels and replacement", "what")

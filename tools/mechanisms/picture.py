@@ -14,28 +14,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COLUMNS = 4
+
 
 def draw(answers: pd.DataFrame) -> "Figure":
-    """A row of matrices for each axis: true labels down, answers across, coloured by their share of the true label.
+    """Matrices of one axis after the other: true labels down, answers across, coloured by shares of the true label.
 
     Args:
       answers: see `score`.
     """
     matrices = confusions(answers)
-    explainers = list(dict.fromkeys(explainer for _, explainer in matrices))
+    rows: list[list[tuple[str, str]]] = []
+    for axis in LABELS:
+        places = [place for place in matrices if place[0] == axis]
+        rows += [places[start : start + COLUMNS] for start in range(0, len(places), COLUMNS)]
     with style.styled():
-        figure = style.new_figure(2.1 * len(explainers), 2.5 * len(LABELS))
-        panels = figure.subplots(len(LABELS), len(explainers), squeeze=False)
-        for row, axis in zip(panels, LABELS, strict=True):
-            for panel, explainer in zip(row, explainers, strict=True):
-                if (axis, explainer) not in matrices:
-                    panel.axis("off")
-                    continue
+        figure = style.new_figure(2.4 * COLUMNS, 2.5 * len(rows))
+        for number, row in enumerate(rows):
+            for column, (axis, explainer) in enumerate(row, start=1):
+                panel = figure.add_subplot(len(rows), COLUMNS, number * COLUMNS + column)
                 confusion = matrices[axis, explainer]
                 matrix = pd.DataFrame(confusion.counts).T
                 title = f"{explainer}\n{confusion.right[0]:.0f} % right, {confusion.wrong[0]:.0f} % wrong"
                 _draw_matrix(panel, matrix.loc[list(LABELS[axis]), [*LABELS[axis], UNDECIDED]], title)
-                if panel is row[0]:
+                if column == 1:
                     panel.set_ylabel(f"{axis}: truth")
         return figure
 
