@@ -74,13 +74,13 @@ def test_what_is_said_of_known_mechanisms_is_in_their_file() -> None:
         assert list(answers[f"truth: {axis}"]) == [getattr(specs[key], axis) or "" for key in answers["model"]]
 
     def said(explainer: str, axis: str) -> pd.DataFrame:
-        told = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
+        scored = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
         columns = {f"{explainer}: {axis}": "answer", f"truth: {axis}": "truth"}
-        return told.assign(family=told["model"].str.partition("-")[0]).rename(columns=columns)
+        return scored.assign(family=scored["model"].str.partition("-")[0]).rename(columns=columns)
 
     def percent_wrong(explainer: str, axis: str) -> str:
-        told = said(explainer, axis)
-        return f"{100 * ((told['answer'] != told['truth']) & (told['answer'] != UNDECIDED)).mean():.0f} %"
+        scored = said(explainer, axis)
+        return f"{100 * ((scored['answer'] != scored['truth']) & (scored['answer'] != UNDECIDED)).mean():.0f} %"
 
     paper = "relevancy and attention unchanged"
     assert f"The evidence of Ma et al. is wrong about {percent_wrong(paper, 'where')}:" in page
@@ -89,8 +89,8 @@ def test_what_is_said_of_known_mechanisms_is_in_their_file() -> None:
     assert len(exact) > 12 and set(exact["answer"]) == {"attention"} and set(exact["truth"]) == {"no attention"}
     assert set(by_paper.loc[by_paper["family"] == "planted_attention", "answer"]) == {"attention"}
     for explainer in ("Shapley values", "corners with levels"):
-        told = said(explainer, "where")
-        assert (told["answer"] == told["truth"]).all()
+        scored = said(explainer, "where")
+        assert (scored["answer"] == scored["truth"]).all()
     levels = said("corners with levels", "what")
     undecided = levels[levels["answer"] == UNDECIDED]
     assert percent_wrong("constancy of the prompt part", "what") == "0 %"

@@ -3,7 +3,7 @@
     python -m tools.pretrain_demo --model_folder=clipbias/assets/demo
     python -m tools.pretrain_demo --family=siglip --start=demo --steps=3000 --batch_size=64 --learning_rate=0.001 \\
         --model_folder=clipbias/assets/demo-siglip
-    python -m tools.pretrain_demo --start=demo --layers=8 --steps=1000 --learning_rate=0.0005 \\
+    python -m tools.pretrain_demo --start=demo --layers=8 --scenes=24000 --steps=800 --learning_rate=0.0005 \\
         --model_folder=workdir/eight_layers --work=workdir/pretrain_8
 
 draws scenes, trains a small CLIP or SigLIP on them contrastively and writes it in Hugging Face format. The SigLIP

@@ -23,7 +23,7 @@ from clipbias.explain.uncertainty import excludes
 from clipbias.tuning import Task
 from tools.mechanisms.models import LABELS, NO_GAIN, OWN, Spec, digest
 from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gain_of
-from tools.mechanisms.train import AGAIN, adapter_path, dataset_of, frozen_model, training_images
+from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, start_seed, training_images
 
 SECTIONS = ("predictions", "relevancy", "vision_attention", "decomposition", "factorial")
 MODEL = "model"
@@ -90,7 +90,7 @@ def study(
                 tuned.task.method_name,
                 tuned.task,
                 tuned.learnables,
-                seed=spec.seed + (AGAIN if is_again else 0),
+                seed=start_seed(spec, again=is_again),
                 trained_on=dataset.name,
                 split_seed=spec.seed,
             )

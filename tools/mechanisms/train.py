@@ -94,11 +94,16 @@ def drawn(dataset: Dataset, spec: Spec) -> Dataset:
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": training_images(dataset, spec)})
 
 
+def start_seed(spec: Spec, *, again: bool) -> int:
+    """Of the start and the order of images of a model, or of the method's other training."""
+    return spec.seed + (AGAIN if again else 0)
+
+
 def train_model(workdir: Path, spec: Spec, *, steps: int, again: bool = False) -> TunedModel:
     """Trains one model, if it is not planted, and writes its file; `again` with another start and order."""
     clip = frozen_model(workdir, spec)
     dataset = drawn(dataset_of(workdir, spec), spec)
-    seed = spec.seed + (AGAIN if again else 0)
+    seed = start_seed(spec, again=again)
     family = spec.of_family
     task = Task(clip, resolve_method(family.method, family.options), dataset)
     if family.learning_rate is None:
