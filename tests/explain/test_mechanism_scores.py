@@ -13,7 +13,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
 from tests.documents import ROOT
 from tools import make_demo_tables
-from tools.mechanisms import models, picture, rules, score
+from tools.mechanisms import models, picture, rules, score, train
 from tools.mechanisms.models import BOTH, CONSTANT, IMAGE, NO_GAIN, Spec, digest
 from tools.mechanisms.rules import UNDECIDED, Answer
 from tools.mechanisms.score import confusion
@@ -28,7 +28,7 @@ def row(number, family, where="", what=""):
     said = dict.fromkeys(rules.RULES, Answer(where, what))
     if NO_GAIN not in (where, what):
         said[SILENT] = Answer()
-    return score.row(spec, bool(where), said if where else {})
+    return score.row(spec, 4, bool(where), said if where else {})
 
 
 def by_hand():
@@ -99,6 +99,7 @@ def test_the_tables_say_who_is_right_and_what_is_said_of_each_family():
 
 def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):
     specs = models.table(["bias", "map_8"])[:3]
+    train.choose_model(tmp_path, "demo")
     notes = {"digest": digest(), "validation": {"counts": False}}
     monkeypatch.setattr(score, "notes_of", lambda path: MappingProxyType(notes))
     for spec in specs[:2]:
@@ -107,6 +108,7 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
         path.touch()
     answers = score.score(tmp_path, specs, StudyOptions())  # studies none that does not count
     assert list(answers["model"]) == [spec.key for spec in specs[:2]] and not answers["counts"].any()
+    assert set(answers["layers"]) == {4}
     assert list(answers["truth: what"]) == [CONSTANT, IMAGE] and set(answers[f"{SILENT}: what"]) == {""}
     notes["digest"] = "another"
     with pytest.raises(ClipbiasError, match="trained under other labels or rules"):

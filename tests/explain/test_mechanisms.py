@@ -11,13 +11,13 @@ from clipbias import data
 from clipbias.clip import Adaptation
 from clipbias.clip.block import run_block
 from clipbias.clip.vision import embed_image
+from clipbias.errors import ClipbiasError
 from clipbias.explain.factorial import mix_images, mix_texts
 from clipbias.explain.results import Average, BiasErrors, Missing
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.uncertainty import Estimate, shapley
 from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.tuning import CONSTANTS, Task
-from clipbias.tuning.registry import resolve_method
 from tests.explain.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
 from tests.report.synthetic import synthetic_results
@@ -33,8 +33,8 @@ CORNERS = ["RR", "RP", "PR", "PP"]
 def task_of(clip, family, **options):
     """A family's task on a tower of three blocks, and learnables far from where they start; masks stay as they are."""
     chosen = FAMILIES[family]
-    late = {"first_block": clip.config.vision.layers} if "first_block" in chosen.options else {}
-    task = Task(clip, resolve_method(chosen.method, {**chosen.options, **late, **options}), CLASS_NAMES)
+    chosen = dataclasses.replace(chosen, options={**chosen.options, **options})
+    task = Task(clip, train.method_of(chosen, clip.config.vision.layers), CLASS_NAMES)
     learnables = moved(task)
     return task, {**learnables, **({CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in learnables else {})}
 
@@ -192,11 +192,23 @@ def test_shuffled_labels_are_those_of_the_training_images_alone():
     assert other.split("test") is dataset.split("test") and after.keys == before.keys
 
 
+def test_a_work_folder_has_one_frozen_model(tmp_path, clip):
+    clip.save(tmp_path / "other", exact=True)
+    for _ in range(2):
+        train.choose_model(tmp_path / "work", str(tmp_path / "other"))
+    (spec,) = models.table(["last_mlp"])[:1]
+    stored = train.frozen_model(tmp_path / "work", spec)
+    jax.tree.map(np.testing.assert_array_equal, stored.params, clip.params)
+    with pytest.raises(ClipbiasError, match="another frozen one than demo; give another --workdir"):
+        train.choose_model(tmp_path / "work", "demo")
+
+
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::UserWarning")  # two steps gain nothing
 @pytest.mark.parametrize("family", ["map_8", "head"])
 def test_a_model_is_trained_again_on_the_same_images_from_another_start(tmp_path, family):
     (spec, *_) = models.table([family])
+    train.choose_model(tmp_path, "demo")
     dataset = train.dataset_of(tmp_path, spec)
     few = train.training_images(dataset, spec)
     again = train.training_images(train.drawn(dataset, spec), dataclasses.replace(spec, seed=spec.seed + train.AGAIN))
@@ -205,7 +217,7 @@ def test_a_model_is_trained_again_on_the_same_images_from_another_start(tmp_path
     first, other = (train.train_model(tmp_path, spec, steps=2, again=which) for which in (False, True))
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), first.learnables, other.learnables)
     assert not all(jax.tree.leaves(same))
-    assert {path.parent.name for path in tmp_path.rglob("*.safetensors")} == {"models", "again"}
+    assert {path.parent.name for path in tmp_path.glob("*/*.safetensors")} == {"models", "again"}
 
 
 @pytest.mark.ci

@@ -4,8 +4,9 @@
     python -m tools.mechanisms score --workdir=workdir/mechanisms
     python -m tools.mechanisms draw workdir/mechanisms/answers.csv --to=docs/images/mechanisms.png
 
-The first two continue where they stopped. `score` writes `answers.csv` into the work folder; `draw` takes several such
-files and writes their rows beside the picture. `--families=bias,map_8 --limit=2 --steps=30` is for a try.
+The first two continue where they stopped. `train --model=PATH` tunes another frozen model than the embedded one, in a
+work folder of its own. `score` writes `answers.csv` into the work folder; `draw` takes several such files and writes
+their rows beside the picture. `--families=bias,map_8 --limit=2 --steps=30` is for a try.
 """
 
 import time
@@ -22,11 +23,12 @@ from clipbias.report.captioned import write_csv
 from tools.mechanisms import picture, score
 from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.rules import FORMS
-from tools.mechanisms.train import adapter_path, train_model
+from tools.mechanisms.train import adapter_path, choose_model, train_model
 
 LEVEL_STEPS = 200  # of the constant that optimal ablation fits
 REPLACEMENT_STEPS = 300  # of each form that is fitted to the predictions
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
+_MODEL = flags.DEFINE_string("model", "demo", "What is tuned: a folder or a name, as `clipbias.load` takes it.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; None trains all.", lower_bound=1)
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
 _STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
@@ -61,7 +63,7 @@ def draw(files: Sequence[str], path: Path) -> None:
     if not files:
         raise ClipbiasError("give the files answers.csv that `score` wrote.")
     answers = pd.concat([score.read_answers(Path(file)) for file in files], ignore_index=True)
-    if answers["model"].duplicated().any() or answers["digest"].nunique() > 1:
+    if answers.duplicated(["model", "layers"]).any() or answers["digest"].nunique() > 1:
         raise ClipbiasError(f"{', '.join(files)} have a model twice, or are of different labels and rules.")
     style.save_png(picture.draw(answers), path)
     write_csv(path.with_suffix(".csv"), answers)
@@ -72,6 +74,7 @@ def main(arguments: list[str]) -> None:
     workdir = Path(_WORKDIR.value)
     match arguments[1:]:
         case ["train"]:
+            choose_model(workdir, _MODEL.value)
             train(workdir)
         case ["score"]:
             options = StudyOptions(

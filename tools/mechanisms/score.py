@@ -111,8 +111,8 @@ def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.Dat
     """Studies those of the models that are trained and count.
 
     Returns:
-      A row for each trained model: its name, the hash of labels and rules, whether it counts, its true labels, and what
-      each explainer says of it. A cell is empty where there is no true label, and after a model that does not count.
+      A row for each trained model: its name, the blocks of its frozen model, the hash of labels and rules, whether it
+      counts, its true labels, and what each explainer says of it. A cell is empty where there is no true label, and after a model that does not count.
 
     Raises:
       ClipbiasError: a model was trained under other labels or rules.
@@ -129,16 +129,16 @@ def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.Dat
         assert isinstance(validation, dict)
         counts = bool(validation["counts"])
         answers = explain(study_model(workdir, spec, options), MODEL) if counts else {}
-        rows.append(row(spec, counts, answers))
+        rows.append(row(spec, frozen_model(workdir, spec).config.vision.layers, counts, answers))
     return pd.DataFrame(rows)
 
 
-def row(spec: Spec, counts: bool, answers: Mapping[str, Answer]) -> dict[str, object]:
+def row(spec: Spec, layers: int, counts: bool, answers: Mapping[str, Answer]) -> dict[str, object]:
     """What `score` returns of a model."""
     truths = {f"truth: {axis}": getattr(spec.of_family, axis) or "" for axis in LABELS}
     silent = Answer("", "")
     said = {f"{name}: {axis}": getattr(answers.get(name, silent), axis) for name in RULES for axis in LABELS}
-    return {"model": spec.key, "digest": digest()[:12], "counts": counts, **truths, **said}
+    return {"model": spec.key, "layers": layers, "digest": digest()[:12], "counts": counts, **truths, **said}
 
 
 def notes_of(path: Path) -> Mapping[str, object]:

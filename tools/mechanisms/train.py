@@ -19,6 +19,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.counts import wilson_interval
 from clipbias.data.images import pictures
+from clipbias.errors import ClipbiasError
 from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.effects import REFERENCE, TUNED, measure, summarize_replacements
 from clipbias.explain.uncertainty import excludes
@@ -28,12 +29,12 @@ from clipbias.training.loop import train
 from clipbias.training.students import fit_recipe
 from clipbias.training.sweep_context import make_context
 from clipbias.tuned_model import TunedModel
-from clipbias.tuning import Learnables, Task
+from clipbias.tuning import Learnables, Method, Task
 from clipbias.tuning.learnables import select_run, stack_runs
 from clipbias.tuning.registry import resolve_method
 from tools.mechanisms import outliers, tasks
 from tools.mechanisms.methods import CentredMap, centre
-from tools.mechanisms.models import BATCH, DATASETS, MARKED, SHOTS, SHUFFLED, Spec, counts, digest
+from tools.mechanisms.models import BATCH, DATASETS, LAST, MARKED, SHOTS, SHUFFLED, Family, Spec, counts, digest
 from tools.planted import planted, prompts_of
 
 AGAIN = 1000  # is added to a model's seed for another start and order on the same images
@@ -46,20 +47,37 @@ def adapter_path(workdir: Path, spec: Spec, *, again: bool = False) -> Path:
     return workdir / ("again" if again else "models") / f"{spec.key}.safetensors"
 
 
+def choose_model(workdir: Path, source: str) -> None:
+    """Makes a model the frozen one of a work folder, where it is stored.
+
+    Raises:
+      ClipbiasError: the folder has another.
+    """
+    clip, plain = clipbias.load(source), _folder(workdir)
+    if not (plain / "config.json").exists():
+        clip.save(plain, exact=True)
+    if clipbias.load(plain).fingerprint != clip.fingerprint:
+        raise ClipbiasError(f"{workdir} has models of another frozen one than {source}; give another --workdir.")
+
+
 def frozen_model(workdir: Path, spec: Spec) -> Clip:
-    """The model that is tuned: that of the planted prompts, or the embedded one."""
+    """The model that is tuned: that of the planted prompts, or that of the work folder."""
     if spec.of_family.mechanism is not None and spec.strength is not None:
         return planted(spec.of_family.mechanism, spec.strength, seed=spec.seed, exact=True)
-    return _embedded_model(workdir, spec.outliers, spec.blind)
+    return _stored_model(workdir, spec.outliers, spec.blind)
+
+
+def _folder(workdir: Path, *, outlying: bool = False, blind: bool = False) -> Path:
+    return workdir / "frozen" / f"{'outliers' if outlying else 'plain'}{'-blind' if blind else ''}"
 
 
 @functools.cache
-def _embedded_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
-    """The embedded model, with outliers or without, and with or without eyes for a mark; stored where it is changed."""
-    clip = clipbias.load("demo")
+def _stored_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
+    """A work folder's model, with outliers or without, and with or without eyes for a mark."""
+    clip = clipbias.load(_folder(workdir))
     if not (outlying or blind):
         return clip
-    folder = workdir / "frozen" / f"{'outliers' if outlying else 'plain'}{'-blind' if blind else ''}"
+    folder = _folder(workdir, outlying=outlying, blind=blind)
     if not (folder / "config.json").exists():
         if outlying:
             images = [normalised(clip, data.load(name).split("train")) for name in DATASETS]
@@ -99,13 +117,21 @@ def start_seed(spec: Spec, *, again: bool) -> int:
     return spec.seed + (AGAIN if again else 0)
 
 
+def method_of(family: Family, layers: int) -> Method:
+    """A family's method for a model of so many blocks; what changes the last block changes the last of these."""
+    options = dict(family.options)
+    if options.get("first_block") == LAST:
+        options["first_block"] = layers
+    return resolve_method(family.method, options)
+
+
 def train_model(workdir: Path, spec: Spec, *, steps: int, again: bool = False) -> TunedModel:
     """Trains one model, if it is not planted, and writes its file; `again` with another start and order."""
     clip = frozen_model(workdir, spec)
     dataset = drawn(dataset_of(workdir, spec), spec)
     seed = start_seed(spec, again=again)
     family = spec.of_family
-    task = Task(clip, resolve_method(family.method, family.options), dataset)
+    task = Task(clip, method_of(family, clip.config.vision.layers), dataset)
     if family.learning_rate is None:
         model = TunedModel(task, {name: prompts_of(seed)[name] for name in task.shapes})
     elif isinstance(task.method, CentredMap):
