@@ -25,10 +25,11 @@ from tests.reference.differences import along_directions, in_full
 
 CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
 LABELS = np.array([4, 0, 2, 2], np.int32)
-# Rounding of float32: of logits relative to the largest, of gradients to an array's norm (measured: 6e-6 at most), of
-# steps to the longest of an array (the root of Adam's `1 - 0.999^t` has up to 1e-5) beside the rounding of values.
+# Rounding of float32: of logits relative to the largest, of gradients to an array's norm (measured: 1.3e-5 at most, of
+# keys, with fused multiplications and additions; 6e-6 without), of steps to the longest of an array (the root of Adam's
+# `1 - 0.999^t` has up to 1e-5) beside the rounding of values.
 LOGITS = 1e-5
-GRADIENTS = 1e-5
+GRADIENTS = 2e-5
 MOVED = 1.5e-5
 EPSILON = 1.2e-7
 RATES = (0.02, 0.03, 0.01)
