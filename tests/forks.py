@@ -81,11 +81,12 @@ class Fork:
         """What it printed by its end, and its errors.
 
         Raises:
-          subprocess.TimeoutExpired: it did not end in so many seconds.
+          subprocess.TimeoutExpired: it did not end in so many seconds; it is ended.
         """
         deadline = time.monotonic() + timeout
         while self.poll() is None:
             if time.monotonic() > deadline:
+                self.kill()
                 raise subprocess.TimeoutExpired("a fork", timeout)
             time.sleep(0.02)
         output, errors = (path.read_text(encoding="utf-8", errors="replace") for path in self._files)

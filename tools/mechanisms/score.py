@@ -112,7 +112,8 @@ def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.Dat
 
     Returns:
       A row for each trained model: its name, the blocks of its frozen model, the hash of labels and rules, whether it
-      counts, its true labels, and what each explainer says of it. A cell is empty where there is no true label, and after a model that does not count.
+      counts, its true labels, and what each explainer says of it. A cell is empty where there is no true label, and
+      after a model that does not count.
 
     Raises:
       ClipbiasError: a model was trained under other labels or rules.
