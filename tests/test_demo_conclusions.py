@@ -28,8 +28,8 @@ def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
     of_both = shown & set(again)
     tested = sorted(float(again[place]["p"].removeprefix("< ")) for place in of_both)
     corrected = np.maximum.accumulate([p * (len(tested) - rank) for rank, p in enumerate(tested)])
-    assert len(again) == 12 and len(of_both) == 4 and corrected[-1] < 0.05
-    assert f"corrected over these four by Holm's method, the largest p is {corrected[-1]:.4f}." in page
+    assert len(again) == 18 and of_both == shown and len(shown) == 7 and corrected[-1] < 0.05
+    assert f"corrected over these seven by Holm's method, the largest p is {corrected[-1]:.4f}." in page
     (lost,) = of_both - shown_again
     assert lost == ("MaPLe, 5 seeds", "demo/fashion", "tokens alone")
     assert f"with MaPLe on clothes are not shown (p = {again[lost]['p (Holm)']})" in page
