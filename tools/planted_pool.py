@@ -1,4 +1,4 @@
-"""Logits of planted CLIPs under every mixture of frozen and tuned, and with the mean of what is added in its place."""
+"""Logits of planted CLIPs under every mixture of frozen and tuned, and under levels of what is added."""
 
 from typing import Any
 
@@ -8,12 +8,9 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.explain.added import Added, added_to_images
-from clipbias.explain.block_changes import reference_adaptation, text_moments
-from clipbias.explain.equivalent_bias import equivalent_biases, image_moments
+from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
-from clipbias.explain.intervention_classifier import InterventionClassifier
 from clipbias.explain.levels import MEAN
-from clipbias.explain.replacement_names import PLAIN
 from clipbias.tuning import Classifier, Learnables, Task
 from tools.planted import METHOD, NAMES, pictures, planted, prompts_of
 
@@ -22,8 +19,8 @@ CORNERS = corners(EFFECTS)
 # Levels of values at the tuned run's attention and scale, as the endpoint calls them, and the streams that they are.
 LEVELS = {"nothing": "PPR", "mean": f"PP{MEAN}"}
 # All ways to classify, in the order of the logits: the first is the reference, the eighth the tuned model.
-FORMS = (*CORNERS, *LEVELS, f"kept:{PLAIN}", f"lost:{PLAIN}")
-TRAINING = 512  # images that means are of
+FORMS = (*CORNERS, *LEVELS)
+TRAINING = 512  # images that the mean is of
 _BATCH = 500
 
 Pool = tuple[np.ndarray, np.ndarray]
@@ -42,23 +39,16 @@ def make_pool(mechanism: str, strength: float, *, trainings: int, images: int, s
 
 
 def classify(task: Task, learnables: Learnables, few_shot: jax.Array, pixels: np.ndarray) -> np.ndarray:
-    """Logits `[n, K, C]` of all forms of one training, of whose images the means are."""
+    """Logits `[n, K, C]` of all forms of one training, of whose images the mean is."""
     params = task.clip.device_params
-    initial = task.init()
-    reference = reference_adaptation(task, initial)
+    reference = reference_adaptation(task, task.init())
     every = jnp.ones(len(few_shot), bool)
-    changes = text_moments(task, params, learnables, initial) | jax.device_get(
-        image_moments(task, params, learnables, initial, few_shot, every)
-    )
-    constants = {tower: bias.constants(PLAIN) for tower, bias in equivalent_biases(changes).items()}
-    replaced = InterventionClassifier(task, params, learnables, reference, {PLAIN: constants})
     tuned = task.method.adapt(learnables)
     mean = Added.mean(jax.device_get(added_to_images(task.clip.config, params, few_shot, every, tuned)))
     parts = []
     for start in range(0, len(pixels), _BATCH):
         images = jnp.asarray(pixels[start : start + _BATCH])
-        mixed = _mixed_logits(task.classifier, params, learnables, reference, task.tokens, mean, images)
-        parts.append(np.concatenate([mixed, replaced(images)[1:]]))  # without the reference, the first corner
+        parts.append(_mixed_logits(task.classifier, params, learnables, reference, task.tokens, mean, images))
     return np.moveaxis(np.concatenate(parts, axis=1), 0, 1)
 
 

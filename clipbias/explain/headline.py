@@ -7,7 +7,16 @@ is more than half of it alone, and *not* that more than three quarters are left 
 import dataclasses
 from collections.abc import Sequence
 
-from clipbias.explain.conclusions import FEWEST_IMAGES, HALF, NO_GAIN, QUARTER, UNDECIDED
+from clipbias.explain.conclusions import (
+    ATTENTION,
+    EITHER,
+    FEWEST_IMAGES,
+    NO_GAIN,
+    QUARTER,
+    TOGETHER,
+    TOKENS,
+    UNDECIDED,
+)
 from clipbias.explain.effects import OUTCOMES
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.replacement_pooled import PooledForm, pool_replacements
@@ -19,11 +28,7 @@ from clipbias.sentences import capitalize, join_words
 OUTCOME = OUTCOMES[0]
 # So many methods have their numbers one by one.
 MOST_NAMED = 3
-# Verdicts besides `NO_GAIN` and `UNDECIDED`: what alone has more than half of the gain, or that nothing has.
-ATTENTION = "attention"
-TOKENS = "tokens"
-EITHER = "either"
-TOGETHER = "together"
+# Verdicts besides those of `through`.
 FEW_IMAGES = "few images"
 OUTSIDE = "outside"
 UNTESTED = "untested"
@@ -34,10 +39,9 @@ class MethodTest:
     """What the answer takes of a method, in accuracy.
 
     Attributes:
-      verdict: a name above.
+      verdict: what the gain comes through (`conclusions.through`), or a name above.
       effects: of the causal test.
       replaced: of the test of constants; `None` of a method that learns a constant.
-      constant: the verdict on the mean as a constant.
       images: how many were tested.
       added: a tower, and the levels of what is added there; `None` of a method that learns a constant.
       fitted: two vectors per layer, or the first form, fitted to the predictions of its models.
@@ -47,7 +51,6 @@ class MethodTest:
     verdict: str
     effects: Effects | None
     replaced: Replacements | None
-    constant: str | None
     images: int
     added: tuple[str, Levels] | None = None
     fitted: PooledForm | None = None
@@ -80,10 +83,9 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
         tests.append(
             MethodTest(
                 facts=facts,
-                verdict=_verdict(facts, verdict, effects),
+                verdict=_verdict(facts, verdict),
                 effects=effects,
                 replaced=None if replaced is None else replaced.accuracy,
-                constant=None if verdict is None or verdict.constant is None else verdict.constant.accuracy,
                 images=0 if verdict is None else verdict.images,
                 added=None if added is None else (added[0], added[1].accuracy),
                 fitted=forms.get(PLAIN, next(iter(forms.values()), None)),
@@ -92,24 +94,16 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
     return tests
 
 
-def _verdict(facts: MethodResult, verdict: Verdict | None, effects: Effects | None) -> str:
+def _verdict(facts: MethodResult, verdict: Verdict | None) -> str:
     if verdict is not None and 0 < verdict.images < FEWEST_IMAGES:
         return FEW_IMAGES
     if facts.gain is None:
         return UNTESTED
     if excludes(facts.gain) <= 0:
         return NO_GAIN
-    if verdict is None or effects is None:
+    if verdict is None or verdict.through is None:
         return OUTSIDE if verdict is not None and verdict.missing == NOTHING_INSIDE else UNTESTED
-    return through(effects)
-
-
-def through(effects: Effects) -> str:
-    """Of a sure gain `ATTENTION`, `TOKENS`, `EITHER`, `TOGETHER` or `UNDECIDED`."""
-    attention, tokens = (excludes(alone.share, HALF) for alone in (effects.attention_alone, effects.tokens_alone))
-    if attention > 0 or tokens > 0:
-        return EITHER if attention == tokens else TOKENS if tokens > 0 else ATTENTION
-    return TOGETHER if attention < 0 and tokens < 0 else UNDECIDED
+    return verdict.through.accuracy
 
 
 def headline(tests: Sequence[MethodTest]) -> str:

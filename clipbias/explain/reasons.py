@@ -7,7 +7,7 @@ below.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from clipbias.explain.conclusions import CARRIES_MOST, DOES_NOT, HALF, LEVEL_WORDS, NO_GAIN, STANDS_FOR, UNDECIDED
+from clipbias.explain.conclusions import HALF, LEVEL_WORDS, NO_GAIN
 from clipbias.explain.headline import FEW_IMAGES, MOST_NAMED, OUTCOME, MethodTest
 from clipbias.explain.replacement_names import PLAIN
 from clipbias.explain.results import Reason
@@ -19,19 +19,6 @@ LOOKS = "Where CLIP looks"
 ADDED = "What is added to CLIP's tokens"
 BIAS = "A fixed bias in its place"
 
-_SO = {
-    STANDS_FOR: "So a fixed bias does what the method does",
-    CARRIES_MOST: "So a fixed bias does most of what the method does",
-    DOES_NOT: "So this bias does not do what the method does; whether another one does is open",
-    UNDECIDED: "So whether this bias does what the method does is undecided",
-}
-_DOES = {
-    STANDS_FOR: "does what {} does",
-    CARRIES_MOST: "does most of what {} does",
-    DOES_NOT: "does not do what {} does, where another bias may",
-    UNDECIDED: "may do what {} does or not, which is undecided",
-    NO_GAIN: "has nothing to do with {}",
-}
 _ADVICE = "Train at another learning rate or longer; with more images a smaller gain can be seen."
 
 Share = Callable[[MethodTest], Estimate | None]
@@ -111,14 +98,12 @@ def _of_bias(test: MethodTest) -> str:
     if test.facts.learns_constant:
         return f"{label} is a fixed bias itself."
     fitted = _of_fit(test)
-    if test.replaced is None or test.constant is None:
+    if test.replaced is None:
         return fitted or f"It was not measured with {label}."
-    keeps = f"The mean of what {label} adds keeps {percent(test.replaced.kept[PLAIN].share)} of its gain"
-    if fitted:
-        return f"{fitted} {keeps}."
-    if PLAIN not in test.replaced.lost:
-        return f"{keeps}; what is lost without it was not measured."
-    return f"{keeps}; without it {percent(test.replaced.lost[PLAIN].share)} is lost. {_SO[test.constant]}."
+    mean = f"The mean of what {label} adds keeps {percent(test.replaced.kept[PLAIN].share)} of its gain"
+    if PLAIN in test.replaced.lost and not fitted:
+        mean += f"; without it {percent(test.replaced.lost[PLAIN].share)} is lost. Another constant may keep more"
+    return f"{fitted} {mean}.".lstrip()
 
 
 def _of_fit(test: MethodTest) -> str:
@@ -142,12 +127,9 @@ def _of_many_biases(tests: Sequence[MethodTest]) -> str:
             f"With {fitted[0].words} in a method's place, fitted to its predictions, accuracy changes by {least} to"
             f" {most} points."
         )
-    judged = [test for test in tests if test.replaced is not None and test.constant is not None]
-    if judged:
-        share = _range(test.replaced.kept[PLAIN].share for test in judged if test.replaced is not None)
-        alike = {verdict: [test.facts.name for test in judged if test.constant == verdict] for verdict in _DOES}
-        does = "; ".join(_DOES[verdict].format(join_words(names)) for verdict, names in alike.items() if names)
-        sentences.append(f"The mean of what a method adds keeps {share} of its gain; it {does}.")
+    means = [test.replaced.kept[PLAIN].share for test in tests if test.replaced is not None]
+    if means:
+        sentences.append(f"The mean of what a method adds keeps {_range(means)} of its gain.")
     return " ".join(sentences) or "It was not measured."
 
 

@@ -1,26 +1,26 @@
 """What a study's numbers allow to say of each tuned model, and of all seeds of a method together.
 
 The paper's hypotheses (Sec. 4.2.1): (a) prompts change which input tokens attend to which; (b) prompts add a bias, the
-same for every image. Accuracy is the headline; the calibrated log-likelihood stands beside it. A sentence names its
+same for every image. Accuracy comes first; the calibrated log-likelihood stands beside it. A sentence names its
 outcome, and takes a side only where a whole 95 % interval lies on one side of the margin that it names (`conclusions`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipbias.explain.conclusions import carrier, conclude, constant_part, stands_for
+from clipbias.explain.conclusions import FEWEST_IMAGES, constant_part, corners, mean_has, through
 from clipbias.explain.methods import method_label
 from clipbias.explain.power import Power, power, spread
-from clipbias.explain.replacement_names import CONSTANT_METHODS, PLAIN
+from clipbias.explain.replacement_names import CONSTANT_METHODS
 from clipbias.explain.results import (
     ByOutcome,
     CausalTest,
     Effects,
     EffectSummary,
+    Levels,
     Missing,
     ModelFacts,
-    Replacements,
     StudyResults,
     Verdict,
     same_but_for_seed,
@@ -40,58 +40,43 @@ def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
     """The verdict on one tuned model, or on several that differ in their seed alone."""
     first = models[0]
     keys = tuple(model.key for model in models)
-    label = method_label(models)
+    images = _images(results, first.key)
     summary = results.effects(keys)
+    missing = None if summary else _why_no_test(results, first.key)
+    sentences = [missing] if missing else []
+    effects = levels = None
+    if summary is not None:
+        effects = summary.towers["both"]
+        levels = {} if first.method in CONSTANT_METHODS else summary.levels
+        sentences = _conclusions(effects, levels, images)
+    conclusion = " ".join(sentences[:1] if levels is None else sentences[: 1 + len(levels)])
     replaced = results.replacements(keys)
-    effects = None if summary is None else summary.towers["both"]
-    missing = None if effects else _why_no_test(results, first.key)
-    if effects is None and replaced is None:
-        reason = missing or ""
-        return Verdict(label, keys, missing, 0, None, None, (reason,), reason)
-    is_constant = first.method in CONSTANT_METHODS
-    sentences = conclude(
-        effects,
-        replaced,
-        label=label,
-        prompts=first.has_prompts,
-        images=_images(results, first.key),
-        learns_constant=is_constant,
-    )
-    conclusion = " ".join(sentences[: 1 if is_constant else 2])
-    if replaced and not is_constant and replaced.accuracy.outside:
+    if replaced is not None and replaced.accuracy.outside and first.method not in CONSTANT_METHODS:
         outside = amount(replaced.accuracy.outside, "accuracy")
         sentences.append(f"Its own head changes accuracy by {outside} besides.")
-    if missing:
-        sentences.append(missing)
     if summary is not None:
-        if not is_constant:
-            sentences += [constant_part(levels, tower) for tower, levels in summary.levels.items()]
         sentences += _controls(results, keys, summary)
         sentences.append(_power(results, keys).sentence())
+    added = next(iter((levels or {}).values()), None)
     return Verdict(
-        label=label,
+        label=method_label(models),
         models=keys,
         missing=missing,
-        images=_images(results, first.key),
-        carrier=_carriers(effects, first.has_prompts) if effects else None,
-        constant=_constants(replaced, label) if replaced and not is_constant else None,
+        images=images,
+        through=None if effects is None else ByOutcome(through(effects.accuracy), through(effects.calibrated)),
+        mean=None if added is None else ByOutcome(mean_has(added.accuracy), mean_has(added.calibrated)),
         sentences=tuple(sentences),
         conclusion=conclusion,
     )
 
 
-def _carriers(effects: ByOutcome[Effects], prompts: bool) -> ByOutcome[str]:
-    return ByOutcome(
-        accuracy=carrier(effects.accuracy, "accuracy", prompts=prompts).verdict,
-        calibrated=carrier(effects.calibrated, "calibrated", prompts=prompts).verdict,
-    )
-
-
-def _constants(replaced: ByOutcome[Replacements], label: str) -> ByOutcome[str]:
-    return ByOutcome(
-        accuracy=stands_for(replaced.accuracy, PLAIN, "accuracy", label).verdict,
-        calibrated=stands_for(replaced.calibrated, PLAIN, "calibrated", label).verdict,
-    )
+def _conclusions(effects: ByOutcome[Effects], levels: Mapping[str, ByOutcome[Levels]], images: int) -> list[str]:
+    """What carries the gain in accuracy, what of it is a constant in each tower, and what carries the other outcome."""
+    if images < FEWEST_IMAGES:
+        return [f"Undecided, because there are too few images, {images}; {FEWEST_IMAGES} are the least."]
+    constants = [constant_part(of_tower, tower) for tower, of_tower in levels.items()]
+    first, second = (corners(of_outcome, outcome) for outcome, of_outcome in effects.items())
+    return [first, *constants, second]
 
 
 def _why_no_test(results: StudyResults, key: str) -> str:

@@ -1,13 +1,11 @@
 """Claims follow from intervals alone; power against repeated studies."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from clipbias.explain.conclusions import carrier, conclude, stands_for
+from clipbias.explain.conclusions import constant_part, corners, mean_has, through
 from clipbias.explain.power import DETECTABLE, Power, Spread, power, spread
-from clipbias.explain.results import ByOutcome, Effects, Replacements
+from clipbias.explain.results import ByOutcome, Effects, Levels
 from clipbias.explain.uncertainty import Estimate
 
 GAIN = Estimate(10.0, 8.0, 12.0)
@@ -20,126 +18,62 @@ def part(low, high):
     return Estimate(value / 10, low / 10, high / 10, Estimate(value / 100, low / 100, high / 100))
 
 
-def nothing():
-    return dataclasses.replace(part(-5, 5), share=None)
-
-
-def effects(attention, scale, values, *, gain=GAIN, interactions=None):
-    named = {"attention": attention, "scale": scale, "values": values}
-    return Effects(Estimate(50.0), gain, named, interactions or {}, {})
+def effects(attention, tokens, gain=GAIN):
+    """Of a method with slots, what attention and tokens give alone; scale and values alone say nothing here."""
+    alone = {"PRR": attention, "RPP": tokens, "RPR": part(60, 80), "RRP": part(60, 80)}
+    return Effects(Estimate(50.0), gain, dict.fromkeys(("attention", "scale", "values"), part(60, 80)), {}, alone)
 
 
 @pytest.mark.parametrize(
-    ("shares", "expected"),
+    ("attention", "tokens", "expected", "words"),
     [
-        ([part(60, 80), part(-5, 5), part(15, 35)], "attention"),
-        ([part(0, 20), part(55, 80), part(15, 35)], "scale"),
-        ([part(0, 20), part(0, 24), part(51, 120)], "values"),
-        ([part(30, 60), part(-9, 9), part(26, 70)], "shared"),
-        ([part(60, 90), part(-90, -50), part(80, 160)], "shared"),
-        ([part(60, 90), part(-9, 9), part(26, 40)], "shared"),
-        ([part(0, 20), part(0, 24), part(49, 120)], "undecided"),
-        ([part(20, 60), part(-9, 9), part(20, 70)], "undecided"),
+        (part(-5, 20), part(60, 90), "tokens", "mainly what is added to tokens"),
+        (part(40, 60), part(51, 90), "tokens", "mainly what is added to tokens"),
+        (part(60, 90), part(10, 40), "attention", "mainly where CLIP looks"),
+        (part(51, 90), part(40, 60), "attention", "mainly where CLIP looks"),
+        (part(60, 90), part(80, 95), "either", "each alone has more than half"),
+        (part(-5, 20), part(10, 49), "together", "neither alone has half"),
+        (part(-5, 20), part(40, 60), "undecided", "undecided which alone has more than half"),
+        (part(40, 60), part(10, 40), "undecided", "undecided which alone has more than half"),
     ],
 )
 @pytest.mark.parametrize("outcome", ["accuracy", "calibrated"])
-def test_an_effect_carries_a_gain_with_its_whole_interval(shares, expected, outcome):
-    claim = carrier(effects(*shares), outcome)
-    assert claim.verdict == expected
-    assert {"accuracy": "the gain in accuracy", "calibrated": "the gain in calibrated log-likelihood"}[outcome] in (
-        claim.sentence
+def test_a_gain_comes_through_what_alone_has_more_than_half_of_it(attention, tokens, expected, words, outcome):
+    numbers = effects(attention, tokens)
+    assert through(numbers) == expected
+    sentence = corners(numbers, outcome)
+    name = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihood"}[outcome]
+    first, second = (
+        f"{each.value * 10:.0f} % ({each.low * 10:.0f} to {each.high * 10:.0f})" for each in (tokens, attention)
     )
-    without = carrier(effects(nothing(), nothing(), nothing(), gain=NO_GAIN), outcome)
-    assert without.verdict == "no gain" and "no sure gain in" in without.sentence
-    loss = Estimate(-3.0, -5.0, -1.0)
-    assert carrier(effects(*shares, gain=loss), outcome).verdict == "no gain"
+    assert sentence.startswith(f"Of the gain in {name}, what is added to tokens has {first} with attention frozen")
+    assert sentence.endswith(f"the new attention alone {second}: {words}.")
+    for gain in (NO_GAIN, Estimate(-3.0, -5.0, -1.0)):
+        assert through(effects(attention, tokens, gain)) == "no gain"
+        assert corners(effects(attention, tokens, gain), outcome).startswith(f"There is no sure gain in {name}")
 
 
-def test_interactions_are_named_where_they_are_not_small():
-    shares = [part(0, 20), part(-5, 5), part(60, 100)]
-    together = {
-        "attention × scale": part(4, 8),  # sure, but small
-        "attention × values": part(-20, 60),  # large, but not sure
-        "scale × values": part(-80, -20),
-    }
-    sentence = carrier(effects(*shares, interactions=together), "accuracy").sentence
-    words = (
-        "The attention that prompts draw away and what prompts add to tokens together give -50 % (-80 to -20) of the"
-    )
-    assert words in sentence and sentence.count("together give") == 1
-    assert "together give" not in carrier(effects(*shares), "accuracy").sentence
+def levels(constant, fitted=None, everything=GAIN):
+    return Levels(everything, {"constant": constant}, part(10, 20), fitted, {})
 
 
 @pytest.mark.parametrize(
-    ("keep", "lost", "expected", "words"),
+    ("constant", "expected", "words"),
     [
-        (part(92, 99), part(91, 130), "stands", "Both intervals lie above 90 %."),
-        (part(92, 99), part(89, 130), "most", "Both intervals lie above 50 %."),
-        (part(51, 99), part(91, 99), "most", "The mean of what its blocks add stands for most of IVLP"),
-        (part(10, 49), part(91, 99), "not", "What is kept lies below 50 %."),
-        (part(91, 99), part(10, 49), "not", "What is lost lies below 50 %."),
-        (part(1, 9), part(10, 49), "not", "What is kept and what is lost lie below 50 %."),
-        (part(40, 60), part(91, 99), "undecided", "because the interval of what is kept includes 50 %"),
-        (part(91, 99), part(40, 60), "undecided", "because the interval of what is lost includes 50 %"),
-        (part(40, 60), part(40, 60), "undecided", "what is kept and that of what is lost includes 50 %"),
+        (part(51, 99), "more than half", "the mean has more than half"),
+        (part(-20, 49), "less than half", "the mean has less than half"),
+        (part(40, 60), "undecided", "it is undecided whether the mean has more than half"),
     ],
 )
-def test_a_constant_stands_for_a_method_in_both_directions(keep, lost, expected, words):
-    numbers = both(keep, lost)
-    claim = stands_for(numbers, "kind", "accuracy", "IVLP")
-    assert claim.verdict == expected and words in claim.sentence
-    assert "of the gain in accuracy" in claim.sentence
-    assert ("Another constant may." in claim.sentence) == (expected == "not")
-    missing = stands_for(dataclasses.replace(numbers, lost={}), "kind", "accuracy", "IVLP")
-    assert missing.verdict == "undecided" and "was not measured" in missing.sentence
-    assert stands_for(dataclasses.replace(numbers, gain=NO_GAIN), "kind", "accuracy", "IVLP").verdict == "no gain"
-
-
-VALUES = [part(0, 20), part(-5, 5), part(60, 100)]
-
-
-def both(keep, lost, gain=GAIN):
-    return Replacements(gain, {"kind": keep}, {"kind": lost}, None)
-
-
-@pytest.mark.parametrize(
-    ("shares", "keep", "favours"),
-    [
-        (
-            VALUES,
-            part(92, 99),
-            "This speaks for a bias, the same for every image, against a change of where CLIP looks.",
-        ),
-        (
-            VALUES,
-            part(10, 40),
-            "This speaks against a change of where CLIP looks. Whether a bias, the same for every image, keeps the gain"
-            " is undecided: another bias may.",
-        ),
-        (
-            VALUES,
-            part(40, 60),
-            "This speaks against a change of where CLIP looks. Whether a bias, the same for every image, keeps the gain"
-            " is undecided.",
-        ),
-        (VALUES[::-1], part(40, 60), "This speaks for a change of where CLIP looks, against a bias."),
-    ],
-)
-def test_the_headline_favours_a_hypothesis(shares, keep, favours):
-    numbers = ByOutcome(effects(*shares), effects(*shares))
-    constants = ByOutcome(both(keep, part(92, 99)), both(keep, part(92, 99)))
-    options = {"label": "IVLP", "prompts": True}
-    sentences = conclude(numbers, constants, images=100, **options)
-    assert next(s for s in sentences if "speaks" in s).startswith(favours)
-    assert sum("calibrated log-likelihood" in s for s in sentences) == 2
-    # Nothing is favoured where accuracy has no sure gain.
-    numbers = ByOutcome(effects(nothing(), nothing(), nothing(), gain=NO_GAIN), numbers.calibrated)
-    constants = ByOutcome(both(nothing(), nothing(), NO_GAIN), constants.calibrated)
-    sentences = conclude(numbers, constants, images=100, **options)
-    assert not any("speaks" in s for s in sentences) and "no sure gain in accuracy" in sentences[0]
-    assert conclude(numbers, constants, images=19, **options)[0].startswith(
-        "Undecided, because there are too few images, 19"
-    )
+def test_the_mean_is_judged_by_its_share_of_all_that_is_added(constant, expected, words):
+    assert mean_has(levels(constant)) == expected
+    assert mean_has(levels(constant, everything=NO_GAIN)) == "no gain"
+    sentence = constant_part(ByOutcome(levels(constant), levels(constant, everything=NO_GAIN)), "vision")
+    assert sentence.startswith("Of what it adds to image tokens, the mean over training images gives ")
+    assert sentence.endswith(f" in accuracy, the image's own 15 % (10 to 20): in accuracy {words}.")
+    fitted = constant_part(ByOutcome(levels(constant), levels(part(10, 20), part(80, 90))), "text")
+    assert fitted.endswith(" The best constant in its place gives 85 % (80 to 90) in calibrated log-likelihood.")
+    assert "no share of it" in constant_part(ByOutcome(*[levels(constant, everything=NO_GAIN)] * 2), "vision")
 
 
 def test_the_spread_of_seeds_and_images_is_told_apart():

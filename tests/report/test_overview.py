@@ -147,7 +147,10 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     monkeypatch.setattr(study_pictures, "TO", types.SimpleNamespace(value=str(picture)))
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
-    assert "accuracy, points: scale × values" in printed and "What prompts add to tokens carries" in printed
+    assert (
+        "accuracy, points: scale × values" in printed
+        and "Of the gain in accuracy, what is added to tokens has" in printed
+    )
     assert "over all 2 conclusions" in printed and printed.count("IVLP     tokens alone ") == 2
     assert printed.count("Head has no factorial.") == printed.count("Head has no constants.") == 1
     assert "Not in it: Head: Head has no factorial." in printed  # whatever the seeds

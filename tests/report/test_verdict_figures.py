@@ -148,10 +148,14 @@ def test_a_sentence_says_how_much_of_what_is_added_is_a_constant(results, method
             if constant["share"] is None:  # nothing sure is added in this outcome
                 assert OUTCOME_NAMES[outcome] not in sentence
                 continue
-            side = "less than half" if constant["share_high"] < 0.5 else "it is undecided whether more than half"
+            side = (
+                "the mean has less than"
+                if constant["share_high"] < 0.5
+                else "it is undecided whether the mean has more than"
+            )
             assert f"{share(constant)} in {OUTCOME_NAMES[outcome]}" in sentence
             outcomes = rf"in {OUTCOME_NAMES[outcome]}( and in [^:]+?)?"
-            assert re.search(rf"[:d] {outcomes} {side} is the same for all", sentence)
+            assert re.search(rf"[:d] {outcomes} {side} half", sentence)
     # Bias tuning learns a constant, of which that is no finding.
     assert not any("Of what it adds" in sentence for sentence in methods[1].verdict.sentences)
 

@@ -325,8 +325,9 @@ class Verdict:
     Attributes:
       missing: why there is no causal test.
       images: how many were tested.
-      carrier: by outcome an effect, "shared", "undecided" or "no gain".
-      constant: by outcome "stands", "most", "not", "undecided" or "no gain", of the mean as two vectors per layer.
+      through: by outcome "attention", "tokens", "either", "together", "undecided" or "no gain" (`conclusions`).
+      mean: by outcome what the mean has of all that is added to image tokens: "more than half", "less than half",
+        "undecided" or "no gain"; of a method that changes texts alone, to text tokens.
       sentences: the most important first.
       conclusion: the first of them.
     """
@@ -335,7 +336,7 @@ class Verdict:
     models: tuple[str, ...]
     missing: str | None
     images: int
-    carrier: ByOutcome[str] | None
-    constant: ByOutcome[str] | None
+    through: ByOutcome[str] | None
+    mean: ByOutcome[str] | None
     sentences: tuple[str, ...]
     conclusion: str
