@@ -41,7 +41,7 @@ def reasons(tests: Sequence[MethodTest], missing: Sequence[str] = ()) -> tuple[R
         f" The new attention alone has {shares(apart, _attention_alone, '')}."
     )
     added = _of_levels(apart, shares)
-    bias = Reason(BIAS, " ".join(map(_of_bias, apart)) if few else _of_many_biases(apart))
+    bias = Reason(BIAS, (" ".join(map(_of_bias, apart)) if few else _of_many_biases(apart)) + _other_constants(apart))
     return (Reason(LOOKS, looks), *([Reason(ADDED, added)] if added else []), bias)
 
 
@@ -102,8 +102,14 @@ def _of_bias(test: MethodTest) -> str:
         return fitted or f"It was not measured with {label}."
     mean = f"The mean of what {label} adds keeps {percent(test.replaced.kept[PLAIN].share)} of its gain"
     if PLAIN in test.replaced.lost and not fitted:
-        mean += f"; without it {percent(test.replaced.lost[PLAIN].share)} is lost. Another constant may keep more"
+        mean += f"; without it {percent(test.replaced.lost[PLAIN].share)} is lost"
     return f"{fitted} {mean}.".lstrip()
+
+
+def _other_constants(tests: Sequence[MethodTest]) -> str:
+    """That the mean is one constant of many, where no other one was fitted."""
+    means = any(test.replaced is not None for test in tests)
+    return " Another constant than the mean may keep more." if means and not any(test.fitted for test in tests) else ""
 
 
 def _of_fit(test: MethodTest) -> str:

@@ -263,8 +263,10 @@ def test_what_a_fixed_bias_does_is_told():
     *_, bias = reasons([measured("tokens")])
     assert bias.text == (
         "The mean of what M adds keeps 25 % (10 to 40) of its gain; without it 75 % (60 to 90) is lost. Another"
-        " constant may keep more."
+        " constant than the mean may keep more."
     )
+    *_, bias = reasons([measured("tokens"), measured("tokens", "N")])
+    assert bias.text.count("Another constant") == 1
     *_, bias = reasons([measured("tokens", learns=True), dataclasses.replace(measured("tokens", "N"), replaced=None)])
     assert bias.text == "M is a fixed bias itself. It was not measured with N."
 
@@ -277,7 +279,9 @@ def test_reasons_of_many_methods_are_ranges():
         "With CLIP's attention frozen, what is added to tokens has 25 to 84 % of the gain; surely more than half with"
         " M0, M2 and M4. The new attention alone has 25 to 25 %; with no method surely more than half."
     )
-    assert bias == "The mean of what a method adds keeps 25 to 25 % of its gain."
+    assert bias == (
+        "The mean of what a method adds keeps 25 to 25 % of its gain. Another constant than the mean may keep more."
+    )
 
 
 def test_without_a_gain_the_reasons_are_the_change_and_what_to_do():
