@@ -222,6 +222,9 @@ def test_true_verdicts_are_those_of_shares(attention, tokens, source):
         is_so = claim == source or (source == "either" and claim in ("attention", "tokens"))
         assert wrong(SOURCE, claim, truth, "constant") is not is_so, claim
         assert wrong(SOURCE, claim, truth | {"gain": -10.0}, "constant")
+    loss = TRUTH | {"gain": -1.0}
+    assert true_verdicts(loss, "constant")[TOKENS_ALONE] == ("not shown",)
+    assert wrong(TOKENS_ALONE, "shown", loss, "constant")
     for mean, everything, expected in ((5, 8, "more than half"), (3, 8, "less than half"), (3, -1, "no gain")):
         truth = TRUTH | {"mean added": mean, "all added": everything}
         assert true_verdicts(truth, "constant")[MEAN] == (expected,)
@@ -297,6 +300,12 @@ def test_the_docs_say_what_was_measured():
     assert f"At most {100 * worst:.1f} % of the verdicts" in text and worst <= 0.05
     full = [outcome["verdicts"] for (_, strength, _), outcome in outcomes.items() if strength == 1]
     assert all(rate["right"] == 1 for each in full for kind, rate in each.items() if kind in (TOKENS_ALONE, CONSTANT))
+    least = min(rate["right"] for each in full for rate in each.values())
+    assert f"At full strength at least {100 * least:.0f} % are right." in text and least >= 0.8
+    nothing = [
+        outcomes["kinds", 0.6, name]["verdicts"][SOURCE]["said"]["no gain"] for name in ("accuracy", "calibrated")
+    ]
+    assert f"at least {100 * min(nothing) / 360:.0f} % of the studies say so" in text
     intervals = sum(len(outcome["coverage"]) for r in facts["records"] for outcome in r["outcomes"].values())
     broken = sum("of the intervals of" in line for line in facts["broken"])
     assert f"{intervals - broken} of {intervals} intervals keep their limit" in text

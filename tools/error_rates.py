@@ -143,7 +143,7 @@ def true_verdicts(truth: Mapping[str, float], mechanism: str) -> dict[str, tuple
     means: tuple[str, ...] = (mean, NO_GAIN) if mechanism in ADDS_NOTHING and mean != NO_GAIN else (mean,)
     if mechanism == "none":
         return {SOURCE: (NO_GAIN,), MEAN: means, **dict.fromkeys(PARTS, (NOT_SHOWN,))}
-    confirmed = {name: (SHOWN if truth[name] > 0 else NOT_SHOWN,) for name in PARTS}
+    confirmed = {name: (SHOWN if truth[name] > 0 and truth["gain"] > 0 else NOT_SHOWN,) for name in PARTS}
     return {SOURCE: (_source(truth),), MEAN: means, **confirmed}
 
 
@@ -177,7 +177,7 @@ def wrong(kind: str, claim: str, truth: Mapping[str, float], mechanism: str) -> 
     if mechanism == "none":
         return True
     if claim == SHOWN:
-        return truth[kind] <= 0
+        return truth[kind] <= 0 or truth["gain"] <= 0
     attention, tokens = _alone(truth)
     so = {ATTENTION: attention, TOKENS: tokens, EITHER: attention and tokens, TOGETHER: not (attention or tokens)}
     return truth["gain"] <= 0 or not so[claim]
