@@ -10,6 +10,7 @@ import pytest
 from tests.forks import Fork
 
 
+@pytest.mark.ci
 def test_a_fork_that_does_not_end_in_time_is_killed():
     fork = Fork("http.server", "0", environment={**os.environ})
     with pytest.raises(subprocess.TimeoutExpired):
