@@ -191,10 +191,10 @@ def study(measured: Measured) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for outcome, of_outcome in effects.items():
         sample = measured.samples[outcome].contrast(np.stack([*contrasts.values()], axis=1))
-        levels = measured_shares(sample, list(contrasts), of="all added")
-        numbers = {"gain": of_outcome.gain} | of_outcome.effects | of_outcome.interactions | levels
+        of_forms = measured_shares(sample, list(contrasts), of="all added")
+        numbers = {"gain": of_outcome.gain} | of_outcome.effects | of_outcome.interactions | of_forms
         numbers |= {test.name: test.calibrated if outcome == "calibrated" else test.accuracy for test in cell.tests}
-        added = Levels(levels["all added"], {"constant": levels["mean added"]}, levels["all added"], None, {})
+        added = Levels(of_forms["all added"], {"constant": of_forms["mean added"]}, of_forms["all added"], None, {})
         verdicts = {SOURCE: through(of_outcome), MEAN: mean_has(added)}
         if outcome == "calibrated":
             for test in cell.tests:

@@ -67,7 +67,7 @@ def through(effects: Effects) -> str:
     """What a gain in one outcome comes through: `ATTENTION`, `TOKENS`, `EITHER`, `TOGETHER`, or neither is sure."""
     if excludes(effects.gain) <= 0:
         return NO_GAIN
-    attention, tokens = (excludes(alone.share, HALF) for alone in (effects.attention_alone, effects.tokens_alone))
+    attention, tokens = (excludes(part.share, HALF) for part in (effects.attention_alone, effects.tokens_alone))
     if attention > 0 or tokens > 0:
         return EITHER if attention == tokens else TOKENS if tokens > 0 else ATTENTION
     return TOGETHER if attention < 0 and tokens < 0 else UNDECIDED
@@ -80,7 +80,7 @@ def mean_has(levels: Levels) -> str:
     return {1: MORE, -1: LESS, 0: UNDECIDED}[excludes(levels.steps["constant"].share, HALF)]
 
 
-def corners(effects: Effects, outcome: str) -> str:
+def alone(effects: Effects, outcome: str) -> str:
     """What attention and what is added to tokens give alone of a gain, in words."""
     if nothing := no_gain(effects.gain, outcome):
         return nothing

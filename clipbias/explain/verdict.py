@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipbias.explain.conclusions import FEWEST_IMAGES, constant_part, corners, mean_has, through
+from clipbias.explain.conclusions import FEWEST_IMAGES, alone, constant_part, mean_has, through
 from clipbias.explain.methods import method_label
 from clipbias.explain.power import Power, power, spread
 from clipbias.explain.replacement_names import CONSTANT_METHODS
@@ -43,13 +43,10 @@ def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
     images = _images(results, first.key)
     summary = results.effects(keys)
     missing = None if summary else _why_no_test(results, first.key)
-    sentences = [missing] if missing else []
-    effects = levels = None
-    if summary is not None:
-        effects = summary.towers["both"]
-        levels = {} if first.method in CONSTANT_METHODS else summary.levels
-        sentences = _conclusions(effects, levels, images)
-    conclusion = " ".join(sentences[:1] if levels is None else sentences[: 1 + len(levels)])
+    effects = None if summary is None else summary.towers["both"]
+    levels = {} if summary is None or first.method in CONSTANT_METHODS else summary.levels
+    sentences = [missing or ""] if effects is None else _conclusions(effects, levels, images)
+    conclusion = " ".join(sentences[: 1 + len(levels)])
     replaced = results.replacements(keys)
     if replaced is not None and replaced.accuracy.outside and first.method not in CONSTANT_METHODS:
         outside = amount(replaced.accuracy.outside, "accuracy")
@@ -57,7 +54,7 @@ def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
     if summary is not None:
         sentences += _controls(results, keys, summary)
         sentences.append(_power(results, keys).sentence())
-    added = next(iter((levels or {}).values()), None)
+    added = next(iter(levels.values()), None)
     return Verdict(
         label=method_label(models),
         models=keys,
@@ -71,11 +68,11 @@ def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
 
 
 def _conclusions(effects: ByOutcome[Effects], levels: Mapping[str, ByOutcome[Levels]], images: int) -> list[str]:
-    """What carries the gain in accuracy, what of it is a constant in each tower, and what carries the other outcome."""
+    """What the gain in accuracy comes through, what constants give in each tower, and the same of the other outcome."""
     if images < FEWEST_IMAGES:
         return [f"Undecided, because there are too few images, {images}; {FEWEST_IMAGES} are the least."]
     constants = [constant_part(of_tower, tower) for tower, of_tower in levels.items()]
-    first, second = (corners(of_outcome, outcome) for outcome, of_outcome in effects.items())
+    first, second = (alone(of_outcome, outcome) for outcome, of_outcome in effects.items())
     return [first, *constants, second]
 
 

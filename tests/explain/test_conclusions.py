@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipbias.explain.conclusions import constant_part, corners, mean_has, through
+from clipbias.explain.conclusions import alone, constant_part, mean_has, through
 from clipbias.explain.power import DETECTABLE, Power, Spread, power, spread
 from clipbias.explain.results import ByOutcome, Effects, Levels
 from clipbias.explain.uncertainty import Estimate
@@ -20,8 +20,8 @@ def part(low, high):
 
 def effects(attention, tokens, gain=GAIN):
     """Of a method with slots, what attention and tokens give alone; scale and values alone say nothing here."""
-    alone = {"PRR": attention, "RPP": tokens, "RPR": part(60, 80), "RRP": part(60, 80)}
-    return Effects(Estimate(50.0), gain, dict.fromkeys(("attention", "scale", "values"), part(60, 80)), {}, alone)
+    corners = {"PRR": attention, "RPP": tokens, "RPR": part(60, 80), "RRP": part(60, 80)}
+    return Effects(Estimate(50.0), gain, dict.fromkeys(("attention", "scale", "values"), part(60, 80)), {}, corners)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def effects(attention, tokens, gain=GAIN):
 def test_a_gain_comes_through_what_alone_has_more_than_half_of_it(attention, tokens, expected, words, outcome):
     numbers = effects(attention, tokens)
     assert through(numbers) == expected
-    sentence = corners(numbers, outcome)
+    sentence = alone(numbers, outcome)
     name = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihood"}[outcome]
     first, second = (
         f"{each.value * 10:.0f} % ({each.low * 10:.0f} to {each.high * 10:.0f})" for each in (tokens, attention)
@@ -50,7 +50,7 @@ def test_a_gain_comes_through_what_alone_has_more_than_half_of_it(attention, tok
     assert sentence.endswith(f"the new attention alone {second}: {words}.")
     for gain in (NO_GAIN, Estimate(-3.0, -5.0, -1.0)):
         assert through(effects(attention, tokens, gain)) == "no gain"
-        assert corners(effects(attention, tokens, gain), outcome).startswith(f"There is no sure gain in {name}")
+        assert alone(effects(attention, tokens, gain), outcome).startswith(f"There is no sure gain in {name}")
 
 
 def levels(constant, fitted=None, everything=GAIN):

@@ -56,7 +56,7 @@ def choose_model(workdir: Path, source: str) -> None:
     clip, plain = clipbias.load(source), _folder(workdir)
     if not (plain / "config.json").exists():
         clip.save(plain, exact=True)
-    if clipbias.load(plain).fingerprint != clip.fingerprint:
+    elif clipbias.load(plain).fingerprint != clip.fingerprint:
         raise ClipbiasError(f"{workdir} has models of another frozen one than {source}; give another --workdir.")
 
 
