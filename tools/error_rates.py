@@ -51,7 +51,6 @@ from clipbias.explain.effects import (
 )
 from clipbias.explain.endpoint import CONSTANT, PARTS, TOKENS_ALONE, WRONG, summarize_cell
 from clipbias.explain.power import spread
-from clipbias.explain.results import Levels
 from clipbias.explain.uncertainty import excludes
 from clipbias.io import read_json_lines, write_text
 from clipbias.sentences import join_words
@@ -194,8 +193,7 @@ def study(measured: Measured) -> dict[str, dict[str, Any]]:
         of_forms = measured_shares(sample, list(contrasts), of="all added")
         numbers = {"gain": of_outcome.gain} | of_outcome.effects | of_outcome.interactions | of_forms
         numbers |= {test.name: test.calibrated if outcome == "calibrated" else test.accuracy for test in cell.tests}
-        added = Levels(of_forms["all added"], {"constant": of_forms["mean added"]}, of_forms["all added"], None, {})
-        verdicts = {SOURCE: through(of_outcome), MEAN: mean_has(added)}
+        verdicts = {SOURCE: through(of_outcome), MEAN: mean_has(of_forms["mean added"], of_forms["all added"])}
         if outcome == "calibrated":
             for test in cell.tests:
                 shown = test.p <= WRONG and excludes(cell.gain) > 0

@@ -73,11 +73,11 @@ def through(effects: Effects) -> str:
     return TOGETHER if attention < 0 and tokens < 0 else UNDECIDED
 
 
-def mean_has(levels: Levels) -> str:
+def mean_has(mean: Estimate, added: Estimate) -> str:
     """How much the mean gives of all that is added, in one outcome: `MORE`, `LESS`, `NO_GAIN` or undecided."""
-    if excludes(levels.all) <= 0:
+    if excludes(added) <= 0:
         return NO_GAIN
-    return {1: MORE, -1: LESS, 0: UNDECIDED}[excludes(levels.steps["constant"].share, HALF)]
+    return {1: MORE, -1: LESS, 0: UNDECIDED}[excludes(mean.share, HALF)]
 
 
 def alone(effects: Effects, outcome: str) -> str:
@@ -97,10 +97,11 @@ def constant_part(levels: ByOutcome[Levels], tower: str) -> str:
     means, rests, best = [], [], []
     alike: dict[str, list[str]] = {}
     for outcome, of_outcome in levels.items():
-        if (verdict := mean_has(of_outcome)) == NO_GAIN:
+        mean = of_outcome.steps["constant"]
+        if (verdict := mean_has(mean, of_outcome.all)) == NO_GAIN:
             continue
         place = f"in {OUTCOME_NAMES[outcome]}"
-        means.append(f"{percent(of_outcome.steps['constant'].share)} {place}")
+        means.append(f"{percent(mean.share)} {place}")
         rests.append(percent(of_outcome.beyond.share))
         alike.setdefault(_MEAN_HAS[verdict], []).append(place)
         if of_outcome.fitted is not None:

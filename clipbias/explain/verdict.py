@@ -61,10 +61,14 @@ def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
         missing=missing,
         images=images,
         through=None if effects is None else ByOutcome(through(effects.accuracy), through(effects.calibrated)),
-        mean=None if added is None else ByOutcome(mean_has(added.accuracy), mean_has(added.calibrated)),
+        mean=None if added is None else ByOutcome(_mean_has(added.accuracy), _mean_has(added.calibrated)),
         sentences=tuple(sentences),
         conclusion=conclusion,
     )
+
+
+def _mean_has(levels: Levels) -> str:
+    return mean_has(levels.steps["constant"], levels.all)
 
 
 def _conclusions(effects: ByOutcome[Effects], levels: Mapping[str, ByOutcome[Levels]], images: int) -> list[str]:

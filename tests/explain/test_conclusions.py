@@ -66,8 +66,8 @@ def levels(constant, fitted=None, everything=GAIN):
     ],
 )
 def test_the_mean_is_judged_by_its_share_of_all_that_is_added(constant, expected, words):
-    assert mean_has(levels(constant)) == expected
-    assert mean_has(levels(constant, everything=NO_GAIN)) == "no gain"
+    assert mean_has(constant, GAIN) == expected
+    assert mean_has(constant, NO_GAIN) == "no gain"
     sentence = constant_part(ByOutcome(levels(constant), levels(constant, everything=NO_GAIN)), "vision")
     assert sentence.startswith("Of what it adds to image tokens, the mean over training images gives ")
     assert sentence.endswith(f" in accuracy, the image's own 15 % (10 to 20): in accuracy {words}.")
