@@ -75,11 +75,6 @@ class StudyOptions:
     )
     prompt: Count | None = setting(None, "Prompt of Fig. 6, from 0; None takes the mean over the prompts.")
     nearest_words: Positive = setting(5, "Nearest words of each text prompt.")
-    deeper_words: bool = setting(
-        False,
-        "Also the words nearest to deeper prompts, which takes minutes; a pass of the text tower over the vocabulary "
-        "for each, which all adapters share. Four prompts of ViT-B/16 take about five minutes on two cores.",
-    )
     replacement_forms: tuple[Annotated[str, Choices(tuple(FORMS))], ...] = setting(
         tuple(FORMS), "Forms that the section replacement fits."
     )

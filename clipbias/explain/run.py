@@ -18,7 +18,7 @@ from clipbias.explain import (
     faithfulness_section,
     picture_sections,
     replacement_section,
-    words_section,
+    words,
 )
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.model import Model
@@ -50,7 +50,7 @@ COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "faithfulness": faithfulness_section.compute_faithfulness,
     "examples": picture_sections.compute_examples,
     "explore": explore_section.compute_explore,
-    "words": words_section.compute_words,
+    "words": words.compute_words,
     "replacement": replacement_section.compute_replacement,
 }
 

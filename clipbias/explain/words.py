@@ -1,38 +1,22 @@
-"""The vocabulary's words that lie nearest to learned text prompts.
+"""The vocabulary's words that lie nearest to learned text prompts, as CoOp's authors look at theirs (Zhou et al. 2022).
 
 A *context* (`text_context`) stands where token embeddings stand, so its words are the rows of the token-embedding
-table, by Euclidean distance, as CoOp's authors look at theirs (Zhou et al. 2022, Table 4).
-
-A *deeper prompt* replaces hidden states, and a token embedding is no hidden state. Row `i - 1` of `text_prompts`
-replaces the context tokens at the input of block `i`; what the frozen model itself would have there is the state of a
-word in that place. So its words are those of the texts "SOS, the prompt text's own words up to the prompt's place, w"
-for every token `w` of the vocabulary: the state of `w` at the input of block `i`, without any adaptation. Two things
-follow. Causality makes it exact: what comes after `w` cannot change it. And the words before it are frozen ones, not
-the learned prompts that stand there in the tuned model; a prompt is compared with what CLIP says, not with what the
-tuned model says.
+table, by Euclidean distance. Deeper prompts replace hidden states, and no word is a hidden state.
 
 Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
-shorter than the states is nearest to the shortest of them, whatever its direction.
+shorter than the embeddings is nearest to the shortest of them, whatever its direction.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.metrics import pairwise_distances_chunked
 
-from clipbias.clip import Clip, TextTokens, encode_text
-from clipbias.clip.config import ClipConfig
-from clipbias.clip.params import Params
 from clipbias.clip.tokenizer import Tokenizer
-from clipbias.errors import ClipbiasError
-from clipbias.tuning import Task
-
-VECTORS = 1024  # contexts that are compared at a time
-ROWS = 4096  # rows of the embedding table that are
+from clipbias.explain.model import Model
+from clipbias.explain.results import Missing, ModelWords, PromptWords
+from clipbias.explain.stream import Section
+from clipbias.explain.study import Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,122 +34,20 @@ class Nearest:
     mean_distance: np.ndarray
 
 
-class Search:
-    """The nearest rows of a table that comes in pieces, for some vectors."""
-
-    def __init__(self, vectors: np.ndarray, count: int) -> None:
-        """Looks for the `count` nearest rows, fewer where the table is smaller, of each of the vectors `[n, D]`."""
-        self._vectors = np.asarray(vectors, np.float64)
-        self._count = count
-        self._ids = np.empty((len(vectors), 0), int)
-        self._distances = np.empty((len(vectors), 0))
-        self._total = np.zeros(len(vectors))
-        self._seen = 0
-
-    def add(self, rows: np.ndarray) -> None:
-        """Takes the next rows of the table, `[v, D]`."""
-        rows = np.asarray(rows, np.float64)
-        distances = euclidean_distances(
-            self._vectors, rows
-        )  # from products: fast, and exact to a rounding error's root
-        near = distances.argsort(axis=1, kind="stable")[:, : self._count]
-        # From differences, so that a vector's own row is at distance 0.
-        exact = np.linalg.norm(rows[near] - self._vectors[:, None], axis=-1)
-        all_ids = np.hstack([self._ids, self._seen + near])
-        all_distances = np.hstack([self._distances, exact])
-        order = np.lexsort((all_ids, all_distances))[:, : self._count]
-        self._ids = np.take_along_axis(all_ids, order, 1)
-        self._distances = np.take_along_axis(all_distances, order, 1)
-        self._total = self._total + distances.sum(1)
-        self._seen += len(rows)
-
-    def result(self) -> Nearest:
-        """What was found so far."""
-        return Nearest(self._ids, self._distances, self._total / max(self._seen, 1))
-
-
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
-    """The words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`."""
-    parts = []
-    for first in range(0, len(context), VECTORS):  # a context for each of many classes is many vectors
-        search = Search(context[first : first + VECTORS], count)
-        for start in range(0, len(token_embedding), ROWS):
-            search.add(token_embedding[start : start + ROWS])
-        parts.append(search.result())
-    return Nearest(
-        ids=np.concatenate([part.ids for part in parts]),
-        distances=np.concatenate([part.distances for part in parts]),
-        mean_distance=np.concatenate([part.mean_distance for part in parts]),
-    )
+    """The `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32."""
 
+    def nearest(distances: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = distances.argsort(axis=1, kind="stable")[:, :count]
+        return ids, distances.mean(axis=1, dtype=np.float64)
 
-@functools.partial(jax.jit, static_argnames="config")
-def word_states(params: Params, config: ClipConfig, ids: jax.Array) -> jax.Array:
-    """The last token's state at the input of every block, of texts without adaptation: ids `[v, N]` to `[L, v, D]`."""
-    last = jnp.full(ids.shape[0], ids.shape[1] - 1)
-    tokens = TextTokens(ids, jnp.full(ids.shape, -1), last, None if config.text.causal else last)
-    return encode_text(params, config, tokens, observe=lambda view: view.tokens[:, -1])[1]
-
-
-def prompt_prefixes(task: Task, prompts: int) -> list[np.ndarray]:
-    """The ids before each of `T` context tokens, from SOS on; the same for all classes.
-
-    Raises:
-      ClipbiasError: class names stand between or before the context tokens.
-    """
-    ids = np.asarray(task.tokens.ids)
-    rows = np.asarray(task.tokens.context_rows)
-    prefixes = []
-    for prompt in range(prompts):
-        at = np.argmax(rows == prompt, axis=1)
-        if not (rows[np.arange(len(rows)), at] == prompt).all() or (ids[:, : at[0]] != ids[0, : at[0]]).any():
-            raise ClipbiasError(
-                "the words of deeper prompts are those in the prompts' place, which must be the same for all classes; "
-                "they cannot be told for prompts after a class name."
-            )
-        prefixes.append(ids[0, : at[0]])
-    return prefixes
-
-
-def place_words(
-    clip: Clip, prefix: np.ndarray, prompts: Sequence[np.ndarray], count: int, *, chunk: int
-) -> list[list[Nearest]]:
-    """The words nearest to deeper prompts of one place, in the space of the states that they replace.
-
-    One pass of the text tower over the whole vocabulary, `chunk` words at a time, serves all prompts of the place.
-
-    Args:
-      clip: the frozen model.
-      prefix: the ids before the place.
-      prompts: of each adapter, `[depth - 1, D]`: its prompts at blocks 1 … depth - 1. Depths may differ.
-      count: nearest words per prompt.
-      chunk: words per pass.
-
-    Returns:
-      For each adapter a `Nearest` of one vector for each of its blocks.
-    """
-    config = clip.config
-    params = jax.device_put({"text": clip.params["text"]})
-    size = config.text.vocabulary_size
-    depth = max(len(layers) for layers in prompts)
-    here = [[i for i, layers in enumerate(prompts) if layer < len(layers)] for layer in range(depth)]
-    searches = [Search(np.stack([prompts[i][layer] for i in who]), count) for layer, who in enumerate(here)]
-    for start in range(0, size, chunk):
-        # The last chunk is padded, so that one compiled program serves all.
-        tokens = np.minimum(np.arange(start, start + chunk), size - 1)
-        texts = np.column_stack([np.tile(prefix, (chunk, 1)), tokens]).astype(np.int32)
-        states = np.asarray(word_states(params, config, texts))[1 : 1 + depth, : size - start]
-        for search, state in zip(searches, states, strict=True):
-            search.add(state)
-    results = [search.result() for search in searches]
-
-    def row(layer: int, index: int) -> Nearest:
-        place = here[layer].index(index)
-        near = results[layer]
-        rows = slice(place, place + 1)
-        return Nearest(near.ids[rows], near.distances[rows], near.mean_distance[rows])
-
-    return [[row(layer, i) for layer in range(len(layers))] for i, layers in enumerate(prompts)]
+    parts = pairwise_distances_chunked(context, token_embedding, reduce_func=nearest)
+    ids, mean_distance = (np.concatenate(each) for each in zip(*parts, strict=True))
+    # Those came from products. From differences a vector's own row is at distance 0.
+    differences = token_embedding[ids].astype(np.float64) - context[:, None]
+    distances = np.linalg.norm(differences, axis=-1)
+    order = np.lexsort((ids, distances))
+    return Nearest(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1), mean_distance)
 
 
 def readable_token(tokenizer: Tokenizer, token: int) -> str:
@@ -175,3 +57,36 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
         return str(piece)
     text = tokenizer.decode([int(token)]).strip()
     return text if piece.endswith("</w>") else f"{text}-"
+
+
+def compute_words(study: Study) -> Section[dict[str, ModelWords | Missing]]:
+    """The words nearest to each model's context."""
+    results: dict[str, ModelWords | Missing] = {}
+    for model in study.tuned:
+        prompts = _prompt_words(study, model)
+        results[model.key] = ModelWords(prompts) if prompts else Missing("There are no learned text prompts.")
+    yield ()  # a section is a generator, and this one reads no image
+    return results
+
+
+def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
+    context = model.task.method.adapt(model.learnables).text_context
+    if context is None or not context.size:
+        return ()
+    count = context.shape[-2]
+    rows = np.asarray(context).reshape(-1, context.shape[-1])
+    table = np.asarray(study.clip.params["text"]["token_embedding"])
+    near = context_words(rows, table, study.options.nearest_words)
+    by_class = context.ndim == 3 and len(context) == len(model.task.texts)
+    names = model.task.class_names
+    return tuple(
+        PromptWords(
+            prompt=row % count,
+            class_name=names[row // count % len(names)] if by_class else None,
+            ids=tuple(ids),
+            words=tuple(readable_token(study.clip.tokenizer, token) for token in ids),
+            distances=tuple(near.distances[row].tolist()),
+            mean_distance=float(near.mean_distance[row]),
+        )
+        for row, ids in enumerate(near.ids.tolist())
+    )

@@ -41,7 +41,7 @@ from clipbias.report.verdict_tables import (
     why_no_effects,
     why_no_levels,
 )
-from clipbias.report.word_table import word_remarks, word_table
+from clipbias.report.word_table import word_table
 
 REPORT = "report.html"
 FIGURES = "figures"
@@ -97,9 +97,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         areas = area_table(study) if name == "faithfulness" and pictures else None
         sections.append(pages.Section(title, name, pictures, [areas] if areas else []))
     words = word_table(study)
-    sections.append(
-        pages.Section("Nearest words", "nearest", tables=[words] if words else [], remarks=word_remarks(study))
-    )
+    sections.append(pages.Section("Nearest words", "nearest", tables=[words] if words else []))
     drawn = {section.identifier for section in sections if not section.is_empty}
     sections.append(
         pages.Section(

@@ -1,7 +1,6 @@
 """The nearest words of learned text prompts as a table."""
 
 from clipbias.explain.results import PromptWords, StudyResults, present
-from clipbias.explain.wording import by_reason
 from clipbias.report.study_figures import labels_of
 from clipbias.report.table import Table, cells
 from clipbias.sentences import counted
@@ -10,8 +9,7 @@ MOST_ROWS = 96  # on the page; the results have all
 _CAPTION = (
     "The vocabulary's tokens nearest to each learned text prompt, with Euclidean distances; a hyphen ends a piece of a"
     " word. Last column: the mean distance to the whole vocabulary; nearest words that are hardly nearer than that say"
-    " nothing. Layer 1: among token embeddings. Deeper layers: among the states that single tokens have in the prompt's"
-    " place at the layer's input, in the frozen model."
+    " nothing. Prompts of deeper layers stand in the place of hidden states, which are no words."
 )
 
 
@@ -22,21 +20,14 @@ def word_table(study: StudyResults) -> Table | None:
     rows = tuple(_row(label, prompt) for label, prompt in prompts[:MOST_ROWS])
     more = len(prompts) - len(rows)
     caption = _CAPTION + (f" {counted(more, 'more prompt')} in results.json." if more else "")
-    columns = ("Model", "Layer", "Prompt", "Nearest words (distance)", "Mean")
-    return Table("", caption, columns, rows, words={3}) if rows else None
-
-
-def word_remarks(study: StudyResults) -> list[str]:
-    """Why prompts are not in the table, by model."""
-    labels = labels_of(study.tuned)
-    return by_reason((labels[key], result.remark) for key, result in present(study.words).items())
+    columns = ("Model", "Prompt", "Nearest words (distance)", "Mean")
+    return Table("", caption, columns, rows, words={2}) if rows else None
 
 
 def _row(label: str, prompt: PromptWords) -> tuple[str, ...]:
     words = zip(prompt.words, prompt.distances, strict=True)
     return cells(
         label if prompt.class_name is None else f"{label}, {prompt.class_name}",
-        str(prompt.layer + 1),
         str(prompt.prompt + 1),
         ", ".join(f"{word} ({distance:.3g})" for word, distance in words),
         f"{prompt.mean_distance:.3g}",

@@ -247,7 +247,6 @@ class MapSections(Draws):
             prompts = []
             for number in range(model.text_prompts):
                 distances = tuple(np.sort(self.draw.uniform(0.1, 0.4, 2)).tolist())
-                prompts.append(PromptWords(0, number, None, (7, 9), ("photo", "tex-"), distances, 0.5))
-            remark = "The words of deeper prompts were not requested; --config.deeper_words has them."
-            results[model.key] = ModelWords(tuple(prompts), remark) if prompts else Missing("There are no prompts.")
+                prompts.append(PromptWords(number, None, (7, 9), ("photo", "tex-"), distances, 0.5))
+            results[model.key] = ModelWords(tuple(prompts)) if prompts else Missing("There are no prompts.")
         return results

@@ -13,9 +13,7 @@ def test_every_prompt_has_a_row_until_there_are_too_many(monkeypatch):
     assert len(rows) == len(prompts) == 2
     first, second = prompts[1].distances
     words = f"photo ({first:.3g}), tex- ({second:.3g})"
-    assert list(rows[1]) == ["IVLP", "1", "2", words, "0.5"]
-    (remark,) = word_table.word_remarks(study)
-    assert remark.startswith("IVLP: The words of deeper prompts were not requested")
+    assert list(rows[1]) == ["IVLP", "2", words, "0.5"]
     monkeypatch.setattr(word_table, "MOST_ROWS", 1)
     cut = word_table.word_table(study)
     assert len(cut.rows) == 1 and "1 more prompt in results.json" in cut.caption
@@ -24,14 +22,14 @@ def test_every_prompt_has_a_row_until_there_are_too_many(monkeypatch):
 def test_a_word_of_a_class_names_it():
     study = synthetic_results(pictures=1)
     ivlp = study.words["ivlp"]
-    prompts = (dataclasses.replace(ivlp.prompts[0], class_name="a cat", layer=2),)
+    prompts = (dataclasses.replace(ivlp.prompts[0], class_name="a cat"),)
     study.words["ivlp"] = dataclasses.replace(ivlp, prompts=prompts)
     (row,) = word_table.word_table(study).rows
-    assert list(row[:2]) == ["IVLP, a cat", "3"]
+    assert list(row[:2]) == ["IVLP, a cat", "1"]
 
 
 def test_without_learned_prompts_there_is_no_table():
     study = synthetic_results(pictures=1)
     del study.words["ivlp"]
-    assert word_table.word_table(study) is None and word_table.word_remarks(study) == []
+    assert word_table.word_table(study) is None
     assert word_table.word_table(dataclasses.replace(study, words=None)) is None

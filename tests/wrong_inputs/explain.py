@@ -19,7 +19,6 @@ from clipbias.explain.run import run_study
 from clipbias.explain.similarity import choose_prompt
 from clipbias.explain.statistics import normalise_maps
 from clipbias.explain.study import Study
-from clipbias.explain.words import prompt_prefixes
 from tests.bad_files import NO_OBJECT
 from tests.report.synthetic import only_sections, synthetic_results
 from tests.wrong_inputs.place import Case, Place, case, pure
@@ -71,7 +70,6 @@ CASES: list[Case] = [
         pure("choose None for their mean, or 0 … 1", choose_prompt, np.zeros((1, 2, 3)), wrong)
         for wrong in (2, "first")
     ),
-    ("after a class name", lambda place: prompt_prefixes(place.task("coop", position="middle"), 4)),
     *(mixed(f"unknown mixture '{name}'; give letters R and P", name) for name in ("R", "RRRR", "RX", "RR:token")),
     # Adapters.
     equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),

@@ -141,14 +141,12 @@ class PromptWords:
     """The vocabulary's tokens nearest to a learned text prompt, nearest first.
 
     Attributes:
-      layer: 0 in the space of token embeddings, others in that of the layer's input (`words`).
       class_name: of a context of one class.
       words: readable tokens.
       distances: Euclidean.
       mean_distance: to the whole vocabulary.
     """
 
-    layer: int
     prompt: int
     class_name: str | None
     ids: tuple[int, ...]
@@ -159,7 +157,6 @@ class PromptWords:
 
 @dataclasses.dataclass(frozen=True)
 class ModelWords:
-    """The words of a model's prompts; `remark` says why deeper ones have none."""
+    """The words of a model's prompts."""
 
     prompts: tuple[PromptWords, ...]
-    remark: str | None
