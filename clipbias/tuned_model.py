@@ -20,9 +20,9 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_datasets import open_images
 from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
 from clipbias.errors import ClipbiasError
+from clipbias.explain.attention_gradients import Relevancy
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.streaming import Relevancy
 from clipbias.explain.tokens import token_labels
 from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction

@@ -1,5 +1,7 @@
 from .attention import observe_distance_and_entropy as observe_distance_and_entropy
 from .attention import observe_text_shares as observe_text_shares
+from .attention_gradients import MapOptions as MapOptions
+from .attention_gradients import Relevancy as Relevancy
 from .decomposition import observe_parts as observe_parts
 from .equivalent_bias import measure_equivalent_bias as measure_equivalent_bias
 from .factorial import mix_images as mix_images
@@ -11,6 +13,4 @@ from .results import EquivalentBias as EquivalentBias
 from .results import load_results as load_results
 from .run import run_study as run_study
 from .similarity import observe_similarity as observe_similarity
-from .streaming import MapOptions as MapOptions
-from .streaming import Relevancy as Relevancy
 from .study import Study as Study

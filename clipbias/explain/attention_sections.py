@@ -14,11 +14,11 @@ from clipbias.clip.vision import head_attention
 from clipbias.explain.attention import observe_distance_and_entropy, observe_text_shares
 from clipbias.explain.decomposition import observe_parts
 from clipbias.explain.model import Model
+from clipbias.explain.requests import Batch, Section, Step, SumRequest
 from clipbias.explain.results import AttentionVariant, Missing, SampledAverage, TextAttention, VisionAttention
 from clipbias.explain.scope import why_no_text_attention, why_no_vision_attention
 from clipbias.explain.similarity import observe_similarity
 from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation
-from clipbias.explain.stream import Batch, Section, Step, SumRequest
 from clipbias.explain.study import Study
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.explain.tokens import prompt_text, text_kinds, vision_roles

@@ -23,6 +23,7 @@ from clipbias.explain.intervention_classifier import Constants, InterventionClas
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
 from clipbias.explain.replacement_names import ANOTHER_DATASET, PLAIN, RANDOM, REPLACEMENT_FORMS
+from clipbias.explain.requests import Batch, RowRequest, Section, Step, SumRequest
 from clipbias.explain.results import (
     ConstantTest,
     ConstantTests,
@@ -31,7 +32,6 @@ from clipbias.explain.results import (
     SeedGroup,
 )
 from clipbias.explain.statistics import Moments, Totals
-from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
 from clipbias.explain.study import Study
 
 _moments = jax.jit(Moments.of)

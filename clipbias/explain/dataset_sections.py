@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.explain.attention import kind_sums
+from clipbias.explain.attention_gradients import Relevancy as RelevancyMaps
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor, relevancy_maps
+from clipbias.explain.requests import Batch, RowRequest, Section, Step, SumRequest
 from clipbias.explain.results import (
     GROUPS,
     TEXT_KINDS,
@@ -21,8 +23,6 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments, Totals, merge, normalise_maps, rank_correlation, total_variation
-from clipbias.explain.stream import Batch, RowRequest, Section, Step, SumRequest
-from clipbias.explain.streaming import Relevancy as RelevancyMaps
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
 from clipbias.sentences import counted

@@ -13,6 +13,7 @@ from clipbias.explain.attention_sections import PARTS, observe_texts, over_texts
 from clipbias.explain.decomposition import constancy, observe_parts
 from clipbias.explain.jackknife import left_out, observe_products, standard_error
 from clipbias.explain.model import Model
+from clipbias.explain.requests import Batch, RowRequest, Section, Step
 from clipbias.explain.results import (
     BiasErrors,
     Decomposition,
@@ -23,7 +24,6 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.scope import why_no_text_attention, why_no_vision_attention
 from clipbias.explain.statistics import Moments, Totals, merge
-from clipbias.explain.stream import Batch, RowRequest, Section, Step
 from clipbias.explain.study import Study
 from clipbias.explain.targets import by_pass
 from clipbias.explain.tokens import Roles, text_roles, vision_roles

@@ -10,9 +10,9 @@ from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
 from clipbias.explain.picture_sections import first_text
+from clipbias.explain.requests import Batch, RowRequest, Section
 from clipbias.explain.results import CHANGES, TEXT_KINDS, Exploration, ExploredModel, Missing, Predictions
 from clipbias.explain.scope import why_no_maps
-from clipbias.explain.stream import Batch, RowRequest, Section
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import text_kinds, token_labels
 

@@ -13,6 +13,7 @@ from clipbias.explain.endpoint import measure_cell
 from clipbias.explain.levels import MEAN, LevelInputs, level_streams, measure_levels, summarize_levels, why_no_levels
 from clipbias.explain.mixtures import Mixtures, MixtureStep, mixtures_of, random_prompts
 from clipbias.explain.model import Model
+from clipbias.explain.requests import RowRequest, Section
 from clipbias.explain.results import (
     CausalTest,
     CausalTests,
@@ -28,7 +29,6 @@ from clipbias.explain.results import (
     same_but_for_seed,
 )
 from clipbias.explain.scope import why_no_causal_test
-from clipbias.explain.stream import RowRequest, Section
 from clipbias.explain.study import Study, spread
 
 

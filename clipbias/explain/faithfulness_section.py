@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip.params import Params
+from clipbias.explain.attention_gradients import MapOptions
 from clipbias.explain.model import Model
 from clipbias.explain.passes import chunk, predictor
 from clipbias.explain.perturbation import (
@@ -17,6 +18,7 @@ from clipbias.explain.perturbation import (
 )
 from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.relevancy import explanations
+from clipbias.explain.requests import Batch, Section, Step, SumRequest
 from clipbias.explain.results import (
     MAPS,
     Faithfulness,
@@ -28,8 +30,6 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
-from clipbias.explain.stream import Batch, Section, Step, SumRequest
-from clipbias.explain.streaming import MapOptions
 from clipbias.explain.study import Study
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables

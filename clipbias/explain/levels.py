@@ -31,9 +31,9 @@ from clipbias.explain.effects import Measured, Sample, measured_shares
 from clipbias.explain.factorial import corners
 from clipbias.explain.fitted_level import FITTED, fit_constants, fitted_stream
 from clipbias.explain.model import Model
+from clipbias.explain.requests import Batch, RowRequest, Section, SumRequest
 from clipbias.explain.results import ByOutcome, Levels
 from clipbias.explain.statistics import Moments, Totals
-from clipbias.explain.stream import Batch, RowRequest, Section, SumRequest
 from clipbias.explain.study import Study, spread
 from clipbias.explain.targets import by_pass
 

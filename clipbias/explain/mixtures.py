@@ -14,7 +14,7 @@ from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.levels import MEAN, LevelInputs, donor_images
 from clipbias.explain.model import Model
-from clipbias.explain.stream import Batch
+from clipbias.explain.requests import Batch
 from clipbias.explain.study import Study
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Learnables

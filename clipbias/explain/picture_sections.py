@@ -5,15 +5,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain.attention_gradients import Relevancy
 from clipbias.explain.attention_sections import vision_totals
 from clipbias.explain.dataset_sections import compute_predictions, corrected
 from clipbias.explain.model import Model
 from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
+from clipbias.explain.requests import Section
 from clipbias.explain.results import ExampleMaps, Examples, Missing, Predictions, Similarity, SimilarityMaps
 from clipbias.explain.scope import why_no_maps, why_no_similarity
 from clipbias.explain.similarity import choose_prompt, to_image
-from clipbias.explain.stream import Section
-from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import token_labels
 

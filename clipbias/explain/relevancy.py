@@ -22,9 +22,9 @@ from clipbias.clip import TextTokens
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
+from clipbias.explain.attention_gradients import MapOptions, Relevancy, compute_maps
 from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.scope import why_no_maps
-from clipbias.explain.streaming import MapOptions, Relevancy, stream
 from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
@@ -145,7 +145,7 @@ def _explanations(
         class_features = classifier.encode_text(params, classifier.method.adapt(learnables), class_texts)
 
     def run(images: jax.Array, targets: jax.Array) -> dict[str, Relevancy]:
-        return stream(
+        return compute_maps(
             classifier,
             options,
             params,

@@ -16,8 +16,8 @@ from clipbias.explain.constants_section import MeasuredBiases, measure_equivalen
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
 from clipbias.explain.replacement import Candidates, Fit, Outputs, summarize
+from clipbias.explain.requests import Batch, RowRequest, Section
 from clipbias.explain.results import FittedReplacements, Missing
-from clipbias.explain.stream import Batch, RowRequest, Section
 from clipbias.explain.study import Study
 from clipbias.training.job import Logging
 from clipbias.training.predictor import Predictor

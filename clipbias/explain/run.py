@@ -22,6 +22,7 @@ from clipbias.explain import (
 )
 from clipbias.explain.answer import conclude_study
 from clipbias.explain.model import Model
+from clipbias.explain.requests import Section
 from clipbias.explain.results import (
     ALL_SECTIONS,
     SECTIONS,
@@ -33,7 +34,6 @@ from clipbias.explain.results import (
     StudyResults,
     save_results,
 )
-from clipbias.explain.stream import Section
 from clipbias.explain.study import Study
 from clipbias.tuning import parameter_count
 

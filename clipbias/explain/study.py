@@ -23,8 +23,8 @@ from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.requests import Batch, Request, RequestProgress, Saver, Section
 from clipbias.explain.results import FORMAT
-from clipbias.explain.stream import Batch, Request, RequestProgress, Saver, Section
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task

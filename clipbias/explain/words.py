@@ -14,8 +14,8 @@ from sklearn.metrics import pairwise_distances_chunked
 
 from clipbias.clip.tokenizer import Tokenizer
 from clipbias.explain.model import Model
+from clipbias.explain.requests import Section
 from clipbias.explain.results import Missing, ModelWords, PromptWords
-from clipbias.explain.stream import Section
 from clipbias.explain.study import Study
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
+from clipbias.explain.attention_gradients import MapOptions
 from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.relevancy import explanations
-from clipbias.explain.streaming import MapOptions
 from clipbias.tuning import Task
 from tests import helpers
 from tests.reference import methods

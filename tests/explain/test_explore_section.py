@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clipbias.explain import explore_section
+from clipbias.explain.attention_gradients import Relevancy
 from clipbias.explain.explore_section import bytes_per_image, choose_images, compute_explore, quantise
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import Predictions
-from clipbias.explain.streaming import Relevancy
 from tests.explain.test_study import COUNT, knows, make
 
 

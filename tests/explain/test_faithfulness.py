@@ -9,13 +9,13 @@ import pytest
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.explain import faithfulness_section
+from clipbias.explain.attention_gradients import MapOptions, Relevancy
 from clipbias.explain.faithfulness_section import compute_faithfulness
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.perturbation import FRACTIONS
 from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.results import MAPS
-from clipbias.explain.streaming import MapOptions, Relevancy
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests.explain import test_study

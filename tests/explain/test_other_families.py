@@ -11,12 +11,12 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
+from clipbias.explain.attention_gradients import MapOptions
 from clipbias.explain.block_changes import reference_adaptation
 from clipbias.explain.equivalent_bias import measure_equivalent_bias
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.passes import observe_layers
 from clipbias.explain.relevancy import explanations
-from clipbias.explain.streaming import MapOptions
 from clipbias.explain.tokens import text_kinds, token_labels
 from clipbias.tuning.features import unit_length
 from tests import families

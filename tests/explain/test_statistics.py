@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from clipbias.explain.requests import RequestProgress, SumRequest
 from clipbias.explain.statistics import (
     Moments,
     merge,
@@ -9,7 +10,6 @@ from clipbias.explain.statistics import (
     rank_correlation,
     total_variation,
 )
-from clipbias.explain.stream import RequestProgress, SumRequest
 from clipbias.training import mesh as meshes
 
 DRAW = np.random.default_rng(0)

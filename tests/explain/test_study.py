@@ -9,7 +9,8 @@ from PIL import Image
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.data.transforms import Resizing
-from clipbias.explain import dataset_sections, stream
+from clipbias.explain import dataset_sections, requests
+from clipbias.explain.attention_gradients import Relevancy
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
@@ -18,11 +19,10 @@ from clipbias.explain.dataset_sections import (
 )
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.requests import RowRequest, SumRequest
 from clipbias.explain.results import Predictions, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.statistics import Moments
-from clipbias.explain.stream import RowRequest, SumRequest
-from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
@@ -188,7 +188,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
 
     whole, cut = make(clip, tmp_path / "whole"), make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
     expected = whole.run_section(both(whole))
-    behind = stream.RequestProgress(request("a", cut, 0), cut.parts, cut.fingerprint)
+    behind = requests.RequestProgress(request("a", cut, 0), cut.parts, cut.fingerprint)
     for batch, number, _ in cut.batches(cut.images):
         behind.add(behind.request.step(batch), 2, np.asarray(batch["mask"]))
         if number == 2:
@@ -204,9 +204,9 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
 
 def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(stream.RequestProgress, "save", lambda self: saved.append(self.done))
+    monkeypatch.setattr(requests.RequestProgress, "save", lambda self: saved.append(self.done))
     for minute, expected in ((60.0, [7, 7]), (-1.0, [3, 6, 7, 7])):
-        monkeypatch.setattr(stream, "SAVE_SECONDS", minute)
+        monkeypatch.setattr(requests, "SAVE_SECONDS", minute)
         totals_of(make(clip, tmp_path))
         assert saved == expected
         saved.clear()

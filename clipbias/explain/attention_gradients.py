@@ -244,7 +244,7 @@ def _before_end(text: TextTokens, by_layer: bool) -> jax.Array:
 
 
 @with_precision
-def stream(
+def compute_maps(
     classifier: Classifier,
     options: MapOptions,
     params: Params,
