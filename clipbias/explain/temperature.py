@@ -4,6 +4,9 @@ A temperature moves no decision, but the raw log-likelihood books it as a gain. 
 gets a temperature of its own by maximum likelihood (Guo et al. 2017). The images are split into halves, each of which
 is scored with the temperature of the other.
 
+A half that a model gets wholly right has no temperature of its own: its likelihood rises down to the lower bound, where
+a single mistake in the other half would cost hundreds of nats. It takes the temperature of all images.
+
 In every resample of the images the temperatures are fitted anew. The sum of log-likelihoods and its first two
 derivatives by `s = -log(temperature)` are linear in the counts of the images, so that one matrix product gives them at
 nodes for all resamples. Between two nodes a polynomial of degree five with these values is exact to about 1e-8.
@@ -40,7 +43,7 @@ class Calibrated:
     Attributes:
       values: `[n, K]`, each image with the temperature of the other half.
       draws: `[RESAMPLES, K]`, means over resamples of the images, the part of new temperatures as said above.
-      temperatures: `[2, K]`, fitted on the first half and on the second.
+      temperatures: `[2, K]`, of the first half and of the second.
       refitted: whether resamples have temperatures of their own. If not, their spread is not in the draws.
     """
 
@@ -107,6 +110,9 @@ def calibrate(
     refit = n * classes <= REFIT_UP_TO if refit is None else refit
     second = halves(labels, seed=seed)
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
+    lowest = np.isclose(temperatures, LOWEST)
+    if lowest.any():
+        temperatures = np.where(lowest, fit_temperatures(logits, labels), temperatures)
     log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
     values = np.concatenate(
         [
@@ -215,21 +221,29 @@ def _inside(sums: np.ndarray, nodes: np.ndarray) -> bool:
 
 def _cross(sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """`[K, R]`: each half's sum at the other half's maximum, added up, of sums `[G, 3, R]` by form and half."""
-    places = [[_place(half) for half in both] for both in sums]
     totals = np.zeros((len(sums), sums[0][0].shape[-1]))
     for fitted_half, other in ((0, 1), (1, 0)):
-        nodes = [node[fitted_half][0] for node in places]
-        fitted_polynomial, others = (
-            _stack([_polynomial(both[half], node) for both, node in zip(sums, nodes, strict=True)])
-            for half in (fitted_half, other)
+        fitted = [_fitted(both[fitted_half], both[other]) for both in sums]
+        others = [both[other] for both in sums]
+        nodes, rising = zip(*map(_place, fitted), strict=True)
+        fitted_polynomial, other_polynomial = (
+            _stack([_polynomial(each, node) for each, node in zip(halves, nodes, strict=True)])
+            for halves in (fitted, others)
         )
         at = _maximum(fitted_polynomial)
-        for k, place in enumerate(places):
-            rising = place[fitted_half][1]
-            count = len(sums[k][fitted_half])
-            at[k] = np.where(rising == 0, 0.0, np.where(rising == count, 1.0, at[k]))
-        totals += _value(others, at)
+        for k, count in enumerate(map(len, fitted)):
+            at[k] = np.where(rising[k] == 0, 0.0, np.where(rising[k] == count, 1.0, at[k]))
+        totals += _value(other_polynomial, at)
     return totals
+
+
+def _fitted(half: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Sums `[G, 3, R]` whose maximum is a half's temperature: those of all images where its own is at the lower bound.
+
+    Sums that rise at all nodes are at that bound (`_inside`).
+    """
+    rising = _place(half)[1]
+    return np.where(rising == len(half), half + other, half)
 
 
 def _stack(polynomials: list[list[np.ndarray]]) -> list[np.ndarray]:

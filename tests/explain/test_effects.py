@@ -108,6 +108,31 @@ def test_resamples_far_from_the_fit_are_followed():
         assert calibrated.draws[row, 0] == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("mistakes", [1, 2])
+def test_a_model_with_hardly_a_mistake_gains_surely(mistakes):
+    """A half without a mistake rises to the lowest temperature, at which the other half's would cost hundreds."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    frozen = draw.normal(size=(200, 2))
+    tuned = 5.0 * np.eye(2)[labels] + draw.normal(size=(200, 2))
+    assert (tuned.argmax(1) == labels).all()
+    second = halves(labels)
+    wrong = [np.flatnonzero(half)[0] for half in (second, ~second)][:mistakes]
+    tuned[wrong] = tuned[wrong, ::-1]
+    logits = np.stack([frozen, tuned], axis=1)
+    counts = draw_counts(200)
+    calibrated = calibrate(logits, labels, counts)
+    assert np.quantile(calibrated.draws[:, 1] - calibrated.draws[:, 0], 0.025) > 0.5
+    assert calibrated.values[:, 1].mean() == pytest.approx(
+        calibration.cross_fitted(logits[:, 1], labels, second, np.ones(200)), abs=1e-8
+    )
+    _, rows = np.unique(counts[:, wrong] > 0, axis=0, return_index=True)
+    assert len(rows) == 2**mistakes  # resamples with and without each mistake
+    for row in rows:
+        expected = drawn(logits[:, 1], labels, second, counts[row], calibrated.values[:, 1])
+        assert calibrated.draws[row, 1] == pytest.approx(expected, abs=2e-6)
+
+
 def test_many_images_and_classes_keep_their_temperatures(monkeypatch):
     logits, labels = classified()
     assert calibrate(logits, labels).refitted

@@ -30,10 +30,15 @@ def temperature(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> f
 
 
 def cross_fitted(logits: np.ndarray, labels: np.ndarray, second: np.ndarray, counts: np.ndarray) -> float:
-    """The mean log-likelihood of a resample, each half of its images under the other's temperature."""
+    """The mean log-likelihood of a resample, each half of its images under the other's temperature.
+
+    A half whose most likely temperature is the lowest has that of all images instead.
+    """
     total = 0.0
     for half in (second, ~second):
         fitted = temperature(logits[~half], labels[~half], counts[~half])
+        if np.isclose(fitted, 0.01):
+            fitted = temperature(logits, labels, counts)
         total += counts[half] @ log_likelihoods(logits[half], labels[half], fitted)
     return total / counts.sum()
 
