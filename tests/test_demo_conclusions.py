@@ -39,24 +39,57 @@ def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
 def test_what_is_said_of_more_layers_is_in_its_files() -> None:
     page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
     deep = pd.read_csv(ROOT / "docs/images/depth.csv")
-    deep = deep[deep["method"] == "IVLP"]
-    assert deep.groupby(["layers", "quantity"])["dataset"].nunique().to_dict().keys() == {
-        (layers, quantity) for layers in (4, 8, 12) for quantity in deep["quantity"]
+    methods = deep.groupby("layers")["method"].unique()
+    assert {layers: set(of_layers) for layers, of_layers in methods.items()} == {
+        4: {"VPT", "IVLP", "MaPLe"},
+        8: {"VPT", "IVLP", "MaPLe"},
+        12: {"IVLP"},
     }
+    assert (deep.groupby(["layers", "method", "quantity"])["dataset"].nunique() == 2).all()
     ends = deep.groupby(["layers", "quantity"])["value"].agg(["min", "max"])
 
     def span(low: float, high: float) -> str:
         return f"{low:.0f} to {high:.0f} %" if round(low) < round(high) else f"{low:.0f} %"
 
     eight, twelve = ({name: span(*row) for name, row in ends.loc[layers].iterrows()} for layers in (8, 12))
-    alone = "attention alone", "tokens alone"
+    attention, tokens = "attention alone", "tokens alone"
     assert (
-        "With eight layers attention alone has {} of the gain, tokens alone {};".format(*map(eight.get, alone)) in page
+        f"With eight layers attention alone has {eight[attention]} of the gain, tokens alone {eight[tokens]};"
+        f" with twelve {twelve[attention]} and {twelve[tokens]}. On digits tokens alone have more" in page
     )
-    assert "with twelve {} and {}.".format(*map(twelve.get, alone)) in page
+    on_digits = deep[deep["dataset"] == "demo/digits"].pivot_table("value", ["quantity", "method"], "layers")
+    more = on_digits[8] - on_digits[4]
+    assert (more[tokens] > 0).all() and (more[attention] < 0).all() and len(more[tokens]) == 3
     best, mean = "best constant", "mean of what is added"
     assert f"is worth {eight[best]} of all that is added to image tokens with eight layers and {twelve[best]}" in page
     assert f"with twelve, the mean {eight[mean]} and {twelve[mean]}." in page
+
+
+def test_the_conclusions_with_more_layers_are_corrected_together() -> None:
+    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    files = {8: "docs/images/verdict_eight_layers_confirmed.csv", 12: "docs/images/verdict_twelve_layers_confirmed.csv"}
+    tests = pd.concat([pd.read_csv(ROOT / file).assign(layers=layers) for layers, file in files.items()])
+    tests = tests.sort_values("p", ignore_index=True)
+    tests["Holm"] = np.maximum.accumulate(tests["p"] * np.arange(len(tests), 0, -1))
+    tests["method"] = tests["Model"].str.partition(",")[0]
+    places = ["layers", "method", "Dataset"]
+    tokens = tests[tests["More than half of the gain"] == "tokens alone"].set_index(places)["Holm"]
+    constant = tests[tests["More than half of the gain"] == "constant"].set_index(places)["Holm"]
+    shown = tokens[tokens < 0.05]
+    assert set(shown.index) == {
+        *((layers, "IVLP", f"demo/{name}") for layers in (8, 12) for name in ("digits", "fashion")),
+        (8, "VPT", "demo/digits"),
+        (8, "MaPLe", "demo/fashion"),
+    }
+    assert list(constant[constant < 0.05].index) == [(8, "VPT", "demo/digits")]
+    largest = max(shown.max(), constant.min())
+    assert f"corrected over all {len(tests)} confirmatory tests, the largest p is {largest:.4f} ([eight]" in page
+    clothes, digits = tokens[8, "VPT", "demo/fashion"], tokens[8, "MaPLe", "demo/digits"]
+    assert f"not shown for VPT on clothes (p = {clothes:.2f}) and MaPLe on digits (p = {digits:.2f})." in page
+
+
+def test_models_with_more_layers_are_as_good_as_the_embedded() -> None:
+    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
     log = (ROOT / "tools/demo/pretraining.log").read_text(encoding="utf-8")
     names = "digits", "fashion", "emoji"
 
@@ -71,15 +104,6 @@ def test_what_is_said_of_more_layers_is_in_its_files() -> None:
     assert "{}, {} and {} % with twelve, after".format(*twelve_after) in page
     assert "after {}, {} and {} %.".format(*before) in page
     assert min(sum(map(float, after)) for after in (eight_after, twelve_after)) >= sum(map(float, before))
-    tests = pd.concat(
-        [pd.read_csv(ROOT / f"docs/images/verdict_{word}_layers_confirmed.csv") for word in ("eight", "twelve")]
-    )
-    shown = tests[tests["Verdict"] == "shown"]
-    assert len(tests) == 8 and list(shown["More than half of the gain"]) == ["tokens alone"] * 4
-    # Holm's correction over all of them: those that are shown have the smallest p.
-    smallest = np.sort(tests["p"])[:4]
-    np.testing.assert_array_equal(smallest, np.sort(shown["p"]))
-    assert f"the largest p is {np.maximum.accumulate(smallest * np.arange(8, 4, -1))[-1]:.4f} ([eight]" in page
 
 
 def test_what_is_said_of_known_mechanisms_is_in_their_file() -> None:
