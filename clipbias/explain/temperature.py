@@ -227,8 +227,8 @@ def _cross(sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
         others = [both[other] for both in sums]
         nodes, rising = zip(*map(_place, fitted), strict=True)
         fitted_polynomial, other_polynomial = (
-            _stack([_polynomial(each, node) for each, node in zip(halves, nodes, strict=True)])
-            for halves in (fitted, others)
+            _stack([_polynomial(each, node) for each, node in zip(sums_of, nodes, strict=True)])
+            for sums_of in (fitted, others)
         )
         at = _maximum(fitted_polynomial)
         for k, count in enumerate(map(len, fitted)):
