@@ -188,4 +188,4 @@ def test_what_is_said_of_levels_and_replacement_together() -> None:
     deeper = asked[asked["layers"] == 8]
     assert f"Of the {count} models with eight layers that count they are wrong about none" in page
     assert not deeper["wrong"].any() and (deeper["answer"] == UNDECIDED).sum() == 1
-    assert "on either question, and undecided about one." in page
+    assert "on either question, and undecided about a single model." in page
