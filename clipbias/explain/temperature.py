@@ -240,10 +240,10 @@ def _cross(sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 def _fitted(half: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Sums `[G, 3, R]` whose maximum is a half's temperature: those of all images where its own is at the lower bound.
 
-    Sums that rise at all nodes are at that bound (`_inside`).
+    Sums that rise at the last node are at that bound (`_inside`).
     """
-    rising = _place(half)[1]
-    return np.where(rising == len(half), half + other, half)
+    lowest = half[-1, 1] >= 0
+    return np.where(lowest, half + other, half) if lowest.any() else half
 
 
 def _stack(polynomials: list[list[np.ndarray]]) -> list[np.ndarray]:
