@@ -3,16 +3,40 @@
 import csv
 import re
 
-import numpy as np
 import pandas as pd
 
+from clipbias.explain.endpoint import holm
 from tests.documents import ROOT
 from tools.mechanisms import models, score
 from tools.mechanisms.rules import UNDECIDED
 
 
+def text_of(page: str) -> str:
+    """A page of docs/ on a single line."""
+    return " ".join((ROOT / f"docs/{page}.md").read_text(encoding="utf-8").split())
+
+
+def benchmark_answers() -> pd.DataFrame:
+    """What every explainer says of every model of the benchmark."""
+    return score.read_answers(ROOT / "docs/images/mechanisms.csv")
+
+
+def answers_of(explainer: str, axis: str) -> pd.DataFrame:
+    """Of the models that count and have a label: `truth`, `answer`, whether it is `wrong`, and the model's facts."""
+    answers = benchmark_answers()
+    scored = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
+    truth, answer = (scored[f"{name}: {axis}"] for name in ("truth", explainer))
+    wrong = (answer != truth) & (answer != UNDECIDED)
+    family = scored["model"].str.partition("-")[0]
+    return scored[["model", "layers"]].assign(family=family, truth=truth, answer=answer, wrong=wrong)
+
+
+def percent_wrong(explainer: str, axis: str) -> str:
+    return f"{100 * answers_of(explainer, axis)['wrong'].mean():.0f} %"
+
+
 def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
-    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    page = text_of("report")
 
     def verdicts(name: str) -> dict[tuple[str, str, str], dict[str, str]]:
         with open(ROOT / f"docs/images/{name}_confirmed.csv", encoding="utf-8", newline="") as file:
@@ -26,10 +50,9 @@ def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
     assert len(first) == 18 and shown == expected | {("IVLP, 5 seeds", "demo/digits", "constant")}
     shown_again = {place for place, row in again.items() if row["Verdict"] == "shown"}
     of_both = shown & set(again)
-    tested = sorted(float(again[place]["p"].removeprefix("< ")) for place in of_both)
-    corrected = np.maximum.accumulate([p * (len(tested) - rank) for rank, p in enumerate(tested)])
-    assert len(again) == 18 and of_both == shown and len(shown) == 7 and corrected[-1] < 0.05
-    assert f"corrected over these seven by Holm's method, the largest p is {corrected[-1]:.4f}." in page
+    largest = holm([float(again[place]["p"].removeprefix("< ")) for place in of_both]).max()
+    assert len(again) == 18 and of_both == shown and len(shown) == 7 and largest < 0.05
+    assert f"corrected over these seven by Holm's method, the largest p is {largest:.4f}." in page
     (lost,) = of_both - shown_again
     assert lost == ("MaPLe, 5 seeds", "demo/fashion", "tokens alone")
     assert f"with MaPLe on clothes are not shown (p = {again[lost]['p (Holm)']})" in page
@@ -37,7 +60,7 @@ def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
 
 
 def test_what_is_said_of_more_layers_is_in_its_files() -> None:
-    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    page = text_of("report")
     deep = pd.read_csv(ROOT / "docs/images/depth.csv")
     methods = deep.groupby("layers")["method"].unique()
     assert {layers: set(of_layers) for layers, of_layers in methods.items()} == {
@@ -66,11 +89,10 @@ def test_what_is_said_of_more_layers_is_in_its_files() -> None:
 
 
 def test_the_conclusions_with_more_layers_are_corrected_together() -> None:
-    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    page = text_of("report")
     files = {8: "docs/images/verdict_eight_layers_confirmed.csv", 12: "docs/images/verdict_twelve_layers_confirmed.csv"}
     tests = pd.concat([pd.read_csv(ROOT / file).assign(layers=layers) for layers, file in files.items()])
-    tests = tests.sort_values("p", ignore_index=True)
-    tests["Holm"] = np.maximum.accumulate(tests["p"] * np.arange(len(tests), 0, -1))
+    tests["Holm"] = holm(tests["p"])
     tests["method"] = tests["Model"].str.partition(",")[0]
     places = ["layers", "method", "Dataset"]
     tokens = tests[tests["More than half of the gain"] == "tokens alone"].set_index(places)["Holm"]
@@ -89,7 +111,7 @@ def test_the_conclusions_with_more_layers_are_corrected_together() -> None:
 
 
 def test_models_with_more_layers_are_as_good_as_the_embedded() -> None:
-    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    page = text_of("report")
     log = (ROOT / "tools/demo/pretraining.log").read_text(encoding="utf-8")
     names = "digits", "fashion", "emoji"
 
@@ -107,82 +129,63 @@ def test_models_with_more_layers_are_as_good_as_the_embedded() -> None:
 
 
 def test_what_is_said_of_known_mechanisms_is_in_their_file() -> None:
-    page = " ".join((ROOT / "docs/mechanisms.md").read_text(encoding="utf-8").split())
-    answers = score.read_answers(ROOT / "docs/images/mechanisms.csv")
+    page = text_of("mechanisms")
+    answers = benchmark_answers()
     # The labels and the rules are those that the models were trained under.
     assert set(answers["digest"]) == {models.digest()[:12]}
     specs = {spec.key: spec.of_family for spec in models.table()}
     for axis in models.LABELS:
         assert list(answers[f"truth: {axis}"]) == [getattr(specs[key], axis) or "" for key in answers["model"]]
 
-    def said(explainer: str, axis: str) -> pd.DataFrame:
-        scored = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
-        columns = {f"{explainer}: {axis}": "answer", f"truth: {axis}": "truth"}
-        return scored.assign(family=scored["model"].str.partition("-")[0]).rename(columns=columns)
-
-    def percent_wrong(explainer: str, axis: str) -> str:
-        scored = said(explainer, axis)
-        return f"{100 * ((scored['answer'] != scored['truth']) & (scored['answer'] != UNDECIDED)).mean():.0f} %"
-
     paper = "relevancy and attention unchanged"
     assert f"The evidence of Ma et al. is wrong about {percent_wrong(paper, 'where')}:" in page
-    by_paper = said(paper, "where")
+    by_paper = answers_of(paper, "where")
     exact = by_paper[by_paper["family"].isin(["head", "projection", "last_mlp", "last_bias"])]
     assert set(exact["truth"]) == {"no attention"}
     changed = (exact["answer"] == "attention").sum()
     assert f"of {changed} of {len(exact)} heads, projections and changes behind the last attention it says" in page
     assert set(by_paper.loc[by_paper["family"] == "planted_attention", "answer"]) == {"attention"}
     for explainer in ("Shapley values", "corners with levels"):
-        scored = said(explainer, "where")
+        scored = answers_of(explainer, "where")
         assert (scored["answer"] == scored["truth"]).all()
-    levels = said("corners with levels", "what")
+    levels = answers_of("corners with levels", "what")
     undecided = levels[levels["answer"] == UNDECIDED]
     assert percent_wrong("constancy of the prompt part", "what") == "0 %"
     assert f"Levels are wrong about {percent_wrong('corners with levels', 'what')}, models with a map" in page
     assert f"see the map alone, and undecided about {len(undecided)} of {len(levels)}." in page
-    missed = levels[(levels["answer"] != levels["truth"]) & (levels["answer"] != UNDECIDED)]
+    missed = levels[levels["wrong"]]
     assert set(missed["family"]) == {"map_and_bias"} and set(missed["answer"]) == {"image"}
     assert f"is wrong about {percent_wrong('optimal ablation', 'what')}, and the share" in page
     assert f"keep about {percent_wrong('best replacement: share', 'what')}:" in page
-    maps = said("best replacement: share", "what").query("family == 'map_8'")
-    assert set(maps["answer"]) == {"constant"} and set(said("best replacement", "what").loc[maps.index, "answer"]) == {
-        "image"
-    }
+    maps = answers_of("best replacement: share", "what").query("family == 'map_8'")
+    replaced = answers_of("best replacement", "what")
+    assert set(maps["answer"]) == {"constant"} and set(replaced.loc[maps.index, "answer"]) == {"image"}
     assert f"judged by these the best replacement is wrong about {percent_wrong('best replacement', 'what')}:" in page
-    replaced = said("best replacement", "what")
-    missed = replaced[(replaced["answer"] != replaced["truth"]) & (replaced["answer"] != UNDECIDED)]
+    missed = replaced[replaced["wrong"]]
     assert set(missed["family"]) == {"map_and_bias"} and set(missed["answer"]) == {"image"}
 
 
 def test_the_benchmark_has_all_its_models() -> None:
-    page_lines = (ROOT / "docs/mechanisms.md").read_text(encoding="utf-8")
-    page = " ".join(page_lines.split())
-    answers = score.read_answers(ROOT / "docs/images/mechanisms.csv")
+    page = text_of("mechanisms")
+    answers = benchmark_answers()
     again = [spec.key for spec in models.table() if spec.seed == models.SEEDS[0] and spec.dataset != models.PLANTED]
     embedded = answers[answers["layers"] != 8]
     assert list(embedded["model"]) == [spec.key for spec in models.table()]
     assert list(answers.loc[answers["layers"] == 8, "model"]) == again
-    assert f"These are {len(answers)} models." in page and f"--limit={len(again)}\n" in page_lines
+    assert f"These are {len(answers)} models." in page and f"--limit={len(again)} python" in page
     marked = answers[answers["model"].str.startswith("marked")]
     assert (len(marked), marked["counts"].sum()) == (12, 5) and "Of twelve marked models five learn the mark" in page
 
 
 def test_what_is_said_of_levels_and_replacement_together() -> None:
-    page = " ".join((ROOT / "docs/mechanisms.md").read_text(encoding="utf-8").split())
-    answers = score.read_answers(ROOT / "docs/images/mechanisms.csv")
-    asked = pd.concat(
-        answers[["model", "layers"]].assign(
-            truth=answers[f"truth: {axis}"], answer=answers[f"levels and replacement: {axis}"], axis=axis
-        )[answers["counts"] & (answers[f"truth: {axis}"] != "")]
-        for axis in models.LABELS
-    )
-    asked["wrong"] = (asked["answer"] != asked["truth"]) & (asked["answer"] != UNDECIDED)
+    page = text_of("mechanisms")
+    answers = benchmark_answers()
+    together = "levels and replacement"
+    what = answers_of(together, "what")
+    asked = pd.concat([answers_of(together, "where"), what])
     missed = asked[asked["wrong"]]
     assert len(missed) == 4 and all(missed["model"].str.startswith("map_and_bias-digits"))
-    what = asked[asked["axis"] == "what"]
-    right, wrong = (
-        f"{100 * share:.0f} %" for share in ((what["answer"] == what["truth"]).mean(), what["wrong"].mean())
-    )
+    right, wrong = f"{100 * (what['answer'] == what['truth']).mean():.0f} %", percent_wrong(together, "what")
     assert f"are right about {right} of the models and wrong about {wrong}: four models with a map and" in page
     count = (answers["counts"] & (answers["layers"] == 8)).sum()
     deeper = asked[asked["layers"] == 8]
