@@ -11,7 +11,7 @@ adapter of its own, in `equivalent_bias/`. At the end it prints the answer that 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +196,8 @@ def models(
     A method that was trained on another dataset than `on` is named by that too.
     """
     task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
+    trainings = [(adapter.notes.get("dataset"), adapter.notes.get("data")) for adapter, _ in adapters]
+    shares_name = len(set(trainings)) > len({name for name, _ in trainings})  # two folders, both called "folder"
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
         name = method_name(adapter.method)
@@ -204,6 +206,8 @@ def models(
         trained_on = adapter.notes.get("dataset") or None
         if on and trained_on and trained_on != on:
             name += f" trained on {dataset_name(trained_on)}"
+        if trained_on and shares_name:
+            trained_on += f" {adapter.notes.get('data')}"
         key, label = unique_key(adapter.method, name, seed, start, {model.key for model in bound})
         task, learnables = adapter.bind(clip, dataset, own_methods=own_methods, dtype=dtype)
         bound.append(
@@ -217,10 +221,15 @@ def models(
                 seed=start,
                 name=name,
                 trained_on=trained_on,
-                split_seed=seed,
+                few_shot_split=None if seed is None else few_shot_split(adapter.notes),
             )
         )
     return bound
+
+
+def few_shot_split(notes: Mapping[str, object]) -> str:
+    """Names the images that an adapter was trained on: dataset, content, shots and the split's seed."""
+    return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
 
 
 def unique_key(method: str, name: str, seed: int | None, start: int, taken: set[str]) -> tuple[str, str]:

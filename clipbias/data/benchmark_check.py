@@ -12,6 +12,7 @@ from clipbias.data import benchmark
 from clipbias.data.dataset import Dataset
 from clipbias.data.entry import CatalogEntry
 from clipbias.data.few_shot import few_shot
+from clipbias.data.files_on_disk import file_sizes
 from clipbias.data.workers import processors
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import is_remote
@@ -131,7 +132,7 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
     def problem(path: str) -> str | None:
         split, index = images[path]
         try:
-            if decode or not split.folder or is_remote(path):
+            if decode or split.contents is not file_sizes or is_remote(path):
                 split.image(index)
             elif os.stat(path).st_size == 0:
                 return f"{split.keys[index]} is empty"

@@ -4,7 +4,9 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,28 +14,35 @@ from PIL import Image
 
 from clipbias.data import transforms
 from clipbias.data.descriptions import Descriptions
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.terminal import printable
+
+_LISTS = itertools.count(1)  # the lists of this process that have no source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """A labelled list of encoded images. Nothing is read before `read` is called.
 
+    An image is its path, the source with the key: images of one path are the same image, in whatever list they are.
+
     Attributes:
       keys: A stable, readable name of each example (its relative path), unique within the split.
       labels: int32 [n], 0-based.
       read: Example index to encoded image bytes; raises `UnreadableImage`.
-      folder: What stands before a key in the image's path, for messages; empty where images have no files.
+      source: Where the keys are: a resolved folder, or a dataset with its version. By default a name that only this
+        list and its subsets have, since nothing tells whether another list has the same images.
       upright: Whether images are turned as their EXIF orientation says: a user's own are, those of the benchmark stay
         as its authors read them.
+      contents: Paths to numbers that differ where images differ, such as the sizes of files; `None` reads the images.
     """
 
     keys: Sequence[str]
     labels: np.ndarray
     read: Callable[[int], bytes]
-    folder: str = ""
+    source: str = dataclasses.field(default_factory=lambda: f"list {next(_LISTS)}")
     upright: bool = False
+    contents: Callable[[Sequence[str]], Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(self.keys))
@@ -52,8 +61,13 @@ class Split:
         return f"Split({len(self)} images of {len(np.unique(self.labels))} classes)"
 
     def path(self, index: int) -> str:
-        """What messages call image `index`."""
-        return self.folder + self.keys[index]
+        """What image `index` is called in messages, and known by in memory."""
+        return os.path.join(self.source, self.keys[index])
+
+    @property
+    def paths(self) -> list[str]:
+        """Of every image."""
+        return [os.path.join(self.source, key) for key in self.keys]
 
     def image(self, index: int) -> np.ndarray:
         """Image `index` as uint8 RGB `[h, w, 3]`. Raises `UnreadableImage`."""
@@ -67,7 +81,16 @@ class Split:
         """The examples at `indices`, in that order."""
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
         keys = [self.keys[number] for number in numbers]
-        return Split(keys, self.labels[numbers], lambda index: self.read(numbers[index]), self.folder, self.upright)
+        read = self.read
+        return dataclasses.replace(
+            self, keys=keys, labels=self.labels[numbers], read=lambda index: read(numbers[index])
+        )
+
+    def without(self, other: "Split") -> "Split":
+        """The examples that are not among those of `other`."""
+        others = set(other.paths)
+        rest = [index for index, path in enumerate(self.paths) if path not in others]
+        return self if len(rest) == len(self) else self.subset(rest)
 
     @functools.cached_property
     def names_hash(self) -> str:
@@ -76,8 +99,25 @@ class Split:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A short hash of the images' names and labels. What is in the images does not count."""
-        return hashlib.sha256(json.dumps([self.keys, self.labels.tolist()]).encode()).hexdigest()[:16]
+        """What tells this list from others while the process lives: a hash of paths, labels and orientation."""
+        return self._hash(self.source)
+
+    @functools.cached_property
+    def stored_digest(self) -> str:
+        """As `digest`, for what outlives the process: the images' contents count, too."""
+        if self.contents is not None:
+            return self._hash(self.source, list(self.contents(self.paths)))
+        contents = []
+        for index in range(len(self)):
+            try:
+                contents.append(hashlib.sha256(self.read(index)).hexdigest())
+            except UnreadableImage:
+                contents.append("")
+        return self._hash("", contents)
+
+    def _hash(self, source: str, contents: Sequence[int | str] = ()) -> str:
+        facts = [source, self.keys, self.labels.tolist(), self.upright, contents]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

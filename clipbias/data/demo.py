@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
@@ -40,6 +41,10 @@ def load(name: str, *, template: str | None = None) -> Dataset:
     keys_of: dict[str, list[str]] = {}
     for key in archive.namelist()[1:]:
         keys_of.setdefault(key.partition("/")[0], []).append(key)
+
+    def checksums(paths: Sequence[str]) -> list[int]:
+        return [archive.getinfo(path.removeprefix(f"{name}/")).CRC for path in paths]
+
     splits = {}
     for split_name, keys in keys_of.items():
         labels = [class_names.index(key.split("/")[1]) for key in keys]
@@ -47,6 +52,8 @@ def load(name: str, *, template: str | None = None) -> Dataset:
             tuple(keys),
             np.asarray(labels),
             lambda index, keys=keys: archive.read(keys[index]),  # type: ignore[misc]
+            source=name,
+            contents=checksums,
         )
     return Dataset(name, class_names, description["template"] if template is None else template, splits)
 

@@ -173,5 +173,34 @@ def split_of_files(
       listed_in: the file that lists them, for messages.
     """
     keys = tuple(keys)
-    labels = np.asarray(labels, np.int32)
-    return Split(keys, labels, lambda index: read_image(root / keys[index], listed_in=listed_in), f"{root}/", upright)
+    source = os.fspath(root) if is_remote(root) else os.path.realpath(root)
+    return Split(
+        keys,
+        np.asarray(labels, np.int32),
+        lambda index: read_image(root / keys[index], listed_in=listed_in),
+        source=source,
+        upright=upright,
+        contents=file_sizes,
+    )
+
+
+def file_sizes(paths: Sequence[str]) -> list[int]:
+    """The size of each file in bytes; -1 where there is none. A bucket is asked once for each folder."""
+    folders = list(dict.fromkeys(os.path.dirname(path) for path in paths if is_remote(path)))
+
+    def sizes_in(folder: str) -> dict[str, int | None]:
+        with contextlib.suppress(OSError):
+            return entries(folder)
+        return {}
+
+    def size(path: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            if not is_remote(path):
+                return os.stat(path).st_size
+            found = remote[os.path.dirname(path)].get(os.path.basename(path))
+            return -1 if found is None else found
+        return -1
+
+    with ThreadPoolExecutor(READERS) as pool:
+        remote = dict(zip(folders, pool.map(sizes_in, folders), strict=True))
+        return list(pool.map(size, paths))

@@ -1,5 +1,6 @@
 """Datasets of Hugging Face's package `datasets`, which need not be installed: they are known by what they have."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
@@ -72,8 +73,10 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
     label = _column(table, "ClassLabel", "datasets.ClassLabel, for example by class_encode_column('label')")
     class_names = tuple(table.features[label].names)
     values = list(table[label])
+    if len(values) != len(table):
+        raise ClipbiasError(f"the dataset has {len(table)} rows and {len(values)} labels; give each row a label.")
     keys = [f"{name} {row}" for row in range(len(values))]  # no image of another split has the same
-    unlabelled = [row for row, value in enumerate(values) if value is None or not 0 <= value < len(class_names)]
+    unlabelled = [row for row, value in enumerate(values) if value not in range(len(class_names))]
     if unlabelled:
         raise ClipbiasError(
             f"row {unlabelled[0]} of the dataset has the label {values[unlabelled[0]]}, which is no class; leave such "
@@ -88,7 +91,10 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
             raise UnreadableImage(keys[index], f"{keys[index]} of the dataset has no image")
         return record["bytes"] if record["bytes"] is not None else read_image(data_path(record["path"]))
 
-    return Split(keys, np.asarray(values, np.int32), read, upright=True), class_names
+    split = Split(keys, np.asarray(values, np.int32), read, upright=True)
+    if fingerprint := getattr(table, "_fingerprint", None):  # by which the package names what a table holds
+        split = dataclasses.replace(split, source=f"{NAME} {fingerprint}", contents=lambda paths: [])
+    return split, class_names
 
 
 def _column(table: HubDataset, kind: str, advice: str) -> str:

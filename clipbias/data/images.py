@@ -12,7 +12,7 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.errors import UnreadableImage
 
-# The key of an image, and how it was resized; `None` for the whole image.
+# The path of an image, and how it was resized; `None` for the whole image.
 _Name = tuple[str, transforms.Resizing | None]
 ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
 
@@ -88,7 +88,7 @@ class ImageCache:
 
     def keep_only(self, splits: Sequence[Split] = ()) -> None:
         """Drops all images but those of `splits`, which are read next."""
-        names = {key for split in splits for key in split.keys}
+        names = {path for split in splits for path in split.paths}
         with self._lock:
             self._expected = len(names)
             self._images = {name: image for name, image in self._images.items() if name[0] in names}
@@ -131,7 +131,7 @@ class Images:
         return np.asarray(self._load(index, resizing))
 
     def _load(self, index: int, resizing: transforms.Resizing | None) -> transforms.Picture:
-        name = (self.split.keys[index], resizing)
+        name = (self.split.path(index), resizing)
         cached = self.cache.get(name)
         if isinstance(cached, np.ndarray):
             return cached

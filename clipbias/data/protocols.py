@@ -111,11 +111,8 @@ def validation_outside_test(evaluated: Split, validation: Split | None) -> Split
     """Validation images that are not test images, as all of ImageNet's are; `None` if none is left."""
     if validation is None:
         return None
-    test_keys = set(evaluated.keys)
-    unused = [index for index, key in enumerate(validation.keys) if key not in test_keys]
-    if not unused:
-        return None
-    return validation if len(unused) == len(validation) else validation.subset(unused)
+    unused = validation.without(evaluated)
+    return unused if len(unused) else None
 
 
 def validation_policy(dataset: Dataset) -> str:
@@ -280,9 +277,7 @@ def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Call
         unused = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
         if unused is not None:
             return unused
-        train = dataset.split("train")
-        training_keys = set(picks.split("train").keys)
-        rest = train.subset([index for index, key in enumerate(train.keys) if key not in training_keys])
+        rest = dataset.split("train").without(picks.split("train"))
         per_class = min(shots, MAX_VAL_SHOTS)
         indices, _ = few_shot_indices(rest, None, shots=per_class, seed=seed, class_names=dataset.class_names)
         return rest.subset(indices) if len(indices) else None

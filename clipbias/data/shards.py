@@ -48,7 +48,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     # One split under two names (ImageNet's val and test) is stored once.
     stored_as: dict[str, str] = {}
     for split_name, split in dataset.splits.items():
-        twins = (other for other in stored_as if dataset.splits[other].keys == split.keys)
+        twins = (other for other in stored_as if dataset.splits[other].digest == split.digest)
         stored_as[split_name] = next(twins, split_name)
     new_folders = [out / name] if out.exists() else [out / name, out]
     try:
@@ -141,7 +141,8 @@ def load(
     with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
-            stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
+            split = Split(records.ids, records.labels, records.read, source=str(folder), contents=prepared.sizes)
+            stored[split_name] = split.subset(records.order)
         dataset = Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class PreparedDataset:
             if files.is_remote(self.folder):
                 advice = "see that this machine may read the bucket, or copy the folder to a disk"
             raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
+
+    def sizes(self, paths: Sequence[str]) -> list[int]:
+        """The sizes of the files of records, whichever of their images are asked for (`Split.contents`)."""
+        return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
 
     def records(self, split: str, id_feature: str | None) -> Records:
         """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""

@@ -96,7 +96,9 @@ def _with_builder_split(
             continue
         records = prepared.records(builder_name, None)
         keys = [f"{builder_name}/{number}" for number in records.ids]  # without a feature: numbers
-        whole = Split(keys, new_label[records.labels], records.read)
+        whole = Split(
+            keys, new_label[records.labels], records.read, source=str(prepared.folder), contents=prepared.sizes
+        )
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -143,7 +145,13 @@ def _with_benchmark_split(
         missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
         present = np.flatnonzero(numbers >= 0)
         present_keys = [keys[index] for index in present.tolist()]
-        splits[split_name] = Split(present_keys, labels[present], _read_from(parts, numbers[present]))
+        splits[split_name] = Split(
+            present_keys,
+            labels[present],
+            _read_from(parts, numbers[present]),
+            source=str(prepared.folder),
+            contents=prepared.sizes,
+        )
     if len(missing) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(missing)} images of the benchmark's split, such as {missing[0]}; "

@@ -37,12 +37,14 @@ def divide_unlabelled(images: Split, *, certified: bool = False) -> tuple[Split,
 
 def _joined(first: Split, second: Split) -> Split:
     """The images of two splits of a dataset; an image that is in both comes once."""
-    known = set(first.keys)
-    second = second.subset([index for index, key in enumerate(second.keys) if key not in known])
-    parts = (first, second)
+    second = second.without(first)
 
     def read(index: int) -> bytes:
         return first.read(index) if index < len(first) else second.read(index - len(first))
 
-    labels = np.concatenate([part.labels for part in parts])
-    return dataclasses.replace(first, keys=(*first.keys, *second.keys), labels=labels, read=read)
+    labels = np.concatenate([first.labels, second.labels])
+    if first.source == second.source:
+        return dataclasses.replace(first, keys=(*first.keys, *second.keys), labels=labels, read=read)
+    contents = first.contents if first.contents is second.contents else None
+    keys = (*first.paths, *second.paths)
+    return dataclasses.replace(first, keys=keys, labels=labels, read=read, source="", contents=contents)

@@ -11,11 +11,11 @@ from PIL import Image
 
 from clipbias.checks import shown
 from clipbias.data.dataset import Split
-from clipbias.data.files_on_disk import read_image
+from clipbias.data.files_on_disk import file_sizes, read_image
 from clipbias.data.images import Images
 from clipbias.data.transforms import as_rgb, decode_picture, turned_upright
 from clipbias.errors import ClipbiasError, UnreadableImage
-from clipbias.io import data_path
+from clipbias.io import data_path, is_remote
 
 
 class HasArray(Protocol):
@@ -176,21 +176,29 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
     if len(pictures) != len(numbers) or not len(pictures):
         raise ClipbiasError(f"there are {len(pictures)} images and {len(numbers)} labels; give a label for each image.")
     keys = [_key(number, image) for number, image in enumerate(pictures)]
+    paths = [str(image) for image in pictures if is_path(image)]
+    relative = any(not is_remote(path) and not os.path.isabs(path) for path in paths)
 
     def read(index: int) -> bytes:
         image = pictures[index]
         return read_image(data_path(image)) if is_path(image) else _png(to_picture(image, f"image {index}"))
 
-    return Split(keys, numbers, read, upright=True)
+    return Split(keys, numbers, read, source=os.getcwd() if relative else "", upright=True, contents=file_sizes)
 
 
 def _key(number: int, image: Picture) -> str:
-    """A picture's path, or its number with a hash of its pixels: studies of other pictures are not continued."""
+    """A picture's path, or its number with a hash of its pixels: pictures in memory are never taken for others."""
     if is_path(image):
         return str(image)
-    if not hasattr(image, "shape"):
+    try:
+        picture = to_picture(image, f"image {number}")
+    except UnreadableImage:  # of PIL, which reads a file when its pixels are first used
         return f"{number:06d}"
-    return f"{number:06d}-{hashlib.blake2b(as_array(image).tobytes(), digest_size=4).hexdigest()}"
+    facts: list[object] = [picture.shape] if isinstance(picture, np.ndarray) else [picture.mode, picture.size]
+    if isinstance(picture, Image.Image):
+        facts += [picture.getpalette(), picture.info.get("transparency")]
+    digest = hashlib.blake2b(repr(facts).encode() + picture.tobytes(), digest_size=16)
+    return f"{number:06d}-{digest.hexdigest()}"
 
 
 def names_of_labels(labels: Labels) -> list[str]:

@@ -127,7 +127,9 @@ def _thumbnails(pictures: np.ndarray) -> np.ndarray:
 def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
     """Pairs of an image's number and a class, as images with that label."""
     keys = tuple(f"{study.split.keys[int(i)]} {label}" for i, label in zip(images, classes, strict=True))
-    return Split(keys, classes, lambda pair: study.split.read(int(images[pair])), upright=study.split.upright)
+    return Split(
+        keys, classes, lambda pair: study.split.read(int(images[pair])), study.split.source, study.split.upright
+    )
 
 
 def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> RowRequest:

@@ -29,7 +29,7 @@ class Model:
       seed: what its training started from, for what stood in its prompts' places before.
       name: the label of all its seeds together; `None` takes the label.
       trained_on: its training set, where that is known.
-      split_seed: of its few-shot split, where that is known.
+      few_shot_split: names its training images, where they are known.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Model:
     seed: int = 0
     name: str | None = None
     trained_on: str | None = None
-    split_seed: int | None = None
+    few_shot_split: str | None = None
 
     @functools.cached_property
     def digest(self) -> str:

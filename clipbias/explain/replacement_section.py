@@ -150,10 +150,9 @@ def _is_of_form(model: Model, form: str) -> bool:
 
 
 def _same_images(study: Study, model: Model) -> list[Model]:
-    if model.split_seed is None:
+    if model.few_shot_split is None:
         return []
-    place = model.trained_on, model.split_seed
-    others = [other for other in study.tuned if (other.trained_on, other.split_seed) == place]
+    others = [other for other in study.tuned if other.few_shot_split == model.few_shot_split]
     return [other for other in others if other.key != model.key]
 
 
@@ -165,7 +164,7 @@ def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, cont
         task = form.task(study.clip, model.task, context.dtype)
         recipe = fit_recipe(learning_rate=form.learning_rate, steps=study.options.replacement_steps)
         # What a fit depends on. A study with other models beside this one continues from its fits.
-        facts = [model.digest, study.clip.fingerprint, fitted.digest, name, recipe.facts(), study.options.seed]
+        facts = [model.digest, study.clip.fingerprint, fitted.stored_digest, name, recipe.facts(), study.options.seed]
         folder = study.parts / "replacement" / f"{name}-{stable_hash(facts)}"
         learnables = fit_student(
             task, teacher, fitted, recipe, context, seed=study.options.seed, logging=Logging(checkpoints=folder)
@@ -214,7 +213,7 @@ def _classifications(study: Study, model: Model, beside: Beside, fitted: Split) 
         }
 
     return RowRequest(
-        f"replacement-{model.key}-{fitted.digest}", f"{model.label}: fitted replacements", study.images, step
+        f"replacement-{model.key}-{fitted.stored_digest}", f"{model.label}: fitted replacements", study.images, step
     )
 
 

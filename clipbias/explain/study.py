@@ -119,7 +119,7 @@ class Study:
             digest.update(json.dumps([model.key, model.digest]).encode())
         training = self.training.subset(self.training_images) if self.training else None
         for images in (self.split, training):
-            digest.update(json.dumps(images and images.digest).encode())
+            digest.update(json.dumps(images and images.stored_digest).encode())
         digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         return digest.hexdigest()
 

@@ -140,9 +140,12 @@ def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
 
 
 def _contents(datasets: Iterable[Dataset]) -> str:
-    """A hash of class names, image names and labels."""
+    """A hash of class names, images and labels."""
     return stable_hash(
-        [[dataset.class_names, {name: split.digest for name, split in dataset.splits.items()}] for dataset in datasets]
+        [
+            [dataset.class_names, {name: split.stored_digest for name, split in dataset.splits.items()}]
+            for dataset in datasets
+        ]
     )
 
 

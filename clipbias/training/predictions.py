@@ -32,10 +32,10 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | 
       task: bound to the classes.
       learnables: of one run.
       method: the method's name, whose program counts if it is of the user's own.
-      split: images, told apart by name and label; `None` names the model alone.
+      split: the images; `None` names the model alone.
     """
     facts: list[Any] = [
-        None if split is None else split.digest,
+        None if split is None else split.stored_digest,
         task.clip.fingerprint,
         repr(task.clip.preprocessing),
         method,

@@ -44,7 +44,7 @@ class RunSpec:
       dtype: compute type.
       weights: fingerprint of the frozen weights.
       source: SHA-256 of a user's own method; empty for a built-in one.
-      data: hash of class names, image names and labels of all splits.
+      data: hash of class names, images and labels of all splits.
       on_image_error: "raise", or "skip" images that cannot be read.
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
       start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.

@@ -147,12 +147,12 @@ class SweepContext:
         """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
         source = protocol.source
         split = protocol.unlabelled()
-        if source.class_names not in self._pseudo_labels:
+        if split.digest not in self._pseudo_labels:
             task = self.bind(make_method(ZERO_SHOT), source)
             static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
             evaluator = self._make_evaluator(split, self.compute.eval_batch_size)
-            self._pseudo_labels[source.class_names] = evaluator.pseudo_labels(static, inputs)
-        predicted, other_odds = self._pseudo_labels[source.class_names]
+            self._pseudo_labels[split.digest] = evaluator.pseudo_labels(static, inputs)
+        predicted, other_odds = self._pseudo_labels[split.digest]
         picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 

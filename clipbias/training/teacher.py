@@ -34,7 +34,7 @@ class Teacher:
     Attributes:
       task: bound to the student's classes.
       learnables: of one run.
-      known: the results of `split_logits`, by the names of the images.
+      known: the results of `split_logits`, by the images' digest.
     """
 
     task: Task
@@ -72,7 +72,7 @@ def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple
     Returns:
       Logits, float32 `[n, C]`, zeros for images that could not be read; and which could be read, bool `[n]`.
     """
-    key = images.split.names_hash
+    key = images.split.digest
     if key in model.known:
         return model.known[key]
     evaluator = Evaluator(

@@ -33,13 +33,6 @@ def test_class_names_may_repeat():
     assert Dataset("set", ("missile", "missile"), "{}", {"test": make_split([0, 1])}).class_names[1] == "missile"
 
 
-def test_the_digest_is_of_names_and_labels():
-    split = make_split([0, 1, 2])
-    assert split.digest == Split(split.keys, split.labels, lambda index: b"other").digest
-    others = split.subset([1, 0, 2]), split.subset([0, 1]), Split(split.keys, [0, 1, 1], split.read)
-    assert len({split.digest, *(other.digest for other in others)}) == 4
-
-
 def test_a_message_has_the_path(tmp_path):
     split = split_of_files(tmp_path, ["a/b.png", "c.png"], [0, 1], listed_in="list.csv")
     with pytest.raises(

@@ -21,7 +21,7 @@ RESIZING = transforms.Resizing(SIZE)
 def make_split(count: int, broken: tuple[int, ...] = ()) -> Split:
     files = [encoded(picture(index, 14, 18)) if index not in broken else b"broken" for index in range(count)]
     keys = tuple(f"{index}.png" for index in range(count))
-    return Split(keys, np.arange(count) % 3, lambda index: files[index])
+    return Split(keys, np.arange(count) % 3, lambda index: files[index], source="")
 
 
 def train(split, *, batch_size=4, seed=1, epochs=3, **options):
@@ -161,7 +161,7 @@ def test_cache_keeps_what_fits_and_changes_nothing():
     one_image = 14 * 18 * 3
     split = make_split(6)
     reads = []
-    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index), source="")
     images = Images(counted, ImageCache(4 * one_image + 1))
     assert_same(train(split, batch_size=6), train(images, batch_size=6, workers=1))
     assert len(images.cache) == 4
@@ -173,7 +173,9 @@ def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
     files = [encoded(np.full((14, 18, 3), 20 * index, np.uint8)) for index in range(12)]
     largest = max(map(len, files))
     reads = []
-    split = Split([f"{index}.png" for index in range(12)], np.zeros(12), lambda i: reads.append(i) or files[i])
+    split = Split(
+        [f"{index}.png" for index in range(12)], np.zeros(12), lambda i: reads.append(i) or files[i], source=""
+    )
     cache = ImageCache(2 * 756 + 10 * largest)
     cache.keep_only([split.subset(range(8)), split.subset(range(5, 12))])
     assert largest < 100 and 10 * largest > 756
@@ -192,7 +194,7 @@ def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
 def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
     split = make_split(6)
     reads = []
-    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index), source="")
     images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
     assert_same(train(images, batch_size=6, crop=None, workers=1), train(split, batch_size=6, crop=None, cache_bytes=0))
     assert len(reads) == 6 and {images.cache.get((key, RESIZING)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
@@ -245,7 +247,7 @@ def test_a_batch_is_where_a_cpu_takes_it_without_a_copy():
 def test_images_of_one_cache_are_decoded_once():
     reads = []
     split = make_split(6)
-    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index), source="")
     cache = ImageCache(1 << 20)
     sources = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
     for images in sources:

@@ -9,7 +9,7 @@ from clipbias.data.unlabelled import divide_unlabelled, unlabelled_images
 
 
 def split(*keys: str) -> Split:
-    return Split(keys, np.arange(len(keys)), lambda index: keys[index].encode())
+    return Split(keys, np.arange(len(keys)), lambda index: keys[index].encode(), source="letters")
 
 
 DATA = Dataset("letters", tuple("abc"), "{}", {"train": split("a", "b"), "val": split("b", "c"), "test": split("d")})

@@ -27,6 +27,7 @@ from clipbias.explain.uncertainty import Estimate
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs.explain import ExplainSettings
+from experiments.explain import few_shot_split
 from experiments.inputs import find_adapter, find_adapters
 from tests.end_to_end.binaries import (
     CLASS_NAMES,
@@ -204,8 +205,8 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     adapter, source = by_dataset[digits][0]
     again = dataclasses.replace(adapter, notes={**adapter.notes, "start_seed": 11})
     model = experiments.explain.models(clip, dataset, [(again, source)], "float32")[1]
-    facts = model.key, model.label, model.seed, model.split_seed
-    assert facts == ("bias_seed1_start11", "Bias tuning (seed 1, start 11)", 11, 1)
+    facts = model.key, model.label, model.seed, model.few_shot_split
+    assert facts == ("bias_seed1_start11", "Bias tuning (seed 1, start 11)", 11, few_shot_split(adapter.notes))
     # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.
     every = experiments.explain.models(
         clip, dataset, [*by_dataset[digits], *by_dataset[fashion]], "float32", on=digits

@@ -92,7 +92,7 @@ def study(
                 tuned.learnables,
                 seed=start_seed(spec, again=is_again),
                 trained_on=dataset.name,
-                split_seed=spec.seed,
+                few_shot_split=str(spec.seed),
             )
         )
     test = dataset.split("test")
