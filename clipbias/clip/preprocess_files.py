@@ -34,6 +34,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ViTImageProcessor": _SIGLIP_DEFAULTS | {"image_mean": HALF, "image_std": HALF, "resample": 2},
 }
 _FAMILIES = {"siglip": "SiglipImageProcessor", "chinese_clip": "ChineseCLIPImageProcessor"}
+# Before the centre is cut out, pictures get at most so many times the model's image size. Published models ask for 1.15
+# times; much more fills the memory with the first picture.
+_MOST_RESIZED = 4
 # Our own key in a file that we write: transformers has no name for the manner of open_clip.
 _LIBRARY = "clipbias_library"
 
@@ -90,6 +93,10 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     image_size = config.vision.image_size
     if side != image_size:
         raise ClipbiasError(f"makes images of {side} pixels where the model takes {image_size}; correct its sizes.")
+    if size > (most := _MOST_RESIZED * image_size):
+        raise ClipbiasError(
+            f"resizes pictures to {size} pixels where the model takes {image_size}; correct size, to at most {most}."
+        )
     resampling = Image.Resampling(settings["resample"]).name.lower()
     library = settings.get(_LIBRARY, "transformers")
     resizing = Resizing(side, None if size == side else size, whole, resampling, library)
