@@ -50,13 +50,13 @@ def sub_folders(folder: Path) -> list[str]:
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
     """Visible image files below `folder`, as sorted relative paths with forward slashes.
 
-    Links to folders inside are not followed.
+    Links to folders inside are not followed. Images whose names are not UTF-8 are left out with a warning.
 
     Returns:
       Those in formats that are read, and those in others, such as HEIC without `pillow-heif`.
 
     Raises:
-      ClipbiasError: a folder cannot be read, or a name in it is not UTF-8.
+      ClipbiasError: a folder cannot be read.
     """
     with _readable(folder):
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
@@ -64,7 +64,16 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     suffixes = IMAGE_SUFFIXES | heif.SUFFIXES if heif.is_installed() else IMAGE_SUFFIXES
     images = [name for name in visible if suffix_of(name) in suffixes]
     others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | heif.SUFFIXES) - suffixes]
-    return sorted(readable_name(name, folder) for name in images), sorted(others)
+    readable = sorted(name for name in images if is_unicode(name))
+    if len(readable) < len(images):
+        nameless = sorted(os.fsencode(name) for name in images if not is_unicode(name))
+        logging.warning(
+            "%s: %d pictures are left out, since their names are not UTF-8 (%s): rename them.",
+            folder,
+            len(nameless),
+            _examples([repr(name) for name in nameless]),
+        )
+    return readable, sorted(others)
 
 
 def suffix_of(name: str) -> str:
@@ -82,14 +91,17 @@ def describe_others(others: Sequence[str]) -> str:
 def warn_of_others(place: Path, others: Sequence[str]) -> None:
     """Logs how many pictures of a folder are not read, and why."""
     if others:
-        examples = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         logging.warning(
             "%s: %d pictures are left out, since their format is not read (%s): %s.",
             place,
             len(others),
-            examples,
+            _examples(others),
             describe_others(others),
         )
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _local_files(top: str) -> Iterator[str]:

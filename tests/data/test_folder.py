@@ -137,12 +137,22 @@ def test_division_equals_a_plain_rendering():
         assert [part.tolist() for part in divide(split, shares)] == [sorted(part) for part in expected]
 
 
-def test_name_that_is_not_utf8(tmp_path):
-    make_classes(tmp_path, ["cat"], 1)
+def test_names_that_are_not_utf8_are_left_out_by_name(tmp_path, caplog):
+    """The other images are read; a class has to have a name."""
+    make_classes(tmp_path, ["cat"], 5)
+    cat = os.fsencode(tmp_path / "cat")
     try:
-        os.rename(os.fsencode(tmp_path / "cat" / "0.png"), os.fsencode(tmp_path / "cat") + b"/\xff.png")
+        os.rename(cat + b"/0.png", cat + b"/\xff.png")
+        os.mkdir(cat + b"/\xfe")
     except OSError:
         pytest.skip("this file system has no such names")
+    os.rename(cat + b"/1.png", cat + b"/\xfe/1.png")
+    dataset = data.load("folder", data_dir=tmp_path)
+    keys = sorted(key for split in dataset.splits.values() for key in split.keys)
+    assert keys == ["cat/2.png", "cat/3.png", "cat/4.png"]
+    assert f"{tmp_path / 'cat'}: 2 pictures are left out, since their names are not UTF-8 (b'" in caplog.text
+    assert r"b'\xff.png'" in caplog.text and r"b'\xfe/1.png'" in caplog.text
+    os.rename(cat, os.fsencode(tmp_path) + b"/\xff")
     with pytest.raises(ClipbiasError, match="not UTF-8; rename it"):
         data.load("folder", data_dir=tmp_path)
 
