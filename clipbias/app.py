@@ -180,7 +180,7 @@ def starting_point(
     test = dataset.split("test")
     known = dataset.class_names
     numbers = [list(test.labels).index(known.index(name)) for name in class_names if name in known][:PICTURES]
-    return [Image.fromarray(test.image(number)) for number in numbers], class_names, template
+    return [test.decode(test.read(number), number) for number in numbers], class_names, template
 
 
 class _Events:

@@ -69,9 +69,14 @@ class Split:
         """Of every image."""
         return [os.path.join(self.source, key) for key in self.keys]
 
-    def image(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 RGB `[h, w, 3]`. Raises `UnreadableImage`."""
-        return np.asarray(transforms.as_rgb(self.decode(self.read(index), index)))
+    def image(self, index: int) -> transforms.Picture:
+        """Image `index` for `predict`, which makes the pixels of it that `evaluate` makes. Raises `UnreadableImage`.
+
+        It is uint8 RGB `[h, w, 3]`. With transparency, a palette or ink it is a Pillow image, since the model's
+        preprocessing says how that becomes RGB.
+        """
+        picture = self.decode(self.read(index), index)
+        return np.asarray(transforms.as_rgb(picture)) if transforms.is_plain(picture) else picture
 
     def decode(self, encoded: bytes, index: int) -> Image.Image:
         """The file `encoded` of image `index` as a Pillow image in its own mode. Raises `UnreadableImage`."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 from numpy.typing import DTypeLike
+from PIL import Image
 
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
@@ -66,8 +67,8 @@ class ImageCache:
         """Stores an image if it fits; returns it, as pixels if these are stored."""
         height, width = transforms.height_and_width(picture)
         size = 3 * height * width
-        if self._fits_as_pixels(size, encoded) and transforms.is_rgb(picture):
-            picture = np.asarray(picture)  # before the lock, since decoding takes long
+        if isinstance(picture, Image.Image) and self._fits_as_pixels(size, encoded) and transforms.is_plain(picture):
+            picture = np.asarray(transforms.as_rgb(picture))  # before the lock, since decoding takes long
         with self._lock:
             if name not in self._images:
                 image: np.ndarray | bytes = encoded
@@ -123,7 +124,7 @@ class Images:
         return len(self.split)
 
     def decoded(self, index: int) -> transforms.Picture:
-        """Image `index` in its own mode, as pixels if it is RGB and the cache has these. Raises `UnreadableImage`."""
+        """Image `index` in its own mode, as pixels if it is plain and the cache has these. Raises `UnreadableImage`."""
         return self._load(index, None)
 
     def evaluated(self, index: int, resizing: transforms.Resizing) -> np.ndarray:

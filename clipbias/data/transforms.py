@@ -109,15 +109,22 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def on_white(image: Image.Image) -> Image.Image:
     """A Pillow image in mode "RGB" as transformers makes it: what is transparent shows white."""
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
+    if not is_transparent(image):
         return as_rgb(image)
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def is_rgb(picture: Picture) -> bool:
-    """Whether a picture has red, green and blue alone."""
-    return isinstance(picture, np.ndarray) or (picture.mode == "RGB" and "transparency" not in picture.info)
+def is_plain(picture: Picture) -> bool:
+    """Whether a picture has levels of red, green and blue or of grey alone: all libraries make the same RGB of them."""
+    if isinstance(picture, np.ndarray):
+        return True
+    return (picture.mode in ("RGB", "L") or picture.mode.startswith("I;16")) and not is_transparent(picture)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a Pillow image has an alpha channel or a transparent colour."""
+    return "A" in image.getbands() or image.info.get("transparency") is not None
 
 
 def check_format(encoded: bytes, key: str) -> None:
@@ -233,7 +240,7 @@ def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = 
     same views in every split. They are uint8. With `mixed`, AugMix mixes each crop with distortions of it, and all
     views are float32 of the same range.
     """
-    rgb = image if isinstance(image, np.ndarray) else np.asarray(as_rgb(image))
+    rgb = image if isinstance(image, np.ndarray) else np.asarray(as_rgb(_before_resizing(image, resizing)))
     rng = _image_rng(rgb, b"views")
     cropped = [train_image(rgb, rng, resizing, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
     if mixed:

@@ -13,6 +13,7 @@ import clipbias
 from clipbias.clip import ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip.encode import preprocess
 from clipbias.clip.preprocess_files import of_open_clip, preprocessor_json, read_preprocessor
+from clipbias.data.files_on_disk import split_of_files
 from clipbias.data.images import pictures as read_pictures
 from clipbias.data.user_images import labelled_split
 from tests.clip import pixels
@@ -57,6 +58,24 @@ def test_a_labelled_split_has_the_same_pixels(tmp_path: Path) -> None:
         assert np.abs(ours - np.delete(expected[name], -2, axis=0)).max() < ROUNDING, name
 
 
+def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp_path: Path) -> None:
+    """Transparency, palettes, grey and ink, by the rule of each library."""
+    names = []
+    for name, image in pixels.pictures().items():
+        names.append(f"{name}.tiff" if name == "ink" else f"{name}.png")
+        image.save(tmp_path / names[-1])
+    square = pixels.pictures()["square"]
+    names.append("transparent colour.png")
+    square.save(tmp_path / names[-1], transparency=square.getpixel((0, 0)))
+    split = split_of_files(tmp_path, names, [0] * len(names))
+    for name, preprocessing in recipes(tmp_path).items():
+        evaluated = preprocessing.normalize(read_pictures(split, range(len(names)), preprocessing.resizing))
+        predicted = preprocess(preprocessing, [split.image(index) for index in range(len(names))])
+        np.testing.assert_array_equal(predicted, evaluated, err_msg=name)
+    plain = [names[index] for index in range(len(names)) if isinstance(split.image(index), np.ndarray)]
+    assert plain == [f"{name}.png" for name in ("square", "margin of 3", "another margin of 3", "odd", "small", "grey")]
+
+
 def test_what_is_written_gives_the_same_pixels(tmp_path: Path) -> None:
     for name, preprocessing in recipes(tmp_path).items():
         again = read(json.loads(preprocessor_json(preprocessing)), tmp_path)
@@ -96,6 +115,7 @@ def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path
         ("resizes the shorter side without a centre crop", {"do_center_crop": False}),
         ("makes images of 6 pixels where the model takes 8", {"crop_size": 6}),
         ("crops 8 pixels out of 7", {"size": 7}),
+        ("resizes pictures to 1000000 pixels where the model takes 8; .* at most 32", {"size": 1_000_000}),
         ("names the image processor 'DonutImageProcessor'", {"image_processor_type": "DonutImageProcessor"}),
         ("has do_resize = false", {"do_resize": False}),
         ("has rescale_factor = 0.5", {"rescale_factor": 0.5}),

@@ -142,6 +142,18 @@ def test_odd_modes_do_what_pillow_does(kind, tmp_path):
     assert decoded.shape == (6, 9, 3)  # EXIF orientation is not applied: the picture stays as stored
 
 
+def test_every_view_shows_transparency_as_the_library_does():
+    levels = np.random.default_rng(1).integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    image = Image.fromarray(levels)
+    resizing = Resizing(8, library="transformers")
+    white = np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image))[..., :3]
+    views = transforms.test_views(image, resizing, 2)
+    np.testing.assert_array_equal(views, transforms.test_views(white, resizing, 2))
+    np.testing.assert_array_equal(
+        transforms.test_views(image, Resizing(8), 2)[1:], transforms.test_views(levels[..., :3], Resizing(8), 2)[1:]
+    )
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_grey_levels_of_sixteen_bits_are_not_cut_off(kind):
     levels = np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9)
