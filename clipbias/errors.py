@@ -1,6 +1,11 @@
 """The exceptions for mistakes of the user."""
 
+from collections.abc import Sequence
+
 from clipbias.terminal import printable
+
+# Images that a message names beside the first.
+_NAMED = 2
 
 
 class ClipbiasError(ValueError):
@@ -22,11 +27,15 @@ class UnreadableImage(ClipbiasError):
       reason: what is wrong with it, a clause.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(
-            f"{reason}; replace the file, or leave it out: --config.on_image_error=skip, in Python "
-            "on_image_error='skip'."
-        )
+    def __init__(self, path: str, reason: str, others: Sequence[str] = ()) -> None:
+        """`others` are the reasons of further images, of which the message has the first."""
+        advice = "replace the file, or leave it out"
+        words = reason
+        if others:
+            advice = "replace the files, or leave them out"
+            more = f"; and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+            words = f"{1 + len(others)} images cannot be read: {'; '.join([reason, *others[:_NAMED]])}{more}"
+        super().__init__(f"{words}; {advice}: --config.on_image_error=skip, in Python on_image_error='skip'.")
         self.path = path
         self.reason = printable(reason)
 

@@ -9,13 +9,17 @@ from absl import logging
 from numpy.typing import DTypeLike
 from PIL import Image
 
+from clipbias import hosts
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
+from clipbias.data.workers import Workers
 from clipbias.errors import UnreadableImage
 
 # The path of an image, and how it was resized; `None` for the whole image.
 _Name = tuple[str, transforms.Resizing | None]
 ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
+# Of more images none is read before a training: that would take minutes.
+MOST_CHECKED = 20_000
 
 
 def unset(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -44,6 +48,9 @@ class ImageCache:
 
     An epoch reads every image once, so images stay until they are dropped: evicting the least recently used would
     remove exactly the image needed next. Safe to use from many threads.
+
+    Attributes:
+      checked: keys of images that `check_readable` has decoded; all are here, whether or not they fit.
     """
 
     def __init__(self, limit: int, expected: int = 0) -> None:
@@ -55,6 +62,7 @@ class ImageCache:
         self._files = 0
         self._file_bytes = 0
         self._lock = threading.Lock()
+        self.checked: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -92,6 +100,7 @@ class ImageCache:
         names = {path for split in splits for path in split.paths}
         with self._lock:
             self._expected = len(names)
+            self.checked &= names
             self._images = {name: image for name, image in self._images.items() if name[0] in names}
             self._bytes = sum(map(_size, self._images.values()))
 
@@ -147,3 +156,45 @@ class Images:
         if error.path not in self.unreadable:
             self.unreadable[error.path] = error.reason
             logging.warning("Skipped: %s.", error.reason)
+
+
+def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers) -> None:
+    """Decodes images once, into their caches, so that a training names all that it cannot read before its first step.
+
+    Over `MOST_CHECKED` images are not read: each is named when a batch needs it.
+
+    Args:
+      lists: the images of the training.
+      resizing: how a training without augmentation keeps images; `None` keeps them whole.
+      workers: the threads.
+
+    Raises:
+      UnreadableImage: it names some of the images, and the number of all.
+    """
+    places = {
+        (id(images.cache), key): (images, index)
+        for images in lists
+        for index, key in enumerate(images.split.keys)
+        if key not in images.cache.checked
+    }
+    if len(places) > MOST_CHECKED:
+        return
+
+    def error_of(place: tuple[Images, int]) -> UnreadableImage | None:
+        images, index = place
+        try:
+            _ = images.decoded(index) if resizing is None else images.evaluated(index, resizing)
+        except UnreadableImage as error:
+            return error
+        return None
+
+    errors: list[UnreadableImage] = []
+    for (images, index), error in zip(places.values(), workers.map(error_of, places.values()), strict=True):
+        hosts.check()
+        if error is None:
+            images.cache.checked.add(images.split.keys[index])
+        else:
+            errors.append(error)
+    if errors:
+        first, *others = errors
+        raise UnreadableImage(first.path, first.reason, [error.reason for error in others]) from first

@@ -106,8 +106,8 @@ def of_fit(
     if selection is not None and held.from_training:
         sentences.append(_of_held_out(selection.best, selection.zero_shot, selection.images, "held-out training image"))
     elif held.choose is not None and not held.from_training:
-        tuned, frozen = compare(job, result.learnables, held)
-        sentences.append(_of_held_out(tuned, frozen, len(held.choose), "validation image"))
+        tuned, frozen, images = compare(job, result.learnables, held)
+        sentences.append(_of_held_out(tuned, frozen, images, "validation image"))
     return tuple(filter(None, sentences))
 
 

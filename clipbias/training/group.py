@@ -12,7 +12,7 @@ from clipbias import hosts
 from clipbias.data.counts import images_per_class
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
-from clipbias.training.job import Logging, Run, TrainJob, TrainResult
+from clipbias.training.job import Logging, Run, TrainJob, TrainResult, check_images, validation_images
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.score import merge_scores, score_test, score_validation
@@ -45,6 +45,8 @@ def train_group(
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
     job = make_job(group, context, _logging(group, context, paths))
+    if group[0].score_on != TEST:
+        check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     result = train_job(job)
     if group[0].score_on == TEST:
         scores = _score_test(group, job, result, paths)

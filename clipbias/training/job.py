@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from clipbias.data import Split
-from clipbias.data.images import Images
+from clipbias.data.images import Images, check_readable
 from clipbias.data.protocols import EvalProtocol
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
@@ -19,6 +19,7 @@ from clipbias.training.progress import Progress
 from clipbias.training.sweep_context import SweepContext
 from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.recipe import Recipe
 
@@ -216,6 +217,20 @@ def check_side_by_side(stages: Sequence[TrainJob]) -> None:
         fastest = stage.plan is None or stage.plan.is_fastest
         if not (is_set or fastest) and len({run.learning_rate for run in stage.runs}) > 1:
             raise NotSideBySide("the learning rates do not fit the memory side by side.")
+
+
+def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
+    """Decodes the training images of a job, and others that it needs, before its first step.
+
+    Raises:
+      UnreadableImage: it names those that cannot be read; none where they are skipped.
+    """
+    if job.context.on_image_error == "skip" or not job.task.method.uses_images:
+        return
+    # Only batches of images as they are evaluated are kept in the size of the model.
+    whole = job.recipe is None or job.recipe.augment or sampling_of(job.task.method) is not None
+    images = [*(run.images for run in job.runs), *map(Images, others)]
+    check_readable(images, None if whole else job.task.clip.preprocessing.resizing, job.context.workers)
 
 
 def validation_images(job: TrainJob) -> list[Split]:

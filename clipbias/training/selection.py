@@ -15,7 +15,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
 from clipbias.data.held_out import HeldOut
 from clipbias.errors import ClipbiasError
-from clipbias.training.job import NotSideBySide, TrainJob
+from clipbias.training.job import NotSideBySide, TrainJob, check_images
 from clipbias.training.progress import Progress
 from clipbias.training.score import score_validation
 from clipbias.training.spec import Row
@@ -53,7 +53,7 @@ class Selection:
     Attributes:
       candidates: at least one, by rising learning rate.
       zero_shot: of the frozen model on the same images.
-      images: their number.
+      images: the number of those that could be read.
       from_training: whether they are training images, which the tuned model learns from in the end.
       options: of the method, as its search selected them.
     """
@@ -135,6 +135,7 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
     rates = job.training.candidates() if compares_rates and has_candidates(job) else ()
     if held.choose is None or not (rates or (held.from_training and searches(job))):
         return None
+    check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
     learnables = _train(trial)
     scores = score_validation(trial, learnables, finite=False)
@@ -146,7 +147,7 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
     selection = Selection(
         candidates=candidates,
         zero_shot=zero_shot(trial),
-        images=len(held.choose),
+        images=scores[0]["validation_images"],
         from_training=held.from_training,
         options={},
     )
@@ -175,11 +176,11 @@ def zero_shot(job: TrainJob) -> Candidate:
     return _candidate(None, score)
 
 
-def compare(job: TrainJob, learnables: Learnables, held: HeldOut) -> tuple[Candidate, Candidate]:
-    """The tuned model of a job of one run, and the frozen one, on held-out images."""
+def compare(job: TrainJob, learnables: Learnables, held: HeldOut) -> tuple[Candidate, Candidate, int]:
+    """The tuned model of a job of one run, and the frozen one, on held-out images; and how many could be read."""
     on_held = with_validation(job, held.choose)
     (score,) = score_validation(on_held, learnables, finite=False)
-    return _candidate(job.runs[0].learning_rate, score), zero_shot(on_held)
+    return _candidate(job.runs[0].learning_rate, score), zero_shot(on_held), score["validation_images"]
 
 
 def _candidate(learning_rate: float | None, score: Row) -> Candidate:

@@ -10,7 +10,7 @@ import numpy as np
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.features import support_features
-from clipbias.training.job import Run, TrainJob, TrainResult, check_side_by_side, plan_stages
+from clipbias.training.job import Run, TrainJob, TrainResult, check_images, check_side_by_side, plan_stages
 from clipbias.training.loop import train
 from clipbias.training.metrics import METRICS
 from clipbias.training.outcomes import EvalInputs, EvalStatic, text_features
@@ -32,6 +32,7 @@ def train_job(job: TrainJob) -> TrainResult:
     method = job.task.method
     if job.teacher is not None:
         check_student(job.task, job.teacher)
+    check_images(job)
     host = Stopwatch()
     stages = plan_stages(job)
     check_side_by_side(stages)

@@ -1,5 +1,6 @@
 """A tiny model and a tiny image set that training tests share."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,11 @@ def colour_split(count: int, seed: int) -> Split:
     return Split(tuple(f"{seed}/{i}.png" for i in range(len(labels))), np.array(labels), encoded.__getitem__)
 
 
+def damaged(split: Split, *broken: int) -> Split:
+    """The split with some images that cannot be decoded."""
+    return dataclasses.replace(split, read=lambda index: b"broken" if index in broken else split.read(index))
+
+
 def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> list[Run]:
     """A run for each seed, on its draw."""
     draws = [protocols.few_shot(dataset, shots=shots, seed=seed) for seed in seeds]
@@ -55,7 +61,7 @@ def group(
 
 
 def make_job(
-    task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, logging: Logging | None = None
+    task: Task, runs: Sequence[Run], recipe: Recipe | None, mesh: Mesh | None = None, logging: Logging | None = None
 ) -> TrainJob:
     """A job of these runs by itself."""
     context = SweepContext(task.clip, {}, Compute(), mesh or meshes.single_device(), dtype=task.classifier.dtype)

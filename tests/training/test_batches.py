@@ -16,7 +16,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
 from clipbias.tuning.recipe import Recipe
 from tests.data.batches import train_batches
-from tests.training.conftest import few_shot_runs
+from tests.training.conftest import damaged, few_shot_runs
 
 SIZE = 16
 RESIZING = Resizing(SIZE)
@@ -70,15 +70,11 @@ def test_they_are_those_of_each_run(
     assert {key: reads.count(key) for key in reads} == dict.fromkeys(set().union(*(split.keys for split in splits)), 1)
 
 
-def damaged(split: Split, *broken: int) -> Images:
-    return Images(Split(split.keys, split.labels, lambda index: b"broken" if index in broken else split.read(index)))
-
-
 def test_images_that_cannot_be_read_are_told_or_masked_and_counted(colours: Dataset, recipe: Recipe) -> None:
     split = colours.split("train")
     with pytest.raises(UnreadableImage, match=rf"{split.keys[2]} cannot be decoded"):
-        list(batches([damaged(split, 2)] * 3, recipe, meshes.single_device()))
-    images = [damaged(split, 2), damaged(split), damaged(split, 0, 5)]
+        list(batches([Images(damaged(split, 2))] * 3, recipe, meshes.single_device()))
+    images = [Images(damaged(split, 2)), Images(split), Images(damaged(split, 0, 5))]
     made = batches(images, recipe, meshes.single_device(), on_error="skip")
     plain = batches([Images(split)] * 3, recipe, meshes.single_device())
     for batch, other in zip(made, plain, strict=True):

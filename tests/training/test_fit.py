@@ -1,6 +1,7 @@
 """`clipbias.fit` and what it returns: the numbers of `clipbias train`, from datasets, arrays and files."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,15 @@ import clipbias
 from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data import Dataset
+from clipbias.data.images import Images, check_readable
+from clipbias.data.workers import Workers
+from clipbias.errors import UnreadableImage
 from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
+from clipbias.training import stages
+from clipbias.training.spec import VALIDATION
 from clipbias.tuning import Recipe
+from tests.training.conftest import damaged
 from tests.training.sweeps import TinySweep
 
 # A few steps are no reason to be better than zero-shot.
@@ -155,6 +162,36 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     np.testing.assert_array_equal(same.confusion, expected)
     none = dataclasses.replace(accuracy, labels=accuracy.labels[:5], predicted=accuracy.predicted[:5])
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
+
+
+def test_broken_images_are_named_together_before_the_first_step(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of training and those that select a learning rate, by `fit` and by a sweep; long lists are not read."""
+    monkeypatch.setattr(stages, "plan_stages", lambda job: pytest.fail("a step was compiled"))
+    train = colours.split("train")
+    splits = {**colours.splits, "train": damaged(train, 0, 4, 9), "val": damaged(colours.split("val"), 3)}
+    dataset = dataclasses.replace(colours, splits=splits)
+    settings: dict[str, Any] = {"progress": False, "mesh": meshes.single_device()}
+    reasons = [f"the image {key} cannot be decoded (cannot identify image file)" for key in train.keys]
+    advice = "replace the files, or leave them out: --config.on_image_error=skip, in Python on_image_error='skip'."
+    with pytest.raises(UnreadableImage) as error:
+        clipbias.fit(clip, "bias", dataset, **settings)
+    assert str(error.value) == (
+        f"4 images cannot be read: {reasons[0]}; {reasons[4]}; {reasons[9]}; and 1 more; {advice}"
+    )
+    of_training = f"3 images cannot be read: {reasons[0]}; {reasons[4]}; {reasons[9]}; {advice}"
+    with pytest.raises(UnreadableImage, match=re.escape(of_training)):  # a quarter of them is held out
+        clipbias.fit(clip, "bias", dataset.split("train"), class_names=colours, **settings)
+    rows = TinySweep(clip, dataset, recipe, tmp_path).rows("bias", shots=(None,), seeds=(1,))
+    assert [row["error"] for row in rows] == [of_training]
+    validated = TinySweep(clip, dataset, recipe, tmp_path / "val").rows(
+        "bias", shots=(None,), seeds=(1,), score_on=VALIDATION
+    )
+    assert validated[0]["error"].startswith("4 images cannot be read: ")
+    # The files of a long list are read by no one but its batches.
+    monkeypatch.setattr("clipbias.data.images.MOST_CHECKED", len(train) - 1)
+    check_readable([Images(dataset.split("train"))], None, Workers(1))
 
 
 def test_a_method_that_learns_nothing_needs_nothing(clip: Clip, colours: Dataset) -> None:

@@ -20,9 +20,10 @@ from clipbias.data.images import Images
 from clipbias.training import caution, selection
 from clipbias.training import mesh as meshes
 from clipbias.training.job import NotSideBySide, Run, TrainJob, TrainResult
+from clipbias.training.stages import train_job
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.learnables import select_run
-from tests.training.conftest import make_job, train_runs
+from tests.training.conftest import damaged, make_job, train_runs
 
 pytestmark = pytest.mark.ci
 
@@ -78,7 +79,6 @@ def test_candidates_that_fail_or_do_not_fit_together(
 ) -> None:
     """One that is not finite is no reason to stop, and those that do not fit the memory are trained one by one."""
     sizes = []
-    train_job = selection.train_job
 
     def train_alone(job: TrainJob) -> TrainResult:
         sizes.append(len(job.runs))
@@ -141,6 +141,22 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Data
     assert any(line.startswith("3 validation images cannot tell whether tuning helped") for line in words) != worse
     learnables = {"constants": {"alpha": np.float32(0.1), "beta": np.float32(5.3)}}
     assert make_method("tip_adapter").searched_options(learnables) == {"alpha": 0.1, "beta": 5.3}
+
+
+def test_held_out_images_that_cannot_be_read_do_not_count(clip: Clip, colours: Dataset) -> None:
+    """Neither those that select a setting, nor those that tell whether the tuned model is better."""
+    train = colours.split("train")
+    held = hold_out(train, None, seed=3)
+    assert held.choose is not None
+    broken = damaged(train, train.keys.index(held.choose.keys[1]))
+    task = Task(clip, "gda", colours, template=colours.template)
+    job = make_job(task, [Run(Images.of(broken), 3, protocols.full(colours))], None)
+    job.context.on_image_error = "skip"
+    selected = selection.select(job, hold_out(broken, None, seed=3), compares_rates=False)
+    assert selected is not None and selected.images == len(held.choose) - 1 == 2
+    learnables = train_job(job).learnables
+    held = hold_out(broken, damaged(colours.split("val"), 4), seed=3)
+    assert selection.compare(job, learnables, held)[2] == 5
 
 
 def test_a_model_that_got_worse_says_so(clip: Clip, colours: Dataset) -> None:
