@@ -8,7 +8,7 @@ import pytest
 
 from clipbias.data import pipeline, transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import ImageCache, Images, unset
+from clipbias.data.images import ImageCache, Images, check_readable, unset
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.batches import train_batches
@@ -260,6 +260,29 @@ def test_images_of_one_cache_are_decoded_once():
     assert len(cache) == 1 and cache.get(("4.png", None)) is None
     np.testing.assert_array_equal(sources[1].decoded(0), transforms.decode(split.read(4), ""))
     assert reads == [4] and len(cache) == 2
+
+
+def test_images_are_checked_once_and_kept_as_the_training_takes_them():
+    reads = []
+    split = make_split(6)
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    with Workers(2) as workers:
+        for resizing, crop in ((None, 0.5), (RESIZING, None)):
+            cache = ImageCache(1 << 20)
+            sources = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
+            check_readable(sources, resizing, workers)
+            check_readable(sources, resizing, workers)
+            train(sources[0], batch_size=6, crop=crop)
+            assert sorted(reads) == [*range(6)] and len(cache) == 6
+            reads.clear()
+        small = Images(counted, ImageCache(0))  # what does not fit is not decoded again either
+        check_readable([small], None, workers)
+        check_readable([small], None, workers)
+        assert sorted(reads) == [*range(6)]
+        small.cache.keep_only([split.subset([3])])
+        reads.clear()
+        check_readable([small], None, workers)
+        assert sorted(reads) == [0, 1, 2, 4, 5]
 
 
 def test_abandoned_batches_end_their_threads():
