@@ -24,7 +24,7 @@ FILES = (
     "vocab.txt",
 )
 CLIP_VOCABULARY = 49408
-# OpenAI's list of byte-pair merges (github.com/openai/CLIP, MIT licence), of which CLIP uses the first.
+# The byte-pair merges that CLIP uses, the first fifth of OpenAI's list (github.com/openai/CLIP, MIT licence).
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -103,7 +103,7 @@ def clip_tokenizer() -> Tokenizer:
     text = gzip.decompress((resources.files("clipbias") / "assets" / MERGES).read_bytes()).decode("utf-8")
     alphabet = list(_byte_alphabet())
     # The vocabulary holds every byte twice (inside a word and at its end), the merges, and two special tokens.
-    merges = [tuple(line.split()) for line in text.split("\n")[1 : 1 + CLIP_VOCABULARY - 2 * len(alphabet) - 2]]
+    merges = [tuple(line.split()) for line in text.splitlines()[1:]]
     pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return import_transformers().CLIPTokenizerFast(vocab=vocabulary, merges=merges, model_max_length=77)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
+from PIL import Image
 
 from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
@@ -41,9 +42,14 @@ def load(name: str, *, template: str | None = None) -> Dataset:
     keys_of: dict[str, list[str]] = {}
     for key in archive.namelist()[1:]:
         keys_of.setdefault(key.partition("/")[0], []).append(key)
-
     def checksums(paths: Sequence[str]) -> list[int]:
         return [archive.getinfo(path.removeprefix(f"{name}/")).CRC for path in paths]
+
+    side = description.get("side")
+
+    def read(key: str) -> bytes:
+        content = archive.read(key)
+        return content if side is None else enlarge(content, side)
 
     splits = {}
     for split_name, keys in keys_of.items():
@@ -51,11 +57,22 @@ def load(name: str, *, template: str | None = None) -> Dataset:
         splits[split_name] = Split(
             tuple(keys),
             np.asarray(labels),
-            lambda index, keys=keys: archive.read(keys[index]),  # type: ignore[misc]
+            lambda index, keys=keys: read(keys[index]),  # type: ignore[misc]
             source=name,
             contents=checksums,
         )
     return Dataset(name, class_names, description["template"] if template is None else template, splits)
+
+
+def enlarge(scan: bytes, side: int) -> bytes:
+    """A small image file as a square one, smooth between its pixels, so that crops of it have detail to show.
+
+    An archive has scans as they are: enlarged, they would be ten times as large, and add nothing.
+    """
+    image = Image.open(io.BytesIO(scan)).resize((side, side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=True, quality=0, method=0)  # the fastest: it is decoded at once
+    return buffer.getvalue()
 
 
 @functools.cache

@@ -74,7 +74,8 @@ def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Pat
     assert call(python, "script.py", cwd=source.parent) == f"{__version__}\n"
 
 
-def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+def test_every_file_of_the_package_is_in_a_small_wheel(wheel: Path) -> None:
+    assert wheel.stat().st_size <= 14e6
     inside = set(zipfile.ZipFile(wheel).namelist())
     for name in ("clipbias", "configs", "experiments"):
         files = {path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts}

@@ -50,6 +50,7 @@ class DemoDataset:
       image: `(split, label, index)` to uint8 `[R, R, 3]`. The index counts the images of the whole split, which are
         ordered by class.
       quality: Of WebP; 100 is lossless.
+      side: What an image is enlarged to when it is read; None leaves it as it is packed.
     """
 
     class_names: tuple[str, ...]
@@ -57,6 +58,7 @@ class DemoDataset:
     sizes: Mapping[str, int]
     image: Callable[[str, int, int], np.ndarray]
     quality: int = 100
+    side: int | None = None
 
     def images(self) -> Iterator[tuple[str, str, int, int]]:
         """Every image's key with its split, label and index."""
@@ -89,14 +91,12 @@ def digits() -> DemoDataset:
     sizes = {"train": 20, "val": 12, "test": 112}
     by_split = _in_turn(np.random.default_rng(0).permutation(len(scans)), bunch.target, sizes)
     return DemoDataset(
-        DIGIT_NAMES, "a photo of the digit {}.", sizes, lambda split, _, index: enlarge(scans[by_split[split][index]])
+        DIGIT_NAMES,
+        "a photo of the digit {}.",
+        sizes,
+        lambda split, _, index: np.repeat(scans[by_split[split][index]][..., None], 3, axis=-1),
+        side=48,
     )
-
-
-def enlarge(scan: np.ndarray, size: int = 48) -> np.ndarray:
-    """An `[8, 8]` scan as `[size, size, 3]`, smooth between its pixels, so that crops of it have detail to show."""
-    image = Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC)
-    return np.repeat(np.asarray(image)[..., None], 3, axis=-1)
 
 
 def idx(path: Path) -> np.ndarray:
@@ -165,7 +165,10 @@ def compress(name: str, arguments: tuple[str, int, int], *, method: int = 6) -> 
 def pack(path: Path, dataset: DemoDataset, images: Sequence[bytes]) -> None:
     """Writes an archive that `clipbias.data.demo` reads: a description, and the images in the order of their keys."""
     names = [DESCRIPTION, *(key for key, *_ in dataset.images())]
-    description = json.dumps({"class_names": dataset.class_names, "template": dataset.template}, indent=2)
+    facts = {"class_names": dataset.class_names, "template": dataset.template}
+    if dataset.side is not None:
+        facts["side"] = dataset.side
+    description = json.dumps(facts, indent=2)
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, content in zip(names, [description.encode(), *images], strict=True):
             archive.writestr(zipfile.ZipInfo(name), content)  # with a fixed date: the same images, the same file
