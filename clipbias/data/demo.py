@@ -71,7 +71,7 @@ def enlarge(scan: bytes, side: int) -> bytes:
     """
     image = Image.open(io.BytesIO(scan)).resize((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True, quality=0, method=0)  # the fastest: it is decoded at once
+    image.save(buffer, "BMP")  # uncompressed, since it is decoded at once, and the same bytes with any library
     return buffer.getvalue()
 
 
