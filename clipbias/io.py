@@ -197,6 +197,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(temporary, path)
 
 
+def check_new_folder(path: str | os.PathLike) -> None:
+    """Raises `ClipbiasError` if `path` exists and is not an empty folder, or cannot be opened."""
+    folder = data_path(path)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ClipbiasError(f"{path} exists already; remove it or choose another folder.")
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder, which becomes `path` when the block ends without an error.
@@ -204,9 +211,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       ClipbiasError: `path` exists and is not an empty folder, or cannot be written.
     """
+    check_new_folder(path)
     path = data_path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ClipbiasError(f"{path} exists already; remove it or choose another folder.")
     with _temporary(path, "choose another folder") as temporary:
         temporary.mkdir()
         yield temporary

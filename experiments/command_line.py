@@ -23,6 +23,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is wr
 CONFIGS = Path(str(configs.__file__)).parent
 # `config_flags` knows no None.
 _UNSET = re.compile(r"--?config\.([^=]+)=None")
+# What its errors, and Python's, say of a setting below a name that has none.
+_NO_SETTING = re.compile(r"^'([\w.]+)'$|lookup: ([\w.]+)|^Override ([\w.]+) can not|object has no attribute '(\w+)'")
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
@@ -142,7 +144,9 @@ def _sentence(error: BaseException) -> str:
     text = ". ".join(line.removesuffix(".") for line in lines)
     if "Traceback" in text:  # of a configuration file
         return f"{text.partition(': ')[0]}: {lines[-1]}"
-    if isinstance(error, AttributeError):
+    if isinstance(error, AttributeError | KeyError | ValueError) and (match := _NO_SETTING.search(text)):
+        return f"there is no setting {match[match.lastindex or 0]!r}; see --help."
+    if isinstance(error, AttributeError | KeyError):
         return f"there is no setting {text}"
     return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"
 

@@ -94,7 +94,11 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
     # Each host may have its own path to the same folder.
     hosts.assert_same("the configuration", {**as_json(settings), "workdir": None})
     if not dry_run:
-        say(f"{binary_of(main)}: everything is written to {folder}, the settings to {CONFIG} there")
+        output = getattr(settings, "output", None)
+        places = f"everything is written to {folder}"
+        if output is not None:
+            places = f"the result is written to {output}, everything else to {folder}"
+        say(f"{binary_of(main)}: {places}, the settings to {CONFIG} there")
     return settings
 
 

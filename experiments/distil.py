@@ -7,18 +7,24 @@
 One vector per layer, LayerNorms and LoRA learn the adapter's predictions on unlabelled images: training and validation
 images of the adapter's dataset, or those of a folder. The smallest that agrees with the adapter as the best does is
 folded into the weights. What it loses is measured on images that were used nowhere else (docs/distil.md). Continues
-where it stopped.
+where it stopped; a command that is finished says so again.
 """
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
+
+from etils import epath
 
 import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.data.user_images import labelled_split
 from clipbias.distillation import DistilImages, distil_model, images_of_dataset, images_without_labels
 from clipbias.errors import ClipbiasError
+from clipbias.export import export
+from clipbias.export.card import certified_sentences
+from clipbias.io import check_new_folder, data_path
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.job import Logging
@@ -26,13 +32,16 @@ from clipbias.training.predictions import fingerprint
 from clipbias.training.progress import Progress
 from clipbias.training.spec import stable_hash
 from clipbias.training.sweep_context import SweepContext
-from clipbias.training.workdir import open_workdir
+from clipbias.training.workdir import ADAPTER, open_workdir
+from clipbias.tuning.adapter import read_adapter
 from configs.distil import DistilSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapter, find_images
 
 _CONFIG = "configs/distil.py"
+# The note of an exported adapter that names the teacher, images, student and options that it was made of.
+_MADE_OF = "distillation"
 
 
 def main(settings: DistilSettings, workdir: Path) -> None:
@@ -56,21 +65,43 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         )
         teacher = fingerprint(model.task, model.learnables, adapter.method, images.fitted)
         key = stable_hash([teacher, student.fingerprint, dataclasses.asdict(settings.options)])
-        distilled = distil_model(
-            model,
-            images,
-            settings.options,
-            context,
-            Logging(
-                checkpoints=workdir / "checkpoints" / key,
-                checkpoint_seconds=settings.compute.checkpoint_seconds,
-                progress=Progress(0, title="distil"),
-            ),
-        )
+        checkpoints = workdir / "checkpoints" / key
+        # Before hours of training, not after them.
+        sentences = hosts.from_first(lambda: finished_sentences(settings.output, key))
+        words = "already; this command was finished before"
+        if not sentences:
+            distilled = distil_model(
+                model,
+                images,
+                settings.options,
+                context,
+                Logging(
+                    checkpoints=checkpoints,
+                    checkpoint_seconds=settings.compute.checkpoint_seconds,
+                    progress=Progress(0, title="distil"),
+                ),
+            )
+            sentences = distilled.certificate.sentences()
+            if hosts.is_first():
+                form = export(distilled.model.to_adapter({_MADE_OF: key}), student, settings.output)
+                words = f"as a {form}"
         if hosts.is_first():
-            form = distilled.model.export(settings.output)
-            common.tell(*distilled.certificate.sentences())
-            common.tell(f"{settings.output} holds it as a {form}.")
+            epath.Path(checkpoints).rmtree(missing_ok=True)
+            common.tell(*sentences, f"{settings.output} holds it {words}.")
+
+
+def finished_sentences(output: str, key: str) -> list[str]:
+    """The certificate of a command that was finished before; empty if there is nothing in the folder to write.
+
+    Raises:
+      ClipbiasError: the folder holds something else.
+    """
+    file = data_path(output) / ADAPTER
+    with contextlib.suppress(ClipbiasError):  # something else, which is refused below
+        if file.is_file() and (notes := read_adapter(file).notes).get(_MADE_OF) == key:
+            return certified_sentences(notes)
+    check_new_folder(output)
+    return []
 
 
 def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages:

@@ -62,6 +62,10 @@ REFUSED = [
     ("predict --relevancy", "there is no flag --relevancy; did you mean --config.relevancy?"),
     ("train --config.shots", "Missing value for flag --config.shots"),
     ("train --config.shot=None", "setting 'shot'. Did you mean"),
+    ("distil --config.options.steps=6", "there is no setting 'options'; see --help."),
+    ("distil --config.mesh.run.x=2", "there is no setting 'mesh.run.x'; see --help."),
+    ("distil --config.form.x=2", "there is no setting 'form.x'; see --help."),
+    ("distil --config.steps.x=None", "there is no setting 'x'; see --help."),
     ("train --config.seed=None --config.model=demo", "seed is None; it must be a whole number from 0"),
     (
         "train --config=configs/train.py --config.seed=1 --config configs/train.py:ivlp",
