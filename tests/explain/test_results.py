@@ -1,11 +1,13 @@
 """What a study's files give back is what was written, array by array."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
-from clipbias.explain.results import ARRAYS, load_arrays, load_results, save_results
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import ARRAYS, SCALARS, files, load_arrays, load_results, save_results
 from tests.report.synthetic import synthetic_results
 
 
@@ -52,3 +54,45 @@ def test_what_is_no_number_stays_none(tmp_path):
     results.decomposition["ivlp"] = dataclasses.replace(results.decomposition["ivlp"], vision=vision)
     save_results(tmp_path, results)
     assert np.isnan(load_results(tmp_path).decomposition["ivlp"].vision.mean_error.constancy)
+
+
+MEAN = "relevancy/ivlp/corrected/vision/tuned/mean"
+IN_WORDS = r"relevancy\['ivlp'\].corrected.vision.tuned.mean"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("clip/patches", "many", "clip.patches holds 'many', not a whole number"),
+        ("clip/patches", 2.5, "clip.patches holds 2.5, not a whole number"),
+        ("clip/name", ["demo"], r"clip.name holds \['demo'\], not a text"),
+        ("seconds", "1.5", "seconds holds '1.5', not a number"),
+        ("models", "ivlp", "models holds 'ivlp', not a list"),
+        ("models", [1, 2], "models holds values of the wrong kind"),
+        ("relevancy", [], "relevancy holds values of the wrong kind"),
+        ("sections", ["relevancy", 7], "sections holds 7, not a text"),
+        ("dataset/more", 1, "dataset has an unknown field more"),
+        (MEAN, "high", f"{IN_WORDS} holds 'high', not an array"),
+        (MEAN, {"npz": "predictions/labels"}, f"{IN_WORDS} holds .*'predictions/labels'.*, not an array"),
+        (MEAN, {"npz": ["mean"]}, f"{IN_WORDS} holds .*, not an array"),
+        ("dataset/split", None, "dataset.split holds None, not a text"),
+        ("dataset/split", ..., "dataset.split is missing"),
+    ],
+)
+def test_an_edited_field_is_named(tmp_path, place, value, words):
+    """Although its digest was made anew."""
+    save_results(tmp_path, synthetic_results(pictures=1))
+    content = json.loads((tmp_path / SCALARS).read_text())
+    inside = content
+    *parents, last = place.split("/")
+    for parent in parents:
+        inside = inside[parent]
+    if value is ...:
+        del inside[last]
+    else:
+        inside[last] = value
+    del content["sha256"]
+    (tmp_path / SCALARS).write_text(json.dumps({**content, "sha256": files._digest(content)}))
+    with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json is not as it was written: {words}; ") as error:
+        load_results(tmp_path)
+    assert "\n" not in str(error.value)

@@ -10,14 +10,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import cattrs
+import cattrs.v
 import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results.study import StudyResults
-from clipbias.io import atomic_path, check_file, read_json, sha256, write_text
+from clipbias.io import atomic_path, check_file, read_json, sha256, shorten, write_text
 
 FORMAT = 7
 ARRAYS = "results.npz"
@@ -64,7 +65,14 @@ def load_results(folder: str | os.PathLike) -> StudyResults:
             f"{arrays_path} is damaged, or of another study than {scalars_path.name} beside it; run the study again."
         )
     del content["format"]
-    return _CODEC.structure(_with_arrays(content, load_arrays(arrays_path)), StudyResults)
+    try:
+        return _CODEC.structure(_with_arrays(content, "", load_arrays(arrays_path)), StudyResults)
+    except Exception as error:  # of a file that was edited: of whatever kind, with an error for each field in it
+        problem, _, field = cattrs.v.transform_error(error, "", _problem)[0].rpartition(" @ ")
+        raise ClipbiasError(
+            f"{scalars_path} is not as it was written: {field.removeprefix('.') or 'the whole'} {problem}; delete it "
+            "and run the study again."
+        ) from error
 
 
 def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -103,13 +111,13 @@ def _without_arrays(value: Any, place: str, arrays: dict[str, np.ndarray]) -> An
     return value
 
 
-def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def _with_arrays(value: Any, place: str, arrays: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
-        if value.keys() == {_ARRAY}:
-            return arrays[value[_ARRAY]]
-        return {key: _with_arrays(item, arrays) for key, item in value.items()}
+        if value == {_ARRAY: place} and place in arrays:
+            return arrays[place]
+        return {key: _with_arrays(item, f"{place}/{key}" if place else key, arrays) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_arrays(item, arrays) for item in value]
+        return [_with_arrays(item, f"{place}/{number}", arrays) for number, item in enumerate(value)]
     return value
 
 
@@ -117,11 +125,55 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _problem(error: BaseException, kind: type | None) -> str:
+    """A field's error in words."""
+    if isinstance(error, ClipbiasError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return "is missing"
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        return f"has an unknown field {min(error.extra_fields)}"
+    return "holds values of the wrong kind"
+
+
+def _check(value: object, kinds: type | tuple[type, ...], words: str) -> None:
+    """Raises `ClipbiasError` for a value of another kind, which cattrs would convert."""
+    if not isinstance(value, kinds):
+        raise ClipbiasError(f"holds {shorten(repr(value))}, not {words}")
+
+
 def _codec() -> cattrs.Converter:
     codec = cattrs.Converter(forbid_extra_keys=True)
     codec.register_unstructure_hook(float, _finite)
-    codec.register_structure_hook(float, lambda value, _: np.nan if value is None else float(value))
-    codec.register_structure_hook(np.ndarray, lambda value, _: value)
+
+    def array(value: Any, _: Any) -> np.ndarray:
+        _check(value, np.ndarray, "an array")
+        return value
+
+    def text(value: Any, _: Any) -> str:
+        _check(value, str, "a text")
+        return value
+
+    def boolean(value: Any, _: Any) -> bool:
+        _check(value, bool, "true or false")
+        return value
+
+    def whole(value: Any, _: Any) -> int:
+        is_key = isinstance(value, str) and value.isdecimal()  # of a dictionary by numbers; JSON has texts there
+        _check(int(value) if is_key else value, int, "a whole number")
+        return int(value)
+
+    def number(value: Any, _: Any) -> float:
+        _check(value, (int, float, type(None)), "a number")
+        return np.nan if value is None else float(value)
+
+    def values(value: Any, kind: Any) -> tuple[Any, ...]:
+        _check(value, list, "a list")
+        return tuple(codec.structure(item, get_args(kind)[0]) for item in value)
+
+    for kind, hook in ((np.ndarray, array), (str, text), (bool, boolean), (int, whole), (float, number)):
+        codec.register_structure_hook(kind, hook)
+    codec.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, values)
     codec.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     return codec
 
