@@ -12,6 +12,7 @@ from clipbias.data.confusion import class_summary
 from clipbias.training.calibration import Outcome
 from clipbias.training.evaluator import score
 from clipbias.training.score import merge_scores
+from clipbias.tuning.adapter import Adapter, write_adapter
 from tools import recompute
 
 CLASSES = [f"class {number}" for number in range(6)]
@@ -19,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def _evaluation(folder: Path, name: str, seed: int) -> dict:
-    """Writes random predictions and returns their score."""
+    """Writes random predictions, with their name as fingerprint, and returns their score."""
     stream = np.random.default_rng(seed)
     labels = stream.integers(0, len(CLASSES), 200)
     logits = stream.normal(size=(200, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
@@ -29,6 +30,7 @@ def _evaluation(folder: Path, name: str, seed: int) -> dict:
     label = logits[np.arange(200), labels] - total
     arrays = {"images": np.arange(200).astype(str), "labels": labels.astype(np.int32)}
     arrays |= {"predicted": logits.argmax(1).astype(np.int32), "class_names": np.asarray(CLASSES)}
+    arrays["fingerprint"] = np.asarray(name)
     np.savez(folder / "predictions" / f"{name}.npz", log_probs=np.c_[five, label, total].astype(np.float16), **arrays)
     scores = score(Outcome(arrays["predicted"] == labels, np.exp(total - highest) - 1, highest), None)
     return scores | {"class_summary": class_summary(labels, arrays["predicted"], CLASSES)}
@@ -43,7 +45,8 @@ def folder(tmp_path: Path) -> Path:
         files = {name: f"bias-{name}-{seed}" for name in names}
         scores = {name: _evaluation(tmp_path, file, seed) for name, file in files.items()}
         facts = {"method": "bias", "dataset": "demo/fashion", "shots": 4, "seed": seed, "status": "ok"}
-        rows.append(facts | {"predictions": files} | merge_scores(scores))
+        facts |= {"key": f"key {seed}", "predictions": files, "fingerprints": files}
+        rows.append(facts | merge_scores(scores))
     _write_rows(tmp_path, rows)
     return tmp_path
 
@@ -83,6 +86,7 @@ def test_rows_of_the_evaluator_agree(folder: Path, capsys: pytest.CaptureFixture
         (0, lambda row: row.pop("calibration"), "test: the row lacks a number: KeyError('calibrations')"),
         (0, lambda row: row.update(accuracy="high"), "test: accuracy is high in the row, "),
         (0, lambda row: row.pop("predictions"), "the row names no predictions"),
+        (0, lambda row: row.pop("fingerprints"), "test: the row has no fingerprint of its predictions"),
         (0, lambda row: row["predictions"].update(test="elsewhere"), "test: cannot read elsewhere.npz: FileNotFound"),
     ],
 )
@@ -149,6 +153,57 @@ def test_a_forged_accuracy_of_100_is_told(folder: Path, capsys: pytest.CaptureFi
     _write_rows(folder, rows)
     words = f"test: {200 - correct} images without a prediction (-1): with all of them wrong {correct / 2:.2f} %"
     assert words in _lines(folder, capsys)
+
+
+def test_rows_that_exchange_predictions_and_scores_are_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = (
+        {"method": "bias", "dataset": "demo/fashion", "shots": 4, "seed": seed, "status": "ok", "key": f"key {seed}"}
+        | {"fingerprints": {"test": f"bias-test-{seed}"}}
+        for seed in (7, 8)
+    )
+    scores = [
+        {"predictions": {"test": f"bias-test-{seed}"}}
+        | merge_scores({"test": _evaluation(folder, f"bias-test-{seed}", seed)})
+        for seed in (7, 8)
+    ]
+    rows = [first | scores[0], second | scores[1]]
+    for row in rows:
+        notes = {"key": row["key"], "accuracy": row["accuracy"], "fingerprints": row["fingerprints"]}
+        adapter = Adapter({}, "zero_shot", {}, tuple(CLASSES), "a {}.", "demo", "0", notes)
+        write_adapter(folder / "adapters" / f"{row['seed']}.safetensors", adapter)
+    _write_rows(folder, rows)
+    assert _lines(folder, capsys) == []
+    exchanged = [first | scores[1], second | scores[0]]
+    words = "its adapter has another accuracy"
+    _write_rows(folder, exchanged)
+    others = [f"test: bias-test-{seed}.npz has the predictions of another run" for seed in (8, 7)]
+    assert _lines(folder, capsys) == [words, others[0], words, others[1]]
+    _write_rows(folder, [row | {"fingerprints": row["predictions"]} for row in exchanged])
+    assert _lines(folder, capsys) == ["its adapter has another accuracy, fingerprints"] * 2
+
+
+def test_a_run_is_listed_once(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = _read_rows(folder)
+    _write_rows(folder, [*rows, rows[0]])
+    assert _lines(folder, capsys) == ["the run is listed twice"]
+    _write_rows(folder, rows)
+    assert recompute.main([str(folder), f"{folder}/../{folder.name}"]) == 0
+    assert capsys.readouterr().out.startswith("2 of 2 rows agree")
+
+
+def test_a_failure_with_results_is_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = _read_rows(folder)
+    names = ("method", "dataset", "shots", "seed", "key")
+    failed = {name: rows[0][name] for name in names} | {"status": "failed", "error": "broken"}
+    _write_rows(folder, [failed, rows[1]])
+    assert recompute.main([str(folder)]) == 0
+    assert capsys.readouterr().out == "1 of 1 rows agree with their predictions; 1 run failed. Neither is trusted.\n"
+    _write_rows(folder, [rows[0] | failed, rows[1]])
+    assert _lines(folder, capsys) == ["the run counts as failed, but has results"]
+    adapter = Adapter({}, "zero_shot", {}, tuple(CLASSES), "a {}.", "demo", "0", {"key": "key 0"})
+    write_adapter(folder / "adapters" / "bias.safetensors", adapter)
+    _write_rows(folder, [failed, rows[1]])
+    assert _lines(folder, capsys) == ["the run counts as failed, but has results"]
 
 
 def test_folders_without_rows_are_refused(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
     python -m tools.recompute workdir/demo
     python -m tools.recompute /results/lab/most_shots /results/lab/few_shot
 
-Prints one line per problem and ends with status 1 if there is any. It shares no code with what wrote the rows. It
-trusts neither rows nor predictions: whoever can change one can change the other.
+Prints one line per problem and ends with status 1 if there is any. It shares no code with what wrote the rows. Rows
+have the fingerprints of their predictions, and adapters the facts of their rows. It trusts none of the three: whoever
+can change one can change the others.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -20,9 +22,14 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.sentences import counted
 from clipbias.terminal import printable
+from clipbias.training.sweep_paths import ADAPTERS
+from clipbias.training.workdir import ADAPTER
+from clipbias.tuning.adapter import read_adapter
 from experiments import common
 
 BINS = 15
+# How a row stands.
+AGREES, DIFFERS, FAILED = "agrees", "differs", "failed"
 # A row's fields with one evaluation, and with several.
 FIELDS = {
     "accuracy": "accuracies",
@@ -125,17 +132,34 @@ def scores_of(row: Mapping[str, Any], evaluation: str) -> dict[str, object]:
         raise ValueError(f"the row lacks a number: {error!r}") from error
 
 
-def check_row(row: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """Yields a sentence for each problem of a row of a work folder."""
+def adapter_notes(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """What the adapters of a work folder say of their runs, by the keys of the rows. Raises `ClipbiasError`."""
+    files = [path for path in (folder / ADAPTER, *sorted((folder / ADAPTERS).glob("*.safetensors"))) if path.exists()]
+    notes = [read_adapter(path).notes for path in files]
+    return {str(of_run["key"]): of_run for of_run in notes if "key" in of_run}
+
+
+def check_row(row: Mapping[str, Any], folder: Path, notes: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yields a sentence for each problem of a row of a work folder; `notes` are its adapter's, if it has one."""
+    if row.get("status") == "failed":
+        if notes is not None or "accuracy" in row or "predictions" in row:
+            yield "the run counts as failed, but has results"
+        return
+    if others := sorted(name for name in row.keys() & (notes or {}).keys() if row[name] != (notes or {})[name]):
+        yield f"its adapter has another {', '.join(others)}"
     files = row.get("predictions")
     if not isinstance(files, dict) or not files:
         yield "the row names no predictions"
         return
     for evaluation, name in files.items():
         try:
-            problems = list(
-                compare(scores_of(row, evaluation), read_predictions(folder / "predictions" / f"{name}.npz"))
-            )
+            arrays = read_predictions(folder / "predictions" / f"{name}.npz")
+            problems = list(compare(scores_of(row, evaluation), arrays))
+            fingerprint = (row.get("fingerprints") or {}).get(evaluation)
+            if fingerprint is None:
+                problems.append("the row has no fingerprint of its predictions")
+            elif fingerprint != str(arrays.get("fingerprint")):
+                problems.append(f"{name}.npz has the predictions of another run")
         except ValueError as error:
             problems = [str(error)]
         yield from (f"{evaluation}: {problem}" for problem in problems)
@@ -145,19 +169,26 @@ def main(folders: Sequence[str]) -> int:
     """Prints the problems of all rows; returns the exit status."""
     if not folders:
         raise ClipbiasError("give work folders of `train` or `table1`: python -m tools.recompute workdir/demo.")
-    rows = [(folder, row) for folder in map(Path, folders) for row in read_json_lines(folder / "results.jsonl")]
-    rows = [(folder, row) for folder, row in rows if row.get("status") != "failed"]
-    if not rows:
+    different = {Path(folder).resolve(): Path(folder) for folder in folders}.values()
+    counts = Counter[str]()
+    for folder in different:
+        notes = adapter_notes(folder)
+        keys = set[object]()
+        for row in read_json_lines(folder / "results.jsonl"):
+            key = str(row.get("key"))
+            problems = ["the run is listed twice"] if key in keys else list(check_row(row, folder, notes.get(key)))
+            keys.add(key)
+            failed = row.get("status") == "failed" and not problems
+            counts.update([FAILED if failed else DIFFERS if problems else AGREES])
+            run = ", ".join(f"{name} {row.get(name)}" for name in ("method", "dataset", "shots", "seed"))
+            for problem in problems:
+                print(printable(f"{folder}: {run}: {problem}"))
+    if not counts:
         raise ClipbiasError("none of the folders has a results.jsonl with rows.")
-    differ = 0
-    for folder, row in rows:
-        problems = list(check_row(row, folder))
-        differ += bool(problems)
-        run = ", ".join(f"{name} {row.get(name)}" for name in ("method", "dataset", "shots", "seed"))
-        for problem in problems:
-            print(printable(f"{folder}: {run}: {problem}"))
-    print(f"{len(rows) - differ} of {len(rows)} rows agree with their predictions. Neither is trusted.")
-    return int(differ > 0)
+    failed_runs = f"; {counted(counts[FAILED], 'run')} failed" if counts[FAILED] else ""
+    compared = counts[AGREES] + counts[DIFFERS]
+    print(f"{counts[AGREES]} of {compared} rows agree with their predictions{failed_runs}. Neither is trusted.")
+    return int(counts[DIFFERS] > 0)
 
 
 if __name__ == "__main__":

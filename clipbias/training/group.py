@@ -110,11 +110,12 @@ def _logging(group: Group, context: SweepContext, paths: SweepPaths) -> Logging:
 def _score_test(group: Group, job: TrainJob, result: TrainResult, paths: SweepPaths) -> list[Row]:
     """Scores the runs on test images, and saves their predictions."""
     scores: dict[str, Sequence[Row]] = {}
+    fingerprints: list[dict[str, str]] = [{} for _ in group]
     for evaluation in job.protocol.evaluations:
         tested = score_test(job, result.learnables, evaluation)
         scores[evaluation.name] = tested.scores
         for run, spec in enumerate(group if hosts.is_first() else ()):
-            save_predictions(
+            fingerprints[run][evaluation.name] = save_predictions(
                 paths.workdir,
                 paths.predictions(spec, evaluation.name),
                 tested.task,
@@ -127,7 +128,8 @@ def _score_test(group: Group, job: TrainJob, result: TrainResult, paths: SweepPa
     rows = []
     for run, spec in enumerate(group):
         names = {name: predictions_name(paths.predictions(spec, name)) for name in scores}
-        rows.append({"predictions": names, **merge_scores({name: of_runs[run] for name, of_runs in scores.items()})})
+        facts = {"predictions": names, "fingerprints": fingerprints[run]}
+        rows.append(facts | merge_scores({name: of_runs[run] for name, of_runs in scores.items()}))
     return rows
 
 

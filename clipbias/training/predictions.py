@@ -63,8 +63,13 @@ def save_predictions(
     split: Split,
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
-) -> None:
-    """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1."""
+) -> str:
+    """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1.
+
+    Returns:
+      The fingerprint of all inputs.
+    """
+    inputs = fingerprint(task, learnables, method, split)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
@@ -74,9 +79,10 @@ def save_predictions(
             labels=np.asarray(split.labels, np.int32),
             predicted=np.asarray(predicted, np.int32),
             class_names=np.asarray(task.class_names),
-            fingerprint=np.asarray(fingerprint(task, learnables, method, split)),
+            fingerprint=np.asarray(inputs),
             **({} if log_probs is None else {"log_probs": log_probs}),
         )
+    return inputs
 
 
 class KnownPredictions:
