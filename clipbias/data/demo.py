@@ -42,6 +42,7 @@ def load(name: str, *, template: str | None = None) -> Dataset:
     keys_of: dict[str, list[str]] = {}
     for key in archive.namelist()[1:]:
         keys_of.setdefault(key.partition("/")[0], []).append(key)
+
     def checksums(paths: Sequence[str]) -> list[int]:
         return [archive.getinfo(path.removeprefix(f"{name}/")).CRC for path in paths]
 
