@@ -12,7 +12,7 @@ LANGUAGES = ("bash", "python", "html", "text", "math")
 ELLIPSIS = "…"
 
 # What a command line begins with. A program that is not listed here is refused: nobody checks what it does.
-PROGRAMS = ("clipbias", "python", ".", "cd", "pip", "srun", "gcloud", "hf")
+PROGRAMS = ("clipbias", "python", ".", "cd", "git", "pip", "srun", "gcloud", "hf")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -161,7 +161,7 @@ def test_every_command_is_of_a_known_kind(command: Command) -> None:
         tests = [word for word in command.arguments if word.startswith("tests")]
         assert all((ROOT / path).exists() for path in tests), command.text
     else:  # a shell's own, or a program of the place where it runs
-        assert program in (".", "cd", "srun", "gcloud", "hf")
+        assert program in (".", "cd", "git", "srun", "gcloud", "hf")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -28,6 +28,7 @@ import pandas as pd
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.endpoint import TOKENS_ALONE
+from clipbias.explain.replacement import FITTED, RETRAINED
 from clipbias.io import read_text
 from clipbias.report.methods import ALL_ADDED, ATTENTION_ALONE, BEST_ADDED, MEAN_ADDED
 from clipbias.report.published import dataset_name
@@ -47,7 +48,7 @@ OUTCOMES = {"accuracy": ("Points of accuracy", 1), "calibrated": ("Nats of calib
 # Explainers whose answers are shown by family of models, and the axis.
 BY_FAMILY = (
     ("where", "corners with levels"),
-    *(("what", name) for name in ("corners with levels", "optimal ablation", "best replacement")),
+    *(("what", name) for name in ("corners with levels", "optimal ablation")),
 )
 
 Row = Mapping[str, str]
@@ -162,16 +163,37 @@ def _by_family(answers: pd.DataFrame) -> str:
     return markdown((*heads, *(f"{explainer}: {axis}" for axis, explainer in BY_FAMILY)), lines).rstrip()
 
 
-def as_they_are(rows: Sequence[Row]) -> str:
-    """A table of texts."""
-    return markdown(list(rows[0]), [list(row.values()) for row in rows]).rstrip()
+def replacements(rows: Sequence[Row]) -> str:
+    """By method and dataset, what two fitted vectors per layer have of the gain and of the moved decisions."""
+    retrained = {(row["method"], row["dataset"]): row for row in rows if row["kind"] == RETRAINED}
+    lines = [
+        (
+            row["method"],
+            dataset_name(row["dataset"]),
+            row["models"],
+            _percent(row, ""),
+            _percent(row, "moved_"),
+            _percent(retrained.get((row["method"], row["dataset"])), "moved_"),
+        )
+        for row in rows
+        if (row["kind"], row["form"]) == (FITTED, "kind")
+    ]
+    shares = ("share of the gain (%)", "same moved decisions (%)", "same, trained again (%)")
+    return markdown(("method", "dataset", "seeds", *shares), lines).rstrip()
+
+
+def _percent(row: Row | None, start: str) -> str:
+    """`98 (88 to 108)` of columns whose names begin with `start`."""
+    if row is None or not row[f"{start}value"]:
+        return MISSING
+    return "{:.0f} ({:.0f} to {:.0f})".format(*(float(row[f"{start}{end}"]) for end in ("value", "low", "high")))
 
 
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
-    "report.md": {("verdict.csv",): verdicts, ("verdict_confirmed.csv",): as_they_are},
+    "report.md": {("verdict.csv",): verdicts},
     "methods.md": {("zoo_gains.csv",): zoo},
-    "distil.md": {("replacements_pooled.csv",): as_they_are},
+    "distil.md": {("replacements.csv",): replacements},
     "models.md": {("verdict.csv", "verdict_siglip.csv"): families},
     "mechanisms.md": {("mechanisms.csv",): mechanisms},
 }

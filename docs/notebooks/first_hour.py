@@ -2,9 +2,9 @@
 # # The first hour
 #
 # Prompts that are learned for a frozen CLIP help it on a new task. *Understanding the Multi-modal Prompts of the
-# Pre-trained Vision-Language Model* ([arXiv 2312.11570](https://arxiv.org/abs/2312.11570)) says why: they hardly change
-# where CLIP looks, and mostly add a bias. If so, a bias that is learned directly should do as well. This notebook
-# trains both, shows what they look at, measures why prompts gain, and puts a bias in their place.
+# Pre-trained Vision-Language Model* ([arXiv 2312.11570](https://arxiv.org/abs/2312.11570)) argues that they hardly
+# change where CLIP looks, and mostly add a bias. This notebook trains prompts and a bias, shows what they look at,
+# measures why prompts gain, and puts a bias in their place.
 #
 # It takes about four minutes on two CPU cores with the embedded demo, a CLIP small enough to come with the package. The
 # next cell is the only one to change for another model and dataset.
@@ -152,8 +152,8 @@ print(results.answer.certainty)
 #
 # The mean of what prompts add is an adapter of bias tuning, to be used as any other. Below it takes the place of the
 # prompts, as one vector per layer and as two. Beside it stand a bias that was trained on the same images as the
-# prompts, and one that was fitted to their predictions on images without labels (`clipbias.distil`): where the mean
-# keeps little of their gain, another constant can still have as much.
+# prompts, and one that was fitted to their predictions on images without labels (`clipbias.distil`). The same accuracy
+# does not mean the same decisions.
 
 # %%
 replaced = [row for row in rows if row[0] in ("zero-shot", METHODS["ivlp"])]
