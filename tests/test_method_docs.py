@@ -99,7 +99,7 @@ def test_the_hooks_are_those_of_the_class() -> None:
         if (callable(value) or isinstance(value, classmethod)) and not name.startswith("_")
     }
     assert named == (hooks - {"overrides", "logit_scale"}) | {
-        *("batchwise", "datasets", "reads_templates", "patches", "scale", "unlabelled")
+        *("datasets", "reads_templates", "patches", "scale", "unlabelled")
     }
     for row in rows:
         example = re.findall(r"`(\w+)`", row.rsplit(" | ", 1)[1])

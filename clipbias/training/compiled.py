@@ -40,8 +40,7 @@ def describe(job: TrainJob) -> list[str]:
         lines.append(describe_program(features_program(task, sampling, batch=images, mesh=mesh)))
     for stage in stages:
         assert stage.plan is not None, "stages are planned"
-        micro_batches = stage.plan.micro_batches
-        program = training_program(stage.task, stage.training, stage.step_shape, micro_batches=micro_batches)
+        program = training_program(stage.task, stage.training, stage.step_shape)
         lines.append(f"{describe_program(program)}; {describe_plan(stage.plan)}")
     evaluated = fit_evaluation(task, runs=job.padded_runs, mesh=mesh)
     programs = evaluation_programs(evaluated, batch=batch, runs=job.padded_runs, mesh=mesh)

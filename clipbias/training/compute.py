@@ -25,10 +25,6 @@ class Compute:
     class_chunks: Positive | None = setting(
         None, "Parts in which a device takes the classes, one after another, to save memory; None selects."
     )
-    micro_batch: Positive | None = setting(
-        None,
-        "Images of a run that a step takes at a time, to save memory; over all devices; None takes all that fit.",
-    )
     workers: WorkerCount | None = setting_of(ImageReading, "workers")
     cache_gb: Annotated[float, Range(0)] = setting(
         3.0,

@@ -213,7 +213,7 @@ def check_side_by_side(stages: Sequence[TrainJob]) -> None:
     """Raises `NotSideBySide` where fewer learning rates would fit the memory without loss of time."""
     for stage in stages:
         compute = stage.context.compute
-        is_set = (compute.remat, compute.class_chunks, compute.micro_batch) != (AUTO, None, None)
+        is_set = (compute.remat, compute.class_chunks) != (AUTO, None)
         fastest = stage.plan is None or stage.plan.is_fastest
         if not (is_set or fastest) and len({run.learning_rate for run in stage.runs}) > 1:
             raise NotSideBySide("the learning rates do not fit the memory side by side.")

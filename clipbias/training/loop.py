@@ -54,7 +54,6 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         job.task.clip.preprocessing,
         job.training,
         mesh,
-        micro_batches=1 if job.plan is None else job.plan.micro_batches,
     )
     schedule = _Schedule(job)
     with contextlib.ExitStack() as opened:
@@ -271,7 +270,4 @@ class _Interval:
 def _advice(plan: MemoryPlan | None) -> str:
     """What to do where a step exhausts the memory."""
     needs = "" if plan is None else f"a step needs {plan}: "
-    return (
-        f"{needs}lower --config.batch_size or --config.micro_batch, raise --config.class_chunks, or set "
-        "--config.remat=tokens."
-    )
+    return f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."

@@ -1,9 +1,8 @@
 """Memory of a training step and of an evaluation, and the fastest way to run them that fits the device.
 
-Three settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), in
-how many class chunks the text tower takes the classes, and in how many micro-batches a step takes its images.
-Candidates are compiled from the fastest on, until `memory_analysis` of one fits. JAX keeps the
-program, so that the first step starts at once.
+Two settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), and
+in how many class chunks the text tower takes the classes. Candidates are compiled from the fastest on, until
+`memory_analysis` of one fits. JAX keeps the program, so that the first step starts at once.
 """
 
 import dataclasses
@@ -14,14 +13,11 @@ from jax.sharding import Mesh
 
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
-from clipbias.training.accumulation import why_whole
 from clipbias.training.compute import AUTO, Compute
 from clipbias.training.device_memory import USABLE, device_limit, needed_bytes
 from clipbias.training.programs import StepShape, class_program, training_program
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.classifier import RematPolicy
-from clipbias.tuning.feature_method import sampling_of
 
 
 class Remat(NamedTuple):
@@ -40,10 +36,8 @@ REMATS = {
 
 FASTEST = next(iter(REMATS))
 
-# Candidates for the numbers of class chunks and of micro-batches. Each may cost a compilation, so there are few.
+# Candidates for the number of class chunks. Each may cost a compilation, so there are few.
 COUNTS = (1, 4, 16)
-# Cost of another micro-batch, as a share of the forward pass's products: more than nothing.
-MICRO_BATCH_COST = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +47,12 @@ class MemoryPlan:
     Attributes:
       remat: a name of `REMATS`.
       class_chunks: a *class chunk* is the part of its classes that a device encodes at a time; it takes so many.
-      micro_batches: in which the images of a step are taken (`StepStatic`).
       bytes: memory of one device, arguments included, as the compiler plans it.
       limit: memory of one device; 0 where the device does not report it.
     """
 
     remat: str
     class_chunks: int
-    micro_batches: int
     bytes: int = 0
     limit: int = 0
 
@@ -72,11 +64,11 @@ class MemoryPlan:
     @property
     def is_fastest(self) -> bool:
         """Whether nothing is computed again, or one after another, to save memory."""
-        return (self.remat, self.class_chunks, self.micro_batches) == (FASTEST, 1, 1)
+        return (self.remat, self.class_chunks) == (FASTEST, 1)
 
     def apply(self, task: Task) -> Task:
         """The task with these settings; as it is for the fastest ones."""
-        if (self.remat, self.class_chunks) == (FASTEST, 1):
+        if self.is_fastest:
             return task.with_memory()
         return task.with_memory(remat=REMATS[self.remat].keep, class_chunks=self.class_chunks)
 
@@ -86,12 +78,10 @@ class MemoryPlan:
 
 
 def describe_plan(plan: MemoryPlan) -> str:
-    """Remat policy, class chunks and micro-batches in one line."""
+    """Remat policy and class chunks in one line."""
     settings = [f"keeping {plan.remat}"]
     if plan.class_chunks > 1:
         settings.append(f"{plan.class_chunks} class chunks")
-    if plan.micro_batches > 1:
-        settings.append(f"{plan.micro_batches} micro-batches")
     return ", ".join(settings) + ("" if plan.fits else "; it does not fit")
 
 
@@ -112,8 +102,8 @@ def plan_step(
     """
     limit = device_limit() if limit is None else limit
     candidates = []
-    for plan in _candidates(task, size, compute or Compute()):
-        program = training_program(plan.apply(task), recipe, size, micro_batches=plan.micro_batches)
+    for plan in _candidates(task, compute or Compute()):
+        program = training_program(plan.apply(task), recipe, size)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
         if plan.fits:
             return plan
@@ -121,21 +111,15 @@ def plan_step(
     return min(candidates, key=lambda plan: plan.bytes)
 
 
-def _candidates(task: Task, size: StepShape, compute: Compute) -> list[MemoryPlan]:
-    """Plans from the fastest to the slowest. With micro-batches, "auto" tries the first and the last remat alone."""
-    remats = _remats(compute.remat)
-    class_chunks = _class_chunks(task, compute.class_chunks)
-    micro_batches = _micro_batches(task, size, compute.micro_batch)
+def _candidates(task: Task, compute: Compute) -> list[MemoryPlan]:
+    """Plans from the fastest to the slowest."""
 
     def cost(plan: MemoryPlan) -> tuple[float, int]:
         # Class chunks cost the text tower's forward pass once more, however many they are.
-        repeated = REMATS[plan.remat].repeated + (plan.class_chunks > 1)
-        return repeated + MICRO_BATCH_COST * (plan.micro_batches - 1), plan.class_chunks
+        return REMATS[plan.remat].repeated + (plan.class_chunks > 1), plan.class_chunks
 
-    plans = [MemoryPlan(*settings) for settings in itertools.product(remats, class_chunks, micro_batches)]
-    if compute.remat == AUTO:
-        plans = [plan for plan in plans if plan.micro_batches == micro_batches[0] or plan.remat != "half"]
-    return sorted(plans, key=cost)
+    settings = itertools.product(_remats(compute.remat), _class_chunks(task, compute.class_chunks))
+    return sorted(itertools.starmap(MemoryPlan, settings), key=cost)
 
 
 def _remats(remat: str) -> tuple[str, ...]:
@@ -156,22 +140,6 @@ def _class_chunks(task: Task, count: int | None) -> tuple[int, ...]:
         return (count,)
     packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
     return tuple(n for n in COUNTS if n == 1 or (packed and n <= classes))
-
-
-def _micro_batches(task: Task, size: StepShape, micro_batch: int | None) -> tuple[int, ...]:
-    devices = size.mesh.shape[meshes.DATA]
-    why = why_whole(task)
-    each = -(-size.rows // devices)
-    if micro_batch is not None:
-        count = -(-each // max(1, micro_batch // devices))
-        if count == 1 or sampling_of(task.method) is not None:
-            return (1,)
-        if why is not None:
-            raise ClipbiasError(f"micro_batch is {micro_batch}, but {why}; leave it at None or lower batch_size.")
-        return (count,)
-    if why is not None or not task.classifier.changes_vision(task.shapes):  # without a backward pass images need little
-        return (1,)
-    return tuple(n for n in COUNTS if n <= each)
 
 
 def fit_evaluation(task: Task, *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:

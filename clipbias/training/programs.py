@@ -75,14 +75,13 @@ class StepShape:
     taught: bool = False
 
 
-def training_program(task: Task, recipe: Recipe, size: StepShape, *, micro_batches: int = 1) -> Program:
+def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     """The training step of a task.
 
     Args:
       task: what is trained.
       recipe: the optimiser's.
       size: of the step.
-      micro_batches: in which the images of a step are taken.
     """
     shape = jax.ShapeDtypeStruct
     config = task.clip.config
@@ -105,7 +104,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape, *, micro_batch
     batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
     if size.taught:
         batch[TEACHER] = shape((runs, rows, len(task.class_names)), np.float32)
-    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh, micro_batches)
+    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(
         learning_rate=meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),

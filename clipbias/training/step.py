@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clipbias.training import mesh as meshes
-from clipbias.training.accumulation import Gradient, accumulated_gradient, whole_learnables
 from clipbias.training.divergence import Batch, combines, loss_terms, targets
 from clipbias.training.step_inputs import StepInputs, StepScalars, StepStatic, TrainState
 from clipbias.tuning.classifier import mean_loss
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import CONSTANTS, Learnables
+
+# Loss, share of correct images, and the gradient that a step takes.
+Gradient = tuple[jax.Array, jax.Array, Learnables]
 
 
 def over_runs(
@@ -64,7 +66,7 @@ def loss_and_gradient(
     def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
         terms, logits = classifier.losses(
             inputs.params,
-            whole_learnables(learned, inputs.constants),
+            {**learned, CONSTANTS: inputs.constants} if inputs.constants else learned,
             batch["images"],
             labels,
             inputs.texts,
@@ -107,10 +109,7 @@ def train_step(
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
     method = static.classifier.method
-    compute = loss_and_gradient
-    if static.micro_batches > 1:
-        compute = accumulated_gradient
-    elif batch["images"].dtype == jnp.uint8:
+    if batch["images"].dtype == jnp.uint8:
         batch = {**batch, "images": static.preprocessing.normalize(batch["images"])}
 
     def of_run(learned: Learnables, constants: Learnables, seed: jax.Array, batch: Batch) -> Gradient:
@@ -120,7 +119,7 @@ def train_step(
             selected = method.templates_in_training(jax.random.key(seed), state.step)
             texts = dataclasses.replace(texts, selected=selected)
         run_inputs = dataclasses.replace(inputs, texts=texts, constants=constants)
-        return compute(static, run_inputs, learned, batch, rng)
+        return loss_and_gradient(static, run_inputs, learned, batch, rng)
 
     every_run = over_runs(of_run, (0, 0, 0, 0), runs=scalars.learning_rate.shape[0], mesh=static.mesh)
     loss, accuracy, gradient = every_run(state.learnables, inputs.constants, inputs.seeds, batch)

@@ -34,15 +34,12 @@ class StepStatic:
       recipe: the optimiser's.
       mesh: where the new state lies as the old one does, so that one program serves all steps, and the metrics lie on
         every device; `None` leaves that to the compiler.
-      micro_batches: a *micro-batch* is the part of a step's images whose loss and gradients are computed at a time
-        (`accumulation`); a step has so many.
     """
 
     classifier: Classifier
     preprocessing: Preprocessing
     recipe: Recipe
     mesh: Mesh | None = None
-    micro_batches: int = 1
 
 
 @struct.dataclass

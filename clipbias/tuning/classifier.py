@@ -44,10 +44,6 @@ class TrainingTexts:
     selected: jax.Array | None = None
 
 
-# Features of the classes' texts `[S · C, d]`, and of the templates without class names where the method reads them.
-EncodedTexts = tuple[jax.Array, jax.Array | None]
-
-
 @dataclasses.dataclass(frozen=True)
 class Classifier:
     """Hashable, so that one compiled program serves every dataset, seed and step of the same shapes.
@@ -222,7 +218,6 @@ class Classifier:
         *,
         rng: jax.Array | None = None,
         mask: jax.Array | None = None,
-        encoded: EncodedTexts | None = None,
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
@@ -234,13 +229,10 @@ class Classifier:
           texts: what stands for the classes, and for a teacher.
           rng: key of what is random in a training step; `None` leaves that out.
           mask: `[B]`, which of the images count; the others only fill a batch.
-          encoded: the result of `texts_in_training` for the same arguments; `None` computes it.
         """
         adaptation = self._in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
-        if encoded is None:
-            encoded = self._encode_texts(params, learnables, adaptation, texts, image)
-        text, templates = encoded
+        text, templates = self._encode_texts(params, learnables, adaptation, texts, image)
         count = self.templates if texts.selected is None else texts.selected.shape[0]
         features = self._features(params, image, self.split_by_template(text, count), mask)
         if texts.template_tokens is not None:
@@ -253,30 +245,22 @@ class Classifier:
             logits = self.method.logits(learnables, features)
             return dict(self.method.losses(learnables, features, logits, labels)), logits
 
-    def texts_in_training(
-        self, params: Params, learnables: Learnables, texts: TrainingTexts, rng: jax.Array | None = None
-    ) -> EncodedTexts:
-        """The features of texts that depend on no image, and of the templates without class names."""
-        return self._encode_texts(params, learnables, self._in_training(learnables, rng), texts, None)
-
     def _encode_texts(
         self,
         params: Params,
         learnables: Learnables,
         adaptation: Adaptation,
         texts: TrainingTexts,
-        image: jax.Array | None,
-    ) -> EncodedTexts:
+        image: jax.Array,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The features of texts, and of the templates without class names where the method asks for them."""
         text_adaptation = adaptation
         text = texts.text
         if texts.selected is not None:
             assert isinstance(text, PackedTokens) and adaptation.text_context is not None
             text = take_sets(text, self.templates, texts.selected)
             text_adaptation = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
-        if image is None:
-            features = self.encode_text(params, text_adaptation, text)
-        else:
-            features = self.encode_text_for(params, learnables, text_adaptation, image, text)
+        features = self.encode_text_for(params, learnables, text_adaptation, image, text)
         if texts.template_tokens is None:
             return features, None
         return features, self.encode_text(params, adaptation, texts.template_tokens)
@@ -298,11 +282,6 @@ class Classifier:
         """Whether a training step uses dropout in the text tower, so that no two texts share a token."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).text_weights)
-
-    def drops_vision(self, learnables: Learnables) -> bool:
-        """Whether a training step uses dropout in the vision tower, with one draw for all images of a batch."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).vision_weights)
 
     def changes_vision(self, learnables: Learnables) -> bool:
         """Whether the image features depend on the learnables; if not, they are computed once."""

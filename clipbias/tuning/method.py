@@ -61,8 +61,6 @@ class Method(abc.ABC):
         (`data.few_shot.most_confident`), instead of a few-shot split.
       datasets: the authors' options for each dataset (`options_for`).
       scale: the authors' factor of the cosines; `None` for CLIP's own `exp(logit_scale)`.
-      batchwise: whether the logits or the loss of an image depend on the other images of its batch. Such a batch is not
-        split into micro-batches (`training.accumulation`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -74,7 +72,6 @@ class Method(abc.ABC):
     unlabelled: ClassVar[bool] = False
     datasets: ClassVar[DatasetOptions] = {}
     scale: ClassVar[float | None] = None
-    batchwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Checks the options by their annotations. Raises `ClipbiasError` for a wrong one."""

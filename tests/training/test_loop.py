@@ -51,7 +51,7 @@ def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> TrainResult:
     return train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
 
 
-@pytest.mark.long  # a step over parts of a batch, of two runs on four devices, is in `test_accumulation.py`
+@pytest.mark.long
 def test_eight_devices_give_the_numbers_of_one(
     clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path
 ) -> None:

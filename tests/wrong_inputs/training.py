@@ -35,9 +35,6 @@ NAMES = tuple(COLOURS)
 SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
 HELD = {"hold_out_shot": True}
 DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)
-OTHERS = "makes of an image depends on the other images of its batch"
-DROPS = "drops inputs of the vision tower by one draw for all images of a batch"
-END = r"; leave it at None or lower batch_size\.$"
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
 meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))
@@ -184,9 +181,6 @@ CASES: list[Case] = [
     meshed("run=3 and data=5 cannot be divided among 4 processes of 4 devices", 4, run=3, data=5),
     meshed("run=1 and data=1 cannot be divided among 2", 2, run=1, data=1),
     planned("remat is 'all'; choose 'auto', 'products', 'half', 'tokens'", remat="all"),
-    planned(f"^micro_batch is 2, but what PLOT {OTHERS}{END}", "plot", micro_batch=2),
-    planned(f"^micro_batch is 2, but what PLOTPlusPlus {OTHERS}{END}", "plot_plus_plus", micro_batch=2),
-    planned(f"^micro_batch is 2, but ClipLora {DROPS}{END}", "clip_lora", micro_batch=2),
     planned("class_chunks is 3; give 1 … 2", class_chunks=3),
     *(
         pure("topology is .*; give .* such as v5e:4x4, v5p:2x2x2, v6e:4x4, h100:1x1x8", open_topology, name)

@@ -38,7 +38,6 @@ class PLOT(ContextSets):
     presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140)}
     datasets: ClassVar[DatasetOptions] = {"imagenet": {"pooled": True}}
     patches: ClassVar[bool] = True
-    batchwise: ClassVar[bool] = True  # the iterations of transport
 
     pooled: bool = False
     recipe: RecipeName = COMMON

@@ -54,7 +54,6 @@ class PLOTPlusPlus(Method):
 
     presets: ClassVar[Mapping[str, Preset]] = {"plot_plus_plus": Preset("PLOT++", order=330)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
-    batchwise: ClassVar[bool] = True  # the iterations of transport
     datasets: ClassVar[DatasetOptions] = {
         "imagenet": {"phrases": ("a photo of a", "this is a photo", "this is a", "one picture of a")},
         "dtd": {
