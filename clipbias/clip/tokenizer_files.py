@@ -4,6 +4,8 @@ import gzip
 import importlib.util
 import logging
 import os
+import re
+import string
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +55,8 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
         loaded = _class(folder, family).from_pretrained(str(folder), local_files_only=True)
         if family == "siglip" and loaded.is_fast:
             _lower_case(loaded.backend_tokenizer)
+            if cleaning == "canonicalize":
+                _remove_punctuation(loaded.backend_tokenizer)
         if not isinstance(loaded.model_max_length, int):
             raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
         ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
@@ -95,6 +99,20 @@ def _lower_case(backend: Any) -> None:
     steps = [normalizers.Lowercase()]
     if normalizer:
         steps.append(normalizer)
+    backend.normalizer = normalizers.Sequence(steps)
+
+
+def _remove_punctuation(backend: Any) -> None:
+    """Cleans a tokenizer's texts as `tokenizer.canonicalize`, for programs that read the files that are saved of it."""
+    from tokenizers import Regex, normalizers
+
+    steps = [
+        normalizers.Replace("_", " "),
+        normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+        backend.normalizer,
+    ]
     backend.normalizer = normalizers.Sequence(steps)
 
 

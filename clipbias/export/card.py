@@ -14,6 +14,7 @@ from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.repository import EMBEDDED
+from clipbias.clip.tokenizer import CLEAN, is_clips
 from clipbias.data.counts import accuracy_words, range_words
 from clipbias.export.certificate import NOTE
 from clipbias.sentences import counted
@@ -40,7 +41,7 @@ WHAT = {
 }
 
 NEEDS = {
-    "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
+    "checkpoint": "With `transformers` and PyTorch{more}:",
     "open_clip": "With `open_clip` and PyTorch (`open_clip.get_tokenizer` reads this folder too):",
     "head": "With `transformers` and PyTorch:",
     "peft": "With `peft`, `transformers` and PyTorch:",
@@ -343,6 +344,25 @@ def _picture_code(preprocessing: Preprocessing) -> str:
     return "\n".join(lines)
 
 
+def _other_readers(task: Task) -> str:
+    """What else of transformers reads a checkpoint, and where it differs from the base model's own code."""
+    clip = task.clip
+    siglip = clip.config.family == "siglip"
+    tokens = f', with `padding="max_length", max_length={clip.config.text.context_length}`' if siglip else ""
+    words = f" (`AutoTokenizer` reads this folder too{tokens}"
+    if clip.config.family == "clip":
+        words = " (`CLIPProcessor` and `AutoTokenizer` read this folder too"
+    if is_clips(clip.tokenizer) or CLEAN in getattr(clip.tokenizer, "init_kwargs", {}):
+        words += "; of texts with HTML entities, or with letters that were decoded wrongly, it makes other tokens"
+    words += ")"
+    if clip.preprocessing.resizing.library != "transformers":
+        words += (
+            ". Of a picture with transparency or a palette the processor of transformers alone makes other pixels than "
+            "the base model's own code; the lines before it make the same"
+        )
+    return words
+
+
 def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
     """The code blocks of a card, each with a sentence; only a program and an ONNX file need `task`."""
     code = OPEN_CLIP if form == "open_clip" else ""
@@ -379,6 +399,6 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
         program = Path(adapter.method.partition(":")[0]).name
         where = f", where the method's program {as_code(program)} is at hand"
         own_methods = f", own_methods=[{json.dumps(program)}]"
-    blocks = [(NEEDS[form], code)] if code else []
+    blocks = [(NEEDS[form].format(more="" if task is None else _other_readers(task)), code)] if code else []
     blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS.format(own_methods=own_methods)))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

@@ -1,6 +1,7 @@
 """Exports of Perception Encoder, BiomedCLIP and Chinese-CLIP: what is loaded computes what was tuned."""
 
 import contextlib
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import yaml
 from PIL import Image
 
 import clipbias
+from clipbias.clip.tokenizer_files import read_tokenizer
 from clipbias.export import export
+from clipbias.export.card import model_card
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from tests import families
 from tests.export import models
@@ -60,3 +63,35 @@ def test_transformers_computes_the_same(model: Reference, tmp_path: Path, monkey
     with contextlib.redirect_stdout(None):
         exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
     models.assert_close(namespace["logits"].numpy(), models.logits(model.clip, adapter, image[None]))
+
+
+@pytest.mark.parametrize("family", ["siglip_2"])
+def test_a_siglip_of_open_clip_has_its_ids_in_transformers(model: Reference, tmp_path: Path) -> None:
+    """open_clip takes punctuation away, which the files of its tokenizer do not say."""
+    import transformers
+
+    text_tokenizer = read_tokenizer(Path(model.clip.files[0]).parent, "siglip", "canonicalize")
+    clip = dataclasses.replace(model.clip, tokenizer=text_tokenizer)
+    clip.save(tmp_path / "out")
+    length = clip.config.text.context_length
+    texts = ["a photo of a Cat, Dog.", "two_words  (and) \t more!", "Ünï", ""]
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = auto(texts, padding="max_length", max_length=length)["input_ids"]
+    np.testing.assert_array_equal(ids, clip.tokenize(texts))
+    task = clipbias.Task(clip, "bias", CLASSES)
+    adapter = Adapter(task.init(), "bias", {}, CLASSES, "a {}.", clip.name, clip.fingerprint)
+    card = model_card(adapter, task, "checkpoint")
+    assert f'`AutoTokenizer` reads this folder too, with `padding="max_length", max_length={length}`' in card
+    assert "of texts with HTML entities, or with letters that were decoded wrongly, it makes other tokens" in card
+    assert "CLIPProcessor" not in card
+
+
+@pytest.mark.parametrize("family", ["siglip_2"])
+def test_a_card_says_which_pixels_a_processor_makes(model: Reference) -> None:
+    resizing = dataclasses.replace(model.clip.preprocessing.resizing, library="open_clip")
+    preprocessing = dataclasses.replace(model.clip.preprocessing, resizing=resizing)
+    for clip, says in ((dataclasses.replace(model.clip, preprocessing=preprocessing), True), (model.clip, False)):
+        task = clipbias.Task(clip, "bias", CLASSES)
+        adapter = Adapter(task.init(), "bias", {}, CLASSES, "a {}.", clip.name, clip.fingerprint)
+        words = "Of a picture with transparency or a palette the processor of transformers alone makes other pixels"
+        assert (words in model_card(adapter, task, "checkpoint")) == says
