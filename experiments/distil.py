@@ -47,7 +47,8 @@ _MADE_OF = "distillation"
 def main(settings: DistilSettings, workdir: Path) -> None:
     logging.getLogger("transformers").setLevel(logging.WARNING)  # its notes on each file that it writes
     pair = find_adapter(settings.adapters)
-    if pair is None or settings.output is None:
+    output = settings.output
+    if pair is None or output is None:
         raise ClipbiasError("give an adapter and the folder to write: --config.adapters=FILE --config.output=FOLDER.")
     adapter, _ = pair
     with open_workdir(workdir, as_json(settings)):
@@ -67,7 +68,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         key = stable_hash([teacher, student.fingerprint, dataclasses.asdict(settings.options)])
         checkpoints = workdir / "checkpoints" / key
         # Before hours of training, not after them.
-        sentences = hosts.from_first(lambda: finished_sentences(settings.output, key))
+        sentences = hosts.from_first(lambda: finished_sentences(output, key))
         words = "already; this command was finished before"
         if not sentences:
             distilled = distil_model(
@@ -81,13 +82,13 @@ def main(settings: DistilSettings, workdir: Path) -> None:
                     progress=Progress(0, title="distil"),
                 ),
             )
-            sentences = distilled.certificate.sentences()
+            sentences = list(distilled.certificate.sentences())
             if hosts.is_first():
-                form = export(distilled.model.to_adapter({_MADE_OF: key}), student, settings.output)
+                form = export(distilled.model.to_adapter({_MADE_OF: key}), student, output)
                 words = f"as a {form}"
         if hosts.is_first():
             epath.Path(checkpoints).rmtree(missing_ok=True)
-            common.tell(*sentences, f"{settings.output} holds it {words}.")
+            common.tell(*sentences, f"{output} holds it {words}.")
 
 
 def finished_sentences(output: str, key: str) -> list[str]:

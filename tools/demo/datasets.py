@@ -165,7 +165,7 @@ def compress(name: str, arguments: tuple[str, int, int], *, method: int = 6) -> 
 def pack(path: Path, dataset: DemoDataset, images: Sequence[bytes]) -> None:
     """Writes an archive that `clipbias.data.demo` reads: a description, and the images in the order of their keys."""
     names = [DESCRIPTION, *(key for key, *_ in dataset.images())]
-    facts = {"class_names": dataset.class_names, "template": dataset.template}
+    facts: dict[str, object] = {"class_names": dataset.class_names, "template": dataset.template}
     if dataset.side is not None:
         facts["side"] = dataset.side
     description = json.dumps(facts, indent=2)

@@ -173,7 +173,7 @@ def _codec() -> cattrs.Converter:
 
     for kind, hook in ((np.ndarray, array), (str, text), (bool, boolean), (int, whole), (float, number)):
         codec.register_structure_hook(kind, hook)
-    codec.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, values)
+    codec.register_structure_hook_func(lambda kind: get_origin(kind) == tuple, values)
     codec.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     return codec
 
