@@ -1,7 +1,8 @@
 """A CSV table of predictions that grows while pictures are classified, and is continued after a kill.
 
 Beside `answers.csv`, `answers.csv.json` says what its lines depend on: lines of another model or of other settings are
-never mixed with them. Lines are written batch by batch; one that a kill cut short is dropped.
+never mixed with them. Lines are written batch by batch; one that a kill cut short is dropped. A cell that a spreadsheet
+would take for a formula has an apostrophe before it. A table that another program has saved since is refused.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +21,8 @@ from clipbias.io import lock_file, read_json, reason, user_path, write_text
 
 # Between the names of a prediction set.
 BETWEEN = " | "
+# A formula of a spreadsheet, and one behind apostrophes, so that every cell can be read back.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
 
 class PredictionTable:
@@ -30,30 +34,47 @@ class PredictionTable:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], file: BinaryIO) -> None:
-        """Takes the lines that are there; of an empty file writes the first one."""
+        """Takes the lines that are there; of an empty file writes the first one.
+
+        Raises:
+          ClipbiasError: a line is not as it was written.
+        """
         self.path = path
         self.images: set[str] = set()
         self._columns = columns
         self._file = file
+        header = _line(columns)
         end = 0
-        for line in _whole_lines(file):
+        for number, line in enumerate(_whole_lines(file), start=1):
+            cells = _cells(line)
+            # Programs differ in separators, quotes, encodings and ends of lines: the bytes show that another wrote it.
+            if len(cells) != len(columns) or _line(cells) != line or (number == 1 and line != header):
+                raise self._changed(number)
+            if number > 1:
+                self.images.add(cells[0])
             end += len(line)
-            self.images.update(row[0] for row in csv.reader(io.StringIO(line.decode(), newline="")))
+        file.seek(end)
+        if not end and not header.startswith(file.read(len(header))):
+            raise self._changed(1)
         file.seek(end)
         file.truncate()
         if not end:
             self._write([dict(zip(columns, columns, strict=True))])
-        self.images.discard(columns[0])
+
+    def _changed(self, number: int) -> ClipbiasError:
+        return ClipbiasError(
+            f"{self.path} has a line {number} that predict did not write, as when a spreadsheet has saved it; choose "
+            "another --config.output, or remove it."
+        )
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds finished lines, the values by column; they are on the disk when this returns."""
         self._write(rows)
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        text = io.StringIO(newline="")
-        csv.DictWriter(text, self._columns, restval="", lineterminator="\n").writerows(rows)
+        lines = [_line([row.get(column, "") for column in self._columns]) for row in rows]
         with _writing(self.path):
-            self._file.write(text.getvalue().encode("utf-8", "backslashreplace"))
+            self._file.write(b"".join(lines))
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -113,6 +134,22 @@ def _check_facts(path: Path, about: Path, facts: Mapping[str, Any]) -> None:
         raise ClipbiasError(
             f"{path} has lines of other settings ({', '.join(other)}); choose another --config.output, or remove it."
         )
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    """A line of a CSV file."""
+    text = io.StringIO(newline="")
+    escaped = [f"'{cell}" if _FORMULA.match(cell) else cell for cell in cells]
+    # The writer quotes the characters that end its lines: both kinds, which readers take for an end.
+    csv.writer(text, lineterminator="\r\n").writerow(escaped)
+    return (text.getvalue().removesuffix("\r\n") + "\n").encode("utf-8", "backslashreplace")
+
+
+def _cells(line: bytes) -> list[str]:
+    """The cells that `_line` made a line of; others of a line that it did not make."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(line)))  # a prediction set of thousands of classes is long
+    rows = list(csv.reader(io.StringIO(line.decode(errors="replace"), newline="")))
+    return [cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in rows[0]]
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
