@@ -18,6 +18,7 @@ from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
 from clipbias.data.descriptions import Descriptions, as_descriptions
+from clipbias.data.user_images import label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.classes import Classes, ClassList, check_distinct
@@ -313,9 +314,19 @@ class Task:
 
         Randomness in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
         compute it once.
+
+        Raises:
+          ClipbiasError: as for `logits`; or labels are not one for each image, or outside of a trace are no class.
         """
         check_order(params, learnables)
         self._check_images(images)
+        if np.shape(labels) != np.shape(images)[:1]:
+            raise ClipbiasError(
+                f"there are {len(images)} images and labels of shape {list(np.shape(labels))}; give the number of its "
+                "class for each image, [B]."
+            )
+        if not isinstance(labels, jax.core.Tracer):
+            label_numbers(labels, self.class_names)
         text = self.text if text is None else text
         reference = self.teacher_features(params) if reference is None else reference
         texts = TrainingTexts(text, reference, self.template_tokens)

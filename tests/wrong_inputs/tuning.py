@@ -40,6 +40,17 @@ swapped = case(lambda place, call: call(*place.learned()))
 
 
 @case
+def losing(place: Place, labels: Any, *, traced: bool = False) -> None:
+    """The loss of two images of two classes."""
+    task, params, learnables = place.learned()
+    arguments = (params, learnables, np.zeros((2, 16, 16, 3), np.float32), labels)
+    if traced:
+        jax.eval_shape(task.loss, *arguments)
+    else:
+        task.loss(*arguments)
+
+
+@case
 def program(place: Place, text: str, inside: str = "") -> None:
     """A method of a user's own."""
     (place.tmp_path / "own.py").write_text(text)
@@ -156,6 +167,12 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: task.image_features(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda *args: clipbias.relevancy(args[0], *args[:0:-1], IMAGES, np.zeros(1, int))),
     swapped("and no task; the order is task", lambda *args: clipbias.relevancy(args[1], args[0], {}, IMAGES, [0])),
+    losing(r"there are 2 images and labels of shape \[1\]; give the number of its class for each image", np.array([1])),
+    losing(r"there are 2 images and labels of shape \[1\]; give", np.array([1]), traced=True),
+    losing(r"there are 2 images and labels of shape \[2, 2\]; give", np.eye(2, dtype=int), traced=True),
+    losing("labels go from -1 to 1; there are 2 classes, from 0 to 1", np.array([-1, 1])),
+    losing("labels go from 0 to 7; there are 2 classes, from 0 to 1", jax.numpy.array([0, 7])),
+    losing("labels have type float64 and shape", np.array([0.0, 1.0])),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", IMAGES),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", np.stack([IMAGES] * 5, 1)),
     (
