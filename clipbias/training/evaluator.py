@@ -20,6 +20,7 @@ from clipbias.training.device_memory import explain_exhaustion
 from clipbias.training.outcomes import (
     EvalInputs,
     EvalStatic,
+    check_finite,
     correct_and_loss,
     image_features,
     images_per_step,
@@ -224,7 +225,7 @@ class Evaluator:
         self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
         self.log_probs = whole.log_probs[:, : len(self.split)]
         every = jax.tree.map(lambda values: values[:, read], whole)
-        _check_finite(every.highest)
+        check_finite(every.highest)
         correct = every.predicted == labels[read]
         results = [
             Outcome(
@@ -255,7 +256,7 @@ class Evaluator:
             raise ClipbiasError("none of the validation images could be read.")
         correct, loss = (np.concatenate(batches, axis=1)[:, read] for batches in zip(*values, strict=True))
         if finite:
-            _check_finite(loss)
+            check_finite(loss)
         images = int(read.sum())
         return [
             {
@@ -285,7 +286,7 @@ class Evaluator:
         if not read.any():
             return [None] * static.runs
         scores = np.concatenate(values, axis=1)[:, read]
-        _check_finite(scores)
+        check_finite(scores)
         return [fit_temperature(of_run, labels[read]) for of_run in scores]
 
     def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
@@ -296,7 +297,7 @@ class Evaluator:
         if not read.any():
             raise ClipbiasError("none of the images could be read.")
         scores = np.concatenate(values, axis=1)[:, :count]
-        _check_finite(scores[:, read])
+        check_finite(scores[:, read])
         return scores, read
 
     def accuracy(self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None) -> list[Row]:
@@ -323,15 +324,6 @@ def encode_texts(static: EvalStatic, inputs: EvalInputs) -> EvalInputs:
             return dataclasses.replace(inputs, text=text_features(static, inputs))
     assert isinstance(inputs.text, jax.Array), "texts that no learnable changes were encoded once"
     return dataclasses.replace(inputs, text=inputs.text[None])
-
-
-def _check_finite(logits: np.ndarray) -> None:
-    """Raises `ClipbiasError` where logits are not numbers; the largest would still count as a prediction."""
-    if not np.isfinite(logits).all():
-        raise ClipbiasError(
-            "what is computed for the images is not finite: what was learned is too large; tune again with a lower "
-            "--config.learning_rate."
-        )
 
 
 def score(outcome: Outcome, temperature: float | None) -> Row:

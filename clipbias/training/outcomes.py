@@ -5,11 +5,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
+from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.step import over_runs
 from clipbias.training.step_inputs import place_text
@@ -204,3 +206,12 @@ def _outcomes_of(scores: jax.Array, labels: jax.Array, temperatures: jax.Array) 
     highest = highest.astype(jnp.float32)
     log_probs = jnp.concatenate([five - total, of_label - total, highest[..., None] + total], axis=-1)
     return BatchOutcome(predicted.astype(jnp.int32), plain, highest, other_odds_at, log_probs.astype(jnp.float16))
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raises `ClipbiasError` where logits are not numbers; the largest would still count as a prediction."""
+    if not np.isfinite(logits).all():
+        raise ClipbiasError(
+            "what is computed for the images is not finite: what was learned is too large; tune again with a lower "
+            "--config.learning_rate."
+        )

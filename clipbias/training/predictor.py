@@ -12,7 +12,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 from clipbias.data.user_images import Pictures
 from clipbias.prediction import Prediction
-from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
+from clipbias.training.outcomes import EvalInputs, EvalStatic, check_finite, image_features, logits
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.conformal import AnswerRule
@@ -65,11 +65,17 @@ class Predictor:
         return _logits_and_features(self.static, self.inputs, images, mask)
 
     def classify(
-        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+        self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The softmax of `logits`, and these."""
-        probabilities, logits = _probabilities(self.static, self.inputs, images, mask)
-        return np.asarray(probabilities), np.asarray(logits)
+        """The softmax of `logits`, and these; images may come normalised.
+
+        Raises:
+          ClipbiasError: the largest logit of an image that counts is no finite number.
+        """
+        static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
+        probabilities, logits = map(np.asarray, _probabilities(static, self.inputs, images, mask))
+        check_finite(logits[mask].max(-1))
+        return probabilities, logits
 
     def predict(
         self,
@@ -90,13 +96,10 @@ class Predictor:
             mixed=mixes_crops(self.task.method),
             on_error=on_error,
         )
-        static = self.static
-        if batches.normalised:
-            static = dataclasses.replace(static, preprocessing=None)
         rows = np.full((2, batches.count, len(self.task.class_names)), np.nan, np.float32)
         for number, (images, mask) in enumerate(batches):
-            for of_kind, values in zip(rows, _probabilities(static, self.inputs, images, mask), strict=True):
-                of_kind[number * batches.rows + np.flatnonzero(mask)] = np.asarray(values)[mask]
+            for of_kind, values in zip(rows, self.classify(images, mask, normalised=batches.normalised), strict=True):
+                of_kind[number * batches.rows + np.flatnonzero(mask)] = values[mask]
         probabilities, logits = rows
         return Prediction(self.task.class_names, probabilities, dict(sorted(batches.errors.items())), logits, rule)
 
