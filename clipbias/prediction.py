@@ -90,6 +90,10 @@ class Prediction:
             lines.append("; ".join(filter(None, (line, self.answer(number)))))
         if len(self) > _PICTURES:
             lines.append(f"… and {len(self) - _PICTURES} more pictures")
+        if lines and self.rule is None:
+            lines.append(f"no prediction sets: {NOT_CALIBRATED}")
+        elif lines and self.rule is not None and self.rule.caution:
+            lines.append(self.rule.caution)
         return "\n".join(lines) or "no pictures"
 
     def answer(self, number: int) -> str:

@@ -84,6 +84,8 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     models = [model] if frozen is None else [model, frozen]
     if settings.adapters and rule is None:
         common.tell(f"no prediction sets: {NOT_CALIBRATED}")
+    if rule is not None and rule.caution:
+        common.tell(rule.caution)
     with open_workdir(workdir, as_json(settings)):
         began = time.monotonic()
         if settings.output is None:

@@ -11,6 +11,7 @@ temperature.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -18,6 +19,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from clipbias.checks import Choices, Range, check_fields
+from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.settings import setting
@@ -27,9 +29,18 @@ SCORES = ("max_logit", "mcm", "energy")
 # The word for an image that is rejected.
 NONE_OF_THESE = "none of these"
 NOT_CALIBRATED = (
-    "there are no scores of calibration images for these classes; tune with validation images (--config.calibrate), or "
-    "take model.calibrate(images, labels)"
+    f"there are no scores of calibration images for these classes, which take {FEWEST_TO_CALIBRATE} labelled images "
+    "that neither train nor select a setting; tune with (more) validation images (--config.calibrate), or take "
+    "model.calibrate(images, labels)"
 )
+# Bounds of a calibration's arrays. No model has a factor of the cosines near the last ones: most have 100.
+_BOUNDS = {
+    "nonconformity": Range(0, 1),
+    "max_logit": Range(-sys.float_info.max, sys.float_info.max),
+    "mcm": Range(0, 1),
+    "energy": Range(-sys.float_info.max, sys.float_info.max),
+    "scale": Range(1e-6, 1e6),
+}
 # Shares of images are compared with whole numbers of them up to a rounding error.
 _ROUNDING = 1e-9
 
@@ -83,6 +94,20 @@ class AnswerRule:
         """Which images are none of the classes, bool `[B]`; not those whose logits are NaN."""
         return scores_of(logits, self.scale)[self.options.rejection] < self.lowest
 
+    @property
+    def caution(self) -> str:
+        """Says that rejections mean little with so few calibration images; empty where there are enough."""
+        # Of n + 1 such images in any order, the last is the lowest with probability 1 / (n + 1): no threshold among the
+        # scores of n rejects fewer.
+        fewest = _fewest_images(self.options.accepted) if self.options.accepted < 1 else 0
+        if self.images >= fewest:
+            return ""
+        return (
+            f'"{NONE_OF_THESE}" means little with {counted(self.images, "calibration image")}: a picture is rejected '
+            f"only if its score is below all of theirs, and to accept {100 * self.options.accepted:g} % of such "
+            f"pictures takes {fewest:,}, so calibrate with more images"
+        )
+
     def words(self, names: Sequence[str], rejected: bool) -> str:
         """The prediction set of an image as it is printed, or that it is none of the classes."""
         members = ", ".join(map(printable, names))
@@ -110,6 +135,14 @@ class Calibration:
         shapes = [np.shape(getattr(self, name)) for name in ("nonconformity", *SCORES)]
         if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0] or np.shape(self.scale):
             raise ClipbiasError(f"the scores of calibration images have shapes {shapes}; they must be alike, [n].")
+        for name, bounds in _BOUNDS.items():
+            values = np.asarray(getattr(self, name))
+            # NaN is within no bounds. Scores may lie outside by a rounding error.
+            if not ((values >= bounds.lowest - _ROUNDING) & (values <= bounds.highest + _ROUNDING)).all():
+                raise ClipbiasError(
+                    f"the {name} of calibration images goes from {values.min():g} to {values.max():g}; it must lie "
+                    f"between {bounds.lowest:g} and {bounds.highest:g}; calibrate the model again."
+                )
 
     @classmethod
     def of(cls, logits: np.ndarray, labels: np.ndarray, scale: float) -> "Calibration":
@@ -137,11 +170,10 @@ class Calibration:
         images = len(self)
         place = math.ceil((images + 1) * options.coverage - _ROUNDING)
         if place > images:
-            fewest = math.ceil(options.coverage / (1 - options.coverage) - _ROUNDING)
+            fewest = counted(_fewest_images(options.coverage), "calibration image")
             raise ClipbiasError(
-                f"a coverage of {100 * options.coverage:g} % takes {counted(fewest, 'calibration image')}, and "
-                f"this model has {images:,}, enough for {100 * images / (images + 1):.4g} %; lower the coverage, or "
-                "calibrate with more images."
+                f"a coverage of {100 * options.coverage:g} % takes {fewest}, and this model has {images:,}, enough for "
+                f"{100 * images / (images + 1):.4g} %; lower the coverage, or calibrate with more images."
             )
         return AnswerRule(
             options,
@@ -150,6 +182,11 @@ class Calibration:
             scale=float(self.scale),
             images=images,
         )
+
+
+def _fewest_images(share: float) -> int:
+    """The smallest `n` with `n / (n + 1) ≥ share`: no threshold among fewer scores keeps the share."""
+    return math.ceil(share / (1 - share) - _ROUNDING)
 
 
 def nonconformity(logits: np.ndarray) -> np.ndarray:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data.folder import complete_splits
 from clipbias.data.held_out import hold_out
+from tests.documents import ROOT
 
 
 def split(*counts: int, name: str = "a") -> Split:
@@ -55,6 +57,24 @@ def test_a_class_with_one_or_two_images_has_none_to_spare(images: tuple[int, ...
     train = split(*images)
     held = hold_out(train, None, seed=1, calibrates=True)
     assert held.choose is None and held.train is train and words in held.reason
+
+
+@pytest.mark.parametrize(("classes", "pictures", "rejecting"), [(2, 96, 196), (5, 90, 190), (10, 80, 180)])
+def test_a_folder_calibrates_from_as_many_pictures_on_as_the_page_says(
+    classes: int, pictures: int, rejecting: int
+) -> None:
+    """Ten calibration images, and the nineteen that "none of these" takes."""
+    page = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
+    assert f"| {classes} | {pictures} | {rejecting} |" in page
+
+    def calibrating(of_class: int) -> int:
+        splits = complete_splits({"all": split(*[of_class] * classes)}, "here")
+        protocol = protocols.full(Dataset("own", tuple(map(str, range(classes))), "{}", splits))
+        images = held_out.left_to_calibrate(protocol, 1, selects=True)
+        return 0 if images is None else len(images)
+
+    for fewest, of_all in ((10, pictures), (19, rejecting)):
+        assert calibrating(of_all // classes) >= fewest > calibrating(of_all // classes - 1)
 
 
 def test_the_validation_split_comes_first_and_no_image_has_two_uses() -> None:

@@ -271,6 +271,33 @@ def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) 
 
 
 @pytest.mark.ci
+def test_a_calibration_of_few_images_is_named(model: Path, images: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    calibration = Calibration.of(draw.normal(0, 0.5, (12, 3)), draw.integers(0, 3, 12), 14.0)
+    path = tmp_path / "a.safetensors"
+    save_random(clipbias.load(model), "bias", CLASS_NAMES, path, calibration=calibration)
+    settings = {"images": str(images / "test" / "cat"), "adapters": str(path), "zero_shot": False}
+    printed, _ = succeed_here(experiments.predict, settings, tmp_path / "out")
+    assert printed.startswith('"none of these" means little with 12 calibration images: ')
+    printed, _ = succeed_here(experiments.predict, settings | {"accepted": 0.9}, tmp_path / "out")
+    assert "means little" not in printed
+
+
+@pytest.mark.parametrize("output", [None, "answers.csv"])
+def test_an_adapter_that_computes_no_numbers_is_refused(
+    model: Path, images: Path, tmp_path: Path, output: str | None
+) -> None:
+    """As `evaluate` refuses it. Its own numbers are finite."""
+    task = Task(clipbias.load(model), "bias", CLASS_NAMES)
+    path = tmp_path / "a.safetensors"
+    save_adapter(path, task, jax.tree.map(lambda leaf: np.full(leaf.shape, 1e38, np.float32), task.shapes))
+    settings = {"images": str(images / "test" / "cat"), "adapters": str(path), "zero_shot": False}
+    settings["output"] = output and str(tmp_path / output)
+    refused = refusal_here(experiments.predict, settings, tmp_path / "out")
+    assert refused.startswith("what is computed for the images is not finite: what was learned is too large")
+
+
+@pytest.mark.ci
 def test_a_table_goes_on_where_it_was_killed(
     calibrated: Path, photos: list[Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,7 +93,9 @@ def test_every_kind_of_method_has_sets(clip: Clip, colours: Dataset, method: str
         "none of these" if prediction.rejected[number] else f"70 % set: {', '.join(prediction.sets[number]) or 'empty'}"
         for number in range(10)
     ]
-    assert all(line.endswith(f"; {word}") for line, word in zip(lines[:10], words, strict=True))
+    assert all(line.endswith(f"; {word}") for line, word in zip(lines[:10], words, strict=True)) and len(lines) == 11
+    few = repr(calibrated.predict(test.image(0))).splitlines()  # 95 % are accepted
+    assert len(few) == 2 and few[1].startswith('"none of these" means little with 15 calibration images: ')
 
 
 def test_an_evaluation_says_how_sets_do(clip: Clip, validated: Dataset, recipe: Recipe) -> None:

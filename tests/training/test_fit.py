@@ -113,7 +113,8 @@ def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset,
         np.testing.assert_allclose(model.predict(array, batch_size=4).probabilities, expected, atol=1e-5)
     assert prediction.classes == [colours.class_names[label] for label in expected.argmax(-1)] and len(prediction) == 15
     lines = repr(prediction).splitlines()
-    assert len(lines) == 11 and lines[-1] == "… and 5 more pictures"
+    assert len(lines) == 12 and lines[10] == "… and 5 more pictures"
+    assert lines[11].startswith("no prediction sets: there are no scores of calibration images for these classes")
     assert lines[0].startswith(f"{prediction.classes[0]} {100 * expected[0].max():.1f} %")
 
 

@@ -98,6 +98,20 @@ def test_a_coverage_takes_as_many_images_as_the_sentence_says(coverage: float, f
             made(fewest - 1)
 
 
+@pytest.mark.parametrize(("accepted", "fewest"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99), (1.0, 1)])
+def test_fewer_images_than_a_rejection_takes_are_named(accepted: float, fewest: int) -> None:
+    """One in `n + 1` such images lies below the lowest score of `n`, and `1 - accepted` at most may."""
+    for images in sorted({1, max(1, fewest - 1), fewest, fewest + 1}):
+        made = Calibration.of(LOGITS[:images], LABELS[:images], SCALE).rule(
+            AnswerOptions(coverage=0.5, accepted=accepted)
+        )
+        if Fraction(1, images + 1) <= 1 - Fraction(str(accepted)) or accepted == 1:
+            assert images >= fewest and not made.caution
+        else:
+            assert images < fewest and made.lowest == LOGITS[:images].max(1).min()
+            assert f"with {images} calibration image" in made.caution and f"takes {fewest}," in made.caution
+
+
 def test_scores_are_kept_to_the_last_bit(tmp_path: Path, clip: Clip) -> None:
     task = Task(clip, "bias", tuple("abcdefg"))
     model = TunedModel(task, task.init(), {"seed": 1}, CALIBRATION)
