@@ -5,7 +5,7 @@ import glob
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, get_type_hints
 
@@ -13,14 +13,16 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
+from clipbias.checks import check_value
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
-from clipbias.settings import flatten
+from clipbias.settings import Setting, fields_of, flatten
 from clipbias.terminal import printable
 from experiments.help_page import help_page
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 CONFIGS = Path(str(configs.__file__)).parent
+_SETTING = re.compile(r"--?config\.([^=]+)")
 # `config_flags` knows no None.
 _UNSET = re.compile(r"--?config\.([^=]+)=None")
 # What its errors, and Python's, say of a setting below a name that has none.
@@ -41,6 +43,7 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
     full = "--helpfull" in words
     wants_help = any(word in HELP for word in words)
     words = _last_of_each([word for word in words if word not in HELP])
+    paths = [match[1] for word in words if (match := _SETTING.match(word))]
     unset = [match[1] for word in words if (match := _UNSET.fullmatch(word))]
     try:
         words = _file_first([word for word in words if not _UNSET.fullmatch(word)])
@@ -53,7 +56,7 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
             getattr(place, last)  # which suggests what a misspelt name meant
             place[last] = None
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
-        refuse(_sentence(error))
+        refuse(_sentence(error, paths, fields_of(settings_type(main))))
     if wants_help:
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         print(help_page(main, settings_type(main), flags.FLAGS.config, file=file, full=full))
@@ -125,8 +128,14 @@ def _find(path: str) -> str:
     return f"{packaged}{colon}{preset}"
 
 
-def _sentence(error: BaseException) -> str:
-    """What is wrong with a command line, in one line."""
+def _sentence(error: BaseException, paths: Sequence[str], known: Mapping[str, Setting]) -> str:
+    """What is wrong with a command line, in one line.
+
+    Args:
+      error: of reading it.
+      paths: the settings that it names.
+      known: the binary's settings.
+    """
     if isinstance(error, flags.UnrecognizedFlagError) and "config" in flags.FLAGS:
         meant = f"config.{error.flagname}"
         config = flags.FLAGS["config"].value  # the flags are not parsed
@@ -144,6 +153,22 @@ def _sentence(error: BaseException) -> str:
     text = ". ".join(line.removesuffix(".") for line in lines)
     if "Traceback" in text:  # of a configuration file
         return f"{text.partition(': ')[0]}: {lines[-1]}"
+    if (match := re.match(r"flag --config\.([\w.]+)=(.*?): ", text)) and match[1] in known:
+        try:
+            check_value(match[1], match[2], known[match[1]].kind)
+        except ClipbiasError as better:
+            return str(better)
+    unknown = [path for path in paths if text.strip("'") in path.split(".")]
+    if isinstance(error, AttributeError | KeyError) and unknown:
+        path = unknown[0]
+        beginning = path.partition(".")[0]
+        alike = [
+            setting
+            for setting in known
+            if beginning in ("".join(word[:1] for word in setting.split("_")), setting.rpartition("_")[2])
+        ]
+        hint = f"; did you mean {alike[0]}?" if alike and beginning not in known else ""
+        return f"there is no setting {path!r}{hint}"
     if isinstance(error, AttributeError | KeyError | ValueError) and (match := _NO_SETTING.search(text)):
         return f"there is no setting {match[match.lastindex or 0]!r}; see --help."
     if isinstance(error, AttributeError | KeyError):
