@@ -112,6 +112,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         labelled = labels is not None or isinstance(images, Dataset | Split)
         if not (labelled if calibrate is None else calibrate):
             return TunedModel(task, learnables)
+    elif len(task.class_names) < 2:
+        raise ClipbiasError(f"there is a single class, {task.class_names[0]!r}; give images of two classes at least.")
     dataset = _training_dataset(task, images, labels, validation)
     context = make_context(task.clip, mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
     if not task.method.uses_images:

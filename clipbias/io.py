@@ -56,7 +56,7 @@ def user_path(path: str | os.PathLike) -> Path:
     """A user's path on a disk, with `~` resolved; the file need not exist.
 
     Raises:
-      ClipbiasError: it is no path, it is in a bucket, or nothing can be opened there.
+      ClipbiasError: it is no path, it is in a bucket or on the web, or nothing can be opened there.
     """
     if not isinstance(path, str | os.PathLike):
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
@@ -64,6 +64,10 @@ def user_path(path: str | os.PathLike) -> Path:
         raise ClipbiasError(
             f"{shorten(str(path), 200)} is in a bucket, where images, lists of them and work folders may lie, but this "
             "not; copy it to a disk, or mount the bucket."
+        )
+    if "://" in str(path):
+        raise ClipbiasError(
+            f"{shorten(str(path), 200)} is an address of the web; download it, and give the path of the file."
         )
     resolved = os.path.expanduser(os.fspath(path))
     try:

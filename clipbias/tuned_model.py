@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clipbias.checks import check_int, shown
 from clipbias.clip import Clip, load
-from clipbias.clip.encode import check_images, check_not_levels, is_normalised
+from clipbias.clip.encode import check_normalised, is_normalised
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.hub_dataset import HubDataset, is_hub_dataset
@@ -312,16 +312,14 @@ class TunedModel:
         if not ready:
             images = self.clip.preprocess(images)
         images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
-        check_images(images, self.clip.config.vision.image_size)
-        if ready and not normalised:
-            check_not_levels(images)
+        check_normalised(images, self.clip.config.vision.image_size, sure=normalised or not ready)
         return images
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
         """Writes the adapter's file, atomically: the learnables, and what is needed to use them again.
 
         Args:
-          path: a `.safetensors` file.
+          path: of a file that ends with ".safetensors".
           notes: JSON values to keep beside those that the model has.
 
         Raises:

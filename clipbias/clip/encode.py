@@ -57,22 +57,29 @@ def check_images(images: ArrayLike, size: int) -> None:
         raise ClipbiasError(f"the images have shape {list(shape)}; give [B, {size}, {size}, 3]{hint}.")
 
 
-def check_not_levels(images: np.ndarray) -> None:
-    """Raises `ClipbiasError` if a floating-point array holds levels from 0 to 1 or 255, or what is no number.
+def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
+    """Raises `ClipbiasError` for a floating-point array of levels from 0 to 1 or 255, of another shape, or with NaN.
 
     Levels that were resized may lie a little outside their range. Normalised images nearly always have clearly negative
     values: of the pixels darker than the mean.
+
+    Args:
+      images: see `check_images`.
+      size: `R`.
+      sure: whether they are normalised, even if they look like levels.
     """
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if not np.isfinite([lowest, highest]).all():
         raise ClipbiasError("the images hold NaN or infinite numbers; give those of clip.preprocess.")
     end = 1 if highest < _LARGEST_NORMALISED else 255
     overshoot = _OVERSHOOT * end
-    if lowest >= -overshoot and not 1 + _OVERSHOOT < highest < _LARGEST_NORMALISED:
+    looks_like_levels = lowest >= -overshoot and not 1 + _OVERSHOOT < highest < _LARGEST_NORMALISED
+    if images.ndim > 2 and not sure and looks_like_levels:  # before the shape: pictures of levels may have any size
         raise ClipbiasError(
             f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels from 0 to {end} and not "
             "like what clip.preprocess makes; give levels as uint8, or normalised=True if they are normalised."
         )
+    check_images(images, size)
 
 
 def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
@@ -153,9 +160,7 @@ def image_batches(
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
     array = array[None] if array.shape == (side, side, 3) else array
-    check_images(array, side)
-    if not normalised:
-        check_not_levels(array)
+    check_normalised(array, side, sure=normalised)
     rows = max(1, min(rows, len(array)))
     return ImageBatches(True, len(array), rows, _padded(array.astype(np.float32, copy=False), rows), {})
 

@@ -70,6 +70,11 @@ def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
       ClipbiasError: it is nothing of the kind.
     """
     images = as_array(pictures)
+    if is_path(images) and (folder := data_path(images)).is_dir():
+        raise ClipbiasError(
+            f"the images are the folder {folder}; give its files in the order of the results, such as "
+            f"sorted(pathlib.Path({str(folder)!r}).glob('*.jpg'))."
+        )
     if is_path(images) or isinstance(images, Image.Image):
         return [images], True
     shape = getattr(images, "shape", None)
@@ -119,11 +124,11 @@ def check_levels(array: np.ndarray, name: str) -> None:
     """Raises `ClipbiasError` unless an array of pixels holds uint8 levels."""
     if array.dtype == np.uint8:
         return
-    how = "image.round().astype('uint8')"
+    how = "image.round().astype('uint8'), or of a tensor image.round().byte()"
     if array.size and float(array.min()) < 0:
         how = "the picture itself and not what clip.preprocess made of it"
     elif array.size and float(array.max()) <= 1:
-        how = "of levels from 0 to 1 (255 * image).round().astype('uint8')"
+        how = "of levels from 0 to 1 (255 * image).round().astype('uint8'), or of a tensor (255 * image).round().byte()"
     raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
 
 

@@ -144,10 +144,10 @@ def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
         assert spec.key not in {group_spec.key for group_spec in described(texts).specs(name, seeds=(1,))}
     settings = {"template": colours.template, "descriptions": COLOUR_TEXTS}
     kgcoop = Task(pair[0], "kgcoop", colours.class_names, **settings)
-    save_adapter(tmp_path / "kgcoop", kgcoop, kgcoop.init())
+    save_adapter(tmp_path / "kgcoop.safetensors", kgcoop, kgcoop.init())
     for adapter, method, descriptions in (
         (tiny.adapter(spec), spec.make_method(), COLOUR_TEXTS),
-        (read_adapter(tmp_path / "kgcoop"), "kgcoop", None),  # its teacher's alone
+        (read_adapter(tmp_path / "kgcoop.safetensors"), "kgcoop", None),  # its teacher's alone
     ):
         assert adapter.descriptions == descriptions
         expected = Task(pair[0], method, colours.class_names, **settings)

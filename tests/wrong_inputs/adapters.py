@@ -1,5 +1,6 @@
 """Damaged files of adapters, values that are not written into them, and models and classes that do not fit."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,16 @@ def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
         assert path.read_text() == "earlier"
 
 
+@case
+def calibrated(place: Place, name: str, value: float) -> None:
+    """A file with scores of three calibration images, of which one kind is replaced."""
+    scores = {score: np.full(3, 0.5) for score in ("nonconformity", "max_logit", "mcm", "energy")}
+    scores |= {"scale": np.asarray(14.0)}
+    scores[name] = np.full_like(scores[name], value)
+    whole = {f"calibration/{score}": array for score, array in scores.items()}
+    arrays("", lambda tensors: tensors | whole)[1](place)
+
+
 SCORE = {"calibration/mcm": np.zeros(3)}
 SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
@@ -74,6 +85,17 @@ CASES: list[Case] = [
         r"is damaged: the scores of calibration images have shapes \[\(3,\), \(2,\)",
         lambda tensors: tensors | {f"calibration/{name}": np.zeros(size) for name, size in SIZES.items()},
     ),
+    *(
+        calibrated(
+            rf"is damaged: the {name} of calibration images .*{re.escape(f'{value:g}')}; .*; calibrate the model again",
+            name,
+            value,
+        )
+        for name, value in (
+            *(("nonconformity", -0.5), ("nonconformity", 3.0), ("mcm", -0.1), ("mcm", 1.5)),
+            *(("scale", 0.0), ("scale", -1.0), ("scale", 1e300), ("max_logit", np.inf), ("energy", np.nan)),
+        )
+    ),
     *(damaged(r"a\.safetensors is damaged or incomplete", how) for how in cut(b"")),
     unsaved(r"arrays \{\} are not those of method 'bias', \{.*'vision_bias': \(", {}),
     unsaved("are not those of method 'bias'", {"vision_bias": np.zeros((1, 24), np.float32)}),
@@ -82,6 +104,13 @@ CASES: list[Case] = [
     unsaved("'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it", np.int64(1)),
     unsaved(r"must be JSON values \(Object of type float32 .*\); convert them", notes={"mine": np.float32(3)}),
     unsaved("must be JSON values", notes={("a", 1): 2}),
+    *(
+        (
+            rf"{name} is no name of an adapter's file; give a path that ends with \.safetensors",
+            lambda place, name=name: place.tuned().save(place.tmp_path / name),
+        )
+        for name in ("x.pt", "x", "x.safetensors.gz")
+    ),
     unsaved("must be JSON values", notes={"mine": [np.nan]}),
     unsaved("the adapter's notes is 5; it must hold values by name", notes=5),
     unsaved("accuracy is 'good'; it must be a finite number", notes={"accuracy": "good"}),

@@ -215,9 +215,14 @@ CASES: list[Case] = [
     ),
     # Images, texts, labels, types.
     preprocessed("cannot read the image .*nowhere.png", "nowhere.png"),
+    preprocessed(
+        "https://example.org/a//b.png is an address of the web; .*give the path", "https://example.org/a//b.png"
+    ),
     preprocessed("the images are 5; give a path, a PIL image", 5),
     preprocessed(r"image 0 holds float64 numbers; .* of levels from 0 to 1 \(255 \* image\)", np.zeros((4, 4, 3))),
     preprocessed(r"holds float32 numbers; .*: image\.round\(\)\.astype", np.full((4, 4, 3), 200, np.float32)),
+    preprocessed(r"of a tensor \(255 \* image\)\.round\(\)\.byte\(\)", np.zeros((4, 4, 3))),
+    preprocessed(r"of a tensor image\.round\(\)\.byte\(\)", np.full((4, 4, 3), 200, np.float32)),
     preprocessed("the picture itself and not what clip.preprocess made of it", np.full((4, 4, 3), -1.0)),
     preprocessed(r"image 0 has shape \[3, 8, 9\]; give .*channels come last", np.zeros((1, 3, 8, 9), np.uint8)),
     preprocessed("image 1 is None; give a path", [LEVELS[0], None]),

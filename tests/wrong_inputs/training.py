@@ -106,6 +106,12 @@ def scored(place: Place) -> TunedModel:
     return dataclasses.replace(place.tuned(), calibration=scores)
 
 
+def too_large(place: Place) -> TunedModel:
+    """A model whose numbers are finite, and what it computes is not."""
+    tuned = place.tuned()
+    return dataclasses.replace(tuned, learnables=jax.tree.map(lambda leaf: leaf + np.float32(1e38), tuned.learnables))
+
+
 IMAGES, LABELS = np.zeros((18, 16, 16, 3), np.uint8), np.zeros(18, int)
 CASES: list[Case] = [
     ("the learnables are not what BiasTuning learns", lambda place: TunedModel(place.task(), {})),
@@ -120,7 +126,17 @@ CASES: list[Case] = [
     predicting("look like levels from 0 to 1 and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
     predicting("look like levels from 0 to 255 and not like", np.full((16, 16, 3), 200, np.float32)),
     predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
+    predicting(
+        "numbers from 0 to 0.5, so they look like levels from 0 to 1", np.linspace(0, 0.5, 480).reshape(1, 8, 20, 3)
+    ),
+    predicting(
+        "numbers from 0 to 0.5, so they look like levels from 0 to 1", np.linspace(0, 0.5, 480).reshape(8, 20, 3)
+    ),
+    predicting("the images hold NaN", np.full((2, 16, 16, 3), np.nan, np.float32), normalised=True),
     predicting("image 0 is None", [None]),
+    ("the images are the folder .*; give its files", lambda place: place.tuned().predict(place.tmp_path)),
+    ("what is computed for the images is not finite: what was", lambda place: too_large(place).predict(IMAGES)),
+    ("what is computed for the images is not finite: what was", lambda place: too_large(place).plot(IMAGES[:2])),
     predicting("batch_size is 0", IMAGES, batch_size=0),
     predicting(r"coverage is 1\.5; it must be a finite number", IMAGES, coverage=1.5),
     predicting("rejection is 'logit'; choose from max_logit, mcm, energy", IMAGES, rejection="logit"),
@@ -144,6 +160,7 @@ CASES: list[Case] = [
     fitted("18 images and 2 labels", IMAGES, LABELS[:2], class_names=NAMES),
     fitted("have labels of their own", DATA, LABELS),
     fitted("there is no dataset 'nothing'", "nothing"),
+    fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
     fitted("learning_rate is -1", DATA, learning_rate=-1),
     fitted("epochs is -1", DATA, epochs=-1),
     fitted("seed is -1", DATA, seed=-1),
