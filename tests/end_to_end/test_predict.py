@@ -191,7 +191,7 @@ def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
     zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
     learned = read_adapter(adapters[0]).bind(clip, texts, free_text=True)
     for words, adapter, (task, learnables) in (
-        (",".join(texts), "", zero_shot),
+        (",".join(texts), None, zero_shot),
         (str(tmp_path / "texts.txt"), str(adapters[0]), learned),
     ):
         settings = {"images": str(picture), "texts": words, "adapters": adapter, "model": str(model)}
