@@ -287,7 +287,7 @@ def _with_settings(method: str, options: dict[str, object], settings: Mapping[st
 def _changed(recipe: Recipe, learning_rate: float | None, epochs: int | None, batch_size: int | None) -> Recipe:
     """The recipe with settings that are given; with epochs it makes as many as they say, whatever its steps were."""
     if learning_rate is not None:
-        recipe = recipe.at(learning_rate)
+        recipe = recipe.with_learning_rate(learning_rate)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs, steps=None)
     if batch_size is not None:

@@ -33,7 +33,7 @@ class OpenRecipe(Recipe):
         "held-out images and takes the best (docs/runs.md).",
     )
 
-    def closed(self) -> Recipe:
+    def with_default_rate(self) -> Recipe:
         """The same with a learning rate: the common recipe's where it is open."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Recipe(**values | ({"learning_rate": Recipe.learning_rate} if self.learning_rate is None else {}))

@@ -90,7 +90,7 @@ def one_run(settings: TrainSettings) -> Table1Settings:
         datasets=(settings.dataset,),
         shots=None if settings.shots is None else (settings.shots,),
         seeds=(settings.seed,),
-        learning_rate=settings.recipe.closed().learning_rate,
+        learning_rate=settings.recipe.with_default_rate().learning_rate,
         calibrate=False,
     )
 
@@ -131,7 +131,7 @@ def select(spec: RunSpec, context: SweepContext, workdir: Path, *, compares_rate
             write_json(workdir / SELECTION, stored)
             epath.Path(checkpoints).rmtree(missing_ok=True)
     choice = stored["choice"]
-    recipe = spec.recipe and spec.recipe.at(stored["learning_rate"])
+    recipe = spec.recipe and spec.recipe.with_learning_rate(stored["learning_rate"])
     return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **choice["options"]}), {"choice": choice}
 
 

@@ -49,7 +49,7 @@ class Bug(NamedTuple):
     new: str
 
 
-def bugs_in(file: str, content: bytes) -> Iterator[Bug]:  # noqa: C901 (a case for each kind of bug)
+def bugs_in(file: str, content: bytes) -> Iterator[Bug]:
     """All bugs that can be planted in a file."""
     lengths = [0]
     for line in content.splitlines(keepends=True):

@@ -110,7 +110,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     data=data,
                     seed=seed,
                     start_seed=None if axes.start_seed == seed or not made.uses_images else axes.start_seed,
-                    recipe=recipe and recipe.at(rate),
+                    recipe=recipe and recipe.with_learning_rate(rate),
                 )
                 for rate in learning_rates
                 for seed in (axes.seeds if made.uses_images else (0,))

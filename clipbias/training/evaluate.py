@@ -20,7 +20,7 @@ from clipbias.tuning.conformal import AnswerRule, measure
 from clipbias.tuning.method import Learnables
 
 
-def evaluate(  # noqa: PLR0913 (images and how they are read, each by keyword)
+def evaluate(
     task: Task,
     learnables: Learnables,
     split: Split,

@@ -156,5 +156,5 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
 
 def spec_facts(spec: RunSpec, common: Recipe) -> Row:
     """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
-    different = {} if spec.recipe is None else spec.recipe.differences(common.at(spec.learning_rate))
+    different = {} if spec.recipe is None else spec.recipe.differences(common.with_learning_rate(spec.learning_rate))
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}

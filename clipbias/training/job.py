@@ -183,7 +183,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     method = job.task.method
     if job.recipe is None or not jax.tree.leaves(job.task.shapes):
         return ()
-    recipe = job.recipe.settled(job.examples)
+    recipe = job.recipe.with_epochs(job.examples)
     if recipe != job.recipe:
         epochs = counted(recipe.total_epochs(job.examples), "epoch")
         job.logging.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")

@@ -106,7 +106,9 @@ class _Schedule:
         recipe = job.training
         examples = job.examples
         self._job = job
-        self.rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)
+        self.rates = np.stack(
+            [recipe.with_learning_rate(run.learning_rate).step_rates(examples) for run in job.runs], axis=1
+        )
         self.weights: np.ndarray | None = None
         of_epochs = job.task.method.average(recipe.total_epochs(examples))
         if of_epochs is not None:  # epochs end with the learnables that enter the average

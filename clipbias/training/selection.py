@@ -163,7 +163,7 @@ def apply(job: TrainJob, selection: Selection) -> TrainJob:
     task = job.task
     if selection.options:
         task = task.with_method(dataclasses.replace(task.method, **selection.options))
-    recipe = job.recipe and job.recipe.at(selection.best.learning_rate)
+    recipe = job.recipe and job.recipe.with_learning_rate(selection.best.learning_rate)
     runs = tuple(dataclasses.replace(run, learning_rate=selection.best.learning_rate) for run in job.runs)
     return dataclasses.replace(job, task=task, recipe=recipe, runs=runs)
 

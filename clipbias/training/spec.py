@@ -163,7 +163,9 @@ def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 def _shared_key(spec: RunSpec) -> str:
     """What the runs of a group have in common."""
-    return dataclasses.replace(spec, seed=0, start_seed=None, recipe=spec.recipe and spec.recipe.at(0.0)).key
+    return dataclasses.replace(
+        spec, seed=0, start_seed=None, recipe=spec.recipe and spec.recipe.with_learning_rate(0.0)
+    ).key
 
 
 def group_key(group: Iterable[RunSpec]) -> str:

@@ -104,11 +104,11 @@ class Recipe:
             if (value := getattr(self, field.name)) != getattr(common, field.name)
         }
 
-    def at(self, learning_rate: float | None) -> "Recipe":
+    def with_learning_rate(self, learning_rate: float | None) -> "Recipe":
         """The same at another learning rate; `None` keeps it."""
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
 
-    def settled(self, examples: int) -> "Recipe":
+    def with_epochs(self, examples: int) -> "Recipe":
         """The same with the number of epochs that a training with so many images makes."""
         return self if self.epochs else dataclasses.replace(self, epochs=self.total_epochs(examples))
 
@@ -142,7 +142,7 @@ class Recipe:
         step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
         A warm-up that would be the whole training is left out.
         """
-        assert self.epochs is not None, "the number of epochs is that of a training set: see `settled`"
+        assert self.epochs is not None, "the number of epochs is that of a training set: see `with_epochs`"
         epoch = np.arange(self.epochs)
         warmup = self.warmup_epochs if self.warmup_epochs < self.epochs else 0
         cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - warmup) / self.epochs)) / 2
