@@ -205,6 +205,14 @@ MODELS = {
 }
 
 
+def other_network(where: str, sign: str) -> ClipbiasError:
+    """The error for a network that clipbias does not compute; `sign` is what its file says of it."""
+    return ClipbiasError(
+        f"{where} holds a network that clipbias does not compute ({sign}); CLIP with two transformers, MetaCLIP 2, "
+        "SigLIP, Perception Encoder, Chinese-CLIP and BiomedCLIP load (docs/models.md)."
+    )
+
+
 def siglip_sizes(width: int, layers: int, *, heads: int, mlp_width: int | None = None) -> TowerSizes:
     """A tower of SigLIP's, by default with an MLP four times as wide as its tokens."""
     return TowerSizes(

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from clipbias.clip.config import ClipConfig
-from clipbias.clip.networks import refuse_tensors
+from clipbias.clip.config import ClipConfig, other_network
 from clipbias.clip.other_tables import TABLES, table_of_family
 from clipbias.clip.params import Params, abstract_params, empty_params
 from clipbias.clip.tables import NameTable, TensorName
@@ -22,10 +21,12 @@ def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
     """The table that has most of a checkpoint's names.
 
     Raises:
-      ClipbiasError: the names belong to another network, which the message names.
+      ClipbiasError: most names belong to another network.
     """
     table = max(TABLES, key=lambda table: table.known(tensors))
-    refuse_tensors(table.unknown(tensors), where=where)
+    unknown = table.unknown(tensors)
+    if 2 * len(unknown) > len(tensors):  # fewer are told one by one, beside those that are missing
+        raise other_network(where, f"its tensor {_shown(unknown[0])} and {len(unknown) - 1} more")
     return table
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from clipbias.checks import shown
 from clipbias.clip import open_clip
-from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face
-from clipbias.clip.networks import network_of, refuse_files
+from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face, other_network
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.preprocess_files import read_preprocessor
 from clipbias.clip.tokenizer_files import import_transformers
@@ -48,13 +47,13 @@ def _refusal(path: Path) -> ClipbiasError | None:
     classes = raw.get("architectures")
     own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
     if own_code is not None:  # a network of its publisher's, whatever family it names
-        return network_of(str(own_code).lower()).refusal(str(path), shown(own_code))
+        return other_network(str(path), f"code of its own, {shown(own_code)}")
     if raw.get("model_type") in [*MODELS]:
         return None
     if "model_type" not in raw and {"text_config", "vision_config"} & raw.keys():
         return None
-    name = raw.get("model_type", raw.get("architecture", "unnamed"))
-    return network_of(name).refusal(str(path), shown(name))
+    key = "architecture" if "model_type" not in raw and "architecture" in raw else "model_type"  # timm's, or none
+    return other_network(str(path), f"{key} {shown(raw.get(key))}")
 
 
 def _read_hugging_face(path: Path) -> Description:
@@ -138,7 +137,6 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
         return native[0], None
     if complaints:
         raise complaints[0]
-    refuse_files(names, where=where)
     readable = ", ".join(name for family in FAMILIES for name in family.weights)
     listed = shorten(", ".join(sorted(names)), 200) or "nothing"
     raise ClipbiasError(f"{where} holds no CLIP weights that clipbias reads ({readable}); it holds {listed}.")

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig
-from clipbias.clip.networks import SIGLIP, refuse_open_clip
+from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig, other_network
 from clipbias.clip.open_clip_timm import read_timm
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.preprocess_files import of_open_clip
@@ -58,9 +57,8 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
 
 
 def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
-    if model["vision_cfg"].get("timm_model_name") is not None and not model.get("multimodal_cfg"):
+    if model["vision_cfg"].get("timm_model_name") is not None:
         return read_timm(model, where=where)
-    refuse_open_clip(model, where=where)
     ends_by_id = model["text_cfg"].get("pool_type") == "eos"
     _check_keys(where, "", model, MODEL)
     _check_keys(where, "vision_cfg.", model["vision_cfg"], VISION)
@@ -118,13 +116,9 @@ def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
 
 def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
     for key, value in settings.items():
-        if key == "init_logit_bias" and value is not None:
-            raise SIGLIP.refusal(where, "init_logit_bias beside CLIP's towers")
-        if value and allowed.get(key) not in (..., value):
-            raise ClipbiasError(
-                f"{where} asks for {shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}, which makes it "
-                "another network than CLIP's own."
-            )
+        # The layers of a ResNet are a list: the numbers of blocks of its stages.
+        if (value and allowed.get(key) not in (..., value)) or (key == "layers" and isinstance(value, list)):
+            raise other_network(where, f"{shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}")
 
 
 def _geometry(model: Mapping[str, Any]) -> ClipConfig:

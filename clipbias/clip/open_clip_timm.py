@@ -14,11 +14,11 @@ from clipbias.clip.config import (
     TowerSizes,
     VisionConfig,
     bert_text,
+    other_network,
     siglip_sizes,
     siglip_text,
     siglip_vision,
 )
-from clipbias.clip.networks import Network, network_of
 from clipbias.errors import ClipbiasError
 
 # Width, layers, heads and hidden width by the size in a tower's name.
@@ -36,7 +36,6 @@ PE_POOL_HEADS = 8
 BIOMED = re.compile(r"microsoft/BiomedNLP-(BiomedBERT|PubMedBERT)-base-uncased-abstract(-fulltext)?", re.IGNORECASE)
 BERT_BASE = (768, 12, 12, 3072)
 BERT_VOCABULARY, BERT_POSITIONS = 30522, 512
-_NO_PROJECTION = Network("SigLIP without a projection of its texts", "google/siglip-base-patch16-224")
 _PLAIN_TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "hf_tokenizer_name", "tokenizer_kwargs")
 _SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
 _BERT_TEXT = {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
@@ -54,11 +53,10 @@ def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
     name = vision["timm_model_name"]
     match = TOWER.fullmatch(name)
     if match is None or match[2] not in SIZES:
-        raise network_of(name).refusal(where, shown(name))
+        raise other_network(where, f"vision_cfg.timm_model_name = {shown(name)}")
     is_pe, size, patch_size, is_siglip, image_size = match.groups()
     if not (is_pe or is_siglip) and not BIOMED.fullmatch(str(text.get("hf_model_name"))):
-        other = text.get("hf_model_name") or name
-        raise network_of(other).refusal(where, shown(other))
+        raise other_network(where, f"{shown(name)} with text_cfg.hf_model_name = {shown(text.get('hf_model_name'))}")
     if vision.get("image_size", 224) != int(image_size):
         raise ClipbiasError(
             f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}; "
@@ -68,7 +66,7 @@ def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
     width, layers, heads, mlp_width = SIZES[size]
     if is_siglip:
         if text.get("proj_type") == "none":
-            raise _NO_PROJECTION.refusal(where, "text_cfg.proj_type = 'none'")
+            raise other_network(where, "SigLIP with text_cfg.proj_type = 'none'")
         _check(text, _SIGLIP_TEXT, (*_PLAIN_TEXT, "mlp_ratio", "norm_kwargs", "act_kwargs", "proj_type"), where=where)
         trunk = siglip_vision(siglip_sizes(width, layers, heads=heads, mlp_width=mlp_width), **images)
         return ClipConfig(trunk, _siglip_text(text), model["embed_dim"], "siglip")
@@ -102,9 +100,7 @@ def _check(text: Mapping[str, Any], required: Mapping[str, object], known: tuple
             )
     for name, value in text.items():
         if name not in known and name not in required and value:
-            raise ClipbiasError(
-                f"{where} asks for text_cfg.{shown(name)[1:-1]} = {shown(value)}, which makes it another network."
-            )
+            raise other_network(where, f"text_cfg.{shown(name)[1:-1]} = {shown(value)}")
 
 
 def _siglip_text(text: Mapping[str, Any]) -> TextConfig:

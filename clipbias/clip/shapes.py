@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig, bert_text
-from clipbias.clip.networks import network_of
+from clipbias.clip.config import ClipConfig, TextConfig, TowerSizes, VisionConfig, bert_text, other_network
 from clipbias.clip.open_clip_timm import pe_vision
 from clipbias.clip.tables import NameTable
 from clipbias.clip.tensors import Tensor
@@ -33,7 +32,7 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     by_name = {table.plain(name): tensor for name, tensor in tensors.items()}
     family = table.families[0]
     if family == "pe" and "visual.class_embedding" not in by_name:
-        raise network_of("vit_pe_core_gigantic_").refusal(where, "without visual.class_embedding")
+        raise other_network(where, "a Perception Encoder without visual.class_embedding")
 
     def shape(path: str) -> tuple[int, ...]:
         """The shape of a leaf of the parameter tree, of the first block where it is stacked."""

@@ -1,4 +1,4 @@
-"""open_clip's configurations, files without any, and the networks that are refused by name."""
+"""open_clip's configurations, and files without any."""
 
 import json
 import shutil
