@@ -8,6 +8,7 @@ refused. Python's implementation of `pickle.Unpickler` is used: the one in C end
 keys that are nested deeply and on memo numbers that are huge.
 """
 
+import collections
 import contextlib
 import functools
 import io
@@ -49,8 +50,10 @@ INSTRUCTIONS = (
     pickle.LONG_BINGET, pickle.BINPERSID, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ,
     pickle.BUILD,
 )  # fmt: skip
-LONGEST = 8 << 20  # bytes of a description; that of a CLIP has about 0.1 MB
+LONGEST = 2 << 20  # bytes of a description; that of a CLIP has about 0.1 MB, and each byte may take 80 in memory
 MOST_PARTS = 100_000
+MOST_AXES = 8
+MOST_SHARED = 4  # tensors that may be made of a number, as where a module and the model around it both name it
 
 OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 POINTER = b"version https://git-lfs"
@@ -183,6 +186,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> dict[str, Tensor]:
     members = {info.filename: info for info in archive.infolist()}
+    if sum(info.compress_size for info in members.values()) > path.stat().st_size:
+        raise ValueError("its members overlap")
     (description,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")] or [""]
     folder = description.removesuffix("data.pkl")
 
@@ -198,6 +203,7 @@ def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> di
 
     if f"{folder}byteorder" in members and content(f"{folder}byteorder") != b"little":
         raise ValueError("its numbers are not in little-endian order")
+    made: collections.Counter[str] = collections.Counter()
     last_read = functools.lru_cache(maxsize=1)(content)  # tensors that share a storage follow one another
 
     def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
@@ -205,7 +211,7 @@ def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> di
         dtype = STORAGES[kind.kind]
         member = f"{folder}data/{key}"
         whole = all(type(size) is int and 0 <= size < 2**62 for size in (count, offset, *shape, *strides))
-        if word != "storage" or not isinstance(key, str) or not whole:
+        if word != "storage" or not isinstance(key, str) or not whole or len(shape) > MOST_AXES:
             raise ValueError("a tensor is not described as PyTorch does it")
         width = jnp.dtype(dtype).itemsize
         if member not in members or members[member].file_size != count * width:
@@ -214,6 +220,9 @@ def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> di
         total = math.prod(shape)
         if (total and last >= count) or total > count:
             raise ValueError("a tensor reaches beyond its numbers")
+        made[member] += total
+        if made[member] > MOST_SHARED * count:
+            raise ValueError(f"tensors that share the member {shorten(ascii(member))} are many times as large as it is")
 
         def read() -> np.ndarray:
             with _reading(path):

@@ -6,6 +6,7 @@ import shutil
 import sys
 import types
 import zipfile
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -150,6 +151,7 @@ HOSTILE = {
     "negative size": pickle_of({"a": tensor("0", "float32", 6, 0, (-6,), (1,))}),
     "huge sizes": pickle_of({"a": tensor("0", "float32", 6, 0, (2**40, 2**40), (1, 1))}),
     "too few strides": pickle_of({"a": tensor("0", "float32", 6, 0, (2, 3), (1,))}),
+    "a number in many tensors": pickle_of({f"a{i}": tensor("0", "float32", 6, 0, (6,), (1,)) for i in range(5)}),
     "many dimensions": pickle_of({"a": tensor("0", "float32", 6, 0, (1,) * 70, (1,) * 70)}),
     "a member that is not there": pickle_of({"a": tensor("../../etc/passwd", "float32", 6, 0, (6,), (1,))}),
     "a storage's name deep down": described(key=DEEP[2:]),
@@ -197,6 +199,23 @@ def test_archives_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ClipbiasError, match=rf"a\.bin .*{words}"):
             read(tmp_path / "a.bin")
     assert "bytes" in refusal(tmp_path, b"\x80\x02" + b"N" * (9 << 20) + b".")
+
+
+def test_members_that_overlap(tmp_path: Path) -> None:
+    """The first reaches over the header and the numbers of the second."""
+    path = tmp_path / "a.bin"
+    count = 1 << 10
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle_of({"a": tensor("0", "float32", count, 0, (count,), (1,))}))
+        archive.writestr("archive/data/0", bytes(2 * count))
+        archive.writestr("archive/data/1", bytes(3 * count))
+        archive.fp.flush()
+        first = archive.getinfo("archive/data/0")
+        start = first.header_offset + 30 + len(first.filename)
+        first.file_size = first.compress_size = 4 * count
+        first.CRC = zlib.crc32(path.read_bytes()[start : start + 4 * count])
+    with pytest.raises(ClipbiasError, match="its members overlap"):
+        read(path)
 
 
 def test_a_compressed_member_is_not_unpacked(tmp_path: Path) -> None:
