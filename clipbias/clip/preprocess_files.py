@@ -113,7 +113,7 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
     if not settings.get("do_resize", True):
         raise ClipbiasError("has do_resize = false; clipbias resizes every picture to the model's resolution.")
     factor = settings.get("rescale_factor", 1 / 255)
-    if not settings.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+    if not settings.get("do_rescale", True) or not abs(factor * 255 - 1) <= 1e-6:
         raise ClipbiasError(f"has rescale_factor = {shown(factor)} (do_rescale); clipbias divides levels by 255.")
     if settings.get("do_pad") or settings.get("pad_size"):
         raise ClipbiasError("has do_pad = true; clipbias does not pad pictures.")

@@ -119,6 +119,7 @@ def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path
         ("names the image processor 'DonutImageProcessor'", {"image_processor_type": "DonutImageProcessor"}),
         ("has do_resize = false", {"do_resize": False}),
         ("has rescale_factor = 0.5", {"rescale_factor": 0.5}),
+        ("has rescale_factor = nan", {"rescale_factor": float("nan")}),
         ("has do_pad = true", {"do_pad": True}),
         ("has size = .*longest_edge.*clipbias follows", {"size": {"shortest_edge": 8, "longest_edge": 9}}),
         ("has size = .*clipbias follows", {"size": {"height": 8, "width": 9}}),
