@@ -182,8 +182,8 @@ def import_adapter(
       position: of the class name among CoOp's words: "end", "middle" or "front". The file does not say.
 
     Raises:
-      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, or another width or frozen weights
-        than `clip`; or a context for each class has another number of classes.
+      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes or frozen weights than
+        `clip`, or numbers that are not finite; or a context for each class has another number of classes.
     """
     base = as_clip(clip)
     return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position), base)

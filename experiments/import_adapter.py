@@ -7,9 +7,13 @@ Nothing in the checkpoint is run, and PyTorch is not needed. The adapter is eval
 as any other (docs/distil.md).
 """
 
+import contextlib
+
 import clipbias
 from clipbias import data
+from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
+from clipbias.io import data_path
 from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.classes import ClassList
 from clipbias.tuning.learnables import parameter_count
@@ -26,6 +30,12 @@ def main(settings: ImportSettings) -> None:
         raise ClipbiasError("give the checkpoint and the adapter to write: --config.file=FILE --config.output=FILE.")
     if settings.classes is not None and settings.dataset is not None:
         raise ClipbiasError("a dataset has class names of its own; give --config.classes or --config.dataset.")
+    output = data_path(settings.output)
+    is_adapter = False
+    with contextlib.suppress(ClipbiasError), open_safetensors_file(output) as file:
+        is_adapter = "clipbias" in (file.metadata() or {})
+    if output.exists() and not is_adapter:  # such as the checkpoint itself
+        raise ClipbiasError(f"{output} exists and is no adapter of clipbias on a disk; give another --config.output.")
     classes: tuple[str, ...] | ClassList | None = listed(settings.classes, "class names")
     notes = {}
     if settings.dataset is not None:

@@ -46,12 +46,17 @@ def write(path: Path, description: bytes, members: Mapping[str, bytes], method: 
             archive.writestr(f"archive/data/{name}", content)
 
 
-def save(path: Path, state: Mapping[str, np.ndarray]) -> None:
-    """What `torch.save` writes of a state dict."""
+def save(
+    path: Path,
+    state: Mapping[str, np.ndarray],
+    described: Mapping[str, bytes] | None = None,
+    storages: Mapping[str, bytes] | None = None,
+) -> None:
+    """What `torch.save` writes of a state dict, with tensors that `tensor` described, and their storages."""
     items = {}
     members = {}
     for key, (name, array) in enumerate(state.items()):
         strides = [step // array.itemsize for step in np.empty(array.shape, array.dtype).strides]
         items[name] = tensor(str(key), array.dtype.name, array.size, 0, array.shape, strides)
         members[str(key)] = array.tobytes()
-    write(path, pickle_of(items), members)
+    write(path, pickle_of(items | dict(described or {})), members | dict(storages or {}))

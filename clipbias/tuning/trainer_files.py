@@ -7,36 +7,37 @@ are not in the file, but the embeddings of their tokens are: the nearest rows of
 """
 
 import dataclasses
-import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from clipbias.clip import Clip
-from clipbias.clip.tables import OPEN_CLIP, Layout
+from clipbias.clip.tables import OPEN_CLIP
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.clip.tokenizer import encode
 from clipbias.clip.torch_file import open_torch
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.io import user_path
+from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter, make_adapter
 from clipbias.tuning.classes import Classes, ClassList
 from clipbias.tuning.context import word_ids
-from clipbias.tuning.learnables import flatten
 from clipbias.tuning.task import Task
 
 # PromptSRC's averages run over the frozen weights in half precision, which moves them by some ten-thousandths.
 FROZEN_TOLERANCE = 0.01
-# Where a tower's prompts lie: those of the first block, and those of the blocks behind it.
+# Where a tower's prompts lie behind the first block. MaPLe counts from the second block on.
 LATER = r"{}\.transformer\.resblocks\.(\d+)\.VPT_shallow"
+MAPLE_LATER = r"compound_prompts_text\.(\d+)"
+MAPLE_MAPS = r"compound_prompt_projections\.(\d+)\.weight"
 LEARNER = "prompt_learner."
 TRAINERS = "CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC"
 
 Arrays = Mapping[str, np.ndarray]
+Tensors = Mapping[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,12 @@ class TrainerFile:
       method: the name of the method here; options: what the shapes say of it.
       learnables: as the method has them here, float32.
       tokens: `T`, how many tokens of the text are learned; 0 for none.
-      suffix: embeddings of what stands behind the context in the text of each class, `[C, n, Dt]`; `None` without.
     """
 
     method: str
     options: Mapping[str, Any]
     learnables: Arrays
     tokens: int = 0
-    suffix: np.ndarray | None = None
 
 
 def import_adapter(
@@ -77,198 +76,243 @@ def import_adapter(
       notes: of the adapter.
 
     Raises:
-      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, or another width or frozen weights
-        than `clip`; or a context for each class has another number of classes.
+      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes or frozen weights than
+        `clip`, or numbers that are not finite; or a context for each class has another number of classes.
     """
     path = user_path(path)
     if clip.config.family != "clip":
         raise ClipbiasError(f"these trainers tune OpenAI's CLIP, and {clip.name} is a {clip.config.family}.")
-    with open_torch(path, skip_objects=True) as tensors:
+    with open_torch(path, skip_objects=True) as content:
         try:
-            arrays = _arrays(tensors)
-            file = read_trainer_file(arrays)
-            _check_widths(file, clip)
-            _check_frozen(arrays, clip)
+            tensors = {name.removeprefix(LEARNER): tensor for name, tensor in content.items()}
+            file = read_trainer_file(tensors, clip)
+            _check_frozen(tensors, clip)
+            ids = _text_ids(tensors, file, clip)
+            options = dict(file.options)
+            if file.tokens:
+                options["words"] = _words(file.tokens, ids, clip)
+            if file.method == "coop":
+                options["position"] = position
+            if classes is not None:
+                named = Classes.of(classes)
+            elif ids is not None:
+                named = _names_of(ids, options["words"], file.tokens, clip)
+            else:
+                raise ClipbiasError("it has no text of the classes; give their names or a dataset.")
+            count = len(named.class_names)
+            if options.get("class_specific") and len(file.learnables["text_context"]) != count:
+                raise ClipbiasError(
+                    f"it has a context for each of {len(file.learnables['text_context'])} classes, and there are "
+                    f"{count} class names; give those of training."
+                )
+            task = Task(clip, file.method, named, template=template, **options)
+            return make_adapter(task, file.learnables, notes=dict(notes or {}) | {"imported": path.name})
         except ClipbiasError as error:
             raise ClipbiasError(f"{path} is not imported: {error}") from error
-    options = dict(file.options)
-    ids = None if file.suffix is None else nearest_tokens(file.suffix, clip)
-    if file.tokens:
-        options["words"] = _words(file.tokens, ids, clip)
-    if file.method == "coop":
-        options["position"] = position
-    named = _names_of(ids, options["words"], file.tokens, clip) if classes is None else Classes.of(classes)
-    if named is None:
-        raise ClipbiasError(f"{path} has no text of the classes; give their names or a dataset.")
-    count = file.learnables["text_context"].shape[0] if options.get("class_specific") else len(named.class_names)
-    if count != len(named.class_names):
-        raise ClipbiasError(
-            f"{path} has a context for each of {count} classes, and there are {len(named.class_names)} class names; "
-            "give those of training."
-        )
-    task = Task(clip, file.method, named, template=template, **options)
-    expected = {name: leaf.shape for name, leaf in flatten(task.shapes).items()}
-    shapes = {name: value.shape for name, value in file.learnables.items()}
-    if shapes != expected:
-        odd = min(name for name in expected if shapes.get(name) != expected[name])
-        raise ClipbiasError(f"{path} is not imported: its {odd} is {shapes.get(odd)}, and should be {expected[odd]}.")
-    return make_adapter(task, file.learnables, notes=dict(notes or {}) | {"imported": path.name})
 
 
-def read_trainer_file(arrays: Arrays) -> TrainerFile:
-    """What a state dictionary holds, told by its names.
+def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
+    """The learnables of a checkpoint. The names of its tensors tell the method; no other tensor is read.
+
+    Args:
+      tensors: by their names without `prompt_learner.`.
+      clip: the CLIP that it was trained on.
 
     Raises:
-      ClipbiasError: it is of another trainer, or has a gap in depth.
+      ClipbiasError: it is of another trainer, has a gap in depth, or a tensor has another shape than `clip` asks for.
     """
-    plain = {name.removeprefix(LEARNER): value for name, value in arrays.items()}
-    if any(name.startswith("VPT_image_trans.") for name in arrays):
+    text, vision = clip.config.text, clip.config.vision
+    if any(name.startswith("VPT_image_trans.") for name in tensors):
         raise ClipbiasError("it is a student of PromptKD, whose classes are the features of a teacher that it lacks.")
-    suffix = plain.get("token_suffix")
-    if "meta_net.linear1.weight" in plain:
-        return _cocoop(plain, suffix)
-    if "compound_prompts_text.0" in plain or "proj.weight" in plain:
-        return _maple(plain, suffix)
-    vision = _deep_prompts(arrays, "image_encoder", first=arrays.get("image_encoder.VPT"))
-    if vision is not None and "ctx" not in plain:
-        return TrainerFile("vpt", {"tokens": vision.shape[1], "depth": len(vision)}, {"vision_prompts": vision})
-    if "ctx" not in plain:
+    if "meta_net.linear1.weight" in tensors:
+        return _cocoop(tensors, clip)
+    if any(name == "proj.weight" or name.startswith("compound_prompt") for name in tensors):
+        return _maple(tensors, clip)
+    in_image = _blocks(tensors, "vision", "image_encoder.VPT", LATER.format("image_encoder"), clip)
+    in_text = _blocks(tensors, "text", "ctx", LATER.format("text_encoder"), clip)
+    if not in_image and not in_text:
         raise ClipbiasError(f"it holds no prompts of {TRAINERS}.")
-    text = _deep_prompts(arrays, "text_encoder", first=plain["ctx"]) if plain["ctx"].ndim == 2 else None
-    if vision is None and (text is None or len(text) == 1):
-        context = plain["ctx"]
-        options = {"tokens": context.shape[-2], "class_specific": context.ndim == 3}
-        return TrainerFile("coop", options, {"text_context": context}, context.shape[-2], suffix)
-    if vision is None or text is None:
+    if not in_image and len(in_text) > 1:
         raise ClipbiasError("it has deep prompts in the text tower alone, which no method here has.")
-    is_src = any(name.startswith(f"{LEARNER}ZS_image_encoder.") for name in arrays)
+    if not in_image:
+        is_specific = len(tensors["ctx"].shape) == 3
+        shape = ("C", "T", text.width) if is_specific else ("T", text.width)
+        context = _read(tensors, "ctx", shape, clip)
+        tokens = context.shape[-2]
+        return TrainerFile("coop", {"tokens": tokens, "class_specific": is_specific}, {"text_context": context}, tokens)
+    vision_prompts = _stacked(tensors, in_image, ("V", vision.width), clip)
+    depth, vision_tokens, _ = vision_prompts.shape
+    if not in_text:
+        return TrainerFile("vpt", {"tokens": vision_tokens, "depth": depth}, {"vision_prompts": vision_prompts})
+    text_prompts = _stacked(tensors, in_text, ("T", text.width), clip)
+    text_depth, tokens, _ = text_prompts.shape
     options = {
-        "text_tokens": text.shape[1],
-        "vision_tokens": vision.shape[1],
-        "text_depth": len(text),
-        "vision_depth": len(vision),
+        "text_tokens": tokens,
+        "vision_tokens": vision_tokens,
+        "text_depth": text_depth,
+        "vision_depth": depth,
     }
-    learnables = {"text_context": text[0], "text_prompts": text[1:], "vision_prompts": vision}
-    return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, text.shape[1], suffix)
+    learnables = {
+        "text_context": text_prompts[0],
+        "text_prompts": text_prompts[1:],
+        "vision_prompts": vision_prompts,
+    }
+    is_src = any(name.startswith("ZS_image_encoder.") for name in tensors)
+    return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, tokens)
 
 
 def nearest_tokens(embeddings: np.ndarray, clip: Clip) -> np.ndarray:
-    """The ids `[C, n]` of CLIP's token embeddings that are nearest to `embeddings [C, n, Dt]`."""
+    """The ids `[C, n]` of CLIP's token embeddings that are nearest to `embeddings [C, n, Dt]`.
+
+    Raises:
+      ClipbiasError: an embedding is that of no token.
+    """
     table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
     rows = embeddings.reshape(-1, table.shape[1])
     distinct, places = np.unique(rows, axis=0, return_inverse=True)
     squares = np.square(table).sum(-1)
-    ids = [int((squares - 2 * table @ row).argmin()) for row in distinct]
-    return np.asarray(ids)[places.reshape(-1)].reshape(embeddings.shape[:2])
+    ids = []
+    for row in distinct:
+        with np.errstate(over="ignore", invalid="ignore"):
+            nearest = int((squares - 2 * table @ row).argmin())
+        if not _distance(row, table[nearest]) <= FROZEN_TOLERANCE:
+            raise ClipbiasError(f"its texts have tokens that {clip.name} does not have; load their CLIP.")
+        ids.append(nearest)
+    return np.asarray(ids, int)[places.reshape(-1)].reshape(embeddings.shape[:2])
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """All tensors of floating point, float32."""
-    return {name: np.asarray(tensor.read(), np.float32) for name, tensor in tensors.items() if tensor.dtype in FLOATING}
+def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
+    """The norm of the difference over that of ours; infinite or NaN where it is too large for float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-12))
 
 
-def _deep_prompts(arrays: Arrays, tower: str, *, first: np.ndarray | None) -> np.ndarray | None:
-    """A tower's prompts `[depth, T, D]`; `None` where it has none.
+def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, start: int = 0) -> list[str]:
+    """The names of tensors of a tower, block after block; none where it has none.
+
+    Args:
+      tensors: of the file.
+      tower: "text" or "vision".
+      first: the name for the first block.
+      later: a pattern of the other names, with the block's number.
+      clip: the CLIP that it was trained on.
+      start: what is added to the number in a name.
 
     Raises:
-      ClipbiasError: blocks in between, or the first one, have none.
+      ClipbiasError: a block between, or the first, has none; or there are more than the tower has.
     """
-    pattern = re.compile(LATER.format(tower))
-    later = {int(match[1]): name for name in arrays if (match := pattern.fullmatch(name))}
-    if first is None and not later:
-        return None
-    blocks = sorted(later)
-    if first is None or blocks != [*range(1, len(blocks) + 1)]:
-        missing = 0 if first is None else min(set(range(1, max(blocks))) - set(blocks))
+    numbered = [(int(match[1]) + start, name) for name in tensors if (match := re.fullmatch(later, name))]
+    numbered += [(0, first)] if first in tensors else []
+    for place, (block, _) in enumerate(sorted(numbered)):
+        if block != place:
+            problem = "more than once" if block < place else f"and none in block {place}"
+            raise ClipbiasError(
+                f"the {tower} tower has prompts in block {shorten(str(block))} {problem}; no method here has such ones."
+            )
+    layers = getattr(clip.config, tower).layers
+    if len(numbered) > layers:
         raise ClipbiasError(
-            f"the {tower} has prompts in block {max(blocks)} and none in block {missing}; no method has such a gap."
+            f"it has prompts in {len(numbered)} blocks, and the {tower} tower of {clip.name} has {layers}; load the "
+            "CLIP that it was trained on."
         )
-    return _stacked([first, *(arrays[later[block]] for block in blocks)], f"prompts of the {tower}")
+    return [name for _, name in sorted(numbered)]
 
 
-def _stacked(rows: Sequence[np.ndarray], what: str) -> np.ndarray:
-    if len({row.shape for row in rows}) > 1:
-        raise ClipbiasError(f"the {what} differ in shape from block to block.")
-    return np.stack(rows)
+def _read(tensors: Tensors, name: str, shape: Sequence[int | str], clip: Clip) -> np.ndarray:
+    """A tensor, float32. A letter in `shape` stands for any length but zero.
+
+    Raises:
+      ClipbiasError: it is not there, has another shape or type, or holds numbers that are not finite.
+    """
+    if name not in tensors:
+        raise ClipbiasError(f"it lacks {name!r}.")
+    tensor = tensors[name]
+    fits = len(tensor.shape) == len(shape) and all(
+        size > 0 if isinstance(wanted, str) else size == wanted
+        for size, wanted in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ClipbiasError(
+            f"its {name!r} is [{', '.join(map(str, tensor.shape))}], and should be [{', '.join(map(str, shape))}] for "
+            f"{clip.name}; load the CLIP that it was trained on."
+        )
+    if tensor.dtype not in FLOATING:
+        raise ClipbiasError(f"its {name!r} is {tensor.dtype}, and should be one of {', '.join(FLOATING)}.")
+    with np.errstate(over="ignore"):  # float64 may exceed float32
+        values = np.array(tensor.read(), np.float32)  # a view would keep its whole storage in memory
+    if not np.isfinite(values).all():
+        raise ClipbiasError(
+            f"its {name!r} holds NaN or infinite numbers; take a checkpoint from before its training diverged."
+        )
+    return values
 
 
-def _cocoop(plain: Arrays, suffix: np.ndarray | None) -> TrainerFile:
-    learnables = {"text_context": _of(plain, "ctx")}
-    for ours, theirs in (("hidden", "linear1"), ("output", "linear2")):
-        learnables[f"text_{ours}_kernel"] = _of(plain, f"meta_net.{theirs}.weight").T
-        learnables[f"text_{ours}_bias"] = _of(plain, f"meta_net.{theirs}.bias")
-    tokens = learnables["text_context"].shape[0]
-    return TrainerFile("cocoop", {"tokens": tokens}, learnables, tokens, suffix)
+def _stacked(tensors: Tensors, names: Sequence[str], shape: Sequence[int | str], clip: Clip) -> np.ndarray:
+    """Tensors that all have the first one's shape."""
+    first = _read(tensors, names[0], shape, clip)
+    return np.stack([first, *(_read(tensors, name, first.shape, clip) for name in names[1:])])
 
 
-def _maple(plain: Arrays, suffix: np.ndarray | None) -> TrainerFile:
-    names = [name for name in plain if name.startswith("compound_prompts_text.")]
-    blocks = sorted(int(name.rpartition(".")[2]) for name in names)
-    if blocks != [*range(len(blocks))]:
-        missing = min(set(range(max(blocks))) - set(blocks))
-        raise ClipbiasError(f"it has prompts of block {max(blocks) + 1} and none of block {missing + 1}.")
-    maps = ["proj", *(f"compound_prompt_projections.{block}" for block in blocks)]
-    context = _of(plain, "ctx")
-    text = [_of(plain, f"compound_prompts_text.{block}") for block in blocks]
+def _cocoop(tensors: Tensors, clip: Clip) -> TrainerFile:
+    width, joint = clip.config.text.width, clip.config.projection_width
+    hidden = max(1, joint // 16)
+    context = _read(tensors, "ctx", ("T", width), clip)
     learnables = {
         "text_context": context,
-        "text_prompts": _stacked([context, *text], "text prompts")[1:],
-        "projection_kernel": _stacked([_of(plain, f"{name}.weight").T for name in maps], "projections"),
-        "projection_bias": _stacked([_of(plain, f"{name}.bias") for name in maps], "projections' biases"),
+        "text_hidden_kernel": _read(tensors, "meta_net.linear1.weight", (hidden, joint), clip).T,
+        "text_hidden_bias": _read(tensors, "meta_net.linear1.bias", (hidden,), clip),
+        "text_output_kernel": _read(tensors, "meta_net.linear2.weight", (width, hidden), clip).T,
+        "text_output_bias": _read(tensors, "meta_net.linear2.bias", (width,), clip),
     }
-    return TrainerFile("maple", {"tokens": len(context), "depth": len(maps)}, learnables, len(context), suffix)
+    return TrainerFile("cocoop", {"tokens": len(context)}, learnables, len(context))
 
 
-def _of(plain: Arrays, name: str) -> np.ndarray:
-    if name not in plain:
-        raise ClipbiasError(f"it lacks {name!r}.")
-    return plain[name]
+def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
+    text, vision = clip.config.text, clip.config.vision
+    prompts = _blocks(tensors, "text", "ctx", MAPLE_LATER, clip, start=1)
+    kernels = _blocks(tensors, "vision", "proj.weight", MAPLE_MAPS, clip, start=1)
+    if len(prompts) != len(kernels):
+        raise ClipbiasError(f"it has text prompts in {len(prompts)} blocks and maps of them in {len(kernels)}.")
+    biases = [f"{name.removesuffix('weight')}bias" for name in kernels]
+    context, *rest = _stacked(tensors, prompts, ("T", text.width), clip)
+    learnables = {
+        "text_context": context,
+        "text_prompts": np.reshape(rest, (len(rest), *context.shape)),
+        "projection_kernel": _stacked(tensors, kernels, (vision.width, text.width), clip).swapaxes(1, 2),
+        "projection_bias": _stacked(tensors, biases, (vision.width,), clip),
+    }
+    return TrainerFile("maple", {"tokens": len(context), "depth": len(kernels)}, learnables, len(context))
 
 
-def _check_widths(file: TrainerFile, clip: Clip) -> None:
-    """Raises `ClipbiasError` where prompts have another width than the model's tower, or more blocks."""
-    for name, value in file.learnables.items():
-        tower = {"text_context": "text", "text_prompts": "text", "vision_prompts": "vision"}.get(name)
-        if tower is None:
-            continue
-        geometry = getattr(clip.config, tower)
-        if value.shape[-1] != geometry.width:
-            raise ClipbiasError(
-                f"its {tower} prompts are {value.shape[-1]} wide, and the {tower} tower of {clip.name} is "
-                f"{geometry.width} wide; load the CLIP that it was trained on."
-            )
-        depth = len(value) + (name == "text_prompts")
-        if name != "text_context" and depth > geometry.layers:
-            raise ClipbiasError(
-                f"it has prompts in {depth} blocks, and the {tower} tower of {clip.name} has {geometry.layers}; load "
-                "the CLIP that it was trained on."
-            )
-
-
-def _check_frozen(arrays: Arrays, clip: Clip) -> None:
+def _check_frozen(tensors: Tensors, clip: Clip) -> None:
     """Raises `ClipbiasError` where frozen weights in the file are not those of the model."""
     for name, ours in _frozen_weights(clip):
-        theirs = arrays.get(name)
-        if theirs is None:
-            continue
-        weights = ours()
-        distance = np.inf
-        if theirs.shape == weights.shape:
-            distance = float(np.linalg.norm(theirs - weights) / max(float(np.linalg.norm(weights)), 1e-12))
-        if distance > FROZEN_TOLERANCE:
+        if name in tensors and not _distance(_read(tensors, name, ours.shape, clip), ours) <= FROZEN_TOLERANCE:
             raise ClipbiasError(f"its frozen weights are not those of {clip.name} (see {name}); load their CLIP.")
-    start = arrays.get("token_prefix", arrays.get(f"{LEARNER}token_prefix"))
-    if start is not None:
-        table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
-        (first, *_), *_ = clip.tokenize([WORDS])
-        row = table[first]
-        if start.shape[-1] != len(row) or np.linalg.norm(start[0, 0] - row) > FROZEN_TOLERANCE * np.linalg.norm(row):
-            raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
 
 
-def _frozen_weights(clip: Clip) -> list[tuple[str, Callable[[], np.ndarray]]]:
-    """The frozen weights by the names that these trainers give them, each made when it is called for."""
-    weights: list[tuple[str, Callable[[], np.ndarray]]] = []
+def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> np.ndarray | None:
+    """The tokens behind the context in the text of each class, `[C, n]`; `None` where the file has no texts.
+
+    Raises:
+      ClipbiasError: they are of another CLIP, or of other lengths than the context and the classes leave.
+    """
+    config = clip.config.text
+    count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
+    ids = {}
+    for name, length in (("token_prefix", 1), ("token_suffix", max(0, config.context_length - 1 - file.tokens))):
+        if name in tensors:
+            embeddings = _read(tensors, name, (count, length, config.width), clip)
+            count = len(embeddings)
+            ids[name] = nearest_tokens(embeddings, clip)
+    (first, *_), *_ = clip.tokenize([WORDS])
+    if (ids.get("token_prefix", first) != first).any():
+        raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
+    return ids.get("token_suffix")
+
+
+def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
+    """The frozen weights by the names that these trainers give them, one leaf of the tree at a time."""
     for row in OPEN_CLIP.rows:
         tower, _, leaf = row.path.partition("/")
         if tower == "vision":
@@ -278,16 +322,11 @@ def _frozen_weights(clip: Clip) -> list[tuple[str, Callable[[], np.ndarray]]]:
         value: Any = clip.params
         for part in row.path.split("/"):
             value = value[part]
-        blocks = range(len(value)) if leaf.startswith("layers/") else (None,)
-        for block in blocks:
-            of_block = value if block is None else value[block]
-            save = functools.partial(_saved, row.layout, of_block)
-            weights.append((name if block is None else name.format(block), save))
-    return weights
-
-
-def _saved(layout: Layout, leaf: Any) -> np.ndarray:
-    return np.asarray(layout.save(np.asarray(leaf, np.float32)))
+        blocks = np.asarray(value, np.float32)
+        if not leaf.startswith("layers/"):
+            blocks = blocks[None]
+        for block, weights in enumerate(blocks):
+            yield name.format(block), np.asarray(row.layout.save(weights))
 
 
 def _words(tokens: int, ids: np.ndarray | None, clip: Clip) -> str:
@@ -298,10 +337,8 @@ def _words(tokens: int, ids: np.ndarray | None, clip: Clip) -> str:
     return " ".join(["X"] * tokens)
 
 
-def _names_of(ids: np.ndarray | None, words: str, tokens: int, clip: Clip) -> Classes | None:
+def _names_of(ids: np.ndarray, words: str, tokens: int, clip: Clip) -> Classes:
     """The class names of training, from the tokens behind the context: words that stay, the name and a full stop."""
-    if ids is None:
-        return None
     start = len(word_ids(words, clip)[tokens:])
     stop = encode(clip.tokenizer, ["."])[0]
     end = clip.config.text.eos_token_id
