@@ -1,35 +1,25 @@
-"""A page to try adapters on pictures: zero-shot beside a tuned model, with the maps of each. Needs the extra `app`.
+"""A page to try adapters on pictures: zero-shot beside a tuned model, each with its map. Needs the extra `app`.
 
 `Bench` computes; `build` makes the page of gradio's components, which loads nothing from elsewhere and sends nothing.
 """
 
-import contextlib
-import dataclasses
 import functools
 import html
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
 from PIL import Image
 
 from clipbias.api import load_adapter
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import demo
-from clipbias.data.transforms import test_image
 from clipbias.data.user_images import Picture, to_picture
-from clipbias.errors import ClipbiasError
-from clipbias.explain.passes import observe_layers
-from clipbias.explain.picture_sections import first_text
-from clipbias.explain.relevancy import relevancy
-from clipbias.explain.scope import passes, why_no_maps, why_no_similarity, why_no_vision_attention
-from clipbias.explain.tokens import prompt_counts, token_labels
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.report import style
-from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.terminal import printable
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Task
@@ -37,24 +27,26 @@ from clipbias.tuning import Task
 if TYPE_CHECKING:
     import gradio
 
-RELEVANCY = "Relevancy for the class"
-ATTENTION = "Attention of [cls]"
-PROMPT = "Patches near a prompt"
 ZERO_SHOT = "none"
-LIKELIEST = "the likeliest of each"
-# Class names that a page takes at once, and of these those that are shown.
+LIKELIEST = "the likeliest of each model"
+# Class names that a page takes at once, and the number of them that are shown.
 MOST_CLASSES = 1000
 SHOWN = 5
 # The dataset that a page without an adapter starts from, and the number of its pictures.
 DATASET = "demo/emoji"
 PICTURES = 8
-CSS = ".note, .answer {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
-
-_observe_layers = jax.jit(observe_layers, static_argnums=0)
+BUTTONS = ["download", "fullscreen"]
+CSS = """
+.words {min-height: 4em; font-size: 90%; color: var(--body-text-color-subdued)}
+.map img {padding-top: 34px}  /* below the buttons */
+footer {display: none !important}
+"""
+# Probabilities, words and map of a model that is not there.
+BLANK = (None, "", None)
 
 
 class Bench:
-    """A frozen model and tuned ones, bound to the class names that people write."""
+    """A frozen model and tuned ones, and what the page asks of them."""
 
     def __init__(self, clip: Clip, models: Mapping[str, TunedModel], *, own_methods: Sequence[str] = ()) -> None:
         """Raises `ClipbiasError` for a tuned model of another base."""
@@ -67,7 +59,7 @@ class Bench:
         def load(path: str) -> TunedModel:
             return load_adapter(path, clip, own_methods=own_methods)
 
-        self._load = functools.lru_cache(maxsize=16)(load)  # a file that is uploaded is named by its digest
+        self._load = functools.lru_cache(maxsize=16)(load)  # gradio names an uploaded file by its digest
         self.bind = functools.lru_cache(maxsize=8)(self._bind)
 
     def model(self, name: str) -> TunedModel | None:
@@ -81,72 +73,56 @@ class Bench:
             return model if class_names == list(model.class_names) else model.with_classes(class_names)
         return TunedModel(Task(self.clip, "zero_shot", class_names, template=template.strip() or DEFAULT_TEMPLATE), {})
 
-    def look(
-        self, model: TunedModel, path: Picture, label: int, kind: str = RELEVANCY, layer: int = 1, slot: int = 1
-    ) -> tuple[Overlay | None, str]:
-        """A map of a picture and a sentence on it, which says why there is no map where there is none.
+    def select(self, adapter: str) -> tuple[object, object, object]:
+        """The name of an adapter, its class names and its template. An uploaded file follows the names of the page."""
+        gr = _gradio()
+        skip = gr.skip()
+        try:
+            model = self.model(adapter)
+        except ClipbiasError as error:
+            _warn(error, adapter)
+            return skip, skip, skip
+        choices = [ZERO_SHOT, *self.models]
+        uploaded = (Path(adapter).name, adapter)
+        choice = skip if adapter in choices else gr.update(choices=[*choices, uploaded], value=adapter)
+        return (choice, skip, skip) if model is None else (choice, "\n".join(model.class_names), model.task.template)
 
-        Args:
-          model: zero-shot or a tuned one.
-          path: the picture.
-          label: the class that relevancy is for.
-          kind: `RELEVANCY`, `ATTENTION` (mean over heads) or `PROMPT`.
-          layer: from 1; of relevancy the first that counts. A tower with fewer has its last.
-          slot: the prompt, from 1.
-        """
-        task = model.task
-        vision = self.clip.config.vision
-        params = self.clip.device_params
-        if reason := why_no_map(kind, task):
-            return None, reason
-        images = self.clip.preprocess([path])
-        layer = min(layer, vision.layers)
-        if kind == RELEVANCY:
-            maps = relevancy(task, params, model.learnables, jax.numpy.asarray(images), [label], by_layer=True)
-            text = np.asarray(maps.text)
-            text = first_text(text[..., min(layer, text.shape[-2]) - 1, :])[0]
-            row = np.asarray(maps.vision)[0, layer - 1]
-            name = task.class_names[label]
-            overlay = Overlay(name, row, vision.patches, tuple(token_labels(task, label)), text)
-            return overlay, f"{name}: layers {layer} to {vision.layers}"
-        seen = _observe_layers(task.classifier, params, model.learnables, images)
-        if kind == ATTENTION:
-            row = seen["attention"][0, layer - 1]
-            note = f"layer {layer}"
-        else:
-            prompts = vision_prompts(model)
-            slot = min(slot, prompts)
-            row = 1 - seen["distance"][0, layer - 1, slot - 1]
-            note = f"layer {layer}, prompt {slot} of {prompts}"
-        return Overlay(note, np.asarray(row), vision.patches), note
-
-    def draw(self, overlay: Overlay | None, path: Picture) -> np.ndarray:
-        """A map beside its picture as `TunedModel.plot` draws it, or the picture as the model sees it."""
-        seen = test_image(to_picture(path), self.clip.preprocessing.resizing)
-        if overlay is None:
-            return seen
-        return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))
+    def answer(self, path: str | None, names: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
+        """All that depends on the picture, at once: probabilities and maps that stand together belong together."""
+        gr = _gradio()
+        if path is None:
+            return *BLANK, *BLANK, gr.skip()
+        try:
+            picture = to_picture(path)
+            zero_shot = self.bind(ZERO_SHOT, names, template)
+            tuned = None if adapter == ZERO_SHOT else self.bind(adapter, names)
+            shown: list[object] = []
+            for model in (zero_shot, tuned):
+                shares, words, drawn = classify(model, picture, of_class) if model else BLANK
+                shown += [shares, html.escape(words), drawn]
+        except ClipbiasError as error:
+            _warn(error, path, adapter)
+            return *BLANK, *BLANK, gr.skip()
+        classes = [LIKELIEST, *map(printable, zero_shot.class_names)]
+        # A class that somebody selects meanwhile stays selected.
+        selected = {} if of_class in classes else {"value": LIKELIEST}
+        return *shown, gr.update(choices=classes, **selected)
 
 
-def vision_prompts(model: TunedModel) -> int:
-    """`V`, learned tokens in the vision tower."""
-    return prompt_counts(model.task, model.learnables)[0]
-
-
-def probabilities(model: TunedModel, path: Picture) -> np.ndarray:
-    """Of the classes, `[C]`, for a picture."""
-    return model.predict([path]).probabilities[0]
-
-
-def why_no_map(kind: str, task: Task) -> str:
-    """Why a task has no such map, or ""."""
-    if kind == RELEVANCY:
-        return why_no_maps(task)
-    if kind == PROMPT:
-        return why_no_similarity(task)
-    if reason := why_no_vision_attention(task):
-        return reason
-    return "Every pass over an image has attention of its own, and the map is of one." if passes(task) > 1 else ""
+def classify(
+    model: TunedModel, picture: Picture, of_class: str = LIKELIEST
+) -> tuple[dict[str, float], str, Image.Image | None]:
+    """Probabilities by class, the prediction set or the reason why there is no map, and the map of a class."""
+    prediction = model.predict([picture])
+    classes = [printable(name) for name in model.class_names]
+    label = classes.index(of_class) if of_class in classes else int(prediction.labels[0])
+    words = prediction.answer(0)
+    drawn = None
+    try:
+        drawn = Image.open(io.BytesIO(style.png_bytes(model.plot([picture], [label]))))
+    except ClipbiasError as error:  # the picture was read above, so that the method has no maps
+        words = f"{words} {error}".strip()
+    return dict(zip(classes, prediction.probabilities[0].tolist(), strict=True)), words, drawn
 
 
 def read_names(text: str) -> list[str]:
@@ -183,103 +159,6 @@ def starting_point(
     return [test.decode(test.read(number), number) for number in numbers], class_names, template
 
 
-class _Events:
-    """What the page computes when somebody changes it. A mistake is shown as a message."""
-
-    def __init__(self, bench: Bench, gr: Any) -> None:
-        self.bench = bench
-        self.gr = gr
-
-    @contextlib.contextmanager
-    def _mistakes_shown(self) -> Iterator[None]:
-        try:
-            yield
-        except ClipbiasError as error:
-            raise self.gr.Error(html.escape(printable(error)), print_exception=False) from error
-
-    def _models(self, names: str, template: str, adapter: str, file: str | None) -> list[TunedModel | None]:
-        """Zero-shot, and the tuned model if there is one."""
-        tuned = file or adapter
-        zero_shot = self.bench.bind(ZERO_SHOT, names, template)
-        return [zero_shot, None if tuned == ZERO_SHOT else self.bench.bind(tuned, names)]
-
-    def fill(self, adapter: str, file: str | None, names: str, template: str) -> tuple[str, str]:
-        """A tuned model's own class names and template."""
-        with self._mistakes_shown():
-            model = self.bench.model(file or adapter)
-        return (names, template) if model is None else ("\n".join(model.class_names), model.task.template)
-
-    def classify(
-        self, path: str | None, names: str, template: str, adapter: str, file: str | None
-    ) -> tuple[object, object, object, object, object]:
-        """The probabilities of both models; the prediction set; the classes and prompts to choose from."""
-        if path is None:
-            return None, None, "", self.gr.skip(), self.gr.skip()
-        with self._mistakes_shown():
-            frozen, tuned = self._models(names, template, adapter, file)
-            assert frozen is not None
-            classes = [printable(name) for name in frozen.class_names]
-            predictions = [None if model is None else model.predict([path]) for model in (frozen, tuned)]
-            shown = [
-                prediction and dict(zip(classes, prediction.probabilities[0].tolist(), strict=True))
-                for prediction in predictions
-            ]
-            words = "" if predictions[1] is None else predictions[1].answer(0)
-            answer = f'<div class="answer">{html.escape(words)}</div>' if words else ""
-        prompts = vision_prompts(tuned) if tuned else 0
-        slots = self.gr.update(maximum=max(2, prompts), value=1, interactive=prompts > 0)
-        return shown[0], shown[1], answer, self.gr.update(choices=[LIKELIEST, *classes], value=LIKELIEST), slots
-
-    def look(
-        self,
-        path: str | None,
-        names: str,
-        template: str,
-        adapter: str,
-        file: str | None,
-        kind: str,
-        of_class: str,
-        layer: int,
-        slot: int,
-    ) -> list[object]:
-        """The maps of both models, each with a note."""
-        shown = list[object]()
-        with self._mistakes_shown():
-            for model in self._models(names, template, adapter, file) if path else (None, None):
-                if model is None or path is None:
-                    shown += [None, ""]
-                    continue
-                classes = [printable(name) for name in model.class_names]
-                named = of_class in classes
-                label = classes.index(of_class) if named else int(probabilities(model, path).argmax())
-                overlay, note = self.bench.look(model, path, label, kind, int(layer), int(slot))
-                shown += [self.bench.draw(overlay, path), f'<div class="note">{html.escape(printable(note))}</div>']
-        return shown
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """A function of the page, and the components that it reads and writes."""
-
-    function: Callable[..., object]
-    inputs: Sequence[object]
-    outputs: Sequence[object]
-
-
-def _connect(gr: Any, triggers: Sequence[object], *steps: _Step) -> None:
-    """Runs steps one after another when something is triggered."""
-    start = functools.partial(gr.on, triggers)
-    for step in steps:
-        event = start(
-            fn=step.function,
-            inputs=list(step.inputs),
-            outputs=list(step.outputs),
-            api_visibility="private",
-            show_progress="minimal",
-        )
-        start = event.then
-
-
 def build(
     bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
 ) -> "gradio.Blocks":
@@ -294,68 +173,59 @@ def build(
       ClipbiasError: gradio is not installed.
     """
     gr = _gradio()
-    events = _Events(bench, gr)
     first = next(iter(bench.models), ZERO_SHOT)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
     starts = [str(path) for path in examples] or pictures
+    results: list[object] = []
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## CLIP `{printable(bench.clip.name)}`: zero-shot beside tuned")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = gr.Image(
-                    next(iter(starts), None),
-                    label="Picture",
-                    type="filepath",
-                    format="png",
-                    sources=["upload", "clipboard"],
-                    height=260,
-                )
+                start = next(iter(starts), None)
+                image = gr.Image(start, label="Picture", sources=["upload", "clipboard"], format="png", height=260)
+                # gradio tells the server's folders of a picture that it cannot read: `answer` reads the file. An event
+                # that updates the component's properties, as those of `gr.Examples` do, would bring its reader back.
+                image.preprocess = lambda payload: payload and payload.path
                 with gr.Row():
                     upload = gr.UploadButton("Upload a picture", file_types=["image"], size="md", min_width=140)
                     button = gr.Button("Classify", variant="primary", size="md", min_width=140)
-                if starts:
-                    gr.Examples([[start] for start in starts], [image], label="Pictures to start from")
+                samples = gr.Dataset(
+                    label="Pictures to start from",
+                    components=[image],
+                    samples=[[start] for start in starts],
+                    type="index",
+                    visible=bool(starts),
+                )
                 names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
                 around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
                 adapter = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
-                file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=170)
+                file = gr.UploadButton("Load an adapter file", file_types=[".safetensors"], size="md")
             with gr.Column(scale=5, min_width=320):
-                labels, answer, controls, maps = _results(bench, gr)
-        inputs = [image, names, around, adapter, file]
-        kind, of_class, layer, slot = controls
-        fill = _Step(events.fill, [adapter, file, names, around], [names, around])
-        classify = _Step(events.classify, inputs, [*labels, answer, of_class, slot])
-        look = _Step(events.look, [*inputs, *controls], maps)
-        upload.upload(lambda path: path, upload, image, api_visibility="private", show_progress="minimal")
-        triggers = [button.click, image.change, names.submit, around.submit]
-        if starts:
-            triggers.append(page.load)
-        _connect(gr, triggers, classify, look)
-        _connect(gr, [adapter.input, file.upload, file.clear], fill, classify, look)
-        _connect(gr, [kind.input, of_class.input, layer.release, slot.release], look)
+                with gr.Row():
+                    for label in ("Zero-shot", "Tuned"):
+                        with gr.Column(min_width=280, elem_classes="side"):
+                            results.append(gr.Label(label=label, num_top_classes=SHOWN))
+                            results.append(gr.HTML(elem_classes="words"))
+                            results.append(
+                                gr.Image(show_label=False, interactive=False, buttons=BUTTONS, elem_classes="map")
+                            )
+                of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
+        # What comes while something is computed waits until that is there, and the last of several counts.
+        on = functools.partial(gr.on, trigger_mode="always_last", api_visibility="private")
+        answer = {
+            "fn": bench.answer,
+            "inputs": [image, names, around, adapter, of_class],
+            "outputs": [*results, of_class],
+            "show_progress_on": results,  # covers what is of the picture before
+            "api_visibility": "private",
+        }
+        on(upload.upload, lambda path: path, upload, image)
+        on(samples.click, lambda number: starts[number], samples, image)
+        on([page.load, button.click, image.change, names.submit, around.submit, of_class.input], **answer)
+        for trigger, source in ((adapter.input, adapter), (file.upload, file)):
+            on(trigger, bench.select, source, [adapter, names, around]).then(**answer)
     return page
-
-
-def _results(bench: Bench, gr: Any) -> tuple[list[object], object, list[Any], list[object]]:
-    """The right side of the page: probabilities; the prediction set; what a map is of; maps and notes."""
-    layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
-    with gr.Row():
-        labels = [gr.Label(label=label, num_top_classes=SHOWN) for label in ("Zero-shot", "Tuned")]
-    answer = gr.HTML()
-    with gr.Row():
-        kind = gr.Dropdown([RELEVANCY, ATTENTION, PROMPT], value=RELEVANCY, label="Map", min_width=220)
-        of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class", min_width=220)
-    with gr.Row():
-        layer = gr.Slider(1, layers, label="Layer (of relevancy the first)", value=1, step=1, min_width=220)
-        slot = gr.Slider(1, 2, label="Prompt", interactive=False, value=1, step=1, min_width=220)
-    maps = list[object]()
-    with gr.Row():
-        for label in ("Zero-shot", "Tuned"):
-            with gr.Column(min_width=280):
-                maps.append(gr.Image(label=label, interactive=False, buttons=["download", "fullscreen"]))
-                maps.append(gr.HTML())
-    return labels, answer, [kind, of_class, layer, slot], maps
 
 
 def serve(
@@ -381,13 +251,21 @@ def serve(
         footer_links=[],
         max_file_size="64mb",
         quiet=True,
-        show_error=True,
+        show_error=False,  # of a defect the terminal has the traceback, and a visitor no path
         server_name=server_name,
         server_port=server_port,
         prevent_thread_lock=prevent_thread_lock,
         allowed_paths=list(allowed_paths),
     )
     return launched[1]
+
+
+def _warn(error: ClipbiasError, *paths: str) -> None:
+    """Shows what is wrong, without the folders of the server."""
+    text = error.reason if isinstance(error, UnreadableImage) else str(error)
+    for path in paths:
+        text = text.replace(path, os.path.basename(path))
+    _gradio().Warning(html.escape(text), title="This does not work")
 
 
 def _gradio() -> Any:

@@ -1,21 +1,28 @@
 """One server and one browser for all tests of the page."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import clipbias
-from clipbias.app import ATTENTION, RELEVANCY, ZERO_SHOT, Bench, build, probabilities, serve
+from clipbias.app import ZERO_SHOT, Bench, build, classify, serve
 from clipbias.clip import Clip
+from clipbias.tuning.conformal import Calibration
 from tests.app.adapters import NAMES, PICTURE, tuned
 from tests.browser import Browser
 
 
 @pytest.fixture(scope="session")
 def bench(clip: Clip) -> Bench:
-    return Bench(clip, {"prompts": tuned(clip, "ivlp", NAMES)})
+    """With a tuned model that is calibrated by twelve times the same picture."""
+    model = tuned(clip, "ivlp", NAMES)
+    logits = model.predict([PICTURE]).logits
+    scores = Calibration.of(np.repeat(logits, 12, 0), np.full(12, logits[0].argmax()), 14.0)
+    return Bench(clip, {"prompts": dataclasses.replace(model, calibration=scores)})
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +42,7 @@ def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gradio's own, of what it is built on
         for name in (ZERO_SHOT, "prompts"):  # compiled before it is asked
-            side = bench.bind(name, "\n".join(NAMES))
-            probabilities(side, PICTURE)
-            for kind in (RELEVANCY, ATTENTION):
-                bench.look(side, PICTURE, 0, kind)
+            classify(bench.bind(name, "\n".join(NAMES)), PICTURE)
         page = build(bench)
         yield serve(page, server_name="127.0.0.1", prevent_thread_lock=True)
         page.close(verbose=False)
