@@ -35,9 +35,8 @@ SHOWN = 5
 # The dataset that a page without an adapter starts from, and the number of its pictures.
 DATASET = "demo/emoji"
 PICTURES = 8
-BUTTONS = ["download", "fullscreen"]
 CSS = """
-.words {min-height: 4em; font-size: 90%; color: var(--body-text-color-subdued)}
+.words {min-height: 2.6em; font-size: 90%}
 .map img {padding-top: 34px}  /* below the buttons */
 footer {display: none !important}
 """
@@ -204,60 +203,43 @@ def build(
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
                     for label in ("Zero-shot", "Tuned"):
-                        with gr.Column(min_width=280, elem_classes="side"):
+                        with gr.Column(min_width=280):
                             results.append(gr.Label(label=label, num_top_classes=SHOWN))
                             results.append(gr.HTML(elem_classes="words"))
                             results.append(
-                                gr.Image(show_label=False, interactive=False, buttons=BUTTONS, elem_classes="map")
+                                gr.Image(
+                                    show_label=False,
+                                    interactive=False,
+                                    buttons=["download", "fullscreen"],
+                                    elem_classes="map",
+                                )
                             )
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
-        # What comes while something is computed waits until that is there, and the last of several counts.
-        on = functools.partial(gr.on, trigger_mode="always_last", api_visibility="private")
+        # An event that comes while its function runs waits until that ends, and the last of several counts.
+        last = {"trigger_mode": "always_last", "api_visibility": "private"}
         answer = {
             "fn": bench.answer,
             "inputs": [image, names, around, adapter, of_class],
             "outputs": [*results, of_class],
             "show_progress_on": results,  # covers what is of the picture before
-            "api_visibility": "private",
+            **last,
         }
-        on(upload.upload, lambda path: path, upload, image)
-        on(samples.click, lambda number: starts[number], samples, image)
-        on([page.load, button.click, image.change, names.submit, around.submit, of_class.input], **answer)
+        gr.on(upload.upload, lambda path: path, upload, image, **last)
+        gr.on(samples.click, lambda number: starts[number], samples, image, **last)
+        gr.on([page.load, button.click, image.change, names.submit, around.submit, of_class.input], **answer)
         for trigger, source in ((adapter.input, adapter), (file.upload, file)):
-            on(trigger, bench.select, source, [adapter, names, around]).then(**answer)
+            gr.on(trigger, bench.select, source, [adapter, names, around], **last).then(**answer)
     return page
 
 
-def serve(
-    page: "gradio.Blocks",
-    *,
-    server_name: str | None = None,
-    server_port: int | None = None,
-    prevent_thread_lock: bool = False,
-    allowed_paths: Sequence[str] = (),
-) -> str:
-    """Starts the server of a page, which runs until `page.close()`; its address.
-
-    Args:
-      page: from `build`.
-      server_name, server_port, prevent_thread_lock, allowed_paths: as of `gradio.Blocks.launch`.
-    """
+def serve(page: "gradio.Blocks", **options: Any) -> str:
+    """Starts the server of a page, which runs until `page.close()`; its address. Options as of `page.launch`."""
     gr = _gradio()
     stack = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]  # none is fetched
     theme = gr.themes.Soft(primary_hue="orange", font=stack, font_mono=["ui-monospace", "Consolas", "monospace"])
-    launched = page.queue(max_size=32).launch(
-        theme=theme,
-        css=CSS,
-        footer_links=[],
-        max_file_size="64mb",
-        quiet=True,
-        show_error=False,  # of a defect the terminal has the traceback, and a visitor no path
-        server_name=server_name,
-        server_port=server_port,
-        prevent_thread_lock=prevent_thread_lock,
-        allowed_paths=list(allowed_paths),
-    )
-    return launched[1]
+    # Of a defect the terminal has the traceback (`show_error`), and a visitor no path of the server.
+    shown = {"theme": theme, "css": CSS, "footer_links": [], "quiet": True, "show_error": False}
+    return page.queue(max_size=32).launch(max_file_size="64mb", **shown, **options)[1]
 
 
 def _warn(error: ClipbiasError, *paths: str) -> None:
@@ -265,7 +247,7 @@ def _warn(error: ClipbiasError, *paths: str) -> None:
     text = error.reason if isinstance(error, UnreadableImage) else str(error)
     for path in paths:
         text = text.replace(path, os.path.basename(path))
-    _gradio().Warning(html.escape(text), title="This does not work")
+    _gradio().Warning(html.escape(text))
 
 
 def _gradio() -> Any:

@@ -27,9 +27,10 @@ def bench(clip: Clip) -> Bench:
 
 @pytest.fixture(scope="session")
 def files(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An adapter, one of another model, and the server's own folder."""
+    """Two adapters, and one of another model."""
     folder = tmp_path_factory.mktemp("given")
     tuned(bench.clip, "bias", ["tree", "house"]).save(folder / "bias.safetensors")
+    tuned(bench.clip, "bias", ["circle", "square"]).save(folder / "shapes.safetensors")
     tuned(clipbias.load("demo"), "bias", ["tree", "house"]).save(folder / "other.safetensors")
     return {path.stem: path for path in folder.iterdir()}
 
