@@ -167,13 +167,16 @@ def _codec() -> cattrs.Converter:
         _check(value, (int, float, type(None)), "a number")
         return np.nan if value is None else float(value)
 
+    def is_tuple(kind: Any) -> bool:
+        return get_origin(kind) is tuple
+
     def values(value: Any, kind: Any) -> tuple[Any, ...]:
         _check(value, list, "a list")
         return tuple(codec.structure(item, get_args(kind)[0]) for item in value)
 
     for kind, hook in ((np.ndarray, array), (str, text), (bool, boolean), (int, whole), (float, number)):
         codec.register_structure_hook(kind, hook)
-    codec.register_structure_hook_func(lambda kind: get_origin(kind) == tuple, values)
+    codec.register_structure_hook_func(is_tuple, values)
     codec.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     return codec
 
