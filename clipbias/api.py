@@ -23,7 +23,7 @@ from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias_adapter
 from clipbias.export.upload import upload
-from clipbias.training.single import FitResult, calibrate_untrained, train_task
+from clipbias.training.single import FitResult, calibrate_untrained, fit_task
 from clipbias.training.sweep_context import make_context
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
@@ -122,7 +122,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     compares_rates = learning_rate is None and not isinstance(recipe, Recipe)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
-    result = train_task(
+    result = fit_task(
         task,
         _changed(recipe, learning_rate, epochs, batch_size),
         dataset,

@@ -9,6 +9,7 @@ what is finished is not repeated. Independent jobs share the work with `--config
 begins when all of its adapters are there.
 """
 
+import functools
 from pathlib import Path
 
 from clipbias import hosts
@@ -31,7 +32,9 @@ WHY = "why"
 
 def main(settings: LabSettings, workdir: Path) -> None:
     if settings.dry_run:
-        table1.dry_run(*stages(settings).values())
+        table1.dry_run(
+            settings.topology, *(functools.partial(table1.plan, stage) for stage in stages(settings).values())
+        )
         return
     if hosts.multi_process():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
@@ -45,9 +48,9 @@ def main(settings: LabSettings, workdir: Path) -> None:
 def _sweep(name: str, stage: Table1Settings, workdir: Path) -> str:
     """Runs a sweep without tables, which may not mix the policies of ImageNet and others; returns what failed."""
     with open_workdir(workdir, as_json(stage), part=parse_part(stage.part)):
-        inputs = table1.prepare(stage)
-        note_model(workdir, inputs.context.clip)
-        specs, rows = table1.run(inputs, workdir)
+        context, rates = table1.prepare(stage, table1.axes_of(stage), skip_missing=stage.on_missing == "skip")
+        note_model(workdir, context.clip)
+        specs, rows = table1.run(stage, context, rates, workdir)
     common.tell(f"{name}: {len(rows)} of {counted(len(specs), 'run')} done")
     failed = [row["error"] for row in rows if row["status"] != "ok"]
     return f"{name}: {counted(len(failed), 'run')} failed; the first one: {failed[0]}" if failed else ""

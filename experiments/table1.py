@@ -15,7 +15,7 @@ images first; `rates.json` has the choice (`--config.choose`).
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -34,17 +34,16 @@ from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
 from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.calibrate import calibrate_adapter
 from clipbias.training.compiled import describe
 from clipbias.training.group import make_job
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.sweep_context import SweepContext
-from clipbias.training.sweep_paths import SweepPaths
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__
+from configs._common import SweepSettings
 from configs.table1 import Table1Settings
 from experiments import common
 
@@ -60,15 +59,16 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         common.tell(*write_tables(rows, workdir, settings.measures))
         return
     if settings.dry_run:
-        dry_run(settings)
+        dry_run(settings.topology, lambda devices: plan(settings, devices))
         return
     with open_workdir(workdir, as_json(settings), part=parse_part(settings.part)):
-        inputs = prepare(settings)
-        note_model(workdir, inputs.context.clip)
-        specs, rows = run(inputs, workdir)
-        if settings.calibrate:
-            calibrate(inputs, specs, rows, workdir)
+        context, rates = prepare(settings, axes_of(settings), skip_missing=settings.on_missing == "skip")
+        note_model(workdir, context.clip)
+        specs, rows = run(settings, context, rates, workdir)
         hosts.leave()
+        if settings.calibrate:
+            names = run_names(specs)
+            common.tell(*(f"{names[row['key']]}: {row['calibrated']}" for row in rows if "calibrated" in row))
         if hosts.is_first() and rows:
             common.tell(*write_tables(rows, workdir, settings.measures))
         if len(rows) < len(specs):
@@ -80,125 +80,102 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         raise ClipbiasError(f"{len(failed)} of {counted(len(rows), 'run')} failed; the first one: {failed[0]['error']}")
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepInputs:
-    """Settings that are ready to run.
-
-    Attributes:
-      settings: of `table1`.
-      context: the model, the datasets and the devices.
-      rates: learning rates that were selected before, or `None`.
-    """
-
-    settings: Table1Settings
-    context: SweepContext
-    rates: Rates | None
-
-    def specs(
-        self, learning_rates: Sequence[float] = (), rates: Rates | None = None, score_on: str = TEST
-    ) -> list[RunSpec]:
-        """The runs, at each of some learning rates or at those that were selected."""
-        settings = self.settings
-        axes = SweepAxes(
-            methods=settings.methods,
-            datasets=settings.datasets,
-            shots=(None,) if settings.shots is None else settings.shots,
-            seeds=settings.seeds,
-            start_seed=settings.start_seed,
-            learning_rates=tuple(learning_rates),
-            options=given_options(settings),
-            protocol=settings.protocol,
-            targets=settings.targets or (),
-            concentration=settings.concentration,
-            hold_out_shot=settings.hold_out_shot,
-            score_on=score_on,
-        )
-        return make_specs(self.context, settings.recipe, axes, rates)
+def axes_of(settings: Table1Settings) -> SweepAxes:
+    """What the sweep combines, at the recipe's learning rate."""
+    return SweepAxes(
+        methods=settings.methods,
+        datasets=settings.datasets,
+        shots=(None,) if settings.shots is None else settings.shots,
+        seeds=settings.seeds,
+        start_seed=settings.start_seed,
+        options=given_options(settings.method_options),
+        protocol=settings.protocol,
+        targets=settings.targets or (),
+        concentration=settings.concentration,
+        hold_out_shot=settings.hold_out_shot,
+    )
 
 
-def prepare(settings: Table1Settings, devices: Sequence[jax.Device] | None = None) -> SweepInputs:
-    """Loads the model and opens the datasets.
+def prepare(
+    settings: SweepSettings,
+    axes: SweepAxes,
+    *,
+    skip_missing: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> tuple[SweepContext, Rates | None]:
+    """Loads the model and opens the datasets; reads learning rates that were selected before.
 
     Args:
-      settings: of `table1`, or of `train` as one run of it.
+      settings: of the command.
+      axes: what is combined.
+      skip_missing: whether datasets that cannot be used are left out.
       devices: absent ones, to compile for; `None` takes those that are there.
 
     Raises:
-      ClipbiasError: a dataset cannot be used, unless `on_missing` is "skip".
+      ClipbiasError: a dataset cannot be used.
     """
-    options = given_options(settings)
     clip = clipbias.load(settings.model)
     hosts.assert_same(f"the model {settings.model}", clip.fingerprint)
-    draws = any(resolve_method(name, options.get(name, {})).uses_images for name in settings.methods)
-    training = dict.fromkeys(settings.datasets, draws)
-    targets = [
-        target
-        for name in settings.datasets
-        for target in protocols.targets_of(settings.protocol, name, settings.targets or ())
-    ]
-    opened = open_datasets(
-        lambda name: common.load_dataset(settings, name),
-        dict.fromkeys(targets, False) | training,
-        skip=settings.on_missing == "skip",
-    )
+    draws = any(resolve_method(name, axes.options.get(name, {})).uses_images for name in axes.methods)
+    training = dict.fromkeys(axes.datasets, draws)
+    targets = [target for name in axes.datasets for target in protocols.targets_of(axes.protocol, name, axes.targets)]
     context = SweepContext(
         clip,
-        opened,
+        open_datasets(
+            lambda name: common.load_dataset(settings, name),
+            dict.fromkeys(targets, False) | training,
+            skip=skip_missing,
+        ),
         settings.compute,
         meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
-        dtype=settings.dtype,
+        dtype=precision.resolve(settings.dtype) if settings.dry_run else settings.dtype,
         on_image_error=settings.on_image_error,
     )
-    rates = None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
-    return SweepInputs(settings, context, rates)
+    return context, None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
 
 
-def given_options(settings: Table1Settings) -> dict[str, dict[str, object]]:
+def given_options(method_options: Mapping[str, object]) -> dict[str, dict[str, object]]:
     """The methods' options that are given; `train` shows every option, `None` where it is not."""
     options: dict[str, dict[str, object]] = {}
-    for method, values in settings.method_options.items():
+    for method, values in method_options.items():
         if not isinstance(values, Mapping):
             raise ClipbiasError(f"method_options.{method} is {shown(values)}; it must hold options by name.")
         options[method] = {option: value for option, value in values.items() if value is not None}
     return options
 
 
-def run(inputs: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
+def run(
+    settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path
+) -> tuple[list[RunSpec], list[Row]]:
     """Runs a sweep: first on validation images, if learning rates are to be selected; then on test images.
+
+    Args:
+      settings: of the sweep.
+      context: the model, the datasets and the devices.
+      rates: learning rates that were selected before.
+      workdir: of the sweep.
 
     Returns:
       The specs on test images, and their rows as far as these are there.
     """
-    settings = inputs.settings
+    axes = axes_of(settings)
     if not settings.learning_rates or settings.choose == NONE:
         if settings.score_on == VALIDATION:
             raise ClipbiasError(
                 "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
             )
-        specs = inputs.specs(settings.learning_rates, inputs.rates)
-        return specs, _sweep(inputs, specs, workdir)
-    selected = select_rates(inputs, workdir)
+        axes = dataclasses.replace(axes, learning_rates=settings.learning_rates)
+        specs = make_specs(context, settings.recipe, axes, rates)
+        return specs, _sweep(settings, context, specs, workdir)
+    selected = select_rates(settings, context, rates, workdir)
     if selected is None:
         return [], []
-    specs = inputs.specs((), selected)
-    return specs, _sweep(inputs, specs, workdir, _choices(specs, selected))
+    specs = make_specs(context, settings.recipe, axes, selected)
+    return specs, _sweep(settings, context, specs, workdir, _choices(specs, selected))
 
 
-def calibrate(inputs: SweepInputs, specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) -> None:
-    """Calibrates the adapters of this part's finished runs."""
-    paths = SweepPaths(workdir, run_names(specs))
-    done = {row["key"] for row in rows if row["status"] == "ok"}
-    for spec in part_of(specs, parse_part(inputs.settings.part)):
-        if spec.key in done and hosts.from_first(paths.adapter(spec).exists):
-            inputs.context.begin(spec.dataset)
-            sentence = calibrate_adapter(paths.adapter(spec), spec, inputs.context)
-            if sentence and hosts.is_first():
-                common.tell(sentence)
-
-
-def select_rates(inputs: SweepInputs, workdir: Path) -> Rates | None:
+def select_rates(settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path) -> Rates | None:
     """Selects learning rates on validation images; `None` where only these were asked for, or other parts go on."""
-    settings = inputs.settings
     part = parse_part(settings.part)
     validate_only = settings.score_on == VALIDATION
     if settings.choose == METHOD and part[1] > 1 and not validate_only:
@@ -208,33 +185,38 @@ def select_rates(inputs: SweepInputs, workdir: Path) -> Rates | None:
             f"each dataset and number of shots, --config.choose={CELL}."
         )
     # Methods with a rate of their own, or without any, have nothing to select.
-    specs = inputs.specs(settings.learning_rates, inputs.rates, VALIDATION)
+    axes = dataclasses.replace(axes_of(settings), learning_rates=settings.learning_rates, score_on=VALIDATION)
+    specs = make_specs(context, settings.recipe, axes, rates)
     candidates = [spec for spec in specs if spec.learning_rate in settings.learning_rates]
-    rows = _sweep(inputs, candidates, workdir) if candidates else []
+    rows = _sweep(settings, context, candidates, workdir) if candidates else []
     if validate_only and len(rows) < len(candidates):
         common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {FILE}.")
         return None
     scope = {spec.key for spec in (candidates if validate_only else part_of(candidates, part))}
-    rates = choose([row for row in rows if row["key"] in scope], settings.choose)
+    selected = choose([row for row in rows if row["key"] in scope], settings.choose)
     if hosts.is_first() and (validate_only or part[1] == 1):
-        rates.write(workdir / FILE, _provenance(inputs, candidates))
+        selected.write(workdir / FILE, _provenance(settings, context, candidates))
     if validate_only:
         common.tell(f"Learning rates: {workdir / FILE}")
         return None
-    return rates
+    return selected
 
 
 def _sweep(
-    inputs: SweepInputs, specs: list[RunSpec], workdir: Path, notes: Mapping[str, Row] | None = None
+    settings: Table1Settings,
+    context: SweepContext,
+    specs: list[RunSpec],
+    workdir: Path,
+    notes: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    settings = inputs.settings
     return sweep(
         specs,
-        inputs.context,
+        context,
         workdir,
         settings.recipe,
         part=parse_part(settings.part),
         most_runs=settings.runs_per_program,
+        calibrates=settings.calibrate and specs[0].score_on == TEST,
         notes=notes,
     )
 
@@ -249,10 +231,9 @@ def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
     }
 
 
-def _provenance(inputs: SweepInputs, candidates: list[RunSpec]) -> dict[str, object]:
+def _provenance(settings: Table1Settings, context: SweepContext, candidates: list[RunSpec]) -> dict[str, object]:
     """What learning rates were selected with."""
-    settings = inputs.settings
-    clip = inputs.context.clip
+    clip = context.clip
     recipe = settings.recipe.facts()
     return {
         "for": settings.choose,
@@ -276,34 +257,39 @@ def rates_path(name: str) -> Path:
     return packaged if packaged.is_file() and not path.exists() else path
 
 
-def dry_run(*sweeps: Table1Settings) -> None:
+def plan(settings: Table1Settings, devices: Sequence[jax.Device] | None) -> tuple[SweepContext, list[Group]]:
+    """The groups of a sweep on some devices, to be compiled for them."""
+    context, rates = prepare(settings, axes_of(settings), skip_missing=settings.on_missing == "skip", devices=devices)
+    axes = dataclasses.replace(axes_of(settings), learning_rates=settings.learning_rates)
+    specs = part_of(make_specs(context, settings.recipe, axes, rates), parse_part(settings.part))
+    return context, make_groups(specs, settings.runs_per_program)
+
+
+def dry_run(
+    topology_name: str | None, *plans: Callable[[Sequence[jax.Device] | None], tuple[SweepContext, list[Group]]]
+) -> None:
     """Prints shapes, parameters, and each program's memory as its compiler says it. Trains nothing, leaves no file.
 
-    With `topology`, the same in all sweeps, programs are compiled for absent devices. Then no device may have been
-    touched before.
+    Args:
+      topology_name: absent devices to compile for; then no device may have been touched before. `None` for those that
+        are there.
+      plans: of each sweep, from devices to the model with its groups.
     """
-    name = sweeps[0].topology
-    topology = None if name is None else open_topology(name)
+    topology = None if topology_name is None else open_topology(topology_name)
     with topology or contextlib.nullcontext():
         if topology is not None:
             common.tell(f"compiled for {topology}, by {topology.compiler}")
-        for settings in sweeps:
-            _describe_sweep(settings, None if topology is None else topology.devices)
+        for make in plans:
+            context, groups = make(None if topology is None else topology.devices)
+            for group in groups:
+                common.tell(*_described(group, context))
+            common.tell(counted(sum(map(len, groups)), "run"))
 
 
-def _describe_sweep(settings: Table1Settings, devices: Sequence[jax.Device] | None) -> None:
-    """A sweep's lines of a dry run."""
-    inputs = prepare(dataclasses.replace(settings, dtype=precision.resolve(settings.dtype)), devices)
-    specs = part_of(inputs.specs(settings.learning_rates, inputs.rates), parse_part(settings.part))
-    for group in make_groups(specs, settings.runs_per_program):
-        common.tell(*_described(group, inputs))
-    common.tell(counted(len(specs), "run"))
-
-
-def _described(group: Group, inputs: SweepInputs) -> list[str]:
+def _described(group: Group, context: SweepContext) -> list[str]:
     """A group's lines of a dry run."""
     first = group[0]
-    job = make_job(group, inputs.context)
+    job = make_job(group, context)
     tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
     title = f"{first.method} on {first.dataset}, {first.shots_words}, {tested} test images:"
     lines = [f"  {line}" for line in describe(job)]

@@ -1,4 +1,4 @@
-"""Tunes one method on one dataset and evaluates it: a sweep of one run.
+"""Tunes one method on one dataset and evaluates it.
 
     python -m experiments.train --config=configs/train.py:bias --config.model=demo --config.dataset=demo/digits \\
         --workdir=workdir/digits
@@ -7,176 +7,138 @@ Continues where it stopped. Writes `metrics.jsonl`, `results.jsonl`, the same as
 `adapter.safetensors`.
 """
 
-import dataclasses
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 from etils import epath
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import held_out
 from clipbias.data.counts import accuracy_words
 from clipbias.data.sources import OWN
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
-from clipbias.settings import as_json, convert
-from clipbias.training import caution, selection
-from clipbias.training.calibrate import calibrate_adapter
-from clipbias.training.group import make_job
-from clipbias.training.job import Logging
-from clipbias.training.progress import Progress
-from clipbias.training.score import score_test
-from clipbias.training.spec import UNSELECTED, Row, RunSpec
-from clipbias.training.sweep import sweep
+from clipbias.settings import as_json
+from clipbias.training.axes import SweepAxes, make_specs
+from clipbias.training.group import run_group
+from clipbias.training.rates import Rates
+from clipbias.training.selection import cautions_of_row
+from clipbias.training.spec import Group, Row, RunSpec
+from clipbias.training.sweep import write_group, write_results
 from clipbias.training.sweep_context import SweepContext
-from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
-from configs.table1 import Table1Settings
+from clipbias.training.sweep_paths import SweepPaths
+from clipbias.training.workdir import note_model, note_runs, open_workdir, write_json
 from configs.train import TrainSettings
 from experiments import common
-from experiments.table1 import dry_run, prepare
+from experiments.table1 import dry_run, given_options, prepare
 
 _CONFIG = "configs/train.py"
 RESULT = "result.json"
-# What was selected on held-out images.
-SELECTION = "selection.json"
 
 
 def main(settings: TrainSettings, workdir: Path) -> None:
-    grid = one_run(settings)
     if settings.dry_run:
-        dry_run(grid)
+        dry_run(settings.topology, lambda devices: plan(settings, devices))
         return
     with open_workdir(workdir, as_json(settings)):
-        inputs = prepare(grid)
-        context = inputs.context
+        context, spec, rates = open_run(settings)
+        hosts.assert_same("the run", spec.key)
         note_model(workdir, context.clip)
-        (spec,) = inputs.specs((), inputs.rates)
-        notes: Row = {}
-        if settings.dataset in OWN:
-            _keep_result(workdir, spec, context, is_open=True)
-            listed = inputs.rates is not None and inputs.rates.of(spec.method, spec.dataset, spec.shots) is not None
-            compares_rates = settings.recipe.learning_rate is None and not listed
-            spec, notes = select(spec, context, workdir, compares_rates=compares_rates)
-        before = _keep_result(workdir, spec, context)
-        if spec.method != ZERO_SHOT:
-            same = before if before.get("key") == spec.key else {}
-            known = hosts.from_first(lambda: (same.get("zero_shot_accuracy"), same.get("images")))
-            accuracy, images = known
-            if accuracy is None or images is None:
-                accuracy, images = zero_shot(context, spec)
-            notes["zero_shot_accuracy"] = accuracy
-            if hosts.is_first():
-                common.tell(f"{ZERO_SHOT} on {spec.dataset}: {accuracy_words(accuracy, images)}")
-        (row,) = sweep([spec], context, workdir, grid.recipe, single=True, notes={spec.key: notes})
-        calibrates = settings.dataset in OWN if settings.calibrate is None else settings.calibrate
-        calibrated = calibrate_adapter(workdir / ADAPTER, spec, context) if calibrates else ""
+        note_runs(workdir, 1)
+        is_own = settings.dataset in OWN
+        calibrates = is_own if settings.calibrate is None else settings.calibrate
+        classes = len(context.datasets[spec.dataset].class_names)
+        paths = SweepPaths(workdir, {}, single=True)
+        row = hosts.from_first(lambda: finished_row(paths, spec, classes, selects=is_own, calibrates=calibrates))
+        if not row:
+            # A rate that is given, or was selected before, is not selected again.
+            listed = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
+            compares_rates = settings.recipe.learning_rate is None and not listed if is_own else None
+            began = time.monotonic()
+            (row,) = run_group(
+                (spec,),
+                context,
+                paths,
+                settings.recipe.with_default_rate(),
+                compares_rates=compares_rates,
+                calibrates=calibrates,
+            )
+            row["seconds"] = round(time.monotonic() - began, 2)
         if hosts.is_first():
+            write_group((spec,), [row], paths)
+            write_results(workdir, [row])
             write_json(workdir / RESULT, row)
+            if "zero_shot_accuracy" in row:
+                words = accuracy_words(row["zero_shot_accuracy"], row["images"])
+                common.tell(f"{ZERO_SHOT} on {row['dataset']}: {words}")
             common.tell(f"{row['method']} on {row['dataset']}: {accuracy_words(row['accuracy'], row['images'])}")
-            common.tell(*caution.of_row(row, spec.make_method(), _classes(context, spec)))
-            common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
-            if calibrated:
-                common.tell(calibrated)
+            common.tell(*cautions_of_row(row, spec.make_method(), classes))
+            common.tell(f"{row['parameters']:,} parameters; adapter in {paths.adapter(spec)}")
+            if "calibrated" in row:
+                common.tell(row["calibrated"])
 
 
-def one_run(settings: TrainSettings) -> Table1Settings:
-    """The settings of a sweep that has this run alone."""
-    return convert(
-        settings,
-        Table1Settings,
+def open_run(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None
+) -> tuple[SweepContext, RunSpec, Rates | None]:
+    """The model, the dataset and the devices; the run; and learning rates that were selected before."""
+    axes = SweepAxes(
         methods=(settings.method,),
-        method_options={settings.method: settings.method_options},
         datasets=(settings.dataset,),
-        shots=None if settings.shots is None else (settings.shots,),
+        shots=(settings.shots,),
         seeds=(settings.seed,),
-        learning_rate=settings.recipe.with_default_rate().learning_rate,
-        calibrate=False,
+        options=given_options({settings.method: settings.method_options}),
+        start_seed=settings.start_seed,
     )
+    context, rates = prepare(settings, axes, devices=devices)
+    (spec,) = make_specs(context, settings.recipe.with_default_rate(), axes, rates)
+    return context, spec, rates
 
 
-def select(spec: RunSpec, context: SweepContext, workdir: Path, *, compares_rates: bool) -> tuple[RunSpec, Row]:
-    """Selects the settings of a run on held-out images, or takes them from the work folder.
+def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple[SweepContext, list[Group]]:
+    """The run on some devices, to be compiled for them."""
+    context, spec, _ = open_run(settings, devices)
+    return context, [(spec,)]
+
+
+def finished_row(paths: SweepPaths, spec: RunSpec, classes: int, *, selects: bool, calibrates: bool) -> Row:
+    """The row of a run that is finished; empty where it is not.
 
     Args:
-      spec: of a run on pictures of a user's own.
-      context: the model and the dataset.
-      workdir: keeps the selection in `selection.json`.
-      compares_rates: whether the learning rate is selected; else only what the method searches for.
-
-    Returns:
-      The run with the settings that were selected, and `choice` for its row; empty where nothing was selected.
-    """
-    checkpoints = workdir / "checkpoints" / f"selection-{spec.key}"
-    logging = Logging(
-        checkpoints=checkpoints,
-        checkpoint_seconds=context.compute.checkpoint_seconds,
-        progress=Progress(0, title=f"{spec.method} on {spec.dataset}"),
-    )
-    job = make_job((dataclasses.replace(spec, validation=UNSELECTED),), context, logging)
-    held = held_out.hold_out_of(job.protocol, spec.seed, calibrates=True)
-    if hosts.is_first() and (sentence := caution.nothing_held_out(job, held, compares_rates=compares_rates)):
-        common.tell(sentence)
-    if not selection.selects(job, compares_rates=compares_rates):
-        return spec, {}
-    spec = dataclasses.replace(spec, validation=held_out.POLICY)
-    stored = hosts.from_first(lambda: _stored_selection(workdir, spec))
-    if not stored:
-        selected = selection.select(job, held, compares_rates=compares_rates)
-        if selected is None:
-            return spec, {}
-        stored = {"key": spec.key, "learning_rate": selected.best.learning_rate, "choice": selected.note}
-        if hosts.is_first():
-            common.tell(str(selected))
-            write_json(workdir / SELECTION, stored)
-            epath.Path(checkpoints).rmtree(missing_ok=True)
-    choice = stored["choice"]
-    recipe = spec.recipe and spec.recipe.with_learning_rate(stored["learning_rate"])
-    return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **choice["options"]}), {"choice": choice}
-
-
-def _stored_selection(workdir: Path, spec: RunSpec) -> dict[str, Any]:
-    """What an earlier process selected for the same run; empty if it did not."""
-    path = workdir / SELECTION
-    stored = read_json(path, dict) if path.exists() else {}
-    return stored if stored.get("key") == spec.key else {}
-
-
-def _classes(context: SweepContext, spec: RunSpec) -> int:
-    return len(context.datasets[spec.dataset].class_names)
-
-
-def zero_shot(context: SweepContext, spec: RunSpec) -> tuple[float, int]:
-    """The accuracy of the frozen model on the run's test images, in percent, and their number."""
-    job = make_job((dataclasses.replace(spec, method=ZERO_SHOT, options={}, recipe=None),), context)
-    result = score_test(job, {}, job.protocol.evaluations[0])
-    return float(result.scores[0]["accuracy"]), int(result.scores[0]["images"])
-
-
-def _keep_result(workdir: Path, spec: RunSpec, context: SweepContext, *, is_open: bool = False) -> dict[str, Any]:
-    """The result that is there. Refuses one of other settings, unless that run was no success (`caution.of_row`).
-
-    Args:
-      workdir: of the run.
+      paths: of the run.
       spec: of the run.
-      context: with the dataset.
-      is_open: whether settings are still to be selected; these are not compared.
+      classes: of its dataset.
+      selects: whether settings are selected on held-out images; these are not compared.
+      calibrates: whether a run that is not calibrated counts as not finished.
 
     Raises:
-      ClipbiasError: it names the settings.
+      ClipbiasError: the folder holds a run of other settings, unless that was no success (`cautions_of_row`), or
+        adapters of `table1`.
     """
-    path = workdir / RESULT
-    before = read_json(path, dict) if path.exists() else {}
+    if other := paths.other_kind():
+        raise ClipbiasError(
+            f"{paths.workdir} holds {other}, which `predict` and others would take; choose another --workdir."
+        )
+    path = paths.workdir / RESULT
+    before: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
-    if is_open and before:
+    if selects and "choice" in before:
         selected = {name: before[name] for name in ("learning_rate", "options", "validation")}
         facts |= selected | {"recipe": facts["recipe"] | {"learning_rate": before["learning_rate"]}}
-    other = [name for name, value in facts.items() if name in before and before[name] != value]
-    if other and not caution.of_row(before, spec.make_method(), _classes(context, spec)):
+    elif selects and before:
+        facts |= {"validation": before["validation"]}
+    other_settings = [name for name, value in facts.items() if name in before and before[name] != value]
+    if other_settings and not cautions_of_row(before, spec.make_method(), classes):
         raise ClipbiasError(
-            f"{workdir} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
+            f"{paths.workdir} holds the adapter of a run with other settings ({', '.join(other_settings)}); choose "
+            "another --workdir."
         )
-    return before
+    if not before or other_settings or (calibrates and "calibrated" not in before):
+        return {}
+    epath.Path(paths.checkpoints((spec,))).rmtree(missing_ok=True)
+    return before if paths.adapter(spec).exists() else {}
 
 
 if __name__ == "__main__":

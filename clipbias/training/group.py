@@ -4,18 +4,23 @@ How a group runs depends on its specs and on the devices alone, so that an inter
 to the last bit.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
 
 from clipbias import hosts
+from clipbias.constants import ZERO_SHOT
 from clipbias.data.counts import images_per_class
 from clipbias.data.images import Images
+from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
+from clipbias.training.calibrate import calibrate, calibration_images
 from clipbias.training.job import Logging, Run, TrainJob, TrainResult, check_images, validation_images
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.score import merge_scores, score_test, score_validation
+from clipbias.training.selection import select_settings
 from clipbias.training.spec import TEST, Group, Row, RunSpec
 from clipbias.training.stages import train_job
 from clipbias.training.sweep_context import SweepContext
@@ -24,44 +29,69 @@ from clipbias.tuning import parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.learnables import select_run
 from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.registry import make_method
 
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 
-def train_group(
-    group: Group, context: SweepContext, paths: SweepPaths, common: Recipe, notes: Mapping[str, Row] | None = None
+def run_group(
+    group: Group,
+    context: SweepContext,
+    paths: SweepPaths,
+    common: Recipe,
+    *,
+    compares_rates: bool | None = None,
+    calibrates: bool = False,
+    notes: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Trains and scores the runs of a group; saves their adapters and predictions, and returns their rows.
+    """Runs a group from its specs to its rows: job, select, train, score, calibrate, save.
 
     Args:
       group: specs that differ in seed or learning rate alone.
       context: what the groups of the sweep share.
       paths: where to write.
       common: the recipe of methods that have none of their own; rows tell the differences from it.
+      compares_rates: of a group of one run: whether held-out images select its learning rate, beside what its method
+        searches for; `None` selects nothing.
+      calibrates: whether images that neither train nor select calibrate the adapters.
       notes: facts that are added to a row and its adapter, by the key of its spec.
+
+    Returns:
+      The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
 
     Raises:
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
     job = make_job(group, context, _logging(group, context, paths))
+    own_notes = [dict((notes or {}).get(spec.key, {})) for spec in group]
+    if compares_rates is not None:
+        (spec,) = group
+        spec, job, choice = select_settings(spec, job, paths.workdir, compares_rates=compares_rates)
+        group, own_notes = (spec,), [own_notes[0] | choice]
     if group[0].score_on != TEST:
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
+    if paths.single and group[0].method != ZERO_SHOT:
+        frozen = dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None)
+        own_notes[0]["zero_shot_accuracy"] = score_test(frozen, {}, job.protocol.evaluations[0]).scores[0]["accuracy"]
     result = train_job(job)
     if group[0].score_on == TEST:
         scores = _score_test(group, job, result, paths)
     else:
         scores = score_validation(job, result.learnables)
-    rows = [
-        _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | (notes or {}).get(spec.key, {})
-        for run, spec in enumerate(group)
-    ]
-    if group[0].score_on == TEST and hosts.is_first():
-        for run, (spec, row) in enumerate(zip(group, rows, strict=True)):
-            learnables = select_run(result.learnables, run)
-            if jax.tree.leaves(learnables) or paths.single:
-                facts = {name: value for name, value in row.items() if name not in VOLATILE}
-                save_adapter(paths.adapter(spec), job.task, learnables, notes=facts)
+    rows = []
+    for run, spec in enumerate(group):
+        row = _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | own_notes[run]
+        learnables = select_run(result.learnables, run)
+        images, calibrated = calibration_images(spec, context) if calibrates else (None, "")
+        calibration = None
+        if images is not None:
+            calibration = calibrate(job.task, learnables, images, context)
+            calibrated = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
+        if spec.score_on == TEST and hosts.is_first() and (jax.tree.leaves(learnables) or paths.single):
+            facts = {name: value for name, value in row.items() if name not in VOLATILE}
+            save_adapter(paths.adapter(spec), job.task, learnables, notes=facts, calibration=calibration)
+        rows.append(row | {"calibrated": calibrated} if calibrates else row)
     return rows
 
 

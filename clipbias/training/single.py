@@ -9,12 +9,11 @@ import numpy as np
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE, hold_out_of, left_to_calibrate
 from clipbias.errors import ClipbiasError
-from clipbias.training import caution
 from clipbias.training import mesh as meshes
 from clipbias.training.calibrate import calibrate
 from clipbias.training.job import Logging, Run, TrainJob
 from clipbias.training.progress import Progress
-from clipbias.training.selection import Selection, apply, select, selects, with_validation
+from clipbias.training.selection import Selection, apply, cautions_of_fit, select, selects, with_validation
 from clipbias.training.stages import train_job
 from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Recipe, Task
@@ -25,7 +24,7 @@ from clipbias.tuning.method import Learnables
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FitResult:
-    """What `train_task` returns.
+    """What `fit_task` returns.
 
     Attributes:
       task: with the settings that were selected.
@@ -46,7 +45,7 @@ class FitResult:
     calibration: Calibration | None
 
 
-def train_task(
+def fit_task(
     task: Task,
     recipe: Recipe,
     dataset: Dataset,
@@ -97,7 +96,7 @@ def train_task(
     selection = select(job, held, compares_rates=compares_rates)
     if selection is not None:
         job.logging.say(str(selection))
-        job = apply(job, selection)
+        job = apply(job, selection.best.learning_rate, selection.options)
     result = train_job(job)
     learnables = jax.tree.map(jnp.asarray, select_run(result.learnables, 0))
     return FitResult(
@@ -106,7 +105,7 @@ def train_task(
         recipe=job.recipe,
         selection=selection,
         labels=images.labels,
-        warnings=caution.of_fit(job, result, held, selection, compares_rates=compares_rates),
+        warnings=cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
         calibration=None if left is None else calibrate(job.task, learnables, left, context),
     )
 
@@ -120,7 +119,7 @@ def calibrate_untrained(
     seed: int,
     calibrates: bool | None = None,
 ) -> Calibration | None:
-    """Calibrates a method that learns from no training image; arguments as of `train_task`."""
+    """Calibrates a method that learns from no training image; arguments as of `fit_task`."""
     left = _calibration_images(protocols.full(dataset), seed, calibrates, selects=False, trains=False)
     return None if left is None else calibrate(task, learnables, left, context)
 

@@ -21,7 +21,7 @@ from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.device_memory import drop_programs
-from clipbias.training.group import spec_facts, train_group
+from clipbias.training.group import run_group, spec_facts
 from clipbias.training.progress import Progress, progress
 from clipbias.training.spec import TEST, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep_context import SweepContext
@@ -42,7 +42,7 @@ def sweep(
     *,
     part: tuple[int, int] = (0, 1),
     most_runs: int | None = None,
-    single: bool = False,
+    calibrates: bool = False,
     notes: Mapping[str, Row] | None = None,
 ) -> list[Row]:
     """Runs what is not finished yet. A group that fails is reported in its rows, and the rest goes on.
@@ -54,24 +54,24 @@ def sweep(
       common: the recipe of methods that have none of their own.
       part: `(i, n)` of jobs that share the work folder.
       most_runs: runs side by side; `None` for as many as are worth it.
-      single: there is one run, whose files lie in the folder itself, and whose failure is raised.
+      calibrates: see `run_group`; a run that is not calibrated counts as not finished.
       notes: facts that are added to a row and its adapter, by the key of its spec.
 
     Returns:
       The rows of all specs that are there, other parts' too, in the order of the specs.
 
     Raises:
-      ClipbiasError: the folder holds adapters of `train`, and this is another sweep, or the other way round.
+      ClipbiasError: the folder holds an adapter of `train`.
       hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
     """
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
-    paths = SweepPaths(workdir, run_names(specs), single)
+    paths = SweepPaths(workdir, run_names(specs))
     if other := hosts.from_first(paths.other_kind):
         raise ClipbiasError(
             f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
         )
     rows = hosts.from_first(lambda: read_rows(workdir, specs))
-    done = {row["key"] for row in rows if row["status"] == "ok"}
+    done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "calibrated" in row)}
     groups = make_groups(part_of(specs, part), most_runs)
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
@@ -83,7 +83,7 @@ def sweep(
     if done and todo:
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
-    with progress(0 if single else total, unit="run", title=title) as bar:
+    with progress(total, unit="run", title=title) as bar:
         before: Group | None = None
         for group in todo:
             hosts.check()
@@ -93,9 +93,9 @@ def sweep(
             before = group
             context.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}")
-            for attempted, new in _attempt(group, context, paths, common, notes or {}, bar):
+            for attempted, new in _attempt(group, context, paths, common, calibrates, notes or {}, bar):
                 rows = _in_order([*rows, *new], specs)
-                _write(attempted, new, paths)
+                write_group(attempted, new, paths)
                 write_results(workdir, rows)
                 bar.advance(len(attempted), _last(attempted, new))
     rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
@@ -122,23 +122,24 @@ def _attempt(
     context: SweepContext,
     paths: SweepPaths,
     common: Recipe,
+    calibrates: bool,
     notes: Mapping[str, Row],
     bar: Progress,
 ) -> list[tuple[Group, list[Row]]]:
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
     try:
-        rows = train_group(group, context, paths, common, notes)
+        rows = run_group(group, context, paths, common, calibrates=calibrates, notes=notes)
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
         alike = alike and not hosts.lost_peer(error)
-        if paths.single or (hosts.multi_process() and not alike):
+        if hosts.multi_process() and not alike:
             raise
         rates = dict.fromkeys(spec.learning_rate for spec in group)
         if len(rates) > 1:
             by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
-            attempts = [_attempt(alike, context, paths, common, notes, bar) for alike in by_rate]
+            attempts = [_attempt(alike, context, paths, common, calibrates, notes, bar) for alike in by_rate]
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
@@ -156,7 +157,7 @@ def _last(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
     return {"last": f"{group[0].method} on {group[0].dataset}{mean}"}
 
 
-def _write(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
+def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
     """Writes the rows of a group in one go, and removes its checkpoints."""
     if hosts.is_first():
         text = json.dumps(list(rows), indent=1)

@@ -4,13 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import clipbias
 from clipbias import data
 from clipbias.export.card import model_card
-from clipbias.training import caution
+from clipbias.training import selection
 from clipbias.training.selection import Candidate
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
@@ -41,7 +42,7 @@ def test_zero_shot_is_that_of_a_run_of_its_own(
     tuned, plain = (json.loads((folder / "result.json").read_text()) for folder in (trained[0], tmp_path))
     assert tuned["zero_shot_accuracy"] == plain["accuracy"] and "zero_shot_accuracy" not in plain
     # A finished run knows it.
-    monkeypatch.setattr(train, "zero_shot", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(train, "run_group", lambda *_, **__: pytest.fail("run again"))
     printed, _ = binaries.succeed_here(train, short, trained[0])
     assert f"zero_shot on demo/digits: {plain['accuracy']:.2f} %" in printed
 
@@ -56,17 +57,19 @@ def test_a_small_set_is_trained_for_enough_steps(model: Path, tmp_path: Path) ->
 def test_sentences_about_a_run() -> None:
     row = {"learning_rate": 0.1, "accuracy": 60.0, "zero_shot_accuracy": 50.0, "images": 30, "loss": 1.0}
     bias = make_method("bias")
-    assert caution.of_row(row, bias, 3) == ()
-    assert caution.of_row(row | {"loss": 1.0987}, bias, 3)[0].startswith("the training loss ended at 1.1, above ln 3")
-    assert caution.of_row(row | {"loss": 1.0985}, bias, 3) == ()
-    assert caution.of_row(row | {"loss": 9.0}, make_method("promptsrc"), 3) == ()  # a loss of its own
-    (line,) = caution.of_row(row | {"zero_shot_accuracy": 60.0}, bias, 3)
+    assert selection.cautions_of_row(row, bias, 3) == ()
+    assert selection.cautions_of_row(row | {"loss": 1.0987}, bias, 3)[0].startswith(
+        "the training loss ended at 1.1, above ln 3"
+    )
+    assert selection.cautions_of_row(row | {"loss": 1.0985}, bias, 3) == ()
+    assert selection.cautions_of_row(row | {"loss": 9.0}, make_method("promptsrc"), 3) == ()  # a loss of its own
+    (line,) = selection.cautions_of_row(row | {"zero_shot_accuracy": 60.0}, bias, 3)
     assert line.startswith(
         "the tuned model is no better than zero-shot on 30 test images: 60.0 % after 60.0 %. The difference is within"
     )
-    (line,) = caution.of_row(row | {"zero_shot_accuracy": 100.0}, bias, 3)
+    (line,) = selection.cautions_of_row(row | {"zero_shot_accuracy": 100.0}, bias, 3)
     assert "chance" not in line
-    assert caution.of_row({**row, "learning_rate": None, "loss": None}, bias, 3) == ()
+    assert selection.cautions_of_row({**row, "learning_rate": None, "loss": None}, bias, 3) == ()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_sentences_about_a_run() -> None:
 )
 def test_a_difference_is_within_chance(images: int, higher: int, lower: int, chance: bool) -> None:
     """Newcombe (1998) has intervals of 6 and 2 of 7 from 0.058, of 9 and 3 of 10 from 0.17."""
-    assert caution.within_chance(100 * higher / images, 100 * lower / images, images) == chance
+    assert selection.within_chance(100 * higher / images, 100 * lower / images, images) == chance
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_a_difference_is_within_chance(images: int, higher: int, lower: int, cha
 def test_so_few_images_that_no_gain_could_show(images: int, right: int, tells: bool) -> None:
     """Whatever the tuned model answers: six of six after five is within chance, and after two is not."""
     frozen, tuned = (Candidate(None, 100 * count / images, None) for count in (right, images))
-    sentence = caution.too_few_to_tell(tuned, frozen, images, "validation image")
+    sentence = selection.too_few_to_tell(tuned, frozen, images, "validation image")
     assert bool(sentence) == (not tells)
     if sentence:
         start = f"{images} validation images cannot tell whether tuning helped: 100.0 % after "
@@ -92,27 +95,28 @@ def test_so_few_images_that_no_gain_could_show(images: int, right: int, tells: b
 
 
 @pytest.mark.ci
-def test_a_finished_run_is_calibrated(
+def test_a_run_is_calibrated(
     model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On all validation images, since none selected anything, without another training; but not by default."""
+    """On all validation images, since none selected anything; but not by default. One that is not runs again."""
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
     before = read_adapter(folder / "adapter.safetensors")
     assert before.calibration is None
-    monkeypatch.setattr("clipbias.training.group.train_job", lambda *_: pytest.fail("trained again"))
     settings = binaries.SHORT_RUN | {"model": str(model), "calibrate": True}
     printed, _ = binaries.succeed_here(train, settings, folder)
-    assert "adapter.safetensors is calibrated on 120 images: it has prediction sets." in printed
+    assert "calibrated on 120 images: it has prediction sets\n" in printed
     adapter = read_adapter(folder / "adapter.safetensors")
     expected = clipbias.load_adapter(trained[0] / "adapter.safetensors").calibrate("demo/digits")
     assert adapter.calibration is not None and expected.calibration is not None
     for name, scores in expected.calibration.arrays().items():
         np.testing.assert_allclose(adapter.calibration.arrays()[name], scores, rtol=1e-4, atol=1e-6)
     assert adapter.notes == before.notes
+    jax.tree.map(np.testing.assert_array_equal, adapter.learnables, before.learnables)
+    monkeypatch.setattr(train, "run_group", lambda *_, **__: pytest.fail("run again"))
     written = (folder / "adapter.safetensors").stat().st_mtime_ns
     printed, _ = binaries.succeed_here(train, settings, folder)
-    assert "calibrated" not in printed and (folder / "adapter.safetensors").stat().st_mtime_ns == written
+    assert "calibrated on 120 images" in printed and (folder / "adapter.safetensors").stat().st_mtime_ns == written
     evaluated = {"adapters": str(folder), "ood": "demo/fashion"}
     printed, _ = binaries.succeed_here(evaluate, evaluated, tmp_path / "evaluation")
     result = json.loads((tmp_path / "evaluation" / "result.json").read_text())
@@ -128,7 +132,7 @@ def test_a_finished_run_is_calibrated(
 def test_what_selected_a_setting_calibrates_no_adapter_of_a_sweep(model: Path, tmp_path: Path) -> None:
     grid = {"model": str(model), "datasets": ("demo/digits",), "methods": ("gda",), "shots": (1,), "seeds": (1,)}
     printed, _ = binaries.succeed_here(table1, grid | {"calibrate": True}, tmp_path)
-    assert "has no prediction sets: its validation images (validation split) selected a setting; give" in printed
+    assert "no prediction sets: its validation images (validation split) selected a setting" in printed
     (adapter,) = (tmp_path / "adapters").iterdir()
     assert read_adapter(adapter).calibration is None
 
@@ -150,12 +154,12 @@ def test_the_rate_of_own_pictures_is_selected(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"model": str(model), "dataset": "folder", "data_dir": str(pictures), "epochs": 6, "batch_size": 6}
-    printed, _ = binaries.succeed_here(train, settings, tmp_path / "own")
+    _, progress = binaries.succeed_here(train, settings, tmp_path / "own")
     row = json.loads((tmp_path / "own" / "result.json").read_text())
     choice = row["choice"]
     losses = {line["learning_rate"]: line["loss"] for line in choice["tried"]}
     assert [*losses] == [0.0025, 0.02, 0.16, 1.28] and row["learning_rate"] == min(losses, key=losses.__getitem__)
-    assert f"learning rate {row['learning_rate']:g}, of 0.0025 ({losses[0.0025]:.3g})" in printed
+    assert f"learning rate {row['learning_rate']:g}, of 0.0025 ({losses[0.0025]:.3g})" in progress
     assert choice["images"] == 6 and choice["from"] == "validation split" and row["validation"] == "held-out images"
     adapter = read_adapter(tmp_path / "own" / "adapter.safetensors")
     assert adapter.notes["choice"] == choice and adapter.notes["zero_shot_accuracy"] == row["zero_shot_accuracy"]
@@ -163,7 +167,7 @@ def test_the_rate_of_own_pictures_is_selected(
         adapter, None, "adapter"
     )
     # The same command takes it from the folder; other settings are refused there before anything is trained.
-    monkeypatch.setattr(train.selection, "select", lambda *_, **__: pytest.fail("selected again"))
+    monkeypatch.setattr(selection, "select", lambda *_, **__: pytest.fail("selected again"))
     binaries.succeed_here(train, settings, tmp_path / "own")
     if row["accuracy"] > row["zero_shot_accuracy"]:
         refusal = binaries.refusal_here(train, settings | {"epochs": 7}, tmp_path / "own")

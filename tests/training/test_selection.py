@@ -17,8 +17,8 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.held_out import hold_out
 from clipbias.data.images import Images
-from clipbias.training import caution, selection
 from clipbias.training import mesh as meshes
+from clipbias.training import selection
 from clipbias.training.job import NotSideBySide, Run, TrainJob, TrainResult
 from clipbias.training.stages import train_job
 from clipbias.tuning import Recipe, Task, make_method
@@ -107,12 +107,12 @@ def test_candidates_that_fail_or_do_not_fit_together(
     # Without images to compare on the recipe's rate is kept, with a sentence.
     nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)
     assert selection.select(job, nothing, compares_rates=True) is None
-    words = caution.nothing_held_out(job, nothing, compares_rates=True)
+    words = selection.nothing_held_out(job, nothing, compares_rates=True)
     assert words.startswith(
         "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
         "out: the recipe's learning rate, 0.0025, was taken. Give validation images, or at least 3"
     )
-    assert caution.nothing_held_out(job, nothing, compares_rates=False) == ""
+    assert selection.nothing_held_out(job, nothing, compares_rates=False) == ""
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (1e37, 1e38))
     with pytest.raises(clipbias.ClipbiasError, match=r"bias fails at every learning rate from 1e.37 to 1e.38"):
         selection.select(job, held, compares_rates=True)
