@@ -9,7 +9,7 @@ from typing import Annotated
 from ml_collections import ConfigDict
 
 from clipbias.checks import Choices
-from clipbias.report.run_tables import FORMATS
+from clipbias.report.runs import FORMATS
 from clipbias.settings import setting, to_config
 
 
@@ -19,8 +19,7 @@ class ShowSettings:
 
     runs: str | None = setting(None, 'Work folders, or patterns with "*" such as workdir/*, separated by commas.')
     format: Annotated[str, Choices(FORMATS)] = setting("text", 'How tables are printed: "text", "markdown" or "json".')
-    every_run: bool = setting(False, "Whether every run of a sweep that ended is listed.")
-    output: str | None = setting(None, "PNG file for the training curves.")
+    every_run: bool = setting(False, "Whether every run of a sweep and every model of a study is listed.")
 
 
 def get_config() -> ConfigDict:

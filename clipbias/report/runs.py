@@ -1,10 +1,11 @@
-"""Work folders of the binaries as records: what was run, how far it came, what came out, and on what.
+"""Work folders side by side: a row per run, and the settings in which they differ.
 
 Only files are read; no device is touched and no model loaded. `training/workdir.py` says what lies in a work folder.
 """
 
 import dataclasses
-import math
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,139 +13,170 @@ from typing import Any
 from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
+from clipbias.report.accuracy_tables import make_accuracy_tables
+from clipbias.report.frames import read_sweep
 from clipbias.report.names import shown_shots
+from clipbias.report.table import MISSING, Table, render
 from clipbias.sentences import counted
 
+FORMATS = ("text", "markdown", "json")
+# A setting that no other command has.
+_BINARIES = {"methods": "table1", "texts": "predict", "sections": "explain", "ood": "evaluate", "method": "train"}
 _ROW = ("method", "dataset", "seed", "key", "status")  # fields that a line of results needs
-
-# What tells the configuration of one binary from another's where the command does not.
-BINARIES = {
-    "table1": "methods",
-    "predict": "texts",
-    "explain": "sections",
-    "evaluate": "ood",
-    "train": "method",
+_MOST_IN_A_CELL = 4
+# The fields of a run, each with its column and how numbers are written.
+_COLUMNS = {
+    "name": ("Run", "{}"),
+    "binary": ("What", "{}"),
+    "method": ("Method", "{}"),
+    "dataset": ("Dataset", "{}"),
+    "shots": ("Shots", "{}"),
+    "seed": ("Seed", "{}"),
+    "learning_rate": ("Rate", "{:g}"),
+    "accuracy": ("Accuracy", "{:.2f}"),
+    "error": ("±", "{:.2f}"),
+    "images": ("Images", "{:,}"),
+    "parameters": ("Parameters", "{:,}"),
+    "loss": ("Loss", "{:.4g}"),
+    "progress": ("Progress", "{}"),
+    "seconds": ("Seconds", "{:,.1f}"),
+    "state": ("State", "{}"),
 }
-
-
-Setting = str | int | float
-Settings = Setting | Sequence[Setting | None] | None  # a list where a run has several values
-Numbers = float | Sequence[float | None] | Mapping[str, float] | None  # a list by model, a dictionary by evaluation
+_CAPTION = (
+    "Accuracy: top-1 in percent, with its standard error and the number of test images; those of a sweep stand below."
+    " Loss: of the last training step. Seconds: of all processes. Several values belong to several models or seeds."
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunRecord:
-    """One run, or a whole sweep. A field is a list where a run has several values, and `None` where it has none.
+class Workdir:
+    """What a work folder holds.
 
     Attributes:
-      name: the folder as it was given; for a run of a sweep also its number.
-      binary: "train", "table1", "evaluate", …
-      state: in words: finished, in progress at step x of y, failed with its sentence, …
-      accuracy: in percent, or several by the name of an evaluation; of a study one for each model. A sweep has rows.
-      error: the standard error that the choice of test images makes, likewise; images: how many there are.
-      rows: of a sweep's `results.jsonl`.
-      loss: of the last training step, per seed.
-      seconds: computing time, all processes that worked on it.
-      waiting: share of its steps' time, in the last process, that was spent waiting for images; of a sweep the mean.
-      validation: the images on which something was selected, "none" where nothing was.
-      environment: what `environment.json` holds; config: what `config.json` holds.
+      summary: its row, by the fields of `_COLUMNS`: a JSON value, a list of a model or seed each, or several by name.
+      runs: a row per run of a sweep, or per model of a study.
+      settings: configuration and environment, `{"method_options.depth": 9}`.
+      results: the lines of a sweep's `results.jsonl`.
     """
 
-    name: str
-    binary: str
-    state: str
-    method: Settings = None
-    dataset: Settings = None
-    shots: Settings = None
-    seed: Settings = None
-    learning_rate: Settings = None
-    accuracy: Numbers = None
-    error: Numbers = None
-    images: Numbers = None
-    parameters: Settings = None
-    loss: Settings = None
-    seconds: float | None = None
-    waiting: float | None = None
-    validation: Settings = None
-    rows: Sequence[Mapping[str, Any]] = ()
-    started: str | None = None
-    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    summary: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]] = ()
+    results: Sequence[Mapping[str, Any]] = ()
 
 
-def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
-    """Reads a work folder: one record; of a sweep with `cells` one per run; of a study of several datasets one each.
+def read_workdir(folder: str | Path) -> Workdir:
+    """Reads a work folder, of a run that is finished or not.
 
     Raises:
-      ClipbiasError: there is no such folder, it is not one of ours, or a file in it is damaged.
+      ClipbiasError: there is no such folder, it is not the folder of a run, or a file in it is damaged.
     """
     path = user_path(folder)
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
-    config = read_object(path / "config.json")
-    if config is None or not {"model", "workdir"} <= config.keys():
+    config = _read_object(path / "config.json")
+    if not {"model", "workdir"} <= config.keys():
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
-    parts = sorted(path.glob("parts/*/"))
-    environments = (read_object(inside / "environment.json") for inside in (path, *parts))
-    environment: Mapping[str, Any] = next(filter(None, environments), {})
-    state = read_object(path / "state.json") or {}
-    binary = _binary(config, environment)
-    metrics = metric_lines(path)
-    common = RunRecord(
-        name=str(folder),
-        binary=binary,
-        state="",
-        seconds=state.get("seconds") or sum(line.get("seconds") or 0 for line in metrics) or None,
-        started=state.get("started"),
-        environment=environment,
-        config=config,
-    )
-    if binary == "table1":
-        return _sweep(path, common, state, parts, cells=cells)
-    if binary == "explain":
-        return _study(path, common, state)
-    result = read_object(path / "result.json") or {}
-    last: Mapping[str, Any] = metrics[-1] if metrics else {}
-    progress = f" at step {last['step']} of {last['steps']}" if last.get("steps") is not None else ""
-    finished = bool(result) or (path / "predictions.json").exists()
-    return [
-        dataclasses.replace(
-            common,
-            state=state_in_words(path, state, finished=finished, progress=progress),
-            method=result.get("method", config.get("method")),
-            dataset=result.get("dataset", config.get("dataset")),
-            shots=shown_shots(result) if "shots" in result else config.get("shots"),
-            seed=result.get("seed", config.get("seed")),
-            learning_rate=config.get("learning_rate") if binary == "train" else None,
-            accuracy=result.get("accuracy"),
-            error=_error(result),
-            images=_images(result),
-            parameters=result.get("parameters"),
-            loss=result.get("loss", last.get("loss")),
-            waiting=result.get("waiting_share"),
-            validation=result.get("validation"),
+    parts = sorted(path.glob("parts/*/"))  # of jobs that share a sweep
+    environment = next(filter(None, (_read_object(inside / "environment.json") for inside in (path, *parts))), {})
+    states = {inside: _read_object(inside / "state.json") for inside in (path, *parts)}
+    settings = _settings(config, environment)
+    summary: dict[str, Any] = {
+        "name": str(folder),
+        "binary": next((binary for setting, binary in _BINARIES.items() if setting in config), "unknown"),
+        "method": config.get("methods", config.get("method")),
+        "dataset": config.get("datasets") or config.get("dataset"),
+        "shots": config.get("shots"),
+        "seed": config.get("seeds", config.get("seed")),
+        "seconds": sum(each.get("seconds") or 0 for each in states.values()) or None,
+        "state": _state_words(path, states[path]),
+    }
+    if summary["binary"] == "table1":
+        rows = _read_lines(path / "results.jsonl", _ROW)
+        failed = [row for row in rows if row["status"] != "ok"]
+        done = len(rows) - len(failed)
+        expected = environment.get("runs")  # known when runs on test images begin
+        if parts:
+            words = {part.name.replace("-of-", "/"): _state_words(part, states[part]) for part in parts}
+            alike = {each: [name for name in words if words[name] == each] for each in words.values()}
+            summary["state"] = "; ".join(f"part {', '.join(names)} {each}" for each, names in alike.items())
+            if done == expected and "in progress" not in alike:
+                summary["state"] = "finished"
+        if failed:
+            summary["state"] += f"; {counted(len(failed), 'run')} failed: {failed[0].get('error')}"
+        summary["progress"] = f"{done} of {counted(expected, 'run')}" if expected else counted(done, "run")
+        summary["learning_rate"] = sorted({row.get("learning_rate") for row in rows} - {None})
+        return Workdir(summary, settings, runs=_runs(summary, rows), results=rows)
+    if summary["binary"] == "explain":
+        folders = [path / name.replace("/", "_") for name in config.get("datasets") or ()] or [path]
+        studies = [study for inside in folders if (study := _read_object(inside / "results.json"))]
+        runs = _runs(
+            summary,
+            [
+                {**model, "dataset": study.get("dataset", {}).get("name"), "status": "ok"}
+                for study in studies
+                for model in study.get("models", ())
+            ],
         )
+        for name in ("method", "accuracy", "error", "images", "parameters"):
+            summary[name] = [run[name] for run in runs]
+        summary["dataset"] = summary["dataset"] or list(dict.fromkeys(run["dataset"] for run in runs))
+        summary["progress"] = f"{len(studies)} of {counted(len(folders), 'dataset')}"
+        return Workdir(summary, settings, runs=runs)
+    last = (_read_lines(path / "metrics.jsonl", ["step"]) or [{}])[-1]
+    if last.get("steps") is not None:
+        summary["progress"] = f"{last['step']} of {counted(last['steps'], 'step')}"
+    summary |= {"learning_rate": config.get("learning_rate"), "loss": last.get("loss")}
+    result = _results(_read_object(path / "result.json"))
+    summary |= {name: value for name, value in result.items() if value is not None}
+    return Workdir(summary, settings)
+
+
+def _runs(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The runs or models of a folder."""
+    return [
+        {
+            "name": f"{summary['name']}#{number}",
+            "binary": summary["binary"],
+            **_results(row),
+            "seconds": row.get("seconds"),
+            "state": "finished" if row["status"] == "ok" else f"failed: {row.get('error')}",
+        }
+        for number, row in enumerate(rows, start=1)
     ]
 
 
-def state_in_words(folder: Path, state: Mapping[str, Any], *, finished: bool, progress: str = "") -> str:
-    """How a run stands: its `state.json`, or where there is none its results, and whether a process works on it."""
-    known = state.get("state")
+def _results(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says of a run; accuracies of several evaluations by name."""
+    values = {name: row.get(name) for name in ("method", "dataset", "seed", "learning_rate", "parameters", "loss")}
+    if isinstance(values["parameters"], dict):  # of a study, by tower
+        values["parameters"] = values["parameters"].get("total")
+    accuracy, images = row.get("accuracy"), row.get("images")
+    error: Any = None
+    if several := row.get("accuracies"):
+        counts = row.get("tested_images") or {}
+        accuracy, images = several, [counts.get(name) for name in several]
+        error = [binomial_error(value, counts[name]) if counts.get(name) else None for name, value in several.items()]
+    elif accuracy is not None and images:
+        error = binomial_error(accuracy, images)
+    shots = shown_shots(row) if "shots" in row else None
+    return {**values, "shots": shots, "accuracy": accuracy, "error": error, "images": images}
+
+
+def _state_words(folder: Path, state: Mapping[str, Any]) -> str:
+    """How a run stands, by its `state.json` and by whether a process works on it."""
     if is_locked(folder):
-        return f"in progress{progress}"
-    if known == "failed":
-        return f"failed{progress}: {state.get('error')}"
-    if known == "finished" or (known is None and finished):
-        return "finished"
-    return {"interrupted": "interrupted", "running": "killed"}.get(str(known), "not finished") + progress
+        return "in progress"
+    name = state.get("state", "not started")
+    return f"failed: {state.get('error')}" if name == "failed" else {"running": "killed"}.get(name, name)
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, or `None` if there is no such file. Raises `ClipbiasError` if it is damaged."""
-    return read_json(path, dict) if path.exists() else None
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty if there is no such file. Raises `ClipbiasError` if it is damaged."""
+    return read_json(path, dict) if path.exists() else {}
 
 
-def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+def _read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """The lines of a JSONL file that have the needed fields. Raises `ClipbiasError` if no line is a JSON object."""
     lines = read_json_lines(path)
     # The first line of all, cut short, is what a run leaves that was killed as it began.
@@ -154,166 +186,64 @@ def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     return [line for line in lines if all(line.get(name) is not None for name in needed)]
 
 
-def metric_lines(folder: Path) -> Sequence[Mapping[str, Any]]:
-    """The lines of a folder's `metrics.jsonl`."""
-    return read_lines(folder / "metrics.jsonl", ["step"])
+def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration and environment, flat; without the folder that is written to, which differs always."""
+    facts = {name: environment.get(name) for name in ("git", "python", "packages")}
+    facts["devices"] = [f"{number} x {kind}" for kind, number in Counter(environment.get("devices") or ()).items()]
+    flat: dict[str, Any] = {}
+    nested: list[tuple[str, Any]] = [*config.items(), ("environment", facts)]
+    for key, value in nested:
+        if isinstance(value, dict):
+            nested += [(f"{key}.{name}", item) for name, item in value.items()]
+        elif key != "workdir":
+            flat[key] = value
+    return flat
 
 
-def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    command = environment.get("command")
-    # A path, or "clipbias train".
-    name = Path(str(command[0]).rpartition(" ")[2]).stem if isinstance(command, list) and command else ""
-    return name if name in BINARIES else next((binary for binary, key in BINARIES.items() if key in config), "unknown")
+def differences(workdirs: Sequence[Workdir]) -> dict[str, list[Any]]:
+    """The settings in which folders differ, `{"method_options.depth": value per folder}`; absent ones are `None`."""
+    keys = sorted({key for workdir in workdirs for key in workdir.settings})
+    values = {key: [workdir.settings.get(key) for workdir in workdirs] for key in keys}
+    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _error(result: Mapping[str, Any]) -> float | dict[str, float] | None:
-    """What the choice of test images makes of an accuracy, or of each of several."""
-    if accuracies := result.get("accuracies"):
-        counts = result.get("tested_images") or {}
-        return {name: binomial_error(value, counts[name]) for name, value in accuracies.items() if counts.get(name)}
-    return _binomial_error(result)
+def render_runs(
+    workdirs: Sequence[Workdir], problems: Sequence[str], *, form: str = "text", every_run: bool = False
+) -> str:
+    """A table of runs, with `every_run` those of sweeps too, tables of accuracies, and the settings that differ.
 
-
-def _images(result: Mapping[str, Any]) -> Numbers:
-    """The number of test images of an accuracy, or of each of several."""
-    return result.get("tested_images") if result.get("accuracies") else result.get("images")
-
-
-def _binomial_error(result: Mapping[str, Any]) -> float | None:
-    accuracy = result.get("accuracy")
-    images = result.get("images")
-    return binomial_error(accuracy, images) if accuracy is not None and images else None
-
-
-def _sweep(
-    folder: Path, common: RunRecord, state: Mapping[str, Any], parts: Sequence[Path], *, cells: bool
-) -> list[RunRecord]:
-    """A sweep's line, or one line per run that ended."""
-    rows = read_lines(folder / "results.jsonl", _ROW)
-    if cells:
-        return [_run(common, number, row) for number, row in enumerate(rows, start=1)]
-    expected = common.environment.get("runs")  # known when runs on test images begin
-    failed = [row for row in rows if row["status"] != "ok"]
-    progress = f" after {_of_runs(len(rows) - len(failed), expected)}"
-    finished = len(rows) == expected
-    if parts:
-        words, seconds = _parts(parts, finished=finished and not failed, progress=progress)
-        common = dataclasses.replace(common, seconds=(common.seconds or 0) + seconds)
-    else:
-        words = state_in_words(folder, state, finished=finished, progress=progress)
-    if failed:
-        words += f"; {_of_runs(len(failed), expected)} failed: {failed[0].get('error')}"
-    rates = {row["learning_rate"] for row in rows if row.get("learning_rate") is not None}
-    waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
-    record = dataclasses.replace(
-        common,
-        state=words,
-        method=_values(common.config, "methods"),
-        dataset=_values(common.config, "datasets"),
-        shots=_values(common.config, "shots"),
-        seed=_values(common.config, "seeds"),
-        learning_rate=sorted(rates) or None,
-        waiting=sum(waiting) / len(waiting) if waiting else None,
-        validation=list(dict.fromkeys(row["validation"] for row in rows if row.get("validation"))),
-        rows=rows,
-    )
-    return [record]
-
-
-def _of_runs(count: int, expected: int | None) -> str:
-    """`1 run`, or `1 of 4 runs` where their number is known."""
-    return f"{count} of {counted(expected, 'run')}" if expected else counted(count, "run")
-
-
-def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:
-    """How the jobs that share a sweep stand, each in words where they differ, and the seconds of all."""
-    states = {inside.name.replace("-of-", "/"): read_object(inside / "state.json") or {} for inside in parts}
-    seconds = sum(state.get("seconds") or 0 for state in states.values())
-    words = {
-        name: state_in_words(inside, state, finished=False)
-        for inside, (name, state) in zip(parts, states.items(), strict=True)
-    }
-    if finished and "in progress" not in words.values():
-        return "finished", seconds
-    by_state: dict[str, list[str]] = {}
-    for name, state_words in words.items():
-        by_state.setdefault(state_words, []).append(name)
-    each = "; ".join(
-        f"part{'s' * (len(names) > 1)} {', '.join(names)} {state_words}" for state_words, names in by_state.items()
-    )
-    return f"{each}{progress}" if len(by_state) == 1 else f"{each};{progress}", seconds
-
-
-def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
-    state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
-    return dataclasses.replace(
-        common,
-        name=f"{common.name}#{number}",
-        state=state,
-        waiting=row.get("waiting_share"),
-        accuracy=row.get("accuracy", row.get("accuracies")),
-        error=_error(row),
-        images=_images(row),
-        method=row.get("method"),
-        dataset=row.get("dataset"),
-        shots=shown_shots(row),
-        seed=row.get("seed"),
-        learning_rate=row.get("learning_rate"),
-        parameters=row.get("parameters"),
-        loss=row.get("loss"),
-        seconds=row.get("seconds"),
-        validation=row.get("validation"),
-    )
-
-
-def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
-    values = config.get(axis) or []
-    return values if isinstance(values, list) else [values]
-
-
-def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[RunRecord]:
-    """A line per dataset of a study, with the accuracies of all models, zero-shot first."""
-    names = common.config.get("datasets") or [""]
-    runs = []
-    for name in names:
-        inside = folder / name.replace("/", "_") if name else folder
-        results = read_object(inside / "results.json") or {}
-        models = results.get("models") or []
-        runs.append(
-            dataclasses.replace(
-                common,
-                name=common.name if not name else str(Path(common.name) / inside.name),
-                state=state_in_words(folder, state, finished=bool(results)),
-                method=[model.get("method") for model in models] or None,
-                dataset=(results.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
-                accuracy=[model.get("accuracy") for model in models] or None,
-                error=[_binomial_error(model) for model in models] or None,
-                images=[model.get("images") for model in models] or None,
-                parameters=[(model.get("parameters") or {}).get("total") for model in models] or None,
-                seconds=results.get("seconds", common.seconds),
-            )
-        )
-    return runs
-
-
-def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
-    """The settings in which configurations differ, `{"method_options.depth": value per run}`; absent ones are `None`.
-
-    The folder that is written to differs always and is left out.
+    The sentences of `problems` say what could not be read; only JSON has them.
     """
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = sorted({key for settings in flat for key in settings} - {"workdir"})
-    values = {key: [settings.get(key) for settings in flat] for key in keys}
-    return {key: of_runs for key, of_runs in values.items() if any(value != of_runs[0] for value in of_runs)}
+    shown = [run for workdir in workdirs for run in (workdir.summary, *(workdir.runs if every_run else ()))]
+    runs = [{name: run.get(name) for name in _COLUMNS} for run in shown]
+    differing = differences(workdirs)
+    if form == "json":
+        content = json.dumps({"runs": runs, "differences": differing, "problems": list(problems)})
+        # JSON has no NaN, such as the loss of a run that failed.
+        return json.dumps(json.loads(content, parse_constant=lambda _: None), indent=2, ensure_ascii=False) + "\n"
+    if not runs:
+        return ""
+    rows = [[_in_words(run[name], form=numbers) for name, (_, numbers) in _COLUMNS.items()] for run in runs]
+    words = [number for number, (_, numbers) in enumerate(_COLUMNS.values()) if numbers == "{}"]
+    tables = [Table("Runs", _CAPTION, [head for head, _ in _COLUMNS.values()], rows, words=words)]
+    for workdir in [workdir for workdir in workdirs if workdir.results]:
+        name = workdir.summary["name"]
+        accuracies = make_accuracy_tables(read_sweep(workdir.results, user_path(name) / "predictions"))
+        tables += [dataclasses.replace(table, title=f"{name}: {table.title}") for table in accuracies]
+    if differing:
+        rows = [[key, *map(_in_words, values)] for key, values in differing.items()]
+        heads = ["Setting", *(workdir.summary["name"] for workdir in workdirs)]
+        tables.append(Table("Settings that differ", "", heads, rows, words=range(len(heads))))
+    return "\n\n".join(render(table, form) for table in tables) + "\n"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
-
-
-def is_number(value: object) -> bool:
-    """Whether a value read from JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _in_words(value: object, *, form: str = "{}") -> str:
+    """A value, several separated by commas or by name, or more than four as their number: `6 values`."""
+    if value in (None, [], "", {}):
+        return MISSING
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(item, form=form)}" for key, item in value.items())
+    if isinstance(value, list):
+        few = len(value) <= _MOST_IN_A_CELL
+        return ", ".join(_in_words(item, form=form) for item in value) if few else f"{len(value)} values"
+    return str(value) if isinstance(value, bool | str) else form.format(value)

@@ -107,7 +107,7 @@ HELPED = [
     ("table1 --config=configs/demo.py --config.rates_file=None -h", ["/demo.py ===", "\n  --config.rates_file=None "]),
     (
         "show --helpfull",
-        ["\n  --config.every_run=False\n      Whether every run of a sweep that ended is listed.\n"],
+        ["\n  --config.every_run=False\n      Whether every run of a sweep and every model of a study is listed.\n"],
     ),
     (
         "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --config.shots=2,16 --config.part=None --help",

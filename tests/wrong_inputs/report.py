@@ -5,7 +5,6 @@ import json
 import numpy as np
 
 from clipbias.report import style, write_overview, write_report
-from clipbias.report.curves import save_curves
 from clipbias.report.overlay import heat_map
 from clipbias.report.prediction_table import open_table
 from clipbias.report.runs import read_workdir
@@ -53,7 +52,6 @@ CASES: list[Case] = [
     table(r"give a file that ends with \.csv", "", "a.txt"),
     table(r"cannot write .*b\.csv: ", "", "a.csv/b.csv"),
     ("Too many levels of symbolic links", circle),
-    ("none of the runs has a training curve", lambda place: save_curves([], place.tmp_path / "c.png")),
     (r"holds no results\.json", lambda place: write_report(place.tmp_path, place.tmp_path)),
     ("none was given", lambda place: write_overview([], place.tmp_path)),
     pure("7 patches of a row of 7", heat_map, np.ones(7), 8, 7),
