@@ -28,6 +28,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from experiments import common
 from tests import helpers
+from tests.tuning.test_registry import CLASS
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
@@ -117,15 +118,7 @@ def test_objects_in_an_archive_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-OWN = """
-from pathlib import Path
-from clipbias.tuning import Adaptation
-Path(__file__).with_name("ran").touch()
-def init(rng, clip, class_names):
-    return {}
-def adapt(learnables):
-    return Adaptation()
-"""
+OWN = f"{CLASS}\nfrom pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
 
 
 def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> None:

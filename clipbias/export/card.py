@@ -21,7 +21,6 @@ from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
-from clipbias.tuning.user_methods import FunctionMethod
 
 WHAT = {
     "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",
@@ -263,7 +262,7 @@ def _description(adapter: Adapter, task: Task | None) -> str:
     if task is None and adapter.method not in METHODS:
         return ""
     method = make_method(adapter.method, **adapter.options) if task is None else task.method
-    module = inspect.getmodule(method.init_function if isinstance(method, FunctionMethod) else type(method))
+    module = inspect.getmodule(type(method))
     return ((module and module.__doc__) or "").strip().partition("\n")[0]
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-import types
 from typing import Any
 
 from clipbias.checks import annotations, check_value, plain_type
@@ -15,9 +14,7 @@ from clipbias.tuning.method import Method
 from clipbias.tuning.preset import Kind, Options, Preset
 from clipbias.tuning.test_time_method import TestTimeMethod
 from clipbias.tuning.user_methods import (
-    FunctionMethod,
     classes,
-    from_functions,
     is_user_method,
     load_user_method,
     loaded_user_method,
@@ -33,9 +30,8 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
     """A method by name. An option is that of `options`, else of the dataset, else of the preset, else the default.
 
     Args:
-      name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` with one subclass of `Method`, or
-        with functions `init` and `adapt` (and `text`, if the prompt text is not "a photo of a {}."). `…:Class` selects
-        one of several subclasses.
+      name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` with one subclass of `Method`.
+        `…:Class` selects one of several subclasses.
       options: options by name.
       dataset: the dataset whose authors' options are used; `None` for none.
       shots: training images per class, `None` for all. Some authors' options depend on it.
@@ -47,10 +43,7 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
     if name in METHODS:
         kind, preset = METHODS[name]
     elif is_user_method(name):
-        loaded = load_user_method(name)
-        if isinstance(loaded, types.ModuleType):
-            return from_functions(loaded, name, options)
-        kind = loaded
+        kind = load_user_method(name)
         preset = Preset(name)
     else:
         close = difflib.get_close_matches(name, METHODS, 1)
@@ -73,8 +66,6 @@ def make_method(name: str, /, **options: Any) -> Method:
 
 def method_options(method: Method) -> dict[str, Any]:
     """The options as plain values: `make_method(name, **options)` makes an equal method."""
-    if isinstance(method, FunctionMethod):
-        return dict(method.options)
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
 
 
@@ -112,7 +103,7 @@ def find_preset(name: str) -> Preset | None:
 def find_kind(name: str) -> Kind | None:
     """The kind of a built-in or loaded method; `None` if unknown."""
     method = METHODS[name][0] if name in METHODS else loaded_user_method(name)
-    return method.kind if isinstance(method, type) else None
+    return None if method is None else method.kind
 
 
 def _construct(kind: type[Method], name: str, options: Options) -> Method:

@@ -1,9 +1,8 @@
-"""Methods in a user's own file or module: a subclass of `Method`, or plain functions.
+"""Methods in a user's own file or module: a subclass of `Method`.
 
 A file or module runs only if the user named it. An adapter that names one is matched with those that the user named.
 """
 
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -13,44 +12,12 @@ import itertools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import jax
-
-from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import Options
-from clipbias.tuning.prompt_text import PromptText
-
-
-@dataclasses.dataclass(frozen=True)
-class FunctionMethod(Method):
-    """A method from plain functions of a module.
-
-    The functions are `init(rng, clip, class_names, **options)`, `adapt(learnables, **options)` and, optionally,
-    `text(template, clip, **options)`.
-    """
-
-    init_function: Callable[..., Learnables]
-    adapt_function: Callable[..., Adaptation]
-    text_function: Callable[..., PromptText | str] | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        return self.init_function(rng, clip, class_names, **dict(self.options))
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return self.adapt_function(learnables, **dict(self.options))
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        if self.text_function is None:
-            return super().text(template, clip)
-        text = self.text_function(template, clip, **dict(self.options))
-        return PromptText((text,)) if isinstance(text, str) else text
+from clipbias.tuning.method import Method
 
 
 def is_user_method(name: str) -> bool:
@@ -59,8 +26,8 @@ def is_user_method(name: str) -> bool:
     return where.endswith(".py") or "." in where or bool(attribute)
 
 
-def load_user_method(name: str) -> type[Method] | ModuleType:
-    """Runs a user's file or module. Returns its subclass of `Method`, or the module if it has `init` and `adapt`.
+def load_user_method(name: str) -> type[Method]:
+    """Runs a user's file or module. Returns its subclass of `Method`.
 
     Raises:
       ClipbiasError: there is no such file or module, it fails, or it holds no method.
@@ -73,33 +40,21 @@ def load_user_method(name: str) -> type[Method] | ModuleType:
             raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
         return kind
     kinds = classes(module)
-    if len(kinds) == 1:
-        return kinds[0]
-    if kinds:
+    if not kinds:
+        raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
+    if len(kinds) > 1:
         raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
-    if not callable(getattr(module, "init", None)) or not callable(getattr(module, "adapt", None)):
-        raise ClipbiasError(f"{name!r} holds neither a subclass of Method nor functions init and adapt.")
-    return module
+    return kinds[0]
 
 
-def from_functions(module: ModuleType, name: str, options: Options) -> FunctionMethod:
-    """A method from a module's functions. Raises `ClipbiasError` for an option that no function accepts."""
-    for function in (module.init, module.adapt):
-        known = inspect.signature(function).parameters
-        unknown = [option for option in options if option not in known]
-        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-            raise ClipbiasError(f"method {name!r} has no option {unknown[0]!r}: its {function.__name__} takes none.")
-    return FunctionMethod(module.init, module.adapt, getattr(module, "text", None), tuple(sorted(options.items())))
-
-
-def loaded_user_method(name: str) -> type[Method] | ModuleType | None:
+def loaded_user_method(name: str) -> type[Method] | None:
     """The earlier result of `load_user_method` in this process, or `None`. Runs nothing."""
     where, _, attribute = name.partition(":")
     module = sys.modules.get(_module_name(where))
     if module is None:
         return None
-    kind = getattr(module, attribute, None) if attribute else next(iter(classes(module)), module)
-    return kind if kind is module or (inspect.isclass(kind) and issubclass(kind, Method)) else None
+    kind = getattr(module, attribute, None) if attribute else next(iter(classes(module)), None)
+    return kind if inspect.isclass(kind) and issubclass(kind, Method) else None
 
 
 def classes(module: ModuleType) -> list[type[Method]]:
@@ -110,12 +65,12 @@ def classes(module: ModuleType) -> list[type[Method]]:
 
 def user_method_name(method: Method) -> str | None:
     """The file or module that a method was made from; `None` without one, as in a notebook."""
-    source: Any = method.init_function if isinstance(method, FunctionMethod) else type(method)
-    module = sys.modules.get(source.__module__)
-    if module is None or module.__name__ == "__main__" or "." in source.__qualname__:
+    kind = type(method)
+    module = sys.modules.get(kind.__module__)
+    if module is None or module.__name__ == "__main__" or "." in kind.__qualname__:
         return None
     where = str(module.__file__) if module.__name__.startswith(_PREFIX) else module.__name__
-    return where if isinstance(method, FunctionMethod) else f"{where}:{source.__qualname__}"
+    return f"{where}:{kind.__qualname__}"
 
 
 def source_digest(name: str) -> str | None:

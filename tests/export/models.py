@@ -17,28 +17,34 @@ NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
 
 # Methods of a user's own: one shift of all class features, which leaves images alone, and changes of weights.
 SHIFT = '''"""One shift of all classes."""
+import dataclasses
 import jax.numpy as jnp
-from clipbias import Adaptation
+from clipbias.tuning import Adaptation, Method
 
-def init(rng, clip, class_names):
-    return {"shift": jnp.zeros(clip.config.projection_width)}
+@dataclasses.dataclass(frozen=True)
+class Shift(Method):
+    def init(self, rng, clip, class_names):
+        return {"shift": jnp.zeros(clip.config.projection_width)}
 
-def adapt(learnables):
-    return Adaptation(text_residual=learnables["shift"][None])
+    def adapt(self, learnables):
+        return Adaptation(text_residual=learnables["shift"][None])
 '''
 WEIGHTS = '''"""A LayerNorm of the vision tower, and queries, keys and values of the text tower by low rank."""
+import dataclasses
 import jax.numpy as jnp
-from clipbias import Adaptation
+from clipbias.tuning import Adaptation, Method
 
-def init(rng, clip, class_names):
-    vision, text = clip.config.vision, clip.config.text
-    scale = {"scale": jnp.zeros((vision.layers, vision.width))}
-    shapes = {"down": (text.layers, 3, text.width, 2), "up": (text.layers, 3, 2, text.width)}
-    low_rank = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    return {"vision_weights": {"layers": {"norm1": scale}}, "text_weights": {"layers": {"qkv": low_rank}}}
+@dataclasses.dataclass(frozen=True)
+class Weights(Method):
+    def init(self, rng, clip, class_names):
+        vision, text = clip.config.vision, clip.config.text
+        scale = {"scale": jnp.zeros((vision.layers, vision.width))}
+        shapes = {"down": (text.layers, 3, text.width, 2), "up": (text.layers, 3, 2, text.width)}
+        low_rank = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+        return {"vision_weights": {"layers": {"norm1": scale}}, "text_weights": {"layers": {"qkv": low_rank}}}
 
-def adapt(learnables):
-    return Adaptation(**learnables)
+    def adapt(self, learnables):
+        return Adaptation(**learnables)
 '''
 
 

@@ -35,13 +35,14 @@ from configs.table1 import Table1Settings
 from experiments import table1
 from tests.bucket import Bucket
 from tests.training.sweeps import TinySweep, score_of
+from tests.tuning.test_registry import CLASS
 
 
 def test_every_run_once_and_a_failing_one_costs_no_other(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
     file = tmp_path / "broken.py"
-    file.write_text("def init(rng, clip, class_names):\n    return {}\n\n\ndef adapt(learnables):\n    return 1 / 0\n")
+    file.write_text(CLASS.replace("return Adaptation()", "return 1 / 0"))
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs(str(file), "zero_shot", "taskres")
     rows = tiny.run(specs)

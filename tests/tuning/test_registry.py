@@ -15,7 +15,7 @@ from clipbias.report.names import method_name, ordered_methods
 from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve_method
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import method_options, name_of, option_types
-from clipbias.tuning.user_methods import FunctionMethod, match_user_method
+from clipbias.tuning.user_methods import match_user_method
 from configs import train, zoo
 
 CLASS = """
@@ -29,16 +29,6 @@ class Own(Method):
         return {}
     def adapt(self, learnables):
         return Adaptation()
-"""
-
-FUNCTIONS = """
-from clipbias.tuning import Adaptation
-
-def init(rng, clip, class_names, size=3):
-    return {}
-
-def adapt(learnables, size=3):
-    return Adaptation()
 """
 
 
@@ -58,14 +48,6 @@ def test_a_file_with_a_class(tmp_path: Path) -> None:
     path.write_text(CLASS)
     assert make_method(str(path), size=5).size == 5
     assert type(make_method(f"{path}:Own")).__name__ == "Own"
-
-
-def test_a_file_with_functions(tmp_path: Path) -> None:
-    path = tmp_path / "own_functions.py"
-    path.write_text(FUNCTIONS)
-    method = make_method(str(path), size=5)
-    assert isinstance(method, FunctionMethod)
-    assert method.options == (("size", 5),)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +138,8 @@ def test_the_name_of_a_method() -> None:
 
 def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
     assert [name for name in METHODS if not make_method(name).uses_images] == ["zero_shot", "tpt"]
-    path = tmp_path / "own_functions.py"
-    path.write_text(FUNCTIONS)
+    path = tmp_path / "own_class.py"
+    path.write_text(CLASS)
     assert make_method(str(path)).trains
 
 
@@ -207,14 +189,11 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path: Path) -> None:
     presets = "presets = {'x': Preset('My \\x1b method')}\n"
-    paths = [tmp_path / "functions.py", tmp_path / "of_class.py"]
-    paths[0].write_text(f"{FUNCTIONS}from clipbias.tuning import Preset\n{presets}")
-    paths[1].write_text(CLASS.replace("    size", f"    {presets}    size").replace("Method\n", "Method, Preset\n", 1))
-    for path in paths:
-        assert method_name(str(path)) == str(path)  # nothing is run to find a label
-        make_method(str(path))
-        assert method_name(str(path)) == "My \\x1b method"
-    assert method_name(f"{paths[1]}:Own") == "My \\x1b method"
+    path = tmp_path / "of_class.py"
+    path.write_text(CLASS.replace("    size", f"    {presets}    size").replace("Method\n", "Method, Preset\n", 1))
+    assert method_name(str(path)) == str(path)  # nothing is run to find a label
+    make_method(str(path))
+    assert method_name(str(path)) == method_name(f"{path}:Own") == "My \\x1b method"
     for name in ("\0.py", "os", "~nobody/x.py", "json:presets", "a:b", ""):
         assert method_look(name) == ("#000000", "X", "-")
 

@@ -163,11 +163,6 @@ CASES: list[Case] = [
     open_clip(r"text_cfg\.pool_type", "text_cfg", pool_type="last"),
     open_clip(r"text_cfg\.a_new_option", "text_cfg", a_new_option=1),
     open_clip("heads", "text_cfg", heads=None),
-    tensors(
-        "unexpected: text_projection.bias (1,)",
-        f"open_clip/{OPEN_CLIP}",
-        lambda _: {"text_projection.bias": np.zeros(1)},
-    ),
     # Numbers that are none, in both formats.
     *(
         tensors(

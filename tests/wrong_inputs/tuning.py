@@ -19,14 +19,9 @@ from tests.tuning.test_registry import CLASS
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 IMAGES = np.zeros((1, 16, 16, 3), np.float32)
-CONTEXT = """from clipbias.tuning import Adaptation as adapt_with
-
-def init(rng, clip, class_names):
-    return {"text_context": clip.params["text"]["position_embedding"][:2]}
-
-def adapt(learnables):
-    return adapt_with(**learnables)
-"""
+CONTEXT = CLASS.replace("return {}", 'return {"text_context": clip.params["text"]["position_embedding"][:2]}').replace(
+    "Adaptation()", "Adaptation(**learnables)"
+)
 POOLED = ("siglip_2", "pe")
 OPTIONS = {"mmrl": {"tokens": 3, "blocks": 2}, "mma": {"blocks": 2}, "tcp": {"block": 2}}  # of `adapted`
 NAMED = r"(?s)^(?!.*\n)(?=.*/texts\.json).*"  # in one line, with its place
@@ -115,7 +110,8 @@ CASES: list[Case] = [
     ("unknown templates 'nowhere'", lambda place: make_method("tip_adapter", templates="nowhere").text("a {}.", None)),
     ("unknown templates 'imagnet'", lambda place: choose_templates("imagnet", "{} texture.")),
     program("'Other' is not a subclass", CLASS, ":Other"),
-    program("neither a subclass of Method nor functions init and adapt", ""),
+    program(r"own\.py' defines no subclass of clipbias\.tuning\.Method; write one", ""),
+    program("defines no subclass", "def init(rng, clip, class_names):\n    return {}\n"),
     program("has the hook 'sampling'; derive it from tuning.FeatureMethod", f"{CLASS}    sampling = print"),
     program("has the hook 'at_test'; derive it from tuning.TestTimeMethod", f"{CLASS}    at_test = print"),
     program(r"text_context have 2 tokens, but its text\(\) keeps 0 places", CONTEXT),
