@@ -194,8 +194,8 @@ def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path: Path) -> None:
     assert method_name(str(path)) == str(path)  # nothing is run to find a label
     make_method(str(path))
     assert method_name(str(path)) == method_name(f"{path}:Own") == "My \\x1b method"
-    for name in ("\0.py", "os", "~nobody/x.py", "json:presets", "a:b", ""):
-        assert method_look(name) == ("#000000", "X", "-")
+    for name in ("\0.py", "os", "~nobody/x.py", "json:presets", "json:loads", "a:b", ""):
+        assert method_look(name) == ("#000000", "X", "-") and registry.find_kind(name) is None
 
 
 def test_two_files_of_one_name(tmp_path: Path) -> None:
