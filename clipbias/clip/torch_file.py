@@ -181,13 +181,15 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         )
     if start.startswith(POINTER):
         raise ClipbiasError("it is a Git LFS pointer instead of the file itself; run `git lfs pull` there")
-    return zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(path)
+    if sum(info.compress_size for info in archive.infolist()) > path.stat().st_size:
+        archive.close()
+        raise ValueError("its members overlap")
+    return archive
 
 
 def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> dict[str, Tensor]:
     members = {info.filename: info for info in archive.infolist()}
-    if sum(info.compress_size for info in members.values()) > path.stat().st_size:
-        raise ValueError("its members overlap")
     (description,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")] or [""]
     folder = description.removesuffix("data.pkl")
 
