@@ -15,20 +15,20 @@ from clipbias.checks import check_int, shown
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
-from clipbias.data.counts import images_per_class
-from clipbias.data.hub_dataset import is_hub_dataset
+from clipbias.data.few_shot import images_per_class
 from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.user_datasets import open_images
+from clipbias.data.sources import open_images
+from clipbias.data.tables import is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias_adapter
 from clipbias.export.upload import upload
-from clipbias.training.single import FitResult, calibrate_untrained, fit_task
-from clipbias.training.sweep_context import make_context
+from clipbias.training.context import make_context
+from clipbias.training.run import FitResult, calibrate_untrained, fit_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter
-from clipbias.tuning.classes import ClassList
+from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.recipe import COMMON
 from clipbias.tuning.registry import option_types
 

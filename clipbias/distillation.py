@@ -17,23 +17,23 @@ from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
 from clipbias.data import Dataset, Split
+from clipbias.data.held_out import divide_unlabelled, unlabelled_images
 from clipbias.data.images import Images
-from clipbias.data.unlabelled import divide_unlabelled, unlabelled_images
-from clipbias.data.user_datasets import open_images
+from clipbias.data.sources import open_images
 from clipbias.data.user_images import labelled_split, list_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.agreement import accuracy_difference, agreement, divergences, mean_divergence
 from clipbias.export.certificate import NOTE, Certificate, Fit
 from clipbias.settings import setting
+from clipbias.training.context import SweepContext, make_context
 from clipbias.training.job import Logging
 from clipbias.training.progress import Progress
 from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student
-from clipbias.training.sweep_context import SweepContext, make_context
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, labelled_images
 from clipbias.tuning import Task
-from clipbias.tuning.learnables import parameter_count
+from clipbias.tuning.method import parameter_count
 
 # A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
 TOLERANCE = 0.01

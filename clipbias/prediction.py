@@ -15,7 +15,7 @@ from clipbias.data.confusion import (
     least_recognised,
     most_confused_with,
 )
-from clipbias.data.counts import SMALL, accuracy_words, wilson_interval
+from clipbias.data.few_shot import SMALL, accuracy_words, wilson_interval
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.terminal import printable

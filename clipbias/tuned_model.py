@@ -15,9 +15,9 @@ from clipbias.clip import Clip, load
 from clipbias.clip.encode import check_normalised, is_normalised
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
-from clipbias.data.hub_dataset import HubDataset, is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.user_datasets import open_images
+from clipbias.data.sources import open_images
+from clipbias.data.tables import HubDataset, is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention_gradients import Relevancy
@@ -30,16 +30,15 @@ from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.sentences import counted
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.calibrate import calibrate
-from clipbias.training.predictor import Predictor
-from clipbias.training.sweep_context import make_context
+from clipbias.training.context import make_context
+from clipbias.training.evaluate import Predictor
+from clipbias.training.run import calibrate
 from clipbias.tuning import Descriptions, Learnables, Task
-from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
-from clipbias.tuning.classes import ClassList
+from clipbias.tuning.adapter import Adapter, make_adapter, transfer, write_adapter
 from clipbias.tuning.conformal import AnswerOptions, AnswerRule, Calibration
-from clipbias.tuning.learnables import flatten
+from clipbias.tuning.method import flatten
+from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.registry import METHODS
-from clipbias.tuning.transfer import transfer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from clipbias.clip.precision import CHOICES
 from clipbias.data.reading import ImageReading, OnImageError
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, setting_of
-from clipbias.training.compute import Compute
+from clipbias.training.device import Compute
 from clipbias.tuning.conformal import AnswerOptions
 
 

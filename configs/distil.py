@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from clipbias.distillation import DistilOptions
 from clipbias.settings import group, setting, to_config
-from clipbias.training.compute import Compute
+from clipbias.training.device import Compute
 from configs._common import AdapterSettings, DatasetSettings
 
 

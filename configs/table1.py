@@ -20,7 +20,7 @@ from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.data.protocols import CONCENTRATION, IMBALANCED, PROTOCOLS
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, to_config
-from clipbias.training.rates import CELL, METHOD, NONE
+from clipbias.training.select import CELL, METHOD, NONE
 from clipbias.training.spec import TEST, VALIDATION
 from clipbias.tuning.recipe import Recipe
 from configs._common import SweepSettings

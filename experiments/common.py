@@ -174,17 +174,17 @@ def quiet() -> None:
 
 def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
-    from clipbias.training import cpu, kept_programs
+    from clipbias.training.device import keep_programs, prepare_cpu
 
     # Before threads start, and only if steps run on the CPU: with an accelerator it is the decoding threads that
     # allocate, and they are better off with glibc's own settings.
     if not any(Path(device).exists() for device in ACCELERATORS):
-        cpu.prepare()
+        prepare_cpu()
     hosts.start()
     if hosts.multi_process():
         # Where another process dies JAX ends this one in a thread of its own, and says so: no dump of all threads.
         faulthandler.disable()
-    kept_programs.keep()
+    keep_programs()
 
 
 def load_dataset(settings: "DatasetSettings", name: str) -> "Dataset":

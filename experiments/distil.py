@@ -27,11 +27,11 @@ from clipbias.export.card import certified_sentences
 from clipbias.io import check_new_folder, data_path
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
+from clipbias.training.context import SweepContext
+from clipbias.training.evaluate import fingerprint
 from clipbias.training.job import Logging
-from clipbias.training.predictions import fingerprint
 from clipbias.training.progress import Progress
 from clipbias.training.spec import stable_hash
-from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import read_adapter
 from configs.distil import DistilSettings

@@ -28,7 +28,7 @@ import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
-from clipbias.data.counts import accuracy_words
+from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
@@ -39,9 +39,8 @@ from clipbias.settings import as_json
 from clipbias.terminal import printable
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import COLDEST, HOTTEST
-from clipbias.training.evaluate import evaluate
-from clipbias.training.metrics import MetricWriter
-from clipbias.training.predictions import fingerprint, save_predictions
+from clipbias.training.evaluate import evaluate, fingerprint, save_predictions
+from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter

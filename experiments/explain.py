@@ -20,7 +20,7 @@ import clipbias
 from clipbias import data, hosts
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
-from clipbias.data.unlabelled import unlabelled_images
+from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import ALL_SECTIONS, SECTIONS, Answer, StudyResults
@@ -33,10 +33,9 @@ from clipbias.report.names import method_name
 from clipbias.report.published import dataset_name
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
-from clipbias.training.device_memory import explain_exhaustion
-from clipbias.training.metrics import MetricWriter
-from clipbias.training.predictions import KnownPredictions
-from clipbias.training.progress import Progress, say
+from clipbias.training.device import explain_exhaustion
+from clipbias.training.evaluate import KnownPredictions
+from clipbias.training.progress import MetricWriter, Progress, say
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import start_seed

@@ -11,12 +11,12 @@ import contextlib
 
 import clipbias
 from clipbias import data
-from clipbias.clip.tensors import open_safetensors_file
+from clipbias.clip.formats import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path
 from clipbias.tuning.adapter import write_adapter
-from clipbias.tuning.classes import ClassList
-from clipbias.tuning.learnables import parameter_count
+from clipbias.tuning.method import parameter_count
+from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.trainer_files import import_adapter
 from configs.import_adapter import ImportSettings
 from experiments import common

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipbias.data.files_on_disk import IMAGE_SUFFIXES, describe_others, image_files, warn_of_others
+from clipbias.data.files import IMAGE_SUFFIXES, describe_others, image_files, warn_of_others
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_text, user_path
 from clipbias.training.workdir import ADAPTER

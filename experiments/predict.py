@@ -39,14 +39,13 @@ from clipbias.report.prediction_table import BETWEEN, key, open_table
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
-from clipbias.training.metrics import MetricWriter
-from clipbias.training.predictions import fingerprint
-from clipbias.training.progress import progress
+from clipbias.training.evaluate import fingerprint
+from clipbias.training.progress import MetricWriter, progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
-from clipbias.tuning.classes import Classes
 from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule
-from clipbias.tuning.test_time_method import crops_of, mixes_crops
+from clipbias.tuning.method import crops_of, mixes_crops
+from clipbias.tuning.prompts import Classes
 from configs.predict import PredictSettings
 from experiments import common
 from experiments.command_line import split

@@ -26,20 +26,18 @@ from clipbias import hosts
 from clipbias.checks import shown
 from clipbias.clip import precision
 from clipbias.data import protocols
-from clipbias.data.missing import open_datasets
+from clipbias.data.sources import open_datasets
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
-from clipbias.training.ahead import open_topology
-from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.compiled import describe
-from clipbias.training.group import make_job
-from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
+from clipbias.training.ahead import describe, open_topology
+from clipbias.training.context import SweepContext
+from clipbias.training.run import make_job
+from clipbias.training.select import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
-from clipbias.training.sweep import RESULTS, parse_part, sweep
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.sweep import RESULTS, SweepAxes, make_specs, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__

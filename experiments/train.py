@@ -16,20 +16,17 @@ from etils import epath
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data.counts import accuracy_words
+from clipbias.data.few_shot import accuracy_words
 from clipbias.data.sources import OWN
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 from clipbias.settings import as_json
-from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.group import run_group
-from clipbias.training.rates import Rates
-from clipbias.training.selection import cautions_of_row
+from clipbias.training.context import SweepContext
+from clipbias.training.run import run_group
+from clipbias.training.select import Rates, cautions_of_row
 from clipbias.training.spec import Group, Row, RunSpec
-from clipbias.training.sweep import write_group, write_results
-from clipbias.training.sweep_context import SweepContext
-from clipbias.training.sweep_paths import SweepPaths
-from clipbias.training.workdir import note_model, note_runs, open_workdir, write_json
+from clipbias.training.sweep import SweepAxes, make_specs, write_group, write_results
+from clipbias.training.workdir import SweepPaths, note_model, note_runs, open_workdir, write_json
 from configs.train import TrainSettings
 from experiments import common
 from experiments.table1 import dry_run, given_options, prepare

@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, open_clip_timm, pack
+from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, open_clip, pack
 from clipbias.clip.params import Params
 from clipbias.clip.text import as_tokens
 
@@ -186,7 +186,7 @@ def sizes(geometry: Geometry) -> Iterator[None]:
         "BERT_VOCABULARY": len(BERT_WORDS),
         "BERT_POSITIONS": geometry.length,
     }
-    with mock.patch.dict(open_clip_timm.SIZES, towers), mock.patch.multiple(open_clip_timm, **constants):
+    with mock.patch.dict(open_clip.SIZES, towers), mock.patch.multiple(open_clip, **constants):
         yield
 
 

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, settings
 import clipbias
 from clipbias.clip import Clip
 from clipbias.report import style
-from clipbias.training import cpu, device_memory
+from clipbias.training import device
 from tests import bucket as buckets
 from tests import forks, helpers
 
 # Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cpu.choose_code_generator()
+device.choose_code_generator()
 jax.config.update("jax_num_cpu_devices", 8)
 style._RC["savefig.dpi"] = 40  # a picture is the same at any resolution
 flags.FLAGS.mark_as_parsed()
@@ -70,7 +70,7 @@ def few_programs() -> Iterator[None]:
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_text(encoding="utf-8").splitlines()) > MOST_MAPS:
-        device_memory.drop_programs()
+        device.drop_programs()
 
 
 @pytest.fixture(autouse=True)

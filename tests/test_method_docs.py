@@ -13,11 +13,10 @@ import pytest
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
-from clipbias.training.compute import Compute
+from clipbias.training.device import Compute
 from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
-from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.method import crops_of, without_constants
 from clipbias.tuning.methods.tpt import TPT
-from clipbias.tuning.test_time_method import crops_of
 from tests.documents import ROOT, blocks
 from tests.training.sweeps import TinySweep
 from tests.tuning.test_task import VIT_B_16

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from clipbias.clip import Clip
 from clipbias.data import transforms
-from clipbias.data.files_on_disk import check_relative, read_image
+from clipbias.data.files import check_relative, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
 from clipbias.io import read_json, read_json_lines, user_path, write_text
@@ -44,7 +44,6 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "ya
 # process.
 IMPORTERS = {
     "clipbias/tuning/registry.py",
-    "clipbias/tuning/user_methods.py",
     "experiments/common.py",
     "tools/docs_site.py",
     "tools/benchmarks/ways.py",
@@ -85,7 +84,7 @@ def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
 
 
 # Reads pickles with every name replaced by an inert record (`tests/clip/test_torch_file.py`).
-RESTRICTED = "clipbias/clip/torch_file.py"
+RESTRICTED = "clipbias/clip/formats.py"
 
 
 def test_no_module_that_unpickles_is_imported_and_no_fixed_temporary_name_is_used() -> None:

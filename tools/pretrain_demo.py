@@ -32,7 +32,7 @@ from clipbias import data
 from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
 from clipbias.clip.config import siglip_sizes, siglip_text, siglip_vision
-from clipbias.clip.preprocess_files import family_preprocessing
+from clipbias.clip.preprocess import family_preprocessing
 from clipbias.data import demo
 from clipbias.io import atomic_path
 from tools.demo import contrastive, corpus, vocabulary

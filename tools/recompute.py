@@ -22,8 +22,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.sentences import counted
 from clipbias.terminal import printable
-from clipbias.training.sweep_paths import ADAPTERS
-from clipbias.training.workdir import ADAPTER
+from clipbias.training.workdir import ADAPTER, ADAPTERS
 from clipbias.tuning.adapter import read_adapter
 from experiments import common
 

@@ -4,8 +4,7 @@ from clipbias.clip.adaptation import Adaptation
 from clipbias.clip.checkpoint import Clip, load
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.module import ClipModule
-from clipbias.clip.packed_text import encode_packed_text
-from clipbias.clip.packing import PackedTokens, pack
+from clipbias.clip.packed_text import PackedTokens, encode_packed_text, pack
 from clipbias.clip.params import abstract_params, init_params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import TextTokens, encode_text

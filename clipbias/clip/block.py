@@ -20,13 +20,200 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip import layers
 from clipbias.clip.config import TowerConfig, VisionConfig
-from clipbias.clip.layers import ATTENDED, HIDDEN, INPUT, QKV, Weights
-from clipbias.clip.rotary import rotate
-from clipbias.clip.scan import LayerInput
+from clipbias.clip.layers import ATTENDED, HIDDEN, INPUT, QKV, Changes, Weights, changed, rotate
+from clipbias.clip.precision import cast_weights
+
+
+@struct.dataclass
+class LayerInput:
+    """What one block needs besides its tokens; stacked on a leading axis `L` in `TowerInput`.
+
+    Attributes:
+      index: the layer's number, from 0.
+      frozen: the block's weights (`layers.py`).
+      prompts: `[T, D]` rows that may replace tokens at the block's input, `[B, T, D]` where each of the `B` rows of
+        tokens has its own copy, or `None`.
+      replace: whether this block replaces them (a prompt depth smaller than the tower).
+      bias: added after the block: `[D]` to every token, or of the rows `[2, D]` or `[N, D]` the one that
+        `TowerInput.bias_rows` gives to each; `[B, 1, D]` or `[B, 2, D]` where each of the `B` rows of tokens has its
+        own copy; or `None`.
+      changes: changes of the block's weights (`weight_changes.py`), or `None`; with a leading axis of `B` where each of
+        the `B` rows of tokens has its own copy.
+      adapters: a network beside the block (`layers.network`), or `None`; likewise with an axis of `B`.
+      adapted_from: the first block that has one; before it adapters are zero.
+      dtype: compute type by name.
+    """
+
+    index: jax.Array
+    frozen: layers.Weights | None
+    prompts: jax.Array | None
+    replace: jax.Array
+    bias: jax.Array | None
+    changes: Changes | None = None
+    adapters: layers.Weights | None = None
+    adapted_from: int = struct.field(pytree_node=False, default=0)
+    dtype: str = struct.field(pytree_node=False, default="float32")
+
+    @property
+    def weights(self) -> layers.Weights:
+        """The weights that the block computes with: the frozen ones, in the compute type, with their changes."""
+        frozen = cast_weights(self.frozen, self.dtype)
+        return frozen if self.changes is None else changed(frozen, self.changes)
+
+
+def layer_inputs(
+    weights: layers.Weights,
+    *,
+    prompts: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    changes: Changes | None = None,
+    adapters: layers.Weights | None = None,
+    adapters_end: int | None = None,
+    dtype: str,
+) -> LayerInput:
+    """Stacks what every layer needs.
+
+    Args:
+      weights: block weights with leading axis `L`.
+      prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
+      bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
+      changes: changes of the blocks' weights with leading axis `L`.
+      adapters: networks beside blocks in a row, with as many on their leading axis.
+      adapters_end: the number of the block behind the last of these; `None` for the tower's end.
+      dtype: compute type by name, see `precision`.
+    """
+    depth = jax.tree.leaves(weights)[0].shape[0]
+    index = jnp.arange(depth)
+    if prompts is None or prompts.shape[0] == 0:
+        prompts = None
+        replace = jnp.zeros(depth, bool)
+    else:
+        replace = (index >= 1) & (index <= prompts.shape[0])
+        prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
+    # A NumPy array takes no traced index, which is how a bias by token is read.
+    bias = None if bias is None else jnp.asarray(bias).astype(jnp.float32)
+    end = depth if adapters_end is None else adapters_end
+    first = 0 if adapters is None else end - jax.tree.leaves(adapters)[0].shape[0]
+    adapters = jax.tree.map(lambda leaf: _padded(leaf, first, depth), adapters)
+    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, first, dtype)
+
+
+def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
+    """`[n, …]` of the blocks from `first` on as `[depth, …]`, zeros for the others."""
+    widths = np.zeros((stacked.ndim, 2), int)
+    widths[0] = first, depth - first - stacked.shape[0]
+    return jnp.pad(stacked, widths)
+
+
+def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int) -> LayerInput:
+    """The stacked inputs with prompts `[B, T, D]`, a copy for each row of tokens, that one block puts in."""
+    if prompts is None:
+        return inputs
+    depth = inputs.index.shape[0]
+    stacked = jnp.zeros((depth, *prompts.shape), prompts.dtype).at[block].set(prompts)
+    return dataclasses.replace(inputs, prompts=stacked, replace=inputs.index == block)
+
+
+def with_inserted(inputs: LayerInput, tokens: jax.Array, start: int) -> LayerInput:
+    """The stacked inputs with tokens `[n, T, D]` as prompts of `n` blocks from `start` on, which inserts them."""
+    depth = inputs.index.shape[0]
+    end = start + tokens.shape[0]
+    replace = inputs.index > start
+    if end < depth:
+        replace &= inputs.index < end
+    return dataclasses.replace(inputs, prompts=_padded(tokens, start, depth), replace=replace)
+
+
+def insert(tokens: jax.Array, new: jax.Array, at: int) -> jax.Array:
+    """`tokens [B, N, D]` with `new [T, D]` behind the first `at` of them."""
+    new = jnp.broadcast_to(new, (tokens.shape[0], *new.shape))
+    return jnp.concatenate([tokens[:, :at], new, tokens[:, at:]], axis=1)
+
+
+def scan_all_but_last(
+    step: Callable[[jax.Array, LayerInput], tuple[jax.Array, None]],
+    tokens: jax.Array,
+    inputs: LayerInput,
+    remat: layers.RematPolicy | None,
+    *,
+    start: int = 0,
+    end: int = -1,
+) -> tuple[jax.Array, LayerInput]:
+    """Scans `step` over every layer except the last, whose inputs are returned beside the tokens that reach it.
+
+    With `start` and `end` only over those from `start` up to `end`, which is not run.
+
+    Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
+    each layer's slice: the scan runs over layer numbers instead, and both passes read the weights where they lie.
+
+    What a method adds is copied for each of the `B` rows of `tokens [B, N, D]`. Gradients are then summed over `B`
+    once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
+
+    Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
+    would take gradients through it all the same. So do the blocks before the first adapter where there is nothing else.
+    """
+    count = tokens.shape[0]
+    others = jax.tree.map(lambda leaf: leaf[start:end], dataclasses.replace(inputs, frozen=None))
+    others = dataclasses.replace(
+        others,
+        prompts=None if others.prompts is None else _prompts_per_row(others.prompts, count),
+        bias=None if others.bias is None else _bias_per_row(others.bias, count),
+        changes=jax.tree.map(lambda x: _change_per_row(x, count), others.changes),
+        adapters=jax.tree.map(lambda x: _per_row(x[:, None] if x.ndim == 2 else x, count), others.adapters),
+    )
+
+    def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
+        weights = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.frozen
+        )
+        return step(tokens, dataclasses.replace(layer, frozen=weights))
+
+    learns = others.bias is not None or others.changes is not None
+    if (learns or others.adapters is not None) and others.prompts is None and others.index.shape[0]:
+        at = 0 if learns else min(max(others.adapted_from - start, 0), others.index.shape[0] - 1)
+        if at:
+            before = jax.tree.map(lambda leaf: leaf[:at], dataclasses.replace(others, adapters=None))
+            tokens, _ = jax.lax.scan(numbered, tokens, before)
+        first = jax.tree.map(lambda leaf: leaf[at], others)
+        first = dataclasses.replace(first, frozen=jax.tree.map(lambda leaf: leaf[start + at], inputs.frozen))
+        tokens, _ = step(tokens, first)
+        others = jax.tree.map(lambda leaf: leaf[at + 1 :], others)
+    numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
+    tokens, _ = jax.lax.scan(numbered, tokens, others)
+    return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
+
+
+def _per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """`[L, n, D]` as `[L, count, n, D]`."""
+    return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
+
+
+def _prompts_per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """`[L, T, D]` as `[L, count, T, D]`, which prompts of classes are already."""
+    return stacked if stacked.ndim == 4 else _per_row(stacked, count)
+
+
+def _bias_per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """`[L, D]` as `[L, count, 1, D]`, `[L, 2, D]` as `[L, count, 2, D]`; rows of every token are large and stay."""
+    if stacked.ndim == 2:
+        stacked = stacked[:, None]
+    return stacked if stacked.shape[1] > 2 else _per_row(stacked, count)
+
+
+def _change_per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """Vectors `[L, D]` as `[L, count, 1, D]`, pairs of low rank `[L, P, ...]` as `[L, count, P, ...]`.
+
+    A whole kernel `[L, inputs, outputs]` is large and stays as it is, as do numbers `[L]` that no step learns.
+    """
+    if stacked.ndim in (1, 3):
+        return stacked
+    return _per_row(stacked[:, None] if stacked.ndim == 2 else stacked, count)
+
 
 Keep = Callable[[jax.Array, str], jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -1,40 +1,301 @@
 """Loads a model from disk or hub in every common format, and saves it in Hugging Face's."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from clipbias import checks
-from clipbias.clip import convert, encode, families, open_clip, other_tables, repository, tables, tokenizer
-from clipbias.clip.config import MODELS, ClipConfig, to_hugging_face
+from clipbias.clip import encode, families, hub, open_clip, tables, tokenizer
+from clipbias.clip.config import MODELS, ClipConfig, other_network, to_hugging_face
 from clipbias.clip.families import describe
-from clipbias.clip.flax_file import FLAX_WEIGHTS, write_flax
-from clipbias.clip.open_clip_timm import open_clip_json
-from clipbias.clip.params import Params
-from clipbias.clip.preprocess import Preprocessing
-from clipbias.clip.preprocess_files import (
+from clipbias.clip.formats import (
+    FLAX_WEIGHTS,
+    FLOATING,
+    Tensor,
+    open_safetensors,
+    open_torch,
+    read_flax,
+    shard_names,
+    write_flax,
+)
+from clipbias.clip.open_clip import config_from_shapes, open_clip_json
+from clipbias.clip.params import Params, abstract_params, empty_params
+from clipbias.clip.preprocess import FILES as PREPROCESSING_FILES
+from clipbias.clip.preprocess import (
     PREPROCESSOR,
+    Preprocessing,
     native_preprocessing,
     open_clip_preprocessing,
     preprocessor_json,
 )
-from clipbias.clip.shapes import config_from_shapes
-from clipbias.clip.tokenizer_files import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
-from clipbias.clip.weights import Weights, open_weights
+from clipbias.clip.tables import TABLES, NameTable, TensorName, table_of_family
+from clipbias.clip.tokenizer import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
+from clipbias.clip.tokenizer import FILES as TOKENIZER_FILES
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json, user_path, write_tensors, write_text
+from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
 from clipbias.sentences import counted
+
+MOST_SHOWN = 40  # differences between weights and configuration in a message
+
+
+def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
+    """The table that has most of a checkpoint's names.
+
+    Raises:
+      ClipbiasError: most names belong to another network.
+    """
+    table = max(TABLES, key=lambda table: table.known(tensors))
+    unknown = table.unknown(tensors)
+    if 2 * len(unknown) > len(tensors):  # fewer are told one by one, beside those that are missing
+        raise other_network(where, f"its tensor {_shown(unknown[0])} and {len(unknown) - 1} more")
+    return table
+
+
+def _fitting(table: NameTable | None, config: ClipConfig) -> NameTable:
+    """The table, if it names the family of a configuration, else that with which the family is written."""
+    if table is not None and config.family in table.families:
+        return table
+    return table_of_family(config.family)
+
+
+def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
+    """Every tensor of a model with the view of the leaf that holds it: row, name in the file, view."""
+    leaves = flatten_dict(tree, sep="/")
+    for row in table.rows:
+        whole = leaves[row.path]
+        layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
+        for layer in layers:
+            leaf = whole if layer is None else whole[layer]
+            width = leaf.shape[-1] // row.parts if row.parts > 1 else 0
+            part = leaf[..., row.part * width : (row.part + row.span) * width] if row.parts > 1 else leaf
+            yield row, row.name.format(layer), part
+
+
+def from_tensors(
+    config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable | None = None, *, where: str
+) -> Params:
+    """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
+
+    Args:
+      config: geometry.
+      tensors: every tensor in the checkpoint by name.
+      table: whose names these are; `None` stands for those with which the family is written.
+      where: the checkpoint, for messages.
+
+    Raises:
+      ClipbiasError: lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or
+        names a tensor with numbers that are not finite.
+    """
+    table = _fitting(table, config)
+    tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
+    if max(config.vision.layers, config.text.layers) > len(tensors):  # every layer has tensors of its own
+        raise ClipbiasError(f"{where} holds {len(tensors)} tensors, fewer than its configuration asks for layers.")
+    # Views without memory: what a wrong configuration asks for may not exist.
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
+    expected = {name: row.layout.save(view).shape for row, name, view in _pieces(config, table, tree)}
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    zeros = [name for name, _ in table.zeros]
+    problems += [f"not zero: {name}" for name in zeros if name in tensors and np.any(tensors[name].read())]
+    for name, tensor in tensors.items():
+        shape = expected.get(name)
+        if shape is None:
+            if name not in table.ignored and name not in zeros:
+                problems.append(f"unexpected: {_shown(name)} {tensor.shape}")
+        elif tensor.dtype not in FLOATING:
+            problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, which is none of {', '.join(FLOATING)}")
+        # Some trainers keep the scale, a single number, as a list of one.
+        elif tensor.shape != shape and (tensor.shape, shape) != ((1,), ()):
+            problems.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {shape}")
+    if problems:
+        shown = problems[:MOST_SHOWN]
+        if len(problems) > MOST_SHOWN:
+            shown.append(f"and {len(problems) - MOST_SHOWN} more")
+        raise ClipbiasError(
+            f"{where} does not hold the model that its configuration describes ({len(problems)} differences):\n  "
+            + "\n  ".join(shown)
+        )
+    tree = empty_params(config)
+    damaged = []
+    for row, name, view in _pieces(config, table, tree):
+        values = np.asarray(tensors[name].read(), np.float32)
+        if not np.isfinite(values).all():
+            damaged.append(name)
+        view[...] = row.layout.load(values.reshape(expected[name]))
+    if damaged:
+        more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
+        raise ClipbiasError(
+            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
+            "before its training diverged."
+        )
+    return tree
+
+
+def _shown(name: str) -> str:
+    return shorten(name if name.isprintable() else ascii(name))
+
+
+def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
+    tree = jax.tree.map(np.asarray, params)
+    table = _fitting(table, config)
+    pieces = _pieces(config, table, tree)
+    tensors = {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}
+    leaves = flatten_dict(tree, sep="/")
+    return tensors | {name: np.zeros(leaves[path].shape[-1:], leaves[path].dtype) for name, path in table.zeros}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights while their files are open.
+
+    Attributes:
+      where: the file or folder, for messages.
+      folder: where other files of the model may lie.
+      tensors: every tensor by the names of `table`.
+      table: whose names these are.
+      configuration: the file with the geometry, or `None`.
+      files: the files that hold the tensors.
+      activation: "quick_gelu" for OpenAI's own files; `None` for others, which do not determine it.
+    """
+
+    where: str
+    folder: Path
+    tensors: dict[str, Tensor]
+    table: tables.NameTable
+    configuration: Path | None
+    files: tuple[Path, ...] = ()
+    activation: str | None = None
+
+    @property
+    def widest(self) -> str:
+        """The widest type of the weights, in which a mixed checkpoint is written back; at most float32."""
+        held = {tensor.dtype for name, tensor in self.tensors.items() if name not in self.table.ignored}
+        narrow = sorted(held & set(FLOATING))
+        return narrow[0] if len(narrow) == 1 and narrow[0] in ("bfloat16", "float16") else "float32"
+
+
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[Weights]:
+    """Opens the weights in a folder, or in one file with the configuration that lies beside it.
+
+    Raises:
+      ClipbiasError: there are none, they are damaged, or they belong to another network.
+    """
+    first = path
+    folder = path.parent
+    configuration = None
+    if path.is_dir():
+        weights, description = families.choose(path)
+        first = path / weights
+        folder = path
+        configuration = None if description is None else path / description
+    tensors: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        files = tuple(parts(first))
+        for part in files:
+            if part.suffix == ".msgpack":
+                tensors |= read_flax(part)
+            else:
+                opener = open_safetensors if part.suffix == ".safetensors" else open_torch
+                tensors |= stack.enter_context(opener(part))
+        table = table_of(tensors, where=str(path))
+        activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
+        if configuration is None and activation is None:
+            is_hugging_faces = table in (tables.HUGGING_FACE, tables.FLAX, tables.SIGLIP, tables.CHINESE_CLIP)
+            family = families.HUGGING_FACE if is_hugging_faces else families.OPEN_CLIP
+            candidate = folder / family.configuration
+            configuration = candidate if candidate.exists() else None
+        yield Weights(str(path), folder, tensors, table, configuration, files, activation)
+
+
+def parts(weights: Path) -> list[Path]:
+    """A file of weights alone, or the shards that an index names. Raises `ClipbiasError` where one is not there."""
+    check_file(weights)
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    paths = [weights.parent / name for name in shard_names(weights)]
+    for path in paths:
+        check_file(path, missing=f"{weights.parent} lacks the shard {shorten(path.name)}; fetch it again.")
+    return paths
+
+
+# Small files of a model, downloaded if the repository has them.
+CONFIGURATIONS = tuple(family.configuration for family in families.FAMILIES)
+SMALL = (*CONFIGURATIONS, *PREPROCESSING_FILES, *TOKENIZER_FILES)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelLocation:
+    """Where a model's files lie.
+
+    Attributes:
+      path: its folder, or a single file of weights.
+      name: a name that locates it from any working folder: one of `EMBEDDED`, a hub name, or an absolute path.
+      revision: the commit, if the model is from the hub.
+    """
+
+    path: Path
+    name: str
+    revision: str | None = None
+
+
+EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
+
+
+def find(source: str | os.PathLike) -> ModelLocation:
+    """Locates a model, and downloads its files if it is on the hub.
+
+    Args:
+      source: one of `EMBEDDED`, a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally
+        with "@revision" behind and "hf-hub:" before it, or a name of OpenAI's such as "ViT-B/16".
+
+    Raises:
+      ClipbiasError: there is no such model, it is another network, or it cannot be downloaded.
+    """
+    if source in EMBEDDED:
+        return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
+    path = user_path(source)
+    if path.exists():
+        return ModelLocation(path, str(path.resolve()))
+    name = hub.parse(str(source))
+    if name is None:
+        raise ClipbiasError(
+            f"no folder {shorten(str(source))!r}; give a local folder, a file of weights, a hub name such as "
+            "'openai/clip-vit-base-patch16', or 'demo'."
+        )
+    folder = _download(name)
+    return ModelLocation(folder, str(name), folder.name)
+
+
+def _download(name: hub.HubName) -> Path:
+    folder = hub.download_small(name, SMALL)
+    try:
+        weights, _ = families.choose(folder)  # there already
+    except ClipbiasError:
+        names = hub.list_files(name, folder.name)
+        weights, configuration = families.choose(folder, names, where=repr(str(name)))
+        if configuration is not None:
+            families.describe(folder / configuration)  # another network is refused before its weights are fetched
+        hub.download(name, weights, folder.name)
+    if weights.endswith(".index.json"):
+        for shard in shard_names(folder / weights):
+            hub.download(name, shard, folder.name)
+    return folder
+
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -224,12 +485,12 @@ def load(
     """
     if activation is not None:
         checks.check_choice("the activation", activation, ACTIVATIONS)
-    location = repository.find(source)
+    location = find(source)
     with open_weights(location.path) as weights:
         config, preprocessing = _describe(weights, activation, location.name)
         text_tokenizer = _tokenizer(weights, config, tokenizer)
         config = _with_special_tokens(config, text_tokenizer)
-        params = convert.from_tensors(config, weights.tensors, weights.table, where=weights.where)
+        params = from_tensors(config, weights.tensors, weights.table, where=weights.where)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(leaf.data)
@@ -337,8 +598,8 @@ def save(
     folder = Path(folder)
     if format != "safetensors" and clip.config.family != "clip":
         raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
-    table = OTHER_FORMATS.get(format) or other_tables.table_of_family(clip.config.family)
-    whole = convert.to_tensors(clip.config, params, table)
+    table = OTHER_FORMATS.get(format) or tables.table_of_family(clip.config.family)
+    whole = to_tensors(clip.config, params, table)
     tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
     is_open_clip = format == "open_clip" or clip.config.family not in MODELS
     if format == "flax":

@@ -12,9 +12,8 @@ from pathlib import Path
 from clipbias.checks import shown
 from clipbias.clip import open_clip
 from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face, other_network
-from clipbias.clip.preprocess import Preprocessing
-from clipbias.clip.preprocess_files import read_preprocessor
-from clipbias.clip.tokenizer_files import import_transformers
+from clipbias.clip.preprocess import Preprocessing, read_preprocessor
+from clipbias.clip.tokenizer import import_transformers
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json, shorten
 

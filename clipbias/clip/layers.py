@@ -15,12 +15,71 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from clipbias.clip.config import TowerConfig
-from clipbias.clip.products import HALF, activate, activate_keeping_half, multiply
-from clipbias.clip.target import DATA, target
+from clipbias.clip.config import TowerConfig, VisionConfig
+from clipbias.clip.precision import DATA, target
+from clipbias.errors import ClipbiasError
+
+HALF = jnp.bfloat16
+
+
+def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`; of a kernel in half precision in float32, with `x` in two parts."""
+    return in_two_parts(x, kernel) if kernel.dtype == HALF else x @ kernel.astype(x.dtype)
+
+
+@jax.custom_jvp
+def in_two_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` in float32, of float32 `x [..., inputs]` and a kernel in half precision."""
+    high = jax.lax.reduce_precision(x, 8, 7)  # compilers may leave out a conversion there and back
+    return _in_one(high, kernel) + _in_one(x - high, kernel)
+
+
+def _in_one(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x.astype(HALF), kernel, preferred_element_type=jnp.float32)
+
+
+@functools.partial(in_two_parts.defjvp, symbolic_zeros=True)
+def _change(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero]
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = primals
+    of_x, of_kernel = tangents
+    parts = []
+    if not isinstance(of_x, SymbolicZero):
+        # The backward pass takes the transpose, which rounds the gradient that comes in and the one that goes out.
+        parts.append(jnp.matmul(of_x.astype(HALF), kernel).astype(jnp.float32))
+    if not isinstance(of_kernel, SymbolicZero):  # no frozen kernel's
+        parts.append(_in_one(x, of_kernel))
+    return in_two_parts(x, kernel), functools.reduce(jnp.add, parts)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """QuickGELU `x · sigmoid(1.702 x)`, the exact GELU, or its approximation by a hyperbolic tangent."""
+    if name == "quick_gelu":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=name == "gelu_tanh")
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def activate_keeping_half(x: jax.Array, name: str, kept_as: str) -> jax.Array:
+    """`activate`, whose slope is that of `x` in half precision, which is what a backward pass keeps under that name."""
+    return activate(x, name)
+
+
+@activate_keeping_half.defjvp
+def _slope(
+    name: str, kept_as: str, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,) = primals
+    half = checkpoint_name(x.astype(HALF), kept_as).astype(x.dtype)
+    return activate(x, name), jax.jvp(lambda y: activate(y, name), (half,), tangents)[1]
+
 
 Weights = Mapping[str, Any]
 RematPolicy = Callable[..., Any]  # of `jax.checkpoint_policies`
@@ -233,3 +292,109 @@ def outputs(qkv: Weights, first: int, end: int) -> Weights:
     if "key" in qkv:  # each product draws for itself
         part |= {"key": jax.random.fold_in(qkv["key"], first), "rate": qkv["rate"]}
     return part
+
+
+BASE = 10_000.0  # of the wave lengths
+
+
+def angles(config: VisionConfig, tokens: int) -> np.ndarray:
+    """The angle of every pair of channels, `[N, K / 2]`. `[cls]`, and prompts behind the patches, do not turn."""
+    pairs = config.width // config.heads // 4
+    frequencies = BASE ** (-np.arange(pairs) / pairs)
+    places = np.arange(config.patches)
+    columns, rows = 1 + places % config.grid, 1 + places // config.grid
+    of_patches = np.concatenate([np.outer(columns, frequencies), np.outer(rows, frequencies)], axis=1)
+    behind = tokens - config.tokens
+    return np.pad(of_patches, [(config.first_patch, behind), (0, 0)])
+
+
+def rotate(heads: jax.Array, config: VisionConfig) -> jax.Array:
+    """Queries or keys `[..., N, H, K]` turned by the positions of their tokens: each pair `a + ib` by `exp(iφ)`."""
+    table = angles(config, heads.shape[-3])[:, None]
+    cosine, sine = (jnp.asarray(part, jnp.float32) for part in (np.cos(table), np.sin(table)))
+    pairs = heads.astype(jnp.float32).reshape(*heads.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
+    return turned.reshape(heads.shape).astype(heads.dtype)
+
+
+Changes = Mapping[str, Any]  # a part of a tower's weight tree
+LOW_RANK = ("down", "up")
+DROPOUT = ("key", "rate")
+BESIDE = (*LOW_RANK, *DROPOUT)  # what lies beside a kernel instead of being added to it
+
+
+def changed(weights: Any, changes: Any) -> Any:
+    """`weights` with `changes` added to the leaves they name, and pairs of low rank put beside their kernels."""
+    if not isinstance(changes, Mapping):
+        return weights + changes
+    merged = {name: changed(weights[name], change) for name, change in changes.items() if name not in BESIDE}
+    return {**weights, **merged, **{name: changes[name] for name in BESIDE if name in changes}}
+
+
+def drops(changes: Changes | None) -> bool:
+    """Whether inputs of a pair of low rank are dropped at random."""
+    return any(path[-1] in DROPOUT for path in flatten_dict(changes or {}))
+
+
+def check_changes(changes: Changes | None, weights: Changes, name: str) -> None:
+    """Refuses changes that name no weight of the tower, or have another shape than it."""
+    shapes = {path: np.shape(leaf) for path, leaf in flatten_dict(weights).items()}
+    leaves = flatten_dict(changes or {})
+    for path, leaf in leaves.items():
+        where = "/".join(path)
+        shape = np.shape(leaf)
+        if path[-1] in BESIDE:
+            _check_low_rank(leaves, path[:-1], shapes.get((*path[:-1], "kernel")), name)
+        elif path not in shapes:
+            raise ClipbiasError(f"{name} changes {where!r}, which is no weight of this tower.")
+        elif shape != shapes[path]:
+            raise ClipbiasError(
+                f"{name} changes {where!r} by an array of shape {shape}; the weight's is {shapes[path]}."
+            )
+
+
+def _check_low_rank(
+    leaves: Mapping[tuple[str, ...], jax.Array], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str
+) -> None:
+    where = "/".join(path)
+    down, up = (np.shape(leaves.get((*path, part), 0.0)) for part in LOW_RANK)  # a missing one has no axes
+    if kernel is None or len(kernel) != 3:
+        raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
+    layers, inputs, outputs = kernel
+    parts = 3 if path[-1] == "qkv" else 1
+    rank = down[-1] if down else 0
+    expected = (layers, parts, inputs, rank), (layers, parts, rank, outputs // parts)
+    if rank == 0 or (down, up) != expected:
+        raise ClipbiasError(
+            f"{name} changes {where!r} by down {down} and up {up}; expected [{layers}, {parts}, {inputs}, rank] and "
+            f"[{layers}, {parts}, rank, {outputs // parts}]."
+        )
+    for name_of, leaf in ((part, leaves.get((*path, part))) for part in DROPOUT):
+        if leaf is not None and np.shape(leaf) != (layers,):
+            raise ClipbiasError(f"{name} has {where}/{name_of} of shape {np.shape(leaf)}; expected ({layers},).")
+
+
+def fold_changes(weights: Changes, changes: Changes) -> Changes:
+    """One tower's weights with the changes in them, float32 NumPy where something changed, low rank multiplied out."""
+    flat = flatten_dict(weights)
+    leaves = flatten_dict(changes)
+    added = {path: np.asarray(leaf, np.float32) for path, leaf in leaves.items() if path[-1] not in BESIDE}
+    for path in {path[:-1] for path in leaves if path[-1] in LOW_RANK}:
+        down, up = (np.asarray(leaves[(*path, part)], np.float32) for part in LOW_RANK)
+        parts = np.moveaxis(down @ up, 1, 2)  # [L, inputs, P, outputs / P]
+        kernel = (*path, "kernel")
+        added[kernel] = added.get(kernel, 0) + parts.reshape(*parts.shape[:2], -1)
+    folded = {path: np.asarray(flat[path], np.float32) + change for path, change in added.items()}
+    return unflatten_dict({**flat, **folded})
+
+
+def outside_layers(weights: Changes, changes: Changes | None) -> Changes:
+    """One tower's weights with the changes of all but its blocks, whose changes act block by block."""
+    return changed(weights, {name: change for name, change in (changes or {}).items() if name != "layers"})
+
+
+def of_layers(changes: Changes | None) -> Changes | None:
+    """The changes of a tower's stacked blocks, or `None` where there are none."""
+    layers = (changes or {}).get("layers")
+    return layers if jax.tree.leaves(layers) else None

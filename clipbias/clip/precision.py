@@ -1,5 +1,7 @@
 """How exactly CLIP is computed: the one place that knows the choices, and what a device takes by itself."""
 
+import contextvars
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -8,8 +10,47 @@ import jax
 from jax.typing import DTypeLike
 
 from clipbias.checks import check_choice
-from clipbias.clip.target import target
 from clipbias.errors import ClipbiasError
+
+# The axis of a mesh of devices along which the images of a batch are split.
+DATA = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A kind of device.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      capability: the compute capability of an NVIDIA GPU; 0 of anything else.
+      memory: bytes that programs may have on each device; 0 where that is unknown.
+    """
+
+    platform: str
+    capability: float = 0.0
+    memory: int = 0
+
+
+# Set by `training.ahead` alone.
+AWAY: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+
+
+def away() -> Target | None:
+    """The device that is not there and that programs are traced for; `None` where they are for this process's own."""
+    return AWAY.get()
+
+
+def target() -> Target:
+    """The device that programs are traced for."""
+    if (elsewhere := away()) is not None:
+        return elsewhere
+    device = jax.local_devices()[0]
+    try:
+        capability = float(device.compute_capability)
+    except (AttributeError, ValueError):  # no GPU, or another maker's, which has none or names it otherwise
+        capability = 0.0
+    return Target(jax.default_backend(), capability)
+
 
 Encode = TypeVar("Encode", bound=Callable[..., Any])
 

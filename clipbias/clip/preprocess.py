@@ -4,12 +4,21 @@
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from clipbias.checks import shown
+from clipbias.clip.config import ClipConfig
 from clipbias.data.transforms import Resizing
+from clipbias.errors import ClipbiasError
+from clipbias.io import check_file, read_json
 
 HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
@@ -41,3 +50,212 @@ class Preprocessing:
         """The inverse of `normalize`: float32 `[..., R, R, 3]` to uint8."""
         levels = 255 * (images * np.asarray(self.std) + np.asarray(self.mean))
         return levels.round().clip(0, 255).astype(np.uint8)
+
+
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+FILES = (PREPROCESSOR, PROCESSOR)
+
+_CLIP_DEFAULTS = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
+_SIGLIP_DEFAULTS = {"size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": 3}
+# The image processors of transformers that models come with, and what each does where a file is silent.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIPImageProcessor": _CLIP_DEFAULTS,
+    "ChineseCLIPImageProcessor": _CLIP_DEFAULTS,
+    "BitImageProcessor": _CLIP_DEFAULTS,
+    "SiglipImageProcessor": _SIGLIP_DEFAULTS | {"image_mean": HALF, "image_std": HALF},
+    "ViTImageProcessor": _SIGLIP_DEFAULTS | {"image_mean": HALF, "image_std": HALF, "resample": 2},
+}
+_FAMILIES = {"siglip": "SiglipImageProcessor", "chinese_clip": "ChineseCLIPImageProcessor"}
+# Before the centre is cut out, pictures get at most so many times the model's image size. Published models ask for 1.15
+# times; much more fills the memory with the first picture.
+_MOST_RESIZED = 4
+# Our own key in a file that we write: transformers has no name for the manner of open_clip.
+_LIBRARY = "clipbias_library"
+
+
+def family_preprocessing(config: ClipConfig) -> Preprocessing:
+    """The preprocessing of a family of transformers, for a checkpoint without a file for it."""
+    size = config.vision.image_size
+    if config.family == "siglip":
+        return Preprocessing(Resizing(size, whole=True, library="transformers"), HALF, HALF)
+    return Preprocessing(Resizing(size, library="transformers"))
+
+
+def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
+    """Reads the files of transformers; a folder without one takes the family's values.
+
+    Raises:
+      ClipbiasError: a file is damaged, asks for what clipbias does not follow, or makes images of another size.
+    """
+    for name in (PROCESSOR, PREPROCESSOR):
+        path = folder / name
+        if not path.exists():
+            continue
+        check_file(path)
+        content = read_json(path, dict, what="a preprocessor configuration")
+        if name == PROCESSOR:
+            content = content.get("image_processor")
+        if content is None:  # the settings of another part of the processor
+            continue
+        try:
+            return _of_transformers(dict(content), config)
+        except ClipbiasError as error:
+            raise ClipbiasError(f"{path} {error}") from error
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise ClipbiasError(f"{path} is not a preprocessor configuration ({error}); fetch it again.") from error
+    return family_preprocessing(config)
+
+
+def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessing:
+    kind = content.get("image_processor_type") or content.get("feature_extractor_type")
+    kind = str(kind or _FAMILIES.get(config.family, "CLIPImageProcessor"))
+    kind = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if kind not in _DEFAULTS:
+        raise ClipbiasError(f"names the image processor {shown(kind)}; clipbias knows {', '.join(_DEFAULTS)}.")
+    settings: dict[str, Any] = _DEFAULTS[kind] | content
+    _refuse_unknown(settings)
+    size, whole = _side_of(settings["size"], whole=kind == "ViTImageProcessor", name="size")
+    side = size
+    if settings["do_center_crop"]:
+        side, _ = _side_of(settings.get("crop_size", 224), whole=True, name="crop_size")
+    elif not whole:
+        raise ClipbiasError("resizes the shorter side without a centre crop, so that images have no common shape.")
+    if side > size:
+        raise ClipbiasError(f"crops {side} pixels out of {size}, so that images get a black frame; correct crop_size.")
+    image_size = config.vision.image_size
+    if side != image_size:
+        raise ClipbiasError(f"makes images of {side} pixels where the model takes {image_size}; correct its sizes.")
+    if size > (most := _MOST_RESIZED * image_size):
+        raise ClipbiasError(
+            f"resizes pictures to {size} pixels where the model takes {image_size}; correct size, to at most {most}."
+        )
+    resampling = Image.Resampling(settings["resample"]).name.lower()
+    library = settings.get(_LIBRARY, "transformers")
+    resizing = Resizing(side, None if size == side else size, whole, resampling, library)
+    mean = settings.get("image_mean")
+    std = settings.get("image_std")
+    if not settings.get("do_normalize", True):
+        mean = (0.0, 0.0, 0.0)
+        std = (1.0, 1.0, 1.0)
+    return preprocessing_of(resizing, mean, std)
+
+
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+    """Refuses settings with which pictures would become something else than clipbias makes of them."""
+    if not settings.get("do_resize", True):
+        raise ClipbiasError("has do_resize = false; clipbias resizes every picture to the model's resolution.")
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not settings.get("do_rescale", True) or not abs(factor * 255 - 1) <= 1e-6:
+        raise ClipbiasError(f"has rescale_factor = {shown(factor)} (do_rescale); clipbias divides levels by 255.")
+    if settings.get("do_pad") or settings.get("pad_size"):
+        raise ClipbiasError("has do_pad = true; clipbias does not pad pictures.")
+    if settings.get(_LIBRARY, "transformers") not in ("transformers", "open_clip"):
+        raise ClipbiasError(f"has {_LIBRARY} = {shown(settings[_LIBRARY])}, which clipbias never writes.")
+
+
+def _side_of(size: Any, *, whole: bool, name: str) -> tuple[int, bool]:
+    """A size as transformers reads it: pixels, and whether height and width both get it. `whole` is of a number."""
+    if isinstance(size, dict):
+        held = {key: value for key, value in size.items() if value is not None}
+        if held.keys() == {"shortest_edge"}:
+            return int(held["shortest_edge"]), False
+        if held.keys() == {"height", "width"} and held["height"] == held["width"]:
+            return int(held["height"]), True
+        raise ClipbiasError(f"has {name} = {shown(size)}; clipbias follows a shortest_edge, or equal height and width.")
+    return int(size), whole
+
+
+def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
+    """The preprocessing of the `preprocess_cfg` of an `open_clip_config.json`.
+
+    Raises `ClipbiasError` for a manner that clipbias does not follow, `ValueError` and `TypeError` for what is none.
+    """
+    allowed = {
+        "interpolation": ("bicubic", "bilinear", "random"),
+        "resize_mode": ("shortest", "squash"),
+        "mode": ("RGB",),
+    }
+    values = {name: wishes.get(name) or choices[0] for name, choices in allowed.items()}
+    for name, choices in allowed.items():
+        if values[name] not in choices:
+            raise ClipbiasError(
+                f"asks for images with preprocess_cfg.{name} = {shown(values[name])}; clipbias follows "
+                f"{', '.join(choices)}."
+            )
+    resampling = "bilinear" if values["interpolation"] == "bilinear" else "bicubic"
+    resizing = Resizing(image_size, whole=values["resize_mode"] == "squash", resampling=resampling)
+    return preprocessing_of(resizing, wishes.get("mean"), wishes.get("std"))
+
+
+def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
+    """The inverse of `of_open_clip`: a `preprocess_cfg`."""
+    resizing = preprocessing.resizing
+    return {
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": resizing.resampling,
+        "resize_mode": "squash" if resizing.whole else "shortest",
+    }
+
+
+def native_preprocessing(config: ClipConfig) -> Preprocessing:
+    """The preprocessing of the code that came with a file of its owner's: OpenAI's, Meta's or Chinese-CLIP's."""
+    size = config.vision.image_size
+    if config.family == "pe":
+        return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), HALF, HALF)
+    return Preprocessing(Resizing(size, whole=config.family == "chinese_clip"))
+
+
+def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
+    """The preprocessing of a configuration file; a mean or standard deviation of `None` is CLIP's.
+
+    Raises `ValueError` or `TypeError` if these are not three numbers.
+    """
+    preprocessing = Preprocessing(resizing)
+    if mean is not None:
+        preprocessing = dataclasses.replace(preprocessing, mean=_three_numbers(mean))
+    if std is not None:
+        preprocessing = dataclasses.replace(preprocessing, std=_three_numbers(std))
+        if not min(preprocessing.std) > 0:
+            raise ValueError("mean and std need three values each")
+    return preprocessing
+
+
+def _three_numbers(values: Any) -> tuple[float, float, float]:
+    if isinstance(values, int | float):
+        values = (values, values, values)
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or any(abs(number) == float("inf") or number != number for number in numbers):
+        raise ValueError("mean and std need three values each")
+    return numbers
+
+
+def preprocessor_json(preprocessing: Preprocessing) -> str:
+    """The content of a `preprocessor_config.json` with which transformers makes the same pixels.
+
+    Except for open_clip's manner of half pixels and transparency, which that library has no setting for: clipbias finds
+    it in a key of its own.
+    """
+    resizing = preprocessing.resizing
+    side = {"height": preprocessing.image_size, "width": preprocessing.image_size}
+    resized = resizing.size or preprocessing.image_size
+    cut = not resizing.whole or resizing.size is not None
+    content: dict[str, object] = {
+        "image_processor_type": "CLIPImageProcessor" if cut else "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"height": resized, "width": resized} if resizing.whole else {"shortest_edge": resized},
+        "resample": int(Image.Resampling[resizing.resampling.upper()]),
+        "do_center_crop": cut,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_convert_rgb": True,
+    }
+    if cut:
+        content["crop_size"] = side
+    if resizing.library != "transformers":
+        content[_LIBRARY] = resizing.library
+    return json.dumps(content, indent=2) + "\n"

@@ -9,14 +9,13 @@ import numpy as np
 from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 
-from clipbias.clip import layers, scan, tower
-from clipbias.clip.adaptation import NOTHING, Adaptation
-from clipbias.clip.adaptation_checks import check_inserted, check_text_parts, class_block
+from clipbias.clip import block, layers, tower
+from clipbias.clip.adaptation import NOTHING, Adaptation, check_inserted, check_text_parts, class_block
 from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig, TextConfig
+from clipbias.clip.layers import check_changes, of_layers, outside_layers
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, with_precision
-from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 
 
 @struct.dataclass
@@ -107,13 +106,13 @@ def put_context(
     return jnp.where((rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
 
 
-def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtype: str) -> scan.LayerInput:
+def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtype: str) -> block.LayerInput:
     """What the text blocks need, whatever the layout of their tokens."""
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
         prompts = None
     check_changes(adaptation.text_weights, params["text"], "text_weights")
-    return scan.layer_inputs(
+    return block.layer_inputs(
         params["text"]["layers"],
         prompts=prompts,
         bias=adaptation.text_bias,
@@ -148,7 +147,7 @@ def embed_text(
     has_prompts = class_prompts is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
         tokens=x,
-        layers=scan.with_class_prompts(
+        layers=block.with_class_prompts(
             text_layers(params, config, adaptation, dtype), class_prompts, class_block(adaptation, config.text)
         ),
         prompt_rows=tokens.context_rows if has_prompts else None,

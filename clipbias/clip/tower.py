@@ -18,11 +18,21 @@ import numpy as np
 from flax import struct
 
 from clipbias.clip import layers
-from clipbias.clip.block import Attend, BlockHooks, Record, put_prompts, row_attention, run_block, self_attention
+from clipbias.clip.block import (
+    Attend,
+    BlockHooks,
+    LayerInput,
+    Record,
+    insert,
+    put_prompts,
+    row_attention,
+    run_block,
+    scan_all_but_last,
+    self_attention,
+    with_inserted,
+)
 from clipbias.clip.config import TextConfig, TowerConfig
-from clipbias.clip.layers import INPUT
-from clipbias.clip.products import HALF
-from clipbias.clip.scan import LayerInput, insert, scan_all_but_last, with_inserted
+from clipbias.clip.layers import HALF, INPUT
 from clipbias.errors import ClipbiasError
 
 Carry = TypeVar("Carry", bound=tuple[Any, ...])

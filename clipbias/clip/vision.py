@@ -1,23 +1,53 @@
 """The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from clipbias.clip import layers, scan, tower
-from clipbias.clip.adaptation import NOTHING, Adaptation
-from clipbias.clip.adaptation_checks import check_adapters, check_bias, check_inserted, check_prompts
+from clipbias.clip import block, layers, tower
+from clipbias.clip.adaptation import NOTHING, Adaptation, check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig, VisionConfig
+from clipbias.clip.layers import check_changes, multiply, of_layers, outside_layers
 from clipbias.clip.params import Params
-from clipbias.clip.pooling import Pooled, pool
 from clipbias.clip.precision import cast_weights, with_precision
-from clipbias.clip.products import multiply
-from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
+
+
+class Pooled(NamedTuple):
+    """What the head makes of an image's patches: its feature `[B, D]`, the attention probabilities `[B, H, M]`, and the
+    query `[B, H, K]` and keys `[B, M, H, K]` that they are of.
+    """
+
+    feature: jax.Array
+    probabilities: jax.Array
+    query: jax.Array
+    keys: jax.Array
+
+
+def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, tap: jax.Array | float = 0.0) -> Pooled:
+    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`.
+
+    Args:
+      patches: `x [B, M, D]`, after the post-LayerNorm.
+      weights: of the head.
+      config: of the tower.
+      tap: added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
+    """
+    batch = patches.shape[0]  # `len` is not for a batch size that is left open, as in exported programs
+    query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
+    keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
+    k, v = (layers.split_heads(x, config.pool_heads) for x in jnp.split(keys_values, 2, axis=-1))
+    q = jnp.broadcast_to(layers.split_heads(query, config.pool_heads), (batch, 1, *k.shape[2:]))
+    probabilities = layers.attention_probabilities(q, k, None)[:, :, 0] + tap
+    heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
+    h = layers.dense(heads.reshape(batch, -1), weights["out"])
+    return Pooled(h + layers.mlp(h, weights, config), probabilities, q[:, 0], k)
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -67,7 +97,7 @@ def embed_image(
         tokens = layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon)
     return tower.TowerInput(
         tokens=tokens,
-        layers=scan.layer_inputs(
+        layers=block.layer_inputs(
             params["vision"]["layers"],
             prompts=None if prompts is None else prompts[1:],
             bias=bias,

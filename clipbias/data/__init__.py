@@ -4,7 +4,6 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import test_batches
 from clipbias.data.protocols import make_protocol
-from clipbias.data.sources import load, names
-from clipbias.data.user_datasets import from_arrays
+from clipbias.data.sources import from_arrays, load, names
 
 __all__ = ["Dataset", "Split", "few_shot", "from_arrays", "load", "make_protocol", "names", "test_batches"]

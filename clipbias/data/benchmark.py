@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from clipbias.checks import check_int
-from clipbias.data import class_names, files_on_disk
+from clipbias.data import catalog, files
+from clipbias.data.catalog import CatalogEntry
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.entry import CatalogEntry
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json, read_text
 
@@ -62,7 +62,7 @@ def load(
             splits[name] = splits[twin]
             continue
         paths, labels = split_listing
-        splits[name] = files_on_disk.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
+        splits[name] = files.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
     template = entry.template if template is None else template
     dataset = Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
     return with_index(dataset, index_file)
@@ -70,7 +70,7 @@ def load(
 
 def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
     """The dataset's own folder. Raises `ClipbiasError` saying where it was looked for and how to get it."""
-    root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
+    root = files.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
     if (folder := dataset_folder(entry, root)) is not None:
         return folder
     marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
@@ -105,8 +105,8 @@ def read_listing(entry: CatalogEntry, root: Path) -> DatasetListing:
     return from_class_folders(
         entry,
         imagenet_names(root),
-        lambda folder: files_on_disk.sub_folders(_present(images / folder, entry)),
-        lambda part, folders: (names for names, _ in files_on_disk.image_files_in_each(images / part, folders)),
+        lambda folder: files.sub_folders(_present(images / folder, entry)),
+        lambda part, folders: (names for names, _ in files.image_files_in_each(images / part, folders)),
         str(images),
     )
 
@@ -114,7 +114,7 @@ def read_listing(entry: CatalogEntry, root: Path) -> DatasetListing:
 def imagenet_names(root: Path) -> dict[str, str]:
     """WordNet id to class name in label order: the dataset's own `classnames.txt`, or CLIP's names."""
     path = root / "classnames.txt"
-    return class_names.parse_classes(read_text(path), str(path)) if path.exists() else class_names.imagenet_classes()
+    return catalog.parse_classes(read_text(path), str(path)) if path.exists() else catalog.imagenet_classes()
 
 
 def read_split_file(path: Path, *, hint: str) -> DatasetListing:
@@ -136,7 +136,7 @@ def read_split_file(path: Path, *, hint: str) -> DatasetListing:
             for image, label, name in content[split_name]:
                 if not isinstance(image, str) or not isinstance(name, str):
                     raise TypeError("a path or a name is no text")
-                paths.append(files_on_disk.check_relative(image, listed_in=str(path)))
+                paths.append(files.check_relative(image, listed_in=str(path)))
                 labels.append(check_int(f"{path}: the label of {image}", label))
                 if names.setdefault(label, name) != name:
                     raise ClipbiasError(f"{path}: label {label} is called both {names[label]!r} and {name!r}.")
@@ -169,7 +169,7 @@ def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
             image, _, name = line.strip().partition(" ")
             if name not in labels_of:
                 raise ClipbiasError(f"{path} names the variant {name!r}, which variants.txt has not.")
-            paths.append(files_on_disk.check_relative(f"{image}.jpg", listed_in=str(path)))
+            paths.append(files.check_relative(f"{image}.jpg", listed_in=str(path)))
             labels.append(labels_of[name])
         splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
     return DatasetListing(names, (), splits)

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from tabulate import tabulate
 
 from clipbias.data import benchmark
+from clipbias.data.catalog import CatalogEntry
 from clipbias.data.dataset import Dataset
-from clipbias.data.entry import CatalogEntry
 from clipbias.data.few_shot import few_shot
-from clipbias.data.files_on_disk import file_sizes
-from clipbias.data.workers import processors
+from clipbias.data.files import file_sizes
+from clipbias.data.images import processors
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import is_remote
 from clipbias.sentences import counted

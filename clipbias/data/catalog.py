@@ -3,12 +3,258 @@
 Splits, templates and class names are those of Zhou et al. 2022 (arXiv 2109.01134), as everyone after them uses them.
 """
 
-from collections.abc import Mapping
+import dataclasses
+import importlib.resources
+import re
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from clipbias.data import class_names
-from clipbias.data.catalog_imagenet import IMAGENET, IMAGENET_A, IMAGENET_R, IMAGENET_SKETCH, IMAGENET_V2
-from clipbias.data.entry import CatalogEntry, TfdsBuilder
+from clipbias.constants import DEFAULT_TEMPLATE
+from clipbias.errors import ClipbiasError
+
+_CALTECH101 = {"airplanes": "airplane", "motorbikes": "motorbike"}
+
+_EUROSAT = {
+    "AnnualCrop": "Annual Crop Land",
+    "HerbaceousVegetation": "Herbaceous Vegetation Land",
+    "Highway": "Highway or Road",
+    "Industrial": "Industrial Buildings",
+    "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land",
+    "Residential": "Residential Buildings",
+    "SeaLake": "Sea or Lake",
+}
+
+
+def unchanged(label: str) -> str:
+    """The label name as it is: Food101, DTD, FGVCAircraft."""
+    return label
+
+
+def caltech101(label: str) -> str:
+    """Plural folders to singular, the capitalised ones lowered: "Faces" to "face"."""
+    lowered = label.lower()
+    if lowered in ("faces", "leopards"):
+        return lowered.removesuffix("s")
+    return _CALTECH101.get(lowered, label)
+
+
+def eurosat(label: str) -> str:
+    """The benchmark's longer names: "AnnualCrop" to "Annual Crop Land"."""
+    return _EUROSAT.get(label, label)
+
+
+def oxford_flowers(label: str) -> str:
+    """TFDS writes one name with a question mark that the benchmark has not."""
+    return label.rstrip("?")
+
+
+def oxford_pets(label: str) -> str:
+    """Breed names in lower case."""
+    return label.lower()
+
+
+def stanford_cars(label: str) -> str:
+    """The year to the front: "Audi TTS Coupe 2012" to "2012 Audi TTS Coupe"."""
+    model, year = label.rsplit(" ", 1)
+    return f"{year} {model}"
+
+
+def sun397(label: str) -> str:
+    """The letter folder dropped, the parts reversed: "/a/apse/indoor" to "indoor apse"."""
+    return " ".join(reversed(label.strip("/").split("/")[1:]))
+
+
+def ucf101(label: str) -> str:
+    """Camel case split: "ApplyEyeMakeup" to "Apply_Eye_Makeup"."""
+    return "_".join(re.findall(r"[A-Z][^A-Z]*", label))
+
+
+def imagenet(label: str) -> str:
+    """The name of a WordNet id: "n01440764" to "tench"."""
+    names = imagenet_classes()
+    if label not in names:
+        raise ClipbiasError(f"{label!r} is not one of ImageNet's 1000 WordNet ids; remove that folder or label.")
+    return names[label]
+
+
+def imagenet_classes() -> dict[str, str]:
+    """WordNet id to class name of ImageNet's 1000 classes, in label order; CLIP's own names, some of them twice."""
+    text = importlib.resources.files("clipbias").joinpath("assets", "imagenet_classes.txt").read_text("utf-8")
+    return parse_classes(text, "imagenet_classes.txt")
+
+
+def parse_classes(text: str, place: str) -> dict[str, str]:
+    """Reads the lines `<WordNet id> <name>` of a `classnames.txt`."""
+    names = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        identifier, _, name = line.strip().partition(" ")
+        if not name:
+            raise ClipbiasError(f"{place}, line {number}: expected '<WordNet id> <class name>', found {line!r}.")
+        names[identifier] = name.strip()
+    return names
+
+
+def name_in_prompt(name: str, spaces: str = "_") -> str:
+    """The name as it stands in a prompt: `spaces` become spaces. Raises `ClipbiasError` for what is no text."""
+    if not isinstance(name, str):
+        raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
+    return name.translate({ord(character): " " for character in spaces})
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsBuilder:
+    """The stock builder of tensorflow-datasets, and how its records map to the benchmark's files.
+
+    Attributes:
+      builder: Builder name, with its configuration.
+      splits: The builder's split to the benchmark's.
+      id_feature: The feature that identifies a record, or None.
+      path: The benchmark's path, formed from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
+      version: The lowest version whose records carry the identifier.
+      ignore_case: Whether paths match without regard to case.
+      drop: Label names that the benchmark leaves out.
+      may_lack: How many of the benchmark's images the builder may have left out as undecodable.
+      difference: How the builder's splits differ from the benchmark's; empty if they do not.
+    """
+
+    builder: str
+    splits: Mapping[str, str]
+    id_feature: str | None = None
+    path: str = "{id}"
+    version: str = "0.0.0"
+    ignore_case: bool = False
+    drop: tuple[str, ...] = ()
+    may_lack: int = 0
+    difference: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class CatalogEntry:
+    """One dataset.
+
+    Attributes:
+      name: The name in commands and `data.load`.
+      title: Its name in papers' tables.
+      folder: Folder below the data root; `other_folders` are names that forks use.
+      images: Folder of the images below `folder`, "" for `folder` itself; paths in split files start here.
+      layout: How splits and labels are found: "split file", "variant lists", "imagenet" (train and val folders of
+        WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
+      split_file: The frozen split, for the layout "split file", and `split_url`, its address.
+      template: The prompt.
+      classes: Number of classes.
+      sizes: Images per split, for the splits there are.
+      class_name: A label name of the archive or of TFDS to the benchmark's class name.
+      fetch: Further downloads: (place below `folder`, address).
+      tfds: The stock builder, if any.
+    """
+
+    name: str
+    title: str
+    folder: str
+    images: str
+    classes: int
+    sizes: Mapping[str, int]
+    fetch: tuple[tuple[str, str], ...]
+    layout: str = "split file"
+    template: str = DEFAULT_TEMPLATE
+    split_file: str | None = None
+    split_url: str = ""
+    other_folders: tuple[str, ...] = ()
+    class_name: Callable[[str], str] = unchanged
+    tfds: TfdsBuilder | None = None
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """All names that the folder may have."""
+        return (self.folder, *self.other_folders)
+
+
+# Sizes are the official figures. The official validation set is both val and test. CoOp draws from an unsorted
+# directory listing, so its picks depend on the file system; here files are sorted, or listed by index_file.
+IMAGENET = CatalogEntry(
+    name="imagenet",
+    title="ImageNet",
+    folder="imagenet",
+    images="images",
+    layout="imagenet",
+    classes=1000,
+    sizes={"train": 1_281_167, "val": 50_000, "test": 50_000},
+    class_name=imagenet,
+    fetch=(
+        ("images/train and images/val", "https://image-net.org/download.php"),
+        ("classnames.txt (optional)", "https://drive.google.com/file/d/1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF/view"),
+    ),
+    tfds=TfdsBuilder(
+        "imagenet2012",
+        {"train": "train", "validation": "val"},
+        id_feature="file_name",
+        path="{split}/{label}/{id}",
+        difference="same images and labels; the archives must be fetched by hand",
+    ),
+)
+
+# Sizes are the official figures.
+IMAGENET_V2 = CatalogEntry(
+    name="imagenet_v2",
+    title="ImageNetV2",
+    folder="imagenetv2",
+    images="imagenetv2-matched-frequency-format-val",
+    layout="numbered folders",
+    classes=1000,
+    sizes={"test": 10_000},
+    fetch=(
+        (
+            "imagenetv2-matched-frequency-format-val",
+            "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
+        ),
+    ),
+    tfds=TfdsBuilder("imagenet_v2/matched-frequency", {"test": "test"}, id_feature="file_name", version="3.0.0"),
+    class_name=imagenet,
+)
+
+# Sizes are the official figures.
+IMAGENET_SKETCH = CatalogEntry(
+    name="imagenet_sketch",
+    title="ImageNet-Sketch",
+    folder="imagenet-sketch",
+    images="images",
+    layout="class folders",
+    classes=1000,
+    sizes={"test": 50_889},
+    fetch=(("images", "https://github.com/HaohanWang/ImageNet-Sketch (its sketch/ folder)"),),
+    tfds=TfdsBuilder("imagenet_sketch", {"test": "test"}, id_feature="file_name"),
+    class_name=imagenet,
+)
+
+# Sizes are the official figures. Evaluated among its own 200 classes; the label is the rank of the folder.
+IMAGENET_A = CatalogEntry(
+    name="imagenet_a",
+    title="ImageNet-A",
+    folder="imagenet-adversarial",
+    images="imagenet-a",
+    layout="class folders",
+    classes=200,
+    sizes={"test": 7500},
+    fetch=(("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),),
+    tfds=TfdsBuilder("imagenet_a", {"test": "test"}, id_feature="file_name", path="{label}/{id}"),
+    class_name=imagenet,
+)
+
+# Sizes are the official figures. Evaluated among its own 200 classes; the label is the rank of the folder.
+IMAGENET_R = CatalogEntry(
+    name="imagenet_r",
+    title="ImageNet-R",
+    folder="imagenet-rendition",
+    images="imagenet-r",
+    layout="class folders",
+    classes=200,
+    sizes={"test": 30_000},
+    fetch=(("imagenet-r", "https://github.com/hendrycks/imagenet-r"),),
+    tfds=TfdsBuilder("imagenet_r", {"test": "test"}, id_feature="file_name", version="0.2.0"),
+    class_name=imagenet,
+)
+
 
 DRIVE = "https://drive.google.com/file/d/"
 # Holds copies of all datasets but ImageNet, as the authors of several later papers arranged them.
@@ -24,7 +270,7 @@ CALTECH101 = CatalogEntry(
     split_file="split_zhou_Caltech101.json",
     classes=100,
     sizes={"train": 4128, "val": 1649, "test": 2465},
-    class_name=class_names.caltech101,
+    class_name=caltech101,
     fetch=(("101_ObjectCategories", "https://data.caltech.edu/records/mzrjq-6wc02"),),
     split_url=DRIVE + "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN/view",
     tfds=TfdsBuilder(
@@ -47,7 +293,7 @@ OXFORD_PETS = CatalogEntry(
     template="a photo of a {}, a type of pet.",
     classes=37,
     sizes={"train": 2944, "val": 736, "test": 3669},
-    class_name=class_names.oxford_pets,
+    class_name=oxford_pets,
     fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"),),
     split_url=DRIVE + "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs/view",
     tfds=TfdsBuilder(
@@ -66,7 +312,7 @@ STANFORD_CARS = CatalogEntry(
     split_file="split_zhou_StanfordCars.json",
     classes=196,
     sizes={"train": 6509, "val": 1635, "test": 8041},
-    class_name=class_names.stanford_cars,
+    class_name=stanford_cars,
     fetch=(("cars_train and cars_test", MIRROR + " (the official addresses have been dead since 2023)"),),
     split_url=DRIVE + "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT/view",
     tfds=TfdsBuilder(
@@ -89,7 +335,7 @@ OXFORD_FLOWERS = CatalogEntry(
     template="a photo of a {}, a type of flower.",
     classes=102,
     sizes={"train": 4093, "val": 1633, "test": 2463},
-    class_name=class_names.oxford_flowers,
+    class_name=oxford_flowers,
     fetch=(("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),),
     split_url=DRIVE + "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view",
     tfds=TfdsBuilder(
@@ -150,7 +396,7 @@ SUN397 = CatalogEntry(
     split_file="split_zhou_SUN397.json",
     classes=397,
     sizes={"train": 15_880, "val": 3970, "test": 19_850},
-    class_name=class_names.sun397,
+    class_name=sun397,
     fetch=(("SUN397", MIRROR + " (the official addresses are dead)"),),
     split_url=DRIVE + "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq/view",
     tfds=TfdsBuilder(
@@ -190,7 +436,7 @@ EUROSAT = CatalogEntry(
     template="a centered satellite photo of {}.",
     classes=10,
     sizes={"train": 13_500, "val": 5400, "test": 8100},
-    class_name=class_names.eurosat,
+    class_name=eurosat,
     fetch=(("2750", "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"),),
     split_url=DRIVE + "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o/view",
     tfds=TfdsBuilder(
@@ -214,7 +460,7 @@ UCF101 = CatalogEntry(
     template="a photo of a person doing {}.",
     classes=101,
     sizes={"train": 7639, "val": 1898, "test": 3783},
-    class_name=class_names.ucf101,
+    class_name=ucf101,
     fetch=(("UCF-101-midframes", DRIVE + "10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),),
     split_url=DRIVE + "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view",
 )

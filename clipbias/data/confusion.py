@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.data.counts import SMALL, WITHIN, wilson_interval
+from clipbias.data.few_shot import SMALL, WITHIN, wilson_interval
 
 # The numbers of `class_summary` that tables have on request.
 CLASS_MEASURES = ("balanced_accuracy", "macro_f1", "worst_accuracy")

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from clipbias.constants import DEFAULT_TEMPLATE
-from clipbias.data import files_on_disk
+from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
 
@@ -39,17 +39,17 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     Raises:
       ClipbiasError: no such folder, no class folder, a class without images, unreadable names.
     """
-    root = files_on_disk.existing_folder(data_dir, needed_for="dataset folder")
+    root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
     for split_name, candidates in SPLIT_FOLDERS.items():
         folders = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
         if folders:
             roots[split_name] = folders[0]
     if "train" not in roots:
-        if len(roots) > 0 and not set(files_on_disk.sub_folders(root)) - {path.name for path in roots.values()}:
+        if len(roots) > 0 and not set(files.sub_folders(root)) - {path.name for path in roots.values()}:
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
-    class_names = tuple(files_on_disk.sub_folders(roots.get("train", root)))
+    class_names = tuple(files.sub_folders(roots.get("train", root)))
     if not class_names:
         raise ClipbiasError(
             f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
@@ -61,7 +61,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     for key, place in places.items():
         splits[key], left_out = _read_classes(place, root, class_names, every_class=key in ("all", "train"))
         others += left_out
-    files_on_disk.warn_of_others(root, others)
+    files.warn_of_others(root, others)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
 
@@ -119,7 +119,7 @@ def _read_classes(
 
     `every_class` requires an image of each.
     """
-    unknown = sorted(set(files_on_disk.sub_folders(folder)) - set(class_names))
+    unknown = sorted(set(files.sub_folders(folder)) - set(class_names))
     if unknown:
         raise ClipbiasError(
             f"{folder} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove it."
@@ -128,13 +128,13 @@ def _read_classes(
     counts: list[int] = []
     others: list[str] = []
     prefix = "".join(f"{part}/" for part in folder.relative_to(root).parts)
-    files_by_class = files_on_disk.image_files_in_each(folder, class_names)
+    files_by_class = files.image_files_in_each(folder, class_names)
     for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
         if not names and every_class:
-            why = f" that is read ({files_on_disk.describe_others(left_out)})" if left_out else ""
+            why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
             raise ClipbiasError(f"the class folder {folder / class_name} has no image{why}; add some or remove it.")
         others += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
         keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
         counts.append(len(names))
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return files_on_disk.split_of_files(root, keys, labels, upright=True), others
+    return files.split_of_files(root, keys, labels, upright=True), others

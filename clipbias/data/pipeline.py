@@ -16,9 +16,8 @@ from clipbias import hosts
 from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import Images, unset
+from clipbias.data.images import Ahead, Images, Workers, unset
 from clipbias.data.reading import ON_ERROR
-from clipbias.data.workers import Ahead, Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
 
 DEFAULT_CACHE_BYTES = 2 << 30

@@ -19,7 +19,7 @@ from clipbias import hosts
 from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.tfds_records import PreparedDataset, records_path
+from clipbias.data.tfds import PreparedDataset, records_path
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason, shorten, user_path
 

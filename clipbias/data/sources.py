@@ -2,11 +2,19 @@
 
 import difflib
 import os
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from clipbias.checks import check_text
+import numpy as np
+from absl import logging
+
+from clipbias.checks import check_text, shown
+from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import benchmark, catalog, demo, folder, tables
-from clipbias.data.dataset import Dataset
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.folder import SPLIT_OF, complete_splits
+from clipbias.data.tables import from_hub_dataset, is_hub_dataset
+from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, shorten
 
@@ -58,9 +66,9 @@ def load(
         if name == "csv":
             return tables.load(data_dir, template=template, **options)
         if name.startswith("tfds/"):
-            from clipbias.data import tfds_source
+            from clipbias.data import tfds
 
-            return tfds_source.load(name, data_dir, template=template, **options)
+            return tfds.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
             return _catalogue(name, data_dir, template, **options)
         if name in demo.NAMES:
@@ -89,3 +97,131 @@ def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | No
     if data_dir is not None and (built := shards.find(name, data_path(data_dir))) is not None:
         return shards.load(built, template=template, **options)
     return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
+
+
+SHOWN = 5  # classes whose images are counted in a message
+
+
+def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
+    """Why a dataset cannot be used for a run, in a sentence; `None` if it can.
+
+    Args:
+      dataset: the opened dataset.
+      trains: whether training images are needed besides test images.
+    """
+    needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
+    for split, use in needed.items():
+        if not len(dataset.splits.get(split, ())):
+            present = [f"{name}: {_counts(dataset, name)}" for name, images in dataset.splits.items() if len(images)]
+            content = ", ".join(present) or "no image"
+            return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
+    return None
+
+
+def open_datasets(
+    load: Callable[[str], Dataset], trains: Mapping[str, bool], *, skip: bool = False
+) -> dict[str, Dataset]:
+    """Opens all datasets of a sweep before its first run.
+
+    Args:
+      load: opens a dataset by its name.
+      trains: `trains` of `describe_missing` by name.
+      skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
+
+    Raises:
+      ClipbiasError: datasets cannot be used; the message has a line for each.
+    """
+    datasets: dict[str, Dataset] = {}
+    problems: list[str] = []
+    for name, needs_training in trains.items():
+        try:
+            dataset = load(name)
+            problem = describe_missing(dataset, trains=needs_training)
+        except ClipbiasError as error:
+            problem = str(error)
+        if problem is None:
+            datasets[name] = dataset
+        else:
+            problems.append(problem)
+    if problems and not (skip and datasets):
+        hint = "Fix it, or pass --config.on_missing=skip." if datasets else "Fix it."
+        raise ClipbiasError("\n".join([*problems, f"No run was started. {hint}"]))
+    for problem in problems:
+        logging.warning("Left out: %s", problem)
+    return datasets
+
+
+def _counts(dataset: Dataset, split: str) -> str:
+    """The images of a split by class: "cat 1, dog 1"."""
+    counts = np.bincount(dataset.splits[split].labels, minlength=len(dataset.class_names))
+    shown = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more classes" if len(shown) > SHOWN else "")
+
+
+TABLES = (".csv", ".jsonl")
+T = TypeVar("T")
+
+
+def from_arrays(
+    pictures: Pictures,
+    labels: Labels,
+    class_names: Sequence[str] | None = None,
+    *,
+    splits: Sequence[str] | None = None,
+    template: str = DEFAULT_TEMPLATE,
+    name: str = "own pictures",
+) -> Dataset:
+    """A dataset of pictures in memory or in files, for `fit`, `evaluate` and studies.
+
+        pets = data.from_arrays(pictures, labels, ["cat", "dog"])
+
+    Args:
+      pictures: paths, PIL images, uint8 arrays `[h, w, 3]`, or an array `[n, h, w, 3]`.
+      labels: the class of each, by number or by name, `[n]`.
+      class_names: the `C` classes; `None` takes the names of labels, sorted.
+      splits: "train", "val" or "test" for each picture, `[n]`; `None` divides each class as a folder's is, 50 % for
+        training, 20 % for validation, 30 % for tests.
+      template: the text around a class name, with `{}` for it.
+      name: of the dataset, in results.
+
+    Raises:
+      ClipbiasError: pictures, labels, classes or splits do not fit, or no picture is for training.
+    """
+    names = tuple(names_of_labels(labels) if class_names is None else class_names)
+    if len(set(names)) < len(names):
+        raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")
+    whole = labelled_split(pictures, labels, names)
+    return Dataset(name, names, template, complete_splits(_divided(whole, splits), name))
+
+
+def _divided(whole: Split, splits: Sequence[str] | None) -> dict[str, Split]:
+    if splits is None:
+        return {"all": whole}
+    if isinstance(splits, str) or len(splits) != len(whole):
+        raise ClipbiasError(
+            f"splits is {shown(splits)}; give one of train, val and test for each of {len(whole)} images."
+        )
+    unknown = [split for split in splits if split not in SPLIT_OF]
+    if unknown:
+        raise ClipbiasError(f"the split of an image is {shown(unknown[0])}; it must be train, val or test.")
+    of_each = np.asarray([SPLIT_OF[split] for split in splits])
+    if "train" not in of_each:
+        raise ClipbiasError("no image is for training; give some the split 'train'.")
+    return {split: whole.subset(np.flatnonzero(of_each == split)) for split in dict.fromkeys(of_each.tolist())}
+
+
+def open_images(source: T) -> T | Dataset:
+    """A dataset where it is given by its name, by the path of a folder or a table, or as Hugging Face's; else `source`.
+
+    Raises:
+      ClipbiasError: there is no such dataset, folder or table.
+    """
+    if is_hub_dataset(source):
+        return from_hub_dataset(source)
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and not is_name(source)):
+        path = data_path(source)
+        if path.is_dir():
+            return load("folder", data_dir=path)
+        if path.suffix.lower() in TABLES:
+            return load("csv", data_dir=path)
+    return load(source) if isinstance(source, str) else source

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipbias.checks import shown
 from clipbias.data.dataset import Split
-from clipbias.data.files_on_disk import file_sizes, read_image
+from clipbias.data.files import file_sizes, read_image
 from clipbias.data.images import Images
 from clipbias.data.transforms import as_rgb, decode_picture, turned_upright
 from clipbias.errors import ClipbiasError, UnreadableImage

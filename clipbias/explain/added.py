@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import Adaptation, TextTokens, scan, tower
+from clipbias.clip import Adaptation, TextTokens, block, tower
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.explain.run_pair import RunPair, image_pair, text_pair
@@ -115,7 +115,7 @@ def _sum_added(pair: RunPair, counted: jax.Array, kinds: int) -> Totals:
         moments = [Moments.of(rows, (counted & (pair.kinds == kind)).reshape(-1)) for kind in range(kinds)]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments)
 
-    def step(tokens: jax.Array, inputs: tuple[scan.LayerInput, scan.LayerInput]) -> tuple[jax.Array, Totals]:
+    def step(tokens: jax.Array, inputs: tuple[block.LayerInput, block.LayerInput]) -> tuple[jax.Array, Totals]:
         frozen, layer = inputs
         tokens, seen = tower.observe_block(tokens, layer, pair.tuned, pair.config)
         parts = pair.part(seen)

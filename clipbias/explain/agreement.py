@@ -5,7 +5,7 @@ Intervals are those of closed form, which hold where no image differs: a bootstr
 
 import numpy as np
 
-from clipbias.data.counts import wilson_interval
+from clipbias.data.few_shot import wilson_interval
 from clipbias.explain.uncertainty import LEVEL, Estimate, mean_of_few
 
 # Two programs that compute the same unit-length feature in float32 differ by less.

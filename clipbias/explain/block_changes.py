@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens, tower
-from clipbias.clip.block import Record, run_block
+from clipbias.clip.block import LayerInput, Record, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.layers import INPUT
 from clipbias.clip.params import Params
-from clipbias.clip.scan import LayerInput
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.explain.statistics import Moments, merge
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.classifier import Text
+from clipbias.tuning.task import Text
 
 # Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
 BlockSums = dict[str, Moments]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from clipbias.clip import layers, scan, tower
+from clipbias.clip import block, layers, tower
 from clipbias.clip.block import Keep, Record, run_block
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.tower import TowerInput
@@ -21,14 +21,14 @@ Saved = dict[str, jax.Array]
 TOKENS = "tokens"
 
 
-def layer_at(inputs: TowerInput, index: int | jax.Array) -> scan.LayerInput:
+def layer_at(inputs: TowerInput, index: int | jax.Array) -> block.LayerInput:
     """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly the whole model."""
     return jax.tree.map(lambda leaf: leaf[index], inputs.layers)
 
 
 def observed_block(
     tokens: jax.Array,
-    layer: scan.LayerInput,
+    layer: block.LayerInput,
     inputs: TowerInput,
     config: TowerConfig,
     keep: Keep,
@@ -129,7 +129,7 @@ def _change_as_computed(
 
 
 def block_backward(
-    saved: Saved, layer: scan.LayerInput, inputs: TowerInput, config: TowerConfig
+    saved: Saved, layer: block.LayerInput, inputs: TowerInput, config: TowerConfig
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
     """Differentiates one block where the forward pass left it.
 

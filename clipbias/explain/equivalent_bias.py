@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.clip.layers import of_layers
 from clipbias.clip.params import Params
-from clipbias.clip.weight_changes import of_layers
 from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.explain.block_changes import (
@@ -35,7 +35,7 @@ from clipbias.explain.block_changes import (
 from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, merge
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.test_time_method import crops_of
+from clipbias.tuning.method import crops_of
 
 
 def _bias_of(sums: BlockSums, tower: str) -> EquivalentBias:

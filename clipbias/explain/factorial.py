@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from clipbias.clip import Adaptation, TextTokens, scan, tower
+from clipbias.clip import Adaptation, TextTokens, block, tower
 from clipbias.clip.block import run_block
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
@@ -175,7 +175,7 @@ def _mix(
     starts |= {letter: starts["R"] + level for letter, level in levels.items()}
     mixtures = {run: jnp.stack([starts[stream.values] for stream in group]) for run, group in groups.items()}
 
-    def step(carry: _Tokens, inputs: tuple[scan.LayerInput, scan.LayerInput, _Layers]) -> tuple[_Tokens, None]:
+    def step(carry: _Tokens, inputs: tuple[block.LayerInput, block.LayerInput, _Layers]) -> tuple[_Tokens, None]:
         reference, seen = tower.observe_block(carry.reference, inputs[0], pair.reference, pair.config)
         tuned, seen_tuned = tower.observe_block(carry.tuned, inputs[1], pair.tuned, pair.config)
         parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}

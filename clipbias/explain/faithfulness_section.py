@@ -33,7 +33,7 @@ from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Study
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
-from clipbias.tuning.classifier import Text
+from clipbias.tuning.task import Text
 
 TARGETS = ("predicted", "true")
 

@@ -21,7 +21,7 @@ from clipbias.explain.factorial import corners, effects_in_play, mix_images
 from clipbias.explain.model import Model
 from clipbias.explain.study import Study
 from clipbias.explain.targets import by_pass
-from clipbias.training.divergence import divergence
+from clipbias.training.step import divergence
 from clipbias.tuning import Learnables
 
 FITTED = "F"

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens, tower
-from clipbias.clip.block import run_block
+from clipbias.clip.block import LayerInput, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
-from clipbias.clip.scan import LayerInput
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.vision import embed_image, project_image, read_tokens
 

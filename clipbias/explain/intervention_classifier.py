@@ -24,8 +24,8 @@ from clipbias.explain.intervention import image_features_with, text_features_wit
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
-from clipbias.tuning.classifier import Text
-from clipbias.tuning.descriptions import without_missing
+from clipbias.tuning.prompts import without_missing
+from clipbias.tuning.task import Text
 
 # By name and tower: what each kind of token gets after each block, `[L, K, D]`.
 Constants = Mapping[str, Mapping[str, np.ndarray]]

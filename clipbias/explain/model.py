@@ -12,7 +12,7 @@ from clipbias.clip.precision import named
 from clipbias.explain.scope import passes
 from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.test_time_method import crops_of
+from clipbias.tuning.method import crops_of
 
 
 @dataclasses.dataclass(frozen=True)

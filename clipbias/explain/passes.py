@@ -14,9 +14,9 @@ from clipbias.explain.model import Model
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.study import Study
-from clipbias.training.predictor import Predictor
+from clipbias.training.evaluate import Predictor
 from clipbias.tuning import Classifier, Learnables
-from clipbias.tuning.classifier import Text
+from clipbias.tuning.task import Text
 
 Program = TypeVar("Program", bound=Callable[..., object])
 

@@ -27,8 +27,8 @@ from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.classifier import Text
-from clipbias.tuning.learnables import check_order
+from clipbias.tuning.method import check_order
+from clipbias.tuning.task import Text
 
 
 def relevancy(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.data import Split
+from clipbias.data.held_out import divide_unlabelled
 from clipbias.data.images import Images
-from clipbias.data.unlabelled import divide_unlabelled
 from clipbias.explain.agreement import divergences
 from clipbias.explain.bias_adapter import METHODS as MEANS
 from clipbias.explain.constants_section import MeasuredBiases, measure_equivalent_biases, missing
@@ -19,15 +19,15 @@ from clipbias.explain.replacement import Candidates, Fit, Outputs, summarize
 from clipbias.explain.requests import Batch, RowRequest, Section
 from clipbias.explain.results import FittedReplacements, Missing
 from clipbias.explain.study import Study
+from clipbias.training.context import SweepContext, make_context
+from clipbias.training.evaluate import Predictor
 from clipbias.training.job import Logging
-from clipbias.training.predictor import Predictor
 from clipbias.training.progress import say
 from clipbias.training.spec import stable_hash
 from clipbias.training.students import FORMS, fit_recipe, fit_student
-from clipbias.training.sweep_context import SweepContext, make_context
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuning import Task
-from clipbias.tuning.learnables import parameter_count
+from clipbias.tuning.method import parameter_count
 from clipbias.tuning.registry import make_method, method_options
 
 FEWEST = 10

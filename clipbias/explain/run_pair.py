@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, LayerView, TextTokens, layers, tower
-from clipbias.clip.block import BlockHooks, Keep, run_block
+from clipbias.clip.block import BlockHooks, Keep, LayerInput, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
-from clipbias.clip.scan import LayerInput
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.explain.attention import renormalise

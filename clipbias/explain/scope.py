@@ -10,7 +10,7 @@ import jax
 from clipbias.clip import Adaptation
 from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.tuning import Task
-from clipbias.tuning.test_time_method import crops_of
+from clipbias.tuning.method import crops_of
 
 
 def additions(task: Task) -> Adaptation:

@@ -17,9 +17,8 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
-from clipbias.data.images import pictures
+from clipbias.data.images import Workers, pictures
 from clipbias.data.pipeline import test_batches
-from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
@@ -28,7 +27,7 @@ from clipbias.explain.results import FORMAT
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
-from clipbias.tuning.classes import Classes
+from clipbias.tuning.prompts import Classes
 
 T = TypeVar("T")
 

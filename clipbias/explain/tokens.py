@@ -8,7 +8,7 @@ from clipbias.clip.config import VisionConfig
 from clipbias.clip.tokenizer import encode
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.prompt_tokens import name_tokens
+from clipbias.tuning.prompts import name_tokens
 
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.clip import Clip
+from clipbias.clip.checkpoint import EMBEDDED
 from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.preprocess import Preprocessing
-from clipbias.clip.repository import EMBEDDED
 from clipbias.clip.tokenizer import CLEAN, is_clips
-from clipbias.data.counts import accuracy_words, range_words
+from clipbias.data.few_shot import accuracy_words, range_words
 from clipbias.export.certificate import NOTE
 from clipbias.sentences import counted
 from clipbias.terminal import printable

@@ -21,7 +21,7 @@ from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
-from clipbias.tuning.test_time_method import TestTimeMethod
+from clipbias.tuning.method import TestTimeMethod
 
 FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
 ADAPTER = "adapter.safetensors"

@@ -7,8 +7,8 @@ is that LayerNorm's bias.
 import numpy as np
 
 from clipbias.clip import Adaptation
+from clipbias.clip.layers import check_changes, fold_changes
 from clipbias.clip.params import Params
-from clipbias.clip.weight_changes import check_changes, fold_changes
 from clipbias.errors import ClipbiasError
 
 

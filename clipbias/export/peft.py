@@ -17,8 +17,8 @@ import numpy as np
 from clipbias.checks import check_int, check_number, shown
 from clipbias.clip import Clip
 from clipbias.clip.config import MODELS
+from clipbias.clip.formats import open_safetensors_file
 from clipbias.clip.hub import parse
-from clipbias.clip.tensors import open_safetensors_file
 from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text

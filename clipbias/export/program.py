@@ -22,9 +22,9 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.export.folding import fold
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.classifier import cosine_logits
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.learnables import flatten, unflatten
+from clipbias.tuning.method import flatten, unflatten
+from clipbias.tuning.task import cosine_logits
 
 PROGRAM = "classifier.stablehlo"
 PROGRAM_WEIGHTS = "weights.safetensors"

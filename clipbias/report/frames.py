@@ -87,7 +87,7 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
     """Makes frames of the rows of a results file.
 
     Args:
-      rows: one per run, as `training.group` writes them.
+      rows: one per run, as `training.run` writes them.
       predictions: folder of the answers to each test image, by which methods are compared in pairs; `None` reads none.
     """
     named = _named_by_rate([{**row, **{key: _writable(row[key]) for key in ("method", "dataset")}} for row in rows])

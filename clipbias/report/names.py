@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from clipbias.terminal import printable
 
 if TYPE_CHECKING:
-    from clipbias.tuning.preset import Preset
+    from clipbias.tuning.method import Preset
 
 
 KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "category", "dot": "“.”", "eos": "EOS"}

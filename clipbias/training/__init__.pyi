@@ -1,5 +1,3 @@
-from .axes import SweepAxes as SweepAxes
-from .axes import make_specs as make_specs
 from .job import Run as Run
 from .job import TrainJob as TrainJob
 from .job import TrainResult as TrainResult
@@ -7,3 +5,5 @@ from .loop import train as train
 from .mesh import make_mesh as make_mesh
 from .spec import RunSpec as RunSpec
 from .spec import make_groups as make_groups
+from .sweep import SweepAxes as SweepAxes
+from .sweep import make_specs as make_specs

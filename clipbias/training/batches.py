@@ -10,10 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias import hosts
-from clipbias.data.images import Images
+from clipbias.data.images import Ahead, Images, Workers
 from clipbias.data.pipeline import Batch, Source, train_source
 from clipbias.data.transforms import Resizing
-from clipbias.data.workers import Ahead, Workers
 from clipbias.training import mesh as meshes
 from clipbias.tuning.recipe import Recipe
 

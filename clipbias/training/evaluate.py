@@ -1,23 +1,544 @@
 """Accuracy, scores by class and calibration of one set of learnables on a split."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
+from clipbias import hosts
+from clipbias.clip.encode import image_batches
+from clipbias.clip.params import Params
+from clipbias.clip.precision import cast_weights, named
+from clipbias.clip.preprocess import Preprocessing
 from clipbias.data import Split
 from clipbias.data.confusion import class_summary
+from clipbias.data.images import Images, Workers
+from clipbias.data.pipeline import Batch, test_batches
 from clipbias.data.protocols import validation_outside_test
-from clipbias.data.workers import Workers
+from clipbias.data.user_images import Pictures
+from clipbias.errors import ClipbiasError
+from clipbias.io import atomic_path, check_file, read_bytes
+from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
-from clipbias.training.calibration import detection
-from clipbias.training.evaluator import Evaluator, score
-from clipbias.training.outcomes import make_evaluation
+from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
+from clipbias.training.device import explain_exhaustion
 from clipbias.training.spec import Row
+from clipbias.training.step import over_runs, place_text
 from clipbias.tuning import Task
 from clipbias.tuning.conformal import AnswerRule, measure
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.features import unit_length
+from clipbias.tuning.method import Learnables, crops_of, mixes_crops
+from clipbias.tuning.registry import source_digest
+from clipbias.tuning.task import Classifier, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalStatic:
+    """What never changes in an evaluation. Hashable: evaluations with equal ones share compiled programs.
+
+    Attributes:
+      classifier: the method's mathematics.
+      preprocessing: normalises images; `None` where they come normalised.
+      mesh: the devices that share the images; `None` for a single one.
+      runs: `R`, evaluated side by side.
+    """
+
+    classifier: Classifier
+    preprocessing: Preprocessing | None
+    mesh: Mesh | None
+    runs: int
+
+
+@struct.dataclass
+class EvalInputs:
+    """Inputs that stay constant over an evaluation, on the mesh.
+
+    Attributes:
+      params: the frozen weights.
+      learnables: leading axis `R`; empty for zero-shot.
+      text: what stands for the classes. `logits` takes features `[R, S · C, d]`, or `[1, S · C, d]` that runs share, or
+        the texts themselves where they depend on the image.
+    """
+
+    params: Params
+    learnables: Learnables
+    text: Text
+
+
+def make_evaluation(
+    task: Task, params: Params, learnables: Learnables, *, runs: int, mesh: Mesh
+) -> tuple[EvalStatic, EvalInputs]:
+    """The arguments of an evaluation.
+
+    Args:
+      task: what is evaluated.
+      params: the frozen weights on the mesh.
+      learnables: of `R` runs, on the host.
+      runs: `R`.
+      mesh: where to compute.
+    """
+    static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs)
+    placed = meshes.device_put(mesh, learnables, meshes.RUN)
+    return static, EvalInputs(params, placed, place_text(mesh, task, params))
+
+
+def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
+    """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
+    size = mesh.shape[meshes.DATA]
+    return -(-max(1, batch_size // (1 + crops)) // size) * size
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
+    """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
+    classifier = static.classifier
+
+    def of_run(learnables: Learnables) -> jax.Array:
+        return classifier.encode_text(inputs.params, classifier.method.adapt(learnables), inputs.text)
+
+    return over_runs(of_run, (0,), runs=static.runs)(inputs.learnables)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
+    """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
+
+    Images have levels from 0 to 255, unless they come normalised. Of views of each image, `[B, 1 + V, size, size, 3]`,
+    they are `[R, B, 1 + V, d]`.
+    """
+    classifier = static.classifier
+    if static.preprocessing is not None:
+        images = static.preprocessing.normalize(images)
+
+    def of_run(learnables: Learnables) -> jax.Array:
+        return classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+    return over_runs(of_run, (0,), runs=static.runs, mesh=static.mesh)(learnables)
+
+
+@struct.dataclass
+class BatchOutcome:
+    """What each run predicts for a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
+
+    `log_probs`, float16 `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's,
+    and the log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but half precision keeps
+    differences between sure predictions only in this form.
+    """
+
+    predicted: jax.Array
+    other_odds: jax.Array
+    highest: jax.Array
+    other_odds_at: jax.Array
+    log_probs: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The logits under each run, `[R, B, C]`.
+
+    Args:
+      static: of the evaluation.
+      inputs: with the features of the texts.
+      images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
+      mask: `[B]`, which of the images count; the others only fill the batch.
+    """
+    classifier = static.classifier
+    conditional = static.classifier.method.conditional
+
+    def of_run(learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
+        if conditional:
+            adaptation = classifier.method.adapt(learnables)
+            text = classifier.encode_text_for(inputs.params, learnables, adaptation, image, inputs.text)
+        return classifier.head(inputs.params, learnables, image, text, mask)
+
+    features = images if conditional else jnp.asarray(inputs.text)
+    images, features = (jnp.broadcast_to(x, (static.runs, *x.shape[1:])) for x in (images, features))
+    return over_runs(of_run, (0, 0, 0), runs=static.runs)(inputs.learnables, images, features)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def correct_and_loss(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Under each run, whether the most likely class of each image is its label, and the label's `-log p`, `[R, B]`.
+
+    Arguments as of `logits`. Labels are `[B]`; the results of a label -1 mean nothing.
+    """
+    scores = logits(static, inputs, images, mask).astype(jnp.float32)
+    index = jnp.maximum(labels, 0)[None, :, None]
+    loss = jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, index, axis=-1)[..., 0]
+    return scores.argmax(-1) == labels, loss
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def outcomes(
+    static: EvalStatic,
+    inputs: EvalInputs,
+    images: jax.Array,
+    mask: jax.Array,
+    labels: jax.Array,
+    temperatures: jax.Array,
+) -> BatchOutcome:
+    """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
+
+    Arguments as of `logits`. Labels are `[B]`; the log-probability of a label -1 means nothing.
+    """
+    return _outcomes_of(logits(static, inputs, images, mask), labels, temperatures)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def outcomes_and_logits(
+    static: EvalStatic,
+    inputs: EvalInputs,
+    images: jax.Array,
+    mask: jax.Array,
+    labels: jax.Array,
+    temperatures: jax.Array,
+) -> tuple[BatchOutcome, jax.Array]:
+    """`outcomes`, and the logits that they are of."""
+    scores = logits(static, inputs, images, mask)
+    return _outcomes_of(scores, labels, temperatures), scores
+
+
+def _outcomes_of(scores: jax.Array, labels: jax.Array, temperatures: jax.Array) -> BatchOutcome:
+    predicted = scores.argmax(-1)
+    highest = scores.max(-1)
+    below = (scores - highest[..., None]).astype(jnp.float32)
+    others = predicted[..., None] != jnp.arange(scores.shape[-1])
+
+    def other_odds(below: jax.Array) -> jax.Array:
+        return jnp.where(others, jnp.exp(below), 0).sum(-1)
+
+    other_odds_at = other_odds(below / temperatures[:, None, None])
+    plain = other_odds(below)
+    total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
+    of_label = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
+    five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
+    five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
+    highest = highest.astype(jnp.float32)
+    log_probs = jnp.concatenate([five - total, of_label - total, highest[..., None] + total], axis=-1)
+    return BatchOutcome(predicted.astype(jnp.int32), plain, highest, other_odds_at, log_probs.astype(jnp.float16))
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raises `ClipbiasError` where logits are not numbers; the largest would still count as a prediction."""
+    if not np.isfinite(logits).all():
+        raise ClipbiasError(
+            "what is computed for the images is not finite: what was learned is too large; tune again with a lower "
+            "--config.learning_rate."
+        )
+
+
+class Budget:
+    """Bytes that evaluators may keep together. Requests depend on numbers of images alone: all processes agree."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def take(self, count: int) -> bool:
+        """Whether so many bytes are left; if so, takes them."""
+        fits = count <= self._left
+        self._left -= count if fits else 0
+        return fits
+
+    def clear(self) -> None:
+        """Gives all bytes back."""
+        self._left = self._limit
+
+
+class Evaluator:
+    """Evaluates runs on one split, and keeps what does not depend on the run.
+
+    Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
+    and resized images, and features, are kept if they fit the budget.
+
+    Attributes:
+      skipped: how many images could not be read.
+      predicted: of the latest evaluation, the class that each run gives every image, int32 `[R, n]`; -1 where an image
+        could not be read.
+      log_probs: of the latest evaluation, see `outcomes.BatchOutcome`: float16 `[R, n, 7]`.
+      logits_read: if the latest evaluation kept them, the logits of the images that could be read, `[R, m, C]`, and
+        their labels `[m]`.
+    """
+
+    def __init__(
+        self,
+        split: Split | Images,
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        on_error: str = "raise",
+        workers: Workers | None = None,
+        budget: Budget | None = None,
+        whole_batches: bool = False,
+    ) -> None:
+        """Prepares nothing yet.
+
+        Args:
+          split: images to evaluate on.
+          mesh: where to compute.
+          batch_size: images per step over all devices; rounded up to a multiple of the `data` axis.
+          on_error: "raise" or "skip" images that cannot be read.
+          workers: threads that decode; `None` for its own.
+          budget: what it may keep, which others may share; nothing without one.
+          whole_batches: whether fewer images than a batch are padded to one, so that another split's program serves.
+        """
+        if len(split) == 0:
+            raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
+        self.split = split
+        self.mesh = mesh
+        self.on_error = on_error
+        size = mesh.shape[meshes.DATA]
+        self.batch_size = -(-(batch_size if whole_batches else min(batch_size, len(split))) // size) * size
+        self.skipped = 0
+        self.predicted: np.ndarray | None = None
+        self.log_probs: np.ndarray | None = None
+        self.logits_read: tuple[np.ndarray, np.ndarray] | None = None
+        self._workers = Workers.of(workers)
+        self._budget = budget or Budget(0)
+        self._images: list[Batch] | None = None
+        self._fits: dict[Hashable, bool] = {}
+        # By what they depend on besides the image: patches, number of crops, whether crops are mixed. With batches
+        # without images.
+        self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
+
+    def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
+        """Whether there is room for something of each image; if so, takes it, once."""
+        if name not in self._fits:
+            self._fits[name] = self._budget.take(len(self.split) * bytes_per_image)
+        return self._fits[name]
+
+    def _batches(self, static: EvalStatic) -> Iterator[Batch]:
+        assert static.preprocessing is not None, "a split has images that are not normalised"
+        method = static.classifier.method
+        crops = crops_of(method)
+        if self._images is not None and not crops:
+            yield from self._images
+            return
+        share = meshes.share(self.mesh)
+        batches = test_batches(
+            self.split,
+            resizing=static.preprocessing.resizing,
+            batch_size=images_per_step(self.batch_size, crops, self.mesh),
+            crops=crops,
+            mixed=mixes_crops(method),
+            shard=(share.part, share.parts),
+            on_error=self.on_error,
+            workers=self._workers,
+        )
+        images = list[Batch]()
+        keep = not crops and self._may_keep("images", 3 * static.classifier.config.vision.image_size**2)
+        for batch in batches:
+            if keep:
+                images.append(batch)
+            yield batch
+        # Processes that read the same shard skip the same images.
+        skipped_by_shard = {part: skipped for part, skipped in hosts.gather([share.part, batches.skipped])}
+        self.skipped = sum(skipped_by_shard.values())
+        if keep:
+            self._images = images
+
+    def _features(self, static: EvalStatic, inputs: EvalInputs) -> Iterator[tuple[jax.Array, Batch]]:
+        classifier = static.classifier
+        method = classifier.method
+        learnables = inputs.learnables
+        changes = classifier.changes_vision(first_run(learnables))
+        crops = crops_of(method)
+        config = classifier.config
+        key = method.patches, crops, mixes_crops(method)
+        if not changes and key in self._plain_features:
+            yield from self._plain_features[key]
+            return
+        per_image = 1 + (config.vision.patches if method.patches else crops)
+        keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
+        if not changes:  # the features of one run serve all
+            learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
+            static = dataclasses.replace(static, runs=1)
+        plain = []
+        for batch in self._batches(static):
+            images = meshes.place_rows(self.mesh, batch["images"])
+            features = image_features(static, inputs.params, learnables, images)
+            if keep:
+                plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
+            yield features, batch
+        if plain:
+            self._plain_features[key] = plain
+
+    def _each_batch(
+        self, compute: Callable[..., Any], static: EvalStatic, inputs: EvalInputs, *rest: Any, labelled: bool = False
+    ) -> tuple[list[Any], np.ndarray]:
+        """The results of `compute` batch by batch, on the host; and labels `[n]`, -1 where there is none.
+
+        A label is missing where a batch is padded, or an image could not be read. With `labelled` they are the argument
+        behind the mask.
+        """
+        results = []
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            for features, batch in self._features(static, inputs):
+                if hosts.stops():
+                    raise hosts.Stopped
+                labels = np.where(batch["mask"], batch["labels"], -1)
+                mask = meshes.place_rows(self.mesh, batch["mask"])
+                placed = meshes.place_rows(self.mesh, labels)
+                of_labels = (placed,) if labelled else ()
+                results.append((compute(static, inputs, features, mask, *of_labels, *rest), placed))
+        fetched = meshes.device_get(results)
+        return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
+
+    def outcomes(
+        self,
+        static: EvalStatic,
+        inputs: EvalInputs,
+        *,
+        validation: "Evaluator | None" = None,
+        keeps_logits: bool = False,
+    ) -> tuple[list[Outcome], list[float | None]]:
+        """What each run predicts for every image that could be read.
+
+        Args:
+          static, inputs: from `outcomes.make_evaluation`.
+          validation: of images of the same classes to fit each run's temperature on.
+          keeps_logits: whether `logits_read` is set.
+
+        Returns:
+          Of each run the outcomes, and its temperature: `None` without validation images that could be read, or where
+          they fit none (`fit_temperature`).
+        """
+        inputs = encode_texts(static, inputs)
+        fitted: list[float | None] = [None] * static.runs
+        if validation is not None:
+            fitted = validation._temperatures(static, inputs)
+        temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
+        compute = outcomes_and_logits if keeps_logits else outcomes
+        values, labels = self._each_batch(compute, static, inputs, temperatures, labelled=True)
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the images to evaluate on could be read.")
+        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1), *values)
+        whole, scores = whole if keeps_logits else (whole, None)
+        self.logits_read = None if scores is None else (scores[:, read], labels[read])
+        self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
+        self.log_probs = whole.log_probs[:, : len(self.split)]
+        every = jax.tree.map(lambda values: values[:, read], whole)
+        check_finite(every.highest)
+        correct = every.predicted == labels[read]
+        results = [
+            Outcome(
+                correct[run],
+                every.other_odds[run],
+                every.highest[run],
+                None if fitted[run] is None else every.other_odds_at[run],
+            )
+            for run in range(static.runs)
+        ]
+        return results, fitted
+
+    def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
+        """How well each run does on these images, to select one by; arguments as in `outcomes`.
+
+        Args:
+          static, inputs: of the runs.
+          finite: whether runs are refused whose logits are not finite; else their loss is not finite.
+
+        Returns:
+          For each run `{"accuracy", "correct", "images", "loss"}`: top-1 accuracy in percent, the counts behind it, and
+          the mean cross-entropy in nats.
+        """
+        inputs = encode_texts(static, inputs)
+        values, labels = self._each_batch(correct_and_loss, static, inputs, labelled=True)
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the validation images could be read.")
+        correct, loss = (np.concatenate(batches, axis=1)[:, read] for batches in zip(*values, strict=True))
+        if finite:
+            check_finite(loss)
+        images = int(read.sum())
+        return [
+            {
+                "accuracy": 100 * int(of_run.sum()) / images,
+                "correct": int(of_run.sum()),
+                "images": images,
+                "loss": float(loss[run].mean(dtype=np.float64)),
+            }
+            for run, of_run in enumerate(correct)
+        ]
+
+    def pseudo_labels(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        """The class that a single run takes each image for, int32 `[n]`, and the odds of the other classes.
+
+        They are `Outcome.other_odds`. An image that could not be read has the class -1.
+        """
+        inputs = encode_texts(static, inputs)
+        values, labels = self._each_batch(outcomes, static, inputs, np.ones(1, np.float32), labelled=True)
+        every = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[0], *values)
+        count = len(self.split)
+        return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.other_odds[:count]
+
+    def _temperatures(self, static: EvalStatic, inputs: EvalInputs) -> list[float | None]:
+        """The temperature that these images ask for, for each run; `None` where there is none."""
+        values, labels = self._each_batch(logits, static, inputs)
+        read = labels >= 0
+        if not read.any():
+            return [None] * static.runs
+        scores = np.concatenate(values, axis=1)[:, read]
+        check_finite(scores)
+        return [fit_temperature(of_run, labels[read]) for of_run in scores]
+
+    def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        """The logits of every image under each run, `[R, n, C]`, and which images could be read, bool `[n]`."""
+        values, labels = self._each_batch(logits, static, encode_texts(static, inputs))
+        count = len(self.split)
+        read = (labels >= 0)[:count]
+        if not read.any():
+            raise ClipbiasError("none of the images could be read.")
+        scores = np.concatenate(values, axis=1)[:, :count]
+        check_finite(scores[:, read])
+        return scores, read
+
+    def accuracy(self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None) -> list[Row]:
+        """Top-1 accuracy in percent of each run, with the counts behind it; arguments as in `outcomes`.
+
+        Returns:
+          For each run `{"accuracy", "correct", "images", "calibration"}`.
+        """
+        results, fitted = self.outcomes(static, inputs, validation=validation)
+        return [score(outcome, temperature) for outcome, temperature in zip(results, fitted, strict=True)]
+
+
+def first_run(learnables: Learnables) -> Learnables:
+    """The learnables of the first run."""
+    return jax.tree.map(lambda leaf: leaf[0], learnables)
+
+
+def encode_texts(static: EvalStatic, inputs: EvalInputs) -> EvalInputs:
+    """The inputs with features in place of texts; texts that depend on the image are encoded with each batch."""
+    if static.classifier.method.conditional:
+        return inputs
+    if static.classifier.changes_text(first_run(inputs.learnables)):
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            return dataclasses.replace(inputs, text=text_features(static, inputs))
+    assert isinstance(inputs.text, jax.Array), "texts that no learnable changes were encoded once"
+    return dataclasses.replace(inputs, text=inputs.text[None])
+
+
+def score(outcome: Outcome, temperature: float | None) -> Row:
+    """Top-1 accuracy in percent with the counts behind it, and how well calibrated the confidence is."""
+    correct = int(outcome.correct.sum())
+    images = len(outcome.correct)
+    # A rounding error of a device is no difference between two runs.
+    calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
+    return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}
 
 
 def evaluate(
@@ -86,3 +607,204 @@ def evaluate(
         if rule is not None and away.logits_read is not None:
             scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits_read[0][0])).mean())
     return scores
+
+
+FOLDER = "predictions"
+
+
+def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | None) -> str:
+    """Names the predictions of a tuned model: its weights, preprocessing, texts and learnables, the images and labels.
+
+    Args:
+      task: bound to the classes.
+      learnables: of one run.
+      method: the method's name, whose program counts if it is of the user's own.
+      split: the images; `None` names the model alone.
+    """
+    facts: list[Any] = [
+        None if split is None else split.stored_digest,
+        task.clip.fingerprint,
+        repr(task.clip.preprocessing),
+        method,
+        source_digest(method),
+    ]
+    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, named(task.classifier.dtype)]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def predictions_name(name: str) -> str:
+    """What predictions are called in files."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def save_predictions(
+    workdir: Path,
+    name: str,
+    task: Task,
+    learnables: Learnables,
+    method: str,
+    split: Split,
+    predicted: np.ndarray,
+    log_probs: np.ndarray | None = None,
+) -> str:
+    """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1.
+
+    Returns:
+      The fingerprint of all inputs.
+    """
+    inputs = fingerprint(task, learnables, method, split)
+    path = workdir / FOLDER / f"{predictions_name(name)}.npz"
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            images=np.asarray(split.keys),
+            labels=np.asarray(split.labels, np.int32),
+            predicted=np.asarray(predicted, np.int32),
+            class_names=np.asarray(task.class_names),
+            fingerprint=np.asarray(inputs),
+            **({} if log_probs is None else {"log_probs": log_probs}),
+        )
+    return inputs
+
+
+class KnownPredictions:
+    """Those in the folders of runs, by fingerprint. What is damaged counts as not there."""
+
+    def __init__(self, workdirs: Iterable[Path]) -> None:
+        self._paths: dict[str, Path] = {}
+        for workdir in workdirs:
+            for path in sorted((workdir / FOLDER).glob("*.npz")):
+                stored = _read(path, "fingerprint")
+                if stored is not None and stored.ndim == 0:
+                    self._paths.setdefault(str(stored), path)
+
+    def find(self, task: Task, learnables: Learnables, method: str, split: Split) -> np.ndarray | None:
+        """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
+
+        `None` where nothing with exactly this model and these images is known.
+        """
+        path = self._paths.get(fingerprint(task, learnables, method, split)) if self._paths else None
+        predicted = None if path is None else _read(path, "predicted")
+        if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
+            return None
+        return predicted if predicted.min() >= -1 and predicted.max() < len(task.class_names) else None
+
+
+def _read(path: Path, name: str) -> np.ndarray | None:
+    try:
+        check_file(path)
+        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+            return stored[name]
+    except Exception:  # a damaged archive raises nearly anything
+        return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """One task with its learnables, ready for batches of images: its texts are encoded once.
+
+    Attributes:
+      task: the method bound to classes.
+      static, inputs: of an evaluation of a single run.
+    """
+
+    task: Task
+    static: EvalStatic
+    inputs: EvalInputs
+
+    @classmethod
+    def of(cls, task: Task, learnables: Learnables, params: Params | None = None) -> "Predictor":
+        """A predictor with weights that are placed already; by default on JAX's first device."""
+        if params is None:
+            params = cast_weights(task.clip.device_params, task.classifier.dtype)
+        text: Text = task.text
+        if not task.method.conditional:
+            text = task.text_features(params, learnables)[None]
+        static = EvalStatic(task.classifier, task.clip.preprocessing, mesh=None, runs=1)
+        run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
+        return cls(task, static, EvalInputs(params, run, text))
+
+    @property
+    def text(self) -> Text:
+        """Features of the texts `[S · C, d]`, as `task.logits` takes them; the texts where they depend on the image."""
+        return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
+
+    def logits(self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
+        """Logits `[B, C]` of images with levels from 0 to 255, `[B, R, R, 3]`, or views of each `[B, 1 + V, R, R, 3]`.
+
+        `mask [B]` says which of the images count; the others only fill the batch.
+        """
+        return _logits(self.static, self.inputs, images, mask)
+
+    def logits_and_features(
+        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`logits`, and the features of the images, of unit length, `[B, d]`."""
+        return _logits_and_features(self.static, self.inputs, images, mask)
+
+    def classify(
+        self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The softmax of `logits`, and these; images may come normalised.
+
+        Raises:
+          ClipbiasError: the largest logit of an image that counts is no finite number.
+        """
+        static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
+        probabilities, logits = map(np.asarray, _probabilities(static, self.inputs, images, mask))
+        check_finite(logits[mask].max(-1))
+        return probabilities, logits
+
+    def predict(
+        self,
+        pictures: Pictures,
+        *,
+        batch_size: int,
+        normalised: bool = False,
+        on_error: str = "raise",
+        rule: AnswerRule | None = None,
+    ) -> Prediction:
+        """See `TunedModel.predict`."""
+        batches = image_batches(
+            self.task.clip.preprocessing,
+            pictures,
+            batch_size,
+            normalised=normalised,
+            crops=crops_of(self.task.method),
+            mixed=mixes_crops(self.task.method),
+            on_error=on_error,
+        )
+        rows = np.full((2, batches.count, len(self.task.class_names)), np.nan, np.float32)
+        for number, (images, mask) in enumerate(batches):
+            for of_kind, values in zip(rows, self.classify(images, mask, normalised=batches.normalised), strict=True):
+                of_kind[number * batches.rows + np.flatnonzero(mask)] = values[mask]
+        probabilities, logits = rows
+        return Prediction(self.task.class_names, probabilities, dict(sorted(batches.errors.items())), logits, rule)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _logits_and_features(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    features = image_features(static, inputs.params, inputs.learnables, images)
+    whole = unit_length(static.classifier.whole_image_features(features[0]))
+    return logits(static, inputs, features, mask)[0], whole
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
+    features = image_features(static, inputs.params, inputs.learnables, images)
+    return logits(static, inputs, features, mask)[0]
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _probabilities(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    logits = _logits(static, inputs, images, mask)
+    return jax.nn.softmax(logits, axis=-1), logits

@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 from clipbias.clip import Preprocessing, encode_image
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
-from clipbias.data.images import Images
+from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
-from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Sampling
 

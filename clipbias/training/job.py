@@ -12,15 +12,13 @@ from clipbias.data.protocols import EvalProtocol
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import AUTO
-from clipbias.training.memory import MemoryPlan, plan_step
-from clipbias.training.programs import StepShape
+from clipbias.training.context import SweepContext
+from clipbias.training.device import AUTO
+from clipbias.training.memory import MemoryPlan, StepShape, plan_step
 from clipbias.training.progress import Progress
-from clipbias.training.sweep_context import SweepContext
 from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
-from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, sampling_of
 from clipbias.tuning.recipe import Recipe
 
 

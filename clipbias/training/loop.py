@@ -1,30 +1,124 @@
-"""The training loop: batch, step, metrics, checkpoint, and the notice to stop.
-
-Independent runs of one task train side by side in one program; every array of theirs has a leading axis `R`.
-"""
+"""Trains a job: plan its stages, collect features, start the learnables, train stage by stage, finish them."""
 
 import contextlib
+import dataclasses
+import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clipbias import hosts
+from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
-from clipbias.training.checkpoint import Checkpoints
-from clipbias.training.device_memory import explain_exhaustion
-from clipbias.training.features import FeatureBatches, epoch_features
-from clipbias.training.job import TrainJob, TrainResult
+from clipbias.training.device import explain_exhaustion
+from clipbias.training.evaluate import EvalInputs, EvalStatic, text_features
+from clipbias.training.features import FeatureBatches, epoch_features, support_features
+from clipbias.training.job import Run, TrainJob, TrainResult, check_images, check_side_by_side, plan_stages
 from clipbias.training.memory import MemoryPlan
-from clipbias.training.metrics import MetricWriter, StepReport
-from clipbias.training.profile import StepProfile
-from clipbias.training.step import train_step
-from clipbias.training.step_inputs import StepScalars, StepStatic, TrainState, init_state, place_inputs
-from clipbias.training.teacher import TaughtBatches
-from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.learnables import with_constants
-from clipbias.tuning.method import Learnables
+from clipbias.training.mesh import device_get
+from clipbias.training.progress import METRICS, MetricWriter, StepProfile, StepReport, Stopwatch, step_seconds
+from clipbias.training.step import StepScalars, StepStatic, TrainState, init_state, place_inputs, place_text, train_step
+from clipbias.training.teacher import TaughtBatches, check_student
+from clipbias.tuning import Samples
+from clipbias.tuning.method import FeatureMethod, Learnables, sampling_of, select_run, stack_runs, with_constants
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder of its own, the latest two kept. All processes call its methods alike."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        """Opens or creates the folder. Raises `ClipbiasError` if it cannot be read or written."""
+        from orbax.checkpoint import v1 as ocp
+
+        self._folder = os.fspath(folder)
+        with self._explained("open the checkpoints"):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder if "://" in self._folder else Path(self._folder).resolve(),
+                preservation_policy=ocp.training.preservation_policies.LatestN(2),
+                cleanup_tmp_directories=True,
+            )
+            # It would ask JAX for a notice to stop, counting steps by other numbers than `hosts.stops` does.
+            self._checkpointer._manager.reached_preemption = lambda step: False
+
+    def restore(self, like: Any) -> tuple[int, Any, list[float]] | None:
+        """The latest checkpoint.
+
+        Args:
+          like: a state with the shapes and types shapes.
+
+        Returns:
+          Its step, state, as arrays on the host, and losses; `None` if there is no checkpoint.
+
+        Raises:
+          ClipbiasError: it cannot be read, or is not of such a state.
+        """
+        latest = self._checkpointer.latest
+        step = hosts.from_first(lambda: None if latest is None else latest.step)  # not all hosts may see it yet
+        if step is None:
+            return None
+        shapes = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named(like).items()}
+        with self._explained(f"read the checkpoint of step {step}"):
+            loaded = self._checkpointer.load(step, shapes)
+            losses = self._checkpointer.metadata(step).custom_metadata["losses"]
+            arrays = {name: np.asarray(loaded[name]) for name in shapes}
+            for name, leaf in arrays.items():
+                if (leaf.shape, leaf.dtype) != (shapes[name].shape, shapes[name].dtype):
+                    raise ValueError(f"{name} has the shape {leaf.shape}, not {shapes[name].shape}")
+        return step, jax.tree.unflatten(jax.tree.structure(like), arrays.values()), losses
+
+    def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
+        """Starts saving `state` as of `step`, once the save before it is on disk.
+
+        Args:
+          step: how many steps are done.
+          state: arrays.
+          losses: of each run at that step.
+
+        Raises:
+          ClipbiasError: this or the previous one could not be written.
+        """
+        # Copies: the next step may write into the memory of those on a device.
+        named = {name: np.array(leaf, order="C") for name, leaf in _named(device_get(state)).items()}
+        metadata = {"losses": [float(loss) for loss in losses]}
+        with self._explained("save a checkpoint"):
+            self._checkpointer.wait()
+            self._checkpointer.save_async(step, named, force=True, custom_metadata=metadata)
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk. Raises `ClipbiasError` if it could not be written."""
+        with self._explained("save a checkpoint"):
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits for what is being saved and releases the folder."""
+        with self._explained("save a checkpoint"):
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax wraps errors of the disk in its own
+            words = re.search(r": ([^:\[]+?) \[os_error_code", f"{error} {error.__cause__}")
+            reason = words[1] if words else (str(error) or type(error).__name__).splitlines()[0]
+            raise ClipbiasError(
+                f"cannot {what} in {self._folder}: {reason}; see to the disk and run the same command again, or remove "
+                "that folder to start anew."
+            ) from error
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """The leaves of a state by their path, which does not depend on the classes of its containers."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
 
 # Steps whose time decides how often checkpoints are saved. The first one compiles and does not count.
 _TIMED_STEPS = 3
@@ -273,3 +367,151 @@ def _advice(plan: MemoryPlan | None) -> str:
     """What to do where a step exhausts the memory."""
     needs = "" if plan is None else f"a step needs {plan}: "
     return f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
+
+
+def train_job(job: TrainJob) -> TrainResult:
+    """Prepares and trains the runs of a job.
+
+    Raises:
+      ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
+    """
+    method = job.task.method
+    if job.teacher is not None:
+        check_student(job.task, job.teacher)
+    check_images(job)
+    host = Stopwatch()
+    stages = plan_stages(job)
+    check_side_by_side(stages)
+    samples = sample_features(job)
+    with host:
+        start = stack_runs([jax.device_get(job.task.init(run.seed)) for run in job.runs])
+        if isinstance(method, FeatureMethod):
+            start = _each_run(method.support, start, samples)
+    result = _train_stages(job, stages, start) if stages else TrainResult(start)
+    learnables = result.learnables
+    if stages and isinstance(method, FeatureMethod) and method.overrides("finish"):
+        with host:
+            learnables = _each_run(method.finish, learnables, samples)
+    seconds = _training_seconds(job, stages, samples, host.seconds)
+    return dataclasses.replace(result, learnables=learnables, training_seconds=seconds)
+
+
+def sample_features(job: TrainJob) -> list[Samples]:
+    """Features of each run's training images, and of its validation images where the method asks for them.
+
+    Empty for a method that takes images.
+    """
+    context = job.context
+    sampling = sampling_of(job.task.method)
+    if sampling is None:
+        return []
+    text = place_text(context.mesh, job.task, context.params)
+    assert isinstance(text, jax.Array), "a method on features of images leaves the text tower alone"
+    texts = np.asarray(job.task.classifier.split_by_template(text))
+    scale = float(np.exp(np.float32(context.clip.params["logit_scale"])))
+
+    def samples_of(run: Run) -> Samples:
+        validation = validation_labels = None
+        split = run.protocol.validation() if sampling.validation else None
+        if split is not None:
+            source = context.features(Images(split), run.seed, sampling)
+            validation = source.plain()[0][source.readable]
+            validation_labels = split.labels[source.readable]
+        source = context.features(run.images, run.seed, sampling)
+        features = support_features(source, sampling)  # it finds out which images can be read
+        return Samples(
+            features=features,
+            labels=np.asarray(run.images.labels)[source.readable],
+            text=texts,
+            scale=scale,
+            validation=validation,
+            validation_labels=validation_labels,
+            seed=run.seed,
+        )
+
+    return [samples_of(run) for run in job.runs]
+
+
+def _each_run(
+    hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
+) -> Learnables:
+    """A method's hook called with the learnables and samples of each run, its results stacked again."""
+    results = [hook(select_run(learnables, run), of_run) for run, of_run in enumerate(samples)]
+    return stack_runs(jax.device_get(results))
+
+
+def _train_stages(job: TrainJob, stages: Sequence[TrainJob], start: Learnables) -> TrainResult:
+    """Trains the stages one after another. Each has its own checkpoints, and is done once they say so."""
+    results = list[TrainResult]()
+    learnables = _next_stage(job, 0, start, None)
+    for number, stage in enumerate(stages):
+        result = train(stage, learnables)
+        results.append(result)
+        text = _stage_texts(stage, result.learnables) if stage is not stages[-1] else None
+        learnables = _next_stage(job, number + 1, result.learnables, text)
+    seconds = sum(result.seconds for result in results)
+    waiting = sum(result.waiting_share * result.seconds for result in results)
+    return TrainResult(
+        learnables=learnables,
+        losses=results[-1].losses,
+        steps=sum(result.steps for result in results),
+        seconds=seconds,
+        waiting_share=waiting / max(seconds, 1e-9),
+        skipped=tuple(max(counts) for counts in zip(*(result.skipped for result in results), strict=True)),
+    )
+
+
+def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
+    """`Method.next_stage` of each run, on the host."""
+    method = job.task.method
+    if not method.overrides("next_stage"):
+        return learnables
+    starts = [
+        method.next_stage(stage, select_run(learnables, run), None if text is None else text[run])
+        for run in range(len(job.runs))
+    ]
+    return stack_runs(jax.device_get(starts))
+
+
+def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:
+    """The texts under each run's learnables: `[R, S, C, d]`."""
+    mesh = stage.context.mesh
+    params = stage.context.params
+    task = stage.task
+    runs = len(stage.runs)
+    text = place_text(mesh, task, params)
+    if isinstance(text, jax.Array):  # no learnable changes it
+        features = jnp.broadcast_to(text, (runs, *text.shape))
+    else:
+        static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs)
+        inputs = EvalInputs(params, meshes.device_put(mesh, learnables, meshes.RUN), text)
+        features = text_features(static, inputs)
+    return np.asarray(meshes.device_get(task.classifier.split_by_template(features)))
+
+
+def _training_seconds(
+    job: TrainJob, stages: Sequence[TrainJob], samples: Sequence[Samples], host: float
+) -> tuple[float, ...]:
+    """Each run's share of the time of training: its own features, and equal shares of what all runs do together.
+
+    Args:
+      job: with the folder of the metrics.
+      stages: of the job.
+      samples: of each run; empty without features.
+      host: seconds of the method's own computations.
+    """
+    runs = len(job.runs)
+    folder = job.logging.metrics
+    sampling = sampling_of(job.task.method)
+    steps = 0.0 if folder is None else step_seconds(folder / METRICS, [stage.steps for stage in stages])
+    if sampling is None:
+        return (steps / runs,) * runs
+    passes = max(sampling.passes, 1)
+    if stages and sampling.training == "fresh":
+        passes += stages[0].training.total_epochs(job.examples)
+    seconds = []
+    for run, of_run in zip(job.runs, samples, strict=True):
+        count = passes * len(of_run.labels) + (0 if of_run.validation is None else len(of_run.validation))
+        features = job.context.features(run.images, run.seed, sampling).seconds(count)
+        seconds.append(features + (steps + host) / runs)
+    return tuple(seconds)

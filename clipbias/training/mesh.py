@@ -18,8 +18,8 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipbias.clip.params import Params
+from clipbias.clip.precision import DATA as DATA
 from clipbias.clip.precision import cast_weights
-from clipbias.clip.target import DATA as DATA
 from clipbias.errors import ClipbiasError
 
 RUN = "run"

@@ -1,14 +1,27 @@
 """Progress for people: a tqdm bar on a terminal, plain lines elsewhere."""
 
+import contextlib
+import importlib.util
+import json
+import os
+import statistics
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from absl import logging
 from tqdm import tqdm
 
+from clipbias.errors import ClipbiasError, sentence
+from clipbias.io import data_path, is_remote, read_json_lines, write_text
 from clipbias.terminal import printable
+from clipbias.training import mesh as meshes
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -115,3 +128,342 @@ def progress(total: int, *, done: int = 0, unit: str = "step", title: str = "") 
         yield bar
     finally:
         bar.close()
+
+
+AUTO = "auto"
+PROJECT = "clipbias"
+
+# Takes the numbers of one step; and the call that ends the record.
+Tracker = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]
+
+
+def _tensorboard(folder: Path) -> Tracker:
+    """Event files in `tensorboard` below the folder, for `tensorboard --logdir`."""
+    import tensorboardX
+
+    writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
+
+    def write(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return write, writer.close
+
+
+def _wandb(folder: Path) -> Tracker:
+    """A run named after its folder; a training that continues goes on with it."""
+    import wandb
+
+    name = _name(folder)
+    run = wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(folder))
+    return lambda step, values: run.log(values, step=step), run.finish
+
+
+def _trackio(folder: Path) -> Tracker:
+    """As that of Weights & Biases."""
+    import trackio
+
+    run = trackio.init(project=PROJECT, name=_name(folder), resume="allow")
+    return lambda step, values: run.log(values, step=step), run.finish
+
+
+def _name(folder: Path) -> str:
+    return "-".join(folder.resolve().parts[-2:])
+
+
+# By name: the package that must be installed, and the function that opens the tracker.
+TRACKERS: Mapping[str, tuple[str, Callable[[Path], Tracker]]] = {
+    "tensorboard": ("tensorboardX", _tensorboard),
+    "wandb": ("wandb", _wandb),
+    "trackio": ("trackio", _trackio),
+}
+
+
+class Trackers:
+    """All trackers of a configuration. One that fails later is left out, and the training goes on."""
+
+    def __init__(self, names: Sequence[str], folder: Path) -> None:
+        """Opens them.
+
+        Args:
+          names: of `TRACKERS`, or "auto": TensorBoard where it is installed.
+          folder: of the run.
+
+        Raises:
+          ClipbiasError: there is no such tracker, it is not installed, or it does not start.
+        """
+        self._open: dict[str, Tracker] = {}
+        for name in check_trackers(names):
+            try:
+                self._open[name] = TRACKERS[name][1](folder)
+            except Exception as error:  # another program's refusal, such as a missing login
+                self.close()
+                raise ClipbiasError(
+                    f"{name} does not start ({sentence(error)}); mend that, or leave it out of --config.trackers."
+                ) from error
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Passes on all numbers; those of several runs side by side are told apart by their place, as in `loss/0`."""
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            if isinstance(value, list):
+                numbers |= {f"{name}/{place}": number for place, number in enumerate(value)}
+            elif isinstance(value, int | float):
+                numbers[name] = value
+        for name, (write, _) in list(self._open.items()):
+            try:
+                write(step, numbers)
+            except Exception as error:
+                logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
+                del self._open[name]
+
+    def close(self) -> None:
+        """Ends all records."""
+        for _, close in self._open.values():
+            with contextlib.suppress(Exception):  # no result depends on it
+                close()
+        self._open.clear()
+
+
+def check_trackers(names: Sequence[str]) -> list[str]:
+    """The trackers of these names. Raises `ClipbiasError` for one that is unknown or not installed."""
+    checked = []
+    for name in names:
+        if name == AUTO:
+            if _is_installed("tensorboardX"):
+                checked.append("tensorboard")
+            continue
+        if name not in TRACKERS:
+            raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO}, {', '.join(TRACKERS)}.")
+        module = TRACKERS[name][0]
+        if not _is_installed(module):
+            raise ClipbiasError(f"trackers has {name!r}, which needs {module}: pip install {module}.")
+        checked.append(name)
+    return list(dict.fromkeys(checked))
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+METRICS = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes. A file in a bucket is written at the end.
+
+    A run that continues drops the lines of steps that it will do again, so no step is there twice. Every line has the
+    number of `steps` that the whole run takes, if it is given: the file alone says how far a run is.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        start_step: int = 0,
+        steps: int | None = None,
+        trackers: Sequence[str] = (AUTO,),
+    ) -> None:
+        self._file: Any = None
+        self._total = {} if steps is None else {"steps": steps}
+        if jax.process_index() != 0:
+            return
+        self._path = path = data_path(folder) / METRICS
+        earlier = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+        if is_remote(path):
+            trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
+        text = "".join(json.dumps(line) + "\n" for line in earlier)
+        write_text(path, text)  # killed here, nothing is lost
+        self._trackers = Trackers(trackers, path.parent)
+        if is_remote(path):  # buckets take whole objects alone
+            self._file = StringIO(text)
+            self._file.seek(0, os.SEEK_END)
+        else:
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line; the numbers also go to the trackers."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ClipbiasError(
+                f"cannot write {self._path}: {error.strerror}; make room, or see to the disk, and run the same command "
+                "again."
+            ) from error
+        self._trackers.write(step, values)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the file and the trackers."""
+        if self._file is None:
+            return
+        if isinstance(self._file, StringIO):
+            write_text(self._path, self._file.getvalue())
+        with contextlib.suppress(OSError):  # what could not be written was already reported
+            self._file.close()
+        self._file = None
+        self._trackers.close()
+
+
+def is_step(line: Mapping[str, Any]) -> bool:
+    """Whether a line says which step it belongs to."""
+    return isinstance(line.get("step"), int)
+
+
+class StepReport:
+    """Tells progress and metrics of each training step, one step late, so that the device never waits for the host."""
+
+    def __init__(
+        self,
+        method: str,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        metrics: MetricWriter | None,
+        *,
+        images: int,
+        losses: Sequence[float] | None = None,
+        waiting: Callable[[], float] | None = None,
+        ends_on_failure: bool = True,
+    ) -> None:
+        """Reports nothing yet.
+
+        Args:
+          method, seeds: name the runs where one fails.
+          progress, metrics: told about every step.
+          images: of one step in all runs.
+          losses: of the step that the runs go on from, `None` where that is the first one.
+          waiting: the share of the steps' time that was spent waiting for images; `None` where there are none.
+          ends_on_failure: whether a loss that is not finite is an error.
+        """
+        self._method = method
+        self._seeds = seeds
+        self._images = images
+        self._progress = progress
+        self._metrics = metrics
+        self._waiting = waiting
+        self._ends_on_failure = ends_on_failure
+        self._late: tuple[int, Any, np.ndarray] | None = None
+        self._when = time.monotonic()
+        # When the first step was told, which may have been compiled, and how many were since: their mean is shown,
+        # since steps that wait on the device are told at uneven times.
+        self._since: float | None = None
+        self._timed = 0
+        self.losses = [float("nan") for _ in seeds] if losses is None else [*losses]
+
+    def step(self, step: int, values: Any, rate: np.ndarray) -> None:
+        """Takes a step's metrics, which may still be in the making, and tells those of the step before."""
+        self.catch_up()
+        self._late = (step, values, rate)
+
+    def catch_up(self) -> None:
+        """Tells what is not told yet. Raises `ClipbiasError` where a loss is not finite, unless that ends nothing."""
+        if self._late is None:
+            return
+        step, values, rate = self._late
+        self._late = None
+        # Padding lies behind the runs.
+        runs = slice(len(self._seeds))
+        values = {name: np.asarray(value, np.float64)[runs] for name, value in meshes.device_get(values).items()}
+        if "accuracy" in values:
+            values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
+        for seed, loss in zip(self._seeds, values["loss"], strict=True):
+            if self._ends_on_failure and not np.isfinite(loss):
+                raise ClipbiasError(
+                    f"the loss of {self._method} (seed {seed}) is {loss} at step {step}; "
+                    "what was saved before is kept; lower --config.learning_rate or check the images."
+                )
+        self.losses = values["loss"].tolist()
+        now = time.monotonic()
+        seconds = now - self._when
+        self._when = now
+        if self._since is None:
+            self._since = now
+        else:
+            self._timed += 1
+        if self._progress is not None:
+            shown: dict[str, Any] = {"loss": float(values["loss"].mean()), "lr": float(rate.max())}
+            if self._timed:
+                shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
+            if self._waiting is not None:
+                shown["waiting"] = f"{self._waiting():.0%}"
+            self._progress.advance(1, shown)
+        if self._metrics is not None:
+            lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}
+            rates = rate.tolist() if len(set(rate.tolist())) > 1 else float(rate[0])
+            self._metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})
+
+
+# Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
+BEFORE = 2
+TRACED = 5
+FOLDER = "profile"
+
+
+class StepProfile:
+    """Traces a few steps of process 0 into `profile` below a folder, to be looked at with XProf or Perfetto."""
+
+    def __init__(self, folder: Path | None, *, first: int, total: int) -> None:
+        """Prepares nothing yet.
+
+        Args:
+          folder: of the run; `None` traces nothing.
+          first: the step that this process begins with, from 0.
+          total: steps of the whole training; where there are few, the last ones are traced.
+        """
+        self._folder = folder
+        begin = min(first + BEFORE, max(total - TRACED, first))
+        self._steps = range(begin, min(begin + TRACED, total))
+        self._runs = False
+
+    def before(self, step: int) -> None:
+        """To be called before each step, numbered from 0."""
+        if self._folder is not None and step == self._steps.start and jax.process_index() == 0:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every call of a function would slow the steps down
+            jax.profiler.start_trace(str(self._folder / FOLDER), profiler_options=options)
+            self._runs = True
+
+    def after(self, step: int, result: Mapping[str, jax.Array]) -> None:
+        """To be called after each step with its results; the trace ends with those of the last traced step."""
+        if self._runs and step == self._steps.stop - 1:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, also of a training that ends early."""
+        if self._runs:
+            self._runs = False
+            jax.profiler.stop_trace()
+
+
+class Stopwatch:
+    """Adds up the seconds of what runs inside."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._began
+
+
+def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
+    """Seconds of a training whose stages have so many steps, from the lines of its `metrics.jsonl`."""
+    lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
+    total = 0.0
+    before = 0
+    for count in steps:
+        seconds = [line["seconds"] for line in lines if before < line["step"] <= before + count]
+        total += count * statistics.median(seconds) if seconds else 0.0
+        before += count
+    return total

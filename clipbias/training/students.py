@@ -7,14 +7,13 @@ from types import MappingProxyType
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.training import mesh as meshes
+from clipbias.training.context import SweepContext
 from clipbias.training.job import Logging, Run, TrainJob
-from clipbias.training.stages import train_job
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.loop import train_job
 from clipbias.training.teacher import Teacher
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.classes import ClassList
-from clipbias.tuning.learnables import select_run
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, select_run
+from clipbias.tuning.prompts import ClassList
 
 STEPS = 1500
 BATCH_SIZE = 16

@@ -14,17 +14,12 @@ from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
-from clipbias.training.divergence import TEACHER
-from clipbias.training.evaluator import Evaluator, encode_texts
+from clipbias.training.context import SweepContext
+from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, encode_texts, make_evaluation
 from clipbias.training.memory import fit_evaluation
-from clipbias.training.outcomes import EvalInputs, EvalStatic, make_evaluation
-from clipbias.training.step import over_runs
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.step import TEACHER, over_runs
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.learnables import stack_runs
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.test_time_method import TestTimeMethod
+from clipbias.tuning.method import FeatureMethod, Learnables, TestTimeMethod, stack_runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,18 +1,22 @@
 """Adaptation methods: one file each, all turning their learnables into one `Adaptation` of the frozen model."""
 
 from clipbias.clip.adaptation import Adaptation
-from clipbias.data.descriptions import Descriptions, read_descriptions
-from clipbias.tuning.classifier import Classifier
-from clipbias.tuning.feature_method import FeatureMethod
+from clipbias.data.dataset import Descriptions, read_descriptions
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
-from clipbias.tuning.learnables import parameter_count
-from clipbias.tuning.method import CONSTANTS, Learnables, Method
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import (
+    CONSTANTS,
+    FeatureMethod,
+    Kind,
+    Learnables,
+    Method,
+    Preset,
+    PromptText,
+    TestTimeMethod,
+    parameter_count,
+)
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method, resolve_method
-from clipbias.tuning.task import Task
-from clipbias.tuning.test_time_method import TestTimeMethod
+from clipbias.tuning.task import Classifier, Task
 
 __all__ = [
     "CONSTANTS",

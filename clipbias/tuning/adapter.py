@@ -8,29 +8,95 @@ the file.
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clipbias.checks import Count, Positive, Range, check_value
 from clipbias.clip import Clip, hub
-from clipbias.clip.tensors import open_safetensors_file
-from clipbias.data.descriptions import Descriptions
+from clipbias.clip.formats import open_safetensors_file
+from clipbias.data.dataset import Descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.terminal import printable
-from clipbias.tuning.classes import Classes, ClassList
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.learnables import SEPARATOR, Array, flatten, unflatten
-from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.preset import Options
-from clipbias.tuning.registry import METHODS, make_method
+from clipbias.tuning.method import (
+    CONSTANTS,
+    SEPARATOR,
+    Array,
+    Learnables,
+    Options,
+    flatten,
+    select_run,
+    stack_runs,
+    unflatten,
+)
+from clipbias.tuning.prompts import Classes, ClassList
+from clipbias.tuning.registry import METHODS, is_user_method, make_method, match_user_method
 from clipbias.tuning.task import Task
-from clipbias.tuning.transfer import transfer
-from clipbias.tuning.user_methods import is_user_method, match_user_method
+
+
+def transfer(
+    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None = None, *, axis: int = 0
+) -> Learnables:
+    """Learnables of `source` for the classes of `target`, a task of the same method and model.
+
+    Prompts and biases do not depend on the classes and are returned unchanged. Arrays with a row for each class
+    (TaskRes, class-specific contexts) are indexed by `labels`.
+
+    Args:
+      source, target: the task of training and the task of use.
+      learnables: of `source`.
+      labels: the label in `source` of each class of `target`; `None` for classes that `source` lacks.
+      axis: position of the class axis; 1 with a leading axis of runs.
+
+    Raises:
+      ClipbiasError: an array has a row for each class, and `labels` is `None`.
+    """
+    method = source.method
+    if source.class_names == target.class_names:
+        return learnables
+    if method.overrides("transfer"):
+        source_text = _plain_texts(source)
+        target_text = _plain_texts(target)
+        return _each_run(lambda run: method.transfer(run, labels, source_text, target_text), learnables, axis)
+    if method.overrides("read_classes"):
+        return _each_run(target.read_classes, learnables, axis)
+    # An array depends on the classes if its shape changes with their number.
+    grown_shapes = jax.eval_shape(
+        lambda rng: method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
+    )
+
+    def select_rows(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
+        if shape.shape == grown.shape:
+            return leaf
+        if labels is None:
+            raise ClipbiasError(
+                f"{type(method).__name__} learned something for each class and cannot be used with other classes such "
+                f"as {target.class_names[0]!r}; tune it on them."
+            )
+        return leaf.take(jnp.asarray(labels), axis=axis)
+
+    return jax.tree.map(select_rows, learnables, source.shapes, grown_shapes)
+
+
+def _plain_texts(task: Task) -> np.ndarray:
+    """Plain CLIP's text features `[S, C, d]` of a task's classes."""
+    features = task.plain_text_features(task.clip.params)
+    return np.asarray(task.classifier.split_by_template(features))
+
+
+def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
+    """`change` of the learnables on the host, run by run if there is a leading axis of runs."""
+    if not axis:
+        return jax.device_get(change(learnables))
+    runs = range(jax.tree.leaves(learnables)[0].shape[0])
+    return stack_runs([jax.device_get(change(select_run(learnables, run))) for run in runs])
+
 
 # Raised when a file changes in a way that earlier code would misread.
 FORMAT = 1
@@ -146,7 +212,7 @@ class Adapter:
           clip: the model it was trained on.
           class_names: the classes, or a dataset with them; `None` for those of training.
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
-            `tuning.user_methods.match_user_method`).
+            `tuning.registry.match_user_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
           free_text: whether `class_names` are texts of any kind (see `Task`).
           dtype: compute type (see `Task`).

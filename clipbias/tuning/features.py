@@ -1,6 +1,7 @@
 """Features of images and texts: the inputs of heads, losses and closed forms."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from clipbias.checks import Choices, Range
+from clipbias.errors import ClipbiasError
 
 # Of fewer images many settings classify the same number rightly.
 FEW_IMAGES = 100
@@ -22,7 +24,7 @@ def unit_length(x: jax.Array) -> jax.Array:
 def average_texts(text: jax.Array) -> jax.Array:
     """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors, not normalised again.
 
-    A single text is returned unchanged. Rows of zeros are padding for classes with fewer texts (`tuning.descriptions`).
+    A single text is returned unchanged. Rows of zeros are padding for classes with fewer texts (`tuning.prompts`).
     """
     if text.shape[0] == 1:
         return text[0]
@@ -126,3 +128,139 @@ class Samples:
     def shots(self) -> int:
         """`K`, the largest number of training images of a class."""
         return int(np.bincount(self.labels).max())
+
+
+# Factor of the cosines in methods whose authors use a fixed number instead of `exp(logit_scale)`.
+COSINE_SCALE = 100.0
+
+
+def cosines(features: Features) -> jax.Array:
+    """`x Tᵀ [B, C]`: `x = unit(f)`, `T` the zero-shot classifier, unit vectors averaged over texts."""
+    return unit_length(features.image) @ unit_length(average_texts(features.text)).T
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """`x / ‖x‖₂` over the last axis, float64."""
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def text_classifier(text: np.ndarray) -> np.ndarray:
+    """`T [C, d]` of texts `[S, C, d]`, float64; rows of zeros are padding for classes with fewer texts."""
+    text = np.asarray(text, np.float64)
+    length = np.linalg.norm(text, axis=-1, keepdims=True)
+    return unit_rows((text / np.where(length > 0, length, 1)).sum(0))
+
+
+def unit_passes(samples: Samples) -> Iterator[np.ndarray]:
+    """`unit(f) [N, d]` of the training images, pass by pass. All passes at once would take gigabytes on ImageNet."""
+    return map(unit_rows, samples.features)
+
+
+def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The mean of each class's rows, `[N, d]` to `[C, d]`.
+
+    Raises:
+      ClipbiasError: a class has no row.
+    """
+    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if missing.size:
+        raise ClipbiasError(
+            f"class {missing[0] + 1} of {classes} has no training image, and this method needs one of every class."
+        )
+    return np.stack([rows[labels == label].mean(0) for label in range(classes)])
+
+
+def validation_features(samples: Samples, per_class: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any.
+
+    A class with more images gives those that come first in an order drawn with the run's seed.
+    """
+    features = samples.validation
+    labels = samples.validation_labels
+    if features is None or labels is None or not len(labels):
+        return None
+    if per_class is None:
+        return features, labels
+    order = np.random.default_rng(samples.seed).permutation(len(labels))
+    rows = np.concatenate([order[labels[order] == label][:per_class] for label in np.unique(labels)])
+    return features[rows], labels[rows]
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose largest logit is that of their class. Among equal logits the first one counts."""
+    return float((logits.argmax(-1) == labels).mean())
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of `-log p` of the labels, in nats."""
+    below = logits - logits.max(-1, keepdims=True)
+    return float((np.log(np.exp(below).sum(-1)) - below[np.arange(len(labels)), labels]).mean())
+
+
+def shortest(value: np.ndarray) -> float:
+    """A float32 as the shortest decimal number that it is: 0.1, not 0.10000000149."""
+    return float(str(np.float32(value)))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in place: a copy would take 128 MB on ImageNet."""
+    logits -= logits.max(-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(-1, keepdims=True)
+    return logits
+
+
+ENTROPY = 0.1
+MAX_ITERATIONS = 100
+TOLERANCE = 1e-2
+
+
+def transport_logits(image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`s Σ_mp Π_mp S_mp`, `S = F Gᵀ`, for every pair of an image and a class: `[B, C]`.
+
+    `Π` is the transport plan between the `m` features of the image and the `P` features of the class, with equal
+    weights, the cost `1 - S` and entropy 0.1, from Sinkhorn's iteration. `Π` has no gradient.
+
+    Args:
+      image: `[B, m, d]`, of unit length.
+      text: `[P, C, d]`, of unit length.
+      scale: `s`.
+      mask: `[B]`, the images that count for the number of iterations; `None` for all.
+    """
+    similarity = jnp.einsum("bmd,pcd->bcmp", image, text)
+    kernel = jnp.exp(-(1 - jax.lax.stop_gradient(similarity)) / ENTROPY)
+    return scale * (sinkhorn(kernel, mask) * similarity).sum((-2, -1))
+
+
+def sinkhorn(kernel: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`Π = diag(r) K diag(c)` with rows that sum to `1/m` and columns that sum to `1/P`: `[B, C, m, P]`.
+
+    It starts at `r = c = 1`. An iteration sets `r ← (1/m) / (K c)`, then `c ← (1/P) / (Kᵀ r)`. It stops for all pairs
+    of the batch together: after 100 iterations, or once the mean of `|r - r_before|` over all pairs is below 0.01. So
+    the number of iterations depends on the other images of the batch, as in the code of PLOT's authors.
+    """
+    batch, classes, m, prompts = kernel.shape
+    weights = jnp.ones(batch) if mask is None else mask.astype(kernel.dtype)
+    total = jnp.maximum(weights.sum(), 1) * classes * m
+
+    def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
+        _, _, iteration, change = state
+        return (iteration < MAX_ITERATIONS) & ~(change < TOLERANCE)
+
+    def iterate(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        before, columns, iteration, _ = state
+        rows = 1 / m / jnp.einsum("bcmp,bcp->bcm", kernel, columns)
+        columns = 1 / prompts / jnp.einsum("bcmp,bcm->bcp", kernel, rows)
+        change = (weights * jnp.abs(rows - before).sum((1, 2))).sum() / total
+        return rows, columns, iteration + 1, change
+
+    start: tuple[jax.Array, ...] = (
+        jnp.ones((batch, classes, m)),
+        jnp.ones((batch, classes, prompts)),
+        jnp.zeros((), int),
+        jnp.full((), jnp.inf),
+    )
+    with jax.default_matmul_precision("highest"):
+        rows, columns, _, _ = jax.lax.while_loop(unfinished, iterate, start)
+    return rows[..., None] * kernel * columns[..., None, :]

@@ -4,10 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import Kind
-from clipbias.tuning.prompt_text import PromptText
-from clipbias.tuning.templates import choose_templates
+from clipbias.tuning.method import Kind, Learnables, Method, PromptText
+from clipbias.tuning.prompts import choose_templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +13,7 @@ class FrozenTowers(Method):
     """A method that changes only the head.
 
     Attributes:
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     kind: ClassVar[Kind | None] = Kind.HEAD

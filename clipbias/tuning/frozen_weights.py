@@ -11,8 +11,7 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
 from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import Kind
+from clipbias.tuning.method import Kind, Learnables, Method
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 # LayerNorms outside the blocks, two in the vision tower and one in the text tower: the last, or BERT's first.

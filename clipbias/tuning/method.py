@@ -6,24 +6,86 @@ leaves no trace in the compiled programs.
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+import enum
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
+from clipbias.clip.layers import check_changes
 from clipbias.clip.params import Params
-from clipbias.clip.weight_changes import check_changes
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import Features, class_vectors, unit_length
-from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.features import Features, Samples, Sampling, class_vectors, unit_length
 from clipbias.tuning.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptText:
+    """A prompt text: one or more templates for class names.
+
+    Attributes:
+      templates: each with `{}` for the class name. The unit-length features of several templates are averaged.
+      context_tokens: number of context tokens `T` after SOS, which the method may replace.
+      position: position of the class name in the context, "end", "middle" or "front"; or one for each template.
+      spaces: characters of a class name that become spaces.
+    """
+
+    templates: tuple[str, ...]
+    context_tokens: int = 0
+    position: str | tuple[str, ...] = "end"
+    spaces: str = "_"
+
+    def __str__(self) -> str:
+        count = len(self.templates)
+        return repr(self.templates[0]) + (f", … ({count} templates)" if count > 1 else "")
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Number of context tokens before the class name, for each template."""
+        count = self.context_tokens
+        positions = (self.position,) * len(self.templates) if isinstance(self.position, str) else self.position
+        return tuple({"end": count, "middle": count // 2, "front": 0}[position] for position in positions)
+
+
+# A method's options by name, as plain values; and those of its authors for each dataset.
+Options = Mapping[str, Any]
+DatasetOptions = Mapping[str, Options]
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A name of a method, and the options that it stands for.
+
+    Attributes:
+      label: name in tables and figures.
+      options: options that differ from the method's defaults.
+      order: position among the rows of a table. Methods that change more of both towers come later.
+      datasets: the authors' options for each dataset under this name; `None` for those of the class, `Method.datasets`.
+    """
+
+    label: str
+    options: Options = dataclasses.field(default_factory=dict)
+    order: int = 1000
+    datasets: DatasetOptions | None = None
+
+
+class Kind(enum.StrEnum):
+    """Groups of methods, by what they change."""
+
+    TRAINING_FREE = "training-free"
+    HEAD = "head"
+    PROMPTS = "prompts"
+    WEIGHTS = "weights"
+    TEST_TIME = "test-time"
+
 
 # The trainable parameters of a method: a dictionary of arrays. The arrays under `CONSTANTS` are stored with the others,
 # but no step changes them: a cache, a closed form, class weights of a loss.
@@ -269,3 +331,142 @@ def check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
             raise ClipbiasError(
                 f"{name} tunes the projection of `[cls]`, and this model has a pooling head; take another."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureMethod(Method):
+    """A method that uses features of the training images instead of the images: Tip-Adapter, GDA, a linear probe.
+
+    With `trains = False` the method needs only `support`. Otherwise its training steps use features and run no tower.
+    """
+
+    @abc.abstractmethod
+    def sampling(self) -> Sampling:
+        """The features of the training images for `support` and training."""
+
+    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        """The learnables before training, from those of `init` and the features of `sampling`. On the host."""
+        return learnables
+
+    def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
+        """The learnables after training, for example after a search on validation images. On the host."""
+        return learnables
+
+    def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
+        """The options that make `support` and `finish` take what a search on validation images selected.
+
+        By default none: without validation images the method's own options count.
+
+        Args:
+          learnables: of one run, after the search.
+        """
+        return {}
+
+    @property
+    def uses_images(self) -> bool:
+        return True
+
+
+def sampling_of(method: Method) -> Sampling | None:
+    """The features that a method uses instead of the training images; `None` if it uses the images."""
+    return method.sampling() if isinstance(method, FeatureMethod) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class TestTimeMethod(Method):
+    """A method that classifies each test image with its own learnables: TPT."""
+
+    __test__: ClassVar[bool] = False  # pytest would collect a class with this name
+
+    @abc.abstractmethod
+    def crops_at_test(self) -> int:
+        """Number of random crops per test image for `at_test`, in addition to the image."""
+
+    def augmix_at_test(self) -> bool:
+        """Whether AugMix mixes these crops with distortions (`data.transforms`). By default not."""
+        return False
+
+    @abc.abstractmethod
+    def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
+        """The learnables for one test image, from those of the run.
+
+        Only learnables of the text tower may change. The function is traced, with the gradient of the text tower if it
+        is used, and runs for one image after another.
+
+        Args:
+          learnables: of one run.
+          logits: returns the logits `[1 + crops, C]` of the image's views for any learnables; the first view is the
+            image. The vision tower has run once, with the learnables of the run.
+        """
+
+    @property
+    def conditional(self) -> bool:
+        return True
+
+
+def crops_of(method: Method) -> int:
+    """Number of random crops per test image; 0 for methods that do not learn on test images."""
+    return method.crops_at_test() if isinstance(method, TestTimeMethod) else 0
+
+
+def mixes_crops(method: Method) -> bool:
+    """Whether AugMix mixes these crops with distortions."""
+    return isinstance(method, TestTimeMethod) and method.augmix_at_test()
+
+
+# Separates the names in a path, also in files.
+SEPARATOR = "/"
+
+# A leaf, on a device or on the host.
+Array = jax.Array | np.ndarray
+
+
+def check_order(params: Params, learnables: Learnables) -> None:
+    """Raises `ClipbiasError` if a caller swapped the two."""
+    if "logit_scale" in learnables:
+        raise ClipbiasError(
+            "params and learnables are swapped: the order is the frozen weights (clip.params), then the learnables."
+        )
+
+
+def without_constants(learnables: Learnables) -> Learnables:
+    """The learnables that training steps change."""
+    return {name: value for name, value in learnables.items() if name != CONSTANTS}
+
+
+def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
+    """`learnables` with the constants of `others`."""
+    return {**learnables, CONSTANTS: others[CONSTANTS]} if CONSTANTS in others else learnables
+
+
+def select_run(learnables: Learnables, index: int) -> Learnables:
+    """The learnables of one run, from a leading axis `R` of runs."""
+    return jax.tree.map(lambda leaf: leaf[index], learnables)
+
+
+def stack_runs(runs: Sequence[Learnables]) -> Learnables:
+    """The learnables of several runs on a leading axis `R`, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)
+
+
+def flatten(tree: Learnables) -> dict[str, Array]:
+    """Leaves of nested dictionaries by path, as in adapter files: `{"a": {"b": x}}` to `{"a/b": x}`."""
+    return traverse_util.flatten_dict(dict(tree), sep=SEPARATOR)
+
+
+def unflatten(tensors: Mapping[str, Array]) -> Params:
+    """The inverse of `flatten`. Raises `ValueError` if one array's path lies inside that of another."""
+    for name in tensors:
+        parents = name.split(SEPARATOR)[:-1]
+        if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):
+            raise ValueError(f"{name!r} lies inside another array")
+    return traverse_util.unflatten_dict(dict(tensors), sep=SEPARATOR)
+
+
+def parameter_count(learnables: Learnables) -> dict[str, int]:
+    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers; no constants."""
+    counts = dict.fromkeys(("vision", "text", "shared"), 0)
+    for key, value in without_constants(learnables).items():
+        tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")
+        counts[tower] += sum(leaf.size for leaf in jax.tree.leaves(value))
+    return {"total": sum(counts.values()), **counts}

@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 
 from clipbias.clip import Clip
+from clipbias.clip.formats import FLOATING, Tensor, open_torch
 from clipbias.clip.tables import OPEN_CLIP
-from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.clip.tokenizer import encode
-from clipbias.clip.torch_file import open_torch
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter, make_adapter
-from clipbias.tuning.classes import Classes, ClassList
-from clipbias.tuning.context import word_ids
+from clipbias.tuning.prompts import Classes, ClassList, word_ids
 from clipbias.tuning.task import Task
 
 # PromptSRC's averages run over the frozen weights in half precision, which moves them by some ten-thousandths.

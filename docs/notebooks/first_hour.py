@@ -34,7 +34,7 @@ from tabulate import tabulate
 
 import clipbias
 from clipbias import data
-from clipbias.training.kept_programs import keep
+from clipbias.training.device import keep
 
 keep()  # each program is compiled once, also for the next time
 clip = clipbias.load(MODEL)

@@ -17,14 +17,20 @@ from clipbias.clip import Clip
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import why_no_maps
 from clipbias.training import mesh as meshes
-from clipbias.training.ahead import Topology
-from clipbias.training.compiled import exchanges
-from clipbias.training.device_memory import USABLE, needed_bytes
-from clipbias.training.memory import fit_evaluation, plan_step
-from clipbias.training.programs import Program, StepShape, evaluation_programs, features_program, training_program
+from clipbias.training.ahead import Topology, exchanges
+from clipbias.training.device import USABLE, needed_bytes
+from clipbias.training.memory import (
+    Program,
+    StepShape,
+    evaluation_programs,
+    features_program,
+    fit_evaluation,
+    plan_step,
+    training_program,
+)
 from clipbias.tuning import Method, Recipe, Task, make_method
-from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
+from clipbias.tuning.method import sampling_of
 from clipbias.tuning.registry import METHODS
 from tests.accelerators.conftest import ACCELERATOR, ALL, TOPOLOGIES
 from tools.benchmarks import model

@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import Adaptation, Clip, config, convert, encode_image, encode_text, pack
+from clipbias.clip import Adaptation, Clip, checkpoint, config, encode_image, encode_text, pack
+from clipbias.clip.formats import Tensor
 from clipbias.clip.packed_text import encode_packed_text
-from clipbias.clip.tensors import Tensor
 from clipbias.clip.text import as_tokens
 from tests import helpers
 from tests.reference import methods, numpy_clip, weights
@@ -130,7 +130,7 @@ def test_vit_b_16_equals_transformers():
         name: Tensor(value.shape, value.dtype.name, functools.partial(state.pop, name)) for name, value in state.items()
     }
     geometry = config.from_hugging_face(transformers.CLIPConfig(**settings))
-    params = convert.from_tensors(geometry, tensors, where="the reference")
+    params = checkpoint.from_tensors(geometry, tensors, where="the reference")
     images = helpers.random_images(settings, 2)
     tokens = helpers.random_tokens(settings, (5, 30, 75))
 

@@ -14,7 +14,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import flatten_dict
 
 import clipbias
-from clipbias.clip.flax_file import read_flax, write_flax
+from clipbias.clip.formats import read_flax, write_flax
 from clipbias.errors import ClipbiasError
 from tests.reference import formats
 

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 import clipbias
 from clipbias.clip import encode_image, encode_text, tower
-from clipbias.clip.rotary import angles
+from clipbias.clip.layers import angles
 from clipbias.clip.vision import embed_image, head_attention, pool_image, project_image
 from clipbias.errors import ClipbiasError
 from clipbias.export import fold

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from clipbias.clip import layers
+from clipbias.clip.block import layer_inputs
 from clipbias.clip.config import TowerConfig
-from clipbias.clip.scan import layer_inputs
 from clipbias.clip.tower import TowerInput, run_fused
 from clipbias.training import mesh as meshes
 from clipbias.training.step import over_runs

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import clipbias
-from clipbias.clip import convert, repository, tables, tokenizer_files
+from clipbias.clip import checkpoint, tables
+from clipbias.clip import tokenizer as tokenizer_files
 from clipbias.errors import ClipbiasError
 from tests import torch_files
 
@@ -69,8 +70,8 @@ def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, se
     change(folder, lambda content: content["model_cfg"].pop("quick_gelu", None))
     if setting is not None:
         change(folder, lambda content: content["model_cfg"].update(quick_gelu=setting))
-    location = repository.ModelLocation(folder, name, "0" * 40)
-    monkeypatch.setattr(repository, "find", lambda source: location)
+    location = checkpoint.ModelLocation(folder, name, "0" * 40)
+    monkeypatch.setattr(checkpoint, "find", lambda source: location)
     assert clipbias.load(name).config.vision.activation == activation
 
 
@@ -154,7 +155,7 @@ def test_clips_own_tokenizer() -> None:
 def test_the_table_gives_back_what_open_clip_wrote() -> None:
     clip = clipbias.load(FORMATS / "open_clip")
     written = load_file(FORMATS / "open_clip" / WEIGHTS)
-    again = convert.to_tensors(clip.config, clip.params, tables.OPEN_CLIP)
+    again = checkpoint.to_tensors(clip.config, clip.params, tables.OPEN_CLIP)
     assert again.keys() == written.keys()
     for name, value in written.items():
         np.testing.assert_array_equal(again[name], value.reshape(again[name].shape), err_msg=name)

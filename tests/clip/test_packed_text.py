@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Adaptation, encode_packed_text, encode_text, init_params, pack
-from clipbias.clip.packing import TILE, first_fit
+from clipbias.clip.packed_text import TILE, first_fit
 from clipbias.clip.text import as_tokens
 from tests import helpers
 from tools.benchmarks.model import geometry

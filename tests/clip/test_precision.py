@@ -10,12 +10,11 @@ import pytest
 
 import experiments.train
 from clipbias.clip import Clip, encode_image
-from clipbias.clip.precision import DEFAULT_DTYPES, cast_weights, resolve
-from clipbias.clip.target import Target
+from clipbias.clip.precision import DEFAULT_DTYPES, Target, cast_weights, resolve
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import traced_for
-from clipbias.training.programs import StepShape, training_program
+from clipbias.training.memory import StepShape, training_program
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.recipe import Recipe
 from tests.end_to_end import binaries

@@ -12,8 +12,8 @@ from PIL import Image
 import clipbias
 from clipbias.clip import ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip.encode import preprocess
-from clipbias.clip.preprocess_files import of_open_clip, preprocessor_json, read_preprocessor
-from clipbias.data.files_on_disk import split_of_files
+from clipbias.clip.preprocess import of_open_clip, preprocessor_json, read_preprocessor
+from clipbias.data.files import split_of_files
 from clipbias.data.images import pictures as read_pictures
 from clipbias.data.user_images import labelled_split
 from tests.clip import pixels

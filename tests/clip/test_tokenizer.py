@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.clip.tokenizer import encode
-from clipbias.clip.tokenizer_files import clip_tokenizer, read_tokenizer
+from clipbias.clip.tokenizer import clip_tokenizer, encode, read_tokenizer
 from tests.clip.odd_texts import ODD_TEXTS
 from tests.reference.tokenizer import SimpleTokenizer
 

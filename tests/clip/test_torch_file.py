@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clipbias.clip.torch_file import NAMES, Record, _Unpickler, open_torch
+from clipbias.clip.formats import NAMES, Record, _Unpickler, open_torch
 from clipbias.errors import ClipbiasError
 from tests import torch_files
 from tests.fuzz.answers import answered

@@ -9,8 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from clipbias.clip import Adaptation, encode_image, encode_packed_text, encode_text, pack
+from clipbias.clip.layers import fold_changes
 from clipbias.clip.text import as_tokens
-from clipbias.clip.weight_changes import fold_changes
 from tests import helpers
 from tests.reference import numpy_clip
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from clipbias.data import Split, transforms
-from clipbias.data.images import Images
+from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
-from clipbias.data.workers import Workers
 
 
 def train_batches(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from clipbias.data import transforms
-from clipbias.data.augmix import OPERATIONS, augmix
+from clipbias.data.transforms import OPERATIONS, augmix
 from tests.data.pictures import picture
 from tests.reference import augmix as reference
 

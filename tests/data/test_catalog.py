@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from clipbias.data import catalog, class_names
+from clipbias.data import catalog
 from clipbias.data.dataset import check_template
 
 
@@ -29,25 +29,25 @@ def test_eleven_and_four():
 
 
 def test_class_name_rules():
-    assert class_names.caltech101("Faces") == class_names.caltech101("faces") == "face"
-    assert [class_names.caltech101(name) for name in ("airplanes", "Motorbikes", "accordion")] == [
+    assert catalog.caltech101("Faces") == catalog.caltech101("faces") == "face"
+    assert [catalog.caltech101(name) for name in ("airplanes", "Motorbikes", "accordion")] == [
         "airplane",
         "motorbike",
         "accordion",
     ]
-    assert class_names.stanford_cars("Audi TTS Coupe 2012") == "2012 Audi TTS Coupe"
-    assert class_names.sun397("/a/apse/indoor") == "indoor apse"
-    assert class_names.sun397("/a/abbey") == "abbey"
-    assert class_names.ucf101("ApplyEyeMakeup") == "Apply_Eye_Makeup"
-    assert class_names.ucf101("YoYo") == "Yo_Yo"
-    assert class_names.eurosat("SeaLake") == "Sea or Lake" and class_names.eurosat("River") == "River"
-    assert class_names.oxford_flowers("pink-yellow dahlia?") == "pink-yellow dahlia"
-    assert class_names.oxford_pets("Great_Pyrenees") == "great_pyrenees"
-    assert class_names.imagenet("n01440764") == "tench"
+    assert catalog.stanford_cars("Audi TTS Coupe 2012") == "2012 Audi TTS Coupe"
+    assert catalog.sun397("/a/apse/indoor") == "indoor apse"
+    assert catalog.sun397("/a/abbey") == "abbey"
+    assert catalog.ucf101("ApplyEyeMakeup") == "Apply_Eye_Makeup"
+    assert catalog.ucf101("YoYo") == "Yo_Yo"
+    assert catalog.eurosat("SeaLake") == "Sea or Lake" and catalog.eurosat("River") == "River"
+    assert catalog.oxford_flowers("pink-yellow dahlia?") == "pink-yellow dahlia"
+    assert catalog.oxford_pets("Great_Pyrenees") == "great_pyrenees"
+    assert catalog.imagenet("n01440764") == "tench"
 
 
 def test_imagenet_classes_are_sorted_and_two_names_repeat():
-    classes = class_names.imagenet_classes()
+    classes = catalog.imagenet_classes()
     assert len(classes) == 1000 and list(classes) == sorted(classes)
     repeated = [name for name, count in collections.Counter(classes.values()).items() if count > 1]
     assert sorted(repeated) == ["missile", "sunglasses"]

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from clipbias.data.confusion import binomial_error
-from clipbias.data.counts import SMALL, accuracy_words, images_per_class, range_words, wilson_interval
+from clipbias.data.few_shot import SMALL, accuracy_words, images_per_class, range_words, wilson_interval
 from clipbias.prediction import Accuracy
 
 

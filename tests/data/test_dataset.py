@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.files_on_disk import split_of_files
+from clipbias.data.files import split_of_files
 from clipbias.errors import UnreadableImage
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipbias import data
 from clipbias.data.dataset import Split
-from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files
+from clipbias.data.files import IMAGE_SUFFIXES, image_files
 from clipbias.data.folder import divide
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import write

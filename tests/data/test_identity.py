@@ -14,10 +14,10 @@ from PIL import Image
 from clipbias import data
 from clipbias.data import Split
 from clipbias.data.dataset import Dataset
-from clipbias.data.hub_dataset import from_hub_dataset
+from clipbias.data.held_out import unlabelled_images
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
-from clipbias.data.unlabelled import unlabelled_images
+from clipbias.data.tables import from_hub_dataset
 from clipbias.data.user_images import labelled_split
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import picture, write

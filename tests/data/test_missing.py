@@ -5,7 +5,7 @@ import pytest
 
 from clipbias import data
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.missing import describe_missing, open_datasets
+from clipbias.data.sources import describe_missing, open_datasets
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import write
 

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 import clipbias
 from clipbias import TunedModel, data
 from clipbias.clip import Clip
-from clipbias.data import heif
+from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.user_images import UserImages, labelled_split, to_picture
@@ -86,7 +86,7 @@ def test_damaged_exif_data_cost_no_picture(exif: bytes, tmp_path: Path) -> None:
 def test_pictures_in_formats_that_are_not_read_are_counted_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    monkeypatch.setattr(transforms, "is_installed", lambda: False)
     for number in range(4):
         write(tmp_path / "cat" / f"{number}.jpg", number)
         write(tmp_path / "dog" / f"{number}.jpg", number)
@@ -113,7 +113,7 @@ HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 
 def test_heic_is_refused_with_the_package_to_install(tmp_path: Path) -> None:
-    if heif.is_installed():
+    if transforms.is_installed():
         pytest.skip("pillow-heif is installed")
     (tmp_path / "a.heic").write_bytes(HEAD + encoded(UPRIGHT))
     with pytest.raises(UnreadableImage, match=r"a\.heic is HEIC; pip install 'clipbias\[heif\]' to read HEIC pictures"):
@@ -123,7 +123,7 @@ def test_heic_is_refused_with_the_package_to_install(tmp_path: Path) -> None:
 class _Played(ImageFile.ImageFile):
     """HEIC's head and a PNG file, in place of pillow-heif's decoder."""
 
-    format = heif.FORMAT
+    format = transforms.FORMAT
 
     def _open(self) -> None:
         self.fp.seek(len(HEAD))
@@ -137,11 +137,11 @@ class _Played(ImageFile.ImageFile):
 def test_heic_is_read_where_the_package_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     played = types.ModuleType("pillow_heif")
     played.__spec__ = importlib.machinery.ModuleSpec("pillow_heif", None)
-    played.register_heif_opener = lambda: Image.register_open(heif.FORMAT, _Played)  # type: ignore[attr-defined]
+    played.register_heif_opener = lambda: Image.register_open(transforms.FORMAT, _Played)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pillow_heif", played)
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
-    for cached in (heif.is_installed, heif.register):
+    for cached in (transforms.is_installed, transforms.register):
         cached.cache_clear()
     try:
         (tmp_path / "cat").mkdir()
@@ -149,7 +149,7 @@ def test_heic_is_read_where_the_package_is_installed(tmp_path: Path, monkeypatch
         np.testing.assert_array_equal(data.load("folder", data_dir=tmp_path).split("train").image(0), UPRIGHT)
         assert find_images(str(tmp_path)) == [tmp_path / "cat" / "a.heic"]
     finally:
-        for cached in (heif.is_installed, heif.register):
+        for cached in (transforms.is_installed, transforms.register):
             cached.cache_clear()
 
 

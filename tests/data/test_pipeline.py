@@ -8,8 +8,7 @@ import pytest
 
 from clipbias.data import pipeline, transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import ImageCache, Images, check_readable, unset
-from clipbias.data.workers import Workers
+from clipbias.data.images import ImageCache, Images, Workers, check_readable, unset
 from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture

@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 
 from clipbias import data
-from clipbias.data import record_index, shards
-from clipbias.data.tfds_records import PreparedDataset
+from clipbias.data import shards, tfds
+from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 
@@ -35,7 +35,7 @@ def copied(built: tuple[Path, data.Dataset], tmp_path: Path, monkeypatch: pytest
     read = []
     original = PreparedDataset._read_index
 
-    def noted(self: PreparedDataset, split: str, id_feature: str | None) -> record_index.RecordIndex:
+    def noted(self: PreparedDataset, split: str, id_feature: str | None) -> tfds.RecordIndex:
         read.append(split)
         return original(self, split, id_feature)
 
@@ -76,14 +76,14 @@ def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
 def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog) -> None:
     root, read = copied
     place(root).unlink()
-    original = record_index._write
+    original = tfds._write
 
     def refused(path: epath.Path, *rest: object) -> None:
         if str(path).startswith(str(root)):
             raise ClipbiasError(f"cannot write {path}: Read-only file system.")
         original(path, *rest)
 
-    monkeypatch.setattr(record_index, "_write", refused)
+    monkeypatch.setattr(tfds, "_write", refused)
     with caplog.at_level("INFO"):
         assert_opens(root, built[1])
     assert "is not kept here" in caplog.text and "Read-only" in caplog.text

@@ -6,7 +6,7 @@ import pytest
 
 from clipbias import data
 from clipbias.data import shards
-from clipbias.data.tfds_records import PreparedDataset
+from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests import bucket as buckets
 from tests.bucket import Bucket

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.data import Dataset, Split
-from clipbias.data.unlabelled import divide_unlabelled, unlabelled_images
+from clipbias.data.held_out import divide_unlabelled, unlabelled_images
 
 
 def split(*keys: str) -> Split:

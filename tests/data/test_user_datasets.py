@@ -14,8 +14,8 @@ import clipbias
 from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.hub_dataset import from_hub_dataset
-from clipbias.data.user_datasets import open_images
+from clipbias.data.sources import open_images
+from clipbias.data.tables import from_hub_dataset
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import encoded, picture, write
 

@@ -6,8 +6,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from clipbias.data import workers
-from clipbias.data.workers import Ahead, Workers
+from clipbias.data import images
+from clipbias.data.images import Ahead, Workers
 
 
 def ahead(count: int, make, *, pieces: int = 3, threads: int = 2, **options) -> Ahead:
@@ -37,7 +37,7 @@ def test_no_more_is_made_ahead_than_it_takes():
         begun.append(number)
         gate.wait(10)
 
-    bytes_each = workers.MOST_BYTES // 5
+    bytes_each = images.MOST_BYTES // 5
     for threads, size, depth in ((1, 1 << 40, 1), (1, 1, 4), (1, bytes_each, 2), (16, 1, 7), (16, bytes_each, 5)):
         begun.clear()
         gate.clear()
@@ -131,7 +131,7 @@ class Late:
 
 def test_waiting_is_what_the_steps_wait_for(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(images.time, "perf_counter", lambda: clock[0])
     elements = ahead(0, None)
     elements._elements.extend((Late(clock, seconds), []) for seconds in (5, 1, 0, 2))
     for work in (100, 3, 3, 0):  # the first one compiles
@@ -143,7 +143,7 @@ def test_waiting_is_what_the_steps_wait_for(monkeypatch):
 def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
     clock = [0.0]
     left = [4]
-    monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(images.time, "perf_counter", lambda: clock[0])
 
     def look(made, seconds):
         clock[0] += 1
@@ -151,7 +151,7 @@ def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
         for element in made:
             element._at -= 1
 
-    monkeypatch.setattr(workers, "wait", look)
+    monkeypatch.setattr(images, "wait", look)
     elements = ahead(0, None, busy=lambda: left[0] > 0)
     elements._elements.extend([(Late(clock, 7), []), (Late(clock, 2), [])])
     next(elements)  # four of the seven seconds pass while the device works
@@ -162,9 +162,9 @@ def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
 
 
 def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(images.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     for text, expected in (("max 100000", 6), ("250000 100000", 3), ("5000 100000", 1), ("9000000 100000", 6), ("", 6)):
         (tmp_path / "cpu.max").write_text(text)
-        monkeypatch.setattr(workers, "Path", lambda _: tmp_path / "cpu.max")
-        assert workers.processors() == expected
+        monkeypatch.setattr(images, "Path", lambda _: tmp_path / "cpu.max")
+        assert images.processors() == expected
     assert Workers(3).count == Workers.of(3).count == 3 and Workers.of(None).count == 6

@@ -16,9 +16,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning import METHODS, Samples, Task
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
-from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.test_time_method import crops_of
+from clipbias.tuning.method import CONSTANTS, Learnables, crops_of, sampling_of
 from tests import helpers
 
 pytestmark = pytest.mark.ci

@@ -9,10 +9,9 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data import catalog, protocols, shards
 from clipbias.training import mesh as meshes
-from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.compute import Compute
-from clipbias.training.sweep import sweep
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.context import SweepContext
+from clipbias.training.device import Compute
+from clipbias.training.sweep import SweepAxes, make_specs, sweep
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.data import miniatures

@@ -12,7 +12,7 @@ import pytest
 from absl.testing import flagsaver
 
 import clipbias
-from clipbias.clip import init_params, repository
+from clipbias.clip import checkpoint, init_params
 from clipbias.clip.vision import encode_image
 from clipbias.data import demo
 from tests.data.drawn_icons import glyphs
@@ -166,7 +166,7 @@ def test_every_class_of_the_emoji_has_keywords_and_is_a_noun():
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", repository.EMBEDDED)
+@pytest.mark.parametrize("name", checkpoint.EMBEDDED)
 def test_the_embedded_models_are_small_and_far_above_chance(name):
     folder = Path(str(resources.files("clipbias") / "assets" / name))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6

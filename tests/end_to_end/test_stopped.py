@@ -19,7 +19,7 @@ from clipbias.clip import Clip
 from clipbias.data import demo
 from clipbias.explain import requests
 from clipbias.io import PART
-from clipbias.training import evaluator, loop
+from clipbias.training import evaluate, loop
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common
@@ -91,7 +91,7 @@ def test_a_run(
         (loop, "train_step", 2, signal.SIGTERM, 143, "stopped at step 2 of"),
         # While the last step is awaited, and in an evaluation.
         (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),
-        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+        (evaluate, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
 def test_a_sweep(

@@ -17,7 +17,7 @@ from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.settings import from_config
 from clipbias.training import loop
-from clipbias.training.group import VOLATILE
+from clipbias.training.run import VOLATILE
 from clipbias.training.workdir import ADAPTER
 from configs import demo
 from configs import train as config_file

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import Adaptation, Clip, convert
-from clipbias.clip.tensors import Tensor
+from clipbias.clip import Adaptation, Clip, checkpoint
+from clipbias.clip.formats import Tensor
 from clipbias.explain.conclusions import through
 from clipbias.explain.effects import OUTCOMES, measure, summarize_effects
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
@@ -47,7 +47,7 @@ def with_weights(clip: Clip, state: dict[str, np.ndarray]) -> Clip:
         name: Tensor(value.shape, "float32", lambda value=value: value.astype(np.float32))
         for name, value in state.items()
     }
-    return dataclasses.replace(clip, params=convert.from_tensors(clip.config, tensors, where="a test"))
+    return dataclasses.replace(clip, params=checkpoint.from_tensors(clip.config, tensors, where="a test"))
 
 
 def expected_outcomes(made: Constructed, effects: tuple[str, ...]) -> np.ndarray:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from clipbias.clip import Adaptation, Clip, convert, encode_image
-from clipbias.clip.weight_changes import fold_changes
+from clipbias.clip import Adaptation, Clip, checkpoint, encode_image
+from clipbias.clip.layers import fold_changes
 from clipbias.data.images import pictures
 from clipbias.explain import endpoint
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
@@ -110,7 +110,7 @@ def with_changes(reference: methods.Reference, clip: Clip, tuned: Adaptation) ->
     params = {
         name: fold_changes(tree, changes[name]) if changes.get(name) else tree for name, tree in clip.params.items()
     }
-    state = weights.double(convert.to_tensors(clip.config, jax.tree.map(np.asarray, params)))
+    state = weights.double(checkpoint.to_tensors(clip.config, jax.tree.map(np.asarray, params)))
     return dataclasses.replace(reference, state=state)
 
 

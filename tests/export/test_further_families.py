@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import clipbias
-from clipbias.clip.tokenizer_files import read_tokenizer
+from clipbias.clip.tokenizer import read_tokenizer
 from clipbias.export import export
 from clipbias.export.card import model_card
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter

@@ -10,8 +10,7 @@ from flax.serialization import msgpack_serialize
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clipbias.clip.flax_file import read_flax
-from clipbias.clip.tensors import FLOATING
+from clipbias.clip.formats import FLOATING, read_flax
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted
 
 WHOLE = msgpack_serialize(

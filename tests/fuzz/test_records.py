@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clipbias import data
 from clipbias.data import shards
-from clipbias.data.tfds_records import check_features
+from clipbias.data.tfds import check_features
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 from tests.fuzz.answers import answered, corrupted, mutated

@@ -13,7 +13,7 @@ from clipbias import report
 from clipbias.explain.requests import RequestProgress, SumRequest
 from clipbias.explain.results import load_arrays, load_results, save_results
 from clipbias.io import read_json_lines
-from clipbias.training.metrics import MetricWriter
+from clipbias.training.progress import MetricWriter
 from tests.fuzz.answers import answered, corrupted, mutated
 from tests.report.synthetic import only_sections, synthetic_results
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.clip.tensors import FLOATING
-from clipbias.clip.torch_file import open_torch
+from clipbias.clip.formats import FLOATING, open_torch
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests import helpers, torch_files

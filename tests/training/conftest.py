@@ -16,11 +16,11 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
+from clipbias.training.context import SweepContext
+from clipbias.training.device import Compute
 from clipbias.training.job import Logging, Run, TrainJob, TrainResult
-from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Task
-from clipbias.tuning.learnables import stack_runs
+from clipbias.tuning.method import stack_runs
 from clipbias.tuning.recipe import Recipe
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}

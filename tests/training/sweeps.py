@@ -10,14 +10,13 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.training import mesh as meshes
-from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.compute import Compute
+from clipbias.training.context import SweepContext
+from clipbias.training.device import Compute
 from clipbias.training.evaluate import evaluate
-from clipbias.training.rates import Rates
+from clipbias.training.select import Rates
 from clipbias.training.spec import Row, RunSpec, run_names
-from clipbias.training.sweep import sweep
-from clipbias.training.sweep_context import SweepContext
-from clipbias.training.sweep_paths import SweepPaths
+from clipbias.training.sweep import SweepAxes, make_specs, sweep
+from clipbias.training.workdir import SweepPaths
 from clipbias.tuning.adapter import Adapter, read_adapter
 from clipbias.tuning.recipe import Recipe
 

@@ -13,17 +13,15 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from clipbias.clip import Clip
-from clipbias.clip.target import Target, away, target
+from clipbias.clip.precision import Target, away, target
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.ahead import CHIPS, Topology, open_topology
-from clipbias.training.compiled import Exchange, describe, describe_exchanges, exchanges
-from clipbias.training.compute import Compute
-from clipbias.training.device_memory import device_limit, format_bytes
-from clipbias.training.group import make_job
+from clipbias.training.ahead import CHIPS, Exchange, Topology, describe, describe_exchanges, exchanges, open_topology
+from clipbias.training.device import Compute, device_limit, format_bytes
 from clipbias.training.job import TrainJob, plan_stages
-from clipbias.training.programs import StepShape, training_program
+from clipbias.training.memory import StepShape, training_program
+from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Recipe, Task
 from tests.training.sweeps import TinySweep

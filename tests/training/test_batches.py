@@ -8,9 +8,8 @@ import pytest
 
 from clipbias.data import Dataset
 from clipbias.data.dataset import Split
-from clipbias.data.images import ImageCache, Images
+from clipbias.data.images import ImageCache, Images, Workers
 from clipbias.data.transforms import Resizing
-from clipbias.data.workers import Workers
 from clipbias.errors import UnreadableImage
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches

@@ -10,7 +10,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.checkpoint import Checkpoints
+from clipbias.training.loop import Checkpoints
 from tests.forks import ROOT
 
 
@@ -73,7 +73,7 @@ def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path: Path) -> None:
     program = """
 import sys
 import numpy as np
-from clipbias.training.checkpoint import Checkpoints
+from clipbias.training.loop import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 10**6):
     checkpoints.save(step, {"a": np.full(10**6, step)}, [])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.training import cpu
+from clipbias.training import device
 from clipbias.training import mesh as meshes
 
 
@@ -23,18 +23,18 @@ def test_weights_exist_once(clip: Clip) -> None:
 def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    cpu.choose_code_generator()
-    assert cpu.os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"
+    device.choose_code_generator()
+    assert device.os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
-    cpu.choose_code_generator()
-    assert cpu.os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true"
+    device.choose_code_generator()
+    assert device.os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true"
 
 
 def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(jax, "__version_info__", (9, 9, 9))
-    cpu.choose_code_generator()
-    assert cpu.os.environ["XLA_FLAGS"] == ""
+    device.choose_code_generator()
+    assert device.os.environ["XLA_FLAGS"] == ""
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
@@ -42,14 +42,14 @@ def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.Monk
     def missing(name: str) -> None:
         raise OSError(name)
 
-    monkeypatch.setattr(cpu.ctypes, "CDLL", missing)
+    monkeypatch.setattr(device.ctypes, "CDLL", missing)
     monkeypatch.setattr(sys, "platform", platform)
-    assert cpu.keep_freed_memory() is False
+    assert device.keep_freed_memory() is False
 
 
 STEPS = """
 from clipbias.training import cpu
-cpu.prepare()
+device.prepare_cpu()
 import jax, jax.numpy as jnp
 
 @jax.jit

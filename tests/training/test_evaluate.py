@@ -11,12 +11,11 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
-from clipbias.training import calibration, evaluator
+from clipbias.training import calibration
+from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import evaluate
-from clipbias.training.evaluator import Budget, Evaluator
-from clipbias.training.outcomes import image_features, make_evaluation
-from clipbias.training.programs import evaluation_programs
+from clipbias.training.evaluate import Budget, Evaluator, evaluate, image_features, make_evaluation
+from clipbias.training.memory import evaluation_programs
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 
@@ -126,7 +125,7 @@ def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeyp
         calls.append((static, meshes.shapes(arguments)))
         return image_features(static, *arguments)
 
-    monkeypatch.setattr(evaluator, "image_features", called)
+    monkeypatch.setattr(evaluation, "image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
     learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
     params = meshes.replicate(mesh, clip.params)

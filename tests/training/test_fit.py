@@ -13,12 +13,11 @@ import clipbias
 from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.data.images import Images, check_readable
-from clipbias.data.workers import Workers
+from clipbias.data.images import Images, Workers, check_readable
 from clipbias.errors import UnreadableImage
 from clipbias.prediction import Prediction
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training import stages
 from clipbias.training.spec import VALIDATION
 from clipbias.tuning import Recipe
 from tests.training.conftest import damaged
@@ -169,7 +168,7 @@ def test_broken_images_are_named_together_before_the_first_step(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of training and those that select a learning rate, by `fit` and by a sweep; long lists are not read."""
-    monkeypatch.setattr(stages, "plan_stages", lambda job: pytest.fail("a step was compiled"))
+    monkeypatch.setattr(loop, "plan_stages", lambda job: pytest.fail("a step was compiled"))
     train = colours.split("train")
     splits = {**colours.splits, "train": damaged(train, 0, 4, 9), "val": damaged(colours.split("val"), 3)}
     dataset = dataclasses.replace(colours, splits=splits)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import layers, products
+from clipbias.clip import layers
 from clipbias.clip.precision import cast_weights
 from clipbias.training import mesh as meshes
-from clipbias.training.programs import StepShape, training_program
+from clipbias.training.memory import StepShape, training_program
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from tools.benchmarks import measure, model
@@ -35,7 +35,7 @@ def cudnn() -> Iterator[None]:
 
 def one_part() -> Any:
     """Tokens rounded to half precision before each product, instead of taken in two parts."""
-    return mock.patch.object(products, "in_two_parts", products._in_one)
+    return mock.patch.object(layers, "in_two_parts", layers._in_one)
 
 
 def changes(method: str, dtype: str) -> list[np.ndarray]:
@@ -85,12 +85,12 @@ def test_a_product_in_two_parts_and_its_gradients() -> None:
     x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 64), (5, 48)))
     kernel = jnp.asarray(rng.normal(size=(64, 48)), jnp.bfloat16)
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
-    np.testing.assert_allclose(jax.jit(products.multiply)(x, kernel), exact, atol=3e-4)  # 16 bits of numbers up to 3
-    assert np.abs(products._in_one(x, kernel) - exact).max() > 3e-3
-    of_x, of_kernel = jax.grad(lambda *args: (products.multiply(*args) * weight).sum(), argnums=(0, 1))(x, kernel)
+    np.testing.assert_allclose(jax.jit(layers.multiply)(x, kernel), exact, atol=3e-4)  # 16 bits of numbers up to 3
+    assert np.abs(layers._in_one(x, kernel) - exact).max() > 3e-3
+    of_x, of_kernel = jax.grad(lambda *args: (layers.multiply(*args) * weight).sum(), argnums=(0, 1))(x, kernel)
     np.testing.assert_allclose(of_x, weight @ kernel.astype(jnp.float32).T, atol=0.2)  # of numbers up to 20
     np.testing.assert_allclose(of_kernel.astype(jnp.float32), x.T @ weight, atol=0.1)
-    change = jax.jvp(lambda y: products.multiply(y, kernel), (x,), (x,))[1]
+    change = jax.jvp(lambda y: layers.multiply(y, kernel), (x,), (x,))[1]
     np.testing.assert_allclose(change, exact, atol=0.2)
 
 

@@ -18,12 +18,12 @@ from clipbias.data import Dataset
 from clipbias.data.few_shot import few_shot
 from clipbias.io import read_json_lines
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
-from clipbias.training.programs import StepShape, training_program
+from clipbias.training.device import Compute
+from clipbias.training.memory import StepShape, training_program
+from clipbias.training.progress import Stopwatch
 from clipbias.training.spec import RunSpec, run_names
 from clipbias.training.sweep import RESULTS
-from clipbias.training.sweep_paths import SweepPaths
-from clipbias.training.timing import Stopwatch
+from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe
 from tests.own_methods import Probe, Projection

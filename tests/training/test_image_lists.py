@@ -11,13 +11,13 @@ import clipbias
 from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
-from clipbias.data.files_on_disk import split_of_files
-from clipbias.data.hub_dataset import from_hub_dataset
+from clipbias.data.files import split_of_files
 from clipbias.data.images import Images
 from clipbias.data.protocols import default_targets
-from clipbias.training.compute import Compute
-from clipbias.training.predictions import KnownPredictions, save_predictions
-from clipbias.training.sweep_context import make_context
+from clipbias.data.tables import from_hub_dataset
+from clipbias.training.context import make_context
+from clipbias.training.device import Compute
+from clipbias.training.evaluate import KnownPredictions, save_predictions
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuning import Recipe, Task
 from tests.data.pictures import picture

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from clipbias.training import kept_programs
+from clipbias.training import device
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_they_are_kept_unless_told_otherwise(
         monkeypatch.setenv("CLIPBIAS_NO_CACHE", switched_off)
     try:
         jax.config.update(settings[0], None if configured is None else str(tmp_path / configured))
-        kept_programs.keep()
+        device.keep_programs()
         setting = getattr(jax.config, settings[0])
     finally:
         for name, value in zip(settings, before, strict=True):

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.clip.target import Target
+from clipbias.clip.precision import Target
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import additions, why_no_maps
+from clipbias.training import memory
 from clipbias.training import mesh as meshes
-from clipbias.training import programs
 from clipbias.training.ahead import traced_for
 from clipbias.tuning import Task, make_method
-from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
+from clipbias.tuning.method import sampling_of
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS
 from tests import helpers
@@ -84,16 +84,16 @@ def on(platform: str | None) -> Iterator[None]:
         yield
 
 
-def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> list[programs.Program]:
+def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> list[memory.Program]:
     """The training step of each of a method's stages."""
-    size = programs.StepShape(rows, runs, meshes.single_device(), images=12)
+    size = memory.StepShape(rows, runs, meshes.single_device(), images=12)
     step_programs = []
     for method, recipe in make_method(name).stages(make_method(name).recipe_for(RECIPE, 4)):
-        step_programs.append(programs.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, size))
+        step_programs.append(memory.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, size))
     return step_programs
 
 
-def lowered(program: programs.Program, *platforms: str) -> str:
+def lowered(program: memory.Program, *platforms: str) -> str:
     return program.trace().lower(lowering_platforms=platforms).as_text()
 
 
@@ -129,8 +129,8 @@ def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) ->
     images, together = rows // mesh.shape[meshes.DATA], runs // run
     task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[meshes.DATA])
     with on("cuda"):
-        step = programs.training_program(task, RECIPE, programs.StepShape(rows, runs, mesh, images=64))
-        (features, *_) = programs.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
+        step = memory.training_program(task, RECIPE, memory.StepShape(rows, runs, mesh, images=64))
+        (features, *_) = memory.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
         texts = {program.name: lowered(program, "cuda") for program in (step, features)}
     for name, text in texts.items():
         calls = re.findall(r"custom_call @" + re.escape(CUDNN) + r"\w*\(.*\) \{.* : \(tensor<(\d+)x", text)
@@ -166,7 +166,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
     with on(platform):
         task = Task(small, "ivlp", NAMES, dtype=dtype)
-        lowerings = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        lowerings = memory.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
         lowerings += [program for name in ("ivlp", *apart[:more]) for program in steps(small, name, dtype, runs=3)]
         for program in lowerings:
             text = lowered(program, platform)
@@ -181,14 +181,14 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
 def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> None:
     """Features of images and texts, and answers, of one run."""
     task = Task(small, name, NAMES)
-    for program in programs.evaluation_programs(task, batch=4, runs=1, mesh=meshes.single_device()):
+    for program in memory.evaluation_programs(task, batch=4, runs=1, mesh=meshes.single_device()):
         assert lowered(program, *BOTH)
 
 
 def test_an_evaluation_in_half_precision_goes_through_cudnn(small: Clip) -> None:
     task = Task(small, "ivlp", NAMES, dtype="bfloat16")
     with on("cuda"):
-        evaluation = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        evaluation = memory.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
         text = {program.name: lowered(program, "cuda") for program in evaluation}
     assert list(text) == ["image_features", "text_features", "outcomes"]
     assert CUDNN in text["image_features"] and CUDNN_BACKWARD not in text["image_features"]
@@ -198,7 +198,7 @@ def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
     for dtype, projected in (("float32", True), ("bfloat16", False)):
         task = Task(small, "zero_shot", NAMES, dtype=dtype)
         sampling = Sampling(projected=projected)
-        program = programs.features_program(task, sampling, batch=4, mesh=meshes.single_device())
+        program = memory.features_program(task, sampling, batch=4, mesh=meshes.single_device())
         assert ("bf16" in lowered(program, *BOTH)) == (dtype == "bfloat16")
 
 
@@ -218,4 +218,4 @@ def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: tuple[str, ..
             return relevancy(task, params, learnables, images, [0, 1])
 
         arguments = (meshes.shapes(small.params), task.shapes, images)
-        assert lowered(programs.Program("relevancy", jax.jit(maps), arguments), *BOTH)
+        assert lowered(memory.Program("relevancy", jax.jit(maps), arguments), *BOTH)

@@ -15,10 +15,10 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.training import device_memory, loop, memory
+from clipbias.training import device, loop, memory
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
-from clipbias.training.programs import StepShape, class_program, training_program
+from clipbias.training.device import Compute
+from clipbias.training.memory import StepShape, class_program, training_program
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
@@ -68,9 +68,9 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
 
     roomy = choose(100 * GIB)
     assert (roomy.remat, roomy.class_chunks, roomy.fits) == ("products", 1, True) and roomy.is_fastest
-    tight = choose(0.9 * roomy.bytes / device_memory.USABLE)
+    tight = choose(0.9 * roomy.bytes / device.USABLE)
     assert tight.fits and tight.bytes < roomy.bytes and (tight.remat, tight.class_chunks) == ("half", 1)
-    tighter = choose(0.5 * roomy.bytes / device_memory.USABLE)
+    tighter = choose(0.5 * roomy.bytes / device.USABLE)
     assert tighter.fits and tighter.bytes < tight.bytes and (tighter.class_chunks > 1 or tighter.remat == "tokens")
     hopeless = choose(1)
     assert not hopeless.fits and hopeless.bytes <= tighter.bytes
@@ -125,7 +125,7 @@ def test_nothing_is_compiled_twice(
 
 
 def test_the_device_tells_its_memory() -> None:
-    assert 0 < device_memory.device_limit() < 1 << 45
+    assert 0 < device.device_limit() < 1 << 45
 
 
 def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +147,11 @@ def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) 
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
 
     def class_bytes(task: Task) -> int:
-        return device_memory.needed_bytes(class_program(task, **options).lower())
+        return device.needed_bytes(class_program(task, **options).lower())
 
     whole = memory.fit_evaluation(task, limit=100 * GIB, **options)
     needed = class_bytes(whole)
-    parts = memory.fit_evaluation(task, limit=int(0.7 * needed / device_memory.USABLE), **options)
+    parts = memory.fit_evaluation(task, limit=int(0.7 * needed / device.USABLE), **options)
     assert whole.classifier.class_chunks == 1 and parts.classifier.class_chunks > 1
     assert class_bytes(parts) < 0.7 * needed
 
@@ -171,13 +171,13 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
 
 
 def test_other_errors_of_the_device_pass() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError), device_memory.explain_exhaustion("x"):
+    with pytest.raises(jax.errors.JaxRuntimeError), device.explain_exhaustion("x"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 GROUPS = """
 import jax, numpy as np
-from clipbias.training import device_memory
+from clipbias.training import device
 
 def maps():
     with open("/proc/self/maps") as file:
@@ -194,7 +194,7 @@ def group(size):
 
 for size in range(2, 5):
     group(size)
-    device_memory.drop_programs()
+    device.drop_programs()
     print(maps())
 for size in range(5, 8):
     group(size)
@@ -214,4 +214,4 @@ def test_dropped_programs_give_their_memory_maps_back() -> None:
 
 
 def test_bytes_in_words() -> None:
-    assert [device_memory.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
+    assert [device.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.io import read_json_lines
-from clipbias.training.metrics import MetricWriter, StepReport
+from clipbias.training.progress import MetricWriter, StepReport
 
 
 def steps(folder: Path) -> list[int]:
@@ -57,7 +57,7 @@ def test_images_a_second_are_a_mean_without_the_first_step(monkeypatch: pytest.M
         def advance(self, count, values):
             shown.append(values.get("images/s"))
 
-    monkeypatch.setattr("clipbias.training.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("clipbias.training.progress.time.monotonic", lambda: now[0])
     values = {"loss": np.ones(1), "accuracy": np.ones(1), "gradient_norm": np.ones(1)}
     report = StepReport("Bias", [1], Progress(), None, images=40)
     for step, now[0] in enumerate((0.0, 60.0, 70.0, 80.0), 1):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipbias.data import Split
-from clipbias.training.predictions import KnownPredictions, save_predictions
+from clipbias.training.evaluate import KnownPredictions, save_predictions
 from clipbias.tuning import Task
 
 NAMES = ("red", "green", "blue")

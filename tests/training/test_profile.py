@@ -7,7 +7,7 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.training import profile
+from clipbias.training import progress
 from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import group, train_runs
 
@@ -22,14 +22,14 @@ def test_which_steps_are_traced(
     running: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
-    steps = profile.StepProfile(tmp_path, first=first, total=total)
+    steps = progress.StepProfile(tmp_path, first=first, total=total)
     steps_traced = []
     for step in range(first, total):
         steps.before(step)
         steps_traced += [step] * len(running)
         steps.after(step, {})
     assert steps_traced == list(traced) and not running
-    again = profile.StepProfile(tmp_path, first=0, total=50)  # a training that ends early ends its trace
+    again = progress.StepProfile(tmp_path, first=0, total=50)  # a training that ends early ends its trace
     for step in range(3):
         again.before(step)
     assert running == [str(tmp_path / "profile")]

@@ -11,13 +11,13 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, held_out, protocols
 from clipbias.data.few_shot import imbalanced_counts
 from clipbias.data.held_out import SHOT
-from clipbias.training.group import make_job
-from clipbias.training.rates import METHOD, choose
+from clipbias.training.loop import sample_features
+from clipbias.training.run import make_job
+from clipbias.training.select import METHOD, choose
 from clipbias.training.spec import VALIDATION
-from clipbias.training.stages import sample_features
 from clipbias.tuning import Task
+from clipbias.tuning.adapter import transfer
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.transfer import transfer
 from tests.training.sweeps import TinySweep
 
 PROBE = "tests.own_methods:Probe"

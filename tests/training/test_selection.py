@@ -18,11 +18,11 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.held_out import hold_out
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
-from clipbias.training import selection
+from clipbias.training import select
 from clipbias.training.job import NotSideBySide, Run, TrainJob, TrainResult
-from clipbias.training.stages import train_job
+from clipbias.training.loop import train_job
 from clipbias.tuning import Recipe, Task, make_method
-from clipbias.tuning.learnables import select_run
+from clipbias.tuning.method import select_run
 from tests.training.conftest import damaged, make_job, train_runs
 
 pytestmark = pytest.mark.ci
@@ -86,14 +86,14 @@ def test_candidates_that_fail_or_do_not_fit_together(
             raise NotSideBySide("too many")
         return train_job(job)
 
-    monkeypatch.setattr(selection, "train_job", train_alone)
+    monkeypatch.setattr(select, "train_job", train_alone)
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (0.16, 1e38))
     dataset = without_validation(colours)
     task = Task(clip, "bias", dataset, template=dataset.template)
     train = dataset.split("train")
     job = make_job(task, [Run(Images.of(train), 3, protocols.full(dataset))], RECIPE)
     held = hold_out(train, None, seed=3)
-    selected = selection.select(job, held, compares_rates=True)
+    selected = select.select(job, held, compares_rates=True)
     assert selected is not None and sizes == [2, 1, 1]
     known: Any = fitted.notes["choice"]
     assert [candidate.loss for candidate in selected.candidates] == [
@@ -102,20 +102,20 @@ def test_candidates_that_fail_or_do_not_fit_together(
     ]
     assert selected.best.learning_rate == 0.16
     assert str(selected).startswith(f"learning rate 0.16, of 0.16 ({selected.best.loss:.3g}), 1e+38 (failed): cross-e")
-    applied = selection.apply(job, selected)
+    applied = select.apply(job, selected)
     assert applied.training.learning_rate == applied.runs[0].learning_rate == 0.16
     # Without images to compare on the recipe's rate is kept, with a sentence.
     nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)
-    assert selection.select(job, nothing, compares_rates=True) is None
-    words = selection.nothing_held_out(job, nothing, compares_rates=True)
+    assert select.select(job, nothing, compares_rates=True) is None
+    words = select.nothing_held_out(job, nothing, compares_rates=True)
     assert words.startswith(
         "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
         "out: the recipe's learning rate, 0.0025, was taken. Give validation images, or at least 3"
     )
-    assert selection.nothing_held_out(job, nothing, compares_rates=False) == ""
+    assert select.nothing_held_out(job, nothing, compares_rates=False) == ""
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (1e37, 1e38))
     with pytest.raises(clipbias.ClipbiasError, match=r"bias fails at every learning rate from 1e.37 to 1e.38"):
-        selection.select(job, held, compares_rates=True)
+        select.select(job, held, compares_rates=True)
 
 
 def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Dataset) -> None:
@@ -152,11 +152,11 @@ def test_held_out_images_that_cannot_be_read_do_not_count(clip: Clip, colours: D
     task = Task(clip, "gda", colours, template=colours.template)
     job = make_job(task, [Run(Images.of(broken), 3, protocols.full(colours))], None)
     job.context.on_image_error = "skip"
-    selected = selection.select(job, hold_out(broken, None, seed=3), compares_rates=False)
+    selected = select.select(job, hold_out(broken, None, seed=3), compares_rates=False)
     assert selected is not None and selected.images == len(held.choose) - 1 == 2
     learnables = train_job(job).learnables
     held = hold_out(broken, damaged(colours.split("val"), 4), seed=3)
-    assert selection.compare(job, learnables, held)[2] == 5
+    assert select.compare(job, learnables, held)[2] == 5
 
 
 def test_a_model_that_got_worse_says_so(clip: Clip, colours: Dataset) -> None:

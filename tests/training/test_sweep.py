@@ -18,13 +18,13 @@ from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
-from clipbias.training import calibration, loop, stages
+from clipbias.training import calibration, loop
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
-from clipbias.training.group import make_job
+from clipbias.training.device import Compute
+from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.job import TrainJob, TrainResult, validation_images
-from clipbias.training.predictions import KnownPredictions
-from clipbias.training.rates import CELL, METHOD, Rates, choose
+from clipbias.training.run import make_job
+from clipbias.training.select import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
@@ -223,7 +223,7 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
         sizes.append(len(job.runs))
         return loop.train(job, start)
 
-    monkeypatch.setattr(stages, "train", counted)
+    monkeypatch.setattr(loop, "train", counted)
 
     def run(folder: str, *rates: float, dataset: Dataset = colours, **options: Any) -> tuple[list[Row], TinySweep]:
         tiny = TinySweep(clip, dataset, recipe, tmp_path / folder)

@@ -13,13 +13,13 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images
-from clipbias.training import loop, stages
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.divergence import divergence
 from clipbias.training.job import Logging, TrainJob, TrainResult
+from clipbias.training.step import divergence
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuning import Task
-from clipbias.tuning.learnables import select_run, stack_runs
+from clipbias.tuning.method import select_run, stack_runs
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.reference.methods import Reference, task_logits
@@ -152,7 +152,7 @@ def test_a_teacher_of_another_base(clip: Clip, other: Clip, colours: Dataset, au
             np.testing.assert_allclose(batch["teacher"][run], expected, atol=2e-4)
     batches.close()
     plain.close()
-    assert np.isfinite(stages.train_job(job).losses).all()
+    assert np.isfinite(loop.train_job(job).losses).all()
 
 
 def test_students_side_by_side_on_devices(clip: Clip, colours: Dataset) -> None:

@@ -10,8 +10,7 @@ from absl import logging
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
-from clipbias.training.metrics import MetricWriter
-from clipbias.training.trackers import TRACKERS, check_trackers
+from clipbias.training.progress import TRACKERS, MetricWriter, check_trackers
 
 
 class Recorder:

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.training.step import train_step
-from clipbias.training.step_inputs import StepInputs, StepScalars, StepStatic, init_state
+from clipbias.training.step import StepInputs, StepScalars, StepStatic, init_state, train_step
 from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Samples
-from clipbias.tuning.classifier import TrainingTexts
+from clipbias.tuning.task import TrainingTexts
 from tests.reference.heads_cases import arrays
 from tests.tuning.weights_common import LOGITS, SGD, Training, close
 

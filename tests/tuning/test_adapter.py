@@ -14,7 +14,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import CONSTANTS, make_method
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
-from clipbias.tuning.learnables import flatten
+from clipbias.tuning.method import flatten
 from clipbias.tuning.methods.ivlp import IVLP
 from tests import helpers
 

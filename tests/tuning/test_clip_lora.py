@@ -13,8 +13,7 @@ import pytest
 from clipbias.clip import Clip, PackedTokens, TextTokens, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.training import mesh as meshes
-from clipbias.training.step import train_step
-from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs, place_text
+from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, place_text, train_step
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers

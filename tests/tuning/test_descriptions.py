@@ -13,7 +13,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
 from clipbias.settings import from_config
-from clipbias.training.predictions import fingerprint
+from clipbias.training.evaluate import fingerprint
 from clipbias.tuning import Descriptions, Task, read_descriptions
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs import evaluate as evaluate_config

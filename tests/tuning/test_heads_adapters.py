@@ -10,8 +10,8 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import catalog
 from clipbias.tuning import CONSTANTS, Features, Samples, features, make_method
-from clipbias.tuning.closed_form import cosines, text_classifier, validation_features
-from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.features import cosines, text_classifier, validation_features
+from clipbias.tuning.method import sampling_of
 from clipbias.tuning.methods import tip_adapter
 from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
 from tests.reference.numpy_clip import cross_entropy

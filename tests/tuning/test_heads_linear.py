@@ -12,10 +12,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.features import FeatureBatches
 from clipbias.training.mesh import single_device
 from clipbias.tuning import CONSTANTS, Samples, Task, features, make_method
-from clipbias.tuning.closed_form import validation_features
-from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.adapter import transfer
+from clipbias.tuning.features import validation_features
+from clipbias.tuning.method import sampling_of
 from clipbias.tuning.methods import gda, linear_probe
-from clipbias.tuning.transfer import transfer
 from tests.reference import heads, heads_clap, heads_gda, heads_lp_plus_plus, heads_probe, optimizers
 from tests.reference.heads_cases import arrays
 from tests.tuning.heads_common import (

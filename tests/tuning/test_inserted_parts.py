@@ -12,8 +12,8 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text
 from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
-from clipbias.tuning.learnables import without_constants
-from clipbias.tuning.transfer import transfer
+from clipbias.tuning.adapter import transfer
+from clipbias.tuning.method import without_constants
 from tests import helpers
 from tests.reference import tcp
 from tests.reference.methods import Reference

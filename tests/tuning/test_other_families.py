@@ -10,8 +10,8 @@ import pytest
 import clipbias
 from clipbias.export import export
 from clipbias.tuning.adapter import make_adapter, read_adapter, save_adapter
-from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Samples
+from clipbias.tuning.method import FeatureMethod
 from tests import families
 from tests.families import CLASSES, Reference
 from tests.reference import heads_gda

@@ -11,9 +11,9 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.training.features import FeatureStatic, frozen_features
 from clipbias.tuning import Learnables, Samples, Task, make_method
-from clipbias.tuning.classifier import TrainingTexts
-from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.templates import IMAGENET_SELECT
+from clipbias.tuning.method import sampling_of
+from clipbias.tuning.prompts import IMAGENET_SELECT
+from clipbias.tuning.task import TrainingTexts
 from tests.reference import heads_prolip, optimizers
 from tests.tuning import weights_common as common
 from tests.tuning.heads_common import check_steps

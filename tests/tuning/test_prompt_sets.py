@@ -15,7 +15,7 @@ from clipbias.explain.tokens import text_kinds
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Task, make_method
-from clipbias.tuning.transport import sinkhorn
+from clipbias.tuning.features import sinkhorn
 from tests import helpers
 from tests.data.pictures import encoded
 from tests.reference import methods, numpy_clip, prompts_plot

@@ -14,8 +14,7 @@ from clipbias.report.looks import method_look
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve_method
 from clipbias.tuning.methods.ivlp import IVLP
-from clipbias.tuning.registry import method_options, name_of, option_types
-from clipbias.tuning.user_methods import match_user_method
+from clipbias.tuning.registry import match_user_method, method_options, name_of, option_types
 from configs import train, zoo
 
 CLASS = """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clipbias.tuning import Task, make_method
-from clipbias.tuning.templates import imagenet_full
+from clipbias.tuning.prompts import imagenet_full
 from tests.reference import methods, numpy_clip, teachers, weights
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS

@@ -1,4 +1,4 @@
-from clipbias.tuning.templates import CHOICES, IMAGENET_SELECT, choose_templates, imagenet_full
+from clipbias.tuning.prompts import CHOICES, IMAGENET_SELECT, choose_templates, imagenet_full
 
 OWN = "{} texture."
 

@@ -13,13 +13,11 @@ from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.data.transforms import Resizing
-from clipbias.training import evaluator as evaluation
+from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.device_memory import needed_bytes
-from clipbias.training.evaluator import Evaluator
-from clipbias.training.memory import fit_evaluation
-from clipbias.training.outcomes import EvalInputs, EvalStatic, images_per_step, make_evaluation
-from clipbias.training.programs import class_program
+from clipbias.training.device import needed_bytes
+from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, images_per_step, make_evaluation
+from clipbias.training.memory import class_program, fit_evaluation
 from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.data.pictures import encoded, picture

@@ -17,7 +17,7 @@ import safetensors.numpy
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.clip.torch_file import open_torch
+from clipbias.clip.formats import open_torch
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.trainer_files import import_adapter

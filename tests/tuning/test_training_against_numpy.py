@@ -11,7 +11,7 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Learnables, Task
-from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.method import without_constants
 from tests import helpers
 from tests.reference import (
     inner_parts,

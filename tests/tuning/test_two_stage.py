@@ -9,8 +9,8 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Task, make_method
+from clipbias.tuning.adapter import transfer
 from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
-from clipbias.tuning.transfer import transfer
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy

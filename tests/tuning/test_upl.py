@@ -9,8 +9,8 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import most_confident
-from clipbias.training.compute import Compute
-from clipbias.training.group import make_job
+from clipbias.training.device import Compute
+from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from tests.data.pictures import encoded
 from tests.reference import upl

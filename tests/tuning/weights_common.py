@@ -15,11 +15,10 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 import clipbias
 from clipbias.training import mesh as meshes
-from clipbias.training.step import train_step
-from clipbias.training.step_inputs import StepScalars, StepStatic, TrainState, init_state, place_inputs
+from clipbias.training.step import StepScalars, StepStatic, TrainState, init_state, place_inputs, train_step
 from clipbias.tuning import Learnables, Recipe
-from clipbias.tuning.classifier import Classifier
-from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.method import without_constants
+from clipbias.tuning.task import Classifier
 from tests.reference import optimizers
 from tests.reference.differences import along_directions, in_full
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias import data
-from clipbias.data import catalog, class_names, demo, pipeline, protocols, transforms
+from clipbias.data import catalog, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.held_out import hold_out_a_shot
 from clipbias.data.transforms import Resizing
@@ -79,7 +79,7 @@ FIRST = miniatures.split_content("eurosat")["train"][0]
 CASES: list[Case] = [
     made("no dataset 'eurosta'; did you mean eurosat", load("eurosta")),
     pure(r"demo/flowers.*demo/digits", demo.load, "demo/flowers"),
-    pure("'n0' is not one of", class_names.imagenet, "n0"),
+    pure("'n0' is not one of", catalog.imagenet, "n0"),
     made("known are folder, csv", load("qqqq")),
     benchmark("dataset dtd takes no option 'shots'", "dtd", shots=4),
     # A folder of class folders.

@@ -12,21 +12,18 @@ from clipbias.data import Dataset, Split
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
-from clipbias.training.axes import SweepAxes, make_specs
-from clipbias.training.compute import Compute
-from clipbias.training.evaluate import evaluate
-from clipbias.training.memory import plan_step
-from clipbias.training.predictions import save_predictions
-from clipbias.training.programs import StepShape
-from clipbias.training.stages import train_job
-from clipbias.training.sweep import parse_part
-from clipbias.training.sweep_context import SweepContext
+from clipbias.training.context import SweepContext
+from clipbias.training.device import Compute
+from clipbias.training.evaluate import evaluate, save_predictions
+from clipbias.training.loop import train_job
+from clipbias.training.memory import StepShape, plan_step
+from clipbias.training.progress import check_trackers
+from clipbias.training.sweep import SweepAxes, make_specs, parse_part
 from clipbias.training.teacher import Teacher
-from clipbias.training.trackers import check_trackers
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Recipe, Task
+from clipbias.tuning.adapter import transfer
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.transfer import transfer
 from tests.training.conftest import COLOURS, colour_split, group, make_job, train_runs
 from tests.training.test_mesh import devices
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros

@@ -11,8 +11,8 @@ import numpy as np
 import clipbias
 from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.tuning import Task, make_method, read_descriptions
-from clipbias.tuning.templates import choose_templates
-from clipbias.tuning.user_methods import match_user_method
+from clipbias.tuning.prompts import choose_templates
+from clipbias.tuning.registry import match_user_method
 from tests import families
 from tests.tuning.heads_common import LABELS, make_samples
 from tests.tuning.test_registry import CLASS

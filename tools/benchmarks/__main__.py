@@ -72,9 +72,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; returns the exit status."""
     parsed = parse(arguments)
-    from clipbias.training import cpu
+    from clipbias.training.device import prepare_cpu
 
-    cpu.prepare()
+    prepare_cpu()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
     from tools.benchmarks import device, pipeline, relevancy, training
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipbias.clip import Clip, convert
+from clipbias.clip import Clip, checkpoint
 from clipbias.clip.config import (
     MODELS,
     ClipConfig,
@@ -24,9 +24,9 @@ from clipbias.clip.config import (
     siglip_vision,
     to_hugging_face,
 )
-from clipbias.clip.open_clip_timm import pe_vision
+from clipbias.clip.open_clip import pe_vision
 from clipbias.clip.params import Params, empty_params
-from clipbias.clip.preprocess_files import family_preprocessing
+from clipbias.clip.preprocess import family_preprocessing
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_tensors, write_text
 
@@ -166,7 +166,7 @@ def clip_of(config: ClipConfig, params: Params) -> Clip:
 def write_weights(folder: Path, config: ClipConfig) -> Clip:
     """Writes `random_clip` under the names of its family, for PyTorch, and returns it."""
     clip = random_clip(config)
-    write_tensors(folder / "model.safetensors", convert.to_tensors(config, clip.params), {"format": "pt"})
+    write_tensors(folder / "model.safetensors", checkpoint.to_tensors(config, clip.params), {"format": "pt"})
     if config.family in MODELS:
         write_text(folder / "config.json", json.dumps(to_hugging_face(config)))
     return clip

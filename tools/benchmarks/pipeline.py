@@ -18,9 +18,8 @@ from PIL import Image
 
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import ImageCache, Images
+from clipbias.data.images import ImageCache, Images, processors
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
-from clipbias.data.workers import processors
 
 # Of the JPEG files.
 HEIGHT = 375

@@ -20,12 +20,11 @@ from clipbias.clip.precision import cast_weights
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.outcomes import EvalInputs, EvalStatic, image_features, logits
-from clipbias.training.programs import StepShape, training_program
-from clipbias.training.step import train_step
-from clipbias.training.step_inputs import StepScalars, StepStatic, init_state, place_inputs, place_text
+from clipbias.training.evaluate import EvalInputs, EvalStatic, image_features, logits
+from clipbias.training.memory import StepShape, training_program
+from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, place_text, train_step
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.test_time_method import crops_of
+from clipbias.tuning.method import crops_of
 from tools.benchmarks import measure, model, ways
 
 MODULES = {"clipbias": __name__, "torch": "tools.benchmarks.training_torch", "owner": "tools.benchmarks.owner"}

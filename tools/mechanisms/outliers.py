@@ -15,9 +15,8 @@ import numpy as np
 
 from clipbias.clip import Clip, LayerView
 from clipbias.clip.block import Record, run_block
-from clipbias.clip.layers import ATTENDED, HIDDEN, layer_norm
+from clipbias.clip.layers import ATTENDED, HIDDEN, activate, layer_norm
 from clipbias.clip.params import Params
-from clipbias.clip.products import activate
 from clipbias.clip.vision import embed_image, encode_image
 
 SIZE = 100.0  # the median norm of an outlier over that of a token

@@ -10,8 +10,8 @@ import pandas as pd
 import clipbias
 from clipbias import settings
 from clipbias.constants import ZERO_SHOT
-from clipbias.data.counts import wilson_interval
-from clipbias.data.unlabelled import unlabelled_images
+from clipbias.data.few_shot import wilson_interval
+from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions

@@ -17,20 +17,20 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
-from clipbias.data.counts import wilson_interval
+from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias_adapter import raw_batches
 from clipbias.explain.effects import REFERENCE, TUNED, measure, summarize_replacements
 from clipbias.explain.uncertainty import excludes
 from clipbias.training import mesh as meshes
+from clipbias.training.context import make_context
 from clipbias.training.job import Run, TrainJob, plan_stages
 from clipbias.training.loop import train
 from clipbias.training.students import fit_recipe
-from clipbias.training.sweep_context import make_context
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Learnables, Method, Task
-from clipbias.tuning.learnables import select_run, stack_runs
+from clipbias.tuning.method import select_run, stack_runs
 from clipbias.tuning.registry import resolve_method
 from tools.mechanisms import outliers, tasks
 from tools.mechanisms.methods import CentredMap, centre

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.method import Kind, Learnables, Method, Preset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.methods.bias import BiasTuning
-from clipbias.tuning.preset import Preset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,7 @@ import jax
 from clipbias.checks import Choices
 from clipbias.clip import Clip
 from clipbias.tuning.frozen_weights import OUTER_NORMS, WeightTuning, no_changes
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.method import Learnables, Preset
 
 # The parts of a block that have a bias, and the LayerNorms before and after the blocks.
 BLOCK_PARTS = ("out", "fc1", "fc2", "norm1", "norm2")

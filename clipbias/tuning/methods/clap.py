@@ -14,13 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import class_means, softmax, unit_passes, unit_rows
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Samples, Sampling, average_raw_texts, unit_length
+from clipbias.tuning.features import (
+    Features,
+    Samples,
+    Sampling,
+    average_raw_texts,
+    class_means,
+    softmax,
+    unit_length,
+    unit_passes,
+    unit_rows,
+)
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Learnables
+from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Learnables, Preset
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 
@@ -34,7 +41,7 @@ class CLAP(FrozenTowers, FeatureMethod):
 
     Attributes:
       penalised: whether there is a penalty.
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
       recipe: the "authors'", SGD at 0.1 without decay, 300 epochs in batches of 256; or "common".
     """
 

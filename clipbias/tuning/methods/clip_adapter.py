@@ -13,13 +13,10 @@ import jax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import cosines
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Sampling
+from clipbias.tuning.features import Features, Sampling, cosines
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import FeatureMethod, Learnables, Preset
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -33,7 +30,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
     Attributes:
       ratio: `r`.
       reduction: the hidden width is `d` divided by it.
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
       recipe: "common", or the "authors'": SGD at 0.002, 200 epochs in batches of 32.
     """
 

@@ -20,13 +20,11 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
 from clipbias.constants import TOWERS, WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.closed_form import COSINE_SCALE
+from clipbias.tuning.features import COSINE_SCALE
 from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
-from clipbias.tuning.method import CONSTANTS, Learnables, Method
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
-from clipbias.tuning.templates import choose_templates
 
 QKV = ("q", "k", "v")
 # The kernels of a block by the products that they are parts of.
@@ -51,7 +49,7 @@ class ClipLora(Method):
       rank: `r`.
       alpha: `α`.
       dropout: share of the inputs that are dropped.
-      templates: templates with `{}`, or a choice of `tuning.templates`.
+      templates: templates with `{}`, or a choice of `tuning.prompts`.
       recipe: the "authors'": AdamW at 2e-4, with 32 images a step; or "common".
       steps_per_shot: of the authors' recipe.
       clip_scale: whether cosines are multiplied by CLIP's own factor in place of the authors' 100.

@@ -11,12 +11,10 @@ import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
-from clipbias.tuning.context import context_text, initial_context, initial_linear
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.method import Learnables, Method, Tokens
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import context_text, initial_context, initial_linear
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
-from clipbias.tuning.context import POSITIONS, context_text, initial_context
-from clipbias.tuning.method import Learnables, Method, Tokens
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.prompts import POSITIONS, context_text, initial_context
 from clipbias.tuning.recipe import Recipe
 
 

@@ -17,23 +17,24 @@ import numpy as np
 from clipbias.checks import Choices, Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.closed_form import (
+from clipbias.tuning.features import (
     COSINE_SCALE,
+    Features,
+    Samples,
+    Sampling,
     accuracy,
     class_means,
     cosines,
     cross_entropy,
     shortest,
     text_classifier,
+    unit_length,
     unit_passes,
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.preset import DatasetOptions, Kind, Preset
+from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Preset
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
 # A class without images uses the rows nearest to its text, and copies of the text.
@@ -53,7 +54,7 @@ class GDA(FrozenTowers, FeatureMethod):
       alpha: `α` without validation images.
       keep_rows: whether all rows are kept, so that classes without images can use them. Without the rows, other classes
         are refused.
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540)}

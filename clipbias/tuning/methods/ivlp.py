@@ -9,10 +9,8 @@ import jax
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import Depth, Learnables, Method, TokensOrNone
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, PromptText, TokensOrNone
+from clipbias.tuning.prompts import context_text, initial_context, random_prompts
 
 
 @dataclasses.dataclass(frozen=True)

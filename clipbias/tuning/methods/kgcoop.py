@@ -12,10 +12,8 @@ import jax
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import DatasetOptions, Learnables, Preset, PromptText
 from clipbias.tuning.methods.coop import CoOp, coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Preset
-from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

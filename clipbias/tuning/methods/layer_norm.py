@@ -13,8 +13,7 @@ import jax
 
 from clipbias.clip import Clip
 from clipbias.tuning.frozen_weights import OUTER_NORMS, WeightTuning, no_changes
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.method import Learnables, Preset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import accuracy, class_means, validation_features
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Samples, Sampling
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.features import Features, Samples, Sampling, accuracy, class_means, validation_features
+from clipbias.tuning.method import FeatureMethod, Kind, Learnables, Preset
 
 SWEEP = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 HALVINGS = 8

@@ -13,20 +13,21 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import (
+from clipbias.tuning.features import (
+    Features,
+    Samples,
+    Sampling,
     accuracy,
     class_means,
     cosines,
     softmax,
     text_classifier,
+    unit_length,
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.preset import DatasetOptions, Preset
+from clipbias.tuning.method import DatasetOptions, FeatureMethod, Learnables, Preset
 
 # α starts at this factor times the mean cosine of images and their texts.
 ALPHA_FACTOR = 250.0
@@ -44,7 +45,7 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
 
     Attributes:
       steps: number of steps of W and b.
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"lp_plus_plus": Preset("LP++", order=550)}

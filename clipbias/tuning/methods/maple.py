@@ -9,10 +9,8 @@ import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
-from clipbias.tuning.context import context_text, initial_context, initial_linear, random_prompts
-from clipbias.tuning.method import Layers, Learnables, Method, Tokens
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import Kind, Layers, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.prompts import context_text, initial_context, initial_linear, random_prompts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,8 @@ import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Method, Preset
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Kind, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 

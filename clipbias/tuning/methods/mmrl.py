@@ -15,13 +15,20 @@ import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import COSINE_SCALE
-from clipbias.tuning.context import initial_linear, random_prompts
-from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
+from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, unit_length
+from clipbias.tuning.method import (
+    CONSTANTS,
+    DatasetOptions,
+    Kind,
+    Learnables,
+    Method,
+    Options,
+    Preset,
+    PromptText,
+    Tokens,
+)
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 _WEIGHTS = {

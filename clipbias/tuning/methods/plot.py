@@ -10,13 +10,11 @@ from typing import ClassVar
 
 import jax
 
-from clipbias.tuning.context_sets import ContextSets
-from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.features import Features, transport_logits, unit_length
+from clipbias.tuning.method import DatasetOptions, Learnables, Preset
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Preset
+from clipbias.tuning.prompts import ContextSets
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
-from clipbias.tuning.transport import transport_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +22,7 @@ class PLOT(ContextSets):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name.
 
     The logits come from optimal transport between the features of an image's patches and a class's `P` texts
-    (`tuning.transport`). The plan has no gradient. Its iterations end for the whole batch together, so the last digits
+    (`tuning.features`). The plan has no gradient. Its iterations end for the whole batch together, so the last digits
     of an image's logits depend on the other images of its batch.
 
     Attributes:

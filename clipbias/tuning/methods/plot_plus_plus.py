@@ -15,14 +15,21 @@ import numpy as np
 from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.context import random_prompts, word_ids
-from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
+from clipbias.tuning.features import Features, transport_logits, unit_length
+from clipbias.tuning.method import (
+    CONSTANTS,
+    DatasetOptions,
+    Kind,
+    Learnables,
+    Method,
+    Options,
+    Preset,
+    PromptText,
+    Tokens,
+)
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import random_prompts, word_ids
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
-from clipbias.tuning.transport import transport_logits
 
 VISION = "vision"
 JOINT = "joint"
@@ -38,7 +45,7 @@ class PLOTPlusPlus(Method):
     """Learns `P` contexts `[P, n, Dt]`, which start as phrases, and `P` sets of vision prompts `[P, 1, V, Dv]`.
 
     The vision tower runs once for each set of prompts, at its input. The logits come from optimal transport
-    (`tuning.transport`) between an image's `P` features and a class's `P` texts.
+    (`tuning.features`) between an image's `P` features and a class's `P` texts.
 
     Training has two stages, each with the whole recipe. The first keeps the contexts fixed, and adds the cosine of the
     mean raw image feature and the mean raw text feature to the logits. The second learns everything.

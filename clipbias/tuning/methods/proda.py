@@ -15,12 +15,10 @@ import optax
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.context_sets import ContextSets
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, Preset, PromptText
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import ContextSets
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 Sets = Annotated[int, Range(1, 1000)]

@@ -14,12 +14,10 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.context import word_ids
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import Learnables, Method, Tokens
+from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Method, Options, Preset, PromptText, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import word_ids
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 _END = " {}."

@@ -14,14 +14,10 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import COSINE_SCALE
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Samples, Sampling
-from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.preset import DatasetOptions, Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling
+from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Preset, PromptText
+from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
-from clipbias.tuning.templates import choose_templates
 
 CHANGE = "vision_projection"
 
@@ -36,7 +32,7 @@ class ProLip(FeatureMethod):
     Attributes:
       strength: `λ`; `None` for `1/K`, K the images per class.
       passes: augmented passes over the training images.
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
       recipe: the "authors'": Adam at 1e-5 with epsilon 1e-4 and without decay, 300 steps of all images; or "common".
     """
 

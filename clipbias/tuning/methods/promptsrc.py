@@ -14,13 +14,11 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
-from clipbias.tuning.method import Layers, Learnables
+from clipbias.tuning.method import DatasetOptions, Layers, Learnables, Preset, PromptText
 from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.methods.ivlp import IVLP
-from clipbias.tuning.preset import DatasetOptions, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
-from clipbias.tuning.templates import choose_templates
 
 # The few-shot Gaussian on datasets that differ much from CLIP's training data.
 _LATE = {"mean": 0.9, "deviation": 0.1}
@@ -45,7 +43,7 @@ class PromptSRC(IVLP):
     Attributes:
       depth: number of layers with prompts; more than a tower has are all of its layers.
       text_weight, image_weight: `λ_t`, `λ_i`.
-      templates: the teacher's, a choice of `tuning.templates` or templates with `{}`.
+      templates: the teacher's, a choice of `tuning.prompts` or templates with `{}`.
       mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45
         and 5 for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT. `promptsrc_base_to_new` has 15 and 1 of 20,
         `promptsrc_cross_dataset` 6 and 10 of 20 and prompts in 3 layers.

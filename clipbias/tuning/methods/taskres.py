@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import DatasetOptions, Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Method, Preset, PromptText
 
 
 @dataclasses.dataclass(frozen=True)

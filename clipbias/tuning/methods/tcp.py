@@ -12,13 +12,11 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.clip.products import activate
-from clipbias.tuning.context import initial_linear, random_prompts
+from clipbias.clip.layers import activate
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
+from clipbias.tuning.method import CONSTANTS, DatasetOptions, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import DatasetOptions, Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -19,20 +19,21 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.closed_form import (
+from clipbias.tuning.features import (
     COSINE_SCALE,
+    Features,
+    Samples,
+    Sampling,
     cosines,
     cross_entropy,
     shortest,
     text_classifier,
+    unit_length,
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.feature_method import FeatureMethod
-from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.preset import DatasetOptions, Kind, Options, Preset
+from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Options, Preset
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 Weight = Annotated[float, Range(0, 1e6)]
@@ -76,7 +77,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     Attributes:
       alpha, beta: values without validation images.
       alpha_max, beta_max: bounds of the search.
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"tip_adapter": Preset("Tip-Adapter", order=520)}

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from clipbias.checks import Range
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Preset, TestTimeMethod
 from clipbias.tuning.methods.coop import CoOp
-from clipbias.tuning.preset import DatasetOptions, Kind, Preset
-from clipbias.tuning.test_time_method import TestTimeMethod
 
 # The tuned context, the state of the optimiser and the selected views.
 _StepState = tuple[Learnables, optax.OptState, jax.Array]

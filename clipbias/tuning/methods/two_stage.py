@@ -16,10 +16,9 @@ from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.frozen_weights import WeightTuning
-from clipbias.tuning.method import CONSTANTS, Learnables, Method
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
 from clipbias.tuning.methods.bitfit import BitFit
 from clipbias.tuning.methods.layer_norm import LayerNormTuning
-from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}

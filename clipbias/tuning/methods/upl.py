@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clipbias.tuning.context_sets import ContextSets, Sets
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.preset import Preset
+from clipbias.tuning.prompts import ContextSets, Sets
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -13,9 +13,7 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.preset import Kind, Preset
-from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 SIDE = 224  # of the authors' images

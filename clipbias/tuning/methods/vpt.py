@@ -7,9 +7,8 @@ from typing import ClassVar
 import jax
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.context import random_prompts
-from clipbias.tuning.method import Depth, Learnables, Method, Tokens
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, Tokens
+from clipbias.tuning.prompts import random_prompts
 
 
 @dataclasses.dataclass(frozen=True)

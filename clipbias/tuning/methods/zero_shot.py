@@ -9,8 +9,7 @@ import jax
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.method import Kind, Learnables, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +17,7 @@ class ZeroShot(FrozenTowers):
     """Plain CLIP. An ensemble averages the normalised text features over templates and normalises the mean.
 
     Attributes:
-      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {ZERO_SHOT: Preset("Zero-shot", order=0)}

@@ -8,28 +8,74 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data.counts import images_per_class
+from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data.few_shot import images_per_class
+from clipbias.data.held_out import FEWEST_TO_CALIBRATE, hold_out_of, left_to_calibrate
 from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
-from clipbias.training.calibrate import calibrate, calibration_images
+from clipbias.training.context import SweepContext
+from clipbias.training.evaluate import predictions_name, save_predictions
 from clipbias.training.job import Logging, Run, TrainJob, TrainResult, check_images, validation_images
-from clipbias.training.predictions import predictions_name, save_predictions
+from clipbias.training.loop import train_job
 from clipbias.training.progress import Progress
-from clipbias.training.score import merge_scores, score_test, score_validation
-from clipbias.training.selection import select_settings
-from clipbias.training.spec import TEST, Group, Row, RunSpec
-from clipbias.training.stages import train_job
-from clipbias.training.sweep_context import SweepContext
-from clipbias.training.sweep_paths import SweepPaths
-from clipbias.tuning import parameter_count
+from clipbias.training.select import (
+    Selection,
+    apply,
+    cautions_of_fit,
+    merge_scores,
+    score_test,
+    score_validation,
+    select,
+    select_settings,
+    selects,
+    with_validation,
+)
+from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
+from clipbias.training.teacher import Teacher, split_logits
+from clipbias.training.workdir import SweepPaths
+from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.learnables import select_run
-from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.method import Learnables, select_run
 from clipbias.tuning.registry import make_method
+
+
+def calibrate(task: Task, learnables: Learnables, images: Split, context: SweepContext) -> Calibration:
+    """A tuned model's scores of images that neither trained it nor selected a setting.
+
+    Raises:
+      ClipbiasError: an image cannot be read, unless the context skips these; or the logits are not finite.
+    """
+    logits, read = split_logits(Teacher(task, learnables), Images(images), context)
+    scale = float(np.exp(np.asarray(task.method.logit_scale(task.clip.params))))
+    return Calibration.of(logits[read], images.labels[read], scale)
+
+
+def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | None, str]:
+    """The images that calibrate a run, or `None` and why there are none.
+
+    Args:
+      spec: of the run; its validation policy says whether validation images selected a setting.
+      context: with the run's dataset.
+    """
+    if spec.validation not in (UNSELECTED, held_out.POLICY):
+        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
+    (protocol,) = context.protocols_of((dataclasses.replace(spec, validation=UNSELECTED),)).values()
+    images = held_out.left_to_calibrate(protocol, spec.seed, selects=spec.validation == held_out.POLICY)
+    if images is not None:
+        return images, ""
+    return None, (
+        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
+        "give (more) validation images"
+    )
+
 
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
@@ -188,3 +234,118 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
     """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
     different = {} if spec.recipe is None else spec.recipe.differences(common.with_learning_rate(spec.learning_rate))
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FitResult:
+    """What `fit_task` returns.
+
+    Attributes:
+      task: with the settings that were selected.
+      learnables: of the run.
+      recipe: it was trained by; `None` where no step was made.
+      selection: what was selected on held-out images, if anything was.
+      labels: of the training images.
+      warnings: sentences.
+      calibration: scores of images that neither trained nor selected anything; `None` without any.
+    """
+
+    task: Task
+    learnables: Learnables
+    recipe: Recipe | None
+    selection: Selection | None
+    labels: np.ndarray
+    warnings: tuple[str, ...]
+    calibration: Calibration | None
+
+
+def fit_task(
+    task: Task,
+    recipe: Recipe,
+    dataset: Dataset,
+    context: SweepContext,
+    *,
+    shots: int | None,
+    seed: int,
+    start_seed: int | None = None,
+    progress: bool,
+    compares_rates: bool = False,
+    calibrates: bool | None = None,
+) -> FitResult:
+    """Trains a task with the few-shot splits, steps and numbers of `clipbias train`. Nothing is saved.
+
+    Args:
+      task: a method bound to classes, which uses training images.
+      recipe: how it is trained.
+      dataset: with the task's classes; it trains on "train", and "val" serves methods that select on it.
+      context: the model and the devices.
+      shots: images of each class; `None` takes all.
+      seed: of the few-shot split.
+      start_seed: of the initial learnables and the order of images; `None` for the few-shot split's.
+      progress: whether to show it.
+      compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
+      calibrates: whether images are left to calibrate; `None` where there are enough.
+
+    Raises:
+      ClipbiasError: the loss is not finite, an image cannot be read, or none is left to calibrate.
+    """
+    protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
+    unlabelled = task.method.unlabelled
+    train = context.pseudo_labelled(protocol, shots) if unlabelled else protocol.source.split("train")
+    (images,) = context.training_images([train])
+    job = TrainJob(
+        context=context,
+        task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
+        recipe=recipe if task.method.trains else None,
+        runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
+        shots=shots,
+        logging=Logging(progress=Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None),
+    )
+    selecting = selects(job, compares_rates=compares_rates)
+    left = _calibration_images(protocol, seed, calibrates, selects=selecting)
+    held = hold_out_of(protocol, seed, calibrates=selecting and left is not None)
+    validation = None if held.from_training else held.choose
+    if validation is None or held.calibrate is not None:
+        job = with_validation(job, validation)
+    selection = select(job, held, compares_rates=compares_rates)
+    if selection is not None:
+        job.logging.say(str(selection))
+        job = apply(job, selection.best.learning_rate, selection.options)
+    result = train_job(job)
+    learnables = jax.tree.map(jnp.asarray, select_run(result.learnables, 0))
+    return FitResult(
+        task=job.task,
+        learnables=learnables,
+        recipe=job.recipe,
+        selection=selection,
+        labels=images.labels,
+        warnings=cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
+        calibration=None if left is None else calibrate(job.task, learnables, left, context),
+    )
+
+
+def calibrate_untrained(
+    task: Task,
+    learnables: Learnables,
+    dataset: Dataset,
+    context: SweepContext,
+    *,
+    seed: int,
+    calibrates: bool | None = None,
+) -> Calibration | None:
+    """Calibrates a method that learns from no training image; arguments as of `fit_task`."""
+    left = _calibration_images(protocols.full(dataset), seed, calibrates, selects=False, trains=False)
+    return None if left is None else calibrate(task, learnables, left, context)
+
+
+def _calibration_images(
+    protocol: protocols.EvalProtocol, seed: int, calibrates: bool | None, *, selects: bool, trains: bool = True
+) -> Split | None:
+    """The images that calibrate, if any shall. Raises `ClipbiasError` where they must and there are none."""
+    left = None if calibrates is False else left_to_calibrate(protocol, seed, selects=selects, trains=trains)
+    if calibrates and left is None:
+        raise ClipbiasError(
+            f"fewer than {FEWEST_TO_CALIBRATE} images neither train nor select a setting, so that none calibrate; give "
+            "validation images, or leave `calibrate` out."
+        )
+    return left

@@ -10,26 +10,140 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+import pandas as pd
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Split, held_out
-from clipbias.data.counts import wilson_interval
+from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data.confusion import class_summary
+from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.sentences import counted
-from clipbias.training.job import NotSideBySide, TrainJob, TrainResult, check_images
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import EvalInputs, EvalStatic, make_evaluation
+from clipbias.training.job import NotSideBySide, TrainJob, TrainResult, check_images, validation_images
+from clipbias.training.loop import train_job
+from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
-from clipbias.training.score import score_validation
 from clipbias.training.spec import Row, RunSpec
-from clipbias.training.stages import train_job
-from clipbias.tuning.feature_method import FeatureMethod, sampling_of
-from clipbias.tuning.learnables import select_run, stack_runs
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import transfer
+from clipbias.tuning.method import FeatureMethod, Learnables, Method, sampling_of, select_run, stack_runs
 from clipbias.tuning.registry import make_method
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """The scores of `R` runs in one evaluation.
+
+    Attributes:
+      task: bound to the classes of the evaluation, which may differ from those of training.
+      learnables: for these classes, leading axis `R`, on the host.
+      scores: of each run, see `Evaluator.accuracy`; with `class_summary` (`data.confusion`).
+      predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
+      log_probs: float16 `[R, n, 7]`, see `outcomes.BatchOutcome`.
+    """
+
+    task: Task
+    learnables: Learnables
+    scores: list[Row]
+    predicted: np.ndarray
+    log_probs: np.ndarray
+
+
+def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation) -> EvalResult:
+    """Scores the runs of a job on the test images of one evaluation.
+
+    Args:
+      job: whose validation images a temperature is fitted on.
+      learnables: leading axis `R`, on the host.
+      evaluation: test images and classes.
+    """
+    context = job.context
+    runs = len(job.runs)
+    task, learnables = _fitted(job, learnables, evaluation.dataset, evaluation.source_labels)
+    test = evaluation.dataset.split("test")
+    evaluator = context.evaluator(test)
+    static, inputs = _evaluation(job, task, learnables)
+    validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
+    scores = evaluator.accuracy(static, inputs, validation=validation)
+    skipped = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
+    assert evaluator.predicted is not None and evaluator.log_probs is not None, "an evaluation predicts"
+    # Runs are padded to a multiple of the mesh with copies of the last run.
+    predicted = evaluator.predicted[:runs]
+    return EvalResult(
+        task=task,
+        learnables=learnables,
+        scores=[
+            score | {"class_summary": class_summary(test.labels, of_run, task.class_names)} | skipped
+            for score, of_run in zip(scores[:runs], predicted, strict=True)
+        ],
+        predicted=predicted,
+        log_probs=evaluator.log_probs[:runs],
+    )
+
+
+def merge_scores(scores: Mapping[str, Row]) -> Row:
+    """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
+    if len(scores) == 1:
+        return dict(next(iter(scores.values())))
+    merged: Row = {
+        "tested_images": {name: score["images"] for name, score in scores.items()},
+        "accuracies": {name: score["accuracy"] for name, score in scores.items()},
+        "calibrations": {name: score["calibration"] for name, score in scores.items()},
+        "class_summaries": {name: score["class_summary"] for name, score in scores.items()},
+    }
+    skipped = sum(score.get("skipped_images", 0) for score in scores.values())
+    return merged | ({"skipped_images": skipped} if skipped else {})
+
+
+def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
+    """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
+
+    Args:
+      job: with the validation images.
+      learnables: leading axis `R`, on the host.
+      finite: see `Evaluator.validate`.
+
+    Returns:
+      Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
+    """
+    splits = validation_images(job)
+    task = fit_evaluation(job.task, runs=job.padded_runs, mesh=job.context.mesh)
+    static, inputs = _evaluation(job, task, learnables)
+    distinct = {split.digest: split for split in splits}
+    scores = {
+        digest: job.context.evaluator(split).validate(static, inputs, finite=finite)
+        for digest, split in distinct.items()
+    }
+    return [
+        {f"validation_{name}": value for name, value in scores[split.digest][run].items()}
+        for run, split in enumerate(splits)
+    ]
+
+
+def _fitted(
+    job: TrainJob, learnables: Learnables, dataset: Dataset, labels: Sequence[int] | None
+) -> tuple[Task, Learnables]:
+    """The task of a dataset's classes that fits the memory, and the learnables for it, on the host."""
+    task = job.context.bind(job.task.method, dataset)
+    task = fit_evaluation(task, runs=job.padded_runs, mesh=job.context.mesh)
+    return task, transfer(job.task, task, learnables, labels, axis=1)
+
+
+def _evaluation(job: TrainJob, task: Task, learnables: Learnables) -> tuple[EvalStatic, EvalInputs]:
+    """The arguments of an evaluation of the runs, padded to a multiple of the mesh."""
+    count = job.padded_runs
+    context = job.context
+    padded = meshes.pad(learnables, count)
+    return make_evaluation(task, context.params, padded, runs=count, mesh=context.mesh)
+
 
 # What was selected on held-out images, in the folder of a run.
 SELECTION = "selection.json"
@@ -393,3 +507,103 @@ def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
     frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
     sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")
     return tuple(filter(None, sentences))
+
+
+FILE = "rates.json"
+# A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
+METHOD = "method"
+CELL = "cell"
+NONE = "none"
+_CELL = ["method", "dataset", "shots"]
+# All images, in a data frame's column of whole numbers.
+_ALL = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Learning rates by method; an entry may hold for one dataset and number of shots alone.
+
+    Attributes:
+      entries: dictionaries with `method` and `learning_rate`, and where they are particular `dataset` and `shots`
+        (`None` for all images).
+    """
+
+    entries: tuple[Mapping[str, Any], ...] = ()
+
+    def entry(self, method: str, dataset: str, shots: int | None) -> Mapping[str, Any]:
+        """The most particular entry; empty where the method has none."""
+        cell = {"method": method, "dataset": dataset, "shots": shots}
+        for names in (_CELL, _CELL[:2], _CELL[:1]):
+            for entry in self.entries:
+                if {name: entry[name] for name in _CELL if name in entry} == {name: cell[name] for name in names}:
+                    return entry
+        return {}
+
+    def of(self, method: str, dataset: str, shots: int | None) -> float | None:
+        """The learning rate; `None` where the method has none here."""
+        return self.entry(method, dataset, shots).get("learning_rate")
+
+    @classmethod
+    def read(cls, path: Path) -> "Rates":
+        """Reads a file that `write` wrote. Raises `ClipbiasError` where there is none, or it holds something else."""
+        if not path.is_file():
+            raise ClipbiasError(f"there is no file of learning rates {path}; check --config.rates_file.")
+        content = read_json(path, dict, what="a file of learning rates")
+        entries = content.get("rates")
+        valid = isinstance(entries, list) and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("method"), str)
+            and isinstance(entry.get("learning_rate"), int | float)
+            for entry in entries
+        )
+        if not valid:
+            raise ClipbiasError(f"{path} holds no learning rates by method; each needs a method and a learning_rate.")
+        return cls(tuple(entries))
+
+    def write(self, path: Path, facts: Mapping[str, object]) -> None:
+        """Writes the rates with the facts that they come from."""
+        write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(facts)}, indent=2) + "\n")
+
+
+def choose(rows: Sequence[Row], scope: str) -> Rates:
+    """The learning rate of the highest accuracy on validation images; of equals the lower loss, then the lower rate.
+
+    Accuracy and loss are means over cells (dataset, shots) of means over seeds. A rate at which a run failed is not
+    chosen. A cell in which every run failed is left out.
+
+    Args:
+      rows: of runs on validation images, all seeds and rates of each cell.
+      scope: `METHOD` or `CELL`.
+    """
+    if not rows:
+        return Rates()
+    names = ["status", "learning_rate", "validation_accuracy", "validation_loss"]
+    lines = [{name: row.get(name) for name in (*_CELL, *names)} for row in rows]
+    frame = pd.DataFrame([line | {"shots": line["shots"] or _ALL} for line in lines])
+    frame = frame.groupby(_CELL, sort=False).filter(lambda cell: (cell.status == "ok").any())
+    entries: list[dict[str, Any]] = []
+    for where, group in frame.groupby(_CELL[:1] if scope == METHOD else _CELL, sort=False):
+        cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
+        candidates = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
+        candidates[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
+        best = (
+            candidates.dropna()
+            .reset_index()
+            .sort_values(["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True])
+        )
+        if best.empty:
+            continue
+        entry = dict(zip(_CELL, where, strict=False)) | {"learning_rate": float(best.learning_rate.iloc[0])}
+        entry |= {"for": scope, "cells": len(group.groupby(_CELL))}
+        entry["tried"] = [
+            {"learning_rate": float(rate), "accuracy": _number(accuracy), "loss": _number(loss)}
+            for rate, accuracy, loss in candidates.itertuples()
+        ]
+        if "shots" in entry:
+            entry["shots"] = None if entry["shots"] == _ALL else int(entry["shots"])
+        entries.append(entry)
+    return Rates(tuple(entries))
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

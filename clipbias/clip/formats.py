@@ -1,31 +1,92 @@
-"""Tensors in PyTorch's files (`.bin`, `.pt`), read without PyTorch and without running anything that a file names.
-
-Such a file is a zip archive. `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their numbers as
-they lie in memory, not compressed. `torch.jit.save` writes the same, with objects of its modules around the tensors.
-
-A pickle is a program. Here every name in it becomes an inert `Record`, and any name beyond the few in `NAMES` is
-refused. Python's implementation of `pickle.Unpickler` is used: the one in C ends the process, or fills the memory, on
-keys that are nested deeply and on memo numbers that are huge.
-"""
+"""Tensors as they lie in checkpoint files: names, shapes and types at once, numbers one tensor at a time."""
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import io
 import math
 import pickle
 import shlex
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax.serialization import msgpack_restore, msgpack_serialize
+from flax.traverse_util import unflatten_dict
 
-from clipbias.clip.tensors import LONGEST_NAME, Tensor
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file, reason, shorten
+from clipbias.io import atomic_path, check_file, read_json, reason, shorten
+
+FLOATING = ("bfloat16", "float16", "float32", "float64")
+LONGEST_NAME = 4096  # letters of a tensor's name; a hostile file's nested names would fill the memory
+SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file that is open.
+
+    Attributes:
+      shape: its shape.
+      dtype: NumPy's name of its type, or the file format's where NumPy has none.
+      read: returns its numbers. Only for the types in `FLOATING`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a safetensors file, to be read while the block runs."""
+    with open_safetensors_file(path) as file:
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 (not a dictionary)
+            part = file.get_slice(name)
+            dtype = SAFETENSORS_TYPES.get(part.get_dtype(), part.get_dtype())
+            tensors[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(_read, path, name))
+    yield tensors
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+    # A file that stays mapped counts as memory once more as it is read, so it is opened anew for each tensor.
+    with open_safetensors_file(path) as file:
+        return file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def open_safetensors_file(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file memory-mapped. Raises `ClipbiasError` for a damaged one."""
+    import safetensors
+
+    check_file(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ClipbiasError(f"{path} is damaged or incomplete ({error}); fetch it again.") from error
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that the index of a sharded checkpoint (`*.index.json`) names; they need not be there.
+
+    Raises:
+      ClipbiasError: it is no index, or it names a file elsewhere.
+    """
+    try:
+        names = sorted(set(read_json(index, dict, what="an index of shards")["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or "\0" in name]
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ClipbiasError(f"{index} is not an index of shards; fetch it again.") from error
+    if outside:
+        raise ClipbiasError(f"{index} names {shorten(outside[0])!r}, which is not a file of that folder.")
+    return names
+
 
 TYPES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
 TYPES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
@@ -278,3 +339,44 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+FLAX_WEIGHTS = "flax_model.msgpack"
+
+
+def read_flax(path: Path) -> dict[str, Tensor]:
+    """The arrays of a Flax msgpack file by the path of their keys, joined by "/".
+
+    Raises:
+      ClipbiasError: the file is damaged, cut short, or holds something else than maps of texts down to arrays.
+    """
+    check_file(path)
+    try:
+        tree = msgpack_restore(path.read_bytes())
+        if not isinstance(tree, dict):
+            raise ValueError("it holds no map of names")
+        return _flatten_state(tree, "")
+    except Exception as error:  # whatever msgpack, Flax and NumPy raise on what is none of theirs
+        words = shorten(" ".join(reason(error).split()), 200)
+        raise ClipbiasError(f"{path} is damaged or no Flax model ({words}); fetch it again.") from error
+
+
+def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or len(name) > LONGEST_NAME:
+            raise ValueError(f"a key in {shorten(prefix) or 'its map'!r} is no name")
+        if isinstance(value, dict):
+            tensors |= _flatten_state(value, f"{name}/")
+        elif isinstance(value, np.ndarray | np.generic):
+            tensors[name] = Tensor(value.shape, value.dtype.name, functools.partial(np.asarray, value))
+        else:
+            raise ValueError(f"{shorten(name)!r} is no array")
+    return tensors
+
+
+def write_flax(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by the paths of their names, as Flax does. Raises `ClipbiasError` where it cannot."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(msgpack_serialize(unflatten_dict(dict(tensors), sep="/")))

@@ -14,14 +14,12 @@ from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
-from clipbias.data.images import ImageCache, Images
+from clipbias.data.images import ImageCache, Images, Workers
 from clipbias.data.protocols import validation_outside_test
-from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
-from clipbias.training.compute import Compute
-from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.device import Compute
+from clipbias.training.evaluate import Budget, Evaluator, make_evaluation
 from clipbias.training.features import FeatureStatic, TrainingFeatures
-from clipbias.training.outcomes import make_evaluation
 from clipbias.training.spec import Group
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from clipbias.data import heif
+from clipbias.data import transforms
 from clipbias.data.dataset import Split, is_unicode
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import below, data_path, entries, is_remote, read_bytes, reason
@@ -61,9 +61,9 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     with _readable(folder):
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
         visible = [name for name in names if not _is_hidden(name)]
-    suffixes = IMAGE_SUFFIXES | heif.SUFFIXES if heif.is_installed() else IMAGE_SUFFIXES
+    suffixes = IMAGE_SUFFIXES | transforms.SUFFIXES if transforms.is_installed() else IMAGE_SUFFIXES
     images = [name for name in visible if suffix_of(name) in suffixes]
-    others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | heif.SUFFIXES) - suffixes]
+    others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.SUFFIXES) - suffixes]
     readable = sorted(name for name in images if is_unicode(name))
     if len(readable) < len(images):
         nameless = sorted(os.fsencode(name) for name in images if not is_unicode(name))
@@ -85,7 +85,7 @@ def describe_others(others: Sequence[str]) -> str:
     """Image files in formats that are not read, counted, with what to do: "8 .heic, 1 .dng; ..."."""
     counts = collections.Counter(map(suffix_of, others))
     words = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
-    return f"{words}; {heif.INSTALL if heif.SUFFIXES & counts.keys() else 'convert them to JPEG'}"
+    return f"{words}; {transforms.INSTALL if transforms.SUFFIXES & counts.keys() else 'convert them to JPEG'}"
 
 
 def warn_of_others(place: Path, others: Sequence[str]) -> None:

@@ -1,0 +1,485 @@
+"""Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from clipbias import hosts
+from clipbias import io as files
+from clipbias.constants import DEFAULT_TEMPLATE
+from clipbias.data import benchmark, catalog
+from clipbias.data.catalog import CatalogEntry, TfdsBuilder
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.folder import complete_splits
+from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.io import atomic_path, cache_folder, data_path, read_bytes
+
+FILE = "clipbias_index_{split}.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordIndex:
+    """The index of `n` records.
+
+    Attributes:
+      labels: int32 [n].
+      ids: the identifying feature of each record, which may repeat; empty without one.
+      positions: int64 [n], the place of each record in the builder's input; empty if unknown.
+    """
+
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    positions: np.ndarray
+
+
+def find_or_make(
+    folder: epath.Path, split: str, id_feature: str | None, count: int, make: Callable[[], RecordIndex]
+) -> RecordIndex:
+    """The index of the `count` records of a split in `folder`, identified by `id_feature`; made if there is none."""
+    files = sorted(path for path in folder.iterdir() if f"-{split}." in path.name)
+    stats = [path.stat() for path in files]
+    # A copy of the records has the same names and sizes. In the cache folder, place and times count, too.
+    records = _hash([id_feature, count, [(path.name, stat.length) for path, stat in zip(files, stats, strict=True)]])
+    cached = _hash([records, str(folder), [stat.mtime for stat in stats]])
+    places = (folder / FILE.format(split=split), epath.Path(cache_folder()) / "records" / f"{cached}.npz")
+    for path in places:
+        if (index := _read(path, records, count)) is not None:
+            return index
+    index = make()
+    for path in places:
+        try:
+            _write(path, records, index)
+            break
+        except ClipbiasError as error:
+            logging.warning("The index of %s is not kept here: %s", folder, error)
+    return index
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _write(path: epath.Path, records: str, index: RecordIndex) -> None:
+    ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
+    content = io.BytesIO()
+    np.savez(content, of=np.array(records), labels=index.labels, ids=ids, positions=index.positions)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
+    """The index in a file; `None` without a file, or if it is damaged or of records with another hash."""
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+            if str(stored["of"]) != records:
+                return None
+            ids = tuple(json.loads(stored["ids"].tobytes()))
+            index = RecordIndex(stored["labels"], ids, stored["positions"])
+    except Exception:  # a damaged archive raises nearly anything
+        return None
+    whole = len(index.labels) == count and all(len(part) in (0, count) for part in (index.ids, index.positions))
+    return index if whole else None
+
+
+CHUNK = 256  # records that are read at once
+SECONDS_BETWEEN_LINES = 10.0
+# Under these keys a description of features names a Python class, the last one in old descriptions.
+CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
+TFDS_FEATURES = "tensorflow_datasets.core.features."
+_SPLIT = re.compile(r"[\w-]+")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """One split of a prepared dataset.
+
+    Attributes:
+      ids: The identifying feature of each record, which may repeat, or its number where there is none.
+      labels: int32 [n].
+      order: Record numbers in the order in which the builder got the records, int64 [n]; TFDS shuffles them.
+      read: Record number to encoded image bytes.
+    """
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    order: np.ndarray
+    read: Callable[[int], bytes]
+
+
+class PreparedDataset:
+    """A dataset that TFDS has prepared as array_record in `folder` (the one that holds `dataset_info.json`)."""
+
+    def __init__(self, folder: epath.PathLike) -> None:
+        import tensorflow_datasets as tfds
+
+        self.folder = epath.Path(folder)
+        self._tfds = tfds
+        check_features(self.folder / "features.json")
+        try:
+            self._builder = tfds.builder_from_directory(self.folder)
+            file_format = self._builder.info.file_format
+        except Exception as error:  # whatever the library raises on descriptions that are damaged
+            raise ClipbiasError(
+                f"{self.folder} is not a dataset that tensorflow-datasets can open ({_first_words(error)}); prepare it "
+                "again."
+            ) from error
+        if file_format is None or file_format.value != "array_record":
+            raise ClipbiasError(
+                f"{self.folder} is stored as {file_format.value if file_format else 'an unknown format'}, which needs "
+                f"tensorflow to read; convert it: tfds convert_format --dataset_version_dir={self.folder} "
+                "--out_file_format=array_record --out_dir=<new folder>"
+            )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._builder.info.splits)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        with self.explained("the description"):
+            return tuple(self._builder.info.features["label"].names)
+
+    @property
+    def metadata(self) -> Mapping:
+        with self.explained("the description"):
+            return dict(self._builder.info.metadata or {})
+
+    def source(self, split: str) -> Any:
+        """Random access to the records of a split; images stay encoded."""
+        features = self._builder.info.features
+        skip = {
+            key: self._tfds.decode.SkipDecoding()
+            for key, feature in features.items()
+            if isinstance(feature, self._tfds.features.Image)
+        }
+        with self.explained(split):
+            return self._builder.as_data_source(split, decoders=skip)
+
+    @contextlib.contextmanager
+    def explained(self, what: str) -> Iterator[None]:
+        """Turns any error of the library into a `ClipbiasError`; damaged records make it raise nearly anything."""
+        try:
+            yield
+        except ClipbiasError:
+            raise
+        except Exception as error:
+            advice = "prepare the dataset again"
+            if files.is_remote(self.folder):
+                advice = "see that this machine may read the bucket, or copy the folder to a disk"
+            raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
+
+    def sizes(self, paths: Sequence[str]) -> list[int]:
+        """The sizes of the files of records, whichever of their images are asked for (`Split.contents`)."""
+        return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
+
+    def records(self, split: str, id_feature: str | None) -> Records:
+        """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
+        if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
+            raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
+        count = self._builder.info.splits[split].num_examples
+        with self.explained(split):
+            index = find_or_make(self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature))
+        ids = index.ids or tuple(f"{number:07d}" for number in range(count))
+        lock = threading.Lock()
+        opened = functools.cache(lambda: self.source(split))  # at the first use
+
+        def read(number: int) -> bytes:
+            try:
+                with lock:
+                    source = opened()
+                with self.explained(f"record {number} of {split}"):
+                    return source[int(number)]["image"]
+            except ClipbiasError as error:
+                raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error).rstrip(".")) from error
+
+        order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
+        return Records(ids, index.labels, order, read)
+
+    def _read_index(self, split: str, id_feature: str | None) -> RecordIndex:
+        features = self._builder.info.features
+        for name in ("image", "label", id_feature):
+            if name is not None and name not in features:
+                raise ClipbiasError(f"{self.folder} has no feature {name!r}; it has {', '.join(features)}.")
+        ids: list[str] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        source = self.source(split)
+        last_line = time.monotonic()
+        logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
+        with self.explained(split):
+            for first in range(0, len(source), CHUNK):
+                hosts.check()
+                for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
+                    labels.append(int(record["label"]))
+                    if id_feature:
+                        ids.append(bytes(record[id_feature]).decode())
+                    if "position" in features:
+                        positions.append(int(record["position"]))
+                if time.monotonic() > last_line + SECONDS_BETWEEN_LINES:
+                    last_line = time.monotonic()
+                    logging.info("%d of %d records of %s", len(labels), len(source), split)
+        return RecordIndex(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
+
+
+def records_path(path: str | os.PathLike) -> Path:
+    """A path below which records lie. The only buckets that array_record reads are Google's; it does so by itself.
+
+    Raises:
+      ClipbiasError: as `files.user_path`, and of gs:// as `files.data_path`.
+    """
+    return files.data_path(path) if str(path).startswith("gs://") else files.user_path(path)
+
+
+def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
+    """The newest prepared version of `builder` below `data_dir`.
+
+    Raises:
+      ClipbiasError: none is prepared, only versions that are too old are, or it is not array_record.
+    """
+    place = epath.Path(records_path(data_dir)) / builder
+    versions = [path for path in place.iterdir() if _is_prepared(path)] if place.exists() else []
+    candidates = [path for path in versions if _key(path.name) >= _key(lowest_version)]
+    if not candidates:
+        present = f"only version {', '.join(sorted(path.name for path in versions))}" if versions else "nothing"
+        at_least = f" in version {lowest_version} or later" if lowest_version != "0.0.0" else ""
+        exact = f":{lowest_version}" if lowest_version != "0.0.0" else ""
+        raise ClipbiasError(
+            f"{builder} is not prepared{at_least} under {data_dir} (found {present}); prepare it where tensorflow is "
+            f"installed (pip install 'clipbias[tensorflow]'): python -c \"import tensorflow_datasets as tfds; "
+            f"tfds.builder('{builder}{exact}', data_dir='{data_dir}', file_format='array_record')"
+            '.download_and_prepare()"'
+        )
+    return PreparedDataset(max(candidates, key=lambda path: _key(path.name)))
+
+
+def check_features(path: epath.Path) -> None:
+    """Raises `ClipbiasError` where a description of features names a class that is not TFDS's own.
+
+    TFDS imports whatever module is named there: a dataset from elsewhere would choose what is run.
+    """
+
+    def check_classes(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        for key, value in pairs:
+            is_tfds = isinstance(value, str) and value.startswith(TFDS_FEATURES)
+            if key in CLASS_KEYS and not is_tfds and not isinstance(value, dict):
+                raise ClipbiasError(
+                    f"{path} names the class {value!r}; only TFDS's own are read, because naming another runs its code."
+                )
+        return dict(pairs)
+
+    try:
+        json.loads(files.read_text(path), object_pairs_hook=check_classes)
+    except ClipbiasError:
+        if path.exists():
+            raise
+    except (ValueError, RecursionError) as error:
+        raise ClipbiasError(f"{path} is not a description of features ({error}); prepare the dataset again.") from error
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _is_prepared(path: epath.Path) -> bool:
+    return bool(_VERSION.fullmatch(path.name)) and (path / "dataset_info.json").exists()
+
+
+def _key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+BUILDER_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    template: str | None = None,
+    split: str | None = None,
+    split_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Opens a prepared dataset; tensorflow is not needed.
+
+    Args:
+      name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
+      data_dir: TFDS's data folder; None takes ~/tensorflow_datasets.
+      template: Prompt template; None takes the catalogue's.
+      split: "coop" imposes the benchmark's split, labels and class names by file name; "builder" takes the builder's
+        split, dividing where one is missing. None is "coop" where no split file is needed (ImageNet and its
+        variants), else "builder".
+      split_dir: For "coop": where the split file is, the root of the datasets in CoOp's layout or the folder itself;
+        None looks in `data_dir`.
+
+    Raises:
+      ClipbiasError: not prepared (with the command that does it), not array_record, no file names to match, or images
+        of the split that the builder lacks.
+    """
+    from clipbias.data import tfds
+
+    data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
+    builder = name.removeprefix("tfds/")
+    entry = find_entry(builder)
+    stock = None if entry is None else entry.tfds
+    if entry is not None and stock is None:
+        raise ClipbiasError(
+            f"tensorflow-datasets has no usable builder for {entry.name}; make shards of its folder with "
+            f"'clipbias prepare_data build {entry.name}' and load it as {entry.name}."
+        )
+    if split is None:
+        split = "coop" if entry is not None and entry.split_file is None else "builder"
+    if split not in ("coop", "builder"):
+        raise ClipbiasError(f"split is {split!r}; it must be 'coop' or 'builder'.")
+    if entry is None or stock is None:
+        if split == "coop":
+            raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
+        prepared = tfds.find_prepared(data_dir, builder, "0.0.0")
+        return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
+    prepared = tfds.find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
+    if split == "builder":
+        return _with_builder_split(name, entry, stock, prepared, template)
+    split_dir = data_dir if split_dir is None else split_dir
+    return _with_benchmark_split(name, entry, stock, prepared, template, split_dir)
+
+
+def find_entry(name: str) -> CatalogEntry | None:
+    """The entry with this catalogue name, or with this builder, whose configuration may be left out."""
+    for entry in catalog.ENTRIES.values():
+        builder = entry.tfds.builder if entry.tfds else ""
+        if name in (entry.name, builder, builder.split("/")[0]):
+            return entry
+    return None
+
+
+def _with_builder_split(
+    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: "PreparedDataset", template: str | None
+) -> Dataset:
+    label_names = prepared.label_names
+    labels = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
+    new_label = np.full(len(label_names), -1, np.int32)
+    new_label[labels] = np.arange(len(labels))
+    splits = {}
+    for builder_name, benchmark_name in stock.splits.items():
+        if builder_name not in prepared.splits:
+            continue
+        records = prepared.records(builder_name, None)
+        keys = [f"{builder_name}/{number}" for number in records.ids]  # without a feature: numbers
+        whole = Split(
+            keys, new_label[records.labels], records.read, source=str(prepared.folder), contents=prepared.sizes
+        )
+        splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
+    if not splits:
+        raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
+    if {"train", "all"} & set(splits):
+        splits = complete_splits(splits, name)
+    if stock.difference:
+        logging.warning("%s is not the benchmark's split: %s.", name, stock.difference)
+    rename = entry.class_name if entry is not None else catalog.unchanged
+    names = tuple(rename(label_names[label]) for label in labels)
+    if template is None:
+        template = entry.template if entry is not None else DEFAULT_TEMPLATE
+    return Dataset(name, names, template, splits)
+
+
+def _with_benchmark_split(
+    name: str,
+    entry: CatalogEntry,
+    stock: TfdsBuilder,
+    prepared: "PreparedDataset",
+    template: str | None,
+    split_dir: str | os.PathLike,
+) -> Dataset:
+    # Labels and class names come from the benchmark's listing alone: the builder's numbering, which differs
+    # for Food101 and Caltech101, is used for nothing but the folder part of a path.
+    label_names = prepared.label_names
+    parts: list[Records] = []
+    available: dict[str, int] = {}  # the number of each path among the records of all splits
+    paths: list[str] = []
+    for builder_name, benchmark_name in stock.splits.items():
+        if builder_name not in prepared.splits:
+            continue
+        records = prepared.records(builder_name, stock.id_feature)
+        names = [label_names[label] for label in records.labels.tolist()]
+        format_path = stock.path.replace("{split}", benchmark_name).format
+        part = [format_path(id=i.lstrip("/"), label=name) for i, name in zip(records.ids, names, strict=True)]
+        available |= {_fold(path, stock): number for number, path in enumerate(part, start=len(paths))}
+        paths += part
+        parts.append(records)
+    listing = _listing(entry, stock, [paths[number] for number in available.values()], split_dir)
+    missing: list[str] = []
+    splits: dict[str, Split] = {}
+    for split_name, (keys, labels) in listing.splits.items():
+        numbers = np.fromiter((available.get(_fold(key, stock), -1) for key in keys), np.int64, len(keys))
+        missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
+        present = np.flatnonzero(numbers >= 0)
+        present_keys = [keys[index] for index in present.tolist()]
+        splits[split_name] = Split(
+            present_keys,
+            labels[present],
+            _read_from(parts, numbers[present]),
+            source=str(prepared.folder),
+            contents=prepared.sizes,
+        )
+    if len(missing) > stock.may_lack:
+        raise ClipbiasError(
+            f"{name}: {prepared.folder} lacks {len(missing)} images of the benchmark's split, such as {missing[0]}; "
+            "prepare the whole dataset, or read the images from CoOp's folder layout."
+        )
+    if missing:
+        logging.warning("%s lacks %s, which TFDS could not decode.", name, ", ".join(missing))
+    template = entry.template if template is None else template
+    return Dataset(name, listing.class_names, template, splits, listing.class_ids)
+
+
+def _listing(
+    entry: CatalogEntry, stock: TfdsBuilder, available: Iterable[str], split_dir: str | os.PathLike
+) -> benchmark.DatasetListing:
+    root = data_path(split_dir)
+    root = benchmark.dataset_folder(entry, root) or root
+    if entry.split_file is not None:
+        hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
+        return benchmark.read_split_file(root / entry.split_file, hint=hint)
+    names = benchmark.imagenet_names(root)
+    tree: dict[str, list[str]] = {}
+    for path in available:
+        folder, _, image = path.rpartition("/")
+        tree.setdefault(folder, []).append(image)
+    return benchmark.from_class_folders(
+        entry,
+        names,
+        lambda prefix: [folder[len(prefix) :] for folder in tree if folder.startswith(prefix)],
+        lambda part, folders: (sorted(tree[part + folder]) for folder in folders),
+        stock.builder,
+    )
+
+
+def _fold(path: str, stock: TfdsBuilder) -> str:
+    return path.lower() if stock.ignore_case else path
+
+
+def _read_from(parts: Sequence[Records], numbers: np.ndarray) -> Callable[[int], bytes]:
+    """`Split.read` of examples whose records have these `numbers`, counted through all `parts`."""
+    ends = np.cumsum([len(records.ids) for records in parts])
+
+    def read(index: int) -> bytes:
+        part = int(np.searchsorted(ends, numbers[index], side="right"))
+        first = ends[part] - len(parts[part].ids)
+        return parts[part].read(int(numbers[index] - first))
+
+    return read

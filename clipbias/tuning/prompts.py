@@ -1,0 +1,394 @@
+"""Class names, or texts in place of them, and a method's prompt text as tokens."""
+
+import collections
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import Range, check_text, shown
+from clipbias.clip import Adaptation, Clip, TextTokens
+from clipbias.clip.text import text_tokens
+from clipbias.clip.tokenizer import encode, framed, pad
+from clipbias.constants import DEFAULT_TEMPLATE
+from clipbias.data.catalog import name_in_prompt
+from clipbias.data.dataset import Descriptions
+from clipbias.errors import ClipbiasError
+from clipbias.io import shorten
+from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTexts:
+    """The texts of some classes, as many places for each as the class with the most has texts.
+
+    Attributes:
+      texts: `n · C`, the first of every class, then the second, …; a class with fewer repeats its first.
+      tokens: theirs, `[n · C, N]`.
+      counts: how many texts each class has, `C`; the features of the others count as zeros.
+    """
+
+    texts: tuple[str, ...]
+    tokens: TextTokens
+    counts: tuple[int, ...]
+
+    @property
+    def most(self) -> int:
+        """`n`."""
+        return max(self.counts)
+
+    @property
+    def differing(self) -> tuple[int, ...] | None:
+        """`counts` where they differ."""
+        return self.counts if len(set(self.counts)) > 1 else None
+
+
+def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
+    """The names as they stand in a prompt. Raises `ClipbiasError` for what is no text."""
+    return [name_in_prompt(name, text.spaces) for name in names]
+
+
+def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[int]:
+    """How many tokens each name has in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
+    spaced = (f" {name}" if name.strip() else "" for name in names_in_prompt(names, text))
+    return [len(ids) for ids in encode(clip.tokenizer, [*spaced])]
+
+
+def without_template(text: PromptText) -> PromptText:
+    """The prompt that texts of a user's own stand in: alone, or after the context where a method learns one."""
+    if not text.context_tokens:
+        return PromptText(("{}",), spaces="")
+    before = (template.partition("{}")[0] + "{}" for template in text.templates)
+    return dataclasses.replace(text, templates=tuple(before), spaces="")
+
+
+def prompt_texts(class_names: Sequence[str], text: PromptText) -> list[str]:
+    """Each template with each class name in place of `{}`, template after template."""
+    for template in text.templates:
+        if check_text("the template", template).count("{}") != 1:
+            raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
+    names = names_in_prompt(class_names, text)
+    return [template.replace("{}", name) for template in text.templates for name in names]
+
+
+def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> ClassTexts:
+    """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
+
+    A class name in the middle or front moves the tokens of the text whose name is at the end, as CoOp's code does, so
+    that the name's own tokens stay the same.
+
+    Raises:
+      ClipbiasError: no class names, an empty one, a template without `{}`, or a text that is too long for the model.
+    """
+    if not class_names:
+        raise ClipbiasError("there are no class names; a task needs at least one.")
+    name_lengths = name_tokens(clip, class_names, text)
+    if 0 in name_lengths:  # nothing but white space and control characters
+        raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
+    texts = prompt_texts(class_names, text)
+    count = text.context_tokens
+    first = clip.config.text.first_word
+    rows = framed(clip.tokenizer, texts, clip.config.text)
+    contexts = []
+    for i, row in enumerate(rows):
+        context = [-1] * len(row)
+        context[first : first + count] = range(count)
+        name = slice(first + count, first + count + name_lengths[i % len(class_names)])
+        before = first + text.before[i // len(class_names)]
+
+        def move(values: list[int], name: slice = name, before: int = before) -> list[int]:
+            return values[:before] + values[name] + values[before : first + count] + values[name.stop :]
+
+        rows[i] = move(row)
+        contexts.append(move(context))
+    counts = (len(text.templates),) * len(class_names)
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
+
+
+def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, texts: int) -> tuple[int, bool]:
+    """How texts share tokens (`clip.pack`): in how many sets with a context each, and whether each has its own.
+
+    Raises:
+      ClipbiasError: the method's contexts are not those of its texts.
+    """
+    for name in ("text_context", "text_prompts", "text_class_prompts"):
+        learned = getattr(adaptation, name)
+        if learned is not None and learned.shape[-2] != prompt.context_tokens:
+            raise ClipbiasError(
+                f"the method's {name} have {learned.shape[-2]} tokens, but its text() keeps {prompt.context_tokens} "
+                "places for them; set PromptText.context_tokens."
+            )
+    context = adaptation.text_context
+    specific = adaptation.text_class_prompts is not None
+    if context is None or len(context.shape) < 3:
+        return 1, specific
+    if context.shape[0] not in (templates, texts):
+        raise ClipbiasError(
+            f"the method's text_context holds {context.shape[0]} contexts, but its task has {texts} texts of "
+            f"{templates} templates; give one for each of these or of those."
+        )
+    # Contexts of templates are sets of texts; others are of single texts.
+    return (templates, specific) if context.shape[0] == templates else (1, True)
+
+
+def template_tokens(clip: Clip, text: PromptText) -> TextTokens:
+    """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
+    first = clip.config.text.first_word
+    texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]
+    rows = framed(clip.tokenizer, texts, clip.config.text)
+    contexts = []
+    for row in rows:
+        context = [-1] * len(row)
+        context[first : first + text.context_tokens] = range(text.context_tokens)
+        contexts.append(context)
+    return _padded(clip, rows, texts, contexts)
+
+
+def _padded(
+    clip: Clip, rows: Sequence[list[int]], texts: Sequence[str], contexts: Sequence[Sequence[int]]
+) -> TextTokens:
+    ids = pad(rows, texts, clip.config.text)
+    context_rows = np.full_like(ids, -1)
+    for i, context in enumerate(contexts):
+        context_rows[i, : len(context)] = context
+    return text_tokens(ids, context_rows, clip.config.text)
+
+
+# The best seven templates on ImageNet, selected by CLIP's authors and used in CoOp's zero-shot baseline.
+IMAGENET_SELECT = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+CHOICES = ("dataset", "imagenet_select", "imagenet_select_and_dataset", "imagenet_60", "imagenet_full")
+
+
+def imagenet_full() -> tuple[str, ...]:
+    """CLIP's 80 templates for ImageNet."""
+    text = importlib.resources.files("clipbias").joinpath("assets", "imagenet_templates.txt").read_text("utf-8")
+    return tuple(text.splitlines())
+
+
+def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tuple[str, ...]:
+    """The templates of a choice.
+
+    Args:
+      choice: one of `CHOICES`: "dataset" is the dataset's own template, "imagenet_select" the seven,
+        "imagenet_select_and_dataset" both (CoOp's ensemble for all datasets but ImageNet), "imagenet_full" the eighty,
+        "imagenet_60" the first sixty of them (PromptSRC's teacher); or templates with `{}`.
+      dataset_template: the dataset's own template.
+
+    Raises:
+      ClipbiasError: no such choice.
+    """
+    if not isinstance(choice, str):
+        if not choice:
+            raise ClipbiasError("there is no template; give at least one with '{}' for the class name.")
+        return tuple(choice)
+    if choice == "imagenet_full":
+        return imagenet_full()
+    if choice == "imagenet_60":
+        return imagenet_full()[:60]
+    if choice == "dataset":
+        return (dataset_template,)
+    if choice == "imagenet_select":
+        return IMAGENET_SELECT
+    if choice == "imagenet_select_and_dataset":
+        return (*IMAGENET_SELECT, dataset_template)
+    if "{}" in choice:
+        return (choice,)
+    raise ClipbiasError(
+        f"unknown templates {choice!r}; choose from {', '.join(CHOICES)}, or write templates with '{{}}'."
+    )
+
+
+POSITIONS = ("end", "middle", "front")  # of a class name among its context
+STANDARD_DEVIATION = 0.02  # of prompt tokens with random initial values
+
+
+def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
+    """Prompt tokens at N(0, 0.02)."""
+    return STANDARD_DEVIATION * jax.random.normal(rng, shape)
+
+
+def initial_linear(rng: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
+    """Kernel `[inputs, outputs]` and bias `[outputs]` initialised as in torch.nn.Linear: uniform within ±1/√inputs."""
+    kernel, bias = jax.random.split(rng)
+    bound = inputs**-0.5
+    return (
+        jax.random.uniform(kernel, (inputs, outputs), minval=-bound, maxval=bound),
+        jax.random.uniform(bias, (outputs,), minval=-bound, maxval=bound),
+    )
+
+
+def word_ids(words: str, clip: Clip) -> Sequence[int]:
+    """Token ids of the initial words of a context."""
+    return encode(clip.tokenizer, [words])[0]
+
+
+def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.Array:
+    """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if `words` has fewer tokens."""
+    ids = word_ids(words, clip)
+    if 0 < tokens <= len(ids):
+        return jnp.asarray(clip.params["text"]["token_embedding"][np.asarray(ids[:tokens])], jnp.float32)
+    return random_prompts(rng, tokens, clip.config.text.width)
+
+
+def context_text(clip: Clip, words: str, tokens: int, position: str = "end") -> PromptText:
+    """The prompt text around a context of `T` tokens: the words themselves, or as many placeholders "X"."""
+    count = len(word_ids(words, clip))
+    # Placeholders only: words after the context would stay there when the class name moves to the middle or front.
+    if tokens > count or (position != "end" and tokens < count):
+        words = " ".join(["X"] * tokens)
+    return PromptText((f"{words} {{}}.",), context_tokens=tokens, position=position)
+
+
+Sets = Annotated[int, Range(1, 100)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextSets(Method):
+    """`S` contexts `[S, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name.
+
+    Attributes:
+      tokens: `T`.
+      sets: `S`.
+    """
+
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
+
+    tokens: Tokens = 16
+    sets: Sets = 4
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(text_context=learnables["text_context"])
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        prompt = context_text(clip, "", self.tokens)
+        return dataclasses.replace(prompt, templates=prompt.templates * self.sets)
+
+
+@runtime_checkable
+class ClassList(Protocol):
+    """Classes and their prompt template: a `clipbias.data.Dataset`, an `Adapter` or another `Task`.
+
+    If it has a `name`, the method takes its authors' options for the dataset of that name.
+    """
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Class names and what comes with them; a `ClassList` itself.
+
+    Attributes:
+      class_names: the classes.
+      template: of the dataset, else the default.
+      descriptions: of the dataset.
+      name: the dataset's, if it has one.
+    """
+
+    class_names: tuple[str, ...]
+    template: str = DEFAULT_TEMPLATE
+    descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None
+    name: str | None = None
+
+    @classmethod
+    def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
+        """From a list of names or a dataset. Raises `ClipbiasError` for a list that holds a name twice."""
+        if not isinstance(classes, ClassList):
+            return cls(check_class_names(classes))
+        name = getattr(classes, "name", None)
+        return cls(tuple(classes.class_names), classes.template, classes.descriptions, name)
+
+
+def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of a list. Raises `ClipbiasError` where it is none, or a name occurs twice."""
+    if isinstance(names, str):
+        raise ClipbiasError(f"class_names is the text {shown(names)}; give a list of names.")
+    if names is None or isinstance(names, Mapping):
+        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.")
+    try:
+        counts = collections.Counter(names)
+    except TypeError as error:
+        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.") from error
+    for name, count in counts.items():
+        if count > 1:
+            raise ClipbiasError(
+                f"the class name {shown(name)} occurs {count} times; give each class a name of its own, or the whole "
+                "dataset where two of its classes share a name."
+            )
+    return tuple(names)
+
+
+def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
+    """Raises `ClipbiasError` for two names that the model reads as the same text, as "cat" and "Cat".
+
+    Args:
+      names: `C` class names.
+      ids: token ids of their texts, `[C, N]` or with more rows after these.
+    """
+    by_text: dict[bytes, str] = {}
+    for name, row in zip(names, ids, strict=False):
+        other = by_text.setdefault(row.tobytes(), name)
+        if other != name:
+            raise ClipbiasError(
+                f"the model reads the class names {shown(other)} and {shown(name)} as the same text; leave out or "
+                "rename one."
+            )
+
+
+def take_templates(method: Method, clip: Clip) -> bool:
+    """Whether a method's text is the dataset's own template, or an ensemble: descriptions then take its place."""
+    marker = "something whose template is {}."
+    text: PromptText = method.text(marker, clip)
+    return text.context_tokens == 0 and (len(text.templates) > 1 or marker in text.templates)
+
+
+def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
+    """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long."""
+    if not class_names:
+        raise ClipbiasError("there are no class names; a task needs at least one.")
+    by_class = [descriptions.of([name])[name] for name in class_names]
+    counts = tuple(map(len, by_class))
+    # A class with fewer texts repeats its first one; `without_missing` removes the copies.
+    texts = [
+        class_texts[i] if i < len(class_texts) else class_texts[0]
+        for i in range(max(counts))
+        for class_texts in by_class
+    ]
+    longest = clip.config.text.context_length
+    rows = framed(clip.tokenizer, texts, clip.config.text)
+    for i, row in enumerate(rows):
+        if len(row) > longest:
+            raise ClipbiasError(
+                f"{descriptions.source} have a text of {len(row)} tokens for the class "
+                f"{shorten(class_names[i % len(class_names)])!r}, {shorten(texts[i])!r}, and this model reads at most "
+                f"{longest}; shorten it."
+            )
+    ids = pad(rows, texts, clip.config.text)
+    return ClassTexts(tuple(texts), text_tokens(ids, np.full_like(ids, -1), clip.config.text), counts)
+
+
+def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:
+    """Features `[n · C, d]` with zeros for the missing texts of classes with fewer texts."""
+    present = np.arange(features.shape[0] // len(counts))[:, None] < np.asarray(counts)
+    return features * present.reshape(-1, 1)
