@@ -106,7 +106,7 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (train, "dry_run", 1, "dry_run is 1; it must be True or False"),
     (train, "topology", "v5e:4x4", "nothing can be run on v5e:4x4; add --config.dry_run"),
     (train, "method", "\0.py", r"no file '\x00.py' to take a method from"),
-    (train, "method", "os.path", "'os.path' holds neither a subclass of Method nor functions"),
+    (train, "method", "os.path", "'os.path' defines no subclass of clipbias.tuning.Method"),
     (train, "method_options", 5, "method_options is 5; it must hold values by name"),
     (train, "method_options", {"tokens": [[1]]}, "method 'bias' has no option 'tokens'"),
     (train, "dataset", "\0", r"there is no dataset '\x00'"),

@@ -38,7 +38,7 @@ def colour_split(count: int, seed: int) -> Split:
             Image.fromarray(pixels).save(buffer, "PNG")
             encoded.append(buffer.getvalue())
             labels.append(label)
-    return Split(tuple(f"{seed}/{i}.png" for i in range(len(labels))), np.array(labels), encoded.__getitem__)
+    return Split(tuple(f"{seed}/{i}.png" for i in range(len(labels))), np.array(labels), encoded.__getitem__, source="")
 
 
 def damaged(split: Split, *broken: int) -> Split:

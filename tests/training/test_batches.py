@@ -28,7 +28,9 @@ def batches(images: list[Images], recipe: Recipe, mesh, seeds=SEEDS, **options) 
 
 
 def counted(split: Split, reads: list[str]) -> Split:
-    return Split(split.keys, split.labels, lambda index: reads.append(split.keys[index]) or split.read(index))
+    return Split(
+        split.keys, split.labels, lambda index: reads.append(split.keys[index]) or split.read(index), source=""
+    )
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_only_rates_of_the_common_recipe_are_chosen(
         learning_rates=(0.1, 0.2),
         recipe=recipe,
     )
-    table1.run(table1.SweepInputs(settings, context, None), tmp_path)
+    table1.run(settings, context, None, tmp_path)
     candidates, tested = requests
     assert candidates == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
     assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
@@ -354,8 +354,8 @@ def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
     events: list[str] = []
     module = importlib.import_module("clipbias.training.sweep")
     monkeypatch.setattr(module, "drop_programs", lambda: events.append("drop"))
-    monkeypatch.setattr(module, "train_group", lambda group, *_: events.append(group[0].method) or [])
-    monkeypatch.setattr(module, "_write", lambda *_: None)
+    monkeypatch.setattr(module, "run_group", lambda group, *_, **__: events.append(group[0].method) or [])
+    monkeypatch.setattr(module, "write_group", lambda *_: None)
     datasets = {name: dataclasses.replace(colours, name=name) for name in ("a", "b")}
     tiny = TinySweep(clip, datasets, recipe, tmp_path)
     tiny.run(tiny.specs("bias", "vpt", shots=(1, 2)))

@@ -14,6 +14,8 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
 from clipbias.settings import from_config
 from clipbias.training.evaluate import fingerprint
+from clipbias.training.spec import RunSpec
+from clipbias.training.sweep import make_specs
 from clipbias.tuning import Descriptions, Task, read_descriptions
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs import evaluate as evaluate_config
@@ -190,16 +192,22 @@ def files(tmp_path) -> tuple[Path, str]:
     return path, str(tmp_path / "{dataset}.json")
 
 
+def specs_of(settings: table1_config.Table1Settings) -> list[RunSpec]:
+    axes = table1.axes_of(settings)
+    context, rates = table1.prepare(settings, axes)
+    return make_specs(context, settings.recipe, axes, rates)
+
+
 def test_a_sweep_reads_them(pair, files) -> None:
     path, named = files
     config = table1_config.get_config()
     config.update({"model": pair[0].source, "methods": ("zero_shot",), "datasets": ("demo/digits",)})
     config.update({"descriptions": named, "rates_file": None})
     settings = from_config(table1_config.Table1Settings, config)
-    (before,) = table1.prepare(settings).specs()
+    (before,) = specs_of(settings)
     assert before.descriptions == read_descriptions(path).digest
     path.write_text(json.dumps({name: ["a cat"] for name in json.loads(path.read_text())}))
-    (after,) = table1.prepare(settings).specs()
+    (after,) = specs_of(settings)
     assert after.descriptions == read_descriptions(path).digest != before.descriptions
 
 
