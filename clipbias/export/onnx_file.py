@@ -1,20 +1,15 @@
 """A tuned classifier as one ONNX file, for programs without Python: images in, logits out.
 
-jax2onnx converts the function of `program.py` with its weights as constants. The file counts as written when ONNX
-Runtime gives JAX's logits on real pictures.
+It is the function of `program.py` with its weights as constants. The file counts as written when ONNX Runtime gives
+JAX's logits on real pictures.
 """
 
-import contextlib
 import functools
 import importlib.util
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clipbias.data import demo
@@ -26,11 +21,7 @@ from clipbias.tuning import Learnables, Task
 
 CLASSIFIER = "classifier.onnx"
 LABELS = "labels.json"
-PACKAGES = ("onnx", "onnxruntime", "jax2onnx")
-# jax2onnx asks for an orbax older than clipbias's, which it does not need here.
-INSTALL = "pip install 'clipbias[onnx]' && pip install --no-deps jax2onnx==0.17.1"
-# Of ONNX's operators; runtimes since 2024 know it.
-OPSET = 21
+PACKAGES = ("onnx", "onnxruntime")
 # The largest difference between logits of ONNX Runtime and JAX, relative to the largest logit.
 TOLERANCE = 1e-4
 # A protocol buffer, which an ONNX file is, holds less than 2 GiB.
@@ -43,15 +34,15 @@ def check_packages() -> None:
     """Raises `ClipbiasError` unless the packages that convert and check are there."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install what is missing: {INSTALL}.")
+        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
 
 
 def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
     """Writes the classifier, and its class names with a description of what goes in and comes out.
 
     Raises:
-      ClipbiasError: a package is missing, jax2onnx cannot convert the method, the weights are too large for one file,
-        or ONNX Runtime gives other logits than JAX.
+      ClipbiasError: a package is missing, an operation of the method has no translation, the weights are too large for
+        one file, or ONNX Runtime gives other logits than JAX.
     """
     check_packages()
     weights = program_weights(task, learnables)
@@ -75,41 +66,15 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
 
 def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
     """The ONNX file: `images` uint8 `[B, R, R, 3]` to `logits` float32 `[B, C]` for every batch size `B`."""
+    from clipbias.export.jaxpr_to_onnx import to_onnx  # its packages are an extra
+
     size = task.clip.config.vision.image_size
-    (batch,) = jax.export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     try:
-        with _quiet():
-            import jax2onnx
-
-            model = jax2onnx.to_onnx(
-                functools.partial(classify, task, weights),
-                [images],
-                model_name="clipbias",
-                opset=OPSET,
-                input_names=["images"],
-                output_names=["logits"],
-            )
-    except Exception as error:  # a converter meets whatever a user's method computes
+        return to_onnx(functools.partial(classify, task, weights), (size, size, 3)).SerializeToString()
+    except Exception as error:  # a method of a user's may compute anything
         raise ClipbiasError(
-            f"jax2onnx cannot convert the method {task.method_name!r}: {sentence(error)}; export it as a program."
+            f"the method {task.method_name!r} cannot become an ONNX file: {sentence(error)}; export it as a program."
         ) from error
-    _drop_unused(model.graph)
-    return model.SerializeToString()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leaves out the converter's warnings of other packages that it could convert, and of shapes that are open."""
-    loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, float]:
@@ -129,21 +94,3 @@ def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, 
     whole, first = (session.run(["logits"], {"images": part})[0] for part in (images, images[:1]))
     difference = max(np.abs(whole - expected).max(), np.abs(first - expected[:1]).max())
     return float(difference), float(np.abs(expected).max())
-
-
-def _drop_unused(graph: Any) -> set[str]:
-    """Removes constants that no operation reads, of which every runtime would warn; returns the names that are read.
-
-    Args:
-      graph: `onnx.GraphProto`; those within its operations, such as a loop's, are treated alike.
-    """
-    names = {output.name for output in graph.output}
-    for node in graph.node:
-        names.update(node.input)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                names |= _drop_unused(attribute.g)
-    for place in reversed(range(len(graph.initializer))):
-        if graph.initializer[place].name not in names:
-            del graph.initializer[place]
-    return names

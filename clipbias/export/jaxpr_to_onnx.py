@@ -1,0 +1,445 @@
+"""A JAX function as an ONNX model: every operation that JAX lists for it becomes an operator of ONNX.
+
+`jax.make_jaxpr` lists the operations, so that the model is defined in `clipbias.clip` and nowhere else. JAX computes
+whatever does not depend on the input, such as layers cut out of a stack of weights, and the graph holds the result.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from onnx import helper, numpy_helper
+
+from clipbias.clip.checkpoint import narrow
+
+# Runtimes since 2024 know both; the version of the file's form belongs to the operators'.
+OPSET = 21
+IR_VERSION = 10
+
+Value = np.ndarray | str  # a constant, or the name of what the graph computes
+Rule = Callable[["Graph", JaxprEqn, Sequence[Value]], str | Sequence[str]]
+
+# Operations that only matter to a gradient, to the compiler or to an observer.
+SAME = {"copy", "copy_p", "name", "optimization_barrier", "stop_gradient"}
+# Operands are broadcast alike in JAX and ONNX where their ranks are equal, or a rank is 0.
+ELEMENTWISE = {
+    "abs": "Abs",
+    "add": "Add",
+    "add_any": "Add",
+    "and": "And",
+    "ceil": "Ceil",
+    "cos": "Cos",
+    "div": "Div",
+    "eq": "Equal",
+    "erf": "Erf",
+    "exp": "Exp",
+    "floor": "Floor",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "log": "Log",
+    "logistic": "Sigmoid",
+    "lt": "Less",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "neg": "Neg",
+    "not": "Not",
+    "or": "Or",
+    "pow": "Pow",
+    "sign": "Sign",
+    "sin": "Sin",
+    "sqrt": "Sqrt",
+    "sub": "Sub",
+    "tanh": "Tanh",
+}
+REDUCTIONS = {
+    "reduce_max": "ReduceMax",
+    "reduce_min": "ReduceMin",
+    "reduce_prod": "ReduceProd",
+    "reduce_sum": "ReduceSum",
+}
+RULES: dict[str, Rule] = {}
+
+
+def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[int]) -> onnx.ModelProto:
+    """The model from `images`, uint8 `[B, *image_shape]`, to the function's `logits`, for every batch size `B`.
+
+    Raises `NotImplementedError` where the function computes with an operation that has no translation here.
+    """
+    (batch,) = jax.export.symbolic_shape("B")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    program = jax.make_jaxpr(function)(images)
+    graph = Graph("images", batch)
+    (result,) = graph.run(program, ["images"])
+    graph.node("Identity", result, outputs=["logits"])
+    nodes, initializers = graph.needed("logits")
+    inputs = [graph.describe("images", images)]
+    outputs = [graph.describe("logits", program.out_avals[0])]
+    return helper.make_model(
+        helper.make_graph(nodes, "clipbias", inputs, outputs, initializers),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="clipbias",
+    )
+
+
+class Graph:
+    """Operators and constants of a model, in the order in which they were added."""
+
+    def __init__(self, images: str, batch: Any):
+        self.batch = batch  # JAX's symbol
+        self.names = (f"x{index}" for index in itertools.count())
+        self.initializers: list[onnx.TensorProto] = []
+        self.constants: dict[int, tuple[np.ndarray, str]] = {}
+        self.shapes: dict[tuple, str] = {}
+        # What a loop's body may read as well as the graph around it; it precedes everything else.
+        self.first: list[onnx.NodeProto] = []
+        self.nodes = self.first
+        self.batch_size = self.node("Shape", images, start=0, end=1)
+        self.nodes = []
+
+    def run(self, program: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> list[Value]:
+        """Adds the operations of a program; returns its outputs."""
+        jaxpr: Jaxpr = getattr(program, "jaxpr", program)
+        constants = [np.asarray(x) for x in getattr(program, "consts", ())]
+        values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
+
+        def read(x: Any) -> Value:
+            return np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x]
+
+        for eqn in jaxpr.eqns:
+            values.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
+        return [read(x) for x in jaxpr.outvars]
+
+    def apply(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
+        """Adds an operation; returns its outputs, as constants where its inputs are."""
+        name = eqn.primitive.name
+        sizes = [length for x in eqn.outvars for length in x.aval.shape] + [eqn.params.get("dim", 0)]
+        is_fixed = not any(map(jax.export.is_symbolic_dim, sizes))
+        if is_fixed and all(isinstance(x, np.ndarray) for x in values) and not name.startswith("custom_"):
+            results = eqn.primitive.bind(*values, **eqn.params)
+            return [np.asarray(x) for x in (results if eqn.primitive.multiple_results else [results])]
+        if name not in RULES:
+            # A function that is called, such as what `jax.jit` or `jax.checkpoint` made.
+            for called in (eqn.params.get(key) for key in ("jaxpr", "call_jaxpr")):
+                if called is not None:
+                    return self.run(called, values)
+        if name in SAME:
+            return values
+        if name in ELEMENTWISE:
+            return [self.node(ELEMENTWISE[name], *values)]
+        if name in REDUCTIONS:
+            return [self.node(REDUCTIONS[name], values[0], np.array(eqn.params["axes"]), keepdims=0)]
+        if name not in RULES:
+            raise NotImplementedError(f"JAX's operation {name!r} has no translation to ONNX")
+        results = RULES[name](self, eqn, values)
+        return [results] if isinstance(results, str) else results
+
+    def node(self, operator: str, *inputs: Value, outputs: Sequence[str] | None = None, **attributes: Any) -> str:
+        """Adds an operator; returns the name of its first output."""
+        outputs = outputs or [next(self.names)]
+        self.nodes.append(helper.make_node(operator, [self.name(x) for x in inputs], outputs, **attributes))
+        return outputs[0]
+
+    def name(self, value: Value) -> str:
+        """The name of a value. Constants that float16 holds exactly are stored so, as their checkpoint has them."""
+        if isinstance(value, str):
+            return value
+        if id(value) not in self.constants:
+            name = next(self.names)
+            stored = narrow(value, "float16", exact=True) if value.dtype == np.float32 and value.ndim else value
+            stored = stored.astype(np.int64) if stored.dtype == np.int_ else stored
+            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(stored).reshape(stored.shape), name))
+            if stored.dtype != value.dtype:
+                self.first.append(helper.make_node("Cast", [name], [name := next(self.names)], to=element(value.dtype)))
+            self.constants[id(value)] = value, name  # as long as it is there, no other has its id
+        return self.constants[id(value)][1]
+
+    def shape(self, lengths: Sequence[Any]) -> Value:
+        """Lengths of axes as a vector; those that grow with the batch are computed from it."""
+        if not any(jax.export.is_symbolic_dim(length) for length in lengths):
+            return np.array(lengths, np.int64)
+        if tuple(lengths) not in self.shapes:
+            self.nodes, nodes = self.first, self.nodes
+            parts: list[Value] = []
+            for length in lengths:
+                factor = length // self.batch if jax.export.is_symbolic_dim(length) else 0
+                if factor and length != factor * self.batch:
+                    raise NotImplementedError(f"an axis of length {length} for a batch of {self.batch} images")
+                parts.append(self.node("Mul", self.batch_size, np.array([factor])) if factor else np.array([length]))
+            self.shapes[tuple(lengths)] = self.node("Concat", *parts, axis=0)
+            self.nodes = nodes
+        return self.shapes[tuple(lengths)]
+
+    def reshape(self, x: Value, lengths: Sequence[Any]) -> str:
+        open_lengths = [-1 if jax.export.is_symbolic_dim(length) else length for length in lengths]
+        if open_lengths.count(-1) == 1 and 0 not in open_lengths:  # the runtime finds it
+            return self.node("Reshape", x, np.array(open_lengths, np.int64))
+        return self.node("Reshape", x, self.shape(lengths), allowzero=1)
+
+    def window(self, x: Value, starts: Value, axes: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> str:
+        """Cuts `sizes` out of axes from `starts [k]` on, which JAX moves so that the window lies inside."""
+        size = self.shape(sizes)
+        highest = self.node("Sub", self.shape([shape[axis] for axis in axes]), size)
+        starts = self.node("Cast", starts, to=onnx.TensorProto.INT64)
+        starts = self.node("Min", self.node("Max", starts, np.array(0)), highest)
+        return self.node("Slice", x, starts, self.node("Add", starts, size), np.array(axes))
+
+    def describe(self, name: str, aval: Any) -> onnx.ValueInfoProto:
+        shape = [length if isinstance(length, int) else str(length) for length in aval.shape]
+        return helper.make_tensor_value_info(name, element(aval.dtype), shape)
+
+    def needed(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """Operators and constants that the output depends on: runtimes warn of others."""
+        read, nodes = {output}, []
+        for node in reversed([*self.first, *self.nodes]):
+            if read.intersection(node.output):
+                nodes.append(node)
+                bodies = [inner for attribute in node.attribute for inner in attribute.g.node]
+                read.update(name for part in (node, *bodies) for name in part.input)
+        return nodes[::-1], [constant for constant in self.initializers if constant.name in read]
+
+
+def element(dtype: Any) -> int:
+    """ONNX's number of a type."""
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    def add(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return add
+
+
+@rule("broadcast_in_dim")
+def _broadcast_in_dim(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    x, shape, kept = values[0], eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    aligned = [1] * len(shape)
+    for axis, length in zip(kept, eqn.invars[0].aval.shape, strict=True):
+        aligned[axis] = length
+    if len(kept) < len(shape):
+        new = np.array([axis for axis in range(len(shape)) if axis not in kept])
+        x = graph.node("Unsqueeze", x, new)
+    return graph.node("Expand", x, graph.shape(shape)) if aligned != list(shape) else cast(str, x)
+
+
+@rule("clamp")
+def _clamp(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    lowest, x, highest = values
+    return graph.node("Min", graph.node("Max", x, lowest), highest)
+
+
+@rule("concatenate")
+def _concatenate(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    axis = eqn.params["dimension"]
+    filled = [x for x, variable in zip(values, eqn.invars, strict=True) if variable.aval.shape[axis] != 0]
+    return graph.node("Concat", *filled, axis=axis)
+
+
+@rule("convert_element_type")
+def _convert(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Cast", values[0], to=element(eqn.params["new_dtype"]))
+
+
+@rule("dim_as_value")
+def _dim_as_value(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    size = graph.node("Squeeze", graph.shape([eqn.params["dim"]]))
+    return graph.node("Cast", size, to=element(eqn.outvars[0].aval.dtype))
+
+
+@rule("dot_general")
+def _dot_general(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    ((left_summed, right_summed), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
+    dtype = eqn.outvars[0].aval.dtype
+    left, right = (
+        x if variable.aval.dtype == dtype else graph.node("Cast", x, to=element(dtype))
+        for x, variable in zip(values, eqn.invars, strict=True)
+    )
+    ranks = [len(variable.aval.shape) for variable in eqn.invars]
+    if ranks[1] == 2 and not right_batch and (*left_summed, *right_summed) == (ranks[0] - 1, 0):
+        return graph.node("MatMul", left, right)  # whose weights runtimes lay out in advance, unlike Einsum's
+    letters = (chr(code) for code in itertools.count(ord("a")))
+    axes = [[next(letters) for _ in range(rank)] for rank in ranks]
+    for left_axis, right_axis in zip([*left_batch, *left_summed], [*right_batch, *right_summed], strict=True):
+        axes[1][right_axis] = axes[0][left_axis]
+    batch = [axes[0][axis] for axis in left_batch]
+    free = [letter for letter in (*axes[0], *axes[1]) if (letter in axes[0]) != (letter in axes[1])]
+    return graph.node("Einsum", left, right, equation="{},{}->{}".format(*map("".join, (*axes, batch + free))))
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+    cut = [axis for axis, size in enumerate(sizes) if size != shape[axis]]
+    starts = graph.node("Concat", *(graph.reshape(values[1 + axis], [1]) for axis in cut), axis=0)
+    return graph.window(values[0], starts, cut, [sizes[axis] for axis in cut], shape)
+
+
+@rule("erfc")
+def _erfc(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Sub", np.array(1, eqn.outvars[0].aval.dtype), graph.node("Erf", *values))
+
+
+@rule("gather")
+def _gather(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    """A window, or elements along some axes with all of the other axes. Elements outside are an error in ONNX."""
+    x, places = values
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape, rank = eqn.invars[0].aval.shape, len(eqn.invars[1].aval.shape) - 1
+    axes, batch = numbers.start_index_map, numbers.operand_batching_dims
+    if not rank:
+        x = graph.window(x, places, axes, [sizes[axis] for axis in axes], shape)
+        collapsed = numbers.collapsed_slice_dims
+        return graph.node("Squeeze", x, np.array(collapsed)) if collapsed else x
+    rest = [axis for axis in range(len(shape)) if axis not in (*axes, *batch)]
+    if any(sizes[axis] != 1 for axis in axes) or any(sizes[axis] != shape[axis] for axis in rest):
+        raise NotImplementedError("a gather of several windows has no translation to ONNX")
+    places_batch = numbers.start_indices_batching_dims
+    order = [*places_batch, *(axis for axis in range(rank) if axis not in places_batch)]
+    x = graph.node("Transpose", x, perm=[*batch, *axes, *rest])
+    places = graph.node("Cast", graph.node("Transpose", places, perm=[*order, rank]), to=onnx.TensorProto.INT64)
+    found = graph.node("GatherND", x, places, batch_dims=len(batch))
+    # Its axes are those of `order`, then `rest`; JAX's are interleaved.
+    kept = [axis for axis in range(len(shape)) if axis not in (*batch, *numbers.collapsed_slice_dims)]
+    of_offset = dict(zip(numbers.offset_dims, kept, strict=True))
+    of_places = iter(range(rank))
+    perm = []
+    for axis in range(len(eqn.outvars[0].aval.shape)):
+        if axis not in of_offset:
+            perm.append(order.index(next(of_places)))
+        elif of_offset[axis] in rest:
+            perm.append(rank + rest.index(of_offset[axis]))
+    found = graph.node("Transpose", found, perm=perm)
+    single = [axis for axis, source in of_offset.items() if source not in rest]
+    return graph.node("Unsqueeze", found, np.array(single)) if single else found
+
+
+@rule("integer_pow")
+def _integer_pow(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Pow", values[0], np.array(eqn.params["y"], eqn.outvars[0].aval.dtype))
+
+
+@rule("pad")
+def _pad(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    low, high, between = zip(*eqn.params["padding_config"], strict=True)
+    if any(between):
+        raise NotImplementedError("padding between elements has no translation to ONNX")
+    return graph.node("Pad", values[0], np.array([*low, *high]), values[1])
+
+
+@rule("reshape")
+def _reshape(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.reshape(values[0], eqn.params["new_sizes"])
+
+
+@rule("rsqrt")
+def _rsqrt(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Reciprocal", graph.node("Sqrt", *values))
+
+
+@rule("scan")
+def _scan(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
+    """Every step with its own part of what is scanned, so that each layer's weights are a constant."""
+    body = eqn.params["jaxpr"].jaxpr
+    # JAX's versions count them in different ways; what is scanned or stacked has an axis more outside.
+    scans = [len(x.aval.shape) > len(part.aval.shape) for x, part in zip(eqn.invars, body.invars, strict=True)]
+    stacks = [len(x.aval.shape) > len(part.aval.shape) for x, part in zip(eqn.outvars, body.outvars, strict=True)]
+    carried, constants = stacks.count(False), scans.count(False) - stacks.count(False)
+    shared, carry = values[:constants], list(values[constants : constants + carried])
+    scanned = values[constants + carried :]
+    length = eqn.params["length"]
+    rows: list[list[Value]] = [[] for _ in range(stacks.count(True))]
+    order = range(length)
+    for step in reversed(order) if eqn.params["reverse"] else order:
+        parts = [
+            np.asarray(x[step]) if isinstance(x, np.ndarray) else graph.node("Gather", x, np.array(step))
+            for x in scanned
+        ]
+        results = graph.run(eqn.params["jaxpr"], [*shared, *carry, *parts])
+        carry = results[:carried]
+        for stack, row in zip(rows, results[carried:], strict=True):
+            stack.append(row)
+    for stack in rows if eqn.params["reverse"] else ():
+        stack.reverse()
+    return [*carry, *(_stacked(graph, stack, 0) for stack in rows)]
+
+
+@rule("select_n")
+def _select_n(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    which, *cases = values
+    if eqn.invars[0].aval.dtype != bool or len(cases) != 2:
+        raise NotImplementedError("a choice among more than two arrays has no translation to ONNX")
+    return graph.node("Where", which, cases[1], cases[0])
+
+
+@rule("slice")
+def _slice(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    shape, starts, ends = eqn.invars[0].aval.shape, eqn.params["start_indices"], eqn.params["limit_indices"]
+    steps = eqn.params["strides"] or [1] * len(shape)
+    cut = [axis for axis in range(len(shape)) if (starts[axis], ends[axis], steps[axis]) != (0, shape[axis], 1)]
+    bounds = [graph.shape([numbers[axis] for axis in cut]) for numbers in (starts, ends)]
+    return graph.node("Slice", values[0], *bounds, np.array(cut), np.array([steps[axis] for axis in cut]))
+
+
+@rule("split")
+def _split(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[str]:
+    names = [next(graph.names) for _ in eqn.outvars]
+    graph.node("Split", values[0], np.array(eqn.params["sizes"]), outputs=names, axis=eqn.params["axis"])
+    return names
+
+
+@rule("square")
+def _square(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Mul", values[0], values[0])
+
+
+@rule("squeeze")
+def _squeeze(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Squeeze", values[0], np.array(eqn.params["dimensions"]))
+
+
+@rule("stack")
+def _stack(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return _stacked(graph, values, eqn.params["axis"])
+
+
+def _stacked(graph: Graph, values: Sequence[Value], axis: int) -> str:
+    return graph.node("Concat", *(graph.node("Unsqueeze", x, np.array([axis])) for x in values), axis=axis)
+
+
+@rule("transpose")
+def _transpose(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+    return graph.node("Transpose", values[0], perm=eqn.params["permutation"])
+
+
+@rule("while")
+def _while(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[str]:
+    test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    tests, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    state = list(values[tests + constants :])
+    (goes_on,) = graph.run(test, [*values[:tests], *state])
+    step, before, *carried = [next(graph.names) for _ in range(2 + len(state))]
+    graph.nodes, nodes = [], graph.nodes
+    results = graph.run(body, [*values[tests : tests + constants], *carried])
+    results = [*graph.run(test, [*values[:tests], *results]), *results]
+    outputs = [graph.node("Identity", x) for x in results]  # an output may be no input and no constant
+    scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in (np.int64, np.bool_)]
+    avals = [variable.aval for variable in eqn.outvars]
+    inputs = [
+        graph.describe(name, aval) for name, aval in zip((step, before, *carried), (*scalars, *avals), strict=True)
+    ]
+    described = [graph.describe(name, aval) for name, aval in zip(outputs, (scalars[1], *avals), strict=True)]
+    inner = helper.make_graph(graph.nodes, f"body of {step}", inputs, described)
+    graph.nodes = nodes
+    names = [next(graph.names) for _ in state]
+    graph.node("Loop", "", goes_on, *state, outputs=names, body=inner)
+    return names
