@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from clipbias.cli import COMMANDS as COMMANDS_OF_THE_PACKAGE
-from clipbias.export import onnx_file
 from clipbias.io import read_json_lines
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
 from tests.end_to_end.binaries import in_forks
@@ -78,8 +77,8 @@ def is_embedded(command: Command) -> bool:
     # A page, open until somebody ends it, which `tests/app` looks at.
     if command.module == "experiments.app":
         return False
-    # A dry run for absent devices needs their compiler, which `.ci/accelerators` has; an ONNX file what `.ci/onnx` has.
-    elsewhere = (FULL, ".topology", "form=onnx")
+    # A dry run for absent devices needs their compiler, which `.ci/accelerators` has.
+    elsewhere = (FULL, ".topology")
     return any(mark in command.text for mark in EMBEDDED) and not any(mark in command.text for mark in elsewhere)
 
 
@@ -143,9 +142,7 @@ def test_every_command_is_of_a_known_kind(command: Command) -> None:
     program = command.words[0]
     assert program in PROGRAMS, f"{command.page}: nobody checks {program!r}"
     assert all(f'"{name}"' in sources() for name in command.variables), command.text
-    if command.text.startswith("pip install --no-deps"):  # what the message asks for that misses it
-        assert command.text in onnx_file.INSTALL
-    elif program == "pip":
+    if program == "pip":
         what, *others = command.words[3:]
         assert command.words[:3] == ("pip", "install", "-e"), command.text
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

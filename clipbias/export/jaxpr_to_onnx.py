@@ -5,7 +5,6 @@ whatever does not depend on the input, such as layers cut out of a stack of weig
 """
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -25,21 +24,17 @@ IR_VERSION = 10
 Value = np.ndarray | str  # a constant, or the name of what the graph computes
 Rule = Callable[["Graph", JaxprEqn, Sequence[Value]], str | Sequence[str]]
 
-# Operations that only matter to a gradient, to the compiler or to an observer.
-SAME = {"copy", "copy_p", "name", "optimization_barrier", "stop_gradient"}
+# Operations that only matter to a gradient or to the compiler.
+SAME = {"copy", "name", "stop_gradient"}
 # Operands are broadcast alike in JAX and ONNX where their ranks are equal, or a rank is 0.
 ELEMENTWISE = {
     "abs": "Abs",
     "add": "Add",
-    "add_any": "Add",
     "and": "And",
-    "ceil": "Ceil",
-    "cos": "Cos",
     "div": "Div",
     "eq": "Equal",
     "erf": "Erf",
     "exp": "Exp",
-    "floor": "Floor",
     "ge": "GreaterOrEqual",
     "gt": "Greater",
     "le": "LessOrEqual",
@@ -53,8 +48,6 @@ ELEMENTWISE = {
     "not": "Not",
     "or": "Or",
     "pow": "Pow",
-    "sign": "Sign",
-    "sin": "Sin",
     "sqrt": "Sqrt",
     "sub": "Sub",
     "tanh": "Tanh",
@@ -230,12 +223,6 @@ def _broadcast_in_dim(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> s
         new = np.array([axis for axis in range(len(shape)) if axis not in kept])
         x = graph.node("Unsqueeze", x, new)
     return graph.node("Expand", x, graph.shape(shape)) if aligned != list(shape) else cast(str, x)
-
-
-@rule("clamp")
-def _clamp(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
-    lowest, x, highest = values
-    return graph.node("Min", graph.node("Max", x, lowest), highest)
 
 
 @rule("concatenate")
@@ -432,12 +419,10 @@ def _while(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[str]:
     results = graph.run(body, [*values[tests : tests + constants], *carried])
     results = [*graph.run(test, [*values[:tests], *results]), *results]
     outputs = [graph.node("Identity", x) for x in results]  # an output may be no input and no constant
-    scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in (np.int64, np.bool_)]
-    avals = [variable.aval for variable in eqn.outvars]
-    inputs = [
-        graph.describe(name, aval) for name, aval in zip((step, before, *carried), (*scalars, *avals), strict=True)
-    ]
-    described = [graph.describe(name, aval) for name, aval in zip(outputs, (scalars[1], *avals), strict=True)]
+    count, flag = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.int64, np.bool_))
+    avals = [x.aval for x in eqn.outvars]
+    inputs = list(map(graph.describe, (step, before, *carried), (count, flag, *avals)))
+    described = list(map(graph.describe, outputs, (flag, *avals)))
     inner = helper.make_graph(graph.nodes, f"body of {step}", inputs, described)
     graph.nodes = nodes
     names = [next(graph.names) for _ in state]

@@ -72,8 +72,9 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
     try:
         return to_onnx(functools.partial(classify, task, weights), (size, size, 3)).SerializeToString()
     except Exception as error:  # a method of a user's may compute anything
+        reason = str(error) if isinstance(error, NotImplementedError) else sentence(error)
         raise ClipbiasError(
-            f"the method {task.method_name!r} cannot become an ONNX file: {sentence(error)}; export it as a program."
+            f"the method {task.method_name!r} cannot become an ONNX file: {reason}; export it as a program."
         ) from error
 
 

@@ -46,7 +46,7 @@ def attention(x: jax.Array) -> jax.Array:
 
 
 FUNCTIONS: dict[str, Function] = {
-    "elementwise": lambda x: jnp.tanh(x) * jnp.exp(-jnp.abs(x)) / (jnp.sqrt(x + 1) + jnp.log(x + 2)) ** 3,
+    "elementwise": lambda x: jnp.tanh(x) * jnp.exp(-jnp.abs(x)) / (jnp.sqrt(x + 1) + jnp.log(x + 2)) ** 3 + x**1.7,
     "gelu": lambda x: jax.nn.gelu(x - 2, approximate=False) + jax.nn.gelu(x, approximate=True) + jax.nn.relu(x - 2),
     "layer_norm": lambda x: (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(jnp.var(x, -1, keepdims=True) + 1e-5),
     "choice": lambda x: jnp.where((x > 1) & ~(x >= 3) | (x == 0), jnp.clip(x, 1.5, 2), -x),

@@ -92,7 +92,7 @@ CASES: list[Case] = [
     form("unknown form 'pt'; choose from checkpoint, open_clip, head, program, onnx, peft", "coop", "pt"),
     form("'cocoop' has texts that depend on the image, and an ONNX file holds fixed.* as a program", "cocoop", "onnx"),
     form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "onnx"),
-    ("needs no_such_package; install what is missing: pip install 'clipbias.onnx.' && pip", without_packages),
+    ("needs no_such_package; install them: pip install 'clipbias.onnx.'", without_packages),
     form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
     *(
         of_family(f"and this model's is {name}; choose another form", name)
