@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
 from clipbias.clip.checkpoint import narrow
@@ -22,7 +22,8 @@ OPSET = 21
 IR_VERSION = 10
 
 Value = np.ndarray | str  # a constant, or the name of what the graph computes
-Rule = Callable[["Graph", JaxprEqn, Sequence[Value]], str | Sequence[str]]
+Operation = Any  # a `JaxprEqn`, whose types do not say that its variables have shapes
+Rule = Callable[["Graph", Operation, Sequence[Value]], str | Sequence[Value]]
 
 # Operations that only matter to a gradient or to the compiler.
 SAME = {"copy", "name", "stop_gradient"}
@@ -100,18 +101,19 @@ class Graph:
 
     def run(self, program: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> list[Value]:
         """Adds the operations of a program; returns its outputs."""
-        jaxpr: Jaxpr = getattr(program, "jaxpr", program)
-        constants = [np.asarray(x) for x in getattr(program, "consts", ())]
+        jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
+        constants = [np.asarray(x) for x in consts]
         values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
 
         def read(x: Any) -> Value:
-            return np.asarray(x.val, x.aval.dtype) if isinstance(x, Literal) else values[x]
+            is_literal = isinstance(x, Literal)
+            return np.asarray(x.val, x.aval.dtype) if is_literal else values[x]
 
         for eqn in jaxpr.eqns:
             values.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
         return [read(x) for x in jaxpr.outvars]
 
-    def apply(self, eqn: JaxprEqn, values: Sequence[Value]) -> Sequence[Value]:
+    def apply(self, eqn: Operation, values: Sequence[Value]) -> Sequence[Value]:
         """Adds an operation; returns its outputs, as constants where its inputs are."""
         name = eqn.primitive.name
         sizes = [length for x in eqn.outvars for length in x.aval.shape] + [eqn.params.get("dim", 0)]
@@ -214,7 +216,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 @rule("broadcast_in_dim")
-def _broadcast_in_dim(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _broadcast_in_dim(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     x, shape, kept = values[0], eqn.params["shape"], eqn.params["broadcast_dimensions"]
     aligned = [1] * len(shape)
     for axis, length in zip(kept, eqn.invars[0].aval.shape, strict=True):
@@ -226,25 +228,25 @@ def _broadcast_in_dim(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> s
 
 
 @rule("concatenate")
-def _concatenate(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _concatenate(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     axis = eqn.params["dimension"]
     filled = [x for x, variable in zip(values, eqn.invars, strict=True) if variable.aval.shape[axis] != 0]
     return graph.node("Concat", *filled, axis=axis)
 
 
 @rule("convert_element_type")
-def _convert(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _convert(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Cast", values[0], to=element(eqn.params["new_dtype"]))
 
 
 @rule("dim_as_value")
-def _dim_as_value(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _dim_as_value(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     size = graph.node("Squeeze", graph.shape([eqn.params["dim"]]))
     return graph.node("Cast", size, to=element(eqn.outvars[0].aval.dtype))
 
 
 @rule("dot_general")
-def _dot_general(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _dot_general(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     ((left_summed, right_summed), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
     dtype = eqn.outvars[0].aval.dtype
     left, right = (
@@ -264,7 +266,7 @@ def _dot_general(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
 
 
 @rule("dynamic_slice")
-def _dynamic_slice(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _dynamic_slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
     cut = [axis for axis, size in enumerate(sizes) if size != shape[axis]]
     starts = graph.node("Concat", *(graph.reshape(values[1 + axis], [1]) for axis in cut), axis=0)
@@ -272,12 +274,12 @@ def _dynamic_slice(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
 
 
 @rule("erfc")
-def _erfc(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _erfc(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Sub", np.array(1, eqn.outvars[0].aval.dtype), graph.node("Erf", *values))
 
 
 @rule("gather")
-def _gather(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _gather(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     """A window, or elements along some axes with all of the other axes. Elements outside are an error in ONNX."""
     x, places = values
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
@@ -311,12 +313,12 @@ def _gather(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
 
 
 @rule("integer_pow")
-def _integer_pow(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _integer_pow(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Pow", values[0], np.array(eqn.params["y"], eqn.outvars[0].aval.dtype))
 
 
 @rule("pad")
-def _pad(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _pad(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     low, high, between = zip(*eqn.params["padding_config"], strict=True)
     if any(between):
         raise NotImplementedError("padding between elements has no translation to ONNX")
@@ -324,17 +326,17 @@ def _pad(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
 
 
 @rule("reshape")
-def _reshape(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _reshape(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.reshape(values[0], eqn.params["new_sizes"])
 
 
 @rule("rsqrt")
-def _rsqrt(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _rsqrt(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Reciprocal", graph.node("Sqrt", *values))
 
 
 @rule("scan")
-def _scan(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
+def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     """Every step with its own part of what is scanned, so that each layer's weights are a constant."""
     body = eqn.params["jaxpr"].jaxpr
     # JAX's versions count them in different ways; what is scanned or stacked has an axis more outside.
@@ -361,7 +363,7 @@ def _scan(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[Value]:
 
 
 @rule("select_n")
-def _select_n(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _select_n(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     which, *cases = values
     if eqn.invars[0].aval.dtype != bool or len(cases) != 2:
         raise NotImplementedError("a choice among more than two arrays has no translation to ONNX")
@@ -369,7 +371,7 @@ def _select_n(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
 
 
 @rule("slice")
-def _slice(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     shape, starts, ends = eqn.invars[0].aval.shape, eqn.params["start_indices"], eqn.params["limit_indices"]
     steps = eqn.params["strides"] or [1] * len(shape)
     cut = [axis for axis in range(len(shape)) if (starts[axis], ends[axis], steps[axis]) != (0, shape[axis], 1)]
@@ -378,24 +380,24 @@ def _slice(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
 
 
 @rule("split")
-def _split(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[str]:
+def _split(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
     names = [next(graph.names) for _ in eqn.outvars]
     graph.node("Split", values[0], np.array(eqn.params["sizes"]), outputs=names, axis=eqn.params["axis"])
     return names
 
 
 @rule("square")
-def _square(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _square(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Mul", values[0], values[0])
 
 
 @rule("squeeze")
-def _squeeze(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _squeeze(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Squeeze", values[0], np.array(eqn.params["dimensions"]))
 
 
 @rule("stack")
-def _stack(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _stack(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return _stacked(graph, values, eqn.params["axis"])
 
 
@@ -404,12 +406,12 @@ def _stacked(graph: Graph, values: Sequence[Value], axis: int) -> str:
 
 
 @rule("transpose")
-def _transpose(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> str:
+def _transpose(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Transpose", values[0], perm=eqn.params["permutation"])
 
 
 @rule("while")
-def _while(graph: Graph, eqn: JaxprEqn, values: Sequence[Value]) -> list[str]:
+def _while(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
     test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     tests, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     state = list(values[tests + constants :])
