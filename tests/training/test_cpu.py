@@ -14,10 +14,10 @@ from clipbias.training import mesh as meshes
 
 def test_weights_exist_once(clip: Clip) -> None:
     placed = meshes.replicate(meshes.single_device(), clip.params)
-    for ours, device in zip(jax.tree.leaves(clip.params), jax.tree.leaves(placed), strict=True):
+    for ours, copy in zip(jax.tree.leaves(clip.params), jax.tree.leaves(placed), strict=True):
         assert isinstance(ours, np.ndarray)
         if ours.ndim > 1:  # small ones are copied
-            assert device.addressable_data(0).unsafe_buffer_pointer() == ours.ctypes.data
+            assert copy.addressable_data(0).unsafe_buffer_pointer() == ours.ctypes.data
 
 
 def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
