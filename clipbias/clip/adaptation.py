@@ -1,4 +1,7 @@
-"""What an adaptation method may add to the frozen model: the one argument through which all of them act."""
+"""What an adaptation method may add to the frozen model: the one argument through which all of them act.
+
+Parts that do not fit a tower are refused here, each in one sentence.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -49,7 +52,7 @@ class Adaptation:
       vision_adapters: likewise, with `Dv`.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
       text_weights: changes of the text tower's frozen weights, a part of the tree `params["text"]` with the same shapes
-        (`weight_changes.py`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
+        (`layers.changed`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
       vision_weights: likewise of `params["vision"]`.
       pixels: `[R, R, 3]`, added to the normalised images (visual prompting, Bahng et al. 2022).
       text_class_block: counted from 0, at least 1; a shallower tower's last. It is no leaf of the tree.

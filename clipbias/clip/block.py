@@ -42,7 +42,7 @@ class LayerInput:
       bias: added after the block: `[D]` to every token, or of the rows `[2, D]` or `[N, D]` the one that
         `TowerInput.bias_rows` gives to each; `[B, 1, D]` or `[B, 2, D]` where each of the `B` rows of tokens has its
         own copy; or `None`.
-      changes: changes of the block's weights (`weight_changes.py`), or `None`; with a leading axis of `B` where each of
+      changes: changes of the block's weights (`layers.changed`), or `None`; with a leading axis of `B` where each of
         the `B` rows of tokens has its own copy.
       adapters: a network beside the block (`layers.network`), or `None`; likewise with an axis of `B`.
       adapted_from: the first block that has one; before it adapters are zero.
@@ -219,6 +219,9 @@ Keep = Callable[[jax.Array, str], jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Attention = Callable[[jax.Array, Weights, TowerConfig, Keep], jax.Array]
 Take = Callable[[jax.Array], jax.Array]
+
+
+# The block itself.
 
 
 @dataclasses.dataclass(frozen=True)

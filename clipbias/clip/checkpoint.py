@@ -1,4 +1,8 @@
-"""Loads a model from disk or hub in every common format, and saves it in Hugging Face's."""
+"""Loads a model from disk or hub in every common format, and saves it in Hugging Face's.
+
+The way of a model through this file: its place is found, its weights are opened, their names are matched with the table
+of a family, the tensors become the parameter tree, and `Clip` holds all of it.
+"""
 
 import contextlib
 import dataclasses
@@ -233,6 +237,8 @@ def parts(weights: Path) -> list[Path]:
     return paths
 
 
+# Locates a model: in this package, in a folder or file, or on the hub.
+
 # Small files of a model, downloaded if the repository has them.
 CONFIGURATIONS = tuple(family.configuration for family in families.FAMILIES)
 SMALL = (*CONFIGURATIONS, *PREPROCESSING_FILES, *TOKENIZER_FILES)
@@ -296,6 +302,8 @@ def _download(name: hub.HubName) -> Path:
             hub.download(name, shard, folder.name)
     return folder
 
+
+# The model itself, and its loading and saving.
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

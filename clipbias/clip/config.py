@@ -62,13 +62,13 @@ class VisionConfig(TowerConfig):
     Attributes:
       image_size, patch_size: in pixels. SigLIP's images may have a margin at the right and bottom that fills no patch.
       pooling: "cls" where the feature is read at the `[cls]` token; "attention" where a learned query attends to the
-        patches, and to `[cls]` where there is one (`pooling.py`).
+        patches, and to `[cls]` where there is one (`vision.pool`).
       class_token: whether there is a `[cls]` token. SigLIP has none.
       pre_norm: whether a LayerNorm comes before the first block.
       patch_bias: whether the patch embedding has a bias.
       projection: whether a projection makes the feature. SigLIP's is what the pooling head makes.
       pool_heads: heads of the pooling head; 0 without one.
-      rotary: whether queries and keys turn by the row and column of their patch (`rotary.py`).
+      rotary: whether queries and keys turn by the row and column of their patch (`layers.rotate`).
     """
 
     image_size: int = dataclasses.field(kw_only=True)

@@ -1,4 +1,8 @@
-"""Tensors as they lie in checkpoint files: names, shapes and types at once, numbers one tensor at a time."""
+"""Tensors as they lie in checkpoint files: names, shapes and types at once, numbers one tensor at a time.
+
+The formats are safetensors, PyTorch's (`.bin`, `.pt`, read without PyTorch and without running anything that a file
+names) and Flax's msgpack.
+"""
 
 import collections
 import contextlib
@@ -88,6 +92,8 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
+# PyTorch's files.
+
 TYPES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
 TYPES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
 STORAGES = {f"torch.{name}Storage": dtype for name, dtype in TYPES.items()}
@@ -142,7 +148,12 @@ class Record:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads a pickle into plain values and `Record`s."""
+    """Reads a pickle into plain values and `Record`s.
+
+    A pickle is a program. Here every name in it becomes an inert `Record`, and any name beyond the few in `NAMES` is
+    refused. This is Python's implementation of `pickle.Unpickler`: the one in C ends the process, or fills the memory,
+    on keys that are nested deeply and on memo numbers that are huge.
+    """
 
     stack: list[object]  # these two are the base class's, which its type stubs leave out
     pop_mark: Callable[[], list[object]]
@@ -201,6 +212,9 @@ class _Unpickler(pickle._Unpickler):
 @contextlib.contextmanager
 def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, Tensor]]:
     """The tensors of a file that `torch.save` or `torch.jit.save` wrote, to be read while the block runs.
+
+    Such a file is a zip archive. `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their numbers
+    as they lie in memory, not compressed. `torch.jit.save` puts objects of its modules around the tensors.
 
     The `{"state_dict": …}` of a training checkpoint and the prefix `module.` of its names are taken off.
 
@@ -340,6 +354,8 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
+
+# Flax's files: nested maps of names down to arrays.
 
 FLAX_WEIGHTS = "flax_model.msgpack"
 

@@ -25,6 +25,8 @@ from clipbias.clip.config import TowerConfig, VisionConfig
 from clipbias.clip.precision import DATA, target
 from clipbias.errors import ClipbiasError
 
+# Products in half precision that train what float32 trains.
+
 HALF = jnp.bfloat16
 
 
@@ -35,7 +37,13 @@ def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def in_two_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel` in float32, of float32 `x [..., inputs]` and a kernel in half precision."""
+    """`x @ kernel` in float32, of float32 `x [..., inputs]` and a kernel in half precision.
+
+    A frozen kernel is rounded to bfloat16 once, the same for the tuned model as for the frozen one. What is multiplied
+    with it is not: with 7 bits behind the point, the error of a token would change with each number that it crosses to
+    the next, and hide what a method learns of a thousandth. So tokens are multiplied in two parts, the rounded ones and
+    what rounding left, together about 16 bits. That is the forward pass; gradients only steer, and take one part.
+    """
     high = jax.lax.reduce_precision(x, 8, 7)  # compilers may leave out a conversion there and back
     return _in_one(high, kernel) + _in_one(x - high, kernel)
 
@@ -294,6 +302,8 @@ def outputs(qkv: Weights, first: int, end: int) -> Weights:
     return part
 
 
+# Rotary positions of Perception Encoder (Bolya et al. 2025): a head's first half turns by columns, the second by rows.
+
 BASE = 10_000.0  # of the wave lengths
 
 
@@ -318,6 +328,8 @@ def rotate(heads: jax.Array, config: VisionConfig) -> jax.Array:
     return turned.reshape(heads.shape).astype(heads.dtype)
 
 
+# Changes of frozen weights: what LoRA, BitFit, LayerNorm tuning and the like learn.
+
 Changes = Mapping[str, Any]  # a part of a tower's weight tree
 LOW_RANK = ("down", "up")
 DROPOUT = ("key", "rate")
@@ -325,7 +337,20 @@ BESIDE = (*LOW_RANK, *DROPOUT)  # what lies beside a kernel instead of being add
 
 
 def changed(weights: Any, changes: Any) -> Any:
-    """`weights` with `changes` added to the leaves they name, and pairs of low rank put beside their kernels."""
+    """`weights` with `changes` added to the leaves they name, and pairs of low rank put beside their kernels.
+
+    A change is a part of a tower's weight tree (`params["vision"]` or `params["text"]`, layers stacked), holding only
+    what changes. A leaf of the same name and shape is added to the frozen one. Beside a `kernel` there may be a pair of
+    low rank instead (Hu et al. 2022): `down [L, P, inputs, r]` and `up [L, P, r, outputs / P]` add `down_p @ up_p` to
+    the `P` parts of the kernel's outputs, which are 3 for `qkv` (queries, keys and values each by themselves) and 1
+    elsewhere:
+
+        {"layers": {"fc2": {"bias": [L, D]}, "qkv": {"down": [L, 3, D, r], "up": [L, 3, r, D]}}, "projection": [D, d]}
+
+    The low rank of a kernel is never multiplied out in training. `fold_changes` does it once, into the weights of a
+    plain CLIP. In a step of training a pair may stand beside `key [L]`, one of `jax.random` per layer, and `rate [L]`:
+    dropout on the pair's input, which the kernel itself sees whole (`product`).
+    """
     if not isinstance(changes, Mapping):
         return weights + changes
     merged = {name: changed(weights[name], change) for name, change in changes.items() if name not in BESIDE}

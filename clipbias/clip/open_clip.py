@@ -1,4 +1,8 @@
-"""Reads open_clip's configurations: the geometry of a model, or an error that names another network."""
+"""The geometry of a model from open_clip's configurations, or an error that names another network.
+
+Some files name timm's vision tower and leave out its sizes, which stand here as in timm. For files without a
+configuration the shapes of the tensors tell the geometry.
+"""
 
 import dataclasses
 import math
@@ -193,6 +197,8 @@ def open_clip_json(config: ClipConfig) -> dict[str, Any]:
         content["text_cfg"] = {"hf_model_name": name, "hf_tokenizer_name": name, "context_length": 256, **_BERT_TEXT}
     return content
 
+
+# The geometry from the shapes of tensors, for files that come without a configuration.
 
 HEAD_WIDTH = 64  # of a tower whose configuration names no other width (Radford et al. 2021)
 # Beyond this width open_clip and its users chose wider heads: 80, 88, 104 or 112.

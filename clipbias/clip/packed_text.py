@@ -223,6 +223,9 @@ def with_inserted(tokens: PackedTokens, count: int, first: int) -> PackedTokens:
     )
 
 
+# The tower over packed texts.
+
+
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> jax.Array:
     """Attention of every token after the shared ones to those and to its own text.
 

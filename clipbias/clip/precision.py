@@ -1,4 +1,8 @@
-"""How exactly CLIP is computed: the one place that knows the choices, and what a device takes by itself."""
+"""How exactly CLIP is computed: the one place that knows the choices, and what a device takes by itself.
+
+The device is that of this process, or one that is not there. Which attention is traced and what fits depend on it, and
+nothing else.
+"""
 
 import contextvars
 import dataclasses

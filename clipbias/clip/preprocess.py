@@ -1,6 +1,8 @@
 """Image preprocessing of a model: how a picture is resized and cropped (`data.transforms`), then normalisation.
 
-`preprocess_files` reads and writes it in the files of the libraries.
+It is read from the publishers' files and written in the manner of the library whose file it is: transformers keeps it
+in `preprocessor_config.json`, from version 5 on also inside `processor_config.json`, which then counts; open_clip in
+`open_clip_config.json`. A setting that clipbias does not follow is refused by its name.
 """
 
 import dataclasses

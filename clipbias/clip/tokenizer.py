@@ -1,4 +1,7 @@
-"""Texts to token ids: CLIP's byte-pair encoding with the original code's cleaning, other tokenizers as they are."""
+"""Texts to token ids: CLIP's byte-pair encoding with the original code's cleaning, other tokenizers as they are.
+
+A tokenizer comes from the files of a model's folder, or it is CLIP's own.
+"""
 
 import gzip
 import html
@@ -161,6 +164,8 @@ def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig)
     return ids
 
 
+# A tokenizer's files.
+
 FILES = (
     "tokenizer.json",
     "vocab.json",
@@ -187,7 +192,7 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
     Args:
       folder: holds its files.
       family: of the model.
-      cleaning: one of `tokenizer.CLEANING`, with which open_clip cleans texts; the files that are saved name it.
+      cleaning: one of `CLEANING`, with which open_clip cleans texts; the files that are saved name it.
 
     Raises:
       ClipbiasError: there is none, it is damaged, or it may not or cannot be read.

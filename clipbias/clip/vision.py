@@ -1,4 +1,8 @@
-"""The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out."""
+"""The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out.
+
+Besides, the pooling head of SigLIP (Zhai et al. 2023) and Perception Encoder: a learned query that attends to the
+patches, and to `[cls]` where there is one.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,7 +39,7 @@ def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, t
 
     Args:
       patches: `x [B, M, D]`, after the post-LayerNorm.
-      weights: of the head.
+      weights: of the head: those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`.
       config: of the tower.
       tap: added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
     """
@@ -172,7 +176,7 @@ def pool_image(
     adaptation: Adaptation | None = None,
     tap: jax.Array | float = 0.0,
 ) -> Pooled:
-    """What the pooling head makes of the last block's tokens `[B, N, D]`; `tap` as in `pooling.pool`."""
+    """What the pooling head makes of the last block's tokens `[B, N, D]`; `tap` as in `pool`."""
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     inputs = tokens[:, : config.vision.tokens]
     inputs = layers.layer_norm(inputs, weights["post_norm"], config.vision.layer_norm_epsilon)

@@ -1,6 +1,7 @@
 """The fifteen datasets of the CoOp benchmark, one declarative entry each. To add a dataset, add an entry.
 
 Splits, templates and class names are those of Zhou et al. 2022 (arXiv 2109.01134), as everyone after them uses them.
+The functions at the head turn label names of an archive or a TFDS builder into these class names.
 """
 
 import dataclasses

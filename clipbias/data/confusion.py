@@ -28,7 +28,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 def binomial_error(accuracy: float, images: int) -> float:
     """`√(p (1 − p) / n)`: the standard error of an accuracy in percent on `n` test images.
 
-    Of fewer than `counts.SMALL` images it is the half width of Wilson's interval in standard errors, which is never 0.
+    Of fewer than `few_shot.SMALL` images it is the half width of Wilson's interval in standard errors, never 0.
     """
     if images < SMALL:
         low, high = wilson_interval(accuracy, images)

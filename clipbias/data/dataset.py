@@ -1,4 +1,7 @@
-"""A labelled image set: class names, a prompt template and up to three splits of encoded images."""
+"""A labelled image set: class names, a prompt template and up to three splits of encoded images.
+
+`Split` tells two image lists apart; `Descriptions` are texts of classes that replace the template.
+"""
 
 import collections
 import dataclasses

@@ -1,4 +1,7 @@
-"""The few-shot splits of the CoOp benchmark, bit for bit, and imbalanced ones of as many images."""
+"""The few-shot splits of the CoOp benchmark, bit for bit, and imbalanced ones of as many images.
+
+Besides, how many images a number rests on, in numbers, intervals and words.
+"""
 
 import heapq
 import math
@@ -125,6 +128,8 @@ def _draw(
         logging.warning("Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, examples)
     return picks
 
+
+# How many images a number rests on.
 
 # Test images; of fewer the normal distribution is no good approximation, and accuracies have a Wilson interval.
 SMALL = 100

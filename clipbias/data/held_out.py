@@ -2,6 +2,7 @@
 
 They are validation images where there is a validation split; else at most a quarter of the training images of each
 class. Each image has one use: what chose a setting never calibrates. `docs/datasets.md` states the rule for users.
+Images without labels, from which forms and distilled models learn, are divided here as well.
 """
 
 import dataclasses
@@ -169,7 +170,9 @@ def _subset(split: Split, by_class: list[np.ndarray]) -> Split:
     return split.subset(np.sort(np.concatenate(by_class)))
 
 
-# Share of the images that nothing is fitted on. Names tell which, since the rule of `data.held_out` reads labels.
+# Images without labels: those of training and of validation.
+
+# Share of the images that nothing is fitted on. Names tell which, since `hold_out` reads labels.
 HELD_BACK = 0.2
 
 

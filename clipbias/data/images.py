@@ -1,4 +1,4 @@
-"""Decoded images of a split, and the cache that holds them in memory."""
+"""Decoded images of a split, the cache that holds them in memory, and the threads that read and decode them."""
 
 import math
 import os

@@ -1,4 +1,7 @@
-"""From a dataset's name to its images."""
+"""From a dataset's name, or from a user's pictures, to a dataset.
+
+A sweep opens its datasets here, and reports missing folders, splits and images before the first run.
+"""
 
 import difflib
 import os

@@ -1,4 +1,7 @@
-"""A user's images listed in a table: CSV, JSON lines, or a folder with `metadata.jsonl` as Hugging Face has it."""
+"""A user's images as a list: a CSV or JSON lines table, a folder with `metadata.jsonl`, or a Hugging Face dataset.
+
+Hugging Face's package `datasets` need not be installed: its datasets are known by what they have.
+"""
 
 import csv
 import dataclasses

@@ -1,4 +1,8 @@
-"""Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's."""
+"""Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's.
+
+Their array_record files are read without tensorflow, from disks and from gs://. An index of each split's records tells
+names, labels and order without reading the records.
+"""
 
 import contextlib
 import dataclasses
@@ -240,7 +244,7 @@ def records_path(path: str | os.PathLike) -> Path:
     """A path below which records lie. The only buckets that array_record reads are Google's; it does so by itself.
 
     Raises:
-      ClipbiasError: as `files.user_path`, and of gs:// as `files.data_path`.
+      ClipbiasError: as `io.user_path`, and of gs:// as `io.data_path`.
     """
     return files.data_path(path) if str(path).startswith("gs://") else files.user_path(path)
 

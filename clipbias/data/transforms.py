@@ -2,7 +2,7 @@
 
 Every resampling is Pillow's own bicubic filter with antialiasing, so that, given the same crop, the pixels
 equal those of `torchvision.transforms.RandomResizedCrop`, `Resize` and `CenterCrop` on a PIL image to the
-bit. Arrays are uint8 RGB; scaling and normalisation happen with the model.
+bit. Arrays are uint8 RGB; scaling and normalisation happen with the model. AugMix and HEIF pictures are here as well.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from clipbias.errors import ClipbiasError, UnreadableImage
+
+# AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as TPT takes it: a crop mixed with chains of mild distortions.
 
 CHAINS = 3
 LONGEST_CHAIN = 3
@@ -74,6 +76,8 @@ def augmix(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         mixed += (1 - weight) * share * np.asarray(image)
     return mixed.astype(np.float32)
 
+
+# HEIC and HEIF pictures, as phones take them; the package `pillow-heif` reads them, the extra `heif`.
 
 SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 FORMAT = "HEIF"  # its name in Pillow

@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation for absent accelerators.
+"""Ahead-of-time compilation for absent accelerators, and what a compiler reports of a job's programs.
 
 The compilers of TPUs and NVIDIA GPUs run on any machine. They report the memory of a program, the exchanges between
-devices, and whether it compiles at all (`training.ahead`). Nothing can be run or timed. This is the one module that
-uses private parts of JAX.
+devices, and whether it compiles at all. Nothing can be run or timed. This is the one module that uses private parts of
+JAX.
 """
 
 import collections
@@ -187,6 +187,9 @@ def open_topology(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ClipbiasError(f"there is no topology {name!r}: {reason}") from error
+
+
+# What the compiler reports of a job.
 
 
 def describe(job: TrainJob) -> list[str]:

@@ -1,4 +1,7 @@
-"""How runs are computed: batch sizes, memory, threads. No setting here changes a number."""
+"""How runs are computed: batch sizes, memory and threads as settings, the memory of devices, and the cache of programs.
+
+No setting here changes a number.
+"""
 
 import contextlib
 import ctypes
@@ -135,7 +138,7 @@ def drop_programs() -> None:
     """Drops every compiled program of this process.
 
     Each holds some fifty memory maps, of which the kernel allows 65,530, so a long sweep calls this between methods.
-    The cache on disk (`training.device`) brings back programs that are needed again.
+    The cache on disk (`keep_programs`) brings back programs that are needed again.
     """
     jax.clear_caches()
     gc.collect()  # programs in reference cycles
@@ -147,7 +150,7 @@ _FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
 def prepare_cpu() -> None:
-    """Applies all settings of this module."""
+    """Applies the settings that make training steps fast on CPUs. Call it before JAX starts its devices and threads."""
     choose_code_generator()
     keep_freed_memory()
     dispatch_when_free()

@@ -1,4 +1,8 @@
-"""Accuracy, scores by class and calibration of one set of learnables on a split."""
+"""Evaluates tuned models on a split: from towers to predictions, accuracy, scores by class and calibration.
+
+All runs of a job are evaluated at once, as compiled functions; features that they share are kept. Predictions are
+stored in a file beside the results, by a fingerprint of all that they depend on. `Predictor` answers for one model.
+"""
 
 import dataclasses
 import functools
@@ -267,7 +271,7 @@ class Evaluator:
       skipped: how many images could not be read.
       predicted: of the latest evaluation, the class that each run gives every image, int32 `[R, n]`; -1 where an image
         could not be read.
-      log_probs: of the latest evaluation, see `outcomes.BatchOutcome`: float16 `[R, n, 7]`.
+      log_probs: of the latest evaluation, see `BatchOutcome`: float16 `[R, n, 7]`.
       logits_read: if the latest evaluation kept them, the logits of the images that could be read, `[R, m, C]`, and
         their labels `[m]`.
     """
@@ -407,7 +411,7 @@ class Evaluator:
         """What each run predicts for every image that could be read.
 
         Args:
-          static, inputs: from `outcomes.make_evaluation`.
+          static, inputs: from `make_evaluation`.
           validation: of images of the same classes to fit each run's temperature on.
           keeps_logits: whether `logits_read` is set.
 
@@ -609,6 +613,8 @@ def evaluate(
     return scores
 
 
+# Predictions in files.
+
 FOLDER = "predictions"
 
 
@@ -652,6 +658,9 @@ def save_predictions(
     log_probs: np.ndarray | None = None,
 ) -> str:
     """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1.
+
+    It holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
+    runs "log_probs" (`BatchOutcome`), and the "fingerprint" of all inputs, by which predictions are found again.
 
     Returns:
       The fingerprint of all inputs.

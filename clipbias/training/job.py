@@ -49,7 +49,7 @@ class Logging:
       keeps_last: whether the last step is saved however short the training was, so that the same job ends at once when
         it comes again.
       metrics: folder of `metrics.jsonl`; `None` writes none.
-      trackers: other programs that get the metrics, see `trackers`.
+      trackers: other programs that get the metrics, see `progress.TRACKERS`.
       profile: whether a few steps are traced into the folder of the metrics.
       progress: shows every step.
       steps_before: steps of earlier stages, from which the metrics count on.
@@ -160,7 +160,7 @@ class TrainResult:
       seconds: wall time of the steps in this process.
       waiting_share: share of the steps' time in which the devices waited for images.
       skipped: of each run, how many training images could not be read and were masked.
-      training_seconds: of each run, whenever it was trained (`timing`).
+      training_seconds: of each run, whenever it was trained (`progress.step_seconds`).
     """
 
     learnables: Learnables

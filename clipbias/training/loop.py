@@ -1,4 +1,8 @@
-"""Trains a job: plan its stages, collect features, start the learnables, train stage by stage, finish them."""
+"""Trains a job: plan its stages, collect features, start the learnables, train stage by stage, finish them.
+
+A stage goes batch by batch through the jitted step, with metrics and checkpoints, until its last step or a notice to
+stop.
+"""
 
 import contextlib
 import dataclasses
@@ -32,7 +36,12 @@ from clipbias.tuning.method import FeatureMethod, Learnables, sampling_of, selec
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder of its own, the latest two kept. All processes call its methods alike."""
+    """The checkpoints of one run in a folder of its own, the latest two kept. All processes call its methods alike.
+
+    Only this class knows orbax: saves are asynchronous, atomic, and restored onto any mesh. A step counts once its
+    folder has its final name; a save that was cut short is removed. States are small: each is fetched whole, the first
+    process writes it, and a restored one lies on the host.
+    """
 
     def __init__(self, folder: str | os.PathLike) -> None:
         """Opens or creates the folder. Raises `ClipbiasError` if it cannot be read or written."""
@@ -367,6 +376,9 @@ def _advice(plan: MemoryPlan | None) -> str:
     """What to do where a step exhausts the memory."""
     needs = "" if plan is None else f"a step needs {plan}: "
     return f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
+
+
+# The job around its stages.
 
 
 def train_job(job: TrainJob) -> TrainResult:

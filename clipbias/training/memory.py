@@ -2,7 +2,8 @@
 
 Two settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), and
 in how many class chunks the text tower takes the classes. Candidates are compiled from the fastest on, until
-`memory_analysis` of one fits. JAX keeps the program, so that the first step starts at once.
+`memory_analysis` of one fits. JAX keeps the program, so that the first step starts at once. A `Program` is a function
+that training or evaluation calls, with shapes in place of arrays.
 """
 
 import dataclasses
@@ -193,6 +194,9 @@ def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInpu
     learnables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
+
+
+# The plan: which candidate fits.
 
 
 class Remat(NamedTuple):

@@ -1,4 +1,8 @@
-"""Progress for people: a tqdm bar on a terminal, plain lines elsewhere."""
+"""What a training reports: progress for people, metrics of its steps, a trace of a few of them, and its seconds.
+
+Progress is a tqdm bar on a terminal and plain lines elsewhere. Metrics are one JSON object per line on disk always, and
+go to TensorBoard, Weights & Biases or trackio where these are asked for.
+"""
 
 import contextlib
 import importlib.util
@@ -129,6 +133,8 @@ def progress(total: int, *, done: int = 0, unit: str = "step", title: str = "") 
     finally:
         bar.close()
 
+
+# Metrics, and where they go.
 
 AUTO = "auto"
 PROJECT = "clipbias"
@@ -401,6 +407,8 @@ class StepReport:
             self._metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})
 
 
+# A trace of a few steps, as `--config.profile=steps` asks for.
+
 # Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
 BEFORE = 2
 TRACED = 5
@@ -458,7 +466,11 @@ class Stopwatch:
 
 
 def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
-    """Seconds of a training whose stages have so many steps, from the lines of its `metrics.jsonl`."""
+    """Seconds of a training whose stages have so many steps, from the lines of its `metrics.jsonl`.
+
+    Programs are compiled once however long they run, so the time of it is left out: a stage takes as many times the
+    median of its steps' seconds as it has steps. What was trained before a run was stopped counts like the rest.
+    """
     lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
     total = 0.0
     before = 0

@@ -1,7 +1,7 @@
-"""A group of runs from specs to rows: make its job, train it, score it, save the adapters.
+"""A group of runs from specs to rows: make its job, train it, score it, calibrate it, save the adapters.
 
 How a group runs depends on its specs and on the devices alone, so that an interrupted group ends with the same numbers
-to the last bit.
+to the last bit. `fit_task` makes the same job from memory, without files.
 """
 
 import dataclasses
@@ -234,6 +234,9 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
     """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
     different = {} if spec.recipe is None else spec.recipe.differences(common.with_learning_rate(spec.learning_rate))
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
+
+
+# A job from memory, for `clipbias.fit`.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

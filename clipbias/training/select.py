@@ -1,8 +1,9 @@
-"""Selects the settings of a training on held-out images: its learning rate, or what a method searches for by itself.
+"""Scores the runs of a job, and selects the settings of a training by scores of images that are held out.
 
-Four learning rates train side by side in one program for a third of the steps, and the lowest cross-entropy on the
-held-out images wins (`data.held_out`). A method that searches on validation images and has none makes its search on the
-training images that are held out. The training itself follows on all images, with the settings that were selected.
+`train` and `fit`: four learning rates train side by side in one program for a third of the steps, and the lowest
+cross-entropy on the held-out images wins (`data.held_out`). A method that searches on validation images and has none
+makes its search on the training images that are held out. The training itself follows on all images, with the settings
+that were selected. A sweep: `choose` takes the learning rate of the best rows on validation images.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class EvalResult:
       learnables: for these classes, leading axis `R`, on the host.
       scores: of each run, see `Evaluator.accuracy`; with `class_summary` (`data.confusion`).
       predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
-      log_probs: float16 `[R, n, 7]`, see `outcomes.BatchOutcome`.
+      log_probs: float16 `[R, n, 7]`, see `evaluate.BatchOutcome`.
     """
 
     task: Task
@@ -144,6 +145,8 @@ def _evaluation(job: TrainJob, task: Task, learnables: Learnables) -> tuple[Eval
     padded = meshes.pad(learnables, count)
     return make_evaluation(task, context.params, padded, runs=count, mesh=context.mesh)
 
+
+# Selection of a run's settings, before it is trained on all images.
 
 # What was selected on held-out images, in the folder of a run.
 SELECTION = "selection.json"
@@ -508,6 +511,8 @@ def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
     sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")
     return tuple(filter(None, sentences))
 
+
+# Selection of a sweep's learning rates, and the file that later sweeps take them from.
 
 FILE = "rates.json"
 # A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.

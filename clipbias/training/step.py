@@ -1,4 +1,4 @@
-"""One training step of several independent runs in one program.
+"""One training step of several independent runs in one program: what it takes, its loss, and the update.
 
 Every array that belongs to a run has a leading axis `R`; the runs are vectorised with `vmap` and share the frozen
 weights.
@@ -163,6 +163,8 @@ def _place_packed(mesh: Mesh, text: PackedTokens, *, abstract: bool) -> PackedTo
     placed = meshes.device_put(mesh, dataclasses.replace(text, order=text.ends), split)
     return dataclasses.replace(placed, order=meshes.replicate(mesh, text.order))
 
+
+# The loss: a method's, or a student's divergence from its teacher, which reads no label.
 
 # `images`, `labels`, `mask`, and for a student `teacher`.
 Batch = Mapping[str, jax.Array]

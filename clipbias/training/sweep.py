@@ -1,8 +1,9 @@
-"""A sweep: specs to rows. Finished groups are left out, the others run one after another, each written when it ends.
+"""A sweep: axes to specs, specs to rows.
 
-Every group has one file, `results/NAME.json`, written whole; `results.jsonl` is made of them. So a sweep that was
-stopped or killed continues when the same command is given again, and independent jobs can share a work folder: part
-`i/n` runs every n-th method, dataset and number of shots.
+Finished groups are left out, the others run one after another, each written when it ends. Every group has one file,
+`results/NAME.json`, written whole; `results.jsonl` is made of them. So a sweep that was stopped or killed continues
+when the same command is given again, and independent jobs can share a work folder: part `i/n` runs every n-th method,
+dataset and number of shots.
 """
 
 import dataclasses
@@ -204,6 +205,9 @@ def parse_part(text: str | None) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ClipbiasError(f"part is {text!r}; give its number and that of all parts, such as 1/4, from 1 on.")
     return int(match[1]) - 1, int(match[2])
+
+
+# From the axes of a sweep to its specs.
 
 
 @dataclasses.dataclass(frozen=True)

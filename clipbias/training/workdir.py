@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, what else the result depends on, and how it went.
+"""The folder of a run: what was asked for, what else the result depends on, how it went, and where files lie.
 
 `config.json` has the settings, `environment.json` versions and devices, `state.json` how the run stands:
 `{"state", "started", "seconds", "error"}`, the state "running", "finished", "interrupted" or "failed". A killed process

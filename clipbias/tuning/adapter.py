@@ -1,4 +1,4 @@
-"""Adapter files: the learnables of a tuned method, with everything that is needed to use them.
+"""Adapter files: the learnables of a tuned method with everything that is needed to use them, also for other classes.
 
 The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON
 object. Nothing in it is executed, and nothing that it names: a method of a user's own is named again by whoever uses

@@ -1,4 +1,8 @@
-"""Features of images and texts: the inputs of heads, losses and closed forms."""
+"""Features of images and texts: the inputs of heads, losses and closed forms, and what these compute of them.
+
+Functions on NumPy arrays compute in float64 on the host. A search compares accuracies, which one image can change:
+float64 makes the result independent of the order of sums.
+"""
 
 import dataclasses
 from collections.abc import Iterator

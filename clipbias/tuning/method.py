@@ -1,4 +1,4 @@
-"""The protocol of adaptation methods.
+"""The protocol of adaptation methods: presets, options, hooks, and operations on learnables.
 
 A method needs `init` and `adapt`. Every other hook has a default that costs nothing: a hook that is not overridden
 leaves no trace in the compiled programs.

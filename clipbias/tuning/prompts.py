@@ -1,4 +1,4 @@
-"""Class names, or texts in place of them, and a method's prompt text as tokens."""
+"""Prompt texts and their tokens: classes, templates and ensembles, learned contexts, and descriptions of classes."""
 
 import collections
 import dataclasses
@@ -356,6 +356,9 @@ def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
             )
 
 
+# Descriptions of classes in place of a template, as in CuPL (Pratt et al. 2023, What does a platypus look like?).
+
+
 def take_templates(method: Method, clip: Clip) -> bool:
     """Whether a method's text is the dataset's own template, or an ensemble: descriptions then take its place."""
     marker = "something whose template is {}."
@@ -364,7 +367,11 @@ def take_templates(method: Method, clip: Clip) -> bool:
 
 
 def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
-    """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long."""
+    """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long.
+
+    Classes may have different numbers of texts: where a class has fewer than another, rows of zeros stand for the rest,
+    which `features.average_texts` leaves out.
+    """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
     by_class = [descriptions.of([name])[name] for name in class_names]

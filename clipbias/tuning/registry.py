@@ -1,4 +1,7 @@
-"""Methods by name: built-in methods, their presets, and a user's own file or module."""
+"""Methods by name: built-in methods, their presets, and a user's own file or module, a subclass of `Method`.
+
+A file or module runs only if the user named it. An adapter that names one is matched with those that the user named.
+"""
 
 import dataclasses
 import difflib

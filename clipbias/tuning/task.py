@@ -1,4 +1,7 @@
-"""A method bound to a frozen CLIP and class names."""
+"""A method bound to a frozen CLIP and class names.
+
+`Classifier` is the pure mathematics, without class names or tokenizer; `Task` binds it to texts.
+"""
 
 import copy
 import dataclasses
