@@ -11,7 +11,7 @@ block. Hooks say what differs between them:
     after       changes the block's output
 
 BERT's LayerNorms behind the residuals and Perception Encoder's rotary positions are chosen here by the tower's
-configuration.
+configuration. `layer_inputs` stacks what each block needs, for the scan that feeds it to them.
 """
 
 import dataclasses
@@ -215,13 +215,12 @@ def _change_per_row(stacked: jax.Array, count: int) -> jax.Array:
     return _per_row(stacked[:, None] if stacked.ndim == 2 else stacked, count)
 
 
+# The block itself.
+
 Keep = Callable[[jax.Array, str], jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Attention = Callable[[jax.Array, Weights, TowerConfig, Keep], jax.Array]
 Take = Callable[[jax.Array], jax.Array]
-
-
-# The block itself.
 
 
 @dataclasses.dataclass(frozen=True)

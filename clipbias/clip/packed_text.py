@@ -8,7 +8,8 @@ Three exact savings, all from the causal mask:
   every text attends to the same keys and values.
 - The last block is computed at the end-of-text rows only.
 
-In a tower that is not causal nothing is saved: every tile holds one text with its padding, which BERT masks.
+In a tower that is not causal nothing is saved: every tile holds one text with its padding, which BERT masks. `pack`
+deals the classes to groups of equal work, the axis that is sharded over devices, and lays out their tokens.
 """
 
 import dataclasses
