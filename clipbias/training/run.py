@@ -46,37 +46,6 @@ from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, select_run
 from clipbias.tuning.registry import make_method
 
-
-def calibrate(task: Task, learnables: Learnables, images: Split, context: SweepContext) -> Calibration:
-    """A tuned model's scores of images that neither trained it nor selected a setting.
-
-    Raises:
-      ClipbiasError: an image cannot be read, unless the context skips these; or the logits are not finite.
-    """
-    logits, read = split_logits(Teacher(task, learnables), Images(images), context)
-    scale = float(np.exp(np.asarray(task.method.logit_scale(task.clip.params))))
-    return Calibration.of(logits[read], images.labels[read], scale)
-
-
-def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | None, str]:
-    """The images that calibrate a run, or `None` and why there are none.
-
-    Args:
-      spec: of the run; its validation policy says whether validation images selected a setting.
-      context: with the run's dataset.
-    """
-    if spec.validation not in (UNSELECTED, held_out.POLICY):
-        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
-    (protocol,) = context.protocols_of((dataclasses.replace(spec, validation=UNSELECTED),)).values()
-    images = held_out.left_to_calibrate(protocol, spec.seed, selects=spec.validation == held_out.POLICY)
-    if images is not None:
-        return images, ""
-    return None, (
-        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
-        "give (more) validation images"
-    )
-
-
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
@@ -109,34 +78,43 @@ def run_group(
     Raises:
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
+    # Job
     job = make_job(group, context, _logging(group, context, paths))
-    own_notes = [dict((notes or {}).get(spec.key, {})) for spec in group]
+    facts = [dict((notes or {}).get(spec.key, {})) for spec in group]
+    # Select. The spec of the row then has the settings that were selected.
     if compares_rates is not None:
         (spec,) = group
         spec, job, choice = select_settings(spec, job, paths.workdir, compares_rates=compares_rates)
-        group, own_notes = (spec,), [own_notes[0] | choice]
-    if group[0].score_on != TEST:
+        group = (spec,)
+        facts[0] |= choice
+    if group[0].score_on != TEST:  # a broken image is told before the training
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     if paths.single and group[0].method != ZERO_SHOT:
         frozen = dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None)
-        own_notes[0]["zero_shot_accuracy"] = score_test(frozen, {}, job.protocol.evaluations[0]).scores[0]["accuracy"]
+        facts[0]["zero_shot_accuracy"] = score_test(frozen, {}, job.protocol.evaluations[0]).scores[0]["accuracy"]
+    # Train
     result = train_job(job)
+    # Score
     if group[0].score_on == TEST:
         scores = _score_test(group, job, result, paths)
     else:
         scores = score_validation(job, result.learnables)
     rows = []
     for run, spec in enumerate(group):
-        row = _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | own_notes[run]
+        row = _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | facts[run]
         learnables = select_run(result.learnables, run)
-        images, calibrated = calibration_images(spec, context) if calibrates else (None, "")
-        calibration = None
-        if images is not None:
-            calibration = calibrate(job.task, learnables, images, context)
-            calibrated = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
-        if spec.score_on == TEST and hosts.is_first() and (jax.tree.leaves(learnables) or paths.single):
-            facts = {name: value for name, value in row.items() if name not in VOLATILE}
-            save_adapter(paths.adapter(spec), job.task, learnables, notes=facts, calibration=calibration)
+        has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
+        # Calibrate: all processes compute, the first one writes.
+        calibration, calibrated = None, "no prediction sets: the method learns nothing"
+        if calibrates and has_adapter:
+            images, calibrated = calibration_images(spec, context)
+            if images is not None:
+                calibration = calibrate(job.task, learnables, images, context)
+                calibrated = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
+        # Save
+        if has_adapter and hosts.is_first():
+            kept = {name: value for name, value in row.items() if name not in VOLATILE}
+            save_adapter(paths.adapter(spec), job.task, learnables, notes=kept, calibration=calibration)
         rows.append(row | {"calibrated": calibrated} if calibrates else row)
     return rows
 
@@ -234,6 +212,36 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
     """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
     different = {} if spec.recipe is None else spec.recipe.differences(common.with_learning_rate(spec.learning_rate))
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
+
+
+def calibrate(task: Task, learnables: Learnables, images: Split, context: SweepContext) -> Calibration:
+    """A tuned model's scores of images that neither trained it nor selected a setting.
+
+    Raises:
+      ClipbiasError: an image cannot be read, unless the context skips these; or the logits are not finite.
+    """
+    logits, read = split_logits(Teacher(task, learnables), Images(images), context)
+    scale = float(np.exp(np.asarray(task.method.logit_scale(task.clip.params))))
+    return Calibration.of(logits[read], images.labels[read], scale)
+
+
+def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | None, str]:
+    """The images that calibrate a run, or `None` and why there are none.
+
+    Args:
+      spec: of the run; its validation policy says whether validation images selected a setting.
+      context: with the run's dataset.
+    """
+    if spec.validation not in (UNSELECTED, held_out.POLICY):
+        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
+    (protocol,) = context.protocols_of((dataclasses.replace(spec, validation=UNSELECTED),)).values()
+    images = held_out.left_to_calibrate(protocol, spec.seed, selects=spec.validation == held_out.POLICY)
+    if images is not None:
+        return images, ""
+    return None, (
+        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
+        "give (more) validation images"
+    )
 
 
 # A job from memory, for `clipbias.fit`.
