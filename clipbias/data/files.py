@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -213,6 +214,8 @@ def file_sizes(paths: Sequence[str]) -> list[int]:
             return -1 if found is None else found
         return -1
 
+    each = max(1, -(-len(paths) // READERS))  # a task for every thread, not for every file
+    parts = [paths[first : first + each] for first in range(0, len(paths), each)]
     with ThreadPoolExecutor(READERS) as pool:
         remote = dict(zip(folders, pool.map(sizes_in, folders), strict=True))
-        return list(pool.map(size, paths))
+        return list(itertools.chain.from_iterable(pool.map(lambda part: [size(path) for path in part], parts)))

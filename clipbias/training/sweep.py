@@ -264,51 +264,60 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
         resolve_method(name, axes.options.get(name, {}))
     specs = []
     datasets = [context.datasets[name] for name in axes.datasets if name in context.datasets]
-    for dataset, method in itertools.product(datasets, axes.methods):
-        options = {**axes.options.get(method, {}), **axes.options.get(f"{method}@{dataset.name}", {})}
-        for shots in axes.shots if resolve_method(method, options).uses_images else (None,):
-            made = resolve_method(method, options, dataset=dataset.name, shots=shots)
-            recipe = made.recipe_for(common, shots) if made.trains else None
-            learning_rates: Sequence[float | None] = (None,)
-            if recipe is not None and axes.learning_rates and recipe.learning_rate == common.learning_rate:
-                learning_rates = axes.learning_rates
-            elif recipe is not None and rates is not None:
-                learning_rates = (rates.of(method, dataset.name, shots),)
-            selects = len(learning_rates) > 1 or (rates is not None and learning_rates[0] is not None)
-            protocol = _protocol(axes, made, shots)
-            spec = RunSpec(
-                method=method,
-                options=method_options(made),
-                dataset=dataset.name,
-                protocol=protocol,
-                targets=protocols.targets_of(axes.protocol, dataset.name, axes.targets),
-                shots=shots,
-                seed=0,
-                recipe=recipe,
-                template=dataset.template,
-                descriptions=dataset.descriptions.digest if dataset.descriptions else "",
-                dtype=named(context.dtype),
-                weights=context.clip.fingerprint,
-                source=source_digest(method) or "",
-                data="",
-                on_image_error=context.on_image_error,
-                score_on=axes.score_on,
-                validation=_policy(axes, dataset, shots) if selects or _validates(made) else UNSELECTED,
-                concentration=axes.concentration if protocol == protocols.IMBALANCED and made.uses_images else None,
-            )
-            data = _contents(context.datasets[name] for name in (dataset.name, *spec.targets))
-            specs += [
-                dataclasses.replace(
-                    spec,
-                    data=data,
+    for dataset, name in itertools.product(datasets, axes.methods):
+        options = {**axes.options.get(name, {}), **axes.options.get(f"{name}@{dataset.name}", {})}
+        for shots in axes.shots if resolve_method(name, options).uses_images else (None,):
+            method = resolve_method(name, options, dataset=dataset.name, shots=shots)
+            # On which images is it trained and tested?
+            protocol = _protocol(axes, method, shots)
+            targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
+            # How is it trained, and at which learning rates?
+            recipe = method.recipe_for(common, shots) if method.trains else None
+            learning_rates = _learning_rates(axes, common, recipe, rates and rates.of(name, dataset.name, shots))
+            # Which images select its settings?
+            selected = len(learning_rates) > 1 or (rates is not None and learning_rates[0] is not None)
+            validation = _policy(axes, dataset, shots) if selected or _validates(method) else UNSELECTED
+            # With which seeds, of the few-shot split and of the start?
+            seeds = axes.seeds if method.uses_images else (0,)
+            is_imbalanced = protocol == protocols.IMBALANCED and method.uses_images
+            for learning_rate, seed in itertools.product(learning_rates, seeds):
+                spec = RunSpec(
+                    method=name,
+                    options=method_options(method),
+                    dataset=dataset.name,
+                    protocol=protocol,
+                    targets=targets,
+                    shots=shots,
                     seed=seed,
-                    start_seed=None if axes.start_seed == seed or not made.uses_images else axes.start_seed,
-                    recipe=recipe and recipe.with_learning_rate(rate),
+                    start_seed=None if axes.start_seed == seed or not method.uses_images else axes.start_seed,
+                    recipe=recipe and recipe.with_learning_rate(learning_rate),
+                    template=dataset.template,
+                    descriptions=dataset.descriptions.digest if dataset.descriptions else "",
+                    dtype=named(context.dtype),
+                    weights=context.clip.fingerprint,
+                    source=source_digest(name) or "",
+                    data=_contents(context.datasets[tested] for tested in (dataset.name, *targets)),
+                    on_image_error=context.on_image_error,
+                    score_on=axes.score_on,
+                    validation=validation,
+                    concentration=axes.concentration if is_imbalanced else None,
                 )
-                for rate in learning_rates
-                for seed in (axes.seeds if made.uses_images else (0,))
-            ]
+                specs.append(spec)
     return specs
+
+
+def _learning_rates(
+    axes: SweepAxes, common: Recipe, recipe: Recipe | None, listed: float | None
+) -> Sequence[float | None]:
+    """The rates that are compared, for the common recipe; else the rate that was selected before, `listed`.
+
+    `None` stands for the recipe's rate. A method with a rate of its authors keeps it.
+    """
+    if recipe is None:
+        return (None,)
+    if axes.learning_rates and recipe.learning_rate == common.learning_rate:
+        return axes.learning_rates
+    return (listed,)
 
 
 def _protocol(axes: SweepAxes, method: Method, shots: int | None) -> str:
