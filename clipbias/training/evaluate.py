@@ -688,9 +688,8 @@ class KnownPredictions:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
             for path in sorted((workdir / FOLDER).glob("*.npz")):
-                stored = _read(path, "fingerprint")
-                if stored is not None and stored.ndim == 0:
-                    self._paths.setdefault(str(stored), path)
+                if (stored := stored_fingerprint(path)) is not None:
+                    self._paths.setdefault(stored, path)
 
     def find(self, task: Task, learnables: Learnables, method: str, split: Split) -> np.ndarray | None:
         """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
@@ -702,6 +701,12 @@ class KnownPredictions:
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
             return None
         return predicted if predicted.min() >= -1 and predicted.max() < len(task.class_names) else None
+
+
+def stored_fingerprint(path: Path) -> str | None:
+    """The fingerprint of predictions in a file; `None` where there are none, or the file is damaged."""
+    stored = _read(path, "fingerprint")
+    return None if stored is None or stored.ndim else str(stored)
 
 
 def _read(path: Path, name: str) -> np.ndarray | None:

@@ -27,6 +27,8 @@ from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
+from clipbias.training.evaluate import FOLDER as PREDICTIONS
+from clipbias.training.evaluate import stored_fingerprint
 from clipbias.training.progress import Progress, progress
 from clipbias.training.run import run_group, spec_facts
 from clipbias.training.select import Rates
@@ -78,7 +80,9 @@ def sweep(
             f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
         )
     rows = hosts.from_first(lambda: read_rows(workdir, specs))
+    replaced = hosts.from_first(lambda: [row["key"] for row in rows if _is_replaced(row, workdir)])
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "calibrated" in row)}
+    done -= set(replaced)
     groups = make_groups(part_of(specs, part), most_runs)
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
@@ -108,6 +112,13 @@ def sweep(
     rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
     write_results(workdir, rows)
     return rows
+
+
+def _is_replaced(row: Row, workdir: Path) -> bool:
+    """Whether a run on other images, or with other settings, wrote its files under the same names after this run."""
+    names: Mapping[str, str] = row.get("predictions", {})
+    stored = {name: stored_fingerprint(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
+    return any(value not in (None, row["fingerprints"][name]) for name, value in stored.items())
 
 
 def _owner(group: Group) -> tuple[str, str]:
