@@ -33,7 +33,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
-from clipbias.io import write_text
+from clipbias.io import is_remote, write_text
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.report.prediction_table import BETWEEN, key, open_table
 from clipbias.sentences import counted
@@ -128,6 +128,8 @@ def write_table(
 ) -> int:
     """Adds a line to the table for every picture that has none; returns the number of those that were read."""
     assert settings.output is not None
+    # Of two folders that the command is run in, pictures of equal relative paths are not the same.
+    files = [path if is_remote(path) else path.absolute() for path in files]
     model = models[0]
     facts = {
         "adapter, model or classes": fingerprint(model.task, model.learnables, model.task.method_name, None),
