@@ -65,7 +65,8 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             on_image_error=settings.on_image_error,
         )
         teacher = fingerprint(model.task, model.learnables, adapter.method, images.fitted)
-        key = stable_hash([teacher, student.fingerprint, dataclasses.asdict(settings.options)])
+        judged = [split.stored_digest for split in (images.held_back, images.certified)]
+        key = stable_hash([teacher, judged, student.fingerprint, dataclasses.asdict(settings.options)])
         checkpoints = workdir / "checkpoints" / key
         # Before hours of training, not after them.
         sentences = hosts.from_first(lambda: finished_sentences(output, key))
