@@ -23,13 +23,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipbias.explain.uncertainty import draw_counts, weigh
+from clipbias.training.calibration import COLDEST, HOTTEST, fit_temperatures, log_likelihoods
 
-LOWEST = 0.01
-HIGHEST = 100.0
 # Images times classes up to which temperatures are fitted anew in every resample.
 REFIT_UP_TO = 100_000
-_LOW = -np.log(HIGHEST)
-_HIGH = -np.log(LOWEST)
+_LOW = -np.log(HOTTEST)
+_HIGH = -np.log(COLDEST)
 _NODES = np.linspace(_LOW, _HIGH, 37)
 _STEP = _NODES[1] - _NODES[0]
 # Numbers held at once for one form: images by nodes by classes.
@@ -62,31 +61,6 @@ def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return second
 
 
-def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The temperature `[K]` of greatest likelihood for logits `[n, K, C]`, between `LOWEST` and `HIGHEST`.
-
-    The likelihood has one maximum, since its logarithm is concave in the inverse temperature.
-    """
-    differences = _differences(logits, labels)
-    low, high = (np.full(logits.shape[1], end) for end in (_LOW, _HIGH))
-    at = np.clip(np.zeros(logits.shape[1]), low, high)
-    for _ in range(60):
-        _, slope, curve = _log_likelihoods(differences, at[None, :, None]).sum(0)[:, 0].T
-        low = np.where(slope > 0, at, low)
-        high = np.where(slope > 0, high, at)
-        newton = at - slope / np.where(curve < 0, curve, -1)
-        following = np.where((curve < 0) & (newton >= low) & (newton <= high), newton, (low + high) / 2)
-        done = np.abs(following - at).max() < 1e-12
-        at = following
-        if done:
-            break
-    ends = np.array([_LOW, _HIGH])[None, None]
-    slopes = _log_likelihoods(differences, ends).sum(0)[:, :, 1]
-    # Far out a positive slope underflows to zero.
-    at = np.where(slopes[:, 0] < 0, _LOW, np.where(slopes[:, 1] >= 0, _HIGH, at))
-    return np.exp(-at)
-
-
 def calibrate(
     logits: np.ndarray,
     labels: np.ndarray,
@@ -110,16 +84,11 @@ def calibrate(
     refit = n * classes <= REFIT_UP_TO if refit is None else refit
     second = halves(labels, seed=seed)
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
-    lowest = np.isclose(temperatures, LOWEST)
+    lowest = temperatures == COLDEST
     if lowest.any():
         temperatures = np.where(lowest, fit_temperatures(logits, labels), temperatures)
     log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
-    values = np.concatenate(
-        [
-            _log_likelihoods(_differences(logits[rows], labels[rows]), log_scales[rows][:, :, None])[..., 0, 0]
-            for rows in _rounds(n, forms * classes)
-        ]
-    )
+    values = log_likelihoods(logits, labels, log_scales[:, :, None])[..., 0, 0]
     fixed = weigh(counts, values) / n
     if not refit:
         return Calibrated(values, fixed, temperatures, False)
@@ -132,32 +101,7 @@ def calibrate(
 
 def raw_log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Log-likelihoods `[n, K]` of the true class as the logits say it: temperature 1."""
-    rows = _rounds(len(labels), logits.shape[1] * logits.shape[2])
-    zero = np.zeros((1, 1, 1))
-    return np.concatenate([_log_likelihoods(_differences(logits[r], labels[r]), zero)[..., 0, 0] for r in rows])
-
-
-def _rounds(n: int, width: int) -> list[slice]:
-    size = max(1, _AT_ONCE // width)
-    return [slice(start, start + size) for start in range(0, n, size)]
-
-
-def _differences(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Logits `[n, K, C]` less the true class's, float64."""
-    logits = np.asarray(logits, np.float64)
-    return logits - np.take_along_axis(logits, np.asarray(labels)[:, None, None], axis=-1)
-
-
-def _log_likelihoods(differences: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Log-likelihoods and their first two derivatives by `s`, `[n, K, G, 3]`, at `s = at [n or 1, K or 1, G]`."""
-    inverse = np.exp(at)
-    scaled = differences[:, :, None] * inverse[..., None]
-    highest = scaled.max(-1, keepdims=True)
-    weights = np.exp(scaled - highest)
-    total = weights.sum(-1)
-    mean = (weights * scaled).sum(-1) / total
-    square = (weights * np.square(scaled)).sum(-1) / total
-    return np.stack([-highest[..., 0] - np.log(total), -mean, -mean - (square - mean**2)], axis=-1)
+    return log_likelihoods(logits, labels, np.zeros((1, 1, 1)))[..., 0, 0]
 
 
 def _draws(
@@ -174,7 +118,11 @@ def _draws(
     while len(forms):
         nodes = [_nodes_around(fitted[:, k], around) for k in forms]
         profile = np.concatenate(
-            [_profile(logits[:, [k]], labels, at) for k, at in zip(forms, nodes, strict=True)], axis=1
+            [
+                log_likelihoods(logits[:, [k]], labels, at[None, None]).reshape(len(labels), -1)
+                for k, at in zip(forms, nodes, strict=True)
+            ],
+            axis=1,
         )
         ends = np.cumsum([3 * len(at) for at in nodes])[:-1]
         halves_of = [
@@ -201,15 +149,6 @@ def _weigh(counts: np.ndarray, profile: np.ndarray) -> np.ndarray:
 
 def _nodes_around(fitted: np.ndarray, around: float) -> np.ndarray:
     return _NODES[(fitted.min() - around - _STEP < _NODES) & (fitted.max() + around + _STEP > _NODES)]
-
-
-def _profile(logits: np.ndarray, labels: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Log-likelihoods and derivatives at nodes `[n, 3 G]` of one form's logits `[n, 1, C]`."""
-    parts = [
-        _log_likelihoods(_differences(logits[rows], labels[rows]), nodes[None, None])
-        for rows in _rounds(len(labels), len(nodes) * logits.shape[-1])
-    ]
-    return np.concatenate(parts).reshape(len(labels), -1)
 
 
 def _inside(sums: np.ndarray, nodes: np.ndarray) -> bool:

@@ -18,7 +18,8 @@ BINS = 15
 # Where a temperature is looked for.
 COLDEST = 1e-2
 HOTTEST = 1e2
-_ROWS = 4096  # logits that are worked on at a time, in float64
+# Numbers held at once in float64: images by forms by temperatures by classes.
+_AT_ONCE = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,37 +65,71 @@ def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
 
 
+def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Log-likelihoods of the true class in nats, with their first two derivatives by `s = -log(temperature)`.
+
+    Args:
+      logits: `[n, K, C]`.
+      labels: `[n]`.
+      at: values of `s`, `[n or 1, K or 1, G]`.
+
+    Returns:
+      float64 `[n, K, G, 3]`.
+    """
+    n, forms, classes = logits.shape
+    labels = np.asarray(labels)[:, None, None]
+    results = np.empty((n, forms, at.shape[-1], 3))
+    size = max(1, _AT_ONCE // (forms * at.shape[-1] * classes))
+    for rows in (slice(start, start + size) for start in range(0, n, size)):
+        z = np.asarray(logits[rows], np.float64)
+        z = z - np.take_along_axis(z, labels[rows], axis=-1)
+        scaled = z[:, :, None] * np.exp(at[rows] if len(at) > 1 else at)[..., None]
+        highest = scaled.max(-1, keepdims=True)
+        weights = np.exp(scaled - highest)
+        total = weights.sum(-1)
+        mean = (weights * scaled).sum(-1) / total
+        square = (weights * np.square(scaled)).sum(-1) / total
+        results[rows] = np.stack([-highest[..., 0] - np.log(total), -mean, -mean - (square - mean**2)], axis=-1)
+    return results
+
+
+def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The temperature `[K]` of greatest likelihood for logits `[n, K, C]`, between `COLDEST` and `HOTTEST`.
+
+    The likelihood has one maximum, since its logarithm is concave in the inverse temperature.
+    """
+    ends = -np.log([HOTTEST, COLDEST])
+    low, high = (np.full(logits.shape[1], end) for end in ends)
+    at = np.zeros(logits.shape[1])
+    for _ in range(60):  # Newton's method, and bisection where it leaves the bounds
+        _, slope, curve = log_likelihoods(logits, labels, at[None, :, None]).sum(0)[:, 0].T
+        low = np.where(slope > 0, at, low)
+        high = np.where(slope > 0, high, at)
+        newton = at - slope / np.where(curve < 0, curve, -1)
+        following = np.where((curve < 0) & (newton >= low) & (newton <= high), newton, (low + high) / 2)
+        done = np.abs(following - at).max() < 1e-12
+        at = following
+        if done:
+            break
+    slopes = log_likelihoods(logits, labels, ends[None, None]).sum(0)[:, :, 1]
+    # Far out a positive slope underflows to zero.
+    return np.where(slopes[:, 0] < 0, HOTTEST, np.where(slopes[:, 1] >= 0, COLDEST, np.exp(-at)))
+
+
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature `T` whose logits over `T` have the smallest mean cross-entropy (Guo et al. 2017).
 
-    The cross-entropy is convex in `1 / T`. `None` where it has no minimum between 0.01 and 100, as when every image is
-    right, and where there are fewer than ten images.
+    `None` where that has no minimum between 0.01 and 100, as when every image is right, and where there are fewer than
+    ten images.
 
     Args:
       logits: of validation images `[n, C]`.
       labels: `[n]`.
     """
-    from scipy.optimize import brentq
-
     if len(labels) < FEWEST_TO_CALIBRATE:
         return None
-
-    def slope(log_temperature: float) -> float:
-        """Of the mean cross-entropy by `1 / T`: the mean of what is expected of the logits less the label's own."""
-        total = 0.0
-        for start in range(0, len(logits), _ROWS):
-            z = np.asarray(logits[start : start + _ROWS], np.float64)
-            z = z - z.max(1, keepdims=True)
-            weights = np.exp(z * np.exp(-log_temperature))
-            of_label = z[np.arange(len(z)), labels[start : start + _ROWS]]
-            total += float(((weights * z).sum(1) / weights.sum(1) - of_label).sum())
-        return total
-
-    low = np.log(COLDEST)
-    high = np.log(HOTTEST)
-    if slope(low) <= 0 or slope(high) >= 0:
-        return None
-    return float(np.exp(brentq(slope, low, high, xtol=1e-6)))
+    (fitted,) = fit_temperatures(logits[:, None], labels)
+    return float(fitted) if COLDEST < fitted < HOTTEST else None
 
 
 def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str, float]:

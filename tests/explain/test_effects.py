@@ -16,8 +16,9 @@ from clipbias.explain.effects import (
     summarize_replacements,
     temperature_alone,
 )
-from clipbias.explain.temperature import calibrate, fit_temperatures, halves, raw_log_likelihoods
+from clipbias.explain.temperature import calibrate, halves, raw_log_likelihoods
 from clipbias.explain.uncertainty import RESAMPLES, Estimate, cross, draw_counts, interactions, mean_over_datasets
+from clipbias.training.calibration import fit_temperatures
 from tests.reference import calibration, factorial
 
 EFFECTS = ("attention", "scale", "values")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
 from scipy.special import softmax
 from sklearn import metrics
 
@@ -64,6 +65,21 @@ def test_temperature_has_the_smallest_cross_entropy():
     labels[9] = 0
     assert calibration.fit_temperature(logits, labels) == pytest.approx(loss_minimum(logits, labels), rel=1e-4)
     assert calibration.fit_temperature(logits[1:], labels[1:]) is None
+
+
+def test_temperatures_are_those_of_a_search_for_the_root(monkeypatch):
+    """Of each form by itself, and of images that are worked on a few at a time."""
+    forms = np.stack([LOGITS, 0.2 * LOGITS, 30 * LOGITS, np.flip(LOGITS, 1)], axis=1).astype(np.float32)
+
+    def slope(inverse, logits):
+        return (softmax(logits * inverse, axis=1) * logits).sum() - logits[np.arange(len(LABELS)), LABELS].sum()
+
+    monkeypatch.setattr(calibration, "_AT_ONCE", 5 * 4 * 6)
+    fitted = calibration.fit_temperatures(forms, LABELS)
+    for k in range(3):
+        root = optimize.brentq(slope, 0.01, 100, args=(forms[:, k].astype(np.float64),), xtol=1e-12)
+        assert fitted[k] == pytest.approx(1 / root, rel=1e-7)
+    assert fitted[3] == calibration.HOTTEST and calibration.fit_temperature(forms[:, 3], LABELS) is None
 
 
 def loss_minimum(logits, labels):
