@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clipbias.checks import check_int, shown
 from clipbias.clip import Clip, load
-from clipbias.clip.encode import check_normalised, is_normalised
+from clipbias.clip.encode import check_normalised, image_batches, is_normalised
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.pipeline import BATCH_SIZE
@@ -36,7 +36,7 @@ from clipbias.training.run import calibrate
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, transfer, write_adapter
 from clipbias.tuning.conformal import AnswerOptions, AnswerRule, Calibration
-from clipbias.tuning.method import flatten
+from clipbias.tuning.method import crops_of, flatten, mixes_crops
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.registry import METHODS
 
@@ -190,13 +190,20 @@ class TunedModel:
         Raises:
           ClipbiasError: a picture cannot be read, or is none; the coverage takes more calibration images.
         """
-        return self.predictor.predict(
-            pictures,
-            batch_size=batch_size,
-            normalised=normalised,
-            on_error=on_image_error,
-            rule=self.rule(AnswerOptions(coverage, rejection, accepted)),
-        )
+        options = AnswerOptions(coverage, rejection, accepted)
+        none = np.zeros((0, len(self.class_names)), np.float32)
+        probabilities, logits = [none], [none]
+        errors: dict[int, str] = {}
+        count = 0
+        for ((_, batch),) in predict_batches(
+            [self], pictures, options, batch_size=batch_size, normalised=normalised, on_image_error=on_image_error
+        ):
+            probabilities.append(batch.probabilities)
+            logits.append(batch.logits)
+            errors |= {count + number: error for number, error in batch.errors.items()}
+            count += len(batch)
+        rule = self.rule(options)
+        return Prediction(self.class_names, np.concatenate(probabilities), errors, np.concatenate(logits), rule)
 
     def rule(self, options: AnswerOptions) -> AnswerRule | None:
         """What sets and rejections are made by; `None` of a model that is not calibrated.
@@ -240,8 +247,7 @@ class TunedModel:
         check_int("batch_size", batch_size, lowest=1)
         source = labelled_images(images, labels, self.class_names)
         tested = source.split(split) if isinstance(source, Dataset) else source
-        predicted: list[np.ndarray] = []
-        score = evaluation.evaluate(
+        score, predicted = evaluation.evaluate(
             self.task,
             self.learnables,
             tested,
@@ -249,10 +255,8 @@ class TunedModel:
             eval_batch_size=batch_size,
             on_image_error=on_image_error,
             rule=self.rule(AnswerOptions(coverage, rejection, accepted)),
-            save=predicted.append,
         )
-        answers = score.get("answers")
-        return Accuracy(self.class_names, tested.labels, predicted[0], score["calibration"], answers)
+        return Accuracy(self.class_names, tested.labels, predicted, score["calibration"], score.get("answers"))
 
     def plot(
         self,
@@ -292,16 +296,8 @@ class TunedModel:
         _check_count(len(images), len(titles), "titles")
         if maps is None:
             maps = relevancy(self.task, self.clip.device_params, self.learnables, jnp.asarray(images), classes.tolist())
-        rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
-        _check_count(len(images), len(rows), "maps")
-        texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
-        overlays = []
-        for number, (title, row) in enumerate(zip(titles, rows, strict=True)):
-            overlay = Overlay(str(title), row, self.clip.config.vision.patches)
-            if texts is not None:
-                tokens = tuple(token_labels(self.task, int(classes[number])))
-                overlay = dataclasses.replace(overlay, tokens=tokens, text=texts[number])
-            overlays.append(overlay)
+        _check_count(len(images), len(maps.vision if isinstance(maps, Relevancy) else maps), "maps")
+        overlays = make_overlays(self.task, maps, classes, [str(title) for title in titles])
         return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
 
     def _preprocessed(self, pictures: Pictures, normalised: bool) -> np.ndarray:
@@ -336,6 +332,74 @@ class TunedModel:
         """The content of the adapter's file; arguments and errors as for `save`."""
         merged = _merged(self.notes, notes)
         return make_adapter(self.task, self.learnables, notes=merged, calibration=self.calibration)
+
+
+def predict_batches(
+    models: Sequence[TunedModel],
+    pictures: Pictures,
+    options: AnswerOptions,
+    *,
+    batch_size: int,
+    normalised: bool = False,
+    on_image_error: str = "raise",
+) -> Iterator[list[tuple[np.ndarray, Prediction]]]:
+    """What each model says of pictures, batch by batch, while the next ones are read: the loop of all predictions.
+
+    Args:
+      models: those whose frozen model is the same. If the first takes crops of each picture, the others take them, or
+        the picture alone.
+      pictures, batch_size, normalised, on_image_error: as for `TunedModel.predict`.
+      options: of prediction sets and rejections.
+
+    Yields:
+      For each model the images as it took them, filled up to the size of a batch, and its prediction, which is not.
+    """
+    rules = [model.rule(options) for model in models]
+    method = models[0].task.method
+    batches = image_batches(
+        models[0].clip.preprocessing,
+        pictures,
+        batch_size,
+        normalised=normalised,
+        crops=crops_of(method),
+        mixed=mixes_crops(method),
+        on_error=on_image_error,
+    )
+    start = 0
+    for images, mask in batches:
+        count = min(len(mask), batches.count - start)
+        # Later ones are read ahead.
+        errors = {n: batches.errors[start + n] for n in range(count) if start + n in batches.errors}
+        start += count
+        results = []
+        for model, rule in zip(models, rules, strict=True):
+            taken = images[:, 0] if images.ndim == 5 and not crops_of(model.task.method) else images
+            values = model.predictor.classify(taken, mask, normalised=batches.normalised)
+            probabilities, logits = (np.where(mask[:, None], x, np.nan)[:count].astype(np.float32) for x in values)
+            results.append((taken, Prediction(model.class_names, probabilities, errors, logits, rule)))
+        yield results
+
+
+def make_overlays(
+    task: Task, maps: Relevancy | np.ndarray, labels: Sequence[int] | np.ndarray, titles: Sequence[str]
+) -> list[Overlay]:
+    """How maps of pictures are drawn, each with its title, and of relevancy with the text of its class.
+
+    Args:
+      task: the model's.
+      maps: of the pictures, or of more behind them; see `TunedModel.plot`.
+      labels: the class of each map, `[B]`.
+      titles: `[B]`.
+    """
+    rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
+    texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
+    overlays = []
+    for number, (title, label) in enumerate(zip(titles, labels, strict=True)):
+        overlay = Overlay(title, rows[number], task.clip.config.vision.patches)
+        if texts is not None:
+            overlay = dataclasses.replace(overlay, tokens=tuple(token_labels(task, int(label))), text=texts[number])
+        overlays.append(overlay)
+    return overlays
 
 
 def as_clip(clip: Clip | str | os.PathLike) -> Clip:

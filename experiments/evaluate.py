@@ -14,7 +14,6 @@ confusions, `predictions.csv` every image's prediction.
 A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -22,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Dataset, Split
+from clipbias.data import Dataset
 from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
@@ -42,9 +40,9 @@ from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.evaluate import evaluate, fingerprint, save_predictions
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import Learnables, Task
+from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
-from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule, measured_words
+from clipbias.tuning.conformal import NOT_CALIBRATED, measured_words
 from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.command_line import split
@@ -54,125 +52,66 @@ _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """A model and the images that it is evaluated on.
-
-    Attributes:
-      method: the method's name.
-      dataset_name: as the settings or the adapter name it.
-      dataset: the images' dataset.
-      images: one of its splits.
-      task, learnables: the model.
-      rule: what its prediction sets and rejections are made by; `None` where it is not calibrated for these classes.
-    """
-
-    method: str
-    dataset_name: str
-    dataset: Dataset
-    images: Split
-    task: Task
-    learnables: Learnables
-    rule: AnswerRule | None = None
-
-    @property
-    def title(self) -> str:
-        """Method and dataset for pages."""
-        return f"{method_name(self.method)} on {self.dataset_name}"
-
-
 def main(settings: EvaluateSettings, workdir: Path) -> None:
+    mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
     pair = find_adapter(settings.adapters)
     adapter = None if pair is None else pair[0]
-    mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
     with open_workdir(workdir, as_json(settings)):
-        model = open_model(settings, adapter, mesh)
+        model, name, dataset = open_model(settings, adapter)
+        images = dataset.split(settings.split)
         outside = None if settings.ood is None else common.load_dataset(settings, settings.ood).split("test")
-        key = fingerprint(model.task, model.learnables, model.method, model.images)
-        hosts.assert_same(f"the images of {model.dataset_name}", key)
+        task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
+        method = ZERO_SHOT if adapter is None else adapter.method
+        rule = model.rule(settings.answers)
+        key = fingerprint(task, model.learnables, method, images)
+        hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)
-        predictions: list[np.ndarray] = []
         began = time.monotonic()
-        score = evaluate(
-            model.task,
+        score, predicted = evaluate(
+            task,
             model.learnables,
-            model.images,
+            images,
             mesh=mesh,
             eval_batch_size=settings.eval_batch_size,
             on_image_error=settings.on_image_error,
             workers=settings.workers,
-            validation=model.dataset.splits.get("val"),
+            validation=dataset.splits.get("val"),
             outside=outside,
-            rule=model.rule,
-            save=predictions.append,
+            rule=rule,
         )
         with MetricWriter(workdir) as metrics:
             seconds = round(time.monotonic() - began, 4)
             metrics.write(1, {"accuracy": score["accuracy"], "images": score["images"], "seconds": seconds})
-        if hosts.is_first():
-            if settings.ood is not None:
-                score["ood"] = {"dataset": settings.ood, **score["ood"]}
-            write_result(settings, model, score, key, workdir)
-            write_predictions(settings, model, predictions[0], workdir)
+        if not hosts.is_first():
+            return
+        if settings.ood is not None:
+            score["ood"] = {"dataset": settings.ood, **score["ood"]}
+        facts = {"method": method, "dataset": name, "split": settings.split, "fingerprint": key}
+        write_text(workdir / RESULT, json.dumps({**facts, "dtype": settings.dtype, **score}, indent=2) + "\n")
+        words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
+        common.tell(f"{method} on {name}: {words}", describe_classes(score["class_summary"]), *describe_score(score))
+        if settings.adapters and rule is None:
+            common.tell(f"no prediction sets: {NOT_CALIBRATED}")
+        save_predictions(workdir, settings.split, task, model.learnables, method, images, predicted)
+        answers = Answers(np.asarray(images.labels), predicted, dataset.class_names)
+        write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {settings.split} images")
+        if words := weakest_classes(answers):
+            common.tell(f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})")
 
 
-def open_model(settings: EvaluateSettings, adapter: Adapter | None, mesh: Mesh) -> Evaluated:
-    """An adapter, or zero-shot CLIP, with the classes of the dataset that it is evaluated on."""
+def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[TunedModel, str, Dataset]:
+    """An adapter, or zero-shot CLIP, with the classes of the dataset that it is evaluated on; and this by name."""
     clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"))
     hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
     name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
     dataset = common.load_dataset(settings, name)
-    learnables: Learnables = {}
-    rule = None
     if adapter is None:
-        task = Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype)
-    else:
-        tuned = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
-        tuned = tuned.with_classes(dataset, descriptions=dataset.descriptions)
-        task = tuned.task
-        learnables = tuned.learnables
-        rule = tuned.rule(settings.answers)
-    return Evaluated(
-        method=adapter.method if adapter else ZERO_SHOT,
-        dataset_name=name,
-        dataset=dataset,
-        images=dataset.split(settings.split),
-        task=task.with_memory(class_shards=mesh.shape[meshes.DATA]),
-        learnables=learnables,
-        rule=rule,
-    )
-
-
-def write_result(
-    settings: EvaluateSettings, model: Evaluated, score: Mapping[str, Any], key: str, workdir: Path
-) -> None:
-    """Writes and prints the accuracy and what goes with it."""
-    result = {
-        "method": model.method,
-        "dataset": model.dataset_name,
-        "split": settings.split,
-        "fingerprint": key,
-        "dtype": settings.dtype,
-        **score,
-    }
-    write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-    words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
-    common.tell(f"{model.method} on {model.dataset_name}: {words}")
-    common.tell(describe_classes(score["class_summary"]), *describe_score(score))
-    if settings.adapters and model.rule is None:
-        common.tell(f"no prediction sets: {NOT_CALIBRATED}")
-
-
-def write_predictions(settings: EvaluateSettings, model: Evaluated, predicted: np.ndarray, workdir: Path) -> None:
-    """Writes every image's prediction and each class's accuracy."""
-    save_predictions(workdir, settings.split, model.task, model.learnables, model.method, model.images, predicted)
-    answers = Answers(np.asarray(model.images.labels), predicted, model.dataset.class_names)
-    write_answers(workdir, model.images.keys, answers, f"{model.title}, {settings.split} images")
-    if words := weakest_classes(answers):
-        common.tell(f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})")
+        return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype), {}), name, dataset
+    model = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+    return model.with_classes(dataset, descriptions=dataset.descriptions), name, dataset
 
 
 def keep_evaluation(workdir: Path, fingerprint: str) -> None:
@@ -203,14 +142,23 @@ def describe_classes(summary: Mapping[str, Any]) -> str:
 def describe_score(score: Mapping[str, Any]) -> list[str]:
     """Calibration and detection in words."""
     calibration = score["calibration"]
-    line = f"calibration error {calibration['ece']:.2f} %, adaptive {calibration['adaptive_ece']:.2f} %"
+    images = score.get("validation_images", 0)
     if "temperature" in calibration:
-        line += (
-            f"; {calibration['ece_at_temperature']:.2f} % and {calibration['adaptive_ece_at_temperature']:.2f} % at "
+        at = (
+            f"{calibration['ece_at_temperature']:.2f} % and {calibration['adaptive_ece_at_temperature']:.2f} % at "
             f"temperature {calibration['temperature']:.3f}, fitted on validation images"
         )
     else:
-        line += f"; no temperature is fitted, because {_no_temperature(score.get('validation_images', 0))}"
+        reason = (
+            f"none between {COLDEST:g} and {HOTTEST:g} suits the {images} validation images best; add images that the "
+            "model gets wrong, or more of them"
+        )
+        if images < FEWEST_TO_CALIBRATE:
+            reason = f"{images} validation images are too few; it takes {FEWEST_TO_CALIBRATE}"
+        if not images:
+            reason = "there are no other images to validate on"
+        at = f"no temperature is fitted, because {reason}"
+    line = f"calibration error {calibration['ece']:.2f} %, adaptive {calibration['adaptive_ece']:.2f} %; {at}"
     lines = [line]
     if "ood" in score:
         ood = score["ood"]
@@ -224,18 +172,6 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
     if "answers" in score:
         lines.append(measured_words(score["answers"]))
     return lines
-
-
-def _no_temperature(images: int) -> str:
-    """Why no temperature was fitted on so many validation images."""
-    if not images:
-        return "there are no other images to validate on"
-    if images < FEWEST_TO_CALIBRATE:
-        return f"{images} validation images are too few; it takes {FEWEST_TO_CALIBRATE}"
-    return (
-        f"none between {COLDEST:g} and {HOTTEST:g} suits the {images} validation images best; add images that the "
-        "model gets wrong, or more of them"
-    )
 
 
 if __name__ == "__main__":

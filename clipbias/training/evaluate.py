@@ -21,7 +21,6 @@ from flax import struct
 from jax.sharding import Mesh
 
 from clipbias import hosts
-from clipbias.clip.encode import image_batches
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, named
 from clipbias.clip.preprocess import Preprocessing
@@ -30,10 +29,8 @@ from clipbias.data.confusion import class_summary
 from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch, test_batches
 from clipbias.data.protocols import validation_outside_test
-from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import atomic_path, check_file, read_bytes
-from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
 from clipbias.training.device import explain_exhaustion
@@ -557,8 +554,7 @@ def evaluate(
     validation: Split | None = None,
     outside: Split | None = None,
     rule: AnswerRule | None = None,
-    save: Callable[[np.ndarray], None] = lambda predicted: None,
-) -> Row:
+) -> tuple[Row, np.ndarray]:
     """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
 
     Args:
@@ -572,12 +568,12 @@ def evaluate(
       validation: images to fit a temperature on, but those that are evaluated.
       outside: images of other classes, whose labels are not looked at.
       rule: what prediction sets and rejections are made by.
-      save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
 
     Returns:
       `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `validation_images`,
       their number, and `skipped_images` if any, with a rule `answers` (`conformal.measure`), and with images outside
-      `ood` (`calibration.detection`), where `accepted` is the share in percent that the rule does not reject.
+      `ood` (`calibration.detection`), where `accepted` is the share in percent that the rule does not reject. And the
+      class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
     """
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
     single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
@@ -594,7 +590,6 @@ def evaluate(
     )
     assert evaluator.predicted is not None
     predicted = evaluator.predicted[0]
-    save(predicted)
     scores = score(inside, fitted[0])
     scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
     if others is not None:
@@ -610,7 +605,7 @@ def evaluate(
         scores["ood"] = {"images": len(other.other_odds), **detection(inside, other)}
         if rule is not None and away.logits_read is not None:
             scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits_read[0][0])).mean())
-    return scores
+    return scores, predicted
 
 
 # Predictions in files.
@@ -773,32 +768,6 @@ class Predictor:
         probabilities, logits = map(np.asarray, _probabilities(static, self.inputs, images, mask))
         check_finite(logits[mask].max(-1))
         return probabilities, logits
-
-    def predict(
-        self,
-        pictures: Pictures,
-        *,
-        batch_size: int,
-        normalised: bool = False,
-        on_error: str = "raise",
-        rule: AnswerRule | None = None,
-    ) -> Prediction:
-        """See `TunedModel.predict`."""
-        batches = image_batches(
-            self.task.clip.preprocessing,
-            pictures,
-            batch_size,
-            normalised=normalised,
-            crops=crops_of(self.task.method),
-            mixed=mixes_crops(self.task.method),
-            on_error=on_error,
-        )
-        rows = np.full((2, batches.count, len(self.task.class_names)), np.nan, np.float32)
-        for number, (images, mask) in enumerate(batches):
-            for of_kind, values in zip(rows, self.classify(images, mask, normalised=batches.normalised), strict=True):
-                of_kind[number * batches.rows + np.flatnonzero(mask)] = values[mask]
-        probabilities, logits = rows
-        return Prediction(self.task.class_names, probabilities, dict(sorted(batches.errors.items())), logits, rule)
 
 
 @functools.partial(jax.jit, static_argnames="static")

@@ -94,4 +94,4 @@ def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[s
     """What an adapter scores on images."""
     task, learnables = adapter.bind(clip, own_methods=own_methods)
     settings = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
-    return evaluate(task, learnables, split, **settings | options)
+    return evaluate(task, learnables, split, **settings | options)[0]

@@ -66,7 +66,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
     test = colours.split("test")
     validation = colours.split("train")
     outside = broken(colours.split("val"))
-    result = evaluate(
+    result, _ = evaluate(
         task,
         learnables,
         test,
@@ -110,7 +110,7 @@ def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
     scores = [shared.accuracy(static, inputs) for _ in range(2)]
     assert scores[0] == scores[1]
     assert shared._plain_features
-    alone = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=4, on_image_error="raise")
+    alone, _ = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=4, on_image_error="raise")
     both = scores[0][0]
     assert both["calibration"] == pytest.approx(alone["calibration"], abs=2e-4)  # another program, rounded to 4 digits
     del alone["class_summary"]
@@ -141,9 +141,10 @@ def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -
     task = Task(clip, "zero_shot", ("a", "b", "c"))
     with pytest.raises(ClipbiasError, match=r"2/1\.png"):
         evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
-    score = evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="skip")
+    score, predicted = evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="skip")
     assert score["images"] == 14
     assert score["skipped_images"] == 1
+    assert np.flatnonzero(predicted == -1).tolist() == [1] and (predicted == split.labels).sum() == score["correct"]
 
 
 def test_no_temperature_is_fitted_on_what_is_evaluated(colours: Dataset) -> None:

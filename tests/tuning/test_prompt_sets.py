@@ -66,7 +66,7 @@ def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair) -> None:
     )
     split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
     settings = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
-    assert evaluate(task, start, split, **settings)["accuracy"] == 100.0
+    assert evaluate(task, start, split, **settings)[0]["accuracy"] == 100.0
 
 
 def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pair) -> None:
