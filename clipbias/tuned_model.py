@@ -330,8 +330,10 @@ class TunedModel:
 
     def to_adapter(self, notes: Mapping[str, object] | None = None) -> Adapter:
         """The content of the adapter's file; arguments and errors as for `save`."""
-        merged = _merged(self.notes, notes)
-        return make_adapter(self.task, self.learnables, notes=merged, calibration=self.calibration)
+        if notes is not None and not isinstance(notes, Mapping):
+            raise ClipbiasError(f"the adapter's notes is {shown(notes)}; it must hold values by name.")
+        notes = {**self.notes, **(notes or {})}
+        return make_adapter(self.task, self.learnables, notes=notes, calibration=self.calibration)
 
 
 def predict_batches(
@@ -426,12 +428,6 @@ def labelled_images(images: Images, labels: Labels | None, class_names: tuple[st
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
     return labelled_split(cast("Pictures", source), labels, class_names)
-
-
-def _merged(notes: Mapping[str, object], more: Mapping[str, object] | None) -> Mapping[str, object]:
-    if more is not None and not isinstance(more, Mapping):
-        raise ClipbiasError(f"the adapter's notes is {shown(more)}; it must hold values by name.")
-    return {**notes, **(more or {})}
 
 
 def _check_count(images: int, count: int, name: str) -> None:

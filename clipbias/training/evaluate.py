@@ -765,9 +765,10 @@ class Predictor:
           ClipbiasError: the largest logit of an image that counts is no finite number.
         """
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
-        probabilities, logits = map(np.asarray, _probabilities(static, self.inputs, images, mask))
+        scores = _logits(static, self.inputs, images, mask)
+        logits = np.asarray(scores)
         check_finite(logits[mask].max(-1))
-        return probabilities, logits
+        return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -783,11 +784,3 @@ def _logits_and_features(
 def _logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
     features = image_features(static, inputs.params, inputs.learnables, images)
     return logits(static, inputs, features, mask)[0]
-
-
-@functools.partial(jax.jit, static_argnames="static")
-def _probabilities(
-    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    logits = _logits(static, inputs, images, mask)
-    return jax.nn.softmax(logits, axis=-1), logits
