@@ -10,7 +10,7 @@ from PIL import Image
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
-from clipbias.data import Dataset, Split
+from clipbias.data import Dataset, Split, protocols
 from clipbias.data.files import split_of_files
 from clipbias.data.images import Images
 from clipbias.data.protocols import default_targets
@@ -113,6 +113,14 @@ def test_a_teacher_and_pseudo_labels_are_of_the_list(clip: Clip, tmp_path: Path)
         logits, _ = split_logits(teacher, Images(split), context)
         expected = teacher.task.logits(clip.params, {}, clip.preprocess(pixels(seed)))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+        predicted = np.asarray(expected).argmax(-1)
+        dataset = Dataset("folder", CLASSES, "a photo of a {}.", {"train": split, "test": split})
+        picked = context.pseudo_labelled(protocols.pseudo_labels(dataset, shots=2, seed=1), 2)
+        margin = np.abs(np.asarray(expected)[:, 0] - np.asarray(expected)[:, 1])  # of two classes, how sure it is
+        surest = [
+            row for c in (0, 1) for row in sorted(np.flatnonzero(predicted == c), key=lambda row: -margin[row])[:2]
+        ]
+        assert {split.keys.index(key) for key in picked.keys} == {int(row) for row in surest}
 
 
 def test_rows_of_a_folder_are_not_those_of_another(clip: Clip, recipe: Recipe, tmp_path: Path) -> None:
