@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from clipbias.data.held_out import without_labels
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.data.transforms import Resizing
@@ -67,7 +68,7 @@ def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple
     Returns:
       Logits, float32 `[n, C]`, zeros for images that could not be read; and which could be read, bool `[n]`.
     """
-    key = images.split.digest
+    key = without_labels(images.split).digest
     if key in model.known:
         return model.known[key]
     evaluator = Evaluator(

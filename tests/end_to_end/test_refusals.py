@@ -72,7 +72,7 @@ REFUSED = [
     ("predict --relevancy", "there is no flag --relevancy; did you mean --config.relevancy?"),
     ("train --config.shots", "Missing value for flag --config.shots"),
     ("train --config.shot=None", "setting 'shot'. Did you mean"),
-    ("distil --config.options.steps=6", "there is no setting 'options'; see --help."),
+    ("distil --config.options.steps=6", "there is no setting 'options.steps'"),
     ("distil --config.mesh.run.x=2", "there is no setting 'mesh.run.x'; see --help."),
     ("distil --config.form.x=2", "there is no setting 'form.x'; see --help."),
     ("distil --config.steps.x=None", "there is no setting 'x'; see --help."),

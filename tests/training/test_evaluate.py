@@ -151,6 +151,6 @@ def test_no_temperature_is_fitted_on_what_is_evaluated(colours: Dataset) -> None
     test, val = colours.split("test"), colours.split("val")
     assert validation_outside_test(test, None) is None
     assert validation_outside_test(test, test.subset([3, 1])) is None  # as ImageNet's are
-    both = Split(test.keys + val.keys, np.concatenate([test.labels, val.labels]), test.read)
+    both = Split(test.keys + val.keys, np.concatenate([test.labels, val.labels]), test.read, source="")
     left = validation_outside_test(test, both)
     assert left is not None and left.keys == val.keys and (left.labels == val.labels).all()
