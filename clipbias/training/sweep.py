@@ -284,9 +284,10 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
             # How is it trained, and at which learning rates?
             recipe = method.recipe_for(common, shots) if method.trains else None
-            learning_rates = _learning_rates(axes, common, recipe, rates and rates.of(name, dataset.name, shots))
+            listed = None if rates is None else rates.of(name, dataset.name, shots)
+            learning_rates = _learning_rates(axes, common, recipe, listed)
             # Which images select its settings?
-            selected = len(learning_rates) > 1 or (rates is not None and learning_rates[0] is not None)
+            selected = len(learning_rates) > 1 or (listed is not None and learning_rates[0] is not None)
             validation = _policy(axes, dataset, shots) if selected or _validates(method) else UNSELECTED
             # With which seeds, of the few-shot split and of the start?
             seeds = axes.seeds if method.uses_images else (0,)
