@@ -26,7 +26,8 @@ def test_a_run_that_is_no_better_than_zero_shot_says_so(
     model: Path, trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:
     short = SHORT_RUN | {"model": str(model)}
-    still = {"learning_rate": 1e-7, "warmup_learning_rate": 1e-7}
+    # TaskRes starts as zero-shot, with the dataset's own template.
+    still = {"method": "taskres", "method_options": {}, "learning_rate": 1e-7, "warmup_learning_rate": 1e-7}
     printed, _ = binaries.succeed_here(train, short | still, tmp_path)
     assert "the tuned model is no better than zero-shot on 1,120 test images: " in printed
     # What it advises works in the same folder.

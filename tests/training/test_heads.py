@@ -131,6 +131,7 @@ def test_a_row_and_its_adapter(
     assert again.run(specs) == rows
 
 
+@pytest.mark.ci
 def test_parameters_and_recipes_are_told_in_a_row(clip: Clip, swept: Callable[..., Swept]) -> None:
     tiny, specs, rows = swept(*FEW)
     of = {row["method"]: row for row in rows}

@@ -105,6 +105,7 @@ def test_predictions_of_another_folder_are_not_found(clip: Clip, tmp_path: Path)
     assert known.find(task, {}, "zero_shot", replaced) is None
 
 
+@pytest.mark.ci
 def test_a_teacher_and_pseudo_labels_are_of_the_list(clip: Clip, tmp_path: Path) -> None:
     context = make_context(clip, None, dtype="float32")
     teacher = Teacher(Task(clip, "zero_shot", CLASSES), {})
