@@ -183,7 +183,7 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
     assert result.labels.tolist() == [expected.labels[0], -1, *expected.labels[1:], -1] and result.classes[1] is None
     lines = repr(result).split("\n")
     assert (
-        len(lines) == 6 and "1.jpg cannot be decoded" in lines[1] and lines[5].startswith("image 5 cannot be decoded")
+        len(lines) == 7 and "1.jpg cannot be decoded" in lines[1] and lines[5].startswith("image 5 cannot be decoded")
     )
     labels = ["cat", "dog", "dog", "cat", "dog"]
     accuracy = zero_shot.evaluate(files, labels, on_image_error="skip")

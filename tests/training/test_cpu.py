@@ -48,7 +48,7 @@ def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.Monk
 
 
 STEPS = """
-from clipbias.training import cpu
+from clipbias.training import device
 device.prepare_cpu()
 import jax, jax.numpy as jnp
 

@@ -102,7 +102,7 @@ def test_candidates_that_fail_or_do_not_fit_together(
     ]
     assert selected.best.learning_rate == 0.16
     assert str(selected).startswith(f"learning rate 0.16, of 0.16 ({selected.best.loss:.3g}), 1e+38 (failed): cross-e")
-    applied = select.apply(job, selected)
+    applied = select.apply(job, selected.best.learning_rate, selected.options)
     assert applied.training.learning_rate == applied.runs[0].learning_rate == 0.16
     # Without images to compare on the recipe's rate is kept, with a sentence.
     nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)

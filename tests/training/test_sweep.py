@@ -218,10 +218,11 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
 ) -> None:
     """And are chosen without a look at a test image."""
     sizes = []
+    train = loop.train
 
     def counted(job: TrainJob, start: Learnables) -> TrainResult:
         sizes.append(len(job.runs))
-        return loop.train(job, start)
+        return train(job, start)
 
     monkeypatch.setattr(loop, "train", counted)
 
@@ -247,7 +248,10 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
     def refuse(index: int) -> bytes:
         raise AssertionError("a test image was read")
 
-    blind = {**colours.splits, "test": dataclasses.replace(colours.split("test"), read=refuse)}
+    blind = {
+        **colours.splits,
+        "test": dataclasses.replace(colours.split("test"), read=refuse, contents=lambda paths: []),
+    }
     unseen = dataclasses.replace(colours, splits=blind)
     scored, _ = run("e", 0.05, 0.01, dataset=unseen, score_on=VALIDATION)
     assert {(row["status"], row["validation"]) for row in scored} == {("ok", "validation split")}
