@@ -29,6 +29,7 @@ from clipbias.training.select import (
     Selection,
     apply,
     cautions_of_fit,
+    frozen,
     merge_scores,
     score_test,
     score_validation,
@@ -44,7 +45,6 @@ from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, select_run
-from clipbias.tuning.registry import make_method
 
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
@@ -90,8 +90,8 @@ def run_group(
     if group[0].score_on != TEST:  # a broken image is told before the training
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     if paths.single and group[0].method != ZERO_SHOT:
-        frozen = dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None)
-        facts[0]["zero_shot_accuracy"] = score_test(frozen, {}, job.protocol.evaluations[0]).scores[0]["accuracy"]
+        of_frozen = score_test(frozen(job), {}, job.protocol.evaluations[0])
+        facts[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
     # Train
     result = train_job(job)
     # Score

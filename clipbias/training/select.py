@@ -317,6 +317,7 @@ def select_settings(
     open_key = spec.key
     spec = dataclasses.replace(spec, validation=held_out.POLICY)
     protocol = held_out.by_the_rule(job.protocol, spec.seed)
+    tuned = dataclasses.replace(job, runs=tuple(dataclasses.replace(run, protocol=protocol) for run in job.runs))
     path = workdir / SELECTION
     stored = hosts.from_first(lambda: read_json(path, dict) if path.exists() else {})
     if stored.get("key") != open_key:
@@ -325,8 +326,7 @@ def select_settings(
             logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / "selection")
         selection = select(dataclasses.replace(job, logging=logging), held, compares_rates=compares_rates)
         if selection is None:  # the method searches on its validation split while it trains
-            runs = tuple(dataclasses.replace(run, protocol=protocol) for run in job.runs)
-            return spec, dataclasses.replace(job, runs=runs), {}
+            return spec, tuned, {}
         stored = {"key": open_key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
         job.logging.say(str(selection))
         if hosts.is_first():
@@ -334,15 +334,17 @@ def select_settings(
     choice = stored["choice"]
     recipe = spec.recipe and spec.recipe.with_learning_rate(stored["learning_rate"])
     spec = dataclasses.replace(spec, recipe=recipe, options={**spec.options, **choice["options"]})
-    job = dataclasses.replace(job, runs=tuple(dataclasses.replace(run, protocol=protocol) for run in job.runs))
-    return spec, apply(job, stored["learning_rate"], choice["options"]), {"choice": choice}
+    return spec, apply(tuned, stored["learning_rate"], choice["options"]), {"choice": choice}
+
+
+def frozen(job: TrainJob) -> TrainJob:
+    """The job of the frozen model on the images of a job."""
+    return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 
 def zero_shot(job: TrainJob) -> Candidate:
     """The frozen model on the validation images of a job."""
-    task = job.task.with_method(make_method(ZERO_SHOT))
-    frozen = dataclasses.replace(job, task=task, recipe=None, runs=job.runs[:1])
-    (score,) = score_validation(frozen, {})
+    (score,) = score_validation(frozen(job), {})
     return _candidate(None, score)
 
 

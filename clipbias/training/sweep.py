@@ -282,6 +282,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             # On which images is it trained and tested?
             protocol = _protocol(axes, method, shots)
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
+            data = _contents(context.datasets[tested] for tested in (dataset.name, *targets))
             # How is it trained, and at which learning rates?
             recipe = method.recipe_for(common, shots) if method.trains else None
             listed = None if rates is None else rates.of(name, dataset.name, shots)
@@ -308,7 +309,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     dtype=named(context.dtype),
                     weights=context.clip.fingerprint,
                     source=source_digest(name) or "",
-                    data=_contents(context.datasets[tested] for tested in (dataset.name, *targets)),
+                    data=data,
                     on_image_error=context.on_image_error,
                     score_on=axes.score_on,
                     validation=validation,
