@@ -72,19 +72,25 @@ class Bench:
             return model if class_names == list(model.class_names) else model.with_classes(class_names)
         return TunedModel(Task(self.clip, "zero_shot", class_names, template=template.strip() or DEFAULT_TEMPLATE), {})
 
-    def select(self, adapter: str) -> tuple[object, object, object]:
-        """The name of an adapter, its class names and its template. An uploaded file follows the names of the page."""
+    def select(self, adapter: str, uploaded: list[str]) -> tuple[object, object, object, list[str]]:
+        """The name of an adapter, its class names, its template, and the files that were uploaded.
+
+        A file stays a choice: an answer may wait for it while the next file comes.
+        """
         gr = _gradio()
-        skip = gr.skip()
+        choice = names = template = gr.skip()
         try:
             model = self.model(adapter)
         except ClipbiasError as error:
             _warn(error, adapter)
-            return skip, skip, skip
-        choices = [ZERO_SHOT, *self.models]
-        uploaded = (Path(adapter).name, adapter)
-        choice = skip if adapter in choices else gr.update(choices=[*choices, uploaded], value=adapter)
-        return (choice, skip, skip) if model is None else (choice, "\n".join(model.class_names), model.task.template)
+            return choice, names, template, uploaded
+        if adapter not in (ZERO_SHOT, *self.models):
+            uploaded = list(dict.fromkeys([*uploaded, adapter]))
+            files = [(Path(path).name, path) for path in uploaded]
+            choice = gr.update(choices=[ZERO_SHOT, *self.models, *files], value=adapter)
+        if model is not None:
+            names, template = "\n".join(model.class_names), model.task.template
+        return choice, names, template, uploaded
 
     def answer(self, path: str | None, names: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
         """All that depends on the picture, at once: probabilities and maps that stand together belong together."""
@@ -215,6 +221,7 @@ def build(
                                 )
                             )
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
+        uploaded = gr.State([])
         # An event that comes while its function runs waits until that ends, and the last of several counts.
         last = {"trigger_mode": "always_last", "api_visibility": "private"}
         answer = {
@@ -228,7 +235,7 @@ def build(
         gr.on(samples.click, lambda number: starts[number], samples, image, **last)
         gr.on([page.load, button.click, image.change, names.submit, around.submit, of_class.input], **answer)
         for trigger, source in ((adapter.input, adapter), (file.upload, file)):
-            gr.on(trigger, bench.select, source, [adapter, names, around], **last).then(**answer)
+            gr.on(trigger, bench.select, [source, uploaded], [adapter, names, around, uploaded], **last).then(**answer)
     return page
 
 
