@@ -81,7 +81,9 @@ def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) 
     return hold_out(protocol.source.split("train"), _validation_split(protocol), seed=seed, calibrates=calibrates)
 
 
-def left_to_calibrate(protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True) -> Split | None:
+def left_to_calibrate(
+    protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True, required: bool = False
+) -> Split | None:
     """The images that prediction sets are calibrated on: they neither train nor select a setting.
 
     Args:
@@ -89,14 +91,23 @@ def left_to_calibrate(protocol: EvalProtocol, seed: int, *, selects: bool, train
       seed: of the order of each class's images.
       selects: whether held-out images select a setting; else all validation images calibrate.
       trains: whether the method learns from training images; else these calibrate where there are no others.
+      required: whether there must be such images.
 
     Returns:
       At most about 1,000 images, as many of each class where there are more; `None` where fewer than ten are left.
+
+    Raises:
+      ClipbiasError: they are required, and fewer than ten are left.
     """
     images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else _validation_split(protocol)
     if images is None and not trains:
         images = protocol.source.split("train")
     if images is None or len(images) < FEWEST_TO_CALIBRATE:
+        if required:
+            raise ClipbiasError(
+                f"fewer than {FEWEST_TO_CALIBRATE} images neither train nor select a setting, so that none calibrate; "
+                "give validation images, or leave `calibrate` out."
+            )
         return None
     if len(images) <= MOST_TO_CALIBRATE:
         return images

@@ -15,9 +15,8 @@ from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import images_per_class
-from clipbias.data.held_out import FEWEST_TO_CALIBRATE, hold_out_of, left_to_calibrate
+from clipbias.data.held_out import hold_out_of
 from clipbias.data.images import Images
-from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
@@ -313,7 +312,9 @@ def fit_task(
         logging=Logging(progress=Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None),
     )
     selecting = selects(job, compares_rates=compares_rates)
-    left = _calibration_images(protocol, seed, calibrates, selects=selecting)
+    left = None
+    if calibrates is not False:
+        left = held_out.left_to_calibrate(protocol, seed, selects=selecting, required=bool(calibrates))
     held = hold_out_of(protocol, seed, calibrates=selecting and left is not None)
     validation = None if held.from_training else held.choose
     if validation is None or held.calibrate is not None:
@@ -345,18 +346,8 @@ def calibrate_untrained(
     calibrates: bool | None = None,
 ) -> Calibration | None:
     """Calibrates a method that learns from no training image; arguments as of `fit_task`."""
-    left = _calibration_images(protocols.full(dataset), seed, calibrates, selects=False, trains=False)
+    if calibrates is False:
+        return None
+    protocol = protocols.full(dataset)
+    left = held_out.left_to_calibrate(protocol, seed, selects=False, trains=False, required=bool(calibrates))
     return None if left is None else calibrate(task, learnables, left, context)
-
-
-def _calibration_images(
-    protocol: protocols.EvalProtocol, seed: int, calibrates: bool | None, *, selects: bool, trains: bool = True
-) -> Split | None:
-    """The images that calibrate, if any shall. Raises `ClipbiasError` where they must and there are none."""
-    left = None if calibrates is False else left_to_calibrate(protocol, seed, selects=selects, trains=trains)
-    if calibrates and left is None:
-        raise ClipbiasError(
-            f"fewer than {FEWEST_TO_CALIBRATE} images neither train nor select a setting, so that none calibrate; give "
-            "validation images, or leave `calibrate` out."
-        )
-    return left
