@@ -66,7 +66,7 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         hosts.leave()
         if settings.calibrate:
             names = run_names(specs)
-            common.tell(*(f"{names[row['key']]}: {row['calibrated']}" for row in rows if "calibrated" in row))
+            common.tell(*(f"{names[row['key']]}: {row['prediction_sets']}" for row in rows if "prediction_sets" in row))
         if hosts.is_first() and rows:
             common.tell(*write_tables(rows, workdir, settings.measures))
         if len(rows) < len(specs):
@@ -205,7 +205,7 @@ def _sweep(
     context: SweepContext,
     specs: list[RunSpec],
     workdir: Path,
-    notes: Mapping[str, Row] | None = None,
+    facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
     return sweep(
         specs,
@@ -215,7 +215,7 @@ def _sweep(
         part=parse_part(settings.part),
         most_runs=settings.runs_per_program,
         calibrates=settings.calibrate and specs[0].score_on == TEST,
-        notes=notes,
+        facts=facts,
     )
 
 

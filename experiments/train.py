@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from etils import epath
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
@@ -48,11 +47,12 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)
-        row = hosts.from_first(lambda: finished_row(paths, spec, classes, selects=is_own, calibrates=calibrates))
+        row = hosts.from_first(lambda: finished_row(paths, spec, classes, is_own=is_own, calibrates=calibrates))
         if not row:
-            # A rate that is given, or was selected before, is not selected again.
-            listed = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
-            compares_rates = settings.recipe.learning_rate is None and not listed if is_own else None
+            compares_rates = None  # a benchmark's protocol says which images select
+            if is_own:  # a rate that is given, or was selected before, is not selected again
+                known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
+                compares_rates = settings.recipe.learning_rate is None and not known
             began = time.monotonic()
             (row,) = run_group(
                 (spec,),
@@ -73,8 +73,8 @@ def main(settings: TrainSettings, workdir: Path) -> None:
             common.tell(f"{row['method']} on {row['dataset']}: {accuracy_words(row['accuracy'], row['images'])}")
             common.tell(*cautions_of_row(row, spec.make_method(), classes))
             common.tell(f"{row['parameters']:,} parameters; adapter in {paths.adapter(spec)}")
-            if "calibrated" in row:
-                common.tell(row["calibrated"])
+            if "prediction_sets" in row:
+                common.tell(row["prediction_sets"])
 
 
 def open_run(
@@ -100,42 +100,40 @@ def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple
     return context, [(spec,)]
 
 
-def finished_row(paths: SweepPaths, spec: RunSpec, classes: int, *, selects: bool, calibrates: bool) -> Row:
+def finished_row(paths: SweepPaths, spec: RunSpec, classes: int, *, is_own: bool, calibrates: bool) -> Row:
     """The row of a run that is finished; empty where it is not.
 
     Args:
       paths: of the run.
       spec: of the run.
       classes: of its dataset.
-      selects: whether settings are selected on held-out images; these are not compared.
-      calibrates: whether a run that is not calibrated counts as not finished.
+      is_own: whether the images are the user's, on which settings are selected. A selected setting is no other setting.
+      calibrates: whether a run without prediction sets counts as not finished.
 
     Raises:
-      ClipbiasError: the folder holds a run of other settings, unless that was no success (`cautions_of_row`), or
-        adapters of `table1`.
+      ClipbiasError: the folder holds adapters of `table1`, or a run of other settings; one that `cautions_of_row`
+        warns of may be replaced.
     """
     if other := paths.other_kind():
         raise ClipbiasError(
             f"{paths.workdir} holds {other}, which `predict` and others would take; choose another --workdir."
         )
     path = paths.workdir / RESULT
-    before: Row = read_json(path, dict) if path.exists() else {}
+    row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
-    if selects and "choice" in before:
-        selected = {name: before[name] for name in ("learning_rate", "options", "validation")}
-        facts |= selected | {"recipe": facts["recipe"] | {"learning_rate": before["learning_rate"]}}
-    elif selects and before:
-        facts |= {"validation": before["validation"]}
-    other_settings = [name for name, value in facts.items() if name in before and before[name] != value]
-    if other_settings and not cautions_of_row(before, spec.make_method(), classes):
+    if is_own and "choice" in row:
+        selected = {name: row[name] for name in ("learning_rate", "options", "validation")}
+        facts |= selected | {"recipe": facts["recipe"] | {"learning_rate": row["learning_rate"]}}
+    elif is_own and row:
+        facts |= {"validation": row["validation"]}
+    other_settings = [name for name, value in facts.items() if name in row and row[name] != value]
+    if other_settings and not cautions_of_row(row, spec.make_method(), classes):
         raise ClipbiasError(
             f"{paths.workdir} holds the adapter of a run with other settings ({', '.join(other_settings)}); choose "
             "another --workdir."
         )
-    if not before or other_settings or (calibrates and "calibrated" not in before):
-        return {}
-    epath.Path(paths.checkpoints((spec,))).rmtree(missing_ok=True)
-    return before if paths.adapter(spec).exists() else {}
+    is_whole = row and paths.adapter(spec).exists() and not (calibrates and "prediction_sets" not in row)
+    return row if is_whole and not other_settings else {}
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ class Run:
 
     Attributes:
       images: for training.
-      seed: of the initial learnables, the order and augmentation of images.
+      start_seed: of the initial learnables, the order and augmentation of images.
       protocol: its few-shot split, validation images and evaluations.
       learning_rate: `None` for the recipe's.
     """
 
     images: Images
-    seed: int
+    start_seed: int
     protocol: EvalProtocol
     learning_rate: float | None = None
 
@@ -112,9 +112,9 @@ class TrainJob:
         return len(self.runs[0].images)
 
     @property
-    def seeds(self) -> list[int]:
+    def start_seeds(self) -> list[int]:
         """Of the runs."""
-        return [run.seed for run in self.runs]
+        return [run.start_seed for run in self.runs]
 
     @property
     def padded_runs(self) -> int:

@@ -61,7 +61,7 @@ class Checkpoints:
         """The latest checkpoint.
 
         Args:
-          like: a state with the shapes and types shapes.
+          like: a state with the same shapes and types.
 
         Returns:
           Its step, state, as arrays on the host, and losses; `None` if there is no checkpoint.
@@ -162,7 +162,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     with contextlib.ExitStack() as opened:
         checkpoints = _open_checkpoints(opened, job)
         step, state, losses = _first_state(job, start, checkpoints)
-        seeds = meshes.pad(np.asarray(job.seeds, np.int32), job.padded_runs)
+        seeds = meshes.pad(np.asarray(job.start_seeds, np.int32), job.padded_runs)
         inputs = place_inputs(mesh, job.task, job.context.params, meshes.pad(start, job.padded_runs), seeds)
         batches = _open_batches(opened, job, step)
         report = _open_report(opened, job, step, losses, batches, images=images)
@@ -186,9 +186,9 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 if stops:
                     _stop(job, step, checkpoints)
             report.catch_up()
-    learned = meshes.unpad(mesh, state.learnables if state.average is None else state.average, runs)
+    learnables = meshes.unpad(mesh, state.learnables if state.average is None else state.average, runs)
     return TrainResult(
-        learnables=with_constants(meshes.device_get(learned), start),
+        learnables=with_constants(meshes.device_get(learnables), start),
         losses=tuple(report.losses),
         steps=total,
         seconds=time.monotonic() - began,
@@ -260,7 +260,7 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
         batches = TaughtBatches(
             job.teacher,
             images,
-            job.seeds,
+            job.start_seeds,
             job.training,
             context,
             resizing=job.task.clip.preprocessing.resizing,
@@ -269,7 +269,7 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
     elif sampling is None:
         batches = RunBatches(
             images,
-            job.seeds,
+            job.start_seeds,
             job.training,
             context.mesh,
             resizing=job.task.clip.preprocessing.resizing,
@@ -278,12 +278,12 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
             on_error=context.on_image_error,
         )
     else:
-        sources = [context.features(run.images, run.seed, sampling) for run in job.runs]
+        sources = [context.features(run.images, run.start_seed, sampling) for run in job.runs]
         epochs = job.training.total_epochs(job.examples)
         batches = FeatureBatches(
             [epoch_features(source, sampling, epochs) for source in sources],
             [run.images.labels for run in job.runs],
-            job.seeds,
+            job.start_seeds,
             job.training,
             context.mesh,
             pooled=sampling.training == "pooled",
@@ -323,7 +323,7 @@ def _open_report(
         metrics = opened.enter_context(writer)
     return StepReport(
         type(job.task.method).__name__,
-        job.seeds,
+        job.start_seeds,
         progress,
         metrics,
         images=images,
@@ -334,7 +334,7 @@ def _open_report(
 
 
 def _is_kept(job: TrainJob, step: int) -> bool:
-    """Whether this is the last step, and other stages follow or the same job comes again."""
+    """Whether this is the last step of a job that is read again: other stages follow, or `keeps_last`."""
     logging = job.logging
     return step == job.steps and (logging.keeps_last or step < (logging.total_steps or 0) - logging.steps_before)
 
@@ -396,7 +396,7 @@ def train_job(job: TrainJob) -> TrainResult:
     check_side_by_side(stages)
     samples = sample_features(job)
     with host:
-        start = stack_runs([jax.device_get(job.task.init(run.seed)) for run in job.runs])
+        start = stack_runs([jax.device_get(job.task.init(run.start_seed)) for run in job.runs])
         if isinstance(method, FeatureMethod):
             start = _each_run(method.support, start, samples)
     result = _train_stages(job, stages, start) if stages else TrainResult(start)
@@ -426,10 +426,10 @@ def sample_features(job: TrainJob) -> list[Samples]:
         validation = validation_labels = None
         split = run.protocol.validation() if sampling.validation else None
         if split is not None:
-            source = context.features(Images(split), run.seed, sampling)
+            source = context.features(Images(split), run.start_seed, sampling)
             validation = source.plain()[0][source.readable]
             validation_labels = split.labels[source.readable]
-        source = context.features(run.images, run.seed, sampling)
+        source = context.features(run.images, run.start_seed, sampling)
         features = support_features(source, sampling)  # it finds out which images can be read
         return Samples(
             features=features,
@@ -438,7 +438,7 @@ def sample_features(job: TrainJob) -> list[Samples]:
             scale=scale,
             validation=validation,
             validation_labels=validation_labels,
-            seed=run.seed,
+            seed=run.start_seed,
         )
 
     return [samples_of(run) for run in job.runs]
@@ -453,7 +453,7 @@ def _each_run(
 
 
 def _train_stages(job: TrainJob, stages: Sequence[TrainJob], start: Learnables) -> TrainResult:
-    """Trains the stages one after another. Each has its own checkpoints, and is done once they say so."""
+    """Trains the stages one after another. A stage whose checkpoints have its last step makes none."""
     results = list[TrainResult]()
     learnables = _next_stage(job, 0, start, None)
     for number, stage in enumerate(stages):
@@ -524,6 +524,6 @@ def _training_seconds(
     seconds = []
     for run, of_run in zip(job.runs, samples, strict=True):
         count = passes * len(of_run.labels) + (0 if of_run.validation is None else len(of_run.validation))
-        features = job.context.features(run.images, run.seed, sampling).seconds(count)
+        features = job.context.features(run.images, run.start_seed, sampling).seconds(count)
         seconds.append(features + (steps + host) / runs)
     return tuple(seconds)

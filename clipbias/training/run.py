@@ -57,7 +57,7 @@ def run_group(
     *,
     compares_rates: bool | None = None,
     calibrates: bool = False,
-    notes: Mapping[str, Row] | None = None,
+    facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
     """Runs a group from its specs to its rows: job, select, train, score, calibrate, save.
 
@@ -69,7 +69,7 @@ def run_group(
       compares_rates: of a group of one run: whether held-out images select its learning rate, beside what its method
         searches for; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
-      notes: facts that are added to a row and its adapter, by the key of its spec.
+      facts: what is added to a row and its adapter, by the key of its spec.
 
     Returns:
       The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
@@ -79,18 +79,18 @@ def run_group(
     """
     # Job
     job = make_job(group, context, _logging(group, context, paths))
-    facts = [dict((notes or {}).get(spec.key, {})) for spec in group]
+    added = [dict((facts or {}).get(spec.key, {})) for spec in group]
     # Select. The spec of the row then has the settings that were selected.
     if compares_rates is not None:
         (spec,) = group
         spec, job, choice = select_settings(spec, job, paths.workdir, compares_rates=compares_rates)
         group = (spec,)
-        facts[0] |= choice
+        added[0] |= choice
     if group[0].score_on != TEST:  # a broken image is told before the training
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     if paths.single and group[0].method != ZERO_SHOT:
         of_frozen = score_test(frozen(job), {}, job.protocol.evaluations[0])
-        facts[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
+        added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
     # Train
     result = train_job(job)
     # Score
@@ -100,21 +100,21 @@ def run_group(
         scores = score_validation(job, result.learnables)
     rows = []
     for run, spec in enumerate(group):
-        row = _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | facts[run]
+        row = _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | added[run]
         learnables = select_run(result.learnables, run)
         has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
         # Calibrate: all processes compute, the first one writes.
-        calibration, calibrated = None, "no prediction sets: the method learns nothing"
+        calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
         if calibrates and has_adapter:
-            images, calibrated = calibration_images(spec, context)
+            images, prediction_sets = calibration_images(spec, context)
             if images is not None:
                 calibration = calibrate(job.task, learnables, images, context)
-                calibrated = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
+                prediction_sets = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
         # Save
         if has_adapter and hosts.is_first():
             kept = {name: value for name, value in row.items() if name not in VOLATILE}
             save_adapter(paths.adapter(spec), job.task, learnables, notes=kept, calibration=calibration)
-        rows.append(row | {"calibrated": calibrated} if calibrates else row)
+        rows.append(row | {"prediction_sets": prediction_sets} if calibrates else row)
     return rows
 
 

@@ -84,7 +84,7 @@ class StepScalars:
 
     Attributes:
       learning_rate: `[R]`.
-      weight: of the learnables after this step in the average, 0 but at the end of an epoch; `None` without an average.
+      weight: of the learnables after this step in the average, 0 except at the end of an epoch; `None` without one.
     """
 
     learning_rate: jax.Array
@@ -93,11 +93,11 @@ class StepScalars:
 
 def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainState:
     """The state before the first step; `learnables` have the leading axis `R`."""
-    learned = without_constants(learnables)
+    learnables = without_constants(learnables)
     average = None
     if method.average(recipe.epochs or EPOCHS) is not None:
-        average = jax.tree.map(jnp.zeros_like, learned)
-    return TrainState(learned, method.optimizer(recipe).init(learned), jnp.zeros((), jnp.int32), average)
+        average = jax.tree.map(jnp.zeros_like, learnables)
+    return TrainState(learnables, method.optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32), average)
 
 
 def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables, seeds: Sequence[int]) -> StepInputs:
@@ -106,7 +106,7 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
     Args:
       mesh: the devices.
       task: what is trained.
-      params: the frozen weights on the mesh. Of shapes in their place, only shapes, types and shardings are returned.
+      params: the frozen weights on the mesh. Where they are shapes, the result is shapes, types and shardings.
       learnables: whose constants are inputs.
       seeds: of the runs.
     """
@@ -139,8 +139,8 @@ def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False
     """What stands for a task's classes, on the mesh.
 
     That is the text tower's features, computed here, where no learnable changes them. Else it is the tokens, split over
-    devices: packed, but for steps of `training` with dropout in the text tower, whose texts share no token. Of shapes
-    in place of `params`, only shapes, types and shardings are returned.
+    devices, and packed; not packed for steps of `training` with dropout in the text tower, which draws for each text.
+    Where `params` are shapes, the result is shapes, types and shardings.
     """
     abstract = meshes.is_abstract(params)
     if not task.classifier.changes_text(task.shapes):
@@ -221,14 +221,14 @@ def over_runs(
 
 
 def loss_and_gradient(
-    static: StepStatic, inputs: StepInputs, learned: Learnables, batch: Batch, rng: jax.Array
+    static: StepStatic, inputs: StepInputs, learnables: Learnables, batch: Batch, rng: jax.Array
 ) -> Gradient:
     """Loss, share of correct images, and the gradient that a step takes, of one run.
 
     Args:
       static: of the training.
       inputs: of one run: its constants have no axis of runs.
-      learned: its learnables without constants.
+      learnables: of the run, without constants.
       batch: `images`, normalised, `labels` and `mask`; images that the mask drops do not count. With a teacher's
         logits, `teacher [B, C]`, the loss is the divergence from these, and no label is read.
       rng: key of what is random in this step.
@@ -237,10 +237,10 @@ def loss_and_gradient(
     labels = targets(batch)
     mask = batch["mask"]
 
-    def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
+    def mean_losses(learnables: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
         terms, logits = classifier.losses(
             inputs.params,
-            {**learned, CONSTANTS: inputs.constants} if inputs.constants else learned,
+            {**learnables, CONSTANTS: inputs.constants} if inputs.constants else learnables,
             batch["images"],
             labels,
             inputs.texts,
@@ -253,15 +253,16 @@ def loss_and_gradient(
 
     if not combines(classifier.method, batch):
 
-        def objective(learned: Learnables) -> tuple[jax.Array, jax.Array]:
-            losses, accuracy = terms(learned)
+        def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
+            losses, accuracy = mean_losses(learnables)
             return functools.reduce(jnp.add, losses.values()), accuracy
 
-        (loss, accuracy), gradient = jax.value_and_grad(objective, has_aux=True)(learned)
+        (loss, accuracy), gradient = jax.value_and_grad(objective, has_aux=True)(learnables)
         return loss, accuracy, gradient
-    losses, pull, accuracy = jax.vjp(terms, learned, has_aux=True)
-    single = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
-    gradient = classifier.method.combine({name: pull(seed)[0] for name, seed in single.items()})
+    # One forward pass, and a backward pass for each term: its cotangent is 1, that of the others 0.
+    losses, backward, accuracy = jax.vjp(mean_losses, learnables, has_aux=True)
+    cotangents = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
+    gradient = classifier.method.combine({name: backward(of_term)[0] for name, of_term in cotangents.items()})
     return functools.reduce(jnp.add, losses.values()), accuracy, gradient
 
 
@@ -286,14 +287,14 @@ def train_step(
     if batch["images"].dtype == jnp.uint8:
         batch = {**batch, "images": static.preprocessing.normalize(batch["images"])}
 
-    def of_run(learned: Learnables, constants: Learnables, seed: jax.Array, batch: Batch) -> Gradient:
+    def of_run(learnables: Learnables, constants: Learnables, seed: jax.Array, batch: Batch) -> Gradient:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         texts = inputs.texts
         if method.overrides("templates_in_training"):
             selected = method.templates_in_training(jax.random.key(seed), state.step)
             texts = dataclasses.replace(texts, selected=selected)
         run_inputs = dataclasses.replace(inputs, texts=texts, constants=constants)
-        return loss_and_gradient(static, run_inputs, learned, batch, rng)
+        return loss_and_gradient(static, run_inputs, learnables, batch, rng)
 
     every_run = over_runs(of_run, (0, 0, 0, 0), runs=scalars.learning_rate.shape[0], mesh=static.mesh)
     loss, accuracy, gradient = every_run(state.learnables, inputs.constants, inputs.seeds, batch)

@@ -52,7 +52,7 @@ def sweep(
     part: tuple[int, int] = (0, 1),
     most_runs: int | None = None,
     calibrates: bool = False,
-    notes: Mapping[str, Row] | None = None,
+    facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
     """Runs what is not finished yet. A group that fails is reported in its rows, and the rest goes on.
 
@@ -63,8 +63,8 @@ def sweep(
       common: the recipe of methods that have none of their own.
       part: `(i, n)` of jobs that share the work folder.
       most_runs: runs side by side; `None` for as many as are worth it.
-      calibrates: see `run_group`; a run that is not calibrated counts as not finished.
-      notes: facts that are added to a row and its adapter, by the key of its spec.
+      calibrates: see `run_group`; a run without prediction sets counts as not finished.
+      facts: what is added to a row and its adapter, by the key of its spec.
 
     Returns:
       The rows of all specs that are there, other parts' too, in the order of the specs.
@@ -81,7 +81,7 @@ def sweep(
         )
     rows = hosts.from_first(lambda: read_rows(workdir, specs))
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if _is_replaced(row, workdir)])
-    done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "calibrated" in row)}
+    done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
     done -= set(replaced)
     groups = make_groups(part_of(specs, part), most_runs)
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
@@ -104,7 +104,7 @@ def sweep(
             before = group
             context.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}")
-            for attempted, new in _attempt(group, context, paths, common, calibrates, notes or {}, bar):
+            for attempted, new in _attempt(group, context, paths, common, calibrates, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)
                 write_group(attempted, new, paths)
                 write_results(workdir, rows)
@@ -141,13 +141,13 @@ def _attempt(
     paths: SweepPaths,
     common: Recipe,
     calibrates: bool,
-    notes: Mapping[str, Row],
+    facts: Mapping[str, Row],
     bar: Progress,
 ) -> list[tuple[Group, list[Row]]]:
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
     try:
-        rows = run_group(group, context, paths, common, calibrates=calibrates, notes=notes)
+        rows = run_group(group, context, paths, common, calibrates=calibrates, facts=facts)
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
@@ -157,13 +157,13 @@ def _attempt(
         rates = dict.fromkeys(spec.learning_rate for spec in group)
         if len(rates) > 1:
             by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
-            attempts = [_attempt(alike, context, paths, common, calibrates, notes, bar) for alike in by_rate]
+            attempts = [_attempt(alike, context, paths, common, calibrates, facts, bar) for alike in by_rate]
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
         bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots_words}: {sentence(error)}")
         failure = {"status": "failed", "error": sentence(error)}
-        rows = [spec_facts(spec, common) | failure | notes.get(spec.key, {}) for spec in group]
+        rows = [spec_facts(spec, common) | failure | facts.get(spec.key, {}) for spec in group]
     seconds = (time.monotonic() - began) / len(group)
     return [(group, [row | {"seconds": round(seconds, 2)} for row in rows])]
 

@@ -72,7 +72,7 @@ def train_runs(
     task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, **logging: Any
 ) -> TrainResult:
     """Trains runs from the learnables of their seeds; `logging` are fields of `Logging`."""
-    start = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
+    start = stack_runs([jax.device_get(task.init(run.start_seed)) for run in runs])
     return loop.train(make_job(task, runs, recipe, mesh, Logging(**logging)), start)
 
 

@@ -60,7 +60,7 @@ def job_of(
 
 
 def train(job: TrainJob, start: Any = None) -> TrainResult:
-    runs = [jax.device_get(job.task.init(run.seed)) for run in job.runs] if start is None else [start]
+    runs = [jax.device_get(job.task.init(run.start_seed)) for run in job.runs] if start is None else [start]
     return loop.train(job, stack_runs(runs))
 
 
@@ -139,9 +139,9 @@ def test_a_teacher_of_another_base(clip: Clip, other: Clip, colours: Dataset, au
     context = job.context
     images = [run.images for run in job.runs]
     both = clip.preprocessing.resizing, other.preprocessing.resizing
-    batches = loop.TaughtBatches(teacher, images, job.seeds, recipe, context, resizing=both[0], start_step=0)
+    batches = loop.TaughtBatches(teacher, images, job.start_seeds, recipe, context, resizing=both[0], start_step=0)
     plain = loop.RunBatches(
-        images, job.seeds, recipe, context.mesh, resizing=both[1], start_step=0, workers=context.workers
+        images, job.start_seeds, recipe, context.mesh, resizing=both[1], start_step=0, workers=context.workers
     )
     logits = jax.jit(teacher.task.logits)
     for _ in range(2):
