@@ -22,36 +22,34 @@ class Adaptation:
     """A pytree of additions to a frozen CLIP. Absent (`None`) parts cost nothing.
 
     Attributes:
-      text_context: `[T, Dt]`, or `[S, T, Dt]` where each of `S` contexts is that of as many texts in a row: one per
-        class, or one per template. Replaces the token embeddings of the context positions, before position embeddings
-        are added.
+      text_context: `[T, Dt]`, or `[S, T, Dt]`, each of `S` contexts for as many texts in a row (a class's, or a
+        template's). Replaces the token embeddings of the context positions, before position embeddings are added.
       text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing
         added; from block `depth` on nothing is replaced.
-      text_class_prompts: `[C, T, Dt]`, prompts of each class (TCP, Yao et al. 2024), which replace the context tokens
-        at the input of block `text_class_block`, nothing added, and of no other. Not beside `text_prompts`.
-      text_tokens: `[n, T, Dt]`, tokens of the last `n` blocks (MMRL, Guo & Gu 2025). Those of row 0 are inserted behind
-        SOS at the input of the first of these blocks, no position added, and replaced by the others' at theirs. Not
-        beside other prompts of deeper layers, nor a bias that differs between tokens. In towers of unequal depth the
-        last `n` blocks are those of the shallower tower, and of the deeper one the blocks with the same numbers from
-        the start; the deeper tower's later blocks run with the tokens as they come.
+      text_class_prompts: `[C, T, Dt]`, which replace each class's context tokens at the input of block
+        `text_class_block` alone, nothing added (TCP, Yao et al. 2024). Not beside `text_prompts`.
+      text_tokens: `[n, T, Dt]`, tokens of the last `n` blocks (MMRL, Guo & Gu 2025). Row 0 is inserted behind SOS at
+        the input of the first of these blocks, no position added; the other rows replace it at theirs. Not beside
+        prompts of deeper layers, nor a bias that differs between tokens. In towers of unequal depth the last `n` blocks
+        are the shallower tower's, and the deeper one's of the same numbers, whose later blocks run with these tokens.
       vision_tokens: `[n, V, Dv]`, likewise among the images' tokens, whose order does not matter.
       vision_readout: `[Dv, d]`: the mean of those tokens' outputs, after the post-LayerNorm, times this is a second
         feature of the image.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
-        row `i` replaces the prompt tokens at the input of block `i`. `[m, depth, V, Dv]` are `m` sets, each for a pass
-        of its own over the images.
-      text_bias: added to the tokens after each block, the last one included. `[Lt, Dt]`: one vector, to every token.
-        `[Lt, 2, Dt]`, by kind: row 0 to the token that is read out (EOS), row 1 to all others. `[Lt, N, Dt]`, by token:
-        one row for each of the context length's positions.
+        row `i` replaces the prompt tokens at the input of block `i`. `[m, depth, V, Dv]`: `m` sets, a pass over the
+        images for each.
+      text_bias: added to the tokens after each block, the last one included. `[Lt, Dt]`: to every token. `[Lt, 2, Dt]`,
+        by kind: row 0 to the token that is read out (EOS), row 1 to all others. `[Lt, N, Dt]`, by token: one row for
+        each of the context length's positions.
       vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
         prompts are others; by token prompts get nothing. Without `[cls]` there is a single kind, `[Lv, 1, Dv]`.
-      text_adapters: a network beside each of the last `n` blocks (MMA, Yang et al. 2024), as counted for `text_tokens`:
-        dense layers `down`, `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n,
-        outputs]}` each, from `Dt` inputs to `Dt` outputs, with ReLUs between them. Of the block's input after its first
-        LayerNorm, token by token, it makes what is added to the block's output.
+      text_adapters: a network beside each of the last `n` blocks (MMA, Yang et al. 2024), counted as for `text_tokens`:
+        dense layers `down`, `middle` (optional) and `up` with ReLUs between them, `{"kernel": [n, inputs, outputs],
+        "bias": [n, outputs]}` each, from `Dt` to `Dt`. It takes the block's input after its first LayerNorm, token by
+        token, and is added to the block's output.
       vision_adapters: likewise, with `Dv`.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
-      text_weights: changes of the text tower's frozen weights, a part of the tree `params["text"]` with the same shapes
+      text_weights: changes of frozen weights, a part of the tree `params["text"]` with the same shapes
         (`layers.changed`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
       vision_weights: likewise of `params["vision"]`.
       pixels: `[R, R, 3]`, added to the normalised images (visual prompting, Bahng et al. 2022).
@@ -95,10 +93,7 @@ class Adaptation:
 
     @property
     def only_changes_weights(self) -> bool:
-        """Whether it can be folded into the weights of a plain CLIP: biases are changes of the MLPs' own.
-
-        A bias that differs between tokens is not, since the weights are the same for all of them.
-        """
+        """Whether it folds into the weights of a plain CLIP. A bias does, as the MLPs' own, if all tokens share it."""
         fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
         held = {name for name in fields if getattr(self, name) is not None}
         folds = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
@@ -129,10 +124,7 @@ def check_prompts(prompts: jax.Array | None, geometry: TowerConfig, name: str, *
 def check_bias(
     bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, *, kinds: int = 2
 ) -> jax.Array | None:
-    """Refuses a bias that has neither one row per layer, nor one per kind, nor one for each of so many `tokens`.
-
-    Of a single kind it is returned as one row per layer.
-    """
+    """Refuses a bias that has no row per layer, per kind or per token; of a single kind it becomes a row per layer."""
     if bias is None:
         return None
     vector = (geometry.layers, geometry.width)

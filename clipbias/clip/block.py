@@ -79,11 +79,10 @@ def layer_inputs(
     """Stacks what every layer needs.
 
     Args:
-      weights: block weights with leading axis `L`.
+      weights, changes: of the blocks, with leading axis `L`.
       prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
       bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
-      changes: changes of the blocks' weights with leading axis `L`.
-      adapters: networks beside blocks in a row, with as many on their leading axis.
+      adapters: networks beside `n` blocks in a row, with leading axis `n`.
       adapters_end: the number of the block behind the last of these; `None` for the tower's end.
       dtype: compute type by name, see `precision`.
     """
@@ -108,15 +107,6 @@ def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
     widths = np.zeros((stacked.ndim, 2), int)
     widths[0] = first, depth - first - stacked.shape[0]
     return jnp.pad(stacked, widths)
-
-
-def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int) -> LayerInput:
-    """The stacked inputs with prompts `[B, T, D]`, a copy for each row of tokens, that one block puts in."""
-    if prompts is None:
-        return inputs
-    depth = inputs.index.shape[0]
-    stacked = jnp.zeros((depth, *prompts.shape), prompts.dtype).at[block].set(prompts)
-    return dataclasses.replace(inputs, prompts=stacked, replace=inputs.index == block)
 
 
 def with_inserted(inputs: LayerInput, tokens: jax.Array, start: int) -> LayerInput:
@@ -144,35 +134,41 @@ def scan_all_but_last(
     start: int = 0,
     end: int = -1,
 ) -> tuple[jax.Array, LayerInput]:
-    """Scans `step` over every layer except the last, whose inputs are returned beside the tokens that reach it.
+    """Scans `step` over the layers from `start` to the one before `end`, by default the last, whose inputs it returns.
 
-    With `start` and `end` only over those from `start` up to `end`, which is not run.
-
-    Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
-    each layer's slice: the scan runs over layer numbers instead, and both passes read the weights where they lie.
-
-    What a method adds is copied for each of the `B` rows of `tokens [B, N, D]`. Gradients are then summed over `B`
-    once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
-
-    Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
-    would take gradients through it all the same. So do the blocks before the first adapter where there is nothing else.
+    Returns:
+      The tokens that reach layer `end`, and the last layer's inputs.
     """
     count = tokens.shape[0]
     others = jax.tree.map(lambda leaf: leaf[start:end], dataclasses.replace(inputs, frozen=None))
+
+    # What a method adds is copied for each of the `B` rows of `tokens [B, N, D]`. Gradients are then summed over `B`
+    # once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
+    def per_row(stacked: jax.Array) -> jax.Array:  # `[L, n, D]` as `[L, B, n, D]`, a vector `[L, D]` as `[L, B, 1, D]`
+        stacked = stacked[:, None] if stacked.ndim == 2 else stacked
+        return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
+
+    prompts = others.prompts
+    bias = others.bias
     others = dataclasses.replace(
         others,
-        prompts=None if others.prompts is None else _prompts_per_row(others.prompts, count),
-        bias=None if others.bias is None else _bias_per_row(others.bias, count),
-        changes=jax.tree.map(lambda x: _change_per_row(x, count), others.changes),
-        adapters=jax.tree.map(lambda x: _per_row(x[:, None] if x.ndim == 2 else x, count), others.adapters),
+        prompts=prompts if prompts is None or prompts.ndim == 4 else per_row(prompts),  # a class's have that axis
+        bias=bias if bias is None or (bias.ndim == 3 and bias.shape[1] > 2) else per_row(bias),  # each token's is large
+        # So is a whole kernel `[L, inputs, outputs]`, and numbers `[L]` are not learned.
+        changes=jax.tree.map(lambda x: x if x.ndim in (1, 3) else per_row(x), others.changes),
+        adapters=jax.tree.map(per_row, others.adapters),
     )
 
+    # Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
+    # each layer's slice: the scan runs over layer numbers, and both passes read the weights where they lie.
     def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
         weights = jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.frozen
         )
         return step(tokens, dataclasses.replace(layer, frozen=weights))
 
+    # Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
+    # would take gradients through it all the same. So do the blocks before the first adapter without bias and changes.
     learns = others.bias is not None or others.changes is not None
     if (learns or others.adapters is not None) and others.prompts is None and others.index.shape[0]:
         at = 0 if learns else min(max(others.adapted_from - start, 0), others.index.shape[0] - 1)
@@ -186,33 +182,6 @@ def scan_all_but_last(
     numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
     tokens, _ = jax.lax.scan(numbered, tokens, others)
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
-
-
-def _per_row(stacked: jax.Array, count: int) -> jax.Array:
-    """`[L, n, D]` as `[L, count, n, D]`."""
-    return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
-
-
-def _prompts_per_row(stacked: jax.Array, count: int) -> jax.Array:
-    """`[L, T, D]` as `[L, count, T, D]`, which prompts of classes are already."""
-    return stacked if stacked.ndim == 4 else _per_row(stacked, count)
-
-
-def _bias_per_row(stacked: jax.Array, count: int) -> jax.Array:
-    """`[L, D]` as `[L, count, 1, D]`, `[L, 2, D]` as `[L, count, 2, D]`; rows of every token are large and stay."""
-    if stacked.ndim == 2:
-        stacked = stacked[:, None]
-    return stacked if stacked.shape[1] > 2 else _per_row(stacked, count)
-
-
-def _change_per_row(stacked: jax.Array, count: int) -> jax.Array:
-    """Vectors `[L, D]` as `[L, count, 1, D]`, pairs of low rank `[L, P, ...]` as `[L, count, P, ...]`.
-
-    A whole kernel `[L, inputs, outputs]` is large and stays as it is, as do numbers `[L]` that no step learns.
-    """
-    if stacked.ndim in (1, 3):
-        return stacked
-    return _per_row(stacked[:, None] if stacked.ndim == 2 else stacked, count)
 
 
 # The block itself.
@@ -257,16 +226,8 @@ class Record(dict[str, jax.Array]):
 def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: BlockHooks) -> jax.Array:
     """`x += MHA(LN1(x)); x += MLP(LN2(x))`, then what a network beside the block and the layer's bias add.
 
-    Of a tower whose LayerNorms come behind the residuals, `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`.
-
-    Args:
-      tokens: `[..., D]`. How they are laid out is the business of attention alone: all else acts on single tokens.
-      layer: weights and what a method adds to them.
-      config: of the tower.
-      hooks: what this run does at the places between the parts.
-
-    Returns:
-      The tokens at the rows of `hooks.take`.
+    Of a tower whose LayerNorms come behind the residuals, `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`. Attention alone
+    knows how tokens `[..., D]` are laid out; all else acts on single tokens. Returns those at the rows of `hooks.take`.
     """
     weights = layer.weights
     inputs = hooks.keep(hooks.before(tokens, layer), INPUT)

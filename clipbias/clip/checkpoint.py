@@ -14,14 +14,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from clipbias import checks
-from clipbias.clip import encode, families, hub, open_clip, tables, tokenizer
+from clipbias.clip import encode, families, hub, tables, tokenizer
 from clipbias.clip.config import MODELS, ClipConfig, other_network, to_hugging_face
 from clipbias.clip.families import describe
 from clipbias.clip.formats import (
@@ -34,8 +33,9 @@ from clipbias.clip.formats import (
     shard_names,
     write_flax,
 )
-from clipbias.clip.open_clip import config_from_shapes, open_clip_json
+from clipbias.clip.open_clip import config_from_shapes, model_json, open_clip_json
 from clipbias.clip.params import Params, abstract_params, empty_params
+from clipbias.clip.precision import resolve
 from clipbias.clip.preprocess import FILES as PREPROCESSING_FILES
 from clipbias.clip.preprocess import (
     PREPROCESSOR,
@@ -59,8 +59,7 @@ MOST_SHOWN = 40  # differences between weights and configuration in a message
 def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
     """The table that has most of a checkpoint's names.
 
-    Raises:
-      ClipbiasError: most names belong to another network.
+    Raises `ClipbiasError` if most names belong to another network.
     """
     table = max(TABLES, key=lambda table: table.known(tensors))
     unknown = table.unknown(tensors)
@@ -94,15 +93,9 @@ def from_tensors(
 ) -> Params:
     """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
 
-    Args:
-      config: geometry.
-      tensors: every tensor in the checkpoint by name.
-      table: whose names these are; `None` stands for those with which the family is written.
-      where: the checkpoint, for messages.
-
-    Raises:
-      ClipbiasError: lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or
-        names a tensor with numbers that are not finite.
+    `table` says whose names these are; `None` stands for those with which the family is written. Raises `ClipbiasError`
+    if lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or names a tensor
+    with numbers that are not finite.
     """
     table = _fitting(table, config)
     tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
@@ -170,9 +163,7 @@ class Weights:
       where: the file or folder, for messages.
       folder: where other files of the model may lie.
       tensors: every tensor by the names of `table`.
-      table: whose names these are.
       configuration: the file with the geometry, or `None`.
-      files: the files that hold the tensors.
       activation: "quick_gelu" for OpenAI's own files; `None` for others, which do not determine it.
     """
 
@@ -184,20 +175,12 @@ class Weights:
     files: tuple[Path, ...] = ()
     activation: str | None = None
 
-    @property
-    def widest(self) -> str:
-        """The widest type of the weights, in which a mixed checkpoint is written back; at most float32."""
-        held = {tensor.dtype for name, tensor in self.tensors.items() if name not in self.table.ignored}
-        narrow = sorted(held & set(FLOATING))
-        return narrow[0] if len(narrow) == 1 and narrow[0] in ("bfloat16", "float16") else "float32"
-
 
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[Weights]:
     """Opens the weights in a folder, or in one file with the configuration that lies beside it.
 
-    Raises:
-      ClipbiasError: there are none, they are damaged, or they belong to another network.
+    Raises `ClipbiasError` if there are none, they are damaged, or they belong to another network.
     """
     first = path
     folder = path.parent
@@ -248,10 +231,8 @@ SMALL = (*CONFIGURATIONS, *PREPROCESSING_FILES, *TOKENIZER_FILES)
 class ModelLocation:
     """Where a model's files lie.
 
-    Attributes:
-      path: its folder, or a single file of weights.
-      name: a name that locates it from any working folder: one of `EMBEDDED`, a hub name, or an absolute path.
-      revision: the commit, if the model is from the hub.
+    Its `path` is a folder or a single file of weights; its `name` locates it from any working folder: one of
+    `EMBEDDED`, a hub name (of which `revision` is the commit), or an absolute path.
     """
 
     path: Path
@@ -263,14 +244,9 @@ EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a S
 
 
 def find(source: str | os.PathLike) -> ModelLocation:
-    """Locates a model, and downloads its files if it is on the hub.
+    """Locates a model by a source as `load` takes it, and downloads its files if it is on the hub.
 
-    Args:
-      source: one of `EMBEDDED`, a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally
-        with "@revision" behind and "hf-hub:" before it, or a name of OpenAI's such as "ViT-B/16".
-
-    Raises:
-      ClipbiasError: there is no such model, it is another network, or it cannot be downloaded.
+    Raises `ClipbiasError` if there is no such model, it is another network, or it cannot be downloaded.
     """
     if source in EMBEDDED:
         return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
@@ -283,11 +259,6 @@ def find(source: str | os.PathLike) -> ModelLocation:
             f"no folder {shorten(str(source))!r}; give a local folder, a file of weights, a hub name such as "
             "'openai/clip-vit-base-patch16', or 'demo'."
         )
-    folder = _download(name)
-    return ModelLocation(folder, str(name), folder.name)
-
-
-def _download(name: hub.HubName) -> Path:
     folder = hub.download_small(name, SMALL)
     try:
         weights, _ = families.choose(folder)  # there already
@@ -300,7 +271,7 @@ def _download(name: hub.HubName) -> Path:
     if weights.endswith(".index.json"):
         for shard in shard_names(folder / weights):
             hub.download(name, shard, folder.name)
-    return folder
+    return ModelLocation(folder, str(name), folder.name)
 
 
 # The model itself, and its loading and saving.
@@ -395,7 +366,6 @@ class Clip:
 
         Args:
           images: as for `preprocess`, or what it returned: float `[B, R, R, 3]` or `[R, R, 3]`.
-          batch_size: images at a time.
           normalised: whether an array of floating point is normalised, even if it looks like levels.
           normalize: whether features are brought to length 1.
           dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
@@ -403,35 +373,26 @@ class Clip:
         Raises:
           ClipbiasError: a picture cannot be read, or is none, or there is no such type.
         """
-        return encode.encode_images(
-            self.device_params,
-            self.config,
-            self.preprocessing,
-            images,
-            batch_size=batch_size,
-            normalised=normalised,
-            normalize=normalize,
-            dtype=dtype,
+        batches = encode.image_batches(self.preprocessing, images, batch_size, normalised=normalised)
+        run = functools.partial(
+            encode.image_features, self.config, self.preprocessing, resolve(dtype), normalize, self.device_params
         )
+        return encode.all_features(run, batches, self.config.projection_width)
 
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False, dtype: str = "float32"
     ) -> np.ndarray:
         """Text features `[n, d]`, float32, of whole texts, such as "a photo of a cat."; other arguments as above.
 
-        Raises:
-          ClipbiasError: a text is too long, or is none, or there is no such type.
+        Raises `ClipbiasError` if a text is too long, or is none, or there is no such type.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ClipbiasError(f"texts is {checks.shown(texts)}; give a list of texts.")
-        return encode.encode_ids(
-            self.device_params,
-            self.config,
-            self.tokenize(list(texts)),
-            batch_size=batch_size,
-            normalize=normalize,
-            dtype=dtype,
-        )
+        ids = self.tokenize(list(texts))
+        dtype = resolve(dtype)
+        checks.check_int("batch_size", batch_size, lowest=1)
+        run = functools.partial(encode.text_features, self.config, dtype, normalize, self.device_params)
+        return encode.all_features(run, encode.text_batches(ids, self.config, batch_size), self.config.projection_width)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded as far as the longest; SigLIP's over the whole context.
@@ -461,7 +422,37 @@ class Clip:
           ClipbiasError: there is no such format, the folder holds weights that would be read instead, or it cannot be
             written.
         """
-        save(folder, self, self.params if params is None else params, format=format, exact=exact)
+        checks.check_choice("the format of weights", format, ("safetensors", *OTHER_FORMATS))
+        folder = Path(folder)
+        family = self.config.family
+        if format != "safetensors" and family != "clip":
+            raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
+        table = OTHER_FORMATS.get(format) or table_of_family(family)
+        whole = to_tensors(self.config, self.params if params is None else params, table)
+        tensors = {name: narrow(x, self.stored_dtype, exact=exact) for name, x in whole.items()}
+        is_open_clip = format == "open_clip" or family not in MODELS
+        if format == "flax":
+            others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
+            if others:
+                raise ClipbiasError(f"{folder} holds {others[0]}, which would be read instead; choose another folder.")
+            write_flax(folder / FLAX_WEIGHTS, tensors)
+        else:
+            write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
+        self.tokenizer.save_pretrained(str(folder))
+        if is_open_clip:
+            own_tokenizer = self.config.text.vocabulary_size != CLIP_VOCABULARY
+            is_clip = family == "clip"
+            model = model_json(self.config, own_tokenizer=own_tokenizer) if is_clip else open_clip_json(self.config)
+            described = {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(self.preprocessing)}
+            write_text(folder / families.OPEN_CLIP.configuration, json.dumps(described, indent=2) + "\n")
+            return
+        write_text(folder / PREPROCESSOR, preprocessor_json(self.preprocessing))
+        # Programs load all tensors in the one type that the configuration names.
+        widened = any(tensor.dtype.name != self.stored_dtype for tensor in tensors.values())
+        content = dict(to_hugging_face(self.config), dtype="float32" if widened else self.stored_dtype)
+        if self.config.text.causal and self.config.text.start_token:
+            content["text_config"]["bos_token_id"] = self.tokenizer.bos_token_id
+        write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def load(
@@ -497,11 +488,24 @@ def load(
     with open_weights(location.path) as weights:
         config, preprocessing = _describe(weights, activation, location.name)
         text_tokenizer = _tokenizer(weights, config, tokenizer)
-        config = _with_special_tokens(config, text_tokenizer)
+        # The end-of-text and padding tokens are the tokenizer's: OpenAI's published configurations have another end.
+        # MetaCLIP 2 keeps the one of its configuration, at which it reads its features.
+        text = config.text
+        end = text_tokenizer.sep_token_id if text.pooling == "first" else text_tokenizer.eos_token_id
+        if end is not None and config.family != "metaclip_2":
+            text = dataclasses.replace(text, eos_token_id=end)
+        if text.causal and text_tokenizer.bos_token_id is None:
+            text = dataclasses.replace(text, start_token=False)
+        if not text.causal:
+            text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
+        config = dataclasses.replace(config, text=text)
         params = from_tensors(config, weights.tensors, weights.table, where=weights.where)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(leaf.data)
+    # The widest type of the weights, in which a mixed checkpoint is written back; at most float32.
+    stored = {tensor.dtype for name, tensor in weights.tensors.items() if name not in weights.table.ignored}
+    stored &= set(FLOATING)
     numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}  # half precision: 99, not 100
     return Clip(
         params={**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), **numbers},
@@ -510,7 +514,7 @@ def load(
         preprocessing=preprocessing,
         name=location.name,
         fingerprint=digest.hexdigest(),
-        stored_dtype=weights.widest,
+        stored_dtype=stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32",
         revision=location.revision,
         files=weights.files,
     )
@@ -545,28 +549,15 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     return config, native_preprocessing(config)
 
 
-def _with_special_tokens(config: ClipConfig, text_tokenizer: tokenizer.Tokenizer) -> ClipConfig:
-    """The configuration with the tokenizer's end-of-text and padding tokens.
-
-    OpenAI's published configurations have another end-of-text token than their tokenizer. MetaCLIP 2 keeps the token
-    of its configuration, at which it reads its features.
-    """
-    text = config.text
-    end = text_tokenizer.sep_token_id if text.pooling == "first" else text_tokenizer.eos_token_id
-    if end is not None and config.family != "metaclip_2":
-        text = dataclasses.replace(text, eos_token_id=end)
-    if text.causal and text_tokenizer.bos_token_id is None:
-        text = dataclasses.replace(text, start_token=False)
-    if not text.causal:
-        text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
-    return dataclasses.replace(config, text=text)
-
-
 def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> tokenizer.Tokenizer:
     """The tokenizer in `folder`, by default in the folder of the weights; CLIP's own where that has none."""
     vocabulary_size = config.text.vocabulary_size
     is_clips = vocabulary_size == CLIP_VOCABULARY and config.family in ("clip", "pe")
-    cleaning = _cleaning(weights)
+    cleaning = None  # how open_clip cleans texts before a tokenizer of Hugging Face
+    if weights.configuration is not None and weights.configuration.name == families.OPEN_CLIP.configuration:
+        settings = read_json(weights.configuration, dict)["model_cfg"]["text_cfg"]
+        cleaning = (settings.get("tokenizer_kwargs") or {}).get("clean", tokenizer.WHITESPACE)
+        checks.check_choice(f"the clean of {weights.configuration}", cleaning, tuple(tokenizer.CLEANING))
     if folder is not None:
         text_tokenizer = read_tokenizer(user_path(folder), config.family, cleaning)
     # A tokenizer beside a single file without a configuration may belong to another model.
@@ -582,63 +573,10 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
             "folder of its tokenizer as `tokenizer`."
         )
     try:
-        tokenizer.check_ends(text_tokenizer, config.text)
-        tokenizer.check_vocabulary(text_tokenizer, vocabulary_size)
+        tokenizer.check_tokenizer(text_tokenizer, config.text)
     except ClipbiasError as error:
         raise ClipbiasError(f"{folder}: {error}") from error
     return text_tokenizer
-
-
-def _cleaning(weights: Weights) -> str | None:
-    """How open_clip cleans texts before a tokenizer of Hugging Face; `None` for a model of transformers."""
-    if weights.configuration is None or weights.configuration.name != families.OPEN_CLIP.configuration:
-        return None
-    text = read_json(weights.configuration, dict)["model_cfg"]["text_cfg"]
-    kind = (text.get("tokenizer_kwargs") or {}).get("clean", tokenizer.WHITESPACE)
-    return checks.check_choice(f"the clean of {weights.configuration}", kind, tuple(tokenizer.CLEANING))
-
-
-def save(
-    folder: str | os.PathLike, clip: Clip, params: Params, *, format: str = "safetensors", exact: bool = False
-) -> None:
-    """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, weights in one file. See `Clip.save`."""
-    checks.check_choice("the format of weights", format, ("safetensors", *OTHER_FORMATS))
-    folder = Path(folder)
-    if format != "safetensors" and clip.config.family != "clip":
-        raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
-    table = OTHER_FORMATS.get(format) or tables.table_of_family(clip.config.family)
-    whole = to_tensors(clip.config, params, table)
-    tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
-    is_open_clip = format == "open_clip" or clip.config.family not in MODELS
-    if format == "flax":
-        others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
-        if others:
-            raise ClipbiasError(f"{folder} holds {others[0]}, which would be read instead; choose another folder.")
-        write_flax(folder / FLAX_WEIGHTS, tensors)
-    else:
-        write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
-    clip.tokenizer.save_pretrained(str(folder))
-    if is_open_clip:
-        content = open_clip_config(clip)
-        write_text(folder / families.OPEN_CLIP.configuration, json.dumps(content, indent=2) + "\n")
-        return
-    write_text(folder / PREPROCESSOR, preprocessor_json(clip.preprocessing))
-    # Programs load all tensors in the one type that the configuration names.
-    widened = any(tensor.dtype.name != clip.stored_dtype for tensor in tensors.values())
-    content = dict(to_hugging_face(clip.config), dtype="float32" if widened else clip.stored_dtype)
-    if clip.config.text.causal and clip.config.text.start_token:
-        content["text_config"]["bos_token_id"] = clip.tokenizer.bos_token_id
-    write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def open_clip_config(clip: Clip) -> dict[str, Any]:
-    """The content of an `open_clip_config.json`, of CLIP or of a family that transformers lacks."""
-    if clip.config.family == "clip":
-        own_tokenizer = clip.config.text.vocabulary_size != CLIP_VOCABULARY
-        model = open_clip.model_json(clip.config, own_tokenizer=own_tokenizer)
-    else:
-        model = open_clip_json(clip.config)
-    return {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(clip.preprocessing)}
 
 
 def narrow(x: np.ndarray, dtype: str, *, exact: bool) -> np.ndarray:

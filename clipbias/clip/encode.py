@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from clipbias.checks import check_int
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
-from clipbias.clip.precision import resolve
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
@@ -34,14 +33,9 @@ def is_normalised(images: object) -> bool:
 
 
 def check_images(images: ArrayLike, size: int) -> None:
-    """Refuses arrays that are no normalised images; checks dtype and shape alone.
+    """Raises `ClipbiasError` for arrays that are not float `[B, R, R, 3]`, or `[B, 1 + V, R, R, 3]` with crops of each.
 
-    Args:
-      images: `[B, R, R, 3]`, or crops of each `[B, 1 + V, R, R, 3]`.
-      size: `R`.
-
-    Raises:
-      ClipbiasError: they are integers, which are not normalised, or have another shape.
+    Numbers are not looked at; `size` is `R`.
     """
     shape = np.shape(images)
     dtype = getattr(images, "dtype", None)
@@ -61,12 +55,7 @@ def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
     """Raises `ClipbiasError` for a floating-point array of levels from 0 to 1 or 255, of another shape, or with NaN.
 
     Levels that were resized may lie a little outside their range. Normalised images nearly always have clearly negative
-    values: of the pixels darker than the mean.
-
-    Args:
-      images: see `check_images`.
-      size: `R`.
-      sure: whether they are normalised, even if they look like levels.
+    values: of the pixels darker than the mean. With `sure` they are normalised even if they look like levels.
     """
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if not np.isfinite([lowest, highest]).all():
@@ -100,14 +89,12 @@ class ImageBatches:
     Attributes:
       normalised: whether the images are normalised, float; else they have levels from 0 to 255.
       count: number of images.
-      rows: of a batch.
       batches: images `[b, R, R, 3]`, or views of each `[b, 1 + V, R, R, 3]`, and which of them there are, bool `[b]`.
       errors: message by number of each image that could not be read; it grows with the batches.
     """
 
     normalised: bool
     count: int
-    rows: int
     batches: Iterator[tuple[np.ndarray, np.ndarray]]
     errors: Mapping[int, str]
 
@@ -125,11 +112,9 @@ def image_batches(
     mixed: bool = False,
     on_error: str = "raise",
 ) -> ImageBatches:
-    """Batches of a user's images.
+    """Batches of a user's images, which are given as for `Clip.encode_images`.
 
     Args:
-      preprocessing: of the model.
-      images: as for `Clip.encode_images`.
       batch_size: images at a time, crops among them; fewer where there are fewer.
       normalised: whether an array of floating point is normalised, even if it looks like levels.
       crops: random crops of each image behind it, V (`data.transforms.test_views`).
@@ -156,72 +141,47 @@ def image_batches(
             mixed=mixed,
         )
         batches = ((batch["images"], batch["mask"]) for batch in decoded)
-        return ImageBatches(False, len(pictures), rows, batches, source.errors)
+        return ImageBatches(False, len(pictures), batches, source.errors)
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
     array = array[None] if array.shape == (side, side, 3) else array
     check_normalised(array, side, sure=normalised)
     rows = max(1, min(rows, len(array)))
-    return ImageBatches(True, len(array), rows, _padded(array.astype(np.float32, copy=False), rows), {})
+
+    def padded() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, len(array), rows):
+            batch = np.zeros((rows, *array.shape[1:]), np.float32)
+            count = len(array[start : start + rows])
+            batch[:count] = array[start : start + rows]
+            yield batch, np.arange(rows) < count
+
+    return ImageBatches(True, len(array), padded(), {})
 
 
-def _padded(array: np.ndarray, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(array), rows):
-        batch = array[start : start + rows]
-        padded = np.zeros((rows, *batch.shape[1:]), batch.dtype)
-        padded[: len(batch)] = batch
-        yield padded, np.arange(rows) < len(batch)
-
-
-def encode_images(
-    params: Params,
-    config: ClipConfig,
-    preprocessing: Preprocessing,
-    images: Pictures,
-    *,
-    batch_size: int,
-    normalised: bool,
-    normalize: bool,
-    dtype: str,
-) -> np.ndarray:
-    """See `Clip.encode_images`."""
-    batches = image_batches(preprocessing, images, batch_size, normalised=normalised)
-    run = functools.partial(_image_features, config, preprocessing, resolve(dtype), normalize, params)
-    return _joined(run, batches, config.projection_width)
-
-
-def encode_ids(
-    params: Params, config: ClipConfig, ids: np.ndarray, *, batch_size: int, normalize: bool, dtype: str
-) -> np.ndarray:
-    """Text features of ids `[n, N]` as from `Clip.tokenize`; see `Clip.encode_texts`."""
-    dtype = resolve(dtype)
-    check_int("batch_size", batch_size, lowest=1)
+def text_batches(ids: np.ndarray, config: ClipConfig, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of ids `[n, N]`, the last one padded, and which rows of them there are, bool."""
     longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
     padding = [(0, 0), (0, longest - ids.shape[1])]
     ids = np.pad(ids, padding, constant_values=config.text.pad_token_id)
     rows = min(batch_size, len(ids))
-
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, len(ids), rows or 1):
-            batch = ids[start : start + rows]
-            yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), np.arange(rows) < len(batch)
-
-    run = functools.partial(_text_features, config, dtype, normalize, params)
-    return _joined(run, batches(), config.projection_width)
+    for start in range(0, len(ids), rows or 1):
+        batch = ids[start : start + rows]
+        yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), np.arange(rows) < len(batch)
 
 
-def _joined(
+def all_features(
     run: Callable[[np.ndarray], jax.Array], batches: Iterable[tuple[np.ndarray, np.ndarray]], width: int
 ) -> np.ndarray:
-    """The features of all rows, without padding."""
+    """The features of all rows `[n, width]`, without padding."""
     rows = [np.asarray(run(batch))[mask] for batch, mask in batches]
     return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _image_features(
+def image_features(
     config: ClipConfig, preprocessing: Preprocessing, dtype: str, normalize: bool, params: Params, images: jax.Array
 ) -> jax.Array:
+    """Features `[b, d]` of normalised images, or of levels, uint8."""
     if images.dtype == jnp.uint8:
         images = preprocessing.normalize(images)
     features = encode_image(params, config, images, dtype=dtype)[0]
@@ -229,6 +189,7 @@ def _image_features(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _text_features(config: ClipConfig, dtype: str, normalize: bool, params: Params, ids: jax.Array) -> jax.Array:
+def text_features(config: ClipConfig, dtype: str, normalize: bool, params: Params, ids: jax.Array) -> jax.Array:
+    """Features `[b, d]` of ids `[b, N]`."""
     features = encode_text(params, config, as_tokens(ids, config), dtype=dtype)[0]
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features

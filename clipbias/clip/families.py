@@ -86,11 +86,7 @@ FAMILIES = (HUGGING_FACE, OPEN_CLIP)
 
 
 def describe(path: Path) -> Description:
-    """Reads a configuration of any family.
-
-    Raises:
-      ClipbiasError: it is damaged, or describes another network.
-    """
+    """Reads a configuration of any family. Raises `ClipbiasError` if it is damaged, or describes another network."""
     check_file(path)
     families = [family for family in FAMILIES if family.configuration == path.name]
     for family in families:
@@ -100,15 +96,10 @@ def describe(path: Path) -> Description:
 
 
 def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
-    """Chooses the weights and the configuration of a model from the names of its files.
+    """Chooses the weights and the configuration of a model from `names`, by default those of the folder's files.
 
     Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
     format, the single file comes before shards. Weights count where the configuration of their family is there.
-
-    Args:
-      folder: holds the configurations.
-      names: the names to choose from; by default those of the folder's files.
-      where: the model, for messages; by default the folder.
 
     Returns:
       The file of weights, or the index of its shards; and the configuration, `None` for a file that needs none.

@@ -79,8 +79,7 @@ def open_safetensors_file(path: Path) -> Iterator[Any]:
 def shard_names(index: Path) -> list[str]:
     """The files that the index of a sharded checkpoint (`*.index.json`) names; they need not be there.
 
-    Raises:
-      ClipbiasError: it is no index, or it names a file elsewhere.
+    Raises `ClipbiasError` if it is no index, or it names a file elsewhere.
     """
     try:
         names = sorted(set(read_json(index, dict, what="an index of shards")["weight_map"].values()))
@@ -216,20 +215,26 @@ def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, 
     Such a file is a zip archive. `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their numbers
     as they lie in memory, not compressed. `torch.jit.save` puts objects of its modules around the tensors.
 
-    The `{"state_dict": …}` of a training checkpoint and the prefix `module.` of its names are taken off.
-
-    Args:
-      path: the file.
-      skip_objects: whether objects beside the tensors, such as an optimiser or a scheduler, are passed over. They are
-        never made.
-
-    Raises:
-      ClipbiasError: it is no such file, it is damaged, or it holds more than tensors.
+    The `{"state_dict": …}` of a training checkpoint and the prefix `module.` of its names are taken off. With
+    `skip_objects`, objects beside the tensors, such as an optimiser, are passed over; they are never made. Raises
+    `ClipbiasError` if it is no such file, it is damaged, or it holds more than tensors.
     """
     check_file(path)
     with contextlib.ExitStack() as stack:
         with _reading(path):
-            archive = stack.enter_context(_open_zip(path))
+            with open(path, "rb") as file:
+                start = file.read(64)
+            if start.startswith(OLD_FORMAT):
+                code = "torch.save(torch.load(p, map_location='cpu', weights_only=True), p)"
+                raise ClipbiasError(
+                    "it has the format of PyTorch before 1.6; where torch is installed, this rewrites it: "
+                    f"python -c {shlex.quote(f'import torch; p = {str(path)!r}; {code}')}"
+                )
+            if start.startswith(POINTER):
+                raise ClipbiasError("it is a Git LFS pointer instead of the file itself; run `git lfs pull` there")
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            if sum(info.compress_size for info in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its members overlap")
             tensors = _describe(archive, path, skip_objects=skip_objects)
         yield tensors
 
@@ -243,24 +248,6 @@ def _reading(path: Path) -> Iterator[None]:
     except Exception as error:  # whatever zipfile, pickle and NumPy raise on a damaged file
         words = shorten(" ".join(reason(error).split()), 200)
         raise ClipbiasError(f"{path} is damaged or no PyTorch file of weights ({words}); fetch it again.") from error
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start.startswith(OLD_FORMAT):
-        code = f"import torch; p = {str(path)!r}; torch.save(torch.load(p, map_location='cpu', weights_only=True), p)"
-        raise ClipbiasError(
-            "it has the format of PyTorch before 1.6; where torch is installed, this rewrites it: "
-            f"python -c {shlex.quote(code)}"
-        )
-    if start.startswith(POINTER):
-        raise ClipbiasError("it is a Git LFS pointer instead of the file itself; run `git lfs pull` there")
-    archive = zipfile.ZipFile(path)
-    if sum(info.compress_size for info in archive.infolist()) > path.stat().st_size:
-        archive.close()
-        raise ValueError("its members overlap")
-    return archive
 
 
 def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> dict[str, Tensor]:
@@ -344,12 +331,8 @@ def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
     visit(value, "")
     if not tensors or "" in tensors:
         raise ClipbiasError("it holds no tensors by name, as a model's `state_dict` does")
-    return _without_wrappers(tensors)
-
-
-def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without the prefixes that wrappers of a model, and wrappers around these, give to all names."""
-    for prefix in ("module.", "_orig_mod.", "module."):  # in either order
+    # Wrappers of a model, and wrappers around these, give prefixes to all names; they come in either order.
+    for prefix in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
@@ -363,8 +346,7 @@ FLAX_WEIGHTS = "flax_model.msgpack"
 def read_flax(path: Path) -> dict[str, Tensor]:
     """The arrays of a Flax msgpack file by the path of their keys, joined by "/".
 
-    Raises:
-      ClipbiasError: the file is damaged, cut short, or holds something else than maps of texts down to arrays.
+    Raises `ClipbiasError` if the file is damaged, cut short, or holds something else than maps of texts down to arrays.
     """
     check_file(path)
     try:

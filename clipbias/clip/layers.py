@@ -231,37 +231,32 @@ def cudnn_attention(
     The kernel takes runs that `vmap` puts side by side and their images as one axis. The partitioner would not see how
     that is split, and would gather all queries, keys and values in every layer.
     """
-    attend = functools.partial(_cudnn_attention, causal=causal, implementation=implementation)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        count = q.shape[1]
+        if not count % 2:
+            return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
+        # The kernel's gradient takes even numbers of tokens alone. An odd number, as 1 + 196 is, gets one more token
+        # that no other sees and whose own result is dropped.
+        q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
+        # Of the runs that `vmap` puts side by side each has its own, as the kernel's batching asks.
+        lengths = count + 0 * jnp.isfinite(q[:, 0, 0, 0])
+        padded = jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            is_causal=causal,
+            implementation=implementation,
+        )
+        return padded[:, :count]
+
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size == 1 or DATA not in mesh.auto_axes or q.shape[0] % mesh.shape[DATA]:
         return attend(q, k, v)
     split = PartitionSpec(DATA)
     return jax.shard_map(attend, in_specs=split, out_specs=split, check_vma=False)(q, k, v)
-
-
-def _cudnn_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"]
-) -> jax.Array:
-    """The kernel's gradient takes even numbers of tokens alone.
-
-    An odd number, as 1 + 196 is, gets one more token that no other sees and whose own result is dropped.
-    """
-    count = q.shape[1]
-    if not count % 2:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
-    q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
-    # Of the runs that `vmap` puts side by side each has its own, as the kernel's batching asks.
-    lengths = count + 0 * jnp.isfinite(q[:, 0, 0, 0])
-    padded = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        query_seq_lengths=lengths,
-        key_value_seq_lengths=lengths,
-        is_causal=causal,
-        implementation=implementation,
-    )
-    return padded[:, :count]
 
 
 def cudnn_takes(dtype: jnp.dtype, head_width: int) -> bool:

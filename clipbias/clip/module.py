@@ -52,8 +52,7 @@ class ClipModule(nn.Module):
     ) -> jax.Array:
         """Image features `[B, d]`, float32, not normalised, of images `[B, R, R, 3]`; see `clip.encode_image`.
 
-        Raises:
-          ClipbiasError: an array's shape does not fit the geometry.
+        Raises `ClipbiasError` if an array's shape does not fit the geometry.
         """
         return self._encode(encode_image, "vision", images, adaptation, taps, observe)
 
@@ -67,8 +66,7 @@ class ClipModule(nn.Module):
     ) -> jax.Array:
         """Text features `[C, d]`, float32, not normalised, of tokens or ids `[C, N]`; see `clip.encode_text`.
 
-        Raises:
-          ClipbiasError: an array's shape does not fit the geometry or the number of texts.
+        Raises `ClipbiasError` if an array's shape does not fit the geometry or the number of texts.
         """
         return self._encode(encode_text, "text", tokens, adaptation, taps, observe)
 

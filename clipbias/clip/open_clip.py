@@ -54,9 +54,8 @@ _BERT_TEXT = {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_po
 def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
     """The geometry of a `model_cfg` with a `timm_model_name`.
 
-    Raises:
-      ClipbiasError: it describes another network.
-      KeyError, TypeError, ValueError: it describes none.
+    Raises `ClipbiasError` if it describes another
+    network, `KeyError`, `TypeError` or `ValueError` if it describes none.
     """
     vision = model["vision_cfg"]
     text = model["text_cfg"]
@@ -79,11 +78,29 @@ def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
             raise other_network(where, "SigLIP with text_cfg.proj_type = 'none'")
         _check(text, _SIGLIP_TEXT, (*_PLAIN_TEXT, "mlp_ratio", "norm_kwargs", "act_kwargs", "proj_type"), where=where)
         trunk = siglip_vision(siglip_sizes(width, layers, heads=heads, mlp_width=mlp_width), **images)
-        return ClipConfig(trunk, _siglip_text(text), model["embed_dim"], "siglip")
+        text_mlp = int(text["width"] * text.get("mlp_ratio", 4))
+        tower = siglip_text(
+            siglip_sizes(text["width"], text["layers"], heads=text["heads"], mlp_width=text_mlp),
+            vocabulary_size=text["vocab_size"],
+            context_length=text["context_length"],
+            eos_token_id=text["vocab_size"] - 1,
+            pad_token_id=0,  # the tokenizer's, once it is read
+        )
+        return ClipConfig(trunk, tower, model["embed_dim"], "siglip")
     if is_pe:
         _check(text, {}, _PLAIN_TEXT, where=where)
         trunk = pe_vision(width, layers, heads, mlp_width, **images)
-        return ClipConfig(trunk, _pe_text(text), model["embed_dim"], "pe")
+        tower = TextConfig(
+            width=text["width"],
+            layers=text["layers"],
+            heads=text["heads"],
+            mlp_width=4 * text["width"],
+            activation="gelu",
+            vocabulary_size=text["vocab_size"],
+            context_length=text["context_length"],
+            eos_token_id=text["vocab_size"] - 1,
+        )
+        return ClipConfig(trunk, tower, model["embed_dim"], "pe")
     known = ("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "context_length", "tokenizer_kwargs")
     _check(text, _BERT_TEXT, known, where=where)
     trunk = VisionConfig(
@@ -98,7 +115,15 @@ def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
         pre_norm=False,
         patch_bias=True,
     )
-    return ClipConfig(trunk, _biomed_text(model["embed_dim"]), model["embed_dim"], "biomed_clip")
+    width, layers, heads, mlp_width = BERT_BASE
+    sizes = TowerSizes(width=width, layers=layers, heads=heads, mlp_width=mlp_width, activation="gelu")
+    tower = bert_text(
+        {**sizes, "layer_norm_epsilon": 1e-12},
+        vocabulary_size=BERT_VOCABULARY,
+        context_length=BERT_POSITIONS,
+        projection_hidden=(width + model["embed_dim"]) // 2,
+    )
+    return ClipConfig(trunk, tower, model["embed_dim"], "biomed_clip")
 
 
 def _check(text: Mapping[str, Any], required: Mapping[str, object], known: tuple[str, ...], *, where: str) -> None:
@@ -111,41 +136,6 @@ def _check(text: Mapping[str, Any], required: Mapping[str, object], known: tuple
     for name, value in text.items():
         if name not in known and name not in required and value:
             raise other_network(where, f"text_cfg.{shown(name)[1:-1]} = {shown(value)}")
-
-
-def _siglip_text(text: Mapping[str, Any]) -> TextConfig:
-    mlp_width = int(text["width"] * text.get("mlp_ratio", 4))
-    return siglip_text(
-        siglip_sizes(text["width"], text["layers"], heads=text["heads"], mlp_width=mlp_width),
-        vocabulary_size=text["vocab_size"],
-        context_length=text["context_length"],
-        eos_token_id=text["vocab_size"] - 1,
-        pad_token_id=0,  # the tokenizer's, once it is read
-    )
-
-
-def _pe_text(text: Mapping[str, Any]) -> TextConfig:
-    return TextConfig(
-        width=text["width"],
-        layers=text["layers"],
-        heads=text["heads"],
-        mlp_width=4 * text["width"],
-        activation="gelu",
-        vocabulary_size=text["vocab_size"],
-        context_length=text["context_length"],
-        eos_token_id=text["vocab_size"] - 1,
-    )
-
-
-def _biomed_text(projection_width: int) -> TextConfig:
-    width, layers, heads, mlp_width = BERT_BASE
-    sizes = TowerSizes(width=width, layers=layers, heads=heads, mlp_width=mlp_width, activation="gelu")
-    return bert_text(
-        {**sizes, "layer_norm_epsilon": 1e-12},
-        vocabulary_size=BERT_VOCABULARY,
-        context_length=BERT_POSITIONS,
-        projection_hidden=(width + projection_width) // 2,
-    )
 
 
 def pe_vision(width: int, layers: int, heads: int, mlp_width: int, *, image_size: int, patch_size: int) -> VisionConfig:
@@ -208,14 +198,7 @@ WIDEST = 1024
 def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activation: str, where: str) -> ClipConfig:
     """The geometry of a model, as OpenAI's code derives it from a state dict: heads are 64 wide.
 
-    Args:
-      tensors: the model's tensors by name.
-      table: whose names these are.
-      activation: "quick_gelu" or "gelu", which no shape tells.
-      where: the file, for messages.
-
-    Raises:
-      ClipbiasError: the tensors are not those of a CLIP model.
+    No shape tells the activation, "quick_gelu" or "gelu". Raises `ClipbiasError` if the tensors are no CLIP model's.
     """
     by_name = {table.plain(name): tensor for name, tensor in tensors.items()}
     family = table.families[0]
@@ -324,22 +307,54 @@ def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
     _check_keys(where, "", model, MODEL)
     _check_keys(where, "vision_cfg.", model["vision_cfg"], VISION)
     _check_keys(where, "text_cfg.", model["text_cfg"], TEXT | METACLIP_2 if ends_by_id else TEXT)
-    config = _geometry(model)
+    vision = model["vision_cfg"]
+    text = model["text_cfg"]
+
+    def tower(settings: Mapping[str, Any], heads: int) -> TowerSizes:
+        norm_options = dict(settings.get("norm_kwargs") or {})
+        epsilon = norm_options.pop("eps", EPSILON)
+        if norm_options:
+            raise ValueError("norm_kwargs holds more than eps")
+        return TowerSizes(
+            width=settings["width"],
+            layers=settings["layers"],
+            heads=heads,
+            mlp_width=int(settings["width"] * settings.get("mlp_ratio", 4)),
+            activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+            layer_norm_epsilon=epsilon,
+        )
+
+    def side(size: Any) -> Any:
+        if isinstance(size, list) and len(set(size)) != 1:
+            raise ValueError("its images or patches are not square")
+        return size[0] if isinstance(size, list) else size
+
+    vocabulary = text.get("vocab_size", 49408)
+    config = ClipConfig(
+        vision=VisionConfig(
+            **tower(vision, vision["width"] // vision.get("head_width", HEAD_WIDTH)),
+            image_size=side(vision.get("image_size", 224)),
+            patch_size=side(vision["patch_size"]),
+        ),
+        text=TextConfig(
+            **tower(text, text["heads"]),
+            vocabulary_size=vocabulary,
+            context_length=text.get("context_length", 77),
+            eos_token_id=vocabulary - 1,  # open_clip looks for the largest id
+        ),
+        projection_width=model["embed_dim"],
+    )
     if not ends_by_id:
         return config
-    text = dataclasses.replace(config.text, eos_token_id=model["text_cfg"]["eos_id"])
-    return dataclasses.replace(config, text=text, family="metaclip_2")
+    ended = dataclasses.replace(config.text, eos_token_id=text["eos_id"])
+    return dataclasses.replace(config, text=ended, family="metaclip_2")
 
 
 def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
     """The inverse of `read_config` for CLIP's own network: a `model_cfg`.
 
-    Args:
-      config: the geometry.
-      own_tokenizer: whether texts are cut by the tokenizer's files beside it, not by CLIP's vocabulary.
-
-    Raises:
-      ClipbiasError: open_clip has no such network.
+    With its `own_tokenizer` texts are cut by the files beside it, not by CLIP's vocabulary. Raises `ClipbiasError` if
+    open_clip has no such network.
     """
     towers = (config.vision, config.text)
     if config.family != "clip" or len({tower.activation for tower in towers}) > 1:
@@ -380,47 +395,3 @@ def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed
         # The layers of a ResNet are a list: the numbers of blocks of its stages.
         if (value and allowed.get(key) not in (..., value)) or (key == "layers" and isinstance(value, list)):
             raise other_network(where, f"{shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}")
-
-
-def _geometry(model: Mapping[str, Any]) -> ClipConfig:
-    vision = model["vision_cfg"]
-    text = model["text_cfg"]
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-
-    def tower(settings: Mapping[str, Any], heads: int) -> TowerSizes:
-        norm_options = dict(settings.get("norm_kwargs") or {})
-        epsilon = norm_options.pop("eps", EPSILON)
-        if norm_options:
-            raise ValueError("norm_kwargs holds more than eps")
-        return TowerSizes(
-            width=settings["width"],
-            layers=settings["layers"],
-            heads=heads,
-            mlp_width=int(settings["width"] * settings.get("mlp_ratio", 4)),
-            activation=activation,
-            layer_norm_epsilon=epsilon,
-        )
-
-    vocabulary = text.get("vocab_size", 49408)
-    return ClipConfig(
-        vision=VisionConfig(
-            **tower(vision, vision["width"] // vision.get("head_width", HEAD_WIDTH)),
-            image_size=_side(vision.get("image_size", 224)),
-            patch_size=_side(vision["patch_size"]),
-        ),
-        text=TextConfig(
-            **tower(text, text["heads"]),
-            vocabulary_size=vocabulary,
-            context_length=text.get("context_length", 77),
-            eos_token_id=vocabulary - 1,  # open_clip looks for the largest id
-        ),
-        projection_width=model["embed_dim"],
-    )
-
-
-def _side(size: Any) -> Any:
-    if not isinstance(size, list):
-        return size
-    if len(set(size)) != 1:
-        raise ValueError("its images or patches are not square")
-    return size[0]

@@ -14,7 +14,8 @@ deals the classes to groups of equal work, the axis that is sharded over devices
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,18 +71,6 @@ class PackedTokens:
     visible: jax.Array | np.ndarray | None = None
 
 
-def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:
-    """The number of leading tokens that all texts have in common, which no later token changes."""
-    if tokens.ends is not None:
-        return 0
-    ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
-    same = (ids == ids[0]).all(0) & (rows == rows[0]).all(0)
-    if class_specific:
-        same &= (rows < 0).all(0)
-    differs = np.flatnonzero(~same)
-    return int(min(eos.min(), differs[0] if len(differs) else ids.shape[1]))
-
-
 def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
     """Longest first, dealt back and forth, so that groups end up with nearly equal numbers of tokens."""
     members: list[list[int]] = [[] for _ in range(groups)]
@@ -103,11 +92,14 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
     each = len(ids) // sets
     spans = [slice(start, start + each) for start in range(0, len(ids), each)]
-    shared = min(
-        shared_tokens(jax.tree.map(lambda leaf, span=span: leaf[span], tokens), class_specific=class_specific)
-        for span in spans
-    )
     causal = tokens.ends is None
+    # The leading tokens that all texts of a set have in common, which no later token changes.
+    shared = int(eos.min()) if causal else 0
+    for span in spans:
+        same = (ids[span] == ids[span][0]).all(0) & (rows[span] == rows[span][0]).all(0)
+        if class_specific:
+            same &= (rows[span] < 0).all(0)
+        shared = min([shared, *np.flatnonzero(~same)[:1].tolist()])
     lengths = eos + 1 - shared if causal else np.full(len(ids), ids.shape[1])
     dealt = [[[span.start + i for i in group] for group in _deal(lengths[span], groups)] for span in spans]
     members = [group for side_by_side in zip(*dealt, strict=True) for group in side_by_side]
@@ -164,7 +156,7 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     """The texts of some of the sets that `pack` was given, by `numbers`, int32 `[Q]`, which may be traced."""
     count = numbers.shape[0]
     each = tokens.order.shape[0] // sets
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name in grouped(tokens):
         leaf = jnp.asarray(getattr(tokens, name))
         by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, numbers]
@@ -176,26 +168,12 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     groups, places = jnp.divmod(jnp.asarray(tokens.order).reshape(sets, each)[numbers], tokens.ends.shape[1])
     groups = groups // sets * count + jnp.arange(count)[:, None]
     order = (groups * tokens.ends.shape[1] + places).reshape(-1)
-    return with_leaves(dataclasses.replace(tokens, order=order), leaves)
+    return dataclasses.replace(tokens, order=order, **leaves)
 
 
 def grouped(tokens: PackedTokens) -> list[str]:
     """The names of the fields `GROUPED` that these tokens have."""
     return [name for name in GROUPED if getattr(tokens, name) is not None]
-
-
-def with_leaves(tokens: PackedTokens, leaves: Mapping[str, jax.Array]) -> PackedTokens:
-    """The same with other arrays of the fields `GROUPED`."""
-    return dataclasses.replace(
-        tokens,
-        ids=leaves["ids"],
-        positions=leaves["positions"],
-        context_rows=leaves["context_rows"],
-        classes=leaves["classes"],
-        texts=leaves["texts"],
-        ends=leaves["ends"],
-        visible=leaves.get("visible"),
-    )
 
 
 def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
@@ -265,10 +243,8 @@ def encode_packed_text(
 ) -> jax.Array:
     """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order.
 
-    Args:
-      chunks: a divisor of the number of groups; every `G / chunks`-th group is run after another, and again in the
-        backward pass, so that the memory of one chunk serves for all.
-      remat: as in `tower.run_fused`.
+    With `chunks`, a divisor of the number of groups, every `G / chunks`-th group is run after another, and again in the
+    backward pass, so that the memory of one chunk serves for all.
     """
     adaptation = adaptation or NOTHING
     # Whole lengths are checked where texts become tokens.
@@ -283,7 +259,7 @@ def encode_packed_text(
         # A device's groups lie side by side, and each chunk takes one of them from every device.
         leaves = {name: getattr(tokens, name) for name in grouped(tokens)}
         split = {name: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1) for name, x in leaves.items()}
-        run_chunk = jax.checkpoint(lambda leaves: run(with_leaves(tokens, leaves)), prevent_cse=False)
+        run_chunk = jax.checkpoint(lambda leaves: run(dataclasses.replace(tokens, **leaves)), prevent_cse=False)
         features = jax.lax.map(run_chunk, split).swapaxes(0, 1)
     # Only now, after each device has read out its own classes, so that features alone are exchanged.
     return features.reshape(-1, features.shape[-1])[tokens.order]

@@ -116,7 +116,17 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     if kind not in _DEFAULTS:
         raise ClipbiasError(f"names the image processor {shown(kind)}; clipbias knows {', '.join(_DEFAULTS)}.")
     settings: dict[str, Any] = _DEFAULTS[kind] | content
-    _refuse_unknown(settings)
+    # With these, pictures would become something else than clipbias makes of them.
+    if not settings.get("do_resize", True):
+        raise ClipbiasError("has do_resize = false; clipbias resizes every picture to the model's resolution.")
+    factor = settings.get("rescale_factor", 1 / 255)
+    if not settings.get("do_rescale", True) or not abs(factor * 255 - 1) <= 1e-6:
+        raise ClipbiasError(f"has rescale_factor = {shown(factor)} (do_rescale); clipbias divides levels by 255.")
+    if settings.get("do_pad") or settings.get("pad_size"):
+        raise ClipbiasError("has do_pad = true; clipbias does not pad pictures.")
+    library = settings.get(_LIBRARY, "transformers")
+    if library not in ("transformers", "open_clip"):
+        raise ClipbiasError(f"has {_LIBRARY} = {shown(library)}, which clipbias never writes.")
     size, whole = _side_of(settings["size"], whole=kind == "ViTImageProcessor", name="size")
     side = size
     if settings["do_center_crop"]:
@@ -133,7 +143,6 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
             f"resizes pictures to {size} pixels where the model takes {image_size}; correct size, to at most {most}."
         )
     resampling = Image.Resampling(settings["resample"]).name.lower()
-    library = settings.get(_LIBRARY, "transformers")
     resizing = Resizing(side, None if size == side else size, whole, resampling, library)
     mean = settings.get("image_mean")
     std = settings.get("image_std")
@@ -141,19 +150,6 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
         mean = (0.0, 0.0, 0.0)
         std = (1.0, 1.0, 1.0)
     return preprocessing_of(resizing, mean, std)
-
-
-def _refuse_unknown(settings: Mapping[str, Any]) -> None:
-    """Refuses settings with which pictures would become something else than clipbias makes of them."""
-    if not settings.get("do_resize", True):
-        raise ClipbiasError("has do_resize = false; clipbias resizes every picture to the model's resolution.")
-    factor = settings.get("rescale_factor", 1 / 255)
-    if not settings.get("do_rescale", True) or not abs(factor * 255 - 1) <= 1e-6:
-        raise ClipbiasError(f"has rescale_factor = {shown(factor)} (do_rescale); clipbias divides levels by 255.")
-    if settings.get("do_pad") or settings.get("pad_size"):
-        raise ClipbiasError("has do_pad = true; clipbias does not pad pictures.")
-    if settings.get(_LIBRARY, "transformers") not in ("transformers", "open_clip"):
-        raise ClipbiasError(f"has {_LIBRARY} = {shown(settings[_LIBRARY])}, which clipbias never writes.")
 
 
 def _side_of(size: Any, *, whole: bool, name: str) -> tuple[int, bool]:

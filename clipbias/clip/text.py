@@ -3,6 +3,8 @@
 `packed_text.py` computes the same features with every distinct token once; this layout is for observers.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,14 +78,6 @@ def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> Te
     return text_tokens(ids, jnp.broadcast_to(rows, ids.shape), config.text)
 
 
-def context_width(adaptation: Adaptation) -> int:
-    """The number of context tokens `T` that an adaptation puts into the text (0 without any)."""
-    for part in (adaptation.text_context, adaptation.text_prompts, adaptation.text_class_prompts):
-        if part is not None:
-            return part.shape[-2]
-    return 0
-
-
 def put_context(
     embeddings: jax.Array,
     context: jax.Array | None,
@@ -93,10 +87,8 @@ def put_context(
 ) -> jax.Array:
     """Replaces token embeddings `[..., D]` by context rows where `rows [...] >= 0`.
 
-    Args:
-      context: `[T, D]` shared, `[S, T, D]` each for as many texts in a row, or `None`.
-      texts: int32, broadcastable to `rows`: the text each token belongs to.
-      count: how many texts there are.
+    The context is `[T, D]`, shared, or `[S, T, D]`, each for as many of the `count` texts in a row. `texts`, int32 and
+    broadcastable to `rows`, is the text each token belongs to.
     """
     if context is None or context.shape[-2] == 0:
         return embeddings
@@ -140,16 +132,18 @@ def embed_text(
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
     x = embed_positions(x, weights, config.text, positions)
+    inputs = text_layers(params, config, adaptation, dtype)
     class_prompts = adaptation.text_class_prompts
-    if class_prompts is not None:
-        class_prompts = class_prompts.astype(jnp.float32)
+    if class_prompts is not None:  # a copy for each text, which a single block puts in
+        at = class_block(adaptation, config.text)
+        prompts = class_prompts.astype(jnp.float32)
+        stacked = jnp.zeros((config.text.layers, *prompts.shape), prompts.dtype).at[at].set(prompts)
+        inputs = dataclasses.replace(inputs, prompts=stacked, replace=inputs.index == at)
     inserted = check_inserted(adaptation, "text", config)
     has_prompts = class_prompts is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
         tokens=x,
-        layers=block.with_class_prompts(
-            text_layers(params, config, adaptation, dtype), class_prompts, class_block(adaptation, config.text)
-        ),
+        layers=inputs,
         prompt_rows=tokens.context_rows if has_prompts else None,
         bias_rows=bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         pooled=tokens.eos,
@@ -215,7 +209,9 @@ def encode_text(
       ClipbiasError: an array's shape does not fit the geometry or the number of texts.
     """
     if not isinstance(tokens, TextTokens):
-        tokens = as_tokens(tokens, config, context_width(adaptation or NOTHING))
+        parts = adaptation or NOTHING
+        contexts = (parts.text_context, parts.text_prompts, parts.text_class_prompts)
+        tokens = as_tokens(tokens, config, next((part.shape[-2] for part in contexts if part is not None), 0))
     inputs = embed_text(params, config, tokens, adaptation, dtype=str(dtype))
     if taps is None and observe is None:
         rows = tower.run_fused(inputs, config.text, remat=remat)

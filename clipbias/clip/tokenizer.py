@@ -52,15 +52,12 @@ class Tokenizer(Protocol):
 
 
 def clean(text: str) -> str:
-    """Cleans text as OpenAI's `SimpleTokenizer` does.
-
-    Mis-decoded text is repaired, HTML entities are resolved, white space is collapsed, and case is lowered.
+    """Cleans text as OpenAI's `SimpleTokenizer`: repaired, HTML entities resolved, white space collapsed, lower case.
 
     The fast tokenizer of `transformers` leaves the first two out, which changes the ids of names such as "Caf&eacute;",
     and lowers each letter by itself, which misses the Greek sigma that ends a word.
     """
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    return clean_whitespace(text).lower()
 
 
 def clean_whitespace(text: str) -> str:
@@ -107,24 +104,18 @@ def is_clips(tokenizer: Tokenizer) -> bool:
     return type(tokenizer).__name__.startswith("CLIPTokenizer")
 
 
-def check_vocabulary(tokenizer: Tokenizer, size: int) -> None:
-    """Raises `ClipbiasError` if the tokenizer has ids beyond the model's `size` embeddings.
-
-    JAX would read another row instead of failing.
-    """
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= size:
-        raise ClipbiasError(
-            f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
-        )
-
-
-def check_ends(tokenizer: Tokenizer, config: TextConfig) -> None:
-    """Raises `ClipbiasError` if the tokenizer lacks the special tokens that frame or fill a text."""
+def check_tokenizer(tokenizer: Tokenizer, config: TextConfig) -> None:
+    """Raises `ClipbiasError` if it lacks the tokens that frame or fill a text, or has ids beyond the embeddings."""
     names = {"eos": ("eos_token_id",), "last": ("pad_token_id",), "first": ("cls_token_id", "sep_token_id")}
     for name in names[config.pooling]:
         if not isinstance(getattr(tokenizer, name), int):
             raise ClipbiasError(f"the tokenizer has no {name.removesuffix('_id')}, which this model's texts need.")
+    largest = max(tokenizer.get_vocab().values())
+    size = config.vocabulary_size
+    if largest >= size:  # JAX would read another row instead of failing
+        raise ClipbiasError(
+            f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
+        )
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
@@ -141,8 +132,7 @@ def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> li
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> np.ndarray:
     """The ids of each text, int32 `[n, N]`, padded to the longest, or to the whole context if padding is attended to.
 
-    Raises:
-      ClipbiasError: a text has more tokens than the model reads.
+    Raises `ClipbiasError` for a text of more tokens than the model reads.
     """
     return pad(framed(tokenizer, texts, config), texts, config)
 
@@ -153,10 +143,9 @@ def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig)
     context_length = config.context_length
     if longest > context_length:
         text = next(text for row, text in zip(rows, texts, strict=True) if len(row) == longest)
-        shown = shorten(text)
         raise ClipbiasError(
-            f"the text {shown!r} has {longest} tokens and this model reads at most {context_length}; shorten the class "
-            "name or the template."
+            f"the text {shorten(text)!r} has {longest} tokens and this model reads at most {context_length}; shorten "
+            "the class name or the template."
         )
     ids = np.full((len(rows), context_length if config.fills_context else longest), config.pad_token_id, np.int32)
     for i, row in enumerate(rows):
@@ -189,13 +178,8 @@ def has_tokenizer(folder: Path) -> bool:
 def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = None) -> Tokenizer:
     """The tokenizer of `transformers` in a folder: CLIP's, or that of another family.
 
-    Args:
-      folder: holds its files.
-      family: of the model.
-      cleaning: one of `CLEANING`, with which open_clip cleans texts; the files that are saved name it.
-
-    Raises:
-      ClipbiasError: there is none, it is damaged, or it may not or cannot be read.
+    `cleaning` is one of `CLEANING`, with which open_clip cleans texts; the files that are saved name it. Raises
+    `ClipbiasError` if there is none, it is damaged, or it may not or cannot be read.
     """
     if not has_tokenizer(folder):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
@@ -205,9 +189,7 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
     try:
         loaded = _class(folder, family).from_pretrained(str(folder), local_files_only=True)
         if family == "siglip" and loaded.is_fast:
-            _lower_case(loaded.backend_tokenizer)
-            if cleaning == "canonicalize":
-                _remove_punctuation(loaded.backend_tokenizer)
+            _clean_in_backend(loaded.backend_tokenizer, punctuation=cleaning != "canonicalize")
         if not isinstance(loaded.model_max_length, int):
             raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
         ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
@@ -240,51 +222,36 @@ def _class(folder: Path, family: str) -> Any:
     return transformers.PreTrainedTokenizerFast
 
 
-def _lower_case(backend: Any) -> None:
-    """Lower-cases a tokenizer's texts, as in SigLIP's training. The tokenizer of SigLIP 2, Gemma's, does not."""
-    from tokenizers import normalizers
-
-    normalizer = backend.normalizer
-    if "Lowercase" in repr(normalizer):
-        return
-    steps = [normalizers.Lowercase()]
-    if normalizer:
-        steps.append(normalizer)
-    backend.normalizer = normalizers.Sequence(steps)
-
-
-def _remove_punctuation(backend: Any) -> None:
-    """Cleans a tokenizer's texts as `tokenizer.canonicalize`, for programs that read the files that are saved of it."""
+def _clean_in_backend(backend: Any, *, punctuation: bool) -> None:
+    """Lower-cases SigLIP's texts as in its training, and without `punctuation` cleans them as `canonicalize`."""
     from tokenizers import Regex, normalizers
 
-    steps = [
-        normalizers.Replace("_", " "),
-        normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
-        normalizers.Replace(Regex(r"\s+"), " "),
-        normalizers.Strip(),
-        backend.normalizer,
-    ]
-    backend.normalizer = normalizers.Sequence(steps)
+    normalizer = backend.normalizer
+    if "Lowercase" not in repr(normalizer):  # the tokenizer of SigLIP 2, Gemma's, does not
+        steps = [normalizers.Lowercase(), normalizer] if normalizer else [normalizers.Lowercase()]
+        backend.normalizer = normalizers.Sequence(steps)
+    if not punctuation:  # for programs that read the files that are saved of it
+        steps = [
+            normalizers.Replace("_", " "),
+            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            backend.normalizer,
+        ]
+        backend.normalizer = normalizers.Sequence(steps)
 
 
 def clip_tokenizer() -> Tokenizer:
     """CLIP's own byte-pair encoding of 49,408 tokens, which nearly every CLIP model was trained with."""
     text = gzip.decompress((resources.files("clipbias") / "assets" / MERGES).read_bytes()).decode("utf-8")
-    alphabet = list(_byte_alphabet())
+    # A printable letter for every byte, in the order of the vocabulary: itself, or one beyond 255.
+    codes = [code for first, last in ("!~", "¡¬", "®ÿ") for code in range(ord(first), ord(last) + 1)]
+    alphabet = [*map(chr, codes), *map(chr, range(256, 512 - len(codes)))]
     # The vocabulary holds every byte twice (inside a word and at its end), the merges, and two special tokens.
     merges = [tuple(line.split()) for line in text.splitlines()[1:]]
     pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return import_transformers().CLIPTokenizerFast(vocab=vocabulary, merges=merges, model_max_length=77)
-
-
-def _byte_alphabet() -> str:
-    """A printable letter for every byte, in the order of CLIP's vocabulary: itself, or one beyond 255."""
-    codes: list[int] = []
-    for first, last in ("!~", "¡¬", "®ÿ"):
-        codes.extend(range(ord(first), ord(last) + 1))
-    codes.extend(range(256, 512 - len(codes)))
-    return "".join(map(chr, codes))
 
 
 def import_transformers() -> ModuleType:

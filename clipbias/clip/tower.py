@@ -143,12 +143,7 @@ def observe_block(
 ) -> tuple[jax.Array, LayerView]:
     """Advances `tokens [B, N, D]` by one block on the explicit path and shows what it computed.
 
-    Args:
-      tokens: at the block's input.
-      layer: of the block.
-      tower: whose block it is.
-      config: of the tower.
-      tap: added to the attention probabilities `[B, H, N, N]`; differentiating by it gives ∂y/∂A.
+    A `tap` is added to the attention probabilities `[B, H, N, N]`; differentiating by it gives ∂y/∂A.
     """
     refuse_inserted(tower)
     record = Record()
@@ -179,11 +174,9 @@ def refuse_inserted(tower: TowerInput) -> None:
 def run_explicit(
     tower: TowerInput, config: TowerConfig, *, taps: jax.Array | None = None, observe: Observe | None = None
 ) -> tuple[jax.Array, Observed]:
-    """Runs all blocks with their attention probabilities at hand.
+    """Runs all blocks with their attention probabilities at hand, to the pooled rows `[B, D]`, or all `[B, N, D]`.
 
-    Returns:
-      The pooled rows `[B, D]` (all `[B, N, D]` for a pooling head), and what `observe` returned, stacked over layers
-      (`None` without it).
+    Behind these comes what `observe` returned, stacked over layers (`None` without it).
     """
 
     def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
@@ -217,14 +210,9 @@ def run_fused(
 ) -> jax.Array:
     """Runs all blocks where nobody asks for probabilities; the last one only at the pooled row. Returns `[B, D]`.
 
-    A pooling head reads every row, `[B, N, D]`.
-
-    Args:
-      tower: up to its first block.
-      config: of the tower.
-      every_row: whether the last block's output is asked for at all tokens, `[B, N, D]`.
-      remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block; `None` keeps the
-        outputs of its matrix products.
+    With `every_row`, and for a pooling head, it is run at all tokens, `[B, N, D]`. `remat` is a
+    `jax.checkpoint_policies` policy of what the backward pass keeps of each block; `None` keeps the outputs of its
+    matrix products.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -272,8 +260,7 @@ def scan_blocks(
       carry: first the tokens.
       scanned: a tree with leading axes `L`.
 
-    Returns:
-      The tower as the last block has it, the last carry, and what was stacked over layers.
+    Returns: the tower as the last block has it, the last carry, and what was stacked over layers.
     """
     length = tower.tokens.shape[1]
     if tower.inserted is None:

@@ -35,13 +35,10 @@ class Pooled(NamedTuple):
 
 
 def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, tap: jax.Array | float = 0.0) -> Pooled:
-    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`.
+    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`, of patches `x [B, M, D]` after the post-LayerNorm.
 
-    Args:
-      patches: `x [B, M, D]`, after the post-LayerNorm.
-      weights: of the head: those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`.
-      config: of the tower.
-      tap: added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
+    The head's weights are those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`. A
+    `tap` is added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
     """
     batch = patches.shape[0]  # `len` is not for a batch size that is left open, as in exported programs
     query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
@@ -72,14 +69,9 @@ def embed_image(
     *,
     dtype: str = "float32",
 ) -> tower.TowerInput:
-    """Tokens `[cls], M patches, V prompts` after the pre-LayerNorm, and what the blocks need.
+    """Tokens `[cls], M patches, V prompts` of normalised images `[B, R, R, 3]` after the pre-LayerNorm, for the blocks.
 
     Not every tower has `[cls]` and that LayerNorm.
-
-    Args:
-      params: the whole parameter tree.
-      images: `[B, R, R, 3]`, normalised as the checkpoint asks.
-      dtype: compute type by name, see `precision`.
     """
     adaptation = adaptation or NOTHING
     geometry = config.vision
@@ -156,9 +148,9 @@ def project_image(
     Rows that are `normed` went through that LayerNorm already. A pooling head, before or in place of the projection,
     takes all tokens `[B, N, D]` and attends to `[cls]` and patches among them; prompts act through the tower alone.
     """
-    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     if config.vision.pooling == "attention":
         return pool_image(params, config, rows, adaptation).feature
+    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
     return _project(rows, weights)
