@@ -20,12 +20,9 @@ SplitListing = tuple[Sequence[str], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetListing:
-    """Classes and splits of a dataset; no image is opened.
+    """Classes and splits of a dataset, in the benchmark's order; no image is opened.
 
-    Attributes:
-      class_names: Name of each label.
-      class_ids: WordNet id of each label, or empty.
-      splits: Paths and labels by split name, in the benchmark's order.
+    `class_ids` are the classes' WordNet ids, if they have any.
     """
 
     class_names: tuple[str, ...]
@@ -43,7 +40,6 @@ def load(
     """Opens a dataset of the catalogue.
 
     Args:
-      entry: The catalogue entry.
       data_dir: The root that holds the dataset's folder, or that folder itself; links are followed.
       template: Prompt template; None takes the benchmark's.
       index_file: A list of training images that replaces the training split, in its order: one path per line, or the
@@ -53,8 +49,20 @@ def load(
       ClipbiasError: a folder, split file or list is missing (with where to get it) or malformed.
     """
     root = find_root(entry, data_dir)
-    listing = read_listing(entry, root)
     images = root / entry.images
+    if entry.split_file is not None:
+        listing = read_split_file(root / entry.split_file, hint=how_to_fetch(entry, split_alone=True))
+    elif entry.layout == "variant lists":
+        listing = read_variant_lists(entry, root)
+    else:
+        _present(images, entry)
+        listing = from_class_folders(
+            entry,
+            imagenet_names(root),
+            lambda folder: files.sub_folders(_present(images / folder, entry)),
+            lambda part, folders: (names for names, _ in files.image_files_in_each(images / part, folders)),
+            str(images),
+        )
     splits: dict[str, Split] = {}
     for name, split_listing in listing.splits.items():
         twin = next((other for other in splits if listing.splits[other] is split_listing), None)
@@ -94,23 +102,6 @@ def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
     return f"put into {entry.folder}/: {parts}."
 
 
-def read_listing(entry: CatalogEntry, root: Path) -> DatasetListing:
-    """Reads split files and folders of a dataset below its own folder `root`."""
-    if entry.split_file is not None:
-        return read_split_file(root / entry.split_file, hint=how_to_fetch(entry, split_alone=True))
-    if entry.layout == "variant lists":
-        return read_variant_lists(entry, root)
-    images = root / entry.images
-    _present(images, entry)
-    return from_class_folders(
-        entry,
-        imagenet_names(root),
-        lambda folder: files.sub_folders(_present(images / folder, entry)),
-        lambda part, folders: (names for names, _ in files.image_files_in_each(images / part, folders)),
-        str(images),
-    )
-
-
 def imagenet_names(root: Path) -> dict[str, str]:
     """WordNet id to class name in label order: the dataset's own `classnames.txt`, or CLIP's names."""
     path = root / "classnames.txt"
@@ -120,9 +111,8 @@ def imagenet_names(root: Path) -> dict[str, str]:
 def read_split_file(path: Path, *, hint: str) -> DatasetListing:
     """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
-    Raises:
-      ClipbiasError: the file is missing or not of this form, a path leaves the image folder, labels leave gaps, or a
-        label has two names.
+    Raises `ClipbiasError` if the file is missing or not of this form, a path leaves the image folder, labels leave
+    gaps, or a label has two names.
     """
     if not path.exists():
         raise ClipbiasError(f"there is no split file {path}; {hint}")
@@ -185,7 +175,6 @@ def from_class_folders(
     """ImageNet and its variants, from folders of WordNet ids or, for V2, of label numbers.
 
     Args:
-      entry: The catalogue entry.
       names: Class name of each WordNet id, in label order.
       folders_in: Lists the folders in a folder, of a disk or of an archive's index.
       images_in: Lists the sorted images of several folders in a folder.
@@ -256,7 +245,6 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
 
 
 def _lines(path: Path, entry: CatalogEntry) -> list[str]:
-    """The lines of a file that are not empty."""
     return [line for line in read_text(_present(path, entry)).splitlines() if line.strip()]
 
 

@@ -67,13 +67,11 @@ class Finding:
     """The result of checking one dataset.
 
     Attributes:
-      title: Its name in the table.
       state: "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
       counts: Number of "classes", and of images by split.
       expected: The same numbers in the catalogue; empty for a dataset that is not in it.
       split_hash: First 16 hex digits of the split file's sha256; "" without a split file.
       picks: Number of seeds whose few-shot picks are the published ones, and of seeds that have published ones.
-      problems: One sentence each.
     """
 
     title: str
@@ -86,12 +84,9 @@ class Finding:
 
 
 def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
-    """Checks one dataset of the catalogue below the root `data_dir`.
+    """Checks one dataset of the catalogue below `data_dir`, the root of all datasets in CoOp's layout.
 
-    Args:
-      entry: The catalogue entry.
-      data_dir: The root of all datasets in CoOp's layout.
-      decode: Decode every image too; else only that each file is there and not empty.
+    With `decode`, every image is decoded too; else each file must be there and not be empty.
     """
     expected = {"classes": entry.classes, **entry.sizes}
     state = "missing"
@@ -168,14 +163,12 @@ def table(findings: Sequence[Finding]) -> str:
         matched, golden = finding.picks
         expected = finding.expected or finding.counts
         counts = expected if finding.state == "missing" and not finding.counts else finding.counts
-        cells = [_count(counts.get(name, 0), expected.get(name, 0)) for name in ("classes", "train", "val", "test")]
+        cells = []
+        for name in ("classes", "train", "val", "test"):
+            count = counts.get(name, 0)
+            number = expected.get(name, 0)
+            cells.append(f"{count} of {number}" if count != number else str(count) if count else "-")
         picks = f"{matched}/{golden}" if golden and finding.state != "missing" else "-"
         rows.append([finding.title, finding.state, *cells, finding.split_hash or "-", picks])
     problems = [f"{finding.title}: {problem}" for finding in findings for problem in finding.problems]
     return "\n".join([tabulate(rows, header, "simple", disable_numparse=True), *problems])
-
-
-def _count(count: int, expected: int) -> str:
-    if count != expected:
-        return f"{count} of {expected}"
-    return str(count) if count else "-"

@@ -15,10 +15,7 @@ CLASS_MEASURES = ("balanced_accuracy", "macro_f1", "worst_accuracy")
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Number of images by class (rows) and predicted class (columns), int64 `[C, C]`.
 
-    Args:
-      labels: true class numbers, int `[n]`.
-      predicted: class numbers, int `[n]`; images with -1 do not count.
-      classes: `C`.
+    `labels` and `predicted` are class numbers, int `[n]`; images that are predicted as -1 do not count.
     """
     read = predicted >= 0
     pairs = labels[read].astype(np.int64) * classes + predicted[read]
@@ -57,12 +54,7 @@ def class_f1(counts: np.ndarray) -> np.ndarray:
 
 
 def class_summary(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Scores that count each class alike, however many images it has.
-
-    Args:
-      labels: true class numbers, int `[n]`.
-      predicted: class numbers, int `[n]`; images with -1 do not count, and at least one image does.
-      class_names: of the `C` classes.
+    """Scores that count each class alike, however many images it has; arguments as for `confusion`, of some images.
 
     Returns:
       `balanced_accuracy` and `macro_f1`, the means over classes of accuracy and F1; `worst_class`, the name of the

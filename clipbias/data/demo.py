@@ -25,14 +25,9 @@ DESCRIPTION = "dataset.json"  # the first member of an archive; the others are i
 
 
 def load(name: str, *, template: str | None = None) -> Dataset:
-    """Opens a demo dataset.
+    """Opens a demo dataset, one of `NAMES`, with its own prompt template or another.
 
-    Args:
-      name: One of `NAMES`.
-      template: Prompt template; None takes the dataset's own.
-
-    Raises:
-      ClipbiasError: there is no such demo dataset.
+    Raises `ClipbiasError` where there is no such demo dataset.
     """
     if name not in NAMES:
         raise ClipbiasError(f"there is no demo dataset {name!r}; known are {', '.join(NAMES)}.")
@@ -50,7 +45,14 @@ def load(name: str, *, template: str | None = None) -> Dataset:
 
     def read(key: str) -> bytes:
         content = archive.read(key)
-        return content if side is None else enlarge(content, side)
+        if side is None:
+            return content
+        # An archive has scans as they are: enlarged, they would be ten times as large, and add nothing. Here they
+        # become smooth between their pixels, so that crops have detail to show.
+        image = Image.open(io.BytesIO(content)).resize((side, side), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        image.save(buffer, "BMP")  # uncompressed, since it is decoded at once, and the same bytes with any library
+        return buffer.getvalue()
 
     splits = {}
     for split_name, keys in keys_of.items():
@@ -63,17 +65,6 @@ def load(name: str, *, template: str | None = None) -> Dataset:
             contents=checksums,
         )
     return Dataset(name, class_names, description["template"] if template is None else template, splits)
-
-
-def enlarge(scan: bytes, side: int) -> bytes:
-    """A small image file as a square one, smooth between its pixels, so that crops of it have detail to show.
-
-    An archive has scans as they are: enlarged, they would be ten times as large, and add nothing.
-    """
-    image = Image.open(io.BytesIO(scan)).resize((side, side), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    image.save(buffer, "BMP")  # uncompressed, since it is decoded at once, and the same bytes with any library
-    return buffer.getvalue()
 
 
 @functools.cache

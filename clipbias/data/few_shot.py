@@ -35,15 +35,13 @@ def few_shot(
     nothing from the stream; that is logged. The order of the result is the order of the picks.
 
     Args:
-      train: The full training split.
-      val: The full validation split, or None.
+      train, val: The full splits.
       shots: Images per class, at least 1.
       seed: The protocol's seed; the literature uses 1, 2, 3.
       class_names: For the log, which has labels without them.
       counts: Training images of each class in place of `shots`, int `[C]`, such as `imbalanced_counts`.
 
-    Returns:
-      Indices into `train` and into `val`, int64.
+    Returns: indices into `train` and into `val`, int64.
     """
     if shots < 1:
         raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")
@@ -54,22 +52,14 @@ def few_shot(
 
 
 def imbalanced_counts(available: np.ndarray, *, shots: int, seed: int, concentration: float) -> np.ndarray:
-    """Draws how many training images each class has: `shots` times the number of classes that have images, in all.
+    """Draws how many of the `available [C]` training images each class has, int64 `[C]`: on average `shots`.
 
-    Shares of the classes come from a symmetric Dirichlet distribution. Each class has at least one image and at most
-    all of its images. Each further image goes to the class with the highest share for its next image among those that
-    have one left, `share / (count + 1/2)`: counts are rounded as in Webster's apportionment.
+    Shares of the classes come from a symmetric Dirichlet distribution with a positive `concentration`; the lower, the
+    more imbalanced. Each class that has images has at least one and at most all of them. Each further image goes to the
+    class with the highest share for its next image among those that have one left, `share / (count + 1/2)`: counts are
+    rounded as in Webster's apportionment.
 
     The shares are drawn from `random.Random(seed)`, whose numbers are the same on every machine.
-
-    Args:
-      available: images of each class, int `[C]`.
-      shots: images per class on average, at least 1.
-      seed: the protocol's seed.
-      concentration: the parameter of the distribution, positive; the lower, the more imbalanced.
-
-    Returns:
-      Images of each class, int64 `[C]`; 0 for a class that has none.
     """
     stream = random.Random(seed)
     # Gamma variates, divided by their sum, are a draw of a Dirichlet distribution; only their ratios count here.
@@ -93,8 +83,7 @@ def most_confident(predicted: np.ndarray, other_odds: np.ndarray, *, shots: int 
       other_odds: `[n]`, 1/p - 1 for the probability p of that class. It stays exact where p rounds to 1.
       shots: Images per class at most, `None` for all. A class may have fewer, or none.
 
-    Returns:
-      Indices, int64, class by class, the most confident image first, and the earlier one of equal images.
+    Returns: indices, int64, class by class, the most confident image first, and the earlier one of equal images.
     """
     order = np.argsort(other_odds, kind="stable")
     by_class = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]
@@ -161,16 +150,10 @@ def wilson_interval(accuracy: float, images: float) -> tuple[float, float]:
     return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 
-def interval_words(accuracy: float, images: float, digits: int = 1) -> str:
-    """The interval of an accuracy on few images, "64.6 to 98.5"; "" on many."""
-    if images >= SMALL:
-        return ""
-    low, high = wilson_interval(accuracy, images)
-    return f"{low:.{digits}f} to {high:.{digits}f}"
-
-
 def accuracy_words(accuracy: float, images: int, what: str = "test image") -> str:
     """An accuracy with the number of images: "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"."""
     words = f"{accuracy:.2f} % of {counted(images, what)}"
-    interval = interval_words(accuracy, images)
-    return f"{words} (95 % interval {interval})" if interval else words
+    if images >= SMALL:
+        return words
+    low, high = wilson_interval(accuracy, images)
+    return f"{words} (95 % interval {low:.1f} to {high:.1f})"

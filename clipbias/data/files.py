@@ -45,23 +45,23 @@ def sub_folders(folder: Path) -> list[str]:
         else:
             with os.scandir(folder) as scan:
                 names = [entry.name for entry in scan if _is_folder(entry)]
-    return [readable_name(name, folder) for name in sorted(names) if name[0] != "."]
+    visible = [name for name in sorted(names) if name[0] != "."]
+    for name in visible:
+        if not is_unicode(name):  # it could not be written to a result file
+            raise ClipbiasError(f"the name {os.fsencode(name)!r} in {folder} is not UTF-8; rename it.")
+    return visible
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
     """Visible image files below `folder`, as sorted relative paths with forward slashes.
 
-    Links to folders inside are not followed. Images whose names are not UTF-8 are left out with a warning.
-
-    Returns:
-      Those in formats that are read, and those in others, such as HEIC without `pillow-heif`.
-
-    Raises:
-      ClipbiasError: a folder cannot be read.
+    The second list has those in formats that are not read, such as HEIC without `pillow-heif`. Links to folders inside
+    are not followed. Images whose names are not UTF-8 are left out with a warning. Raises `ClipbiasError` for a folder
+    that cannot be read.
     """
     with _readable(folder):
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
-        visible = [name for name in names if not _is_hidden(name)]
+        visible = [name for name in names if name[0] != "." and "/." not in name]
     suffixes = IMAGE_SUFFIXES | transforms.SUFFIXES if transforms.is_installed() else IMAGE_SUFFIXES
     images = [name for name in visible if suffix_of(name) in suffixes]
     others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.SUFFIXES) - suffixes]
@@ -115,10 +115,6 @@ def _local_files(top: str) -> Iterator[str]:
         yield from (f"{prefix}/{name}" if prefix else name for name in names)
 
 
-def _is_hidden(name: str) -> bool:
-    return name[0] == "." or "/." in name
-
-
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
@@ -140,13 +136,6 @@ def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[tuple[li
         yield from pool.map(image_files, [root / folder for folder in folders])
 
 
-def readable_name(name: str, place: Path) -> str:
-    """`name`, refused where its bytes are not UTF-8: it could not be written to a result file."""
-    if not is_unicode(name):
-        raise ClipbiasError(f"the name {os.fsencode(name)!r} in {place} is not UTF-8; rename it.")
-    return name
-
-
 def check_relative(relative: str, *, listed_in: str) -> str:
     """`relative` if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
     parts = relative.split("/")
@@ -161,10 +150,8 @@ def check_relative(relative: str, *, listed_in: str) -> str:
 def read_image(path: Path, *, listed_in: str = "") -> bytes:
     """The content of an image file; `listed_in` names the file that lists it, for the message.
 
-    Links are followed, but not to a device or a pipe, which may never end.
-
-    Raises:
-      UnreadableImage: it does not exist, or is not a readable file.
+    Links are followed, but not to a device or a pipe, which may never end. Raises `UnreadableImage` if it does not
+    exist, or is not a readable file.
     """
     try:
         if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
@@ -178,13 +165,7 @@ def read_image(path: Path, *, listed_in: str = "") -> bytes:
 def split_of_files(
     root: Path, keys: Sequence[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = "", upright: bool = False
 ) -> Split:
-    """A split whose keys are paths relative to `root`.
-
-    Args:
-      root: their folder.
-      keys, labels, upright: of the split.
-      listed_in: the file that lists them, for messages.
-    """
+    """A split whose keys are paths relative to `root`; `listed_in` is the file that lists them, for messages."""
     keys = tuple(keys)
     source = os.fspath(root) if is_remote(root) else os.path.realpath(root)
     return Split(

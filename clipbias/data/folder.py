@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -30,14 +29,8 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     Class names are the folder names, in Python's sort order. A missing split is made from the others by a rule that
     depends on the file names alone, and one logged line says so. A single level is divided 50/20/30 per class, and so
     is `train/` without the others. `train/` and `test/` hold out 20 % of `train/` for validation. `train/` and `val/`
-    evaluate on `val/`.
-
-    Args:
-      data_dir: The folder.
-      template: Prompt template; None takes "a photo of a {}.".
-
-    Raises:
-      ClipbiasError: no such folder, no class folder, a class without images, unreadable names.
+    evaluate on `val/`. Raises `ClipbiasError` for no such folder, no class folder, a class without images, unreadable
+    names.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
@@ -55,12 +48,28 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
             f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
         )
-    places = roots or {"all": root}
-    others: list[str] = []
+    others: list[str] = []  # images whose format is not read
     splits = {}
-    for key, place in places.items():
-        splits[key], left_out = _read_classes(place, root, class_names, every_class=key in ("all", "train"))
-        others += left_out
+    for split_name, place in (roots or {"all": root}).items():
+        unknown = sorted(set(files.sub_folders(place)) - set(class_names))
+        if unknown:
+            raise ClipbiasError(
+                f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove "
+                "it."
+            )
+        keys: list[str] = []
+        counts: list[int] = []
+        prefix = "".join(f"{part}/" for part in place.relative_to(root).parts)
+        files_by_class = files.image_files_in_each(place, class_names)
+        for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
+            if not names and split_name in ("all", "train"):  # every class needs an image there
+                why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
+                raise ClipbiasError(f"the class folder {place / class_name} has no image{why}; add some or remove it.")
+            others += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
+            keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
+            counts.append(len(names))
+        labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        splits[split_name] = files.split_of_files(root, keys, labels, upright=True)
     files.warn_of_others(root, others)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
@@ -110,31 +119,3 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
         test.append(indices[val_count : val_count + test_count])
         train.append(indices[val_count + test_count :])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), np.sort(np.concatenate(test))
-
-
-def _read_classes(
-    folder: Path, root: Path, class_names: tuple[str, ...], *, every_class: bool
-) -> tuple[Split, list[str]]:
-    """All images of one split folder, keys relative to `root`, and those whose format is not read.
-
-    `every_class` requires an image of each.
-    """
-    unknown = sorted(set(files.sub_folders(folder)) - set(class_names))
-    if unknown:
-        raise ClipbiasError(
-            f"{folder} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove it."
-        )
-    keys: list[str] = []
-    counts: list[int] = []
-    others: list[str] = []
-    prefix = "".join(f"{part}/" for part in folder.relative_to(root).parts)
-    files_by_class = files.image_files_in_each(folder, class_names)
-    for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
-        if not names and every_class:
-            why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
-            raise ClipbiasError(f"the class folder {folder / class_name} has no image{why}; add some or remove it.")
-        others += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
-        keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
-        counts.append(len(names))
-    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return files.split_of_files(root, keys, labels, upright=True), others

@@ -50,18 +50,16 @@ class HeldOut:
 
 
 def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: bool = False) -> HeldOut:
-    """Holds out images by the rule.
+    """Holds out images by the rule, of a validation split without test images or of a run's training images.
 
-    Args:
-      train: the training images of a run.
-      validation: the validation split without test images; `None` or empty where there is none.
-      seed: of the order of each class's images, from which the first are taken.
-      calibrates: whether images are needed for calibration too. Then they are dealt in turn, the first one of each
-        class chooses. Fewer than ten of these cannot calibrate, and all choose. Training images never calibrate.
+    Of each class's images, in an order drawn with the seed, the first are taken. Where images are needed to calibrate,
+    too, those of validation are dealt in turn; the first one of each class chooses. Fewer than ten cannot calibrate,
+    and all choose. Training images never calibrate.
     """
     if validation is not None and len(validation):
         by_class = _by_class(validation, seed)
-        calibrating = [_left_over(rows) for rows in by_class]
+        # Of each class every second image calibrates, and all beyond those that choose.
+        calibrating = [rows[~np.isin(rows, rows[::2][:MOST_TO_CHOOSE])] for rows in by_class]
         if not calibrates or sum(map(len, calibrating)) < FEWEST_TO_CALIBRATE:
             return HeldOut(train, _subset(validation, [rows[:MOST_TO_CHOOSE] for rows in by_class]))
         choosing = [np.setdiff1d(rows, rest) for rows, rest in zip(by_class, calibrating, strict=True)]
@@ -86,12 +84,8 @@ def left_to_calibrate(
 ) -> Split | None:
     """The images that prediction sets are calibrated on: they neither train nor select a setting.
 
-    Args:
-      protocol: of the run, whose validation images are not divided yet.
-      seed: of the order of each class's images.
-      selects: whether held-out images select a setting; else all validation images calibrate.
-      trains: whether the method learns from training images; else these calibrate where there are no others.
-      required: whether there must be such images.
+    Where no held-out image `selects` a setting, all validation images calibrate. Where the method never `trains`,
+    training images calibrate if there are no others.
 
     Returns:
       At most about 1,000 images, as many of each class where there are more; `None` where fewer than ten are left.
@@ -131,14 +125,8 @@ def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
 def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
     """The protocol in which one training image of each class selects settings, and the others train (HOSO, 2603.04341).
 
-    No other image is seen: none calibrates. A class with a single training image keeps it for training.
-
-    Args:
-      protocol: with labelled training images.
-      seed: of the choice of the images.
-
-    Raises:
-      ClipbiasError: no class has a second training image.
+    No other image is seen: none calibrates. A class with a single training image keeps it for training. Raises
+    `ClipbiasError` where no class has a second one.
     """
     source = protocol.source
     train = source.split("train")
@@ -169,12 +157,6 @@ def _by_class(split: Split, seed: int) -> list[np.ndarray]:
     """The images of each class that has any, in an order drawn with the seed."""
     order = np.random.default_rng(seed).permutation(len(split))
     return [order[split.labels[order] == label] for label in np.unique(split.labels)]
-
-
-def _left_over(rows: np.ndarray) -> np.ndarray:
-    """Of the images of a class those that calibrate: every second one, and all beyond those that choose."""
-    choosing = rows[::2][:MOST_TO_CHOOSE]
-    return rows[~np.isin(rows, choosing)]
 
 
 def _subset(split: Split, by_class: list[np.ndarray]) -> Split:

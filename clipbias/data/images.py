@@ -34,14 +34,12 @@ ElementWork = tuple[Sequence[Callable[[], None]], Callable[[], _T]]
 
 
 class Workers(ThreadPoolExecutor):
-    """A fixed number of threads; consumers that run at the same time share them.
+    """A fixed `count` of threads; consumers that run at the same time share them.
 
-    Attributes:
-      count: number of threads.
+    `None` takes one for each processor that this process may use.
     """
 
     def __init__(self, count: int | None = None) -> None:
-        """`count` threads; `None` takes one for each processor that this process may use."""
         self.count = count or processors()
         super().__init__(self.count, thread_name_prefix="images")
 
@@ -81,11 +79,8 @@ class Ahead(Iterator[_T], Generic[_T]):
         """Makes nothing yet.
 
         Args:
-          workers: the threads.
-          numbers: numbers of the elements.
-          begin: returns an element's pieces; called in the consumer's thread.
-          pieces: pieces of an element.
-          size: bytes of an element.
+          begin: returns an element's pieces, given its number; called in the consumer's thread.
+          pieces, size: number of pieces and bytes of an element.
           busy: whether the consumer's device still has work, so that waiting for the next element costs nothing.
         """
         self._workers = workers
@@ -307,15 +302,9 @@ class Images:
 def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers) -> None:
     """Decodes images once, into their caches, so that a training names all that it cannot read before its first step.
 
-    Over `MOST_CHECKED` images are not read: each is named when a batch needs it.
-
-    Args:
-      lists: the images of the training.
-      resizing: how a training without augmentation keeps images; `None` keeps them whole.
-      workers: the threads.
-
-    Raises:
-      UnreadableImage: it names some of the images, and the number of all.
+    Over `MOST_CHECKED` images are not read: each is named when a batch needs it. `resizing` is how a training without
+    augmentation keeps images; `None` keeps them whole. Raises `UnreadableImage` if it names some of the images, and the
+    number of all.
     """
     places = {
         (id(images.cache), key): (images, index)

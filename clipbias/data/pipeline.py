@@ -35,11 +35,9 @@ class Source:
     """Makes the batches of a list of images, each in pieces that any threads may make in any order.
 
     Attributes:
-      images: The list.
       numbers: Numbers of the batches.
       shape: Shape of a batch's images, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
       row: By batch number and row: the pixels of the image, or None if the row has none, and its label.
-      dtype: Type of the pixels.
       skip: Whether images that cannot be read are masked and counted (`Images.unreadable`), not raised.
     """
 
@@ -91,15 +89,12 @@ class Source:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches that measures how long its consumer waits. A notice to stop ends it.
+    """An iterator of `count` batches that measures how long its consumer waits. A notice to stop ends it.
 
-    Attributes:
-      count: Number of batches.
-      skipped: Number of unreadable images masked so far, with `on_error="skip"`.
+    It starts with the first `next`; batches are then made ahead of use.
     """
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
-        """Starts with the first `next`; batches are then made ahead of use."""
         self.source = source
         self.count = len(source.numbers)
         self._ahead: Ahead[Batch] = Ahead(
@@ -122,6 +117,7 @@ class Batches(Iterator[Batch]):
 
     @property
     def skipped(self) -> int:
+        """Number of unreadable images masked so far, with `on_error="skip"`."""
         return len(self.source.images.unreadable)
 
 
@@ -158,11 +154,8 @@ def train_source(
     """Shuffled, augmented batches of all epochs, from step `start_step` on.
 
     Args:
-      images: The training images.
-      resizing: How an image gets the size of the model's input, R.
       batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
       seed: Keys the order and the augmentations.
-      epochs: Passes over the data.
       start_step: Steps already done, counted over all epochs; continuing costs nothing.
       shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on of every batch. The last
         hosts' missing rows are padded and masked.
@@ -250,8 +243,6 @@ def test_batches(
     """Every image once, in list order; the last batch is padded and masked.
 
     Args:
-      split: The images to evaluate.
-      resizing: How an image gets the size of the model's input, R.
       batch_size: B over all hosts, a multiple of their number.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
       on_error: As for `train_source`.

@@ -44,7 +44,6 @@ class EvalProtocol:
     """Training images and evaluations.
 
     Attributes:
-      protocol: The protocol's name.
       source: The training classes; its "train" and optional "val" split are the few-shot split.
       evaluations: What to evaluate, in the table's order.
       validation: Returns the images that select settings, or None. They are the dataset's "val" split of the training
@@ -72,11 +71,7 @@ def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
 
 
 def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float = CONCENTRATION) -> EvalProtocol:
-    """As `few_shot`, but `shots` images per class on average, shared out as a Dirichlet distribution draws it.
-
-    Every class has at least one training image. Test images are all. `concentration` is the distribution's parameter
-    (`few_shot.imbalanced_counts`).
-    """
+    """As `few_shot`, but `shots` images per class on average, shared out by `few_shot.imbalanced_counts`."""
     labels = dataset.split("train").labels
     available = np.bincount(labels, minlength=len(dataset.class_names))
     counts = imbalanced_counts(available, shots=shots, seed=seed, concentration=concentration)
@@ -156,10 +151,8 @@ def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, se
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
     """Trains on one dataset, evaluates on shifted sets of the same classes or of a part of them.
 
-    Classes are matched by `class_ids` where both have them, else by name.
-
-    Raises:
-      ClipbiasError: a target has a class that the source has not.
+    Classes are matched by `class_ids` where both have them, else by name. Raises `ClipbiasError` if a target has a
+    class that the source has not.
     """
     evaluations = [_same_classes(source.name, source)]
     for target in targets:
@@ -200,8 +193,7 @@ MULTI_DATASET = ("cross_dataset", "domain_generalization")
 def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tuple[str, ...]:
     """The datasets that a protocol tests besides `source`: those that are given, else the literature's.
 
-    Raises:
-      ClipbiasError: targets are given for a protocol within one dataset.
+    Raises `ClipbiasError` if targets are given for a protocol within one dataset.
     """
     if targets and protocol not in MULTI_DATASET:
         raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
@@ -237,13 +229,11 @@ def make_protocol(
       protocol: A key of `PROTOCOLS`.
       source: The dataset to train on.
       load: Opens a dataset by name.
-      shots: Training images per class; not used by "full".
-      seed: The draw's seed; not used by "full".
+      shots, seed: Training images per class, and the draw's seed; not used by "full".
       targets: Further datasets to evaluate on; None takes the literature's.
       concentration: Of "imbalanced".
 
-    Raises:
-      ClipbiasError: an unknown protocol, or targets for a protocol within one dataset.
+    Raises `ClipbiasError` for an unknown protocol, or targets for a protocol within one dataset.
     """
     if protocol not in PROTOCOLS:
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")

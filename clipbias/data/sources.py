@@ -14,7 +14,7 @@ from absl import logging
 from clipbias.checks import check_text, shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import benchmark, catalog, demo, folder, tables
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import Dataset
 from clipbias.data.folder import SPLIT_OF, complete_splits
 from clipbias.data.tables import from_hub_dataset, is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
@@ -73,7 +73,11 @@ def load(
 
             return tfds.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
-            return _catalogue(name, data_dir, template, **options)
+            from clipbias.data import shards
+
+            if data_dir is not None and (built := shards.find(name, data_path(data_dir))) is not None:
+                return shards.load(built, template=template, **options)
+            return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
         if name in demo.NAMES:
             return demo.load(name, template=template, **options)
     except TypeError as error:
@@ -94,30 +98,24 @@ def unknown_name(name: str) -> ClipbiasError:
     return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
 
 
-def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, /, **options: Any) -> Dataset:
-    from clipbias.data import shards
-
-    if data_dir is not None and (built := shards.find(name, data_path(data_dir))) is not None:
-        return shards.load(built, template=template, **options)
-    return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
-
-
 SHOWN = 5  # classes whose images are counted in a message
 
 
 def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
-    """Why a dataset cannot be used for a run, in a sentence; `None` if it can.
-
-    Args:
-      dataset: the opened dataset.
-      trains: whether training images are needed besides test images.
-    """
+    """Why a dataset cannot be used for a run, in a sentence; `None` if it can. Not every run needs training images."""
     needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
     for split, use in needed.items():
-        if not len(dataset.splits.get(split, ())):
-            present = [f"{name}: {_counts(dataset, name)}" for name, images in dataset.splits.items() if len(images)]
-            content = ", ".join(present) or "no image"
-            return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
+        if len(dataset.splits.get(split, ())):
+            continue
+        present = []
+        for name, images in dataset.splits.items():
+            counts = np.bincount(images.labels, minlength=len(dataset.class_names))
+            classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
+            more = f" and {len(classes) - SHOWN} more classes" if len(classes) > SHOWN else ""
+            if len(images):
+                present.append(f"{name}: {', '.join(classes[:SHOWN])}{more}")
+        content = ", ".join(present) or "no image"
+        return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
     return None
 
 
@@ -127,7 +125,6 @@ def open_datasets(
     """Opens all datasets of a sweep before its first run.
 
     Args:
-      load: opens a dataset by its name.
       trains: `trains` of `describe_missing` by name.
       skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
 
@@ -152,13 +149,6 @@ def open_datasets(
     for problem in problems:
         logging.warning("Left out: %s", problem)
     return datasets
-
-
-def _counts(dataset: Dataset, split: str) -> str:
-    """The images of a split by class: "cat 1, dog 1"."""
-    counts = np.bincount(dataset.splits[split].labels, minlength=len(dataset.class_names))
-    shown = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
-    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more classes" if len(shown) > SHOWN else "")
 
 
 TABLES = (".csv", ".jsonl")
@@ -194,12 +184,8 @@ def from_arrays(
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")
     whole = labelled_split(pictures, labels, names)
-    return Dataset(name, names, template, complete_splits(_divided(whole, splits), name))
-
-
-def _divided(whole: Split, splits: Sequence[str] | None) -> dict[str, Split]:
     if splits is None:
-        return {"all": whole}
+        return Dataset(name, names, template, complete_splits({"all": whole}, name))
     if isinstance(splits, str) or len(splits) != len(whole):
         raise ClipbiasError(
             f"splits is {shown(splits)}; give one of train, val and test for each of {len(whole)} images."
@@ -210,14 +196,14 @@ def _divided(whole: Split, splits: Sequence[str] | None) -> dict[str, Split]:
     of_each = np.asarray([SPLIT_OF[split] for split in splits])
     if "train" not in of_each:
         raise ClipbiasError("no image is for training; give some the split 'train'.")
-    return {split: whole.subset(np.flatnonzero(of_each == split)) for split in dict.fromkeys(of_each.tolist())}
+    parts = {split: whole.subset(np.flatnonzero(of_each == split)) for split in dict.fromkeys(of_each.tolist())}
+    return Dataset(name, names, template, complete_splits(parts, name))
 
 
 def open_images(source: T) -> T | Dataset:
     """A dataset where it is given by its name, by the path of a folder or a table, or as Hugging Face's; else `source`.
 
-    Raises:
-      ClipbiasError: there is no such dataset, folder or table.
+    Raises `ClipbiasError` if there is no such dataset, folder or table.
     """
     if is_hub_dataset(source):
         return from_hub_dataset(source)

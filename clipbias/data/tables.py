@@ -42,10 +42,8 @@ def load(
     Args:
       data_dir: The `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder and stay below
         it.
-      template: Prompt template; None takes "a photo of a {}.".
       class_names: Names of integer labels 0, 1, ...; None takes the labels themselves as names, sorted.
-      path_column: The column or key that holds the path.
-      label_column: The column or key that holds the label.
+      path_column, label_column: The columns or keys that hold path and label.
 
     Raises:
       ClipbiasError: no such file, a missing column, an unknown split, a path that leaves the folder.
@@ -195,11 +193,9 @@ def _is_table(source: object) -> bool:
 def from_hub_dataset(source: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
     """The pictures and labels of a table, or of several by the name of their split; pictures are read when used.
 
-    A single table serves for training and for testing, whichever is done with it.
-
-    Raises:
-      ClipbiasError: a table has not one column of images and one of class labels, a row has no label, the tables differ
-        in their classes, or a split has an unknown name.
+    A single table serves for training and for testing, whichever is done with it. Raises `ClipbiasError` if a table has
+    not one column of images and one of class labels, a row has no label, the tables differ in their classes, or a split
+    has an unknown name.
     """
     if not isinstance(source, Mapping):
         split, names = _read(source, "row")

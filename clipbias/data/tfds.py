@@ -66,7 +66,11 @@ def find_or_make(
     index = make()
     for path in places:
         try:
-            _write(path, records, index)
+            content = io.BytesIO()
+            ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
+            np.savez(content, of=np.array(records), labels=index.labels, ids=ids, positions=index.positions)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content.getvalue())
             break
         except ClipbiasError as error:
             logging.warning("The index of %s is not kept here: %s", folder, error)
@@ -75,14 +79,6 @@ def find_or_make(
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _write(path: epath.Path, records: str, index: RecordIndex) -> None:
-    ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
-    content = io.BytesIO()
-    np.savez(content, of=np.array(records), labels=index.labels, ids=ids, positions=index.positions)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getvalue())
 
 
 def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
@@ -243,8 +239,7 @@ class PreparedDataset:
 def records_path(path: str | os.PathLike) -> Path:
     """A path below which records lie. The only buckets that array_record reads are Google's; it does so by itself.
 
-    Raises:
-      ClipbiasError: as `io.user_path`, and of gs:// as `io.data_path`.
+    Raises `ClipbiasError` as `io.user_path`, of gs:// as `io.data_path`.
     """
     return files.data_path(path) if str(path).startswith("gs://") else files.user_path(path)
 
@@ -252,11 +247,11 @@ def records_path(path: str | os.PathLike) -> Path:
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
     """The newest prepared version of `builder` below `data_dir`.
 
-    Raises:
-      ClipbiasError: none is prepared, only versions that are too old are, or it is not array_record.
+    Raises `ClipbiasError` if none is prepared, only versions that are too old are, or it is not array_record.
     """
     place = epath.Path(records_path(data_dir)) / builder
-    versions = [path for path in place.iterdir() if _is_prepared(path)] if place.exists() else []
+    folders = [path for path in place.iterdir() if _VERSION.fullmatch(path.name)] if place.exists() else []
+    versions = [path for path in folders if (path / "dataset_info.json").exists()]
     candidates = [path for path in versions if _key(path.name) >= _key(lowest_version)]
     if not candidates:
         present = f"only version {', '.join(sorted(path.name for path in versions))}" if versions else "nothing"
@@ -299,10 +294,6 @@ def _first_words(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _is_prepared(path: epath.Path) -> bool:
-    return bool(_VERSION.fullmatch(path.name)) and (path / "dataset_info.json").exists()
-
-
 def _key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
@@ -324,7 +315,6 @@ def load(
     Args:
       name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
       data_dir: TFDS's data folder; None takes ~/tensorflow_datasets.
-      template: Prompt template; None takes the catalogue's.
       split: "coop" imposes the benchmark's split, labels and class names by file name; "builder" takes the builder's
         split, dividing where one is missing. None is "coop" where no split file is needed (ImageNet and its
         variants), else "builder".
@@ -339,7 +329,12 @@ def load(
 
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     builder = name.removeprefix("tfds/")
-    entry = find_entry(builder)
+    entry = None  # with this name, or with this builder, whose configuration may be left out
+    for candidate in catalog.ENTRIES.values():
+        known = candidate.tfds.builder if candidate.tfds else ""
+        if builder in (candidate.name, known, known.split("/")[0]):
+            entry = candidate
+            break
     stock = None if entry is None else entry.tfds
     if entry is not None and stock is None:
         raise ClipbiasError(
@@ -360,15 +355,6 @@ def load(
         return _with_builder_split(name, entry, stock, prepared, template)
     split_dir = data_dir if split_dir is None else split_dir
     return _with_benchmark_split(name, entry, stock, prepared, template, split_dir)
-
-
-def find_entry(name: str) -> CatalogEntry | None:
-    """The entry with this catalogue name, or with this builder, whose configuration may be left out."""
-    for entry in catalog.ENTRIES.values():
-        builder = entry.tfds.builder if entry.tfds else ""
-        if name in (entry.name, builder, builder.split("/")[0]):
-            return entry
-    return None
 
 
 def _with_builder_split(
@@ -428,6 +414,13 @@ def _with_benchmark_split(
     listing = _listing(entry, stock, [paths[number] for number in available.values()], split_dir)
     missing: list[str] = []
     splits: dict[str, Split] = {}
+    ends = np.cumsum([len(records.ids) for records in parts])
+
+    def read(index: int, numbers: np.ndarray) -> bytes:  # `numbers` are counted through all parts
+        part = int(np.searchsorted(ends, numbers[index], side="right"))
+        first = ends[part] - len(parts[part].ids)
+        return parts[part].read(int(numbers[index] - first))
+
     for split_name, (keys, labels) in listing.splits.items():
         numbers = np.fromiter((available.get(_fold(key, stock), -1) for key in keys), np.int64, len(keys))
         missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
@@ -436,7 +429,7 @@ def _with_benchmark_split(
         splits[split_name] = Split(
             present_keys,
             labels[present],
-            _read_from(parts, numbers[present]),
+            functools.partial(read, numbers=numbers[present]),
             source=str(prepared.folder),
             contents=prepared.sizes,
         )
@@ -475,15 +468,3 @@ def _listing(
 
 def _fold(path: str, stock: TfdsBuilder) -> str:
     return path.lower() if stock.ignore_case else path
-
-
-def _read_from(parts: Sequence[Records], numbers: np.ndarray) -> Callable[[int], bytes]:
-    """`Split.read` of examples whose records have these `numbers`, counted through all `parts`."""
-    ends = np.cumsum([len(records.ids) for records in parts])
-
-    def read(index: int) -> bytes:
-        part = int(np.searchsorted(ends, numbers[index], side="right"))
-        first = ends[part] - len(parts[part].ids)
-        return parts[part].read(int(numbers[index] - first))
-
-    return read

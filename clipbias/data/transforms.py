@@ -32,14 +32,6 @@ def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
 
-def _rotate(image: Image.Image, level: float, sign: int) -> Image.Image:
-    return image.rotate(sign * int(3 * level), resample=Image.Resampling.BILINEAR)
-
-
-def _solarize(image: Image.Image, level: float, sign: int) -> Image.Image:
-    return ImageOps.solarize(image, 256 - int(25.6 * level))
-
-
 def _pixels(image: Image.Image, level: float, sign: int) -> int:
     """The pixels that an image is moved by: at most seven of 224."""
     return sign * int(level * image.size[0] / 30)
@@ -49,8 +41,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "autocontrast": lambda image, level, sign: ImageOps.autocontrast(image),
     "equalize": lambda image, level, sign: ImageOps.equalize(image),
     "posterize": lambda image, level, sign: ImageOps.posterize(image, 4),
-    "rotate": _rotate,
-    "solarize": _solarize,
+    "rotate": lambda image, level, sign: image.rotate(sign * int(3 * level), resample=Image.Resampling.BILINEAR),
+    "solarize": lambda image, level, sign: ImageOps.solarize(image, 256 - int(25.6 * level)),
     "shear_x": lambda image, level, sign: _affine(image, (1, sign * 0.03 * level, 0, 0, 1, 0)),
     "shear_y": lambda image, level, sign: _affine(image, (1, 0, 0, sign * 0.03 * level, 1, 0)),
     "translate_x": lambda image, level, sign: _affine(image, (1, 0, _pixels(image, level, sign), 0, 1, 0)),
@@ -159,8 +151,7 @@ def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image
       path: The file's path, or another name for messages.
       upright: Whether the image is turned as its EXIF orientation says. The public code ignores it.
 
-    Raises:
-      UnreadableImage: the bytes are not a whole image.
+    Raises `UnreadableImage` for bytes that are not a whole image.
     """
     if not encoded:
         raise UnreadableImage(path, f"the image {path} is empty (0 bytes)")
@@ -197,14 +188,6 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def on_white(image: Image.Image) -> Image.Image:
-    """A Pillow image in mode "RGB" as transformers makes it: what is transparent shows white."""
-    if not is_transparent(image):
-        return as_rgb(image)
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def is_plain(picture: Picture) -> bool:
@@ -293,36 +276,28 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
     """
     side = resizing.side
     picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    picture = _before_resizing(_middle(picture), resizing)
+    longest = LONGEST * min(picture.size)
+    if max(picture.size) > longest:  # resizing all of a line of pixels would fill the memory
+        left, top = (max(0, length - longest) // 2 for length in picture.size)
+        picture = picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
+    picture = _before_resizing(picture, resizing)
     resized_side = side if resizing.size is None else resizing.size
     width = height = resized_side
     if not resizing.whole:
         width, height = (int(resized_side * length / min(picture.size)) for length in picture.size)
     # Pillow takes the nearest pixel of a palette whatever the filter, as open_clip then does.
     resized = as_rgb(picture.resize((width, height), Image.Resampling[resizing.resampling.upper()]))
-    left, top = (_margin(length - side, resizing.library) for length in (width, height))
+    margins = (width - side, height - side)
+    left, top = (excess // 2 if resizing.library == "transformers" else round(excess / 2) for excess in margins)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
 
 
 def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
     """A picture in the mode in which its library resizes it; grey levels of 16 bits always as `as_rgb` reads them."""
-    if resizing.library == "transformers":
-        return on_white(picture)
-    return as_rgb(picture) if picture.mode.startswith("I;16") else picture
-
-
-def _middle(picture: Image.Image) -> Image.Image:
-    """The middle of a long picture: resizing all of it first would fill the memory if it is a line of pixels."""
-    longest = LONGEST * min(picture.size)
-    if max(picture.size) <= longest:
-        return picture
-    left, top = (max(0, length - longest) // 2 for length in picture.size)
-    return picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
-
-
-def _margin(excess: int, library: str) -> int:
-    """The pixels before the centre of which `excess` pixels are cut off on both sides."""
-    return excess // 2 if library == "transformers" else round(excess / 2)
+    if resizing.library == "transformers" and is_transparent(picture):  # which then shows white
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return as_rgb(picture) if resizing.library == "transformers" or picture.mode.startswith("I;16") else picture
 
 
 def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = False) -> np.ndarray:

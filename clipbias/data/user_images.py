@@ -45,8 +45,7 @@ def is_path(image: object) -> TypeGuard[str | os.PathLike]:
 def as_array(images: object) -> Any:
     """Arrays of JAX and tensors of torch as NumPy arrays, anything else as it is.
 
-    Raises:
-      ClipbiasError: NumPy has no such type of numbers.
+    Raises `ClipbiasError` if NumPy has no such type of numbers.
     """
     if isinstance(images, np.ndarray | Image.Image) or not hasattr(images, "shape"):
         return images
@@ -64,10 +63,8 @@ def as_array(images: object) -> Any:
 def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
     """The pictures as a sequence, and whether it was a single one.
 
-    An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several.
-
-    Raises:
-      ClipbiasError: it is nothing of the kind.
+    An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several. Raises
+    `ClipbiasError` if it is nothing of the kind.
     """
     images = as_array(pictures)
     if is_path(images) and (folder := data_path(images)).is_dir():
@@ -186,7 +183,13 @@ def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str])
 
     def read(index: int) -> bytes:
         image = pictures[index]
-        return read_image(data_path(image)) if is_path(image) else _png(to_picture(image, f"image {index}"))
+        if is_path(image):
+            return read_image(data_path(image))
+        picture = to_picture(image, f"image {index}")
+        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+        file = io.BytesIO()  # written fast rather than small, in RGB where PNG lacks the mode
+        (picture if picture.mode in PNG_MODES else as_rgb(picture)).save(file, format="PNG", compress_level=1)
+        return file.getvalue()
 
     return Split(keys, numbers, read, source=os.getcwd() if relative else "", upright=True, contents=file_sizes)
 
@@ -235,11 +238,3 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
             f"{len(class_names) - 1}."
         )
     return array.astype(np.int32)
-
-
-def _png(picture: Image.Image | np.ndarray) -> bytes:
-    """A picture as a PNG file, written fast rather than small; RGB where that format lacks its mode."""
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    file = io.BytesIO()
-    (image if image.mode in PNG_MODES else as_rgb(image)).save(file, format="PNG", compress_level=1)
-    return file.getvalue()

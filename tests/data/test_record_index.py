@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,14 @@ def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
 def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog) -> None:
     root, read = copied
     place(root).unlink()
-    original = tfds._write
+    original = tfds.atomic_path
 
-    def refused(path: epath.Path, *rest: object) -> None:
+    def refused(path: epath.Path) -> AbstractContextManager[Path]:
         if str(path).startswith(str(root)):
             raise ClipbiasError(f"cannot write {path}: Read-only file system.")
-        original(path, *rest)
+        return original(path)
 
-    monkeypatch.setattr(tfds, "_write", refused)
+    monkeypatch.setattr(tfds, "atomic_path", refused)
     with caplog.at_level("INFO"):
         assert_opens(root, built[1])
     assert "is not kept here" in caplog.text and "Read-only" in caplog.text
