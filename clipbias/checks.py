@@ -1,5 +1,6 @@
 """Checks of values that come from a user: each returns the value, or raises one sentence with what it must be."""
 
+import contextlib
 import dataclasses
 import math
 import numbers
@@ -73,35 +74,14 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 def check_value(name: str, value: object, kind: object) -> None:
     """A value of an annotated type, such as a method's option or a setting of a configuration.
 
-    Args:
-      name: what the message calls it.
-      value: from a user.
-      kind: `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, `list[X]`, `dict[str, X]`, a union of these, or one
-        of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value.
-
-    Raises:
-      ClipbiasError: the value is of another type or out of range.
+    The type is `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, `list[X]`, `dict[str, X]`, a union of these, or
+    one of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value. Raises
+    `ClipbiasError` for a value of another type or out of range.
     """
     limits: object = None
     if get_origin(kind) is Annotated:
         kind, limits, *_ = get_args(kind)
     origin = get_origin(kind)
-    if kind in (bool, int, float, str):
-        _check_plain(name, value, kind, limits)
-    elif origin in (types.UnionType, Union):
-        _check_union(name, value, kind)
-    elif origin in (tuple, list):
-        _check_list(name, value, kind)
-    elif origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise ClipbiasError(f"{name} is {shown(value)}; it must hold values by name.")
-        for key, item in value.items():
-            check_value(f"{name}[{shown(key)}]", item, get_args(kind)[1])
-    elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
-
-
-def _check_plain(name: str, value: object, kind: object, limits: object) -> None:
     bounds = limits if isinstance(limits, Range) else Range()
     if kind is bool and not isinstance(value, bool):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
@@ -113,15 +93,21 @@ def _check_plain(name: str, value: object, kind: object, limits: object) -> None
         check_choice(name, value, limits.texts)
     elif kind is str:
         check_text(name, value)
-
-
-def _check_list(name: str, value: object, kind: object) -> None:
-    if not isinstance(value, list | tuple):
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
-    inner = get_args(kind)
-    if inner[1:] in ((...,), ()):
-        for item in value:
+    elif origin in (types.UnionType, Union):
+        _check_union(name, value, kind)
+    elif origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
+        inner = get_args(kind)
+        for item in value if inner[1:] in ((...,), ()) else ():
             check_value(name, item, inner[0])
+    elif origin in (dict, Mapping):
+        if not isinstance(value, Mapping):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must hold values by name.")
+        for key, item in value.items():
+            check_value(f"{name}[{shown(key)}]", item, get_args(kind)[1])
+    elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
 
 
 def _check_union(name: str, value: object, kind: object) -> None:
@@ -129,9 +115,11 @@ def _check_union(name: str, value: object, kind: object) -> None:
     parts = get_args(kind)
     others = [part for part in parts if part is not type(None)]
     if len(parts) != 2 or len(others) != 1:
-        if not any(_accepts(value, part) for part in parts):
-            raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
-        return
+        for part in parts:
+            with contextlib.suppress(ClipbiasError):
+                check_value("", value, part)
+                return
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
     if value is None:
         return
     if isinstance(value, str) and not value:
@@ -140,14 +128,6 @@ def _check_union(name: str, value: object, kind: object) -> None:
         check_value(name, value, others[0])
     except ClipbiasError as error:
         raise ClipbiasError(f"{str(error).removesuffix('.')}, or None.") from None
-
-
-def _accepts(value: object, kind: object) -> bool:
-    try:
-        check_value("", value, kind)
-    except ClipbiasError:
-        return False
-    return True
 
 
 def check_fields(instance: "DataclassInstance") -> None:

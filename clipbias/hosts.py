@@ -62,10 +62,8 @@ def start() -> None:
     """Joins the processes of a cluster, if there is one, before any device is touched.
 
     A cluster is announced by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, by
-    SLURM or Open MPI with several tasks, or by a TPU pod.
-
-    Raises:
-      ClipbiasError: one of the variables is not a number.
+    SLURM or Open MPI with several tasks, or by a TPU pod. Raises `ClipbiasError` if one of the variables is not a
+    number.
     """
     import jax
 
@@ -188,12 +186,7 @@ def _room(length: int) -> int:
 def assert_same(what: str, value: object) -> None:
     """Checks that all processes have the same JSON value, such as a hash. All processes must call this.
 
-    Args:
-      what: names the value in the message: "the images of demo/digits".
-      value: the value of this process.
-
-    Raises:
-      ClipbiasError: in all processes, if the values differ.
+    Raises `ClipbiasError` in all processes if the values differ; `what` names them: "the images of demo/digits".
     """
     first, *others = gather(value)
     for process, other in enumerate(others, start=1):

@@ -55,8 +55,7 @@ def cache_folder() -> Path:
 def user_path(path: str | os.PathLike) -> Path:
     """A user's path on a disk, with `~` resolved; the file need not exist.
 
-    Raises:
-      ClipbiasError: it is no path, it is in a bucket or on the web, or nothing can be opened there.
+    Raises `ClipbiasError` if it is no path, it is in a bucket or on the web, or nothing can be opened there.
     """
     if not isinstance(path, str | os.PathLike):
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
@@ -153,8 +152,7 @@ def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
 def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
     """The value in a JSON file, of type `kind`; `what` is the file's purpose, for the message.
 
-    Raises:
-      ClipbiasError: it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
+    Raises `ClipbiasError` if it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
     """
     text = read_text(path)
     try:
@@ -166,8 +164,7 @@ def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The objects in a JSONL file; none if it does not exist. A line that a crash cut short is left out.
 
-    Raises:
-      ClipbiasError: the file cannot be read.
+    Raises `ClipbiasError` if the file cannot be read.
     """
     if not (data_path(path).exists() if is_remote(path) else os.path.lexists(path)):
         return []
@@ -187,10 +184,8 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path, which becomes `path` when the block ends without an error.
 
-    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole.
-
-    Raises:
-      ClipbiasError: the folder cannot be written, or the disk is full.
+    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole. Raises
+    `ClipbiasError` if the folder cannot be written, or the disk is full.
     """
     with _temporary(path, "the previous file, if any, is intact") as temporary:
         yield temporary
@@ -212,8 +207,7 @@ def check_new_folder(path: str | os.PathLike) -> None:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder, which becomes `path` when the block ends without an error.
 
-    Raises:
-      ClipbiasError: `path` exists and is not an empty folder, or cannot be written.
+    Raises `ClipbiasError` if `path` exists and is not an empty folder, or cannot be written.
     """
     check_new_folder(path)
     path = data_path(path)
@@ -278,10 +272,8 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
 def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Makes a work folder and locks it within the block. A lock that is not `shared` removes files of killed writers.
 
-    Several processes may share a folder. In a bucket nothing is locked.
-
-    Raises:
-      ClipbiasError: the folder cannot be written, or another process works in it.
+    Several processes may share a folder. In a bucket nothing is locked. Raises `ClipbiasError` if the folder cannot be
+    written, or another process works in it.
     """
     if is_remote(folder):
         logging.warning("%s is in a bucket, which has no locks; make sure that no other process works there.", folder)
@@ -324,8 +316,7 @@ def is_locked(folder: Path) -> bool:
 def lock_file(file: int, how: int) -> bool:
     """Locks an open file as `flock` does, without waiting; false on network file systems that have no locks.
 
-    Raises:
-      BlockingIOError: another process has locked it.
+    Raises `BlockingIOError` if another process has locked it.
     """
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)

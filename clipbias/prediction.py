@@ -60,8 +60,7 @@ class Prediction:
     def sets(self) -> list[tuple[str, ...]]:
         """The classes of each picture's prediction set, the most likely first; none where it could not be read.
 
-        Raises:
-          ClipbiasError: the model is not calibrated.
+        Raises `ClipbiasError` if the model is not calibrated.
         """
         return self._rule.names(self.logits, self.class_names)
 

@@ -74,8 +74,7 @@ def fields_of(kind: type, prefix: str = "") -> dict[str, Setting]:
 def to_config(kind: type, **changes: object) -> ConfigDict:
     """A configuration with the defaults of a dataclass, but for the changes.
 
-    Raises:
-      ClipbiasError: a change names no setting.
+    Raises `ClipbiasError` if a change names no setting.
     """
     known = fields_of(kind)
     if unknown := [name for name in changes if name not in known]:

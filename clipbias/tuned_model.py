@@ -208,8 +208,7 @@ class TunedModel:
     def rule(self, options: AnswerOptions) -> AnswerRule | None:
         """What sets and rejections are made by; `None` of a model that is not calibrated.
 
-        Raises:
-          ClipbiasError: the coverage takes more calibration images.
+        Raises `ClipbiasError` if the coverage takes more calibration images.
         """
         return None if self.calibration is None else self.calibration.rule(options)
 
@@ -285,7 +284,11 @@ class TunedModel:
         Raises:
           ClipbiasError: there are not as many maps as pictures, more than 32, or the method has no maps.
         """
-        images = self._preprocessed(pictures, normalised)
+        images = as_array(pictures)
+        ready = is_normalised(images)
+        images = images if ready else self.clip.preprocess(images)
+        images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
+        check_normalised(images, self.clip.config.vision.image_size, sure=normalised or not ready)
         if not 0 < len(images) <= MOST_MAPS:
             raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
         if targets is None:
@@ -299,16 +302,6 @@ class TunedModel:
         _check_count(len(images), len(maps.vision if isinstance(maps, Relevancy) else maps), "maps")
         overlays = make_overlays(self.task, maps, classes, [str(title) for title in titles])
         return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
-
-    def _preprocessed(self, pictures: Pictures, normalised: bool) -> np.ndarray:
-        """Normalised images `[B, R, R, 3]`."""
-        images = as_array(pictures)
-        ready = is_normalised(images)
-        if not ready:
-            images = self.clip.preprocess(images)
-        images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
-        check_normalised(images, self.clip.config.vision.image_size, sure=normalised or not ready)
-        return images
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
         """Writes the adapter's file, atomically: the learnables, and what is needed to use them again.
@@ -385,13 +378,9 @@ def predict_batches(
 def make_overlays(
     task: Task, maps: Relevancy | np.ndarray, labels: Sequence[int] | np.ndarray, titles: Sequence[str]
 ) -> list[Overlay]:
-    """How maps of pictures are drawn, each with its title, and of relevancy with the text of its class.
+    """How maps of pictures are drawn, each with its title `[B]`, and of relevancy with the text of its class `[B]`.
 
-    Args:
-      task: the model's.
-      maps: of the pictures, or of more behind them; see `TunedModel.plot`.
-      labels: the class of each map, `[B]`.
-      titles: `[B]`.
+    There may be more maps than pictures, behind theirs; see `TunedModel.plot`.
     """
     rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
     texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
