@@ -267,11 +267,9 @@ def self_attention(attend: Attend) -> Attention:
 
 
 def row_attention(take: Take, attend: Attend) -> Attention:
-    """Attention of a block that is read at one row; keys and values are still needed of all tokens.
+    """Attention of a block that is read at the rows of `take`, `[..., D]` to `[B, D]`, of all keys and values.
 
-    Args:
-      take: selects rows: `[..., D]` to `[B, D]`. Not for rotary positions, whose towers are read by a pooling head.
-      attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
+    Not for rotary positions, whose towers are read by a pooling head.
     """
 
     def attention(normed: jax.Array, weights: Weights, config: TowerConfig, keep: Keep) -> jax.Array:
@@ -308,13 +306,10 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
 def bias_rows(
     bias: jax.Array | None, is_pooled: jax.Array | np.ndarray, positions: jax.Array | np.ndarray
 ) -> jax.Array | None:
-    """Which row of a layer's bias each token gets, -1 for none; `None` where one vector serves all.
+    """Which row of a layer's bias each token gets, -1 for none; `None` where one vector `[L, D]` serves all.
 
-    Args:
-      bias: `[L, D]`: one vector. `[L, 2, D]`, by kind: row 0 for the tokens that are read out, row 1 for all others.
-        `[L, N, D]`, by token: the row of its position; tokens at later positions, which are prompts, get nothing.
-      is_pooled: bool, for each token.
-      positions: int32, likewise.
+    `[L, 2, D]`, by kind: row 0 for the tokens that are read out (`is_pooled`), row 1 for all others. `[L, N, D]`, by
+    token: the row of its position; tokens at later positions, which are prompts, get nothing.
     """
     if bias is None or bias.ndim == 2:
         return None

@@ -157,23 +157,15 @@ def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = Non
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights while their files are open.
+    """Weights while their files are open."""
 
-    Attributes:
-      where: the file or folder, for messages.
-      folder: where other files of the model may lie.
-      tensors: every tensor by the names of `table`.
-      configuration: the file with the geometry, or `None`.
-      activation: "quick_gelu" for OpenAI's own files; `None` for others, which do not determine it.
-    """
-
-    where: str
-    folder: Path
-    tensors: dict[str, Tensor]
+    where: str  # the file or folder, for messages
+    folder: Path  # where other files of the model may lie
+    tensors: dict[str, Tensor]  # by the names of the table
     table: tables.NameTable
-    configuration: Path | None
+    configuration: Path | None  # the file with the geometry
     files: tuple[Path, ...] = ()
-    activation: str | None = None
+    activation: str | None = None  # "quick_gelu" for OpenAI's own files; others do not determine it
 
 
 @contextlib.contextmanager
@@ -192,7 +184,12 @@ def open_weights(path: Path) -> Iterator[Weights]:
         configuration = None if description is None else path / description
     tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        files = tuple(parts(first))
+        check_file(first)
+        files: tuple[Path, ...] = (first,)
+        if first.name.endswith(".index.json"):
+            files = tuple(first.parent / name for name in shard_names(first))
+            for part in files:
+                check_file(part, missing=f"{first.parent} lacks the shard {shorten(part.name)}; fetch it again.")
         for part in files:
             if part.suffix == ".msgpack":
                 tensors |= read_flax(part)
@@ -207,17 +204,6 @@ def open_weights(path: Path) -> Iterator[Weights]:
             candidate = folder / family.configuration
             configuration = candidate if candidate.exists() else None
         yield Weights(str(path), folder, tensors, table, configuration, files, activation)
-
-
-def parts(weights: Path) -> list[Path]:
-    """A file of weights alone, or the shards that an index names. Raises `ClipbiasError` where one is not there."""
-    check_file(weights)
-    if not weights.name.endswith(".index.json"):
-        return [weights]
-    paths = [weights.parent / name for name in shard_names(weights)]
-    for path in paths:
-        check_file(path, missing=f"{weights.parent} lacks the shard {shorten(path.name)}; fetch it again.")
-    return paths
 
 
 # Locates a model: in this package, in a folder or file, or on the hub.
@@ -297,14 +283,10 @@ class Clip:
 
     Attributes:
       params: the parameter tree, passed as an argument to every function that computes with it.
-      config: geometry.
-      tokenizer: of `transformers`.
-      preprocessing: how its images are resized and normalised.
       name: the name or path that it was loaded from.
       fingerprint: SHA-256 over the weights, the same in every format. It ties an adapter to its model.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
       revision: the commit, if the model is from the hub.
-      files: the files that the weights were read from.
     """
 
     params: Params
@@ -341,15 +323,10 @@ class Clip:
     def preprocess(self, images: Pictures) -> np.ndarray:
         """Pictures as the model takes them, resized and normalised as the publisher's file says (`preprocessing`).
 
-        Args:
-          images: a path, a PIL image, a uint8 array `[h, w, 3]` (grey: `[h, w]`); or a list of such, of any sizes, or
-            an array `[B, h, w, 3]`.
-
-        Returns:
-          float32 `[R, R, 3]` of one picture, `[B, R, R, 3]` of several, also of a list of one.
-
-        Raises:
-          ClipbiasError: a picture cannot be read, or is none.
+        Give a path, a PIL image, a uint8 array `[h, w, 3]` (grey: `[h, w]`), a list of such, of any sizes, or an array
+        `[B, h, w, 3]`.
+        Returns float32 `[R, R, 3]` of one picture, `[B, R, R, 3]` of several, also of a list of one. Raises
+        `ClipbiasError` for a picture that cannot be read, or is none.
         """
         return encode.preprocess(self.preprocessing, images)
 

@@ -15,10 +15,7 @@ class TowerConfig:
     """What the transformer blocks of both towers have in common.
 
     Attributes:
-      width: token width `D`.
-      layers: number of transformer blocks `L`.
-      heads: number of attention heads `H`; a head is `width // heads` wide.
-      mlp_width: hidden width of the MLP.
+      width, layers, heads: token width `D`, transformer blocks `L`, attention heads `H`, each `width // heads` wide.
       activation: "quick_gelu" (OpenAI), "gelu" (most LAION re-trainings) or "gelu_tanh" (SigLIP).
       layer_norm_epsilon: added to the variance in every LayerNorm.
       norm_first: whether LayerNorms come before attention and MLP. BERT's come behind the residuals, and one behind the
@@ -64,8 +61,6 @@ class VisionConfig(TowerConfig):
       pooling: "cls" where the feature is read at the `[cls]` token; "attention" where a learned query attends to the
         patches, and to `[cls]` where there is one (`vision.pool`).
       class_token: whether there is a `[cls]` token. SigLIP has none.
-      pre_norm: whether a LayerNorm comes before the first block.
-      patch_bias: whether the patch embedding has a bias.
       projection: whether a projection makes the feature. SigLIP's is what the pooling head makes.
       pool_heads: heads of the pooling head; 0 without one.
       rotary: whether queries and keys turn by the row and column of their patch (`layers.rotate`).
@@ -124,14 +119,10 @@ class TextConfig(TowerConfig):
     """The text tower.
 
     Attributes:
-      vocabulary_size, context_length: numbers of token ids and of positions.
-      eos_token_id: the end of a text.
       causal: whether a token attends to those before it alone.
       pooling: whose row is the text feature: "eos", the first end of text; "last", the last position; "first", BERT's
         `[CLS]`. With "last" (SigLIP) padding fills the context and is attended to; with "first" it is masked.
       start_token: whether texts begin with a start token, SOS or `[CLS]`.
-      pad_token_id: fills the context.
-      projection_bias: whether the projection has a bias.
       projection_hidden: the hidden width of a projection in two layers with a GELU between them; 0 of a single one.
     """
 
@@ -156,18 +147,12 @@ class TextConfig(TowerConfig):
         """The position of a text's first word: 1, behind the start token, or 0 without one."""
         return int(self.start_token)
 
-    @property
-    def fills_context(self) -> bool:
-        """Whether texts are padded to the whole context, since padding is attended to."""
-        return self.pooling == "last"
-
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
     """Both towers and the joint width `d` of their features. Hashable, so it can be a static argument of `jit`.
 
-    Attributes:
-      family: the `model_type` of its `config.json`; "pe" and "biomed_clip" are open_clip's alone.
+    Its family is the `model_type` of its `config.json`; "pe" and "biomed_clip" are open_clip's alone.
     """
 
     vision: VisionConfig
@@ -185,7 +170,7 @@ class ClipConfig:
 
     @property
     def logit_bias(self) -> bool:
-        """Whether logits have a bias, SigLIP's."""
+        """Whether logits have a bias: SigLIP's do."""
         return self.family == "siglip"
 
     @property

@@ -86,17 +86,13 @@ def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
 class ImageBatches:
     """Batches of images of equal shapes, the last one padded.
 
-    Attributes:
-      normalised: whether the images are normalised, float; else they have levels from 0 to 255.
-      count: number of images.
-      batches: images `[b, R, R, 3]`, or views of each `[b, 1 + V, R, R, 3]`, and which of them there are, bool `[b]`.
-      errors: message by number of each image that could not be read; it grows with the batches.
+    They are images `[b, R, R, 3]`, or views of each `[b, 1 + V, R, R, 3]`, and which of them there are, bool `[b]`.
     """
 
-    normalised: bool
-    count: int
+    normalised: bool  # float; else they have levels from 0 to 255
+    count: int  # of images
     batches: Iterator[tuple[np.ndarray, np.ndarray]]
-    errors: Mapping[int, str]
+    errors: Mapping[int, str]  # message by number of each image that could not be read; it grows with the batches
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return self.batches

@@ -1,13 +1,12 @@
 """The families of models: the names of their configuration and weights, and the functions that read them.
 
-A further family is one more `Family` here, with a reader of its configuration in a file of its own and a table of its
-tensors' names in `tables`.
+A further family needs a reader of its configuration, in `describe`, and a table of its tensors' names in `tables`.
 """
 
-import dataclasses
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from clipbias.checks import shown
 from clipbias.clip import open_clip
@@ -23,25 +22,28 @@ NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
 Description = tuple[ClipConfig, Preprocessing, bool]
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """One way in which models lie on the hub and in folders.
 
-    Attributes:
-      configuration: the file that describes a model.
-      weights: files of weights in the order of preference; each may also be in shards with an index.
-      read: reads the configuration; raises `ClipbiasError` for a damaged one or another network.
-      refusal: the error for a configuration of that name that describes no model of this family, else `None`.
+    Weights are in the order of preference; each file may also be in shards with an index.
     """
 
     configuration: str
     weights: tuple[str, ...]
-    read: Callable[[Path], Description]
-    refusal: Callable[[Path], ClipbiasError | None]
+
+
+HUGGING_FACE = Family("config.json", ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin"))
+OPEN_CLIP = Family(
+    "open_clip_config.json",
+    ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+)
+FAMILIES = (HUGGING_FACE, OPEN_CLIP)
 
 
 def _refusal(path: Path) -> ClipbiasError | None:
     """Of a `config.json` that is none of `MODELS`: other libraries use that name, too."""
+    if path.name != HUGGING_FACE.configuration:
+        return None
     raw = read_json(path, dict, what="a CLIP configuration")
     classes = raw.get("architectures")
     own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
@@ -55,7 +57,13 @@ def _refusal(path: Path) -> ClipbiasError | None:
     return other_network(str(path), f"{key} {shown(raw.get(key))}")
 
 
-def _read_hugging_face(path: Path) -> Description:
+def describe(path: Path) -> Description:
+    """Reads a configuration of any family. Raises `ClipbiasError` if it is damaged, or describes another network."""
+    check_file(path)
+    if path.name == OPEN_CLIP.configuration:  # its reader knows the other networks
+        return open_clip.read_config(path)
+    if refusal := _refusal(path):
+        raise refusal
     raw = read_json(path, dict, what="a CLIP configuration")
     try:
         kind = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
@@ -70,42 +78,14 @@ def _read_hugging_face(path: Path) -> Description:
     return config, read_preprocessor(path.parent, config), True
 
 
-HUGGING_FACE = Family(
-    configuration="config.json",
-    weights=("model.safetensors", "flax_model.msgpack", "pytorch_model.bin"),
-    read=_read_hugging_face,
-    refusal=_refusal,
-)
-OPEN_CLIP = Family(
-    configuration="open_clip_config.json",
-    weights=("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
-    read=open_clip.read_config,
-    refusal=lambda _: None,  # its reader knows the other networks
-)
-FAMILIES = (HUGGING_FACE, OPEN_CLIP)
-
-
-def describe(path: Path) -> Description:
-    """Reads a configuration of any family. Raises `ClipbiasError` if it is damaged, or describes another network."""
-    check_file(path)
-    families = [family for family in FAMILIES if family.configuration == path.name]
-    for family in families:
-        if refusal := family.refusal(path):
-            raise refusal
-    return families[0].read(path)
-
-
 def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
     """Chooses the weights and the configuration of a model from `names`, by default those of the folder's files.
 
     Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
     format, the single file comes before shards. Weights count where the configuration of their family is there.
 
-    Returns:
-      The file of weights, or the index of its shards; and the configuration, `None` for a file that needs none.
-
-    Raises:
-      ClipbiasError: there are no weights that clipbias reads, or they are another network's.
+    Returns the file of weights, or the index of its shards, and the configuration, `None` for a file that needs none.
+    Raises `ClipbiasError` if there are no weights that clipbias reads, or they are another network's.
     """
     where = where or str(folder)
     if names is None:
@@ -118,7 +98,7 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
         if family.configuration not in names:
             missing = f"{where} has {candidates[0]} but no {family.configuration}; fetch that too."
             complaints.append(ClipbiasError(missing))
-        elif refusal := family.refusal(folder / family.configuration):
+        elif refusal := _refusal(folder / family.configuration):
             complaints.append(refusal)
         else:
             return candidates[0], family.configuration

@@ -32,35 +32,29 @@ SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F6
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file that is open.
-
-    Attributes:
-      shape: its shape.
-      dtype: NumPy's name of its type, or the file format's where NumPy has none.
-      read: returns its numbers. Only for the types in `FLOATING`.
-    """
+    """One tensor of a file that is open."""
 
     shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
+    dtype: str  # NumPy's name of the type, or the file format's where NumPy has none
+    read: Callable[[], np.ndarray]  # only for the types in `FLOATING`
 
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[dict[str, Tensor]]:
     """The tensors of a safetensors file, to be read while the block runs."""
+
+    def read(name: str) -> np.ndarray:
+        # A file that stays mapped counts as memory once more as it is read, so it is opened anew for each tensor.
+        with open_safetensors_file(path) as file:
+            return file.get_tensor(name)
+
     with open_safetensors_file(path) as file:
         tensors = {}
         for name in file.keys():  # noqa: SIM118 (not a dictionary)
             part = file.get_slice(name)
             dtype = SAFETENSORS_TYPES.get(part.get_dtype(), part.get_dtype())
-            tensors[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(_read, path, name))
+            tensors[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(read, name))
     yield tensors
-
-
-def _read(path: Path, name: str) -> np.ndarray:
-    # A file that stays mapped counts as memory once more as it is read, so it is opened anew for each tensor.
-    with open_safetensors_file(path) as file:
-        return file.get_tensor(name)
 
 
 @contextlib.contextmanager

@@ -66,15 +66,11 @@ def parse(source: str) -> HubName | None:
 
 
 def download_small(name: HubName, files: tuple[str, ...]) -> Path:
-    """Downloads those of `files` that a repository holds.
+    """Downloads those of `files` that a repository holds, into the cache's folder of this commit, named by it.
 
     A cached revision needs no network. If the hub is out of reach, a branch is read from the cache as last downloaded.
-
-    Returns:
-      The cache's folder of this commit, named by it, with all files that were ever downloaded of the commit.
-
-    Raises:
-      ClipbiasError: there is no such repository or revision, a token is needed, the network or the disk is in the way.
+    Raises `ClipbiasError` if there is no such repository or revision, a token is needed, or the network or the disk is
+    in the way.
     """
     from huggingface_hub import snapshot_download
 

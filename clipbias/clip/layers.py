@@ -168,8 +168,7 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
     """`softmax(q kᵀ / √K)` in float32: `q [B, N, H, K]` and `k [B, N', H, K]` to `[B, H, N, N']`.
 
-    Args:
-      mask: broadcastable to `[B, H, N, N']`, True where a query may see a key; `None` lets it see all.
+    The mask, broadcastable to that, is True where a query may see a key; `None` lets it see all.
     """
     scores = jnp.einsum("BNHK,BMHK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     if mask is not None:
@@ -191,10 +190,7 @@ def exponentials(*scores: jax.Array) -> list[jax.Array]:
 def fused_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, visible: jax.Array | None = None
 ) -> jax.Array:
-    """Attention whose probabilities nobody asks for: queries, keys, values and result `[B, N, H, K]`.
-
-    Keys that are not `visible [B, N]` are masked.
-    """
+    """Attention whose probabilities nobody asks for, `[B, N, H, K]`; keys that are not `visible [B, N]` are masked."""
     # Heads before tokens, so that the six products of both passes read their operands as they lie.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k)

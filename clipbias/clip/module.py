@@ -25,10 +25,8 @@ class ClipModule(nn.Module):
     A module that is part of another keeps that tree below its own name. What `observe` returns is sown, stacked over
     layers, into the collection "intermediates" as "vision_layers" and "text_layers".
 
-    Attributes:
-      config: geometry.
-      dtype: compute type; LayerNorm statistics and softmax are float32 always.
-      remat: a `jax.checkpoint_policies` policy for the backward pass.
+    LayerNorm statistics and softmax are float32 whatever the `dtype`; `remat` is a `jax.checkpoint_policies` policy for
+    the backward pass.
     """
 
     config: ClipConfig

@@ -280,12 +280,8 @@ METACLIP_2 = {"pool_type": "eos"}  # in place of the largest id
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     """Reads an `open_clip_config.json`.
 
-    Returns:
-      The geometry, the preprocessing, and whether the file says which activation the model has. Where it does not,
-      the geometry has open_clip's default, GELU.
-
-    Raises:
-      ClipbiasError: it describes another network, or is no such file.
+    Returns the geometry, the preprocessing, and whether the file says which activation the model has. Where it does
+    not, the geometry has open_clip's default, GELU. Raises `ClipbiasError` for another network, or no such file.
     """
     content = read_json(path, dict, what="an open_clip configuration")
     try:

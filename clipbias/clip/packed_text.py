@@ -265,82 +265,62 @@ def encode_packed_text(
     return features.reshape(-1, features.shape[-1])[tokens.order]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """How blocks act on packed tokens `[G, P + U, D]`.
+def _replace(
+    tokens: PackedTokens, x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]
+) -> jax.Array:
+    """`x` with what `put` makes of the tokens and of their context rows, where there are such rows."""
+    rows = tokens.context_rows
+    shared = tokens.shared
+    if not tokens.context_is_shared:
+        return put(x, rows)
+    return jnp.concatenate([put(x[:, :shared], rows[:, :shared]), x[:, shared:]], axis=1)
 
-    Attributes:
-      tokens: what lies where.
-      bias_rows: which row of a layer's bias each token gets, see `block.bias_rows`.
-    """
 
-    tokens: PackedTokens
-    bias_rows: jax.Array | None
+def _put_context(tokens: PackedTokens, x: jax.Array, context: jax.Array | None) -> jax.Array:
+    """`x` with a context, see `text.put_context`."""
+    classes = tokens.classes[:, : tokens.shared] if tokens.context_is_shared else tokens.classes
+    return _replace(tokens, x, lambda y, rows: put_context(y, context, rows, classes, len(tokens.order)))
 
-    def replace(self, x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]) -> jax.Array:
-        """`x` with what `put` makes of the tokens and of their context rows, where there are such rows."""
-        rows = self.tokens.context_rows
-        shared = self.tokens.shared
-        if not self.tokens.context_is_shared:
-            return put(x, rows)
-        return jnp.concatenate([put(x[:, :shared], rows[:, :shared]), x[:, shared:]], axis=1)
 
-    def put_context(self, x: jax.Array, context: jax.Array | None) -> jax.Array:
-        """`x` with a context, see `text.put_context`."""
-        texts = len(self.tokens.order)
-        classes = self.tokens.classes
-        if self.tokens.context_is_shared:
-            classes = classes[:, : self.tokens.shared]
-        return self.replace(x, lambda y, rows: put_context(y, context, rows, classes, texts))
+def _hooks(tokens: PackedTokens, bias_rows: jax.Array | None, *, pooled: bool) -> BlockHooks:
+    """How a block acts on packed tokens `[G, P + U, D]`; the last one at the end-of-text rows alone, `[G, Cg, D]`."""
+    shared = tokens.shared
+    length = tokens.texts.shape[2]
 
-    def hooks(self) -> BlockHooks:
-        """Of a block that is computed at all tokens."""
-        return BlockHooks(self_attention(self._attend), before=self._put_prompts, bias_rows=self.bias_rows)
+    def by_text(x: jax.Array) -> jax.Array:  # `[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal
+        return x.reshape(-1, length, *x.shape[2:])
 
-    def pooled_hooks(self) -> BlockHooks:
-        """Of the last block, computed at the end-of-text rows alone: `[G, Cg, D]`."""
-        rows = None if self.bias_rows is None else self._take(self.bias_rows[..., None])[..., 0]
-        return BlockHooks(
-            row_attention(self._take, self._attend_row), before=self._put_prompts, take=self._take, bias_rows=rows
-        )
+    def visible() -> jax.Array | None:  # the tokens that each text sees, `[texts, N]`
+        return None if tokens.visible is None else jnp.asarray(tokens.visible).reshape(-1, length)
 
-    def _put_prompts(self, x: jax.Array, layer: block.LayerInput) -> jax.Array:
-        return self.replace(x, lambda y, rows: put_prompts(y, layer, rows))
-
-    def _take(self, x: jax.Array) -> jax.Array:
-        return _take_ends(x, self.tokens.ends)
-
-    def _by_text(self, x: jax.Array) -> jax.Array:
-        """`[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal."""
-        return x.reshape(-1, self.tokens.texts.shape[2], *x.shape[2:])
-
-    @property
-    def _visible(self) -> jax.Array | None:
-        """Which tokens each text sees, `[texts, N]`."""
-        if self.tokens.visible is None:
-            return None
-        return jnp.asarray(self.tokens.visible).reshape(-1, self.tokens.texts.shape[2])
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if not self.tokens.causal:
-            by_text = [self._by_text(x) for x in (q, k, v)]
-            return layers.fused_attention(*by_text, causal=False, visible=self._visible).reshape(q.shape)
-        shared = self.tokens.shared
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not tokens.causal:
+            parts = [by_text(x) for x in (q, k, v)]
+            return layers.fused_attention(*parts, causal=False, visible=visible()).reshape(q.shape)
         head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
-        return jnp.concatenate([head, _attend(q[:, shared:], k, v, self.tokens)], axis=1)
+        return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
 
-    def _attend_row(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if not self.tokens.causal:
-            by_text = q.reshape(-1, 1, *q.shape[2:])
-            mask = None if self._visible is None else self._visible[:, None, None, :]
-            probabilities = layers.attention_probabilities(by_text, self._by_text(k), mask)
-            return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), self._by_text(v)).reshape(q.shape)
+    def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not tokens.causal:
+            queries = q.reshape(-1, 1, *q.shape[2:])
+            seen = visible()
+            mask = None if seen is None else seen[:, None, None, :]
+            probabilities = layers.attention_probabilities(queries, by_text(k), mask)
+            return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), by_text(v)).reshape(q.shape)
         # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
-        shared = self.tokens.shared
-        ends = self.tokens.ends - shared
+        ends = tokens.ends - shared
         placed = jax.vmap(lambda rows, at: jnp.zeros((k.shape[1] - shared, *q.shape[2:]), q.dtype).at[at].set(rows))
-        heads = _attend(placed(q, ends), k, v, self.tokens)
+        heads = _attend(placed(q, ends), k, v, tokens)
         return _take_ends(heads.reshape(*heads.shape[:2], -1), ends).reshape(q.shape)
+
+    def before(x: jax.Array, layer: block.LayerInput) -> jax.Array:
+        return _replace(tokens, x, lambda y, rows: put_prompts(y, layer, rows))
+
+    if not pooled:
+        return BlockHooks(self_attention(attend), before=before, bias_rows=bias_rows)
+    take = functools.partial(_take_ends, ends=tokens.ends)
+    rows = None if bias_rows is None else take(bias_rows[..., None])[..., 0]
+    return BlockHooks(row_attention(take, attend_row), before=before, take=take, bias_rows=rows)
 
 
 def _take_ends(x: jax.Array, ends: jax.Array | np.ndarray) -> jax.Array:
@@ -361,29 +341,29 @@ def _group_features(
     weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
-    layout = _Layout(tokens, bias_rows(adaptation.text_bias, is_end, tokens.positions))
-    x = layout.put_context(x, adaptation.text_context)
+    rows_of_bias = bias_rows(adaptation.text_bias, is_end, tokens.positions)
+    x = _put_context(tokens, x, adaptation.text_context)
     x = embed_positions(x, weights, config.text, jnp.asarray(tokens.positions))
 
-    def step(hooks: BlockHooks, x: jax.Array, layer: block.LayerInput) -> tuple[jax.Array, None]:
-        return run_block(x, layer, config.text, hooks), None
+    def step(tokens: PackedTokens, x: jax.Array, layer: block.LayerInput) -> tuple[jax.Array, None]:
+        return run_block(x, layer, config.text, _hooks(tokens, rows_of_bias, pooled=False)), None
 
     inputs = text_layers(params, config, adaptation, dtype)
     start = 0
     if adaptation.text_class_prompts is not None:
         start = class_block(adaptation, config.text)
-        x, _ = block.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, end=start)
-        x = layout.put_context(x, adaptation.text_class_prompts)
+        x, _ = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, end=start)
+        x = _put_context(tokens, x, adaptation.text_class_prompts)
     inserted = check_inserted(adaptation, "text", config)
     if inserted is not None:
         if not tokens.causal:
             raise ClipbiasError("text_tokens are shared by all texts, which only a causal text tower allows.")
         start = config.common_blocks - inserted.shape[0]
-        x, _ = block.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, end=start)
+        x, _ = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, end=start)
         x = block.insert(x, inserted[0], config.text.first_word)
         inputs = block.with_inserted(inputs, inserted, start)
-        layout = dataclasses.replace(layout, tokens=with_inserted(tokens, inserted.shape[1], config.text.first_word))
-    x, last = block.scan_all_but_last(functools.partial(step, layout.hooks()), x, inputs, remat, start=start)
-    rows = run_block(x, last, config.text, layout.pooled_hooks())
+        tokens = with_inserted(tokens, inserted.shape[1], config.text.first_word)
+    x, last = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, start=start)
+    rows = run_block(x, last, config.text, _hooks(tokens, rows_of_bias, pooled=True))
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

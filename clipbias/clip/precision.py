@@ -22,17 +22,11 @@ DATA = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A kind of device.
+    """A kind of device."""
 
-    Attributes:
-      platform: "cpu", "gpu" or "tpu".
-      capability: the compute capability of an NVIDIA GPU; 0 of anything else.
-      memory: bytes that programs may have on each device; 0 where that is unknown.
-    """
-
-    platform: str
-    capability: float = 0.0
-    memory: int = 0
+    platform: str  # "cpu", "gpu" or "tpu"
+    capability: float = 0.0  # the compute capability of an NVIDIA GPU; 0 of anything else
+    memory: int = 0  # bytes that programs may have on each device; 0 where that is unknown
 
 
 # Set by `training.ahead` alone.
@@ -79,14 +73,9 @@ DEFAULT_DTYPES = {"CPU": "float32", "GPU": "bfloat16", "TPU": "bfloat16"}
 
 
 def resolve(dtype: str, platform: str | None = None) -> str:
-    """Resolves "auto" to the platform's default dtype.
+    """Resolves "auto" to the platform's default dtype; by default that of the device that programs are traced for.
 
-    Args:
-      dtype: one of `CHOICES`.
-      platform: JAX's name of the device's platform; `None` is that of the device that programs are traced for.
-
-    Raises:
-      ClipbiasError: there is no such type, or not on such a device.
+    The platform has JAX's name. Raises `ClipbiasError` if there is no such type, or not on such a device.
     """
     check_choice("dtype", dtype, CHOICES)
     device = DEVICES.get(platform or target().platform, "")

@@ -27,11 +27,9 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How the images of a checkpoint are prepared, as its publisher's files say.
+    """How the images of a checkpoint are prepared, as its publisher's files say: resized to R x R pixels, normalised.
 
-    Attributes:
-      resizing: from a picture to R x R pixels.
-      mean, std: per RGB channel, of values from 0 to 1.
+    Mean and standard deviation are per RGB channel, of values from 0 to 1.
     """
 
     resizing: Resizing
@@ -232,8 +230,7 @@ def _three_numbers(values: Any) -> tuple[float, float, float]:
 def preprocessor_json(preprocessing: Preprocessing) -> str:
     """The content of a `preprocessor_config.json` with which transformers makes the same pixels.
 
-    Except for open_clip's manner of half pixels and transparency, which that library has no setting for: clipbias finds
-    it in a key of its own.
+    Open_clip's manner of half pixels and transparency, for which that library has no setting, is in a key of our own.
     """
     resizing = preprocessing.resizing
     side = {"height": preprocessing.image_size, "width": preprocessing.image_size}

@@ -43,14 +43,9 @@ FLAX_CONVOLUTION = Layout(lambda x: x.reshape(-1, x.shape[-1]), _to_squares)
 
 @dataclasses.dataclass(frozen=True)
 class TensorName:
-    """One tensor.
+    """One tensor: its name in the file, with `{}` for the number of a transformer block, and its leaf in the tree.
 
-    Attributes:
-      name: its name in the file, with `{}` for the number of a transformer block.
-      path: its leaf in the tree.
-      layout: how it is laid out.
-      part: which of `parts` it is, where several lie side by side on the leaf's last axis.
-      span: how many of these parts it holds.
+    Where `parts` lie side by side on the leaf's last axis, it holds `span` of them from `part` on.
     """
 
     name: str
@@ -66,7 +61,6 @@ class NameTable:
     """The names of one family.
 
     Attributes:
-      rows: all tensors of a model.
       families: the families (`ClipConfig.family`) whose tensors these are.
       ignored: names of tensors that are no weights: buffers of older checkpoints.
       zeros: names of biases that the network does not have and must be zero, with the leaf on whose last axis they are.

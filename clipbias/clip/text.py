@@ -197,7 +197,6 @@ def encode_text(
 
     Args:
       params: the whole parameter tree.
-      config: geometry.
       tokens: `TextTokens`, or ids `[C, N]` whose contexts, if the adaptation has any, sit behind SOS.
       adaptation: what a method adds. `text_residual` acts on class features and is not used here.
       taps, observe, remat, dtype: as in `encode_image`, with `C` for `B`.

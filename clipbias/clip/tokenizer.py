@@ -147,7 +147,8 @@ def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig)
             f"the text {shorten(text)!r} has {longest} tokens and this model reads at most {context_length}; shorten "
             "the class name or the template."
         )
-    ids = np.full((len(rows), context_length if config.fills_context else longest), config.pad_token_id, np.int32)
+    length = context_length if config.pooling == "last" else longest  # padding is attended to
+    ids = np.full((len(rows), length), config.pad_token_id, np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     return ids

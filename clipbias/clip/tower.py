@@ -254,7 +254,6 @@ def scan_blocks(
     """Scans a step over all layers, also where the later ones have inserted tokens.
 
     Args:
-      tower: up to its first block.
       step: from the tower as these blocks have it, the places of its first tokens among those, the carry, and a layer
         with its part of `scanned`, to the next carry and what is stacked.
       carry: first the tokens.

@@ -81,7 +81,20 @@ def embed_image(
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
     bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, kinds=geometry.kinds)
     inserted = check_inserted(adaptation, "vision", config)
-    tokens = embed_patches(weights, geometry, images, adaptation.pixels)
+    expected = (geometry.image_size, geometry.image_size, 3)
+    if images.ndim != 4 or images.shape[1:] != expected:
+        raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
+    if adaptation.pixels is not None:
+        if adaptation.pixels.shape != expected:
+            raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
+        images = images + adaptation.pixels
+    tokens = multiply(patchify(images.astype(jnp.float32), geometry.patch_size), weights["patch_embedding"])
+    if geometry.patch_bias:
+        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
+    if geometry.class_token:
+        cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
+        tokens = jnp.concatenate([cls, tokens], axis=1)
+    tokens = tokens + weights["position_embedding"].astype(jnp.float32)
     prompt_rows = None
     if prompts is not None:
         count = prompts.shape[1]
@@ -110,29 +123,6 @@ def embed_image(
         insert_at=tokens.shape[1],
         insert_from=0 if inserted is None else config.common_blocks - inserted.shape[0],
     )
-
-
-def embed_patches(
-    weights: layers.Weights, geometry: VisionConfig, images: jax.Array, pixels: jax.Array | None
-) -> jax.Array:
-    """`[cls]`, if there is one, and patches with their positions `[B, N, D]`; `pixels` are added to the images first.
-
-    Raises `ClipbiasError` where the images or the pixels have another shape than the geometry's.
-    """
-    expected = (geometry.image_size, geometry.image_size, 3)
-    if images.ndim != 4 or images.shape[1:] != expected:
-        raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
-    if pixels is not None:
-        if pixels.shape != expected:
-            raise ClipbiasError(f"pixels have shape {pixels.shape}; expected {expected}.")
-        images = images + pixels
-    tokens = multiply(patchify(images.astype(jnp.float32), geometry.patch_size), weights["patch_embedding"])
-    if geometry.patch_bias:
-        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
-    if geometry.class_token:
-        cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
-        tokens = jnp.concatenate([cls, tokens], axis=1)
-    return tokens + weights["position_embedding"].astype(jnp.float32)
 
 
 def project_image(
@@ -220,7 +210,6 @@ def encode_image(
 
     Args:
       params: the whole parameter tree (`vision`, `text`, `logit_scale`).
-      config: geometry.
       images: `[B, R, R, 3]`, normalised as the checkpoint asks.
       adaptation: what a method adds.
       taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one less. The
