@@ -37,16 +37,14 @@ def load(
     template: str | None = None,
     index_file: str | os.PathLike | None = None,
 ) -> Dataset:
-    """Opens a dataset of the catalogue.
+    """Opens a dataset of the catalogue, with the benchmark's prompt template or another.
 
     Args:
       data_dir: The root that holds the dataset's folder, or that folder itself; links are followed.
-      template: Prompt template; None takes the benchmark's.
       index_file: A list of training images that replaces the training split, in its order: one path per line, or the
         JSON of a split file. Makes ImageNet's few-shot picks reproducible.
 
-    Raises:
-      ClipbiasError: a folder, split file or list is missing (with where to get it) or malformed.
+    Raises `ClipbiasError` for a folder, split file or list that is missing (with where to get it) or malformed.
     """
     root = find_root(entry, data_dir)
     images = root / entry.images

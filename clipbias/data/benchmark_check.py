@@ -66,20 +66,15 @@ SHOWN_FILES = 3
 class Finding:
     """The result of checking one dataset.
 
-    Attributes:
-      state: "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
-      counts: Number of "classes", and of images by split.
-      expected: The same numbers in the catalogue; empty for a dataset that is not in it.
-      split_hash: First 16 hex digits of the split file's sha256; "" without a split file.
-      picks: Number of seeds whose few-shot picks are the published ones, and of seeds that have published ones.
+    The state is "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
     """
 
     title: str
     state: str
-    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    split_hash: str = ""
-    picks: tuple[int, int] = (0, 0)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of "classes", and of images by split
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)  # in the catalogue; empty outside of it
+    split_hash: str = ""  # first 16 hex digits of the split file's sha256
+    picks: tuple[int, int] = (0, 0)  # seeds whose few-shot picks are the published ones, of those that have such
     problems: tuple[str, ...] = ()
 
 
@@ -102,7 +97,12 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
     if wrong:
         problems.append(f"the number of {', '.join(wrong)} is not the catalogue's; this is not the benchmark's split.")
     golden = GOLDEN.get(entry.name, {})
-    matched = 0 if wrong else sum(pick_hashes(dataset, seed) == published for seed, published in golden.items())
+    matched = 0
+    for seed, published in golden.items() if not wrong else ():
+        splits = (dataset.split("train"), dataset.split("val"))
+        picks = few_shot(*splits, shots=GOLDEN_SHOTS, seed=seed)
+        hashes = tuple(split.subset(indices).names_hash for split, indices in zip(splits, picks, strict=True))
+        matched += hashes == published
     if matched < len(golden) and not wrong:
         problems.append(
             f"the {GOLDEN_SHOTS}-shot picks of {len(golden) - matched} of {len(golden)} seeds are not the "
@@ -145,14 +145,6 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
     more = f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
     message = f"{counted(len(bad), 'image')} missing or unreadable: {'; '.join(bad[:SHOWN_FILES])}{more}."
     return Finding(dataset.name, "missing" if len(bad) == len(images) else "broken", counts, problems=(message,))
-
-
-def pick_hashes(dataset: Dataset, seed: int) -> tuple[str, str]:
-    """The short hashes of the 16-shot training and 4-shot validation picks."""
-    train = dataset.split("train")
-    val = dataset.split("val")
-    train_indices, val_indices = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
-    return train.subset(train_indices).names_hash, val.subset(val_indices).names_hash
 
 
 def table(findings: Sequence[Finding]) -> str:

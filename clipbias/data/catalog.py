@@ -15,7 +15,7 @@ from clipbias.errors import ClipbiasError
 
 _CALTECH101 = {"airplanes": "airplane", "motorbikes": "motorbike"}
 
-_EUROSAT = {
+EUROSAT_NAMES = {
     "AnnualCrop": "Annual Crop Land",
     "HerbaceousVegetation": "Herbaceous Vegetation Land",
     "Highway": "Highway or Road",
@@ -27,32 +27,12 @@ _EUROSAT = {
 }
 
 
-def unchanged(label: str) -> str:
-    """The label name as it is: Food101, DTD, FGVCAircraft."""
-    return label
-
-
 def caltech101(label: str) -> str:
     """Plural folders to singular, the capitalised ones lowered: "Faces" to "face"."""
     lowered = label.lower()
     if lowered in ("faces", "leopards"):
         return lowered.removesuffix("s")
     return _CALTECH101.get(lowered, label)
-
-
-def eurosat(label: str) -> str:
-    """The benchmark's longer names: "AnnualCrop" to "Annual Crop Land"."""
-    return _EUROSAT.get(label, label)
-
-
-def oxford_flowers(label: str) -> str:
-    """TFDS writes one name with a question mark that the benchmark has not."""
-    return label.rstrip("?")
-
-
-def oxford_pets(label: str) -> str:
-    """Breed names in lower case."""
-    return label.lower()
 
 
 def stanford_cars(label: str) -> str:
@@ -108,7 +88,6 @@ class TfdsBuilder:
     """The stock builder of tensorflow-datasets, and how its records map to the benchmark's files.
 
     Attributes:
-      builder: Builder name, with its configuration.
       splits: The builder's split to the benchmark's.
       id_feature: The feature that identifies a record, or None.
       path: The benchmark's path, formed from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
@@ -142,12 +121,9 @@ class CatalogEntry:
       layout: How splits and labels are found: "split file", "variant lists", "imagenet" (train and val folders of
         WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
       split_file: The frozen split, for the layout "split file", and `split_url`, its address.
-      template: The prompt.
-      classes: Number of classes.
       sizes: Images per split, for the splits there are.
       class_name: A label name of the archive or of TFDS to the benchmark's class name.
       fetch: Further downloads: (place below `folder`, address).
-      tfds: The stock builder, if any.
     """
 
     name: str
@@ -162,7 +138,7 @@ class CatalogEntry:
     split_file: str | None = None
     split_url: str = ""
     other_folders: tuple[str, ...] = ()
-    class_name: Callable[[str], str] = unchanged
+    class_name: Callable[[str], str] = str
     tfds: TfdsBuilder | None = None
 
     @property
@@ -294,7 +270,7 @@ OXFORD_PETS = CatalogEntry(
     template="a photo of a {}, a type of pet.",
     classes=37,
     sizes={"train": 2944, "val": 736, "test": 3669},
-    class_name=oxford_pets,
+    class_name=str.lower,
     fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"),),
     split_url=DRIVE + "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs/view",
     tfds=TfdsBuilder(
@@ -336,7 +312,7 @@ OXFORD_FLOWERS = CatalogEntry(
     template="a photo of a {}, a type of flower.",
     classes=102,
     sizes={"train": 4093, "val": 1633, "test": 2463},
-    class_name=oxford_flowers,
+    class_name=lambda label: label.rstrip("?"),  # TFDS writes one name with a question mark
     fetch=(("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),),
     split_url=DRIVE + "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view",
     tfds=TfdsBuilder(
@@ -437,7 +413,7 @@ EUROSAT = CatalogEntry(
     template="a centered satellite photo of {}.",
     classes=10,
     sizes={"train": 13_500, "val": 5400, "test": 8100},
-    class_name=eurosat,
+    class_name=lambda label: EUROSAT_NAMES.get(label, label),
     fetch=(("2750", "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"),),
     split_url=DRIVE + "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o/view",
     tfds=TfdsBuilder(

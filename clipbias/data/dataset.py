@@ -192,7 +192,6 @@ class Dataset:
       name: The name it was loaded by: "eurosat", "folder", "demo/digits".
       class_names: The name of each label, C of them. Names may repeat (ImageNet has two "missile");
         underscores are kept, a prompt replaces them by spaces.
-      template: The prompt with one `{}` for the class name.
       splits: "train", "val", "test"; a set made for evaluation only has "test" alone.
       class_ids: A second identifier of each class, such as ImageNet's WordNet ids; empty without one.
       descriptions: Texts of each class that replace the template, or `None`.
@@ -253,12 +252,7 @@ def is_unicode(text: str) -> bool:
 
 def check_template(template: str) -> None:
     """Raises `ClipbiasError` unless `template` has exactly one `{}`, the place of the class name."""
-    if (
-        not isinstance(template, str)
-        or template.count("{}") != 1
-        or template.count("{") != 1
-        or template.count("}") != 1
-    ):
+    if not isinstance(template, str) or [template.count(place) for place in ("{}", "{", "}")] != [1, 1, 1]:
         raise ClipbiasError(
             f"the template {template!r} must hold exactly one {{}} for the class name, as 'a photo of a {{}}.' does."
         )

@@ -34,14 +34,8 @@ def few_shot(
     appear in the list, then every class of `val`. A class with fewer images gives all it has, in list order, and takes
     nothing from the stream; that is logged. The order of the result is the order of the picks.
 
-    Args:
-      train, val: The full splits.
-      shots: Images per class, at least 1.
-      seed: The protocol's seed; the literature uses 1, 2, 3.
-      class_names: For the log, which has labels without them.
-      counts: Training images of each class in place of `shots`, int `[C]`, such as `imbalanced_counts`.
-
-    Returns: indices into `train` and into `val`, int64.
+    Training images of each class may be `counts`, int `[C]`, in place of `shots`, such as `imbalanced_counts`. Class
+    names are for the log. Returns indices into the full splits `train` and `val`, int64.
     """
     if shots < 1:
         raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")

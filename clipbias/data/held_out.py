@@ -34,19 +34,14 @@ MOST_TO_CALIBRATE = 1000
 class HeldOut:
     """Training images, and the images that are held out of them or beside them.
 
-    Attributes:
-      train: what trains while settings are compared: all training images, or those that are not held out.
-      choose: what settings are compared on; `None` where nothing can be held out.
-      calibrate: what calibrates; `None` where too few images are left for it.
-      from_training: whether the images that choose are training images. The tuned model is trained on them in the end.
-      reason: why nothing can be held out; empty where something is.
+    `train` trains while settings are compared: all training images, or those that are not held out.
     """
 
     train: Split
-    choose: Split | None
-    calibrate: Split | None = None
-    from_training: bool = False
-    reason: str = ""
+    choose: Split | None  # settings are compared on them; `None` where nothing can be held out
+    calibrate: Split | None = None  # `None` where too few images are left
+    from_training: bool = False  # those that choose are training images, on which the tuned model trains in the end
+    reason: str = ""  # why nothing can be held out
 
 
 def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: bool = False) -> HeldOut:
@@ -87,11 +82,8 @@ def left_to_calibrate(
     Where no held-out image `selects` a setting, all validation images calibrate. Where the method never `trains`,
     training images calibrate if there are no others.
 
-    Returns:
-      At most about 1,000 images, as many of each class where there are more; `None` where fewer than ten are left.
-
-    Raises:
-      ClipbiasError: they are required, and fewer than ten are left.
+    They are at most about 1,000, as many of each class where there are more; `None` where fewer than ten are left, or
+    `ClipbiasError` if they are required.
     """
     images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else _validation_split(protocol)
     if images is None and not trains:

@@ -60,11 +60,7 @@ def processors() -> int:
 
 
 class Ahead(Iterator[_T], Generic[_T]):
-    """Elements in the order of their numbers, each made in pieces by shared threads ahead of its use.
-
-    Attributes:
-      seconds_waiting: total time that `next` waited while nothing else could be done.
-    """
+    """Elements in the order of their numbers, each made in pieces by shared threads ahead of its use."""
 
     def __init__(
         self,
@@ -93,7 +89,7 @@ class Ahead(Iterator[_T], Generic[_T]):
         size = max(size, 1)
         self._depth = max(1, min(needed, MOST_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
         self._elements: deque[tuple[Future[_T], list[Future[None]]]] = deque()
-        self.seconds_waiting = 0.0
+        self.seconds_waiting = 0.0  # in `next`, while nothing else could be done
         self._count = 0  # of calls of `next`
         self._second_call = 0.0  # its time, and what was waited before it
         self._waited_before = 0.0
@@ -181,21 +177,18 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, resizing: transf
 
 
 class ImageCache:
-    """Images in memory, up to a size, shared by all consumers of a dataset.
+    """Images in memory, at most `limit` bytes of them, shared by all consumers of a dataset. Safe for many threads.
 
-    An image is stored as pixels if these and the files of all images still to come fit, else as its file. A
-    photograph's file takes a fifth of its pixels, so that each file is read once where all files fit. Pixels keep their
-    full size for training: a random crop may cover the whole image, and a smaller copy would give other values.
+    An image is stored as pixels if these and the files of all images still to come (`expected`, 0 if unknown) fit, else
+    as its file. A photograph's file takes a fifth of its pixels, so that each file is read once where all files fit.
+    Pixels keep their full size for training: a random crop may cover the whole image, and a smaller copy would give
+    other values.
 
     An epoch reads every image once, so images stay until they are dropped: evicting the least recently used would
-    remove exactly the image needed next. Safe to use from many threads.
-
-    Attributes:
-      checked: keys of images that `check_readable` has decoded; all are here, whether or not they fit.
+    remove exactly the image needed next.
     """
 
     def __init__(self, limit: int, expected: int = 0) -> None:
-        """Holds at most `limit` bytes; `expected` is the number of images to come, 0 if unknown."""
         self.limit = limit
         self._expected = expected
         self._images: dict[_Name, np.ndarray | bytes] = {}
@@ -203,7 +196,7 @@ class ImageCache:
         self._files = 0
         self._file_bytes = 0
         self._lock = threading.Lock()
-        self.checked: set[str] = set()
+        self.checked: set[str] = set()  # keys that `check_readable` has decoded, whether or not the images fit
 
     def __len__(self) -> int:
         return len(self._images)
@@ -253,13 +246,11 @@ def _size(image: np.ndarray | bytes) -> int:
 class Images:
     """Decodes the images of a split. Safe to use from many threads.
 
-    Attributes:
-      cache: The images in memory.
-      unreadable: Message by path of each image that could not be read, for a caller that skips them.
+    Without a `cache`, no image stays in memory; consumers of the same dataset may share one. `unreadable` has the
+    message by path of each image that could not be read, for a caller that skips them.
     """
 
     def __init__(self, split: Split, cache: ImageCache | None = None) -> None:
-        """Without a `cache`, no image stays in memory; consumers of the same dataset may share one."""
         self.split = split
         self.labels = split.labels
         self.cache = ImageCache(0) if cache is None else cache

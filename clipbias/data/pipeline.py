@@ -7,7 +7,7 @@ cost, and every host computes its share of the same global batch.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -88,32 +88,21 @@ class Source:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-class Batches(Iterator[Batch]):
+class Batches(Ahead[Batch]):
     """An iterator of `count` batches that measures how long its consumer waits. A notice to stop ends it.
 
     It starts with the first `next`; batches are then made ahead of use.
     """
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
+        threads = Workers.of(workers)
+        super().__init__(threads, source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes)
         self.source = source
         self.count = len(source.numbers)
-        self._ahead: Ahead[Batch] = Ahead(
-            Workers.of(workers), source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes
-        )
 
     def __next__(self) -> Batch:
         hosts.check()
-        return next(self._ahead)
-
-    @property
-    def seconds_waiting(self) -> float:
-        """Time spent inside `next`, in total."""
-        return self._ahead.seconds_waiting
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the time since the second `next` that was spent waiting for data, between 0 and 1."""
-        return self._ahead.waiting_share
+        return super().__next__()
 
     @property
     def skipped(self) -> int:

@@ -27,11 +27,8 @@ CONCENTRATION = 1.0
 class Evaluation:
     """One number of a table: the accuracy on `dataset`'s test images among `dataset`'s classes.
 
-    Attributes:
-      name: Its column: "test", "base", "new", or a dataset's name.
-      dataset: Test images and the classes to choose from.
-      source_labels: The training label of each class, for learnables that belong to a class; None where training did
-        not see these classes.
+    Its `name` is the column: "test", "base", "new", or a dataset's. `source_labels` are the classes' training labels,
+    for learnables that belong to a class; None where training did not see these classes.
     """
 
     name: str
@@ -64,10 +61,7 @@ class EvalProtocol:
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     """`shots` images per class for training, all test images for evaluation (Zhou et al. 2022)."""
     picks = _picks(dataset, shots, seed)
-    validation = _validation(dataset, picks, shots, seed)
-    return EvalProtocol(
-        "few_shot", picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation
-    )
+    return _drawn("few_shot", dataset, picks, (_same_classes("test", dataset),), shots, seed)
 
 
 def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float = CONCENTRATION) -> EvalProtocol:
@@ -76,10 +70,7 @@ def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float 
     available = np.bincount(labels, minlength=len(dataset.class_names))
     counts = imbalanced_counts(available, shots=shots, seed=seed, concentration=concentration)
     picks = _picks(dataset, shots, seed, counts)
-    validation = _validation(dataset, picks, shots, seed)
-    return EvalProtocol(
-        IMBALANCED, picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation
-    )
+    return _drawn(IMBALANCED, dataset, picks, (_same_classes("test", dataset),), shots, seed)
 
 
 def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
@@ -133,19 +124,14 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
         Evaluation("base", _tested(dataset.with_classes(base)), tuple(base)),
         Evaluation("new", _tested(dataset.with_classes(new)), None),
     )
-    base_classes = dataset.with_classes(base)
-    base_picks = picks.with_classes(base)
-    validation = _validation(base_classes, base_picks, shots, seed)
-    return EvalProtocol("base_to_new", base_picks, evaluations, lambda: base_classes.split("train"), validation)
+    return _drawn("base_to_new", dataset.with_classes(base), picks.with_classes(base), evaluations, shots, seed)
 
 
 def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
     """Trains on one dataset, evaluates on it and on others with their own classes."""
     others = tuple(Evaluation(target.name, _tested(target), None) for target in targets)
-    picks = _picks(source, shots, seed)
     evaluations = (_same_classes(source.name, source), *others)
-    validation = _validation(source, picks, shots, seed)
-    return EvalProtocol("cross_dataset", picks, evaluations, lambda: source.split("train"), validation)
+    return _drawn("cross_dataset", source, _picks(source, shots, seed), evaluations, shots, seed)
 
 
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
@@ -169,8 +155,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
         labels = tuple(label_of[identifier] for identifier in identifiers)
         evaluations.append(Evaluation(target.name, _tested(target), labels))
     picks = _picks(source, shots, seed)
-    validation = _validation(source, picks, shots, seed)
-    return EvalProtocol("domain_generalization", picks, tuple(evaluations), lambda: source.split("train"), validation)
+    return _drawn("domain_generalization", source, picks, tuple(evaluations), shots, seed)
 
 
 PROTOCOLS: Mapping[str, Callable[..., EvalProtocol]] = MappingProxyType(
@@ -260,10 +245,12 @@ def _picks(dataset: Dataset, shots: int, seed: int, counts: np.ndarray | None = 
     return dataclasses.replace(dataset, splits=splits)
 
 
-def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Callable[[], Split | None]:
-    """See `EvalProtocol.validation`; computed when it is called."""
+def _drawn(
+    protocol: str, dataset: Dataset, picks: Dataset, evaluations: tuple[Evaluation, ...], shots: int, seed: int
+) -> EvalProtocol:
+    """The protocol that trains on `picks` of a dataset, whose other images validate."""
 
-    def validation() -> Split | None:
+    def validation() -> Split | None:  # computed when it is called
         unused = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
         if unused is not None:
             return unused
@@ -272,7 +259,7 @@ def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Call
         indices, _ = few_shot_indices(rest, None, shots=per_class, seed=seed, class_names=dataset.class_names)
         return rest.subset(indices) if len(indices) else None
 
-    return validation
+    return EvalProtocol(protocol, picks, evaluations, lambda: dataset.split("train"), validation)
 
 
 def _same_classes(name: str, dataset: Dataset) -> Evaluation:

@@ -30,16 +30,11 @@ SAMPLES = 256  # images whose sizes estimate the sum of all
 
 
 def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
-    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`.
+    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`, and returns that folder.
 
     The folder appears when everything is written; no other file remains. Image bytes are stored as they are, in the
-    dataset's order. Memory holds the images of one file of records at a time.
-
-    Returns:
-      The folder.
-
-    Raises:
-      ClipbiasError: it exists already, an image cannot be read, or the shards cannot be written.
+    dataset's order. Memory holds the images of one file of records at a time. Raises `ClipbiasError` if the folder
+    exists already, an image cannot be read, or the shards cannot be written.
     """
     name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
     out = epath.Path(user_path(out_dir))

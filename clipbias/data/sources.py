@@ -48,11 +48,7 @@ def load(
     | "folder" | one folder per class, optionally below train/ val/ test/, or images with metadata.jsonl | |
     | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names`, `path_column`, ... |
 
-    Args:
-      name: Which dataset.
-      data_dir: Where the images are.
-      template: Prompt template with one `{}`; None takes the dataset's own.
-      **options: What the source of this name takes besides.
+    A prompt template has one `{}`; None takes the dataset's own.
 
     Raises:
       ClipbiasError: an unknown name (the nearest ones are suggested), an option that this source does not take,
@@ -122,14 +118,10 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
 def open_datasets(
     load: Callable[[str], Dataset], trains: Mapping[str, bool], *, skip: bool = False
 ) -> dict[str, Dataset]:
-    """Opens all datasets of a sweep before its first run.
+    """Opens all datasets of a sweep before its first run; `trains` is that of `describe_missing` by name.
 
-    Args:
-      trains: `trains` of `describe_missing` by name.
-      skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
-
-    Raises:
-      ClipbiasError: datasets cannot be used; the message has a line for each.
+    With `skip`, datasets that cannot be used are left out, with a warning; at least one must be left. Raises
+    `ClipbiasError` with a line for each that cannot be used.
     """
     datasets: dict[str, Dataset] = {}
     problems: list[str] = []
@@ -174,11 +166,8 @@ def from_arrays(
       class_names: the `C` classes; `None` takes the names of labels, sorted.
       splits: "train", "val" or "test" for each picture, `[n]`; `None` divides each class as a folder's is, 50 % for
         training, 20 % for validation, 30 % for tests.
-      template: the text around a class name, with `{}` for it.
-      name: of the dataset, in results.
 
-    Raises:
-      ClipbiasError: pictures, labels, classes or splits do not fit, or no picture is for training.
+    Raises `ClipbiasError` if pictures, labels, classes or splits do not fit, or no picture is for training.
     """
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
     if len(set(names)) < len(names):

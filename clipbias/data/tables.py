@@ -45,8 +45,7 @@ def load(
       class_names: Names of integer labels 0, 1, ...; None takes the labels themselves as names, sorted.
       path_column, label_column: The columns or keys that hold path and label.
 
-    Raises:
-      ClipbiasError: no such file, a missing column, an unknown split, a path that leaves the folder.
+    Raises `ClipbiasError` for no such file, a missing column, an unknown split, a path that leaves the folder.
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")

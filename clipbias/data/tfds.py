@@ -39,15 +39,12 @@ FILE = "clipbias_index_{split}.npz"
 class RecordIndex:
     """The index of `n` records.
 
-    Attributes:
-      labels: int32 [n].
-      ids: the identifying feature of each record, which may repeat; empty without one.
-      positions: int64 [n], the place of each record in the builder's input; empty if unknown.
+    Its `ids` are the identifying feature of each record, which may repeat; empty without one.
     """
 
-    labels: np.ndarray
+    labels: np.ndarray  # int32 [n]
     ids: tuple[str, ...]
-    positions: np.ndarray
+    positions: np.ndarray  # int64 [n], the place of each record in the builder's input; empty if unknown
 
 
 def find_or_make(
@@ -108,17 +105,13 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 class Records:
     """One split of a prepared dataset.
 
-    Attributes:
-      ids: The identifying feature of each record, which may repeat, or its number where there is none.
-      labels: int32 [n].
-      order: Record numbers in the order in which the builder got the records, int64 [n]; TFDS shuffles them.
-      read: Record number to encoded image bytes.
+    Its `ids` are the identifying feature of each record, which may repeat, or its number where there is none.
     """
 
     ids: tuple[str, ...]
-    labels: np.ndarray
-    order: np.ndarray
-    read: Callable[[int], bytes]
+    labels: np.ndarray  # int32 [n]
+    order: np.ndarray  # record numbers in the order in which the builder got the records, int64 [n]; TFDS shuffles them
+    read: Callable[[int], bytes]  # encoded image of a record's number
 
 
 class PreparedDataset:
@@ -321,9 +314,8 @@ def load(
       split_dir: For "coop": where the split file is, the root of the datasets in CoOp's layout or the folder itself;
         None looks in `data_dir`.
 
-    Raises:
-      ClipbiasError: not prepared (with the command that does it), not array_record, no file names to match, or images
-        of the split that the builder lacks.
+    Raises `ClipbiasError` for a dataset that is not prepared (with the command that does it) or not array_record, no
+    file names to match, or images of the split that the builder lacks.
     """
     from clipbias.data import tfds
 
@@ -380,7 +372,7 @@ def _with_builder_split(
         splits = complete_splits(splits, name)
     if stock.difference:
         logging.warning("%s is not the benchmark's split: %s.", name, stock.difference)
-    rename = entry.class_name if entry is not None else catalog.unchanged
+    rename = entry.class_name if entry is not None else str
     names = tuple(rename(label_names[label]) for label in labels)
     if template is None:
         template = entry.template if entry is not None else DEFAULT_TEMPLATE

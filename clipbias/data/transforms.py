@@ -116,20 +116,13 @@ class Resizing:
     Libraries differ in two places. OpenAI's code and open_clip resize a picture in its own mode (with its transparency
     or palette), turn it into RGB behind that, and round half a pixel of the margin to the even side. transformers turns
     it into RGB first, transparency into white, and rounds down.
-
-    Attributes:
-      side: R.
-      size: the side that the picture is resized to; `None` is R, so that a square picture is not cut.
-      whole: whether the whole picture becomes a square; else its shorter side gets that size.
-      resampling: Pillow's name of the filter.
-      library: "open_clip" or "transformers".
     """
 
-    side: int
-    size: int | None = None
-    whole: bool = False
-    resampling: str = "bicubic"
-    library: str = "open_clip"
+    side: int  # R
+    size: int | None = None  # the side that the picture is resized to; `None` is R: a square picture is not cut
+    whole: bool = False  # whether the whole picture becomes a square; else its shorter side gets that size
+    resampling: str = "bicubic"  # Pillow's name of the filter
+    library: str = "open_clip"  # or "transformers"
 
 
 # An image as Pillow holds it, in any mode, or its pixels, uint8 [h, w, 3].

@@ -88,13 +88,8 @@ def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
 def to_picture(image: Picture, name: str = "the image") -> Image.Image | np.ndarray:
     """One picture, upright by its EXIF orientation, as uint8 RGB `[h, w, 3]` or as a Pillow image in its own mode.
 
-    Args:
-      image: a path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
-      name: what the message calls it.
-
-    Raises:
-      UnreadableImage: it cannot be read.
-      ClipbiasError: it is no picture.
+    It is a path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`. Raises
+    `UnreadableImage` if it cannot be read, `ClipbiasError` if it is no picture.
     """
     if is_path(image):
         path = data_path(image)
@@ -132,12 +127,10 @@ def check_levels(array: np.ndarray, name: str) -> None:
 class UserImages(Images):
     """A user's pictures to be evaluated, without labels and without a cache.
 
-    Attributes:
-      errors: Message by number of each picture that could not be read, for a caller that skips them.
+    `errors` has the message by number of each picture that could not be read, for a caller that skips them.
     """
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
-        """Reads nothing yet."""
         self.pictures = pictures
         self.labels = np.zeros(len(pictures), np.int32)
         self.unreadable: dict[str, str] = {}
@@ -160,15 +153,10 @@ class UserImages(Images):
 
 
 def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str]) -> Split:
-    """Pictures with their classes as a split; files are read when they are needed.
+    """Pictures, as `list_images` takes them, with their classes, by number or by name, as a split.
 
-    Args:
-      images: as `list_images` takes them; at least one.
-      labels: the class of each, its number in `class_names` or its name.
-      class_names: the `C` classes.
-
-    Raises:
-      ClipbiasError: there are not as many labels as images, or a label is no class.
+    Files are read later. Raises `ClipbiasError` if there are not as many labels as images, or none, or a label is no
+    class.
     """
     pictures, _ = list_images(images)
     for number, picture in enumerate(pictures):

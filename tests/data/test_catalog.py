@@ -40,9 +40,10 @@ def test_class_name_rules():
     assert catalog.sun397("/a/abbey") == "abbey"
     assert catalog.ucf101("ApplyEyeMakeup") == "Apply_Eye_Makeup"
     assert catalog.ucf101("YoYo") == "Yo_Yo"
-    assert catalog.eurosat("SeaLake") == "Sea or Lake" and catalog.eurosat("River") == "River"
-    assert catalog.oxford_flowers("pink-yellow dahlia?") == "pink-yellow dahlia"
-    assert catalog.oxford_pets("Great_Pyrenees") == "great_pyrenees"
+    assert [catalog.EUROSAT.class_name(name) for name in ("SeaLake", "River")] == ["Sea or Lake", "River"]
+    assert catalog.OXFORD_FLOWERS.class_name("pink-yellow dahlia?") == "pink-yellow dahlia"
+    assert catalog.OXFORD_PETS.class_name("Great_Pyrenees") == "great_pyrenees"
+    assert catalog.DTD.class_name("zigzagged") == "zigzagged"
     assert catalog.imagenet("n01440764") == "tench"
 
 
