@@ -115,15 +115,10 @@ class TunedModel:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
     ) -> "TunedModel":
-        """The same model for other classes; its template stays, and what calibrated it does not.
+        """The same model for other classes, or those of a dataset; its template stays, and what calibrated it does not.
 
-        Args:
-          class_names: the classes, or a dataset with them.
-          descriptions: texts by class name in place of the template.
-          free_text: whether `class_names` are texts of any kind (see `Task`).
-
-        Raises:
-          ClipbiasError: what the method learned belongs to the classes of training.
+        `descriptions` are texts by class name in place of the template; `free_text` says that class names are texts of
+        any kind (see `Task`). Raises `ClipbiasError` if what the method learned belongs to the classes of training.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         same = task.class_names == self.class_names and task.texts == self.task.texts
@@ -176,7 +171,6 @@ class TunedModel:
 
         Args:
           pictures: as for `clip.preprocess` (paths, PIL images, uint8 arrays), or what it returned.
-          batch_size: images at a time.
           normalised: whether an array of floating point is normalised, even if it looks like levels.
           on_image_error: "raise", or "skip" pictures that cannot be read: `Prediction.errors` says why.
           coverage: of the prediction sets of a calibrated model.
@@ -231,7 +225,6 @@ class TunedModel:
           images: as for `clipbias.fit`.
           labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
           split: of a dataset, the images to take: "train", "val" or "test".
-          batch_size: images at a time.
           mesh: where to compute; `None` takes all devices.
           on_image_error: "raise", or "skip" images that cannot be read, which then do not count.
           coverage, rejection, accepted: as for `predict`.
@@ -304,14 +297,10 @@ class TunedModel:
         return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
-        """Writes the adapter's file, atomically: the learnables, and what is needed to use them again.
+        """Writes the adapter's file, which ends with ".safetensors": the learnables, and what is needed to use them.
 
-        Args:
-          path: of a file that ends with ".safetensors".
-          notes: JSON values to keep beside those that the model has.
-
-        Raises:
-          ClipbiasError: `clipbias.load_adapter` would refuse the file, or it cannot be written.
+        It appears whole. `notes` are JSON values to keep beside the model's. Raises `ClipbiasError` if
+        `clipbias.load_adapter` would refuse the file, or it cannot be written.
         """
         write_adapter(path, self.to_adapter(notes))
 
