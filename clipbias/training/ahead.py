@@ -1,8 +1,7 @@
 """Ahead-of-time compilation for absent accelerators, and what a compiler reports of a job's programs.
 
-The compilers of TPUs and NVIDIA GPUs run on any machine. They report the memory of a program, the exchanges between
-devices, and whether it compiles at all. Nothing can be run or timed. This is the one module that uses private parts of
-JAX.
+The compilers of TPUs and NVIDIA GPUs run on any machine and report memory and exchanges between devices. Nothing can be
+run or timed. This is the one module that uses private parts of JAX.
 """
 
 import collections
@@ -42,12 +41,8 @@ GIB = 1 << 30
 class Chip:
     """A kind of accelerator.
 
-    Attributes:
-      title: its name.
-      memory: bytes that programs may have on each device by default. Of a TPU its compiler grants them; of a GPU they
-        are the three quarters of its memory that JAX reserves.
-      capability: the compute capability of an NVIDIA GPU.
-      form: pattern of the part of a topology's name after the colon.
+    `memory` are the bytes that programs may have on each device by default: a TPU's compiler grants them; of a GPU they
+    are the three quarters that JAX reserves. `form` is the pattern of a topology's name behind the colon.
     """
 
     title: str
@@ -58,7 +53,6 @@ class Chip:
 
     @property
     def target(self) -> Target:
-        """The device that programs are traced for."""
         return Target("gpu" if self.capability else "tpu", self.capability, self.memory)
 
 
@@ -92,13 +86,7 @@ _CUDNN_VERSION = 91200
 
 @dataclasses.dataclass
 class Topology:
-    """Absent devices. In `with topology:` programs are traced and planned for them.
-
-    Attributes:
-      name: such as "v5e:4x4".
-      chip: their kind.
-      devices: for a mesh; those of a pod belong to the processes of its hosts.
-    """
+    """Absent devices, such as "v5e:4x4". In `with topology:` programs are traced and planned for them."""
 
     name: str
     chip: Chip
@@ -111,7 +99,6 @@ class Topology:
 
     @property
     def compiler(self) -> str:
-        """The compiler of the programs, with its version."""
         package = "jax-cuda12-pjrt" if self.chip.capability else "libtpu"
         return f"{package} {importlib.metadata.version(package)} of jax {jax.__version__}"
 
@@ -154,9 +141,6 @@ def open_topology(name: str) -> Topology:
     """The devices of a name such as "v5e:4x4" or "h100:1x1x8" (slices x hosts x GPUs).
 
     JAX must not have touched a device before. It keeps to the CPU from then on.
-
-    Raises:
-      ClipbiasError: there is no such topology, or its compiler is not installed.
     """
     kind, _, form = name.partition(":")
     chip = CHIPS.get(kind)
@@ -193,20 +177,31 @@ def open_topology(name: str) -> Topology:
 
 
 def describe(job: TrainJob) -> list[str]:
-    """Shapes, parameters, plan and compiled programs of a job, as lines. Nothing is run.
-
-    Raises:
-      ClipbiasError: a memory setting is out of range.
-    """
+    """Shapes, parameters, plan and compiled programs of a job, as lines. Nothing is run."""
     task = job.task
     mesh = job.context.mesh
     compute = job.context.compute
     stages = plan_stages(job)
     tested = [len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations]
     batch = min(compute.eval_batch_size, *tested)
-    lines = _describe_shapes(job, stages, rows=stages[0].rows if stages else batch)
+    # Steps, parameters, texts, and how images and classes are shared by the devices.
+    steps = sum(stage.steps for stage in stages)
+    counts = parameter_count(task.shapes)
+    parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
+    rows, classes, shards = stages[0].rows if stages else batch, len(task.class_names), mesh.shape[meshes.DATA]
+    lines = [
+        f"{counted(job.examples, 'training image')}, {counted(steps, 'step')}" if steps else "no training steps",
+        f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
+    ]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes):
+        lines.append(f"  {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}")
+    lines += [
+        f"{counted(classes, 'class')}, text tokens {list(task.text.ids.shape)}",
+        f"data={shards}: {-(-rows // shards)} of {rows} images and {-(-classes // shards)} of {classes} classes per "
+        f"device; run={mesh.shape[meshes.RUN]}: {counted(len(job.runs), 'run')} side by side",
+    ]
+    # Programs.
     if (sampling := sampling_of(task.method)) is not None:
-        shards = mesh.shape[meshes.DATA]
         images = -(-min(batch, job.examples) // shards) * shards
         lines.append(describe_program(features_program(task, sampling, batch=images, mesh=mesh)))
     for stage in stages:
@@ -216,26 +211,6 @@ def describe(job: TrainJob) -> list[str]:
     evaluated = fit_evaluation(task, runs=job.padded_runs, mesh=mesh)
     programs = evaluation_programs(evaluated, batch=batch, runs=job.padded_runs, mesh=mesh)
     return lines + [describe_program(program) for program in programs]
-
-
-def _describe_shapes(job: TrainJob, stages: Sequence[TrainJob], rows: int) -> list[str]:
-    """Steps, parameters, texts, and how images and classes are shared by the devices."""
-    task = job.task
-    mesh = job.context.mesh
-    devices = mesh.shape[meshes.DATA]
-    classes = len(task.class_names)
-    steps = sum(stage.steps for stage in stages)
-    counts = parameter_count(task.shapes)
-    parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
-    leaves = jax.tree_util.tree_leaves_with_path(task.shapes)
-    return [
-        f"{counted(job.examples, 'training image')}, {counted(steps, 'step')}" if steps else "no training steps",
-        f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
-        *(f"  {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}" for path, leaf in leaves),
-        f"{counted(classes, 'class')}, text tokens {list(task.text.ids.shape)}",
-        f"data={devices}: {-(-rows // devices)} of {rows} images and {-(-classes // devices)} of {classes} classes per "
-        f"device; run={mesh.shape[meshes.RUN]}: {counted(len(job.runs), 'run')} side by side",
-    ]
 
 
 def describe_program(program: Program) -> str:
@@ -287,33 +262,28 @@ def exchanges(program: str) -> list[Exchange]:
             looped.add(name)
             called = " ".join(_CALLED.findall("\n".join(computations[name])))
             waiting += re.findall(r"[\w.-]+", called)
-    matches = ((name, _EXCHANGE.search(line)) for name, each in computations.items() for line in each)
-    return [Exchange(match[2], _result_bytes(*match.groups()), name in looped) for name, match in matches if match]
-
-
-def _result_bytes(result: str, kind: str, start: str | None) -> int:
-    """Of a result such as `(f32[8,4]{1,0}, f32[])`. The start of some kinds returns its operands before its results."""
-    sizes = [
-        math.prod(map(int, filter(None, shape.split(",")))) * (int(bits) if bits else 8) // 8
-        for _, bits, shape in _SHAPE.findall(result)
-    ]
-    if start and kind in ("all-gather", "collective-permute") and len(sizes) % 2 == 0:
-        sizes = sizes[len(sizes) // 2 :]
-    return sum(sizes)
+    found = []
+    for name, each in computations.items():
+        for match in filter(None, map(_EXCHANGE.search, each)):
+            result, kind, start = match.groups()  # of a result such as `(f32[8,4]{1,0}, f32[])`
+            sizes = [
+                math.prod(map(int, filter(None, shape.split(",")))) * (int(bits) if bits else 8) // 8
+                for _, bits, shape in _SHAPE.findall(result)
+            ]
+            # The start of some kinds returns its operands before its results.
+            if start and kind in ("all-gather", "collective-permute") and len(sizes) % 2 == 0:
+                sizes = sizes[len(sizes) // 2 :]
+            found.append(Exchange(kind, sum(sizes), name in looped))
+    return found
 
 
 def describe_exchanges(exchanges: Sequence[Exchange]) -> str:
     """Such as "4 all-reduces of 1.2 MB, none in a loop", with the bytes of all of a kind."""
     if not exchanges:
         return "nothing exchanged"
-    counts = collections.Counter(exchange.kind for exchange in exchanges)
-    parts = [
-        f"{count} {kind}{'s' if count > 1 else ''} of {format_bytes(_total_bytes(exchanges, kind))}"
-        for kind, count in counts.items()
-    ]
+    parts = []
+    for kind, count in collections.Counter(exchange.kind for exchange in exchanges).items():
+        total = sum(exchange.bytes for exchange in exchanges if exchange.kind == kind)
+        parts.append(f"{count} {kind}{'s' if count > 1 else ''} of {format_bytes(total)}")
     looped = sum(exchange.looped for exchange in exchanges)
     return f"{' and '.join(parts)}, {looped or 'none'} in a loop"
-
-
-def _total_bytes(exchanges: Sequence[Exchange], kind: str) -> int:
-    return sum(exchange.bytes for exchange in exchanges if exchange.kind == kind)

@@ -1,9 +1,8 @@
 """The images of runs that train side by side, decoded, stacked and placed on the mesh ahead of their use."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,18 +37,7 @@ class RunBatches(Iterator[Batch]):
         workers: Workers,
         on_error: str = "raise",
     ) -> None:
-        """Makes nothing yet.
-
-        Args:
-          images: of each run, with equally many steps.
-          seeds: of each run.
-          recipe: size of the batches, and how images are augmented.
-          mesh: where they go.
-          resizing: how images get the size of the model's input.
-          start_step: steps already done.
-          workers: the threads.
-          on_error: "raise", or "skip" to mask images that cannot be read.
-        """
+        """Makes nothing yet. Runs have equally many steps, of which `start_step` are done."""
         share = meshes.share(mesh)
         runs = share.runs(mesh, len(images))
         keys = [(id(images[run]), seeds[run]) for run in runs]
@@ -71,31 +59,55 @@ class RunBatches(Iterator[Batch]):
             )
 
         sources = [source(first_with[key]) for key in distinct]
-        self._stacked = _Stacked(
-            mesh,
-            sources,
-            of_runs=tuple(map(distinct.index, keys)),
-            multiple=share.multiple,
-            there=len(runs) == meshes.padded(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs),
-        )
-        first = sources[0]
-        self._busy = _Busy()
+        self._mesh = mesh
         self._images = images
+        self._sources = sources
+        self._of_runs = tuple(map(distinct.index, keys))  # which source each run of this process has
+        self._multiple = share.multiple
+        # Whether runs that share a source get copies of its batches, and whether the devices make these, each of which
+        # then has the batches of all sources. They do where these are no more than a device's own runs, and where this
+        # process has a part of all runs and so images of all.
+        self._copies = len(runs) > len(distinct)
+        there = len(runs) == meshes.padded(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs)
+        self._copies_there = self._copies and there
+        self._computed: Any = None
+        first = sources[0]
         self._ahead = Ahead[Batch](
             workers,
             first.numbers,
-            self._stacked.begin,
+            self._begin,
             pieces=len(sources) * len(first.pieces),
             size=first.nbytes * len(sources),
-            busy=self._busy,
+            busy=lambda: self._computed is not None and not self._computed.is_ready(),
         )
 
+    def _begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
+        """The pieces of a batch, which threads make, and what stacks them and places the batch on the mesh."""
+        first = self._sources[0]
+        pieces = list[Callable[[], None]]()
+        batch = first.empty(len(self._sources), more=-first.shape[0] % self._multiple)
+        for place, source in enumerate(self._sources):
+            of_source = {name: values[place] for name, values in batch.items()}
+            pieces += [functools.partial(source.fill, of_source, number, rows) for rows in source.pieces]
+
+        def finish() -> Batch:
+            for values in batch.values():
+                values[:, first.shape[0] :] = 0
+            whole = batch
+            if self._copies and not self._copies_there:
+                whole = {name: values[list(self._of_runs)] for name, values in batch.items()}
+            return meshes.place_batch(self._mesh, whole, runs=not self._copies_there)
+
+        return pieces, finish
+
     def __next__(self) -> Batch:
-        return self._stacked.of_each_run(next(self._ahead))
+        batch = next(self._ahead)
+        # Copied by the main thread, so that all processes do it in order.
+        return _copies(self._mesh, self._of_runs)(batch) if self._copies_there else batch
 
     def computes(self, values: jax.Array) -> None:
         """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
-        self._busy.values = cast(_Readiness, values)
+        self._computed = values
 
     def skipped(self) -> tuple[int, ...]:
         """How many training images of each run some process could not read and has masked. All must call this."""
@@ -108,70 +120,8 @@ class RunBatches(Iterator[Batch]):
         return self._ahead.waiting_share
 
     def close(self) -> None:
-        """Drops what is made ahead."""
         self._ahead.close()
-
-
-class _Readiness(Protocol):
-    """What `jax.Array` has, though its type lacks it."""
-
-    def is_ready(self) -> bool: ...
-
-
-class _Busy:
-    """Whether devices still compute."""
-
-    values: _Readiness | None = None
-
-    def __call__(self) -> bool:
-        return self.values is not None and not self.values.is_ready()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stacked:
-    """Batches of several sources as one on the mesh, from which those of all runs are copied there.
-
-    Attributes:
-      mesh: where they go.
-      sources: that differ.
-      of_runs: which source each run of this process has.
-      multiple: a batch has a multiple of so many rows.
-      there: whether that is done by the devices, each of which then has the batches of all sources. It is where these
-        are no more than a device's own runs, and where this process has a part of all runs and so images of all.
-    """
-
-    mesh: Mesh
-    sources: Sequence[Source]
-    of_runs: tuple[int, ...]
-    multiple: int
-    there: bool
-
-    def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        first = self.sources[0]
-        pieces = list[Callable[[], None]]()
-        batch = first.empty(len(self.sources), more=-first.shape[0] % self.multiple)
-        for place, source in enumerate(self.sources):
-            of_source = {name: values[place] for name, values in batch.items()}
-            pieces += [functools.partial(source.fill, of_source, number, rows) for rows in source.pieces]
-        return pieces, functools.partial(self.finish, batch)
-
-    def finish(self, batch: Batch) -> Batch:
-        for values in batch.values():
-            values[:, self.sources[0].shape[0] :] = 0
-        return self.place(batch)
-
-    def place(self, batch: Batch) -> Batch:
-        if self.copies and not self.there:
-            batch = {name: values[list(self.of_runs)] for name, values in batch.items()}
-        return meshes.place_batch(self.mesh, batch, runs=not (self.copies and self.there))
-
-    @property
-    def copies(self) -> bool:
-        return len(self.of_runs) > len(self.sources)
-
-    def of_each_run(self, batch: Batch) -> Batch:
-        """`[R, B, …]` of what `place` has put on the mesh; by the main thread, so that all processes do it in order."""
-        return _copies(self.mesh, self.of_runs)(batch) if self.copies and self.there else batch
+        self._sources, self._computed = [], None  # `_ahead` calls back here: what is large must not wait for that cycle
 
 
 @functools.lru_cache(maxsize=16)

@@ -40,7 +40,6 @@ class Outcome:
 
 
 def confidence(other_odds: np.ndarray) -> np.ndarray:
-    """The largest probability of each image, float64."""
     return 1 / (1 + np.asarray(other_odds, np.float64))
 
 
@@ -67,13 +66,7 @@ def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Log-likelihoods of the true class in nats, with their first two derivatives by `s = -log(temperature)`.
 
-    Args:
-      logits: `[n, K, C]`.
-      labels: `[n]`.
-      at: values of `s`, `[n or 1, K or 1, G]`.
-
-    Returns:
-      float64 `[n, K, G, 3]`.
+    Of logits `[n, K, C]`, labels `[n]` and values of `s` `[n or 1, K or 1, G]` float64 `[n, K, G, 3]`.
     """
     n, forms, classes = logits.shape
     labels = np.asarray(labels)[:, None, None]
@@ -116,14 +109,9 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature `T` whose logits over `T` have the smallest mean cross-entropy (Guo et al. 2017).
+    """The temperature of logits `[n, C]` with the smallest mean cross-entropy with labels `[n]` (Guo et al. 2017).
 
-    `None` where that has no minimum between 0.01 and 100, as when every image is right, and where there are fewer than
-    ten images.
-
-    Args:
-      logits: of validation images `[n, C]`.
-      labels: `[n]`.
+    `None` where that has no minimum between 0.01 and 100, as when every image is right, and of fewer than ten images.
     """
     if len(labels) < FEWEST_TO_CALIBRATE:
         return None

@@ -27,14 +27,7 @@ from clipbias.tuning.registry import make_method
 
 
 class SweepContext:
-    """What the groups of a sweep share.
-
-    Attributes:
-      clip, params: the frozen model, and its weights on the mesh.
-      datasets: the opened datasets by name.
-      compute, mesh, dtype, on_image_error: as given.
-      workers: threads that decode images.
-    """
+    """What the groups of a sweep share: the model with its weights on the mesh, the opened datasets by name, caches."""
 
     def __init__(
         self,
@@ -46,16 +39,7 @@ class SweepContext:
         dtype: str = "float32",
         on_image_error: str = "raise",
     ) -> None:
-        """Places the weights; of a mesh that is not there (`training.ahead`) only their shapes.
-
-        Args:
-          clip: the frozen model.
-          datasets: by name.
-          compute: how runs are computed.
-          mesh: the devices.
-          dtype: compute type.
-          on_image_error: "raise", or "skip" images that cannot be read.
-        """
+        """Places the weights; of a mesh that is not there (`training.ahead`) only their shapes."""
         self.clip = clip
         self.datasets = datasets
         self.compute = compute
@@ -64,6 +48,7 @@ class SweepContext:
         self.on_image_error = on_image_error
         self.params = meshes.place_weights(mesh, clip.params, dtype, shapes=not meshes.is_there(mesh))
         self.workers = Workers(compute.workers)
+        self._make_evaluator = functools.partial(Evaluator, mesh=mesh, workers=self.workers)
         third = int(compute.cache_gb * 1e9 / 3)
         self._images = ImageCache(2 * third)
         self._budget = Budget(third)
@@ -72,45 +57,35 @@ class SweepContext:
         self._features: dict[Hashable, TrainingFeatures] = {}
         self._pseudo_labels: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
         self._tasks: dict[Hashable, Task] = {}
-        self._protocols = functools.lru_cache(maxsize=64)(self._make_protocols)
+        self._protocols: dict[Hashable, tuple[protocols.EvalProtocol, ...]] = {}
 
     def begin(self, dataset: str) -> None:
-        """Drops images, features and test images of other datasets."""
         if dataset != self._dataset:
             self._dataset = dataset
             self._images.keep_only()
             self._budget.clear()
-            for cache in (self._evaluators, self._features, self._pseudo_labels, self._tasks):
+            for cache in (self._evaluators, self._features, self._pseudo_labels, self._tasks, self._protocols):
                 cache.clear()
-
-    def _make_protocols(
-        self,
-        protocol: str,
-        dataset: str,
-        shots: int | None,
-        seeds: tuple[int, ...],
-        targets: tuple[str, ...],
-        concentration: float | None,
-    ) -> tuple[protocols.EvalProtocol, ...]:
-        """The few-shot split of each seed. Where nothing is trained, any split has the test images."""
-        return tuple(
-            protocols.make_protocol(
-                protocol,
-                dataset,
-                self.datasets.__getitem__,
-                shots=1 if shots is None else shots,
-                seed=seed,
-                targets=targets or None,
-                concentration=protocols.CONCENTRATION if concentration is None else concentration,
-            )
-            for seed in seeds
-        )
 
     def protocols_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
         """The few-shot split of each of a group's seeds, by seed, in the order in which they first appear."""
         first = group[0]
         seeds = tuple(dict.fromkeys(spec.seed for spec in group))
-        by_seed = self._protocols(first.protocol, first.dataset, first.shots, seeds, first.targets, first.concentration)
+        key = first.protocol, first.dataset, first.shots, seeds, first.targets, first.concentration
+        if key not in self._protocols:
+            self._protocols[key] = tuple(
+                protocols.make_protocol(
+                    first.protocol,
+                    first.dataset,
+                    self.datasets.__getitem__,
+                    shots=1 if first.shots is None else first.shots,  # with nothing trained, any has the test images
+                    seed=seed,
+                    targets=first.targets or None,
+                    concentration=protocols.CONCENTRATION if first.concentration is None else first.concentration,
+                )
+                for seed in seeds
+            )
+        by_seed = self._protocols[key]
         if first.validation == held_out.POLICY:
             by_seed = tuple(map(held_out.by_the_rule, by_seed, seeds))
         if first.validation == held_out.SHOT:
@@ -118,20 +93,12 @@ class SweepContext:
         return dict(zip(seeds, by_seed, strict=True))
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
-        """A task of a method and a dataset's classes.
-
-        Made once for the groups of a dataset: the texts of a thousand classes take seconds.
-        """
+        """A task of a method and a dataset's classes, kept: the texts of a thousand classes take seconds."""
         texts = dataset.descriptions
         key = method, method_name, dataset.class_names, dataset.template, texts and texts.digest
         if key not in self._tasks:
             task = Task(
-                self.clip,
-                method,
-                dataset,
-                template=dataset.template,
-                method_name=method_name,
-                dtype=self.dtype,
+                self.clip, method, dataset, template=dataset.template, method_name=method_name, dtype=self.dtype
             )
             self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[meshes.DATA])
         return self._tasks[key]
@@ -148,14 +115,14 @@ class SweepContext:
         if split.digest not in self._pseudo_labels:
             task = self.bind(make_method(ZERO_SHOT), source)
             static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
-            evaluator = self._make_evaluator(split, self.compute.eval_batch_size)
+            batch_size = self.compute.eval_batch_size
+            evaluator = self._make_evaluator(split, batch_size=batch_size, on_error=self.on_image_error)
             self._pseudo_labels[split.digest] = evaluator.pseudo_labels(static, inputs)
         predicted, other_odds = self._pseudo_labels[split.digest]
         picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
-        """Features of images under the frozen vision tower."""
         key = images.split.digest, seed, sampling.crop, sampling.projected
         if key not in self._features:
             self._features[key] = TrainingFeatures(
@@ -176,7 +143,9 @@ class SweepContext:
         key = split.digest
         if key not in self._evaluators:
             batch_size = self.compute.eval_batch_size
-            self._evaluators[key] = self._make_evaluator(split, batch_size, budget=self._budget)
+            self._evaluators[key] = self._make_evaluator(
+                split, batch_size=batch_size, on_error=self.on_image_error, budget=self._budget
+            )
         return self._evaluators[key]
 
     def temperature_evaluator(
@@ -202,28 +171,9 @@ class SweepContext:
         if key not in self._evaluators:
             # An image that cannot be read is no reason to lose a result.
             self._evaluators[key] = self._make_evaluator(
-                images, batch_size, budget=self._budget, on_error="skip", whole_batches=True
+                images, batch_size=batch_size, budget=self._budget, on_error="skip", whole_batches=True
             )
         return self._evaluators[key]
-
-    def _make_evaluator(
-        self,
-        split: Split,
-        batch_size: int,
-        *,
-        budget: Budget | None = None,
-        on_error: str | None = None,
-        whole_batches: bool = False,
-    ) -> Evaluator:
-        return Evaluator(
-            split,
-            mesh=self.mesh,
-            batch_size=batch_size,
-            on_error=on_error or self.on_image_error,
-            workers=self.workers,
-            budget=budget,
-            whole_batches=whole_batches,
-        )
 
 
 def make_context(

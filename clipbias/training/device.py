@@ -95,20 +95,14 @@ def device_limit() -> int:
     """
     if (elsewhere := away()) is not None:
         return elsewhere.memory
-    return min(hosts.gather(_local_limit()))
-
-
-def _local_limit() -> int:
     device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    if device.platform != "cpu":
-        return 0
-    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
-    with contextlib.suppress(OSError, ValueError):  # "max" where a container has no limit of its own
-        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return free // jax.local_device_count()
+    limit = int((device.memory_stats() or {}).get("bytes_limit", 0))
+    if not limit and device.platform == "cpu":
+        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        with contextlib.suppress(OSError, ValueError):  # "max" where a container has no limit of its own
+            free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limit = free // jax.local_device_count()
+    return min(hosts.gather(limit))
 
 
 def format_bytes(count: int) -> str:
@@ -153,7 +147,9 @@ def prepare_cpu() -> None:
     """Applies the settings that make training steps fast on CPUs. Call it before JAX starts its devices and threads."""
     choose_code_generator()
     keep_freed_memory()
-    dispatch_when_free()
+    # A call returns once its result is computed. A step that is dispatched while another one runs allocates its
+    # intermediate arrays beside those of the first: much memory for nothing, where host and device are the same cores.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def choose_code_generator() -> None:
@@ -166,15 +162,6 @@ def choose_code_generator() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
 
 
-def dispatch_when_free() -> None:
-    """Makes a call return once its result is computed, instead of at once.
-
-    A step that is dispatched while another one runs allocates its intermediate arrays beside those of the first. That
-    multiplies the memory and gains nothing where host and device are the same cores.
-    """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-
-
 # Parameters of glibc's mallopt(3), from malloc.h.
 _TRIM_THRESHOLD = -1
 _TOP_PAD = -2
@@ -183,13 +170,10 @@ _ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory instead of returning it to the system.
+    """Tells glibc to keep freed memory instead of returning it to the system. `False` where there is no glibc.
 
     A step's intermediate arrays are one large block. By default glibc returns it after every step, and the next step
     waits while the system clears it page by page, which takes about a twentieth of its time.
-
-    Returns:
-      Whether glibc took the settings; `False` where the C library is another one.
     """
     if not sys.platform.startswith("linux"):
         return False

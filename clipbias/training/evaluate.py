@@ -46,13 +46,9 @@ from clipbias.tuning.task import Classifier, Text
 
 @dataclasses.dataclass(frozen=True)
 class EvalStatic:
-    """What never changes in an evaluation. Hashable: evaluations with equal ones share compiled programs.
+    """What never changes in an evaluation of `R = runs` runs. Hashable: those with equal ones share compiled programs.
 
-    Attributes:
-      classifier: the method's mathematics.
-      preprocessing: normalises images; `None` where they come normalised.
-      mesh: the devices that share the images; `None` for a single one.
-      runs: `R`, evaluated side by side.
+    Images come normalised where `preprocessing` is `None`; `mesh` is `None` for a single device.
     """
 
     classifier: Classifier
@@ -63,13 +59,10 @@ class EvalStatic:
 
 @struct.dataclass
 class EvalInputs:
-    """Inputs that stay constant over an evaluation, on the mesh.
+    """Inputs that stay constant over an evaluation, on the mesh; learnables have the leading axis `R`.
 
-    Attributes:
-      params: the frozen weights.
-      learnables: leading axis `R`; empty for zero-shot.
-      text: what stands for the classes. `logits` takes features `[R, S · C, d]`, or `[1, S · C, d]` that runs share, or
-        the texts themselves where they depend on the image.
+    `text` stands for the classes. `logits` takes features `[R, S · C, d]`, or `[1, S · C, d]` that runs share, or the
+    texts themselves where they depend on the image.
     """
 
     params: Params
@@ -80,15 +73,7 @@ class EvalInputs:
 def make_evaluation(
     task: Task, params: Params, learnables: Learnables, *, runs: int, mesh: Mesh
 ) -> tuple[EvalStatic, EvalInputs]:
-    """The arguments of an evaluation.
-
-    Args:
-      task: what is evaluated.
-      params: the frozen weights on the mesh.
-      learnables: of `R` runs, on the host.
-      runs: `R`.
-      mesh: where to compute.
-    """
+    """The arguments of an evaluation of `runs` runs, with weights on the mesh and learnables `[R, …]` on the host."""
     static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs)
     placed = meshes.device_put(mesh, learnables, meshes.RUN)
     return static, EvalInputs(params, placed, place_text(mesh, task, params))
@@ -146,13 +131,10 @@ class BatchOutcome:
 
 @functools.partial(jax.jit, static_argnames="static")
 def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The logits under each run, `[R, B, C]`.
+    """The logits under each run, `[R, B, C]`, from features of the texts in `inputs`.
 
-    Args:
-      static: of the evaluation.
-      inputs: with the features of the texts.
-      images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
-      mask: `[B]`, which of the images count; the others only fill the batch.
+    `images` are features `[R, B, d]`, or `[1, B, d]` that are the same for all runs. `mask [B]` is false for rows that
+    only fill the batch.
     """
     classifier = static.classifier
     conditional = static.classifier.method.conditional
@@ -172,9 +154,9 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
 def correct_and_loss(
     static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Under each run, whether the most likely class of each image is its label, and the label's `-log p`, `[R, B]`.
+    """Whether the most likely class of each image is its label, and the label's `-log p`, `[R, B]` each.
 
-    Arguments as of `logits`. Labels are `[B]`; the results of a label -1 mean nothing.
+    Arguments as of `logits`; the results of a label -1 mean nothing.
     """
     scores = logits(static, inputs, images, mask).astype(jnp.float32)
     index = jnp.maximum(labels, 0)[None, :, None]
@@ -193,7 +175,7 @@ def outcomes(
 ) -> BatchOutcome:
     """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
 
-    Arguments as of `logits`. Labels are `[B]`; the log-probability of a label -1 means nothing.
+    Arguments as of `logits`; the log-probability of a label -1 means nothing.
     """
     return _outcomes_of(logits(static, inputs, images, mask), labels, temperatures)
 
@@ -207,7 +189,6 @@ def outcomes_and_logits(
     labels: jax.Array,
     temperatures: jax.Array,
 ) -> tuple[BatchOutcome, jax.Array]:
-    """`outcomes`, and the logits that they are of."""
     scores = logits(static, inputs, images, mask)
     return _outcomes_of(scores, labels, temperatures), scores
 
@@ -248,13 +229,11 @@ class Budget:
         self._limit = self._left = limit
 
     def take(self, count: int) -> bool:
-        """Whether so many bytes are left; if so, takes them."""
         fits = count <= self._left
         self._left -= count if fits else 0
         return fits
 
     def clear(self) -> None:
-        """Gives all bytes back."""
         self._left = self._limit
 
 
@@ -266,11 +245,9 @@ class Evaluator:
 
     Attributes:
       skipped: how many images could not be read.
-      predicted: of the latest evaluation, the class that each run gives every image, int32 `[R, n]`; -1 where an image
-        could not be read.
-      log_probs: of the latest evaluation, see `BatchOutcome`: float16 `[R, n, 7]`.
-      logits_read: if the latest evaluation kept them, the logits of the images that could be read, `[R, m, C]`, and
-        their labels `[m]`.
+      predicted: of the latest evaluation, the class of every image, int32 `[R, n]`; -1 where it could not be read.
+      log_probs: likewise, see `BatchOutcome`, float16 `[R, n, 7]`.
+      logits_read: likewise if kept, the logits of the images that could be read, `[R, m, C]`, and their labels `[m]`.
     """
 
     def __init__(
@@ -286,14 +263,8 @@ class Evaluator:
     ) -> None:
         """Prepares nothing yet.
 
-        Args:
-          split: images to evaluate on.
-          mesh: where to compute.
-          batch_size: images per step over all devices; rounded up to a multiple of the `data` axis.
-          on_error: "raise" or "skip" images that cannot be read.
-          workers: threads that decode; `None` for its own.
-          budget: what it may keep, which others may share; nothing without one.
-          whole_batches: whether fewer images than a batch are padded to one, so that another split's program serves.
+        The batch size is that of all devices, rounded up to a multiple of the `data` axis. With `whole_batches` fewer
+        images are padded to a batch, so that another split's program serves. Nothing is kept without a budget.
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
@@ -315,7 +286,6 @@ class Evaluator:
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
 
     def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
-        """Whether there is room for something of each image; if so, takes it, once."""
         if name not in self._fits:
             self._fits[name] = self._budget.take(len(self.split) * bytes_per_image)
         return self._fits[name]
@@ -379,10 +349,9 @@ class Evaluator:
     def _each_batch(
         self, compute: Callable[..., Any], static: EvalStatic, inputs: EvalInputs, *rest: Any, labelled: bool = False
     ) -> tuple[list[Any], np.ndarray]:
-        """The results of `compute` batch by batch, on the host; and labels `[n]`, -1 where there is none.
+        """The results of `compute` batch by batch, on the host; and labels `[n]`, -1 in padding and where unreadable.
 
-        A label is missing where a batch is padded, or an image could not be read. With `labelled` they are the argument
-        behind the mask.
+        With `labelled` these are the argument behind the mask.
         """
         results = []
         with explain_exhaustion("lower --config.eval_batch_size."):
@@ -405,16 +374,10 @@ class Evaluator:
         validation: "Evaluator | None" = None,
         keeps_logits: bool = False,
     ) -> tuple[list[Outcome], list[float | None]]:
-        """What each run predicts for every image that could be read.
+        """What each run predicts for every image that could be read, and its temperature.
 
-        Args:
-          static, inputs: from `make_evaluation`.
-          validation: of images of the same classes to fit each run's temperature on.
-          keeps_logits: whether `logits_read` is set.
-
-        Returns:
-          Of each run the outcomes, and its temperature: `None` without validation images that could be read, or where
-          they fit none (`fit_temperature`).
+        That is fitted on the images of `validation`, of the same classes; `None` without any that could be read, or
+        where they fit none (`fit_temperature`). With `keeps_logits` `logits_read` is set.
         """
         inputs = encode_texts(static, inputs)
         fitted: list[float | None] = [None] * static.runs
@@ -446,15 +409,9 @@ class Evaluator:
         return results, fitted
 
     def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
-        """How well each run does on these images, to select one by; arguments as in `outcomes`.
+        """Of each run `{"accuracy", "correct", "images", "loss"}`: in percent, counts, and mean cross-entropy in nats.
 
-        Args:
-          static, inputs: of the runs.
-          finite: whether runs are refused whose logits are not finite; else their loss is not finite.
-
-        Returns:
-          For each run `{"accuracy", "correct", "images", "loss"}`: top-1 accuracy in percent, the counts behind it, and
-          the mean cross-entropy in nats.
+        Without `finite` a run whose logits are not finite has a loss that is not finite.
         """
         inputs = encode_texts(static, inputs)
         values, labels = self._each_batch(correct_and_loss, static, inputs, labelled=True)
@@ -476,9 +433,9 @@ class Evaluator:
         ]
 
     def pseudo_labels(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
-        """The class that a single run takes each image for, int32 `[n]`, and the odds of the other classes.
+        """The class that a single run takes each image for, int32 `[n]`, -1 for one that could not be read.
 
-        They are `Outcome.other_odds`. An image that could not be read has the class -1.
+        And the odds of the other classes (`Outcome.other_odds`).
         """
         inputs = encode_texts(static, inputs)
         values, labels = self._each_batch(outcomes, static, inputs, np.ones(1, np.float32), labelled=True)
@@ -487,7 +444,6 @@ class Evaluator:
         return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.other_odds[:count]
 
     def _temperatures(self, static: EvalStatic, inputs: EvalInputs) -> list[float | None]:
-        """The temperature that these images ask for, for each run; `None` where there is none."""
         values, labels = self._each_batch(logits, static, inputs)
         read = labels >= 0
         if not read.any():
@@ -508,17 +464,12 @@ class Evaluator:
         return scores, read
 
     def accuracy(self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None) -> list[Row]:
-        """Top-1 accuracy in percent of each run, with the counts behind it; arguments as in `outcomes`.
-
-        Returns:
-          For each run `{"accuracy", "correct", "images", "calibration"}`.
-        """
+        """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent; see `outcomes`."""
         results, fitted = self.outcomes(static, inputs, validation=validation)
         return [score(outcome, temperature) for outcome, temperature in zip(results, fitted, strict=True)]
 
 
 def first_run(learnables: Learnables) -> Learnables:
-    """The learnables of the first run."""
     return jax.tree.map(lambda leaf: leaf[0], learnables)
 
 
@@ -534,7 +485,6 @@ def encode_texts(static: EvalStatic, inputs: EvalInputs) -> EvalInputs:
 
 
 def score(outcome: Outcome, temperature: float | None) -> Row:
-    """Top-1 accuracy in percent with the counts behind it, and how well calibrated the confidence is."""
     correct = int(outcome.correct.sum())
     images = len(outcome.correct)
     # A rounding error of a device is no difference between two runs.
@@ -557,17 +507,8 @@ def evaluate(
 ) -> tuple[Row, np.ndarray]:
     """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
 
-    Args:
-      task: a method bound to classes.
-      learnables: as from `task.init`.
-      split: images to evaluate on.
-      mesh: where to compute.
-      eval_batch_size: images per step over all devices.
-      on_image_error: "raise" or "skip" images that cannot be read.
-      workers: threads that decode; `None` takes one for each processor.
-      validation: images to fit a temperature on, but those that are evaluated.
-      outside: images of other classes, whose labels are not looked at.
-      rule: what prediction sets and rejections are made by.
+    A temperature is fitted on validation images but those that are evaluated. Labels of images outside are not looked
+    at. The rule makes prediction sets and rejections. The batch size is that of all devices.
 
     Returns:
       `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `validation_images`,
@@ -616,11 +557,7 @@ FOLDER = "predictions"
 def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | None) -> str:
     """Names the predictions of a tuned model: its weights, preprocessing, texts and learnables, the images and labels.
 
-    Args:
-      task: bound to the classes.
-      learnables: of one run.
-      method: the method's name, whose program counts if it is of the user's own.
-      split: the images; `None` names the model alone.
+    Without a split it names the model alone. The program of a user's own method counts.
     """
     facts: list[Any] = [
         None if split is None else split.stored_digest,
@@ -638,7 +575,6 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | 
 
 
 def predictions_name(name: str) -> str:
-    """What predictions are called in files."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
@@ -652,13 +588,10 @@ def save_predictions(
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
 ) -> str:
-    """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1.
+    """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the fingerprint of all inputs.
 
     It holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
-    runs "log_probs" (`BatchOutcome`), and the "fingerprint" of all inputs, by which predictions are found again.
-
-    Returns:
-      The fingerprint of all inputs.
+    runs "log_probs" (`BatchOutcome`), and the "fingerprint", by which predictions are found again.
     """
     inputs = fingerprint(task, learnables, method, split)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
@@ -715,12 +648,7 @@ def _read(path: Path, name: str) -> np.ndarray | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """One task with its learnables, ready for batches of images: its texts are encoded once.
-
-    Attributes:
-      task: the method bound to classes.
-      static, inputs: of an evaluation of a single run.
-    """
+    """One task with its learnables, ready for batches of images: its texts are encoded once."""
 
     task: Task
     static: EvalStatic
@@ -728,7 +656,7 @@ class Predictor:
 
     @classmethod
     def of(cls, task: Task, learnables: Learnables, params: Params | None = None) -> "Predictor":
-        """A predictor with weights that are placed already; by default on JAX's first device."""
+        """On weights that are placed already; by default on JAX's first device."""
         if params is None:
             params = cast_weights(task.clip.device_params, task.classifier.dtype)
         text: Text = task.text

@@ -27,11 +27,7 @@ from clipbias.tuning import Recipe, Sampling
 class FeatureStatic:
     """What never changes while features of images are computed. Hashable.
 
-    Attributes:
-      config: geometry.
-      preprocessing: normalises images.
-      dtype: compute type by name.
-      projected: whether features are `[B, d]`, or the rows before the projection `[B, Dv]`.
+    Features are `projected` `[B, d]`, or the rows before the projection `[B, Dv]`.
     """
 
     config: ClipConfig
@@ -67,17 +63,8 @@ class TrainingFeatures:
     ) -> None:
         """Prepares nothing yet.
 
-        Args:
-          static: the frozen model's geometry, and which features.
-          params: its weights on the mesh.
-          images: `N` training images.
-          mesh: where to compute.
-          batch_size: images per program call, over all devices.
-          seed: of the run, which keys the augmentations.
-          crop: see `Sampling`.
-          on_error: "raise", or "skip": `readable` then says which images could be read, and the others' features are
-            those of a black image.
-          workers: threads that decode; `None` for its own.
+        `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
+        `readable` says which images could be read, and the others' features are those of a black image.
         """
         size = mesh.shape[meshes.DATA]
         self._batch_size = -(-min(batch_size, len(images)) // size) * size
@@ -136,7 +123,6 @@ class TrainingFeatures:
         return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:
-        """The features of so many passes over all images, `[E, N, d]`."""
         results = []
         began = time.monotonic()
         for batch in batches:
@@ -153,7 +139,7 @@ class TrainingFeatures:
 
 def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
     """The features of `Method.support`, `[E, N', d]`: of the images that can be read (`source.readable`)."""
-    features = _support(source, sampling)
+    features = _support(source, sampling)  # it finds out which images can be read
     return features[:, source.readable]
 
 

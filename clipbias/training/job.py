@@ -26,11 +26,8 @@ from clipbias.tuning.recipe import Recipe
 class Run:
     """One of the runs of a job.
 
-    Attributes:
-      images: for training.
-      start_seed: of the initial learnables, the order and augmentation of images.
-      protocol: its few-shot split, validation images and evaluations.
-      learning_rate: `None` for the recipe's.
+    The start seed decides the initial learnables, and the order and augmentation of images. A learning rate of `None`
+    is the recipe's.
     """
 
     images: Images
@@ -44,16 +41,10 @@ class Logging:
     """Where a training reports, and how often it is saved. Nothing here changes a number.
 
     Attributes:
-      checkpoints: folder of its checkpoints; `None` saves none.
       checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
       keeps_last: whether the last step is saved however short the training was, so that the same job ends at once when
         it comes again.
-      metrics: folder of `metrics.jsonl`; `None` writes none.
-      trackers: other programs that get the metrics, see `progress.TRACKERS`.
-      profile: whether a few steps are traced into the folder of the metrics.
-      progress: shows every step.
-      steps_before: steps of earlier stages, from which the metrics count on.
-      total_steps: of all stages; `None` where this stage is the only one.
+      steps_before, total_steps: of earlier stages, and of all stages; `None` where this stage is the only one.
       ends_on_failure: whether a loss that is not finite ends the training; else that run goes on beside the others.
     """
 
@@ -69,7 +60,6 @@ class Logging:
     ends_on_failure: bool = True
 
     def say(self, line: str) -> None:
-        """Prints a line beside the progress, if it is shown."""
         if self.progress is not None:
             self.progress.say(line)
 
@@ -82,13 +72,9 @@ class TrainJob:
     (`plan_stages`), with the task, recipe and plan of that stage.
 
     Attributes:
-      context: the frozen model, the devices, and what the jobs of a sweep share.
-      task: the method bound to the classes of training.
       recipe: how it is trained; `None` where no step is made.
-      runs: they differ in seed and learning rate.
       shots: training images per class, `None` for all.
-      teacher: whose predictions are learned in place of labels; `None` without one.
-      logging: reports and checkpoints.
+      teacher: whose predictions are learned in place of labels.
       plan: how a step fits the memory; `None` before it is planned.
     """
 
@@ -108,28 +94,24 @@ class TrainJob:
 
     @property
     def examples(self) -> int:
-        """Training images of a run."""
+        """Number of training images of a run."""
         return len(self.runs[0].images)
 
     @property
     def start_seeds(self) -> list[int]:
-        """Of the runs."""
         return [run.start_seed for run in self.runs]
 
     @property
     def padded_runs(self) -> int:
-        """The number of runs, padded to a multiple of the mesh."""
         return meshes.padded(self.context.mesh, len(self.runs))
 
     @property
     def training(self) -> Recipe:
-        """The recipe of a job that is trained in steps."""
         assert self.recipe is not None, "the job makes no step"
         return self.recipe
 
     @property
     def steps(self) -> int:
-        """Steps of this stage."""
         return self.training.total_steps(self.examples)
 
     @property
@@ -145,7 +127,6 @@ class TrainJob:
 
     @property
     def step_shape(self) -> StepShape:
-        """Sizes of a step."""
         return StepShape(self.rows, self.padded_runs, self.context.mesh, self.examples, self.teacher is not None)
 
 
@@ -155,10 +136,8 @@ class TrainResult:
 
     Attributes:
       learnables: of all runs, leading axis `R`, on the host.
-      losses: of each run at the last step; empty where no step was made.
-      steps: of all stages.
-      seconds: wall time of the steps in this process.
-      waiting_share: share of the steps' time in which the devices waited for images.
+      losses: of each run at the last step, in nats; empty where no step was made.
+      seconds: wall time of the steps in this process; waiting_share: the share that the devices waited for images.
       skipped: of each run, how many training images could not be read and were masked.
       training_seconds: of each run, whenever it was trained (`progress.step_seconds`).
     """
@@ -173,11 +152,7 @@ class TrainResult:
 
 
 def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
-    """The stages of a job, each with its task, recipe and memory plan; none where no step is made.
-
-    Raises:
-      ClipbiasError: a memory setting is out of range.
-    """
+    """The stages of a job, each with its task, recipe and memory plan; none where no step is made."""
     method = job.task.method
     if job.recipe is None or not jax.tree.leaves(job.task.shapes):
         return ()
@@ -220,8 +195,7 @@ def check_side_by_side(stages: Sequence[TrainJob]) -> None:
 def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
     """Decodes the training images of a job, and others that it needs, before its first step.
 
-    Raises:
-      UnreadableImage: it names those that cannot be read; none where they are skipped.
+    Raises `UnreadableImage` with the names of those that cannot be read; none where they are skipped.
     """
     if job.context.on_image_error == "skip" or not job.task.method.uses_images:
         return
@@ -232,22 +206,17 @@ def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
 
 
 def validation_images(job: TrainJob) -> list[Split]:
-    """The images of each run that a learning rate is selected on.
-
-    Raises:
-      ClipbiasError: there are none.
-    """
+    """The images of each run that a learning rate is selected on. Raises `ClipbiasError` where there are none."""
     by_protocol = {id(run.protocol): run.protocol for run in job.runs}
     splits = {key: protocol.validation() for key, protocol in by_protocol.items()}
-    dataset = job.protocol.source.name
-    name = job.protocol.protocol
     images = []
     for run in job.runs:
         split = splits[id(run.protocol)]
         if split is None or not len(split):
             raise ClipbiasError(
-                f"{dataset}: there are no validation images under the protocol {name}; a learning rate cannot be "
-                "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
+                f"{job.protocol.source.name}: there are no validation images under the protocol "
+                f"{job.protocol.protocol}; a learning rate cannot be chosen there, so leave --config.learning_rates "
+                "empty, or test them all: --config.choose=none."
             )
         images.append(split)
     return images

@@ -5,7 +5,6 @@ stop.
 """
 
 import contextlib
-import dataclasses
 import os
 import re
 import time
@@ -25,11 +24,10 @@ from clipbias.training.batches import RunBatches
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.evaluate import EvalInputs, EvalStatic, text_features
 from clipbias.training.features import FeatureBatches, epoch_features, support_features
-from clipbias.training.job import Run, TrainJob, TrainResult, check_images, check_side_by_side, plan_stages
-from clipbias.training.memory import MemoryPlan
+from clipbias.training.job import TrainJob, TrainResult, check_images, check_side_by_side, plan_stages
 from clipbias.training.mesh import device_get
 from clipbias.training.progress import METRICS, MetricWriter, StepProfile, StepReport, Stopwatch, step_seconds
-from clipbias.training.step import StepScalars, StepStatic, TrainState, init_state, place_inputs, place_text, train_step
+from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, place_text, train_step
 from clipbias.training.teacher import TaughtBatches, check_student
 from clipbias.tuning import Samples
 from clipbias.tuning.method import FeatureMethod, Learnables, sampling_of, select_run, stack_runs, with_constants
@@ -38,9 +36,9 @@ from clipbias.tuning.method import FeatureMethod, Learnables, sampling_of, selec
 class Checkpoints:
     """The checkpoints of one run in a folder of its own, the latest two kept. All processes call its methods alike.
 
-    Only this class knows orbax: saves are asynchronous, atomic, and restored onto any mesh. A step counts once its
-    folder has its final name; a save that was cut short is removed. States are small: each is fetched whole, the first
-    process writes it, and a restored one lies on the host.
+    Only this class knows orbax: saves are asynchronous, atomic, and restored onto any mesh. States are small: each is
+    fetched whole, the first process writes it, and a restored one lies on the host. Whatever fails is a
+    `ClipbiasError`.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -58,17 +56,7 @@ class Checkpoints:
             self._checkpointer._manager.reached_preemption = lambda step: False
 
     def restore(self, like: Any) -> tuple[int, Any, list[float]] | None:
-        """The latest checkpoint.
-
-        Args:
-          like: a state with the same shapes and types.
-
-        Returns:
-          Its step, state, as arrays on the host, and losses; `None` if there is no checkpoint.
-
-        Raises:
-          ClipbiasError: it cannot be read, or is not of such a state.
-        """
+        """Step, state (on the host) and losses of the latest checkpoint, shaped as `like`; `None` without one."""
         latest = self._checkpointer.latest
         step = hosts.from_first(lambda: None if latest is None else latest.step)  # not all hosts may see it yet
         if step is None:
@@ -84,16 +72,7 @@ class Checkpoints:
         return step, jax.tree.unflatten(jax.tree.structure(like), arrays.values()), losses
 
     def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
-        """Starts saving `state` as of `step`, once the save before it is on disk.
-
-        Args:
-          step: how many steps are done.
-          state: arrays.
-          losses: of each run at that step.
-
-        Raises:
-          ClipbiasError: this or the previous one could not be written.
-        """
+        """Starts saving the state after `step` steps, and each run's loss, once the save before it is on disk."""
         # Copies: the next step may write into the memory of those on a device.
         named = {name: np.array(leaf, order="C") for name, leaf in _named(device_get(state)).items()}
         metadata = {"losses": [float(loss) for loss in losses]}
@@ -102,12 +81,10 @@ class Checkpoints:
             self._checkpointer.save_async(step, named, force=True, custom_metadata=metadata)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk. Raises `ClipbiasError` if it could not be written."""
         with self._explained("save a checkpoint"):
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits for what is being saved and releases the folder."""
         with self._explained("save a checkpoint"):
             self._checkpointer.close()
 
@@ -136,11 +113,7 @@ Batches = RunBatches | FeatureBatches | TaughtBatches
 
 
 def train(job: TrainJob, start: Learnables) -> TrainResult:
-    """Trains the runs of a stage to the end, from the latest checkpoint if there is one.
-
-    Args:
-      job: a stage.
-      start: the learnables before the first step, leading axis `R`, on the host.
+    """Trains the runs of a stage to the end, from the latest checkpoint or from learnables `[R, …]` on the host.
 
     Raises:
       ClipbiasError: the loss is not finite, or the device's memory is exhausted. The last checkpoint stays.
@@ -152,16 +125,22 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     logging = job.logging
     images = job.rows * runs
     total = job.steps
-    static = StepStatic(
-        job.task.classifier,
-        job.task.clip.preprocessing,
-        job.training,
-        mesh,
-    )
-    schedule = _Schedule(job)
+    static = StepStatic(job.task.classifier, job.task.clip.preprocessing, job.training, mesh)
+    rates, weights = _step_numbers(job)
+    # The last step is saved where the job is read again: other stages follow, or `keeps_last`.
+    keeps_last = logging.keeps_last or total < (logging.total_steps or 0) - logging.steps_before
+    needs = "" if job.plan is None else f"a step needs {job.plan}: "
+    advice = f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
     with contextlib.ExitStack() as opened:
-        checkpoints = _open_checkpoints(opened, job)
-        step, state, losses = _first_state(job, start, checkpoints)
+        # The state before the first step, or of the latest checkpoint.
+        step, losses, checkpoints = 0, None, None
+        state = init_state(job.task.method, job.training, start)
+        if logging.checkpoints is not None:
+            checkpoints = Checkpoints(logging.checkpoints)
+            opened.callback(checkpoints.close)
+            if (restored := checkpoints.restore(state)) is not None:
+                step, state, losses = restored
+        state = meshes.device_put(mesh, meshes.pad(state, job.padded_runs), meshes.RUN)
         seeds = meshes.pad(np.asarray(job.start_seeds, np.int32), job.padded_runs)
         inputs = place_inputs(mesh, job.task, job.context.params, meshes.pad(start, job.padded_runs), seeds)
         batches = _open_batches(opened, job, step)
@@ -169,22 +148,33 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         profile = StepProfile(logging.metrics if logging.profile else None, first=step, total=total)
         opened.callback(profile.close)
         interval = _Interval(logging.checkpoint_seconds)
-        with explain_exhaustion(_advice(job.plan)):
+        with explain_exhaustion(advice):
             while step < total:
                 profile.before(step)
                 batch = next(batches)
-                state, metrics = train_step(static, inputs, state, batch, schedule.scalars(step))
+                of_step = meshes.pad(rates[step].astype(np.float32), job.padded_runs)
+                scalars = StepScalars(
+                    learning_rate=meshes.device_put(mesh, of_step, meshes.RUN),
+                    weight=None if weights is None else meshes.replicate(mesh, weights[step]),
+                )
+                state, metrics = train_step(static, inputs, state, batch, scalars)
                 del batch  # the device keeps what it still computes from, and the next one needs the room
                 batches.computes(metrics["loss"])
                 profile.after(step, metrics)
                 step += 1
-                report.step(logging.steps_before + step, metrics, schedule.rates[step - 1])
+                report.step(logging.steps_before + step, metrics, rates[step - 1])
                 stops = hosts.stops()
-                if checkpoints is not None and (stops or _is_kept(job, step) or interval.is_over(last=step == total)):
+                last = step == total
+                if checkpoints is not None and (stops or (last and keeps_last) or interval.is_over(last=last)):
                     report.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, meshes.unpad(mesh, state, runs), report.losses)
                 if stops:
-                    _stop(job, step, checkpoints)
+                    if checkpoints is not None:
+                        checkpoints.wait()
+                    raise hosts.Stopped(
+                        f"stopped at step {logging.steps_before + step} of {logging.total_steps or total}; the same "
+                        "command continues."
+                    )
             report.catch_up()
     learnables = meshes.unpad(mesh, state.learnables if state.average is None else state.average, runs)
     return TrainResult(
@@ -197,57 +187,22 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     )
 
 
-class _Schedule:
-    """The numbers of each step.
+def _step_numbers(job: TrainJob) -> tuple[np.ndarray, np.ndarray | None]:
+    """Learning rates of all steps, float64 `[steps, R]`.
 
-    Attributes:
-      rates: learning rates, float64 `[steps, R]`.
-      weights: of the learnables after each step in their average, `[steps]`; `None` without an average.
+    And the weights of the learnables after each step in their average, `[steps]`; `None` without an average.
     """
-
-    def __init__(self, job: TrainJob) -> None:
-        recipe = job.training
-        examples = job.examples
-        self._job = job
-        self.rates = np.stack(
-            [recipe.with_learning_rate(run.learning_rate).step_rates(examples) for run in job.runs], axis=1
-        )
-        self.weights: np.ndarray | None = None
-        of_epochs = job.task.method.average(recipe.total_epochs(examples))
-        if of_epochs is not None:  # epochs end with the learnables that enter the average
-            per_epoch = recipe.steps_per_epoch(examples)
-            done = np.arange(1, job.steps + 1)
-            ends = (done % per_epoch == 0) | (done == job.steps)
-            self.weights = np.where(ends, np.asarray(of_epochs)[(done - 1) // per_epoch], 0).astype(np.float32)
-
-    def scalars(self, step: int) -> StepScalars:
-        """The numbers of a step, from 0, on the mesh."""
-        mesh = self._job.context.mesh
-        rates = meshes.pad(self.rates[step].astype(np.float32), self._job.padded_runs)
-        return StepScalars(
-            learning_rate=meshes.device_put(mesh, rates, meshes.RUN),
-            weight=None if self.weights is None else meshes.replicate(mesh, self.weights[step]),
-        )
-
-
-def _open_checkpoints(opened: contextlib.ExitStack, job: TrainJob) -> Checkpoints | None:
-    if job.logging.checkpoints is None:
-        return None
-    checkpoints = Checkpoints(job.logging.checkpoints)
-    opened.callback(checkpoints.close)
-    return checkpoints
-
-
-def _first_state(
-    job: TrainJob, start: Learnables, checkpoints: Checkpoints | None
-) -> tuple[int, TrainState, Sequence[float] | None]:
-    """The step that the job goes on from, its state on the mesh, and its losses: `None` at the first step."""
-    step = 0
-    state = init_state(job.task.method, job.training, start)
-    losses = None
-    if checkpoints is not None and (restored := checkpoints.restore(state)) is not None:
-        step, state, losses = restored
-    return step, meshes.device_put(job.context.mesh, meshes.pad(state, job.padded_runs), meshes.RUN), losses
+    recipe = job.training
+    examples = job.examples
+    rates = np.stack([recipe.with_learning_rate(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)
+    of_epochs = job.task.method.average(recipe.total_epochs(examples))
+    if of_epochs is None:
+        return rates, None
+    # Epochs end with the learnables that enter the average.
+    per_epoch = recipe.steps_per_epoch(examples)
+    done = np.arange(1, job.steps + 1)
+    ends = (done % per_epoch == 0) | (done == job.steps)
+    return rates, np.where(ends, np.asarray(of_epochs)[(done - 1) // per_epoch], 0).astype(np.float32)
 
 
 def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) -> Batches:
@@ -333,22 +288,6 @@ def _open_report(
     )
 
 
-def _is_kept(job: TrainJob, step: int) -> bool:
-    """Whether this is the last step of a job that is read again: other stages follow, or `keeps_last`."""
-    logging = job.logging
-    return step == job.steps and (logging.keeps_last or step < (logging.total_steps or 0) - logging.steps_before)
-
-
-def _stop(job: TrainJob, step: int, checkpoints: Checkpoints | None) -> None:
-    if checkpoints is not None:
-        checkpoints.wait()
-    logging = job.logging
-    raise hosts.Stopped(
-        f"stopped at step {logging.steps_before + step} of {logging.total_steps or job.steps}; the same command "
-        "continues."
-    )
-
-
 class _Interval:
     """When to save: after so many steps, a number that all processes agree on once, since their clocks differ."""
 
@@ -372,21 +311,10 @@ class _Interval:
         return last or not self._steps % self._every
 
 
-def _advice(plan: MemoryPlan | None) -> str:
-    """What to do where a step exhausts the memory."""
-    needs = "" if plan is None else f"a step needs {plan}: "
-    return f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
-
-
 # The job around its stages.
 
 
 def train_job(job: TrainJob) -> TrainResult:
-    """Prepares and trains the runs of a job.
-
-    Raises:
-      ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
-    """
     method = job.task.method
     if job.teacher is not None:
         check_student(job.task, job.teacher)
@@ -399,68 +327,19 @@ def train_job(job: TrainJob) -> TrainResult:
         start = stack_runs([jax.device_get(job.task.init(run.start_seed)) for run in job.runs])
         if isinstance(method, FeatureMethod):
             start = _each_run(method.support, start, samples)
-    result = _train_stages(job, stages, start) if stages else TrainResult(start)
-    learnables = result.learnables
-    if stages and isinstance(method, FeatureMethod) and method.overrides("finish"):
-        with host:
-            learnables = _each_run(method.finish, learnables, samples)
-    seconds = _training_seconds(job, stages, samples, host.seconds)
-    return dataclasses.replace(result, learnables=learnables, training_seconds=seconds)
-
-
-def sample_features(job: TrainJob) -> list[Samples]:
-    """Features of each run's training images, and of its validation images where the method asks for them.
-
-    Empty for a method that takes images.
-    """
-    context = job.context
-    sampling = sampling_of(job.task.method)
-    if sampling is None:
-        return []
-    text = place_text(context.mesh, job.task, context.params)
-    assert isinstance(text, jax.Array), "a method on features of images leaves the text tower alone"
-    texts = np.asarray(job.task.classifier.split_by_template(text))
-    scale = float(np.exp(np.float32(context.clip.params["logit_scale"])))
-
-    def samples_of(run: Run) -> Samples:
-        validation = validation_labels = None
-        split = run.protocol.validation() if sampling.validation else None
-        if split is not None:
-            source = context.features(Images(split), run.start_seed, sampling)
-            validation = source.plain()[0][source.readable]
-            validation_labels = split.labels[source.readable]
-        source = context.features(run.images, run.start_seed, sampling)
-        features = support_features(source, sampling)  # it finds out which images can be read
-        return Samples(
-            features=features,
-            labels=np.asarray(run.images.labels)[source.readable],
-            text=texts,
-            scale=scale,
-            validation=validation,
-            validation_labels=validation_labels,
-            seed=run.start_seed,
-        )
-
-    return [samples_of(run) for run in job.runs]
-
-
-def _each_run(
-    hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
-) -> Learnables:
-    """A method's hook called with the learnables and samples of each run, its results stacked again."""
-    results = [hook(select_run(learnables, run), of_run) for run, of_run in enumerate(samples)]
-    return stack_runs(jax.device_get(results))
-
-
-def _train_stages(job: TrainJob, stages: Sequence[TrainJob], start: Learnables) -> TrainResult:
-    """Trains the stages one after another. A stage whose checkpoints have its last step makes none."""
+    if not stages:
+        return TrainResult(start, training_seconds=_training_seconds(job, stages, samples, host.seconds))
+    # Stage by stage. One whose checkpoints have its last step makes none.
     results = list[TrainResult]()
     learnables = _next_stage(job, 0, start, None)
     for number, stage in enumerate(stages):
-        result = train(stage, learnables)
-        results.append(result)
-        text = _stage_texts(stage, result.learnables) if stage is not stages[-1] else None
-        learnables = _next_stage(job, number + 1, result.learnables, text)
+        results.append(train(stage, learnables))
+        learnables = results[-1].learnables
+        text = _stage_texts(stage, learnables) if stage is not stages[-1] else None
+        learnables = _next_stage(job, number + 1, learnables, text)
+    if isinstance(method, FeatureMethod) and method.overrides("finish"):
+        with host:
+            learnables = _each_run(method.finish, learnables, samples)
     seconds = sum(result.seconds for result in results)
     waiting = sum(result.waiting_share * result.seconds for result in results)
     return TrainResult(
@@ -470,11 +349,51 @@ def _train_stages(job: TrainJob, stages: Sequence[TrainJob], start: Learnables) 
         seconds=seconds,
         waiting_share=waiting / max(seconds, 1e-9),
         skipped=tuple(max(counts) for counts in zip(*(result.skipped for result in results), strict=True)),
+        training_seconds=_training_seconds(job, stages, samples, host.seconds),
     )
 
 
+def sample_features(job: TrainJob) -> list[Samples]:
+    """Features of each run's training images, and of its validation images where the method asks for them; or none."""
+    context = job.context
+    sampling = sampling_of(job.task.method)
+    if sampling is None:
+        return []
+    text = place_text(context.mesh, job.task, context.params)
+    assert isinstance(text, jax.Array), "a method on features of images leaves the text tower alone"
+    texts = np.asarray(job.task.classifier.split_by_template(text))
+    scale = float(np.exp(np.float32(context.clip.params["logit_scale"])))
+    samples = []
+    for run in job.runs:
+        validation = validation_labels = None
+        split = run.protocol.validation() if sampling.validation else None
+        if split is not None:
+            source = context.features(Images(split), run.start_seed, sampling)
+            validation = source.plain()[0][source.readable]
+            validation_labels = split.labels[source.readable]
+        source = context.features(run.images, run.start_seed, sampling)
+        features = support_features(source, sampling)  # it finds out which images can be read
+        of_run = Samples(
+            features=features,
+            labels=np.asarray(run.images.labels)[source.readable],
+            text=texts,
+            scale=scale,
+            validation=validation,
+            validation_labels=validation_labels,
+            seed=run.start_seed,
+        )
+        samples.append(of_run)
+    return samples
+
+
+def _each_run(
+    hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
+) -> Learnables:
+    results = [hook(select_run(learnables, run), of_run) for run, of_run in enumerate(samples)]
+    return stack_runs(jax.device_get(results))
+
+
 def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
-    """`Method.next_stage` of each run, on the host."""
     method = job.task.method
     if not method.overrides("next_stage"):
         return learnables
@@ -506,11 +425,7 @@ def _training_seconds(
 ) -> tuple[float, ...]:
     """Each run's share of the time of training: its own features, and equal shares of what all runs do together.
 
-    Args:
-      job: with the folder of the metrics.
-      stages: of the job.
-      samples: of each run; empty without features.
-      host: seconds of the method's own computations.
+    `host` are seconds of the method's own computations.
     """
     runs = len(job.runs)
     folder = job.logging.metrics

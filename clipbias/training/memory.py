@@ -40,13 +40,7 @@ from clipbias.tuning.task import RematPolicy
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function with its arguments.
-
-    Attributes:
-      name: of the function.
-      function: as `jax.jit` made it.
-      arguments: shapes, types and shardings in place of arrays, and static values as they are.
-    """
+    """A jitted function with its arguments: shapes, types and shardings in place of arrays."""
 
     name: str
     function: stages.Wrapped
@@ -63,14 +57,10 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """Sizes of a training step.
+    """Sizes of a training step: images per step and run over all devices, and runs with their padding.
 
-    Attributes:
-      rows: images per step and run, over all devices.
-      runs: runs trained side by side, padding included.
-      mesh: where to compute.
-      images: the training images of a run, where the method learns something for each.
-      taught: whether a teacher's logits stand in place of labels.
+    A method may learn something for each of so many training images. `taught` says that a teacher's logits stand in
+    place of labels.
     """
 
     rows: int
@@ -81,13 +71,6 @@ class StepShape:
 
 
 def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
-    """The training step of a task.
-
-    Args:
-      task: what is trained.
-      recipe: the optimiser's.
-      size: of the step.
-    """
     shape = jax.ShapeDtypeStruct
     config = task.clip.config
     method = task.method
@@ -142,14 +125,7 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
 
 
 def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
-    """The programs of an evaluation: for each batch of images, and once for all texts where they change.
-
-    Args:
-      task: what is evaluated.
-      batch: images at a time, over all devices.
-      runs: runs evaluated side by side.
-      mesh: where to compute.
-    """
+    """The programs of an evaluation: for each batch of `batch` images, and once for all texts where they change."""
     size = task.clip.config.vision.image_size
     crops = crops_of(task.method)
     batch = images_per_step(batch, crops, mesh)
@@ -190,7 +166,6 @@ def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) 
 
 
 def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInputs]:
-    """The arguments of an evaluation of so many runs, with shapes, types and shardings in place of arrays."""
     learnables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
@@ -223,11 +198,8 @@ COUNTS = (1, 4, 16)
 class MemoryPlan:
     """How a training step runs, and the memory it needs.
 
-    Attributes:
-      remat: a name of `REMATS`.
-      class_chunks: a *class chunk* is the part of its classes that a device encodes at a time; it takes so many.
-      bytes: memory of one device, arguments included, as the compiler plans it.
-      limit: memory of one device; 0 where the device does not report it.
+    A *class chunk* is the part of its classes that a device encodes at a time. `bytes` of one device are as the
+    compiler plans them, arguments included; a `limit` of 0 is not known.
     """
 
     remat: str
@@ -237,12 +209,10 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the device has room for the step."""
         return not self.limit or self.bytes <= USABLE * self.limit
 
     @property
     def is_fastest(self) -> bool:
-        """Whether nothing is computed again, or one after another, to save memory."""
         return (self.remat, self.class_chunks) == (FASTEST, 1)
 
     def apply(self, task: Task) -> Task:
@@ -257,7 +227,6 @@ class MemoryPlan:
 
 
 def describe_plan(plan: MemoryPlan) -> str:
-    """Remat policy and class chunks in one line."""
     settings = [f"keeping {plan.remat}"]
     if plan.class_chunks > 1:
         settings.append(f"{plan.class_chunks} class chunks")
@@ -269,19 +238,28 @@ def plan_step(
 ) -> MemoryPlan:
     """The fastest way to run a training step that fits the device; where none fits, the smallest.
 
-    Args:
-      task: what is trained, with the class shards of the mesh.
-      recipe: the optimiser's.
-      size: of the step.
-      compute: memory settings; `None` selects all.
-      limit: bytes of one device; `None` asks the device.
-
-    Raises:
-      ClipbiasError: a setting is out of range.
+    The task has the class shards of the mesh. A limit of `None`, in bytes, asks the device.
     """
     limit = device_limit() if limit is None else limit
+    compute = compute or Compute()
+    if compute.remat != AUTO and compute.remat not in REMATS:
+        raise ClipbiasError(f"remat is {compute.remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
+    classes = len(task.class_names)
+    chunks = compute.class_chunks
+    if chunks is not None and not 1 <= chunks <= classes:
+        raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or None to select.")
+    packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
+    counts = [n for n in COUNTS if n == 1 or (packed and n <= classes)]
+
+    def cost(settings: tuple[str, int]) -> tuple[float, int]:
+        # Class chunks cost the text tower's forward pass once more, however many they are.
+        remat, count = settings
+        return REMATS[remat].repeated + (count > 1), count
+
+    remats = REMATS if compute.remat == AUTO else (compute.remat,)
     candidates = []
-    for plan in _candidates(task, compute or Compute()):
+    for settings in sorted(itertools.product(remats, counts if chunks is None else (chunks,)), key=cost):
+        plan = MemoryPlan(*settings)
         program = training_program(plan.apply(task), recipe, size)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
         if plan.fits:
@@ -290,45 +268,10 @@ def plan_step(
     return min(candidates, key=lambda plan: plan.bytes)
 
 
-def _candidates(task: Task, compute: Compute) -> list[MemoryPlan]:
-    """Plans from the fastest to the slowest."""
-
-    def cost(plan: MemoryPlan) -> tuple[float, int]:
-        # Class chunks cost the text tower's forward pass once more, however many they are.
-        return REMATS[plan.remat].repeated + (plan.class_chunks > 1), plan.class_chunks
-
-    settings = itertools.product(_remats(compute.remat), _class_chunks(task, compute.class_chunks))
-    return sorted(itertools.starmap(MemoryPlan, settings), key=cost)
-
-
-def _remats(remat: str) -> tuple[str, ...]:
-    if remat == AUTO:
-        return tuple(REMATS)
-    if remat not in REMATS:
-        raise ClipbiasError(f"remat is {remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
-    return (remat,)
-
-
-def _class_chunks(task: Task, count: int | None) -> tuple[int, ...]:
-    classes = len(task.class_names)
-    if count is not None:
-        if not 1 <= count <= classes:
-            raise ClipbiasError(
-                f"class_chunks is {count}; give 1 … {classes}, the number of classes, or None to select."
-            )
-        return (count,)
-    packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
-    return tuple(n for n in COUNTS if n == 1 or (packed and n <= classes))
-
-
 def fit_evaluation(task: Task, *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
     """The task whose class features of all runs fit the memory, computed in as few class chunks as possible.
 
-    Args:
-      task: what is evaluated.
-      runs: runs evaluated side by side.
-      mesh: where to compute.
-      limit: bytes of one device; `None` asks the device.
+    A limit of `None`, in bytes of one device, asks the device.
     """
     if not task.classifier.changes_text(task.shapes):
         return task  # the tower ran once, and `Task` limits its memory

@@ -30,13 +30,10 @@ Leaf = Any
 
 
 def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices as `[run, data]`; `None` takes all that are left.
+    """Arranges the devices as `[run, data]`; `None` takes all that are left. Raises `ClipbiasError` where that fails.
 
     Every process holds a part of every run where `run` divides its devices: they then share the decoding of images that
     all runs see. Else each holds some of the runs, or some hold a run together.
-
-    Raises:
-      ClipbiasError: the devices cannot be divided that way.
     """
     devices = list(jax.devices() if devices is None else devices)
     by_process: dict[int, list[jax.Device]] = {}
@@ -52,7 +49,21 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
         if rows * columns == total and (shared or whole):
             break
     else:
-        raise ClipbiasError(_no_mesh(run, data, each, len(by_process)))
+        processes = len(by_process)
+        count = each * processes
+        run = count // max(data or 1, 1) if run is None else run
+        data = count // max(run, 1) if data is None else data
+        if run < 1 or data < 1:
+            raise ClipbiasError(
+                f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or None for the rest."
+            )
+        if run * data > count:
+            raise ClipbiasError(f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}.")
+        raise ClipbiasError(
+            f"a mesh of run={run} and data={data} cannot be divided among {processes} processes of {each} devices: "
+            "each must hold as many of them, a part of every run or whole runs or a part of one; give data=None for "
+            "what fits."
+        )
     if total < len(devices) and None in (run, data):
         logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)
     grid = np.asarray([row[:part] for _, row in sorted(by_process.items())], dtype=object)
@@ -61,30 +72,11 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
     return Mesh(grid.reshape(rows, columns), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def _no_mesh(run: int | None, data: int | None, each: int, processes: int) -> str:
-    """Why devices cannot be arranged, each of so many `processes` having `each` of them."""
-    count = each * processes
-    run = count // max(data or 1, 1) if run is None else run
-    data = count // max(run, 1) if data is None else data
-    if run < 1 or data < 1:
-        return f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or None for the rest."
-    if run * data > count:
-        return f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}."
-    return (
-        f"a mesh of run={run} and data={data} cannot be divided among {processes} processes of {each} devices: each "
-        "must hold as many of them, a part of every run or whole runs or a part of one; give data=None for what fits."
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which part of arrays `[run, batch, …]` lies on the devices of this process.
+    """Which part of arrays `[run, batch, …]` lies on the devices of this process: of how many parts of the batch.
 
-    Attributes:
-      rows: along the mesh's `run` axis.
-      part: which part of the batch.
-      parts: how many parts there are.
-      multiple: a part must have a multiple of so many images.
+    `rows` lie along the mesh's `run` axis; a part must have a multiple of `multiple` images.
     """
 
     rows: range
@@ -169,12 +161,9 @@ def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = Fals
 
 
 def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
-    """Puts a tree of host arrays, equal on all processes, on the mesh.
+    """Puts a tree of host arrays, equal on all processes, on the mesh, leading axes split along `axes` (`run` first).
 
-    Args:
-      mesh: the devices.
-      tree: of arrays; where a leaf is a `jax.ShapeDtypeStruct`, only its sharding is added.
-      *axes: what the leading axes are split along; `run` at most the first.
+    Where a leaf is a `jax.ShapeDtypeStruct`, only its sharding is added.
     """
 
     def of_leaf(leaf: Leaf) -> Any:
@@ -207,10 +196,7 @@ def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
 
 
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs.
-
-    Each process passes its share.
-    """
+    """Puts `[batch, …]` rows, each process its share, on the mesh, split along `data` and the same for all runs."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(DATA)), np.asarray(rows))
 
 
@@ -225,12 +211,10 @@ def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def shapes(tree: Tree) -> Tree:
-    """A tree of arrays as their shapes and types alone."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def is_abstract(tree: Tree) -> bool:
-    """Whether a tree holds shapes in place of arrays."""
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 

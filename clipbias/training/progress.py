@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ class _Lines:
             print(line, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Every line is flushed."""
+        pass
 
 
 class _Bar(tqdm):
@@ -78,7 +77,6 @@ class Progress:
         self._bar = _Bar(disable=jax.process_index() != 0, **shared)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
-        """Counts `count` more units and shows `values` beside them."""
         if self._bar is None:
             return
         shown = {
@@ -95,11 +93,9 @@ class Progress:
             self._bar.set_description(printable(what), refresh=sys.stderr.isatty())
 
     def say(self, line: str) -> None:
-        """Prints a line without breaking the bar."""
         say(line)
 
     def close(self) -> None:
-        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -124,9 +120,8 @@ def say(line: str) -> None:
         tqdm.write(printable(line), file=sys.stderr)
 
 
-@contextmanager
+@contextlib.contextmanager
 def progress(total: int, *, done: int = 0, unit: str = "step", title: str = "") -> Iterator[Progress]:
-    """A `Progress` that is closed at the end of the block."""
     bar = Progress(total, done=done, unit=unit, title=title)
     try:
         yield bar
@@ -166,7 +161,6 @@ def _wandb(folder: Path) -> Tracker:
 
 
 def _trackio(folder: Path) -> Tracker:
-    """As that of Weights & Biases."""
     import trackio
 
     run = trackio.init(project=PROJECT, name=_name(folder), resume="allow")
@@ -183,52 +177,6 @@ TRACKERS: Mapping[str, tuple[str, Callable[[Path], Tracker]]] = {
     "wandb": ("wandb", _wandb),
     "trackio": ("trackio", _trackio),
 }
-
-
-class Trackers:
-    """All trackers of a configuration. One that fails later is left out, and the training goes on."""
-
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
-        """Opens them.
-
-        Args:
-          names: of `TRACKERS`, or "auto": TensorBoard where it is installed.
-          folder: of the run.
-
-        Raises:
-          ClipbiasError: there is no such tracker, it is not installed, or it does not start.
-        """
-        self._open: dict[str, Tracker] = {}
-        for name in check_trackers(names):
-            try:
-                self._open[name] = TRACKERS[name][1](folder)
-            except Exception as error:  # another program's refusal, such as a missing login
-                self.close()
-                raise ClipbiasError(
-                    f"{name} does not start ({sentence(error)}); mend that, or leave it out of --config.trackers."
-                ) from error
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Passes on all numbers; those of several runs side by side are told apart by their place, as in `loss/0`."""
-        numbers: dict[str, float] = {}
-        for name, value in values.items():
-            if isinstance(value, list):
-                numbers |= {f"{name}/{place}": number for place, number in enumerate(value)}
-            elif isinstance(value, int | float):
-                numbers[name] = value
-        for name, (write, _) in list(self._open.items()):
-            try:
-                write(step, numbers)
-            except Exception as error:
-                logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
-                del self._open[name]
-
-    def close(self) -> None:
-        """Ends all records."""
-        for _, close in self._open.values():
-            with contextlib.suppress(Exception):  # no result depends on it
-                close()
-        self._open.clear()
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
@@ -270,7 +218,9 @@ class MetricWriter:
         steps: int | None = None,
         trackers: Sequence[str] = (AUTO,),
     ) -> None:
+        """Raises `ClipbiasError` for a tracker that is unknown, not installed, or does not start."""
         self._file: Any = None
+        self._trackers: dict[str, Tracker] = {}
         self._total = {} if steps is None else {"steps": steps}
         if jax.process_index() != 0:
             return
@@ -280,7 +230,14 @@ class MetricWriter:
             trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
         text = "".join(json.dumps(line) + "\n" for line in earlier)
         write_text(path, text)  # killed here, nothing is lost
-        self._trackers = Trackers(trackers, path.parent)
+        for name in check_trackers(trackers):
+            try:
+                self._trackers[name] = TRACKERS[name][1](path.parent)
+            except Exception as error:  # another program's refusal, such as a missing login
+                self._close_trackers()
+                raise ClipbiasError(
+                    f"{name} does not start ({sentence(error)}); mend that, or leave it out of --config.trackers."
+                ) from error
         if is_remote(path):  # buckets take whole objects alone
             self._file = StringIO(text)
             self._file.seek(0, os.SEEK_END)
@@ -288,7 +245,11 @@ class MetricWriter:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line; the numbers also go to the trackers."""
+        """Appends one line; the numbers also go to the trackers.
+
+        They tell those of several runs side by side apart by their place, as in `loss/0`. A tracker that fails is left
+        out, and the training goes on.
+        """
         if self._file is None:
             return
         try:
@@ -299,7 +260,18 @@ class MetricWriter:
                 f"cannot write {self._path}: {error.strerror}; make room, or see to the disk, and run the same command "
                 "again."
             ) from error
-        self._trackers.write(step, values)
+        numbers: dict[str, float] = {}
+        for name, value in values.items():
+            if isinstance(value, list):
+                numbers |= {f"{name}/{place}": number for place, number in enumerate(value)}
+            elif isinstance(value, int | float):
+                numbers[name] = value
+        for name, (write, _) in list(self._trackers.items()):
+            try:
+                write(step, numbers)
+            except Exception as error:
+                logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
+                del self._trackers[name]
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -308,7 +280,6 @@ class MetricWriter:
         self.close()
 
     def close(self) -> None:
-        """Ends the file and the trackers."""
         if self._file is None:
             return
         if isinstance(self._file, StringIO):
@@ -316,11 +287,15 @@ class MetricWriter:
         with contextlib.suppress(OSError):  # what could not be written was already reported
             self._file.close()
         self._file = None
-        self._trackers.close()
+        self._close_trackers()
+
+    def _close_trackers(self) -> None:
+        for _, close in self._trackers.values():
+            with contextlib.suppress(Exception):  # no result depends on it
+                close()
 
 
 def is_step(line: Mapping[str, Any]) -> bool:
-    """Whether a line says which step it belongs to."""
     return isinstance(line.get("step"), int)
 
 
@@ -341,13 +316,8 @@ class StepReport:
     ) -> None:
         """Reports nothing yet.
 
-        Args:
-          method, seeds: name the runs where one fails.
-          progress, metrics: told about every step.
-          images: of one step in all runs.
-          losses: of the step that the runs go on from, `None` where that is the first one.
-          waiting: the share of the steps' time that was spent waiting for images; `None` where there are none.
-          ends_on_failure: whether a loss that is not finite is an error.
+        Method and seeds name the runs where one fails. `images` are those of one step in all runs, `losses` those of
+        the step that the runs go on from, and `waiting` tells the share of the time that the steps wait for images.
         """
         self._method = method
         self._seeds = seeds
@@ -419,20 +389,13 @@ class StepProfile:
     """Traces a few steps of process 0 into `profile` below a folder, to be looked at with XProf or Perfetto."""
 
     def __init__(self, folder: Path | None, *, first: int, total: int) -> None:
-        """Prepares nothing yet.
-
-        Args:
-          folder: of the run; `None` traces nothing.
-          first: the step that this process begins with, from 0.
-          total: steps of the whole training; where there are few, the last ones are traced.
-        """
+        # Of a training with few steps the last ones are traced.
         self._folder = folder
         begin = min(first + BEFORE, max(total - TRACED, first))
         self._steps = range(begin, min(begin + TRACED, total))
         self._runs = False
 
     def before(self, step: int) -> None:
-        """To be called before each step, numbered from 0."""
         if self._folder is not None and step == self._steps.start and jax.process_index() == 0:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every call of a function would slow the steps down
@@ -446,15 +409,12 @@ class StepProfile:
             self.close()
 
     def close(self) -> None:
-        """Ends the trace, also of a training that ends early."""
         if self._runs:
             self._runs = False
             jax.profiler.stop_trace()
 
 
 class Stopwatch:
-    """Adds up the seconds of what runs inside."""
-
     def __init__(self) -> None:
         self.seconds = 0.0
 

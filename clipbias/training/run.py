@@ -59,12 +59,10 @@ def run_group(
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Runs a group from its specs to its rows: job, select, train, score, calibrate, save.
+    """Runs a group, whose specs differ in seed or learning rate alone, from its specs to its rows.
 
     Args:
-      group: specs that differ in seed or learning rate alone.
-      context: what the groups of the sweep share.
-      paths: where to write.
+      group, context, paths: the specs, what the groups of the sweep share, and where to write.
       common: the recipe of methods that have none of their own; rows tell the differences from it.
       compares_rates: of a group of one run: whether held-out images select its learning rate, beside what its method
         searches for; `None` selects nothing.
@@ -73,12 +71,19 @@ def run_group(
 
     Returns:
       The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
-
-    Raises:
-      ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
     # Job
-    job = make_job(group, context, _logging(group, context, paths))
+    first = group[0]
+    compute = context.compute
+    logging = Logging(
+        checkpoints=paths.checkpoints(group),
+        checkpoint_seconds=compute.checkpoint_seconds,
+        metrics=paths.metrics(group),
+        trackers=compute.trackers,
+        profile=compute.profile == "steps",
+        progress=Progress(0, title=f"{first.method} on {first.dataset}") if paths.single else None,
+    )
+    job = make_job(group, context, logging)
     added = [dict((facts or {}).get(spec.key, {})) for spec in group]
     # Select. The spec of the row then has the settings that were selected.
     if compares_rates is not None:
@@ -100,7 +105,7 @@ def run_group(
         scores = score_validation(job, result.learnables)
     rows = []
     for run, spec in enumerate(group):
-        row = _row(spec, job, result, run, common, scores[run]) | _training_images(job, run) | added[run]
+        row = _row(spec, job, result, run, common, scores[run]) | added[run]
         learnables = select_run(result.learnables, run)
         has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
         # Calibrate: all processes compute, the first one writes.
@@ -147,21 +152,7 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     )
 
 
-def _logging(group: Group, context: SweepContext, paths: SweepPaths) -> Logging:
-    first = group[0]
-    compute = context.compute
-    return Logging(
-        checkpoints=paths.checkpoints(group),
-        checkpoint_seconds=compute.checkpoint_seconds,
-        metrics=paths.metrics(group),
-        trackers=compute.trackers,
-        profile=compute.profile == "steps",
-        progress=Progress(0, title=f"{first.method} on {first.dataset}") if paths.single else None,
-    )
-
-
 def _score_test(group: Group, job: TrainJob, result: TrainResult, paths: SweepPaths) -> list[Row]:
-    """Scores the runs on test images, and saves their predictions."""
     scores: dict[str, Sequence[Row]] = {}
     fingerprints: list[dict[str, str]] = [{} for _ in group]
     for evaluation in job.protocol.evaluations:
@@ -186,16 +177,7 @@ def _score_test(group: Group, job: TrainJob, result: TrainResult, paths: SweepPa
     return rows
 
 
-def _training_images(job: TrainJob, run: int) -> Row:
-    """How many images a run was made from, in all and of the classes with the fewest and the most."""
-    if not job.task.method.uses_images:
-        return {}
-    labels = job.runs[run].images.labels
-    return {"train_images": len(labels), "images_per_class": images_per_class(labels, len(job.task.class_names))}
-
-
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
-    """The spec of a run, its scores, its parameters, and what its training took."""
     counts = parameter_count(select_run(result.learnables, run))
     row = spec_facts(spec, common) | {"model": job.context.clip.name, "status": "ok"} | scores
     row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
@@ -204,6 +186,9 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
         row |= {"loss": result.losses[run], "steps": result.steps, "waiting_share": round(result.waiting_share, 4)}
         if result.skipped[run]:
             row["skipped_training_images"] = result.skipped[run]
+    if job.task.method.uses_images:  # in all, and of the classes with the fewest and the most
+        labels = job.runs[run].images.labels
+        row |= {"train_images": len(labels), "images_per_class": images_per_class(labels, len(job.task.class_names))}
     return row
 
 
@@ -214,23 +199,14 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
 
 
 def calibrate(task: Task, learnables: Learnables, images: Split, context: SweepContext) -> Calibration:
-    """A tuned model's scores of images that neither trained it nor selected a setting.
-
-    Raises:
-      ClipbiasError: an image cannot be read, unless the context skips these; or the logits are not finite.
-    """
+    """A tuned model's scores of images that neither trained it nor selected a setting."""
     logits, read = split_logits(Teacher(task, learnables), Images(images), context)
     scale = float(np.exp(np.asarray(task.method.logit_scale(task.clip.params))))
     return Calibration.of(logits[read], images.labels[read], scale)
 
 
 def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | None, str]:
-    """The images that calibrate a run, or `None` and why there are none.
-
-    Args:
-      spec: of the run; its validation policy says whether validation images selected a setting.
-      context: with the run's dataset.
-    """
+    """The images that calibrate a run, or `None` and why there are none."""
     if spec.validation not in (UNSELECTED, held_out.POLICY):
         return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
     (protocol,) = context.protocols_of((dataclasses.replace(spec, validation=UNSELECTED),)).values()
@@ -248,16 +224,9 @@ def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | No
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FitResult:
-    """What `fit_task` returns.
+    """What `fit_task` returns: the task and the recipe have the settings that were selected.
 
-    Attributes:
-      task: with the settings that were selected.
-      learnables: of the run.
-      recipe: it was trained by; `None` where no step was made.
-      selection: what was selected on held-out images, if anything was.
-      labels: of the training images.
-      warnings: sentences.
-      calibration: scores of images that neither trained nor selected anything; `None` without any.
+    The recipe is `None` where no step was made. Labels are those of the training images.
     """
 
     task: Task
@@ -290,14 +259,10 @@ def fit_task(
       dataset: with the task's classes; it trains on "train", and "val" serves methods that select on it.
       context: the model and the devices.
       shots: images of each class; `None` takes all.
-      seed: of the few-shot split.
-      start_seed: of the initial learnables and the order of images; `None` for the few-shot split's.
+      seed, start_seed: of the few-shot split; of initial learnables and the order of images, `None` for the same.
       progress: whether to show it.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
-
-    Raises:
-      ClipbiasError: the loss is not finite, an image cannot be read, or none is left to calibrate.
     """
     protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
     unlabelled = task.method.unlabelled

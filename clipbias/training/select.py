@@ -19,7 +19,7 @@ import pandas as pd
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data import Split, held_out, protocols
 from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
@@ -41,14 +41,10 @@ from clipbias.tuning.registry import make_method
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """The scores of `R` runs in one evaluation.
+    """The scores of `R` runs in one evaluation, with the task of its classes, which may differ from those of training.
 
-    Attributes:
-      task: bound to the classes of the evaluation, which may differ from those of training.
-      learnables: for these classes, leading axis `R`, on the host.
-      scores: of each run, see `Evaluator.accuracy`; with `class_summary` (`data.confusion`).
-      predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
-      log_probs: float16 `[R, n, 7]`, see `evaluate.BatchOutcome`.
+    Learnables lie on the host. `predicted`, int32 `[R, n]`, is -1 where an image could not be read; see
+    `Evaluator.accuracy` and `evaluate.BatchOutcome` for scores and `log_probs`.
     """
 
     task: Task
@@ -59,16 +55,15 @@ class EvalResult:
 
 
 def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation) -> EvalResult:
-    """Scores the runs of a job on the test images of one evaluation.
+    """Scores the runs of a job on the test images of one evaluation; `learnables [R, …]` lie on the host.
 
-    Args:
-      job: whose validation images a temperature is fitted on.
-      learnables: leading axis `R`, on the host.
-      evaluation: test images and classes.
+    A temperature is fitted on the job's validation images.
     """
     context = job.context
     runs = len(job.runs)
-    task, learnables = _fitted(job, learnables, evaluation.dataset, evaluation.source_labels)
+    task = context.bind(job.task.method, evaluation.dataset)
+    task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
+    learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
     test = evaluation.dataset.split("test")
     evaluator = context.evaluator(test)
     static, inputs = _evaluation(job, task, learnables)
@@ -107,13 +102,9 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
     """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
 
-    Args:
-      job: with the validation images.
-      learnables: leading axis `R`, on the host.
-      finite: see `Evaluator.validate`.
-
     Returns:
-      Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
+      Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats. With `finite` a
+      loss that is not finite is refused.
     """
     splits = validation_images(job)
     task = fit_evaluation(job.task, runs=job.padded_runs, mesh=job.context.mesh)
@@ -129,21 +120,9 @@ def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = Tr
     ]
 
 
-def _fitted(
-    job: TrainJob, learnables: Learnables, dataset: Dataset, labels: Sequence[int] | None
-) -> tuple[Task, Learnables]:
-    """The task of a dataset's classes that fits the memory, and the learnables for it, on the host."""
-    task = job.context.bind(job.task.method, dataset)
-    task = fit_evaluation(task, runs=job.padded_runs, mesh=job.context.mesh)
-    return task, transfer(job.task, task, learnables, labels, axis=1)
-
-
 def _evaluation(job: TrainJob, task: Task, learnables: Learnables) -> tuple[EvalStatic, EvalInputs]:
-    """The arguments of an evaluation of the runs, padded to a multiple of the mesh."""
-    count = job.padded_runs
-    context = job.context
-    padded = meshes.pad(learnables, count)
-    return make_evaluation(task, context.params, padded, runs=count, mesh=context.mesh)
+    padded = meshes.pad(learnables, job.padded_runs)
+    return make_evaluation(task, job.context.params, padded, runs=job.padded_runs, mesh=job.context.mesh)
 
 
 # Selection of a run's settings, before it is trained on all images.
@@ -154,34 +133,23 @@ SELECTION = "selection.json"
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A training on fewer steps or images, and how it does on the held-out images.
+    """A training on fewer steps or images, and how it does on the held-out images."""
 
-    Attributes:
-      learning_rate: `None` for a method that makes no step.
-      accuracy: in percent.
-      loss: mean cross-entropy in nats; `None` where it is not finite.
-    """
-
-    learning_rate: float | None
-    accuracy: float
-    loss: float | None
+    learning_rate: float | None  # `None` for a method that makes no step
+    accuracy: float  # in percent
+    loss: float | None  # mean cross-entropy in nats; `None` where it is not finite
 
     @property
     def order(self) -> tuple[float, float]:
-        """The lower is the better one: the cross-entropy, and of equals the learning rate."""
         return math.inf if self.loss is None else self.loss, self.learning_rate or 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What was selected on held-out images.
+    """What was selected on held-out images: of candidates by rising learning rate.
 
-    Attributes:
-      candidates: at least one, by rising learning rate.
-      zero_shot: of the frozen model on the same images.
-      images: the number of those that could be read.
-      from_training: whether they are training images, which the tuned model learns from in the end.
-      options: of the method, as its search selected them.
+    `from_training` are training images, which the tuned model learns from in the end. `options` of the method are as
+    its search selected them; `zero_shot` is the frozen model on the same images.
     """
 
     candidates: tuple[Candidate, ...]
@@ -192,12 +160,10 @@ class Selection:
 
     @property
     def best(self) -> Candidate:
-        """The candidate that is taken."""
         return min(self.candidates, key=lambda candidate: candidate.order)
 
     @property
     def note(self) -> Row:
-        """For the row of the run and the notes of its adapter, as JSON values."""
         return {
             "for": "run",
             "cells": 1,
@@ -209,7 +175,6 @@ class Selection:
         }
 
     def __str__(self) -> str:
-        """What is printed: the candidates with their scores, and what is taken."""
         words = [
             f"{candidate.learning_rate:g} ({'failed' if candidate.loss is None else f'{candidate.loss:.3g}'})"
             for candidate in self.candidates
@@ -232,38 +197,39 @@ def has_candidates(job: TrainJob) -> bool:
     return job.recipe is not None and bool(jax.tree.leaves(job.task.shapes)) and not job.task.method.unlabelled
 
 
-def searches(job: TrainJob) -> bool:
+def searches(method: Method) -> bool:
     """Whether the method itself selects something on validation images."""
-    sampling = sampling_of(job.task.method)
+    sampling = sampling_of(method)
     return sampling is not None and sampling.validation
 
 
 def selects(job: TrainJob, *, compares_rates: bool) -> bool:
     """Whether held-out images select something: a learning rate, or what the method searches for."""
-    return searches(job) or (compares_rates and has_candidates(job))
+    return searches(job.task.method) or (compares_rates and has_candidates(job))
 
 
 def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
-    """Compares learning rates on held-out images, or makes the method's search on them.
+    """Compares learning rates of a job of one run on held-out images, or makes the method's search on them.
 
-    Args:
-      job: of one run, not trained yet.
-      held: the images; some are held out.
-      compares_rates: whether learning rates are compared; else the recipe's is taken.
-
-    Returns:
-      `None` where nothing is to be selected before the training: the rate is given, and the method either searches for
-      nothing, or does so on a validation split while it trains.
-
-    Raises:
-      ClipbiasError: all candidates fail, or an image cannot be read.
+    `None` where nothing is to be selected before the training: the rate is given, and the method either searches for
+    nothing, or does so on a validation split while it trains.
     """
     rates = job.training.candidates() if compares_rates and has_candidates(job) else ()
-    if held.choose is None or not (rates or (held.from_training and searches(job))):
+    if held.choose is None or not (rates or (held.from_training and searches(job.task.method))):
         return None
     check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
-    learnables = _train(trial)
+    try:
+        learnables = train_job(trial).learnables  # all candidates side by side
+    except NotSideBySide:  # one after another, since they do not fit the memory
+        alone = []
+        for number, run in enumerate(trial.runs):
+            logging = trial.logging
+            if logging.checkpoints is not None:
+                logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / str(number))
+            result = train_job(dataclasses.replace(trial, runs=(run,), logging=logging))
+            alone.append(select_run(result.learnables, 0))
+        learnables = stack_runs(alone)
     scores = score_validation(trial, learnables, finite=False)
     candidates = tuple(map(_candidate, rates or (None,), scores))
     if all(candidate.loss is None for candidate in candidates):
@@ -285,7 +251,6 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
 
 
 def apply(job: TrainJob, learning_rate: float | None, options: Mapping[str, float]) -> TrainJob:
-    """The job with the settings that were selected."""
     task = job.task
     if options:
         task = task.with_method(dataclasses.replace(task.method, **options))
@@ -297,17 +262,10 @@ def apply(job: TrainJob, learning_rate: float | None, options: Mapping[str, floa
 def select_settings(
     spec: RunSpec, job: TrainJob, workdir: Path, *, compares_rates: bool
 ) -> tuple[RunSpec, TrainJob, Row]:
-    """Selects the settings of a run on held-out images, or takes them from the work folder, which keeps them.
+    """Selects the settings of a run on held-out images, or takes them from the work folder's `selection.json`.
 
-    Args:
-      spec: of the run.
-      job: of the run, not trained yet.
-      workdir: keeps the selection in `selection.json`.
-      compares_rates: whether the learning rate is selected; else only what the method searches for.
-
-    Returns:
-      The spec and the job with the settings that were selected, and `choice` for the row; as they were, and an empty
-      row, where nothing was selected.
+    Returns the spec and the job with the settings that were selected, and `choice` for the row. Where nothing was they
+    are as before, and the row is empty. Without `compares_rates` only what the method searches for is selected.
     """
     held = held_out.hold_out_of(job.protocol, spec.seed, calibrates=True)
     if sentence := nothing_held_out(job, held, compares_rates=compares_rates):
@@ -343,7 +301,6 @@ def frozen(job: TrainJob) -> TrainJob:
 
 
 def zero_shot(job: TrainJob) -> Candidate:
-    """The frozen model on the validation images of a job."""
     (score,) = score_validation(frozen(job), {})
     return _candidate(None, score)
 
@@ -361,7 +318,6 @@ def _candidate(learning_rate: float | None, score: Row) -> Candidate:
 
 
 def with_validation(job: TrainJob, images: Split | None) -> TrainJob:
-    """The job with other validation images."""
     runs = [
         dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, validation=lambda: images))
         for run in job.runs
@@ -385,23 +341,6 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     return dataclasses.replace(job, recipe=recipe, runs=runs, logging=logging)
 
 
-def _train(trial: TrainJob) -> Learnables:
-    """Trains the candidates side by side; one after another where they do not fit the memory."""
-    try:
-        return train_job(trial).learnables
-    except NotSideBySide:
-        alone = [_alone(trial, number) for number in range(len(trial.runs))]
-        return stack_runs([select_run(train_job(job).learnables, 0) for job in alone])
-
-
-def _alone(trial: TrainJob, number: int) -> TrainJob:
-    """The job of a single candidate."""
-    logging = trial.logging
-    if logging.checkpoints is not None:
-        logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / str(number))
-    return dataclasses.replace(trial, runs=trial.runs[number : number + 1], logging=logging)
-
-
 def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:
     """Why nothing was selected; empty where something was, or nothing had to be."""
     method = job.task.method
@@ -415,7 +354,7 @@ def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> s
     defaults = []
     if compares_rates and has_candidates(job):
         defaults.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
-    if searches(job):
+    if searches(method):
         defaults.append(f"{job.task.method_name} kept the settings that it has without a search")
     if not defaults:
         return ""
@@ -441,10 +380,7 @@ def above_chance(method: Method, loss: float | None, classes: int) -> str:
 def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
     """Says that a tuned model is no better than the frozen one, and whether by more than chance; empty where it is.
 
-    Args:
-      tuned, frozen: on the same images. The higher accuracy is the better one, and of equals the lower cross-entropy.
-      images: their number.
-      what: one of them is.
+    The higher accuracy on the same images is the better one, and of equals the lower cross-entropy.
     """
     if tuned.accuracy > frozen.accuracy:
         return ""
@@ -460,10 +396,7 @@ def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> st
 
 
 def too_few_to_tell(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    """Says that so few images could not show a gain, whatever the tuned model answers; empty where they could.
-
-    Arguments as of `no_better`.
-    """
+    """Says that so few images could not show a gain, whatever the tuned model answers; empty where they could."""
     if not within_chance(100.0, frozen.accuracy, images):
         return ""
     return (
@@ -474,12 +407,7 @@ def too_few_to_tell(tuned: Candidate, frozen: Candidate, images: int, what: str)
 
 
 def within_chance(higher: float, lower: float, images: int) -> bool:
-    """Whether the 95 % interval of a difference holds zero (Newcombe 1998, method 10).
-
-    Args:
-      higher, lower: accuracies in percent, each of as many images.
-      images: their number.
-    """
+    """Whether the 95 % interval of a difference of accuracies in percent holds zero (Newcombe 1998, method 10)."""
     below = higher - wilson_interval(higher, images)[0]
     above = wilson_interval(lower, images)[1] - lower
     return higher - lower <= math.hypot(below, above)
@@ -528,11 +456,9 @@ _ALL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Learning rates by method; an entry may hold for one dataset and number of shots alone.
+    """Learning rates by method.
 
-    Attributes:
-      entries: dictionaries with `method` and `learning_rate`, and where they are particular `dataset` and `shots`
-        (`None` for all images).
+    Entries have `method` and `learning_rate`, and where they are particular `dataset` and `shots` (`None` for all).
     """
 
     entries: tuple[Mapping[str, Any], ...] = ()
@@ -547,7 +473,6 @@ class Rates:
         return {}
 
     def of(self, method: str, dataset: str, shots: int | None) -> float | None:
-        """The learning rate; `None` where the method has none here."""
         return self.entry(method, dataset, shots).get("learning_rate")
 
     @classmethod
@@ -568,7 +493,6 @@ class Rates:
         return cls(tuple(entries))
 
     def write(self, path: Path, facts: Mapping[str, object]) -> None:
-        """Writes the rates with the facts that they come from."""
         write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(facts)}, indent=2) + "\n")
 
 
@@ -576,11 +500,7 @@ def choose(rows: Sequence[Row], scope: str) -> Rates:
     """The learning rate of the highest accuracy on validation images; of equals the lower loss, then the lower rate.
 
     Accuracy and loss are means over cells (dataset, shots) of means over seeds. A rate at which a run failed is not
-    chosen. A cell in which every run failed is left out.
-
-    Args:
-      rows: of runs on validation images, all seeds and rates of each cell.
-      scope: `METHOD` or `CELL`.
+    chosen. A cell in which every run failed is left out. The scope is `METHOD` or `CELL`.
     """
     if not rows:
         return Rates()

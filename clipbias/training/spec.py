@@ -33,21 +33,16 @@ class RunSpec:
     """One run. Equal specs give equal numbers; whatever changes a number changes the spec.
 
     Attributes:
-      method: a name of `tuning.METHODS`, or the path of a user's own file.
+      method: a name of `tuning.METHODS`, or the path of a user's own file; `source` is its SHA-256, else empty.
       options: all options of the method, resolved.
-      dataset, protocol, targets: what is learned and tested (`data.protocols`).
       shots: training images per class; `None` for all, or for a method that takes none.
-      seed: of the few-shot split, and of the start unless `start_seed` is given.
+      seed: of the few-shot split.
+      start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
-      template: the dataset's prompt template.
       descriptions: digest of the texts that stand in place of the template; empty without any.
-      dtype: compute type.
-      weights: fingerprint of the frozen weights.
-      source: SHA-256 of a user's own method; empty for a built-in one.
-      data: hash of class names, images and labels of all splits.
+      weights, data: fingerprint of the frozen weights; hash of class names, images and labels of all splits.
       on_image_error: "raise", or "skip" images that cannot be read.
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
-      start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       validation: the validation policy, which tables show: "none", or the images on which something was selected,
         "few-shot" (at most 4 of a class), "validation split", "held-out images" or "held-out shot" (`data.held_out`).
       concentration: of the protocol "imbalanced", else `None`.
@@ -80,7 +75,6 @@ class RunSpec:
 
     @property
     def learning_rate(self) -> float | None:
-        """Of the recipe; `None` where nothing is trained."""
         return None if self.recipe is None else self.recipe.learning_rate
 
     @property
@@ -100,7 +94,6 @@ class RunSpec:
 
     @functools.cached_property
     def takes_all(self) -> bool:
-        """Whether all training images are used."""
         return self.shots is None and self.make_method().uses_images
 
     @property
@@ -109,13 +102,11 @@ class RunSpec:
         return "all images" if self.takes_all else counted(self.shots or 0, "shot")
 
     def facts(self) -> dict[str, Any]:
-        """All fields as JSON values."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         recipe = {} if self.recipe is None else self.recipe.facts()
         return {**json.loads(json.dumps({**facts, "recipe": recipe})), "learning_rate": self.learning_rate}
 
     def make_method(self) -> Method:
-        """The method with its options."""
         return resolve_method(self.method, self.options)
 
 
@@ -128,13 +119,13 @@ Row = dict[str, Any]
 def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group]:
     """The specs in groups, in their order; each group has all seeds of as many learning rates as fit.
 
-    Args:
-      specs: without repetition.
-      most: runs of a group; `None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
+    `most` is the number of runs of a group; `None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
     alike: dict[str, list[RunSpec]] = {}
     for spec in specs:
-        alike.setdefault(_shared_key(spec), []).append(spec)
+        recipe = spec.recipe and spec.recipe.with_learning_rate(0.0)
+        common = dataclasses.replace(spec, seed=0, start_seed=None, recipe=recipe)
+        alike.setdefault(common.key, []).append(spec)
     groups: list[Group] = []
     for of_group in alike.values():
         by_rate: dict[float | None, list[RunSpec]] = {}
@@ -161,15 +152,7 @@ def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
 
 
-def _shared_key(spec: RunSpec) -> str:
-    """What the runs of a group have in common."""
-    return dataclasses.replace(
-        spec, seed=0, start_seed=None, recipe=spec.recipe and spec.recipe.with_learning_rate(0.0)
-    ).key
-
-
 def group_key(group: Iterable[RunSpec]) -> str:
-    """Names the runs of a group together."""
     return stable_hash([spec.key for spec in group])
 
 

@@ -30,12 +30,8 @@ from clipbias.tuning.task import Classifier, Text, TrainingTexts, mean_loss
 class StepStatic:
     """What never changes in a training. Hashable: trainings with equal ones share one compiled program.
 
-    Attributes:
-      classifier: the method's mathematics.
-      preprocessing: normalises images.
-      recipe: the optimiser's.
-      mesh: where the new state lies as the old one does, so that one program serves all steps, and the metrics lie on
-        every device; `None` leaves that to the compiler.
+    The new state lies on the mesh as the old one does, so that one program serves all steps, and the metrics lie on
+    every device; a mesh of `None` leaves that to the compiler.
     """
 
     classifier: Classifier
@@ -46,13 +42,9 @@ class StepStatic:
 
 @struct.dataclass
 class StepInputs:
-    """Inputs that stay constant over training.
+    """Inputs that stay constant over training: weights, without gradients, and texts, which the runs share.
 
-    Attributes:
-      params: the frozen weights; no gradient of theirs is formed.
-      texts: what stands for the classes and for a teacher; the runs share it.
-      constants: the learnables that no step changes, leading axis `R`; empty where there are none.
-      seeds: int32 `[R]`, of what is random in a step.
+    `constants` are the learnables that no step changes, leading axis `R`; `seeds`, int32 `[R]`, key what is random.
     """
 
     params: Params
@@ -80,11 +72,9 @@ class TrainState:
 
 @struct.dataclass
 class StepScalars:
-    """Numbers of a step.
+    """Numbers of a step: `learning_rate [R]`, and the weight of the learnables after it in the average.
 
-    Attributes:
-      learning_rate: `[R]`.
-      weight: of the learnables after this step in the average, 0 except at the end of an epoch; `None` without one.
+    That is 0 except at the end of an epoch, and `None` without an average.
     """
 
     learning_rate: jax.Array
@@ -103,36 +93,27 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
 def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables, seeds: Sequence[int]) -> StepInputs:
     """The inputs of a training that starts from `learnables`, leading axis `R`, on the mesh.
 
-    Args:
-      mesh: the devices.
-      task: what is trained.
-      params: the frozen weights on the mesh. Where they are shapes, the result is shapes, types and shardings.
-      learnables: whose constants are inputs.
-      seeds: of the runs.
+    Where `params`, the weights on the mesh, are shapes, the result is shapes, types and shardings.
     """
     abstract = meshes.is_abstract(params)
+    reference = None
+    if task.teacher_text_count and abstract:
+        shape = (task.teacher_text_count, task.clip.config.projection_width)
+        reference = meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+    elif task.teacher_text_count:
+        reference = jax.device_put(task.teacher_features(params), meshes.sharding(mesh))
     tokens = task.template_tokens
     numbers = jax.ShapeDtypeStruct((len(seeds),), np.int32) if abstract else np.asarray(seeds, np.int32)
     return StepInputs(
         params=params,
         texts=TrainingTexts(
             text=place_text(mesh, task, params, training=True),
-            reference=_place_reference(mesh, task, params),
+            reference=reference,
             template_tokens=None if tokens is None else _place_packed(mesh, tokens, abstract=abstract),
         ),
         constants=meshes.device_put(mesh, learnables.get(CONSTANTS, {}), meshes.RUN),
         seeds=meshes.device_put(mesh, numbers, meshes.RUN),
     )
-
-
-def _place_reference(mesh: Mesh, task: Task, params: Params) -> jax.Array | None:
-    """The text features of the method's frozen teacher, if it has one."""
-    if not task.teacher_text_count:
-        return None
-    if meshes.is_abstract(params):
-        shape = (task.teacher_text_count, task.clip.config.projection_width)
-        return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
-    return jax.device_put(task.teacher_features(params), meshes.sharding(mesh))
 
 
 def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False) -> Text:
@@ -178,21 +159,6 @@ def divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def targets(batch: Batch) -> jax.Array:
-    """`[B]`: the labels, or the teacher's predictions."""
-    return batch[TEACHER].argmax(-1) if TEACHER in batch else batch["labels"]
-
-
-def loss_terms(terms: Mapping[str, jax.Array], logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """The method's terms of the loss, or the divergence `[B]` of `logits [B, C]` from the teacher's."""
-    return {"divergence": divergence(batch[TEACHER], logits)} if TEACHER in batch else dict(terms)
-
-
-def combines(method: Method, batch: Batch) -> bool:
-    """Whether the method makes the gradient of a step from the gradients of its terms."""
-    return method.overrides("combine") and TEACHER not in batch
-
-
 # Loss, share of correct images, and the gradient that a step takes.
 Gradient = tuple[jax.Array, jax.Array, Learnables]
 
@@ -225,16 +191,13 @@ def loss_and_gradient(
 ) -> Gradient:
     """Loss, share of correct images, and the gradient that a step takes, of one run.
 
-    Args:
-      static: of the training.
-      inputs: of one run: its constants have no axis of runs.
-      learnables: of the run, without constants.
-      batch: `images`, normalised, `labels` and `mask`; images that the mask drops do not count. With a teacher's
-        logits, `teacher [B, C]`, the loss is the divergence from these, and no label is read.
-      rng: key of what is random in this step.
+    Constants of `inputs` have no axis of runs here. `batch` has `images`, normalised, `labels` and `mask`; images that
+    the mask drops do not count. With a teacher's logits, `teacher [B, C]`, the loss is the divergence from these, and
+    no label is read.
     """
     classifier = static.classifier
-    labels = targets(batch)
+    taught = TEACHER in batch
+    labels = batch[TEACHER].argmax(-1) if taught else batch["labels"]
     mask = batch["mask"]
 
     def mean_losses(learnables: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -247,11 +210,12 @@ def loss_and_gradient(
             rng=rng,
             mask=mask,
         )
-        terms = loss_terms(terms, logits, batch)
+        if taught:
+            terms = {"divergence": divergence(batch[TEACHER], logits)}
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / jnp.maximum(mask.sum(), 1)
 
-    if not combines(classifier.method, batch):
+    if taught or not classifier.method.overrides("combine"):
 
         def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
             losses, accuracy = mean_losses(learnables)
@@ -270,15 +234,10 @@ def loss_and_gradient(
 def train_step(
     static: StepStatic, inputs: StepInputs, state: TrainState, batch: Batch, scalars: StepScalars
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Forward, backward and update of `R` runs.
+    """Forward, backward and update of `R` runs. `static` and `inputs` never change; `state` is donated.
 
-    Args:
-      static: what never changes.
-      inputs: from `place_inputs`.
-      state: donated.
-      batch: `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` that stand for them; `labels` int32
-        `[R, B]`, `mask` bool `[R, B]`, and for students `teacher` float32 `[R, B, C]`.
-      scalars: learning rates, and the weight in the average.
+    The batch has `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` that stand for them; `labels`
+    int32 `[R, B]`, `mask` bool `[R, B]`, and for students `teacher` float32 `[R, B, C]`.
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
@@ -298,19 +257,7 @@ def train_step(
 
     every_run = over_runs(of_run, (0, 0, 0, 0), runs=scalars.learning_rate.shape[0], mesh=static.mesh)
     loss, accuracy, gradient = every_run(state.learnables, inputs.constants, inputs.seeds, batch)
-    state = _updated(static, inputs, state, gradient, scalars)
-    squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradient)]
-    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
-    if static.mesh is None:
-        return state, metrics
-    return meshes.constrain(static.mesh, state, meshes.RUN), meshes.constrain(static.mesh, metrics)
-
-
-def _updated(
-    static: StepStatic, inputs: StepInputs, state: TrainState, gradient: Learnables, scalars: StepScalars
-) -> TrainState:
-    """The state after a step. The optimiser acts on each number by itself, so the runs' axis needs no care."""
-    method = static.classifier.method
+    # The optimiser acts on each number by itself, so the runs' axis needs no care.
     decayed = method.decayed_weights(state.learnables, inputs.params)
     directions, momentum = method.optimizer(static.recipe).update(gradient, state.momentum, decayed)
     rate = scalars.learning_rate
@@ -321,4 +268,9 @@ def _updated(
     weight = scalars.weight
     if average is not None and weight is not None:
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
-    return TrainState(learnables, momentum, state.step + 1, average)
+    state = TrainState(learnables, momentum, state.step + 1, average)
+    squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradient)]
+    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
+    if static.mesh is None:
+        return state, metrics
+    return meshes.constrain(static.mesh, state, meshes.RUN), meshes.constrain(static.mesh, metrics)

@@ -1,9 +1,8 @@
 """A sweep: axes to specs, specs to rows.
 
-Finished groups are left out, the others run one after another, each written when it ends. Every group has one file,
-`results/NAME.json`, written whole; `results.jsonl` is made of them. So a sweep that was stopped or killed continues
-when the same command is given again, and independent jobs can share a work folder: part `i/n` runs every n-th method,
-dataset and number of shots.
+Every group has one file, `results/NAME.json`, written whole when it ends; `results.jsonl` is made of them. So a sweep
+that was stopped or killed continues when the same command is given again, and independent jobs can share a work folder:
+part `i/n` runs every n-th method, dataset and number of shots.
 """
 
 import dataclasses
@@ -12,9 +11,8 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from etils import epath
@@ -31,10 +29,9 @@ from clipbias.training.evaluate import FOLDER as PREDICTIONS
 from clipbias.training.evaluate import stored_fingerprint
 from clipbias.training.progress import Progress, progress
 from clipbias.training.run import run_group, spec_facts
-from clipbias.training.select import Rates
+from clipbias.training.select import Rates, searches
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names, stable_hash
 from clipbias.training.workdir import SweepPaths, note_runs
-from clipbias.tuning.method import Method, sampling_of
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import method_options, resolve_method, source_digest
 
@@ -57,9 +54,7 @@ def sweep(
     """Runs what is not finished yet. A group that fails is reported in its rows, and the rest goes on.
 
     Args:
-      specs: all runs of the sweep.
-      context: the model, datasets and devices.
-      workdir: the folder of the sweep.
+      specs, context, workdir: all runs of the sweep, what they share, and its folder.
       common: the recipe of methods that have none of their own.
       part: `(i, n)` of jobs that share the work folder.
       most_runs: runs side by side; `None` for as many as are worth it.
@@ -68,10 +63,6 @@ def sweep(
 
     Returns:
       The rows of all specs that are there, other parts' too, in the order of the specs.
-
-    Raises:
-      ClipbiasError: the folder holds an adapter of `train`.
-      hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
     """
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs))
@@ -80,13 +71,27 @@ def sweep(
             f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
         )
     rows = hosts.from_first(lambda: read_rows(workdir, specs))
-    replaced = hosts.from_first(lambda: [row["key"] for row in rows if _is_replaced(row, workdir)])
+
+    def is_replaced(row: Row) -> bool:
+        """Whether a run on other images, or with other settings, wrote its files under the same names later."""
+        names: Mapping[str, str] = row.get("predictions", {})
+        stored = {name: stored_fingerprint(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
+        return any(value not in (None, row["fingerprints"][name]) for name, value in stored.items())
+
+    replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
     done -= set(replaced)
     groups = make_groups(part_of(specs, part), most_runs)
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
-    _tidy(paths, [group for group, specs_left in zip(groups, left, strict=True) if not specs_left])
+    folder = workdir / "checkpoints"
+    if hosts.is_first() and folder.is_dir():
+        # Those of finished groups: a process left them that was killed after it wrote their rows.
+        there = {path.name for path in folder.iterdir()}
+        finished = [group for group, specs_left in zip(groups, left, strict=True) if not specs_left]
+        for checkpoints in map(paths.checkpoints, finished):
+            if checkpoints.name in there:
+                epath.Path(checkpoints).rmtree(missing_ok=True)
     write_results(workdir, rows)
     if specs[0].score_on == TEST:
         note_runs(workdir, len(specs))
@@ -108,31 +113,18 @@ def sweep(
                 rows = _in_order([*rows, *new], specs)
                 write_group(attempted, new, paths)
                 write_results(workdir, rows)
-                bar.advance(len(attempted), _last(attempted, new))
+                accuracies = [row.get("accuracy", row.get("validation_accuracy")) for row in new]
+                scored = [value for value in accuracies if value is not None]
+                mean = f" {sum(scored) / len(scored):.1f} %" if scored else ""
+                last = f"{attempted[0].method} on {attempted[0].dataset}{mean}"
+                bar.advance(len(attempted), {"last": last})
     rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
     write_results(workdir, rows)
     return rows
 
 
-def _is_replaced(row: Row, workdir: Path) -> bool:
-    """Whether a run on other images, or with other settings, wrote its files under the same names after this run."""
-    names: Mapping[str, str] = row.get("predictions", {})
-    stored = {name: stored_fingerprint(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
-    return any(value not in (None, row["fingerprints"][name]) for name, value in stored.items())
-
-
 def _owner(group: Group) -> tuple[str, str]:
     return group[0].method, group[0].dataset
-
-
-def _tidy(paths: SweepPaths, finished: Sequence[Group]) -> None:
-    """Removes checkpoints of finished groups, which a process left that was killed after it wrote their rows."""
-    folder = paths.workdir / "checkpoints"
-    if hosts.is_first() and folder.is_dir():
-        left = {path.name for path in folder.iterdir()}
-        for group in finished:
-            if paths.checkpoints(group).name in left:
-                epath.Path(paths.checkpoints(group)).rmtree(missing_ok=True)
 
 
 def _attempt(
@@ -168,13 +160,6 @@ def _attempt(
     return [(group, [row | {"seconds": round(seconds, 2)} for row in rows])]
 
 
-def _last(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the progress shows of the group that ended last."""
-    accuracies = [value for row in rows if (value := row.get("accuracy", row.get("validation_accuracy"))) is not None]
-    mean = f" {sum(accuracies) / len(accuracies):.1f} %" if accuracies else ""
-    return {"last": f"{group[0].method} on {group[0].dataset}{mean}"}
-
-
 def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
     """Writes the rows of a group in one go, and removes its checkpoints."""
     if hosts.is_first():
@@ -185,7 +170,6 @@ def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
 
 
 def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
-    """The rows of specs that are there, in the order of the specs."""
     rows: list[Row] = []
     for path in sorted((workdir / FOLDER).glob("*.json")):
         rows += read_json(path, list, what="a file of results")
@@ -202,7 +186,6 @@ def _in_order(rows: Sequence[Row], specs: Sequence[RunSpec]) -> list[Row]:
 
 
 def write_results(workdir: Path, rows: Sequence[Row]) -> None:
-    """Writes `results.jsonl`, a line per run; `validation.jsonl` of runs on validation images."""
     if hosts.is_first():
         name = VALIDATED if rows and rows[0]["score_on"] != TEST else RESULTS
         write_text(workdir / name, "".join(json.dumps(row) + "\n" for row in rows))
@@ -226,15 +209,13 @@ class SweepAxes:
     """What a sweep combines: each method on each dataset, with each number of shots, seed and learning rate.
 
     Attributes:
-      methods, datasets, shots, seeds: the axes; shots of `None` are all images. A method that takes no image is one run
-        per dataset.
+      shots: `None` stands for all images. A method that takes no image is one run per dataset.
       learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
       options: options by method name, or by `method@dataset`.
-      start_seed: see `RunSpec`.
       protocol, targets: see `data.protocols`; empty targets are the literature's.
       concentration: of the protocol "imbalanced".
       hold_out_shot: whether one training image of each class selects settings (`data.held_out.SHOT`).
-      score_on: see `RunSpec`.
+      start_seed, score_on: see `RunSpec`.
     """
 
     methods: tuple[str, ...]
@@ -252,14 +233,9 @@ class SweepAxes:
 
 
 def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Rates | None = None) -> list[RunSpec]:
-    """All combinations, dataset by dataset.
+    """All combinations, dataset by dataset, without datasets that the context lacks (`on_missing=skip`).
 
-    Args:
-      context: the model, and the datasets by name, targets among them; what is not there is left out
-        (`on_missing=skip`).
-      common: the recipe of all methods that have none of their own.
-      axes: what is combined.
-      rates: learning rates that were selected before.
+    `common` is the recipe of all methods that have none of their own; `rates` were selected before.
 
     Raises:
       ClipbiasError: there is nothing to combine, an axis has a value twice, or there is no such method or option.
@@ -279,17 +255,25 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
         options = {**axes.options.get(name, {}), **axes.options.get(f"{name}@{dataset.name}", {})}
         for shots in axes.shots if resolve_method(name, options).uses_images else (None,):
             method = resolve_method(name, options, dataset=dataset.name, shots=shots)
-            # On which images is it trained and tested?
-            protocol = _protocol(axes, method, shots)
+            # On which images is it trained and tested? "full" where all labelled images are used.
+            is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
+            protocol = "full" if is_full else axes.protocol
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
-            data = _contents(context.datasets[tested] for tested in (dataset.name, *targets))
-            # How is it trained, and at which learning rates?
+            contents = []
+            for tested in map(context.datasets.__getitem__, (dataset.name, *targets)):
+                digests = {part: split.stored_digest for part, split in tested.splits.items()}
+                contents.append([tested.class_names, digests])
+            data = stable_hash(contents)
+            # How is it trained, and at which learning rates? Those that are compared are for the common recipe, since a
+            # method keeps its authors' rate; else the rate that was selected before, `None` for the recipe's.
             recipe = method.recipe_for(common, shots) if method.trains else None
             listed = None if rates is None else rates.of(name, dataset.name, shots)
-            learning_rates = _learning_rates(axes, common, recipe, listed)
+            learning_rates: Sequence[float | None] = (None if recipe is None else listed,)
+            if recipe is not None and axes.learning_rates and recipe.learning_rate == common.learning_rate:
+                learning_rates = axes.learning_rates
             # Which images select its settings?
             selected = len(learning_rates) > 1 or (listed is not None and learning_rates[0] is not None)
-            validation = _policy(axes, dataset, shots) if selected or _validates(method) else UNSELECTED
+            validation = _policy(axes, dataset, shots) if selected or searches(method) else UNSELECTED
             # With which seeds, of the few-shot split and of the start?
             seeds = axes.seeds if method.uses_images else (0,)
             is_imbalanced = protocol == protocols.IMBALANCED and method.uses_images
@@ -319,27 +303,6 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     return specs
 
 
-def _learning_rates(
-    axes: SweepAxes, common: Recipe, recipe: Recipe | None, listed: float | None
-) -> Sequence[float | None]:
-    """The rates that are compared, for the common recipe; else the rate that was selected before, `listed`.
-
-    `None` stands for the recipe's rate. A method with a rate of its authors keeps it.
-    """
-    if recipe is None:
-        return (None,)
-    if axes.learning_rates and recipe.learning_rate == common.learning_rate:
-        return axes.learning_rates
-    return (listed,)
-
-
-def _protocol(axes: SweepAxes, method: Method, shots: int | None) -> str:
-    """The protocol of a run: "full" where all labelled images are used."""
-    if shots is None and method.uses_images and axes.protocol != "pseudo_labels":
-        return "full"
-    return axes.protocol
-
-
 def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
     """The validation policy of a run for which something is selected."""
     if not axes.hold_out_shot:
@@ -352,19 +315,3 @@ def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
             "--config.hold_out_shot."
         )
     return held_out.SHOT
-
-
-def _contents(datasets: Iterable[Dataset]) -> str:
-    """A hash of class names, images and labels."""
-    return stable_hash(
-        [
-            [dataset.class_names, {name: split.stored_digest for name, split in dataset.splits.items()}]
-            for dataset in datasets
-        ]
-    )
-
-
-def _validates(method: Method) -> bool:
-    """Whether the method itself selects something on validation images."""
-    sampling = sampling_of(method)
-    return sampling is not None and sampling.validation

@@ -41,13 +41,8 @@ def open_workdir(
 ) -> Iterator[Path]:
     """Makes and locks a work folder, and writes what was asked for and how the run stands.
 
-    Args:
-      folder: of the run.
-      config: the settings, as JSON values.
-      part: `(i, n)` of a sweep that independent jobs share: each locks a folder of its part_folder.
-
-    Raises:
-      ClipbiasError: it cannot be written, or another process works in it.
+    Of a sweep that independent jobs share, job `(i, n)` locks a folder of its part. Raises `ClipbiasError` where the
+    folder cannot be written, or another process works in it.
     """
     folder = io.data_path(folder)
     if not hosts.is_first():  # the first process keeps the folder for all
@@ -63,7 +58,11 @@ def open_workdir(
             write_json(place / ENVIRONMENT, environment())
         began = time.monotonic()
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        earlier = _seconds_before(part_folder)
+        earlier = 0.0  # the time that earlier processes spent here without finishing
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # none, or damaged
+            state = io.read_json(part_folder / STATE, dict)
+            if state["state"] != "finished":
+                earlier = float(state["seconds"])
 
         def note(state: str, error: str | None = None) -> None:
             seconds = round(earlier + time.monotonic() - began, 2)
@@ -80,17 +79,7 @@ def open_workdir(
         note("finished")
 
 
-def _seconds_before(folder: Path) -> float:
-    """The time that earlier processes spent here without finishing."""
-    try:
-        state = io.read_json(folder / STATE, dict)
-        return float(state["seconds"]) if state["state"] != "finished" else 0.0
-    except (ValueError, KeyError, TypeError):  # none, or damaged
-        return 0.0
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file whole."""
     io.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -152,13 +141,7 @@ ADAPTERS = "adapters"
 
 @dataclasses.dataclass(frozen=True)
 class SweepPaths:
-    """Where the files of a sweep lie.
-
-    Attributes:
-      workdir: the folder of the sweep.
-      names: a readable name for each spec, by its key.
-      single: whether there is one run alone, whose files lie in the folder itself.
-    """
+    """Where the files of a sweep lie. Those of a single run lie in the folder itself; `names` are by spec key."""
 
     workdir: Path
     names: dict[str, str]
@@ -173,7 +156,6 @@ class SweepPaths:
         return ""
 
     def metrics(self, group: Group) -> Path:
-        """The folder of a group's `metrics.jsonl`."""
         return self.workdir if self.single else self.workdir / "runs" / self.group_file(group)
 
     def checkpoints(self, group: Group) -> Path:
@@ -181,14 +163,11 @@ class SweepPaths:
         return self.workdir / "checkpoints" / group_key(group)
 
     def adapter(self, spec: RunSpec) -> Path:
-        """The adapter of a run."""
         return self.workdir / (ADAPTER if self.single else f"{ADAPTERS}/{self.names[spec.key]}.safetensors")
 
     def predictions(self, spec: RunSpec, evaluation: str) -> str:
-        """The name of a run's predictions in one evaluation."""
         return evaluation if self.single else f"{self.names[spec.key]}-{evaluation}"
 
     @staticmethod
     def group_file(group: Group) -> str:
-        """Names the files of a group."""
         return f"{group_name(group)}-{group_key(group)}"

@@ -56,7 +56,7 @@ def test_they_are_those_of_each_run(
     for start in (0, steps - 2):
         made = batches(images, recipe, mesh, seeds, start_step=start)
         read_batches = list(made)
-        assert (len(made._stacked.sources) if made._stacked.there else len(seeds)) == sent
+        assert (len(made._sources) if made._copies_there else len(seeds)) == sent
         assert len(read_batches) == steps - start and steps > 2
         for step, batch in enumerate(read_batches, start):
             of_runs = [batches_of_one[step] for batches_of_one in each]
