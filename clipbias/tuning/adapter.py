@@ -45,14 +45,9 @@ def transfer(
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
-    Prompts and biases do not depend on the classes and are returned unchanged. Arrays with a row for each class
-    (TaskRes, class-specific contexts) are indexed by `labels`.
-
-    Args:
-      source, target: the task of training and the task of use.
-      learnables: of `source`.
-      labels: the label in `source` of each class of `target`; `None` for classes that `source` lacks.
-      axis: position of the class axis; 1 with a leading axis of runs.
+    Arrays with a row for each class (TaskRes, class-specific contexts) are indexed by `labels`: the label in `source`
+    of each class of `target`, or `None` for classes that `source` lacks. Others are returned unchanged. The class axis
+    is 1 with a leading axis of runs.
 
     Raises:
       ClipbiasError: an array has a row for each class, and `labels` is `None`.
@@ -91,7 +86,6 @@ def _plain_texts(task: Task) -> np.ndarray:
 
 
 def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
-    """`change` of the learnables on the host, run by run if there is a leading axis of runs."""
     if not axis:
         return jax.device_get(change(learnables))
     runs = range(jax.tree.leaves(learnables)[0].shape[0])
@@ -140,8 +134,6 @@ class Adapter:
     """What an adapter file holds.
 
     Attributes:
-      learnables: the tuned arrays.
-      method: name of the method; options: its options.
       class_names, template: of the dataset it was trained on.
       descriptions: texts of each class that its classifier is made of in place of the template, if it is.
       calibration: scores of calibration images of these classes, or `None`.
@@ -179,15 +171,15 @@ class Adapter:
         own_methods: Sequence[str] = (),
         dtype: str = "float32",
     ) -> Task:
-        """The task of this adapter's learnables on its base model, for its own classes or others.
-
-        Arguments as in `bind`.
+        """The task of this adapter's learnables on its base model, for its own classes or others, see `bind`.
 
         Raises:
           ClipbiasError: as in `bind`; or the learnables for these classes are others, which `bind` returns.
         """
         task, learnables = self.bind(clip, class_names, own_methods=own_methods, dtype=dtype)
-        if learnables is not self.learnables and not _equal(flatten(learnables), flatten(self.learnables)):
+        arrays, own = flatten(learnables), flatten(self.learnables)
+        equal = arrays.keys() == own.keys() and all(np.array_equal(arrays[name], own[name]) for name in own)
+        if not (learnables is self.learnables or equal):
             raise ClipbiasError(
                 f"what {self.method!r} learned becomes something else for other classes such as "
                 f"{task.class_names[0]!r}; take both with `task, learnables = adapter.bind(clip, class_names)`."
@@ -214,8 +206,7 @@ class Adapter:
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
             `tuning.registry.match_user_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
-          free_text: whether `class_names` are texts of any kind (see `Task`).
-          dtype: compute type (see `Task`).
+          free_text, dtype: see `Task`.
 
         Raises:
           ClipbiasError: `clip` is another model, the learnables belong to the classes of training, or the method is a
@@ -255,14 +246,7 @@ def save_adapter(
     notes: Mapping[str, Any] | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """Writes an adapter file, atomically.
-
-    Args:
-      path: a `.safetensors` file.
-      task: what was trained.
-      learnables: of one run.
-      notes: JSON values to keep beside it.
-      calibration: scores of calibration images, or `None`.
+    """Writes an adapter of one run's learnables to a `.safetensors` file, atomically, with notes of JSON values.
 
     Raises:
       ClipbiasError: `read_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
@@ -323,9 +307,8 @@ def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
 def read_adapter(path: str | os.PathLike) -> Adapter:
     """Reads an adapter.
 
-    Args:
-      path: its file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a repository of the
-        Hugging Face hub, "owner/name" or "owner/name@revision", that does.
+    `path` is its file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a repository of
+    the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
 
     Raises:
       ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; or it cannot be downloaded.
@@ -358,7 +341,6 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def _find(source: str | os.PathLike) -> Path:
-    """The adapter's file, downloaded if it has to be."""
     path = user_path(source)
     if (path / FILE).is_file():
         return path / FILE
@@ -376,7 +358,6 @@ def _find(source: str | os.PathLike) -> Path:
 
 
 def _check_shapes(arrays: Mapping[str, Array], task: Task, method: str) -> None:
-    """Raises `ClipbiasError` unless `arrays`, by path, are what `method` learns for `task`."""
     leaves = flatten(task.shapes)
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     shapes = {name: np.shape(leaf) for name, leaf in arrays.items()}
@@ -405,7 +386,3 @@ def _check_finite(arrays: Mapping[str, np.ndarray], message: str) -> None:
 
 def _is_floating(array: Array | jax.ShapeDtypeStruct) -> bool:
     return bool(jax.numpy.issubdtype(array.dtype, jax.numpy.floating))
-
-
-def _equal(first: Mapping[str, Array], second: Mapping[str, Array]) -> bool:
-    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)

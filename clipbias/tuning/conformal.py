@@ -65,12 +65,8 @@ class AnswerOptions:
 class AnswerRule:
     """What prediction sets and rejections are made by.
 
-    Attributes:
-      options: as they were given.
-      nonconformity: the largest `1 - p` of a class in a set.
-      lowest: the lowest score of an image that is not rejected.
-      scale: see `Calibration`.
-      images: how many calibrated.
+    That is the largest `1 - p` of a class in a set, and the lowest score of an image that is not rejected; `images` is
+    how many calibrated, and `scale` that of `Calibration`.
     """
 
     options: AnswerOptions
@@ -84,7 +80,6 @@ class AnswerRule:
         return nonconformity(logits) <= self.nonconformity
 
     def names(self, logits: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, ...]]:
-        """The classes in the set of each image, the most likely first."""
         return [
             tuple(class_names[label] for label in np.argsort(-row, kind="stable") if members[label])
             for row, members in zip(logits, self.sets(logits), strict=True)
@@ -131,7 +126,6 @@ class Calibration:
     scale: np.ndarray
 
     def __post_init__(self) -> None:
-        """Raises `ClipbiasError` for arrays that are none of these."""
         shapes = [np.shape(getattr(self, name)) for name in ("nonconformity", *SCORES)]
         if len(set(shapes)) > 1 or len(shapes[0]) != 1 or not shapes[0][0] or np.shape(self.scale):
             raise ClipbiasError(f"the scores of calibration images have shapes {shapes}; they must be alike, [n].")
@@ -159,7 +153,6 @@ class Calibration:
         return cls(**arrays)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, as `read` takes them."""
         return {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def __len__(self) -> int:
@@ -211,12 +204,7 @@ def lowest_accepted(scores: np.ndarray, accepted: float) -> float:
 
 
 def measure(rule: AnswerRule, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How sets and rejections do on labelled images.
-
-    Args:
-      rule: of the model.
-      logits: `[n, C]`.
-      labels: `[n]`.
+    """How sets and rejections do on images with logits `[n, C]` and labels `[n]`.
 
     Returns:
       In percent `coverage` and `target_coverage`, the share of `empty` sets and of images that are `rejected`; the mean
@@ -235,7 +223,6 @@ def measure(rule: AnswerRule, logits: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def measured_words(measured: Mapping[str, float]) -> str:
-    """The results of `measure` in a line."""
     images = counted(int(measured["calibration_images"]), "calibration image")
     return (
         f"prediction sets for {measured['target_coverage']:g} % from {images}: {measured['coverage']:.1f} % hold the "

@@ -110,9 +110,8 @@ class Samples:
       labels: int32 `[N]`.
       text: `[S, C, d]` float32, the frozen text features.
       scale: `exp(logit_scale)`.
-      validation: `[n, d]`, of images without augmentation; `None` if there are none, or `Sampling.validation` is off.
+      validation: `[n, d]`, without augmentation; `None` if there are none, or `Sampling.validation` is off.
       validation_labels: int32 `[n]`.
-      seed: of the run.
     """
 
     features: np.ndarray
@@ -162,11 +161,7 @@ def unit_passes(samples: Samples) -> Iterator[np.ndarray]:
 
 
 def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The mean of each class's rows, `[N, d]` to `[C, d]`.
-
-    Raises:
-      ClipbiasError: a class has no row.
-    """
+    """The mean of each class's rows, `[N, d]` to `[C, d]`. Raises `ClipbiasError` for a class without a row."""
     missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if missing.size:
         raise ClipbiasError(
@@ -224,13 +219,8 @@ def transport_logits(image: jax.Array, text: jax.Array, scale: jax.Array, mask: 
     """`s Σ_mp Π_mp S_mp`, `S = F Gᵀ`, for every pair of an image and a class: `[B, C]`.
 
     `Π` is the transport plan between the `m` features of the image and the `P` features of the class, with equal
-    weights, the cost `1 - S` and entropy 0.1, from Sinkhorn's iteration. `Π` has no gradient.
-
-    Args:
-      image: `[B, m, d]`, of unit length.
-      text: `[P, C, d]`, of unit length.
-      scale: `s`.
-      mask: `[B]`, the images that count for the number of iterations; `None` for all.
+    weights, the cost `1 - S` and entropy 0.1, from Sinkhorn's iteration. `Π` has no gradient. Images `[B, m, d]` and
+    texts `[P, C, d]` have unit length; only the images of `mask [B]` count for the number of iterations.
     """
     similarity = jnp.einsum("bmd,pcd->bcmp", image, text)
     kernel = jnp.exp(-(1 - jax.lax.stop_gradient(similarity)) / ENTROPY)

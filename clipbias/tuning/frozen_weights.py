@@ -112,17 +112,12 @@ def lora_recipe(recipe: str, common: Recipe, shots: int | None, steps_per_shot: 
 
 
 def check_towers(towers: Sequence[str]) -> None:
-    """Raises `ClipbiasError` if no tower is tuned."""
     if not towers:
         raise ClipbiasError("neither tower is tuned, so there is nothing to learn; choose one.")
 
 
 def block_numbers(first: int, last: int | None, layers: int, tower: str) -> range:
-    """Indices of the blocks `first` to `last`, counted from 1; a `last` of `None` is the tower's last block.
-
-    Raises:
-      ClipbiasError: the tower has no such blocks.
-    """
+    """Indices of the blocks `first` to `last`, counted from 1; a `last` of `None` is the tower's last block."""
     end = layers if last is None else last
     if not 1 <= first <= end <= layers:
         raise ClipbiasError(

@@ -62,13 +62,10 @@ DatasetOptions = Mapping[str, Options]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A name of a method, and the options that it stands for.
+    """A name of a method, and the options that it stands for where they differ from the method's defaults.
 
-    Attributes:
-      label: name in tables and figures.
-      options: options that differ from the method's defaults.
-      order: position among the rows of a table. Methods that change more of both towers come later.
-      datasets: the authors' options for each dataset under this name; `None` for those of the class, `Method.datasets`.
+    `order` is the position among the rows of a table: methods that change more of both towers come later. `datasets`
+    are the authors' options for each dataset under this name; `None` for those of the class, `Method.datasets`.
     """
 
     label: str
@@ -112,7 +109,6 @@ class Method(abc.ABC):
       presets: names of a built-in method. The first preset of a user's own method gives its label.
       kind: what the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels, inserted
         networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test image.
-        `None` if unknown.
       trains: whether steps of an optimiser change the learnables. `False` for methods that need none (zero-shot) or
         that `support` completes.
       patches: whether the head and the loss use features of patches. The last block then runs at all tokens.
@@ -143,12 +139,9 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """Initial learnables. An axis of length 0 has as many entries as there are training images.
+        """Initial learnables from a `jax.random.key`. An axis of length 0 has as many entries as training images.
 
-        Args:
-          rng: a `jax.random.key`.
-          clip: the frozen model: geometry, token embeddings, tokenizer.
-          class_names: the `C` classes as given, before `_` becomes a space.
+        `class_names` are the `C` classes as given, before `_` becomes a space.
         """
 
     @abc.abstractmethod
@@ -170,11 +163,8 @@ class Method(abc.ABC):
     def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
         """Indices of the templates of `text` that a training step uses, int32 `[Q]`, with the same `Q` in all steps.
 
-        The text tower encodes only their texts, with their contexts of `text_context [S, T, Dt]`. By default all.
-
-        Args:
-          rng: the run's key, the same in all steps.
-          step: number of the step, from 0.
+        The text tower encodes only their texts, with their contexts of `text_context [S, T, Dt]`. By default all. The
+        key is the run's, the same in all steps, which are counted from 0.
         """
         raise NotImplementedError
 
@@ -206,14 +196,7 @@ class Method(abc.ABC):
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        """Terms of the loss by name: a number, or `[B]`, which is averaged over images. By default cross-entropy.
-
-        Args:
-          learnables: of one run.
-          features: of the batch.
-          logits: `[B, C]`, from `logits`.
-          labels: `[B]`.
-        """
+        """Terms of the loss by name: a number, or `[B]`, which is averaged over images. By default cross-entropy."""
         return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels)}
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText | None:
@@ -245,20 +228,15 @@ class Method(abc.ABC):
         """The stages of training: the method and the recipe of each. Every stage starts a new optimiser.
 
         By default one stage, with the method itself. Other stages have their own methods, bound to the same classes.
-
-        Args:
-          recipe: of all stages together, from `recipe_for`.
+        `recipe` is that of all stages together, from `recipe_for`.
         """
         return ((self, recipe),)
 
     def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
-        """Initial learnables of a stage, from the final learnables of the previous stage. On the host.
+        """Initial learnables of a stage, from one run's final learnables of the previous stage. On the host.
 
-        Args:
-          stage: number of the stage. Stage 0 starts from the method's own learnables. After the last stage this hook
-            returns the method's own learnables.
-          learnables: of one run.
-          text: `[S, C, d]`, text features under `learnables`; between two stages only.
+        Stage 0 starts from the method's own learnables; after the last stage this hook returns the method's own.
+        Between two stages `text [S, C, d]` are the text features under `learnables`.
         """
         return learnables
 
@@ -286,12 +264,10 @@ class Method(abc.ABC):
     def transfer(
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        """The learnables for other classes. By default class-sized arrays are indexed by class, or refused.
+        """One run's learnables for other classes. By default class-sized arrays are indexed by class, or refused.
 
-        Args:
-          learnables: of one run.
-          labels: the training label of each class; `None` if training did not see these classes.
-          source, target: plain CLIP's text features `[S, C, d]` of the training classes and of the other classes.
+        `labels` are the training label of each class, `None` if training did not see these. `source` and `target` are
+        plain CLIP's text features `[S, C, d]` of the training classes and of the other classes.
 
         Raises:
           ClipbiasError: the learnables cannot be used for these classes.
@@ -353,12 +329,9 @@ class FeatureMethod(Method):
         return learnables
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        """The options that make `support` and `finish` take what a search on validation images selected.
+        """The options that make `support` and `finish` take what a search on validation images selected in one run.
 
         By default none: without validation images the method's own options count.
-
-        Args:
-          learnables: of one run, after the search.
         """
         return {}
 
@@ -391,12 +364,8 @@ class TestTimeMethod(Method):
         """The learnables for one test image, from those of the run.
 
         Only learnables of the text tower may change. The function is traced, with the gradient of the text tower if it
-        is used, and runs for one image after another.
-
-        Args:
-          learnables: of one run.
-          logits: returns the logits `[1 + crops, C]` of the image's views for any learnables; the first view is the
-            image. The vision tower has run once, with the learnables of the run.
+        is used, and runs for one image after another. `logits` returns the logits `[1 + crops, C]` of the image's views
+        for any learnables; the first view is the image. The vision tower has run once, with the learnables of the run.
         """
 
     @property
@@ -410,7 +379,6 @@ def crops_of(method: Method) -> int:
 
 
 def mixes_crops(method: Method) -> bool:
-    """Whether AugMix mixes these crops with distortions."""
     return isinstance(method, TestTimeMethod) and method.augmix_at_test()
 
 

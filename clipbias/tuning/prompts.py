@@ -38,7 +38,6 @@ class ClassTexts:
 
     @property
     def most(self) -> int:
-        """`n`."""
         return max(self.counts)
 
     @property
@@ -48,7 +47,6 @@ class ClassTexts:
 
 
 def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
-    """The names as they stand in a prompt. Raises `ClipbiasError` for what is no text."""
     return [name_in_prompt(name, text.spaces) for name in names]
 
 
@@ -66,15 +64,6 @@ def without_template(text: PromptText) -> PromptText:
     return dataclasses.replace(text, templates=tuple(before), spaces="")
 
 
-def prompt_texts(class_names: Sequence[str], text: PromptText) -> list[str]:
-    """Each template with each class name in place of `{}`, template after template."""
-    for template in text.templates:
-        if check_text("the template", template).count("{}") != 1:
-            raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
-    names = names_in_prompt(class_names, text)
-    return [template.replace("{}", name) for template in text.templates for name in names]
-
-
 def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> ClassTexts:
     """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
 
@@ -89,7 +78,11 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     name_lengths = name_tokens(clip, class_names, text)
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
-    texts = prompt_texts(class_names, text)
+    for template in text.templates:
+        if check_text("the template", template).count("{}") != 1:
+            raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
+    in_prompt = names_in_prompt(class_names, text)
+    texts = [template.replace("{}", name) for template in text.templates for name in in_prompt]
     count = text.context_tokens
     first = clip.config.text.first_word
     rows = framed(clip.tokenizer, texts, clip.config.text)
@@ -110,11 +103,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
 
 
 def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, texts: int) -> tuple[int, bool]:
-    """How texts share tokens (`clip.pack`): in how many sets with a context each, and whether each has its own.
-
-    Raises:
-      ClipbiasError: the method's contexts are not those of its texts.
-    """
+    """How texts share tokens (`clip.pack`): in how many sets with a context each, and whether each has its own."""
     for name in ("text_context", "text_prompts", "text_class_prompts"):
         learned = getattr(adaptation, name)
         if learned is not None and learned.shape[-2] != prompt.context_tokens:
@@ -173,22 +162,15 @@ CHOICES = ("dataset", "imagenet_select", "imagenet_select_and_dataset", "imagene
 
 
 def imagenet_full() -> tuple[str, ...]:
-    """CLIP's 80 templates for ImageNet."""
     text = importlib.resources.files("clipbias").joinpath("assets", "imagenet_templates.txt").read_text("utf-8")
     return tuple(text.splitlines())
 
 
 def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tuple[str, ...]:
-    """The templates of a choice.
+    """The templates of one of `CHOICES`, or those with `{}` that are given. Raises `ClipbiasError` for another choice.
 
-    Args:
-      choice: one of `CHOICES`: "dataset" is the dataset's own template, "imagenet_select" the seven,
-        "imagenet_select_and_dataset" both (CoOp's ensemble for all datasets but ImageNet), "imagenet_full" the eighty,
-        "imagenet_60" the first sixty of them (PromptSRC's teacher); or templates with `{}`.
-      dataset_template: the dataset's own template.
-
-    Raises:
-      ClipbiasError: no such choice.
+    "imagenet_select" are the seven above, "imagenet_select_and_dataset" CoOp's ensemble for all datasets but ImageNet,
+    "imagenet_full" CLIP's eighty, and "imagenet_60" the first sixty of them (PromptSRC's teacher).
     """
     if not isinstance(choice, str):
         if not choice:
@@ -216,7 +198,6 @@ STANDARD_DEVIATION = 0.02  # of prompt tokens with random initial values
 
 
 def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
-    """Prompt tokens at N(0, 0.02)."""
     return STANDARD_DEVIATION * jax.random.normal(rng, shape)
 
 
@@ -231,7 +212,6 @@ def initial_linear(rng: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array
 
 
 def word_ids(words: str, clip: Clip) -> Sequence[int]:
-    """Token ids of the initial words of a context."""
     return encode(clip.tokenizer, [words])[0]
 
 
@@ -257,12 +237,7 @@ Sets = Annotated[int, Range(1, 100)]
 
 @dataclasses.dataclass(frozen=True)
 class ContextSets(Method):
-    """`S` contexts `[S, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name.
-
-    Attributes:
-      tokens: `T`.
-      sets: `S`.
-    """
+    """`S = sets` contexts `[S, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name."""
 
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 
@@ -278,6 +253,21 @@ class ContextSets(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         prompt = context_text(clip, "", self.tokens)
         return dataclasses.replace(prompt, templates=prompt.templates * self.sets)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTowers(Method):
+    """A method that changes only the head; texts use one of `CHOICES`, or templates with `{}`."""
+
+    kind: ClassVar[Kind | None] = Kind.HEAD
+
+    templates: str | tuple[str, ...] = "dataset"
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation()
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
 
 
 @runtime_checkable
@@ -297,14 +287,7 @@ class ClassList(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Class names and what comes with them; a `ClassList` itself.
-
-    Attributes:
-      class_names: the classes.
-      template: of the dataset, else the default.
-      descriptions: of the dataset.
-      name: the dataset's, if it has one.
-    """
+    """Class names and what comes with them of a dataset; a `ClassList` itself."""
 
     class_names: tuple[str, ...]
     template: str = DEFAULT_TEMPLATE
@@ -315,36 +298,29 @@ class Classes:
     def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
         """From a list of names or a dataset. Raises `ClipbiasError` for a list that holds a name twice."""
         if not isinstance(classes, ClassList):
-            return cls(check_class_names(classes))
+            if classes is None or isinstance(classes, Mapping):
+                raise ClipbiasError(f"class_names is {shown(classes)}; give a list of names.")
+            if isinstance(classes, str):
+                raise ClipbiasError(f"class_names is the text {shown(classes)}; give a list of names.")
+            try:
+                counts = collections.Counter(classes)
+            except TypeError as error:
+                raise ClipbiasError(f"class_names is {shown(classes)}; give a list of names.") from error
+            for repeated, count in counts.items():
+                if count > 1:
+                    raise ClipbiasError(
+                        f"the class name {shown(repeated)} occurs {count} times; give each class a name of its own, or "
+                        "the whole dataset where two of its classes share a name."
+                    )
+            return cls(tuple(classes))
         name = getattr(classes, "name", None)
         return cls(tuple(classes.class_names), classes.template, classes.descriptions, name)
-
-
-def check_class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of a list. Raises `ClipbiasError` where it is none, or a name occurs twice."""
-    if isinstance(names, str):
-        raise ClipbiasError(f"class_names is the text {shown(names)}; give a list of names.")
-    if names is None or isinstance(names, Mapping):
-        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.")
-    try:
-        counts = collections.Counter(names)
-    except TypeError as error:
-        raise ClipbiasError(f"class_names is {shown(names)}; give a list of names.") from error
-    for name, count in counts.items():
-        if count > 1:
-            raise ClipbiasError(
-                f"the class name {shown(name)} occurs {count} times; give each class a name of its own, or the whole "
-                "dataset where two of its classes share a name."
-            )
-    return tuple(names)
 
 
 def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
     """Raises `ClipbiasError` for two names that the model reads as the same text, as "cat" and "Cat".
 
-    Args:
-      names: `C` class names.
-      ids: token ids of their texts, `[C, N]` or with more rows after these.
+    Token ids of their texts are `[C, N]`, or have more rows after these.
     """
     by_text: dict[bytes, str] = {}
     for name, row in zip(names, ids, strict=False):

@@ -43,12 +43,6 @@ class Recipe:
     defaults are the common recipe.
 
     Attributes:
-      learning_rate: of the optimiser, after the warm-up.
-      epochs: passes over the training images, the warm-up ones included; `None` for 10, or as many as make 300 steps.
-      warmup_epochs: first epochs at a constant `warmup_learning_rate`; none where no epoch would follow them.
-      warmup_learning_rate: their learning rate.
-      batch_size: images per step and run, over all devices.
-      momentum, weight_decay: of SGD; the decay acts on the learnables only.
       optimizer: "sgd", "adam" (the decay is added to the gradient) or "adamw" (the decay is apart), as torch has them.
       epsilon: of Adam, added to the root.
       schedule: "epochs" for a rate per epoch, see `learning_rates`; "steps" for a cosine from step to step, `η + (lr -
@@ -105,7 +99,6 @@ class Recipe:
         }
 
     def with_learning_rate(self, learning_rate: float | None) -> "Recipe":
-        """The same at another learning rate; `None` keeps it."""
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
 
     def with_epochs(self, examples: int) -> "Recipe":
@@ -127,7 +120,6 @@ class Recipe:
         return -(-examples // self.batch_size) if self.keep_last else max(1, examples // self.batch_size)
 
     def total_steps(self, examples: int) -> int:
-        """Steps of a run with so many training images."""
         per_epoch = self.steps_per_epoch(examples)
         return self.steps or (self.epochs or max(EPOCHS, -(-STEPS // per_epoch))) * per_epoch
 

@@ -33,13 +33,26 @@ def is_user_method(name: str) -> bool:
 
 
 def load_user_method(name: str) -> type[Method]:
-    """Runs a user's file or module. Returns its subclass of `Method`.
-
-    Raises:
-      ClipbiasError: there is no such file or module, it fails, or it holds no method.
-    """
+    """Runs a user's file or module. Returns its subclass of `Method`; raises `ClipbiasError` where that fails."""
     where, _, attribute = name.partition(":")
-    module = _import(where)
+    try:
+        if where.endswith(".py"):
+            path = Path(_absolute(where))
+            if not path.is_file():
+                raise ClipbiasError(f"no file {where!r} to take a method from.")
+            module = _execute(path, path.read_bytes())
+        else:
+            module = importlib.import_module(where)
+    except ClipbiasError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
+        inside = isinstance(error, SyntaxError) or place.filename in (where, _absolute(where))
+        here = f", line {line}" if inside else ""
+        raise ClipbiasError(
+            f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
+        ) from error
     if attribute:
         kind = getattr(module, attribute, None)
         if not (inspect.isclass(kind) and issubclass(kind, Method)):
@@ -69,16 +82,6 @@ def classes(module: ModuleType) -> list[type[Method]]:
     return [kind for kind in kinds if kind.__module__ == module.__name__]
 
 
-def user_method_name(method: Method) -> str | None:
-    """The file or module that a method was made from; `None` without one, as in a notebook."""
-    kind = type(method)
-    module = sys.modules.get(kind.__module__)
-    if module is None or module.__name__ == "__main__" or "." in kind.__qualname__:
-        return None
-    where = str(module.__file__) if module.__name__.startswith(_PREFIX) else module.__name__
-    return f"{where}:{kind.__qualname__}"
-
-
 def source_digest(name: str) -> str | None:
     """SHA-256 of a user's file or module; `None` for a built-in method, or if there is no such file."""
     where = name.partition(":")[0]
@@ -93,21 +96,22 @@ def source_digest(name: str) -> str | None:
 
 
 def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
-    """The user's file or module for a method that an adapter names.
+    """The user's file or module, of those in `allowed`, for a method that an adapter names.
 
     An adapter must not decide which code runs. The path or module is always one that the user named. The adapter only
     selects among them: the path that shares the longest end with the recorded one.
-
-    Args:
-      recorded: the method's name in the adapter.
-      allowed: files and modules that the user named.
 
     Raises:
       ClipbiasError: none of these fits, or several do.
     """
     where, _, attribute = recorded.partition(":")
-    # By absolute path, so that naming a file twice is not ambiguous.
-    candidates = {_absolute(name.partition(":")[0]): (_common_end(name, where), name) for name in allowed}
+    # Equal parts of the paths, from their ends; by absolute path, so that naming a file twice is not ambiguous.
+    candidates = {}
+    for name in allowed:
+        path = name.partition(":")[0]
+        pairs = zip(reversed(Path(path).parts), reversed(Path(where).parts), strict=False)
+        common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        candidates[_absolute(path)] = common, name
     longest = max((count for count, _ in candidates.values()), default=0)
     if not longest:
         raise ClipbiasError(
@@ -123,12 +127,6 @@ def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
     return f"{closest[0].partition(':')[0]}:{attribute}" if attribute else closest[0]
 
 
-def _common_end(name: str, recorded: str) -> int:
-    """Number of equal parts of two paths, counted from their ends."""
-    pairs = zip(reversed(Path(name.partition(":")[0]).parts), reversed(Path(recorded).parts), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 _PREFIX = "clipbias_method_"
 
 
@@ -142,26 +140,6 @@ def _module_name(where: str) -> str:
 
 def _absolute(where: str) -> str:
     return os.path.abspath(os.path.expanduser(where))
-
-
-def _import(where: str) -> ModuleType:
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        path = Path(_absolute(where))
-        if not path.is_file():
-            raise ClipbiasError(f"no file {where!r} to take a method from.")
-        return _execute(path, path.read_bytes())
-    except ClipbiasError:
-        raise
-    except Exception as error:  # a user's code may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
-        inside = isinstance(error, SyntaxError) or place.filename in (where, _absolute(where))
-        here = f", line {line}" if inside else ""
-        raise ClipbiasError(
-            f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
-        ) from error
 
 
 @functools.cache
@@ -209,7 +187,20 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
         dataset_options = kind.options_for(dataset, shots)
     elif dataset is not None and preset.datasets is not None:
         dataset_options = preset.datasets.get(dataset, {})
-    return _construct(kind, name, {**preset.options, **dataset_options, **options})
+    for hook, base in {"sampling": FeatureMethod, "at_test": TestTimeMethod}.items():
+        if hasattr(kind, hook) and not issubclass(kind, base):
+            raise ClipbiasError(f"method {name!r} has the hook {hook!r}; derive it from tuning.{base.__name__}.")
+    options = {**preset.options, **dataset_options, **options}
+    known = {field.name for field in dataclasses.fields(kind)}
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known) or 'none'}."
+            raise ClipbiasError(f"method {name!r} has no option {option!r}; {hint}")
+    kinds = annotations(kind)
+    for option, value in options.items():
+        check_value(f"option {option!r} of method {name!r}", value, kinds.get(option))
+    return kind(**options)
 
 
 def make_method(name: str, /, **options: Any) -> Method:
@@ -237,16 +228,18 @@ def name_of(method: Method) -> str | None:
     options = method_options(method).items()
     names = [name for name, (kind, _) in METHODS.items() if kind is type(method)]
     fitting = [name for name in names if METHODS[name][1].options.items() <= options]
-    if not names:
-        return user_method_name(method)
+    if not names:  # a user's own, from a module that can be named
+        kind = type(method)
+        module = sys.modules.get(kind.__module__)
+        if module is None or module.__name__ == "__main__" or "." in kind.__qualname__:
+            return None
+        where = str(module.__file__) if module.__name__.startswith(_PREFIX) else module.__name__
+        return f"{where}:{kind.__qualname__}"
     return max(fitting or names[:1], key=lambda name: len(METHODS[name][1].options))
 
 
 def find_preset(name: str) -> Preset | None:
-    """The preset of a built-in method, or of a user's method that this process has loaded.
-
-    A user's file is never run for its label: until it is loaded, its path is its label.
-    """
+    """The preset of a built-in method, or of a user's method that this process has loaded, never run for its label."""
     if name in METHODS:
         return METHODS[name][1]
     presets = getattr(loaded_user_method(name), "presets", None) or {}
@@ -254,25 +247,8 @@ def find_preset(name: str) -> Preset | None:
 
 
 def find_kind(name: str) -> Kind | None:
-    """The kind of a built-in or loaded method; `None` if unknown."""
     method = METHODS[name][0] if name in METHODS else loaded_user_method(name)
     return None if method is None else method.kind
-
-
-def _construct(kind: type[Method], name: str, options: Options) -> Method:
-    for hook, base in {"sampling": FeatureMethod, "at_test": TestTimeMethod}.items():
-        if hasattr(kind, hook) and not issubclass(kind, base):
-            raise ClipbiasError(f"method {name!r} has the hook {hook!r}; derive it from tuning.{base.__name__}.")
-    known = {field.name for field in dataclasses.fields(kind)}
-    for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known) or 'none'}."
-            raise ClipbiasError(f"method {name!r} has no option {option!r}; {hint}")
-    kinds = annotations(kind)
-    for option, value in options.items():
-        check_value(f"option {option!r} of method {name!r}", value, kinds.get(option))
-    return kind(**options)
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:

@@ -74,13 +74,10 @@ Text = PackedTokens | TextTokens | jax.Array
 
 @struct.dataclass
 class TrainingTexts:
-    """The texts of a training.
+    """The texts of a training: what stands for the classes, and features `[S' · C, d]` of a frozen teacher's texts.
 
-    Attributes:
-      text: what stands for the classes.
-      reference: features `[S' · C, d]` of a frozen teacher's texts, or `None`.
-      template_tokens: the templates without class names, for a method that reads them, else `None`.
-      selected: `[Q]`, the templates whose texts a step takes; `None` for all.
+    `template_tokens` are the templates without class names, for a method that reads them; `selected`, `[Q]`, the
+    templates whose texts a step takes, `None` for all.
     """
 
     text: Text
@@ -94,8 +91,6 @@ class Classifier:
     """Hashable, so that one compiled program serves every dataset, seed and step of the same shapes.
 
     Attributes:
-      config: geometry.
-      method: the adaptation method with its options.
       templates: number of templates `n` whose class features are averaged.
       dtype: compute type by name, one of `precision.DTYPES`.
       remat: what the backward pass keeps of each block, a `jax.checkpoint_policies` policy.
@@ -111,19 +106,6 @@ class Classifier:
     class_chunks: int = 1
     counts: tuple[int, ...] | None = None
 
-    def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-        """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        return unit_length(self.whole_image_features(self.encode_images(params, self.method.adapt(learnables), images)))
-
-    def class_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
-        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
-
-        Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
-        """
-        adaptation = self.method.adapt(learnables)
-        features = self.split_by_template(self.encode_text(params, adaptation, text))
-        return class_vectors(features, adaptation.text_residual)
-
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
         """Features `[B, d]` of normalised images, not normalised; with patches `[B, 1 + M, d]`, `[cls]` first.
 
@@ -135,16 +117,10 @@ class Classifier:
             features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
             return features.reshape(*images.shape[:2], -1)
         if images.ndim == 4:
-            features, _ = encode_image(
-                params,
-                self.config,
-                images,
-                adaptation,
-                patches=self.method.patches,
-                dtype=self.dtype,
-                remat=self.remat,
-            )
-            return features
+            patches = self.method.patches
+            return encode_image(
+                params, self.config, images, adaptation, patches=patches, dtype=self.dtype, remat=self.remat
+            )[0]
         if adaptation.changes_vision:
             return project_image(params, self.config, images, adaptation, normed=True)
         return images
@@ -266,52 +242,35 @@ class Classifier:
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
-        Args:
-          params: the frozen weights.
-          learnables: as from `Task.init`.
-          images: normalised, or features that stand for them (`encode_images`).
-          labels: `[B]`.
-          texts: what stands for the classes, and for a teacher.
-          rng: key of what is random in a training step; `None` leaves that out.
-          mask: `[B]`, which of the images count; the others only fill a batch.
+        Images are normalised, or features that stand for them (`encode_images`). Without a key nothing is random. `mask
+        [B]` is false for rows that only fill the batch.
         """
-        adaptation = self._in_training(learnables, rng)
+        method = self.method
+        adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
-        text, templates = self._encode_texts(params, learnables, adaptation, texts, image)
-        count = self.templates if texts.selected is None else texts.selected.shape[0]
-        features = self._features(params, image, self.split_by_template(text, count), mask)
+        # The texts, of the templates that this step takes; and those without class names.
+        text_adaptation = adaptation
+        text = texts.text
+        count = self.templates
+        if texts.selected is not None:
+            assert isinstance(text, PackedTokens) and adaptation.text_context is not None
+            text = take_sets(text, self.templates, texts.selected)
+            text_adaptation = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
+            count = texts.selected.shape[0]
+        of_texts = self.encode_text_for(params, learnables, text_adaptation, image, text)
+        templates = None
         if texts.template_tokens is not None:
+            templates = self.encode_text(params, adaptation, texts.template_tokens)
+        features = self._features(params, image, self.split_by_template(of_texts, count), mask)
+        if templates is not None:
             features = dataclasses.replace(features, templates=templates)
         if texts.reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = texts.reference.reshape(-1, features.text.shape[-2], texts.reference.shape[-1])
             features = dataclasses.replace(features, teacher=self._features(params, plain, reference))
         with jax.default_matmul_precision("highest"):
-            logits = self.method.logits(learnables, features)
-            return dict(self.method.losses(learnables, features, logits, labels)), logits
-
-    def _encode_texts(
-        self,
-        params: Params,
-        learnables: Learnables,
-        adaptation: Adaptation,
-        texts: TrainingTexts,
-        image: jax.Array,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """The features of texts, and of the templates without class names where the method asks for them."""
-        text_adaptation = adaptation
-        text = texts.text
-        if texts.selected is not None:
-            assert isinstance(text, PackedTokens) and adaptation.text_context is not None
-            text = take_sets(text, self.templates, texts.selected)
-            text_adaptation = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
-        features = self.encode_text_for(params, learnables, text_adaptation, image, text)
-        if texts.template_tokens is None:
-            return features, None
-        return features, self.encode_text(params, adaptation, texts.template_tokens)
-
-    def _in_training(self, learnables: Learnables, rng: jax.Array | None) -> Adaptation:
-        return self.method.adapt(learnables) if rng is None else self.method.adapt_in_training(learnables, rng)
+            logits = method.logits(learnables, features)
+            return dict(method.losses(learnables, features, logits, labels)), logits
 
     def _features(self, params: Params, image: jax.Array, text: jax.Array, mask: jax.Array | None = None) -> Features:
         patches = image[:, 1:] if self.method.patches else None
@@ -342,11 +301,6 @@ def cosine_logits(params: Params, images: jax.Array, classes: jax.Array) -> jax.
         return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images @ classes.T)
 
 
-def total_loss(terms: Mapping[str, jax.Array], mask: jax.Array | None = None) -> jax.Array:
-    """The sum of the loss terms. Terms with an entry per image `[B]` are averaged over the images of `mask`."""
-    return sum((mean_loss(term, mask) for term in terms.values()), jnp.zeros(()))
-
-
 def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """A loss term as a number: 0 if the mask has no image."""
     if jnp.ndim(term) == 0:
@@ -374,16 +328,13 @@ class Task:
     this dataset: `Task(clip, "mmrl", clipbias.data.load("eurosat", "/data"), shots=16)`.
 
     Attributes:
-      clip: the frozen model.
-      method: the method with its options.
       method_name: the method's name in adapter files.
-      class_names: the `C` classes, as given.
       template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
       descriptions: texts of each class in place of the template; `None` if there are none, or the method has its own
         prompt.
       prompt: the text around each class name. Many methods have their own prompt, whatever the template.
-      teacher_prompt: the text around each class name for the method's frozen teacher; `None` without a teacher. It may
-        follow the template where `prompt` does not (KgCoOp, ProGrad, TCP).
+      teacher_prompt: likewise for the method's frozen teacher; `None` without one. It may follow the template where
+        `prompt` does not (KgCoOp, ProGrad, TCP).
       shapes: shapes and dtypes of the learnables.
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
@@ -413,8 +364,7 @@ class Task:
             the authors' options of the method, as far as the other arguments do not.
           template: the dataset's own template, with `{}` for the class name; by default "a photo of a {}.".
           shots: training images per class, `None` for all. Some authors' options for a dataset depend on it.
-          descriptions: texts by class name. They replace the templates of frozen texts and of a method's teacher (see
-            `tuning.prompts`).
+          descriptions: texts by class name, in place of the templates of frozen texts and of a method's teacher.
           free_text: whether `class_names` are whole texts, such as "a dog on grass", used without a template. If the
             method learns a context, it stands before them.
           method_name: name of a `Method` in adapter files; `None` selects the preset or program that fits best.
@@ -449,8 +399,15 @@ class Task:
         prompt = self.method.text(self.template, clip)
         self.prompt = without_template(prompt) if free_text else prompt
         self.teacher_prompt = self.method.teacher_text(self.template, clip)
-        if template is not None and not free_text:
-            self._warn_of_teacher()
+        if template is not None and not free_text and template in getattr(self.teacher_prompt, "templates", ()):
+            prompts = self.prompt.templates
+            if not any(prompt.endswith(template) for prompt in prompts):
+                logging.warning(
+                    "Only %s's frozen teacher uses the template %r; class names stand in %r (task.prompt).",
+                    self.method_name,
+                    template,
+                    prompts[0],
+                )
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         self._bind_texts(jax.eval_shape(self.method.adapt, self.shapes))
         if not isinstance(class_names, ClassList):
@@ -514,8 +471,8 @@ class Task:
 
         Args:
           remat: a `jax.checkpoint_policies` policy for the backward pass; `None` keeps all products.
-          class_chunks: each device encodes its classes in so many chunks, one after another. More than one chunk needs
-            less memory and one more forward pass of the texts.
+          class_chunks: each device encodes its classes in so many chunks, one after another: less memory for one more
+            forward pass of the texts.
           class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it unchanged.
         """
         task = copy.copy(self)
@@ -529,12 +486,7 @@ class Task:
     def with_method(self, method: Method) -> "Task":
         """The same classes, texts and class shards with another method, such as that of a training stage."""
         task = Task(
-            self.clip,
-            method,
-            self,
-            descriptions=self._class_texts,
-            free_text=self._free_text,
-            dtype=self._dtype,
+            self.clip, method, self, descriptions=self._class_texts, free_text=self._free_text, dtype=self._dtype
         )
         return task.with_memory(class_shards=self._class_shards)
 
@@ -547,10 +499,7 @@ class Task:
     ) -> "Task":
         """The same method and template with other classes. Learnables may not fit them: see `tuning.adapter`.
 
-        Args:
-          class_names: the classes, or a dataset with them; with `free_text` whole texts.
-          descriptions: as for `Task`; by default those of this task, unless with `free_text`.
-          free_text: as for `Task`.
+        Descriptions are by default those of this task, unless with `free_text`; both as for `Task`.
         """
         if descriptions is None and not free_text:
             descriptions = self._class_texts
@@ -566,21 +515,6 @@ class Task:
         if not isinstance(class_names, ClassList):
             task._check_distinct()
         return task.with_memory(class_shards=self._class_shards)
-
-    def _warn_of_teacher(self) -> None:
-        """Warns if only the frozen teacher uses the template that the caller gave."""
-        teacher = self.teacher_prompt
-        prompts = self.prompt.templates
-        if teacher is None or self.template not in teacher.templates:
-            return
-        if any(prompt.endswith(self.template) for prompt in prompts):
-            return
-        logging.warning(
-            "Only %s's frozen teacher uses the template %r; class names stand in %r (task.prompt).",
-            self.method_name,
-            self.template,
-            prompts[0],
-        )
 
     def __repr__(self) -> str:
         names = ", ".join(map(printable, self.class_names[:3]))
@@ -655,7 +589,7 @@ class Task:
         reference = self.teacher_features(params) if reference is None else reference
         texts = TrainingTexts(text, reference, self.template_tokens)
         terms, _ = self.classifier.losses(params, learnables, images, labels, texts)
-        return total_loss(terms)
+        return sum(map(mean_loss, terms.values()), jnp.zeros(()))
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """Features of all texts, `[n · C, d]`; `logits` and `loss` accept them as `text`."""
@@ -668,16 +602,22 @@ class Task:
         return _plain_text_features(self.classifier, params, self.text)
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
-        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
+        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
+
+        Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
+        """
         check_order(params, learnables)
         self._check_shared_texts()
-        return self.classifier.class_features(params, learnables, self.text)
+        adaptation = self.method.adapt(learnables)
+        features = self.classifier.encode_text(params, adaptation, self.text)
+        return class_vectors(self.classifier.split_by_template(features), adaptation.text_residual)
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-        """Unit-length image features `[B, d]` of normalised images `[B, R, R, 3]`."""
+        """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
         check_order(params, learnables)
         self._check_images(images)
-        return self.classifier.image_features(params, learnables, images)
+        features = self.classifier.encode_images(params, self.method.adapt(learnables), images)
+        return unit_length(self.classifier.whole_image_features(features))
 
     def text_input(self, params: Params, learnables: Learnables) -> Text:
         """The `text` of `logits`: features `[n · C, d]` if no learnable changes them, else tokens."""
@@ -715,7 +655,7 @@ class Task:
         return _plain_text_features(classifier, params, text)
 
     def options(self) -> dict[str, Any]:
-        """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
+        """The method's options as plain values: `make_method(name, **options)` makes it again."""
         return method_options(self.method)
 
 

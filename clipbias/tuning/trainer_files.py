@@ -40,12 +40,9 @@ Tensors = Mapping[str, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class TrainerFile:
-    """The learnables of a checkpoint.
+    """The learnables of a checkpoint, float32, as a method has them here, with its options as the shapes tell them.
 
-    Attributes:
-      method: the name of the method here; options: what the shapes say of it.
-      learnables: as the method has them here, float32.
-      tokens: `T`, how many tokens of the text are learned; 0 for none.
+    `tokens` are those of the text that are learned; 0 for none.
     """
 
     method: str
@@ -84,17 +81,32 @@ def import_adapter(
         try:
             tensors = {name.removeprefix(LEARNER): tensor for name, tensor in content.items()}
             file = read_trainer_file(tensors, clip)
-            _check_frozen(tensors, clip)
+            for name, ours in _frozen_weights(clip):
+                if name in tensors and not _distance(_read(tensors, name, ours.shape, clip), ours) <= FROZEN_TOLERANCE:
+                    raise ClipbiasError(
+                        f"its frozen weights are not those of {clip.name} (see {name}); load their CLIP."
+                    )
             ids = _text_ids(tensors, file, clip)
             options = dict(file.options)
-            if file.tokens:
-                options["words"] = _words(file.tokens, ids, clip)
+            if file.tokens:  # the usual words, unless the fixed ones behind the context are others
+                rest = [*word_ids(WORDS, clip)][file.tokens :]
+                is_usual = ids is None or not rest or (ids[:, : len(rest)] == rest).all()
+                options["words"] = WORDS if is_usual else " ".join(["X"] * file.tokens)
             if file.method == "coop":
                 options["position"] = position
             if classes is not None:
                 named = Classes.of(classes)
             elif ids is not None:
-                named = _names_of(ids, options["words"], file.tokens, clip)
+                # Behind the context come the words that stay, the name and a full stop.
+                start = len(word_ids(options["words"], clip)[file.tokens :])
+                stop = encode(clip.tokenizer, ["."])[0]
+                end = clip.config.text.eos_token_id
+                names = []
+                for row in ids.tolist():
+                    text = row[start : row.index(end)] if end in row else row[start:]
+                    text = text[: -len(stop)] if text[-len(stop) :] == stop else text
+                    names.append(clip.tokenizer.decode(text).strip())
+                named = Classes(tuple(names))
             else:
                 raise ClipbiasError("it has no text of the classes; give their names or a dataset.")
             count = len(named.class_names)
@@ -110,11 +122,7 @@ def import_adapter(
 
 
 def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
-    """The learnables of a checkpoint. The names of its tensors tell the method; no other tensor is read.
-
-    Args:
-      tensors: by their names without `prompt_learner.`.
-      clip: the CLIP that it was trained on.
+    """The learnables of a checkpoint, from its tensors by their names without `prompt_learner.`. No other is read.
 
     Raises:
       ClipbiasError: it is of another trainer, has a gap in depth, or a tensor has another shape than `clip` asks for.
@@ -160,11 +168,7 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
 
 
 def nearest_tokens(embeddings: np.ndarray, clip: Clip) -> np.ndarray:
-    """The ids `[C, n]` of CLIP's token embeddings that are nearest to `embeddings [C, n, Dt]`.
-
-    Raises:
-      ClipbiasError: an embedding is that of no token.
-    """
+    """The ids `[C, n]` of CLIP's token embeddings that are nearest to `embeddings [C, n, Dt]`, or else an error."""
     table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
     rows = embeddings.reshape(-1, table.shape[1])
     distinct, places = np.unique(rows, axis=0, return_inverse=True)
@@ -188,16 +192,8 @@ def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
 def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, start: int = 0) -> list[str]:
     """The names of tensors of a tower, block after block; none where it has none.
 
-    Args:
-      tensors: of the file.
-      tower: "text" or "vision".
-      first: the name for the first block.
-      later: a pattern of the other names, with the block's number.
-      clip: the CLIP that it was trained on.
-      start: what is added to the number in a name.
-
-    Raises:
-      ClipbiasError: a block between, or the first, has none; or there are more than the tower has.
+    That of the first block is `first`. The others match `later`, which has the block's number less `start`. A gap is
+    refused.
     """
     numbered = [(int(match[1]) + start, name) for name in tensors if (match := re.fullmatch(later, name))]
     numbered += [(0, first)] if first in tensors else []
@@ -217,11 +213,7 @@ def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, st
 
 
 def _read(tensors: Tensors, name: str, shape: Sequence[int | str], clip: Clip) -> np.ndarray:
-    """A tensor, float32. A letter in `shape` stands for any length but zero.
-
-    Raises:
-      ClipbiasError: it is not there, has another shape or type, or holds numbers that are not finite.
-    """
+    """A tensor, float32. A letter in `shape` stands for any length but zero."""
     if name not in tensors:
         raise ClipbiasError(f"it lacks {name!r}.")
     tensor = tensors[name]
@@ -246,7 +238,6 @@ def _read(tensors: Tensors, name: str, shape: Sequence[int | str], clip: Clip) -
 
 
 def _stacked(tensors: Tensors, names: Sequence[str], shape: Sequence[int | str], clip: Clip) -> np.ndarray:
-    """Tensors that all have the first one's shape."""
     first = _read(tensors, names[0], shape, clip)
     return np.stack([first, *(_read(tensors, name, first.shape, clip) for name in names[1:])])
 
@@ -282,19 +273,8 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     return TrainerFile("maple", {"tokens": len(context), "depth": len(kernels)}, learnables, len(context))
 
 
-def _check_frozen(tensors: Tensors, clip: Clip) -> None:
-    """Raises `ClipbiasError` where frozen weights in the file are not those of the model."""
-    for name, ours in _frozen_weights(clip):
-        if name in tensors and not _distance(_read(tensors, name, ours.shape, clip), ours) <= FROZEN_TOLERANCE:
-            raise ClipbiasError(f"its frozen weights are not those of {clip.name} (see {name}); load their CLIP.")
-
-
 def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> np.ndarray | None:
-    """The tokens behind the context in the text of each class, `[C, n]`; `None` where the file has no texts.
-
-    Raises:
-      ClipbiasError: they are of another CLIP, or of other lengths than the context and the classes leave.
-    """
+    """The tokens behind the context in the text of each class, `[C, n]`; `None` where the file has no texts."""
     config = clip.config.text
     count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
     ids = {}
@@ -325,24 +305,3 @@ def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
             blocks = blocks[None]
         for block, weights in enumerate(blocks):
             yield name.format(block), np.asarray(row.layout.save(weights))
-
-
-def _words(tokens: int, ids: np.ndarray | None, clip: Clip) -> str:
-    """The words of the context: the usual ones, unless the fixed ones behind the context are others."""
-    rest = [*word_ids(WORDS, clip)][tokens:]
-    if ids is None or not rest or (ids[:, : len(rest)] == rest).all():
-        return WORDS
-    return " ".join(["X"] * tokens)
-
-
-def _names_of(ids: np.ndarray, words: str, tokens: int, clip: Clip) -> Classes:
-    """The class names of training, from the tokens behind the context: words that stay, the name and a full stop."""
-    start = len(word_ids(words, clip)[tokens:])
-    stop = encode(clip.tokenizer, ["."])[0]
-    end = clip.config.text.eos_token_id
-    names = []
-    for row in ids.tolist():
-        text = row[start : row.index(end)] if end in row else row[start:]
-        text = text[: -len(stop)] if text[-len(stop) :] == stop else text
-        names.append(clip.tokenizer.decode(text).strip())
-    return Classes(tuple(names))

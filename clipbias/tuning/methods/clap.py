@@ -25,9 +25,9 @@ from clipbias.tuning.features import (
     unit_passes,
     unit_rows,
 )
-from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Learnables, Preset
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 

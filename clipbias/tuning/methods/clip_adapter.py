@@ -14,9 +14,9 @@ import jax
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, Sampling, cosines
-from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import FeatureMethod, Learnables, Preset
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -33,8 +33,8 @@ from clipbias.tuning.features import (
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Preset
+from clipbias.tuning.prompts import FrozenTowers
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
 # A class without images uses the rows nearest to its text, and copies of the text.

@@ -26,8 +26,8 @@ from clipbias.tuning.features import (
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import DatasetOptions, FeatureMethod, Learnables, Preset
+from clipbias.tuning.prompts import FrozenTowers
 
 # α starts at this factor times the mean cosine of images and their texts.
 ALPHA_FACTOR = 250.0

@@ -32,8 +32,8 @@ from clipbias.tuning.features import (
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Options, Preset
+from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 Weight = Annotated[float, Range(0, 1e6)]

@@ -8,8 +8,8 @@ import jax
 
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
-from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import Kind, Learnables, Preset
+from clipbias.tuning.prompts import FrozenTowers
 
 
 @dataclasses.dataclass(frozen=True)
