@@ -98,10 +98,9 @@ def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="static")
 def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-    """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
+    """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`; of views `[B, 1 + V, …]` `[R, B, 1 + V, d]`.
 
-    Images have levels from 0 to 255, unless they come normalised. Of views of each image, `[B, 1 + V, size, size, 3]`,
-    they are `[R, B, 1 + V, d]`.
+    Images have levels from 0 to 255, unless they come normalised.
     """
     classifier = static.classifier
     if static.preprocessing is not None:
@@ -261,10 +260,9 @@ class Evaluator:
         budget: Budget | None = None,
         whole_batches: bool = False,
     ) -> None:
-        """Prepares nothing yet.
+        """Batches are of all devices, rounded to a multiple of the `data` axis; nothing is kept without a budget.
 
-        The batch size is that of all devices, rounded up to a multiple of the `data` axis. With `whole_batches` fewer
-        images are padded to a batch, so that another split's program serves. Nothing is kept without a budget.
+        With `whole_batches` fewer images are padded to a batch, so that another split's program serves.
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
@@ -433,10 +431,7 @@ class Evaluator:
         ]
 
     def pseudo_labels(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
-        """The class that a single run takes each image for, int32 `[n]`, -1 for one that could not be read.
-
-        And the odds of the other classes (`Outcome.other_odds`).
-        """
+        """The class that a single run takes each image for, int32 `[n]`, or -1, and the `Outcome.other_odds`."""
         inputs = encode_texts(static, inputs)
         values, labels = self._each_batch(outcomes, static, inputs, np.ones(1, np.float32), labelled=True)
         every = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[0], *values)
@@ -687,11 +682,7 @@ class Predictor:
     def classify(
         self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The softmax of `logits`, and these; images may come normalised.
-
-        Raises:
-          ClipbiasError: the largest logit of an image that counts is no finite number.
-        """
+        """The softmax of `logits`, and these; images may come normalised. Raises `ClipbiasError` for infinite ones."""
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
         scores = _logits(static, self.inputs, images, mask)
         logits = np.asarray(scores)

@@ -25,10 +25,7 @@ from clipbias.tuning import Recipe, Sampling
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatic:
-    """What never changes while features of images are computed. Hashable.
-
-    Features are `projected` `[B, d]`, or the rows before the projection `[B, Dv]`.
-    """
+    """What never changes while features are computed: `[B, d]` if projected, else `[B, Dv]`. Hashable."""
 
     config: ClipConfig
     preprocessing: Preprocessing
@@ -176,13 +173,8 @@ class FeatureBatches(Iterator[Batch]):
     ) -> None:
         """Batches from step `start_step` on.
 
-        Args:
-          features: of each run, `[E, N, d]`; epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
-          labels: of each run, `[N]`.
-          seeds: of each run; they key the order of an epoch.
-          recipe: size of the batches.
-          mesh: where they go.
-          readable: of each run, bool `[N]`, which images could be read; the others are masked. `None` where all could.
+        Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
+        Labels are `[N]`; seeds key the order of an epoch; images that were not `readable`, bool `[N]`, are masked.
         """
         self._features = features
         self._labels = labels

@@ -68,14 +68,8 @@ class Logging:
 class TrainJob:
     """Runs that train side by side in one program. Made once for a group, and handed on whole.
 
-    A *stage* is a training with an optimiser of its own; most methods have one. Each stage is a job too
-    (`plan_stages`), with the task, recipe and plan of that stage.
-
-    Attributes:
-      recipe: how it is trained; `None` where no step is made.
-      shots: training images per class, `None` for all.
-      teacher: whose predictions are learned in place of labels.
-      plan: how a step fits the memory; `None` before it is planned.
+    A *stage* is a training with an optimiser of its own; most methods have one. Each is a job too (`plan_stages`), with
+    its task, recipe and plan. Without a recipe no step is made. A teacher's predictions are learned in place of labels.
     """
 
     context: SweepContext

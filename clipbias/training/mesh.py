@@ -1,10 +1,8 @@
 """Devices as a mesh with two axes, and where arrays live on it.
 
 `data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights
-are on every device. The same code runs on one CPU, one GPU, several, and a pod.
-
-Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints leave the copies out, so
-they have the same shapes on every mesh.
+are on every device. Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints
+leave the copies out, so they have the same shapes on every mesh.
 """
 
 import dataclasses
@@ -74,9 +72,10 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which part of arrays `[run, batch, …]` lies on the devices of this process: of how many parts of the batch.
+    """Which part of arrays `[run, batch, …]` lies on the devices of this process.
 
-    `rows` lie along the mesh's `run` axis; a part must have a multiple of `multiple` images.
+    That is `rows` along the mesh's `run` axis, and part `part` of `parts` of the batch, a multiple of `multiple`
+    images.
     """
 
     rows: range

@@ -314,10 +314,10 @@ class StepReport:
         waiting: Callable[[], float] | None = None,
         ends_on_failure: bool = True,
     ) -> None:
-        """Reports nothing yet.
+        """`images` are those of one step in all runs, `losses` those of the step that the runs go on from.
 
-        Method and seeds name the runs where one fails. `images` are those of one step in all runs, `losses` those of
-        the step that the runs go on from, and `waiting` tells the share of the time that the steps wait for images.
+        Method and seeds name the runs where one fails; `waiting` tells the share of the time that steps wait for
+        images.
         """
         self._method = method
         self._seeds = seeds

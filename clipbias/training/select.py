@@ -102,9 +102,7 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
     """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
 
-    Returns:
-      Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats. With `finite` a
-      loss that is not finite is refused.
+    Returns of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
     """
     splits = validation_images(job)
     task = fit_evaluation(job.task, runs=job.padded_runs, mesh=job.context.mesh)

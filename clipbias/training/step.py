@@ -1,7 +1,6 @@
 """One training step of several independent runs in one program: what it takes, its loss, and the update.
 
-Every array that belongs to a run has a leading axis `R`; the runs are vectorised with `vmap` and share the frozen
-weights.
+Arrays of the runs have a leading axis `R`, vectorised with `vmap`. They share the frozen weights.
 """
 
 import dataclasses
@@ -55,13 +54,10 @@ class StepInputs:
 
 @struct.dataclass
 class TrainState:
-    """What a step changes.
+    """What a step changes: learnables `[R, …]` without constants, the number of steps done, and the optimiser's state.
 
-    Attributes:
-      learnables: leading axis `R`, without their constants.
-      momentum: the optimiser's state, named after that of the first optimiser.
-      step: the number of steps done, one for all runs.
-      average: the weighted sum of earlier epochs' learnables (`Method.average`), or `None`.
+    `momentum` is named after that of the first optimiser. `average` is the weighted sum of earlier epochs' learnables
+    (`Method.average`), or `None`.
     """
 
     learnables: Learnables

@@ -26,10 +26,8 @@ from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
 class ClassTexts:
     """The texts of some classes, as many places for each as the class with the most has texts.
 
-    Attributes:
-      texts: `n · C`, the first of every class, then the second, …; a class with fewer repeats its first.
-      tokens: theirs, `[n · C, N]`.
-      counts: how many texts each class has, `C`; the features of the others count as zeros.
+    `texts`, with tokens `[n · C, N]`, are the first of every class, then the second, …; a class with fewer texts than
+    `n` repeats its first. `counts [C]` says how many texts each has; the features of the others count as zeros.
     """
 
     texts: tuple[str, ...]
@@ -69,9 +67,6 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
 
     A class name in the middle or front moves the tokens of the text whose name is at the end, as CoOp's code does, so
     that the name's own tokens stay the same.
-
-    Raises:
-      ClipbiasError: no class names, an empty one, a template without `{}`, or a text that is too long for the model.
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")

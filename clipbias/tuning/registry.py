@@ -100,9 +100,6 @@ def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
 
     An adapter must not decide which code runs. The path or module is always one that the user named. The adapter only
     selects among them: the path that shares the longest end with the recorded one.
-
-    Raises:
-      ClipbiasError: none of these fits, or several do.
     """
     where, _, attribute = recorded.partition(":")
     # Equal parts of the paths, from their ends; by absolute path, so that naming a file twice is not ambiguous.

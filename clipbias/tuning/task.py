@@ -109,9 +109,9 @@ class Classifier:
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
         """Features `[B, d]` of normalised images, not normalised; with patches `[B, 1 + M, d]`, `[cls]` first.
 
-        With `m` sets of vision prompts they are `[B, m, d]`, and for views `[B, 1 + V, R, R, 3]` they are `[B, 1 + V,
-        d]`. In training on features, `images` are features `[B, d]`, which are returned; or the tower's outputs before
-        the projection `[B, Dv]`, if the adaptation changes the projection (`Sampling`).
+        With `m` sets of vision prompts they are `[B, m, d]`, of views `[B, 1 + V, R, R, 3]` `[B, 1 + V, d]`. In
+        training on features, `images` are these, `[B, d]`, and returned; or the tower's outputs before the projection
+        `[B, Dv]`, if the adaptation changes the projection (`Sampling`).
         """
         if images.ndim == 5:
             features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
@@ -197,9 +197,6 @@ class Classifier:
 
         `mask [B]` is false for rows that only fill the batch. A method that learns on each test image needs `images [B,
         1 + V, R, R, 3]`: the image itself and crops of it (`data.transforms.test_views`).
-
-        Raises:
-          ClipbiasError: the method needs crops, and there are none.
         """
         crops = crops_of(self.method)
         if crops and (images.ndim != 5 or images.shape[1] != 1 + crops):
@@ -471,9 +468,9 @@ class Task:
 
         Args:
           remat: a `jax.checkpoint_policies` policy for the backward pass; `None` keeps all products.
-          class_chunks: each device encodes its classes in so many chunks, one after another: less memory for one more
-            forward pass of the texts.
-          class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it unchanged.
+          class_chunks: each device encodes its classes in so many chunks: less memory for one more forward pass of the
+          texts. class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it
+          unchanged.
         """
         task = copy.copy(self)
         task.__dict__.pop("text", None)  # packed again, for the new chunks and shards
@@ -572,9 +569,6 @@ class Task:
 
         Randomness in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
         compute it once.
-
-        Raises:
-          ClipbiasError: as for `logits`; or labels are not one for each image, or outside of a trace are no class.
         """
         check_order(params, learnables)
         self._check_images(images)

@@ -71,8 +71,9 @@ def import_adapter(
       notes: of the adapter.
 
     Raises:
-      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes or frozen weights than
-        `clip`, or numbers that are not finite; or a context for each class has another number of classes.
+      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes, classes or frozen
+      weights
+        than `clip`, or numbers that are not finite.
     """
     path = user_path(path)
     if clip.config.family != "clip":
