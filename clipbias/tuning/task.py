@@ -468,9 +468,8 @@ class Task:
 
         Args:
           remat: a `jax.checkpoint_policies` policy for the backward pass; `None` keeps all products.
-          class_chunks: each device encodes its classes in so many chunks: less memory for one more forward pass of the
-          texts. class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it
-          unchanged.
+          class_chunks: each device encodes its classes in so many chunks, with one more forward pass of the texts.
+          class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it unchanged.
         """
         task = copy.copy(self)
         task.__dict__.pop("text", None)  # packed again, for the new chunks and shards

@@ -71,9 +71,8 @@ def import_adapter(
       notes: of the adapter.
 
     Raises:
-      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes, classes or frozen
-      weights
-        than `clip`, or numbers that are not finite.
+      ClipbiasError: the file is damaged or of another trainer; its depth, shapes, classes or frozen weights do not fit;
+        or it has numbers that are not finite.
     """
     path = user_path(path)
     if clip.config.family != "clip":
