@@ -172,7 +172,7 @@ def test_controls_are_not_fitted(clip: Clip, tmp_path: Path) -> None:
 
 
 def features_of(task: Task, params: Any, learnables: Any, pixels: Any) -> Any:
-    return task.classifier.image_features(params, learnables, pixels)
+    return task.image_features(params, learnables, pixels)
 
 
 @pytest.fixture
