@@ -59,39 +59,6 @@ def test_the_conclusions_on_the_demo_are_those_of_its_files() -> None:
     assert shown_again - of_both == {("VPT, 5 seeds", "demo/digits", "constant")}
 
 
-def test_what_is_said_of_more_layers_is_in_its_files() -> None:
-    page = text_of("report")
-    deep = pd.read_csv(ROOT / "docs/images/depth.csv")
-    methods = deep.groupby("layers")["method"].unique()
-    assert {layers: set(of_layers) for layers, of_layers in methods.items()} == {
-        4: {"VPT", "IVLP", "MaPLe"},
-        8: {"VPT", "IVLP", "MaPLe"},
-        12: {"IVLP"},
-    }
-    assert (deep.groupby(["layers", "method", "quantity"])["dataset"].nunique() == 2).all()
-    ends = deep.groupby(["layers", "quantity"])["value"].agg(["min", "max"])
-
-    def span(low: float, high: float) -> str:
-        return f"{low:.0f} to {high:.0f} %" if round(low) < round(high) else f"{low:.0f} %"
-
-    eight, twelve = ({name: span(*row) for name, row in ends.loc[layers].iterrows()} for layers in (8, 12))
-    attention, tokens = "attention alone", "tokens alone"
-    assert (
-        f"With eight layers attention alone has {eight[attention]} of the gain, tokens alone {eight[tokens]};"
-        f" with twelve {twelve[attention]} and {twelve[tokens]}." in page
-    )
-    by_depth = deep.pivot_table("value", ["quantity", "dataset", "method"], "layers")
-    more = (by_depth[8] - by_depth[4]).dropna()
-    assert (more[tokens, "demo/digits"] > 0).all() and (more[attention, "demo/digits"] < 0).all()
-    assert (more[attention, "demo/fashion"] > 0).all() and len(more[attention]) == 6
-    rises = [by_depth.loc[(attention, "demo/fashion", method)] for method in ("IVLP", "MaPLe", "VPT")]
-    of_each = [f"from {row[4]:.0f} to {row[8]:.0f} %" for row in rises]
-    assert f"more on clothes: {of_each[0]} (IVLP), {of_each[1]} (MaPLe) and {of_each[2]} (VPT)." in page
-    best, mean = "best constant", "mean of what is added"
-    assert f"is worth {eight[best]} of all that is added to image tokens with eight layers and {twelve[best]}" in page
-    assert f"with twelve, the mean {eight[mean]} and {twelve[mean]}." in page
-
-
 def test_the_conclusions_with_more_layers_are_corrected_together() -> None:
     page = text_of("report")
     files = {8: "docs/images/verdict_eight_layers_confirmed.csv", 12: "docs/images/verdict_twelve_layers_confirmed.csv"}

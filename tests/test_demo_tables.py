@@ -304,17 +304,6 @@ def test_the_finding_on_siglip_is_that_of_its_file() -> None:
     assert f"two vectors have {kind} of the gain, LayerNorms {norms}." in page
 
 
-def test_the_noise_of_fits_is_that_of_its_file() -> None:
-    page = " ".join((ROOT / "docs/distil.md").read_text(encoding="utf-8").split())
-    with open(ROOT / "docs/images/fit_noise.csv", encoding="utf-8", newline="") as file:
-        forms = list(csv.DictReader(file))
-    assert len(forms) == len(NUMBERS) and {form["fits"] for form in forms} == {"3"}
-    spread = {name: [float(form[f"{name}_sd"]) for form in forms] for name in ("share", "moved", "difference")}
-    share, moved, accuracy = (f"{min(values):.1f} to {max(values):.1f}" for values in spread.values())
-    assert f"the standard deviation is {share} points of the share, {moved} of the agreement on moved" in page
-    assert f"decisions, and {accuracy} of accuracy." in page
-
-
 def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
     """What docs/report.md says below the picture of the verdict."""
     rows = _shares("verdict")

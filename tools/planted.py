@@ -1,4 +1,4 @@
-"""Tiny random CLIPs in which it is known what makes prompts work, for the error rates of the causal test.
+"""Tiny random CLIPs in which it is known what makes prompts work, for the benchmark of known mechanisms.
 
 A token of width 24 stands for 12 numbers `u`, as `[u, −u]`: its mean is zero. The first is the same large number in
 every token, so that LayerNorm, scaled back by it, is the identity to a thousandth. The first head of each layer does

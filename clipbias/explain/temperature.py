@@ -14,7 +14,7 @@ nodes for all resamples. Between two nodes a polynomial of degree five with thes
 What a wrong temperature costs grows with the square of the distance `d` between both halves' temperatures. In resamples
 `d` has a second error beside the images' own, as large and independent of it, and the variance of `d²` is three times
 what other images give (24 σ⁴ against 8 σ⁴ for errors of variance σ² in each half). So this part of a resample's change
-is divided by the root of three. Without that, 95 % intervals of effects covered up to 99 % (`tools/error_rates.py`).
+is divided by the root of three. Without that, 95 % intervals of effects covered up to 99 %.
 """
 
 import dataclasses

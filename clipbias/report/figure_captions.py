@@ -32,13 +32,6 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         training images, and the best constant in its place. Lines are 95 % intervals over images and seeds; a mean over
         datasets, from five on, has an interval over datasets. {left_out}""",
     ),
-    "depth": (
-        "Attention and tokens alone, and a constant of what is added, by depth",
-        """Of the gain in calibrated log-likelihood: what the tuned model's attention gives alone, all else frozen; what
-        it adds to tokens gives alone, its attention frozen. Of all that is added to image tokens: what its mean over
-        training images gives, and the best constant. Lines are 95 % intervals over images and seeds; a point is missing
-        where the whole is not surely above 0.""",
-    ),
     "replacements": (
         "What can stand in a method's place",
         """{message} The share of each method's gain over the frozen model in calibrated log-likelihood, against the
