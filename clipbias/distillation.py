@@ -22,13 +22,15 @@ from clipbias.data.images import Images
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import labelled_split, list_images
 from clipbias.errors import ClipbiasError
-from clipbias.explain.agreement import accuracy_difference, agreement, divergences, mean_divergence
-from clipbias.export.certificate import NOTE, Certificate, Fit
+from clipbias.explain.replacement import Outputs, by_image, compare
+from clipbias.explain.results import Comparison, Kind, Student
+from clipbias.explain.uncertainty import Estimate
+from clipbias.export.card import NOTE
 from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.job import Logging
 from clipbias.training.progress import Progress
-from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student
+from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, labelled_images
@@ -80,11 +82,15 @@ class Distilled:
 
     Attributes:
       model: of the method of the form, on the student's base. Its notes hold the certificate, which an export writes.
-      certificate: what is known of it.
+      certificate: the model beside its teacher, on images that were used nowhere else.
+      sentences: the certificate in words: accuracy, divergence, agreement and numbers.
+      candidates: all forms that were fitted, on the held-back images.
     """
 
     model: TunedModel
-    certificate: Certificate
+    certificate: Comparison
+    sentences: tuple[str, ...]
+    candidates: tuple[Comparison, ...]
 
 
 def images_of_dataset(dataset: Dataset) -> DistilImages:
@@ -131,24 +137,43 @@ def distil_model(
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     logging = logging or Logging()
     teacher = Teacher(model.task, model.learnables)
+    frozen = Teacher(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE), {})
     names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = _subset(images.fitted, options.steps * options.batch_size, seed=options.seed)
-    judged = (Images(fitted), Images(images.held_back))
-    taught = [split_logits(teacher, split, context) for split in judged]  # once for all forms
-    students = {}
-    fits = {}
+    students: dict[str, Teacher] = {}
+    candidates: dict[str, Comparison] = {}
     for name in names:
-        students[name] = _fit(name, teacher, fitted, options, context, logging)
-        fits[name] = _judge(name, students[name], judged, taught, options, context)
-        logging.say(fits[name].sentence())
-    selected = select(tuple(fits.values()))
+        student = _fit(name, teacher, fitted, options, context, logging)
+        facts = Student(
+            kind=Kind.FITTED,
+            form=name,
+            words=FORMS[name].words,
+            numbers=parameter_count(student.learnables)["total"],
+            fitted_divergence=mean_divergence(teacher, student, fitted, context),
+            held_back_divergence=mean_divergence(teacher, student, images.held_back, context),
+        )
+        students[name] = student
+        candidates[name] = _compare((frozen, teacher, student), facts, images.held_back, context, labelled=False)
+        logging.say(_line(candidates[name], len(fitted)))
+    selected = select(tuple(candidates.values()))
     student = students[selected]
-    certificate = _certify(model, student, selected, images, tuple(fits.values()), context)
+    of_three = (frozen, teacher, student)
+    certificate = _compare(of_three, candidates[selected].student, images.certified, context, labelled=images.labelled)
+    teacher_numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables))
+    sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers)
     notes = {name: model.notes[name] for name in ("dataset",) if name in model.notes}
-    notes |= {"start_seed": options.seed, NOTE: certificate.as_json()}
+    notes |= {"start_seed": options.seed}
+    notes[NOTE] = {
+        **dataclasses.asdict(certificate),
+        "margin": certificate.margin,
+        "teacher": {"method": model.task.method_name, "numbers": teacher_numbers},
+        "candidates": [dataclasses.asdict(each) for each in candidates.values()],
+        "sentences": list(sentences),
+    }
     if certificate.accuracy is not None:
         notes["accuracy"] = 100 * certificate.accuracy
-    return Distilled(TunedModel(student.task, jax.device_get(student.learnables), notes), certificate)
+    distilled = TunedModel(student.task, jax.device_get(student.learnables), notes)
+    return Distilled(distilled, certificate, sentences, tuple(candidates.values()))
 
 
 def distil(
@@ -168,7 +193,7 @@ def distil(
 
         distilled = clipbias.distil(clipbias.load_adapter("maple.safetensors"), dataset)
         distilled.model.export("checkpoint")
-        print(*distilled.certificate.sentences(), sep="\\n")
+        print(*distilled.sentences, sep="\\n")
 
     Args:
       model: of any method: the teacher.
@@ -208,11 +233,62 @@ def distil(
     return distil_model(model, divided, options, context, logging)
 
 
-def select(fits: Sequence[Fit]) -> str:
+def select(candidates: Sequence[Comparison]) -> str:
     """The form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
-    best = max(fit.agreement for fit in fits)
-    enough = [fit for fit in fits if fit.agreement >= best - TOLERANCE]
-    return min(enough, key=lambda fit: fit.numbers).form
+    best = max(each.agreement.value for each in candidates)
+    enough = [each.student for each in candidates if each.agreement.value >= best - TOLERANCE]
+    return min(enough, key=lambda student: student.numbers).form
+
+
+def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers: int) -> tuple[str, ...]:
+    """A sentence each for accuracy, divergence, agreement and numbers.
+
+    Args:
+      certificate: of a model whose form is one of `FORMS`.
+      teacher: the teacher's method.
+      teacher_numbers: how many numbers it stores.
+    """
+    lines = []
+    difference, accuracy = certificate.difference, certificate.accuracy
+    if difference is not None and accuracy is not None:
+        lines.append(
+            f"On {certificate.images:,} test images that were used nowhere else the distilled model has "
+            f"{100 * accuracy:.1f} % right and {teacher} {100 * (accuracy - difference.value):.1f} %: a paired "
+            f"difference of {100 * difference.value:+.1f} points (95 % interval {_ends(difference, 100, '+.1f')}), "
+            f"which rules out a loss of more than {100 * (certificate.margin or 0):.1f} points."
+        )
+    divergence, agreement, moved = certificate.divergence, certificate.agreement, certificate.moved
+    lines.append(
+        f"Its predictions differ from those of {teacher} by a KL divergence of {divergence.value:.3g} nats in the mean "
+        f"(95 % interval {_ends(divergence, 1, '.3g')})."
+    )
+    text = f"It decides as {teacher} on {100 * agreement.value:.1f} % ({_ends(agreement, 100, '.1f')}) of "
+    text += f"{certificate.images:,} images"
+    if moved is not None:
+        text += f", and on {100 * moved.value:.1f} % ({_ends(moved, 100, '.1f')}) of the "
+        text += f"{certificate.moved_images:,} whose decision tuning moved"
+    lines.append(f"{text}.")
+    student = certificate.student
+    cost = "images cost what they cost in plain CLIP" if FORMS[student.form].folds else "it stays an adapter"
+    lines.append(
+        f"It stores {student.numbers:,} numbers, {student.words}, where {teacher} stores {teacher_numbers:,}; {cost}."
+    )
+    return tuple(lines)
+
+
+def _ends(number: Estimate, unit: float, digits: str) -> str:
+    assert number.low is not None and number.high is not None, "it has an interval"
+    return f"{unit * number.low:{digits}} to {unit * number.high:{digits}}"
+
+
+def _line(candidate: Comparison, fitted_images: int) -> str:
+    """A fitted form on the held-back images, for the screen."""
+    student = candidate.student
+    return (
+        f"{student.form} ({student.words}): {student.numbers:,} numbers, decides as the adapter on "
+        f"{100 * candidate.agreement.value:.1f} % of {candidate.images:,} held-back images; KL "
+        f"{candidate.divergence.value:.3g} nats, {student.fitted_divergence:.3g} on the {fitted_images:,} fitted ones"
+    )
 
 
 def _fit(
@@ -228,77 +304,17 @@ def _fit(
     return Teacher(student, learnables)
 
 
-def _judge(
-    name: str,
-    student: Teacher,
-    images: tuple[Images, Images],
-    taught: Sequence[tuple[np.ndarray, np.ndarray]],
-    options: DistilOptions,
-    context: SweepContext,
-) -> Fit:
-    """How a form does on the images that it was fitted on, and on held-back ones; `taught` has the teacher's logits."""
-    pairs = []
-    for split, (expected, read) in zip(images, taught, strict=True):
-        logits, also_read = split_logits(student, split, context)
-        both = read & also_read
-        pairs.append((expected[both], logits[both]))
-    fitted, held_back = (divergences(*pair).mean() for pair in pairs)
-    same = pairs[1][0].argmax(-1) == pairs[1][1].argmax(-1)
-    rate = FORMS[name].learning_rate if options.learning_rate is None else options.learning_rate
-    return Fit(
-        form=name,
-        words=FORMS[name].words,
-        numbers=parameter_count(student.learnables)["total"],
-        learning_rate=rate,
-        fitted_images=len(images[0].labels),
-        held_back_images=len(images[1].labels),
-        fitted_divergence=float(fitted),
-        divergence=float(held_back),
-        agreement=float(same.mean()),
-    )
-
-
-def _certify(
-    model: TunedModel,
-    student: Teacher,
-    form: str,
-    images: DistilImages,
-    fits: tuple[Fit, ...],
-    context: SweepContext,
-) -> Certificate:
-    teacher = Teacher(model.task, model.learnables)
-    frozen = Teacher(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE), {})
-    (logits, ours, plain), read = _logits((teacher, student, frozen), images.certified, context)
-    decided, students, before = (each.argmax(-1) for each in (logits, ours, plain))
-    moved = decided != before
-    labels = images.certified.labels[read]
-    same = agreement(students == decided)
-    assert same is not None, "there are images"
-    return Certificate(
-        form=form,
-        words=FORMS[form].words,
-        folds=FORMS[form].folds,
-        teacher=model.task.method_name,
-        images=len(labels),
-        accuracy=float((students == labels).mean()) if images.labelled else None,
-        teacher_accuracy=float((decided == labels).mean()) if images.labelled else None,
-        difference=accuracy_difference(students == labels, decided == labels) if images.labelled else None,
-        divergence=mean_divergence(logits, ours),
-        agreement=same,
-        moved=agreement((students == decided)[moved]),
-        moved_images=int(moved.sum()),
-        numbers=parameter_count(student.learnables)["total"],
-        teacher_numbers=sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables)),
-        fits=fits,
-    )
-
-
-def _logits(models: Sequence[Teacher], split: Split, context: SweepContext) -> tuple[list[np.ndarray], np.ndarray]:
-    """The logits of each model for the images that all could read, and which these are, bool `[n]`."""
+def _compare(
+    models: Sequence[Teacher], student: Student, split: Split, context: SweepContext, *, labelled: bool
+) -> Comparison:
+    """The last of frozen model, teacher and student beside the second, on the images that all could read."""
     images = Images(split)
     results = [split_logits(model, images, context) for model in models]
-    read = np.all([each for _, each in results], axis=0)
-    return [logits[read] for logits, _ in results], read
+    read = np.all([of_model for _, of_model in results], axis=0)
+    frozen, teacher, distilled = (Outputs(logits[read]) for logits, _ in results)
+    labels = split.labels[read] if labelled else None
+    _, (comparison,) = compare([by_image(frozen, teacher, [distilled], [student], labels)])
+    return comparison
 
 
 def _divided(images: Split, *, certified: bool) -> tuple[Split, Split, Split]:

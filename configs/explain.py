@@ -19,8 +19,8 @@ from configs._common import AdapterSettings, DatasetSettings
 
 PRESETS = {
     "full": "every section, of all images but where the settings say of how many",
-    "quick": "a first look: 24 images, without random prompts as a control, and without "
-    "perturbation, which runs each image a hundred times",
+    "quick": "a first look: 24 images, without random prompts as a control, without replacements, which train, and "
+    "without perturbation, which runs each image a hundred times",
 }
 
 
@@ -39,7 +39,7 @@ class ExplainSettings(AdapterSettings, DatasetSettings):
     split: str = setting("test", 'The images to explain on: "train", "val" or "test".')
     sections: str = setting(
         "all",
-        f'"all", or sections separated by commas; there are {", ".join(SECTIONS)}; and replacement, which trains.',
+        f'"all", or sections separated by commas; there are {", ".join(SECTIONS)}.',
     )
     predictions: str | None = setting(
         None,
@@ -53,7 +53,7 @@ def get_config(size: str = "full") -> ConfigDict:
     check_choice("the preset", size, tuple(PRESETS))
     config = to_config(ExplainSettings, workdir="workdir/explain")
     if size == "quick":
-        config.sections = ",".join(name for name in SECTIONS if name != "faithfulness")
+        config.sections = ",".join(name for name in SECTIONS if name not in ("faithfulness", "replacement"))
         config.image_limit = 24
         config.control_images = 0
         config.training_images = 16

@@ -83,7 +83,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
                     progress=Progress(0, title="distil"),
                 ),
             )
-            sentences = list(distilled.certificate.sentences())
+            sentences = list(distilled.sentences)
             if hosts.is_first():
                 form = export(distilled.model.to_adapter({_MADE_OF: key}), student, output)
                 words = f"as a {form}"

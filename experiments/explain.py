@@ -23,8 +23,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import ALL_SECTIONS, SECTIONS, Answer, StudyResults
-from clipbias.explain.results.study import REPLACEMENT
+from clipbias.explain.results import SECTIONS, Answer, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
@@ -90,8 +89,8 @@ def answer_lines(answer: Answer, dataset: str) -> list[str]:
 def named_sections(text: str) -> list[str]:
     """The sections that a setting names."""
     sections = list(SECTIONS) if text == "all" else split(text)
-    if unknown := [section for section in sections if section not in ALL_SECTIONS]:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(ALL_SECTIONS)}, or 'all'.")
+    if unknown := [section for section in sections if section not in SECTIONS]:
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
     return sections
 
 
@@ -125,7 +124,7 @@ def explain(
             settings.study,
             folder,
             training=dataset.splits.get("train"),
-            unlabelled=unlabelled_images(dataset, images) if REPLACEMENT in sections else None,
+            unlabelled=unlabelled_images(dataset, images) if "replacement" in sections else None,
             mesh=mesh,
             advance=advance,
             known=known_predictions(settings.predictions, adapters, images),

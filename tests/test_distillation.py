@@ -17,7 +17,8 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images
 from clipbias.distillation import images_of_dataset, images_without_labels, select
-from clipbias.export.certificate import Fit
+from clipbias.explain.results import Comparison, Kind, Student
+from clipbias.explain.uncertainty import Estimate
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
@@ -71,26 +72,36 @@ def test_the_certificate_against_numpy(clip: Clip, distilled: clipbias.Distilled
     teacher, student, plain = (models.task_logits(task, learnables, pixels(clip)) for task, learnables in pairs)
     labels = DATA.split("test").labels
     decided = [logits.argmax(-1) for logits in (teacher, student, plain)]
-    assert found.images == 15 and found.teacher == "ivlp"
-    assert found.teacher_accuracy == pytest.approx((decided[0] == labels).mean())
-    assert found.accuracy == pytest.approx((decided[1] == labels).mean())
+    assert found.images == 15 and found.student.form == "vector"
+    accuracies = [(each == labels).mean() for each in decided]
+    assert found.accuracy == pytest.approx(accuracies[1])
     assert found.agreement.value == pytest.approx((decided[0] == decided[1]).mean())
     moved = decided[0] != decided[2]
     assert 0 < moved.sum() == found.moved_images and found.moved is not None
     assert found.moved.value == pytest.approx((decided[0] == decided[1])[moved].mean())
     log_p, log_q = (log_softmax(logits.astype(np.float64), -1) for logits in (teacher, student))
     assert found.divergence.value == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean(), rel=1e-3)
-    assert found.difference is not None and found.difference.value == pytest.approx(
-        found.accuracy - found.teacher_accuracy
-    )
-    numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(distilled.model.learnables))
-    assert (found.numbers, found.teacher_numbers) == (numbers, sum(map(np.size, jax.tree.leaves(model.learnables))))
-    assert {(fit.fitted_images, fit.held_back_images) for fit in found.fits} == {(19, 5)}
-    first, second, third, fourth = found.sentences()
-    assert f"{100 * found.accuracy:.1f} % right and ivlp {100 * found.teacher_accuracy:.1f} %" in first
-    assert f"rules out a loss of more than {100 * found.margin:.1f} points" in first
+    assert found.difference is not None and found.difference.value == pytest.approx(accuracies[1] - accuracies[0])
+    assert found.gain is not None
+    assert found.gain.accuracy.value == pytest.approx(100 * (accuracies[1] - accuracies[2]))
+    numbers, of_teacher = (sum(map(np.size, jax.tree.leaves(each.learnables))) for each in (distilled.model, model))
+    assert found.student.numbers == numbers
+    (candidate,) = distilled.candidates
+    assert candidate.student == found.student and candidate.images == 5 and candidate.accuracy is None
+    held_back = images_of_dataset(DATA).held_back
+    of_held_back = Images(held_back)
+    raw = np.stack([of_held_back.evaluated(index, clip.preprocessing.resizing) for index in range(5)])
+    taught, learned = (models.task_logits(task, learnables, raw) for task, learnables in pairs[:2])
+    assert candidate.agreement.value == pytest.approx((taught.argmax(-1) == learned.argmax(-1)).mean())
+    log_p, log_q = (log_softmax(logits.astype(np.float64), -1) for logits in (taught, learned))
+    of_split = (np.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+    assert candidate.divergence.value == pytest.approx(of_split, rel=1e-3)
+    assert candidate.student.held_back_divergence == pytest.approx(of_split, rel=1e-3)
+    first, second, third, fourth = distilled.sentences
+    assert f"{100 * accuracies[1]:.1f} % right and ivlp {100 * accuracies[0]:.1f} %" in first
+    assert found.margin is not None and f"rules out a loss of more than {100 * found.margin:.1f} points" in first
     assert f"{found.divergence.value:.3g} nats" in second and f"of the {found.moved_images} whose" in third
-    assert fourth.startswith(f"It stores {numbers:,} numbers, ")
+    assert fourth.startswith(f"It stores {numbers:,} numbers, one vector per layer, where ivlp stores {of_teacher:,}; ")
 
 
 def test_no_image_is_in_two_lists() -> None:
@@ -107,7 +118,7 @@ def test_pictures_without_labels(clip: Clip, capsys: pytest.CaptureFixture[str])
     pictures = [Image.fromarray(SPLITS["train"].image(index)) for index in range(18)]
     found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=meshes.single_device(), **QUICK)
     certificate = found.certificate
-    assert certificate.accuracy is None and certificate.margin is None and len(certificate.sentences()) == 3
+    assert certificate.accuracy is None and certificate.margin is None and len(found.sentences) == 3
     assert certificate.images == 4
     assert "accuracy" not in found.model.notes
     assert "".join(capsys.readouterr()) == ""  # without progress nothing is printed
@@ -116,12 +127,13 @@ def test_pictures_without_labels(clip: Clip, capsys: pytest.CaptureFixture[str])
 @pytest.mark.long
 def test_without_a_form_all_that_fold_are_fitted(clip: Clip) -> None:
     found = distil(clip, None)
-    assert [fit.form for fit in found.certificate.fits] == ["vector", "layer_norm", "lora"]
-    assert found.certificate.form == select(found.certificate.fits)
+    assert [each.student.form for each in found.candidates] == ["vector", "layer_norm", "lora"]
+    assert found.certificate.student.form == select(found.candidates)
 
 
-def fit(form: str, numbers: int, agreement: float) -> Fit:
-    return Fit(form, form, numbers, 0.1, 10, 10, 0.1, 0.1, agreement)
+def fit(form: str, numbers: int, agreement: float) -> Comparison:
+    student = Student(Kind.FITTED, form, form, numbers, 0.1, 0.1)
+    return Comparison(student, 1, 10, 0, Estimate(0.1), Estimate(agreement), None, None, None, None)
 
 
 def test_the_smallest_form_within_a_point_of_the_best() -> None:
@@ -171,9 +183,13 @@ def test_the_folder_in_torch(form: str, clip: Clip, distilled: clipbias.Distille
         logits = model(**inputs).logits_per_image.numpy()
     assert np.abs(logits - expected).max() < 1e-5 * float(np.exp(clip.params["logit_scale"]))
     certificate = json.loads((out / "certificate.json").read_text())
-    assert certificate == json.loads(json.dumps(found.certificate.as_json()))
+    assert certificate == json.loads(json.dumps(found.model.notes["certificate"]))
+    stored = dataclasses.asdict(found.certificate)
+    assert {name: certificate[name] for name in stored} == json.loads(json.dumps(stored))
+    assert certificate["margin"] == found.certificate.margin and certificate["teacher"]["method"] == "ivlp"
+    assert certificate["sentences"] == list(found.sentences) and len(certificate["candidates"]) == 1
     card = (out / "README.md").read_text()
-    assert all(sentence.removesuffix(".") in card.replace("\\", "") for sentence in found.certificate.sentences())
+    assert all(sentence.removesuffix(".") in card.replace("\\", "") for sentence in found.sentences)
     assert "images per class" not in card  # those of the teacher
     assert read_adapter(out).notes["certificate"] == certificate
 
@@ -182,5 +198,5 @@ def test_the_folder_in_torch(form: str, clip: Clip, distilled: clipbias.Distille
 def test_two_vectors_stay_an_adapter(clip: Clip, tmp_path: Path) -> None:
     found = distil(clip, "kind")
     assert found.model.export(tmp_path / "out") == "program"
-    assert "it stays an adapter" in found.certificate.sentences()[-1]
+    assert "it stays an adapter" in found.sentences[-1]
     assert (tmp_path / "out" / "certificate.json").exists()

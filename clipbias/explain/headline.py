@@ -18,9 +18,8 @@ from clipbias.explain.conclusions import (
     UNDECIDED,
 )
 from clipbias.explain.effects import OUTCOMES
-from clipbias.explain.replacement_names import PLAIN
-from clipbias.explain.replacement_pooled import PooledForm, pool_replacements
-from clipbias.explain.results import Effects, Levels, MethodResult, Replacements, StudyResults, Verdict
+from clipbias.explain.replacement import plain_form
+from clipbias.explain.results import Comparison, Effects, Levels, MethodResult, Replacements, StudyResults, Verdict
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import NOTHING_INSIDE, amount
 from clipbias.sentences import capitalize, join_words
@@ -53,7 +52,7 @@ class MethodTest:
     replaced: Replacements | None
     images: int
     added: tuple[str, Levels] | None = None
-    fitted: PooledForm | None = None
+    fitted: Comparison | None = None
 
     @property
     def loses(self) -> bool:
@@ -71,10 +70,9 @@ class MethodTest:
 def method_tests(results: StudyResults) -> list[MethodTest]:
     """One per method, in the study's order."""
     tests = []
-    pooled = {each.name: each.forms for each in pool_replacements([results])}
-    names = {model.key: model.name for model in results.tuned}
+    methods = results.replacement.methods if results.replacement else ()
+    forms = {method.models[0]: plain_form(method.rows) for method in methods}
     for facts in results.methods:
-        forms = pooled.get(names[facts.models[0]], {})
         verdict = results.verdict_on(facts.models)
         summary = results.effects(facts.models)
         effects = None if summary is None else summary.towers["both"].accuracy
@@ -88,7 +86,7 @@ def method_tests(results: StudyResults) -> list[MethodTest]:
                 replaced=None if replaced is None else replaced.accuracy,
                 images=0 if verdict is None else verdict.images,
                 added=None if added is None else (added[0], added[1].accuracy),
-                fitted=forms.get(PLAIN, next(iter(forms.values()), None)),
+                fitted=next((forms[key] for key in facts.models if key in forms), None),
             )
         )
     return tests

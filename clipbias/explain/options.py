@@ -11,7 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
 from clipbias.settings import setting, setting_of
-from clipbias.training.students import FORMS, STEPS
+from clipbias.training.students import FORMS
 
 ZERO_SHOT_TEXTS = ("paper", "dataset")
 # Images per batch by default. What a block makes of more of them leaves a CPU's caches.
@@ -76,10 +76,10 @@ class StudyOptions:
     prompt: Count | None = setting(None, "Prompt of Fig. 6, from 0; None takes the mean over the prompts.")
     nearest_words: Positive = setting(5, "Nearest words of each text prompt.")
     replacement_forms: tuple[Annotated[str, Choices(tuple(FORMS))], ...] = setting(
-        tuple(FORMS), "Forms that the section replacement fits."
+        ("kind",), f"Forms that are fitted to each adapter's outputs; there are {', '.join(FORMS)}."
     )
-    replacement_steps: Positive = setting(
-        STEPS, "Steps of each form that the section replacement fits; the section is left out unless it is named."
+    replacement_steps: Count = setting(
+        300, "Steps of each form, and of the adapter's own method fitted to itself; 0 leaves replacements out."
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers")

@@ -114,24 +114,24 @@ def _other_constants(tests: Sequence[MethodTest]) -> str:
 
 def _of_fit(test: MethodTest) -> str:
     """What a form does that was fitted to the method's predictions; "" without one."""
-    if test.fitted is None:
+    if test.fitted is None or test.fitted.difference is None:
         return ""
-    way = test.fitted.way
-    same = "" if way.moved is None else f", and {percent(way.moved)} of the moved decisions are the same"
+    moved = test.fitted.moved
+    same = "" if moved is None else f", and {percent(moved)} of the moved decisions are the same"
     return (
-        f"With {test.fitted.words} in the place of {test.facts.label}, fitted to its predictions, accuracy changes by"
-        f" {amount(in_points(way.difference), OUTCOME)}{same}."
+        f"With {test.fitted.student.words} in the place of {test.facts.label}, fitted to its predictions, accuracy"
+        f" changes by {amount(in_points(test.fitted.difference), OUTCOME)}{same}."
     )
 
 
 def _of_many_biases(tests: Sequence[MethodTest]) -> str:
     sentences = []
     if fitted := [test.fitted for test in tests if test.fitted is not None]:
-        changes = sorted(100 * form.way.difference.value for form in fitted)
+        changes = sorted(100 * form.difference.value for form in fitted if form.difference is not None)
         least, most = (change(Estimate(end), OUTCOME) for end in (changes[0], changes[-1]))
         sentences.append(
-            f"With {fitted[0].words} in a method's place, fitted to its predictions, accuracy changes by {least} to"
-            f" {most} points."
+            f"With {fitted[0].student.words} in a method's place, fitted to its predictions, accuracy changes by"
+            f" {least} to {most} points."
         )
     means = [test.replaced.kept[PLAIN].share for test in tests if test.replaced is not None]
     if means:

@@ -1,235 +1,308 @@
-"""From logits of a tuned model, of fitted forms and of retrainings to what a tuned model can be exchanged for."""
+"""What a tuned model can be exchanged for: students beside their teacher, from logits to words.
+
+A share of the gain says how well a student does, and not whether it does the same: that is told by the decisions that
+tuning moved. How many of these any student can make is told by the *ceiling*, the teacher's own method, fitted to the
+same outputs from another start with the same images, steps and loss. A fit is a lower bound on what a form can do.
+
+Intervals are 2,000 seeded resamples of the images, with seeds crossed (`uncertainty`); a proportion of one model's
+images has Wilson's. Numbers of images vary by half an image more in each resample: an interval of no width would claim
+certainty where two models differ on no image (Agresti and Min 2005 add as much to each cell of a table).
+"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
-from clipbias.explain.agreement import accuracy_difference, agreement, mean_cosine, mean_divergence, proven_margin
-from clipbias.explain.effects import KEPT, REFERENCE, TUNED, measure, summarize_replacements
-from clipbias.explain.results import Agreement, ByOutcome, Comparison, FittedForm, FittedReplacements
-from clipbias.explain.uncertainty import Estimate, excludes
+from clipbias.data.few_shot import wilson_interval
+from clipbias.explain.results import ByOutcome, Comparison, ImageComparisons, Kind, Student, Word
+from clipbias.explain.temperature import calibrate
+from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample, share
+from clipbias.training.students import divergences
 
-# A share of the gain above which a form can stand for a method, or mostly.
+# A share of the gain above which a student has it, or most of it.
 WHOLE = 0.9
 HALF = 0.5
-# By how much agreement on moved decisions may be below a retraining's, a share.
+# By how much a share of moved decisions may be below the ceiling's.
 MARGIN = 0.05
-# Kinds of models beside the tuned one.
-FITTED = "fitted"
-MEAN = "mean"
-RETRAINED = "retrained"
-UNTAUGHT = "untaught"
-CONCLUSIONS = {
-    "replaces": "can be replaced by",
-    "mostly": "can mostly be replaced by",
-    "not found": "was not matched, with so many images and steps, by",
-    "undecided": "may or may not be replaced by",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """How a form was fitted.
-
-    Attributes:
-      words: what it is.
-      fitted_divergence, held_back_divergence: mean KL in nats.
-    """
-
-    words: str
-    fitted_divergence: float
-    held_back_divergence: float
+# Two programs that compute the same unit-length feature in float32 differ by less.
+ROUNDING = 1e-5
+# The form that sentences are about.
+PLAIN = "kind"
+_HALF_IMAGE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a model makes of the study's images.
-
-    Attributes:
-      logits: `[n, C]`.
-      features: of the images, of unit length, `[n, d]`.
-      numbers: how many the model stores.
-    """
+    """What a model makes of `n` images: logits `[n, C]`, and image features of unit length `[n, d]`, if computed."""
 
     logits: np.ndarray
-    features: np.ndarray
-    numbers: int
+    features: np.ndarray | None = None
 
-    @property
-    def decisions(self) -> np.ndarray:
-        """The class that each image gets, `[n]`."""
-        return self.logits.argmax(-1)
+
+def cosines(frozen: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """Cosines `[n]` between what teacher and student change of unit-length features `[n, d]`.
+
+    NaN where one of the two changes them by no more than rounding.
+    """
+    changes = [np.asarray(each, np.float64) - np.asarray(frozen, np.float64) for each in (teacher, student)]
+    norms = [np.linalg.norm(each, axis=-1) for each in changes]
+    moved = (norms[0] > ROUNDING) & (norms[1] > ROUNDING)
+    return np.where(moved, (changes[0] * changes[1]).sum(-1) / np.where(moved, norms[0] * norms[1], 1.0), np.nan)
+
+
+def by_image(
+    frozen: Outputs,
+    teacher: Outputs,
+    outputs: Sequence[Outputs],
+    students: Sequence[Student],
+    labels: np.ndarray | None = None,
+) -> ImageComparisons:
+    """The teacher and its students on each image; `outputs` are those of `students`, `labels` are `[n]`."""
+    every = (frozen, teacher, *outputs)
+    logits = np.stack([each.logits for each in every], axis=1)
+    decisions = logits.argmax(-1)
+    return ImageComparisons(
+        students=tuple(students),
+        decisions=decisions.astype(np.uint16),
+        divergences=np.stack([divergences(teacher.logits, each.logits) for each in every], 1).astype(np.float32),
+        cosines=np.stack([_cosines(frozen, teacher, each) for each in every], 1).astype(np.float32),
+        correct=None if labels is None else (decisions == labels[:, None]).astype(np.uint8),
+        calibrated=None if labels is None else calibrate(logits, labels).values.astype(np.float32),
+    )
+
+
+def _cosines(frozen: Outputs, teacher: Outputs, student: Outputs) -> np.ndarray:
+    if frozen.features is None or teacher.features is None or student.features is None:
+        return np.full(len(student.logits), np.nan)
+    return cosines(frozen.features, teacher.features, student.features)
+
+
+def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | None, tuple[Comparison, ...]]:
+    """Students beside their teachers.
+
+    Args:
+      models: of one model, or of several of one method that differ in their seeds, on the same images.
+
+    Returns:
+      The teachers' gain over the frozen model in points and in nats, `None` without labels. And a comparison for each
+      kind and form, a mean where several students of a model are of it, over the models that have it.
+    """
+    places = dict.fromkeys((student.kind, student.form) for model in models for student in model.students)
+    rows = tuple(_compare([model for model in models if _at(model, place)], place) for place in places)
+    whole = _Means.of(models)
+    if "gain" not in whole.mean:
+        return None, rows
+    return ByOutcome(accuracy=whole.number("gain", unit=100.0), calibrated=whole.number("nats")), rows
+
+
+def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
+    """The word for a fitted form.
+
+    Args:
+      share: of the gain in calibrated log-likelihood; `None` where that is not surely above 0.
+      less_ceiling: of the moved decisions that it makes, less the ceiling's; `None` without a ceiling.
+    """
+    if excludes(share, WHOLE) > 0:
+        return Word.REPLACES if excludes(less_ceiling, -MARGIN) > 0 else Word.GAIN
+    if excludes(share, HALF) > 0:
+        return Word.MOST
+    return Word.NOT_MATCHED if excludes(share, HALF) < 0 else Word.UNDECIDED
+
+
+def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
+    """Two vectors per layer, or else the first form that was fitted; `None` without one."""
+    fitted = {row.student.form: row for row in rows if row.student.kind is Kind.FITTED}
+    return fitted.get(PLAIN, next(iter(fitted.values()), None))
+
+
+def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
+    """What two vectors per layer, or the first form, are in a method's place.
+
+    Args:
+      name: the method's.
+      rows: of `compare`.
+      no_ceiling: why the method was not fitted to itself, a sentence.
+    """
+    row = plain_form(rows)
+    if row is None:
+        return ""
+    words = row.student.words[:1].upper() + row.student.words[1:]
+    part = "" if row.share is None else f" ({_percent(row.share)})"
+    text = {
+        Word.REPLACES: f"{words} can replace {name}: they have the same gain",
+        Word.GAIN: f"{words} have {'more' if excludes(row.share, 1 / WHOLE) > 0 else 'the same'} gain",
+        Word.MOST: f"{words} have most of the gain{part}",
+        Word.NOT_MATCHED: f"{words}, with so many images and steps, have less than half of the gain{part}",
+        Word.UNDECIDED: f"Whether {row.student.words} have the gain of {name} is undecided{part}"
+        if part
+        else f"{name} has no sure gain that {row.student.words} could have",
+    }[row.word or Word.UNDECIDED]
+    if row.moved is None:
+        return f"{text}; no decision was moved."
+    # After a statement of what the form has comes what it does; an undecided one begins again.
+    joined = "; they make" if row.word is Word.UNDECIDED else " and make"
+    text += f"{joined} {100 * row.moved.value:.0f} % of the decisions that {name} moved"
+    ceiling = next((each for each in rows if each.student.kind is Kind.CEILING and each.moved is not None), None)
+    if ceiling is not None and ceiling.moved is not None:
+        return f"{text}; {name} fitted in the same way makes {100 * ceiling.moved.value:.0f} %."
+    return f"{text}. {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The frozen and the tuned model, and what stands beside the tuned one.
+class _Means:
+    """Means over images and models by name, and the same over resamples `[R]`."""
 
-    Attributes:
-      fitted: forms that learned the tuned model's predictions, by name.
-      means: the mean of what its blocks add, by form.
-      retrainings: by key.
-      untaught: by form's name and key, of forms trained on labels.
-    """
+    mean: dict[str, float]
+    draws: dict[str, np.ndarray]
 
-    frozen: Outputs
-    tuned: Outputs
-    fitted: Mapping[str, Outputs]
-    means: Mapping[str, Outputs]
-    retrainings: Mapping[str, Outputs]
-    untaught: Mapping[str, Mapping[str, Outputs]]
+    @classmethod
+    def of(cls, models: Sequence[ImageComparisons], place: tuple[Kind, str] | None = None) -> "_Means":
+        """Of what `_counts` and `_values` say of each image; seeds and images are crossed.
 
-    def by_way(self) -> dict[str, Outputs]:
-        """All of them by the names of `FittedReplacements.ways`, the frozen model first."""
-        named = {REFERENCE: self.frozen, TUNED: self.tuned}
-        for kind, outputs in ((FITTED, self.fitted), (MEAN, self.means), (RETRAINED, self.retrainings)):
-            named |= {way(kind, name): each for name, each in outputs.items()}
-        for outputs in self.untaught.values():
-            named |= {way(UNTAUGHT, key): each for key, each in outputs.items()}
-        return named
+        Raises:
+          ValueError: the models are of different images.
+        """
+        counts = [_counts(model, place) for model in models]
+        columns = [count | _values(model, place) for count, model in zip(counts, models, strict=True)]
+        names = list(columns[0])
+        arrays = [np.stack([each[name] for name in names], axis=1).astype(np.float64) for each in columns]
+        if len({len(rows) for rows in arrays}) > 1:
+            raise ValueError("models that differ in their seeds are compared on the same images")
+        draws = [resample(rows) for rows in arrays]
+        # The same half images for all models, as they have the same images.
+        extra = np.random.default_rng(0).normal(0.0, _HALF_IMAGE / len(arrays[0]), draws[0].shape)
+        extra[:, len(counts[0]) :] = 0.0
+        means = [rows.mean(0) for rows in arrays]
+        crossed = cross(means, [of_model + extra for of_model in draws])
+        return cls(
+            dict(zip(names, np.mean(means, axis=0).tolist(), strict=True)), dict(zip(names, crossed.T, strict=True))
+        )
+
+    def number(self, name: str, *, of: str | None = None, unit: float = 1.0) -> Estimate:
+        """A mean times `unit`; with its share of another mean, where that is surely not 0."""
+        mean, draws = unit * self.mean[name], unit * self.draws[name]
+        if of is None:
+            return estimate(mean, draws)
+        return share(mean, draws, unit * self.mean[of], unit * self.draws[of])
+
+    def ratio(self, name: str, of: str) -> Estimate | None:
+        """A mean divided by another one; `None` where that is not surely above 0."""
+        return self.number(name, of=of).share
 
 
-def way(kind: str, name: str) -> str:
-    """The name of a way to classify, of a form or of a model's key."""
-    return f"{kind}:{name}"
+def _counts(model: ImageComparisons, place: tuple[Kind, str] | None) -> dict[str, np.ndarray]:
+    """Of each image `[n]`, by name, what numbers of images are made of; without a place, of the teacher alone."""
+    frozen, teacher = model.decisions[:, 0], model.decisions[:, 1]
+    groups = {"every": np.ones(len(frozen), bool), "moved": teacher != frozen}
+    if model.correct is not None:
+        was_right, is_right = model.correct[:, 0] > 0, model.correct[:, 1] > 0
+        groups |= {"fixed": is_right & ~was_right, "broken": was_right & ~is_right}
+    columns: dict[str, np.ndarray] = {name: 1.0 * rows for name, rows in groups.items()}
+    if place is not None:
+        same = _same(model, place)
+        columns |= {f"same {name}": rows * same for name, rows in groups.items()}
+        if ceiling := _ceiling(model):
+            columns["less ceiling"] = groups["moved"] * (same - _same(model, ceiling))
+    if model.correct is not None:
+        correct = model.correct.astype(np.float64)
+        columns["gain"] = correct[:, 1] - correct[:, 0]
+        if place is not None:
+            columns["accuracy"] = correct[:, _at(model, place)].mean(1)
+            columns["student's gain"] = columns["accuracy"] - correct[:, 0]
+            columns["difference"] = columns["accuracy"] - correct[:, 1]
+    return columns
 
 
-def decisions_alike(frozen: np.ndarray, tuned: np.ndarray, other: np.ndarray, labels: np.ndarray) -> Agreement:
-    """How often a model decides as the tuned one, from decisions `[n]`."""
-    same = tuned == other
-    return Agreement(
-        every=agreement(same),
-        moved=agreement(same[tuned != frozen]),
-        fixed=agreement(same[(tuned == labels) & (frozen != labels)]),
-        broken=agreement(same[(tuned != labels) & (frozen == labels)]),
+def _values(model: ImageComparisons, place: tuple[Kind, str] | None) -> dict[str, np.ndarray]:
+    """Of each image `[n]`, by name, what other means are made of."""
+    columns: dict[str, np.ndarray] = {}
+    if model.calibrated is not None:
+        nats = model.calibrated.astype(np.float64)
+        columns["nats"] = nats[:, 1] - nats[:, 0]
+        if place is not None:
+            columns["student's nats"] = nats[:, _at(model, place)].mean(1) - nats[:, 0]
+    if place is not None:
+        cosine = model.cosines[:, _at(model, place)].astype(np.float64)
+        columns["divergence"] = model.divergences[:, _at(model, place)].astype(np.float64).mean(1)
+        columns["cosine"], columns["moved feature"] = np.nan_to_num(cosine).mean(1), np.isfinite(cosine).mean(1)
+    return columns
+
+
+def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Comparison:
+    """What is in one place, over the models that have it."""
+    means = _Means.of(models, place)
+    images = len(models[0].decisions)
+    of_place = [model.students[at - 2] for model in models for at in _at(model, place)]
+
+    def proportion(name: str) -> Estimate | None:
+        if not means.mean.get(name):
+            return None
+        same = means.mean[f"same {name}"] / means.mean[name]
+        if len(models) == 1:
+            low, high = (end / 100 for end in wilson_interval(100 * same, images * means.mean[name]))
+            return Estimate(same, low, high)
+        number = means.ratio(f"same {name}", name)
+        if number is None or number.low is None or number.high is None:
+            return Estimate(same)  # of so few images that there may be none
+        return Estimate(same, max(0.0, number.low), min(1.0, number.high))
+
+    agreement = proportion("every")
+    assert agreement is not None, "there are images"
+    student = dataclasses.replace(
+        of_place[0],
+        numbers=round(np.mean([each.numbers for each in of_place])),
+        fitted_divergence=_mean([each.fitted_divergence for each in of_place]),
+        held_back_divergence=_mean([each.held_back_divergence for each in of_place]),
     )
-
-
-def conclude(share: Estimate | None, beside_retraining: list[Estimate], beside_untaught: list[Estimate]) -> str:
-    """A key of `CONCLUSIONS`. A fit is a lower bound: nothing says that a form cannot.
-
-    Args:
-      share: of the calibrated gain; `None` where the gain is not sure.
-      beside_retraining: of the form's agreement on moved decisions less each retraining's.
-      beside_untaught: less that of the form trained on labels.
-    """
-    if share is None:
-        return "undecided"
-    as_retraining = all(excludes(each, -MARGIN) > 0 for each in beside_retraining)
-    above_untaught = all(excludes(each) > 0 for each in beside_untaught)
-    compared = bool(beside_retraining and beside_untaught)
-    if excludes(share, WHOLE) > 0 and compared and as_retraining and above_untaught:
-        return "replaces"
-    if excludes(share, HALF) > 0:
-        return "mostly"
-    return "not found" if excludes(share, HALF) < 0 else "undecided"
-
-
-def summarize(
-    label: str,
-    candidates: Candidates,
-    labels: np.ndarray,
-    fits: Mapping[str, Fit],
-    *,
-    images: np.ndarray,
-    counts: tuple[int, int],
-) -> FittedReplacements:
-    """What one tuned model can be exchanged for.
-
-    Args:
-      label: the model's, for sentences.
-      candidates: models on the study's images.
-      labels: `[n]`.
-      fits: by form.
-      images: numbers of the images in the split, `[n]`.
-      counts: how many images were fitted on, and held back.
-    """
-    ways = candidates.by_way()
-    names = [name if name in (REFERENCE, TUNED) else f"{KEPT}:{name}" for name in ways]
-    measured = measure(np.stack([each.logits for each in ways.values()], axis=1), labels)
-    summary = summarize_replacements(measured, names)
-
-    def compare(kind: str, outputs: Mapping[str, Outputs]) -> dict[str, Comparison]:
-        kept = {
-            name: ByOutcome(
-                accuracy=summary.accuracy.kept[way(kind, name)], calibrated=summary.calibrated.kept[way(kind, name)]
-            )
-            for name in outputs
-        }
-        return {name: _compare(candidates, each, labels, kept[name]) for name, each in outputs.items()}
-
-    fitted = compare(FITTED, candidates.fitted)
-    return FittedReplacements(
-        gain=ByOutcome(accuracy=summary.accuracy.gain, calibrated=summary.calibrated.gain),
-        fitted_images=counts[0],
-        held_back_images=counts[1],
-        moved_images=int((candidates.tuned.decisions != candidates.frozen.decisions).sum()),
-        forms={name: _fitted_form(label, name, candidates, fits[name], each) for name, each in fitted.items()},
-        means=compare(MEAN, candidates.means),
-        retrainings=compare(RETRAINED, candidates.retrainings),
-        untaught={form: compare(UNTAUGHT, outputs) for form, outputs in candidates.untaught.items()},
-        ways=tuple(ways),
-        outcomes=measured.outcomes(images),
-        decisions=np.stack([each.decisions for each in ways.values()], axis=1).astype(np.uint16),
+    comparison = Comparison(
+        student=student,
+        models=len(models),
+        images=images,
+        moved_images=round(images * means.mean["moved"]),
+        divergence=means.number("divergence"),
+        agreement=agreement,
+        moved=proportion("moved"),
+        fixed=proportion("fixed"),
+        broken=proportion("broken"),
+        cosine=means.ratio("cosine", "moved feature") if means.mean["moved feature"] else None,
     )
+    if "gain" in means.mean:
+        comparison = dataclasses.replace(
+            comparison,
+            accuracy=means.mean["accuracy"],
+            difference=means.number("difference"),
+            gain=ByOutcome(
+                accuracy=means.number("student's gain", of="gain", unit=100.0),
+                calibrated=means.number("student's nats", of="nats"),
+            ),
+        )
+    if place[0] is not Kind.FITTED:
+        return comparison
+    less = means.ratio("less ceiling", "moved") if "less ceiling" in means.mean else None
+    return dataclasses.replace(comparison, less_ceiling=less, word=conclude(comparison.share, less))
 
 
-def _compare(candidates: Candidates, other: Outputs, labels: np.ndarray, kept: ByOutcome[Estimate]) -> Comparison:
-    frozen, tuned = candidates.frozen, candidates.tuned
-    difference = accuracy_difference(other.decisions == labels, tuned.decisions == labels)
-    return Comparison(
-        numbers=other.numbers,
-        kept=kept,
-        difference=difference,
-        margin=proven_margin(difference),
-        divergence=mean_divergence(tuned.logits, other.logits),
-        agreement=decisions_alike(frozen.decisions, tuned.decisions, other.decisions, labels),
-        cosine=mean_cosine(frozen.features, tuned.features, other.features),
-    )
+def _at(model: ImageComparisons, place: tuple[Kind, str]) -> list[int]:
+    """The columns of what is in a place."""
+    return [at for at, student in enumerate(model.students, start=2) if (student.kind, student.form) == place]
 
 
-def _fitted_form(label: str, name: str, candidates: Candidates, fit: Fit, comparison: Comparison) -> FittedForm:
-    retrained = _beside(candidates, name, candidates.retrainings)
-    untaught = _beside(candidates, name, candidates.untaught.get(name, {}))
-    share = comparison.kept.calibrated.share
-    conclusion = conclude(share, list(retrained.values()), list(untaught.values()))
-    return FittedForm(
-        words=fit.words,
-        fitted_divergence=fit.fitted_divergence,
-        held_back_divergence=fit.held_back_divergence,
-        comparison=comparison,
-        beside_retraining=retrained,
-        beside_untaught=untaught,
-        conclusion=conclusion,
-        sentence=conclusion_sentence(label, fit.words, conclusion, share, comparison.agreement.moved),
-    )
+def _ceiling(model: ImageComparisons) -> tuple[Kind, str] | None:
+    """The place of the teacher's own method that was fitted to it."""
+    return next(((each.kind, each.form) for each in model.students if each.kind is Kind.CEILING), None)
 
 
-def _beside(candidates: Candidates, form: str, others: Mapping[str, Outputs]) -> dict[str, Estimate]:
-    """A form's agreement on moved decisions less that of each other model; empty where no decision moved."""
-    tuned = candidates.tuned.decisions
-    moved = tuned != candidates.frozen.decisions
-    same = (candidates.fitted[form].decisions == tuned)[moved]
-    if not len(same):
-        return {}
-    return {key: accuracy_difference(same, (other.decisions == tuned)[moved]) for key, other in others.items()}
+def _same(model: ImageComparisons, place: tuple[Kind, str]) -> np.ndarray:
+    """Whether what is in a place decides as the teacher, `[n]`, a mean where several models are there."""
+    return (model.decisions[:, _at(model, place)] == model.decisions[:, [1]]).mean(1)
 
 
-def conclusion_sentence(label: str, words: str, conclusion: str, share: Estimate | None, moved: Estimate | None) -> str:
-    """What is concluded of a form that was fitted to a model.
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
 
-    Args:
-      label: the model's.
-      words: the form's.
-      conclusion: a key of `CONCLUSIONS`.
-      share: of the gain in calibrated log-likelihood; `None` where that is not sure.
-      moved: agreement on moved decisions; `None` where there are none.
-    """
-    text = f"{label} {CONCLUSIONS[conclusion]} {words} fitted to its predictions"
-    if share is None:
-        return f"{text}: its gain in calibrated log-likelihood is not sure."
-    assert share.low is not None and share.high is not None, "a share of a sure gain has an interval"
-    text += f": {100 * share.value:.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f}) of the gain in calibrated "
-    text += "log-likelihood"
-    return f"{text}, {100 * moved.value:.0f} % of the moved decisions." if moved else f"{text}."
+
+def _percent(number: Estimate | None) -> str:
+    assert number is not None and number.low is not None and number.high is not None, "a share has an interval"
+    return f"{100 * number.value:.0f} %, {100 * number.low:.0f} to {100 * number.high:.0f}"

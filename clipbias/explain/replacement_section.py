@@ -1,7 +1,9 @@
-"""Fits forms to each tuned model's predictions on unlabelled images, and compares them on the study's."""
+"""Fits forms, and the method itself, to each tuned model's outputs on unlabelled images; compares them on others."""
 
-import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,125 +11,119 @@ import numpy as np
 
 from clipbias.data import Split
 from clipbias.data.held_out import divide_unlabelled
-from clipbias.data.images import Images
-from clipbias.explain.agreement import divergences
+from clipbias.errors import ClipbiasError
 from clipbias.explain.bias_adapter import METHODS as MEANS
 from clipbias.explain.constants_section import MeasuredBiases, measure_equivalent_biases, missing
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
-from clipbias.explain.replacement import Candidates, Fit, Outputs, summarize
+from clipbias.explain.replacement import Outputs, by_image, compare, sentence
 from clipbias.explain.requests import Batch, RowRequest, Section
-from clipbias.explain.results import FittedReplacements, Missing
+from clipbias.explain.results import (
+    Kind,
+    MethodReplacements,
+    Missing,
+    ModelReplacements,
+    ReplacementResults,
+    Student,
+    present,
+    same_but_for_seed,
+)
 from clipbias.explain.study import Study
+from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.evaluate import Predictor
 from clipbias.training.job import Logging
-from clipbias.training.progress import say
+from clipbias.training.progress import Progress, say
 from clipbias.training.spec import stable_hash
-from clipbias.training.students import FORMS, fit_recipe, fit_student
-from clipbias.training.teacher import Teacher, split_logits
+from clipbias.training.students import (
+    CONSTANTS,
+    FORMS,
+    TRIAL_STEPS,
+    fit_recipe,
+    fit_student,
+    mean_divergence,
+    select_rate,
+)
+from clipbias.training.teacher import Teacher, why_no_student
 from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.registry import make_method, method_options
 
 FEWEST = 10
+# Steps that a forecast leaves out, while programs are compiled, and steps that it measures.
+_FIRST, _MEASURED = 3, 10
+
+# A student's description and the model itself.
+Candidate = tuple[Student, Teacher]
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A fitted form of a model.
+def compute_replacement(study: Study) -> Section[ReplacementResults]:
+    """What each tuned model can be exchanged for, and each method over its seeds.
 
-    Attributes:
-      student: the form with its learnables.
-      fit: how it was fitted.
+    For every model these are fitted to its outputs on the same images, with as many steps and the same loss: each form,
+    and the model's own method from another start, the ceiling. Beside them stand the mean of what the model's blocks
+    add, and models of the study to which nothing is fitted: the same method trained again on the same few-shot split,
+    and the form's own method trained on the labels of that split.
     """
-
-    student: Teacher
-    fit: Fit
-
-
-@dataclasses.dataclass(frozen=True)
-class Beside:
-    """What stands beside a tuned model.
-
-    Attributes:
-      fitted: forms by name.
-      means: by form, the mean of what the model's blocks add.
-      retrainings: other models of the study.
-      untaught: by form's name, other models of the study.
-    """
-
-    fitted: Mapping[str, Fitted]
-    means: Mapping[str, Teacher]
-    retrainings: list[Model]
-    untaught: Mapping[str, list[Model]]
-
-    @property
-    def models(self) -> list[Model]:
-        """Those of the study, each once."""
-        others = [*self.retrainings, *(model for models in self.untaught.values() for model in models)]
-        return list({other.key: other for other in others}.values())
-
-
-def compute_replacement(study: Study) -> Section[dict[str, FittedReplacements | Missing]]:
-    """By model what it can be exchanged for.
-
-    Beside each fitted form stand the models of the study that are its controls: the same method trained again on the
-    same few-shot split with another start, and the form's own method trained on the labels of that split. Nothing is
-    fitted to these. The mean of what the model's blocks add stands there too.
-    """
-    if study.unlabelled is None or len(study.unlabelled) < FEWEST:
-        reason = "Replacements are fitted on training and validation images, and there are none, or too few."
-        return {model.key: Missing(reason) for model in study.tuned}
-    fitted, held_back, _ = divide_unlabelled(study.unlabelled)
     reasons = {model.key: why_not_fitted(study, model) for model in study.tuned}
     teachers = [model for model in study.tuned if not reasons[model.key]]
+    models: dict[str, ModelReplacements | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
+    if not teachers:
+        return ReplacementResults(models, ())
+    assert study.unlabelled is not None, "without images nothing is fitted"
+    fitted, held_back, _ = divide_unlabelled(study.unlabelled)
     biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
-    dtype = study.zero_shot.task.classifier.dtype
-    context = make_context(
-        study.clip,
-        study.mesh,
-        dtype=dtype,
-        on_image_error=study.options.on_image_error,
-        workers=study.options.workers,
-    )
-    beside: dict[str, Beside] = {}
+    fits = _Fits(study, fitted, held_back, teachers)
+    beside: dict[str, list[Candidate]] = {}
     for model in teachers:
-        beside[model.key] = Beside(
-            fitted=_fit_forms(study, model, fitted, held_back, context),
-            means=_means(study, model, biases[model.key]) if model.key in biases else {},
-            retrainings=retrainings(study, model),
-            untaught={form: untaught(study, model, form) for form in study.options.replacement_forms},
-        )
+        beside[model.key] = fits.fit(model)
+        if model.key in biases:
+            beside[model.key] += _means(study, model, biases[model.key])
     requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
     rows = yield list(requests.values())
-    results: dict[str, FittedReplacements | Missing] = {}
-    for model in study.tuned:
-        if model.key not in beside:
-            results[model.key] = Missing(reasons[model.key])
-            continue
+    for model in teachers:
         of_model = rows[requests[model.key].name]
-        results[model.key] = summarize(
-            model.label,
-            _candidates(study, model, beside[model.key], of_model),
-            study.split.labels[of_model["images"]],
-            {name: each.fit for name, each in beside[model.key].fitted.items()},
+        outputs = [
+            Outputs(logits, features)
+            for logits, features in zip(
+                np.moveaxis(of_model["logits"], 1, 0), np.moveaxis(of_model["features"], 1, 0), strict=True
+            )
+        ]
+        students = [student for student, _ in (*beside[model.key], *_controls(study, model))]
+        labels = study.split.labels[of_model["images"]]
+        models[model.key] = ModelReplacements(
+            steps=study.options.replacement_steps,
+            fitted_images=len(fitted),
+            held_back_images=len(held_back),
             images=of_model["images"],
-            counts=(len(fitted), len(held_back)),
+            by_image=by_image(outputs[0], outputs[1], outputs[2:], students, labels),
+            no_ceiling=no_ceiling(model),
         )
-    return results
+    ordered = {model.key: models[model.key] for model in study.tuned}
+    return ReplacementResults(ordered, _by_method(study, present(ordered)))
 
 
 def why_not_fitted(study: Study, model: Model) -> str:
     """One sentence why nothing is fitted to a model, or ""."""
+    if not study.options.replacement_steps:
+        return "Nothing is fitted: --config.replacement_steps is 0."
+    if study.unlabelled is None or len(study.unlabelled) < FEWEST:
+        return "Replacements are fitted on training and validation images, and there are none, or too few."
     if model.crops:
         return "The method learns from crops of each image, which a form cannot."
-    if any(_is_of_form(model, form) for form in study.options.replacement_forms):
-        return "It is one of the forms, trained on labels."
+    if any(_is_of_form(model, form) for form in (*CONSTANTS, *study.options.replacement_forms)):
+        return "It is one of the forms that others are replaced by, trained on labels."
     earlier = study.tuned[: study.tuned.index(model)]
     if any(other in retrainings(study, model) for other in earlier):
         return "It is another start of a model that forms are fitted to, and stands beside these."
     return ""
+
+
+def no_ceiling(model: Model) -> str:
+    """One sentence why a model's method cannot be fitted to its outputs, or ""."""
+    reason = why_no_student(model.task.method)
+    name = model.name or model.label
+    return f"{name} cannot be fitted to outputs, so there is no ceiling: {reason}." if reason else ""
 
 
 def retrainings(study: Study, model: Model) -> list[Model]:
@@ -139,7 +135,7 @@ def retrainings(study: Study, model: Model) -> list[Model]:
     ]
 
 
-def untaught(study: Study, model: Model, form: str) -> list[Model]:
+def on_labels(study: Study, model: Model, form: str) -> list[Model]:
     """The form's method, with the form's options, trained on the labels of the same images."""
     return [other for other in _same_images(study, model) if _is_of_form(other, form)]
 
@@ -156,54 +152,128 @@ def _same_images(study: Study, model: Model) -> list[Model]:
     return [other for other in others if other.key != model.key]
 
 
-def _fit_forms(study: Study, model: Model, fitted: Split, held_back: Split, context: SweepContext) -> dict[str, Fitted]:
-    teacher = Teacher(model.task, model.learnables)  # which computes its logits of a list of images once
-    forms = {}
-    for name in study.options.replacement_forms:
-        form = FORMS[name]
-        task = form.task(study.clip, model.task, context.dtype)
-        recipe = fit_recipe(learning_rate=form.learning_rate, steps=study.options.replacement_steps)
-        # What a fit depends on. A study with other models beside this one continues from its fits.
-        facts = [model.digest, study.clip.fingerprint, fitted.stored_digest, name, recipe.facts(), study.options.seed]
-        folder = study.parts / "replacement" / f"{name}-{stable_hash(facts)}"
-        learnables = fit_student(
-            task, teacher, fitted, recipe, context, seed=study.options.seed, logging=Logging(checkpoints=folder)
+class _Fits:
+    """The fits of a study, with their time said after the first steps."""
+
+    def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
+        self._study = study
+        self._fitted, self._held_back = fitted, held_back
+        self._steps = study.options.replacement_steps
+        self._context: SweepContext = make_context(
+            study.clip,
+            study.mesh,
+            dtype=study.zero_shot.task.classifier.dtype,
+            on_image_error=study.options.on_image_error,
+            workers=study.options.workers,
         )
-        student = Teacher(task, learnables)
-        of_fitted, of_held_back = (_divergence(teacher, student, split, context) for split in (fitted, held_back))
-        forms[name] = Fitted(student, Fit(form.words, of_fitted, of_held_back))
-        say(f"{model.label}: {form.words} fitted, KL {of_fitted:.3g} nats; on held-back images {of_held_back:.3g}")
-    return forms
+        ceiling = 3 * min(self._steps, TRIAL_STEPS) + self._steps * (self._steps > TRIAL_STEPS)
+        forms = self._steps * len(study.options.replacement_forms)
+        self._progress = _Forecast(sum(forms + ceiling * (not no_ceiling(model)) for model in teachers))
+
+    def fit(self, model: Model) -> list[Candidate]:
+        """The ceiling, where there is one, then each form."""
+        teacher = Teacher(model.task, model.learnables)  # which computes its logits of a list of images once
+        candidates = [] if no_ceiling(model) else [self._fit_ceiling(model, teacher)]
+        for name in self._study.options.replacement_forms:
+            form = FORMS[name]
+            task = form.task(self._study.clip, model.task, self._context.dtype)
+            student = self._fit(model, teacher, task, form.learning_rate, self._steps)
+            candidates.append(self._describe(model, teacher, student, Kind.FITTED, name, form.words))
+        return candidates
+
+    def _fit_ceiling(self, model: Model, teacher: Teacher) -> Candidate:
+        def divergence(rate: float) -> float:
+            try:
+                trial = self._fit(model, teacher, model.task, rate, min(self._steps, TRIAL_STEPS))
+                return mean_divergence(teacher, trial, self._held_back, self._context)
+            except ClipbiasError:  # a loss that is not finite: the rate is too high
+                return np.nan
+
+        rate = select_rate(divergence)
+        ceiling = self._fit(model, teacher, model.task, rate, self._steps)
+        words = f"{model.name or model.label} itself, from another start"
+        return self._describe(model, teacher, ceiling, Kind.CEILING, model.method, words)
+
+    def _fit(self, model: Model, teacher: Teacher, task: Task, rate: float, steps: int) -> Teacher:
+        recipe = fit_recipe(learning_rate=rate, steps=steps)
+        seed = self._study.options.seed
+        seed += seed == model.seed  # another start than the teacher's
+        # What a fit depends on. A study with other models beside this one continues from its fits.
+        facts = [model.digest, self._study.clip.fingerprint, self._fitted.stored_digest, task.options()]
+        key = stable_hash([*facts, recipe.facts(), seed])
+        folder = self._study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
+        logging = Logging(checkpoints=folder, progress=self._progress)
+        learnables = fit_student(task, teacher, self._fitted, recipe, self._context, seed=seed, logging=logging)
+        return Teacher(task, learnables)
+
+    def _describe(
+        self, model: Model, teacher: Teacher, student: Teacher, kind: Kind, form: str, words: str
+    ) -> Candidate:
+        kl = [mean_divergence(teacher, student, split, self._context) for split in (self._fitted, self._held_back)]
+        say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
+        numbers = parameter_count(student.learnables)["total"]
+        return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
 
 
-def _divergence(teacher: Teacher, student: Teacher, split: Split, context: SweepContext) -> float:
-    images = Images(split)
-    expected, read = split_logits(teacher, images, context)
-    actual, _ = split_logits(student, images, context)
-    return float(divergences(expected[read], actual[read]).mean())
+class _Forecast(Progress):
+    """A bar for each fit, and after the first measured steps a line that says how long all fits take."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(0, title="replacements")
+        self._steps = steps
+        self._seen = 0
+        self._began = 0.0
+
+    def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
+        super().advance(count, values)
+        self._seen += count
+        if self._seen == _FIRST:
+            self._began = time.monotonic()
+        elif self._seen == _FIRST + _MEASURED:
+            say(forecast(self._steps, (time.monotonic() - self._began) / _MEASURED))
 
 
-def _means(study: Study, model: Model, measured: MeasuredBiases) -> dict[str, Teacher]:
+def forecast(steps: int, seconds: float) -> str:
+    """How long so many steps of so many seconds take."""
+    total = steps * seconds
+    words = counted(round(total / 60), "minute") if total >= 90 else counted(max(1, round(total)), "second")
+    return f"Replacements take about {words} (--config.replacement_steps sets their steps; 0 leaves them out)."
+
+
+def _means(study: Study, model: Model, measured: MeasuredBiases) -> list[Candidate]:
     """The mean of what a model's blocks add, in place of what forms of the same shapes learn."""
     towers = measured.towers
-    means = {}
+    candidates = []
     for form, name in MEANS.items():
         method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
         task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
-        means[form] = Teacher(task, {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()})
-    return means
+        learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
+        numbers = parameter_count(learnables)["total"]
+        candidates.append((Student(Kind.MEAN, form, FORMS[form].words, numbers), Teacher(task, learnables)))
+    return candidates
 
 
-def _classifications(study: Study, model: Model, beside: Beside, fitted: Split) -> RowRequest:
-    """For "logits" `[n, K, C]` and "features" `[n, K, d]`, in the order of `_candidates`.
+def _controls(study: Study, model: Model) -> list[tuple[Student, Model]]:
+    """Models of the study beside a tuned one; nothing was fitted to these."""
+    controls = [(Kind.RETRAINED, model.method, other) for other in retrainings(study, model)]
+    for form in study.options.replacement_forms:
+        controls += [(Kind.LABELS, form, other) for other in on_labels(study, model, form)]
+    return [
+        (Student(kind, form, other.label, parameter_count(other.learnables)["total"]), other)
+        for kind, form, other in controls
+    ]
+
+
+def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> RowRequest:
+    """For "logits" `[n, K, C]` and "features" `[n, K, d]`: frozen model, tuned model, `beside`, then its controls.
 
     What is kept of it is named by the images that forms were fitted on, which the study's fingerprint does not cover.
     """
-    students = [*(each.student for each in beside.fitted.values()), *beside.means.values()]
-    predictors = [Predictor.of(each.task, each.learnables, study.params) for each in students]
+    predictors = [Predictor.of(each.task, each.learnables, study.params) for _, each in beside]
+    controls = [control for _, control in _controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        frozen, tuned, *others = (predictor(study, each) for each in (study.worded, model, *beside.models))
+        frozen, tuned, *others = (predictor(study, each) for each in (study.worded, model, *controls))
         outputs = [
             each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
         ]
@@ -213,34 +283,18 @@ def _classifications(study: Study, model: Model, beside: Beside, fitted: Split) 
         }
 
     return RowRequest(
-        f"replacement-{model.key}-{fitted.stored_digest}", f"{model.label}: fitted replacements", study.images, step
+        f"replacement-{model.key}-{fitted.stored_digest}", f"{model.label}: replacements", study.images, step
     )
 
 
-def _candidates(study: Study, model: Model, beside: Beside, rows: Mapping[str, np.ndarray]) -> Candidates:
-    learnables = [
-        study.worded.learnables,
-        model.learnables,
-        *(each.student.learnables for each in beside.fitted.values()),
-        *(each.learnables for each in beside.means.values()),
-        *(each.learnables for each in beside.models),
-    ]
-    outputs = iter(
-        Outputs(logits, features, parameter_count(each)["total"])
-        for each, logits, features in zip(
-            learnables, np.moveaxis(rows["logits"], 1, 0), np.moveaxis(rows["features"], 1, 0), strict=True
-        )
-    )
-    frozen = next(outputs)
-    tuned = next(outputs)
-    fitted = {name: next(outputs) for name in beside.fitted}
-    means = {name: next(outputs) for name in beside.means}
-    others = {each.key: next(outputs) for each in beside.models}
-    return Candidates(
-        frozen=frozen,
-        tuned=tuned,
-        fitted=fitted,
-        means=means,
-        retrainings={each.key: others[each.key] for each in beside.retrainings},
-        untaught={form: {each.key: others[each.key] for each in models} for form, models in beside.untaught.items()},
-    )
+def _by_method(study: Study, fitted: Mapping[str, ModelReplacements]) -> tuple[MethodReplacements, ...]:
+    """What each method can be exchanged for, over the models that something was fitted to."""
+    methods = []
+    for models in same_but_for_seed([model for model in study.tuned if model.key in fitted]):
+        first = models[0]
+        name = (first.name or first.label) if len(models) > 1 else first.label
+        gain, rows = compare([fitted[model.key].by_image for model in models])
+        assert gain is not None, "the images of a study have labels"
+        text = sentence(name, rows, fitted[first.key].no_ceiling)
+        methods.append(MethodReplacements(name, tuple(model.key for model in models), gain, rows, text))
+    return tuple(methods)

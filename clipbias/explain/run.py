@@ -24,7 +24,6 @@ from clipbias.explain.answer import conclude_study
 from clipbias.explain.model import Model
 from clipbias.explain.requests import Section
 from clipbias.explain.results import (
-    ALL_SECTIONS,
     SECTIONS,
     ClipFacts,
     DatasetFacts,
@@ -37,7 +36,7 @@ from clipbias.explain.results import (
 from clipbias.explain.study import Study
 from clipbias.tuning import parameter_count
 
-# What goes over images, in the order of `ALL_SECTIONS`.
+# What goes over images, in the order of `SECTIONS`.
 COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "predictions": dataset_sections.compute_predictions,
     "relevancy": dataset_sections.compute_relevancy,
@@ -72,16 +71,16 @@ def run_study(
       dataset: its name.
       split: the name of the images' split.
       config: stored with the results.
-      sections: some of `ALL_SECTIONS`; predictions are always made.
+      sections: some of `SECTIONS`; predictions are always made.
 
     Raises:
       ClipbiasError: an unknown section, or no image could be read.
     """
-    unknown = [name for name in sections if name not in ALL_SECTIONS]
+    unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(ALL_SECTIONS)}.")
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
     began = time.monotonic()
-    requested = tuple(name for name in ALL_SECTIONS if name in sections or name == "predictions")
+    requested = tuple(name for name in SECTIONS if name in sections or name == "predictions")
     computed = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in requested})
     predictions: Predictions = computed.pop("predictions")
     facts = StudyResults(

@@ -16,12 +16,13 @@ from clipbias.clip.hub import parse
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.tokenizer import CLEAN, is_clips
 from clipbias.data.few_shot import accuracy_words, range_words
-from clipbias.export.certificate import NOTE
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
 
+# The note of a distilled adapter that holds its certificate.
+NOTE = "certificate"
 WHAT = {
     "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",
     "checkpoint": "An ordinary CLIP checkpoint: what was learned is added to the weights that it changes, biases after "

@@ -12,8 +12,7 @@ import numpy as np
 from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.export import certificate
-from clipbias.export.card import model_card
+from clipbias.export.card import NOTE, model_card
 from clipbias.export.folding import fold
 from clipbias.export.onnx_file import check_packages, write_onnx
 from clipbias.export.peft import write_peft
@@ -27,6 +26,7 @@ FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
 ADAPTER = "adapter.safetensors"
 HEAD = "classifier.safetensors"
 CARD = "README.md"
+CERTIFICATE = "certificate.json"
 
 
 def natural_form(task: Task, learnables: Learnables) -> str:
@@ -105,9 +105,8 @@ def export(
         else:
             _write_head(temporary / HEAD, task, learnables)
         save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes, calibration=adapter.calibration)
-        if certificate.NOTE in adapter.notes:
-            content = json.dumps(adapter.notes[certificate.NOTE], indent=2)
-            write_text(temporary / certificate.FILE, content + "\n")
+        if NOTE in adapter.notes:
+            write_text(temporary / CERTIFICATE, json.dumps(adapter.notes[NOTE], indent=2) + "\n")
         write_text(temporary / CARD, model_card(adapter, task, form))
         hosts.check()
     return form

@@ -33,15 +33,13 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         datasets, from five on, has an interval over datasets. {left_out}""",
     ),
     "replacements": (
-        "What can stand in a method's place",
-        """{message} The share of each method's gain over the frozen model in calibrated log-likelihood, against the
-        numbers that its replacement stores; a row for each method ({counts}), a column for each dataset. Forms, from
-        few numbers to many: one vector per layer; two; changes of the LayerNorms; changes of rank 2 in all kernels.
-        Fitted: to the tuned model's predictions of training images without labels. On labels: trained on those of the
-        method's own few-shot split. Mean: of what the tuned blocks add, one vector and two. Retrained: the method
-        again on the same images with another start. Dotted: 0 and 100 %. Lines are 95 % intervals over images, and
-        over seeds where there are several; what lies below −50 or above 125 % is cut off. A fit is a lower bound on
-        what a form can do.""",
+        "What two vectors per layer are in each method's place",
+        """{message} Above: the share of the method's gain over the frozen model in calibrated log-likelihood; a point
+        is missing where that gain is not sure. Below: of the images whose decision tuning moved, those that get the
+        same decision. Fitted: to the method's outputs of training images without labels, with as many steps as the
+        ceiling. On labels: trained on those of the method's own few-shot split. Mean: of what the tuned blocks add.
+        Dotted: 0 and 100 %. Lines are 95 % intervals over images, and over seeds where there are several. A fit is a
+        lower bound on what a form can do.""",
     ),
     "verdict_effects": (
         "Effects and interactions",

@@ -1,66 +1,70 @@
-"""What each tuned model can be exchanged for, as a table: forms fitted to its predictions, and their controls."""
+"""What each method can be exchanged for, as a table: fitted forms, the ceiling and controls."""
 
-from clipbias.explain.results import Comparison, StudyResults, present
+from collections.abc import Sequence
+
+from clipbias.explain.results import Comparison, Kind, MethodReplacements, StudyResults
 from clipbias.explain.wording import by_reason, change, in_points
 from clipbias.report.study_figures import labels_of
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_tables import share_text
 
 _COLUMNS = (
-    "Model",
+    "Method",
     "Stands for it",
     "Numbers",
     "Share of the gain",
-    "Accuracy less the model's",
+    "Accuracy less the method's",
     "KL (nats)",
     "Same decisions",
     "Same moved decisions",
+    "Less the ceiling's",
     "Cosine",
+    "Conclusion",
 )
 _CAPTION = (
-    "Forms that learned each model's predictions of training images without labels, and what they do on the study's"
-    " images. Share: of the gain in calibrated log-likelihood over the frozen model; a dash where the gain is not"
-    " surely above 0. Accuracy: the paired difference in points. KL: from the model to the form, a mean over images."
-    " Moved: images whose decision tuning changed. Cosine: between what the form and what the model change of the"
-    " frozen model's image features (of unit length), a mean over images; texts and heads are not in it, and a dash"
-    " stands where one of the two moves no image feature. Mean: of what the model's blocks add, to which nothing was"
-    " fitted. Retrained: the same method on the same few-shot split with another start; by labels: the form's own"
-    " method trained on the labels of that split. In brackets 95 % intervals over images. A fit is a lower bound on"
-    " what a form can do."
+    "Forms that learned each method's outputs of training images without labels, on the study's images. The ceiling:"
+    " the method itself, fitted in the same way from another start. Share: of the gain in calibrated log-likelihood; a"
+    " dash where the gain is not surely above 0. Accuracy: the paired difference in points. KL: from the method to what"
+    " stands for it. Moved: images whose decision tuning changed; less the ceiling's in points. Cosine: between what"
+    " both change of the frozen model's image features. Mean: of what the method's blocks add, to which nothing was"
+    " fitted. Retrained: the method on the same labelled images with another start, which says how reproducible a"
+    " training is, and no more. On labels: the form's own method trained on the labels of the same images. In brackets"
+    " 95 % intervals. A fit is a lower bound on what a form can do."
 )
+_WORDS = {
+    Kind.FITTED: "{}",
+    Kind.CEILING: "the ceiling: {}",
+    Kind.MEAN: "the mean: {}",
+    Kind.LABELS: "{}, on labels",
+    Kind.RETRAINED: "{}, retrained",
+}
 
 
-def fitted_table(study: StudyResults) -> Table | None:
-    """A row per model and form, then the models beside them; `None` where nothing was fitted."""
-    labels = labels_of(study.tuned)
-    rows = []
-    for key, result in present(study.replacement).items():
-        label = labels[key]
-        rows += [_row(label, form.words, form.comparison) for form in result.forms.values()]
-        rows += [_row(label, f"the mean: {result.forms[form].words}", mean) for form, mean in result.means.items()]
-        rows += [_row(label, f"{labels[other]}, retrained", again) for other, again in result.retrainings.items()]
-        for others in result.untaught.values():
-            rows += [_row(label, f"{labels[other]}, by labels", model) for other, model in others.items()]
-    return Table("", _CAPTION, _COLUMNS, tuple(rows), words={1}) if rows else None
+def fitted_table(methods: Sequence[MethodReplacements]) -> Table | None:
+    """A row per method and what stands in its place; `None` where nothing was fitted."""
+    rows = [_row(method.name, row) for method in methods for row in method.rows]
+    return Table("", _CAPTION, _COLUMNS, tuple(rows), words={1, 10}) if rows else None
 
 
 def fitted_remarks(study: StudyResults) -> list[str]:
-    """The conclusion on each form, and why models have none."""
-    sentences = [form.sentence for result in present(study.replacement).values() for form in result.forms.values()]
+    """What is concluded of each method, and why models have nothing that was fitted to them."""
+    methods = study.replacement.methods if study.replacement else ()
     labels = labels_of(study.tuned)
     reasons = study.why_missing("replacement")
-    return sentences + by_reason((labels[key], reason) for key, reason in reasons.items())
+    return [each.sentence for each in methods] + by_reason((labels[key], reason) for key, reason in reasons.items())
 
 
-def _row(label: str, words: str, other: Comparison) -> tuple[str, ...]:
+def _row(name: str, row: Comparison) -> tuple[str, ...]:
     return cells(
-        label,
-        words,
-        f"{other.numbers:,}",
-        share_text(other.kept.calibrated.share),
-        change(in_points(other.difference), "accuracy"),
-        f"{other.divergence.value:.3g}",
-        share_text(other.agreement.every),
-        share_text(other.agreement.moved),
-        MISSING if other.cosine is None else f"{other.cosine.value:.2f}",
+        name,
+        _WORDS[row.student.kind].format(row.student.words),
+        f"{row.student.numbers:,}",
+        share_text(row.share),
+        MISSING if row.difference is None else change(in_points(row.difference), "accuracy"),
+        f"{row.divergence.value:.3g}",
+        share_text(row.agreement),
+        share_text(row.moved),
+        MISSING if row.less_ceiling is None else change(in_points(row.less_ceiling), "accuracy"),
+        MISSING if row.cosine is None else f"{row.cosine.value:.2f}",
+        row.word.value if row.word else "",
     )

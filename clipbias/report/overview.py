@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.replacement_pooled import pool_replacements
 from clipbias.explain.results import StudyResults
 from clipbias.report import pages
 from clipbias.report.answer_figure import overview_figure
@@ -15,7 +14,7 @@ from clipbias.report.endpoint_table import TITLE, endpoint_table
 from clipbias.report.methods import left_out, load_studies, summarize_methods
 from clipbias.report.published import dataset_name
 from clipbias.report.relevancy_figures import dataset_figures
-from clipbias.report.replacement_figure import pooled_table, replacement_figure
+from clipbias.report.replacement_figure import replacement_figure
 from clipbias.report.study_page import FIGURES, REPORT
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_tables import summary_sentences, summary_table
@@ -56,16 +55,19 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         figures = dataset_figures(ordered, key, label)
         pictures = [pages.save_picture(figure, output / FIGURES) for figure in figures]
         sections += [pages.Section(f"Relevancy: {label}", pictures=pictures)] if pictures else []
-    if pooled := pool_replacements(ordered):
-        drawn = replacement_figure(ordered)
-        remarks = [form.sentence for method in pooled for form in method.forms.values()]
-        section = pages.Section(
-            "What can stand for each method",
-            pictures=[pages.save_picture(drawn, output / FIGURES)] if drawn else [],
-            tables=[pooled_table(pooled)],
-            remarks=remarks,
+    if drawn := replacement_figure(ordered):
+        sections.append(
+            pages.Section(
+                "What can stand for each method",
+                pictures=[pages.save_picture(drawn, output / FIGURES)],
+                remarks=[
+                    f"{_name(study)}: {method.sentence}"
+                    for study in ordered
+                    if study.replacement is not None
+                    for method in study.replacement.methods
+                ],
+            )
         )
-        sections.append(section)
     return pages.write_page(
         output / OVERVIEW,
         "overview",

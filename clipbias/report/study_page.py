@@ -85,7 +85,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     methods = study_methods(study)
     figure = answer_figure(study, methods)
     sections = _verdict(study, methods, output)
-    if fitted := fitted_table(study):
+    if fitted := fitted_table(study.replacement.methods if study.replacement else ()):
         remarks = fitted_remarks(study)
         sections.append(pages.Section("What can stand for it", "replacement", tables=[fitted], remarks=remarks))
     if data := explorer_data(study):

@@ -1,16 +1,19 @@
 """Fits a form to a tuned model: a student on the frozen model learns its predictions on unlabelled images."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
+from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
 from clipbias.training.job import Logging, Run, TrainJob
 from clipbias.training.loop import train_job
-from clipbias.training.teacher import Teacher
+from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import Learnables, select_run
 from clipbias.tuning.prompts import ClassList
@@ -44,11 +47,19 @@ class Form:
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "vector": Form("bias", "one vector per layer", 0.08),
-        "kind": Form("bias_by_kind", "two vectors per layer (by kind of token)", 0.08, folds=False),
+        "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
         "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
         "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
     }
 )
+
+# Those that are the same for every image.
+CONSTANTS = ("vector", "kind")
+# A method that is fitted to its own outputs has the rate of the lowest divergence on held-back images: the first, or
+# further ones by a factor for as long as that falls, each tried with at most so many steps.
+FIRST_RATE = 0.005
+RATE_FACTOR = 4.0
+TRIAL_STEPS = 300
 
 
 def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BATCH_SIZE) -> Recipe:
@@ -95,9 +106,46 @@ def fit_student(
     job = TrainJob(
         context=context,
         task=student.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
-        recipe=recipe,
-        runs=(Run(run_images, seed, protocols.full(dataset)),),
+        recipe=recipe.with_learning_rate(FIRST_RATE),  # the run's counts, so that all rates share a program
+        runs=(Run(run_images, seed, protocols.full(dataset), learning_rate=recipe.learning_rate),),
         teacher=teacher,
         logging=dataclasses.replace(logging, keeps_last=True),
     )
     return select_run(train_job(job).learnables, 0)
+
+
+def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
+    """The learning rate of the lowest divergence, by going up or down from the first for as long as that falls.
+
+    Args:
+      divergence: after a fit with a rate; NaN where that failed.
+      first: where to start.
+      most: so many rates are tried at most.
+    """
+    tried = {rate: divergence(rate) for rate in (first, first * RATE_FACTOR, first / RATE_FACTOR)}
+    while len(tried) < most:
+        best = min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
+        further = {max(tried): best * RATE_FACTOR, min(tried): best / RATE_FACTOR}
+        if best not in further:
+            return best
+        tried[further[best]] = divergence(further[best])
+    return min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
+
+
+def mean_divergence(teacher: Teacher, student: Teacher, images: Split, context: SweepContext) -> float:
+    """The mean of `divergences` over the images that both could read, in nats."""
+    opened = Images(images)
+    expected, read = split_logits(teacher, opened, context)
+    actual, also_read = split_logits(student, opened, context)
+    return float(divergences(expected[read & also_read], actual[read & also_read]).mean())
+
+
+def divergences(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """`KL(softmax teacher ‖ softmax student)` of logits `[n, C]`, in nats and float64: `[n]`."""
+    log_p, log_q = (_log_softmax(np.asarray(logits, np.float64)) for logits in (teacher, student))
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    below = logits - logits.max(-1, keepdims=True)
+    return below - np.log(np.exp(below).sum(-1, keepdims=True))

@@ -20,7 +20,7 @@ from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, encode
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.step import TEACHER, over_runs
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.method import FeatureMethod, Learnables, TestTimeMethod, stack_runs
+from clipbias.tuning.method import FeatureMethod, Learnables, Method, TestTimeMethod, stack_runs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,16 +45,17 @@ def check_student(student: Task, teacher: Teacher) -> None:
             f"the teacher has {len(teacher.task.class_names)} classes and the student {len(student.class_names)}, or "
             "in another order; bind both to the same classes."
         )
-    method = student.method
-    why = ""
-    if isinstance(method, FeatureMethod):
-        why = "it is made of features and labels of training images"
-    elif isinstance(method, TestTimeMethod):
-        why = "it learns from each test image"
-    elif not method.trains:
-        why = "it has no trainable parameters"
-    if why:
+    if why := why_no_student(student.method):
         raise ClipbiasError(f"{student.method_name!r} cannot learn from a teacher: {why}; choose another method.")
+
+
+def why_no_student(method: Method) -> str:
+    """Why a method cannot learn from a teacher, a clause, or "" if it can."""
+    if isinstance(method, FeatureMethod):
+        return "it is made of features and labels of training images"
+    if isinstance(method, TestTimeMethod):
+        return "it learns from each test image"
+    return "" if method.trains else "it has no trainable parameters"
 
 
 def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple[np.ndarray, np.ndarray]:

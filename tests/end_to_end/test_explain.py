@@ -38,6 +38,7 @@ from tests.end_to_end.binaries import (
 )
 
 SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "examples": 2, "rotations": (0, 90)}
+SETTINGS |= {"replacement_steps": 2}
 
 
 CAUSAL = ("factorial", "constants", "verdict")

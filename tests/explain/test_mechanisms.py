@@ -12,7 +12,7 @@ from clipbias.clip import Adaptation
 from clipbias.clip.block import run_block
 from clipbias.clip.vision import embed_image
 from clipbias.explain.factorial import mix_images, mix_texts
-from clipbias.explain.results import Average, BiasErrors, Missing
+from clipbias.explain.results import Average, BiasErrors, Kind, Missing
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.uncertainty import Estimate, shapley
 from clipbias.explain.wording import NOTHING_INSIDE
@@ -304,7 +304,7 @@ def test_rules_of_effects():
     constant = changed(results, [*levels, "steps", "constant", "share"], number(0.9, 1.0))
     constant = changed(constant, [*levels, "beyond", "share"], number(0.0, 0.1))
     assert rules.corners_and_levels(constant, "ivlp") == Answer("no attention", CONSTANT)
-    assert rules.levels_and_replacement(constant, "ivlp").what == CONSTANT
+    assert rules.levels_and_replacement(changed(constant, ["replacement"], None), "ivlp").what == CONSTANT
     assert rules.corners_and_levels(changed(constant, [*levels, "beyond", "share"], None), "ivlp").what == UNDECIDED
     for ends, expected in (((0.6, 0.9), CONSTANT), ((0.1, 0.4), IMAGE), ((0.4, 0.6), UNDECIDED)):
         fitted = changed(results, [*levels, "fitted", "share"], number(*ends))
@@ -313,20 +313,23 @@ def test_rules_of_effects():
     without = changed(results, [*effects, "gain"], number(-0.1, 0.1))
     assert set(rules.explain(without, "ivlp").values()) == {Answer(NO_GAIN, NO_GAIN)}
     outside = changed(results, ["factorial", "models", "bias"], Missing(NOTHING_INSIDE))
-    gain = ["replacement", "ivlp", "gain", "calibrated"]
-    of_head = changed(changed(outside, gain, number(0.2, 0.4)), ["factorial", "models", "ivlp"], Missing(""))
+    of_method = changed(results.replacement.methods[0], ["gain", "calibrated"], number(0.2, 0.4))
+    outside = changed(outside, ["replacement", "methods"], (of_method,))
+    of_head = changed(outside, ["factorial", "models", "ivlp"], Missing(""))
     assert rules.gain_of(of_head, "ivlp") == number(0.2, 0.4) != rules.gain_of(results, "ivlp")
     assert rules.shapley(outside, "bias") == rules.corners_and_levels(outside, "bias") == Answer("no attention")
 
 
 def with_forms(results, shares, less):
-    """With these ends of both forms' shares of the gain, and of their agreement less a retraining's."""
-    any_form = next(iter(results.replacement["ivlp"].forms.values()))
-    forms = {}
+    """With these ends of both forms' shares of the gain, and of their agreement less the ceiling's."""
+    (method,) = results.replacement.methods
+    (any_form,) = (row for row in method.rows if row.student.kind is Kind.FITTED)
+    forms = []
     for form, of_share, of_less in zip(rules.FORMS, shares, less, strict=True):
-        share = changed(any_form, ["comparison", "kept", "calibrated", "share"], number(*of_share))
-        forms[form] = dataclasses.replace(share, beside_retraining={"again": number(*of_less)} if of_less else {})
-    return changed(results, ["replacement", "ivlp", "forms"], forms)
+        row = changed(any_form, ["gain", "calibrated", "share"], number(*of_share))
+        row = changed(row, ["student", "form"], form)
+        forms.append(dataclasses.replace(row, less_ceiling=number(*of_less) if of_less else None))
+    return changed(results, ["replacement", "methods"], (dataclasses.replace(method, rows=tuple(forms)),))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +363,7 @@ def test_rules_of_the_best_replacement(shares, less, of_share, expected):
             contradicts = expected != UNDECIDED and (expected == CONSTANT) != (said == CONSTANT)
             agreed = UNDECIDED if contradicts else said
         assert rules.levels_and_replacement(both, "ivlp").what == agreed
-    assert rules.replacement(changed(results, ["replacement"], {}), "ivlp") == Answer()
+    assert rules.replacement(changed(results, ["replacement"], None), "ivlp") == Answer()
 
 
 def test_which_models_count():

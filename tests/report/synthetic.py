@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,11 +15,10 @@ from clipbias.explain.factorial_section import cross_seeds, image_outcomes, summ
 from clipbias.explain.fitted_level import FITTED
 from clipbias.explain.levels import DRAWS, MEAN, STEPS, level_streams
 from clipbias.explain.mixtures import Mixtures
-from clipbias.explain.replacement import Candidates, Fit, Outputs
-from clipbias.explain.replacement import summarize as summarize_forms
+from clipbias.explain.replacement import Outputs, by_image, compare, sentence
 from clipbias.explain.replacement_names import ANOTHER_DATASET, RANDOM, REPLACEMENT_FORMS
 from clipbias.explain.results import (
-    ALL_SECTIONS,
+    SECTIONS,
     CausalTest,
     CausalTests,
     ClipFacts,
@@ -26,15 +26,19 @@ from clipbias.explain.results import (
     ConstantTests,
     DatasetFacts,
     EquivalentBias,
-    FittedReplacements,
     GroupEffects,
+    Kind,
     LevelOutcomes,
+    MethodReplacements,
     Missing,
     ModelFacts,
+    ModelReplacements,
     ParameterCount,
     Predictions,
     RandomPrompts,
+    ReplacementResults,
     SeedGroup,
+    Student,
     StudyResults,
 )
 from tests.report.synthetic_maps import MapSections
@@ -55,7 +59,7 @@ def synthetic_results(**drawn):
 
 def only_sections(results, *names, sections=None):
     """The results without all sections but the named ones, of which everything that follows is drawn anew."""
-    others = {name: None for name in ALL_SECTIONS if name not in ("predictions", *names)}
+    others = {name: None for name in SECTIONS if name not in ("predictions", *names)}
     if sections is None:
         sections = tuple(name for name in results.sections if name not in others)
     return conclude_study(dataclasses.replace(results, sections=tuple(sections), methods=(), **others))
@@ -86,30 +90,54 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     return conclude_study(results)
 
 
-def form_candidates() -> tuple[Candidates, np.ndarray]:
-    """What two models, a form, a mean, a retraining and a form of labels make of 300 images; and the images' labels."""
-    draw = np.random.default_rng(0)
-    labels = draw.integers(0, 4, 300)
-    right = np.eye(4)[labels]
+STUDENTS = (
+    Student(Kind.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
+    Student(Kind.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
+    Student(Kind.MEAN, "kind", "two vectors per layer", 200),
+    Student(Kind.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
+    Student(Kind.LABELS, "kind", "Bias tuning", 200),
+)
 
-    def outputs(by: float, numbers: int) -> Outputs:
-        features = draw.normal(size=(300, 6)) + np.array([by, 0, 0, 0, 0, 0])
-        unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
-        return Outputs(draw.normal(size=(300, 4)) + by * right, unit, numbers)
 
-    frozen, tuned, form, mean, again, untaught = (outputs(by, 100 * by) for by in (0, 3, 2, 1, 3, 2))
-    candidates = Candidates(
-        frozen, tuned, {"kind": form}, {"kind": mean}, {"bias": again}, {"kind": {"bias": untaught}}
+def form_outputs(seed: int = 0, images: int = 300) -> tuple[list[Outputs], np.ndarray]:
+    """What the frozen model, a tuned one and `STUDENTS` make of images; and labels, the same for all seeds."""
+    labels = np.random.default_rng(images).integers(0, 4, images)
+    draw = np.random.default_rng(seed)
+    own = draw.normal(size=(images, 4))  # what the tuned model thinks and those that learn from it
+
+    def outputs(by: float, alike: float) -> Outputs:
+        features = draw.normal(size=(images, 6)) + np.array([by, 0, 0, 0, 0, 0])
+        logits = alike * own + (1 - alike) * draw.normal(size=(images, 4)) + by * np.eye(4)[labels]
+        return Outputs(logits, features / np.linalg.norm(features, axis=-1, keepdims=True))
+
+    sizes = ((0, 0), (2, 1), (1.9, 0.9), (1.9, 0.6), (1, 0), (2, 0), (1.5, 0))
+    return [outputs(by, alike) for by, alike in sizes], labels
+
+
+def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Student] = STUDENTS) -> ModelReplacements:
+    """What one tuned model can be exchanged for."""
+    (frozen, tuned, *others), labels = form_outputs(seed, images)
+    return ModelReplacements(
+        steps=30,
+        fitted_images=80,
+        held_back_images=20,
+        images=np.arange(images),
+        by_image=by_image(frozen, tuned, others[: len(students)], students, labels),
+        no_ceiling="",
     )
-    return candidates, labels
 
 
-def synthetic_forms() -> dict[str, FittedReplacements | Missing]:
-    """What IVLP can be exchanged for, by bias tuning's models as controls."""
-    candidates, labels = form_candidates()
-    fits = {"kind": Fit("two vectors per layer", 0.1, 0.2)}
-    result = summarize_forms("IVLP", candidates, labels, fits, images=np.arange(300), counts=(80, 20))
-    return {"ivlp": result, "bias": Missing("No form learns.")}
+def replaced_method(models: Mapping[str, ModelReplacements], name: str = "IVLP") -> MethodReplacements:
+    """What these models of one method can be exchanged for."""
+    gain, rows = compare([model.by_image for model in models.values()])
+    assert gain is not None
+    return MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
+
+
+def synthetic_forms() -> ReplacementResults:
+    """What IVLP can be exchanged for."""
+    models = {"ivlp": model_replacements()}
+    return ReplacementResults({**models, "bias": Missing("No form learns.")}, (replaced_method(models),))
 
 
 def levels_of(effects):
@@ -165,7 +193,7 @@ class _Builder(MapSections):
             "dataset": DatasetFacts(dataset, "test", self.images, names, "a photo of a {}."),
             "clip": clip,
             "models": tuple(self.models),
-            "sections": ALL_SECTIONS,
+            "sections": SECTIONS,
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
         }

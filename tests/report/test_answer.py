@@ -10,7 +10,7 @@ from scipy import stats
 from clipbias.explain.answer import approach, conclude_study
 from clipbias.explain.headline import MethodTest, headline, method_tests
 from clipbias.explain.reasons import reasons
-from clipbias.explain.results import CausalTests, Effects, MethodResult, Missing, Replacements
+from clipbias.explain.results import CausalTests, Effects, Kind, MethodResult, Missing, Replacements
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.report.answer_figure import COLUMNS, MOST_ROWS, answer_figure, answer_note, answer_rows
@@ -140,12 +140,12 @@ def test_the_reasons_have_the_numbers_of_the_arrays(results):
     constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
     kept = ends(constants["kept:kind"], SHARES, 100)
     np.testing.assert_allclose(shares_in(bias.text)[-1], kept, atol=0.501)
-    (fitted,) = (each for each in results.replacement.values() if not isinstance(each, Missing))
-    ways = {name: place for place, name in enumerate(fitted.ways)}
-    right, decided = fitted.outcomes.correct, fitted.decisions
-    lost = 100 * (right[:, ways["fitted:kind"]].mean() - right[:, ways["tuned"]].mean())
-    moved = decided[:, ways["tuned"]] != decided[:, ways["reference"]]
-    same = 100 * (decided[moved, ways["fitted:kind"]] == decided[moved, ways["tuned"]]).mean()
+    (fitted,) = (each for each in results.replacement.models.values() if not isinstance(each, Missing))
+    right, decided = fitted.by_image.correct, fitted.by_image.decisions
+    (form,) = (at for at, each in enumerate(fitted.by_image.students, 2) if each.kind is Kind.FITTED)
+    lost = 100 * (right[:, form].mean() - right[:, 1].mean())
+    moved = decided[:, 1] != decided[:, 0]
+    same = 100 * (decided[moved, form] == decided[moved, 1]).mean()
     assert f"accuracy changes by {lost:+.1f} points (" in bias.text and f"), and {same:.0f} % (" in bias.text
     assert bias.text.endswith("Bias tuning is a fixed bias itself.")
     for label, keys in KEYS.items():

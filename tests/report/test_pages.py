@@ -8,7 +8,6 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.answer import conclude_study
-from clipbias.explain.replacement_pooled import pool_replacements
 from clipbias.explain.results import Missing, Reason, load_results, save_results
 from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
@@ -243,8 +242,8 @@ def test_overview_has_the_papers_panels(drawn, tmp_path):
 def test_overview_has_what_can_stand_for_methods(drawn, tmp_path):
     made = folders(tmp_path, "dtd", "eurosat", names=("replacement",))
     page = Page(write_overview(made, tmp_path).read_text("utf-8"))
-    (method,) = pool_replacements(list(map(load_results, made)))
-    assert method.teachers == 2 and method.forms["kind"].sentence in page.text
+    (method,) = load_results(made[0]).replacement.methods
+    assert all(f"{name}: {method.sentence}" in page.text for name in ("DTD", "EuroSAT"))
     assert list(drawn) == ["replacements"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipbias.explain.conclusions import HALF, QUARTER
 from clipbias.explain.replacement import MARGIN
-from clipbias.explain.results import FittedForm, Missing, StudyResults
+from clipbias.explain.results import Comparison, Kind, MethodReplacements, Missing, StudyResults
 from clipbias.explain.uncertainty import Estimate, estimate, excludes, resample
 from clipbias.explain.wording import NOTHING_INSIDE
 from tools.mechanisms.models import ATTENTION, BOTH, CONSTANT, IMAGE, NO_ATTENTION, NO_GAIN
@@ -116,29 +116,34 @@ def optimal_ablation(results: StudyResults, key: str) -> Answer:
 def replacement_share(results: StudyResults, key: str) -> Answer:
     """A constant that is fitted to the model's predictions keeps most of its gain, or does not."""
     forms = fitted_forms(results, key)
-    shares = [form.comparison.kept.calibrated.share for form in forms]
+    shares = [form.share for form in forms]
     if any(excludes(share, HALF) > 0 for share in shares):
         return Answer(what=CONSTANT)
     return Answer(what=IMAGE if forms and all(excludes(share, HALF) < 0 for share in shares) else UNDECIDED)
 
 
 def replacement(results: StudyResults, key: str) -> Answer:
-    """Likewise, and makes the decisions that tuning moved as often as another training of the method, or does not."""
+    """Likewise, and makes the decisions that tuning moved as often as the method that is fitted to itself, or not."""
     forms = fitted_forms(results, key)
     sides = []
     for form in forms:
-        keeps = excludes(form.comparison.kept.calibrated.share, HALF)
-        decides = [excludes(less, -MARGIN) for less in form.beside_retraining.values()]
-        sides.append(min(keeps, *decides) if decides else 0)
+        decides = excludes(form.less_ceiling, -MARGIN)
+        sides.append(0 if form.less_ceiling is None else min(excludes(form.share, HALF), decides))
     if any(side > 0 for side in sides):
         return Answer(what=CONSTANT)
     return Answer(what=IMAGE if forms and all(side < 0 for side in sides) else UNDECIDED)
 
 
-def fitted_forms(results: StudyResults, key: str) -> list[FittedForm]:
+def fitted_forms(results: StudyResults, key: str) -> list[Comparison]:
     """The constants that were fitted to a model's predictions."""
-    fitted = (results.replacement or {}).get(key, Missing(""))
-    return [] if isinstance(fitted, Missing) else [fitted.forms[form] for form in FORMS if form in fitted.forms]
+    method = _replaced(results, key)
+    rows = method.rows if method else ()
+    return [row for row in rows if row.student.kind is Kind.FITTED and row.student.form in FORMS]
+
+
+def _replaced(results: StudyResults, key: str) -> MethodReplacements | None:
+    methods = results.replacement.methods if results.replacement else ()
+    return next((method for method in methods if key in method.models), None)
 
 
 def levels_and_replacement(results: StudyResults, key: str) -> Answer:
@@ -200,8 +205,7 @@ def gain_of(results: StudyResults, key: str) -> Estimate:
     """In calibrated log-likelihood; of a head, which has no causal test, in accuracy unless forms were fitted to it."""
     if effects := results.effects((key,)):
         return effects.towers["both"].calibrated.gain
-    fitted = (results.replacement or {}).get(key, Missing(""))
-    if not isinstance(fitted, Missing):
+    if fitted := _replaced(results, key):
         return fitted.gain.calibrated
     predictions = results.predictions
     rows = predictions.right(key).astype(float) - predictions.right(results.zero_shot.key)

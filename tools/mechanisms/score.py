@@ -16,7 +16,6 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import StudyResults, load_results
-from clipbias.explain.results.study import REPLACEMENT
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.explain.uncertainty import excludes
@@ -56,7 +55,7 @@ def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResult
     if not spec.of_family.replaced or excludes(gain_of(results, MODEL)) <= 0:
         return results
     # Apart, so that the other training is in no other section.
-    fitted = study(workdir / "replacements" / spec.key, workdir, spec, (REPLACEMENT,), options, again=True)
+    fitted = study(workdir / "replacements" / spec.key, workdir, spec, ("replacement",), options, again=True)
     return dataclasses.replace(results, replacement=fitted.replacement)
 
 

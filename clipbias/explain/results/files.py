@@ -17,10 +17,11 @@ import cattrs.v
 import numpy as np
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain.results.replacement import Kind, Word
 from clipbias.explain.results.study import StudyResults
 from clipbias.io import atomic_path, check_file, read_json, sha256, shorten, write_text
 
-FORMAT = 7
+FORMAT = 8
 ARRAYS = "results.npz"
 SCALARS = "results.json"
 _DIGEST = "sha256"
@@ -176,6 +177,8 @@ def _codec() -> cattrs.Converter:
 
     for kind, hook in ((np.ndarray, array), (str, text), (bool, boolean), (int, whole), (float, number)):
         codec.register_structure_hook(kind, hook)
+    for words in (Kind, Word):
+        codec.register_structure_hook(words, lambda value, kind: kind(text(value, kind)))
     codec.register_structure_hook_func(is_tuple, values)
     codec.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
     return codec

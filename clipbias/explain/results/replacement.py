@@ -1,103 +1,168 @@
-"""What a tuned model can be exchanged for: forms fitted to its predictions (`replacement`)."""
+"""How students compare with their teacher: the replacements of a study (`replacement`), and a certificate."""
 
 import dataclasses
+import enum
 
 import numpy as np
 
-from clipbias.explain.results.effects import ByOutcome, ImageOutcomes
+from clipbias.explain.results.effects import ByOutcome
+from clipbias.explain.results.facts import Missing
 from clipbias.explain.uncertainty import Estimate
 
 
+class Kind(enum.StrEnum):
+    """What stands in a teacher's place."""
+
+    FITTED = "fitted"  # a form that learned the teacher's outputs
+    CEILING = "ceiling"  # the teacher's own method that did, from another start
+    MEAN = "mean"  # the mean of what the teacher's blocks add; nothing was fitted
+    LABELS = "on labels"  # the form's method, trained on labels
+    RETRAINED = "retrained"  # the teacher's method, trained again on the same labelled images
+
+
+class Word(enum.StrEnum):
+    """What is concluded of a form that was fitted to a teacher (`explain.replacement.conclude`)."""
+
+    REPLACES = "replaces"
+    GAIN = "has the gain of"
+    MOST = "has most of the gain of"
+    NOT_MATCHED = "not matched with so many images and steps"
+    UNDECIDED = "undecided"
+
+
 @dataclasses.dataclass(frozen=True)
-class Agreement:
-    """Shares of images that two models decide alike; `None` where there is no such image.
+class Student:
+    """What stands in a teacher's place.
 
     Attributes:
-      every: of all images.
-      moved: of those whose decision tuning moved.
-      fixed, broken: of those that tuning made right, or wrong.
+      kind: how it came to be; form: the form's name, or the method's.
+      words: what it is.
+      numbers: how many it stores.
+      fitted_divergence, held_back_divergence: mean KL from the teacher in nats on the images that it was fitted on
+        (high: the form or the steps do not suffice) and on held-back ones (high beside a low first: the images do
+        not); `None` where nothing was fitted.
     """
 
-    every: Estimate | None
-    moved: Estimate | None
-    fixed: Estimate | None
-    broken: Estimate | None
+    kind: Kind
+    form: str
+    words: str
+    numbers: int
+    fitted_divergence: float | None = None
+    held_back_divergence: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A model beside the tuned one, on the study's images.
+    """A student beside its teacher, on images that it was not fitted on. Intervals are over these images, and seeds.
+
+    R is the frozen model, P the teacher, F the student.
 
     Attributes:
-      numbers: how many it stores.
-      kept: of the tuned model's gain over the frozen model, with its share, by outcome.
-      difference: of its accuracy from the tuned model's, a share of images, paired; margin: the smallest loss that the
-        interval rules out.
-      divergence: mean KL from the tuned model in nats.
-      agreement: with the tuned model.
-      cosine: mean over images of that between `f_F - f_R` and `f_P - f_R`: how this model (F) and the tuned one (P)
-        move the frozen model's image features (R), all of unit length, as logits read them. What texts and heads
-        change is not in it. `None` where one of the two moves no image feature.
+      student: what it is.
+      models, images, moved_images: how many teachers; images; decisions that tuning moved, `argmax z_R ≠ argmax z_P`, a
+        mean over the teachers.
+      divergence: mean KL `softmax z_P ‖ softmax z_F` in nats.
+      agreement: share of images with the teacher's decision.
+      moved, fixed, broken: the same, of images whose decision tuning moved, made right, and made wrong; `None` where
+        there is no such image.
+      cosine: mean over images of that between `f_F - f_R` and `f_P - f_R`, of unit-length image features. What texts
+        and heads change is not in it. `None` where one of the two moves no image feature.
+      accuracy: of the student; difference: from the teacher's, paired; both a share of images, `None` without labels.
+      gain: over the frozen model in points and in nats, with the share of the teacher's gain; `None` without labels.
+      less_ceiling: `moved` less the ceiling's, paired; `None` of what has no ceiling.
+      word: what is concluded; `None` of what was not fitted.
     """
 
-    numbers: int
-    kept: ByOutcome[Estimate]
-    difference: Estimate
-    margin: float
+    student: Student
+    models: int
+    images: int
+    moved_images: int
     divergence: Estimate
-    agreement: Agreement
+    agreement: Estimate
+    moved: Estimate | None
+    fixed: Estimate | None
+    broken: Estimate | None
     cosine: Estimate | None
+    accuracy: float | None = None
+    difference: Estimate | None = None
+    gain: ByOutcome[Estimate] | None = None
+    less_ceiling: Estimate | None = None
+    word: Word | None = None
+
+    @property
+    def margin(self) -> float | None:
+        """The smallest loss of accuracy that the interval rules out, a share; `None` without labels."""
+        if self.difference is None or self.difference.low is None:
+            return None
+        return max(0.0, -self.difference.low)
+
+    @property
+    def share(self) -> Estimate | None:
+        """Of the teacher's gain in calibrated log-likelihood; `None` where that is not surely above 0."""
+        return None if self.gain is None else self.gain.calibrated.share
 
 
 @dataclasses.dataclass(frozen=True)
-class FittedForm:
-    """One form that learned a tuned model's predictions.
+class ImageComparisons:
+    """A teacher and its students on each of `n` images. Columns `K` are frozen model, teacher, then the students.
 
     Attributes:
-      words: what it is.
-      fitted_divergence, held_back_divergence: mean KL from the tuned model in nats on the images that it was fitted on,
-        and on held-back ones.
-      comparison: with the tuned model.
-      beside_retraining: by key of a retraining: its agreement on moved decisions less the retraining's, paired.
-      beside_untaught: the same, less that of the form trained on labels.
-      conclusion: a key of `replacement.CONCLUSIONS`; sentence: what is concluded, in words.
+      students: `K - 2` of them.
+      decisions: the class that each gives each image, uint16 `[n, K]`.
+      divergences: KL from the teacher in nats, float32 `[n, K]`.
+      cosines: as of `Comparison`, float32 `[n, K]`; NaN where an image's feature does not move.
+      correct: uint8 `[n, K]`; calibrated: log-likelihood of the true class in nats, float32 `[n, K]`. Both are `None`
+        without labels.
     """
 
-    words: str
-    fitted_divergence: float
-    held_back_divergence: float
-    comparison: Comparison
-    beside_retraining: dict[str, Estimate]
-    beside_untaught: dict[str, Estimate]
-    conclusion: str
+    students: tuple[Student, ...]
+    decisions: np.ndarray
+    divergences: np.ndarray
+    cosines: np.ndarray
+    correct: np.ndarray | None = None
+    calibrated: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReplacements:
+    """What was fitted to one tuned model.
+
+    Attributes:
+      steps: of each fit; fitted_images, held_back_images: how many, without labels.
+      images: numbers of the study's images in the split, `[n]`.
+      by_image: all that follows is from this.
+      no_ceiling: why the method was not fitted to itself; "" where it was.
+    """
+
+    steps: int
+    fitted_images: int
+    held_back_images: int
+    images: np.ndarray
+    by_image: ImageComparisons
+    no_ceiling: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodReplacements:
+    """What one method can be exchanged for, over all its seeds.
+
+    Attributes:
+      name: how the method is called; models: keys of its models.
+      gain: over the frozen model, by outcome.
+      rows: what stands in its place.
+      sentence: what is concluded of two vectors per layer, or of the first form.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    gain: ByOutcome[Estimate]
+    rows: tuple[Comparison, ...]
     sentence: str
 
 
 @dataclasses.dataclass(frozen=True)
-class FittedReplacements:
-    """What one tuned model can be exchanged for.
+class ReplacementResults:
+    """All replacements of a study: by model, and by method over its seeds."""
 
-    Attributes:
-      gain: over the frozen model, by outcome.
-      fitted_images, held_back_images: how many, of training and of validation, without labels.
-      moved_images: of the study, whose decision tuning moved.
-      forms: by name.
-      means: by form, the mean of what the model's blocks add, which nothing was fitted to.
-      retrainings: by key, the method trained again on the same images, with another start and order.
-      untaught: by form and key, the form's method trained on the same images' labels.
-      ways: names of all these models, for the axis `K` of what follows, made by `replacement.way`.
-      outcomes: of each image.
-      decisions: the class that each way gives each image, uint16 `[n, K]`.
-    """
-
-    gain: ByOutcome[Estimate]
-    fitted_images: int
-    held_back_images: int
-    moved_images: int
-    forms: dict[str, FittedForm]
-    means: dict[str, Comparison]
-    retrainings: dict[str, Comparison]
-    untaught: dict[str, dict[str, Comparison]]
-    ways: tuple[str, ...]
-    outcomes: ImageOutcomes
-    decisions: np.ndarray
+    models: dict[str, ModelReplacements | Missing]
+    methods: tuple[MethodReplacements, ...]

@@ -20,7 +20,7 @@ from clipbias.explain.results.effects import (
 )
 from clipbias.explain.results.facts import ClipFacts, DatasetFacts, Missing, ModelFacts, Predictions
 from clipbias.explain.results.maps import Examples, Exploration, Faithfulness, Relevancy, Similarity
-from clipbias.explain.results.replacement import FittedReplacements
+from clipbias.explain.results.replacement import ReplacementResults
 
 SECTIONS = (
     "predictions",
@@ -35,11 +35,9 @@ SECTIONS = (
     "examples",
     "explore",
     "words",
+    "replacement",
     "verdict",
 )
-# Left out unless it is named: it trains.
-REPLACEMENT = "replacement"
-ALL_SECTIONS = (*SECTIONS, REPLACEMENT)
 T = TypeVar("T")
 
 
@@ -81,7 +79,7 @@ class StudyResults:
     examples: Examples | None = None
     explore: Exploration | None = None
     words: dict[str, ModelWords | Missing] | None = None
-    replacement: dict[str, FittedReplacements | Missing] | None = None
+    replacement: ReplacementResults | None = None
     verdict: tuple[Verdict, ...] | None = None
     methods: tuple[MethodResult, ...] = ()
     answer: Answer | None = None
