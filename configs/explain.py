@@ -19,8 +19,8 @@ from configs._common import AdapterSettings, DatasetSettings
 
 PRESETS = {
     "full": "every section, of all images but where the settings say of how many",
-    "quick": "a first look: 24 images, without random prompts as a control, without replacements, which train, and "
-    "without perturbation, which runs each image a hundred times",
+    "quick": "a first look: 24 images, without replacements, which train, and without perturbation, which runs each "
+    "image a hundred times",
 }
 
 
@@ -55,7 +55,6 @@ def get_config(size: str = "full") -> ConfigDict:
     if size == "quick":
         config.sections = ",".join(name for name in SECTIONS if name not in ("faithfulness", "replacement"))
         config.image_limit = 24
-        config.control_images = 0
         config.training_images = 16
         config.explore_images = 8
     return config

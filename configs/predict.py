@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from clipbias.checks import LARGEST, Positive, Range
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.reading import OnImageError
-from clipbias.explain.options import StudyOptions
-from clipbias.settings import setting, setting_of, to_config
+from clipbias.settings import setting, to_config
 from configs._common import AdapterSettings, AnswerSettings, InputSettings
 
 
@@ -40,7 +39,9 @@ class PredictSettings(AdapterSettings, AnswerSettings, InputSettings):
         "the same command continues it (docs/answers.md). None writes predictions.json at the end.",
     )
     relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
-    start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting_of(StudyOptions, "start_layer")
+    start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting(
+        0, "First layer of relevancy: 0 all layers, -1 the last alone."
+    )
     batch_size: Positive = setting(BATCH_SIZE, "Images at a time.")
     on_image_error: OnImageError = setting(
         "skip", 'For an image that cannot be read: "skip" says so in its line, "raise" stops.'

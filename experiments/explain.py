@@ -4,8 +4,7 @@
     python -m experiments.explain --config.adapters='workdir/demo/adapters/*-16shots-*' --workdir=workdir/why
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
-each and an `overview.html`. The section `constants` saves the bias that is equivalent to each tuned adapter as an
-adapter of its own, in `equivalent_bias/`. At the end it prints the answer that the report begins with.
+each and an `overview.html`. At the end it prints the sentence that the report begins with.
 """
 
 import contextlib
@@ -23,13 +22,14 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import SECTIONS, Answer, StudyResults
+from clipbias.explain.results import SECTIONS, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.report.published import dataset_name
+from clipbias.report.study_page import method_sentences
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.device import explain_exhaustion
@@ -41,7 +41,6 @@ from clipbias.tuning.adapter import start_seed
 from configs.explain import ExplainSettings
 from experiments import common
 from experiments.command_line import split
-from experiments.equivalent_bias import save_equivalent_biases
 from experiments.inputs import AdapterFile, by_dataset, find_adapters
 
 _CONFIG = "configs/explain.py"
@@ -59,15 +58,15 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
         for name in groups:  # all of them before the first study
             load(name).split(settings.split)
         folders = {name: workdir / name.replace("/", "_") if has_overview else workdir for name in groups}
-        answers = dict[str, Answer | None]()
+        results = {}
         for number, (name, folder) in enumerate(folders.items(), start=1):
-            results = explain(settings, load(name), groups[name], folder, sections, name=name)
-            accuracies = {f"accuracy/{model.key}": model.accuracy for model in results.models}
-            about = {"dataset": results.dataset.name, "images": results.dataset.images}
+            study = explain(settings, load(name), groups[name], folder, sections, name=name)
+            accuracies = {f"accuracy/{model.key}": model.accuracy for model in study.models}
+            about = {"dataset": study.dataset.name, "images": study.dataset.images}
             # Not before: it replaces what an earlier study left.
             metrics = metrics or opened.enter_context(MetricWriter(workdir))
-            metrics.write(number, {**about, **accuracies, "seconds": results.seconds})
-            answers[name] = results.answer
+            metrics.write(number, {**about, **accuracies, "seconds": study.seconds})
+            results[name] = study
         hosts.leave()
         if not hosts.is_first():
             return
@@ -75,15 +74,8 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             common.tell(f"report: {write_report(folder, folder / 'report')}")
         if has_overview:
             common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
-        for name, answer in answers.items():
-            if answer is not None:
-                common.tell(*answer_lines(answer, name if has_overview else ""))
-
-
-def answer_lines(answer: Answer, dataset: str) -> list[str]:
-    """The answer as a report begins with it, of one dataset of several with its name."""
-    reasons = [f"  {reason.about}: {reason.text}" for reason in answer.reasons]
-    return [f"{dataset}: {answer.headline}" if dataset else answer.headline, *reasons]
+        for study in results.values():
+            common.tell(*(sentence for method in study.methods for sentence in method_sentences(study, method)))
 
 
 def named_sections(text: str) -> list[str]:
@@ -130,13 +122,7 @@ def explain(
             known=known_predictions(settings.predictions, adapters, images),
         )
         hosts.assert_same("what is explained", study.fingerprint)
-        results = run_study(
-            study, folder, dataset=name, split=settings.split, config=as_json(settings), sections=sections
-        )
-    if "constants" in sections and hosts.is_first():
-        for model, (adapter, _) in zip(study.tuned, adapters, strict=True):
-            save_equivalent_biases(results, model, adapter, folder)
-    return results
+        return run_study(study, folder, dataset=name, split=settings.split, config=as_json(settings), sections=sections)
 
 
 def known_predictions(

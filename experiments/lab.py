@@ -92,10 +92,9 @@ def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
             settings,
             ExplainSettings,
             adapters=",".join(map(str, adapters)),
-            sections="factorial,constants,verdict",
+            sections="causal",
             batch_size=None,  # that of training is another one
             image_limit=settings.causal_images,
-            control_images=0,
             datasets=None,
             template=None,
         )

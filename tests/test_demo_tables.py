@@ -11,18 +11,6 @@ from tools import make_demo_tables
 from tools.pages import END
 
 PROMPTS = ("IVLP", "VPT")
-LINES = """method,quantity,outcome,unit,dataset,seeds,value,low,high,share,share_low,share_high
-IVLP,gain,accuracy,points,demo/digits,3,5.349,3.149,7.551,,,
-IVLP,gain,accuracy,points,mean,,9.9,9.9,9.9,,,
-IVLP,attention alone,accuracy,points,demo/digits,3,-0.04,-2.8,-0.55,-0.01,-0.5,-0.1
-IVLP,all that is added,accuracy,points,demo/digits,3,0.5,0.4,0.6,,,
-IVLP,mean of what is added,accuracy,points,demo/digits,3,0.4,0.3,0.5,0.744,-0.004,0.79
-IVLP,best constant,accuracy,points,demo/digits,3,0.4,0.3,0.5,,,
-VPT,gain,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,,,
-VPT,all that is added,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,,,
-VPT,mean of what is added,accuracy,points,demo/digits,3,-2.0,-4.0,-1.0,1.0,1.0,1.0
-IVLP,tokens alone,calibrated,nats,demo/fashion,3,0.4404,0.35,0.53,0.706,0.6449,0.775
-"""
 
 
 @pytest.mark.parametrize("name", make_demo_tables.PAGES)
@@ -44,99 +32,6 @@ def made(folder: Path, page: str, **texts: str) -> list[list[str]]:
     assert whole.count("between") == whole.count(END) == len(texts)
     sections = whole.split(END)[:-1]
     return [[line for line in each.splitlines() if line.startswith("| ") and "---" not in line] for each in sections]
-
-
-def test_a_line_for_each_method_and_dataset(tmp_path: Path) -> None:
-    ((heads, ivlp, vpt, again, nats),) = made(tmp_path, "report.md", verdict=LINES)
-    columns = "gain | attention alone | tokens alone | mean of what is added | best constant"
-    assert heads == again == f"| method | dataset | {columns} |"
-    assert ivlp == "| IVLP | demo/digits | +5.3 (+3.1 to +7.6) | +0.0 (-2.8 to -0.6) | – | 74 (0 to 79) | – |"
-    # A share of a loss is none of a gain.
-    assert vpt == "| VPT | demo/digits | -2.0 (-4.0 to -1.0) | – | – | – | – |"
-    assert nats == "| IVLP | demo/fashion | – | – | +0.440 (+0.350 to +0.530) | – | – |"
-
-
-def test_two_families_stand_side_by_side(tmp_path: Path) -> None:
-    head = LINES.splitlines()[0]
-    clip = f"""{head}
-IVLP,gain,accuracy,points,demo/digits,5,5.0,3.0,7.0,,,
-IVLP,kept:vector,accuracy,points,demo/digits,5,1,0,2,0.2,-0.1,0.5
-IVLP,kept:kind,accuracy,points,demo/digits,5,2,1,3,0.4,0.3,0.5
-CoOp,gain,accuracy,points,demo/digits,5,5.0,3.0,7.0,,,
-"""
-    siglip = f"""{head}
-IVLP,kept:kind,accuracy,points,demo/digits,5,2,1,3,0.8,0.7,0.9
-IVLP,kept:vector,accuracy,points,demo/digits,5,1,0,2,0.7,0.6,0.8
-IVLP,gain,accuracy,points,demo/digits,5,1.0,-1.0,2.0,,,
-IVLP,gain,accuracy,points,mean,5,1.0,-1.0,2.0,,,
-"""
-    begin = make_demo_tables.BEGIN.format(name="verdict.csv and verdict_siglip.csv")
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/verdict.csv").write_text(clip)
-    (tmp_path / "images/verdict_siglip.csv").write_text(siglip)
-    (tmp_path / "models.md").write_text(f"{begin}\nold\n{END}\n")
-    points, nats = make_demo_tables.page(tmp_path / "models.md").split("Nats")
-    heads, _, line = [each for each in points.splitlines() if each.startswith("| ")]
-    of_both = "CLIP: gain | CLIP: one | CLIP: two | SigLIP: gain | SigLIP: one | SigLIP: two"
-    assert heads == f"| method | dataset | {of_both} |"
-    gains = "+5.0 (+3.0 to +7.0) | 20 (-10 to 50) | 40 (30 to 50) | +1.0 (-1.0 to +2.0)"
-    assert line == f"| IVLP | demo/digits | {gains} | – | – |"
-    assert "IVLP" not in nats
-
-
-def test_the_findings_on_a_model_without_cls_are_those_of_its_verdict() -> None:
-    """What docs/models.md says below the table."""
-    clip, siglip = (_shares(name) for name in ("verdict", "verdict_siglip"))
-    pages = " ".join((ROOT / "docs/models.md").read_text(encoding="utf-8").split())
-    cells = [(method, dataset) for method in ("VPT", "IVLP") for dataset in ("digits", "emoji", "fashion")]
-    small = 0
-    differences = []
-    lines = {}
-    for outcome in ("accuracy", "calibrated"):
-        for cell in cells:
-            gains = [rows[*cell, "gain", outcome]["low"] > 0 for rows in (clip, siglip)]
-            for rows, gain in zip((clip, siglip), gains, strict=True):
-                assert not gain or all(rows[*cell, f"kept:{k}", outcome]["share_low"] < 0.5 for k in ("vector", "kind"))
-            vector = siglip[*cell, "kept:vector", outcome]
-            two = clip[*cell, "kept:kind", outcome]
-            if all(gains):
-                overlap = vector["share_low"] < two["share_high"] and two["share_low"] < vector["share_high"]
-                lines[*cell, outcome] = overlap
-                assert overlap or vector["share_low"] > two["share_high"]
-            if outcome == "calibrated":
-                small += gains[1] and vector["share_high"] < 0.5
-                assert gains[0] and clip[*cell, "kept:vector", outcome]["share_high"] < 0.5
-            if gains[1]:
-                differences.append(abs(vector["share"] - siglip[*cell, "kept:kind", outcome]["share"]))
-                assert cell[0] != "VPT" or differences[-1] < 1e-3
-    assert [line for line, overlap in lines.items() if not overlap] == [("VPT", "emoji", "calibrated")]
-    assert len(lines) == 10 and "in nine of the ten lines where both models gain" in pages
-    assert small == 6 and "less than half of each of the six gains, on SigLIP as on CLIP." in pages
-    assert f"at most {100 * max(differences):.0f} percentage points" in pages
-    constants = {
-        name: [100 * siglip[*cell, name, "calibrated"]["share"] for cell in cells]
-        for name in ("best constant", "mean of what is added")
-    }
-    best, mean = (f"{min(shares):.0f} to {max(shares):.0f} %" for shares in constants.values())
-    assert f"is worth {best} of all that is added to SigLIP's image tokens, the mean {mean}." in pages
-
-
-def test_the_conclusions_on_a_model_without_cls_are_those_of_its_file() -> None:
-    siglip = _shares("verdict_siglip")
-    page = " ".join((ROOT / "docs/models.md").read_text(encoding="utf-8").split())
-    with open(ROOT / "docs/images/verdict_siglip_confirmed.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    shown = {
-        (row["Model"].partition(",")[0], row["Dataset"].removeprefix("demo/"), row["More than half of the gain"])
-        for row in rows
-        if row["Verdict"] == "shown"
-    }
-    expected = {("VPT", "emoji"), ("IVLP", "emoji"), ("IVLP", "fashion")}
-    assert shown == {(*cell, "tokens alone") for cell in expected}
-    assert "is shown on SigLIP for VPT and IVLP on emoji and for IVLP on clothes, and not" in page
-    others = {("VPT", "digits"), ("VPT", "fashion"), ("IVLP", "digits")}
-    shares = [100 * siglip[*cell, "tokens alone", "calibrated"]["share"] for cell in others]
-    assert f"for the other three, which have {min(shares):.0f} to {max(shares):.0f} % ([all {len(rows)}" in page
 
 
 def _shares(name: str) -> dict[tuple[str, ...], dict[str, float]]:
@@ -282,40 +177,3 @@ def test_the_findings_on_replacements_are_those_of_their_table() -> None:
     assert min(float(row["low"]) for row in ten) > 85 and "nearly all of the gain of VPT and IVLP" in page
     head = float(rows["TaskRes", "digits", "fitted", "kind"]["value"])
     assert f"two vectors have {head:.0f} % of its gain on digits" in page
-
-
-def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
-    """What docs/report.md says below the picture of the verdict."""
-    rows = _shares("verdict")
-    methods = ("VPT", "IVLP", "MaPLe")
-    datasets = ("digits", "fashion", "emoji")
-    assert {key[0] for key in rows} == set(methods) and {key[1] for key in rows} == {*datasets, "mean"}
-    page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
-
-    def spread(quantity: str, outcome: str, *places: str) -> str:
-        shares = [100 * rows[method, place, quantity, outcome]["share"] for method in methods for place in places]
-        return f"{min(shares):.0f} to {max(shares):.0f} %"
-
-    for method in methods:
-        gains = {place: rows[method, place, "gain", "accuracy"] for place in datasets}
-        assert gains["digits"]["low"] > 0 and gains["fashion"]["low"] > 0 > gains["emoji"]["low"]
-        tokens = {place: rows[method, place, "tokens alone", "accuracy"] for place in ("digits", "fashion")}
-        assert tokens["digits"]["share_low"] < 0.5 < tokens["digits"]["share_high"]
-        assert rows[method, "digits", "attention alone", "accuracy"]["low"] < 0
-        assert rows[method, "digits", "values", "accuracy"]["share_low"] > 0.5
-        assert all(rows[method, place, "gain", "calibrated"]["low"] > 0 for place in datasets)
-        for place in ("fashion", "emoji"):
-            assert rows[method, place, "tokens alone", "calibrated"]["share_low"] > 0.5
-    tokens, best, mean = "tokens alone", "best constant", "mean of what is added"
-    assert f"tokens alone has {spread(tokens, 'accuracy', 'fashion')} of the accuracy that VPT, IVLP and MaPLe" in page
-    assert f"gain on clothes, and {spread(tokens, 'accuracy', 'digits')} on digits" in page
-    both = ("digits", "fashion")
-    assert f"The best constant is worth {spread(best, 'accuracy', *both)} of all that is added to image tokens" in page
-    assert f"log-likelihood {spread(best, 'calibrated', *both)}; on emoji, with sixty classes," in page
-    assert f"with sixty classes, {spread(best, 'calibrated', 'emoji')}." in page
-    assert f"it is worth {spread(mean, 'accuracy', *both)} in accuracy, and in calibrated log-likelihood" in page
-    parts = [spread(mean, "calibrated", place) for place in datasets]
-    assert f"log-likelihood {parts[0]} on digits, {parts[1]} on clothes and {parts[2]} on emoji." in page
-    assert (
-        f"two vectors per layer keep {spread('kept:kind', 'calibrated', *datasets)} of the gain in calibrated" in page
-    )

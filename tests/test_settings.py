@@ -21,7 +21,7 @@ import experiments.train
 from clipbias.cli import COMMANDS, folder, overview
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.conclusions import FEWEST_IMAGES
+from clipbias.explain.verdict import FEWEST_IMAGES
 from clipbias.settings import as_json, from_config
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -126,12 +126,10 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (table1, "targets", ("folder",), "the protocol few_shot stays within one dataset"),
     (table1, "protocol", "few_shots", "protocol is 'few_shots'; choose from few_shot"),
     (table1, "method_options", {"bias": 5}, "method_options.bias is 5; it must hold options by name"),
-    (explain, "rotations", (45,), "rotations are (45,); give multiples of 90 degrees"),
-    (explain, "prompt", "x", "prompt is 'x'; it must be a whole number from 0 to 2,147,483,647, or None"),
     (explain, "image_limit", 0, "image_limit is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
     (train, "shots", 0, "shots is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
     (train, "data_dir", "", "data_dir is ''; it must be a text that is not empty, or None"),
-    (explain, "examples", 0, "examples is 0; it must be a whole number from 1"),
+    (explain, "explore_images", 0, "explore_images is 0; it must be a whole number from 1"),
     (explain, "dataset", "..", "there is no dataset '..'"),
     (explain, "datasets", ("demo/digits",), "give --config.dataset or --config.datasets, not both"),
     (predict, "classes", "\0", "class 0 has an empty name"),
@@ -161,7 +159,7 @@ def test_wrong_values(
         ),
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),
-        (explain, {"layers": (10**9,), "start_layer": -(10**9), "image_limit": 10**9}),
+        (explain, {"explore_images": 1000, "image_limit": 10**9}),
     ],
 )
 def test_large_values_are_taken_for_all_there_is(

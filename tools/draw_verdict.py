@@ -1,25 +1,20 @@
-"""Draws, over finished studies, what attention and tokens give alone of each method's gain, and a constant.
+"""Draws the verdicts of finished studies, datasets side by side.
 
     python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_fashion --to=docs/images/verdict.png
 
 The arguments are folders of `experiments.explain`, one for each dataset, with all methods and seeds; a folder that
-holds several studies stands for all of them. Methods may be in studies of their own. Prints the confirmatory
-conclusions, a table per method and what follows from it, or why a method has none, and writes the picture, and beside
-it its numbers as CSV and, as `…_confirmed.csv`, the conclusions.
+holds several studies stands for all of them. Methods may be in studies of their own. Prints a sentence and two rows for
+each method and dataset, and writes the picture, and beside it its numbers as CSV.
 """
 
 from collections.abc import Sequence
 
-import pandas as pd
 from absl import app
 
 from clipbias.errors import ClipbiasError
-from clipbias.report.answer_figure import overview_figure
-from clipbias.report.captioned import write_csv
-from clipbias.report.endpoint_table import endpoint_table
-from clipbias.report.methods import left_out, study_methods, summarize_methods
-from clipbias.report.table import render
-from clipbias.report.verdict_tables import summary_sentences, summary_table, why_no_constants, why_no_effects
+from clipbias.report.published import dataset_name
+from clipbias.report.table import Table, render
+from clipbias.report.verdict import COLUMNS, overview_figure, verdict_rows
 from clipbias.terminal import printable
 from experiments import common
 from tools.study_pictures import read_studies, save_picture
@@ -28,32 +23,16 @@ from tools.study_pictures import read_studies, save_picture
 def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
     studies = read_studies(names, "draw_verdict")
-    summaries = summarize_methods(studies)
-    figure = overview_figure(summaries, left_out(studies))
+    figure = overview_figure(studies)
     if figure is None:
-        raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
-    if confirmed := endpoint_table(studies):
-        print(render(confirmed, "text"))
-        print(printable(confirmed.caption))
-        print()
-    for summary in summaries:
-        print(printable(summary.name))
-        print(render(summary_table(summary), "text"))
-        for sentence in summary_sentences(summary):
-            print(printable(sentence))
-        print()
-    # Those that are in no study's picture stand in its caption.
-    reasons: list[str] = []
+        raise ClipbiasError("none of these studies has a sure gain; run them with --config.sections=all.")
     for study in studies:
-        methods = study_methods(study)
-        reasons += [*why_no_effects(methods), *why_no_constants(study, methods)]
-    for sentence in dict.fromkeys(reasons):
-        if sentence.partition(": ")[2] not in figure.caption:
-            print(printable(sentence))
-    picture = save_picture(figure)
-    if confirmed:
-        rows = pd.DataFrame(confirmed.rows, columns=confirmed.columns)
-        write_csv(picture.with_name(f"{picture.stem}_confirmed.csv"), rows)
+        rows = verdict_rows(study.methods)
+        print(render(Table(dataset_name(study.dataset.name), "", COLUMNS, tuple(rows), words={1}), "text"))
+        for method in study.methods:
+            print(printable(method.sentence))
+        print()
+    save_picture(figure)
     return 0
 
 

@@ -9,7 +9,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SCALARS, StudyResults
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, write_csv
-from clipbias.report.methods import load_studies
+from clipbias.report.overview import load_studies
 from experiments import common
 
 TO = flags.DEFINE_string("to", "picture.png", "The PNG to write, with its numbers beside it, or the CSV.")

@@ -2,10 +2,10 @@ from .attention import observe_distance_and_entropy as observe_distance_and_entr
 from .attention import observe_text_shares as observe_text_shares
 from .attention_gradients import MapOptions as MapOptions
 from .attention_gradients import Relevancy as Relevancy
+from .causal import mix_images as mix_images
+from .causal import mix_texts as mix_texts
 from .decomposition import observe_parts as observe_parts
 from .equivalent_bias import measure_equivalent_bias as measure_equivalent_bias
-from .factorial import mix_images as mix_images
-from .factorial import mix_texts as mix_texts
 from .model import Model as Model
 from .options import StudyOptions as StudyOptions
 from .relevancy import explanations as explanations

@@ -10,13 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import check_choice
 from clipbias.clip import LayerView
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.tower import Observe
 from clipbias.explain.results import TEXT_KINDS
 
-KIND_REDUCTIONS = ("sum", "mean")
 QUANTITIES = ("distance", "entropy", "cls_entropy")
 
 
@@ -79,28 +77,22 @@ def cls_map(view: LayerView, patches: int) -> jax.Array:
     return view.probabilities[:, :, 0, 1 : 1 + patches].mean(1)
 
 
-def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", count: int = len(TEXT_KINDS)) -> jax.Array:
-    """Rows `[C, …, N]` summed ("sum") or averaged ("mean") over the tokens of each kind `[C, N]`: `[C, …, count]`."""
-    check_choice("reduction", reduction, KIND_REDUCTIONS)
-    member = jax.nn.one_hot(kinds, count, dtype=rows.dtype)
-    sums = jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
-    if reduction == "sum":
-        return sums
-    sizes = jnp.expand_dims(member.sum(1), tuple(range(1, rows.ndim - 1)))
-    return sums / jnp.maximum(sizes, 1)
+def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
+    """Rows `[C, …, N]` summed over the tokens of each kind `[C, N]`: `[C, …, 6]`."""
+    member = jax.nn.one_hot(kinds, len(TEXT_KINDS), dtype=rows.dtype)
+    return jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
 
 
-def observe_text_shares(eos: jax.Array, kinds: jax.Array, *, reduction: str = "sum") -> Observe:
-    """Fig. 4: the attention of the EOS query by token kind, `[C, H, 6]` in the order of `TEXT_KINDS`.
+def observe_text_shares(eos: jax.Array, kinds: jax.Array) -> Observe:
+    """Fig. 4: the attention of the EOS query by token kind, `[C, H, 6]` in the order of `TEXT_KINDS`, which sum to 1.
 
     Args:
       eos: `[C]`, position of EOS.
       kinds: `[C, N]`, from `text_kinds`.
-      reduction: "sum" over the tokens of a kind (the six add up to 1) or "mean".
     """
 
     def observe(view: LayerView) -> jax.Array:
         rows = jnp.take_along_axis(view.probabilities, eos[:, None, None, None], axis=2)[:, :, 0]
-        return kind_sums(rows, kinds, reduction=reduction)
+        return kind_sums(rows, kinds)
 
     return observe

@@ -40,10 +40,8 @@ def compute_text_attention(study: Study) -> Section[dict[str, TextAttention | Mi
 
 
 def _text_attention(study: Study, model: Model) -> TextAttention:
-    reduction = study.options.reduction
-
     def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
-        shares = observe_text_shares(jnp.asarray(tokens.eos), kinds, reduction=reduction)
+        shares = observe_text_shares(jnp.asarray(tokens.eos), kinds)
         return lambda view: {"shares": shares(view)}
 
     totals: Totals = {}
@@ -53,7 +51,6 @@ def _text_attention(study: Study, model: Model) -> TextAttention:
         shares=totals["shares"].average,
         count=totals["shares"].samples,
         texts=model.texts,
-        reduction=reduction,
         text=prompt_text(model.task),
     )
 
@@ -113,9 +110,7 @@ def _vision_step(study: Study, model: Model) -> Step:
     dtype = model.task.classifier.dtype
     statistics = observe_distance_and_entropy(config.vision, prompts)
     is_read_at_cls = config.vision.pooling == "cls"
-    similarity = observe_similarity(
-        config.vision.patches, prompts=prompts, prompt=study.options.prompt, first=config.vision.first_patch
-    )
+    similarity = observe_similarity(config.vision.patches, prompts=prompts, first=config.vision.first_patch)
 
     @jax.jit
     def step(params: Params, learnables: Learnables, batch: Batch) -> dict[str, Moments]:

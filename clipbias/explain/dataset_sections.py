@@ -22,7 +22,7 @@ from clipbias.explain.results import (
     RelevancyText,
 )
 from clipbias.explain.scope import why_no_maps
-from clipbias.explain.statistics import Moments, Totals, merge, normalise_maps, rank_correlation, total_variation
+from clipbias.explain.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
 from clipbias.sentences import counted
@@ -111,7 +111,6 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
         for of_request in sums.values():
             totals = merge(totals, _below(of_request, f"{model.key}/"))
         results[model.key] = Relevancy(
-            normalisation=study.options.normalisation,
             zero_shot=_relevancy_text(study.worded),
             tuned=_relevancy_text(model),
             corrected=_relevancy_group(_below(totals, "corrected/")),
@@ -158,7 +157,6 @@ def _kinds_by_class(model: Model) -> np.ndarray:
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
     """Averages of every tuned model and of zero-shot for comparison, by `{key}/{group}/{what}`."""
-    normalisation = study.options.normalisation
     patches = study.clip.config.vision.patches
 
     @jax.jit
@@ -169,9 +167,9 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         among_patches = []
         for side, of_side in maps.items():
             kind = kinds[side][batch["labels"]]
-            vision = normalise_maps(of_side.vision, normalisation)
+            vision = divided_by_sum(of_side.vision)
             # Of several texts of a class the row is that of all their tokens together, added up by token index.
-            text = normalise_maps(of_side.text.reshape(kind.shape), normalisation, kind < TEXT_KINDS.index("eos"))
+            text = divided_by_sum(of_side.text.reshape(kind.shape), kind < TEXT_KINDS.index("eos"))
             among_patches.append(of_side.vision[:, :patches])
             values[f"vision/{side}"] = vision
             values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
@@ -192,7 +190,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
     members = study.replicate({model.key: groups[model.key] for model in tuned})
 
     def step(batch: Batch) -> dict[str, Moments]:
-        maps = [relevancy_maps(study, model, batch["images"], batch["labels"])[0] for model in models]
+        maps = [relevancy_maps(study, model, batch["images"], batch["labels"]) for model in models]
         totals: Totals = {}
         for model, of_model, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
             sides = {"zero_shot": maps[0], "tuned": of_model}

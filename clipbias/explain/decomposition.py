@@ -6,7 +6,6 @@ Per head the input part is `(1 − m_ih)` times the output renormalised over the
 attention that query `i` spends on prompts. If prompts are a bias, the prompt part is the same for every sample.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,8 +41,8 @@ def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None
 
     Returns:
       An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
-      `mass_by_query [B, H, N]`, `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over
-      samples, as `Moments`: `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its
+      `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as `Moments`:
+      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its
       sum over a sample's queries; `tokens`, the number of these.
     """
 
@@ -61,7 +60,6 @@ def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None
         return {
             "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
             **({} if rows is None else {"pooled_mass": jnp.take_along_axis(mass, rows, axis=2)[..., 0]}),
-            "mass_by_query": mass,
             "norm_share": share.mean(-1, where=roles.queries),
             "part": Moments.of(projected, counted),
             "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
@@ -69,34 +67,6 @@ def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None
         }
 
     return observe
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenSquares:
-    """Squares of the prompt part token by token, float64.
-
-    Attributes:
-      count: `[L, N]`, samples in which a token counts, `n_j`.
-      square: `[L, N]`, `Σ_i |x_ij|²`.
-      of_mean: `[L]`, the estimate of `Σ_j n_j |μ_j|²` over the tokens that count in two samples or more.
-      of_repeated: `[L]`, the sum of `square` over the same tokens.
-    """
-
-    count: np.ndarray
-    square: np.ndarray
-    of_mean: np.ndarray
-    of_repeated: np.ndarray
-
-    @classmethod
-    def of(cls, part: Moments) -> "TokenSquares":
-        """Of the moments `part` of `observe_parts`."""
-        count = np.asarray(part.count, np.float64)
-        length = np.square(np.asarray(part.mean, np.float64)).sum(-1)
-        spread = np.asarray(part.squares, np.float64).sum(-1)
-        square = count * length + spread
-        repeated = count > 1
-        unbiased = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0)
-        return cls(count=count, square=square, of_mean=unbiased.sum(-1), of_repeated=(repeated * square).sum(-1))
 
 
 def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -126,16 +96,22 @@ def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> 
       - `bias_likeness [L]`: the share that one vector for all tokens explains; NaN below two samples;
       - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
     """
-    squares = TokenSquares.of(totals["part"])
-    count = squares.count
-    mean = np.asarray(totals["part"].mean, np.float64)
-    vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
+    part = totals["part"]
+    count = np.asarray(part.count, np.float64)
+    mean = np.asarray(part.mean, np.float64)
+    length = np.square(mean).sum(-1)
+    spread = np.asarray(part.squares, np.float64).sum(-1)
+    square = count * length + spread  # `Σ_i |x_ij|²` of each token
+    repeated = count > 1
+    of_mean = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
     tiny = np.finfo(np.float64).tiny
+    of_repeated = np.maximum((repeated * square).sum(-1), tiny)
+    vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
     pairs = _product_of_two(totals["tokens"])
     one_vector = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
     return {
-        "constancy": squares.of_mean / np.where((count > 1).any(-1), np.maximum(squares.of_repeated, tiny), np.nan),
-        "bias_likeness": one_vector * count.sum(-1) / np.maximum(squares.square.sum(-1), tiny),
+        "constancy": of_mean / np.where(repeated.any(-1), of_repeated, np.nan),
+        "bias_likeness": one_vector * count.sum(-1) / np.maximum(square.sum(-1), tiny),
         "bias_cosine": {name: _cosine(vector, np.asarray(value, np.float64)) for name, value in bias.items()},
     }
 

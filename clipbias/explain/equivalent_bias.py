@@ -15,7 +15,9 @@ for all others. Only what acts inside the blocks is in it. A method may also cha
 first block and after the last, or the class features, or have a head of its own: `c_l` knows nothing of these.
 """
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +34,11 @@ from clipbias.explain.block_changes import (
     text_moments_of_images,
     vision_moments,
 )
+from clipbias.explain.model import Model
+from clipbias.explain.requests import Batch, Section, Step, SumRequest
 from clipbias.explain.results import EquivalentBias
-from clipbias.explain.statistics import Moments, merge
+from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.explain.study import Study
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import crops_of
 
@@ -126,16 +131,6 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
     return {tower: _bias_of(sums, tower) for tower in TOWERS if f"{tower}/token" in sums}
 
 
-def random_constants(biases: Mapping[str, EquivalentBias], *, seed: int) -> dict[str, np.ndarray]:
-    """By tower vectors `[L, 2, D]` of random directions, with the norms of each layer's and kind's constant."""
-    constants = {}
-    for place, (tower, bias) in enumerate(biases.items()):
-        draw = np.random.default_rng(seed + place).normal(size=bias.kind.shape)
-        norms, drawn_norms = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (bias.kind, draw))
-        constants[tower] = (draw * norms / drawn_norms).astype(np.float32)
-    return constants
-
-
 def measure_equivalent_bias(
     task: Task,
     params: Params,
@@ -163,8 +158,8 @@ def measure_equivalent_bias(
         raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
     if crops_of(task.method):
         raise ClipbiasError(
-            f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
-            "clipbias explain --config.sections=constants."
+            f"{type(task.method).__name__} learns of crops of each image, which are not made here, so its equivalent "
+            "bias is not measured."
         )
     sums: BlockSums = {}
     if "text" in changed_towers(task, learnables) and not task.method.conditional:
@@ -180,3 +175,64 @@ def measure_equivalent_bias(
     if not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")
     return equivalent_biases(sums), images
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredBiases:
+    """The equivalent bias of a study's model in each tower that it changes, and on how many training images."""
+
+    towers: dict[str, EquivalentBias]
+    training_images: int
+
+
+def missing(study: Study, model: Model) -> str | None:
+    """One sentence why there is nothing to measure of a study's model, or `None`."""
+    if reason := why_no_equivalent_bias(model.task, model.learnables):
+        return reason
+    if not study.training and needs_images(model.task, model.learnables):
+        return "The equivalent bias is measured on training images, and there are none."
+    return None
+
+
+def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, MeasuredBiases]]:
+    """By model of a study the equivalent bias, on the study's training images."""
+    totals: dict[str, Totals] = {}
+    requests: dict[str, SumRequest] = {}
+    for model in models:
+        task = model.task
+        totals[model.key] = {}
+        if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
+            learnables = study.learnables[model.key]
+            totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
+        if needs_images(task, model.learnables):
+            requests[model.key] = SumRequest(
+                f"equivalent-bias-{model.key}",
+                f"{model.label}: equivalent bias",
+                study.training_images,
+                _measuring_step(study, model),
+                split=study.training,
+                crops=model.crops,
+            )
+    sums = yield list(requests.values())
+    measured = {}
+    for model in models:
+        of_images = sums[requests[model.key].name] if model.key in requests else {}
+        count = of_images["images"].samples if of_images else 0
+        towers = equivalent_biases(totals[model.key] | of_images)
+        measured[model.key] = MeasuredBiases(towers=towers, training_images=count)
+    return measured
+
+
+def _measuring_step(study: Study, model: Model) -> Step:
+    learnables = study.learnables[model.key]
+    initial = model.task.init(model.seed)
+
+    def step(batch: Batch) -> dict[str, Any]:
+        pixels = study.normalize(batch["images"])
+        moments = image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
+        return moments | {"images": _moments(batch["mask"], batch["mask"])}
+
+    return step
+
+
+_moments = jax.jit(Moments.of)

@@ -1,13 +1,13 @@
 """Data of the report's explorer: maps of single images under every model, in few bytes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from clipbias.data import Split
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.model import Model
-from clipbias.explain.outcomes import outcomes
 from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.requests import Batch, RowRequest, Section
@@ -134,8 +134,8 @@ def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
 
 def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> RowRequest:
     def step(batch: Batch) -> dict[str, jax.Array]:
-        maps, by_layer = relevancy_maps(study, model, batch["images"], batch["labels"])
-        return {"vision": by_layer, "text": maps.text}
+        maps = relevancy_maps(study, model, batch["images"], batch["labels"])
+        return {"vision": maps.vision, "text": maps.text}
 
     title = f"{model.label}: relevancy to explore"
     return RowRequest(f"explore-relevancy-{model.key}", title, np.arange(len(pairs)), step, split=pairs)
@@ -166,12 +166,7 @@ def _pack(
       image_rows: of `_layers_of_images`.
     """
     patches = study.clip.config.vision.patches
-    by_layer = pair_rows["vision"]
-    vision = by_layer[:, 0]
-    whole = by_layer.sum(-1)
-    prompt_share = by_layer[..., patches:].sum(-1) / np.where(whole > 0, whole, 1)
-    never_counted = study.clip.config.vision.layers - by_layer.shape[1]  # layers below the first that counts
-    prompt_share_from = np.pad(prompt_share, ((0, 0), (never_counted, 0)), mode="edge").astype(np.float32)
+    vision = pair_rows["vision"]
     relevancy, relevancy_scale = quantise(vision[:, :patches])
     attention, attention_scale = quantise(image_rows["attention"][..., :patches])
     distance = None
@@ -186,7 +181,6 @@ def _pack(
         relevancy_scale=relevancy_scale,
         relevancy_sum=vision.sum(-1).astype(np.float32),
         slot_relevancy=vision[:, patches:].astype(np.float32),
-        prompt_share_from=prompt_share_from,
         text=first_text(pair_rows["text"])[:, : int(np.max(model.task.tokens.end))],
         attention=attention,
         attention_scale=attention_scale,
@@ -204,6 +198,7 @@ def _pack(
 
 @jax.jit
 def _margin_and_log_likelihood(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Margin and log-likelihood `[B]` of the true class."""
-    of_images = outcomes(logits[None], labels)
-    return {name: of_images[name][0] for name in ("margin", "log_likelihood")}
+    """Margin and log-likelihood `[B]` of the true class: its logit less the best other's, and nats."""
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits).max(-1)
+    return {"margin": true - others, "log_likelihood": true - jax.nn.logsumexp(logits, axis=-1)}

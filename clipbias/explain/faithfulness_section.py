@@ -30,17 +30,18 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, spread
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
 
 TARGETS = ("predicted", "true")
+IMAGES = 40  # at most so many are perturbed, each of which runs over a hundred times
 
 
 def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
-    indices = study.spread(study.options.faithfulness_images)
+    indices = study.images[spread(len(study.images), IMAGES)]
     reasons = {model.key: why_no_maps(model.task) for model in study.models}
     results: dict[str, ModelFaithfulness | Missing] = {
         key: Missing(reason) for key, reason in reasons.items() if reason
@@ -102,7 +103,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
             learnables,
             study.normalize(raw),
             targets=jnp.stack([predicted, batch["labels"]], axis=1),
-            options=MapOptions(start_layer=study.options.start_layer, chunk=chunk(model, raw)),
+            options=MapOptions(chunk=chunk(model, raw)),
             text=text if model.has_own_head else None,
         )
         maps = {name: explained[name].vision[..., : config.patches] for name in REDUCTIONS}

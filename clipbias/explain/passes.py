@@ -39,29 +39,21 @@ def chunk(model: Model, images: jax.Array) -> int | None:
     return None if model.texts == 1 else max(1, len(images) // model.texts)
 
 
-def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> tuple[Relevancy, jax.Array]:
-    """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`.
-
-    Returns:
-      `Relevancy` from the study's first layer on; and the images' maps for each possible first layer, from that one on:
-      `[B, L', M + V]`.
-    """
+def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> Relevancy:
+    """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`."""
 
     def maps(
         params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
-    ) -> tuple[Relevancy, jax.Array]:
-        by_layer = relevancy(
+    ) -> Relevancy:
+        return relevancy(
             model.task,
             params,
             learnables,
             study.normalize(images),
             targets,
-            start_layer=study.options.start_layer,
             chunk=chunk(model, images),
             text=text,
-            by_layer=True,
         )
-        return Relevancy(by_layer.vision[:, 0], by_layer.text[..., 0, :], by_layer.scores), by_layer.vision
 
     text = predictor(study, model).text if model.has_own_head else None
     run = _program(study, "relevancy", model, maps)

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from clipbias.errors import ClipbiasError
 from clipbias.explain.attention_gradients import Relevancy
 from clipbias.explain.attention_sections import vision_totals
 from clipbias.explain.dataset_sections import compute_predictions, corrected
@@ -13,9 +12,12 @@ from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
 from clipbias.explain.requests import Section
 from clipbias.explain.results import ExampleMaps, Examples, Missing, Predictions, Similarity, SimilarityMaps
 from clipbias.explain.scope import why_no_maps, why_no_similarity
-from clipbias.explain.similarity import choose_prompt, to_image
+from clipbias.explain.similarity import to_image
 from clipbias.explain.study import Study
 from clipbias.explain.tokens import token_labels
+
+EXAMPLES = 4
+ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
 
 
 def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
@@ -24,7 +26,6 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     Images that zero-shot gets wrong and most tuned models get right come first, then other readable images.
     """
     labels = predictions.labels
-    count = study.options.examples
     corrections = [set(corrected(predictions, model).tolist()) for model in study.tuned]
     fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
     readable = np.flatnonzero(predictions.zero_shot >= 0)
@@ -32,7 +33,7 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     for distinct in (True, False):
         for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
             seen = {int(labels[i]) for i in examples}
-            if len(examples) < count and index not in examples and not (distinct and int(labels[index]) in seen):
+            if len(examples) < EXAMPLES and index not in examples and not (distinct and int(labels[index]) in seen):
                 examples.append(index)
     return np.asarray(examples, int)
 
@@ -69,7 +70,7 @@ def first_text(rows: ArrayLike) -> np.ndarray:
 
 def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> tuple[Relevancy, np.ndarray]:
     def run(pictures: jax.Array, labels: jax.Array) -> tuple[Relevancy, jax.Array]:
-        return relevancy_maps(study, model, pictures, labels)[0], predictor(study, model).logits(pictures)
+        return relevancy_maps(study, model, pictures, labels), predictor(study, model).logits(pictures)
 
     return study.in_passes(run, pictures, labels)
 
@@ -81,12 +82,11 @@ def compute_prompt_similarity(study: Study) -> Section[Similarity]:
     prompted = [model for model in study.tuned if not reasons[model.key]]
     if not prompted:
         return Similarity(images=None, rotations=None, layers=None, models=models)
-    rotations = study.options.rotations
     layers = _layers(study)
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
     upright = study.pictures(choose_examples(study, predictions))
-    pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in rotations])
+    pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in ROTATIONS])
     zero_shot_cls = _layer_maps(study, study.zero_shot, pictures, layers)["cls"]
     for model in prompted:
         maps = _layer_maps(study, model, pictures, layers)
@@ -97,23 +97,15 @@ def compute_prompt_similarity(study: Study) -> Section[Similarity]:
             prompts=maps["prompts"],
             rank_correlation=correlation.average,
             count=correlation.samples,
-            prompt=study.options.prompt,
         )
-    every_rotation = np.tile(np.asarray(rotations), len(upright))
+    every_rotation = np.tile(np.asarray(ROTATIONS), len(upright))
     return Similarity(images=pictures, rotations=every_rotation, layers=layers, models=models)
 
 
 def _layers(study: Study) -> np.ndarray:
+    """The first, the middle and the last two."""
     count = study.clip.config.vision.layers
-    layers = np.asarray(study.options.layers or default_layers(count))
-    if layers.min() < 0 or layers.max() >= count:
-        raise ClipbiasError(f"layers {layers.tolist()} are not all in 0 … {count - 1}.")
-    return layers
-
-
-def default_layers(count: int) -> list[int]:
-    """The first, the middle and the last two of `count` layers."""
-    return sorted({0, count // 2, max(count - 2, 0), count - 1})
+    return np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
 
 
 def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,7 +114,7 @@ def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.nda
     maps = study.in_passes(lambda images: layer_maps(study, model, images), pictures)
     enlarged = {"cls": _at_full_size(maps["attention"][:, layers, : vision.patches], vision.image_size)}
     if "distance" in maps:
-        distance = jax.vmap(choose_prompt, (1, None), 1)(maps["distance"][:, layers], study.options.prompt)
+        distance = maps["distance"][:, layers].mean(2)
         enlarged["prompts"] = 1 - _at_full_size(distance, vision.image_size)
     return enlarged
 

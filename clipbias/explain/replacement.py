@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipbias.data.few_shot import wilson_interval
-from clipbias.explain.results import ByOutcome, Comparison, ImageComparisons, Kind, Student, Word
-from clipbias.explain.temperature import calibrate
+from clipbias.explain.effects import calibrate
+from clipbias.explain.results import PLAIN, ByOutcome, Comparison, ImageComparisons, Kind, Student, Word
 from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample, share
 from clipbias.training.students import divergences
 
@@ -27,8 +27,6 @@ HALF = 0.5
 MARGIN = 0.05
 # Two programs that compute the same unit-length feature in float32 differ by less.
 ROUNDING = 1e-5
-# The form that sentences are about.
-PLAIN = "kind"
 _HALF_IMAGE = 0.5
 
 
@@ -68,7 +66,7 @@ def by_image(
         divergences=np.stack([divergences(teacher.logits, each.logits) for each in every], 1).astype(np.float32),
         cosines=np.stack([_cosines(frozen, teacher, each) for each in every], 1).astype(np.float32),
         correct=None if labels is None else (decisions == labels[:, None]).astype(np.uint8),
-        calibrated=None if labels is None else calibrate(logits, labels).values.astype(np.float32),
+        calibrated=None if labels is None else calibrate(logits, labels)[0].astype(np.float32),
     )
 
 

@@ -13,7 +13,7 @@ from clipbias.data import Split
 from clipbias.data.held_out import divide_unlabelled
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias_adapter import METHODS as MEANS
-from clipbias.explain.constants_section import MeasuredBiases, measure_equivalent_biases, missing
+from clipbias.explain.equivalent_bias import MeasuredBiases, measure_equivalent_biases, missing
 from clipbias.explain.model import Model
 from clipbias.explain.passes import predictor
 from clipbias.explain.replacement import Outputs, by_image, compare, sentence

@@ -10,17 +10,15 @@ from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.explain import (
     attention_sections,
-    constants_section,
+    causal_section,
     dataset_sections,
     decomposition_section,
     explore_section,
-    factorial_section,
     faithfulness_section,
     picture_sections,
     replacement_section,
     words,
 )
-from clipbias.explain.answer import conclude_study
 from clipbias.explain.model import Model
 from clipbias.explain.requests import Section
 from clipbias.explain.results import (
@@ -34,6 +32,7 @@ from clipbias.explain.results import (
     save_results,
 )
 from clipbias.explain.study import Study
+from clipbias.explain.verdict import judge
 from clipbias.tuning import parameter_count
 
 # What goes over images, in the order of `SECTIONS`.
@@ -44,8 +43,7 @@ COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "vision_attention": attention_sections.compute_vision_attention,
     "similarity": picture_sections.compute_prompt_similarity,
     "decomposition": decomposition_section.compute_decomposition,
-    "factorial": factorial_section.compute_factorial,
-    "constants": constants_section.compute_constants,
+    "causal": causal_section.compute_causal,
     "faithfulness": faithfulness_section.compute_faithfulness,
     "examples": picture_sections.compute_examples,
     "explore": explore_section.compute_explore,
@@ -92,7 +90,7 @@ def run_study(
         seconds=0.0,
         predictions=predictions,
     )
-    results = conclude_study(dataclasses.replace(facts, **computed))
+    results = judge(dataclasses.replace(facts, **computed))
     results = dataclasses.replace(results, seconds=round(time.monotonic() - began, 1))
     if hosts.is_first():
         save_results(folder, results)
@@ -150,6 +148,7 @@ def _describe(model: Model, predictions: Predictions) -> ModelFacts:
         text_prompts=text_prompts,
         vision_depth=vision_depth,
         text_depth=text_depth,
+        changes_vision=model.task.method.adapt(model.learnables).changes_vision,
         accuracy=100 * correct / images,
         correct=correct,
         images=images,

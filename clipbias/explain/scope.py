@@ -8,9 +8,11 @@ import dataclasses
 import jax
 
 from clipbias.clip import Adaptation
-from clipbias.explain.wording import NOTHING_INSIDE
 from clipbias.tuning import Task
 from clipbias.tuning.method import crops_of
+
+# Why the runs of a method whose towers are CLIP's are not mixed.
+NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
 
 
 def additions(task: Task) -> Adaptation:

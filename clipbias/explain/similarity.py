@@ -5,9 +5,8 @@ import jax.numpy as jnp
 
 from clipbias.clip import LayerView
 from clipbias.clip.tower import Observe
-from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import cls_map
-from clipbias.explain.statistics import normalise_maps
+from clipbias.explain.statistics import stretched
 
 
 def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Array:
@@ -21,23 +20,13 @@ def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Arr
     return jnp.sqrt(jnp.square(differences).sum(-1))
 
 
-def choose_prompt(distances: jax.Array, prompt: int | None) -> jax.Array:
-    """`[B, V, M]` to `[B, M]`: the mean over prompts (`None`) or one of them, counted from 0."""
-    if prompt is None:
-        return distances.mean(1)
-    count = distances.shape[1]
-    if not isinstance(prompt, int) or not 0 <= prompt < count:
-        raise ClipbiasError(f"there is no prompt {prompt!r}; choose None for their mean, or 0 … {count - 1}.")
-    return distances[:, prompt]
-
-
-def observe_similarity(patches: int, *, prompts: int, prompt: int | None = None, first: int = 1) -> Observe:
-    """`{"cls": [B, M]}`, the attention of `[cls]` if there is one, and with prompts `{"distance": [B, M]}` to them."""
+def observe_similarity(patches: int, *, prompts: int, first: int = 1) -> Observe:
+    """`{"cls": [B, M]}`, attention of `[cls]` if there is one, and with prompts `{"distance": [B, M]}`, their mean."""
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
         seen = {"cls": cls_map(view, patches)} if first else {}
         if prompts:
-            seen["distance"] = choose_prompt(prompt_distances(view.tokens, patches, first), prompt)
+            seen["distance"] = prompt_distances(view.tokens, patches, first).mean(1)
         return seen
 
     return observe
@@ -49,4 +38,4 @@ def to_image(maps: jax.Array, image_size: int) -> jax.Array:
     side = round(patches**0.5)
     shape = (*leading, image_size, image_size)
     images = jax.image.resize(maps.reshape(*leading, side, side), shape, "bilinear")
-    return normalise_maps(images.reshape(*leading, -1), "minmax").reshape(shape)
+    return stretched(images.reshape(*leading, -1)).reshape(shape)

@@ -4,7 +4,7 @@ A batch is reduced on the device (`Moments.of`, traced, so it is sharded with it
 host in float64 by Chan's formula. What several devices or hosts hold merges the same way.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,6 @@ import numpy as np
 from flax import struct
 from jax.scipy.stats import rankdata
 
-from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Average, SampledAverage
 
 
@@ -109,42 +108,26 @@ def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals
     return merged
 
 
-def normalise_maps(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:
-    """Brings maps `[..., N]` to a common scale: each divided by its sum, or its maximum, or its range put to 0 … 1.
+def divided_by_sum(rows: jax.Array, visible: jax.Array | None = None) -> jax.Array:
+    """Rows `[..., N]`, each divided by its sum; a row without any relevancy stays 0.
 
     Args:
-      how: "sum", "max" or "minmax".
-      visible: where a row has values, for rows that are padded.
+      rows: none below 0.
+      visible: where a row has values, for rows that are padded; 0 elsewhere.
     """
-    if how not in NORMALISATIONS:
-        raise ClipbiasError(f"unknown normalisation {how!r}; choose from {', '.join(NORMALISATIONS)}.")
-    visible = jnp.ones(rows.shape, bool) if visible is None else jnp.broadcast_to(visible, rows.shape)
-    return jnp.where(visible, NORMALISATIONS[how](rows, visible), 0)
+    if visible is not None:
+        rows = jnp.where(visible, rows, 0)
+    return _ratio(rows, rows.sum(-1, keepdims=True))
 
 
-def _by_sum(rows: jax.Array, visible: jax.Array) -> jax.Array:
-    return _ratio(rows, jnp.where(visible, rows, 0).sum(-1, keepdims=True))
-
-
-def _by_maximum(rows: jax.Array, visible: jax.Array) -> jax.Array:
-    return _ratio(rows, jnp.where(visible, rows, -jnp.inf).max(-1, keepdims=True))
-
-
-def _by_range(rows: jax.Array, visible: jax.Array) -> jax.Array:
-    low = jnp.where(visible, rows, jnp.inf).min(-1, keepdims=True)
-    return _ratio(rows - low, jnp.where(visible, rows, -jnp.inf).max(-1, keepdims=True) - low)
+def stretched(rows: jax.Array) -> jax.Array:
+    """Rows `[..., N]`, each from 0 at its smallest number to 1 at its largest."""
+    low = rows.min(-1, keepdims=True)
+    return _ratio(rows - low, rows.max(-1, keepdims=True) - low)
 
 
 def _ratio(rows: jax.Array, by: jax.Array) -> jax.Array:
-    """A row without any relevancy stays 0."""
     return rows / jnp.where(by > 0, by, 1)
-
-
-NORMALISATIONS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "sum": _by_sum,
-    "minmax": _by_range,
-    "max": _by_maximum,
-}
 
 
 def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -156,5 +139,5 @@ def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def total_variation(x: jax.Array, y: jax.Array) -> jax.Array:
     """Half the sum of absolute differences of two distributions along the last axis, each divided by its sum."""
-    a, b = (_by_sum(r, jnp.ones(r.shape, bool)) for r in (x, y))
+    a, b = divided_by_sum(x), divided_by_sum(y)
     return jnp.abs(a - b).sum(-1) / 2

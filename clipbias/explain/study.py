@@ -96,11 +96,9 @@ class Study:
     def worded(self) -> Model:
         """Zero-shot with the text that figures of relevancy and of the text tower show it with.
 
-        That is the paper's, whatever template the dataset has, unless the options ask for the dataset's.
+        That is the paper's, whatever template the dataset has.
         """
         model = self.zero_shot
-        if self.options.zero_shot_text == "dataset":
-            return model
         task = Task(self.clip, ZERO_SHOT, Classes(model.task.class_names), dtype=model.task.classifier.dtype)
         return model if task.texts == model.task.texts else dataclasses.replace(model, task=task)
 

@@ -1,4 +1,4 @@
-"""How sure a mean over images is, and how a gain divides among the effects that make it.
+"""How sure a mean over images is, and what share it is of another.
 
 Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with replacement, all numbers of a study from
 the same draws, so that differences and shares stay paired.
@@ -6,7 +6,6 @@ the same draws, so that differences and shares stay paired.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -33,50 +32,6 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     share: "Estimate | None" = None
-
-
-def shapley(outcomes: np.ndarray) -> np.ndarray:
-    """Shapley values `[n, k]` of `k` effects (Shapley 1953): each one's mean gain over all orders of adding them.
-
-    Args:
-      outcomes: `[n, 2^k]`, one for every combination; the first effect changes slowest, absent before present.
-
-    Returns:
-      Values whose sum over the effects is `outcomes[:, -1] − outcomes[:, 0]`, image by image.
-    """
-    count = int(math.log2(outcomes.shape[1]))
-    by_effect = np.asarray(outcomes, np.float64).reshape((len(outcomes),) + (2,) * count)
-    values = np.zeros((len(outcomes), count))
-    for effect in range(count):
-        gain = np.diff(by_effect, axis=1 + effect).reshape(len(outcomes), -1)
-        others = [bin(number).count("1") for number in range(2 ** (count - 1))]
-        weights = [math.factorial(n) * math.factorial(count - 1 - n) / math.factorial(count) for n in others]
-        values[:, effect] = gain @ np.asarray(weights)
-    return values
-
-
-def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.ndarray]:
-    """What effects give together beyond the sum of what their parts give, image by image: `[n]` for each set of them.
-
-    They are the Möbius terms of two effects or more: over all subsets of a set, the outcomes with alternating signs.
-
-    Args:
-      outcomes: `[n, 2^k]`, as `shapley` takes them.
-      effects: their `k` names.
-
-    Returns:
-      By names joined with " × ". All of them and the effects' single gains over the reference add up to the gain.
-    """
-    by_effect = np.asarray(outcomes, np.float64).reshape((len(outcomes),) + (2,) * len(effects))
-    terms = {}
-    for size in range(2, len(effects) + 1):
-        for members in itertools.combinations(range(len(effects)), size):
-            term = by_effect
-            for effect in range(len(effects)):
-                axis = 1 + effect
-                term = np.diff(term, axis=axis) if effect in members else np.take(term, [0], axis=axis)
-            terms[" × ".join(effects[effect] for effect in members)] = term.reshape(len(outcomes))
-    return terms
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,126 +1,157 @@
-"""What a study's numbers allow to say of each tuned model, and of all seeds of a method together.
+"""The verdict on a method: two labels, by one rule, and one sentence.
 
-The paper's hypotheses (Sec. 4.2.1): (a) prompts change which input tokens attend to which; (b) prompts add a bias, the
-same for every image. Accuracy comes first; the calibrated log-likelihood stands beside it. A sentence names its
-outcome, and takes a side only where a whole 95 % interval lies on one side of the margin that it names (`conclusions`).
+The paper's hypotheses (Sec. 4.2.1): (a) prompts change where input tokens look; (b) prompts add a bias, the same for
+every image. The labels are decided in calibrated log-likelihood, on whole 95 % intervals:
+
+    gain      not surely above 0: *no gain*
+    where     of the gain, attention alone (the corner PR): surely above ½ *attention*, surely below ¼ *not attention*;
+              a method that changes nothing inside the towers *outside*; else *undecided*
+    what      all that is added to image tokens surely below ¼ of the gain: *nothing*. Of all of it, what exchanging it
+              between images costs: surely below ¼ *the same for every image*, surely above ½ *depends on the image*;
+              else *undecided*
+
+"Both" is no label: what is partly a constant depends on the image. The exchange says whether what is added is the same,
+not whether a constant would do, so the means' shares stand beside it. The two axes are two: a bias of the queries is a
+constant that acts through attention alone.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
-from clipbias.explain.conclusions import FEWEST_IMAGES, alone, constant_part, mean_has, through
-from clipbias.explain.methods import method_label
-from clipbias.explain.power import Power, power, spread
-from clipbias.explain.replacement_names import CONSTANT_METHODS
 from clipbias.explain.results import (
     ByOutcome,
-    CausalTest,
-    Effects,
-    EffectSummary,
-    Levels,
-    Missing,
+    CausalNumbers,
+    Labels,
+    MethodResult,
     ModelFacts,
     StudyResults,
-    Verdict,
+    What,
+    Where,
     same_but_for_seed,
 )
+from clipbias.explain.scope import NOTHING_INSIDE
+from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import amount, percent
 from clipbias.sentences import counted
 
+HALF = 0.5
+QUARTER = 0.25
+# Percentiles of a bootstrap say little below.
+FEWEST_IMAGES = 20
+_WHERE = {
+    Where.ATTENTION: "by changing where CLIP looks",
+    Where.NOT_ATTENTION: "not by changing where CLIP looks",
+    Where.OUTSIDE: "outside CLIP's towers, in which nothing changes",
+    Where.UNDECIDED: "undecided whether by changing where CLIP looks",
+}
+_WHAT = {
+    What.NOTHING: "what it adds to image tokens, if anything, matters little",
+    What.SAME: "what it adds to image tokens is the same for every image",
+    What.DEPENDS: "what it adds to image tokens depends on the image",
+    What.UNDECIDED: "whether what it adds to image tokens depends on the image is undecided",
+}
 
-def verdicts(results: StudyResults) -> tuple[Verdict, ...]:
-    """One for each tuned model, and one for each method of which there are several seeds."""
-    single = [[model] for model in results.tuned]
-    together = [models for models in same_but_for_seed(results.tuned) if len(models) > 1]
-    return tuple(verdict(results, models) for models in single + together)
+
+def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> Labels:
+    """The labels of a method.
+
+    Args:
+      numbers: in calibrated log-likelihood.
+      outside: whether it changes nothing inside the towers.
+      images_changed: whether it changes the vision tower; if not, nothing is added to image tokens.
+    """
+    if excludes(numbers.gain) <= 0:
+        return Labels(Where.NO_GAIN, None)
+    what = What.NOTHING if not images_changed else What.UNDECIDED
+    if images_changed and numbers.image is not None:
+        what = _what(numbers.image.all.share, numbers.image.exchange.share if numbers.image.exchange else None)
+    return Labels(Where.OUTSIDE if outside else _where(numbers.attention), what)
 
 
-def verdict(results: StudyResults, models: Sequence[ModelFacts]) -> Verdict:
+def _where(attention: Estimate | None) -> Where:
+    share = None if attention is None else attention.share
+    if excludes(share, HALF) > 0:
+        return Where.ATTENTION
+    return Where.NOT_ATTENTION if excludes(share, QUARTER) < 0 else Where.UNDECIDED
+
+
+def _what(added: Estimate | None, exchange: Estimate | None) -> What:
+    """Of what is added as a share of the gain, and of the exchange as a share of that."""
+    if excludes(added, QUARTER) < 0:
+        return What.NOTHING
+    if excludes(exchange, QUARTER) < 0:
+        return What.SAME
+    return What.DEPENDS if excludes(exchange, HALF) > 0 else What.UNDECIDED
+
+
+def judge(results: StudyResults) -> StudyResults:
+    """The results with the verdict on each method, in the order in which the study names them."""
+    groups = same_but_for_seed(results.tuned)
+    return dataclasses.replace(results, methods=tuple(judge_method(results, models) for models in groups))
+
+
+def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodResult:
     """The verdict on one tuned model, or on several that differ in their seed alone."""
     first = models[0]
     keys = tuple(model.key for model in models)
-    images = _images(results, first.key)
-    summary = results.effects(keys)
-    missing = None if summary else _why_no_test(results, first.key)
-    effects = None if summary is None else summary.towers["both"]
-    levels = {} if summary is None or first.method in CONSTANT_METHODS else summary.levels
-    sentences = [missing or ""] if effects is None else _conclusions(effects, levels, images)
-    conclusion = " ".join(sentences[: 1 + len(levels)])
-    replaced = results.replacements(keys)
-    if replaced is not None and replaced.accuracy.outside and first.method not in CONSTANT_METHODS:
-        outside = amount(replaced.accuracy.outside, "accuracy")
-        sentences.append(f"Its own head changes accuracy by {outside} besides.")
-    if summary is not None:
-        sentences += _controls(results, keys, summary)
-        sentences.append(_power(results, keys).sentence())
-    added = next(iter(levels.values()), None)
-    return Verdict(
-        label=method_label(models),
+    several = len(models) > 1
+    name = first.name if several else first.label
+    test = None if results.causal is None else results.causal.models[first.key]
+    numbers = None if results.causal is None else results.causal.of(keys)
+    images = first.images if test is None else len(test.outcomes.images)
+    labels = None
+    if test is not None and numbers is not None and images >= FEWEST_IMAGES:
+        changed = first.changes_vision and test.why != NOTHING_INSIDE
+        labels = label(numbers.calibrated, outside=test.why == NOTHING_INSIDE, images_changed=changed)
+    return MethodResult(
+        label=f"{name}, {counted(len(models), 'seed')}" if several else name,
+        name=name,
+        method=first.method,
         models=keys,
-        missing=missing,
+        accuracy=float(np.mean([model.accuracy for model in models])),
         images=images,
-        through=None if effects is None else ByOutcome(through(effects.accuracy), through(effects.calibrated)),
-        mean=None if added is None else ByOutcome(_mean_has(added.accuracy), _mean_has(added.calibrated)),
-        sentences=tuple(sentences),
-        conclusion=conclusion,
+        numbers=numbers,
+        labels=labels,
+        sentence=sentence(name, results.dataset.name, labels, numbers, images),
     )
 
 
-def _mean_has(levels: Levels) -> str:
-    return mean_has(levels.steps["constant"], levels.all)
+def sentence(
+    name: str, dataset: str, labels: Labels | None, numbers: ByOutcome[CausalNumbers] | None, images: int
+) -> str:
+    """The verdict in words.
 
-
-def _conclusions(effects: ByOutcome[Effects], levels: Mapping[str, ByOutcome[Levels]], images: int) -> list[str]:
-    """What the gain in accuracy comes through, what constants give in each tower, and the same of the other outcome."""
-    if images < FEWEST_IMAGES:
-        return [f"Undecided, because there are too few images, {images}; {FEWEST_IMAGES} are the least."]
-    constants = [constant_part(of_tower, tower) for tower, of_tower in levels.items()]
-    first, second = (alone(of_outcome, outcome) for outcome, of_outcome in effects.items())
-    return [first, *constants, second]
-
-
-def _why_no_test(results: StudyResults, key: str) -> str:
-    test = results.factorial.models.get(key) if results.factorial else None
-    return test.reason if isinstance(test, Missing) else "The causal test was not run."
-
-
-def _images(results: StudyResults, key: str) -> int:
-    """How many images a model was tested on."""
-    test = results.causal_test(key) or results.constant_test(key)
-    return 0 if test is None else len(test.outcomes.images)
-
-
-def _controls(results: StudyResults, keys: Sequence[str], summary: EffectSummary) -> list[str]:
-    """What a temperature alone gives, and of a single model images that both models get right, and random prompts."""
-    sentences = []
-    if summary.temperature_alone.share is not None:
-        sentences.append(
-            "A temperature alone, which moves no decision, gives the frozen model"
-            f" {percent(summary.temperature_alone.share)} of the gain in raw log-likelihood."
+    Args:
+      name: of the method.
+      dataset: its name.
+      labels: `None` where there is no verdict.
+      numbers: of the causal test; `None` where it was not run.
+      images: how many were tested.
+    """
+    if numbers is None:
+        return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
+    if labels is None:
+        return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; {FEWEST_IMAGES} are the least."
+    accuracy, calibrated = (amount(numbers[outcome].gain, outcome) for outcome in ("accuracy", "calibrated"))
+    if labels.where is Where.NO_GAIN:
+        return (
+            f"{name} has no sure gain on {dataset}: calibrated log-likelihood changes by {calibrated}, accuracy by"
+            f" {accuracy}."
         )
-    test = results.causal_test(keys[0])
-    if len(keys) > 1 or test is None:
-        return sentences
-    if test.both_right is not None:
-        gain = test.both_right.summary.towers["both"].calibrated.gain
-        sentences.append(
-            f"Over {counted(test.both_right.images, 'image')} that both models get right, calibrated log-likelihood"
-            f" changes by {amount(gain, 'calibrated')}."
+    gains = f"{name} gains {accuracy.removeprefix('+')} on {dataset}"
+    if excludes(numbers.accuracy.gain) <= 0:
+        nats = calibrated.removeprefix("+")
+        gains = f"{name} gains {nats} of calibrated log-likelihood on {dataset}, with {accuracy} of accuracy"
+    text = f"{gains}, {_WHERE[labels.where]}"
+    if labels.where is Where.OUTSIDE or labels.what is None:
+        return f"{text}."
+    text += f"; {_WHAT[labels.what]}"
+    levels = numbers.calibrated.image
+    if levels is not None and levels.other is not None and levels.position is not None and levels.other.share:
+        text += (
+            f" (of all of it, another image's is worth {percent(levels.other.share)}, the mean by kind"
+            f" {percent(levels.kind.share)}, by position {percent(levels.position.share)})"
         )
-    if test.random is not None:
-        gain = test.random.summary.towers["both"].accuracy.gain
-        sentences.append(f"Random prompts of the trained ones' norms change accuracy by {amount(gain, 'accuracy')}.")
-    return sentences
-
-
-def _power(results: StudyResults, keys: Sequence[str]) -> Power:
-    """Which difference in accuracy between the tuned and the frozen model could have been seen."""
-    differences = np.stack([_differences(test) for key in keys if (test := results.causal_test(key)) is not None])
-    return power(spread(differences), differences.shape[1], len(keys))
-
-
-def _differences(test: CausalTest) -> np.ndarray:
-    """What tuning changes of each image's accuracy in both towers, in points."""
-    correct = np.asarray(test.outcomes.correct, np.float64)[:, 0]
-    return 100 * (correct[:, 2 ** len(test.effects) - 1] - correct[:, 0])
+    return f"{text}."

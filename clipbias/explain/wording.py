@@ -5,9 +5,6 @@ from collections.abc import Iterable
 from clipbias.explain.effects import UNITS
 from clipbias.explain.uncertainty import Estimate
 
-# Why the towers of a method are not explained.
-NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
-
 
 def change(number: Estimate, outcome: str) -> str:
     """A change with its interval, where it has any, without its unit."""

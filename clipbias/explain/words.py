@@ -18,6 +18,8 @@ from clipbias.explain.requests import Section
 from clipbias.explain.results import Missing, ModelWords, PromptWords
 from clipbias.explain.study import Study
 
+NEAREST = 5  # words of each prompt
+
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
@@ -76,7 +78,7 @@ def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
     count = context.shape[-2]
     rows = np.asarray(context).reshape(-1, context.shape[-1])
     table = np.asarray(study.clip.params["text"]["token_embedding"])
-    near = context_words(rows, table, study.options.nearest_words)
+    near = context_words(rows, table, NEAREST)
     by_class = context.ndim == 3 and len(context) == len(model.task.texts)
     names = model.task.class_names
     return tuple(

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from clipbias.data.few_shot import SMALL, range_words, wilson_interval
-from clipbias.explain.power import DETECTABLE
-from clipbias.report.errors import EXPLAINED, WITHIN, Answers, difference_error
+from clipbias.report.errors import DETECTABLE, EXPLAINED, WITHIN, Answers, difference_error
 from clipbias.report.frames import ACCURACY, AVERAGE, CellKey, Row, Sweep, cell_frame, cell_lines, run_frame
 from clipbias.report.names import method_name, shown_shots
 from clipbias.report.published import (

@@ -22,6 +22,8 @@ from clipbias.io import check_file, read_bytes
 
 # Half the width of a 95 % interval, in standard errors.
 WITHIN = 1.96
+# From so many standard errors on a difference is seen in 80 % of studies like it.
+DETECTABLE = 1.959964 + 0.841621
 EXPLAINED = (
     "± is one standard error: of the test images, √(p (1 − p) / images), and of the seeds, s / √n, added in squares."
 )

@@ -1,7 +1,6 @@
 """What the page's explorer shows: a study's maps of single images, packed into JSON."""
 
 import base64
-import dataclasses
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from clipbias.constants import ZERO_SHOT
-from clipbias.explain.causes import Cause, causes
 from clipbias.explain.results import CHANGES, TEXT_KINDS, Exploration, ExploredModel, ModelFacts, StudyResults, present
 from clipbias.report.names import KIND_NAMES
 from clipbias.report.overlay import HEAT
@@ -28,7 +26,6 @@ _ARRAYS = (
     "distance",
     "distance_scale",
     "distance_lowest",
-    "prompt_share_from",
 )
 
 
@@ -60,7 +57,8 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
 
 def _images(study: StudyResults, explore: Exploration, models: Sequence[ModelFacts]) -> list[dict[str, Any]]:
     labels = study.predictions.labels[explore.images]
-    tuned = {model.key: causes(study, model.key, explore.images) for model in models if model is not study.zero_shot}
+    tuned = [model.key for model in models if model is not study.zero_shot]
+    changes = {key: study.predictions.changes(key)[explore.images] for key in tuned}
     explored = present(explore.models)
     images = []
     for row, number in enumerate(explore.images.tolist()):
@@ -75,14 +73,10 @@ def _images(study: StudyResults, explore: Exploration, models: Sequence[ModelFac
                     model.key: _outcome(explored[model.key], int(study.predictions.models[model.key][number]), row)
                     for model in models
                 },
-                "causes": {key: _cause(of_images[row]) for key, of_images in tuned.items()},
+                "changes": {key: int(of_images[row]) for key, of_images in changes.items()},
             }
         )
     return images
-
-
-def _cause(cause: Cause) -> dict[str, Any]:
-    return dataclasses.asdict(cause)
 
 
 def _model(model: ModelFacts, explored: ExploredModel) -> dict[str, Any]:

@@ -6,8 +6,8 @@ zero-shot CLIP in blue and the tuned one in orange.
 
 _RELEVANCY = """
 Relevancy of {what} for the logit of the true class (Chefer et al. 2021; Eq. 13–16), mean over test images that
-zero-shot gets wrong and the tuned model right ({counts}). Each image's row is {normalised}. Bands and whiskers are
-95 % intervals. Zero-shot's text is {text}.
+zero-shot gets wrong and the tuned model right ({counts}). Each image's row is divided by its sum. Bands and whiskers
+are 95 % intervals. Zero-shot's text is {text}.
 """
 
 # By kind of figure: its title and its caption.
@@ -18,19 +18,20 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         intervals over test images, compared in pairs, and seeds. Shaded: methods with the same number of learned
         parameters. A mean number of parameters is one over datasets, where it grows with the classes.""",
     ),
-    "answer": (
-        "What attention and tokens give alone of the gain in accuracy, and a constant of what is added",
-        """Attention alone: the tuned model's attention, all else frozen. Tokens alone: what is added to tokens,
-        attention frozen. All that is added to image tokens, against nothing; of it the mean over training images, and
-        the best constant. Lines: 95 % intervals.""",
+    "verdict": (
+        "Where each method acts, and what it adds",
+        """Shares of the gain in calibrated log-likelihood. Attention alone: all else frozen. Tokens alone: attention
+        frozen. All that is added: to image tokens, against nothing. Of that: its means over training images, another
+        image's, and the exchange, own less another image's. Dashed: ¼ and ½, by which labels are decided. Lines: 95 %
+        intervals.""",
     ),
     "verdict_overview": (
-        "What attention and tokens give alone of the gain in accuracy, and a constant of what is added",
-        """{datasets}. The gain in accuracy over the frozen model with the text that training starts from; what the
-        tuned model's attention gives alone, all else frozen; and what it adds to tokens gives alone, its attention
-        frozen. All that is added: to image tokens at the tuned model's attention, against nothing; of it the mean over
-        training images, and the best constant in its place. Lines are 95 % intervals over images and seeds; a mean over
-        datasets, from five on, has an interval over datasets. {left_out}""",
+        "Where each method acts, and what it adds",
+        """{datasets}. Shares of the gain in calibrated log-likelihood. Attention alone: the tuned model's attention,
+        all else frozen. Tokens alone: what is added to tokens, attention frozen. All that is added: to image tokens,
+        against nothing. Of that: its mean over training images, by kind of token and by position; what is added for
+        another image; and the exchange, an image's own less another image's. Dashed: ¼ and ½, by which labels are
+        decided. Lines are 95 % intervals over images and seeds. A method without a sure gain is left out.""",
     ),
     "replacements": (
         "What two vectors per layer are in each method's place",
@@ -41,16 +42,6 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         Dotted: 0 and 100 %. Lines are 95 % intervals over images, and over seeds where there are several. A fit is a
         lower bound on what a form can do.""",
     ),
-    "verdict_effects": (
-        "Effects and interactions",
-        """From the frozen model, at 0, to the tuned one on the same inputs, in accuracy and in log-likelihood of the
-        true class, each mixture calibrated by a temperature of its own. The effects are Shapley values over all
-        mixtures of the two runs and add up to the gain, “all”. Attention: which input tokens attend to which. Scale:
-        what prompts take away from the attention on input tokens. Values: what is added to tokens. Below, with ×:
-        interactions, what effects give together beyond their parts. Random: prompts drawn at random with the trained
-        ones' norms; a bar that is cut off has a break. Whiskers are 95 % bootstrap intervals over images, and over
-        seeds where there are several ({counts}).""",
-    ),
     "fig1_decomposition": (
         "What prompts do to attention",
         """The output of attention is a part from input tokens plus a part from prompts (Eq. 12); {counts}. (a)
@@ -58,7 +49,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         Norm of the prompt part over the sum of both parts' norms; they are equal at the dotted line. (c) Share of
         the prompt part's mean square that its average over samples explains, token by token or with one vector
         for all tokens, corrected for chance: a bias is at 1. Shaded: layers beyond the prompts' depth. (d) Cosine
-        between that vector and a learned bias of the same layer. Whiskers are 95 % intervals over samples.""",
+        between that vector and a learned bias of the same layer. Whiskers of (a) and (b) are 95 % intervals over
+        samples.""",
     ),
     "fig2_text_relevancy": (
         "Relevancy of text tokens",
@@ -80,7 +72,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "fig4_text_attention": (
         "Attention of the EOS token",
-        """Attention of the EOS token in the text tower by kind of token, {added} over the tokens of a kind: mean
+        """Attention of the EOS token in the text tower by kind of token, summed over the tokens of a kind: mean
         over heads and over {counts}. Whiskers are 95 % intervals over classes. Prompts are learned tokens, words
         those of a text that stay frozen: {texts}.""",
     ),
@@ -96,7 +88,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "[cls] attention and likeness to the prompts: {label}",
         """{label} on {dataset}. [cls] maps: attention of [cls] to the patches, mean over heads, of the original and
         of the tuned model. Prompt similarity: 1 minus the Euclidean distance between prompt and patch tokens at
-        the block's input ({prompts}). Maps are bilinear and scaled to 0 … 1 each. Shown are {shown} of {counts}.""",
+        the block's input (mean over the prompts). Maps are bilinear and scaled to 0 … 1 each. Shown are {shown} of
+        {counts}.""",
     ),
     "fig6_rank_correlation": (
         "Whether [cls] attention and likeness to the prompts are opposed",

@@ -1,10 +1,9 @@
-"""What happened to classes and to the images whose decision flipped, over all that the study looked at: tables."""
+"""What happened to classes, over all images that the study looked at: a table."""
 
 import numpy as np
 import pandas as pd
 
-from clipbias.explain.causes import flips
-from clipbias.explain.results import EFFECTS, StudyResults
+from clipbias.explain.results import StudyResults
 from clipbias.report.study_figures import labels_of
 from clipbias.report.table import MISSING, Table
 
@@ -12,11 +11,8 @@ CLASSES = 30  # rows of a table at most: with more classes, those that gained an
 
 
 def image_tables(study: StudyResults) -> list[Table]:
-    """All that there are; none of a study without tuned models."""
-    if not study.tuned:
-        return []
-    flipped = _flips(study)
-    return [_classes(study)] if flipped is None else [_classes(study), flipped]
+    """The table of classes; none of a study without tuned models."""
+    return [_classes(study)] if study.tuned else []
 
 
 def answer_frame(study: StudyResults) -> pd.DataFrame:
@@ -65,33 +61,3 @@ def _change(steps: pd.Series) -> str:
     """A class's change of accuracy, from what became of its images."""
     error = f" ± {100 * steps.sem():.1f}" if len(steps) > 1 else ""
     return f"{100 * steps.mean():+.1f}{error} ({(steps == 1).sum()}, {(steps == -1).sum()})"
-
-
-def _flips(study: StudyResults) -> Table | None:
-    """Of the images whose decision flipped: which effect decided, and which would have sufficed alone."""
-    rows = []
-    for model in study.tuned:
-        test = study.causal_test(model.key)
-        for flipped in () if test is None else flips(test):
-            decided = [_part(flipped.decided.get(effect)) for effect in EFFECTS]
-            alone = [_part(flipped.alone.get(effect)) for effect in EFFECTS]
-            rows.append([model.label, flipped.name, str(flipped.count), *decided, *alone])
-    heads = [f"{name} {what}" for what in ("decided", "alone") for name in EFFECTS]
-    table = Table(
-        "What flipped decisions",
-        "Images whose decision flipped from the frozen model to the tuned one, in percent ± one standard error.",
-        ("Model", "Images that", "Number", *heads),
-        rows,
-        words={1},
-        note="Decided: the effect whose Shapley value of the calibrated log-likelihood did most in that direction."
-        " Alone: this effect taken from the tuned model and nothing else of it flips the decision as well; several may"
-        " suffice, or none.",
-    )
-    return table if rows else None
-
-
-def _part(flags: np.ndarray | None) -> str:
-    if flags is None or not len(flags):
-        return MISSING
-    share = float(flags.mean())
-    return f"{100 * share:.0f} ± {100 * (share * (1 - share) / len(flags)) ** 0.5:.0f}"

@@ -76,7 +76,6 @@ def _maps(study: StudyResults, similarity: Similarity, key: str, label: str, res
         name=f"fig6_similarity_{file_name(key)}",
         label=label,
         dataset=study.dataset.name,
-        prompts="mean over the prompts" if result.prompt is None else f"of prompt {result.prompt}",
         shown=shown,
         counts=counted(len(images), "picture"),
     )

@@ -1,23 +1,20 @@
 """Several datasets on one page: the verdicts side by side, accuracies, and relevancy panels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import StudyResults
+from clipbias.explain.results import StudyResults, load_results
 from clipbias.report import pages
-from clipbias.report.answer_figure import overview_figure
-from clipbias.report.endpoint_table import TITLE, endpoint_table
-from clipbias.report.methods import left_out, load_studies, summarize_methods
-from clipbias.report.published import dataset_name
+from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.relevancy_figures import dataset_figures
 from clipbias.report.replacement_figure import replacement_figure
-from clipbias.report.study_page import FIGURES, REPORT
+from clipbias.report.study_page import FIGURES, REPORT, method_sentences
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict_tables import summary_sentences, summary_table
+from clipbias.report.verdict import COLUMNS, NOTE, overview_figure, verdict_rows
 from clipbias.sentences import counted
 
 OVERVIEW = "overview.html"
@@ -43,14 +40,12 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     studies = load_studies(map(Path, results_folders))
     ordered = list(studies.values())
     output = Path(output_folder)
-    summaries = summarize_methods(ordered)
-    verdict = overview_figure(summaries, left_out(ordered))
-    confirmed = endpoint_table(ordered)
-    sections = [pages.Section(TITLE, tables=[confirmed])] if confirmed else []
-    sections += [
-        pages.Section(f"{each.name} by dataset", tables=[summary_table(each)], remarks=summary_sentences(each))
-        for each in summaries
-    ]
+    verdict = overview_figure(ordered)
+    sections = []
+    for study in ordered:
+        groups = [(method.label, method_sentences(study, method)) for method in study.methods]
+        tables = [Table("", NOTE, COLUMNS, tuple(rows), words={1})] if (rows := verdict_rows(study.methods)) else []
+        sections.append(pages.Section(f"Verdicts on {_name(study)}", tables=tables, groups=groups))
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         figures = dataset_figures(ordered, key, label)
         pictures = [pages.save_picture(figure, output / FIGURES) for figure in figures]
@@ -60,12 +55,6 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
             pages.Section(
                 "What can stand for each method",
                 pictures=[pages.save_picture(drawn, output / FIGURES)],
-                remarks=[
-                    f"{_name(study)}: {method.sentence}"
-                    for study in ordered
-                    if study.replacement is not None
-                    for method in study.replacement.methods
-                ],
             )
         )
     return pages.write_page(
@@ -82,6 +71,27 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         ],
         sections=sections,
     )
+
+
+def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
+    """Studies by their folders, in the order in which datasets are shown.
+
+    Raises:
+      ClipbiasError: two folders hold the same method on the same dataset, or results are missing or damaged.
+    """
+    studies: dict[Path, StudyResults] = {}
+    holders: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        studies[folder] = study = load_results(folder)
+        dataset = study.dataset.name
+        for name in dict.fromkeys(model.name for model in study.tuned):
+            if (holder := holders.setdefault((dataset, name), folder)) != folder:
+                raise ClipbiasError(
+                    f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong into one"
+                    " study."
+                )
+    order = ordered_datasets(study.dataset.name for study in studies.values())
+    return dict(sorted(studies.items(), key=lambda item: order.index(item[1].dataset.name)))
 
 
 def _name(study: StudyResults) -> str:

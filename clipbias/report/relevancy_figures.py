@@ -37,11 +37,6 @@ _BARS: dict[str, Any] = {
 }
 _KINDS = {"text": TEXT_KINDS[:-1], "vision": VISION_KINDS}
 _THINGS = {"text": "text tokens", "vision": "patches and vision prompts"}
-_NORMALISED = {
-    "sum": "divided by its sum, prompts included",
-    "max": "divided by its largest value",
-    "minmax": "scaled to 0 … 1",
-}
 _GROUP_NAMES = {"corrected": "corrected", "both_right": "both right", "all": "all"}
 _WIDTHS = {"tokens": 1.6, "prompts": 0.6, "kinds": 1.1}
 MARKERS = {"corrected": "o", "both_right": "s", "all": "^"}
@@ -160,12 +155,10 @@ def _of_models(study: StudyResults, part: str) -> pd.DataFrame:
 def _facts(study: StudyResults, part: str) -> dict[str, str]:
     """What captions of relevancy leave open."""
     results = present(study.relevancy)
-    ways = {result.normalisation for result in results.values()}
     counts = {key: result.corrected_count for key, result in results.items()}
     return {
         "what": _THINGS[part],
         "counts": counts_of(labels_of(study.tuned), counts),
-        "normalised": " or ".join(_NORMALISED[way] for way in sorted(ways)),
         "text": zero_shot_text(results.values()),
     }
 

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.replacement import PLAIN
-from clipbias.explain.results import Comparison, Kind, StudyResults
+from clipbias.explain.results import PLAIN, Comparison, Kind, StudyResults
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.wording import in_points
 from clipbias.report import style

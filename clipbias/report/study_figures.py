@@ -12,6 +12,7 @@ from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.names import KIND_NAMES, VARIANT_NAMES
 from clipbias.report.panels import Layout, level, lines, panels, tidy
+from clipbias.report.table import Table, cells
 from clipbias.sentences import counted
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ _PANELS = {
 }
 _COSINE = "d  cosine to a bias"
 _COSINES = "bias_cosine/"
-_REDUCED = {"sum": "summed", "mean": "averaged"}
 _QUANTITIES = {
     "distance": "distance (pixels)",
     "entropy": "entropy, all queries (nats)",
@@ -127,7 +127,6 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
 
 def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]) -> pd.DataFrame:
     """A row for each number of a tower, with its `panel` and `series`, and `common` columns."""
-    error = tower.error
 
     def place(series: str) -> dict[str, object]:
         return {**common, "panel": _PANELS.get(series, _COSINE), "series": series}
@@ -137,12 +136,11 @@ def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]
         frames.append(averages(tower.pooled_mass, "layer", "head", labels=place("pooled_mass")))
     frames += [
         averages(tower.norm_share, "layer", labels=place("norm_share")),
-        tidy(tower.constancy, None if error is None else error.constancy, ("layer",), place("constancy")),
-        tidy(tower.bias_likeness, None if error is None else error.bias_likeness, ("layer",), place("bias_likeness")),
+        tidy(tower.constancy, None, ("layer",), place("constancy")),
+        tidy(tower.bias_likeness, None, ("layer",), place("bias_likeness")),
     ]
     for bias in sorted(tower.bias_cosine):
-        of_bias = None if error is None else error.bias_cosine[bias]
-        frames.append(tidy(tower.bias_cosine[bias], of_bias, ("layer",), place(f"{_COSINES}{bias}")))
+        frames.append(tidy(tower.bias_cosine[bias], None, ("layer",), place(f"{_COSINES}{bias}")))
     return joined(frames)
 
 
@@ -172,7 +170,6 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         "fig4_text_attention",
         figure,
         frame,
-        added=" or ".join(sorted({_REDUCED[result.reduction] for result in results.values()})),
         counts=counted(max(result.count for result in results.values()), "class"),
         texts="; ".join(f"{labels[key]} “{result.text}”" for key, result in results.items()),
     )
@@ -284,3 +281,23 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
     return captioned("faithfulness", figure, numbers, dataset=study.dataset.name, counts=counts)
+
+
+def area_table(study: StudyResults) -> Table | None:
+    """The areas under the curves of the perturbation test in percent, a row per model and map."""
+    if study.faithfulness is None:
+        return None
+    labels = labels_of(study.models)
+    targets = ("predicted", "true")
+    rows = []
+    for key, result in present(study.faithfulness.models).items():
+        for kind in MAPS:
+            curves = result.maps[kind]
+            areas = [curves[direction][target].area for direction in _FIRST for target in targets]
+            rows.append(cells(labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
+    caption = (
+        "Area under each curve in percent. Most relevant first: the smaller, the better the map; least relevant first:"
+        " the larger, the better."
+    )
+    heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
+    return Table("", caption, ("Model", "Map", *heads), tuple(rows), words={1}) if rows else None

@@ -1,27 +1,26 @@
 """The report of one study: one HTML file that needs nothing else, and its figures as PDF, PNG and CSV.
 
-Its first page asks, answers, and shows one figure and one table. All else is folded below, a part per section.
+Its first page has the verdict in a sentence for each method, one table and one picture. All else is folded below, a
+part per section, each figure with its caption.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipbias.explain.results import StudyResults, load_results
+from clipbias.explain.results import MethodResult, StudyResults, load_results
 from clipbias.explain.wording import by_reason
 from clipbias.report import pages
-from clipbias.report.answer_figure import COLUMNS, answer_figure, answer_note, answer_rows
-from clipbias.report.endpoint_table import endpoint_table
 from clipbias.report.explorer import explorer_data
-from clipbias.report.fitted_table import fitted_remarks, fitted_table
 from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
-from clipbias.report.methods import MethodResults, study_methods
 from clipbias.report.relevancy_figures import relevancy_groups_figure, text_relevancy_figure, vision_relevancy_figure
+from clipbias.report.replacement_table import replacement_table
 from clipbias.report.study_figures import (
+    area_table,
     decomposition_figure,
     faithfulness_figure,
     labels_of,
@@ -29,22 +28,22 @@ from clipbias.report.study_figures import (
     vision_attention_figure,
 )
 from clipbias.report.table import Table, cells
-from clipbias.report.verdict_figures import effects_figure
-from clipbias.report.verdict_tables import (
-    area_table,
-    constants_table,
-    corners_table,
-    effects_table,
-    levels_table,
-    temperature_table,
-    why_no_constants,
-    why_no_effects,
-    why_no_levels,
+from clipbias.report.verdict import (
+    COLUMNS,
+    NOTE,
+    other_levels,
+    seed_rows,
+    shown_methods,
+    verdict_figure,
+    verdict_rows,
+    why_not_mixed,
 )
 from clipbias.report.word_table import word_table
+from clipbias.sentences import counted
 
 REPORT = "report.html"
 FIGURES = "figures"
+MOST_SENTENCES = 3  # of the first page, one for each method
 
 # By section of the study, in reading order: the title, what draws it, and why there may be nothing to draw.
 _Draw = Callable[[StudyResults], Any]
@@ -82,23 +81,12 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     """
     study = load_results(results_folder)
     output = Path(output_folder)
-    methods = study_methods(study)
-    figure = answer_figure(study, methods)
-    sections = _verdict(study, methods, output)
-    if fitted := fitted_table(study.replacement.methods if study.replacement else ()):
-        remarks = fitted_remarks(study)
-        sections.append(pages.Section("What can stand for it", "replacement", tables=[fitted], remarks=remarks))
-    if data := explorer_data(study):
-        sections.append(pages.Section("Explore the images", "explore", explorer=data))
-    if tables := image_tables(study):
-        sections.append(pages.Section("Class by class", "classes", tables=tables))
-    for name, (title, draws, _) in _DRAWN.items():
-        pictures = [pages.save_picture(each, output / FIGURES) for draw in draws for each in _listed(draw(study))]
-        areas = area_table(study) if name == "faithfulness" and pictures else None
-        sections.append(pages.Section(title, name, pictures, [areas] if areas else []))
-    words = word_table(study)
-    sections.append(pages.Section("Nearest words", "nearest", tables=[words] if words else []))
-    drawn = {section.identifier for section in sections if not section.is_empty}
+    shown = shown_methods(study)
+    sentences = {method.label: method_sentences(study, method) for method in study.methods}
+    first = list(sentences)[:MOST_SENTENCES]
+    figure = verdict_figure(study)
+    sections = _sections(study, sentences if len(sentences) > len(first) else {}, output)
+    drawn = {section.identifier for section in sections}
     sections.append(
         pages.Section(
             "How it was made", "config", tables=[_models(study)], remarks=_missing(study, drawn), code=_config(study)
@@ -108,13 +96,44 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         output / REPORT,
         "report",
         title=f"Why does tuning help on {study.dataset.name}?",
-        answer=study.answer,
-        picture=pages.save_picture(figure, output / FIGURES) if figure else None,
+        sentences=[" ".join(sentences[label]) for label in first] or ["There is no tuned model here to explain."],
+        basis=f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
+        f"{study.zero_shot.accuracy:.1f} %.",
         columns=COLUMNS,
-        rows=answer_rows(study, methods),
-        note=answer_note(study, methods),
-        sections=[section for section in sections if not section.is_empty],
+        rows=verdict_rows(shown),
+        note=NOTE,
+        picture=pages.save_picture(figure, output / FIGURES) if figure else None,
+        sections=sections,
     )
+
+
+def method_sentences(study: StudyResults, method: MethodResult) -> list[str]:
+    """The verdict on a method, then what can stand in its place, if that was measured."""
+    fitted = study.replacement.methods if study.replacement else ()
+    return [method.sentence, *(each.sentence for each in fitted if set(each.models) <= set(method.models))][:2]
+
+
+def _sections(study: StudyResults, sentences: dict[str, list[str]], output: Path) -> list[pages.Section]:
+    """All that is folded, in reading order; none of it empty."""
+    seeds = seed_rows(study)
+    tables = [Table("Seed by seed", NOTE, COLUMNS, tuple(seeds), words={1})] if seeds else []
+    if apart := other_levels(study.methods):
+        tables.append(apart)
+    fitted = replacement_table(study)
+    sections = [
+        pages.Section("All methods", "verdict", tables=tables, groups=list(sentences.items())),
+        pages.Section("Class by class", "classes", tables=image_tables(study)),
+        pages.Section("What can stand for it", "replacement", tables=[fitted] if fitted else []),
+        pages.Section("Explore the images", "explore", explorer=explorer_data(study)),
+    ]
+    for name, (title, draws, _) in _DRAWN.items():
+        made = [figure for draw in draws for figure in _listed(draw(study))]
+        pictures = [pages.save_picture(figure, output / FIGURES) for figure in made]
+        areas = area_table(study) if name == "faithfulness" and pictures else None
+        sections.append(pages.Section(title, name, pictures, [areas] if areas else []))
+    words = word_table(study)
+    sections.append(pages.Section("Nearest words", "nearest", tables=[words] if words else []))
+    return [section for section in sections if not section.is_empty]
 
 
 def _listed(made: Any) -> list[Any]:
@@ -123,17 +142,16 @@ def _listed(made: Any) -> list[Any]:
 
 def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
     """One sentence for each section that is not on the page, and for each model that a section leaves out."""
-    sentences = []
-    for name in ("verdict", "explore", *_DRAWN):
+    sentences = why_not_mixed(study)
+    for name in ("causal", "explore", *_DRAWN):
         if name not in study.sections:
             sentences.append(f"{_title(name)}: not computed; --config.sections={name} has it.")
         elif name in _DRAWN and name not in drawn:
             sentences.append(f"{_title(name)}: {_DRAWN[name][2]}.")
     labels = labels_of(study.models)
     for name in study.sections:
-        if name not in ("factorial", "constants", "verdict"):  # the verdict tells which models these leave out
-            reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
-            sentences += [f"{_title(name)}, {line}" for line in reasons]
+        reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
+        sentences += [f"{_title(name)}, {line}" for line in reasons]
     return list(dict.fromkeys(sentences))
 
 
@@ -142,49 +160,19 @@ def _title(section: str) -> str:
 
 
 def _models(study: StudyResults) -> Table:
-    columns = ("Model", "Parameters", "Vision", "Text", "Shared", "Vision prompts", "Text prompts")
+    columns = ("Model", "Accuracy (%)", "Parameters", "Vision", "Text", "Shared", "Vision prompts", "Text prompts")
     rows = []
     for model in study.models:
         count = model.parameters
         numbers = (count.total, count.vision, count.text, count.shared)
         prompts = (str(model.vision_prompts), str(model.text_prompts))
-        rows.append(cells(model.label, *(f"{number:,}" for number in numbers), *prompts))
-    caption = "Learned parameters: all, of each tower, of both together. Zero-shot's text: " + study.dataset.template
+        accuracy = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
+        rows.append(cells(model.label, accuracy, *(f"{number:,}" for number in numbers), *prompts))
+    caption = (
+        "Accuracy ± one binomial standard error. Learned parameters: all, of each tower, of both together. Zero-shot's"
+        f" text: {study.dataset.template}"
+    )
     return Table("", caption, columns, tuple(rows))
-
-
-def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path) -> list[pages.Section]:
-    """What the gain is made of, what a constant keeps of it, and all of it in words."""
-    if study.verdict is None:
-        return []
-    effects = effects_figure(methods)
-    draws = (corners_table, levels_table, effects_table, temperature_table)
-    tables = [endpoint_table([study]), *(draw(methods) for draw in draws)]
-    return [
-        pages.Section(
-            "What carries the gain, in full",
-            "effects",
-            [pages.save_picture(effects, output / FIGURES)] if effects else [],
-            list(filter(None, tables)),
-            remarks=why_no_effects(methods) + why_no_levels(methods),
-        ),
-        pages.Section(
-            "What the mean of what blocks add keeps",
-            "constants",
-            tables=list(filter(None, (constants_table(methods),))),
-            remarks=why_no_constants(study, methods),
-        ),
-        pages.Section("Method by method, in words", "words", groups=_sentences(study, methods)),
-    ]
-
-
-def _sentences(study: StudyResults, methods: Sequence[MethodResults]) -> list[tuple[str, Sequence[str]]]:
-    """The verdict on each method, then on each of its seeds."""
-    verdicts = [method.verdict for method in methods]
-    for method in methods:
-        if len(method.facts.models) > 1:
-            verdicts += [study.verdict_on([key]) for key in method.facts.models]
-    return [(each.label, each.sentences) for each in verdicts if each is not None]
 
 
 def _config(study: StudyResults) -> str:

@@ -122,9 +122,8 @@ look(tuned["bias"])
 # %% [markdown]
 # ## Why do they gain?
 #
-# The causal test runs the frozen and the tuned model side by side and takes the effects of tuning one by one from the
-# tuned run: where CLIP looks, and what is added to its tokens. A fixed bias, the mean of what the tuned blocks add to
-# training images, is then added to the frozen model and subtracted from the tuned one. In brackets are 95 % intervals.
+# The causal test runs the frozen and the tuned model side by side, with attention from either and what is added to
+# tokens from either. Then it exchanges what is added between images. In brackets are 95 % intervals.
 
 # %%
 from clipbias.explain import Model, Study, StudyOptions, run_study
@@ -134,18 +133,11 @@ models = [Model("zero_shot", "zero-shot", "zero_shot", zero_shot.task, {})]
 for method in ("ivlp", "bias"):
     model = tuned[method]
     models.append(Model(method, METHODS[method], method, model.task, model.learnables, seed=1))
-options = StudyOptions(image_limit=300, control_images=100, training_images=128)
+options = StudyOptions(image_limit=300, training_images=128)
 study = Study(models, test, options, folder / "study", training=dataset.split("train"))
-results = run_study(
-    study,
-    folder / "study",
-    dataset=DATASET,
-    sections=("factorial", "constants", "verdict"),
-)
-print(results.answer.headline)
-for reason in results.answer.reasons:
-    print(f"- {reason.about}: {reason.text}")
-print(results.answer.certainty)
+results = run_study(study, folder / "study", dataset=DATASET, sections=("causal",))
+for method_result in results.methods:
+    print(method_result.sentence)
 
 # %% [markdown]
 # ## What can prompts be replaced by?
@@ -198,6 +190,6 @@ print(again.accuracy == model.evaluate(test).accuracy)
 # ## From here
 #
 # - `clipbias table1` makes the whole table, with seeds, datasets and intervals, and continues where it was stopped.
-# - `clipbias explain` makes the report that begins with this answer, with its figures.
+# - `clipbias explain` makes the report that begins with these sentences, with its figures.
 # - `clipbias app` opens a page to try adapters on pictures by hand.
 # - A method of your own is one file: [methods](../methods.md).

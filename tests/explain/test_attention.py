@@ -8,7 +8,6 @@ from clipbias.clip import VisionConfig
 from clipbias.explain.attention import (
     distance_and_entropy,
     entropy,
-    kind_sums,
 )
 from clipbias.explain.tokens import text_kinds
 from clipbias.tuning import Task
@@ -31,12 +30,6 @@ def test_uniform_attention_has_the_known_values():
 def test_entropy_of_certainty_is_zero_and_differentiable():
     value, slope = jax.jit(jax.value_and_grad(entropy))(np.array([0.0, 1.0, 0.0], np.float32))
     assert float(value) == 0 and np.isfinite(slope).all()
-
-
-def test_mean_over_the_tokens_of_a_kind():
-    rows, kinds = np.array([[0.2, 0.3, 0.5]], np.float32), np.array([[0, 1, 1]])
-    means = jax.jit(functools.partial(kind_sums, reduction="mean"))(rows, kinds)
-    np.testing.assert_allclose(means, [[0.2, 0.4, 0, 0, 0, 0]], rtol=1e-6)
 
 
 def test_kinds_of_an_ensemble(clip):

@@ -3,26 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 
 import clipbias
 from clipbias.clip import Clip
 from clipbias.constants import TOWERS
 from clipbias.data.transforms import Resizing
 from clipbias.explain.bias_adapter import raw_batches
-from clipbias.explain.block_changes import reference_adaptation
-from clipbias.explain.constants_section import compute_constants
-from clipbias.explain.equivalent_bias import measure_equivalent_bias
-from clipbias.explain.intervention_classifier import InterventionClassifier
+from clipbias.explain.equivalent_bias import measure_equivalent_bias, measure_equivalent_biases, missing
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
-from clipbias.explain.outcomes import outcomes
-from clipbias.explain.results import ConstantTest, ConstantTests, EquivalentBias, Missing
-from clipbias.explain.study import Study
+from clipbias.explain.results import EquivalentBias
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests.explain.models import moved
@@ -177,24 +168,6 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
             np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ADAPTERS)
-def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, tmp_path: Path) -> None:
-    path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
-    raw, _ = pixels()
-    model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind)
-    biases = measured(task, learnables)
-    images = clip.preprocessing.normalize(raw)
-    start = reference_adaptation(task, task.init(3))
-    constants = {tower: bias.constants(kind) for tower, bias in biases.items()}
-    classify = InterventionClassifier(task, clip.params, learnables, start, {kind: constants})
-    expected = np.asarray(outcomes(classify(images), jnp.asarray(LABELS))["log_likelihood"])
-    logits = jax.jit(model.task.logits)(clip.params, model.learnables, images)
-    likelihood = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(LABELS)), LABELS]
-    np.testing.assert_allclose(likelihood, expected[1], atol=1e-4)
-    assert np.abs(expected[0] - expected[1]).max() > 0.01
-
-
 def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
     path, *_ = saved(tmp_path, "vpt", clip)
     images = split()
@@ -207,85 +180,26 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
         assert fitted.learnables.keys() == {"vision_bias"} and fitted.task.options()["text_tower"] is False
 
 
-@pytest.fixture(scope="module")
-def constants(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, ConstantTests]:
-    """VPT learned twice on one dataset and twice on another."""
-    task = Task(clip, "vpt", CLASS_NAMES)
-    models = [Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})]
-    for number, (key, dataset) in enumerate({"a": "one", "b": "one", "c": "two", "d": "two"}.items()):
-        drawn = weights_common.drawn(task.shapes, 0.3, number)
-        models.append(Model(key, key, "vpt", task, drawn, seed=1 + number % 2, trained_on=dataset))
-    options = StudyOptions(batch_size=3, image_limit=4, training_images=3)
-    folder = tmp_path_factory.mktemp("constants")
-    study = Study(models, split(), options, folder, training=split().subset([6, 5, 3, 1]))
-    return study, study.run_section(compute_constants(study))
-
-
 @pytest.mark.ci
-def test_a_study_measures_on_training_images(constants: tuple[Study, ConstantTests], clip: Clip) -> None:
-    study = constants[0]
-    test = constants[1].models["a"]
-    assert isinstance(test, ConstantTest)
-    outcomes = test.outcomes
-    assert (len(outcomes.images), test.training_images) == (4, 3)
-    names = ("vector", "kind", "random", "another dataset")
-    forms = ("reference", *(f"kept:{name}" for name in names), *(f"lost:{name}" for name in names), "tuned")
-    layers, width = clip.config.vision.layers, clip.config.vision.width
-    assert test.forms == forms and test.stored == {"vector": layers * width, "kind": 2 * layers * width}
-    task = study.models[1].task
-    learnables = study.models[1].learnables
-    training = split().subset([6, 3, 1])
+def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None:
+    made_study = make(clip, tmp_path, training=split().subset([6, 3, 1]))
+    (model,) = made_study.tuned
+    measured_biases = made_study.run_section(measure_equivalent_biases(made_study, [model]))["vpt"]
+    assert measured_biases.training_images == 3
     expected, _ = measure_equivalent_bias(
-        task, clip.params, learnables, learnables, raw_batches(training, Resizing(16), 3)
+        model.task,
+        clip.params,
+        model.learnables,
+        model.task.init(),
+        raw_batches(split().subset([6, 3, 1]), Resizing(16), 3),
     )
-    for form in ("vector", "kind"):
-        vector = getattr(test.biases["vision"], form)
+    for form in FORMS:
+        vector = getattr(measured_biases.towers["vision"], form)
         np.testing.assert_allclose(vector, getattr(expected["vision"], form), rtol=0, atol=1e-6)
-    assert outcomes.images.tolist() == study.spread(4).tolist()
-    assert outcomes.correct.dtype == np.uint8
-    assert outcomes.log_likelihood.shape == (4, len(forms))
-    shown = clip.preprocessing.normalize(study.pictures(study.spread(4)))
-    logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, shown), np.float64)
-    true = scipy.special.log_softmax(logits, axis=-1)[np.arange(4), study.split.labels[study.spread(4)]]
-    np.testing.assert_allclose(outcomes.log_likelihood[:, -1], true, atol=1e-5)
-    places = {form: place for place, form in enumerate(forms)}
-    for outcome, name, unit in (("accuracy", "correct", 100), ("calibrated", "calibrated", 1)):
-        means = unit * getattr(outcomes, name).astype(float).mean(0)
-        numbers = test.summary[outcome]
-        gain = means[places["tuned"]] - means[places["reference"]]
-        assert numbers.gain.value == pytest.approx(gain, rel=1e-5)
-        for form in names:
-            share = numbers.kept[form].value
-            assert share == pytest.approx(means[places[f"kept:{form}"]] - means[places["reference"]], abs=1e-5)
-            lost = means[places["tuned"]] - means[places[f"lost:{form}"]]
-            assert numbers.lost[form].value == pytest.approx(lost, abs=1e-5)
 
 
-def test_the_constant_of_another_dataset_is_a_control(constants: tuple[Study, ConstantTests]) -> None:
-    """What the frozen model makes of another model's constant is what that model's own study finds."""
-    _, tests = constants
-    assert [group.models for group in tests.seeds] == [("a", "b"), ("c", "d")]
-
-    def column(key: str, form: str) -> np.ndarray:
-        test = tests.models[key]
-        assert isinstance(test, ConstantTest) and f"lost:{form.partition(':')[2]}" in test.forms
-        return test.outcomes.log_likelihood[:, test.forms.index(form)]
-
-    for key, other in (("a", "c"), ("d", "b")):
-        np.testing.assert_allclose(column(key, "kept:another dataset"), column(other, "kept:kind"), atol=1e-5)
-        assert np.abs(column(key, "kept:another dataset") - column(key, "kept:kind")).max() > 1e-2
-
-
-@pytest.mark.long
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
     bare = make(clip, tmp_path)
-    test = bare.run_section(compute_constants(bare)).models["vpt"]
-    assert isinstance(test, Missing) and "training images" in test.reason
+    assert "training images" in str(missing(bare, bare.tuned[0]))
     task = Task(clip, "taskres", CLASS_NAMES)
-    models = [
-        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
-        Model("own", "Own", "own", task, task.init()),
-    ]
-    study = Study(models, split(), StudyOptions(), tmp_path, training=split())
-    test = study.run_section(compute_constants(study)).models["own"]
-    assert isinstance(test, Missing) and "Neither tokens nor weights" in test.reason
+    assert "Neither tokens nor weights" in str(missing(bare, Model("own", "Own", "own", task, task.init())))

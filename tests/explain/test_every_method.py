@@ -12,8 +12,10 @@ from clipbias.data import transforms
 from clipbias.data.transforms import Resizing
 from clipbias.explain import scope
 from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.causal import Corner
+from clipbias.explain.causal_section import Way, compute_causal
+from clipbias.explain.effects import halves
 from clipbias.explain.equivalent_bias import measure_equivalent_bias, why_no_equivalent_bias
-from clipbias.explain.factorial_section import compute_factorial
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
@@ -24,8 +26,18 @@ from clipbias.explain.wording import by_reason
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.explain.test_study import split
+from tests.reference import (
+    calibration,
+    causal,
+    inner_parts,
+    methods,
+    mmrl,
+    numpy_clip,
+    prompts_cocoop,
+    prompts_plot,
+    weights,
+)
 from tests.reference import equivalent_bias as plain_bias
-from tests.reference import factorial, inner_parts, methods, mmrl, numpy_clip, prompts_cocoop, prompts_plot, weights
 from tests.reference import relevancy as plain_relevancy
 from tests.tuning import weights_common
 
@@ -38,7 +50,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mmrl": {"blocks": 2, "space": 6, "tokens": 2},
 }
 IMAGES = 3
-OUTCOMES = ("log_likelihood", "correct")
 
 
 def model(clip: Clip, method: str) -> Model:
@@ -48,9 +59,7 @@ def model(clip: Clip, method: str) -> Model:
 
 def study(clip: Clip, folder: Path, *names: str, **options: Any) -> Study:
     images = split().subset(np.arange(IMAGES))
-    study_options = StudyOptions(
-        batch_size=2, control_images=0, faithfulness_images=1, examples=1, explore_images=2, **options
-    )
+    study_options = StudyOptions(batch_size=2, explore_images=2, **options)
     models = [model(clip, name) for name in ("zero_shot", *names)]
     return Study(models, images, study_options, folder, training=images)
 
@@ -76,7 +85,7 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     made = study(clip, tmp_path, *METHODS)
     predicted = np.arange(IMAGES, dtype=np.int32) % 3
     made.known = lambda each: predicted  # so that nothing but the sections is compiled
-    figures = ("text_attention", "similarity", "decomposition", "verdict")
+    figures = ("text_attention", "similarity", "decomposition")
     results = run_study(made, tmp_path, dataset="noise", sections=figures)
     assert [each.key for each in results.models] == ["zero_shot", *METHODS]
     inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
@@ -91,7 +100,6 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     decomposed = present(results.decomposition)
     towers = {key: sorted(result.towers) for key, result in decomposed.items()}
     assert towers == {"plot": ["text"], "plot_plus_plus": ["text", "vision"]}
-    assert decomposed["plot"].text.runs == 2
     # Every sentence is for the page.
     labels = {model.key: model.label for model in results.models}
     sentences = [
@@ -119,13 +127,12 @@ def normalised(clip: Clip) -> np.ndarray:
 
 
 @pytest.mark.ci
-def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
+def test_passes_and_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
     """PLOT++ and CoCoOp, from the images to the likelihoods."""
     made = study(clip, tmp_path, "plot_plus_plus", "cocoop")
     images = normalised(clip)
     labels = np.arange(IMAGES) % 3
-    tests = made.run_section(compute_factorial(made)).models
-    streams = factorial.streams(factorial.WITH_SLOTS)
+    tests = made.run_section(compute_causal(made)).models
     many, single = made.tuned
     before, after = (
         prompts_plot.plus_inputs(reference, CLASS_NAMES, jax.device_get(x), PHRASES)
@@ -136,37 +143,38 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
         features[tower] = []
         for start, inputs in zip(before, after, strict=True):
             if tower == "vision":
-                runs = factorial.vision_run(reference, images), factorial.vision_run(reference, images, inputs)
+                runs = causal.vision_run(reference, images), causal.vision_run(reference, images, inputs)
             else:
-                runs = factorial.text_run(reference, start), factorial.text_run(reference, inputs)
-            mixed = [factorial.features(*runs, stream, factorial.WITH_SLOTS) for stream in streams]
-            features[tower].append(np.stack(mixed))
-    image, text = (np.stack(features[tower], axis=1) for tower in ("vision", "text"))  # [K, m, B, d] and [K, P, C, d]
-    assert tests["plot_plus_plus"].streams == tuple(streams)
-    for place, tower in enumerate(tests["plot_plus_plus"].towers):
-        for k in range(len(streams)):
-            passes = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
-            logits = prompts_plot.transport_logits(reference, *passes)
-            what = f"{tower} {streams[k]}"
-            values, correct = (getattr(tests["plot_plus_plus"].outcomes, name)[:, place, k] for name in OUTCOMES)
-            np.testing.assert_allclose(
-                values, factorial.log_likelihood(logits, labels), rtol=1e-3, atol=2e-3, err_msg=what
-            )
-            np.testing.assert_array_equal(correct, logits.argmax(-1) == labels, err_msg=what)
-    assert tests["cocoop"].streams == tuple(streams)
+                runs = causal.text_run(reference, start), causal.text_run(reference, inputs)
+            features[tower].append(np.stack([causal.corner(*runs, *corner.name) for corner in Corner]))
+    image, text = (np.stack(features[tower], axis=1) for tower in ("vision", "text"))  # [4, m, B, d] and [4, P, C, d]
+    logits = [prompts_plot.transport_logits(reference, *pair) for pair in zip(image, text, strict=True)]
+    logits += [prompts_plot.transport_logits(reference, image[3], text[0])]
+    logits += [prompts_plot.transport_logits(reference, image[0], text[3])]
+    check(tests["plot_plus_plus"], np.stack(logits, axis=1), labels, (*CORNERS, Way.VISION, Way.TEXT))
     learnables = weights.double(single.learnables)
     seen = numpy_clip.encode_image(reference.state, reference.config, images).features
-    start = factorial.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(single.task.init(1)["text_context"]))
-    for b, feature in enumerate(seen):
+    start = causal.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(single.task.init(1)["text_context"]))
+    rows = []
+    for feature in seen:
         shifted = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
-        runs = factorial.text_run(reference, start), factorial.text_run(reference, shifted)
-        for k, stream in enumerate(streams):
-            logits = numpy_clip.logits(
-                reference.state, feature[None], factorial.features(*runs, stream, factorial.WITH_SLOTS)
-            )
-            reference_value = factorial.log_likelihood(logits, labels[b : b + 1])
-            values = tests["cocoop"].outcomes.log_likelihood[b : b + 1, 0, k]
-            np.testing.assert_allclose(values, reference_value, rtol=1e-4, atol=5e-4, err_msg=f"image {b} {stream}")
+        runs = causal.text_run(reference, start), causal.text_run(reference, shifted)
+        by_corner = [causal.corner(*runs, *corner.name) for corner in Corner]
+        rows.append([numpy_clip.logits(reference.state, feature[None], texts)[0] for texts in by_corner])
+    check(tests["cocoop"], np.array(rows), labels, CORNERS)
+
+
+CORNERS = (Way.REFERENCE, Way.ATTENTION, Way.TOKENS, Way.TUNED)
+
+
+def check(test: Any, logits: np.ndarray, labels: np.ndarray, ways: Any) -> None:
+    """Outcomes of a causal test of ways to classify, whose logits are `[n, K, C]`."""
+    second = halves(labels)
+    for k, way in enumerate(ways):
+        at = test.ways.index(way.value)
+        expected = calibration.cross_fitted(logits[:, k], labels, second)
+        np.testing.assert_allclose(test.outcomes.calibrated[:, at], expected, rtol=2e-3, atol=5e-3, err_msg=way.value)
+        np.testing.assert_array_equal(test.outcomes.correct[:, at], logits[:, k].argmax(-1) == labels)
 
 
 def close(actual: Any, expected: np.ndarray, what: str) -> None:

@@ -53,10 +53,8 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
     study = make(clip, tmp_path)
 
     def maps(study, model, images, targets):
-        seen = np.ones((len(images), 1, study.clip.config.vision.patches + model.prompts[0]), np.float32)
-        return Relevancy(
-            seen[:, 0], np.ones((len(images), int(np.max(model.task.tokens.end))), np.float32), targets
-        ), seen
+        seen = np.ones((len(images), study.clip.config.vision.patches + model.prompts[0]), np.float32)
+        return Relevancy(seen, np.ones((len(images), int(np.max(model.task.tokens.end))), np.float32), targets)
 
     def layers(study, model, images):
         return {"attention": np.ones((len(images), 3, study.clip.config.vision.patches + model.prompts[0]), np.float32)}

@@ -6,95 +6,87 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain import verdict
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.results import What, Where
 from tests.documents import ROOT
-from tools import make_demo_tables
 from tools.mechanisms import models, picture, rules, score, train
-from tools.mechanisms.models import BOTH, CONSTANT, IMAGE, NO_GAIN, Spec, digest
+from tools.mechanisms.models import Spec, digest
 from tools.mechanisms.rules import UNDECIDED, Answer
-from tools.mechanisms.score import confusion
 
 FOLDER = Path(models.__file__).parent
-SILENT = "optimal ablation"
+SAME, DEPENDS = What.SAME.value, What.DEPENDS.value
+ATTENTION, NOT_ATTENTION, NO_GAIN = Where.ATTENTION.value, Where.NOT_ATTENTION.value, Where.NO_GAIN.value
+FITTED = "fitted constant: share"
 
 
 def row(number, family, where="", what=""):
-    """A model that counts if it has answers; one explainer says nothing but "no gain"."""
+    """A model that counts if it has answers; all explainers but the verdict say nothing of *where*."""
     spec = Spec(family, "demo/digits", outliers=False, seed=number)
-    said = dict.fromkeys(rules.RULES, Answer(where, what))
-    if NO_GAIN not in (where, what):
-        said[SILENT] = Answer()
+    said = {name: Answer(where if name == "verdict" else UNDECIDED, what) for name in rules.RULES}
     return score.row(spec, 4, bool(where), said if where else {})
 
 
 def by_hand():
     answers = [
-        ("bias", UNDECIDED, CONSTANT),
-        ("bias_by_kind", UNDECIDED, CONSTANT),
-        ("last_bias", "no attention", IMAGE),
-        ("map_8", UNDECIDED, IMAGE),
+        ("bias", UNDECIDED, SAME),
+        ("bias", UNDECIDED, SAME),
+        ("last_bias", NOT_ATTENTION, DEPENDS),
+        ("map_8", UNDECIDED, DEPENDS),
         ("map_8", UNDECIDED, UNDECIDED),
         ("map_8",),  # does not count
-        ("qk_both", "attention", CONSTANT),  # has no label on this axis
-        ("bias_shuffled", NO_GAIN, NO_GAIN),
+        ("last_mlp", ATTENTION, SAME),  # has no label what
+        ("bias_shuffled", NO_GAIN, UNDECIDED),
+        ("qk_shuffled", UNDECIDED, UNDECIDED),
     ]
     return pd.DataFrame([row(number, *answer) for number, answer in enumerate(answers)])
 
 
 def test_scores_are_those_counted_by_hand(tmp_path):
-    explainer = next(iter(rules.RULES))
     answers = by_hand()
-    what = confusion(answers, explainer, "what")
-    assert what.models == 6 and what.counts[CONSTANT] == {CONSTANT: 2, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 0}
-    assert what.counts[IMAGE] == {CONSTANT: 0, IMAGE: 1, BOTH: 0, NO_GAIN: 0, UNDECIDED: 1}
-    # Wilson's interval of 4 of 6, from its formula with z = 1.96.
-    assert what.right == pytest.approx((66.67, 30.0, 90.3), abs=0.1)
-    assert what.wrong[0] == what.undecided[0] == pytest.approx(100 / 6)
-    where = confusion(answers, explainer, "where")
-    assert where.models == 3 and where.right[0] == 100
+    what = score.confusion(answers, "verdict", "what")
+    assert what.loc[SAME].to_dict() == {What.NOTHING.value: 0, SAME: 2, DEPENDS: 1, UNDECIDED: 0}
+    assert what.loc[DEPENDS].to_dict() == {What.NOTHING.value: 0, SAME: 0, DEPENDS: 1, UNDECIDED: 1}
+    rates = score.rates(answers).set_index(["axis", "explainer"])
+    assert list(rates.index) == [
+        ("where", "verdict"),
+        *(("what", name) for name in rules.RULES),
+        (NO_GAIN, "verdict"),
+    ]
+    of_what = rates.loc[("what", "verdict")]
+    assert of_what["models"] == 5
+    assert of_what[["right", "wrong", "undecided"]].tolist() == pytest.approx([60, 20, 20])
+    of_where = rates.loc[("where", "verdict")]
+    assert of_where["models"] == 2 and of_where[["right", "wrong"]].tolist() == pytest.approx([50, 50])
+    none = rates.loc[(NO_GAIN, "verdict")]
+    assert none["models"] == 2 and none[["right", "wrong"]].tolist() == pytest.approx([50, 50])
     answers.to_csv(tmp_path / "answers.csv", index=False)
     pd.testing.assert_frame_equal(score.read_answers(tmp_path / "answers.csv"), answers)
 
 
+def test_intervals_are_over_families():
+    """Copies of a model say no more than one: of two families, one all right, the interval is everything."""
+    answers = pd.DataFrame([row(n, *each) for n, each in enumerate(50 * [("bias", UNDECIDED, SAME)])])
+    wrong = pd.DataFrame([row(n, *each) for n, each in enumerate(50 * [("map_8", UNDECIDED, SAME)])])
+    rates = score.rates(pd.concat([answers, wrong])).set_index(["axis", "explainer"])
+    right = rates.loc[("what", "verdict")]
+    assert (right["right"], right["right_low"], right["right_high"]) == (50, 0, 100)
+
+
 def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
-    answers = by_hand()
-    others = [name for name in rules.RULES if name != SILENT]
-    rates = score.rates(answers).set_index(["axis", "explainer"])
-    assert list(rates.index) == [(axis, name) for axis in models.LABELS for name in others]
-    for axis, models_of, right, wrong in (("where", 3, 300, 0), ("what", 6, 400, 100)):
-        for name in others:
-            rate = rates.loc[(axis, name)]
-            assert rate["models"] == models_of
-            assert (rate["right"], rate["wrong"]) == pytest.approx((right / models_of, wrong / models_of))
-    assert tuple(rates.loc[("what", others[0]), ["right_low", "right_high"]]) == pytest.approx((30.0, 90.3), abs=0.1)
-    figure = picture.draw(answers)
-    panel = figure.axes[len(others)]
-    assert panel.get_title() == f"{others[0]}\n67 % right, 17 % wrong"
-    expected = {(0, 0): "2", (1, 0): "1", (0, 3): "0", (1, 1): "1", (4, 1): "1", (3, 3): "1"}
+    figure = picture.draw(by_hand())
+    assert len(figure.axes) == 1 + len(rules.RULES)
+    panel = figure.axes[1]
+    assert panel.get_title() == "verdict\n60 % right, 20 % wrong"
     texts = {text.get_position(): text.get_text() for text in panel.texts}
+    expected = {(1, 1): "2", (2, 1): "1", (2, 2): "1", (3, 2): "1", (0, 0): "0"}
     assert {place: texts[place] for place in expected} == expected
-    assert [label.get_text() for label in panel.get_yticklabels()] == list(models.LABELS["what"])
-
-
-def test_the_tables_say_who_is_right_and_what_is_said_of_each_family():
-    answers = by_hand()
-    rows = [{name: str(value) for name, value in each.items()} for each in answers.to_dict("records")]
-    rates, families = make_demo_tables.mechanisms(rows).split("\n\n")[1:]
-    assert make_demo_tables.mechanisms(rows).startswith("Of 3 with a label *where* and 6 with a label *what*")
-    lines = [line.strip("| ").split(" | ") for line in rates.splitlines()]
-    assert lines[0] == ["explainer", "where: right (%)", "where: wrong (%)", "what: right (%)", "what: wrong (%)"]
-    assert lines[2] == [next(iter(rules.RULES)), "100 (44 to 100)", "0 (0 to 56)", "67 (30 to 90)", "17 (3 to 56)"]
-    assert lines[2 + list(rules.RULES).index(SILENT)] == [SILENT, *["–"] * 4]
-    heads, _, *lines = [line.strip("| ").split(" | ") for line in families.splitlines()]
-    assert heads[:5] == ["family", "count", "truth: where", "truth: what", "corners with levels: where"]
-    by_family = {line[0]: line[1:] for line in lines}
-    assert by_family["`map_8`"][:3] == ["2 of 3", "–", IMAGE]
-    assert by_family["`map_8`"][heads.index("corners with levels: what") - 1] == f"{IMAGE} 1, {UNDECIDED} 1"
-    assert by_family["`qk_both`"][:4] == ["1 of 1", "attention", "–", "attention 1"]
+    assert [label.get_text() for label in panel.get_yticklabels()] == [What.NOTHING.value, SAME, DEPENDS]
 
 
 def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):
@@ -109,7 +101,7 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
     answers = score.score(tmp_path, specs, StudyOptions())  # studies none that does not count
     assert list(answers["model"]) == [spec.key for spec in specs[:2]] and not answers["counts"].any()
     assert set(answers["layers"]) == {4}
-    assert list(answers["truth: what"]) == [CONSTANT, IMAGE] and set(answers[f"{SILENT}: what"]) == {""}
+    assert list(answers["truth: what"]) == [SAME, DEPENDS] and set(answers["verdict: what"]) == {""}
     notes["digest"] = "another"
     with pytest.raises(ClipbiasError, match="trained under other labels or rules"):
         score.score(tmp_path, specs, StudyOptions())
@@ -127,16 +119,17 @@ def test_the_command_draws_what_was_scored(tmp_path):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     done = draw(*parts)
-    assert "levels and replacement" in done.stdout and (tmp_path / "made.png").stat().st_size > 5000
+    assert "verdict" in done.stdout and (tmp_path / "made.png").stat().st_size > 5000
     pd.testing.assert_frame_equal(score.read_answers(tmp_path / "made.csv"), answers)
     assert "have a model twice" in draw(parts[0], parts[0]).stderr
 
 
-@pytest.mark.parametrize("name", ["rules.py", "models.py"])
+@pytest.mark.parametrize("name", ["rules.py", "models.py", "verdict.py"])
 def test_the_hash_is_of_labels_and_rules(tmp_path, name):
-    for each in ("rules.py", "models.py"):
-        shutil.copy(FOLDER / each, tmp_path)
-    assert digest(tmp_path) == digest()
+    for path in (FOLDER / "rules.py", FOLDER / "models.py", Path(verdict.__file__)):
+        shutil.copy(path, tmp_path)
+    rule = tmp_path / "verdict.py"
+    assert digest(tmp_path, rule) == digest()
     text = (tmp_path / name).read_text()
-    (tmp_path / name).write_text(text.replace("HALF", "MOST") if name == "rules.py" else text.replace("0.02", "0.03"))
-    assert digest(tmp_path) != digest()
+    (tmp_path / name).write_text(text.replace("0.02", "0.03") if name == "models.py" else text.replace("HALF", "MOST"))
+    assert digest(tmp_path, rule) != digest() and np.isscalar(digest())

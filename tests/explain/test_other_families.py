@@ -13,8 +13,8 @@ from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
 from clipbias.explain.attention_gradients import MapOptions
 from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.causal import Corner, Stream, mix_images, mix_texts
 from clipbias.explain.equivalent_bias import measure_equivalent_bias
-from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.passes import observe_layers
 from clipbias.explain.relevancy import explanations
 from clipbias.explain.tokens import text_kinds, token_labels
@@ -111,13 +111,12 @@ def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     ],
 )
 def test_corners_are_the_two_runs(family: str, tmp_path: Path) -> None:
-    """Of mixtures of the causal test: none of the tuned run's parts, and all of them."""
+    """Of the causal test: none of the tuned run's parts, and all of them."""
     model = families.reference(family, 1, tmp_path)
     task = families.task_of(model, "ivlp")
     params = task.clip.params
     config = task.clip.config
-    every = corners(effects_in_play(True))
-    names = (every[0], every[-1])
+    streams = [Stream.corner(corner) for corner in (Corner.RR, Corner.PP)]
     tokens = task.tokens
     adaptation = task.method.adapt(families.trained(model, "ivlp"))
     words = reference_adaptation(task, task.init())
@@ -125,8 +124,8 @@ def test_corners_are_the_two_runs(family: str, tmp_path: Path) -> None:
     @jax.jit
     def run(params: Any, images: Any, tuned: Adaptation, words: Adaptation) -> Any:
         mixed = (
-            mix_images(params, config, images, tuned, Adaptation(), names),
-            mix_texts(params, config, tokens, tuned, words, names),
+            mix_images(params, config, images, tuned, streams),
+            mix_texts(params, config, tokens, tuned, words, streams),
         )
         plain = [encode_image(params, config, images, each)[0] for each in (Adaptation(), tuned)]
         return mixed, (plain, [encode_text(params, config, tokens, each)[0] for each in (words, tuned)])

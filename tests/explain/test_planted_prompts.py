@@ -8,18 +8,17 @@ import pytest
 
 from clipbias.clip import Adaptation
 from clipbias.constants import ZERO_SHOT
-from clipbias.explain.added import added_to_images
-from clipbias.explain.factorial import corners, effects_in_play, mix_images
+from clipbias.explain.causal import Corner, Level, Stream, added_to_images, mix_images
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.results import What, Where
 from clipbias.tuning import Task
 from clipbias.tuning.registry import resolve_method
 from tools.mechanisms import models, score, tasks
-from tools.mechanisms.models import CONSTANT, FAMILIES, IMAGE, Spec
-from tools.mechanisms.rules import Answer
+from tools.mechanisms.models import FAMILIES, Spec
 from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
 from tools.planted import CONFIG, prompts_of
 
-EIGHT = corners(effects_in_play(True))
+STREAMS = [*(Stream.corner(corner) for corner in Corner), Stream.at(Level.NOTHING), Stream.at(Level.OTHER)]
 PROMPTS = {"vision_prompts": prompts_of(1)["vision_prompts"]}
 PLANTED = [name for name, family in FAMILIES.items() if family.mechanism]
 
@@ -34,12 +33,12 @@ def planted_task(name):
 
 @pytest.fixture(scope="module")
 def planted_numbers():
-    """Of planted models: features in all corners, and the moments of what is added to tokens."""
+    """Of planted models: features in all corners, with nothing and with another image's values; and these values."""
     tuned = Adaptation(vision_prompts=PROMPTS["vision_prompts"])
 
     @jax.jit
     def numbers(params, images):
-        mixed = mix_images(params, CONFIG, images, tuned, Adaptation(), EIGHT).streams
+        mixed = mix_images(params, CONFIG, images, tuned, STREAMS, donors=images[None, ::-1]).streams
         return mixed, added_to_images(CONFIG, params, images, np.ones(len(images), bool), tuned)["slots"]
 
     def of(name):
@@ -54,18 +53,23 @@ def planted_numbers():
 def test_planted_prompts_do_what_their_labels_say(name, planted_numbers):
     family = FAMILIES[name]
     features, values = planted_numbers(name)
-    of_frozen_attention, of_tuned_attention = np.split(features, 2)  # each in the four corners of the rest
-    if family.where == "attention":
-        for same in (of_frozen_attention, of_tuned_attention):  # to a thousandth, as LayerNorm is
-            np.testing.assert_allclose(same, same[:1] + np.zeros_like(same), atol=2e-3)
-    elif family.where == "no attention":
-        np.testing.assert_allclose(of_tuned_attention, of_frozen_attention, atol=2e-3)
-    assert np.abs(features[-1] - features[0]).max() > 0.1
-    spread = np.sqrt(values.squares / values.count[..., None]).max()
-    if family.what == CONSTANT:
-        assert spread < 2e-3 < 0.1 < np.abs(values.mean).max()
-    elif family.what == IMAGE:
-        assert np.abs(values.mean).max() < 2e-3 < 0.1 < spread
+    reference, attention, tokens, tuned, nothing, other = features
+    close = {"rtol": 0, "atol": 2e-3}  # a thousandth, as LayerNorm is
+    if family.where is Where.ATTENTION:
+        np.testing.assert_allclose(attention, tuned, **close)
+        np.testing.assert_allclose(tokens, reference, **close)
+    elif family.where is Where.NOT_ATTENTION:
+        np.testing.assert_allclose(attention, reference, **close)
+        np.testing.assert_allclose(tokens, tuned, **close)
+    assert np.abs(tuned - reference).max() > 0.1
+    spread = np.sqrt(values.squares / values.count[:, None, None]).max()
+    if family.what is What.NOTHING:
+        np.testing.assert_allclose(nothing, tuned, **close)
+    elif family.what is What.SAME:
+        np.testing.assert_allclose(other, tuned, **close)
+        assert spread < 2e-3 < 0.1 < np.abs(values.mean).max() and np.abs(nothing - tuned).max() > 0.1
+    elif family.what is What.DEPENDS:
+        assert np.abs(values.mean).max() < 2e-3 < 0.1 < spread and np.abs(other - tuned).max() > 0.1
 
 
 @pytest.mark.ci
@@ -86,10 +90,10 @@ def test_planted_prompts_are_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
     spec = Spec("planted_constant", models.PLANTED, outliers=False, seed=1, strength=1.0)
     train_model(tmp_path, spec, steps=1)
-    options = StudyOptions(control_images=0)
-    (scored_model,) = score.score(tmp_path, [spec], score.SECTIONS, options)
-    assert scored_model.counts
-    assert scored_model.answers["corners with levels"] == Answer("no attention", CONSTANT)
-    assert scored_model.answers["constancy of the prompt part"].what == CONSTANT
-    (other,) = score.score(tmp_path, [spec], score.SECTIONS, options)  # the study is read
+    options = StudyOptions(replacement_forms=("kind",), replacement_steps=2)
+    (scored_model,) = score.score(tmp_path, [spec], options).to_dict("records")
+    assert scored_model["counts"] and scored_model["truth: what"] == What.SAME.value
+    assert scored_model["verdict: where"] == Where.NOT_ATTENTION.value
+    assert scored_model["verdict: what"] == What.SAME.value
+    (other,) = score.score(tmp_path, [spec], options).to_dict("records")  # the study is read
     assert other == scored_model

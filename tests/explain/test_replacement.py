@@ -12,13 +12,13 @@ from scipy.special import log_softmax
 
 from clipbias.clip import Clip
 from clipbias.explain import replacement_section
+from clipbias.explain.effects import halves
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.replacement import Outputs, by_image, compare, conclude, cosines, plain_form, sentence
 from clipbias.explain.results import Comparison, Kind, Missing, Word, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
-from clipbias.explain.temperature import halves
 from clipbias.explain.uncertainty import Estimate
 from clipbias.training import loop, teacher
 from clipbias.training.calibration import fit_temperatures

@@ -3,13 +3,7 @@ import functools
 import jax
 import numpy as np
 
-from clipbias.explain.similarity import choose_prompt, to_image
-
-
-def test_one_prompt_or_their_mean():
-    distances = np.arange(6.0).reshape(1, 2, 3)
-    assert choose_prompt(distances, None).tolist() == [[1.5, 2.5, 3.5]]
-    assert choose_prompt(distances, 1).tolist() == [[3, 4, 5]]
+from clipbias.explain.similarity import to_image
 
 
 def test_maps_at_image_size_are_bilinear_with_half_pixel_centres():

@@ -5,9 +5,10 @@ import pytest
 from clipbias.explain.requests import RequestProgress, SumRequest
 from clipbias.explain.statistics import (
     Moments,
+    divided_by_sum,
     merge,
-    normalise_maps,
     rank_correlation,
+    stretched,
     total_variation,
 )
 from clipbias.training import mesh as meshes
@@ -80,12 +81,13 @@ def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
     assert RequestProgress(request, tmp_path, "a").done == 0
 
 
-def test_normalisations():
-    rows, visible = np.array([[1, 3, 0], [0, 0, 0]], np.float32), np.array([[True, True, False]])
-    ways = ("sum", "max", "minmax")
-    normalised = jax.jit(lambda rows, visible: [normalise_maps(rows, how, visible) for how in ways])(rows, visible)
-    for seen, expected in zip(normalised, ([0.25, 0.75, 0], [1 / 3, 1, 0], [0, 1, 0]), strict=True):
-        np.testing.assert_allclose(seen, [expected, [0, 0, 0]], rtol=1e-7)
+def test_rows_are_divided_by_their_sum_or_stretched():
+    rows = np.array([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    visible = np.array([[True, True, False], [True, True, True]])
+    padded = np.where(visible, rows, 7)
+    divided = jax.jit(divided_by_sum)(padded, visible)
+    np.testing.assert_allclose(divided, [[0.25, 0.75, 0], [0, 0, 0]])
+    np.testing.assert_allclose(jax.jit(stretched)(rows + 2), [[1 / 3, 1, 0], [0, 0, 0]], rtol=1e-6)
 
 
 def test_rank_correlation_shares_ranks_of_equal_values():

@@ -270,7 +270,7 @@ def maps_by_hand(monkeypatch):
         seen = np.asarray(images)[:, 0, 0, :1] + STRENGTH[model.key] * np.arange(1, 1 + patches + prompts, dtype="f")
         explained[model.key] += [int(value) for value in np.asarray(images)[:, 0, 0, 0]]
         text = np.ones((len(targets), np.max(model.task.tokens.eos) + 1), np.float32)
-        return Relevancy(seen, text, np.zeros(len(targets), np.float32)), seen
+        return Relevancy(seen, text, np.zeros(len(targets), np.float32))
 
     monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
     return explained
@@ -329,7 +329,7 @@ def test_spread_covers_the_split(clip, tmp_path):
     assert study.spread(3).tolist() == [0, 3, 6]
 
 
-SECTIONS = ("factorial", "verdict")
+SECTIONS = ("causal",)
 
 
 @pytest.mark.long
@@ -347,7 +347,7 @@ def test_heads_of_their_own(clip, tmp_path, sections):
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
     ]
-    study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
+    study = Study(models, split(), StudyOptions(batch_size=4), tmp_path)
     results = run_study(study, tmp_path, dataset="noise", sections=sections)
     logits = np.asarray(jax.jit(tasks["head"].logits)(clip.params, learnables["head"], images))
     expected = {"head": logits.argmax(-1), "cache": (split().labels + 1) % 3}
@@ -357,14 +357,13 @@ def test_heads_of_their_own(clip, tmp_path, sections):
         assert results.models[number].correct == right.sum()
         if "faithfulness" in sections:
             curve = results.faithfulness.models[name].maps["relevancy"].positive.true.accuracy
-            assert curve[0] == pytest.approx(right[study.spread(3)].mean())
-    # The other model adds no tokens and so has no second run.
-    tests = results.factorial.models
-    assert "No token and no weight" in tests["cache"].reason == results.verdict_on(["cache"]).conclusion
+            assert curve[0] == pytest.approx(right.mean())
+    # The other model changes no tower and so has no second run.
+    tests = results.causal.models
+    assert "No token and no weight" in tests["cache"].why and tests["cache"].ways == ("reference", "tuned")
     head = tests["head"]
-    assert head.towers == ("both", "vision", "text") and len(head.outcomes.images) == COUNT
     np.testing.assert_array_equal(head.outcomes.images, np.arange(COUNT))
-    tuned = head.outcomes.correct[:, 0, head.streams.index("PPP")]
+    tuned = head.outcomes.correct[:, head.ways.index("tuned")]
     assert tuned.sum() == results.models[1].correct
     if "faithfulness" in sections:
         page = write_report(tmp_path, tmp_path / "report").read_text()

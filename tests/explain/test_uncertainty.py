@@ -1,6 +1,4 @@
-"""Shapley values and bootstrap intervals against plain computations and known distributions."""
-
-import itertools
+"""Bootstrap intervals against plain computations and known distributions."""
 
 import numpy as np
 import pytest
@@ -13,26 +11,9 @@ from clipbias.explain.uncertainty import (
     interval,
     mean_of_few,
     resample,
-    shapley,
     share,
     shares,
 )
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_shapley_values_are_means_over_all_orders(count):
-    outcomes = np.random.default_rng(count).normal(size=(5, 2**count))
-    names = list(itertools.product((0, 1), repeat=count))
-    expected = np.zeros((5, count))
-    orders = list(itertools.permutations(range(count)))
-    for order in orders:
-        present = [0] * count
-        for effect in order:
-            before = outcomes[:, names.index(tuple(present))]
-            present[effect] = 1
-            expected[:, effect] += (outcomes[:, names.index(tuple(present))] - before) / len(orders)
-    np.testing.assert_allclose(shapley(outcomes), expected, atol=1e-12)
-    np.testing.assert_allclose(shapley(outcomes).sum(1), outcomes[:, -1] - outcomes[:, 0], atol=1e-12)
 
 
 def test_an_interval_is_as_wide_as_the_standard_error_says():

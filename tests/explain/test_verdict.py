@@ -1,45 +1,99 @@
-"""The verdict on outcomes whose answer is known: claims, controls, seeds together, and what could have been seen."""
+"""The rule on numbers at and around its thresholds, against the rule written out, and its sentences."""
 
-import copy
 import dataclasses
-import functools
+import itertools
 
 import numpy as np
 import pytest
 
-from clipbias.explain.effects import measure
-from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import cross_seeds, image_outcomes, summarize
-from clipbias.explain.mixtures import Mixtures
+from clipbias.explain.causal_section import Way, summarize
+from clipbias.explain.effects import measure, over_seeds
 from clipbias.explain.results import (
     ByOutcome,
+    CausalNumbers,
     CausalTest,
     CausalTests,
     ClipFacts,
-    ConstantTest,
-    ConstantTests,
     DatasetFacts,
+    ImageOutcomes,
+    Labels,
     Levels,
-    Missing,
     ModelFacts,
     ParameterCount,
     Predictions,
-    Replacements,
-    SeedGroup,
     StudyResults,
+    What,
+    Where,
 )
+from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate
-from clipbias.explain.verdict import verdict, verdicts
+from clipbias.explain.verdict import FEWEST_IMAGES, judge, label, sentence
 
 IMAGES = 300
 CLASSES = 4
-ATTENTION = {"attention": 2.0, "scale": 0.0, "values": 0.1}
-VALUES = {"attention": 0.05, "scale": 0.0, "values": 2.0}
-BOTH = {"attention": 1.2, "scale": 0.0, "values": 1.2}
-NOTHING = dict.fromkeys(ATTENTION, 0.0)
+WAYS = tuple(Way)
+SURE = Estimate(0.3, 0.2, 0.4)
+UNSURE = Estimate(0.1, -0.1, 0.3)
 
 
-def model(key, prompts, method="ivlp"):
+def number(low, high, share=True):
+    """A part whose share has this interval."""
+    of_gain = Estimate((low + high) / 2, low, high)
+    return dataclasses.replace(SURE, share=of_gain if share else None)
+
+
+def numbers(attention=None, added=None, exchange=None, gain=SURE):
+    part = number(0.4, 0.6)
+    levels = None
+    if added is not None:
+        levels = Levels(all=added, kind=part, position=part, other=part, exchange=exchange)
+    return CausalNumbers(
+        reference=SURE, gain=gain, attention=attention, tokens=part, towers={}, image=levels, text=None
+    )
+
+
+ENDS = (-0.2, 0.1, 0.249, 0.251, 0.4, 0.499, 0.501, 0.9, 1.4)
+INTERVALS = [(low, high) for low, high in itertools.combinations(ENDS, 2)]
+
+
+@pytest.mark.parametrize(("low", "high"), INTERVALS)
+def test_where_is_decided_by_the_whole_interval(low, high):
+    expected = Where.ATTENTION if low > 0.5 else Where.NOT_ATTENTION if high < 0.25 else Where.UNDECIDED
+    assert label(numbers(number(low, high), number(0.5, 1), number(0.6, 0.9))).where is expected
+
+
+@pytest.mark.parametrize("added", INTERVALS)
+def test_what_is_decided_by_all_of_it_and_by_the_exchange(added):
+    for exchange in INTERVALS:
+        expected = What.UNDECIDED
+        if exchange[1] < 0.25:
+            expected = What.SAME
+        if exchange[0] > 0.5:
+            expected = What.DEPENDS
+        if added[1] < 0.25:
+            expected = What.NOTHING
+        labels = label(numbers(number(0, 0.1), number(*added), number(*exchange)))
+        assert labels == Labels(Where.NOT_ATTENTION, expected), (added, exchange)
+
+
+def test_without_a_sure_gain_there_is_no_other_label():
+    for gain in (UNSURE, Estimate(-0.3, -0.4, -0.2)):
+        labels = label(numbers(number(0.8, 0.9), number(0.5, 1), number(0.6, 0.9), gain=gain))
+        assert labels == Labels(Where.NO_GAIN, None)
+
+
+def test_without_shares_it_is_undecided():
+    nothing = number(0, 0, share=False)
+    assert label(numbers(nothing, nothing, nothing)) == Labels(Where.UNDECIDED, What.UNDECIDED)
+    assert label(numbers(number(0.8, 0.9))) == Labels(Where.ATTENTION, What.UNDECIDED)
+
+
+def test_a_head_is_outside_and_texts_add_nothing_to_images():
+    assert label(numbers(), outside=True, images_changed=False) == Labels(Where.OUTSIDE, What.NOTHING)
+    assert label(numbers(number(0, 0.1)), images_changed=False) == Labels(Where.NOT_ATTENTION, What.NOTHING)
+
+
+def model(key, method="ivlp"):
     return ModelFacts(
         key=key,
         label=key.upper(),
@@ -48,10 +102,11 @@ def model(key, prompts, method="ivlp"):
         options={},
         trained_on=None,
         parameters=ParameterCount(0, 0, 0, 0),
-        vision_prompts=prompts,
-        text_prompts=prompts,
+        vision_prompts=4,
+        text_prompts=4,
         vision_depth=1,
         text_depth=1,
+        changes_vision=True,
         accuracy=50.0,
         correct=IMAGES // 2,
         images=IMAGES,
@@ -59,165 +114,108 @@ def model(key, prompts, method="ivlp"):
     )
 
 
-def logits(strengths, labels, draw):
-    """`[n, K, C]` under which the true class is ahead by a strength of each form, beside noise that all forms share."""
-    values = draw.normal(size=(len(labels), 1, CLASSES)) + np.zeros((1, len(strengths), 1))
-    values[np.arange(len(labels)), :, labels] += np.asarray(strengths)
-    return values + 0.1 * draw.normal(size=values.shape)
+# How far each way moves the true class's logit.
+ATTENTION = {Way.ATTENTION: 2.0, Way.TOKENS: 0.1, Way.IMAGE_NOTHING: 2.0}
+SAME = {Way.ATTENTION: 0.1, Way.TOKENS: 2.0, Way.IMAGE_NOTHING: 0.2, Way.IMAGE_OTHER: 2.1, Way.IMAGE_KIND: 1.0}
+DEPENDS = {**SAME, Way.IMAGE_OTHER: -0.3}
 
 
-def study(effects, **options):
-    """A study of its own, of what is computed once."""
-    return copy.deepcopy(made(tuple(effects.items()), **options))
-
-
-@functools.cache
-def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",)):
-    """A study in which each effect moves the true class' logit so far."""
+def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
+    """A study of models that move the true class's logit so far under each way; the tuned one by 2.1."""
     draw = np.random.default_rng(0)
-    effects = dict(effects)
     labels = draw.integers(0, CLASSES, images)
-    names = effects_in_play(prompts > 0)
-    mixtures = Mixtures(names, ("both",), corners(names))
-    every = np.arange(images)
-    tests = {}
-    measured = {}
+    strengths = np.array([2.1 * (way is Way.TUNED) + moves.get(way, 0.0) for way in WAYS])
+    shared = draw.normal(size=(images, 1, CLASSES))
+    tests, measured = {}, {}
     for key in keys:
-        moved = [sum(effects[n] for n, run in zip(names, c, strict=True) if run == "P") for c in mixtures.streams]
-        measured[key] = {"both": measure(logits(moved, labels, draw), labels)}
-        tests[key] = CausalTest(
-            effects=names,
-            towers=("both",),
-            streams=mixtures.streams,
-            outcomes=image_outcomes(every, measured[key].values()),
-            summary=summarize(measured[key], mixtures),
-            levels={},
-            both_right=None,
-            random=None,
-        )
-    seeds = ()
-    if len(keys) > 1:
-        together = cross_seeds([measured[key] for key in keys])
-        seeds = (SeedGroup(keys, summarize(together, mixtures)),)
+        logits = shared + noise * 0.1 * draw.normal(size=(images, len(WAYS), CLASSES))
+        logits[np.arange(images), :, labels] += strengths
+        measured[key] = measure(logits, labels)
+        outcomes = measured[key].outcomes(np.arange(images))
+        tests[key] = CausalTest(tuple(way.value for way in WAYS), outcomes, why, {})
+    ways = tests[keys[0]].ways
+    by_keys = {key: summarize(each, ways) for key, each in measured.items()}
+    by_keys[" ".join(keys)] = summarize(over_seeds(list(measured.values())), ways)
     return StudyResults(
         dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
         clip=ClipFacts("tiny", "", 16, 4, 4, 16, 17, 2, 2, 2, 2),
-        models=(model("zero_shot", 0, "zero_shot"), *(model(key, prompts) for key in keys)),
-        sections=("predictions", "factorial", "verdict"),
+        models=(model("zero_shot", "zero_shot"), *map(model, keys)),
+        sections=("predictions", "causal"),
         config={},
         seconds=0.0,
         predictions=Predictions(labels, dict.fromkeys(("zero_shot", *keys), labels)),
-        factorial=CausalTests(tests, seeds),
+        causal=CausalTests(tests, by_keys),
     )
 
 
-def of(results):
-    """The verdict on the first tuned model."""
-    return verdict(results, results.tuned[:1])
-
-
 @pytest.mark.parametrize(
-    ("options", "expected", "words"),
+    ("moves", "expected", "words"),
     [
-        ({"effects": ATTENTION}, "attention", "mainly where CLIP looks"),
-        ({"effects": VALUES}, "tokens", "mainly what is added to tokens"),
-        ({"effects": BOTH}, "either", "each alone has more than half"),
-        ({"effects": NOTHING}, "no gain", "There is no sure gain in accuracy"),
-        ({"effects": VALUES, "images": 19}, None, "Undecided, because there are too few images, 19"),
-        ({"effects": VALUES, "prompts": 0}, "tokens", "mainly what is added to tokens"),
+        (ATTENTION, Labels(Where.ATTENTION, What.NOTHING), ["by changing where CLIP looks; what it adds"]),
+        (SAME, Labels(Where.NOT_ATTENTION, What.SAME), ["not by changing where CLIP looks", "same for every image"]),
+        (DEPENDS, Labels(Where.NOT_ATTENTION, What.DEPENDS), ["depends on the image (of all of it, another image's"]),
     ],
 )
-def test_known_answers(options, expected, words):
-    judged = of(study(**options))
-    assert words in judged.sentences[0], judged.sentences
-    assert judged.conclusion == judged.sentences[0]  # without levels
-    if expected is not None:
-        assert judged.through.accuracy == expected
+def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, words):
+    results = judge(study(moves))
+    (method,) = results.methods
+    assert method.labels == expected and method.images == IMAGES and method.models == ("ivlp",)
+    assert method.sentence == results.sentence and method.sentence.startswith("IVLP gains ")
+    gain = method.numbers.accuracy.gain
+    assert f"gains {gain.value:.1f} points ({gain.low:+.1f} to {gain.high:+.1f}) on noise" in method.sentence
+    for each in words:
+        assert each in method.sentence
+    share = method.numbers.calibrated.image.kind.share
+    if expected.what is not What.NOTHING:
+        assert f"the mean by kind {round(100 * share.value)} % (" in method.sentence
 
 
-def level(constant, *, sure=True):
-    """Levels of which the mean gives a share."""
-    number = Estimate(constant, constant - 0.1, constant + 0.1, Estimate(constant, constant - 0.1, constant + 0.1))
-    everything = Estimate(1.0, 0.5 if sure else -0.5, 1.5)
-    return Levels(everything, {"constant": number}, number, None, {})
+def test_seeds_have_one_sentence_together():
+    results = judge(study(DEPENDS, keys=("ivlp", "ivlp_seed2")))
+    (method,) = results.methods
+    assert method.models == ("ivlp", "ivlp_seed2") and method.label == "IVLP, 2 seeds" and method.name == "IVLP"
+    assert method.numbers == results.causal.of(("ivlp", "ivlp_seed2"))
+    single = [results.causal.of((key,)).calibrated.gain.value for key in method.models]
+    assert method.numbers.calibrated.gain.value == pytest.approx(np.mean(single))
+    assert results.sentence.count("IVLP gains") == 1
 
 
-def with_levels(results, towers):
-    test = results.factorial.models["ivlp"]
-    test = dataclasses.replace(test, summary=dataclasses.replace(test.summary, levels=towers))
-    return dataclasses.replace(results, factorial=CausalTests({"ivlp": test}, ()))
+@pytest.mark.parametrize(("images", "judged"), [(FEWEST_IMAGES - 1, False), (FEWEST_IMAGES, True)])
+def test_few_images_are_refused(images, judged):
+    (method,) = judge(study(ATTENTION, images=images)).methods
+    assert (method.labels is not None) == judged
+    if not judged:
+        assert method.sentence == "19 images of noise are too few to judge IVLP; 20 are the least."
 
 
-def test_what_the_mean_has_is_said_behind_the_first_sentence():
-    towers = {"vision": ByOutcome(level(0.3), level(0.8)), "text": ByOutcome(level(0.9), level(0.9, sure=False))}
-    judged = of(with_levels(study(VALUES), towers))
-    assert judged.mean == ByOutcome("less than half", "more than half")
-    of_images, of_texts = judged.sentences[1:3]
-    assert of_images.startswith("Of what it adds to image tokens") and of_texts.startswith("Of what it adds to text")
-    assert judged.conclusion == " ".join(judged.sentences[:3])
-    assert judged.sentences[3].startswith("Of the gain in calibrated log-likelihood")
+def test_what_was_not_tested_or_is_outside_says_so():
+    results = dataclasses.replace(study(SAME), causal=None)
+    (method,) = judge(results).methods
+    assert method.labels is None and "was not tested" in method.sentence
+    (method,) = judge(study(SAME, why=NOTHING_INSIDE)).methods
+    assert method.labels == Labels(Where.OUTSIDE, What.NOTHING)
+    assert method.sentence.endswith("on noise, outside CLIP's towers, in which nothing changes.")
 
 
-def test_nothing_carries_what_a_temperature_gains():
-    """A change of temperature alone moves no decision: raw log-likelihood calls it a gain, and nothing else does."""
-    results = study(NOTHING)
-    draw = np.random.default_rng(1)
-    labels = draw.integers(0, CLASSES, IMAGES)
-    streams = corners(effects_in_play(True))
-    confident = 6 * (draw.normal(size=(IMAGES, 1, CLASSES)) + 0.5 * np.eye(CLASSES)[labels][:, None])
-    scale = np.where([stream.endswith("P") for stream in streams], 0.2, 1.0)
-    measured = {"both": measure(confident * scale[:, None], labels)}
-    summary = summarize(measured, Mixtures(effects_in_play(True), ("both",), streams))
-    results.factorial.models["ivlp"] = dataclasses.replace(results.factorial.models["ivlp"], summary=summary)
-    judged = of(results)
-    assert judged.through == ByOutcome("no gain", "no gain")
-    assert summary.temperature_alone.share.value == pytest.approx(1.0, abs=0.06)  # 0.2 is not the best
-    assert any(sentence.startswith("A temperature alone") for sentence in judged.sentences)
+def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
+    calibrated = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
+    accuracy = dataclasses.replace(calibrated, gain=Estimate(1.0, -0.5, 2.5))
+    text = sentence("VPT", "d", label(calibrated), ByOutcome(accuracy, calibrated), 100)
+    expected = "VPT gains 0.300 nats (+0.200 to +0.400) of calibrated log-likelihood on d, with +1.0 points"
+    assert text.startswith(expected)
+    none = dataclasses.replace(calibrated, gain=UNSURE)
+    text = sentence("VPT", "d", label(none), ByOutcome(accuracy, none), 100)
+    assert text.startswith("VPT has no sure gain on d: calibrated log-likelihood changes by +0.100 nats (-0.100 to")
 
 
-def test_seeds_have_one_verdict_together():
-    results = study(VALUES, keys=("ivlp", "ivlp_seed2"))
-    *single, together = verdicts(results)
-    assert [judged.models for judged in single] == [("ivlp",), ("ivlp_seed2",)]
-    assert together.models == ("ivlp", "ivlp_seed2") and together.label == "IVLP, 2 seeds"
-    assert together.through.accuracy == "tokens"
-    numbers = [results.factorial.models[key].summary.towers["both"].accuracy.gain for key in together.models]
-    crossed = results.factorial.seeds[0].summary.towers["both"].accuracy.gain
-    assert crossed.value == pytest.approx(np.mean([estimate.value for estimate in numbers]))
-    assert any(s.startswith(f"With {IMAGES} images and 2 seeds") for s in together.sentences)
-
-
-def test_what_could_have_been_seen_is_of_the_images_themselves():
-    results = study(VALUES)
-    correct = results.factorial.models["ivlp"].outcomes.correct[:, 0].astype(float)
-    error = (100 * (correct[:, -1] - correct[:, 0])).std(ddof=1) / np.sqrt(IMAGES)
-    (sentence,) = [s for s in of(results).sentences if s.startswith("With ")]
-    assert f"a difference of {(1.959964 + 0.841621) * error:.1f} points" in sentence
-
-
-def test_a_method_without_a_second_run_says_why():
-    results = study(VALUES)
-    results.factorial.models["ivlp"] = Missing("It changes no token.")
-    judged = of(results)
-    assert judged.conclusion == judged.missing == "It changes no token." and not judged.through
-    assert of(dataclasses.replace(results, factorial=None)).conclusion == "The causal test was not run."
-
-
-def test_that_bias_tuning_adds_a_constant_is_no_finding():
-    results = with_levels(study(VALUES, prompts=0), {"vision": ByOutcome(level(0.9), level(0.9))})
-    prompted = of(results)
-    models = (results.models[0], dataclasses.replace(results.models[1], method="bias"))
-    judged = of(dataclasses.replace(results, models=models))
-    assert prompted.mean.accuracy == "more than half" and judged.mean is None
-    assert judged.through == prompted.through and "the mean" not in " ".join(judged.sentences)
-
-
-def test_what_a_head_of_its_own_changes_is_said_apart():
-    results = study(VALUES)
-    gain = Estimate(10.0, 8.0, 12.0)
-    replaced = Replacements(gain, {"kind": gain}, {"kind": gain}, Estimate(2.5, 1.0, 4.0))
-    outcomes = results.factorial.models["ivlp"].outcomes
-    test = ConstantTest(("reference", "tuned"), outcomes, {}, 64, {}, ByOutcome(replaced, replaced))
-    sentences = of(dataclasses.replace(results, constants=ConstantTests({"ivlp": test}, ()))).sentences
-    assert "Its own head changes accuracy by +2.5 points (+1.0 to +4.0) besides." in sentences
-    assert not any("own head" in sentence for sentence in of(results).sentences)
+def test_outcomes_of_images_are_not_what_decides():
+    """Labels are those of calibrated log-likelihood, whatever accuracy says."""
+    results = study(SAME)
+    (method,) = judge(results).methods
+    swapped = {
+        key: ByOutcome(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), calibrated=each.calibrated)
+        for key, each in results.causal.numbers.items()
+    }
+    again = judge(dataclasses.replace(results, causal=CausalTests(results.causal.models, swapped)))
+    assert again.methods[0].labels == method.labels
+    assert isinstance(results.causal.models["ivlp"].outcomes, ImageOutcomes)

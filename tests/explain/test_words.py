@@ -78,7 +78,7 @@ def test_tokens_in_words(clip: Clip) -> None:
 
 def words_of(clip, folder, *models):
     zero_shot = Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})
-    study = Study([zero_shot, *models], split(), StudyOptions(nearest_words=3), folder)
+    study = Study([zero_shot, *models], split(), StudyOptions(), folder)
     return study.run_section(compute_words(study))
 
 
@@ -97,7 +97,7 @@ def test_a_study_has_the_words_of_contexts(clip, tmp_path, ivlp):
     assert [prompt.words[0] for prompt in result.prompts] == ["photo", "cat"]
     assert [(prompt.prompt, prompt.class_name) for prompt in result.prompts] == [(0, None), (1, None)]
     for prompt in result.prompts:
-        assert len(prompt.words) == len(prompt.ids) == len(prompt.distances) == 3
+        assert len(prompt.words) == len(prompt.ids) == len(prompt.distances) == 5
         assert prompt.distances[0] == 0 < prompt.distances[1] <= prompt.distances[2] < prompt.mean_distance
 
 

@@ -64,7 +64,7 @@ def test_sums_of_a_study(tmp_path: Path, data: st.DataObject) -> None:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = synthetic_results(layers=1, heads=1, pictures=1)
     folder = tmp_path_factory.mktemp("study")
-    save_results(folder, only_sections(results, "text_attention", "factorial", "constants", "verdict"))
+    save_results(folder, only_sections(results, "text_attention", "causal"))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_damaged_results_of_a_study(study: Path, data: st.DataObject) -> None:
         path.write_bytes(data.draw(corrupted(whole)))
         answered(lambda: load_results(study), study)
         content = json.loads(whole)
-        part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "sections")))
+        part = data.draw(st.sampled_from(("dataset", "clip", "models", "methods", "format", "sections")))
         path.write_text(json.dumps({**content, part: data.draw(mutated(content[part]))}))
         answered(lambda: report.write_report(study, study / "report"), study)
     finally:

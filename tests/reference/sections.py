@@ -126,7 +126,6 @@ def decomposition(
         values = {
             "prompt_mass": np.mean([parts["mass"][i][:, queries[i]].mean(-1) for i in samples], 0),
             "pooled_mass": np.mean([parts["mass"][i][:, rows[i]] for i in samples], 0),
-            "mass_by_query": parts["mass"].mean(0),
             "norm_share": np.mean(
                 [(lengths["prompt"] / (lengths["prompt"] + lengths["input"]))[i][queries[i]].mean() for i in samples]
             ),

@@ -12,7 +12,7 @@ SLOTS = 2
 
 def only_explored(**sizes):
     results = synthetic_results(pictures=3, grid=GRID, image_size=32, layers=LAYERS, vision_prompts=SLOTS, **sizes)
-    return only_sections(results, "explore", "factorial")
+    return only_sections(results, "explore", "causal")
 
 
 def read(browser):

@@ -7,49 +7,45 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipbias.explain.answer import conclude_study
-from clipbias.explain.effects import measure, over_seeds, summarize_replacements
-from clipbias.explain.endpoint import summarize_cell
-from clipbias.explain.factorial import corners, effects_in_play
-from clipbias.explain.factorial_section import cross_seeds, image_outcomes, summarize
-from clipbias.explain.fitted_level import FITTED
-from clipbias.explain.levels import DRAWS, MEAN, STEPS, level_streams
-from clipbias.explain.mixtures import Mixtures
+from clipbias.explain.causal_section import DRAWS, Way, summarize
+from clipbias.explain.effects import measure, over_seeds
 from clipbias.explain.replacement import Outputs, by_image, compare, sentence
-from clipbias.explain.replacement_names import ANOTHER_DATASET, RANDOM, REPLACEMENT_FORMS
 from clipbias.explain.results import (
     SECTIONS,
     CausalTest,
     CausalTests,
     ClipFacts,
-    ConstantTest,
-    ConstantTests,
     DatasetFacts,
-    EquivalentBias,
-    GroupEffects,
     Kind,
-    LevelOutcomes,
     MethodReplacements,
     Missing,
     ModelFacts,
     ModelReplacements,
     ParameterCount,
     Predictions,
-    RandomPrompts,
     ReplacementResults,
-    SeedGroup,
     Student,
     StudyResults,
 )
+from clipbias.explain.verdict import judge
 from tests.report.synthetic_maps import MapSections
 
-NAMES = (*REPLACEMENT_FORMS, RANDOM, ANOTHER_DATASET)
-FORMS = ("reference", *(f"kept:{name}" for name in NAMES), *(f"lost:{name}" for name in NAMES), "tuned")
-TOWERS = ("both", "vision", "text")
-# How far each effect moves the logit of the true class, by tower; what forms and controls keep and lose of all of it.
-SIZES = {"attention": (0.3, 0.1, 0.1), "scale": (-0.2, -0.2, 0.1), "values": (2.6, 1.2, 0.4)}
-KEPT = dict(zip(NAMES, (0.3, 0.5, 0.0, -0.1), strict=True))
-LOST = dict(zip(NAMES, (0.5, 0.7, 0.1, 0.2), strict=True))
+WAYS = tuple(way for way in Way for _ in range(DRAWS if way is Way.IMAGE_OTHER else 1))
+# How far each way moves the logit of the true class.
+SIZES = {
+    Way.REFERENCE: 0.0,
+    Way.ATTENTION: 0.3,
+    Way.TOKENS: 2.2,
+    Way.TUNED: 2.7,
+    Way.VISION: 1.4,
+    Way.TEXT: 0.9,
+    Way.IMAGE_NOTHING: 0.4,
+    Way.IMAGE_KIND: 1.2,
+    Way.IMAGE_POSITION: 1.3,
+    Way.IMAGE_OTHER: 0.3,
+    Way.TEXT_NOTHING: 0.2,
+    Way.TEXT_KIND: 0.6,
+}
 
 
 def synthetic_results(**drawn):
@@ -62,7 +58,7 @@ def only_sections(results, *names, sections=None):
     others = {name: None for name in SECTIONS if name not in ("predictions", *names)}
     if sections is None:
         sections = tuple(name for name in results.sections if name not in others)
-    return conclude_study(dataclasses.replace(results, sections=tuple(sections), methods=(), **others))
+    return judge(dataclasses.replace(results, sections=tuple(sections), methods=(), **others))
 
 
 @functools.cache
@@ -79,15 +75,14 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
         vision_attention=study.vision_attention(),
         similarity=study.similarity(pictures),
         decomposition=study.decomposition(),
-        factorial=study.factorial(),
-        constants=study.constants(),
+        causal=study.causal(),
         faithfulness=study.faithfulness(),
         examples=study.examples(pictures),
         explore=study.explore(4 * pictures),
         words=study.words(),
         replacement=synthetic_forms(),
     )
-    return conclude_study(results)
+    return judge(results)
 
 
 STUDENTS = (
@@ -140,10 +135,6 @@ def synthetic_forms() -> ReplacementResults:
     return ReplacementResults({**models, "bias": Missing("No form learns.")}, (replaced_method(models),))
 
 
-def levels_of(effects):
-    return {tower: level_streams(effects, tower, fitted=True) for tower in STEPS}
-
-
 class _Builder(MapSections):
     def start(self, dataset):
         def model(key, label, method, accuracy, vision, text):
@@ -159,6 +150,7 @@ class _Builder(MapSections):
                 text_prompts=text,
                 vision_depth=(self.layers - 1 or 1) if vision else 0,
                 text_depth=self.layers if text else 0,
+                changes_vision=key != "zero_shot",
                 accuracy=100 * round(accuracy * self.images / 100) / self.images,
                 correct=round(accuracy * self.images / 100),
                 images=self.images,
@@ -194,7 +186,7 @@ class _Builder(MapSections):
             "clip": clip,
             "models": tuple(self.models),
             "sections": SECTIONS,
-            "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
+            "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "split": "test"},
             "seconds": 41.5,
         }
 
@@ -206,92 +198,18 @@ class _Builder(MapSections):
             models[model.key] = np.where(right, labels, (labels + 1) % self.classes)
         return Predictions(labels.astype(np.int32), models)
 
-    def factorial(self):
-        """Every mixture's outcomes; each effect has a size of its own in each tower."""
-        results = {}
-        measured = {}
-        levels = {}
-        every = np.arange(self.images)
+    def causal(self):
+        """Outcomes under every way; bias tuning is the same for every image."""
+        labels = self.predicted.labels
+        images = np.arange(self.images, dtype=np.int32)
+        tests, measured = {}, {}
+        names = tuple(way.value for way in WAYS)
         for model in self.models[1:]:
-            slots = model.has_prompts
-            effects = effects_in_play(slots)
-            mixtures = Mixtures(effects, TOWERS, corners(effects), levels_of(effects))
-            measured[model.key], outcomes = self.mixtures(mixtures, every)
-            levels[model.key] = {tower: self.levels(effects, tower) for tower in STEPS}
-            random = None
-            if slots:
-                of_random, random_outcomes = self.mixtures(mixtures, every[::2], scale=-0.4)
-                random = RandomPrompts(random_outcomes, summarize(of_random, mixtures))
-            summary = summarize(measured[model.key], mixtures, levels[model.key])
-            results[model.key] = CausalTest(
-                effects=mixtures.effects,
-                towers=mixtures.towers,
-                streams=mixtures.streams,
-                outcomes=outcomes,
-                summary=summary,
-                levels={
-                    tower: LevelOutcomes(
-                        (*corners(effects), *mixtures.levels[tower]),
-                        each.outcomes(every.astype(np.int32)),
-                    )
-                    for tower, each in levels[model.key].items()
-                },
-                both_right=GroupEffects(25, summary),
-                random=random,
-            )
-        seeds = ()
+            sizes = SIZES | (dict.fromkeys((Way.IMAGE_KIND, Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {})
+            measured[model.key] = measure(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
+            tests[model.key] = CausalTest(names, measured[model.key].outcomes(images), "", {})
+        numbers = {key: summarize(each, names) for key, each in measured.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
-            effects = effects_in_play(True)
-            together, levels_together = (cross_seeds([each[key] for key in keys]) for each in (measured, levels))
-            mixtures = Mixtures(effects, TOWERS, corners(effects), levels_of(effects))
-            seeds = (SeedGroup(keys, summarize(together, mixtures, levels_together)),)
-        of_cell = ("ivlp", "ivlp_seed2") if self.twins else ("ivlp",)
-        both = over_seeds([measured[key]["both"] for key in of_cell])
-        return CausalTests(results, seeds, (summarize_cell(of_cell, both, results["ivlp"].streams),))
-
-    def levels(self, effects, tower):
-        """Outcomes of corners and levels; the mean has two fifths of all values, the best constant more."""
-        labels = self.predicted.labels
-        parts = {"R": 0.0, "P": 1.0, MEAN: 0.4, FITTED: 0.7, **{str(draw): 0.1 * draw for draw in range(DRAWS)}}
-        sizes = []
-        for stream in (*corners(effects), *levels_of(effects)[tower]):
-            places = zip(effects[:-1], stream[:-1], strict=True)
-            size = sum(SIZES[effect][0] for effect, letter in places if letter == "P")
-            sizes.append(size + parts[stream[-1]] * SIZES["values"][0])
-        return measure(self.logits(np.array(sizes), labels), labels, refit=False)
-
-    def mixtures(self, mixtures, images, scale=1.0):
-        labels = self.predicted.labels[images]
-        letters = np.array([list(stream) for stream in mixtures.streams])
-        moved = np.array([[SIZES[e] for e in mixtures.effects]]) * (letters == "P")[..., None]
-        measured = {
-            tower: measure(self.logits(scale * moved.sum(1)[:, place], labels), labels, refit=False)
-            for place, tower in enumerate(TOWERS)
-        }
-        return measured, image_outcomes(images.astype(np.int32), measured.values())
-
-    def constants(self):
-        results = {}
-        measured = {}
-        labels = self.predicted.labels
-        stored = dict(zip(REPLACEMENT_FORMS, (96, 192), strict=True))
-        for model in self.models[1:]:
-            total = sum(SIZES[name][0] for name in SIZES)
-            parts = [0, *KEPT.values(), *(1 - lost for lost in LOST.values()), 1]
-            measured[model.key] = measure(self.logits(total * np.array(parts), labels), labels, refit=False)
-            images = np.arange(self.images, dtype=np.int32)
-            results[model.key] = ConstantTest(
-                forms=FORMS,
-                outcomes=measured[model.key].outcomes(images),
-                biases={"vision": EquivalentBias(np.zeros((self.layers, 4)), np.zeros((self.layers, 2, 4)))},
-                training_images=64,
-                stored=stored,
-                summary=summarize_replacements(measured[model.key], FORMS),
-            )
-        seeds = ()
-        if self.twins:
-            keys = ("ivlp", "ivlp_seed2")
-            numbers = summarize_replacements(over_seeds([measured[key] for key in keys]), FORMS)
-            seeds = (SeedGroup(keys, numbers),)
-        return ConstantTests(results, seeds)
+            numbers[" ".join(keys)] = summarize(over_seeds([measured[key] for key in keys]), names)
+        return CausalTests(tests, numbers)

@@ -7,10 +7,8 @@ from clipbias.explain.results import (
     MAPS,
     TEXT_KINDS,
     AttentionVariant,
-    BiasErrors,
     BothModels,
     Decomposition,
-    DepthMeans,
     ExampleMaps,
     Examples,
     Exploration,
@@ -49,7 +47,7 @@ class MapSections(Draws):
                 kinds = ["sos", *["prompt"] * prompts, *["words"] * (self.text_prompts - prompts)]
                 kinds += [""] * (self.tokens - len(kinds))
                 texts[side] = RelevancyText("a photo of a {}.", 1, tuple(kinds))
-            results[model.key] = Relevancy(normalisation="sum", **texts, **groups)
+            results[model.key] = Relevancy(**texts, **groups)
         return results
 
     def relevancy_of(self, model, group, count):
@@ -90,7 +88,7 @@ class MapSections(Draws):
             shares = self.draw.dirichlet([9, 2, 1.5, 0.7, 1.2], (self.layers, self.heads))
             missing = TEXT_KINDS.index("words" if model.text_prompts else "prompt")
             average = self.average(np.insert(shares, missing, 0, axis=-1))
-            results[model.key] = TextAttention(average, self.classes, 1, "sum", "a photo of a {}.")
+            results[model.key] = TextAttention(average, self.classes, 1, "a photo of a {}.")
         return results
 
     def vision_attention(self):
@@ -121,7 +119,7 @@ class MapSections(Draws):
                 continue
             maps = {name: self.maps(4 * pictures, len(shown)) for name in ("zero_shot_cls", "cls", "prompts")}
             correlation = self.average(np.linspace(0.2, -0.45, self.layers))
-            models[model.key] = SimilarityMaps(**maps, rank_correlation=correlation, count=self.images, prompt=None)
+            models[model.key] = SimilarityMaps(**maps, rank_correlation=correlation, count=self.images)
         return Similarity(
             images=np.stack([np.rot90(picture, turn) for picture in upright for turn in range(4)]),
             rotations=np.array([0, 90, 180, 270] * pictures),
@@ -131,32 +129,22 @@ class MapSections(Draws):
 
     def decomposition(self):
         towers = {}
-        for tower, width in (("vision", 1 + self.patches + self.vision_prompts), ("text", self.tokens)):
+        for tower in ("vision", "text"):
             mass = self.draw.beta(2, 12, (self.layers, self.heads))
             average = self.average(mass)
             each = mass.mean() * self.draw.normal(1, 0.1, self.images)
-            by_query = mass[..., None] * self.draw.uniform(0.7, 1.3, (self.layers, self.heads, width))
             norm_share = self.average(self.draw.uniform(0.05, 0.4, self.layers))
             constancy = self.draw.uniform(0.75, 0.99, self.layers)
             cosine = self.draw.uniform(-0.1, 0.5, self.layers)
-            errors = [self.draw.uniform(0.01, 0.05, self.layers) for _ in range(3)]
             towers[tower] = TowerDecomposition(
                 count=self.images if tower == "vision" else self.classes,
                 depth=self.models[1].vision_depth if tower == "vision" else self.models[1].text_depth,
-                runs=1,
                 prompt_mass=SampledAverage(average.mean, average.standard_error, each),
                 pooled_mass=self.average(np.clip(mass * 1.4, 0, 1)),
-                mass_by_query=self.average(by_query),
                 norm_share=norm_share,
                 constancy=constancy,
                 bias_likeness=constancy * 0.85,
                 bias_cosine={"bias": cosine},
-                mean_constancy=DepthMeans(float(constancy.mean()), None),
-                mean_bias_likeness=DepthMeans(float(constancy.mean() * 0.85), None),
-                error=BiasErrors(errors[0], errors[1], {"bias": errors[2]}),
-                mean_error=BiasErrors(
-                    float(errors[0].mean()), float(errors[1].mean()), {"bias": float(errors[2].mean())}
-                ),
             )
         return {"ivlp": Decomposition(**towers)}
 
@@ -225,7 +213,6 @@ class MapSections(Draws):
             relevancy_scale=self.reals(pairs),
             relevancy_sum=5 + self.reals(pairs),
             slot_relevancy=self.reals(pairs, slots),
-            prompt_share_from=self.reals(pairs, self.layers),
             text=self.reals(pairs, len(words)),
             attention=self.steps(*shape),
             attention_scale=self.reals(*shape),

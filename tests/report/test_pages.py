@@ -7,8 +7,8 @@ import re
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.answer import conclude_study
-from clipbias.explain.results import Missing, Reason, load_results, save_results
+from clipbias.explain.results import Missing, load_results, save_results
+from clipbias.explain.verdict import judge
 from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
 from tests.report.markup import Page
@@ -79,7 +79,7 @@ def test_a_number_keeps_its_sign_and_its_interval_on_one_line(text, shown):
 def test_everything_after_the_first_page_is_folded(whole):
     page, path, *_ = whole
     assert page.folded == [
-        *("effects", "constants", "words", "replacement", "explore", "classes", "decomposition", "relevancy"),
+        *("verdict", "classes", "replacement", "explore", "decomposition", "relevancy"),
         *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "nearest", "config"),
     ]
     assert page.unfolded == []
@@ -93,10 +93,9 @@ def test_every_figure_is_drawn(whole):
     for figure in figures.values():  # a page writes a full stop behind a title
         assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
     assert list(figures) == [
-        *("verdict_effects", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
-        "relevancy_groups",
+        *("fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy", "relevancy_groups"),
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
-        *("faithfulness", "examples", "answer"),
+        *("faithfulness", "examples", "verdict"),
     ]
 
 
@@ -109,35 +108,29 @@ def test_nothing_comes_from_the_network(whole):
 
 def test_verdict_models_and_config_are_told(whole):
     page, _, results, _ = whole
-    verdict = results.verdict_on(["ivlp"])
-    for words in (
-        verdict.conclusion,
-        *verdict.sentences,
-        "72.0 ± 6.2",
-        "a photo of a {}.",
-        '"normalisation": "sum"',
-    ):
+    sentences = [method.sentence for method in results.methods]
+    (replaced,) = results.replacement.methods
+    for words in (*sentences, replaced.sentence, "72.0 ± 6.2", "a photo of a {}.", '"split": "test"'):
         assert words in page.text
-    in_words = page.text.partition("Method by method, in words")[2]
-    assert [in_words.count(sentence) for sentence in verdict.sentences] == [1] * len(verdict.sentences)
+    assert [page.text.count(sentence) for sentence in sentences] == [1] * len(sentences)
 
 
-def test_the_first_page_asks_answers_and_shows(whole):
-    """In this order: the question, the answer, its reasons, how sure it is, the figure, the table; and not more."""
-    page, *_ = whole
-    first = page.text.partition("More What carries the gain, in full")[0]
+def test_the_first_page_says_its_sentence_and_has_a_table_and_a_picture(whole):
+    """In this order, and not more than 250 words; numbers are none."""
+    page, _, results, _ = whole
+    first = page.text.partition("More All methods")[0].rpartition("Why does tuning help on demo/digits?")[2]
     parts = (
-        "Why does tuning help on demo/digits?",
-        "beat CLIP mainly",
-        "Where CLIP looks:",
-        "What is added to CLIP's tokens:",
-        "A fixed bias in its place:",
-        "How it was found:",
-        "How sure:",
-        "Attention alone: the tuned model's attention, all else frozen.",
+        results.methods[0].sentence,
+        "50 images of the test split.",
+        "Attention alone Tokens alone",
+        "Each method twice:",
+        "Where each method acts, and what it adds.",
     )
-    places = [first.index(part) for part in (*parts, "Accuracy (%) Gain (points)")]
-    assert places == sorted(places) and len(first[places[1] :].split()) < 470
+    places = [first.index(part) for part in parts]
+    assert places == sorted(places)
+    # “to” stands in intervals.
+    words = [word for word in first.split() if any(letter.isalpha() for letter in word) and word != "to"]
+    assert len(words) <= 250
 
 
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
@@ -152,44 +145,64 @@ def test_pictures_are_inlined_and_the_files_lie_beside(written):
 
 
 def test_what_is_missing_says_why(written, drawn):
-    results = only("verdict", "factorial")
-    results.factorial.models["bias"] = Missing("It has no second run.")
-    sections = ("relevancy", "factorial", "verdict", "similarity")
+    results = only("causal")
+    tests = results.causal.models
+    tests["bias"] = dataclasses.replace(tests["bias"], why="It has no second run.")
+    tests["ivlp"] = dataclasses.replace(tests["ivlp"], why_no_levels={"text": "Texts depend."})
     relevancy = {"bias": Missing("No map follows its logit.")}
-    _, page = written(conclude_study(dataclasses.replace(results, sections=sections, relevancy=relevancy)))
+    sections = ("relevancy", "causal", "similarity")
+    _, page = written(judge(dataclasses.replace(results, sections=sections, relevancy=relevancy)))
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
-    assert "Bias tuning: It has no second run." in page.text
-    assert "IVLP: No constant was measured; --config.sections=constants has it." in page.text
+    assert "Bias tuning: It has no second run." in page.text and "IVLP: Texts depend." in page.text
     assert "Faithfulness: not computed; --config.sections=faithfulness has it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
 
 def test_a_study_without_a_verdict_says_so(written):
     _, page = written(only())
-    assert "Verdict: not computed; --config.sections=verdict has it." in page.text
+    assert "Causal: not computed; --config.sections=causal has it." in page.text
+    assert "Why IVLP differs from CLIP on demo/digits was not tested" in page.text
 
 
 @pytest.mark.ci
-def test_seeds_are_told_together_and_one_by_one(written, drawn):
-    results = only("verdict", "factorial", twins=True)
+def test_seeds_have_one_sentence_and_a_row_each(written, drawn):
+    results = only("causal", twins=True)
     _, page = written(results)
-    together = results.verdict_on(KEYS)
-    first, second = (results.verdict_on([key]) for key in KEYS)
-    assert page.text.index(together.sentences[0]) < page.text.index(first.sentences[0])
-    assert "IVLP (seed 2)" in page.text and second.sentences[-1] in page.text
-    assert results.answer.headline in page.text.partition("How sure:")[0]
+    first, _, folded = page.text.partition("More")
+    assert results.methods[0].models == KEYS and first.count(results.methods[0].sentence) == 1
+    assert "IVLP, 2 seeds" in first and "IVLP (seed 2)" not in first and "IVLP (seed 2)" in folded
+
+
+def test_many_methods_have_their_sentences_below(written, drawn):
+    results = only("causal")
+    zero_shot, ivlp, bias = results.models
+    more = [
+        dataclasses.replace(ivlp, key=f"ivlp_{n}", label=f"IVLP {n}", name=f"IVLP {n}", method=str(n)) for n in (1, 2)
+    ]
+    tests = {**results.causal.models, **{model.key: results.causal.models["ivlp"] for model in more}}
+    numbers = {**results.causal.numbers, **{model.key: results.causal.numbers["ivlp"] for model in more}}
+    predictions = dataclasses.replace(
+        results.predictions, models=results.predictions.models | dict.fromkeys(tests, results.predictions.labels)
+    )
+    causal = dataclasses.replace(results.causal, models=tests, numbers=numbers)
+    results = judge(
+        dataclasses.replace(results, models=(zero_shot, ivlp, bias, *more), causal=causal, predictions=predictions)
+    )
+    _, page = written(results)
+    first, _, folded = page.text.partition("More")
+    shown = [method.sentence in first for method in results.methods]
+    assert shown == [True, True, True, False] and all(method.sentence in folded for method in results.methods)
 
 
 def test_every_text_is_escaped(written, drawn):
-    results = only("verdict", "factorial", "text_attention")
+    results = only("causal", "text_attention")
     results.config["note"] = HOSTILE
     dataset = dataclasses.replace(results.dataset, name=HOSTILE)
     zero_shot, ivlp, bias = results.models
     models = (zero_shot, dataclasses.replace(ivlp, label=HOSTILE), bias)
-    verdicts = tuple(dataclasses.replace(each, conclusion=HOSTILE, sentences=(HOSTILE,)) for each in results.verdict)
-    answer = dataclasses.replace(results.answer, headline=HOSTILE, reasons=(Reason(HOSTILE, HOSTILE),))
-    path, page = written(dataclasses.replace(results, dataset=dataset, models=models, verdict=verdicts, answer=answer))
-    assert page.tags.count("img") == 3  # of the first page, of the verdict and the one that was asked for
+    methods = tuple(dataclasses.replace(each, label=HOSTILE, sentence=HOSTILE) for each in results.methods)
+    path, page = written(dataclasses.replace(results, dataset=dataset, models=models, methods=methods))
+    assert page.tags.count("img") == 2  # of the first page, and the one that was asked for
     assert "<img src=x" not in path.read_text("utf-8")
 
 
@@ -198,7 +211,7 @@ def test_a_study_of_nothing_has_a_page_without_figures(written):
     assert "img" not in page.tags and not (path.parent / "figures").exists()
 
 
-def folders(tmp_path, *datasets, names=("verdict", "factorial", "constants")):
+def folders(tmp_path, *datasets, names=("causal",)):
     made = []
     for index, dataset in enumerate(datasets):
         results = only(*names)
@@ -220,10 +233,8 @@ def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
     ]
     assert "Average" in page.text and "rank correlation" not in page.text
     assert list(drawn) == ["verdict_overview"]
-    assert (
-        "Nothing follows for other datasets from 3 datasets" in page.text
-        and "kept with the mean as two vectors" in page.text
-    )
+    for study in map(load_results, made):
+        assert all(method.sentence in page.text for method in study.methods)
 
 
 def test_overview_has_the_papers_panels(drawn, tmp_path):
@@ -249,7 +260,7 @@ def test_overview_has_what_can_stand_for_methods(drawn, tmp_path):
 
 def test_overview_without_verdicts_says_so(drawn, tmp_path):
     page = Page(write_overview(folders(tmp_path, "a", names=()), tmp_path).read_text("utf-8"))
-    assert "No study here has a verdict" in page.text and not drawn
+    assert "No method here has a sure gain to explain" in page.text and not drawn
 
 
 def test_overview_needs_folders_of_different_datasets(tmp_path):

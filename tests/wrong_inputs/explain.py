@@ -1,4 +1,4 @@
-"""Wrong targets, mixtures and studies, adapters without an equivalent bias, and damaged results."""
+"""Wrong targets and studies, adapters without an equivalent bias, and damaged results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,29 +7,19 @@ from typing import Any
 import numpy as np
 
 import clipbias
-from clipbias.clip import Adaptation
 from clipbias.data import Split
-from clipbias.explain.attention import kind_sums
-from clipbias.explain.factorial import mix_images
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import ARRAYS, SCALARS, load_results, save_arrays, save_results
 from clipbias.explain.run import run_study
-from clipbias.explain.similarity import choose_prompt
-from clipbias.explain.statistics import normalise_maps
 from clipbias.explain.study import Study
 from tests.bad_files import NO_OBJECT
 from tests.report.synthetic import only_sections, synthetic_results
-from tests.wrong_inputs.place import Case, Place, case, pure
+from tests.wrong_inputs.place import Case, Place, case
 
 IMAGES = np.zeros((4, 16, 16, 3), np.float32)
 LEVELS = IMAGES.astype(np.uint8)
-
-
-mixed = case(
-    lambda place, name: mix_images(place.clip.params, place.clip.config, IMAGES, Adaptation(), Adaptation(), [name])
-)
 
 
 maps = case(lambda place, *args, **more: relevancy(*place.learned("zero_shot", ("cat",)), IMAGES, *args, **more))
@@ -62,15 +52,6 @@ CASES: list[Case] = [
     maps("recompute is -1; it must be a whole number from 0", np.zeros(4, int), recompute=-1),
     maps("chunk is 0; it must be a whole number from 1", np.zeros(4, int), chunk=0),
     maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
-    pure("unknown normalisation 'mean'", normalise_maps, np.zeros((1, 2)), "mean", np.ones((1, 2), bool)),
-    pure(
-        "reduction is 'max'; choose from sum, mean", kind_sums, np.zeros((1, 3)), np.zeros((1, 3), int), reduction="max"
-    ),
-    *(
-        pure("choose None for their mean, or 0 … 1", choose_prompt, np.zeros((1, 2, 3)), wrong)
-        for wrong in (2, "first")
-    ),
-    *(mixed(f"unknown mixture '{name}'; give letters R and P", name) for name in ("R", "RRRR", "RX", "RR:token")),
     # Adapters.
     equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
     equivalent_bias("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),

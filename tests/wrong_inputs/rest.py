@@ -61,7 +61,7 @@ CASES: list[Case] = [
         rates_file="a.json",
     ),
     (
-        r"runs\.md has no table of the demo; report\.md, .* mechanisms\.md have",
+        r"runs\.md has no table of the demo; methods\.md, .* have",
         lambda place: make_demo_tables.page(place.tmp_path / "runs.md"),
     ),
     pure("does not begin with a line '# %%'", make_notebook.cells, "x = 1\n", "docs/a.ipynb", None),

@@ -25,7 +25,6 @@ from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.rules import FORMS
 from tools.mechanisms.train import adapter_path, choose_model, train_model
 
-LEVEL_STEPS = 200  # of the constant that optimal ablation fits
 REPLACEMENT_STEPS = 300  # of each form that is fitted to the predictions
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
 _MODEL = flags.DEFINE_string("model", "demo", "What is tuned: a folder or a name, as `clipbias.load` takes it.")
@@ -45,8 +44,6 @@ def train(workdir: Path) -> None:
                 raise ClipbiasError(f"{path} was trained with other --steps; remove it, or give another --workdir.")
             continue
         began = time.process_time()
-        if spec.of_family.replaced:
-            train_model(workdir, spec, steps=_STEPS.value, again=True)
         train_model(workdir, spec, steps=_STEPS.value)
         validation = score.notes_of(path)["validation"]
         print(
@@ -78,9 +75,7 @@ def main(arguments: list[str]) -> None:
             train(workdir)
         case ["score"]:
             options = StudyOptions(
-                control_images=0,
                 image_limit=_IMAGES.value,
-                level_steps=LEVEL_STEPS,
                 replacement_forms=FORMS,
                 replacement_steps=REPLACEMENT_STEPS,
             )

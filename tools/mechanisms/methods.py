@@ -41,6 +41,38 @@ class LateBias(BiasTuning):
 
 
 @dataclasses.dataclass(frozen=True)
+class PositionBias(Method):
+    """A bias for each patch position of every vision block, whose mean over patches is 0; `[cls]` gets none."""
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        vision = clip.config.vision
+        return {"vision_positions": jnp.zeros((vision.layers, vision.tokens, vision.width))}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        patches = learnables["vision_positions"][:, 1:]
+        centred = patches - patches.mean(1, keepdims=True)
+        return Adaptation(vision_bias=jnp.pad(centred, ((0, 0), (1, 0), (0, 0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryBias(Method):
+    """Changes of the biases of all queries, in both towers, and of nothing else."""
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        towers = {"vision": clip.config.vision, "text": clip.config.text}
+        return {f"{name}_queries": jnp.zeros((tower.layers, tower.width)) for name, tower in towers.items()}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        def changes(queries: jax.Array) -> Params:
+            # Of keys and values none.
+            return {"layers": {"qkv": {"bias": jnp.pad(queries, ((0, 0), (0, 2 * queries.shape[1])))}}}
+
+        return Adaptation(
+            vision_weights=changes(learnables["vision_queries"]), text_weights=changes(learnables["text_queries"])
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class CentredMap(Method):
     """After each vision block, adds `(LN1(x) − μ) D U` to its input token `x`, with `μ` a mean by layer and kind.
 

@@ -1,29 +1,29 @@
-"""The models of the benchmark and their labels. Labels and rules (`rules.py`) are fixed before any model is trained.
+"""The models of the benchmark and their labels. Labels and the rule are fixed before any model is trained.
 
-A label is exact by construction, on two axes that are scored apart. `None` is no label: that axis is not scored.
+A label is exact by construction, on the two axes of the verdict, which are scored apart. `None` is no label.
 
 *Where* the change acts:
 
-    attention       queries and keys alone: the frozen blocks with the tuned run's attention are the tuned model; or
-                    planted prompts that raise a flag which queries alone read
-    no attention    behind the last attention alone: the last MLP, the last block's bias, a projection, a head; or
-                    planted prompts whose values no query and no key reads, or that take attention from all others alike
+    attention       queries and keys alone, or a bias of the queries alone: the frozen blocks with the tuned run's
+                    attention are the tuned model; or planted prompts that raise a flag which queries alone read
+    not attention   behind the last attention alone: the last MLP, the last block's bias, a projection; or planted
+                    prompts whose values no query and no key reads, or that take attention from all others alike
+    outside         a head
 
-*What* is added to tokens:
+*What* is added to image tokens:
 
-    constant    biases, and values of planted prompts that all tokens of a kind attend to alike: the same for every
-                image, exactly
-    image       maps of the token whose mean over training images is 0 by layer and kind of token, exactly; and a task
-                in which a constant is right on at most one half of the pictures (`tasks.py`); values of planted
-                prompts that patches attend to by what they show, of which each training image has its opposite
-    both        such a map and a bias by kind, of equal norms in every layer
+    nothing         by changes of queries and keys, behind the towers, and by planted prompts that take attention alone
+    the same        biases by layer, by kind and by position (with mean 0 over patches), and values of planted prompts
+                    that all tokens of a kind attend to alike: the same for every image, exactly
+    depends         maps of the token whose mean over training images is 0 by layer and kind of token, exactly, alone or
+                    with a bias; a task in which a constant is right on at most one half of the pictures (`tasks.py`);
+                    values of planted prompts that patches attend to by what they show
 
-A bias has no label *where*: it moves later attention. *No gain* is on both axes: labels were shuffled, or planted
-prompts turn attention to evidence that is as good.
+A bias has no label *where*: it moves later attention. *No gain*: labels were shuffled, or planted prompts turn
+attention to evidence that is as good.
 
 Planted prompts (`tools/planted.py`) are in the vision towers of tiny CLIPs of their own, in which nothing is random.
-Nobody trains them: their files hold the prompts as they are planted. Their texts stay as they are: two classes are too
-few for an interval of what prompts add to texts.
+Nobody trains them: their files hold the prompts as they are planted. Their texts stay as they are.
 
 Which models count is decided on validation images (`counts`), never on test images.
 """
@@ -35,13 +35,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-ATTENTION = "attention"
-NO_ATTENTION = "no attention"
-CONSTANT = "constant"
-IMAGE = "image"
-BOTH = "both"
-NO_GAIN = "no gain"
-LABELS = MappingProxyType({"where": (ATTENTION, NO_ATTENTION, NO_GAIN), "what": (CONSTANT, IMAGE, BOTH, NO_GAIN)})
+from clipbias.explain import verdict
+from clipbias.explain.results import What, Where
 
 OWN = "tools.mechanisms.methods"
 LAST = 4  # blocks of both towers of the embedded model
@@ -69,25 +64,18 @@ class Family:
       task: `SHUFFLED` for labels in random order, `MARKED` for the task that no constant solves; `None` for the
         dataset's own.
       mechanism: of planted prompts, which have images of their own.
-      form: whether it is itself a constant that others are replaced by.
     """
 
     method: str
     learning_rate: float | None
-    where: str | None = None
-    what: str | None = None
+    where: Where | None = None
+    what: What | None = None
     options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     task: str | None = None
     mechanism: str | None = None
-    form: bool = False
-
-    @property
-    def replaced(self) -> bool:
-        """Whether constants are fitted to its predictions, beside another training on the same images."""
-        return not self.form and self.where != NO_GAIN
 
 
-def _planted(mechanism: str, where: str | None, what: str | None) -> Family:
+def _planted(mechanism: str, where: Where | None, what: What | None) -> Family:
     return Family("vpt", None, where=where, what=what, options={"tokens": 2}, mechanism=mechanism)
 
 
@@ -95,26 +83,31 @@ _QUERIES_KEYS = {"parts": ("q", "k"), "rank": 8}
 _MLP = {"parts": ("fc1", "fc2"), "first_block": LAST}
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "qk_both": Family("lora", 0.01, where=ATTENTION, options=_QUERIES_KEYS),
-        "last_mlp": Family("lora", 0.01, where=NO_ATTENTION, options=_MLP),
-        "last_bias": Family(f"{OWN}:LateBias", 0.02, where=NO_ATTENTION, what=CONSTANT),
-        "projection": Family("prolip", 0.001, where=NO_ATTENTION, options={"passes": 1}),
-        "head": Family("taskres", 0.02, where=NO_ATTENTION),
-        "bias": Family("bias", 0.02, what=CONSTANT, form=True),
-        "bias_by_kind": Family("bias_by_kind", 0.02, what=CONSTANT, form=True),
-        "map_8": Family(f"{OWN}:CentredMap", 0.01, what=IMAGE, options={"rank": 8}),
-        "map_and_bias": Family(f"{OWN}:CentredMap", 0.01, what=BOTH, options={"rank": 8, "bias": True}),
-        "marked": Family(f"{OWN}:MarkReader", 0.003, what=IMAGE, task=MARKED),
-        "qk_shuffled": Family("lora", 0.01, where=NO_GAIN, what=NO_GAIN, options=_QUERIES_KEYS, task=SHUFFLED),
-        "bias_shuffled": Family("bias_by_kind", 0.02, where=NO_GAIN, what=NO_GAIN, task=SHUFFLED),
-        "planted_attention": _planted("attention", ATTENTION, CONSTANT),
-        "planted_scale": _planted("scale", NO_ATTENTION, None),
-        "planted_constant": _planted("constant", NO_ATTENTION, CONSTANT),
-        "planted_kinds": _planted("kinds", NO_ATTENTION, CONSTANT),
-        "planted_image": _planted("image", NO_ATTENTION, IMAGE),
-        "planted_both": _planted("both", None, CONSTANT),
-        "planted_together": _planted("together", NO_ATTENTION, CONSTANT),
-        "planted_none": _planted("none", NO_GAIN, NO_GAIN),
+        "qk_both": Family("lora", 0.01, Where.ATTENTION, What.NOTHING, _QUERIES_KEYS),
+        "qk_vision": Family("lora", 0.01, Where.ATTENTION, What.NOTHING, {**_QUERIES_KEYS, "towers": ("vision",)}),
+        "query_bias": Family(f"{OWN}:QueryBias", 0.05, Where.ATTENTION, What.NOTHING),
+        "last_mlp": Family("lora", 0.01, Where.NOT_ATTENTION, options=_MLP),
+        "last_bias": Family(f"{OWN}:LateBias", 0.02, Where.NOT_ATTENTION, What.SAME),
+        "late_bias": Family(f"{OWN}:LateBias", 0.02, None, What.SAME, {"blocks": 2}),
+        "projection": Family("prolip", 0.001, Where.NOT_ATTENTION, What.NOTHING, {"passes": 1}),
+        "head": Family("taskres", 0.02, Where.OUTSIDE, What.NOTHING),
+        "bias": Family("bias", 0.02, None, What.SAME),
+        "bias_by_kind": Family("bias_by_kind", 0.02, None, What.SAME),
+        "bias_by_position": Family(f"{OWN}:PositionBias", 0.02, None, What.SAME),
+        "map_2": Family(f"{OWN}:CentredMap", 0.01, None, What.DEPENDS, {"rank": 2}),
+        "map_8": Family(f"{OWN}:CentredMap", 0.01, None, What.DEPENDS, {"rank": 8}),
+        "map_and_bias": Family(f"{OWN}:CentredMap", 0.01, None, What.DEPENDS, {"rank": 8, "bias": True}),
+        "marked": Family(f"{OWN}:MarkReader", 0.003, None, What.DEPENDS, task=MARKED),
+        "qk_shuffled": Family("lora", 0.01, Where.NO_GAIN, None, _QUERIES_KEYS, task=SHUFFLED),
+        "bias_shuffled": Family("bias_by_kind", 0.02, Where.NO_GAIN, task=SHUFFLED),
+        "planted_attention": _planted("attention", Where.ATTENTION, What.NOTHING),
+        "planted_scale": _planted("scale", Where.NOT_ATTENTION, What.NOTHING),
+        "planted_constant": _planted("constant", Where.NOT_ATTENTION, What.SAME),
+        "planted_kinds": _planted("kinds", Where.NOT_ATTENTION, What.SAME),
+        "planted_image": _planted("image", Where.NOT_ATTENTION, What.DEPENDS),
+        "planted_both": _planted("both", None, What.SAME),
+        "planted_together": _planted("together", Where.NOT_ATTENTION, What.SAME),
+        "planted_none": _planted("none", Where.NO_GAIN, None),
     }
 )
 
@@ -173,12 +166,12 @@ def counts(family: Family, gain: int, accuracy_low: float, bound: float | None) 
       accuracy_low: the lower end of Wilson's interval of its accuracy there, in percent.
       bound: what a constant can reach, in percent; `None` of other tasks.
     """
-    if family.where == NO_GAIN:
+    if family.where is Where.NO_GAIN:
         return gain <= 0
     return gain > 0 and (bound is None or accuracy_low > bound)
 
 
-def digest(folder: Path = Path(__file__).parent) -> str:
-    """SHA-256 over labels and rules."""
-    content = b"".join((folder / name).read_bytes() for name in ("models.py", "rules.py"))
+def digest(folder: Path = Path(__file__).parent, rule: Path = Path(verdict.__file__)) -> str:
+    """SHA-256 over labels and rules: those of this folder, and the verdict's."""
+    content = b"".join(path.read_bytes() for path in (folder / "models.py", folder / "rules.py", rule))
     return hashlib.sha256(content).hexdigest()

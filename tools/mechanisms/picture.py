@@ -6,9 +6,7 @@ import numpy as np
 import pandas as pd
 
 from clipbias.report import style
-from tools.mechanisms.models import LABELS
-from tools.mechanisms.rules import UNDECIDED
-from tools.mechanisms.score import confusions
+from tools.mechanisms.score import AXES, confusion, rates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,20 +21,19 @@ def draw(answers: pd.DataFrame) -> "Figure":
     Args:
       answers: see `score`.
     """
-    matrices = confusions(answers)
-    rows: list[list[tuple[str, str]]] = []
-    for axis in LABELS:
-        places = [place for place in matrices if place[0] == axis]
-        rows += [places[start : start + COLUMNS] for start in range(0, len(places), COLUMNS)]
+    numbers = rates(answers).set_index(["axis", "explainer"])
+    rows: list[list[str]] = []
+    for axis in AXES:
+        explainers = [explainer for of_axis, explainer in numbers.index if of_axis == axis]
+        rows += [[axis, *explainers[start : start + COLUMNS]] for start in range(0, len(explainers), COLUMNS)]
     with style.styled():
-        figure = style.new_figure(2.4 * COLUMNS, 2.5 * len(rows))
-        for number, row in enumerate(rows):
-            for column, (axis, explainer) in enumerate(row, start=1):
+        figure = style.new_figure(2.4 * COLUMNS, 2.7 * len(rows))
+        for number, (axis, *explainers) in enumerate(rows):
+            for column, explainer in enumerate(explainers, start=1):
                 panel = figure.add_subplot(len(rows), COLUMNS, number * COLUMNS + column)
-                confusion = matrices[axis, explainer]
-                matrix = pd.DataFrame(confusion.counts).T
-                title = f"{explainer}\n{confusion.right[0]:.0f} % right, {confusion.wrong[0]:.0f} % wrong"
-                _draw_matrix(panel, matrix.loc[list(LABELS[axis]), [*LABELS[axis], UNDECIDED]], title)
+                rate = numbers.loc[(axis, explainer)]
+                title = f"{explainer}\n{rate['right']:.0f} % right, {rate['wrong']:.0f} % wrong"
+                _draw_matrix(panel, confusion(answers, explainer, axis), title)
                 if column == 1:
                     panel.set_ylabel(f"{axis}: truth")
         return figure

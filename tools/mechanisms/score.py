@@ -1,67 +1,44 @@
 """Explains trained models, asks every explainer for its labels, and counts them against the truth."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import clipbias
 from clipbias import settings
 from clipbias.constants import ZERO_SHOT
-from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import StudyResults, load_results
+from clipbias.explain.results import StudyResults, What, Where, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
-from clipbias.explain.uncertainty import excludes
+from clipbias.explain.uncertainty import RESAMPLES
 from clipbias.tuning import Task
-from tools.mechanisms.models import LABELS, NO_GAIN, OWN, Spec, digest
-from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gain_of
-from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, start_seed, training_images
+from tools.mechanisms.models import OWN, Spec, digest
+from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gains
+from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
-SECTIONS = ("predictions", "relevancy", "vision_attention", "decomposition", "factorial")
+SECTIONS = ("predictions", "relevancy", "vision_attention", "causal")
+AXES = ("where", "what")
 MODEL = "model"
-
-
-@dataclasses.dataclass(frozen=True)
-class Confusion:
-    """How often an explainer gives each label on one axis.
-
-    Attributes:
-      counts: by true label and label.
-      right, wrong, undecided: shares of the models in percent, with Wilson's 95 % interval.
-    """
-
-    counts: dict[str, dict[str, int]]
-    models: int
-    right: tuple[float, float, float]
-    wrong: tuple[float, float, float]
-    undecided: tuple[float, float, float]
-
-    @property
-    def answers(self) -> bool:
-        """Whether the explainer ever gives a label other than "no gain", which all give alike."""
-        return any(row[label] for row in self.counts.values() for label in row if label not in (NO_GAIN, UNDECIDED))
 
 
 def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResults:
     """The study of one trained model, with constants in its place if it surely gains."""
     results = study(workdir / "studies" / spec.key, workdir, spec, SECTIONS, options)
-    if not spec.of_family.replaced or excludes(gain_of(results, MODEL)) <= 0:
+    if not gains(results, MODEL):
         return results
     # Apart, so that the other training is in no other section.
-    fitted = study(workdir / "replacements" / spec.key, workdir, spec, ("replacement",), options, again=True)
+    fitted = study(workdir / "replacements" / spec.key, workdir, spec, ("replacement",), options)
     return dataclasses.replace(results, replacement=fitted.replacement)
 
 
-def study(
-    folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions, *, again: bool = False
-) -> StudyResults:
+def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:
     """Sections on a dataset's test images; those that are finished with these options are read.
 
     Args:
@@ -70,7 +47,6 @@ def study(
       spec: of the model.
       sections: to compute.
       options: of the study.
-      again: whether the method's other training is in the study.
     """
     config = settings.as_json(options)
     if (folder / "results.json").exists():
@@ -80,20 +56,19 @@ def study(
     clip = frozen_model(workdir, spec)
     dataset = dataset_of(workdir, spec)
     models = [Model(ZERO_SHOT, "Zero-shot", ZERO_SHOT, Task(clip, ZERO_SHOT, dataset), {})]
-    for key, is_again in ((MODEL, False), ("again", True))[: 1 + again]:
-        tuned = clipbias.load_adapter(adapter_path(workdir, spec, again=is_again), clip, own_methods=[OWN])
-        models.append(
-            Model(
-                key,
-                f"{spec.key} {key}",
-                tuned.task.method_name,
-                tuned.task,
-                tuned.learnables,
-                seed=start_seed(spec, again=is_again),
-                trained_on=dataset.name,
-                few_shot_split=str(spec.seed),
-            )
+    tuned = clipbias.load_adapter(adapter_path(workdir, spec), clip, own_methods=[OWN])
+    models.append(
+        Model(
+            MODEL,
+            spec.key,
+            tuned.task.method_name,
+            tuned.task,
+            tuned.learnables,
+            seed=spec.seed,
+            trained_on=dataset.name,
+            few_shot_split=str(spec.seed),
         )
+    )
     test = dataset.split("test")
     inputs = Study(
         models,
@@ -135,10 +110,12 @@ def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.Dat
 
 def row(spec: Spec, layers: int, counts: bool, answers: Mapping[str, Answer]) -> dict[str, object]:
     """What `score` returns of a model."""
-    truths = {f"truth: {axis}": getattr(spec.of_family, axis) or "" for axis in LABELS}
+    labels = {axis: getattr(spec.of_family, axis) for axis in AXES}
+    truths = {f"truth: {axis}": "" if label is None else label.value for axis, label in labels.items()}
     silent = Answer("", "")
-    said = {f"{name}: {axis}": getattr(answers.get(name, silent), axis) for name in RULES for axis in LABELS}
-    return {"model": spec.key, "layers": layers, "digest": digest()[:12], "counts": counts, **truths, **said}
+    said = {f"{name}: {axis}": getattr(answers.get(name, silent), axis) for name in RULES for axis in AXES}
+    facts = {"model": spec.key, "family": spec.family, "layers": layers, "digest": digest()[:12], "counts": counts}
+    return {**facts, **truths, **said}
 
 
 def notes_of(path: Path) -> Mapping[str, object]:
@@ -151,42 +128,55 @@ def read_answers(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False)
 
 
-def confusion(answers: pd.DataFrame, explainer: str, axis: str) -> Confusion:
-    """Of the models that count and have a true label on the axis."""
-    scored = answers[answers["counts"] & (answers[f"truth: {axis}"] != "")]
-    pairs = Counter(zip(scored[f"truth: {axis}"], scored[f"{explainer}: {axis}"], strict=True))
-    total = pairs.total()
-    right = sum(count for (truth, label), count in pairs.items() if truth == label)
-    undecided = sum(count for (_, label), count in pairs.items() if label == UNDECIDED)
-
-    def share(count: int) -> tuple[float, float, float]:
-        if not total:
-            return (0.0, 0.0, 100.0)
-        return (100 * count / total, *wilson_interval(100 * count / total, total))
-
-    labels = (*LABELS[axis], UNDECIDED)
-    return Confusion(
-        counts={truth: {label: pairs[truth, label] for label in labels} for truth in LABELS[axis]},
-        models=total,
-        right=share(right),
-        wrong=share(total - right - undecided),
-        undecided=share(undecided),
-    )
+def scored(answers: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """The models that count, have a label on the axis, and should gain."""
+    has_label = answers["counts"] & (answers[f"truth: {axis}"] != "")
+    return answers[has_label & (answers["truth: where"] != Where.NO_GAIN.value)]
 
 
-def confusions(answers: pd.DataFrame) -> dict[tuple[str, str], Confusion]:
-    """By axis and explainer, of those that answer."""
-    every = {(axis, explainer): confusion(answers, explainer, axis) for axis in LABELS for explainer in RULES}
-    return {place: each for place, each in every.items() if each.answers}
+def confusion(answers: pd.DataFrame, explainer: str, axis: str) -> pd.DataFrame:
+    """How many models of each label, down, get each label, across."""
+    of_axis = scored(answers, axis)
+    labels = [label.value for label in (Where if axis == "where" else What)]
+    counts = pd.crosstab(of_axis[f"truth: {axis}"], of_axis[f"{explainer}: {axis}"])
+    across = [label for label in labels if label != UNDECIDED] + [UNDECIDED]
+    down = [label for label in across if label not in (UNDECIDED, Where.NO_GAIN.value)]
+    return counts.reindex(index=down, columns=across, fill_value=0)
 
 
 def rates(answers: pd.DataFrame) -> pd.DataFrame:
-    """A row for each axis and explainer that answers: models, and how many percent of them are right and wrong."""
+    """How many percent of the models an explainer is right, wrong and undecided about, a row for each axis.
+
+    Intervals hold 95 % of 2,000 resamples of families, since models of a family are copies. An explainer that gives a
+    model no label on an axis is left out there. Models without a gain are a row of their own, *no gain*.
+    """
     rows = []
-    for (axis, explainer), each in confusions(answers).items():
-        shares = {"right": each.right, "wrong": each.wrong, "undecided": each.undecided}
-        ends = {
-            f"{name}{end}": x for name in shares for end, x in zip(("", "_low", "_high"), shares[name], strict=True)
-        }
-        rows.append({"axis": axis, "explainer": explainer, "models": each.models, **ends})
+    for axis in AXES:
+        of_axis = scored(answers, axis)
+        for explainer in RULES:
+            said = of_axis[f"{explainer}: {axis}"]
+            if not len(said) or (said == UNDECIDED).all():
+                continue
+            right = said == of_axis[f"truth: {axis}"]
+            outcomes = {"right": right, "wrong": ~right & (said != UNDECIDED), "undecided": said == UNDECIDED}
+            row: dict[str, object] = {"axis": axis, "explainer": explainer, "models": len(said)}
+            for name, holds in outcomes.items():
+                row |= _over_families(name, holds, of_axis["family"])
+            rows.append(row)
+    none = answers[answers["counts"] & (answers["truth: where"] == Where.NO_GAIN.value)]
+    if len(none):
+        right = none["verdict: where"] == Where.NO_GAIN.value
+        row = {"axis": Where.NO_GAIN.value, "explainer": "verdict", "models": len(none)}
+        rows.append(
+            row | _over_families("right", right, none["family"]) | _over_families("wrong", ~right, none["family"])
+        )
     return pd.DataFrame(rows)
+
+
+def _over_families(name: str, holds: pd.Series, families: pd.Series) -> dict[str, float]:
+    """The percentage of models of which something holds, with its interval over families."""
+    of_family = holds.groupby(families).agg(["sum", "size"]).to_numpy(float)
+    counts = np.random.default_rng(0).integers(0, len(of_family), (RESAMPLES, len(of_family)))
+    drawn = of_family[counts].sum(1)
+    low, high = np.quantile(100 * drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return {name: 100 * float(holds.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}

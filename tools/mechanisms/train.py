@@ -37,14 +37,13 @@ from tools.mechanisms.methods import CentredMap, centre
 from tools.mechanisms.models import BATCH, DATASETS, LAST, MARKED, SHOTS, SHUFFLED, Family, Spec, counts, digest
 from tools.planted import planted, prompts_of
 
-AGAIN = 1000  # is added to a model's seed for another start and order on the same images
 # Trainings of a centred map, each with the mean of the one before; the last mean is taken after the last.
 ROUNDS = 6
 
 
-def adapter_path(workdir: Path, spec: Spec, *, again: bool = False) -> Path:
-    """The file of a model, or of its method trained again on the same images."""
-    return workdir / ("again" if again else "models") / f"{spec.key}.safetensors"
+def adapter_path(workdir: Path, spec: Spec) -> Path:
+    """The file of a model."""
+    return workdir / "models" / f"{spec.key}.safetensors"
 
 
 def choose_model(workdir: Path, source: str) -> None:
@@ -107,16 +106,6 @@ def training_images(dataset: Dataset, spec: Spec) -> Split:
     return protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed).source.split("train")
 
 
-def drawn(dataset: Dataset, spec: Spec) -> Dataset:
-    """With the training images of a model's draw alone, so that trainings with any seed are on these."""
-    return dataclasses.replace(dataset, splits={**dataset.splits, "train": training_images(dataset, spec)})
-
-
-def start_seed(spec: Spec, *, again: bool) -> int:
-    """Of the start and the order of images of a model, or of the method's other training."""
-    return spec.seed + (AGAIN if again else 0)
-
-
 def method_of(family: Family, layers: int) -> Method:
     """A family's method for a model of so many blocks; what changes the last block changes the last of these."""
     options = dict(family.options)
@@ -125,11 +114,11 @@ def method_of(family: Family, layers: int) -> Method:
     return resolve_method(family.method, options)
 
 
-def train_model(workdir: Path, spec: Spec, *, steps: int, again: bool = False) -> TunedModel:
-    """Trains one model, if it is not planted, and writes its file; `again` with another start and order."""
+def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
+    """Trains one model, if it is not planted, and writes its file."""
     clip = frozen_model(workdir, spec)
-    dataset = drawn(dataset_of(workdir, spec), spec)
-    seed = start_seed(spec, again=again)
+    dataset = dataset_of(workdir, spec)
+    seed = spec.seed
     family = spec.of_family
     task = Task(clip, method_of(family, clip.config.vision.layers), dataset)
     if family.learning_rate is None:
@@ -149,7 +138,7 @@ def train_model(workdir: Path, spec: Spec, *, steps: int, again: bool = False) -
             progress=False,
         )
     facts = {"steps": steps, "digest": digest(), "validation": validate(model, dataset, spec)}
-    path = adapter_path(workdir, spec, again=again)
+    path = adapter_path(workdir, spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path, notes={**dataclasses.asdict(spec), **facts})
     return model

@@ -1,13 +1,10 @@
 """Attention, its decomposition by source, and the words of prompts."""
 
 import dataclasses
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from clipbias.explain.results.facts import Average, SampledAverage
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +15,12 @@ class TextAttention:
       shares: `[L, H, 6]`, kinds in the order of `TEXT_KINDS`.
       count: of texts.
       texts: of each class.
-      reduction: over the tokens of a kind: "sum" or "mean".
       text: with {} for the class name.
     """
 
     shares: Average
     count: int
     texts: int
-    reduction: str
     text: str
 
 
@@ -69,57 +64,28 @@ class VisionAttention:
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthMeans:
-    """Means over the layers that have prompts of their own, and over those beyond; `None` where there are none."""
-
-    up_to_depth: float | None
-    beyond: float | None
-
-
-@dataclasses.dataclass(frozen=True)
-class BiasErrors(Generic[T]):
-    """Standard errors (`jackknife`) of the numbers of this name in `TowerDecomposition`: by layer, `[L]`, or of means.
-
-    The means are over the layers up to the depth; of cosines over all layers.
-    """
-
-    constancy: T
-    bias_likeness: T
-    bias_cosine: dict[str, T]
-
-
-@dataclasses.dataclass(frozen=True)
 class TowerDecomposition:
     """Eq. 12 in one tower; samples are images, or classes for text.
 
     Attributes:
       depth: layers with prompts of their own.
-      runs: texts of a class, or passes over an image, over whose constancies the mean is taken.
       prompt_mass: `[L, H]`, attention on prompts, mean over input queries; of each sample over layers and heads too.
       pooled_mass: `[L, H]`, the same as `prompt_mass` for the query that is pooled; `None` under a pooling head.
-      mass_by_query: `[L, H, N]`.
       norm_share: `[L]`, the norm of the prompt part over the sum of both norms.
       constancy: `[L]`, the share of the prompt part's mean square that its average over samples explains, token by
         token, corrected for chance: it may fall below 0.
       bias_likeness: `[L]`, the share that one vector for all tokens explains.
       bias_cosine: `[L]` by bias model: between that vector and the learned bias.
-      error, mean_error: standard errors; `None` of several runs.
     """
 
     count: int
     depth: int
-    runs: int
     prompt_mass: SampledAverage
     pooled_mass: Average | None
-    mass_by_query: Average
     norm_share: Average
     constancy: np.ndarray
     bias_likeness: np.ndarray
     bias_cosine: dict[str, np.ndarray]
-    mean_constancy: DepthMeans
-    mean_bias_likeness: DepthMeans
-    error: BiasErrors[np.ndarray] | None
-    mean_error: BiasErrors[float] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,6 +97,7 @@ class ModelFacts:
       trained_on: its dataset, where that is known.
       vision_prompts, text_prompts: learned tokens, `V` and `T`.
       vision_depth, text_depth: layers with learned tokens of their own.
+      changes_vision: whether its vision tower is another than CLIP's.
       correct, images: of the images that could be read.
       source: where its adapter lies.
     """
@@ -112,6 +113,7 @@ class ModelFacts:
     text_prompts: int
     vision_depth: int
     text_depth: int
+    changes_vision: bool
     accuracy: float
     correct: int
     images: int

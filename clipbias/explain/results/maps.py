@@ -62,7 +62,6 @@ class Relevancy:
       both_right: the control.
     """
 
-    normalisation: str
     zero_shot: RelevancyText
     tuned: RelevancyText
     corrected: RelevancyGroup | None
@@ -85,9 +84,8 @@ class SimilarityMaps:
     """Maps `[K, S, R, R]` in 0 … 1 of one tuned model.
 
     Attributes:
-      prompts: 1 minus the min-max of the distance to the prompts.
+      prompts: 1 minus the min-max of the mean distance to the prompts.
       rank_correlation: `[L]` between the last two, over the dataset.
-      prompt: its number; `None` is the mean over the prompts.
     """
 
     zero_shot_cls: np.ndarray
@@ -95,7 +93,6 @@ class SimilarityMaps:
     prompts: np.ndarray
     rank_correlation: Average
     count: int
-    prompt: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +191,6 @@ class ExploredModel:
       relevancy: `[P, M]`, over patches, of each pair of an image and a class; its scale `[P]`.
       relevancy_sum: `[P]`, of the row with its prompts.
       slot_relevancy: `[P, V]`.
-      prompt_share_from: `[P, L]`, of the row, on vision prompts, if only this layer and those after it count.
       text: `[P, N]`, over the text's tokens.
       attention: `[K, L, M]`, of `[cls]`, mean over heads; its scale `[K, L]`.
       slot_attention: `[K, L, V]`.
@@ -208,7 +204,6 @@ class ExploredModel:
     relevancy_scale: np.ndarray
     relevancy_sum: np.ndarray
     slot_relevancy: np.ndarray
-    prompt_share_from: np.ndarray
     text: np.ndarray
     attention: np.ndarray
     attention_scale: np.ndarray

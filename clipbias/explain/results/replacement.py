@@ -9,6 +9,9 @@ from clipbias.explain.results.effects import ByOutcome
 from clipbias.explain.results.facts import Missing
 from clipbias.explain.uncertainty import Estimate
 
+# The form that sentences are about: two vectors per layer.
+PLAIN = "kind"
+
 
 class Kind(enum.StrEnum):
     """What stands in a teacher's place."""

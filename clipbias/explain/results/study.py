@@ -6,18 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from clipbias.explain.results.attention import Decomposition, ModelWords, TextAttention, VisionAttention
-from clipbias.explain.results.effects import (
-    Answer,
-    ByOutcome,
-    CausalTest,
-    CausalTests,
-    ConstantTest,
-    ConstantTests,
-    EffectSummary,
-    MethodResult,
-    Replacements,
-    Verdict,
-)
+from clipbias.explain.results.effects import CausalTests, MethodResult
 from clipbias.explain.results.facts import ClipFacts, DatasetFacts, Missing, ModelFacts, Predictions
 from clipbias.explain.results.maps import Examples, Exploration, Faithfulness, Relevancy, Similarity
 from clipbias.explain.results.replacement import ReplacementResults
@@ -29,14 +18,12 @@ SECTIONS = (
     "vision_attention",
     "similarity",
     "decomposition",
-    "factorial",
-    "constants",
+    "causal",
     "faithfulness",
     "examples",
     "explore",
     "words",
     "replacement",
-    "verdict",
 )
 T = TypeVar("T")
 
@@ -73,16 +60,13 @@ class StudyResults:
     vision_attention: dict[str, VisionAttention | Missing] | None = None
     similarity: Similarity | None = None
     decomposition: dict[str, Decomposition | Missing] | None = None
-    factorial: CausalTests | None = None
-    constants: ConstantTests | None = None
+    causal: CausalTests | None = None
     faithfulness: Faithfulness | None = None
     examples: Examples | None = None
     explore: Exploration | None = None
     words: dict[str, ModelWords | Missing] | None = None
     replacement: ReplacementResults | None = None
-    verdict: tuple[Verdict, ...] | None = None
     methods: tuple[MethodResult, ...] = ()
-    answer: Answer | None = None
 
     @property
     def zero_shot(self) -> ModelFacts:
@@ -98,31 +82,10 @@ class StudyResults:
         models = result if isinstance(result, dict) else getattr(result, "models", {})
         return {key: model.reason for key, model in models.items() if isinstance(model, Missing)}
 
-    def causal_test(self, key: str) -> CausalTest | None:
-        """Of one model, where there is one."""
-        return self.factorial.test(key) if self.factorial else None
-
-    def constant_test(self, key: str) -> ConstantTest | None:
-        """Of one model, where there is one."""
-        return self.constants.test(key) if self.constants else None
-
-    def effects(self, keys: Sequence[str]) -> EffectSummary | None:
-        """What the causal test says of one model, or of several seeds together."""
-        if len(keys) > 1:
-            return self.factorial.summary_of_seeds(keys) if self.factorial else None
-        test = self.causal_test(keys[0])
-        return None if test is None else test.summary
-
-    def replacements(self, keys: Sequence[str]) -> ByOutcome[Replacements] | None:
-        """What the test of constants says of one model, or of several seeds together."""
-        if len(keys) > 1:
-            return self.constants.summary_of_seeds(keys) if self.constants else None
-        test = self.constant_test(keys[0])
-        return None if test is None else test.summary
-
-    def verdict_on(self, keys: Sequence[str]) -> Verdict | None:
-        """The verdict on one model, or on several seeds together."""
-        return next((each for each in self.verdict or () if each.models == tuple(keys)), None)
+    @property
+    def sentence(self) -> str:
+        """The verdicts in words, a sentence for each method."""
+        return " ".join(method.sentence for method in self.methods)
 
 
 def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:

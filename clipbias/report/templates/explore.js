@@ -7,12 +7,10 @@
   const read = exploredData(packed, unpack);
   const { data, models, at, map, sum } = read;
   const { number, percent, signed } = wording;
-  const means = exploreMeans(read, ROWS, COLUMNS);
   const find = (name) => document.getElementById(`explore-${name}`);
   const state = { image: 0, pair: 0, model: "", beside: "", layer: data.layers - 1, slot: -1, patch: -1 };
   let shown = []; // numbers of the images that pass the filters, in order
   let drawn = []; // canvases with what stands on them
-  let remember = () => {}; // keeps the view in the page's address
 
   const distances = (model) => read.distances(model, state.image, state.layer, state.slot);
 
@@ -26,7 +24,7 @@
   /** The tuned model whose changes are told: the chosen one, or what stands beside zero-shot, or the first. */
   const subject = () => sides().find((model) => model.tuned) ?? data.models.find((model) => model.tuned);
 
-  const cause = (image, tuned = subject()) => (tuned ? image.causes[tuned.key] : null);
+  const changed = (image) => (subject() ? image.changes[subject().key] : null);
 
   // ---- which images, in which order
 
@@ -47,46 +45,31 @@
   };
 
   function offerFilters() {
-    const effects = [...new Set(data.images.flatMap((image) => Object.keys(cause(image)?.effects ?? {})))];
-    for (const name of effects)
-      orders[`by-${name}`] = [`most by ${name} first`, (image) => -(cause(image).effects[name] ?? -Infinity)];
-    const kept = Object.entries(orders).filter(([key]) => !key.startsWith("by-") || effects.includes(key.slice(3)));
     fill(find("change"), [["", "anything"], ...data.changes.map((name, i) => [i, name])], find("change").value);
-    fill(find("decided"), [["", "anything"], ...effects.map((name) => [name, name])], find("decided").value);
-    fill(find("order"), kept.map(([key, [name]]) => [key, name]), find("order").value);
-    for (const name of ["change", "decided", "order"]) find(name).closest("label").hidden = !subject();
-    find("decided").closest("label").hidden = !effects.length;
+    fill(find("order"), Object.entries(orders).map(([key, [name]]) => [key, name]), find("order").value);
+    for (const name of ["change", "order"]) find(name).closest("label").hidden = !subject();
   }
 
   function filter() {
-    const [change, decided, of] = ["change", "decided", "of"].map((name) => find(name).value);
+    const [change, of] = ["change", "of"].map((name) => find(name).value);
     const keep = (image) =>
-      (of === "" || image.label === Number(of)) &&
-      (change === "" || cause(image)?.change === Number(change)) &&
-      (decided === "" || cause(image)?.decided === decided);
+      (of === "" || image.label === Number(of)) && (change === "" || changed(image) === Number(change));
     shown = [...data.images.keys()].filter((i) => keep(data.images[i]));
     const measure = orders[find("order").value][1];
     shown.sort((a, b) => measure(data.images[a]) - measure(data.images[b]) || a - b);
-    find("count").textContent = count();
+    find("count").textContent = `${shown.length} of ${data.images.length} images.`;
     find("images").replaceChildren(...shown.map(thumbnail));
     choose(shown.includes(state.image) || !shown.length ? state.image : shown[0]);
   }
 
-  function count() {
-    const decided = shown.map((i) => cause(data.images[i])?.decided).filter(Boolean);
-    const parts = [...new Set(decided)].sort().map((name) => `${name} ${decided.filter((one) => one === name).length}`);
-    const said = parts.length ? `; what ${subject().label} changed was decided by: ${parts.join(", ")}` : "";
-    return `${shown.length} of ${data.images.length} images${said}.`;
-  }
-
   function thumbnail(i) {
     const { name, label, picture } = data.images[i];
-    const own = cause(data.images[i]);
-    const alt = `${data.classes[label]}, ${name}${own ? `, ${data.changes[own.change]}` : ""}`;
+    const change = changed(data.images[i]);
+    const alt = `${data.classes[label]}, ${name}${change in data.changes ? `, ${data.changes[change]}` : ""}`;
     const image = element("img", { src: picture, alt, title: alt, width: 64, height: 64 });
     const made = element("div", { id: `explore-image-${i}`, onclick: () => choose(i) }, image);
     made.setAttribute("role", "option");
-    if (own) made.dataset.change = own.change;
+    if (change !== null) made.dataset.change = change;
     return made;
   }
 
@@ -115,11 +98,8 @@
       const { predicted, margin } = image.models[key];
       return `${label} says ${data.classes[predicted]}, margin ${signed(margin)}.`;
     });
-    const own = cause(image);
-    const effects = Object.entries(own?.effects ?? {}).map(([name, value]) => `${name} ${signed(value)}`);
-    const why = own ? [`${subject().label}: ${data.changes[own.change]}${
-      effects.length ? `, by ${effects.join(", ")} nats; ${own.decided} decided` : ""
-    }.`] : [];
+    const change = data.changes[changed(image)];
+    const why = change ? [`${subject().label}: ${change}.`] : [];
     return [`${image.name}, of class ${data.classes[image.label]}.`, ...said, ...why].join(" ");
   }
 
@@ -127,7 +107,6 @@
 
   async function draw() {
     const image = data.images[state.image];
-    find("missed").hidden = true;
     [find("model").value, find("beside").value] = [state.model, state.beside];
     find("layer").value = state.layer + 1;
     find("layer-number").textContent = `${state.layer + 1} of ${data.layers}`;
@@ -140,8 +119,6 @@
     const focus = document.activeElement?.dataset?.place;
     drawn = [];
     find("maps").replaceChildren(...sides().map(side));
-    find("means").replaceChildren(...means(sides(), state.image, shown, state.layer, state.slot));
-    remember();
     if (focus) find("maps").querySelector(`[data-place="${CSS.escape(focus)}"]`)?.focus();
     const pixels = await greyed(image.picture);
     if (image === data.images[state.image]) for (const each of drawn) paint(each, pixels, state.patch);
@@ -275,50 +252,6 @@
     if (state.patch >= 0 && !document.activeElement?.dataset?.place?.includes("/slots/")) readPatch(state.patch);
   }
 
-  /** The view as the address keeps it: numbers of the dataset, keys of models, and layers and slots from 1. */
-  function view() {
-    const chosen = ["of", "change", "decided", "order"].map((name) => [name, find(name).value]);
-    return {
-      image: String(data.images[state.image].number),
-      class: state.pair === data.images[state.image].pairs[0] ? "true" : String(data.pairs[state.pair]),
-      model: state.model,
-      beside: state.beside,
-      layer: String(state.layer + 1),
-      slot: state.slot < 0 ? "mean" : String(state.slot + 1),
-      ...Object.fromEntries(chosen),
-    };
-  }
-
-  /** Shows a view. A value that means nothing here leaves what there is; where the reader asked for it, a line says so. */
-  function showView(wanted, asked) {
-    if (models.has(wanted.model)) state.model = wanted.model;
-    if (models.has(wanted.beside) || wanted.beside === "") state.beside = wanted.beside;
-    offerFilters();
-    for (const name of ["of", "change", "decided", "order"]) {
-      const select = find(name);
-      if ([...select.options].some(({ value }) => value === wanted[name])) select.value = wanted[name];
-    }
-    const within = (text, count) => [...Array(count).keys()].find((i) => String(i + 1) === text);
-    state.layer = within(wanted.layer, data.layers) ?? state.layer;
-    const slots = Math.max(0, ...sides().map((model) => model.slots));
-    state.slot = wanted.slot === "mean" ? -1 : (within(wanted.slot, slots) ?? state.slot);
-    state.image = Math.max(0, data.images.findIndex((image) => String(image.number) === wanted.image));
-    state.pair = data.images[state.image].pairs.find((pair) => String(data.pairs[pair]) === wanted.class) ?? -1;
-    state.patch = -1;
-    tell(HELP);
-    filter();
-    const shows = view();
-    if (asked.class === String(data.pairs[state.pair])) shows.class = asked.class; // the true one by its number
-    const missed = Object.keys(asked).filter((name) => name in shows && shows[name] !== asked[name]);
-    if (!missed.length) return;
-    const said = missed.map((name) => `${name}=${asked[name]}`).join(", ");
-    const numbers = data.images.map((image) => image.number).sort((a, b) => a - b);
-    const unknown = missed.includes("image") && !numbers.includes(Number(asked.image));
-    const which = unknown ? ` Its images are, by their numbers in the dataset: ${numbers.join(", ")}.` : "";
-    find("missed").textContent = `This link asks for ${said}, which this page cannot show.${which}`;
-    find("missed").hidden = false;
-  }
-
   const HELP = "Point at a patch, a prompt slot or a token, or reach it by Tab and the arrow keys, to read its numbers.";
   const first = data.models.find((model) => model.tuned) ?? data.models[0];
   state.model = first.key;
@@ -334,7 +267,7 @@
   find("class").onchange = (event) => set("pair", Number(event.target.value));
   find("layer").oninput = (event) => set("layer", Number(event.target.value) - 1);
   find("slot").onchange = (event) => set("slot", Number(event.target.value));
-  for (const name of ["of", "change", "decided", "order"]) find(name).onchange = filter;
+  for (const name of ["of", "change", "order"]) find(name).onchange = filter;
   find("images").onkeydown = (event) => {
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     const next = { Home: 0, End: shown.length - 1 }[event.key] ?? shown.indexOf(state.image) + step;
@@ -347,5 +280,4 @@
   document.getElementById("explorer").hidden = false;
   offerFilters();
   filter();
-  remember = exploreAddress(view, showView);
 })();

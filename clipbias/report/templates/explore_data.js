@@ -34,32 +34,7 @@ function exploredData(data, unpack) {
 
   const sum = (values) => values.reduce((total, value) => total + value, 0);
 
-  /** Ranks of values, equal ones sharing their mean rank. */
-  function ranks(values) {
-    const order = [...values.keys()].sort((a, b) => values[a] - values[b]);
-    const found = new Float64Array(values.length);
-    for (let first = 0, end; first < order.length; first = end) {
-      for (end = first; end < order.length && values[order[end]] === values[order[first]]; end++);
-      for (let i = first; i < end; i++) found[order[i]] = (first + end - 1) / 2;
-    }
-    return found;
-  }
-
-  /** Spearman's rank correlation; 0 where one side is constant. */
-  function rankCorrelation(a, b) {
-    const [x, y] = [ranks(a), ranks(b)].map((own) => own.map((rank) => rank - (own.length - 1) / 2));
-    const product = (u, v) => u.reduce((total, value, i) => total + value * v[i], 0);
-    const scale = Math.sqrt(product(x, x) * product(y, y));
-    return scale > 0 ? product(x, y) / scale : 0;
-  }
-
-  /** Of [cls] attention and similarity to a prompt slot, over the patches. */
-  function alikeness(model, image, layer, slot) {
-    const near = distances(model, image, layer, slot);
-    return near && rankCorrelation(map(model, "attention", image, layer), near.map((value) => -value));
-  }
-
-  return { data, models, at, map, distances, sum, alikeness };
+  return { data, models, at, map, distances, sum };
 }
 
 /** Numbers as the page writes them. */

@@ -1,12 +1,9 @@
 """What each method can be exchanged for, as a table: fitted forms, the ceiling and controls."""
 
-from collections.abc import Sequence
-
-from clipbias.explain.results import Comparison, Kind, MethodReplacements, StudyResults
-from clipbias.explain.wording import by_reason, change, in_points
-from clipbias.report.study_figures import labels_of
+from clipbias.explain.results import Comparison, Kind, StudyResults
+from clipbias.explain.wording import change, in_points
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict_tables import share_text
+from clipbias.report.verdict import share_text
 
 _COLUMNS = (
     "Method",
@@ -40,18 +37,11 @@ _WORDS = {
 }
 
 
-def fitted_table(methods: Sequence[MethodReplacements]) -> Table | None:
+def replacement_table(study: StudyResults) -> Table | None:
     """A row per method and what stands in its place; `None` where nothing was fitted."""
+    methods = study.replacement.methods if study.replacement else ()
     rows = [_row(method.name, row) for method in methods for row in method.rows]
     return Table("", _CAPTION, _COLUMNS, tuple(rows), words={1, 10}) if rows else None
-
-
-def fitted_remarks(study: StudyResults) -> list[str]:
-    """What is concluded of each method, and why models have nothing that was fitted to them."""
-    methods = study.replacement.methods if study.replacement else ()
-    labels = labels_of(study.tuned)
-    reasons = study.why_missing("replacement")
-    return [each.sentence for each in methods] + by_reason((labels[key], reason) for key, reason in reasons.items())
 
 
 def _row(name: str, row: Comparison) -> tuple[str, ...]:

@@ -1,18 +1,17 @@
-"""What attention, scale and values do apart: every mixture of a reference run and a tuned one, token by token.
+"""The causal test token by token in float64: frozen blocks with a run's attention, and with what another adds.
 
 Letters as in `numpy_clip`; `n` input tokens: all but the *slots*, the positions that a method fills with learned
 tokens. Of both runs, for every layer, head and input token as a query: `A` [n], attention among inputs, renormalised
-to 1; `m`, the mass on slots; and `s = W_o cat_h(Σ_slots a v)` [D], without the output's bias. A mixture takes each of
-them from one run and advances its own input tokens, without slots:
+to 1; and `m`, the mass on slots. What a run adds to each input token: from slots `W_o cat_h(Σ_slots a v)` [D], without
+the output's bias; behind each block, what the tuned block gives that the frozen one on the same tokens, with the same
+attention, mass and slots, does not; and before the first block. A stream advances its own input tokens:
 
-    x_i += W_o cat_h((1 − m_ih) Σ_j A_ij v_j(x)) + b_o + s_i;  x_i += MLP(LN2(x_i));  x_i += bias
+    x_i += W_o cat_h((1 − m_ih) Σ_j A_ij v_j(x)) + b_o + slots_i;  x_i += MLP(LN2(x_i)) + blocks_i
 
-`s` comes with everything else that is neither of the other two: weights, biases, the first block's tokens, the readout.
+with the frozen weights. The readout is that of the run whose tokens it has.
 """
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,8 +22,6 @@ from tests.reference.methods import Inputs, Reference
 from tests.reference.numpy_clip import Tower
 from tests.reference.weights import State
 
-WITH_SLOTS = ("attention", "scale", "values")
-WITHOUT_SLOTS = ("attention", "values")
 LAST_NORM = {"vision": "vision_model.post_layernorm", "text": "text_model.final_layer_norm"}
 PROJECTION = {"vision": "visual_projection.weight", "text": "text_projection.weight"}
 
@@ -76,29 +73,95 @@ def parts(run: Run, layer: int) -> Parts:
     return Parts(attention, mass, added)
 
 
-def streams(effects: Sequence[str]) -> list[str]:
-    """Names of all corners, one letter for each effect."""
-    return ["".join(letters) for letters in itertools.product("RP", repeat=len(effects))]
+@dataclasses.dataclass
+class Added:
+    """What stands for what a run adds, of every sample and input token."""
+
+    start: np.ndarray  # [B, n, D]
+    slots: np.ndarray  # [L, B, n, D]
+    blocks: np.ndarray  # [L, B, n, D]
 
 
-def features(reference: Run, tuned: Run, stream: str, effects: Sequence[str]) -> np.ndarray:
-    """[B, d] features of one mixture, un-normalised; `stream` has a letter, "R" or "P", for each of `effects`."""
-    takes = dict(zip(effects, stream, strict=True))
+def nothing(reference: Run) -> Added:
+    """What the reference itself has: in texts, what its words in the slots give."""
+    slots = np.stack([parts(reference, l).added for l in range(len(reference.forward.blocks))])
+    return Added(np.zeros_like(reference.start), slots, np.zeros_like(slots))
+
+
+def added(reference: Run, tuned: Run) -> Added:
+    """What the tuned run adds on its own tokens."""
+    slots, blocks = [], []
+    for l, seen in enumerate(tuned.forward.blocks):
+        of_layer = parts(tuned, l)
+        x = _at_inputs(tuned, seen.tokens)
+        given = zip(x, of_layer.attention, of_layer.mass, of_layer.added, strict=True)
+        frozen = [block(reference, l, *sample) for sample in given]
+        output = seen.output
+        if tuned.bias is not None:
+            output = output + numpy_clip.spread(tuned.bias[l], tuned.forward.rows, output.shape[1])
+        slots.append(of_layer.added)
+        blocks.append(_at_inputs(tuned, output) - np.stack(frozen))
+    return Added(tuned.start - reference.start, np.stack(slots), np.stack(blocks))
+
+
+def _at_inputs(run: Run, tokens: np.ndarray) -> np.ndarray:
+    return np.stack([x[at] for x, at in zip(tokens, run.inputs, strict=True)])
+
+
+def mean_by_kind(tuned: Run, values: Added) -> Added:
+    """Means over samples and tokens of a kind, the one that is read out and all others, in every token's place."""
+    groups: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    for b, inputs in enumerate(tuned.inputs):
+        for n, position in enumerate(inputs):
+            read = int(tuned.forward.rows[b])
+            if tuned.tower == "vision" or position <= read:
+                groups[bool(position == read)].append((b, n))
+    means = Added(*(np.zeros_like(getattr(values, part)) for part in ("start", "slots", "blocks")))
+    for part in ("start", "slots", "blocks"):
+        for b, inputs in enumerate(tuned.inputs):
+            for n, position in enumerate(inputs):
+                listed = [getattr(values, part)[..., c, m, :] for c, m in groups[position == tuned.forward.rows[b]]]
+                getattr(means, part)[..., b, n, :] = sum(listed) / len(listed)
+    return means
+
+
+def mean_by_position(values: Added) -> Added:
+    """Means over samples, token by token, in every sample's place."""
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        total = np.zeros_like(np.take(x, 0, axis=-3))
+        for sample in range(x.shape[-3]):
+            total = total + np.take(x, sample, axis=-3)
+        return np.stack(x.shape[-3] * [total / x.shape[-3]], axis=-3)
+
+    return Added(mean(values.start), mean(values.slots), mean(values.blocks))
+
+
+def of_samples(values: Added, samples: np.ndarray) -> Added:
+    """Those of other samples, in the places of these."""
+    return Added(values.start[samples], values.slots[:, samples], values.blocks[:, samples])
+
+
+def corner(reference: Run, tuned: Run, attention: str, tokens: str) -> np.ndarray:
+    """[B, d] features with attention and tokens of either run, "R" or "P"."""
+    level = added(reference, tuned) if tokens == "P" else nothing(reference)
+    return features(reference, tuned, level, attention=attention, mass=tokens, readout=tokens)
+
+
+def features(
+    reference: Run, tuned: Run, level: Added, *, attention: str = "P", mass: str = "P", readout: str = "P"
+) -> np.ndarray:
+    """[B, d] features of frozen blocks with a level, un-normalised."""
     runs = {"R": reference, "P": tuned}
-    run = runs[takes["values"]]  # whose weights advance the tokens
-    x = run.start
-    for l in range(len(run.forward.blocks)):
-        attention = parts(runs[takes["attention"]], l).attention
-        mass = parts(runs[takes.get("scale", takes["values"])], l).mass
-        added = parts(run, l).added
-        x = np.stack([block(run, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
-        if run.bias is not None:
-            every = numpy_clip.spread(run.bias[l], run.forward.rows, run.forward.last.shape[1])
-            x = x + np.stack([rows[at] for rows, at in zip(every, run.inputs, strict=True)])
-    return readout(run, x)
+    x = reference.start + level.start
+    for l in range(len(reference.forward.blocks)):
+        given = parts(runs[attention], l).attention, parts(runs[mass], l).mass
+        outputs = [block(reference, l, *sample) for sample in zip(x, *given, level.slots[l], strict=True)]
+        x = np.stack(outputs) + level.blocks[l]
+    return read_out(runs[readout], x)
 
 
-def readout(run: Run, x: np.ndarray) -> np.ndarray:
+def read_out(run: Run, x: np.ndarray) -> np.ndarray:
     """[B, d] of input tokens [B, n, D] after the last block."""
     rows = np.stack([x[b, list(run.inputs[b]).index(row)] for b, row in enumerate(run.forward.rows)])
     normed = numpy_clip.layer_norm(run.state, LAST_NORM[run.tower], run.sizes["layer_norm_eps"], rows)
@@ -157,18 +220,6 @@ def reference_inputs(
     learnables = {} if context is None else {"text_context": context}
     # MaPLe's text is IVLP's; its vision prompts would want maps.
     return methods.prepare(clip, "ivlp" if method == "maple" else method, class_names, learnables, **options)
-
-
-def shapley(outcome: Mapping[str, np.ndarray], effects: Sequence[str]) -> dict[str, np.ndarray]:
-    """The mean, over all orders in which effects go from R to P, of what each changes when its turn comes."""
-    totals = {effect: np.zeros_like(np.asarray(outcome["R" * len(effects)], np.float64)) for effect in effects}
-    for order in itertools.permutations(range(len(effects))):
-        letters = ["R"] * len(effects)
-        for turn in order:
-            before = outcome["".join(letters)]
-            letters[turn] = "P"
-            totals[effects[turn]] += np.asarray(outcome["".join(letters)], np.float64) - before
-    return {effect: total / math.factorial(len(effects)) for effect, total in totals.items()}
 
 
 def log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

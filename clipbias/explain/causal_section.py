@@ -1,0 +1,406 @@
+"""The causal test over a dataset: every image under every corner and level (`causal`), and what these give of the gain.
+
+While what is added to images varies, texts are as tuned. While what is added to texts varies, images are CLIP's; there
+is no other text's level, since texts differ in length. Features of all streams go through the model's own head, so the
+reference of a method with one is the frozen towers under that head.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from clipbias.clip import Adaptation, TextTokens
+from clipbias.clip.params import Params
+from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.causal import (
+    Added,
+    Corner,
+    Features,
+    Level,
+    Stream,
+    added_to_images,
+    added_to_texts,
+    image_kinds,
+    mix_images,
+    mix_texts,
+)
+from clipbias.explain.effects import Measured, Sample, measure, measured_shares, over_seeds
+from clipbias.explain.model import Model
+from clipbias.explain.passes import predictor
+from clipbias.explain.requests import Batch, RowRequest, Section, SumRequest
+from clipbias.explain.results import ByOutcome, CausalNumbers, CausalTest, CausalTests, Levels, same_but_for_seed
+from clipbias.explain.scope import why_no_causal_test
+from clipbias.explain.statistics import Moments
+from clipbias.explain.study import Study, spread
+from clipbias.explain.targets import by_pass, of_texts
+from clipbias.explain.uncertainty import Estimate, estimate
+from clipbias.tuning import Learnables
+
+# Other images for each image, over whose outcomes the level is averaged.
+DRAWS = 3
+# As many training images at most are drawn from, which are held in memory.
+_DONORS = 256
+_CORNERS = [Stream.corner(corner) for corner in (Corner.PR, Corner.RP)]
+_IMAGE_LEVELS = [
+    *(Stream.at(level) for level in (Level.NOTHING, Level.KIND, Level.POSITION)),
+    *(Stream.at(Level.OTHER, draw) for draw in range(DRAWS)),
+]
+_TEXT_LEVELS = [Stream.at(Level.NOTHING), Stream.at(Level.KIND)]
+
+
+class Way(enum.Enum):
+    """A way to classify: corners in both towers, the tuned model in one tower, or a level of what is added."""
+
+    REFERENCE = "reference"
+    ATTENTION = "attention alone"
+    TOKENS = "tokens alone"
+    TUNED = "tuned"
+    VISION = "vision tower alone"
+    TEXT = "text tower alone"
+    IMAGE_NOTHING = "image tokens: nothing"
+    IMAGE_KIND = "image tokens: mean by kind"
+    IMAGE_POSITION = "image tokens: mean by position"
+    IMAGE_OTHER = "image tokens: another image's"
+    TEXT_NOTHING = "text tokens: nothing"
+    TEXT_KIND = "text tokens: mean by kind"
+
+
+_ALONE = (Way.ATTENTION, Way.TOKENS, Way.VISION, Way.TEXT)
+_TOWERS = {"vision": Way.VISION, "text": Way.TEXT}
+
+
+@struct.dataclass
+class LevelInputs:
+    """What levels need besides the two runs; arrays on devices.
+
+    Attributes:
+      image: the means of each pass over an image; empty where what is added to images is not measured.
+      text: the mean over classes, or `None`.
+      donors: uint8 `[P, R, R, 3]`, training images, or `None`.
+      drawn: int32 `[n, DRAWS]`: which of them each image of the split gets.
+    """
+
+    image: tuple[dict[Level, Added], ...] = ()
+    text: Added | None = None
+    donors: jax.Array | None = None
+    drawn: jax.Array | None = None
+
+
+def compute_causal(study: Study) -> Section[CausalTests]:
+    """The causal test of every model; seeds of a method also together, over seeds and images crossed."""
+    reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
+    mixed = [model for model in study.tuned if not reasons[model.key]]
+    inputs = yield from measure_levels(study, mixed)
+    requests = {}
+    steps = {model.key: CausalStep(study, model, inputs[model.key]) for model in mixed}
+    for model in study.tuned:
+        step = steps.get(model.key) or _two_models(study, model)
+        title = f"{model.label}: causal test"
+        requests[model.key] = RowRequest(f"causal-{model.key}", title, study.images, step, crops=model.crops)
+    rows = yield list(requests.values())
+    tests: dict[str, CausalTest] = {}
+    measured: dict[str, Measured] = {}
+    for model in study.tuned:
+        of_model = rows[requests[model.key].name]
+        ways = steps[model.key].ways if model.key in steps else [Way.REFERENCE, Way.TUNED]
+        measured[model.key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
+        tests[model.key] = CausalTest(
+            ways=tuple(way.value for way in ways),
+            outcomes=measured[model.key].outcomes(of_model["images"]),
+            why=reasons[model.key],
+            why_no_levels={
+                tower: reason
+                for tower in (changed_towers(model) if model.key in steps else ())
+                if (reason := why_no_levels(study, model, tower))
+            },
+        )
+    groups: list[tuple[str, ...]] = [(model.key,) for model in study.tuned]
+    groups += [tuple(model.key for model in models) for models in same_but_for_seed(study.tuned)]
+    numbers = {
+        " ".join(keys): summarize(over_seeds([measured[key] for key in keys]), tests[keys[0]].ways)
+        for keys in dict.fromkeys(groups)
+    }
+    return CausalTests(models=tests, numbers=numbers)
+
+
+def changed_towers(model: Model) -> list[str]:
+    """The towers in which a model differs from the frozen one."""
+    tuned = model.task.method.adapt(model.learnables)
+    changes = {"vision": tuned.changes_vision, "text": tuned.changes_text}
+    return [tower for tower, is_changed in changes.items() if is_changed]
+
+
+def why_no_levels(study: Study, model: Model, tower: str) -> str:
+    """Why what a model adds in a tower that it changes is not divided into levels, or ""."""
+    if tower == "text" and model.task.method.conditional:
+        return "Texts depend on the image, so there is no mean over classes to compare them with."
+    if tower == "vision" and not study.training:
+        return "The mean of what is added to image tokens is measured on training images, and there are none."
+    return ""
+
+
+def measure_levels(study: Study, models: Sequence[Model]) -> Section[dict[str, LevelInputs]]:
+    """What levels need, by key of a model."""
+    towers = {
+        model.key: [tower for tower in changed_towers(model) if not why_no_levels(study, model, tower)]
+        for model in models
+    }
+    means = {model.key: _mean_request(study, model) for model in models if "vision" in towers[model.key]}
+    results: dict[str, Any] = {}
+    donors = drawn = None
+    if means:
+        few = study.training_images[spread(len(study.training_images), _DONORS)]
+        title = "training images to compare with"
+        donor_request = RowRequest(
+            "causal-donors", title, few, lambda batch: {"pixels": batch["images"]}, split=study.training
+        )
+        results = yield [*means.values(), donor_request]
+        pixels = results[donor_request.name]["pixels"]
+        draw = np.random.default_rng(study.options.seed).integers(0, len(pixels), (len(study.split), DRAWS))
+        donors, drawn = study.replicate((pixels, draw.astype(np.int32)))
+    inputs = {}
+    kinds = image_kinds(study.clip.config)
+    for model in models:
+        text = None
+        if "text" in towers[model.key]:
+            task = model.task
+            runs = task.method.adapt(model.learnables), reference_adaptation(task, task.init(model.seed))
+            text = study.replicate(Added.mean(added_to_texts(study.clip.config, study.params, task.tokens, *runs)))
+        inputs[model.key] = LevelInputs(text=text)
+        if model.key in means:
+            by_position = _by_pass(results[means[model.key].name])
+            image = tuple({Level.POSITION: mean, Level.KIND: mean.by_kind(kinds)} for mean in by_position)
+            inputs[model.key] = LevelInputs(study.replicate(image), text, donors, drawn)
+    return inputs
+
+
+def _mean_request(study: Study, model: Model) -> SumRequest:
+    learnables = study.learnables[model.key]
+
+    def step(batch: Batch) -> dict[str, Any]:
+        images = study.normalize(batch["images"])
+        totals: dict[str, Any] = {}
+        for number, adaptation in enumerate(by_pass(model.task.method.adapt(learnables))):
+            sums = added_to_images(study.clip.config, study.params, images, batch["mask"], adaptation)
+            totals |= {f"{number}/{name}": moments for name, moments in sums.items()}
+        return totals
+
+    title = f"{model.label}: what it adds on average"
+    return SumRequest(f"causal-means-{model.key}", title, study.training_images, step, split=study.training)
+
+
+def _by_pass(totals: Mapping[str, Moments]) -> list[Added]:
+    passes: dict[str, dict[str, Moments]] = {}
+    for name, moments in totals.items():
+        number, _, part = name.partition("/")
+        passes.setdefault(number, {})[part] = moments
+    return [Added.mean(passes[number]) for number in sorted(passes, key=int)]
+
+
+def _two_models(study: Study, model: Model) -> Any:
+    """A step to "logits" `[B, 2, C]` of zero-shot and of a model whose runs are not mixed."""
+
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        views = batch["images"]
+        images = views[:, 0] if model.crops else views
+        frozen = predictor(study, study.zero_shot).logits(images, batch["mask"])
+        return {"logits": jnp.stack([frozen, predictor(study, model).logits(views, batch["mask"])], axis=1)}
+
+    return step
+
+
+class CausalStep:
+    """From a batch to "logits" `[B, K, C]` of all `ways`, three for `Way.IMAGE_OTHER`.
+
+    A class's texts and an image's passes, where there are several, are runs by themselves: the head sees the features
+    of all of them under one stream. Where texts depend on the image, so do both the tuned run and its streams.
+    """
+
+    def __init__(self, study: Study, model: Model, levels: LevelInputs) -> None:
+        """`levels` are what `measure_levels` gives of the model."""
+        self._study = study
+        self._model = model
+        self._task = model.task
+        self._levels = levels
+        self._dtype = model.task.classifier.dtype
+        self._learnables = study.learnables[model.key]
+        towers = changed_towers(model)
+        self._changes_vision = "vision" in towers
+        self._image_streams = _CORNERS + (_IMAGE_LEVELS if levels.image else [])
+        self._text_streams = _CORNERS + ([] if levels.text is None else _TEXT_LEVELS)
+        self._places = _places(towers, bool(levels.image), levels.text is not None)
+        reference = reference_adaptation(self._task, self._task.init(model.seed))
+        self._runs = study.replicate((self._task.method.adapt(self._learnables), reference))
+        self._mix_texts = jax.jit(self._mixed_texts)
+        self._step = jax.jit(self._classify)
+        self._texts: jax.Array | None = None
+        if "text" not in towers:
+            self._texts = self._task.text_features(study.params, self._learnables)[None]
+        elif not self._task.method.conditional:
+            self._texts = self._all_texts(study.params, self._runs)
+
+    @property
+    def ways(self) -> list[Way]:
+        """The names of the logits."""
+        return [way for way, _, _ in self._places]
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        return self._step(self._study.params, self._learnables, self._runs, self._texts, self._levels, batch)
+
+    def _classify(
+        self,
+        params: Params,
+        learnables: Learnables,
+        runs: tuple[Adaptation, Adaptation],
+        texts: jax.Array | None,
+        levels: LevelInputs,
+        batch: Batch,
+    ) -> dict[str, jax.Array]:
+        views = self._study.normalize(batch["images"])
+        images = views[:, 0] if self._model.crops else views
+        if self._changes_vision:
+            features = self._image_features(params, runs[0], images, levels, batch["numbers"])
+        else:
+            features = self._task.classifier.encode_images(params, Adaptation(), images)[None]
+        if not self._task.method.conditional:
+            assert texts is not None
+            logits = self._logits(params, learnables, features, texts, batch["mask"])
+            return {"logits": jnp.moveaxis(logits, 0, 1)}
+
+        def of_image(image: tuple[jax.Array, jax.Array]) -> jax.Array:
+            tuned = self._task.classifier.adaptation_for(params, learnables, image[1], self._task.text)
+            texts = self._all_texts(params, (tuned, runs[1]))
+            return self._logits(params, learnables, image[0][:, None], texts, None)[:, 0]
+
+        seen = self._task.classifier.encode_images(params, self._task.method.adapt(learnables), views)
+        return {"logits": jax.lax.map(of_image, (jnp.moveaxis(features, 1, 0), seen))}
+
+    def _image_features(
+        self, params: Params, tuned: Adaptation, images: jax.Array, levels: LevelInputs, numbers: jax.Array
+    ) -> jax.Array:
+        """`[S, B, d]` of both runs and the streams, or `[S, B, m, d]` of several passes."""
+        donors = None
+        if levels.donors is not None and levels.drawn is not None:
+            donors = self._study.normalize(levels.donors[jnp.moveaxis(levels.drawn[numbers], 1, 0)])
+        passes = []
+        for number, adaptation in enumerate(by_pass(tuned)):
+            means = levels.image[number] if levels.image else {}
+            config = self._study.clip.config
+            mixed = mix_images(
+                params, config, images, adaptation, self._image_streams, means, donors, dtype=self._dtype
+            )
+            passes.append(_together(mixed))
+        return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
+
+    def _all_texts(self, params: Params, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
+        """`[S, T · C, d]` of both runs and the streams, one of the `T` texts of every class after another."""
+        features = []
+        for rows in np.split(np.arange(len(self._task.texts)), self._model.texts):
+            tokens = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], self._task.tokens)
+            features.append(self._mix_texts(params, runs, tokens, rows))
+        return jnp.concatenate(features, axis=1)
+
+    def _mixed_texts(
+        self, params: Params, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array
+    ) -> jax.Array:
+        tuned, reference = (of_texts(adaptation, rows, len(self._task.texts)) for adaptation in runs)
+        means = {} if self._levels.text is None else {Level.KIND: self._levels.text}
+        config = self._study.clip.config
+        return _together(
+            mix_texts(params, config, tokens, tuned, reference, self._text_streams, means, dtype=self._dtype)
+        )
+
+    def _logits(
+        self, params: Params, learnables: Learnables, features: jax.Array, texts: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        """`[K, B, C]`. A tower that nothing changes has the reference's features alone."""
+        of_images = np.minimum([place for _, place, _ in self._places], len(features) - 1)
+        of_texts = np.minimum([place for _, _, place in self._places], len(texts) - 1)
+
+        def head(image: jax.Array, text: jax.Array) -> jax.Array:
+            return self._task.classifier.head(params, learnables, image, text, mask)
+
+        return jax.vmap(head)(features[of_images], texts[of_texts])
+
+
+def _together(mixed: Features) -> jax.Array:
+    """Features `[2 + S, B, d]`: of the reference, of the tuned run, of the streams."""
+    return jnp.concatenate([mixed.reference[None], mixed.tuned[None], mixed.streams])
+
+
+def _places(towers: Sequence[str], image_levels: bool, text_levels: bool) -> list[tuple[Way, int, int]]:
+    """By way the places of its image and of its text features in `_together`."""
+    reference, tuned, attention, tokens, first_level = range(5)
+    places = [
+        (Way.REFERENCE, reference, reference),
+        (Way.ATTENTION, attention, attention),
+        (Way.TOKENS, tokens, tokens),
+        (Way.TUNED, tuned, tuned),
+    ]
+    if len(towers) == 2:
+        places += [(Way.VISION, tuned, reference), (Way.TEXT, reference, tuned)]
+    if image_levels:
+        names = [Way.IMAGE_NOTHING, Way.IMAGE_KIND, Way.IMAGE_POSITION, *DRAWS * [Way.IMAGE_OTHER]]
+        places += [(way, first_level + number, tuned) for number, way in enumerate(names)]
+    if text_levels:
+        places += [(Way.TEXT_NOTHING, reference, first_level), (Way.TEXT_KIND, reference, first_level + 1)]
+    return places
+
+
+def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumbers]:
+    """What the gain is made of, by outcome.
+
+    Args:
+      measured: of the ways.
+      ways: their names, of `Way`; outcomes of those with the same name are averaged.
+    """
+    unit = np.eye(len(ways))
+    mean = {Way(name): np.mean([unit[k] for k, each in enumerate(ways) if each == name], axis=0) for name in ways}
+    frozen, tuned = mean[Way.REFERENCE], mean[Way.TUNED]
+
+    def of_outcome(sample: Sample) -> CausalNumbers:
+        weights = {"gain": tuned - frozen}
+        weights |= {way.name: mean[way] - frozen for way in _ALONE if way in mean}
+        image = text = None
+        if Way.IMAGE_NOTHING in mean:
+            nothing = mean[Way.IMAGE_NOTHING]
+            weights["image"] = tuned - nothing
+            levels = {
+                "all": tuned - nothing,
+                "kind": mean[Way.IMAGE_KIND] - nothing,
+                "position": mean[Way.IMAGE_POSITION] - nothing,
+                "other": mean[Way.IMAGE_OTHER] - nothing,
+                "exchange": tuned - mean[Way.IMAGE_OTHER],
+            }
+            image = Levels(**_differences(sample, levels, of="all"))
+        if Way.TEXT_NOTHING in mean:
+            nothing = mean[Way.TEXT_NOTHING]
+            # Where the text tower alone is changed, images are CLIP's in the tuned model too.
+            weights["text"] = mean.get(Way.TEXT, tuned) - nothing
+            levels = {"all": weights["text"], "kind": mean[Way.TEXT_KIND] - nothing}
+            text = Levels(**_differences(sample, levels, of="all"), position=None, other=None, exchange=None)
+        numbers = _differences(sample, weights, of="gain")
+        reference = sample.contrast(frozen[:, None])
+        return CausalNumbers(
+            reference=estimate(float(reference.mean[0]), reference.draws[:, 0]),
+            gain=numbers["gain"],
+            attention=numbers.get(Way.ATTENTION.name),
+            tokens=numbers.get(Way.TOKENS.name),
+            towers={tower: numbers[way.name] for tower, way in _TOWERS.items() if way.name in numbers},
+            image=None if image is None else dataclasses.replace(image, all=numbers["image"]),
+            text=None if text is None else dataclasses.replace(text, all=numbers["text"]),
+        )
+
+    samples = measured.samples
+    return ByOutcome(accuracy=of_outcome(samples["accuracy"]), calibrated=of_outcome(samples["calibrated"]))
+
+
+def _differences(sample: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:
+    """Differences by name with their intervals, and their shares of one of them."""
+    return measured_shares(sample.contrast(np.stack(list(weights.values()), axis=1)), list(weights), of=of)
