@@ -3,7 +3,7 @@
     cp workdir/zoo_demo/gains.csv docs/images/zoo_gains.csv
     python -m tools.make_demo_tables docs/methods.md
 
-    python -m tools.draw_replacements workdir/frontier/study --to=docs/images/replacements.png
+    python -m tools.draw_studies workdir/frontier/study --to=docs/images
     python -m tools.make_demo_tables docs/distil.md
 
 A test holds these pages to their numbers: measure again, and run this again.

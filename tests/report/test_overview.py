@@ -23,7 +23,7 @@ from clipbias.report.verdict import (
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, PAIRS, SHARES
 from tests.report.synthetic import synthetic_results
-from tools import draw_verdict, study_pictures
+from tools import draw_studies
 
 KEYS = {"IVLP": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
 DATASETS = ("imagenet", "dtd", "demo/fashion")
@@ -144,8 +144,9 @@ def test_the_command_draws_studies_and_prints_their_sentences(results, tmp_path,
     for place, name in enumerate(("imagenet", "dtd")):
         save_results(tmp_path / "why" / f"study{place}", results[name])
     picture = tmp_path / "images" / "verdict.png"
-    monkeypatch.setattr(study_pictures, "TO", types.SimpleNamespace(value=str(picture)))
-    assert draw_verdict.main([str(tmp_path / "why")]) == 0
+    for name, value in {"TO": str(picture.parent), "SUFFIX": "", "METHODS": []}.items():
+        monkeypatch.setattr(draw_studies, name, types.SimpleNamespace(value=value))
+    assert draw_studies.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
     for name in ("imagenet", "dtd"):
         for method in results[name].methods:
@@ -154,7 +155,7 @@ def test_the_command_draws_studies_and_prints_their_sentences(results, tmp_path,
     assert len(pd.read_csv(picture.with_suffix(".csv"))) == 2 * 2 * 2 * len(PAIRS)
     save_results(tmp_path / "why" / "again", results["dtd"])
     with pytest.raises(ClipbiasError, match="both hold IVLP on dtd"):
-        draw_verdict.main([str(tmp_path / "why")])
+        draw_studies.main([str(tmp_path / "why")])
 
 
 def test_methods_that_were_studied_apart_stand_together(results, tmp_path):

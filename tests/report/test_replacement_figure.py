@@ -11,7 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Kind, ReplacementResults, save_results
 from clipbias.report.replacement_figure import replacement_figure, replacement_message
 from tests.report.synthetic import model_replacements, only_sections, replaced_method, synthetic_results
-from tools import draw_replacements, study_pictures
+from tools import draw_studies
 
 pytestmark = pytest.mark.ci
 
@@ -108,14 +108,14 @@ def test_the_message_and_the_caption_have_the_numbers(studies):
 def test_the_command(studies, tmp_path, capsys, monkeypatch):
     for each in studies:
         save_results(tmp_path / "study" / each.dataset.name.replace("/", "_"), each)
-    picture = tmp_path / "replacements.png"
-    monkeypatch.setattr(study_pictures, "TO", types.SimpleNamespace(value=str(picture)))
-    monkeypatch.setattr(draw_replacements, "METHODS", types.SimpleNamespace(value=[]))
-    assert draw_replacements.main([str(tmp_path / "study")]) == 0
+    for name, value in {"TO": str(tmp_path), "SUFFIX": "_two", "METHODS": []}.items():
+        monkeypatch.setattr(draw_studies, name, types.SimpleNamespace(value=value))
+    assert draw_studies.main([str(tmp_path / "study")]) == 0
     printed = capsys.readouterr().out
     assert all(method.sentence in printed for each in studies for method in each.replacement.methods)
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert len(pd.read_csv(picture.with_suffix(".csv"))) == 20
+    assert (tmp_path / "replacements_two.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(pd.read_csv(tmp_path / "replacements_two.csv")) == 20
+    assert not (tmp_path / "verdict_two.png").exists()  # there is no verdict
     save_results(tmp_path / "plain", dataclasses.replace(studies[0], replacement=None))
-    with pytest.raises(ClipbiasError, match="nothing was fitted in these studies"):
-        draw_replacements.main([str(tmp_path / "plain")])
+    with pytest.raises(ClipbiasError, match="neither verdicts nor replacements"):
+        draw_studies.main([str(tmp_path / "plain")])

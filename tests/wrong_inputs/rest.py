@@ -9,7 +9,7 @@ from clipbias.app import ZERO_SHOT, Bench
 from clipbias.settings import from_config, to_config
 from configs import table1, train
 from tests.wrong_inputs.place import Case, Place, case, pure
-from tools import draw_replacements, draw_verdict, make_demo_tables, make_notebook
+from tools import draw_studies, make_demo_tables, make_notebook
 
 LEVELS = np.zeros((2, 20, 16, 3), np.uint8)
 
@@ -65,6 +65,5 @@ CASES: list[Case] = [
         lambda place: make_demo_tables.page(place.tmp_path / "runs.md"),
     ),
     pure("does not begin with a line '# %%'", make_notebook.cells, "x = 1\n", "docs/a.ipynb", None),
-    pure("give finished studies: python -m tools.draw_verdict", draw_verdict.main, []),
-    pure("give finished studies: python -m tools.draw_replacements", draw_replacements.main, []),
+    pure("give finished studies: python -m tools.draw_studies", draw_studies.main, []),
 ]
