@@ -12,6 +12,8 @@ from .errors import ClipbiasError as ClipbiasError
 from .explain.relevancy import relevancy as relevancy
 from .prediction import Accuracy as Accuracy
 from .prediction import Prediction as Prediction
+from .studies import FinishedStudy as FinishedStudy
+from .studies import explain as explain
 from .tuned_model import TunedModel as TunedModel
 from .tuning import Adaptation as Adaptation
 from .tuning import Recipe as Recipe

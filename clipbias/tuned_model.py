@@ -250,6 +250,29 @@ class TunedModel:
         )
         return Accuracy(self.class_names, tested.labels, predicted, score["calibration"], score.get("answers"))
 
+    def relevancy(self, pictures: Pictures, classes: Labels | None = None, *, normalised: bool = False) -> Relevancy:
+        """How much each patch, prompt and text token of pictures counts for a class (Eq. 13 to 16; Chefer et al. 2021).
+
+            model.relevancy(["cat.png"], ["cat"]).vision
+
+        Args:
+          pictures: as for `predict`.
+          classes: of each picture, by number or by name, `[B]`; `None` takes the most likely class.
+          normalised: as for `predict`.
+
+        Returns:
+          `Relevancy` with `vision [B, M + V]`, patches row by row and then prompts, and `text [B, N]`.
+
+        Raises:
+          ClipbiasError: there are not as many classes as pictures, or the method has no maps.
+        """
+        images = self._preprocessed(pictures, normalised)
+        if classes is None:
+            classes = self.predict(images, normalised=True).labels
+        numbers = label_numbers(classes, self.class_names)
+        _check_count(len(images), len(numbers), "classes")
+        return relevancy(self.task, self.clip.device_params, self.learnables, jnp.asarray(images), numbers.tolist())
+
     def plot(
         self,
         pictures: Pictures,
@@ -277,24 +300,29 @@ class TunedModel:
         Raises:
           ClipbiasError: there are not as many maps as pictures, more than 32, or the method has no maps.
         """
-        images = as_array(pictures)
-        ready = is_normalised(images)
-        images = images if ready else self.clip.preprocess(images)
-        images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
-        check_normalised(images, self.clip.config.vision.image_size, sure=normalised or not ready)
+        images = self._preprocessed(pictures, normalised)
         if not 0 < len(images) <= MOST_MAPS:
             raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
         if targets is None:
             targets = self.predict(pictures, normalised=normalised).labels
         classes = label_numbers(targets, self.class_names)
-        titles = [self.class_names[label] for label in classes] if titles is None else titles
         _check_count(len(images), len(classes), "targets")
+        titles = [self.class_names[label] for label in classes] if titles is None else titles
         _check_count(len(images), len(titles), "titles")
         if maps is None:
-            maps = relevancy(self.task, self.clip.device_params, self.learnables, jnp.asarray(images), classes.tolist())
+            maps = self.relevancy(images, classes, normalised=True)
         _check_count(len(images), len(maps.vision if isinstance(maps, Relevancy) else maps), "maps")
         overlays = make_overlays(self.task, maps, classes, [str(title) for title in titles])
         return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
+
+    def _preprocessed(self, pictures: Pictures, normalised: bool) -> np.ndarray:
+        """Normalised images `[B, R, R, 3]`."""
+        images = as_array(pictures)
+        ready = is_normalised(images)
+        images = images if ready else self.clip.preprocess(images)
+        images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
+        check_normalised(images, self.clip.config.vision.image_size, sure=normalised or not ready)
+        return images
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
         """Writes the adapter's file, which ends with ".safetensors": the learnables, and what is needed to use them.

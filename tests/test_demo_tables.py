@@ -28,7 +28,7 @@ def made(folder: Path, page: str, **texts: str) -> list[list[str]]:
         (folder / "images" / f"{name}.csv").write_text(text)
     (folder / page).write_text("before\n" + "".join(f"{begin}\nold\n{END}\nbetween\n" for begin in begins))
     whole = make_demo_tables.page(folder / page)
-    assert whole.startswith("before\n") and whole.endswith("\nbetween\n") and "old" not in whole
+    assert whole.startswith("before\n") and whole.endswith("\nbetween\n") and "\nold\n" not in whole
     assert whole.count("between") == whole.count(END) == len(texts)
     sections = whole.split(END)[:-1]
     return [[line for line in each.splitlines() if line.startswith("| ") and "---" not in line] for each in sections]
@@ -142,6 +142,24 @@ def test_the_readmes_replacements_are_those_of_their_file() -> None:
     assert f"have {digits} of IVLP's gain on digits, {clothes} on clothes and {emoji} on emoji" in readme
     moved = [f"{float(row['moved_value']):.0f}" for row in two.values()]
     assert f"of the decisions that IVLP moved they make {moved[0]}, {moved[1]} and {moved[2]} %." in readme
+
+
+def test_a_line_for_each_claim_of_the_paper(tmp_path: Path) -> None:
+    text = "source,claim,method,statistic,unit,value,low,high,samples,outcome\n"
+    text += (
+        "Fig. 3,Kept,VPT,moved,%,12.04,10.06,14,40,does not\nFig. 3,Kept,IVLP,moved,%,3,,,9,undecided\n"
+        "Fig. 2,Falls,IVLP,change,points,-2.04,-3,-1,40,holds\nFig. 4,SOS,Zero-shot,share,%,80,79,81,10,holds\n"
+        "Fig. 6,Alike,VPT,correlation,,0.126,-0.1,0.3,99,undecided\nSec.,Both,VPT,lost,%,,,,0,undecided\n"
+    )
+    (lines,) = made(tmp_path, "paper.md", paper=text)
+    assert lines == [
+        "|  | claim | statistic | VPT | IVLP |",
+        "| Fig. 3 | Kept | moved | 12.0 (10.1 to 14.0) %: **does not** | 3.0 %: **undecided** |",
+        "| Fig. 2 | Falls | change | – | -2.0 (-3.0 to -1.0) points: **holds** |",
+        "| Fig. 4 | SOS (Zero-shot) | share | 80.0 (79.0 to 81.0) %: **holds** | – |",
+        "| Fig. 6 | Alike | correlation | 0.13 (-0.10 to 0.30): **undecided** | – |",
+        "| Sec. | Both | lost | undecided | – |",
+    ]
 
 
 def test_what_two_vectors_do_stands_by_dataset(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@
     python -m tools.draw_studies workdir/frontier/study --to=docs/images
     python -m tools.make_demo_tables docs/distil.md
 
+    python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --to=docs/images/paper.csv
+    python -m tools.make_demo_tables docs/paper.md
+
 A test holds these pages to their numbers: measure again, and run this again.
 """
 
@@ -73,10 +76,34 @@ def _percent(row: Row | None, start: str) -> str:
     return "{:.0f} ({:.0f} to {:.0f})".format(*(float(row[f"{start}{end}"]) for end in ("value", "low", "high")))
 
 
+def observations(rows: Sequence[Row]) -> str:
+    """A line for each claim of the paper, a column for each method with prompts; other rows name what they are of."""
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["source"] == "Fig. 3"))
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        is_about_method = row["method"] in methods
+        claim = row["claim"] if is_about_method else f"{row['claim']} ({row['method']})"
+        line = lines.setdefault((row["source"], claim, row["statistic"]), [MISSING] * len(methods))
+        line[methods.index(row["method"]) if is_about_method else 0] = _observed(row)
+    return markdown(("", "claim", "statistic", *methods), [(*key, *line) for key, line in lines.items()]).rstrip()
+
+
+def _observed(row: Row) -> str:
+    """`-1.2 (-1.5 to -0.9): **holds**`."""
+    if not row["value"]:
+        return row["outcome"]
+    sign, digits = {"points": ("+", 1), "%": ("", 1), "": ("", 2)}[row["unit"]]
+    ends = [f"{round(float(row[end]), digits) + 0.0:{sign}.{digits}f}" for end in ("value", "low", "high") if row[end]]
+    number = f"{ends[0]} ({ends[1]} to {ends[2]})" if len(ends) == 3 else ends[0]
+    unit = f" {row['unit']}" if row["unit"] else ""
+    return f"{number}{unit}: **{row['outcome']}**"
+
+
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
     "methods.md": {("zoo_gains.csv",): zoo},
     "distil.md": {("replacements.csv",): replacements},
+    "paper.md": {("paper.csv",): observations},
 }
 
 

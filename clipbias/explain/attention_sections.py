@@ -149,7 +149,16 @@ def _vision_step(study: Study, model: Model) -> Step:
             for name, value in means.items()
             if name == "prompt_mass" or name.startswith("attention/")
         }
-        return one_by_one | {name: _over_samples(value, mask) for name, value in (means | apart).items()}
+        by_layer = {  # of each image, `[n, L]`: what observations are made of
+            f"{name}/layers": Moments.each(value.mean(2).T, batch["numbers"], len(study.split), mask)
+            for name, value in means.items()
+            if name.startswith("attention/")
+        }
+        if "rank_correlation" in means:
+            nearness = means["rank_correlation"].T
+            by_layer["rank_correlation/layers"] = Moments.each(nearness, batch["numbers"], len(study.split), mask)
+        averages = {name: _over_samples(value, mask) for name, value in (means | apart).items()}
+        return one_by_one | by_layer | averages
 
     return lambda batch: step(study.params, study.learnables[model.key], batch)
 

@@ -87,14 +87,17 @@ def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np
     return groups
 
 
-def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
-    """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
+def why_no_relevancy(study: Study, model: Model) -> str:
+    """Why a model's relevancy is not compared with zero-shot's, or ""."""
+    return why_no_maps(study.worded.task) or why_no_maps(model.task)
+
+
+def relevancy_totals(study: Study) -> Section[dict[str, Totals]]:
+    """By model both sides' relevancy over images: averages by `{group}/{what}`, of each image `each/{what}`."""
     predictions = yield from compute_predictions(study)
-    reasons = {model.key: why_no_maps(study.worded.task) or why_no_maps(model.task) for model in study.tuned}
-    results: dict[str, Relevancy | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
-    models = [model for model in study.tuned if not reasons[model.key]]
+    models = [model for model in study.tuned if not why_no_relevancy(study, model)]
     if not models:
-        return results
+        return {}
     groups = {model.key: relevancy_groups(study, predictions, model) for model in models}
     # Images that the same models need go together, so that zero-shot's maps are computed once for all.
     needed = np.stack([members.any(1) for members in groups.values()], axis=1)
@@ -106,10 +109,21 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
         step = _relevancy_step(study, group, groups)
         requests.append(SumRequest(name, f"relevancy of {counted(len(group), 'model')}", images, step))
     sums = yield requests
-    for model in models:
-        totals: Totals = {}
-        for of_request in sums.values():
-            totals = merge(totals, _below(of_request, f"{model.key}/"))
+    totals: dict[str, Totals] = {model.key: {} for model in models}
+    for of_request in sums.values():
+        totals = {key: merge(before, _below(of_request, f"{key}/")) for key, before in totals.items()}
+    return totals
+
+
+def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
+    """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
+    every = yield from relevancy_totals(study)
+    results: dict[str, Relevancy | Missing] = {}
+    for model in study.tuned:
+        if model.key not in every:
+            results[model.key] = Missing(why_no_relevancy(study, model))
+            continue
+        totals = every[model.key]
         results[model.key] = Relevancy(
             zero_shot=_relevancy_text(study.worded),
             tuned=_relevancy_text(model),
@@ -179,7 +193,11 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
         counted = batch["mask"][:, None] & members[batch["numbers"]]
-        return {
+        each = {
+            f"each/{name}": Moments.each(values[name], batch["numbers"], len(members), batch["mask"])
+            for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")
+        }
+        return each | {
             f"{group}/{name}": Moments.of(value, counted[:, i])
             for i, group in enumerate(GROUPS)
             for name, value in values.items()

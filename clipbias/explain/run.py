@@ -15,6 +15,7 @@ from clipbias.explain import (
     decomposition_section,
     explore_section,
     faithfulness_section,
+    observations,
     picture_sections,
     replacement_section,
     words,
@@ -48,6 +49,7 @@ COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "examples": picture_sections.compute_examples,
     "explore": explore_section.compute_explore,
     "words": words.compute_words,
+    "observations": observations.compute_observations,
     "replacement": replacement_section.compute_replacement,
 }
 
@@ -91,6 +93,9 @@ def run_study(
         predictions=predictions,
     )
     results = judge(dataclasses.replace(facts, **computed))
+    if results.observations is not None:
+        rows = observations.observe(results, seed=study.options.seed)
+        results = dataclasses.replace(results, observations=dataclasses.replace(results.observations, rows=rows))
     results = dataclasses.replace(results, seconds=round(time.monotonic() - began, 1))
     if hosts.is_first():
         save_results(folder, results)

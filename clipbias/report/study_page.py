@@ -17,6 +17,7 @@ from clipbias.report import pages
 from clipbias.report.explorer import explorer_data
 from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
+from clipbias.report.observations import observations_table
 from clipbias.report.relevancy_figures import relevancy_groups_figure, text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.replacement_table import replacement_table
 from clipbias.report.study_figures import (
@@ -120,8 +121,10 @@ def _sections(study: StudyResults, sentences: dict[str, list[str]], output: Path
     if apart := other_levels(study.methods):
         tables.append(apart)
     fitted = replacement_table(study)
+    observed = list(filter(None, [observations_table(study)]))
     sections = [
         pages.Section("All methods", "verdict", tables=tables, groups=list(sentences.items())),
+        pages.Section("What the paper observes", "observations", tables=observed),
         pages.Section("Class by class", "classes", tables=image_tables(study)),
         pages.Section("What can stand for it", "replacement", tables=[fitted] if fitted else []),
         pages.Section("Explore the images", "explore", explorer=explorer_data(study)),

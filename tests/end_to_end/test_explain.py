@@ -9,7 +9,7 @@ import pytest
 import clipbias
 import experiments.evaluate
 import experiments.explain
-from clipbias import data
+from clipbias import TunedModel, data
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import (
     ARRAYS,
@@ -18,10 +18,10 @@ from clipbias.explain.results import (
     load_results,
     same_but_for_seed,
 )
+from clipbias.studies import bind_models, few_shot_split
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from configs.explain import ExplainSettings
-from experiments.explain import few_shot_split
 from experiments.inputs import find_adapter, find_adapters
 from tests.end_to_end.binaries import (
     answer_here,
@@ -141,11 +141,12 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
         find_adapters(f"{tmp_path}/vpt-*")
     with pytest.raises(ClipbiasError, match=r"names 3 adapters, .*; this command takes one"):
         find_adapter(str(tmp_path))
+
+    def bound(*adapters):
+        return bind_models([TunedModel.of(adapter, clip) for adapter, _ in adapters], dataset)[1:]
+
     adapters_found = [
-        (model.key, model.label, model.seed)
-        for model in experiments.explain.models(clip, dataset, [*by_dataset[digits], by_dataset[digits][1]], "float32")[
-            1:
-        ]
+        (model.key, model.label, model.seed) for model in bound(*by_dataset[digits], by_dataset[digits][1])
     ]
     assert adapters_found == [
         ("bias", "Bias tuning", 1),
@@ -155,13 +156,11 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     # The same images with another start are no seed of their own.
     adapter, source = by_dataset[digits][0]
     again = dataclasses.replace(adapter, notes={**adapter.notes, "start_seed": 11})
-    model = experiments.explain.models(clip, dataset, [(again, source)], "float32")[1]
+    (model,) = bound((again, source))
     facts = model.key, model.label, model.seed, model.few_shot_split
     assert facts == ("bias_seed1_start11", "Bias tuning (seed 1, start 11)", 11, few_shot_split(adapter.notes))
     # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.
-    every = experiments.explain.models(
-        clip, dataset, [*by_dataset[digits], *by_dataset[fashion]], "float32", on=digits
-    )[1:]
+    every = bound(*by_dataset[digits], *by_dataset[fashion])
     assert [model.label for model in every][-1].startswith("Bias tuning trained on demo/fashion")
     groups = same_but_for_seed(every)
     assert [[model.key for model in group] for group in groups] == [["bias", "bias_seed2"], [every[-1].key]]

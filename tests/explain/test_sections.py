@@ -37,7 +37,7 @@ PATCH = 4
 SIZE = 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
 PATCHES = GRID * GRID
-SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "examples", "explore")
+SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "examples", "explore", "observations")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -330,3 +330,45 @@ def test_examples(results, reference):
 def test_models_tell_their_depths(results):
     depths = [(model.vision_depth, model.text_depth) for model in results.models]
     assert depths == [(0, 0), (2, 2)]
+
+
+@pytest.mark.parametrize("key", RUNS)
+def test_what_observations_are_made_of(results, reference, key):
+    observed = results.observations.models[key]
+    saved = reference.saved[RUNS[key]]
+    variant = "without_prompt" if key == "ivlp" else "clip"
+    expected = sections.vision_attention(saved, reference.runs[RUNS[key]], variant, GRID, PATCH)
+    for quantity in ("distance", "entropy"):
+        values = getattr(observed, quantity)
+        close(values[SPREAD], [expected[quantity][i].mean(-1) for i in SPREAD])
+        assert values.shape == (len(LABELS), LAYER_COUNT) and np.isnan(np.delete(values, SPREAD, axis=0)).all()
+    # The paper's text of zero-shot, as in the figure; a mean over layers and heads.
+    close(observed.eos_attention, list(class_shares(reference.saved[key], reference.runs[key])))
+    if key == "zero_shot":
+        assert observed.text_relevancy is None and observed.cls_variation is None and observed.nearness is None
+        return
+    members = sorted({*GROUPS["all"], *GROUPS["corrected"]})
+    for side, name in enumerate(("zero_shot", "ivlp")):
+        rows = [reference.relevancy[name]["text_kinds"][i] for i in members]
+        close(observed.text_relevancy[members, side], rows)
+    raw = [[reference.relevancy[name]["raw"][i] for i in members] for name in ("zero_shot", "ivlp")]
+    close(observed.patch_variation[members], [sections.variation(*pair) for pair in zip(*raw, strict=True)])
+    assert np.isnan(np.delete(observed.patch_variation, members)).all()
+    cls = [sections.cls_attention(reference.saved[name], PATCHES) for name in ("dataset", "ivlp")]
+    layers = range(LAYER_COUNT)
+    close(observed.cls_variation[SPREAD], [by_layer(sections.variation, cls[0][i], cls[1][i], layers) for i in SPREAD])
+    near = -sections.distance_to_prompts(saved, PATCHES)
+    close(observed.nearness[SPREAD], [by_layer(sections.order, cls[1][i], near[i], layers) for i in SPREAD])
+
+
+def by_layer(statistic, x, y, layers):
+    return np.mean([statistic(x[layer], y[layer]) for layer in layers])
+
+
+def class_shares(saved, run):
+    """EOS's attention by kind of each class, a mean over layers and heads."""
+    for number, end in enumerate(saved.text.rows):
+        rows = np.concatenate([block.attention[number, :, end] for block in saved.text.blocks])
+        words = sections.WORDS - run.text_prompts
+        by_head = [list(statistics.text_shares(row, end, run.text_prompts, words).values()) for row in rows]
+        yield np.mean(by_head, axis=0)

@@ -15,9 +15,9 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
+from clipbias.studies import bind_models
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
-from experiments.explain import models
 from tests import helpers
 from tests.fuzz.answers import answered
 from tests.fuzz.test_weights import header_of, with_header
@@ -54,7 +54,7 @@ def use(adapter: Adapter, clip: Clip) -> None:
     assert_harmless(model_card(adapter, task, "checkpoint"))
     images = clipbias.data.load(adapter.notes.get("dataset") or "demo/digits").split("test")
     dataset = clipbias.data.Dataset("d", task.class_names, "a {}.", {"test": images.subset([])})
-    assert models(clip, dataset, [(adapter, "a")], "float32")[1].learnables
+    assert bind_models([clipbias.TunedModel.of(adapter, clip)], dataset)[1].learnables
 
 
 def assert_harmless(card: str) -> None:

@@ -52,6 +52,10 @@ from .maps import RelevancyText as RelevancyText
 from .maps import Similarity as Similarity
 from .maps import SimilarityMaps as SimilarityMaps
 from .maps import TargetCurves as TargetCurves
+from .observations import Observation as Observation
+from .observations import Observations as Observations
+from .observations import ObservedModel as ObservedModel
+from .observations import Outcome as Outcome
 from .replacement import PLAIN as PLAIN
 from .replacement import Comparison as Comparison
 from .replacement import ImageComparisons as ImageComparisons

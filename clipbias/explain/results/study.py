@@ -9,6 +9,7 @@ from clipbias.explain.results.attention import Decomposition, ModelWords, TextAt
 from clipbias.explain.results.effects import CausalTests, MethodResult
 from clipbias.explain.results.facts import ClipFacts, DatasetFacts, Missing, ModelFacts, Predictions
 from clipbias.explain.results.maps import Examples, Exploration, Faithfulness, Relevancy, Similarity
+from clipbias.explain.results.observations import Observations
 from clipbias.explain.results.replacement import ReplacementResults
 
 SECTIONS = (
@@ -24,6 +25,7 @@ SECTIONS = (
     "explore",
     "words",
     "replacement",
+    "observations",
 )
 T = TypeVar("T")
 
@@ -66,6 +68,7 @@ class StudyResults:
     explore: Exploration | None = None
     words: dict[str, ModelWords | Missing] | None = None
     replacement: ReplacementResults | None = None
+    observations: Observations | None = None
     methods: tuple[MethodResult, ...] = ()
 
     @property

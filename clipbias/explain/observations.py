@@ -1,0 +1,511 @@
+"""The paper's observations (Ma et al., arXiv 2312.11570), each with a statistic, its interval, and whether it holds.
+
+**The rule.** A claim names a range for its number: *falls* below 0, *rises* above 0, *most of it* above 50 %,
+*unchanged* within 10 %, *identical* within 0.1 %, which leaves room for rounding. It *holds* if the whole 95 % interval
+lies inside the range, it *does not* if the whole interval lies outside, else it is *undecided*. So it is below ten
+images or classes, where there is no interval. The hypotheses of Sec. 4.2.1 are decided by the labels of the verdict
+(`verdict`), and the third one, that both parts are indispensable, by its limit ¼.
+
+Intervals are those of the study: 2,000 seeded resamples over images, of text attention over classes, and seeds crossed
+where there are several (`uncertainty`). Claims about text are made of methods with text prompts, those about images of
+methods with vision prompts. Changes are tuned less zero-shot, attention is a mean over layers and heads, and corrected
+images are those that zero-shot gets wrong and the tuned model right.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import TextTokens
+from clipbias.clip.tower import Observe
+from clipbias.explain.attention import observe_text_shares
+from clipbias.explain.attention_sections import observe_texts, vision_totals
+from clipbias.explain.dataset_sections import relevancy_totals
+from clipbias.explain.model import Model
+from clipbias.explain.passes import layer_maps
+from clipbias.explain.requests import Batch, Section, SumRequest
+from clipbias.explain.results import (
+    TEXT_KINDS,
+    ModelFacts,
+    Observation,
+    Observations,
+    ObservedModel,
+    Outcome,
+    StudyResults,
+    What,
+    Where,
+    same_but_for_seed,
+)
+from clipbias.explain.scope import why_no_similarity, why_no_text_attention, why_no_vision_attention
+from clipbias.explain.statistics import Moments, total_variation
+from clipbias.explain.study import Study
+from clipbias.explain.tokens import text_kinds
+from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, weigh
+from clipbias.explain.verdict import QUARTER
+
+FEWEST_SAMPLES = 10
+UNCHANGED = 10.0  # percent
+IDENTICAL = 0.1
+# Learned prompts take the places of frozen words, so that both together are what stands there.
+PLACES = ("prompt", "words")
+# Labels of the verdict that decide a hypothesis; by others it is undecided.
+_WHERE = {
+    Where.ATTENTION: Outcome.HOLDS,
+    Where.NOT_ATTENTION: Outcome.DOES_NOT,
+    Where.OUTSIDE: Outcome.DOES_NOT,
+}
+_WHAT = {What.SAME: Outcome.HOLDS, What.DEPENDS: Outcome.DOES_NOT, What.NOTHING: Outcome.DOES_NOT}
+
+# Numbers of each sample, `[n, q]` with NaN where there is none, of one model; `None` where nothing was measured.
+Columns = Callable[[StudyResults, str], np.ndarray | None]
+# From means over samples `[..., q]` to the number `[...]`.
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def compute_observations(study: Study) -> Section[Observations]:
+    """What the paper's observations are measured on, of every model; their rows come with the verdict (`observe`)."""
+    relevancy = yield from relevancy_totals(study)
+    seen = [
+        model
+        for model in study.models
+        if (model is study.zero_shot or model.prompts[0]) and not why_no_vision_attention(model.task)
+    ]
+    vision = yield from vision_totals(study, seen)
+    maps = yield from _cls_variations(study)
+    models = {}
+    for model in study.models:
+        of_relevancy = relevancy.get(model.key)
+        of_vision = vision.get(model.key, {})
+        among_inputs = "attention/without_prompt" if model.prompts[0] else "attention/clip"
+        text_relevancy = None
+        if of_relevancy:
+            sides = [of_relevancy[f"each/text_kinds/{side}"].values for side in ("zero_shot", "tuned")]
+            text_relevancy = np.stack(sides, axis=1)
+        nearness = of_vision.get("rank_correlation/layers")
+        models[model.key] = ObservedModel(
+            text_relevancy=text_relevancy,
+            patch_variation=of_relevancy["each/variation"].values[:, 0] if of_relevancy else None,
+            eos_attention=None if why_no_text_attention(model.task) else _eos_attention(study, model),
+            distance=of_vision[f"{among_inputs}/distance/layers"].values if of_vision else None,
+            entropy=of_vision[f"{among_inputs}/entropy/layers"].values if of_vision else None,
+            nearness=nearness.values.mean(1) if nearness is not None else None,
+            cls_variation=maps[model.key].values if model.key in maps else None,
+        )
+    return Observations(models=models, rows=())
+
+
+def _eos_attention(study: Study, model: Model) -> np.ndarray:
+    """The attention of EOS by kind of token, a mean over layers, heads and a class's texts: `[C, 6]`.
+
+    Zero-shot has the text that figures show it with.
+    """
+    shown = study.worded if model is study.zero_shot else model
+
+    def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
+        shares = observe_text_shares(jnp.asarray(tokens.eos), kinds)
+        return lambda view: {"shares": shares(view)}
+
+    texts = observe_texts(study, shown, observe, text_kinds(shown.task))
+    return np.mean([seen["shares"].mean((0, 2)) for seen in texts], axis=0)
+
+
+def _cls_variations(study: Study) -> Section[Mapping[str, Moments]]:
+    """How much of each image's attention of `[cls]` lies on other patches than zero-shot's, by model."""
+    models = [model for model in study.tuned if not why_no_similarity(model.task)]
+    if not models:
+        return {}
+    patches = study.clip.config.vision.patches
+    compare = jax.jit(lambda x, y: total_variation(x[..., :patches], y[..., :patches]).mean(-1))  # over layers
+
+    def step(batch: Batch) -> dict[str, Moments]:
+        plain, *tuned = (layer_maps(study, model, batch["images"])["attention"] for model in (study.zero_shot, *models))
+        variations = {model.key: compare(plain, maps) for model, maps in zip(models, tuned, strict=True)}
+        return {
+            key: Moments.each(value, batch["numbers"], len(study.split), batch["mask"])
+            for key, value in variations.items()
+        }
+
+    request = SumRequest("cls-variation", "attention of [cls]", study.images, step)
+    results = yield [request]
+    return results[request.name]
+
+
+def decide(number: Estimate | None, low: float, high: float) -> Outcome:
+    """Whether a claim holds: on which side of its range `low` to `high` the whole interval lies."""
+    if number is None or number.low is None or number.high is None:
+        return Outcome.UNDECIDED
+    if low < number.low and number.high < high:
+        return Outcome.HOLDS
+    return Outcome.DOES_NOT if number.high < low or high < number.low else Outcome.UNDECIDED
+
+
+def estimate_over(samples: Sequence[np.ndarray], statistic: Statistic, *, seed: int = 0) -> tuple[Estimate, int]:
+    """A function of means over samples, with its interval.
+
+    Args:
+      samples: of each seed of a method `[n, q]`, the same images or classes; rows with NaN do not count.
+      statistic: of the means `[..., q]`.
+      seed: draws the resamples.
+
+    Returns:
+      The mean over seeds, with an interval from `FEWEST_SAMPLES` samples of each on; and the fewest samples of a seed.
+    """
+    there = np.stack([~np.isnan(rows).any(1) for rows in samples])
+    fewest = int(there.sum(1).min())
+    if not fewest:
+        return Estimate(np.nan), 0
+    counts = draw_counts(int(there.any(0).sum()), seed=seed)  # of the samples that any seed has
+    means, draws = [], []
+    for rows, is_there in zip(samples, there, strict=True):
+        values = np.where(is_there[:, None], rows, 0).astype(np.float64)
+        sums = weigh(counts, np.column_stack([values, is_there])[there.any(0)])
+        mean = statistic(values[is_there].mean(0))
+        # Of several seeds one may have no sample in a resample, which then says nothing of it.
+        is_empty = sums[:, -1] == 0
+        drawn = statistic(sums[:, :-1] / np.maximum(sums[:, -1:], 1))
+        means.append(mean[None])
+        draws.append(np.where(is_empty, mean, drawn)[:, None])
+    middle = float(np.mean(means))
+    if fewest < FEWEST_SAMPLES:
+        return Estimate(middle), fewest
+    return estimate(middle, cross(means, draws, seed=seed)[:, 0]), fewest
+
+
+def _relevancy_change(results: StudyResults, key: str, *, kinds: Sequence[str]) -> np.ndarray | None:
+    """By how many points the share of some kinds of text tokens changes, on images that tuning corrected."""
+    shares = _observed(results, key).text_relevancy
+    if shares is None:
+        return None
+    sums = shares[..., [TEXT_KINDS.index(kind) for kind in kinds]].sum(-1)
+    return _corrected(results, key, 100 * (sums[:, 1] - sums[:, 0]))
+
+
+def _patch_variation(results: StudyResults, key: str) -> np.ndarray | None:
+    variation = _observed(results, key).patch_variation
+    return None if variation is None else _corrected(results, key, 100 * variation)
+
+
+def _corrected(results: StudyResults, key: str, values: np.ndarray) -> np.ndarray:
+    """Values `[n]` of the images that zero-shot gets wrong and the model right, NaN for others: `[n, 1]`."""
+    return np.where(results.predictions.changes(key) == 0, values, np.nan)[:, None]
+
+
+def _eos_to_sos(results: StudyResults, key: str) -> np.ndarray | None:
+    shares = _observed(results, key).eos_attention
+    return None if shares is None else 100 * shares[:, [TEXT_KINDS.index("sos")]]
+
+
+def _eos_to_places(results: StudyResults, key: str) -> np.ndarray | None:
+    """By how many points attention to the prompts' places changes."""
+    both = _eos_of_both(results, key, PLACES)
+    return None if both is None else 100 * (both[:, :1] - both[:, 1:])
+
+
+def _eos_of_both(results: StudyResults, key: str, kinds: Sequence[str] = ("category",)) -> np.ndarray | None:
+    """EOS's attention to some kinds, of the model and of zero-shot: `[C, 2]`."""
+    sides = [_observed(results, each).eos_attention for each in (key, results.zero_shot.key)]
+    sums = [side[:, [TEXT_KINDS.index(kind) for kind in kinds]].sum(1) for side in sides if side is not None]
+    return np.stack(sums, axis=1) if len(sums) == 2 else None
+
+
+def _vision_of_both(results: StudyResults, key: str, *, quantity: str) -> np.ndarray | None:
+    """Distance or entropy by layer, of the model and of zero-shot: `[n, 2 L]`."""
+    sides = [getattr(_observed(results, each), quantity) for each in (key, results.zero_shot.key)]
+    return None if any(side is None for side in sides) else np.concatenate(sides, axis=1)
+
+
+def _first_layer_of_both(results: StudyResults, key: str) -> np.ndarray | None:
+    """Distance and entropy in layer 1, of the model and of zero-shot: `[n, 4]`."""
+    both = [_vision_of_both(results, key, quantity=quantity) for quantity in ("distance", "entropy")]
+    if any(columns is None for columns in both):
+        return None
+    sides = [columns.reshape(len(columns), 2, -1)[..., 0] for columns in both if columns is not None]
+    return np.stack(sides, axis=-1).reshape(len(sides[0]), -1)
+
+
+def _nearness(results: StudyResults, key: str) -> np.ndarray | None:
+    nearness = _observed(results, key).nearness
+    return None if nearness is None else nearness[:, None]
+
+
+def _cls_variation(results: StudyResults, key: str) -> np.ndarray | None:
+    variation = _observed(results, key).cls_variation
+    return None if variation is None else 100 * variation[:, None]
+
+
+def _observed(results: StudyResults, key: str) -> ObservedModel:
+    return results.observations.models[key] if results.observations else ObservedModel()
+
+
+def _mean(means: np.ndarray) -> np.ndarray:
+    return means[..., 0]
+
+
+def _relative(means: np.ndarray) -> np.ndarray:
+    """Percent by which the first half of the columns, the model's, differs from the second, zero-shot's."""
+    tuned, plain = np.split(means, 2, axis=-1)
+    return 100 * (tuned / plain - 1)
+
+
+def _relative_change(means: np.ndarray) -> np.ndarray:
+    return _relative(means)[..., 0]
+
+
+def _mean_difference(means: np.ndarray) -> np.ndarray:
+    return np.abs(_relative(means)).mean(-1)
+
+
+def _largest_difference(means: np.ndarray) -> np.ndarray:
+    return np.abs(_relative(means)).max(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+    """A claim of a figure: its words, its number, and the range in which it holds.
+
+    Attributes:
+      tower: "vision" or "text", whose prompts it is about; "" of the frozen model.
+    """
+
+    source: str
+    claim: str
+    statistic: str
+    unit: str
+    low: float
+    high: float
+    tower: str
+    columns: Columns
+    number: Statistic = _mean
+
+
+_INFINITE = float("inf")
+_CLAIMS = (
+    _Claim(
+        "Fig. 2",
+        "Relevancy of the category falls",
+        "change of the class name's share of relevancy, corrected images",
+        "points",
+        -_INFINITE,
+        0,
+        "text",
+        functools.partial(_relevancy_change, kinds=("category",)),
+    ),
+    _Claim(
+        "Fig. 2",
+        "Relevancy of SOS falls",
+        "change of SOS's share of relevancy, corrected images",
+        "points",
+        -_INFINITE,
+        0,
+        "text",
+        functools.partial(_relevancy_change, kinds=("sos",)),
+    ),
+    _Claim(
+        "Fig. 2",
+        "Relevancy of prompts rises",
+        "change of the share of relevancy on prompts or words in their places, corrected images",
+        "points",
+        0,
+        _INFINITE,
+        "text",
+        functools.partial(_relevancy_change, kinds=PLACES),
+    ),
+    _Claim(
+        "Fig. 3",
+        "Patches keep their relative relevancy",
+        "part of the patches' relevancy that moves to other patches, corrected images",
+        "%",
+        -_INFINITE,
+        UNCHANGED,
+        "vision",
+        _patch_variation,
+    ),
+    _Claim(
+        "Fig. 4",
+        "EOS looks at SOS",
+        "SOS's share of EOS's attention",
+        "%",
+        50,
+        _INFINITE,
+        "",
+        _eos_to_sos,
+    ),
+    _Claim(
+        "Fig. 4",
+        "EOS's attention moves to prompts",
+        "change of the share of prompts or words in their places",
+        "points",
+        0,
+        _INFINITE,
+        "text",
+        _eos_to_places,
+    ),
+    _Claim(
+        "Fig. 4",
+        "The category keeps its part of EOS's attention",
+        "relative change of the class name's share",
+        "%",
+        -UNCHANGED,
+        UNCHANGED,
+        "text",
+        _eos_of_both,
+        _relative_change,
+    ),
+    *(
+        _Claim(
+            "Fig. 5",
+            f"Attention {quantity} is unchanged",
+            "size of its relative change among input tokens, mean over layers",
+            "%",
+            -_INFINITE,
+            UNCHANGED,
+            "vision",
+            functools.partial(_vision_of_both, quantity=quantity),
+            _mean_difference,
+        )
+        for quantity in ("distance", "entropy")
+    ),
+    _Claim(
+        "Fig. 5",
+        "Layer 1 is identical without prompts",
+        "larger relative change of both among input tokens",
+        "%",
+        -_INFINITE,
+        IDENTICAL,
+        "vision",
+        _first_layer_of_both,
+        _largest_difference,
+    ),
+    _Claim(
+        "Fig. 6",
+        "Prompts resemble background",
+        "rank correlation of [cls] attention and nearness to prompts",
+        "",
+        -_INFINITE,
+        0,
+        "vision",
+        _nearness,
+    ),
+    _Claim(
+        "Fig. 6",
+        "The [cls] map is unchanged",
+        "part of [cls] attention that moves to other patches",
+        "%",
+        -_INFINITE,
+        UNCHANGED,
+        "vision",
+        _cls_variation,
+    ),
+)
+
+
+def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
+    """A row for each claim of the paper and each method with the prompts that it is about, seeds together.
+
+    Args:
+      results: with the section `observations`, and for the hypotheses with the causal test.
+      seed: draws the resamples.
+    """
+    if results.observations is None:
+        return ()
+    methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
+    rows = []
+    for claim in _CLAIMS:
+        about = methods if claim.tower else [[results.zero_shot]]
+        rows += [_row(results, claim, models, seed) for models in about if _is_about(claim, models[0])]
+    for models in methods:
+        rows += _hypotheses(results, models)
+    return tuple(rows)
+
+
+def _is_about(claim: _Claim, model: ModelFacts) -> bool:
+    prompts = {"": 1, "vision": model.vision_prompts, "text": model.text_prompts}
+    return bool(prompts[claim.tower])
+
+
+def _row(results: StudyResults, claim: _Claim, models: Sequence[ModelFacts], seed: int) -> Observation:
+    columns = [claim.columns(results, model.key) for model in models]
+    measured = [each for each in columns if each is not None]
+    number, samples = None, 0
+    if len(measured) == len(models):
+        number, samples = estimate_over(measured, claim.number, seed=seed)
+    return Observation(
+        source=claim.source,
+        claim=claim.claim,
+        method=models[0].name if len(models) > 1 else models[0].label,
+        statistic=claim.statistic,
+        unit=claim.unit,
+        number=number if samples else None,
+        samples=samples,
+        outcome=decide(number, claim.low, claim.high),
+    )
+
+
+def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
+    """The three hypotheses of Sec. 4.2.1 on a method, in calibrated log-likelihood."""
+    keys = tuple(model.key for model in models)
+    method = next(each for each in results.methods if each.models == keys)
+    numbers = None if method.numbers is None else method.numbers.calibrated
+    attention, tokens = (None, None) if numbers is None else (numbers.attention, numbers.tokens)
+    image = None if numbers is None else numbers.image
+    rows = [
+        (
+            "Prompts change where input tokens look",
+            "share of the gain that attention alone has",
+            _share(attention),
+            _WHERE.get(method.labels.where, Outcome.UNDECIDED) if method.labels else Outcome.UNDECIDED,
+        ),
+        (
+            "Both are indispensable",
+            "share of the gain that is lost without either, the smaller one",
+            *_smaller_loss(_share(attention), _share(tokens)),
+        ),
+    ]
+    if models[0].vision_prompts:
+        what = method.labels.what if method.labels else None
+        bias = (
+            "Prompts add a bias, the same for every image",
+            "cost of exchanging it between images, of all that is added",
+            _share(None if image is None else image.exchange),
+            _WHAT.get(what, Outcome.UNDECIDED) if what else Outcome.UNDECIDED,
+        )
+        rows.insert(1, bias)
+    return [
+        Observation(
+            source="Sec. 4.2.1",
+            claim=claim,
+            method=method.name,
+            statistic=statistic,
+            unit="%",
+            number=_in_percent(number),
+            samples=method.images if number else 0,
+            outcome=outcome,
+        )
+        for claim, statistic, number, outcome in rows
+    ]
+
+
+def _share(number: Estimate | None) -> Estimate | None:
+    return None if number is None else number.share
+
+
+def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, Outcome]:
+    """The smaller part of the gain that attention alone or tokens alone lack, and whether both surely lack ¼."""
+    if attention is None or tokens is None:
+        return None, Outcome.UNDECIDED
+    kept = max(attention, tokens, key=lambda share: share.value)
+    low, high = (None if end is None else 1 - end for end in (kept.high, kept.low))
+    loss = Estimate(1 - kept.value, low, high)
+    sides = [excludes(share, 1 - QUARTER) for share in (attention, tokens)]
+    return loss, Outcome.DOES_NOT if 1 in sides else Outcome.HOLDS if sides == [-1, -1] else Outcome.UNDECIDED
+
+
+def _in_percent(share: Estimate | None) -> Estimate | None:
+    if share is None:
+        return None
+    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
+    return Estimate(100 * share.value, low, high)

@@ -1,0 +1,250 @@
+"""A study of tuned models on a dataset, with its page: what `clipbias explain` and `clipbias.explain` do."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias import hosts
+from clipbias.checks import shown
+from clipbias.clip import Clip
+from clipbias.constants import ZERO_SHOT
+from clipbias.data import Dataset, Split
+from clipbias.data.held_out import unlabelled_images
+from clipbias.data.sources import open_images
+from clipbias.errors import ClipbiasError
+from clipbias.explain.model import Model
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.results import SECTIONS, Labels, StudyResults
+from clipbias.explain.run import run_study
+from clipbias.explain.study import Study
+from clipbias.report import write_report
+from clipbias.report.names import method_name
+from clipbias.report.published import dataset_name
+from clipbias.report.study_page import method_sentences
+from clipbias.training.evaluate import KnownPredictions
+from clipbias.training.progress import Progress, say
+from clipbias.tuned_model import TunedModel
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import start_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedStudy:
+    """What `clipbias.explain` returns.
+
+    Attributes:
+      results: all numbers, which lie in the folder too.
+      page: the report's file; `None` on all processes but the first.
+    """
+
+    results: StudyResults
+    page: Path | None
+
+    @property
+    def sentence(self) -> str:
+        """What the report begins with: a sentence for each method."""
+        methods = self.results.methods
+        return " ".join(sentence for method in methods for sentence in method_sentences(self.results, method))
+
+    @property
+    def labels(self) -> dict[str, Labels]:
+        """The verdict on each method that was tested, by its label."""
+        return {method.label: method.labels for method in self.results.methods if method.labels is not None}
+
+
+def explain(
+    models: TunedModel | Sequence[TunedModel],
+    dataset: Dataset | str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    split: str = "test",
+    sections: Sequence[str] = SECTIONS,
+    options: StudyOptions | None = None,
+    clip: Clip | None = None,
+    dtype: str = "float32",
+    sources: Sequence[str] | None = None,
+    predictions: Sequence[str | os.PathLike] = (),
+    config: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> FinishedStudy:
+    """Studies why tuned models are better than zero-shot on a dataset, and writes the report.
+
+        study = clipbias.explain([model, other], pets, "why")
+        print(study.sentence)
+
+    A study that was interrupted continues from what its folder holds.
+
+    Args:
+      models: one or several on the same CLIP. Those that differ in their training's seed alone are judged together.
+      dataset: from `clipbias.data.load`, or a name or path that `fit` takes; models of other classes are bound to its
+        classes, and zero-shot has its template.
+      folder: for `results.npz`, `results.json` and `report/report.html`.
+      split: the images to explain on: "train", "val" or "test".
+      sections: some of `clipbias.explain.results.SECTIONS`; "replacement" trains.
+      options: of the study; `None` takes all defaults.
+      clip, dtype: the frozen model and its compute type, where there is no tuned one.
+      sources: where the adapters' files are, `[len(models)]`, for the page.
+      predictions: folders of runs whose predictions are read, not computed, where they are of the same model and
+        images.
+      config: JSON values that the results keep.
+      mesh: where to compute; `None` takes the first device.
+      progress: whether to show it.
+
+    Returns:
+      The results, with the answer as `sentence` and `labels`.
+
+    Raises:
+      ClipbiasError: the models are of several CLIPs, or cannot be bound to these classes; there is no such split or
+        section, or no image could be read.
+    """
+    tuned = [models] if isinstance(models, TunedModel) else list(models)
+    for model in tuned:
+        if not isinstance(model, TunedModel):
+            raise ClipbiasError(f"a model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
+    data = dataset if isinstance(dataset, Dataset) else open_images(dataset)
+    if not isinstance(data, Dataset):
+        raise ClipbiasError(f"the dataset is {shown(dataset)}; give what clipbias.data.load returned, or a name.")
+    images = data.split(split)
+    bound = bind_models(tuned, data, clip=clip, dtype=dtype, sources=sources)
+    with _bars(progress) as advance:
+        study = Study(
+            bound,
+            images,
+            options or StudyOptions(),
+            Path(folder),
+            training=data.splits.get("train"),
+            unlabelled=unlabelled_images(data, images) if "replacement" in sections else None,
+            mesh=mesh,
+            advance=advance,
+            known=_known_predictions([Path(place) for place in predictions], images),
+        )
+        hosts.assert_same("what is explained", study.fingerprint)
+        results = run_study(
+            study, Path(folder), dataset=data.name, split=split, config=config, sections=tuple(sections)
+        )
+    page = write_report(folder, Path(folder) / "report") if hosts.is_first() else None
+    return FinishedStudy(results, page)
+
+
+def bind_models(
+    tuned: Sequence[TunedModel],
+    dataset: Dataset,
+    *,
+    clip: Clip | None = None,
+    dtype: str = "float32",
+    sources: Sequence[str] | None = None,
+) -> list[Model]:
+    """Zero-shot with the dataset's own template, then the models; a method that comes again is named by its seed.
+
+    A method that was trained on another dataset is named by that too.
+
+    Args:
+      tuned, dataset, clip, dtype, sources: as for `explain`.
+
+    Raises:
+      ClipbiasError: there is neither a tuned model nor a frozen one, there are several frozen ones, or a model's
+        learnables belong to other classes.
+    """
+    if clip is None and not tuned:
+        raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
+    clip = tuned[0].clip if clip is None else clip
+    for model in tuned:
+        if model.clip.fingerprint != clip.fingerprint:
+            raise ClipbiasError(f"a model is of {model.clip.name!r} and not of {clip.name!r}; study them apart.")
+    task = Task(clip, ZERO_SHOT, dataset, dtype=tuned[0].task.classifier.dtype if tuned else dtype)
+    bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
+    trainings = [(model.notes.get("dataset"), model.notes.get("data")) for model in tuned]
+    shares_name = len(set(trainings)) > len({name for name, _ in trainings})  # two folders, both called "folder"
+    for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
+        own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
+        method = own.task.method_name
+        name = method_name(method)
+        seed = model.notes.get("seed")
+        start = start_seed(model.notes)
+        trained_on = str(model.notes.get("dataset") or "") or None
+        if trained_on and trained_on != dataset.name:
+            name += f" trained on {dataset_name(trained_on)}"
+        if trained_on and shares_name:
+            trained_on += f" {model.notes.get('data')}"
+        key, label = unique_key(method, name, seed, start, {each.key for each in bound})
+        bound.append(
+            Model(
+                key.replace("/", "_"),
+                label,
+                method,
+                own.task,
+                own.learnables,
+                source=source,
+                seed=start,
+                name=name,
+                trained_on=trained_on,
+                few_shot_split=None if seed is None else few_shot_split(model.notes),
+            )
+        )
+    return bound
+
+
+def few_shot_split(notes: Mapping[str, object]) -> str:
+    """Names the images that an adapter was trained on: dataset, content, shots and the split's seed."""
+    return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
+
+
+def unique_key(method: str, name: str, seed: object, start: int, taken: set[str]) -> tuple[str, str]:
+    """A key that no other model of the study has, and the label that goes with it."""
+    base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
+    is_again = seed is not None and start != seed
+    if base not in taken and not is_again:
+        return base, name
+    key = f"{base}_seed{seed or 0}"
+    words = f"seed {seed or 0}"
+    if is_again:
+        key += f"_start{start}"
+        words += f", start {start}"
+    if key not in taken:
+        return key, f"{name} ({words})"
+    number = 2
+    while f"{base}_{number}" in taken:
+        number += 1
+    return f"{base}_{number}", f"{name} ({number})"
+
+
+def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:
+    """Predictions for the images by the runs in these folders."""
+    known = KnownPredictions(dict.fromkeys(folders))
+
+    def find(model: Model) -> np.ndarray | None:
+        predicted = known.find(model.task, model.learnables, model.method, images)
+        if predicted is not None:
+            say(f"{model.label}: predictions read from an evaluation")
+        return predicted
+
+    # All processes do the same, whatever files each of them sees.
+    return (lambda model: None) if hosts.multi_process() else find
+
+
+@contextlib.contextmanager
+def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Shows every step of a study: a bar for each title, one after another."""
+    bars: dict[str, Progress] = {}
+
+    def advance(title: str, done: int, total: int) -> None:
+        if not shown:
+            return
+        if title not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[title] = Progress(total, done=done - 1, unit="batch", title=title)
+        bars[title].advance()
+
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()

@@ -1,0 +1,115 @@
+"""The table of the paper's observations, its CSV, and Table 1's observation from a sweep's rows."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from clipbias.explain.results import Observation, Observations, Outcome, save_results
+from clipbias.explain.uncertainty import Estimate
+from clipbias.report import read_sweep, write_report
+from clipbias.report.observations import bias_above_prompts, number_text, observation_frame, observations_table
+from clipbias.report.table import render
+from tests.report.markup import Page
+from tests.report.synthetic import only_sections, synthetic_results
+
+SHARE = Observation(
+    "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, Outcome.HOLDS
+)
+CHANGE = Observation(
+    "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, Outcome.UNDECIDED
+)
+CORRELATION = dataclasses.replace(SHARE, unit="", number=Estimate(-0.3349, -0.4, -0.2), outcome=Outcome.DOES_NOT)
+FEW = dataclasses.replace(CHANGE, number=Estimate(2.0))
+NOTHING = dataclasses.replace(CHANGE, number=None, samples=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (SHARE, "78.0 (77.0 to 79.3) %"),
+        (CHANGE, "+0.0 (-1.3 to +0.2) points"),
+        (CORRELATION, "-0.33 (-0.40 to -0.20)"),
+        (FEW, "+2.0 points"),
+        (NOTHING, "–"),
+    ],
+)
+def test_numbers_in_words(row: Observation, text: str) -> None:
+    assert number_text(row) == text
+
+
+def test_the_table_has_a_row_for_each_claim_and_method() -> None:
+    study = SimpleNamespace(observations=Observations({}, (SHARE, CHANGE, CORRELATION)))
+    table = observations_table(study)
+    assert [row[0] for row in table.rows] == [
+        "Fig. 4: EOS looks at SOS",
+        "Fig. 2: SOS falls",
+        "Fig. 4: EOS looks at SOS",
+    ]
+    assert [row[-1] for row in table.rows] == ["holds", "undecided", "does not"]
+    assert "IVLP" in render(table, "text") and "unchanged: within 10 %" in table.caption
+    assert observations_table(SimpleNamespace(observations=None)) is None
+    assert observations_table(SimpleNamespace(observations=Observations({}, ()))) is None
+
+
+def test_the_page_has_it_folded(tmp_path) -> None:
+    results = only_sections(synthetic_results(pictures=1), "predictions")
+    save_results(tmp_path, dataclasses.replace(results, observations=Observations({}, (SHARE, CHANGE))))
+    page = Page(write_report(tmp_path, tmp_path / "report").read_text(encoding="utf-8"))
+    assert "observations" in page.folded and "What the paper observes" in page.text
+    assert "78.0 (77.0 to 79.3) %" in page.text
+
+
+def test_the_csv_has_every_field() -> None:
+    frame = observation_frame([SHARE, NOTHING])
+    assert frame.loc[0].tolist() == [
+        *("Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", 78.04, 77.0, 79.26, 10, "holds")
+    ]
+    assert frame.loc[1, ["value", "low", "high"]].isna().all() and frame.loc[1, "outcome"] == "undecided"
+
+
+def rows_of(accuracies: dict[str, list[float]], dataset: str = "demo/digits") -> list[dict[str, object]]:
+    return [
+        {"method": method, "dataset": dataset, "shots": 16, "seed": seed, "accuracy": value, "images": 200}
+        for method, values in accuracies.items()
+        for seed, value in enumerate(values, start=1)
+    ]
+
+
+def test_a_bias_against_prompts_of_as_many_numbers(tmp_path) -> None:
+    accuracies = {"zero_shot": [50.0], "bias": [62.0, 66.0], "ivlp_matched": [56.0, 57.0]}
+    (row,) = bias_above_prompts(read_sweep(rows_of(accuracies)))
+    # Without predictions images count as if each method had its own.
+    variances = [0.64 * 0.36 / 200, 0.565 * 0.435 / 200, *(np.var([0.62, 0.66], ddof=1) / 2,)]
+    error = 100 * math.sqrt(sum(variances) + np.var([0.56, 0.57], ddof=1) / 2)
+    assert (row.source, row.unit, row.samples) == ("Table 1", "points", 200)
+    np.testing.assert_allclose(
+        (row.number.value, row.number.low, row.number.high), (7.5, 7.5 - 1.96 * error, 7.5 + 1.96 * error), rtol=1e-9
+    )
+    assert row.outcome is Outcome.UNDECIDED and row.number.low < 0
+    more = rows_of({"bias": [70.0, 70.0], "ivlp_matched": [50.0, 50.0]}, "demo/emoji")
+    less = rows_of({"bias": [50.0, 50.0], "ivlp_matched": [70.0, 70.0]}, "demo/fashion")
+    outcomes = [each.outcome for each in bias_above_prompts(read_sweep([*more, *less]))]
+    assert sorted(each.value for each in outcomes) == ["does not", "holds"]
+    assert bias_above_prompts(read_sweep(rows_of({"bias": [60.0]}))) == ()
+
+
+def test_test_images_are_compared_in_pairs(tmp_path) -> None:
+    """Two methods that are right on nearly the same images differ more surely than their accuracies say."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 5, 200)
+    right = {"ivlp_matched": draw.random(200) < 0.5}
+    right["bias"] = right["ivlp_matched"] | (np.arange(200) % 20 == 0)
+    lines = []
+    for method, is_right in right.items():
+        predicted = np.where(is_right, labels, (labels + 1) % 5)
+        np.savez(tmp_path / f"{method}.npz", predicted=predicted, labels=labels, images=np.arange(200))
+        (line,) = rows_of({method: [100 * is_right.mean()]})
+        lines.append(line | {"predictions": {"test": method}})
+    (row,) = bias_above_prompts(read_sweep(lines, tmp_path))
+    differences = right["bias"].astype(float) - right["ivlp_matched"]
+    half = 1.96 * 100 * differences.std(ddof=1) / math.sqrt(200)
+    middle = 100 * differences.mean()
+    np.testing.assert_allclose((row.number.low, row.number.high), (middle - half, middle + half), rtol=1e-9)

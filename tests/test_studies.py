@@ -1,0 +1,102 @@
+"""`clipbias.explain`: a study from Python, with its page; and `TunedModel.relevancy`."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.explain import load_results
+from clipbias.studies import bind_models
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 16, 3), dtype=np.uint8)
+CLASS_NAMES = ("cat", "dog", "bird")
+
+
+@pytest.fixture(scope="module")
+def pets() -> data.Dataset:
+    return data.from_arrays(PIXELS, np.arange(24) % 3, CLASS_NAMES)
+
+
+def tuned(clip: Clip, method: str, class_names: tuple[str, ...] = CLASS_NAMES, **notes: object) -> clipbias.TunedModel:
+    task = clipbias.Task(clip, method, class_names)
+    return clipbias.TunedModel(task, task.init(), notes)
+
+
+@pytest.mark.ci
+def test_a_study_and_its_page(clip: Clip, pets: data.Dataset, tmp_path) -> None:
+    model = tuned(clip, "bias", ("horse", "cow"), dataset="farm")
+    options = clipbias.explain.StudyOptions(batch_size=4)  # type: ignore[attr-defined]
+    sections = ("text_attention", "observations")
+    study = clipbias.explain(model, pets, tmp_path, sections=sections, options=options, progress=False)
+    assert study.page == tmp_path / "report" / "report.html" and study.page.is_file()
+    results = load_results(tmp_path)
+    assert results.sections == study.results.sections == ("predictions", *sections)
+    assert [each.label for each in results.models][1] == "Bias tuning trained on farm"
+    # The same numbers as of the model by itself, for the dataset's classes.
+    predicted = model.with_classes(pets).predict([pets.split("test").image(i) for i in range(len(pets.split("test")))])
+    np.testing.assert_array_equal(results.predictions.models["bias"], predicted.labels)
+    assert study.labels == {} and "was not tested" in study.sentence
+
+
+def test_the_package_of_the_same_name_stays() -> None:
+    """Whatever is imported first, `clipbias.explain` is called, and its modules are found."""
+    import clipbias.explain.results as results
+
+    assert results.load_results is load_results is clipbias.explain.load_results  # type: ignore[attr-defined]
+    code = "import clipbias; first = clipbias.explain; import clipbias.explain.results\n"
+    code += "print(callable(first), callable(clipbias.explain), clipbias.explain.__name__)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["True", "True", "clipbias.explain"]
+
+
+def test_what_cannot_be_studied(clip: Clip, pets: data.Dataset, tmp_path) -> None:
+    model = tuned(clip, "bias")
+    for arguments, message in (
+        ((["bias"], pets), "a model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned"),
+        (([], pets), "there is no model to explain; give tuned models, or clip="),
+        ((model, 7), "the dataset is 7; give what clipbias.data.load returned, or a name"),
+        ((model, "nowhere"), "there is no dataset 'nowhere'"),
+    ):
+        with pytest.raises(ClipbiasError, match=message):
+            clipbias.explain(*arguments, tmp_path)
+    with pytest.raises(ClipbiasError, match="unknown section 'relevance'"):
+        clipbias.explain(model, pets, tmp_path, sections=["relevance"])
+    with pytest.raises(ClipbiasError, match="has no val images"):
+        clipbias.explain(model, data.Dataset("d", CLASS_NAMES, "a {}.", {}), tmp_path, split="val")
+    other = tuned(clipbias.load("demo"), "bias")
+    with pytest.raises(ClipbiasError, match=r"a model is of 'demo' and not of .*; study them apart"):
+        bind_models([model, other], pets)
+
+
+def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip: Clip, pets: data.Dataset) -> None:
+    first, second = (tuned(clip, "bias", dataset=pets.name, seed=seed, shots=4) for seed in (1, 2))
+    zero_shot, *bound = bind_models([first, second, tuned(clip, "vpt")], pets, sources=["a", "b", "c"])
+    assert [(model.key, model.source, model.trained_on) for model in bound] == [
+        ("bias", "a", pets.name),
+        ("bias_seed2", "b", pets.name),
+        ("vpt", "c", None),
+    ]
+    assert zero_shot.task.template == pets.template and {m.task.class_names for m in bound} == {CLASS_NAMES}
+    assert bound[0].few_shot_split == json.dumps(f"{pets.name}  4 1").strip('"') and bound[2].few_shot_split is None
+    assert bind_models([], pets, clip=clip)[0].key == "zero_shot"
+
+
+@pytest.mark.ci
+def test_relevancy_of_pictures(clip: Clip) -> None:
+    model = tuned(clip, "ivlp")
+    images = clip.preprocess(PIXELS[:2])
+    expected = clipbias.relevancy(model.task, clip.params, model.learnables, images, [1, 2])
+    for pictures, classes in ((PIXELS[:2], ["dog", "bird"]), (images, [1, 2])):
+        maps = model.relevancy(pictures, classes)
+        np.testing.assert_allclose(maps.vision, expected.vision, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(maps.text, expected.text, rtol=1e-5, atol=1e-7)
+    likely = model.relevancy(PIXELS[:2], model.predict(PIXELS[:2]).labels)
+    np.testing.assert_array_equal(model.relevancy(PIXELS[:2]).vision, likely.vision)
+    with pytest.raises(ClipbiasError, match="pictures: 2, classes: 1; give one for each"):
+        model.relevancy(PIXELS[:2], ["dog"])
