@@ -98,8 +98,7 @@ def attention_statistics(results: StudyResults, key: str) -> Answer:
 
 
 def _has_prompts(results: StudyResults, key: str) -> bool:
-    model = next(model for model in results.tuned if model.key == key)
-    return bool(model.vision_prompts or model.text_prompts)
+    return next(model.has_prompts for model in results.tuned if model.key == key)
 
 
 RULES: Mapping[str, Callable[[StudyResults, str], Answer]] = MappingProxyType(
