@@ -148,7 +148,7 @@ def sentence(
     if labels.where is Where.OUTSIDE or labels.what is None:
         return f"{text}."
     text += f"; {_WHAT[labels.what]}"
-    levels = numbers.calibrated.image
+    levels = None if labels.what is What.NOTHING else numbers.calibrated.image
     if levels is not None and levels.other is not None and levels.position is not None and levels.other.share:
         text += (
             f" (of all of it, another image's is worth {percent(levels.other.share)}, the mean by kind"

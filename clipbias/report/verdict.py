@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clipbias.explain.effects import OUTCOMES, UNITS
-from clipbias.explain.results import CausalNumbers, MethodResult, StudyResults
+from clipbias.explain.results import CausalNumbers, Labels, MethodResult, StudyResults, What
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import by_reason, change, percent
 from clipbias.report import style
@@ -61,13 +61,20 @@ NOTE = (
 )
 
 
-def quantities(numbers: CausalNumbers) -> dict[str, Estimate]:
-    """Those of the table, by name; shares of the gain, from `KIND` on of all that is added to image tokens."""
+def quantities(numbers: CausalNumbers, labels: Labels | None) -> dict[str, Estimate]:
+    """Those of the table, by name; shares of the gain, from `KIND` on of all that is added to image tokens.
+
+    Where hardly anything is added there is nothing to share out.
+    """
     named: dict[str, Estimate | None] = {GAIN: numbers.gain, ATTENTION: numbers.attention, TOKENS: numbers.tokens}
     if numbers.image is not None:
         levels = numbers.image
         named |= {ADDED: levels.all, KIND: levels.kind, POSITION: levels.position}
         named |= {OTHER: levels.other, EXCHANGE: levels.exchange}
+    if labels is not None and labels.what is What.NOTHING:
+        for name in (KIND, POSITION, OTHER, EXCHANGE):
+            if (part := named.get(name)) is not None:
+                named[name] = dataclasses.replace(part, share=None)
     return {name: number for name, number in named.items() if number is not None}
 
 
@@ -89,7 +96,7 @@ def verdict_rows(methods: Sequence[MethodResult]) -> list[tuple[str, ...]]:
         if method.numbers is None:
             continue
         for outcome, numbers in method.numbers.items():
-            named = quantities(numbers)
+            named = quantities(numbers, method.labels)
             texts = [change(numbers.gain, outcome)]
             for name in _LOOKS:
                 number = named.get(name)
@@ -163,7 +170,7 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                     "outcome": outcome,
                     "unit": UNITS[outcome][0],
                 }
-                for name, number in quantities(numbers).items():
+                for name, number in quantities(numbers, labels).items():
                     columns = {"quantity": name, "value": number.value, "low": number.low, "high": number.high}
                     if share := number.share:
                         columns |= {"share": share.value, "share_low": share.low, "share_high": share.high}

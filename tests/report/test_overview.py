@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import save_results
-from clipbias.explain.verdict import judge
+from clipbias.explain.results import Labels, What, Where, save_results
+from clipbias.explain.verdict import judge, sentence
 from clipbias.report.overview import load_studies
 from clipbias.report.verdict import (
     COLUMNS,
@@ -172,3 +172,11 @@ def test_methods_that_were_studied_apart_stand_together(results, tmp_path):
     frame = verdict_frame(list(studies.values()))
     of_dtd = frame[frame["dataset"] == "dtd"].set_index("method")["value"]
     assert set(of_dtd.index) == {"IVLP", "Bias tuning", "Other IVLP", "Other Bias tuning"}
+
+
+def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
+    (ivlp, _) = results["dtd"].methods
+    labels = Labels(Where.ATTENTION, What.NOTHING)
+    row = verdict_rows([dataclasses.replace(ivlp, labels=labels)])[1]
+    assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 :]) == {"–"}
+    assert "another image" not in sentence("IVLP", "dtd", labels, ivlp.numbers, 50)
