@@ -1,6 +1,6 @@
 """The order of a transformer block's parts. It stands here and nowhere else.
 
-Towers, packed texts, the backward pass of relevancy, the mixtures of the causal test and interventions all run this
+Towers, packed texts, the backward pass of relevancy, and the streams of the causal test all run this
 block. Hooks say what differs between them:
 
     before      puts prompts in

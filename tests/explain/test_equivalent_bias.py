@@ -27,8 +27,7 @@ LABELS = np.array([4, 0, 2, 2, 1])
 FORMS = ("vector", "kind")
 TOLERANCE = 2e-5  # of the largest number, in float32
 
-# In the middle of the text, from random vectors, with a map from one tower to the other;
-# `test_intervention_classifier` has IVLP.
+# In the middle of the text, from random vectors, with a map from one tower to the other.
 PROMPTS: dict[str, dict[str, Any]] = {
     "maple_two_layers": {"tokens": 2, "depth": 2},
     "coop_placeholders_middle": {"tokens": 7, "position": "middle"},
