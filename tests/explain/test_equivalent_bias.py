@@ -29,6 +29,7 @@ TOLERANCE = 2e-5  # of the largest number, in float32
 
 # In the middle of the text, from random vectors, with a map from one tower to the other.
 PROMPTS: dict[str, dict[str, Any]] = {
+    "ivlp": {},
     "maple_two_layers": {"tokens": 2, "depth": 2},
     "coop_placeholders_middle": {"tokens": 7, "position": "middle"},
     "coop_class_specific_front": {"tokens": 4, "class_specific": True, "words": "", "position": "front"},
