@@ -121,12 +121,12 @@ def _sections(study: StudyResults, sentences: dict[str, list[str]], output: Path
     if apart := other_levels(study.methods):
         tables.append(apart)
     fitted = replacement_table(study)
-    observed = list(filter(None, [observations_table(study)]))
+    observed = observations_table(study)
     sections = [
         pages.Section("All methods", "verdict", tables=tables, groups=list(sentences.items())),
-        pages.Section("What the paper observes", "observations", tables=observed),
         pages.Section("Class by class", "classes", tables=image_tables(study)),
         pages.Section("What can stand for it", "replacement", tables=[fitted] if fitted else []),
+        pages.Section("What the paper observes", "observations", tables=[observed] if observed else []),
         pages.Section("Explore the images", "explore", explorer=explorer_data(study)),
     ]
     for name, (title, draws, _) in _DRAWN.items():

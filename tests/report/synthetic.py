@@ -21,15 +21,22 @@ from clipbias.explain.results import (
     Missing,
     ModelFacts,
     ModelReplacements,
+    Observation,
+    Observations,
+    Outcome,
     ParameterCount,
     Predictions,
     ReplacementResults,
     Student,
     StudyResults,
 )
+from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import judge
 from tests.report.synthetic_maps import MapSections
 
+OBSERVED = Observation(
+    "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, Outcome.HOLDS
+)
 WAYS = tuple(way for way in Way for _ in range(DRAWS if way is Way.IMAGE_OTHER else 1))
 # How far each way moves the logit of the true class.
 SIZES = {
@@ -81,6 +88,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
         explore=study.explore(4 * pictures),
         words=study.words(),
         replacement=synthetic_forms(),
+        observations=Observations({}, (OBSERVED,)),
     )
     return judge(results)
 

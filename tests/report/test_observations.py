@@ -13,11 +13,9 @@ from clipbias.report import read_sweep, write_report
 from clipbias.report.observations import bias_above_prompts, number_text, observation_frame, observations_table
 from clipbias.report.table import render
 from tests.report.markup import Page
-from tests.report.synthetic import only_sections, synthetic_results
+from tests.report.synthetic import OBSERVED, only_sections, synthetic_results
 
-SHARE = Observation(
-    "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, Outcome.HOLDS
-)
+SHARE = OBSERVED
 CHANGE = Observation(
     "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, Outcome.UNDECIDED
 )

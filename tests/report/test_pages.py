@@ -79,7 +79,7 @@ def test_a_number_keeps_its_sign_and_its_interval_on_one_line(text, shown):
 def test_everything_after_the_first_page_is_folded(whole):
     page, path, *_ = whole
     assert page.folded == [
-        *("verdict", "classes", "replacement", "explore", "decomposition", "relevancy"),
+        *("verdict", "classes", "replacement", "observations", "explore", "decomposition", "relevancy"),
         *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "nearest", "config"),
     ]
     assert page.unfolded == []
