@@ -21,7 +21,7 @@ from clipbias.data.sources import open_images
 from clipbias.data.tables import is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
-from clipbias.explain import bias_adapter
+from clipbias.explain import bias
 from clipbias.export.upload import upload
 from clipbias.training.context import make_context
 from clipbias.training.run import FitResult, calibrate_untrained, fit_task
@@ -218,9 +218,7 @@ def equivalent_bias(
         starts from are not those of bias tuning, or the images are not what the model takes.
     """
     _check_model(model)
-    adapter = bias_adapter.equivalent_bias(
-        model.task, model.learnables, images, form, notes=model.notes, batch_size=batch_size
-    )
+    adapter = bias.equivalent_bias(model.task, model.learnables, images, form, notes=model.notes, batch_size=batch_size)
     return TunedModel.of(adapter, model.clip)
 
 

@@ -11,17 +11,20 @@ from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encod
 from clipbias.clip.params import Params
 from clipbias.clip.tower import Observe
 from clipbias.clip.vision import head_attention
-from clipbias.explain.attention import observe_distance_and_entropy, observe_text_shares
+from clipbias.explain.attention import (
+    observe_distance_and_entropy,
+    observe_similarity,
+    observe_text_shares,
+    prompt_text,
+    text_kinds,
+    vision_roles,
+)
 from clipbias.explain.decomposition import observe_parts
-from clipbias.explain.model import Model
-from clipbias.explain.requests import Batch, Section, Step, SumRequest
+from clipbias.explain.model import Model, why_no_text_attention, why_no_vision_attention
 from clipbias.explain.results import AttentionVariant, Missing, SampledAverage, TextAttention, VisionAttention
-from clipbias.explain.scope import why_no_text_attention, why_no_vision_attention
-from clipbias.explain.similarity import observe_similarity
 from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation
-from clipbias.explain.study import Study
+from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
 from clipbias.explain.targets import by_pass, of_texts
-from clipbias.explain.tokens import prompt_text, text_kinds, vision_roles
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
 

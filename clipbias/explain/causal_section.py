@@ -17,7 +17,7 @@ from flax import struct
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
-from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.bias import reference_adaptation
 from clipbias.explain.causal import (
     Added,
     Corner,
@@ -31,13 +31,11 @@ from clipbias.explain.causal import (
     mix_texts,
 )
 from clipbias.explain.effects import Measured, Sample, measure, measured_shares, over_seeds
-from clipbias.explain.model import Model
+from clipbias.explain.model import Model, why_no_causal_test
 from clipbias.explain.passes import predictor
-from clipbias.explain.requests import Batch, RowRequest, Section, SumRequest
 from clipbias.explain.results import ByOutcome, CausalNumbers, CausalTest, CausalTests, Levels, same_but_for_seed
-from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Study, spread
+from clipbias.explain.study import Batch, RowRequest, Section, Study, SumRequest, spread
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.explain.uncertainty import Estimate, estimate
 from clipbias.tuning import Learnables

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.explain.attention import kind_sums
-from clipbias.explain.attention_gradients import Relevancy as RelevancyMaps
-from clipbias.explain.model import Model
+from clipbias.explain.attention import index_kinds, kind_sums, prompt_text, text_kinds
+from clipbias.explain.model import Model, why_no_maps
 from clipbias.explain.passes import predictor, relevancy_maps
-from clipbias.explain.requests import Batch, RowRequest, Section, Step, SumRequest
+from clipbias.explain.relevancy import Relevancy as RelevancyMaps
 from clipbias.explain.results import (
     GROUPS,
     TEXT_KINDS,
@@ -21,10 +20,8 @@ from clipbias.explain.results import (
     RelevancyGroup,
     RelevancyText,
 )
-from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
-from clipbias.explain.study import Study
-from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
+from clipbias.explain.study import Batch, RowRequest, Section, Step, Study, SumRequest
 from clipbias.sentences import counted
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from clipbias.clip import LayerView
 from clipbias.clip.tower import Observe
+from clipbias.explain.attention import Roles
 from clipbias.explain.statistics import Moments
-from clipbias.explain.tokens import Roles
 
 
 def prompt_probabilities(view: LayerView, roles: Roles) -> jax.Array:

@@ -6,20 +6,18 @@ import numpy as np
 
 from clipbias.clip import TextTokens
 from clipbias.clip.tower import Observe
+from clipbias.explain.attention import Roles, text_roles
 from clipbias.explain.attention_sections import PARTS, observe_texts, over_texts, vision_totals
 from clipbias.explain.decomposition import constancy, observe_parts
-from clipbias.explain.model import Model
-from clipbias.explain.requests import Section
+from clipbias.explain.model import Model, why_no_text_attention, why_no_vision_attention
 from clipbias.explain.results import (
     Decomposition,
     Missing,
     SampledAverage,
     TowerDecomposition,
 )
-from clipbias.explain.scope import why_no_text_attention, why_no_vision_attention
 from clipbias.explain.statistics import Moments, Totals, merge
-from clipbias.explain.study import Study
-from clipbias.explain.tokens import Roles, text_roles
+from clipbias.explain.study import Section, Study
 
 _PER_SAMPLE = ("prompt_mass", "pooled_mass", "norm_share")
 

@@ -1,4 +1,7 @@
-"""One way to classify in a study."""
+"""One way to classify in a study, which sections apply to it, and one sentence why not.
+
+Sentences name no method, so that methods with the same reason share a sentence.
+"""
 
 import dataclasses
 import functools
@@ -8,11 +11,92 @@ import json
 import jax
 import numpy as np
 
+from clipbias.clip import Adaptation
 from clipbias.clip.precision import named
-from clipbias.explain.scope import passes
-from clipbias.explain.tokens import prompt_counts, prompt_depths
+from clipbias.explain.attention import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import crops_of
+
+# Why the runs of a method whose towers are CLIP's are not mixed.
+NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
+
+
+def additions(task: Task) -> Adaptation:
+    """The shapes of a method's adaptation."""
+    return jax.eval_shape(task.method.adapt, task.shapes)
+
+
+def passes(task: Task) -> int:
+    """The number of passes over an image, each with other vision prompts."""
+    prompts = additions(task).vision_prompts
+    return prompts.shape[0] if prompts is not None and len(prompts.shape) == 4 else 1
+
+
+def why_no_maps(task: Task) -> str:
+    """Why no map explains a class's logit, or ""."""
+    if task.descriptions is not None:
+        return "The classes' texts are descriptions, and maps follow the tokens of a template."
+    if crops_of(task.method):
+        return "The context is learned anew from crops of each test image, and maps follow one image."
+    if task.method.conditional and (task.method.overrides("logits") or not _shifts_context_alone(task)):
+        return "The texts depend on the image by more than their context, and maps follow that alone."
+    if additions(task).inserts_tokens:
+        return "Tokens are inserted inside the towers, and maps follow attention over the same tokens in all layers."
+    if task.method.patches:
+        return "The head reads features of patches, and maps follow those of whole images alone."
+    if passes(task) > 1:
+        return "The head reads several passes over an image, and maps follow one alone."
+    return ""
+
+
+def _shifts_context_alone(task: Task) -> bool:
+    image = jax.ShapeDtypeStruct((task.clip.config.projection_width,), "float32")
+    of_image = jax.eval_shape(task.method.adapt_to, task.shapes, image)
+    fields = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
+    others = [name for name in fields if name not in ("text_context", "text_class_block")]
+    adaptations = (of_image, additions(task))
+    return of_image.text_context is not None and all(getattr(x, name) is None for x in adaptations for name in others)
+
+
+def why_no_text_attention(task: Task) -> str:
+    """Why attention in the text tower is not measured, or ""."""
+    if task.descriptions is not None:
+        return "The classes' texts are descriptions, whose tokens are of no known kinds."
+    if task.method.conditional:
+        return "The texts depend on the image, so that no one run of the text tower stands for all."
+    if additions(task).text_tokens is not None:
+        return "Tokens are inserted inside the text tower, so that its attention differs in size from block to block."
+    return ""
+
+
+def why_no_vision_attention(task: Task) -> str:
+    """Why attention in the vision tower is not measured, or ""."""
+    if additions(task).vision_tokens is not None:
+        return "Tokens are inserted inside the vision tower, so that its attention differs in size from block to block."
+    return ""
+
+
+def why_no_similarity(task: Task) -> str:
+    """Why no patches are compared with vision prompts, or ""."""
+    if passes(task) > 1:
+        return "Every pass over an image has prompts of its own, and the maps are of one."
+    if reason := why_no_vision_attention(task):
+        return reason
+    return "" if additions(task).vision_prompts is not None else "There are no vision prompts."
+
+
+def why_no_causal_test(task: Task) -> str:
+    """Why the effects of the frozen and the tuned run cannot be mixed, or ""."""
+    adaptation = additions(task)
+    if not adaptation.changes_text and not adaptation.changes_vision:
+        return NOTHING_INSIDE
+    if task.method.patches and adaptation.changes_vision:
+        return "The head reads features of patches, and the two runs' mixtures give those of whole images alone."
+    if adaptation.inserts_tokens:
+        return "Tokens are inserted inside the towers and read by the head, and the frozen model has nothing like them."
+    if adaptation.changes_text and task.descriptions is not None:
+        return "The classes' texts are descriptions, and the test follows the tokens of templates."
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,12 +22,11 @@ import numpy as np
 
 from clipbias.clip import TextTokens
 from clipbias.clip.tower import Observe
-from clipbias.explain.attention import observe_text_shares
+from clipbias.explain.attention import observe_text_shares, text_kinds
 from clipbias.explain.attention_sections import observe_texts, vision_totals
 from clipbias.explain.dataset_sections import relevancy_totals
-from clipbias.explain.model import Model
+from clipbias.explain.model import Model, why_no_similarity, why_no_text_attention, why_no_vision_attention
 from clipbias.explain.passes import layer_maps
-from clipbias.explain.requests import Batch, Section, SumRequest
 from clipbias.explain.results import (
     TEXT_KINDS,
     ModelFacts,
@@ -40,10 +39,8 @@ from clipbias.explain.results import (
     Where,
     same_but_for_seed,
 )
-from clipbias.explain.scope import why_no_similarity, why_no_text_attention, why_no_vision_attention
 from clipbias.explain.statistics import Moments, total_variation
-from clipbias.explain.study import Study
-from clipbias.explain.tokens import text_kinds
+from clipbias.explain.study import Batch, Section, Study, SumRequest
 from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, weigh
 from clipbias.explain.verdict import QUARTER
 

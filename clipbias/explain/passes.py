@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from clipbias.clip import LayerView, encode_image
 from clipbias.clip.params import Params
 from clipbias.clip.vision import head_attention
-from clipbias.explain.attention_gradients import Relevancy
+from clipbias.explain.attention import prompt_distances
 from clipbias.explain.model import Model
-from clipbias.explain.relevancy import relevancy
-from clipbias.explain.similarity import prompt_distances
+from clipbias.explain.relevancy import Relevancy, relevancy
 from clipbias.explain.study import Study
 from clipbias.training.evaluate import Predictor
 from clipbias.tuning import Classifier, Learnables

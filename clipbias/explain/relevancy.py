@@ -8,27 +8,586 @@ itself,
 read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a row vector that starts at the last layer,
 which is where gradients come from, so one backward scan yields it. A head of one's own is differentiated by the image's
 features and by those of the target's texts; the texts of the other classes and whatever else it holds stay fixed.
+
+Gradients with respect to attention, one layer at a time, reduced before the next layer is touched.
+
+One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or the
+tokens of every so many-th block, from which the others are computed again. One scan backward differentiates a block by
+its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and
+forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by
+another.
+
+The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and
+continues with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its query is
+that row, and the last block counts as a whole.
+
+Maps of what a class is based on, as reductions of the attention and its gradient from the last layer down.
+
+- `relevancy` (Chefer, Gur, Wolf 2021): the pooled row of `(I + Ā_L) … (I + Ā_1)`, `Ā = mean_h relu(∂y/∂A ⊙ A)`.
+- `attention`: the last layer's attention of the pooled row, mean over heads.
+- `rollout` (Abnar, Zuidema 2020): the pooled row of `Â_L … Â_1`, `Â = (mean_h A + I)` with rows that sum to 1.
+- `legrad` (Bousselham et al. 2024), from the gradient of the final score alone: `relu(∂y/∂A)`, mean over layers, heads
+  and queries. Their full method sums such a map over scores read at every layer.
+- `grad_eclip` (Zhao et al. 2024, Gradient-based Visual Explanation for Transformer-based CLIP): in the last layer,
+  `relu(λ_j Σ_c w_c v_jc)` with `w = ∂y/∂o` of the heads' outputs `o` of the pooled row, `v` the values, and `λ` the
+  cosines of the row's query and each key over all heads, scaled to [0, 1] over the tokens that the map covers. Since
+  `o = Σ_j A_j v_j` in each head, `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`, so `A` and `G` say all but `λ`.
+  The layers are the authors' for images; for texts they add up some of the last ones. Their code runs that layer as
+  one single head, and so explains another model than the one that classifies; here it keeps its heads.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from clipbias.checks import check_int, shown
-from clipbias.clip import TextTokens
+from clipbias.clip import Adaptation, TextTokens, block, layers, tower
+from clipbias.clip.block import Keep, Record, run_block
+from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
+from clipbias.clip.precision import with_precision
+from clipbias.clip.text import embed_text, project_text
+from clipbias.clip.tower import TowerInput
+from clipbias.clip.vision import embed_image, pool_image, project_image
 from clipbias.errors import ClipbiasError
-from clipbias.explain.attention_gradients import MapOptions, Relevancy, compute_maps
-from clipbias.explain.reductions import REDUCTIONS
-from clipbias.explain.scope import why_no_maps
-from clipbias.explain.targets import check_targets
+from clipbias.explain.model import why_no_maps
+from clipbias.explain.targets import (
+    check_targets,
+    first_layer,
+    image_contexts,
+    own_pair_logits,
+    pair_logits,
+    target_adaptation,
+    target_text,
+)
 from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning.features import unit_length
 from clipbias.tuning.method import check_order
 from clipbias.tuning.task import Text
+
+# What a block is differentiated by: its tokens `[B, N, D]` before prompts are put in, by this name, and what it
+# computes of them by the names `layers.KEPT`.
+Saved = dict[str, jax.Array]
+TOKENS = "tokens"
+
+
+def layer_at(inputs: TowerInput, index: int | jax.Array) -> block.LayerInput:
+    """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly the whole model."""
+    return jax.tree.map(lambda leaf: leaf[index], inputs.layers)
+
+
+def observed_block(
+    tokens: jax.Array,
+    layer: block.LayerInput,
+    inputs: TowerInput,
+    config: TowerConfig,
+    keep: Keep,
+    tap: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Advances `tokens [B, N, D]` by one block; returns its attention probabilities `[B, H, N, N]`, too.
+
+    A `tap` is added to them.
+    """
+    tower.refuse_inserted(inputs)
+    seen = Record()
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        # Heads before tokens, so that the products of both passes read their operands as they lie.
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+        mask = inputs.mask(q.shape[2])
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
+        probabilities = jax.nn.softmax(scores, axis=-1)
+        seen["probabilities"] = probabilities if tap is None else probabilities + tap
+        heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
+        return heads.swapaxes(1, 2)
+
+    output = run_block(tokens, layer, config, dataclasses.replace(inputs.hooks(attend), keep=keep))
+    return output, seen["probabilities"]
+
+
+def block_forward(
+    tokens: jax.Array, index: int | jax.Array, inputs: TowerInput, config: TowerConfig
+) -> tuple[jax.Array, Saved]:
+    """Advances `tokens [B, N, D]` by one block; returns what it is differentiated by, too."""
+    seen = Record()
+    output, _ = observed_block(tokens, layer_at(inputs, index), inputs, config, seen)
+    return output, {TOKENS: tokens} | {name: seen[name] for name in layers.KEPT}
+
+
+def run_blocks(
+    tokens: jax.Array, first: jax.Array, end: jax.Array, inputs: TowerInput, config: TowerConfig
+) -> jax.Array:
+    """Advances `tokens [B, N, D]` by the blocks from `first` up to `end`, which is not run, and keeps nothing."""
+    return jax.lax.fori_loop(first, end, lambda index, x: block_forward(x, index, inputs, config)[0], tokens)
+
+
+def whole_blocks(inputs: TowerInput, config: TowerConfig) -> int:
+    """How many blocks are needed at all rows: all but the last, which is read at one, or all for a pooling head."""
+    return config.layers - (inputs.pooled is not None)
+
+
+def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Saved | jax.Array, jax.Array]:
+    """All blocks but the last, and that too where a pooling head reads all its rows.
+
+    Returns:
+      What is saved, stacked: a `Saved` of every block, or with `recompute` the tokens at the input of every so many-th;
+      and the tokens `[B, N, D]` that reach the last block, or that head.
+    """
+    count = whole_blocks(inputs, config)
+
+    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
+        output, saved = block_forward(tokens, index, inputs, config)
+        return output, tokens if recompute else saved
+
+    def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return run_blocks(tokens, first, jnp.minimum(first + recompute, count), inputs, config), tokens
+
+    saved: Saved | jax.Array
+    if recompute > 1:
+        tokens, saved = jax.lax.scan(segment, inputs.tokens, jnp.arange(0, count, recompute))
+    else:
+        tokens, saved = jax.lax.scan(step, inputs.tokens, jnp.arange(count))
+    return saved, tokens
+
+
+def saved_at(
+    saved: Saved | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int
+) -> Saved:
+    """What block `index` is differentiated by, computed again where `run_forward` did not keep it."""
+    if isinstance(saved, dict):
+        return jax.tree.map(lambda leaf: leaf[index], saved)
+    segment = index // recompute
+    tokens = saved[segment]
+    if recompute > 1:
+        tokens = run_blocks(tokens, segment * recompute, index, inputs, config)
+    return block_forward(tokens, index, inputs, config)[1]
+
+
+@jax.custom_jvp
+def _as_saved(computed: jax.Array, saved: jax.Array) -> jax.Array:
+    """`saved`, with the gradient of `computed`, whose value is then not needed: the compiler leaves it out."""
+    return saved
+
+
+@_as_saved.defjvp
+def _change_as_computed(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return primals[1], tangents[0]
+
+
+def block_backward(
+    saved: Saved, layer: block.LayerInput, inputs: TowerInput, config: TowerConfig
+) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
+    """Differentiates one block where the forward pass left it.
+
+    Every part of it starts from what was saved, so that no matrix product of the forward pass is repeated but `q kᵀ`.
+
+    Returns:
+      A function from the gradient of the block's output to that of its tokens and of its attention; and the attention
+      probabilities `[B, H, N, N]`.
+    """
+
+    def put_back(computed: jax.Array, name: str) -> jax.Array:
+        return _as_saved(computed, saved[name]) if name in saved else computed
+
+    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return observed_block(tokens, layer, inputs, config, put_back, tap)
+
+    batch, length = saved[TOKENS].shape[:2]
+    tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
+    _, pull, probabilities = jax.vjp(run, saved[TOKENS], tap, has_aux=True)
+    return pull, probabilities
+
+
+@struct.dataclass
+class LastRow:
+    """The pooled row of the last layer.
+
+    Attributes:
+      attention: its probabilities `[B, H, N]`.
+      cosine: of its query and each key, all heads together, `[B, N]` float32.
+      number: the row `[B]`; `None` where it is no token's, but a pooling head's.
+      others: which other tokens it sees, bool `[B, N]`.
+    """
+
+    attention: jax.Array
+    cosine: jax.Array
+    number: jax.Array | None
+    others: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable.
+
+    Attributes:
+      first: from the last layer's pooled row and the gradient `[B, H, N]` of its probabilities to a state of any shape
+        that starts with `B`.
+      step: from the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
+      finish: from the state, the number of layers and the number of tokens that have an influence `[B]`, to a map
+        `[B, N]`.
+    """
+
+    first: Callable[[LastRow, jax.Array], jax.Array]
+    step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    finish: Callable[[jax.Array, int, jax.Array], jax.Array] = lambda state, layers, tokens: state
+
+
+def _relevancy_first(row: LastRow, gradient: jax.Array) -> jax.Array:
+    """`e (I + Ā_L)`: `[B, N]`."""
+    return _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1)
+
+
+def _relevancy_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`r (I + Ā)`: `[B, N]`."""
+    heads = attention.shape[1]
+    return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
+
+
+def _unit_row(row: LastRow) -> jax.Array | float:
+    """`e`: `[B, N]`; nothing for a row that is no token's."""
+    if row.number is None:
+        return 0.0
+    return jax.nn.one_hot(row.number, row.attention.shape[-1])
+
+
+def _with_identity(row: jax.Array | float, passed: jax.Array) -> jax.Array:
+    """`r (mean_h A + I) / 2`: attention rows sum to 1, so halving is what normalises."""
+    return (row + passed) / 2
+
+
+def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
+    if row.number is None:
+        return row.attention.mean(1)
+    return _with_identity(_unit_row(row), row.attention.mean(1))
+
+
+def _rollout_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
+    return _with_identity(row, jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1])
+
+
+def _legrad_first(row: LastRow, gradient: jax.Array) -> jax.Array:
+    return jax.nn.relu(gradient).mean(1)
+
+
+def _legrad_step(total: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
+    return total + jax.nn.relu(gradient).mean(1).sum(1)
+
+
+def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
+    """`relu(λ_j Σ_h ∂y/∂A_hj)` of the other tokens that the row sees; keys that are all alike have λ = 1."""
+    low = jnp.where(row.others, row.cosine, jnp.inf).min(-1, keepdims=True)
+    high = jnp.where(row.others, row.cosine, -jnp.inf).max(-1, keepdims=True)
+    weight = jnp.where(high > low, (row.cosine - low) / jnp.where(high > low, high - low, 1), 1)
+    return jnp.where(row.others, jax.nn.relu(weight * gradient.sum(1)), 0)
+
+
+def _of_last_layer(state: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Layers below change nothing."""
+    return state
+
+
+RELEVANCY = Reduction(_relevancy_first, _relevancy_step)
+ATTENTION = Reduction(lambda row, gradient: row.attention.mean(1), _of_last_layer)
+ROLLOUT = Reduction(_rollout_first, _rollout_step)
+LEGRAD = Reduction(_legrad_first, _legrad_step, lambda total, layers, tokens: total / (layers * tokens[:, None]))
+GRAD_ECLIP = Reduction(_grad_eclip, _of_last_layer)
+
+REDUCTIONS = {
+    "relevancy": RELEVANCY,
+    "attention": ATTENTION,
+    "rollout": ROLLOUT,
+    "legrad": LEGRAD,
+    "grad_eclip": GRAD_ECLIP,
+}
+# Those that depend on the class that is explained.
+OF_TARGET = ("relevancy", "legrad", "grad_eclip")
+
+
+States = dict[str, jax.Array]  # of reductions, by the names of their maps
+_Carry = tuple[jax.Array, States]
+
+
+@struct.dataclass
+class Relevancy:
+    """Maps over the tokens of an image and of a prompt text, for given targets.
+
+    Attributes:
+      vision: `[B, M + V]`: patches row by row, then prompts.
+      text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
+      scores: `[B]`: the scaled logits that were explained.
+
+    With several targets per image each has a further axis `K` after `B`; by layer, maps have one of layers before the
+    tokens.
+    """
+
+    vision: jax.Array
+    text: jax.Array
+    scores: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class MapOptions:
+    """How maps are computed; see `relevancy.relevancy`.
+
+    Attributes:
+      maps: names of `reductions.REDUCTIONS`.
+      start_layer: the first layer that counts, in both towers; negative counts from the end.
+      chunk: so many images at a time; `None` all at once.
+      recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
+      by_layer: whether there is a map for each layer that could be the first.
+    """
+
+    maps: tuple[str, ...] = tuple(REDUCTIONS)
+    start_layer: int = 0
+    chunk: int | None = None
+    recompute: int = 0
+    by_layer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerPass:
+    """A tower's forward pass.
+
+    Attributes:
+      inputs: the tower up to its first block.
+      config: its geometry.
+      saved: what `run_forward` saved of the blocks.
+      features: as they are read out, `[B, d]`.
+      pull: from the features' gradient to those of the tokens that reach the last block and of the row's attention.
+      row: the pooled row in the last layer.
+    """
+
+    inputs: TowerInput
+    config: TowerConfig
+    saved: Saved | jax.Array
+    features: jax.Array
+    pull: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    row: LastRow
+
+
+def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig) -> tuple[jax.Array, LastRow]:
+    """The last block at the pooled row alone: its output `[B, D]` and what reductions start from.
+
+    Args:
+      tokens: `[B, N, D]` at its input.
+      tap: added to that row's attention probabilities, `[B, H, N]`.
+      inputs: of the tower.
+      config: likewise.
+    """
+    places = jnp.arange(tokens.shape[1])
+    number = jnp.asarray(inputs.pooled)[:, None]
+    visible = inputs.pooled_visible(tokens.shape[1])
+    row: LastRow | None = None
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        nonlocal row
+        mask = None if visible is None else visible[:, None, None, :]
+        attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
+        others = places != number if visible is None else visible & (places != number)
+        row = LastRow(attention, _cosine(q, k), number[:, 0], others)
+        return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
+
+    rows = run_block(tokens, layer_at(inputs, config.layers - 1), config, inputs.pooled_hooks(attend))
+    assert row is not None
+    return rows, row
+
+
+def pooling_row(
+    tokens: jax.Array, tap: jax.Array, params: Params, config: ClipConfig, adaptation: Adaptation
+) -> tuple[jax.Array, LastRow]:
+    """The pooling head's feature `[B, d]` of the last block's tokens, and its query as the row to start from."""
+    count = config.vision.tokens
+    length = tokens.shape[1]
+    feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
+    padding = [(0, 0), (0, length - count)]
+    others = jnp.broadcast_to(jnp.arange(length) < count, (tokens.shape[0], length))
+    row = LastRow(jnp.pad(attention, [(0, 0), *padding]), jnp.pad(_cosine(query, keys), padding), None, others)
+    return feature.astype(jnp.float32), row
+
+
+def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Of a query `[B, H, K]` and keys `[B, N, H, K]`, each as one vector over all heads: `[B, N]`."""
+    query, keys = (unit_length(x.reshape(*x.shape[:-2], -1).astype(jnp.float32)) for x in (q, k))
+    return jnp.einsum("BD,BND->BN", query, keys)
+
+
+def run_tower(
+    inputs: TowerInput,
+    config: TowerConfig,
+    recompute: int,
+    project: Callable[[jax.Array], jax.Array],
+    head: Callable[[jax.Array, jax.Array], tuple[jax.Array, LastRow]] | None = None,
+) -> TowerPass:
+    """Runs a tower forward: its last block at the pooled row, and the feature that `project` makes of it.
+
+    Where a pooling `head` reads all tokens, it takes those behind the last block, and what to add to its attention.
+    """
+    saved, tokens = run_forward(inputs, config, recompute)
+
+    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
+        if head is not None and inputs.pooled is None:
+            return head(tokens, tap)
+        rows, row = last_rows(tokens, tap, inputs, config)
+        return project(rows), row
+
+    heads = config.pool_heads if isinstance(config, VisionConfig) and inputs.pooled is None else config.heads
+    tap = jnp.zeros((tokens.shape[0], heads, tokens.shape[1]), jnp.float32)
+    features, pull, row = jax.vjp(run, tokens, tap, has_aux=True)
+    return TowerPass(inputs, config, saved, features, pull, row)
+
+
+def reduce_backward(
+    tower_pass: TowerPass, gradients: tuple[jax.Array, jax.Array], options: MapOptions
+) -> dict[str, jax.Array]:
+    """Runs the reductions from the last layer down to `start_layer`.
+
+    Args:
+      tower_pass: from `run_tower`.
+      gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
+        attention `[K, B, H, N]`.
+      options: which maps, and of which layers.
+
+    Returns:
+      For each reduction its map `[K, B, N]`; by layer `[K, B, L − start_layer, N]`, of what each layer and those above
+      it give.
+    """
+    inputs = tower_pass.inputs
+    config = tower_pass.config
+    start_layer = first_layer(options.start_layer, config)
+    reductions = {name: REDUCTIONS[name] for name in options.maps}
+    token_gradients, row_gradients = gradients
+    states = {
+        name: jax.vmap(lambda g, r=reduction: r.first(tower_pass.row, g))(row_gradients)
+        for name, reduction in reductions.items()
+    }
+
+    def step(carry: _Carry, index: jax.Array) -> tuple[_Carry, States | None]:
+        saved = saved_at(tower_pass.saved, index, inputs, config, options.recompute)
+        pull, probabilities = block_backward(saved, layer_at(inputs, index), inputs, config)
+
+        def step_target(gradient: jax.Array, states: States) -> tuple[jax.Array, States]:
+            gradient, attention_gradient = pull(gradient)
+            return gradient, {
+                name: reduction.step(states[name], probabilities, attention_gradient)
+                for name, reduction in reductions.items()
+            }
+
+        gradients, states = jax.vmap(step_target)(*carry)
+        return (gradients, states), states if options.by_layer else None
+
+    last = states
+    lower = None
+    top = whole_blocks(inputs, config)
+    if start_layer < top:
+        below = jnp.arange(start_layer, top)
+        (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
+    batch, length = inputs.tokens.shape[:2]
+    influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)
+    if inputs.causal:
+        influential = jnp.asarray(inputs.pooled) + 1
+    count = top + 1 - start_layer
+
+    def finish(states: States, layers: int) -> States:
+        return {
+            name: jax.vmap(lambda state, r=reduction: r.finish(state, layers, influential))(states[name])
+            for name, reduction in reductions.items()
+        }
+
+    if not options.by_layer:
+        return finish(states, count)
+    by_layer = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
+    if inputs.pooled is not None:
+        by_layer.append(finish(last, 1))
+    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *by_layer)
+
+
+def _before_end(text: TextTokens, by_layer: bool) -> jax.Array:
+    """Which tokens are read before the end of their text, `[T, n]`, or `[T, 1, n]` for maps by layer."""
+    before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
+    return before_end[:, None] if by_layer else before_end
+
+
+@with_precision
+def compute_maps(
+    classifier: Classifier,
+    options: MapOptions,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array,
+    tokens: TextTokens,
+    class_features: jax.Array | None = None,
+    *,
+    dtype: str = "float32",
+) -> dict[str, Relevancy]:
+    """The maps that `options` name of images `[B, R, R, 3]` and target classes `[B, K]`.
+
+    Args:
+      classifier: of the task.
+      options: which maps, and how they are computed.
+      params: the frozen weights.
+      learnables: as from `task.init`.
+      images: normalised.
+      targets: the classes that are explained in each image.
+      tokens: of all the task's texts; only the targets' texts are run.
+      class_features: text features of all classes `[n · C, d]`, for a method with a head of its own; else `None`.
+      dtype: compute type by name.
+    """
+    config = classifier.config
+    templates = classifier.templates
+    batch, per_image = targets.shape
+    adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
+    text = target_text(tokens, targets.reshape(-1), templates)
+    vision_pass = run_tower(
+        embed_image(params, config, images, adaptation, dtype=dtype),
+        config.vision,
+        options.recompute,
+        project=lambda rows: project_image(params, config, rows, adaptation),
+        head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
+    )
+    if classifier.method.overrides("adapt_to"):
+        context = image_contexts(classifier, learnables, vision_pass.features, per_image)
+        adaptation = dataclasses.replace(adaptation, text_context=context)
+    text_pass = run_tower(
+        embed_text(params, config, text, adaptation, dtype=dtype),
+        config.text,
+        options.recompute,
+        project=lambda rows: project_text(params, config, rows, adaptation),
+    )
+
+    def score(image: jax.Array, text: jax.Array) -> jax.Array:
+        if class_features is None:
+            scale = jnp.exp(classifier.method.logit_scale(params))
+            return pair_logits(scale, image, text, adaptation.text_residual, templates)
+        return own_pair_logits(classifier, params, learnables, image, text, class_features, targets)
+
+    logits, pull = jax.vjp(score, vision_pass.features, text_pass.features)
+    # Every pair has its own text but shares its image, so the image gets one gradient per target and the texts one.
+    each = jnp.broadcast_to(jnp.eye(per_image)[:, None], (per_image, batch, per_image))
+    image_gradients = jax.vmap(lambda y: vision_pass.pull(pull(y)[0]))(each)
+    text_gradients = jax.tree.map(lambda x: x[None], text_pass.pull(pull(jnp.ones_like(logits))[1]))
+    vision = reduce_backward(vision_pass, image_gradients, options)
+    words = reduce_backward(text_pass, text_gradients, options)
+    before_end = _before_end(text, options.by_layer)
+    shape = (batch, per_image) if templates == 1 else (batch, per_image, templates)
+    return {
+        name: Relevancy(
+            vision=jnp.moveaxis(vision[name], 0, 1)[..., config.vision.first_patch :],
+            text=jnp.where(before_end, words[name][0], 0).reshape(*shape, *words[name].shape[2:]),
+            scores=logits,
+        )
+        for name in options.maps
+    }
 
 
 def relevancy(
@@ -88,7 +647,7 @@ def explanations(
     learnables: Learnables,
     images: jax.Array,
     targets: jax.Array | Sequence[int],
-    options: MapOptions = MapOptions(),  # noqa: B008 (frozen)
+    options: MapOptions = MapOptions(),
     *,
     text: Text | None = None,
 ) -> dict[str, Relevancy]:

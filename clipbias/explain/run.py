@@ -13,15 +13,13 @@ from clipbias.explain import (
     causal_section,
     dataset_sections,
     decomposition_section,
-    explore_section,
-    faithfulness_section,
+    faithfulness,
     observations,
-    picture_sections,
-    replacement_section,
+    pictures,
+    replacement,
     words,
 )
 from clipbias.explain.model import Model
-from clipbias.explain.requests import Section
 from clipbias.explain.results import (
     SECTIONS,
     ClipFacts,
@@ -32,7 +30,7 @@ from clipbias.explain.results import (
     StudyResults,
     save_results,
 )
-from clipbias.explain.study import Study
+from clipbias.explain.study import Section, Study
 from clipbias.explain.verdict import judge
 from clipbias.tuning import parameter_count
 
@@ -42,15 +40,15 @@ COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "relevancy": dataset_sections.compute_relevancy,
     "text_attention": attention_sections.compute_text_attention,
     "vision_attention": attention_sections.compute_vision_attention,
-    "similarity": picture_sections.compute_prompt_similarity,
+    "similarity": pictures.compute_prompt_similarity,
     "decomposition": decomposition_section.compute_decomposition,
     "causal": causal_section.compute_causal,
-    "faithfulness": faithfulness_section.compute_faithfulness,
-    "examples": picture_sections.compute_examples,
-    "explore": explore_section.compute_explore,
+    "faithfulness": faithfulness.compute_faithfulness,
+    "examples": pictures.compute_examples,
+    "explore": pictures.compute_explore,
     "words": words.compute_words,
     "observations": observations.compute_observations,
-    "replacement": replacement_section.compute_replacement,
+    "replacement": replacement.compute_replacement,
 }
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipbias.explain.model import NOTHING_INSIDE
 from clipbias.explain.results import (
     ByOutcome,
     CausalNumbers,
@@ -31,7 +32,6 @@ from clipbias.explain.results import (
     Where,
     same_but_for_seed,
 )
-from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import amount, percent
 from clipbias.sentences import counted

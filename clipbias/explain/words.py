@@ -14,9 +14,8 @@ from sklearn.metrics import pairwise_distances_chunked
 
 from clipbias.clip.tokenizer import Tokenizer
 from clipbias.explain.model import Model
-from clipbias.explain.requests import Section
 from clipbias.explain.results import Missing, ModelWords, PromptWords
-from clipbias.explain.study import Study
+from clipbias.explain.study import Section, Study
 
 NEAREST = 5  # words of each prompt
 

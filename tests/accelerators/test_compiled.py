@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
+from clipbias.explain.model import why_no_maps
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.scope import why_no_maps
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import Topology, exchanges
 from clipbias.training.device import USABLE, needed_bytes

@@ -17,7 +17,7 @@ import experiments.table1
 import experiments.train
 from clipbias.clip import Clip
 from clipbias.data import demo
-from clipbias.explain import requests
+from clipbias.explain import study
 from clipbias.io import PART
 from clipbias.training import evaluate, loop
 from clipbias.tuning import Task
@@ -134,7 +134,7 @@ def test_a_study(
     config.sections = "vision_attention"
     config.mesh.data = 1
     assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
-    signal_at(monkeypatch, requests, "merge", 6)
+    signal_at(monkeypatch, study, "merge", 6)
     assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
     assert "stopped; the same command continues." in capsys.readouterr().err
     assert list((tmp_path / "cut" / "parts").glob("*.npz"))

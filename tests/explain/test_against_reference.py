@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.explain.attention_gradients import MapOptions
-from clipbias.explain.reductions import REDUCTIONS
-from clipbias.explain.relevancy import explanations
+from clipbias.explain.relevancy import REDUCTIONS, MapOptions, explanations
 from clipbias.tuning import Task
 from tests import helpers
 from tests.reference import methods

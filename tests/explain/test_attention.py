@@ -8,8 +8,8 @@ from clipbias.clip import VisionConfig
 from clipbias.explain.attention import (
     distance_and_entropy,
     entropy,
+    text_kinds,
 )
-from clipbias.explain.tokens import text_kinds
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from clipbias.clip import encode_image, encode_text
+from clipbias.explain.attention import text_roles, vision_roles
 from clipbias.explain.decomposition import constancy, observe_parts, parts
 from clipbias.explain.statistics import Moments
-from clipbias.explain.tokens import text_roles, vision_roles
 from tests.explain.models import tuned
 from tests.reference import numpy_clip, statistics
 

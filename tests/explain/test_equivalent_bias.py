@@ -10,8 +10,7 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.constants import TOWERS
 from clipbias.data.transforms import Resizing
-from clipbias.explain.bias_adapter import raw_batches
-from clipbias.explain.equivalent_bias import measure_equivalent_bias, measure_equivalent_biases, missing
+from clipbias.explain.bias import measure_equivalent_bias, measure_equivalent_biases, missing, raw_batches
 from clipbias.explain.model import Model
 from clipbias.explain.results import EquivalentBias
 from clipbias.tuning import Task
@@ -78,7 +77,7 @@ def test_prompts_have_the_equivalent_bias_of_the_reference(
     if inputs.vision_prompts is not None:
         expected = {"vision": plain.of_images(reference, reference.state, inputs, images)} | expected
     if "class_specific" in name:  # a part of the texts at a time
-        monkeypatch.setattr("clipbias.explain.block_changes._TEXTS_AT_ONCE", 2)
+        monkeypatch.setattr("clipbias.explain.bias._TEXTS_AT_ONCE", 2)
     assert_forms(measured(task, learnables, start), expected)
 
 

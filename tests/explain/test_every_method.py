@@ -10,13 +10,11 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import transforms
 from clipbias.data.transforms import Resizing
-from clipbias.explain import scope
-from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.bias import measure_equivalent_bias, raw_batches, why_no_equivalent_bias
 from clipbias.explain.causal import Corner
 from clipbias.explain.causal_section import Way, compute_causal
 from clipbias.explain.effects import halves
-from clipbias.explain.equivalent_bias import measure_equivalent_bias, why_no_equivalent_bias
-from clipbias.explain.model import Model
+from clipbias.explain.model import Model, why_no_causal_test, why_no_maps
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import StudyResults, present
@@ -110,9 +108,9 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     assert any(line.startswith("TASKRES, TIP_ADAPTER: There are no prompts") for line in sentences[2])
     # Sections that take long say the same of the methods that they leave out.
     tasks = {each.key: each.task for each in made.tuned}
-    reasons = {key: scope.why_no_maps(task)[:30] for key, task in tasks.items()}
+    reasons = {key: why_no_maps(task)[:30] for key, task in tasks.items()}
     assert {key: reason for key, reason in reasons.items() if reason} == MAPS
-    reasons = {key: scope.why_no_causal_test(task)[:30] for key, task in tasks.items()}
+    reasons = {key: why_no_causal_test(task)[:30] for key, task in tasks.items()}
     assert {key: reason for key, reason in reasons.items() if reason} == {
         "mmrl": INSERTED,
         **dict.fromkeys(HEADS, NOTHING),

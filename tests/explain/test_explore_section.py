@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from clipbias.explain import explore_section
-from clipbias.explain.attention_gradients import Relevancy
-from clipbias.explain.explore_section import bytes_per_image, choose_images, compute_explore, quantise
+from clipbias.explain import pictures
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.pictures import bytes_per_image, choose_images, compute_explore, quantise
+from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import Predictions
 from tests.explain.test_study import COUNT, knows, make
 
@@ -59,9 +59,9 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
     def layers(study, model, images):
         return {"attention": np.ones((len(images), 3, study.clip.config.vision.patches + model.prompts[0]), np.float32)}
 
-    monkeypatch.setattr(explore_section, "relevancy_maps", maps)
-    monkeypatch.setattr(explore_section, "layer_maps", layers)
-    monkeypatch.setattr(explore_section, "LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
+    monkeypatch.setattr(pictures, "relevancy_maps", maps)
+    monkeypatch.setattr(pictures, "layer_maps", layers)
+    monkeypatch.setattr(pictures, "LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
     explore = study.run_section(compute_explore(knows(study, predictions([0] * COUNT, [1] * COUNT))))
     assert len(explore.images) == len(explore.names) == 2
     assert explore.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]

@@ -8,13 +8,11 @@ import pytest
 
 from clipbias.data import Split
 from clipbias.data.images import pictures
-from clipbias.explain import faithfulness_section
-from clipbias.explain.attention_gradients import MapOptions, Relevancy
-from clipbias.explain.faithfulness_section import compute_faithfulness
+from clipbias.explain import faithfulness
+from clipbias.explain.faithfulness import FRACTIONS, compute_faithfulness
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.perturbation import FRACTIONS
-from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
+from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, Relevancy
 from clipbias.explain.results import MAPS
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
@@ -81,7 +79,7 @@ def maps_by_hand(task, params, learnables, images, targets, options=None, text=N
 @pytest.fixture(autouse=True)
 def explained_by_hand(monkeypatch):
     """In place of `explanations`, which `test_against_reference` compares with its own."""
-    monkeypatch.setattr(faithfulness_section, "explanations", maps_by_hand)
+    monkeypatch.setattr(faithfulness, "explanations", maps_by_hand)
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +140,14 @@ def study_of(model, split, folder, size):
 def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, raw, split, tmp_path, monkeypatch):
     """All images of the class that is predicted anyway, and then of another one."""
     counts = collections.Counter()
-    plain = faithfulness_section.distinct_rows
+    plain = faithfulness.distinct_rows
 
     def counting(gone, read):
         maps = plain(gone, read)
         counts[name] += len(maps[0])
         return maps
 
-    monkeypatch.setattr(faithfulness_section, "distinct_rows", counting)
+    monkeypatch.setattr(faithfulness, "distinct_rows", counting)
     for name, shift in (("right", 0), ("wrong", 1)):
         images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
         study = study_of(model, images, tmp_path / name, 2)

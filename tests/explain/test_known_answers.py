@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.perturbation import FRACTIONS, area_under_curve, black_out, removed
+from clipbias.explain.faithfulness import FRACTIONS, area_under_curve, black_out, removed
 from clipbias.explain.relevancy import explanations
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, transparent

@@ -12,8 +12,8 @@ from clipbias.clip import Adaptation
 from clipbias.clip.block import run_block
 from clipbias.clip.vision import embed_image
 from clipbias.explain.causal import Corner, Level, Stream, mix_images, mix_texts
+from clipbias.explain.model import NOTHING_INSIDE, why_no_causal_test
 from clipbias.explain.results import Average, Kind, Labels, What, Where
-from clipbias.explain.scope import NOTHING_INSIDE, why_no_causal_test
 from clipbias.explain.uncertainty import Estimate
 from clipbias.tuning import CONSTANTS, Task
 from tests.explain.models import CLASS_NAMES, moved

@@ -11,13 +11,11 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
-from clipbias.explain.attention_gradients import MapOptions
-from clipbias.explain.block_changes import reference_adaptation
+from clipbias.explain.attention import text_kinds, token_labels
+from clipbias.explain.bias import measure_equivalent_bias, reference_adaptation
 from clipbias.explain.causal import Corner, Stream, mix_images, mix_texts
-from clipbias.explain.equivalent_bias import measure_equivalent_bias
 from clipbias.explain.passes import observe_layers
-from clipbias.explain.relevancy import explanations
-from clipbias.explain.tokens import text_kinds, token_labels
+from clipbias.explain.relevancy import MapOptions, explanations
 from clipbias.tuning.features import unit_length
 from tests import families
 from tests.families import CLASSES, DATA, LABELS

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from clipbias.explain.perturbation import area_under_curve, black_out, distinct_rows, removed
+from clipbias.explain.faithfulness import area_under_curve, black_out, distinct_rows, removed
 
 MAP = np.array([[0.1, 0.9, 0.5, 0.5]], np.float32)
 

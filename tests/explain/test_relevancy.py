@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from clipbias.explain.reductions import RELEVANCY, LastRow
-from clipbias.explain.relevancy import relevancy
+from clipbias.explain.relevancy import RELEVANCY, LastRow, relevancy
 from clipbias.training import mesh as meshes
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import log_softmax
 
 from clipbias.clip import Clip
-from clipbias.explain import replacement_section
+from clipbias.explain import replacement
 from clipbias.explain.effects import halves
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
@@ -286,24 +286,24 @@ def models_of(clip: Clip) -> list[Model]:
 def test_which_models_stand_beside_the_forms(clip: Clip, tmp_path: Path) -> None:
     models = models_of(clip)
     study = Study(models, colour_split(1, 3), StudyOptions(), tmp_path)
-    assert [each.key for each in replacement_section.retrainings(study, models[1])] == ["again"]
-    assert [each.key for each in replacement_section.on_labels(study, models[1], "kind")] == ["kind"]
-    assert not replacement_section.on_labels(study, models[1], "vector")
-    assert not replacement_section.retrainings(study, models[4])
+    assert [each.key for each in replacement.retrainings(study, models[1])] == ["again"]
+    assert [each.key for each in replacement.on_labels(study, models[1], "kind")] == ["kind"]
+    assert not replacement.on_labels(study, models[1], "vector")
+    assert not replacement.retrainings(study, models[4])
 
 
 def test_what_is_not_fitted_and_why(clip: Clip, tmp_path: Path) -> None:
     images = colour_split(5, 0)
     study = Study(models_of(clip), colour_split(1, 3), StudyOptions(), tmp_path, unlabelled=images)
-    reasons = [replacement_section.why_not_fitted(study, model) for model in study.tuned]
+    reasons = [replacement.why_not_fitted(study, model) for model in study.tuned]
     assert [bool(reason) for reason in reasons] == [False, True, True, False]
     assert "another start" in reasons[1] and "one of the forms" in reasons[2]
     off = Study(models_of(clip), images, StudyOptions(replacement_steps=0), tmp_path, unlabelled=images)
-    assert "replacement_steps is 0" in replacement_section.why_not_fitted(off, off.tuned[0])
-    results = off.run_section(replacement_section.compute_replacement(off))
+    assert "replacement_steps is 0" in replacement.why_not_fitted(off, off.tuned[0])
+    results = off.run_section(replacement.compute_replacement(off))
     assert not results.methods and all(isinstance(each, Missing) for each in results.models.values())
     without = Study(models_of(clip), images, StudyOptions(), tmp_path)
-    results = without.run_section(replacement_section.compute_replacement(without))
+    results = without.run_section(replacement.compute_replacement(without))
     assert isinstance(results.models["ivlp"], Missing) and "there are none, or too few" in results.models["ivlp"].reason
 
 
@@ -318,7 +318,7 @@ def test_what_is_not_fitted_and_why(clip: Clip, tmp_path: Path) -> None:
     ],
 )
 def test_methods_without_a_ceiling(clip: Clip, method: str, why: str) -> None:
-    found = replacement_section.no_ceiling(Model("it", "It", method, Task(clip, method, CLASS_NAMES), {}))
+    found = replacement.no_ceiling(Model("it", "It", method, Task(clip, method, CLASS_NAMES), {}))
     assert (
         (why in found and found.startswith("It cannot be fitted to outputs, so there is no ceiling"))
         if why
@@ -327,8 +327,8 @@ def test_methods_without_a_ceiling(clip: Clip, method: str, why: str) -> None:
 
 
 def test_the_forecast() -> None:
-    assert replacement_section.forecast(600, 0.1).startswith("Replacements take about 60 seconds (")
-    assert replacement_section.forecast(3000, 0.1).startswith("Replacements take about 5 minutes (")
+    assert replacement.forecast(600, 0.1).startswith("Replacements take about 60 seconds (")
+    assert replacement.forecast(3000, 0.1).startswith("Replacements take about 5 minutes (")
 
 
 @pytest.mark.parametrize(("best", "tried"), [(0.005, 3), (0.02, 4), (0.08, 5), (0.00125, 4), (1e9, 8)])
@@ -353,14 +353,14 @@ def features_of(task: Task, params: Any, learnables: Any, pixels: Any) -> Any:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Equivalent biases that the section measured, for one form alone."""
     results: list[Any] = []
-    measure = replacement_section.measure_equivalent_biases
+    measure = replacement.measure_equivalent_biases
 
     def record(*args: Any) -> Any:
         results.append((yield from measure(*args)))
         return results[-1]
 
-    monkeypatch.setattr(replacement_section, "measure_equivalent_biases", record)
-    monkeypatch.setattr(replacement_section, "MEANS", {"kind": "bias_by_kind"})
+    monkeypatch.setattr(replacement, "measure_equivalent_biases", record)
+    monkeypatch.setattr(replacement, "MEANS", {"kind": "bias_by_kind"})
     return results
 
 
@@ -386,7 +386,7 @@ def test_the_section(
         assert np.isfinite(divergence(0.02))
         return 0.02
 
-    monkeypatch.setattr(replacement_section, "select_rate", one_rate)
+    monkeypatch.setattr(replacement, "select_rate", one_rate)
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
     images = colour_split(5, 0)
@@ -437,7 +437,7 @@ def test_the_section(
     assert len(folders) == 2  # the trial is the ceiling
     monkeypatch.setattr(loop, "train_step", None)
     more = Study(models_of(clip)[:2], test, options, tmp_path, unlabelled=images)
-    more.run_section(replacement_section.compute_replacement(more))
+    more.run_section(replacement.compute_replacement(more))
     assert sorted((tmp_path / "parts" / "replacement").iterdir()) == folders
 
 
@@ -448,7 +448,7 @@ def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Pat
     models = [models_of(clip)[0], Model("bias", "Bias", "bias", bias, drawn(bias.shapes, 0.1), seed=1)]
     images = colour_split(6, 0)
     study = Study(models, colour_split(4, 3), StudyOptions(replacement_steps=60), tmp_path, unlabelled=images)
-    fits = replacement_section._Fits(study, images, images, study.tuned)
+    fits = replacement._Fits(study, images, images, study.tuned)
     teacher_model = teacher.Teacher(bias, models[1].learnables)
     zero = teacher.Teacher(bias, bias.init(0))
     (ceiling, fitted), _ = fits.fit(models[1])

@@ -8,7 +8,7 @@ import safetensors.numpy
 from PIL import Image
 
 from clipbias.data import Split
-from clipbias.explain import picture_sections
+from clipbias.explain import pictures
 from clipbias.explain.decomposition_section import compute_decomposition
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
@@ -113,7 +113,7 @@ def study_of(reference, clip, tmp_path_factory):
 def results(study_of):
     study = study_of("ivlp")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(picture_sections, "EXAMPLES", 2)
+        patch.setattr(pictures, "EXAMPLES", 2)
         return run_study(study, study.parts.parent, dataset="noise", sections=SECTIONS)
 
 

@@ -3,7 +3,7 @@ import functools
 import jax
 import numpy as np
 
-from clipbias.explain.similarity import to_image
+from clipbias.explain.attention import to_image
 
 
 def test_maps_at_image_size_are_bilinear_with_half_pixel_centres():

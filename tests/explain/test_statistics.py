@@ -2,7 +2,6 @@ import jax
 import numpy as np
 import pytest
 
-from clipbias.explain.requests import RequestProgress, SumRequest
 from clipbias.explain.statistics import (
     Moments,
     divided_by_sum,
@@ -11,6 +10,7 @@ from clipbias.explain.statistics import (
     stretched,
     total_variation,
 )
+from clipbias.explain.study import RequestProgress, SumRequest
 from clipbias.training import mesh as meshes
 
 DRAW = np.random.default_rng(0)

@@ -9,8 +9,7 @@ from PIL import Image
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.data.transforms import Resizing
-from clipbias.explain import dataset_sections, requests
-from clipbias.explain.attention_gradients import Relevancy
+from clipbias.explain import dataset_sections, study
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
@@ -19,11 +18,11 @@ from clipbias.explain.dataset_sections import (
 )
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.requests import RowRequest, SumRequest
+from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import Predictions, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Study
+from clipbias.explain.study import RowRequest, Study, SumRequest
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods
@@ -190,7 +189,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
 
     whole, cut = make(clip, tmp_path / "whole"), make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
     expected = whole.run_section(both(whole))
-    behind = requests.RequestProgress(request("a", cut, 0), cut.parts, cut.fingerprint)
+    behind = study.RequestProgress(request("a", cut, 0), cut.parts, cut.fingerprint)
     for batch, number, _ in cut.batches(cut.images):
         behind.add(behind.request.step(batch), 2, np.asarray(batch["mask"]))
         if number == 2:
@@ -206,9 +205,9 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
 
 def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(requests.RequestProgress, "save", lambda self: saved.append(self.done))
+    monkeypatch.setattr(study.RequestProgress, "save", lambda self: saved.append(self.done))
     for minute, expected in ((60.0, [7, 7]), (-1.0, [3, 6, 7, 7])):
-        monkeypatch.setattr(requests, "SAVE_SECONDS", minute)
+        monkeypatch.setattr(study, "SAVE_SECONDS", minute)
         totals_of(make(clip, tmp_path))
         assert saved == expected
         saved.clear()

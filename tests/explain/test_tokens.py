@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clipbias.explain.tokens import (
+from clipbias.explain.attention import (
     index_kinds,
     prompt_counts,
     prompt_depths,

@@ -8,6 +8,7 @@ import pytest
 
 from clipbias.explain.causal_section import Way, summarize
 from clipbias.explain.effects import measure, over_seeds
+from clipbias.explain.model import NOTHING_INSIDE
 from clipbias.explain.results import (
     ByOutcome,
     CausalNumbers,
@@ -25,7 +26,6 @@ from clipbias.explain.results import (
     What,
     Where,
 )
-from clipbias.explain.scope import NOTHING_INSIDE
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import FEWEST_IMAGES, judge, label, sentence
 

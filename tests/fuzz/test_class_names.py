@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from clipbias import report
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.explain.tokens import token_labels
+from clipbias.explain.attention import token_labels
 from clipbias.report import table
 from clipbias.tuning import METHODS, Task
 from tests.fuzz.answers import ANYTHING, answered

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipbias import report
-from clipbias.explain.requests import RequestProgress, SumRequest
 from clipbias.explain.results import load_arrays, load_results, save_results
+from clipbias.explain.study import RequestProgress, SumRequest
 from clipbias.io import read_json_lines
 from clipbias.training.progress import MetricWriter
 from tests.fuzz.answers import answered, corrupted, mutated

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from clipbias.clip import encode_image, encode_text
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
-from clipbias.explain.attention_gradients import Relevancy
+from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.targets import first_layer, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Learnables, Task
 

@@ -16,8 +16,8 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.clip.precision import Target
+from clipbias.explain.model import additions, why_no_maps
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.scope import additions, why_no_maps
 from clipbias.training import memory
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import traced_for

@@ -5,7 +5,7 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
-from clipbias.explain.tokens import token_labels
+from clipbias.explain.attention import token_labels
 from clipbias.tuning import Task
 
 TEXTS = ("a dog on_grass.", "two cats {}", "a dog")

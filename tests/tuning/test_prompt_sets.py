@@ -10,8 +10,8 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split
+from clipbias.explain.attention import text_kinds
 from clipbias.explain.results import TEXT_KINDS
-from clipbias.explain.tokens import text_kinds
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Task, make_method

@@ -20,7 +20,7 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.bias_adapter import raw_batches
+from clipbias.explain.bias import raw_batches
 from clipbias.explain.effects import REFERENCE, TUNED, measure, summarize_replacements
 from clipbias.explain.uncertainty import excludes
 from clipbias.training import mesh as meshes

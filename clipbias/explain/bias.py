@@ -1,0 +1,515 @@
+"""The equivalent bias of a method: what its blocks add on average, as one constant per layer.
+
+With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen one,
+
+    c_l = mean over images of F_l(x) − f_l(x),
+
+both on the tuned run's own input tokens `x`, which are all but *slots*: the positions that a method fills with learned
+tokens. In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots what the
+reference run has there: the frozen model's run with the context that the method starts from, in which nothing is
+replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
+a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
+
+It has two forms: one vector per layer, which bias tuning can learn; and two per layer, one for the pooled token and one
+for all others. Only what acts inside the blocks is in it. A method may also change the pixels, the weights before the
+first block and after the last, or the class features, or have a head of its own: `c_l` knows nothing of these.
+
+As an adapter: the frozen model reads what the method's texts are before training, so that nothing but the bias is added
+to it, and has CLIP's own head.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import check_choice, check_int
+from clipbias.clip import Adaptation, TextTokens, tower
+from clipbias.clip.block import LayerInput, Record, run_block
+from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.layers import INPUT, of_layers
+from clipbias.clip.params import Params
+from clipbias.clip.text import embed_text
+from clipbias.clip.vision import embed_image
+from clipbias.constants import TOWERS
+from clipbias.data import Split
+from clipbias.data.pipeline import test_batches
+from clipbias.data.transforms import Resizing
+from clipbias.errors import ClipbiasError
+from clipbias.explain.model import Model
+from clipbias.explain.results import EquivalentBias
+from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
+from clipbias.explain.targets import by_pass, of_texts
+from clipbias.tuning import Classifier, Learnables, Task, make_method
+from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
+from clipbias.tuning.method import crops_of
+from clipbias.tuning.task import Text
+
+# Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
+BlockSums = dict[str, Moments]
+# Texts that run at once: a tower's tokens of all layers are held for them.
+_TEXTS_AT_ONCE = 128
+
+
+def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
+    """What the reference run is given: the context that the method starts from, and nothing else."""
+    return Adaptation(text_context=task.method.adapt(initial).text_context)
+
+
+@jax.jit(static_argnums=0)
+def vision_moments(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, mask: jax.Array
+) -> BlockSums:
+    """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
+
+    Returns:
+      "vision/token" (`count [L, 1 + M]`) and "vision/pooled" (`count [L]`), the latter not for a pooling head.
+    """
+    config: ClipConfig = classifier.config
+    with jax.default_matmul_precision("highest"):
+        counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
+        sums = [
+            _sum_changes(embed_image(params, config, images, adaptation), config.vision, counted)
+            for adaptation in by_pass(classifier.method.adapt(learnables))
+        ]
+        return _joined("vision", jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums))
+
+
+def _joined(tower: str, stacked: BlockSums) -> BlockSums:
+    """Sums of several runs, stacked, as one, by the names of a tower."""
+    return {f"{tower}/{name}": sums.joined() for name, sums in stacked.items()}
+
+
+@jax.jit(static_argnums=(0, 1))
+def _text_moments(
+    classifier: Classifier,
+    count: int,
+    params: Params,
+    learnables: Learnables,
+    reference: Adaptation,
+    tokens: TextTokens,
+    texts: jax.Array,
+    mask: jax.Array,
+) -> BlockSums:
+    adaptation = of_texts(classifier.method.adapt(learnables), texts, count)
+    initial = of_texts(reference, texts, count)
+    with jax.default_matmul_precision("highest"):
+        sums = _sum_text_changes(params, classifier.config, adaptation, initial, tokens, mask)
+        return {f"text/{name}": moments for name, moments in sums.items()}
+
+
+@jax.jit(static_argnums=0)
+def text_moments_of_images(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    reference: Adaptation,
+    tokens: TextTokens,
+    text: Text,
+    images: jax.Array,
+    mask: jax.Array,
+) -> BlockSums:
+    """`text_moments` where texts depend on the images, `[B, R, R, 3]` or views of them, of which `mask [B]` count.
+
+    The text tower takes one image after another.
+    """
+    config = classifier.config
+    with jax.default_matmul_precision("highest"):
+        features = classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+        def sum_of_image(inputs: tuple[jax.Array, jax.Array]) -> BlockSums:
+            feature, is_counted = inputs
+            adaptation = classifier.adaptation_for(params, learnables, feature, text)
+            counted_texts = jnp.broadcast_to(is_counted, tokens.ids.shape[:1])
+            return _sum_text_changes(params, config, adaptation, reference, tokens, counted_texts)
+
+        return _joined("text", jax.lax.map(sum_of_image, (features, mask)))
+
+
+def _sum_text_changes(
+    params: Params,
+    config: ClipConfig,
+    adaptation: Adaptation,
+    reference: Adaptation,
+    tokens: TextTokens,
+    mask: jax.Array,
+) -> BlockSums:
+    """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
+    run = embed_text(params, config, tokens, adaptation)
+    counted = tokens.counted & mask[:, None]
+    if adaptation.text_context is None and adaptation.text_prompts is None:
+        return _sum_changes(run, config.text, counted)
+    slots = jnp.asarray(tokens.context_rows) >= 0
+    words = embed_text(params, config, tokens, reference).tokens
+    return _sum_changes(run, config.text, counted & ~slots, slots, words)
+
+
+def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
+    """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
+
+    Args:
+      task: the method bound to classes.
+      params: the frozen weights.
+      learnables: as tuned.
+      initial: as before training.
+    """
+    reference = reference_adaptation(task, initial)
+    count = len(task.tokens.ids)
+    size = min(count, _TEXTS_AT_ONCE)
+    sums: BlockSums = {}
+    for start in range(0, count, size):
+        numbers = np.arange(start, start + size)
+        texts = np.minimum(numbers, count - 1)
+        tokens: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], task.tokens)
+        moments = _text_moments(
+            task.classifier, count, params, learnables, reference, tokens, texts, mask=numbers < count
+        )
+        sums = merge(sums, jax.device_get(moments))
+    return sums
+
+
+def _sum_changes(
+    run: tower.TowerInput,
+    config: TowerConfig,
+    counted: jax.Array,
+    slots: jax.Array | None = None,
+    words: jax.Array | None = None,
+) -> BlockSums:
+    """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
+
+    Args:
+      run: the tuned tower up to its first block.
+      config: of the tower.
+      counted: `[B, N']`: which of the first `N'` tokens count. The others are slots, or of no influence.
+      slots: `[B, N]`: which tokens are slots, where they stand among the first `N'`.
+      words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
+    """
+    length = counted.shape[1]
+
+    def step(
+        stage: tower.TowerInput,
+        places: np.ndarray,
+        carry: tuple[jax.Array, jax.Array | None],
+        scanned: tuple[LayerInput, None],
+    ) -> tuple[tuple[jax.Array, jax.Array | None], BlockSums]:
+        tokens, words = carry
+        layer, _ = scanned
+        frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
+        seen = Record()
+        hooks = stage.hooks(stage.attend_fused)
+        tokens = run_block(tokens, layer, config, dataclasses.replace(hooks, keep=seen))
+        inputs = seen[INPUT][:, places[:length]]
+        if words is not None and slots is not None:
+            inputs = jnp.where(slots[..., None], words, inputs)
+        change = tokens[:, places[:length]] - run_block(inputs, frozen, config, hooks)
+        if words is not None:
+            words = run_block(words, frozen, config, hooks)
+        sums: BlockSums = {"token": Moments.of(change, counted)}
+        if run.pooled is not None:
+            sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
+        return (tokens, words), sums
+
+    return tower.scan_blocks(run, step, (run.tokens, words), None)[2]
+
+
+def _bias_of(sums: BlockSums, tower: str) -> EquivalentBias:
+    """Of a tower's differences by position, and at the pooled token."""
+    pooled: Moments | None = sums.get(f"{tower}/pooled")
+    count, mean = _count_and_mean(sums[f"{tower}/token"])
+    samples = count.sum(1)
+    total = (count[..., None] * mean).sum(1)
+    pooled_count = np.zeros(len(count))
+    pooled_mean = np.zeros_like(total)
+    if pooled is not None:
+        pooled_count, pooled_mean = _count_and_mean(pooled)
+    others = total - pooled_count[:, None] * pooled_mean
+    by_kind = np.stack([pooled_mean, _ratio(others, samples - pooled_count)], axis=1)
+    if pooled is None:
+        by_kind = by_kind[:, 1:]
+    return EquivalentBias(vector=_ratio(total, samples).astype(np.float32), kind=by_kind.astype(np.float32))
+
+
+def _count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Means of sums `[L, D]` over counts `[L]`; 0 where nothing was counted."""
+    return total / np.maximum(count, 1)[:, None]
+
+
+def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
+    """The towers in whose blocks a method changes tokens or weights."""
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    vision = (
+        adaptation.vision_prompts,
+        adaptation.vision_tokens,
+        adaptation.vision_bias,
+        adaptation.vision_adapters,
+        of_layers(adaptation.vision_weights),
+    )
+    text = (
+        adaptation.text_context,
+        adaptation.text_prompts,
+        adaptation.text_class_prompts,
+        adaptation.text_tokens,
+        adaptation.text_bias,
+        adaptation.text_adapters,
+        of_layers(adaptation.text_weights),
+    )
+    parts = {"vision": vision, "text": text}
+    return tuple(name for name in TOWERS if any(leaf.size for leaf in jax.tree.leaves(parts[name])))
+
+
+def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str | None:
+    """Why a method has no equivalent bias, in one sentence, or `None` where it does."""
+    if not changed_towers(task, learnables):
+        return "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
+    return None
+
+
+def needs_images(task: Task, learnables: Learnables) -> bool:
+    """Whether the equivalent bias depends on images: where a method changes their tower, or they change its texts."""
+    return "vision" in changed_towers(task, learnables) or task.method.conditional
+
+
+def image_moments(
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    initial: Learnables,
+    images: jax.Array,
+    mask: jax.Array,
+) -> BlockSums:
+    """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
+    towers = changed_towers(task, learnables)
+    sums: BlockSums = {}
+    if "vision" in towers:
+        whole = images[:, 0] if images.ndim == 5 else images
+        sums |= vision_moments(task.classifier, params, learnables, whole, mask)
+    if "text" in towers and task.method.conditional:
+        reference = reference_adaptation(task, initial)
+        sums |= text_moments_of_images(
+            task.classifier, params, learnables, reference, task.tokens, task.text, images, mask
+        )
+    return sums
+
+
+def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
+    """By tower, of the sums that `vision_moments` and `text_moments` give."""
+    return {tower: _bias_of(sums, tower) for tower in TOWERS if f"{tower}/token" in sums}
+
+
+def measure_equivalent_bias(
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    initial: Learnables,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
+) -> tuple[dict[str, EquivalentBias], int]:
+    """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
+
+    Args:
+      task: the method bound to classes.
+      params: the frozen weights.
+      learnables: as tuned.
+      initial: as before training.
+      batches: raw images `[B, R, R, 3]` uint8, and which of them count `[B]`; unused where the vision tower is as it
+        was and no text depends on an image.
+
+    Returns:
+      `EquivalentBias` by tower, and the number of images.
+
+    Raises:
+      ClipbiasError: it has no equivalent bias, or there is no image.
+    """
+    if reason := why_no_equivalent_bias(task, learnables):
+        raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
+    if crops_of(task.method):
+        raise ClipbiasError(
+            f"{type(task.method).__name__} learns of crops of each image, which are not made here, so its equivalent "
+            "bias is not measured."
+        )
+    sums: BlockSums = {}
+    if "text" in changed_towers(task, learnables) and not task.method.conditional:
+        sums = text_moments(task, params, learnables, initial)
+    if not needs_images(task, learnables):
+        return equivalent_biases(sums), 0
+    images = 0
+    for raw, mask in batches:
+        pixels = task.clip.preprocessing.normalize(raw)
+        moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
+        sums = merge(sums, jax.device_get(moments))
+        images += int(np.sum(mask))
+    if not images:
+        raise ClipbiasError("there is no image to measure on; give images of the training set.")
+    return equivalent_biases(sums), images
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredBiases:
+    """The equivalent bias of a study's model in each tower that it changes, and on how many training images."""
+
+    towers: dict[str, EquivalentBias]
+    training_images: int
+
+
+def missing(study: Study, model: Model) -> str | None:
+    """One sentence why there is nothing to measure of a study's model, or `None`."""
+    if reason := why_no_equivalent_bias(model.task, model.learnables):
+        return reason
+    if not study.training and needs_images(model.task, model.learnables):
+        return "The equivalent bias is measured on training images, and there are none."
+    return None
+
+
+def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, MeasuredBiases]]:
+    """By model of a study the equivalent bias, on the study's training images."""
+    totals: dict[str, Totals] = {}
+    requests: dict[str, SumRequest] = {}
+    for model in models:
+        task = model.task
+        totals[model.key] = {}
+        if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
+            learnables = study.learnables[model.key]
+            totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
+        if needs_images(task, model.learnables):
+            requests[model.key] = SumRequest(
+                f"equivalent-bias-{model.key}",
+                f"{model.label}: equivalent bias",
+                study.training_images,
+                _measuring_step(study, model),
+                split=study.training,
+                crops=model.crops,
+            )
+    sums = yield list(requests.values())
+    measured = {}
+    for model in models:
+        of_images = sums[requests[model.key].name] if model.key in requests else {}
+        count = of_images["images"].samples if of_images else 0
+        towers = equivalent_biases(totals[model.key] | of_images)
+        measured[model.key] = MeasuredBiases(towers=towers, training_images=count)
+    return measured
+
+
+def _measuring_step(study: Study, model: Model) -> Step:
+    learnables = study.learnables[model.key]
+    initial = model.task.init(model.seed)
+
+    def step(batch: Batch) -> dict[str, Any]:
+        pixels = study.normalize(batch["images"])
+        moments = image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
+        return moments | {"images": _moments(batch["mask"], batch["mask"])}
+
+    return step
+
+
+_moments = jax.jit(Moments.of)
+
+
+# What an adapter can hold, and the method that it is then one of.
+METHODS = {"vector": "bias", "kind": "bias_by_kind"}
+# Notes of an adapter that hold for its replacement, too.
+_KEPT = ("dataset", "shots", "train_images", "images_per_class", "seed", "start_seed")
+
+
+def equivalent_bias(
+    task: Task,
+    learnables: Learnables,
+    images: np.ndarray | Split | Iterable[np.ndarray] | None,
+    form: str,
+    *,
+    notes: Mapping[str, object],
+    batch_size: int,
+) -> Adapter:
+    """The equivalent bias of a tuned method as an adapter, see `clipbias.equivalent_bias`."""
+    check_choice("form", form, tuple(METHODS))
+    check_int("batch_size", batch_size, lowest=1)
+    initial = task.init(start_seed(notes))
+    batches = raw_batches(images, task.clip.preprocessing.resizing, batch_size)
+    biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
+    return as_bias_adapter(task, initial, biases, form, notes=notes, images=count)
+
+
+def as_bias_adapter(
+    task: Task,
+    initial: Learnables,
+    biases: Mapping[str, EquivalentBias],
+    form: str,
+    *,
+    notes: Mapping[str, object],
+    images: int,
+) -> Adapter:
+    """The measured bias of a tuned method as an adapter of bias tuning.
+
+    Args:
+      task: of the method, bound to its classes or others.
+      initial: its learnables before training.
+      biases: by tower.
+      form: "vector" or "kind".
+      notes: of the tuned adapter.
+      images: how many were averaged over.
+
+    Raises:
+      ClipbiasError: the texts that the method starts from are not those of bias tuning.
+    """
+    method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
+    bias_task = Task(task.clip, method, task)
+    _check_texts(task, initial, bias_task, task.method_name)
+    source = {"method": task.method_name, "options": task.options(), "images": images}
+    return make_adapter(
+        bias_task,
+        {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()},
+        notes={name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source},
+    )
+
+
+def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:
+    """Raises `ClipbiasError` unless the frozen model that the method starts from reads the texts of `bias_task`."""
+    start = reference_adaptation(task, initial).text_context
+    if start is not None:
+        context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
+        texts, positions = np.nonzero(rows >= 0)
+        at = rows[texts, positions]
+        start_rows = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
+        words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
+        if not np.array_equal(start_rows, words):
+            raise ClipbiasError(
+                f"{method!r} starts from a random context and not from words, so its equivalent bias cannot be added "
+                "to a plain CLIP that reads words."
+            )
+    if not np.array_equal(task.tokens.ids, bias_task.tokens.ids):
+        raise ClipbiasError(
+            f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
+            f"{bias_task.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
+        )
+
+
+def raw_batches(
+    images: np.ndarray | Split | Iterable[np.ndarray] | None, resizing: Resizing, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches uint8 `[B, R, R, 3]`, all of one size, and which of their images there are `[B]`."""
+    if isinstance(images, Split):
+        for batch in test_batches(images, resizing=resizing, batch_size=min(batch_size, max(len(images), 1))):
+            yield batch["images"], batch["mask"]
+        return
+    if images is None:
+        return
+    size = resizing.side
+    single = isinstance(images, np.ndarray | jax.Array)
+    for array in [images] if single else images:
+        pixels = np.asarray(array)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ClipbiasError(
+                f"images are {pixels.dtype} {pixels.shape}; give raw pixels, uint8 [n, {size}, {size}, 3], as this "
+                "model takes them."
+            )
+        rows = min(batch_size, max(len(pixels), 1)) if single else batch_size
+        for start in range(0, len(pixels), rows):
+            chunk = pixels[start : start + rows]
+            missing = rows - len(chunk)
+            yield np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))), np.arange(rows) < len(chunk)
