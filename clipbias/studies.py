@@ -24,8 +24,7 @@ from clipbias.explain.results import SECTIONS, Labels, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.report import write_report
-from clipbias.report.names import method_name
-from clipbias.report.published import dataset_name
+from clipbias.report.names import dataset_name, method_name
 from clipbias.report.study_page import method_sentences
 from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.progress import Progress, say

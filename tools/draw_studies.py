@@ -17,10 +17,10 @@ from absl import app, flags
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SCALARS, StudyResults
 from clipbias.report import style
-from clipbias.report.captioned import CaptionedFigure, write_csv
+from clipbias.report.captions import CaptionedFigure, write_csv
+from clipbias.report.names import dataset_name
 from clipbias.report.overview import load_studies
-from clipbias.report.published import dataset_name
-from clipbias.report.replacement_figure import replacement_figure
+from clipbias.report.replacement import replacement_figure
 from clipbias.report.table import Table, render
 from clipbias.report.verdict import COLUMNS, overview_figure, verdict_rows
 from clipbias.terminal import printable

@@ -20,7 +20,7 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Kind
 from clipbias.io import read_text
-from clipbias.report.published import dataset_name
+from clipbias.report.names import dataset_name
 from clipbias.report.table import MISSING
 from tools.pages import markdown, with_section, write_page
 

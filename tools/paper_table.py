@@ -15,7 +15,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Observation, load_results
 from clipbias.io import read_json_lines
 from clipbias.report import read_sweep
-from clipbias.report.captioned import write_csv
+from clipbias.report.captions import write_csv
 from clipbias.report.observations import bias_above_prompts, observation_frame
 from clipbias.training.evaluate import FOLDER as PREDICTIONS
 from clipbias.training.sweep import RESULTS

@@ -10,14 +10,15 @@ import pandas as pd
 from clipbias.data.few_shot import SMALL, range_words, wilson_interval
 from clipbias.report.errors import DETECTABLE, EXPLAINED, WITHIN, Answers, difference_error
 from clipbias.report.frames import ACCURACY, AVERAGE, CellKey, Row, Sweep, cell_frame, cell_lines, run_frame
-from clipbias.report.names import method_name, shown_shots
-from clipbias.report.published import (
+from clipbias.report.names import (
     Published,
     are_the_eleven,
     dataset_name,
     eleven_datasets,
+    method_name,
     published_averages,
     published_sixteen_shots,
+    shown_shots,
 )
 from clipbias.report.table import MISSING, Table
 from clipbias.sentences import counted

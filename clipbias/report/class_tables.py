@@ -7,8 +7,7 @@ import pandas as pd
 from clipbias.report.accuracy_tables import shots_words, training_words
 from clipbias.report.errors import Answers
 from clipbias.report.frames import ACCURACY, AVERAGE, CellKey, Row, Sweep, cell_frame, cell_lines, run_frame
-from clipbias.report.names import method_name
-from clipbias.report.published import dataset_name
+from clipbias.report.names import dataset_name, method_name
 from clipbias.report.table import MISSING, Table
 from clipbias.sentences import counted
 

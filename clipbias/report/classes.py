@@ -20,7 +20,7 @@ from clipbias.data.confusion import (
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_bytes
 from clipbias.report import style
-from clipbias.report.captioned import CaptionedFigure, write_csv
+from clipbias.report.captions import CaptionedFigure, write_csv
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 

@@ -5,13 +5,12 @@ import math
 import pandas as pd
 
 from clipbias.report.accuracy_tables import shots_words
-from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.captions import CaptionedFigure
 from clipbias.report.errors import Answers
 from clipbias.report.frames import ACCURACY, Sweep, cell_frame, cell_lines, run_frame
-from clipbias.report.looks import KINDS
-from clipbias.report.names import method_kind, method_name
-from clipbias.report.published import dataset_name
+from clipbias.report.names import dataset_name, method_kind, method_name
 from clipbias.report.scatter import cost_scatter
+from clipbias.report.style import KINDS
 from clipbias.report.table import Table
 
 PARAMETERS = "parameters"

@@ -12,8 +12,7 @@ import pandas as pd
 
 from clipbias.data.confusion import binomial_error
 from clipbias.report.errors import Answers, harmonic_error
-from clipbias.report.names import at_rate, ordered_methods
-from clipbias.report.published import ordered_datasets
+from clipbias.report.names import at_rate, ordered_datasets, ordered_methods
 
 Row = Mapping[str, Any]
 # Measure, method, dataset and shots of a cell; shots are `None` for all images.

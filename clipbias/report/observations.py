@@ -8,8 +8,7 @@ from clipbias.explain.results import Observation, StudyResults
 from clipbias.explain.uncertainty import Estimate
 from clipbias.report.errors import WITHIN, difference_error
 from clipbias.report.frames import ACCURACY, Sweep
-from clipbias.report.names import method_name
-from clipbias.report.published import dataset_name
+from clipbias.report.names import dataset_name, method_name
 from clipbias.report.table import MISSING, Table, cells
 
 # Methods of as many parameters, one vector per layer and tower.

@@ -9,9 +9,9 @@ import numpy as np
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults, load_results
 from clipbias.report import pages
-from clipbias.report.published import dataset_name, ordered_datasets
+from clipbias.report.names import dataset_name, ordered_datasets
 from clipbias.report.relevancy_figures import dataset_figures
-from clipbias.report.replacement_figure import replacement_figure
+from clipbias.report.replacement import replacement_figure
 from clipbias.report.study_page import FIGURES, REPORT, method_sentences
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict import COLUMNS, NOTE, overview_figure, verdict_rows

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from clipbias.io import write_text
-from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.captions import CaptionedFigure
 from clipbias.report.table import Table
 from clipbias.terminal import printable
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from clipbias.report import style
-from clipbias.report.looks import KINDS, STANDS_OUT
 from clipbias.report.names import base_name
 from clipbias.report.panels import Layout, Look, panels
+from clipbias.report.style import KINDS, STANDS_OUT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

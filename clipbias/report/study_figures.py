@@ -9,7 +9,7 @@ import pandas as pd
 
 from clipbias.explain.results import MAPS, TEXT_KINDS, Average, ModelFacts, StudyResults, TowerDecomposition, present
 from clipbias.report import style
-from clipbias.report.captioned import CaptionedFigure, captioned
+from clipbias.report.captions import CaptionedFigure, captioned
 from clipbias.report.names import KIND_NAMES, VARIANT_NAMES
 from clipbias.report.panels import Layout, level, lines, panels, tidy
 from clipbias.report.table import Table, cells

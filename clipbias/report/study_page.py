@@ -15,11 +15,15 @@ from clipbias.explain.results import MethodResult, StudyResults, load_results
 from clipbias.explain.wording import by_reason
 from clipbias.report import pages
 from clipbias.report.explorer import explorer_data
-from clipbias.report.image_tables import image_tables
-from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.observations import observations_table
-from clipbias.report.relevancy_figures import relevancy_groups_figure, text_relevancy_figure, vision_relevancy_figure
-from clipbias.report.replacement_table import replacement_table
+from clipbias.report.relevancy_figures import (
+    examples_figure,
+    relevancy_groups_figure,
+    similarity_figures,
+    text_relevancy_figure,
+    vision_relevancy_figure,
+)
+from clipbias.report.replacement import replacement_table
 from clipbias.report.study_figures import (
     area_table,
     decomposition_figure,
@@ -28,6 +32,7 @@ from clipbias.report.study_figures import (
     text_attention_figure,
     vision_attention_figure,
 )
+from clipbias.report.study_tables import image_tables, word_table
 from clipbias.report.table import Table, cells
 from clipbias.report.verdict import (
     COLUMNS,
@@ -39,7 +44,6 @@ from clipbias.report.verdict import (
     verdict_rows,
     why_not_mixed,
 )
-from clipbias.report.word_table import word_table
 from clipbias.sentences import counted
 
 REPORT = "report.html"

@@ -7,16 +7,14 @@ from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_text
 from clipbias.report import pages
-from clipbias.report.accuracy import accuracy_figure
 from clipbias.report.accuracy_tables import BOLD, make_tables, shots_words
 from clipbias.report.class_tables import class_tables
 from clipbias.report.classes import write_class_table
 from clipbias.report.costs import cost_figures, cost_tables
 from clipbias.report.frames import Row, Sweep, read_sweep
-from clipbias.report.gains import gain_figure
-from clipbias.report.names import method_name
-from clipbias.report.published import are_the_eleven, dataset_name
+from clipbias.report.names import are_the_eleven, dataset_name, method_name
 from clipbias.report.style import save_figure, svg_text
+from clipbias.report.sweep_figures import accuracy_figure, gain_figure
 from clipbias.report.table import Table, latex_text, markdown_text, render
 from clipbias.terminal import printable
 

@@ -12,10 +12,9 @@ from clipbias.explain.results import CausalNumbers, Labels, MethodResult, StudyR
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import by_reason, change, percent
 from clipbias.report import style
-from clipbias.report.captioned import CaptionedFigure, captioned
-from clipbias.report.names import ordered_methods
+from clipbias.report.captions import CaptionedFigure, captioned
+from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
 from clipbias.report.panels import Layout, panels, points
-from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.table import MISSING, Table, cells
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from clipbias.report import accuracy_figure, looks, read_sweep, style
+from clipbias.report import accuracy_figure, read_sweep, style
 from clipbias.tuning import METHODS
 
 
@@ -92,7 +92,7 @@ def test_many_methods_are_named_in_a_legend_that_fits(datasets):
 
 
 def test_no_two_methods_look_alike():
-    method_looks = [looks.method_look(method) for method in METHODS]
+    method_looks = [style.method_look(method) for method in METHODS]
     assert len(set(method_looks)) == len(method_looks)
 
 

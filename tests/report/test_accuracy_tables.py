@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from clipbias.errors import ClipbiasError
-from clipbias.report import make_tables, published, read_sweep, render, render_tables
+from clipbias.report import make_tables, names, read_sweep, render, render_tables
 from clipbias.report.sweep_tables import check_policies
 from clipbias.report.table import FORMS, Table, cells
 from clipbias.tuning.recipe import MOST
@@ -154,13 +154,13 @@ def test_published_numbers_stand_beside_the_eleven_and_nowhere_else():
     table = made["Accuracy, average over datasets"]
     heads = ("1 shot", "4 shots", "4 shots, published", "16 shots", "16 shots, published")
     assert table.columns == ("Method", *heads)
-    theirs = published.published_averages().averages["bias"]
+    theirs = names.published_averages().averages["bias"]
     assert entries(table, "Bias tuning")[3::2] == [f"{theirs[4]:.1f}", f"{theirs[16]:.1f}"]
     assert entries(table, "Zero-shot")[3::2] == ["–", "–"] and "2312.11570" in table.note
     assert table.bold == {(1, 1), (1, 2), (1, 4)}  # never a published number
     others = [table for title, table in made.items() if title.startswith("Published")]
-    assert len(others) == len(published.published_sixteen_shots()) > 0
-    first = published.published_sixteen_shots()[0].accuracies
+    assert len(others) == len(names.published_sixteen_shots()) > 0
+    first = names.published_sixteen_shots()[0].accuracies
     name, numbers = next(iter(first.items()))
     assert entries(others[0], name)[1] == f"{numbers['ImageNet']:.1f}"
     for rows in (a_few(), [run(dataset=name, shots=shots) for name in (*ELEVEN, "demo/digits") for shots in (1, 4)]):

@@ -11,11 +11,12 @@ from matplotlib.text import Text
 
 from clipbias.explain.results import GROUPS, MAPS
 from clipbias.report import style
-from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.overlay import HEAT
 from clipbias.report.relevancy_figures import (
     dataset_figures,
+    examples_figure,
     relevancy_groups_figure,
+    similarity_figures,
     text_relevancy_figure,
     vision_relevancy_figure,
 )

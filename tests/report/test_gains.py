@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipbias.report.frames import read_sweep
-from clipbias.report.gains import gain_figure, gain_frame
+from clipbias.report.sweep_figures import gain_figure, gain_frame
 from tests.report.test_frames import kept, run
 
 PARAMETERS = {"vpt": 30, "ivlp_matched": 20, "bias": 20, "coop": 10}

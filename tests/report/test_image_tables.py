@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from clipbias.report.image_tables import image_tables
+from clipbias.report.study_tables import image_tables
 from tests.report.synthetic import synthetic_results
 
 
@@ -42,6 +42,6 @@ def test_classes(results, tables):
 
 def test_many_classes_are_those_at_either_end(results, monkeypatch):
     (whole,) = image_tables(results)
-    monkeypatch.setattr("clipbias.report.image_tables.CLASSES", 2)
+    monkeypatch.setattr("clipbias.report.study_tables.CLASSES", 2)
     (cut,) = image_tables(results)
     assert cut.rows == [whole.rows[0], whole.rows[-1]] and "of 4 classes the 1 at either end" in cut.note

@@ -9,8 +9,7 @@ import pytest
 
 from clipbias.report import panels as small
 from clipbias.report import style
-from clipbias.report.captioned import CaptionedFigure, captioned, write_csv
-from clipbias.report.figure_captions import CAPTIONS
+from clipbias.report.captions import CAPTIONS, CaptionedFigure, captioned, write_csv
 
 RED = {"color": "red"}
 BLUE = {"color": "blue"}

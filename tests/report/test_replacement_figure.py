@@ -9,7 +9,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Kind, ReplacementResults, save_results
-from clipbias.report.replacement_figure import replacement_figure, replacement_message
+from clipbias.report.replacement import replacement_figure, replacement_message
 from tests.report.synthetic import model_replacements, only_sections, replaced_method, synthetic_results
 from tools import draw_studies
 

@@ -10,8 +10,8 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.report import read_sweep, render_tables
-from clipbias.report.looks import method_look
 from clipbias.report.names import method_name, ordered_methods
+from clipbias.report.style import method_look
 from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve_method
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import match_user_method, method_options, name_of, option_types
