@@ -254,7 +254,7 @@ def test_overview_has_what_can_stand_for_methods(drawn, tmp_path):
     made = folders(tmp_path, "dtd", "eurosat", names=("replacement",))
     page = Page(write_overview(made, tmp_path).read_text("utf-8"))
     (method,) = load_results(made[0]).replacement.methods
-    assert all(f"{name}: {method.sentence}" in page.text for name in ("DTD", "EuroSAT"))
+    assert page.text.count(method.sentence) == 2  # with the verdicts on each dataset
     assert list(drawn) == ["replacements"]
 
 
