@@ -217,12 +217,14 @@ def unique_key(method: str, name: str, seed: object, start: int, taken: set[str]
 def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:
     """Predictions for the images by the runs in these folders."""
     known = KnownPredictions(dict.fromkeys(folders))
+    found: dict[str, np.ndarray | None] = {}  # by model: several sections ask
 
     def find(model: Model) -> np.ndarray | None:
-        predicted = known.find(model.task, model.learnables, model.method, images)
-        if predicted is not None:
-            say(f"{model.label}: predictions read from an evaluation")
-        return predicted
+        if model.key not in found:
+            found[model.key] = known.find(model.task, model.learnables, model.method, images)
+            if found[model.key] is not None:
+                say(f"{model.label}: predictions read from an evaluation")
+        return found[model.key]
 
     # All processes do the same, whatever files each of them sees.
     return (lambda model: None) if hosts.multi_process() else find

@@ -206,7 +206,7 @@ def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
         for row, label in zip(rows, axes.get_yticklabels(), strict=True):
             label.set_fontweight("normal" if "\n" in row else "bold")
         _scale(axes)
-        axes.set_xlabel("% of the gain; from “mean by kind” on, of all that is added")
+        axes.set_xlabel("%, from “mean by kind” on of all that is added")
     return captioned("verdict", figure, numbers)
 
 
