@@ -34,16 +34,6 @@ def made(folder: Path, page: str, **texts: str) -> list[list[str]]:
     return [[line for line in each.splitlines() if line.startswith("| ") and "---" not in line] for each in sections]
 
 
-def _shares(name: str) -> dict[tuple[str, ...], dict[str, float]]:
-    with open(ROOT / f"docs/images/{name}.csv", encoding="utf-8", newline="") as file:
-        return {
-            (row["method"], row["dataset"].removeprefix("demo/"), row["quantity"], row["outcome"]): {
-                end: float(row[end] or "nan") for end in ("value", "low", "high", "share", "share_low", "share_high")
-            }
-            for row in csv.DictReader(file)
-        }
-
-
 def test_the_largest_gain_of_a_kind_comes_first(tmp_path: Path) -> None:
     text = "method,label,kind,parameters,value,low,high\n"
     text += (

@@ -85,11 +85,6 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Measure
     return Measured(samples, values, len(labels))
 
 
-def mean_counts(holds: np.ndarray, *, unit: float = 1.0, seed: int = 0) -> Sample:
-    """The share of `n` images of which something holds, `holds [n, K]`, as a part of `unit`."""
-    return _sampled(unit * np.asarray(holds, np.float64), seed=seed)
-
-
 def _sampled(values: np.ndarray, *, seed: int) -> Sample:
     return Sample(values.mean(0), resample(values, seed=seed))
 
