@@ -6,9 +6,8 @@ They read files, draw images and show progress, so they are not for `jax.jit`; t
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.checks import check_int, shown
@@ -191,7 +190,7 @@ def import_adapter(
 
 def equivalent_bias(
     model: TunedModel,
-    images: np.ndarray | Split | Iterable[np.ndarray] | None,
+    images: Pictures | Split | None,
     form: str = "vector",
     *,
     batch_size: int = BATCH_SIZE,
@@ -204,8 +203,8 @@ def equivalent_bias(
 
     Args:
       model: of any method that changes tokens or weights inside the blocks.
-      images: to average over, of the training set, never of the test set: raw pixels uint8 `[n, R, R, 3]`, several such
-        arrays one after another, or a `Split`. `None` will do where the method leaves the vision tower as it is.
+      images: to average over, of the training set, never of the test set: a `Split`, or pictures as for `predict`.
+        `None` will do where the method leaves the vision tower as it is.
       form: "vector", one per layer (method "bias"); "kind", two (method "bias_by_kind"): one for `[cls]` and one for
         patches, one for EOS and one for the other tokens of a text.
       batch_size: images at a time.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
+from clipbias.data.dataset import Split
+from clipbias.data.images import Images
 from clipbias.data.pipeline import test_batches
 from clipbias.data.transforms import test_image
 from clipbias.data.user_images import Pictures, UserImages, as_array, list_images, to_picture
@@ -100,7 +103,7 @@ class ImageBatches:
 
 def image_batches(
     preprocessing: Preprocessing,
-    images: Pictures,
+    images: Pictures | Split,
     batch_size: int,
     *,
     normalised: bool = False,
@@ -108,7 +111,7 @@ def image_batches(
     mixed: bool = False,
     on_error: str = "raise",
 ) -> ImageBatches:
-    """Batches of a user's images, which are given as for `Clip.encode_images`.
+    """Batches of a split, or of a user's images, which are given as for `Clip.encode_images`.
 
     Args:
       batch_size: images at a time, crops among them; fewer where there are fewer.
@@ -122,12 +125,11 @@ def image_batches(
     """
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size
-    array = as_array(images)
+    array: Any = images if isinstance(images, Split) else as_array(images)
     rows = max(1, batch_size // (1 + crops))
     if not is_normalised(array):
-        pictures, _ = list_images(array)
-        source = UserImages(pictures)
-        rows = max(1, min(rows, len(pictures)))
+        source = Images(array) if isinstance(array, Split) else UserImages(list_images(array)[0])
+        rows = max(1, min(rows, len(source)))
         decoded = test_batches(
             source,
             resizing=preprocessing.resizing,
@@ -137,7 +139,7 @@ def image_batches(
             mixed=mixed,
         )
         batches = ((batch["images"], batch["mask"]) for batch in decoded)
-        return ImageBatches(False, len(pictures), batches, source.errors)
+        return ImageBatches(False, len(source), batches, source.errors if isinstance(source, UserImages) else {})
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
     array = array[None] if array.shape == (side, side, 3) else array

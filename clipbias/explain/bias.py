@@ -19,25 +19,25 @@ to it, and has CLIP's own head.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import check_choice, check_int
+from clipbias.checks import check_choice
 from clipbias.clip import Adaptation, TextTokens, tower
 from clipbias.clip.block import LayerInput, Record, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.encode import image_batches
 from clipbias.clip.layers import INPUT, of_layers
 from clipbias.clip.params import Params
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.constants import TOWERS
 from clipbias.data import Split
-from clipbias.data.pipeline import test_batches
-from clipbias.data.transforms import Resizing
+from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import EquivalentBias
@@ -318,8 +318,8 @@ def measure_equivalent_bias(
       params: the frozen weights.
       learnables: as tuned.
       initial: as before training.
-      batches: raw images `[B, R, R, 3]` uint8, and which of them count `[B]`; unused where the vision tower is as it
-        was and no text depends on an image.
+      batches: images `[B, R, R, 3]`, raw (uint8) or normalised, and which of them count `[B]`; unused where the
+        vision tower is as it was and no text depends on an image.
 
     Returns:
       `EquivalentBias` by tower, and the number of images.
@@ -340,8 +340,8 @@ def measure_equivalent_bias(
     if not needs_images(task, learnables):
         return equivalent_biases(sums), 0
     images = 0
-    for raw, mask in batches:
-        pixels = task.clip.preprocessing.normalize(raw)
+    for batch, mask in batches:
+        pixels = task.clip.preprocessing.normalize(batch) if batch.dtype == np.uint8 else jnp.asarray(batch)
         moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
         sums = merge(sums, jax.device_get(moments))
         images += int(np.sum(mask))
@@ -420,7 +420,7 @@ _KEPT = ("dataset", "shots", "train_images", "images_per_class", "seed", "start_
 def equivalent_bias(
     task: Task,
     learnables: Learnables,
-    images: np.ndarray | Split | Iterable[np.ndarray] | None,
+    images: Pictures | Split | None,
     form: str,
     *,
     notes: Mapping[str, object],
@@ -428,9 +428,8 @@ def equivalent_bias(
 ) -> Adapter:
     """The equivalent bias of a tuned method as an adapter, see `clipbias.equivalent_bias`."""
     check_choice("form", form, tuple(METHODS))
-    check_int("batch_size", batch_size, lowest=1)
     initial = task.init(start_seed(notes))
-    batches = raw_batches(images, task.clip.preprocessing.resizing, batch_size)
+    batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
     return as_bias_adapter(task, initial, biases, form, notes=notes, images=count)
 
@@ -487,29 +486,3 @@ def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) 
             f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
             f"{bias_task.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
         )
-
-
-def raw_batches(
-    images: np.ndarray | Split | Iterable[np.ndarray] | None, resizing: Resizing, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches uint8 `[B, R, R, 3]`, all of one size, and which of their images there are `[B]`."""
-    if isinstance(images, Split):
-        for batch in test_batches(images, resizing=resizing, batch_size=min(batch_size, max(len(images), 1))):
-            yield batch["images"], batch["mask"]
-        return
-    if images is None:
-        return
-    size = resizing.side
-    single = isinstance(images, np.ndarray | jax.Array)
-    for array in [images] if single else images:
-        pixels = np.asarray(array)
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-            raise ClipbiasError(
-                f"images are {pixels.dtype} {pixels.shape}; give raw pixels, uint8 [n, {size}, {size}, 3], as this "
-                "model takes them."
-            )
-        rows = min(batch_size, max(len(pixels), 1)) if single else batch_size
-        for start in range(0, len(pixels), rows):
-            chunk = pixels[start : start + rows]
-            missing = rows - len(chunk)
-            yield np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))), np.arange(rows) < len(chunk)

@@ -31,7 +31,6 @@ from clipbias.clip.precision import cast_weights
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
 from clipbias.data.images import Workers, pictures
-from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
@@ -39,6 +38,7 @@ from clipbias.explain.results import FORMAT, load_arrays, save_arrays
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
+from clipbias.training.batches import split_batches
 from clipbias.tuning import Task
 from clipbias.tuning.prompts import Classes
 
@@ -375,11 +375,10 @@ class Study:
 
         With `crops` of each there are so many fewer.
         """
-        multiple = self.mesh.shape[meshes.DATA]
         is_training = split is not None and split is self.training
         count = len(self.training_images) if is_training else len(self.images)
         at_once = max(1, self.options.images_at_once // (1 + crops))
-        return -(-min(at_once, max(count, 1)) // multiple) * multiple
+        return meshes.rows(self.mesh, min(at_once, max(count, 1)))
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
         """`compute(*rows)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, as batches of images.
@@ -413,11 +412,11 @@ class Study:
             return
         before = -(-start // size)
         total = before - (-len(rest) // size)
-        host = test_batches(
+        host = split_batches(
             (split or self.split).subset(rest),
+            self.mesh,
             resizing=self.clip.preprocessing.resizing,
             batch_size=size,
-            shard=(self._part, self._parts),
             on_error=self.options.on_image_error,
             crops=crops,
             workers=self._workers,

@@ -9,11 +9,41 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias import hosts
+from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, Images, Workers
-from clipbias.data.pipeline import Batch, Source, train_source
+from clipbias.data.pipeline import Batch, Batches, Source, test_batches, train_source
 from clipbias.data.transforms import Resizing
 from clipbias.training import mesh as meshes
 from clipbias.tuning.recipe import Recipe
+
+
+def split_batches(
+    images: Split | Images,
+    mesh: Mesh,
+    *,
+    resizing: Resizing,
+    batch_size: int,
+    workers: Workers,
+    on_error: str,
+    crops: int = 0,
+    mixed: bool = False,
+) -> Batches:
+    """Every image once, in list order, on the host: this process's rows of batches for a mesh.
+
+    Evaluations, features and studies read images through it; arguments are those of `data.test_batches`. The batch size
+    is that of all devices (`mesh.rows`).
+    """
+    share = meshes.share(mesh)
+    return test_batches(
+        images,
+        resizing=resizing,
+        batch_size=batch_size,
+        shard=(share.part, share.parts),
+        on_error=on_error,
+        crops=crops,
+        mixed=mixed,
+        workers=workers,
+    )
 
 
 class RunBatches(Iterator[Batch]):

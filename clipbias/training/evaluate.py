@@ -27,11 +27,12 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.data import Split
 from clipbias.data.confusion import class_summary
 from clipbias.data.images import Images, Workers
-from clipbias.data.pipeline import Batch, test_batches
+from clipbias.data.pipeline import Batch
 from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
 from clipbias.io import atomic_path, check_file, read_bytes
 from clipbias.training import mesh as meshes
+from clipbias.training.batches import split_batches
 from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.spec import Row
@@ -81,8 +82,7 @@ def make_evaluation(
 
 def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
     """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
-    size = mesh.shape[meshes.DATA]
-    return -(-max(1, batch_size // (1 + crops)) // size) * size
+    return meshes.rows(mesh, max(1, batch_size // (1 + crops)))
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -269,8 +269,7 @@ class Evaluator:
         self.split = split
         self.mesh = mesh
         self.on_error = on_error
-        size = mesh.shape[meshes.DATA]
-        self.batch_size = -(-(batch_size if whole_batches else min(batch_size, len(split))) // size) * size
+        self.batch_size = meshes.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
         self.skipped = 0
         self.predicted: np.ndarray | None = None
         self.log_probs: np.ndarray | None = None
@@ -295,14 +294,13 @@ class Evaluator:
         if self._images is not None and not crops:
             yield from self._images
             return
-        share = meshes.share(self.mesh)
-        batches = test_batches(
+        batches = split_batches(
             self.split,
+            self.mesh,
             resizing=static.preprocessing.resizing,
             batch_size=images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
             mixed=mixes_crops(method),
-            shard=(share.part, share.parts),
             on_error=self.on_error,
             workers=self._workers,
         )
@@ -312,9 +310,6 @@ class Evaluator:
             if keep:
                 images.append(batch)
             yield batch
-        # Processes that read the same shard skip the same images.
-        skipped_by_shard = {part: skipped for part, skipped in hosts.gather([share.part, batches.skipped])}
-        self.skipped = sum(skipped_by_shard.values())
         if keep:
             self._images = images
 
@@ -362,7 +357,9 @@ class Evaluator:
                 of_labels = (placed,) if labelled else ()
                 results.append((compute(static, inputs, features, mask, *of_labels, *rest), placed))
         fetched = meshes.device_get(results)
-        return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
+        labels = np.concatenate([labels for _, labels in fetched])
+        self.skipped = int((labels[: len(self.split)] < 0).sum())
+        return [values for values, _ in fetched], labels
 
     def outcomes(
         self,

@@ -18,8 +18,9 @@ from clipbias.clip import Preprocessing, encode_image
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.data.images import Images, Workers
-from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
+from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches
 from clipbias.training import mesh as meshes
+from clipbias.training.batches import split_batches
 from clipbias.tuning import Recipe, Sampling
 
 
@@ -63,8 +64,7 @@ class TrainingFeatures:
         `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
         `readable` says which images could be read, and the others' features are those of a black image.
         """
-        size = mesh.shape[meshes.DATA]
-        self._batch_size = -(-min(batch_size, len(images)) // size) * size
+        self._batch_size = meshes.rows(mesh, min(batch_size, len(images)))
         self._images = images
         self._mesh = mesh
         self._static = static
@@ -103,12 +103,11 @@ class TrainingFeatures:
     def plain(self) -> np.ndarray:
         """One pass of the images as they are evaluated, `[1, N, d]`."""
         if self._plain is None:
-            share = meshes.share(self._mesh)
-            batches = test_batches(
+            batches = split_batches(
                 self._images,
+                self._mesh,
                 resizing=self._static.preprocessing.resizing,
                 batch_size=self._batch_size,
-                shard=(share.part, share.parts),
                 workers=self._workers,
                 on_error=self._on_error,
             )

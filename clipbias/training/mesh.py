@@ -104,6 +104,11 @@ def share(mesh: Mesh) -> Share:
     )
 
 
+def rows(mesh: Mesh, count: int) -> int:
+    """The rows of a batch for at least so many images: a multiple of the `data` axis."""
+    return count + -count % mesh.shape[DATA]
+
+
 def padded(mesh: Mesh, runs: int) -> int:
     """How many runs are computed for so many: one alone, else padded to a multiple of the `run` axis."""
     return runs if runs == 1 else runs + -runs % mesh.shape[RUN]

@@ -8,9 +8,9 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.clip.encode import image_batches
 from clipbias.constants import TOWERS
-from clipbias.data.transforms import Resizing
-from clipbias.explain.bias import measure_equivalent_bias, measure_equivalent_biases, missing, raw_batches
+from clipbias.explain.bias import measure_equivalent_bias, measure_equivalent_biases, missing
 from clipbias.explain.model import Model
 from clipbias.explain.results import EquivalentBias
 from clipbias.tuning import Task
@@ -42,9 +42,8 @@ def pixels(count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
 
 def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, EquivalentBias]:
     initial = task.init() if initial is None else initial
-    return measure_equivalent_bias(
-        task, task.clip.params, learnables, initial, raw_batches(pixels()[0], Resizing(16), batch_size)
-    )[0]
+    batches = image_batches(task.clip.preprocessing, pixels()[0], batch_size)
+    return measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)[0]
 
 
 def assert_forms(
@@ -170,10 +169,10 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
 def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
     path, *_ = saved(tmp_path, "vpt", clip)
     images = split()
-    raw = np.stack([pictures for pictures, _ in raw_batches(images, Resizing(16), 1)])[:, 0]
+    raw = np.stack([pictures for pictures, _ in image_batches(clip.preprocessing, images, 1)])[:, 0]
     model = clipbias.load_adapter(path, clip)
     whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables["vision_bias"]
-    for source in (images, [raw[:3], raw[3:]]):
+    for source in (images, list(raw), clip.preprocess(raw)):
         fitted = clipbias.equivalent_bias(model, source, batch_size=4)
         np.testing.assert_allclose(fitted.learnables["vision_bias"], whole, atol=1e-6)
         assert fitted.learnables.keys() == {"vision_bias"} and fitted.task.options()["text_tower"] is False
@@ -190,7 +189,7 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
         clip.params,
         model.learnables,
         model.task.init(),
-        raw_batches(split().subset([6, 3, 1]), Resizing(16), 3),
+        image_batches(clip.preprocessing, split().subset([6, 3, 1]), 3),
     )
     for form in FORMS:
         vector = getattr(measured_biases.towers["vision"], form)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
+from clipbias.clip.encode import image_batches
 from clipbias.data import transforms
 from clipbias.data.transforms import Resizing
-from clipbias.explain.bias import measure_equivalent_bias, raw_batches, why_no_equivalent_bias
+from clipbias.explain.bias import measure_equivalent_bias, why_no_equivalent_bias
 from clipbias.explain.causal import Corner
 from clipbias.explain.causal_section import Way, compute_causal
 from clipbias.explain.effects import halves
@@ -186,7 +187,7 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
     raw = split().subset(np.arange(IMAGES))
     tuned = model(clip, "mmrl")
     biases, _ = measure_equivalent_bias(
-        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, Resizing(16), 2)
+        tuned.task, clip.params, tuned.learnables, tuned.task.init(), image_batches(clip.preprocessing, raw, 2)
     )
     learned = inner_parts.flatten(tuned.learnables)
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
@@ -199,7 +200,7 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
             close(getattr(biases[tower], form), values, f"{tower} {form}")
     tuned = model(clip, "cocoop")
     biases, count = measure_equivalent_bias(
-        tuned.task, clip.params, tuned.learnables, tuned.task.init(), raw_batches(raw, Resizing(16), 2)
+        tuned.task, clip.params, tuned.learnables, tuned.task.init(), image_batches(clip.preprocessing, raw, 2)
     )
     assert count == IMAGES and set(biases) == {"text"}
     learnables = weights.double(tuned.learnables)

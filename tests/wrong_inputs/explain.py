@@ -65,7 +65,7 @@ CASES: list[Case] = [
         position="front",
     ),
     equivalent_bias("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
-    equivalent_bias(r"images are float32 \(4, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]", "vpt", IMAGES),
+    equivalent_bias("the images are numbers from 0 to 0, so they look like levels", "vpt", IMAGES),
     equivalent_bias("there is no image to measure on", "vpt", None),
     equivalent_bias("'token'.*vector, kind", "vpt", None, "token"),
     # Studies and their results.

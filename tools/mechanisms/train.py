@@ -15,12 +15,12 @@ import numpy as np
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
+from clipbias.clip.encode import image_batches
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.bias import raw_batches
 from clipbias.explain.effects import REFERENCE, TUNED, measure, summarize_replacements
 from clipbias.explain.uncertainty import excludes
 from clipbias.training import mesh as meshes
@@ -194,7 +194,7 @@ def logits_of(task: Task, learnables: Learnables, split: Split) -> np.ndarray:
     """`[n, C]`."""
     classify = jax.jit(task.logits)
     rows = []
-    for raw, mask in raw_batches(split, task.clip.preprocessing.resizing, 100):
+    for raw, mask in image_batches(task.clip.preprocessing, split, 100):
         images = task.clip.preprocessing.normalize(raw)
         rows.append(np.asarray(classify(task.clip.params, learnables, images))[np.asarray(mask)])
     return np.concatenate(rows)
