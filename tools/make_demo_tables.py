@@ -1,10 +1,8 @@
 """Writes what was measured on the demo into pages of docs/, from the numbers beside their pictures.
 
     cp workdir/zoo_demo/gains.csv docs/images/zoo_gains.csv
-    python -m tools.make_demo_tables docs/methods.md
-
     python -m tools.draw_studies workdir/frontier/study --to=docs/images
-    python -m tools.make_demo_tables docs/distil.md
+    python -m tools.make_demo_tables docs/results.md
 
     python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --to=docs/images/paper.csv
     python -m tools.make_demo_tables docs/paper.md
@@ -101,8 +99,7 @@ def _observed(row: Row) -> str:
 
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
-    "methods.md": {("zoo_gains.csv",): zoo},
-    "distil.md": {("replacements.csv",): replacements},
+    "results.md": {("zoo_gains.csv",): zoo, ("replacements.csv",): replacements},
     "paper.md": {("paper.csv",): observations},
 }
 
