@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import io
 import json
 import os
 import pickle
@@ -20,7 +19,7 @@ from clipbias.data import transforms
 from clipbias.data.files import check_relative, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
-from clipbias.io import read_json, read_json_lines, user_path, write_text
+from clipbias.io import read_json, read_json_lines, write_text
 from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
@@ -140,7 +139,7 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
     assert (moved.parent / "ran").exists() and not ran.exists()
 
 
-@pytest.mark.parametrize("method", ["antigravity", "os.path", "os:system", "/etc/passwd.py", "..:x", "a\0.py"])
+@pytest.mark.parametrize("method", ["antigravity", "os:system", "/etc/passwd.py", "a\0.py"])
 def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method: str) -> None:
     task = Task(clip, "bias", ("a", "b"))
     path = tmp_path / "a.safetensors"
@@ -158,14 +157,6 @@ def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method
 def test_listed_paths_stay_below_their_folder(path: str) -> None:
     with pytest.raises(ClipbiasError, match="not a plain path below the image folder"):
         check_relative(path, listed_in="list.json")
-
-
-def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
-    (tmp_path / "zero.png").symlink_to("/dev/zero")  # and this would never end
-    for name in ("pipe.png", "zero.png"):
-        with pytest.raises(ClipbiasError, match=r"cannot read the image .*: it is not a file"):
-            read_image(tmp_path / name)
 
 
 def test_no_other_program_decodes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,16 +189,13 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
-    for name in ("a.safetensors", "results.npz", "a.json", "a.jsonl"):
-        os.mkfifo(tmp_path / name)
-        (tmp_path / f"circle{name}").symlink_to(f"circle{name}")
-    reads = {
-        "a.safetensors": read_adapter,
-        "results.npz": load_arrays,
-        "a.json": read_json,
-        "a.jsonl": read_json_lines,
-    }
+    (tmp_path / "zero.png").symlink_to("/dev/zero")  # reading it would never end
+    with pytest.raises(ClipbiasError, match=r"cannot read the image .*: it is not a file"):
+        read_image(tmp_path / "zero.png")
+    reads = {"a.safetensors": read_adapter, "b.npz": load_arrays, "c.json": read_json, "d.jsonl": read_json_lines}
     for name, read in reads.items():
+        os.mkfifo(tmp_path / name)  # this would wait for ever
+        (tmp_path / f"circle{name}").symlink_to(f"circle{name}")
         with pytest.raises(ClipbiasError, match=r"is a pipe, a socket or a device|no adapter file"):
             read(tmp_path / name)
         with pytest.raises(ClipbiasError, match="Too many levels of symbolic links"):
@@ -221,23 +209,8 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch:
         read_adapter(tmp_path / "a.safetensors")
 
 
-def test_a_closed_folder_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert user_path(tmp_path) == tmp_path
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ClipbiasError, match=r"^cannot open .*: Permission denied; check the path\.$"):
-        user_path(tmp_path)
-
-
 def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
     shown = pages.render("tables", title="\0<b>\x1b\ud800'\n", svg=None, tables=(), failures=(), empty="")
     assert r"<h1>\x00&lt;b&gt;\x1b\ud800&#39;" + "\n</h1>" in shown
     write_text(tmp_path / "a", "half a pair: \ud83d")
     assert (tmp_path / "a").read_text() == r"half a pair: \ud83d"
-
-
-def test_metadata_of_an_adapter_is_data(clip: Clip, tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    buffer = io.BytesIO(safetensors.numpy.save({"a": np.zeros(2, np.float32)}, {"clipbias": "__import__('os')"}))
-    path.write_bytes(buffer.getvalue())
-    with pytest.raises(ClipbiasError, match="lacks a readable 'clipbias' header"):
-        read_adapter(path)

@@ -65,6 +65,20 @@ def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) 
     assert "coop for 3 classes" in text
 
 
+EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascript:b) `c` \x1b[31m \ud800"
+
+
+def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip: Clip, tmp_path: Path) -> None:
+    adapter = models.adapter(clip, "bias", tmp_path)
+    notes = dict.fromkeys(("dataset", "protocol", "mine"), EVIL) | {EVIL: EVIL}
+    text = model_card(dataclasses.replace(adapter, class_names=(EVIL, "b"), base=EVIL, notes=notes), None, "adapter")
+    front, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert "license" not in yaml.safe_load(front)
+    assert "\x1b" not in text and "\ud800" not in text and not {"---", "license: evil"} & {*body.splitlines()}
+    words = re.sub(r"(?<!\\)`[^`]*`", "", body.partition("## Use")[0])  # in code nothing is a tag or a link
+    assert not re.search(r"(?<!\\)[<\[`]", words), words
+
+
 @pytest.mark.ci
 def test_the_cards_code_with_clipbias(
     clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -77,11 +77,6 @@ def test_what_is_no_image_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     assert message and message.startswith("the image x.jpg ") and "0x" not in message
 
 
-@given(st.binary(max_size=200))
-def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
-    answered(lambda: use(noise), tmp_path_factory.getbasetemp())
-
-
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from((1, 1, 1, 300)), st.integers(1, 40))
 @example(10, 2000, 10, 16)
 @example(1, 60, 300, 224)
@@ -93,11 +88,3 @@ def test_any_shape_is_cut_to_size(height: int, width: int, stretch: int, size: i
             size,
             3,
         )
-
-
-def test_what_is_cut_first_is_resized_alike() -> None:
-    """A little over the limit and a little under it, the same middle is seen."""
-    image = np.zeros((10, 322, 3), np.uint8)
-    image[:, 155:167] = np.random.default_rng(0).integers(0, 255, (10, 12, 3))
-    whole, cut = (transforms.test_image(part, Resizing(10)) for part in (image[:, 2:-2], image))
-    np.testing.assert_array_equal(whole, cut)

@@ -49,25 +49,13 @@ CASES: list[Case] = [
     maps(r"targets have shape \(3,\) for 4 images", np.zeros(3, int)),
     maps("targets are float32; give class numbers", np.zeros(4, np.float32)),
     maps("targets go from 0 to 1; the task has classes 0 … 0", np.array([0, 0, 1, 0])),
-    maps("recompute is -1; it must be a whole number from 0", np.zeros(4, int), recompute=-1),
-    maps("chunk is 0; it must be a whole number from 1", np.zeros(4, int), chunk=0),
     maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
     # Adapters.
     equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
     equivalent_bias("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
-    equivalent_bias(
-        "'coop' starts from a random context and not from words",
-        "coop",
-        LEVELS,
-        tokens=4,
-        class_specific=True,
-        words="",
-        position="front",
-    ),
     equivalent_bias("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
     equivalent_bias("the images are numbers from 0 to 0, so they look like levels", "vpt", IMAGES),
     equivalent_bias("there is no image to measure on", "vpt", None),
-    equivalent_bias("'token'.*vector, kind", "vpt", None, "token"),
     # Studies and their results.
     study("unknown section 'fig9'", "zero_shot", "vpt"),
     study("give 'zero_shot' first", "vpt"),
@@ -77,7 +65,6 @@ CASES: list[Case] = [
         results("results.json is not a study's results", SCALARS, lambda path, text=text: path.write_text(text))
         for text in NO_OBJECT
     ),
-    results("has format 99", SCALARS, lambda path: path.write_text('{"format": 99}')),
     results("results.npz is damaged", ARRAYS, lambda path: path.write_bytes(b"PK")),
     # As a process leaves it that was killed before it wrote the other file.
     results("or of another study than results.json", ARRAYS, lambda path: save_arrays(path, {"x": np.ones(2)})),

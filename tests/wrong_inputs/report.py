@@ -2,14 +2,11 @@
 
 import json
 
-import numpy as np
-
-from clipbias.report import style, write_overview, write_report
-from clipbias.report.overlay import heat_map
+from clipbias.report import style, write_report
 from clipbias.report.prediction_table import open_table
 from clipbias.report.runs import read_workdir
 from tests.report.test_runs import TRAIN
-from tests.wrong_inputs.place import Case, Place, case, pure
+from tests.wrong_inputs.place import Case, Place, case
 
 
 @case
@@ -38,22 +35,14 @@ def circle(place: Place) -> None:
 
 CASES: list[Case] = [
     workdir("is not the work folder of a run"),
-    workdir("is not the work folder of a run", '{"model_type": "clip"}'),
     workdir(r"config\.json is not a JSON file \(not valid JSON, line 1", "{"),
-    workdir(r"config\.json is not a JSON file .*found '\[\]'", "[]"),
     workdir(r"result\.json is not a JSON file", json.dumps(TRAIN), **{"result.json": b"\x00"}),
     workdir(r"metrics\.jsonl is damaged", json.dumps(TRAIN), **{"metrics.jsonl": b"1\n"}),
-    workdir(r"metrics\.jsonl is damaged", json.dumps(TRAIN), **{"metrics.jsonl": b"\xff"}),
     ("there is no folder", lambda place: read_workdir(place.tmp_path / "nowhere")),
-    pure("there is no folder", read_workdir, "~nobody/of/that/name"),
     table(r"a\.csv is no table to continue: a\.csv\.json is not beside it; choose another file", ""),
-    table(r"a\.csv\.json is not what a table depends on", "{"),
     table(r"a\.csv has lines of other settings \(adapter\); choose another", '{"columns": ["image"]}', adapter="a"),
     table(r"give a file that ends with \.csv", "", "a.txt"),
-    table(r"cannot write .*b\.csv: ", "", "a.csv/b.csv"),
     ("Too many levels of symbolic links", circle),
     (r"holds no results\.json", lambda place: write_report(place.tmp_path, place.tmp_path)),
-    ("none was given", lambda place: write_overview([], place.tmp_path)),
-    pure("7 patches of a row of 7", heat_map, np.ones(7), 8, 7),
     ("cannot write", lambda place: style.save_figure(style.new_figure(2, 1), place.model / "config.json" / "figure")),
 ]

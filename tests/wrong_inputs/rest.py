@@ -6,10 +6,9 @@ import numpy as np
 
 import clipbias
 from clipbias.app import ZERO_SHOT, Bench
-from clipbias.settings import from_config, to_config
+from clipbias.settings import from_config
 from configs import table1, train
 from tests.wrong_inputs.place import Case, Place, case, pure
-from tools import draw_studies, make_demo_tables, make_notebook
 
 LEVELS = np.zeros((2, 20, 16, 3), np.uint8)
 
@@ -39,11 +38,7 @@ def sweeping(place: Place, **settings: Any) -> None:
 CASES: list[Case] = [
     plotted("pictures: 2, maps: 1", LEVELS, maps=np.ones((1, 16))),
     plotted("pictures: 2, titles: 1", LEVELS, titles=["a"]),
-    plotted("targets: 1", LEVELS, targets=[1]),
-    plotted(r"the images have shape \[2, 5\]", np.zeros((2, 5), np.float32)),
-    plotted("there are 0 pictures", []),
     bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),
-    bench("there are 1001 class names; write from 1 to 1000, one per line", "\n".join(map(str, range(1001)))),
     ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": place.tuned()})),
     pure("the model is .*; give what clipbias.fit or", clipbias.push_to_hub, "me/task", "bias"),
     *(
@@ -52,18 +47,10 @@ CASES: list[Case] = [
     ),
     pure("the configuration has no epochs", from_config, train.TrainSettings, FEWER),
     pure("there is no setting 'warm_up'", from_config, train.TrainSettings, MORE),
-    pure("there is no setting 'warm_up'", lambda: to_config(train.TrainSettings, warm_up=5)),
     sweeping("concentration is 0.0; it must be a finite number of at least 0.01", concentration=0.0),
-    sweeping("measures.* is 'recall'; choose from balanced_accuracy, macro_f1, worst_acc", measures=("recall",)),
     sweeping(
         "the rates of a.json were selected elsewhere; give --config.rates_file=None",
         hold_out_shot=True,
         rates_file="a.json",
     ),
-    (
-        r"runs\.md has no table of the demo; methods\.md, .* have",
-        lambda place: make_demo_tables.page(place.tmp_path / "runs.md"),
-    ),
-    pure("does not begin with a line '# %%'", make_notebook.cells, "x = 1\n", "docs/a.ipynb", None),
-    pure("give finished studies: python -m tools.draw_studies", draw_studies.main, []),
 ]
