@@ -1,0 +1,216 @@
+"""What the README and the pages beside it promise besides commands (`test_commands.py`).
+
+The README's lines of Python are run by `end_to_end/test_wheel.py`, as a user who installed the package does.
+"""
+
+import ast
+import csv
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import spearmanr
+
+from clipbias.data.dataset import Split
+from clipbias.data.folder import complete_splits
+from clipbias.data.held_out import hold_out
+from tests.documents import PAGES, ROOT
+from tools import make_demo_tables
+from tools.pages import END
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_page_picture_and_function_that_is_linked_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in set(re.findall(r"\]\(((?!http)[^)#]+)", text)):
+        assert (page.parent / link).is_file(), link
+    for name, link in set(re.findall(r"\[`([\w.]+)`\]\((\S+\.py)\)", text)):
+        body = ast.parse((page.parent / link).read_text(encoding="utf-8")).body
+        for part in name.split(".") if not name.endswith(".py") else ():
+            definitions = [node for node in body if getattr(node, "name", None) == part]
+            assert definitions, f"{page.name}: {link} has no {name}"
+            body = getattr(definitions[0], "body", [])
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "THIRD_PARTY_NOTICES.md"])
+def test_every_path_that_is_named_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:clipbias|tests|tools|docs|\.ci)/[^`\s]*)`", text))
+    assert named and not {name for name in named if not (ROOT / name).exists()}
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (caption,) = re.findall(r"^!\[.*?\)\n\n\*(.*?)\*$", text, re.DOTALL | re.MULTILINE)
+    assert len(text.split()) <= 800 and len(caption.split()) <= 60
+
+
+def test_one_version_is_told_everywhere_and_ci_and_images_run_what_the_documents_say() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert cited["version"] == project["version"] == re.search(r"^## ([\d.]+)", changes, re.MULTILINE)[1]
+    assert cited["license"] == project["license"] and all((ROOT / name).is_file() for name in project["license-files"])
+    jobs = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["tests"]["steps"][-1] == {"run": ".ci/run"} and (ROOT / ".ci/run").stat().st_mode & 0o111
+    for path in (ROOT / "docker").iterdir():
+        command = re.search(r"^CMD \[(.*)\]$", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        assert " ".join(re.findall(r'"([^"]*)"', command)) in (ROOT / "README.md").read_text("utf-8"), path.name
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, clipbias; print(sorted({'jax', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# Numbers. The tables of pages are made of CSV files; sentences repeat some of these numbers.
+
+
+# By page: its numbers, and what names a row of them in a line of the page or above a column.
+TABLES = {
+    "methods.md": ("zoo_gains.csv", ("method",)),
+    "distil.md": ("replacements.csv", ("method", "dataset")),
+    "paper.md": ("paper.csv", ("claim", "method", "outcome")),
+}
+
+
+SETS = ("digits", "fashion", "emoji")
+NUMBERS = ("value", "low", "high", "moved_value")
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "docs/images" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def is_shown(numbers: list[str], row: dict[str, str], start: str) -> bool:
+    """Whether numbers of a page are value and interval of a row, rounded to as many digits."""
+    cells = [float(row[f"{start}{end}"] or "nan") for end in ("value", "low", "high")]
+    pairs = zip(cells, numbers, strict=True)
+    return all(float(f"{cell:.{len(number.partition('.')[2])}f}") == float(number) for cell, number in pairs)
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_each_number_of_a_table_is_in_its_csv(page: str) -> None:
+    name, keys = TABLES[page]
+    path = ROOT / "docs" / page
+    text = path.read_text(encoding="utf-8")
+    assert text == make_demo_tables.page(path), f"run python -m tools.make_demo_tables docs/{page}"
+    section = text.partition(f"<!-- From images/{name}")[2].partition(END)[0]
+    heads, _, *lines = [line.removesuffix(" |").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    rows, shown = rows_of(name), []
+    for line in lines:
+        for head, cell in zip(heads, line, strict=True):
+            if not re.match(r"[+-]?\d\S* \(", cell):
+                continue
+            form = {"kind": "ceiling"} if "fitted to itself" in head else {"kind": "fitted", "form": "kind"}
+            candidates = [row for row in rows if all(row[key] in " ".join((*line, head)) for key in keys)]
+            if name == "replacements.csv":
+                candidates = [row for row in candidates if form.items() <= row.items()]
+            start = "moved_" if "moved" in head or "fitted to itself" in head else ""
+            numbers = re.findall(r"[+-]?\d[\d.]*", cell)
+            found = [row for row in candidates if is_shown(numbers, row, start)]
+            assert found, f"{page}: {cell} of {line[0]} is not in {name}"
+            shown += found
+    assert len(shown) >= (len([row for row in rows if row["low"]]) if name != "replacements.csv" else 1)
+
+
+def sentences() -> dict[str, list[str]]:
+    """Sentences with numbers, by the page where they stand."""
+    demo = {each["method"]: each for each in rows_of("demo_gains.csv")}
+    zoo = {each["method"]: each for each in rows_of("zoo_gains.csv")}
+    fitted = {
+        (row["method"], row["dataset"].removeprefix("demo/")): {name: float(row[name] or "nan") for name in NUMBERS}
+        for row in rows_of("replacements.csv")
+        if (row["kind"], row["form"]) == ("fitted", "kind")
+    }
+    # Which methods are named first, as near to the first, and as not beyond chance.
+    assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"
+    assert max(zoo, key=lambda name: float(zoo[name]["value"])) == "gda"
+    near = {name for name, row in zoo.items() if float(row["high"]) > float(zoo["gda"]["low"])} - {"gda", "mma"}
+    assert near == {"layer_norm", "visual_prompting", "linear_probe", "mmrl", "bitfit", "ivlp"}
+    assert {name for name, row in zoo.items() if float(row["low"]) <= 0} == {"coop", "kgcoop", "tcp", "plot", "mma"}
+    bias, prompts = demo["bias"], demo["ivlp_matched"]
+    assert bias["parameters"] == prompts["parameters"] == "896"
+    digits, clothes, emoji = (
+        f"{float(bias[f'demo/{name}']):.1f} and {float(prompts[f'demo/{name}']):.1f}" for name in SETS
+    )
+    ivlp = ["{value:.0f} % ({low:.0f} to {high:.0f})".format(**fitted["IVLP", name]) for name in SETS]
+    moved = [f"{fitted['IVLP', name]['moved_value']:.0f}" for name in SETS]
+    nearly_all = [fitted[name, place] for name in ("IVLP", "VPT") for place in ("digits", "fashion")]
+    assert min(row["low"] for row in nearly_all) > 85
+    of_nearly_all = [row["moved_value"] for row in nearly_all]
+    few, many = map(fewest_pictures, (2, 10))
+    of_paper, of_all, without = correlations()
+    return {
+        "README.md": [
+            f"(IVLP) gain {digits} points on digits, {clothes} on clothes and {emoji} on emoji",
+            f"TaskRes, a head, gains most ({float(demo['taskres']['value']):.1f} points)",
+            f"have {ivlp[0]} of IVLP's gain on digits, {ivlp[1]} on clothes and {ivlp[2]} on emoji",
+            f"of the decisions that IVLP moved they make {moved[0]}, {moved[1]} and {moved[2]} %.",
+            f"of two classes these are left from {few} pictures each on, of ten from {many}.",
+        ],
+        "docs/methods.md": [
+            f"gains {float(zoo['bias']['value']):.1f} points with {zoo['bias']['parameters']} numbers",
+            f"{of_paper} for the six methods of the paper's Table 1",
+            f"{of_all} for the eight methods of this table",
+            f"{without} without CLIP-LoRA",
+        ],
+        "docs/distil.md": [
+            f"make {min(of_nearly_all):.0f} to {max(of_nearly_all):.0f} % of the decisions that these moved",
+            f"two vectors have {fitted['TaskRes', 'digits']['value']:.0f} % of its gain on digits",
+        ],
+    }
+
+
+def fewest_pictures(classes: int) -> int:
+    """Of so many pictures in each class, `train` leaves ten to calibrate by."""
+    for pictures in range(1, 100):
+        labels = np.repeat(np.arange(classes, dtype=np.int32), pictures)
+        split = Split([f"{index:06d}" for index in range(len(labels))], labels, lambda index: b"")
+        splits = complete_splits({"all": split}, "pictures")
+        held = hold_out(splits["train"], splits["val"], seed=1, calibrates=True)
+        if held.calibrate is not None:
+            assert len(held.calibrate) == 10
+            return pictures
+    raise AssertionError
+
+
+def correlations() -> list[str]:
+    """Spearman's, of gains here with published accuracies: the paper's, and all with and without CLIP-LoRA."""
+    published = json.loads((ROOT / "clipbias/assets/published.json").read_text(encoding="utf-8"))
+    table = published["averages"]
+    of_paper = {name: row[table["shots"].index(16)] for name, row in table["accuracy"].items()}
+    listed: dict[str, list[float]] = {}
+    for source in published["sixteen_shots"]:
+        for name, accuracies in source["accuracy"].items():
+            listed.setdefault(name.split(" (")[0].lower().replace("-", "_"), []).append(np.mean([*accuracies.values()]))
+    literature = {name: float(np.mean(values)) for name, values in listed.items()}
+    texts = []
+    for name, theirs, count in (
+        ("demo_gains.csv", of_paper, 6),
+        ("zoo_gains.csv", literature, 8),
+        ("zoo_gains.csv", {**literature, "clip_lora": None}, 7),
+    ):
+        ours = {row["method"]: float(row["value"]) for row in rows_of(name)}
+        common = [each for each in ours if theirs.get(each) is not None]
+        assert len(common) == count
+        texts.append(
+            f"{spearmanr([ours[each] for each in common], [theirs[each] for each in common]).statistic:.2f}".replace(
+                "-", "−"
+            )
+        )
+    return texts
+
+
+def test_each_number_of_a_sentence_is_in_its_csv() -> None:
+    for page, expected in sentences().items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert [sentence for sentence in expected if sentence not in text] == [], page
