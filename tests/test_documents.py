@@ -73,11 +73,11 @@ def test_importing_is_light() -> None:
 # Numbers. The tables of pages are made of CSV files; sentences repeat some of these numbers.
 
 
-# By page: its numbers, and what names a row of them in a line of the page or above a column.
+# By numbers: their page, and what names a row of them in a line of the page or above a column.
 TABLES = {
-    "methods.md": ("zoo_gains.csv", ("method",)),
-    "distil.md": ("replacements.csv", ("method", "dataset")),
-    "paper.md": ("paper.csv", ("claim", "method", "outcome")),
+    "zoo_gains.csv": ("results.md", ("method",)),
+    "replacements.csv": ("results.md", ("method", "dataset")),
+    "paper.csv": ("paper.md", ("claim", "method", "outcome")),
 }
 
 
@@ -97,9 +97,9 @@ def is_shown(numbers: list[str], row: dict[str, str], start: str) -> bool:
     return all(float(f"{cell:.{len(number.partition('.')[2])}f}") == float(number) for cell, number in pairs)
 
 
-@pytest.mark.parametrize("page", TABLES)
-def test_each_number_of_a_table_is_in_its_csv(page: str) -> None:
-    name, keys = TABLES[page]
+@pytest.mark.parametrize("name", TABLES)
+def test_each_number_of_a_table_is_in_its_csv(name: str) -> None:
+    page, keys = TABLES[name]
     path = ROOT / "docs" / page
     text = path.read_text(encoding="utf-8")
     assert text == make_demo_tables.page(path), f"run python -m tools.make_demo_tables docs/{page}"
@@ -125,18 +125,12 @@ def test_each_number_of_a_table_is_in_its_csv(page: str) -> None:
 def sentences() -> dict[str, list[str]]:
     """Sentences with numbers, by the page where they stand."""
     demo = {each["method"]: each for each in rows_of("demo_gains.csv")}
-    zoo = {each["method"]: each for each in rows_of("zoo_gains.csv")}
     fitted = {
         (row["method"], row["dataset"].removeprefix("demo/")): {name: float(row[name] or "nan") for name in NUMBERS}
         for row in rows_of("replacements.csv")
         if (row["kind"], row["form"]) == ("fitted", "kind")
     }
-    # Which methods are named first, as near to the first, and as not beyond chance.
-    assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"
-    assert max(zoo, key=lambda name: float(zoo[name]["value"])) == "gda"
-    near = {name for name, row in zoo.items() if float(row["high"]) > float(zoo["gda"]["low"])} - {"gda", "mma"}
-    assert near == {"layer_norm", "visual_prompting", "linear_probe", "mmrl", "bitfit", "ivlp"}
-    assert {name for name, row in zoo.items() if float(row["low"]) <= 0} == {"coop", "kgcoop", "tcp", "plot", "mma"}
+    assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"  # the method that is named first
     bias, prompts = demo["bias"], demo["ivlp_matched"]
     assert bias["parameters"] == prompts["parameters"] == "896"
     digits, clothes, emoji = (
@@ -144,9 +138,6 @@ def sentences() -> dict[str, list[str]]:
     )
     ivlp = ["{value:.0f} % ({low:.0f} to {high:.0f})".format(**fitted["IVLP", name]) for name in SETS]
     moved = [f"{fitted['IVLP', name]['moved_value']:.0f}" for name in SETS]
-    nearly_all = [fitted[name, place] for name in ("IVLP", "VPT") for place in ("digits", "fashion")]
-    assert min(row["low"] for row in nearly_all) > 85
-    of_nearly_all = [row["moved_value"] for row in nearly_all]
     few, many = map(fewest_pictures, (2, 10))
     of_paper, of_all, without = correlations()
     return {
@@ -157,14 +148,10 @@ def sentences() -> dict[str, list[str]]:
             f"of the decisions that IVLP moved they make {moved[0]}, {moved[1]} and {moved[2]} %.",
             f"of two classes these are left from {few} pictures each on, of ten from {many}.",
         ],
-        "docs/methods.md": [
-            f"gains {float(zoo['bias']['value']):.1f} points with {zoo['bias']['parameters']} numbers",
+        "docs/results.md": [
             f"{of_paper} for the six methods of the paper's Table 1",
             f"{of_all} for the eight methods of this table",
             f"{without} without CLIP-LoRA",
-        ],
-        "docs/distil.md": [
-            f"make {min(of_nearly_all):.0f} to {max(of_nearly_all):.0f} % of the decisions that these moved",
             f"two vectors have {fitted['TaskRes', 'digits']['value']:.0f} % of its gain on digits",
         ],
     }
