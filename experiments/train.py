@@ -21,6 +21,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 from clipbias.settings import as_json
 from clipbias.training.context import SweepContext
+from clipbias.training.progress import Progress
 from clipbias.training.run import run_group
 from clipbias.training.select import Rates, cautions_of_row
 from clipbias.training.spec import Group, Row, RunSpec
@@ -61,6 +62,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
                 settings.recipe.with_default_rate(),
                 compares_rates=compares_rates,
                 calibrates=calibrates,
+                progress=Progress(0, title=f"{spec.method} on {spec.dataset}"),
             )
             row["seconds"] = round(time.monotonic() - began, 2)
         if hosts.is_first():

@@ -10,10 +10,8 @@ certainty where two models differ on no image (Agresti and Min 2005 add as much 
 """
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -353,9 +351,6 @@ def _percent(number: Estimate | None) -> str:
 
 
 FEWEST = 10
-# Steps that a forecast leaves out, while programs are compiled, and steps that it measures.
-_FIRST, _MEASURED = 3, 10
-
 # A student's description and the model itself.
 Candidate = tuple[Student, Teacher]
 
@@ -382,6 +377,7 @@ def compute_replacement(study: Study) -> Section[ReplacementResults]:
         beside[model.key] = fits.fit(model)
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
+    fits.progress.close()
     requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
     rows = yield list(requests.values())
     for model in teachers:
@@ -456,7 +452,7 @@ def _same_images(study: Study, model: Model) -> list[Model]:
 
 
 class _Fits:
-    """The fits of a study, with their time said after the first steps."""
+    """The fits of a study, in one bar that says how long all of them still take."""
 
     def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
         self._study = study
@@ -471,7 +467,9 @@ class _Fits:
         )
         ceiling = 3 * min(self._steps, TRIAL_STEPS) + self._steps * (self._steps > TRIAL_STEPS)
         forms = self._steps * len(study.options.replacement_forms)
-        self._progress = _Forecast(sum(forms + ceiling * (not no_ceiling(model)) for model in teachers))
+        total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
+        say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
+        self.progress = Progress(total, title="replacements")
 
     def fit(self, model: Model) -> list[Candidate]:
         """The ceiling, where there is one, then each form."""
@@ -505,7 +503,8 @@ class _Fits:
         facts = [model.digest, self._study.clip.fingerprint, self._fitted.stored_digest, task.options()]
         key = stable_hash([*facts, recipe.facts(), seed])
         folder = self._study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
-        logging = Logging(checkpoints=folder, progress=self._progress)
+        progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
+        logging = Logging(checkpoints=folder, progress=progress)
         learnables = fit_student(task, teacher, self._fitted, recipe, self._context, seed=seed, logging=logging)
         return Teacher(task, learnables)
 
@@ -516,31 +515,6 @@ class _Fits:
         say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
         numbers = parameter_count(student.learnables)["total"]
         return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
-
-
-class _Forecast(Progress):
-    """A bar for each fit, and after the first measured steps a line that says how long all fits take."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__(0, title="replacements")
-        self._steps = steps
-        self._seen = 0
-        self._began = 0.0
-
-    def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
-        super().advance(count, values)
-        self._seen += count
-        if self._seen == _FIRST:
-            self._began = time.monotonic()
-        elif self._seen == _FIRST + _MEASURED:
-            say(forecast(self._steps, (time.monotonic() - self._began) / _MEASURED))
-
-
-def forecast(steps: int, seconds: float) -> str:
-    """How long so many steps of so many seconds take."""
-    total = steps * seconds
-    words = counted(round(total / 60), "minute") if total >= 90 else counted(max(1, round(total)), "second")
-    return f"Replacements take about {words} (--config.replacement_steps sets their steps; 0 leaves them out)."
 
 
 def _means(study: Study, model: Model, measured: MeasuredBiases) -> list[Candidate]:

@@ -63,6 +63,10 @@ class Logging:
         if self.progress is not None:
             self.progress.say(line)
 
+    def at_work(self, stage: str) -> None:
+        if self.progress is not None:
+            self.progress.at_work(stage)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainJob:
@@ -167,6 +171,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
         )
         task = job.task if stage_method is method else job.task.with_method(stage_method)
         stage = dataclasses.replace(job, task=task, recipe=stage_recipe, logging=logging)
+        job.logging.at_work("compiling a step")
         plan = plan_step(task, stage_recipe, stage.step_shape, job.context.compute)
         stages.append(dataclasses.replace(stage, task=plan.apply(task), plan=plan))
     return tuple(stages)

@@ -148,6 +148,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         profile = StepProfile(logging.metrics if logging.profile else None, first=step, total=total)
         opened.callback(profile.close)
         interval = _Interval(logging.checkpoint_seconds)
+        compiled = False
         with explain_exhaustion(advice):
             while step < total:
                 profile.before(step)
@@ -163,6 +164,9 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 profile.after(step, metrics)
                 step += 1
                 report.step(logging.steps_before + step, metrics, rates[step - 1])
+                if not compiled:
+                    logging.at_work("training")
+                    compiled = True
                 stops = hosts.stops()
                 last = step == total
                 if checkpoints is not None and (stops or (last and keeps_last) or interval.is_over(last=last)):
@@ -264,7 +268,7 @@ def _open_report(
     progress = job.logging.progress
     if progress is not None:
         opened.callback(progress.close)
-        progress.start(total, done=step)
+        progress.start(logging.total_steps or total, done=logging.steps_before + step)
         if job.plan is not None:
             progress.say(f"memory: {job.plan}")
     metrics = None

@@ -27,6 +27,7 @@ from clipbias.terminal import printable
 from clipbias.training import mesh as meshes
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_STAGES = 2.0
 
 
 class _Lines:
@@ -48,35 +49,46 @@ class _Bar(tqdm):
         facts: dict[str, Any] = dict(super().format_dict)
         done = facts["n"] - facts.get("initial", 0)
         remaining = (facts["total"] or 0) - facts["n"]
-        # That of the last units: the first one compiles the program.
-        rate = facts.get("rate") or (done / facts["elapsed"] if facts["elapsed"] else 0)
-        facts["left"] = f", {forecast(remaining / rate)}" if done and rate and remaining > 0 else ""
+        # That of the last units: the first one compiles the program. Parts compile programs of their own.
+        mean = done / facts["elapsed"] if facts["elapsed"] else 0
+        rate = mean if facts["unit"] == "run" else facts.get("rate") or mean
+        facts["left"] = f", {forecast(remaining / rate)}" if done > 0 and rate and remaining > 0 else ""
+        facts["done"] = f"{facts['n']:.1f}".removesuffix(".0")
         return facts
 
 
 class Progress:
-    """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
+    """Counts units of work, and names the stage that begins, so that nothing is silent for long.
+
+    On a terminal it is a bar with the time left; elsewhere a line every ten seconds, and one for a stage.
+    """
 
     def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
         self._title = printable(title)
         self._unit = unit
         self._bar: tqdm | None = None
+        self._named = float("-inf")  # when a stage had a line
         if total:
             self.start(total, done=done)
 
     def start(self, total: int, *, done: int = 0) -> None:
         """Begins (again) with a total that was not known when the object was made."""
         self.close()
+        self._total = total
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
         if sys.stderr.isatty():
             shared |= {"file": sys.stderr, "dynamic_ncols": True}
-            shared |= {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt}{left}, {rate_fmt}{postfix}"}
+            shared |= {"bar_format": "{l_bar}{bar}| {done}/{total_fmt}{left}, {rate_fmt}{postfix}"}
         else:
-            shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 1}
-            shared |= {"bar_format": "{desc} {n_fmt}/{total_fmt}{postfix}{left}"}
+            shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 0}
+            shared |= {"bar_format": "{desc} {done}/{total_fmt}{postfix}{left}"}
         self._bar = _Bar(disable=jax.process_index() != 0, **shared)
 
-    def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
+    def part(self, units: int, title: str) -> "Progress":
+        """So many of the units as a bar of its own, which may count in steps."""
+        return _Part(self, units, title)
+
+    def advance(self, count: float = 1, values: Mapping[str, Any] | None = None) -> None:
         if self._bar is None:
             return
         shown = {
@@ -85,12 +97,25 @@ class Progress:
         }
         if shown:
             self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(count)
+        self._bar.update(min(count, self._total - self._bar.n))
+
+    def advance_to(self, done: float, values: Mapping[str, Any] | None = None) -> None:
+        """Counts up to `done`, of which parts may have counted some already."""
+        if self._bar is not None:
+            self.advance(done - self._bar.n, values)
 
     def at_work(self, what: str) -> None:
-        """Names the work that begins; a bar shows it at once."""
+        """Names the stage that begins, such as "compiling"."""
+        self._name(f"{self._title}: {what}" if self._title else what)
+
+    def _name(self, stage: str) -> None:
+        stage = printable(stage)
+        at_once = sys.stderr.isatty()
         if self._bar is not None:
-            self._bar.set_description(printable(what), refresh=sys.stderr.isatty())
+            self._bar.set_description(stage, refresh=at_once)
+        if (self._bar is None or not at_once) and time.monotonic() - self._named > SECONDS_BETWEEN_STAGES:
+            self._named = time.monotonic()
+            say(stage)
 
     def say(self, line: str) -> None:
         say(line)
@@ -99,6 +124,40 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class _Part(Progress):
+    """A share of another bar's units, which moves that bar by what it counts itself."""
+
+    def __init__(self, whole: Progress, units: int, title: str) -> None:
+        super().__init__(0, title=title)
+        self._whole = whole
+        self._units = units
+        self._steps = 1.0
+        self._own = 0.0  # of the steps
+        self._moved = 0.0  # of the units
+
+    def start(self, total: float, *, done: float = 0) -> None:
+        self._steps, self._own = total, done
+        self._move()
+
+    def advance(self, count: float = 1, values: Mapping[str, Any] | None = None) -> None:
+        self._own += count
+        self._move(values)
+
+    def _move(self, values: Mapping[str, Any] | None = None) -> None:
+        moved = max(self._moved, self._units * min(self._own / self._steps, 1.0))
+        self._whole.advance(moved - self._moved, values)
+        self._moved = moved
+
+    def _name(self, stage: str) -> None:
+        self._whole._name(stage)
+
+    def say(self, line: str) -> None:
+        """Details of a part are not said: there may be hundreds."""
+
+    def close(self) -> None:
+        """Its bar stays for the other parts."""
 
 
 def forecast(seconds: float) -> str:

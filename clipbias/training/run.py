@@ -58,6 +58,7 @@ def run_group(
     compares_rates: bool | None = None,
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Runs a group, whose specs differ in seed or learning rate alone, from its specs to its rows.
 
@@ -68,12 +69,12 @@ def run_group(
         searches for; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
       facts: what is added to a row and its adapter, by the key of its spec.
+      progress: is told stages and steps.
 
     Returns:
       The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
     """
     # Job
-    first = group[0]
     compute = context.compute
     logging = Logging(
         checkpoints=paths.checkpoints(group),
@@ -81,8 +82,9 @@ def run_group(
         metrics=paths.metrics(group),
         trackers=compute.trackers,
         profile=compute.profile == "steps",
-        progress=Progress(0, title=f"{first.method} on {first.dataset}") if paths.single else None,
+        progress=progress,
     )
+    logging.at_work("reading images")
     job = make_job(group, context, logging)
     added = [dict((facts or {}).get(spec.key, {})) for spec in group]
     # Select. The spec of the row then has the settings that were selected.
@@ -94,11 +96,13 @@ def run_group(
     if group[0].score_on != TEST:  # a broken image is told before the training
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     if paths.single and group[0].method != ZERO_SHOT:
+        logging.at_work("evaluating zero-shot")
         of_frozen = score_test(frozen(job), {}, job.protocol.evaluations[0])
         added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
     # Train
     result = train_job(job)
     # Score
+    logging.at_work("evaluating")
     if group[0].score_on == TEST:
         scores = _score_test(group, job, result, paths)
     else:
@@ -276,6 +280,7 @@ def fit_task(
         shots=shots,
         logging=Logging(progress=Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None),
     )
+    job.logging.at_work("reading images")
     selecting = selects(job, compares_rates=compares_rates)
     left = None
     if calibrates is not False:

@@ -334,7 +334,7 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
         if logging.checkpoints is not None:
             logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / "candidates")
         if logging.progress is not None:
-            logging = dataclasses.replace(logging, progress=Progress(0, title=f"{len(rates)} learning rates"))
+            logging = dataclasses.replace(logging, progress=Progress(0, title=f"comparing {len(rates)} learning rates"))
     runs = tuple(dataclasses.replace(run, images=images, learning_rate=rate) for rate in rates or (None,))
     return dataclasses.replace(job, recipe=recipe, runs=runs, logging=logging)
 

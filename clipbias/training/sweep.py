@@ -101,6 +101,7 @@ def sweep(
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
     with progress(total, unit="run", title=title) as bar:
         before: Group | None = None
+        ended = 0
         for group in todo:
             hosts.check()
             # The groups of a method on a dataset, with more and fewer shots, share most of their programs.
@@ -108,7 +109,6 @@ def sweep(
                 drop_programs()
             before = group
             context.begin(group[0].dataset)
-            bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}")
             for attempted, new in _attempt(group, context, paths, common, calibrates, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)
                 write_group(attempted, new, paths)
@@ -117,7 +117,8 @@ def sweep(
                 scored = [value for value in accuracies if value is not None]
                 mean = f" {sum(scored) / len(scored):.1f} %" if scored else ""
                 last = f"{attempted[0].method} on {attempted[0].dataset}{mean}"
-                bar.advance(len(attempted), {"last": last})
+                ended += len(attempted)
+                bar.advance_to(ended, {"last": last})
     rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
     write_results(workdir, rows)
     return rows
@@ -138,8 +139,10 @@ def _attempt(
 ) -> list[tuple[Group, list[Row]]]:
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
+    title = f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}"
+    part = bar.part(len(group), title)
     try:
-        rows = run_group(group, context, paths, common, calibrates=calibrates, facts=facts)
+        rows = run_group(group, context, paths, common, calibrates=calibrates, facts=facts, progress=part)
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
@@ -153,7 +156,7 @@ def _attempt(
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
-        bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots_words}: {sentence(error)}")
+        bar.say(f"failed: {title}: {sentence(error)}")
         failure = {"status": "failed", "error": sentence(error)}
         rows = [spec_facts(spec, common) | failure | facts.get(spec.key, {}) for spec in group]
     seconds = (time.monotonic() - began) / len(group)

@@ -326,11 +326,6 @@ def test_methods_without_a_ceiling(clip: Clip, method: str, why: str) -> None:
     )
 
 
-def test_the_forecast() -> None:
-    assert replacement.forecast(600, 0.1).startswith("Replacements take about 60 seconds (")
-    assert replacement.forecast(3000, 0.1).startswith("Replacements take about 5 minutes (")
-
-
 @pytest.mark.parametrize(("best", "tried"), [(0.005, 3), (0.02, 4), (0.08, 5), (0.00125, 4), (1e9, 8)])
 def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
     seen = []

@@ -88,5 +88,35 @@ def test_nothing_is_counted_before_a_total_is_known(monkeypatch: pytest.MonkeyPa
     assert "4/4" in shown.getvalue()
 
 
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_steps_of_a_part_move_the_whole_and_stages_are_named(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups of 2 and 1 runs: after 3 of 4 steps of the first, 1.5 of 3 runs are done; the second counts none."""
+    now = 0.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("sys.stderr", shown := stream())
+    whole = Progress(3, unit="run", title="runs")
+    part = whole.part(2, "bias on digits")
+    part.at_work("compiling")
+    part.start(4)
+    for _ in range(3):
+        now += 20.0
+        part.advance()
+    part.say("of a part")
+    part.close()
+    whole.advance_to(2)
+    now += 20.0
+    whole.part(1, "coop on digits").at_work("evaluating")
+    whole.advance_to(3)
+    whole.close()
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown.getvalue()) if line.strip()]
+    assert any(" 1.5/3, about 60 s left" in line for line in lines) and " 3/3" in lines[-1]
+    for stage in ("bias on digits: compiling", "coop on digits: evaluating"):
+        assert any(line.startswith(stage) for line in lines)
+    assert "of a part" not in shown.getvalue()
+
+
 def test_numbers_are_written_as_people_do() -> None:
     assert [readable(value) for value in (133500.4, 412.0, 0.0025, 1e-5)] == ["133,500", "412", "0.0025", "1e-05"]
