@@ -270,7 +270,7 @@ class TunedModel:
             classes = self.predict(images, normalised=True).labels
         numbers = label_numbers(classes, self.class_names)
         _check_count(len(images), len(numbers), "classes")
-        return relevancy(self.task, self.clip.device_params, self.learnables, jnp.asarray(images), numbers.tolist())
+        return relevancy(self.task, self.clip.params, self.learnables, jnp.asarray(images), numbers.tolist())
 
     def plot(
         self,

@@ -52,9 +52,9 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         raise ClipbiasError("give an adapter and the folder to write: --config.adapters=FILE --config.output=FOLDER.")
     adapter, _ = pair
     with open_workdir(workdir, as_json(settings)):
-        base = clipbias.load(settings.model or adapter.base)
+        base = clipbias.load(settings.model or adapter.base, device="host")
         model = TunedModel.of(adapter, base, own_methods=split(settings.own_methods), dtype=settings.dtype)
-        student = base if settings.student is None else clipbias.load(settings.student)
+        student = base if settings.student is None else clipbias.load(settings.student, device="host")
         images = find_unlabelled(settings, model)
         context = SweepContext(
             student,

@@ -102,7 +102,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
 
 def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[TunedModel, str, Dataset]:
     """An adapter, or zero-shot CLIP, with the classes of the dataset that it is evaluated on; and this by name."""
-    clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"))
+    clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"), device="host")
     hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
     name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
     if not name:

@@ -95,7 +95,7 @@ def explain(
     sections: Sequence[str],
 ) -> FinishedStudy:
     """One dataset's study, written to `folder`."""
-    clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"))
+    clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
     own_methods = split(settings.own_methods)
     tuned = [TunedModel.of(adapter, clip, own_methods=own_methods, dtype=settings.dtype) for adapter, _ in adapters]
     with explain_exhaustion("lower --config.batch_size."):

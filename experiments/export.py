@@ -28,7 +28,7 @@ def main(settings: ExportSettings) -> None:
     if pair is None or settings.output is None:
         raise ClipbiasError("give an adapter and the folder to write: --config.adapters=FILE --config.output=FOLDER.")
     adapter, path = pair
-    clip = clipbias.load(settings.model or adapter.base)
+    clip = clipbias.load(settings.model or adapter.base, device="host")
     own_methods = split(settings.own_methods)
     form = export(adapter, clip, settings.output, form=settings.form, own_methods=own_methods)
     common.tell(f"{path} as a {form}:")

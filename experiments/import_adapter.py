@@ -41,7 +41,7 @@ def main(settings: ImportSettings) -> None:
     if settings.dataset is not None:
         classes = data.load(settings.dataset, data_dir=settings.data_dir)
         notes["dataset"] = settings.dataset
-    clip = clipbias.load(settings.model)
+    clip = clipbias.load(settings.model, device="host")
     adapter = import_adapter(settings.file, clip, classes, position=settings.position, notes=notes)
     write_adapter(settings.output, adapter)
     names = ", ".join(adapter.class_names[:5]) + (", …" if len(adapter.class_names) > 5 else "")

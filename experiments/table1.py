@@ -112,7 +112,7 @@ def prepare(
     Raises:
       ClipbiasError: a dataset cannot be used.
     """
-    clip = clipbias.load(settings.model)
+    clip = clipbias.load(settings.model, device="host")
     hosts.assert_same(f"the model {settings.model}", clip.fingerprint)
     draws = any(resolve_method(name, axes.options.get(name, {})).uses_images for name in axes.methods)
     training = dict.fromkeys(axes.datasets, draws)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -282,7 +283,8 @@ class Clip:
     """A frozen model: CLIP, or one of the families of docs/models.md.
 
     Attributes:
-      params: the parameter tree, passed as an argument to every function that computes with it.
+      params: the parameter tree, passed as an argument to every function that computes with it: on a device, or NumPy
+        arrays of `load(device="host")`.
       name: the name or path that it was loaded from.
       fingerprint: SHA-256 over the weights, the same in every format. It ties an adapter to its model.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
@@ -314,11 +316,6 @@ class Clip:
         texts = f"texts of up to {text.context_length} tokens, {counted(text.layers, 'layer')} of {text.width}"
         size = f"joint width {self.config.projection_width}; {sum(leaf.size for leaf in leaves):,} parameters, {dtype}"
         return f"Clip({self.source!r}: {images}; {texts}; {size})"
-
-    @functools.cached_property
-    def device_params(self) -> Params:
-        """`params` on JAX's first device, copied there once."""
-        return jax.device_put(self.params)
 
     def preprocess(self, images: Pictures) -> np.ndarray:
         """Pictures as the model takes them, resized and normalised as the publisher's file says (`preprocessing`).
@@ -352,7 +349,12 @@ class Clip:
         """
         batches = encode.image_batches(self.preprocessing, images, batch_size, normalised=normalised)
         run = functools.partial(
-            encode.image_features, self.config, self.preprocessing, resolve(dtype), normalize, self.device_params
+            encode.image_features,
+            self.config,
+            self.preprocessing,
+            resolve(dtype),
+            normalize,
+            jax.device_put(self.params),
         )
         return encode.all_features(run, batches, self.config.projection_width)
 
@@ -368,7 +370,7 @@ class Clip:
         ids = self.tokenize(list(texts))
         dtype = resolve(dtype)
         checks.check_int("batch_size", batch_size, lowest=1)
-        run = functools.partial(encode.text_features, self.config, dtype, normalize, self.device_params)
+        run = functools.partial(encode.text_features, self.config, dtype, normalize, jax.device_put(self.params))
         return encode.all_features(run, encode.text_batches(ids, self.config, batch_size), self.config.projection_width)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
@@ -438,6 +440,7 @@ def load(
     dtype: str = "float32",
     activation: str | None = None,
     tokenizer: str | os.PathLike | None = None,
+    device: jax.Device | Literal["host"] | None = None,
 ) -> Clip:
     """Loads a CLIP model.
 
@@ -455,6 +458,8 @@ def load(
         configuration. OpenAI's own file is known to have QuickGELU.
       tokenizer: a folder with the tokenizer's files, in place of those beside the weights. A model without any that has
         CLIP's 49,408 tokens gets CLIP's own.
+      device: where the weights lie, so that no call copies them there; `None` for JAX's first device, "host" for NumPy
+        arrays, which a mesh gets later.
 
     Raises:
       ClipbiasError: there is no such source, or it is no CLIP model; the message says what to do.
@@ -484,8 +489,9 @@ def load(
     stored = {tensor.dtype for name, tensor in weights.tensors.items() if name not in weights.table.ignored}
     stored &= set(FLOATING)
     numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}  # half precision: 99, not 100
+    params = {**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), **numbers}
     return Clip(
-        params={**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), **numbers},
+        params=params if device == "host" else jax.device_put(params, device),
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=preprocessing,

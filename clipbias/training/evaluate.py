@@ -650,7 +650,7 @@ class Predictor:
     def of(cls, task: Task, learnables: Learnables, params: Params | None = None) -> "Predictor":
         """On weights that are placed already; by default on JAX's first device."""
         if params is None:
-            params = cast_weights(task.clip.device_params, task.classifier.dtype)
+            params = cast_weights(jax.device_put(task.clip.params), task.classifier.dtype)
         text: Text = task.text
         if not task.method.conditional:
             text = task.text_features(params, learnables)[None]

@@ -151,7 +151,7 @@ def is_there(mesh: Mesh) -> bool:
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-    """Puts a tree of host arrays on every device, once; of shapes alone, says that they would lie there."""
+    """Puts a tree of arrays on every device, once; of shapes alone, says that they would lie there."""
     return device_put(mesh, tree)
 
 
@@ -165,7 +165,7 @@ def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = Fals
 
 
 def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
-    """Puts a tree of host arrays, equal on all processes, on the mesh, leading axes split along `axes` (`run` first).
+    """Puts a tree of arrays, equal on all processes, on the mesh, leading axes split along `axes` (`run` first).
 
     Where a leaf is a `jax.ShapeDtypeStruct`, only its sharding is added.
     """
@@ -173,8 +173,10 @@ def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
     def of_leaf(leaf: Leaf) -> Any:
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(mesh, leaf.shape, *axes))
+        where = sharding(mesh, np.shape(leaf), *axes)
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and not mesh.is_multi_process:
+            return jax.device_put(leaf, where)  # what lies there already is not copied
         leaf = np.asarray(leaf)
-        where = sharding(mesh, leaf.shape, *axes)
         return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
     return jax.tree.map(of_leaf, tree)

@@ -11,6 +11,7 @@ import clipbias
 from clipbias.clip import Clip, encode_image, encode_text
 from clipbias.clip.text import as_tokens
 from clipbias.data.user_images import label_numbers, list_images, to_picture
+from clipbias.training import mesh as meshes
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 30, 22, 3), dtype=np.uint8)
 TEXTS = ["a cat.", "a dog on the grass.", "x"]
@@ -62,7 +63,6 @@ def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
     np.testing.assert_allclose(unit, reference / np.linalg.norm(reference, axis=-1, keepdims=True), atol=1e-5)
     assert clip.encode_images(PIXELS[0], batch_size=3).shape == clip.encode_images(images[0], batch_size=3).shape
     assert clip.encode_images([]).shape == (0, clip.config.projection_width)
-    assert clip.device_params is clip.device_params
     np.testing.assert_array_equal(clip.encode_images(PIXELS, batch_size=3, dtype="auto"), features)  # on a CPU
 
 
@@ -74,6 +74,23 @@ def test_features_of_texts(clip: Clip) -> None:
     np.testing.assert_allclose(clip.encode_texts(TEXTS, batch_size=2), reference, atol=1e-5)
     lengths = np.linalg.norm(clip.encode_texts(TEXTS, batch_size=2, normalize=True), axis=-1)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
+
+
+def test_weights_are_where_they_are_used() -> None:
+    """A call copies none of them to the device, and a mesh of that device shares them. On the host they are NumPy's."""
+    clip = clipbias.load("demo")
+    images = jax.device_put(np.zeros((1, 48, 48, 3), np.float32))
+    task = clipbias.Task(clip, "bias", ("cat", "dog"))
+    learnables = jax.device_put(task.init())
+    with jax.transfer_guard_host_to_device("disallow"):
+        jax.block_until_ready(jax.jit(task.logits)(clip.params, learnables, images))
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    placed = meshes.place_weights(mesh, clip.params, "float32")
+    for there, here in zip(jax.tree.leaves(placed), jax.tree.leaves(clip.params), strict=True):
+        assert there.unsafe_buffer_pointer() == here.unsafe_buffer_pointer()
+    on_host = clipbias.load("demo", device="host")
+    assert {type(leaf) for leaf in jax.tree.leaves(on_host.params)} == {np.ndarray}
+    jax.tree.map(np.testing.assert_array_equal, on_host.params, clip.params)
 
 
 def test_checks_add_nothing_to_a_compiled_program(clip: Clip) -> None:

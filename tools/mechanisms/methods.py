@@ -173,7 +173,7 @@ def by_kind(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def map_inputs(task: Task, learnables: Learnables, images: np.ndarray) -> np.ndarray:
     """What the maps see in a tuned run, `LN1(x)`: `[L, B, N, D]`, float64."""
-    return np.asarray(_map_inputs(task.classifier, task.clip.device_params, learnables, images), np.float64)
+    return np.asarray(_map_inputs(task.classifier, task.clip.params, learnables, images), np.float64)
 
 
 @functools.partial(jax.jit, static_argnums=0)
