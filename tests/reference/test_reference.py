@@ -1,21 +1,35 @@
-"""The reference agrees with itself: attention's gradients with finite differences, explanations with known values."""
-
-import math
+"""Gradients of the references that are written by hand, against finite differences of what they are gradients of."""
 
 import numpy as np
 import pytest
 
 from tests import helpers
-from tests.reference import differences, methods, numpy_clip, relevancy, statistics, weights
+from tests.reference import differences, heads, methods, relevancy, weights
 from tests.reference.cases import CLASS_NAMES
+from tests.reference.differences import along_directions, in_full
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> methods.Reference:
-    return helpers.tiny_checkpoint(tmp_path_factory.mktemp("tiny"), vision=(16, 2, 2), image_size=8)
+def test_differences_tell_a_wrong_gradient_from_a_right_one():
+    point = {"x": np.array([[1.0, -2.0], [0.5, 3.0]]), "y": np.array([2.0])}
+    right = {"x": 2 * point["x"], "y": np.array([12.0])}
+    wrong = {"x": right["x"] * [[1, 1], [1, 1.01]], "y": -right["y"]}
+
+    def loss(learnables):
+        return (learnables["x"] ** 2).sum() + learnables["y"][0] ** 3
+
+    assert max(along_directions(loss, point, right).values()) < 1e-8
+    errors = along_directions(loss, point, wrong)
+    assert errors["x"] > 1e-3 and errors["y"] > 1
+    with pytest.raises(AssertionError, match=r"x has shape \(2, 2\), its gradient \(4,\)"):
+        along_directions(loss, point, right | {"x": right["x"].ravel()})
+    first, second = in_full(lambda x: np.array([loss(x), 3 * loss(x)]), point)
+    for name, slope in right.items():
+        np.testing.assert_allclose(first[name], slope, rtol=1e-8)
+        np.testing.assert_allclose(second[name], 3 * slope, rtol=1e-8)
 
 
-def test_attention_gradients_equal_finite_differences_through_taps(clip):
+def test_attention_gradients_equal_finite_differences_through_taps(tmp_path):
+    clip = helpers.tiny_checkpoint(tmp_path, vision=(16, 2, 2), image_size=8)
     learnables = methods.random_learnables(clip.config, "ivlp", 5, text=2, vision=2)
     inputs = methods.prepare(clip, "ivlp", CLASS_NAMES, learnables)
     image = helpers.random_images(clip.config, 1)
@@ -34,44 +48,12 @@ def test_attention_gradients_equal_finite_differences_through_taps(clip):
             assert abs(slope - (gradient * direction).sum()) < 1e-6 * np.linalg.norm(gradient)
 
 
-def test_class_specific_context_that_is_equal_for_all_is_the_shared_context(clip):
-    images = helpers.random_images(clip.config, 2)
-    shared = methods.random_learnables(clip.config, "coop", 5)
-    specific = {"text_context": np.stack([shared["text_context"]] * 5)}
-    first, second = (
-        methods.task_logits(clip, "coop", CLASS_NAMES, learnables, images) for learnables in (shared, specific)
-    )
-    np.testing.assert_array_equal(first, second)
-
-
-def test_the_words_own_embeddings_as_context_are_zero_shot(clip):
-    images = helpers.random_images(clip.config, 2)
-    words = clip.tokenizer.tokenize(["a photo of a"])[0, 1:5]
-    learnables = {"text_context": numpy_clip.token_embeddings(clip.state, words)}
-    tuned = methods.task_logits(clip, "coop", CLASS_NAMES, learnables, images)
-    plain = methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images)
-    np.testing.assert_allclose(tuned, plain, rtol=1e-12)
-
-
-def test_distance_of_uniform_attention_has_the_known_values():
-    patches_alone = np.zeros((1, 197, 197))
-    patches_alone[:, 1:, 1:] = 1 / 196
-    with_cls = np.full((1, 197, 197), 1 / 197)
-    assert statistics.attention_distance(patches_alone, 14, 16)[0] == pytest.approx(116.492, abs=5e-4)
-    assert statistics.attention_distance(with_cls, 14, 16)[0] == pytest.approx(115.901, abs=5e-4)
-    assert statistics.attention_entropy(with_cls, 196).mean() == pytest.approx(math.log(197), rel=1e-12)
-
-
-def test_decomposition_adds_up(clip):
-    learnables = methods.random_learnables(clip.config, "vpt", 5, vision=3)
-    images = helpers.random_images(clip.config, 2)
-    tower = numpy_clip.encode_image(clip.state, clip.config, images, prompts=learnables["vision_prompts"])
-    for layer, block in enumerate(tower.blocks):
-        parts = statistics.decomposition(clip, "vision", layer, block, slice(5, None))
-        np.testing.assert_allclose(parts["input"] + parts["prompt"] + parts["bias"], block.attended, rtol=1e-10)
-
-
-def test_rollout_rows_are_distributions(clip):
-    blocks = numpy_clip.encode_image(clip.state, clip.config, helpers.random_images(clip.config, 1)).blocks
-    rolled = relevancy.rollout([block.attention[0] for block in blocks])
-    np.testing.assert_allclose(rolled.sum(-1), 1, rtol=1e-12)
+def test_gradients_of_lp_plus_plus_equal_finite_differences():
+    data = heads.arrays()
+    rng = np.random.default_rng(8)
+    values = {"weight": rng.normal(size=(3, 8)), "bias": np.array([0.2, -0.1, 0.05]), "alpha": rng.normal(size=3)}
+    case = data["features"][0] + 2.0, heads.LABELS, 1.0 + 0.01 * data["text_features"]
+    _, gradients = heads.lp_loss_and_gradients(*case, **values)
+    (slopes,) = in_full(lambda moved: np.array([heads.lp_loss_and_gradients(*case, **moved)[0]]), values)
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(gradients[name], slope, atol=2e-7 * np.abs(slope).max())

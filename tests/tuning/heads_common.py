@@ -13,15 +13,13 @@ from clipbias.clip import Clip
 from clipbias.training.step import StepInputs, StepScalars, StepStatic, init_state, train_step
 from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Samples
 from clipbias.tuning.task import TrainingTexts
-from tests.reference.heads_cases import arrays
-from tests.tuning.weights_common import LOGITS, SGD, Training, close
+from tests.reference.heads import arrays
+from tests.tuning.weights_common import LOGITS, SGD, Training
 
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)  # not every class as often
 VALIDATION = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [11, 9, 13])).astype(np.int32)
 SHOTS = 4
-CLASSES = 3
 COMMON = dataclasses.replace(SGD, epochs=3, warmup_epochs=1, warmup_learning_rate=1e-3, batch_size=8)
-__all__ = ["CLASSES", "COMMON", "LABELS", "LOGITS", "SHOTS", "Training", "close"]
 
 
 def make_samples(clip: Clip) -> Samples:
@@ -42,11 +40,8 @@ def make_samples(clip: Clip) -> Samples:
 
 
 def scored(method: Method, learnables: Learnables, samples: Samples, images: np.ndarray) -> jax.Array:
-    return jax.jit(method.logits)(learnables, features_of(samples, images))
-
-
-def features_of(samples: Samples, images: np.ndarray) -> Features:
-    return Features(*(np.asarray(x, np.float32) for x in (images, samples.text, samples.scale)))
+    features = Features(*(np.asarray(x, np.float32) for x in (images, samples.text, samples.scale)))
+    return jax.jit(method.logits)(learnables, features)
 
 
 def check_steps(
@@ -79,4 +74,7 @@ def check_steps(
         loss = sum(of_batch(training.values(before)).values())
         assert float(metrics["loss"][0]) == pytest.approx(loss, rel=LOGITS, abs=LOGITS)
         training.check(of_batch, rate, before, state, number)
-    return {**jax.tree.map(lambda leaf: leaf[0], state.learnables)}
+    learned = jax.tree.map(lambda leaf: np.asarray(leaf[0]), {**state.learnables})
+    moved = {name: np.abs(value - learnables[name]).max() for name, value in learned.items()}
+    assert min(moved.values()) > 1e-3, moved
+    return learned
