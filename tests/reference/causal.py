@@ -22,9 +22,6 @@ from tests.reference.methods import Inputs, Reference
 from tests.reference.numpy_clip import Tower
 from tests.reference.weights import State
 
-LAST_NORM = {"vision": "vision_model.post_layernorm", "text": "text_model.final_layer_norm"}
-PROJECTION = {"vision": "visual_projection.weight", "text": "text_projection.weight"}
-
 
 @dataclasses.dataclass
 class Run:
@@ -164,8 +161,7 @@ def features(
 def read_out(run: Run, x: np.ndarray) -> np.ndarray:
     """[B, d] of input tokens [B, n, D] after the last block."""
     rows = np.stack([x[b, list(run.inputs[b]).index(row)] for b, row in enumerate(run.forward.rows)])
-    normed = numpy_clip.layer_norm(run.state, LAST_NORM[run.tower], run.sizes["layer_norm_eps"], rows)
-    return normed @ run.state[PROJECTION[run.tower]].T
+    return numpy_clip.project(run.state, {f"{run.tower}_config": run.sizes}, run.tower, rows)
 
 
 def block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.ndarray, added: np.ndarray):

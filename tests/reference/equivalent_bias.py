@@ -20,7 +20,7 @@ Forms = dict[str, np.ndarray]  # "vector" [L, D], "kind" [L, 2, D]
 
 def _frozen(state: State, tower: str, sizes: Mapping, l: int, x: np.ndarray, *, causal: bool) -> np.ndarray:
     """The frozen block l of one sequence `x` [N, D]."""
-    mask = np.where(np.tril(np.ones((len(x), len(x)), bool)), 0.0, -np.inf) if causal else np.zeros(())
+    mask = numpy_clip.causal_mask(len(x)) if causal else np.zeros(())
     return numpy_clip.block(state, f"{tower}.encoder.layers.{l}", sizes, x[None], mask, 0.0).output[0]
 
 

@@ -70,19 +70,16 @@ def tower_backward(
     input has prompts.
     """
     sizes = clip.config[f"{tower}_config"]
-    name, final, projection = {
-        "vision": ("vision_model", "post_layernorm", "visual_projection"),
-        "text": ("text_model", "final_layer_norm", "text_projection"),
-    }[tower]
     each = np.arange(len(saved.last))
     x = np.zeros_like(saved.last)
     read = saved.last[each, saved.rows]
-    pooled = features @ clip.state[f"{projection}.weight"]
-    x[each, saved.rows] = layer_norm_backward(clip.state, f"{name}.{final}", sizes["layer_norm_eps"], read, pooled)
+    pooled = features @ clip.state[numpy_clip.PROJECTION[tower]]
+    epsilon = sizes["layer_norm_eps"]
+    x[each, saved.rows] = layer_norm_backward(clip.state, numpy_clip.LAST_NORM[tower], epsilon, read, pooled)
     attention = []
     added = []
     for l in reversed(range(sizes["num_hidden_layers"])):
-        layer = f"{name}.encoder.layers.{l}"
+        layer = f"{tower}_model.encoder.layers.{l}"
         x, probabilities, middle = block_backward(clip.state, layer, sizes, saved.blocks[l], x)
         attention.insert(0, probabilities)
         added.append(middle)
@@ -98,9 +95,7 @@ def attention_gradients(
     scaled = np.exp(clip.state["logit_scale"]) * scores
     images, texts = numpy_clip.unit(saved.vision.features), numpy_clip.unit(saved.text_features)
     prompts = () if inputs.vision_prompts is None else inputs.vision_prompts
-    last = {
-        l: slice(saved.vision.embedded.shape[1] - len(row), None) for l, row in enumerate(prompts) if l and len(row)
-    }
+    last = {l: slice(saved.vision.last.shape[1] - len(row), None) for l, row in enumerate(prompts) if l and len(row)}
     first = {l: slice(1, 1 + len(row)) for l, row in inputs.text_prompts.items()}
     of_images = unit_backward(saved.vision.features, scaled @ texts)
     of_texts = unit_backward(saved.text_features, scaled.T @ images)

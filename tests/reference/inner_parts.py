@@ -1,50 +1,26 @@
 """What `mma`, `mmrl` and `tcp` share: a tower with something beside its blocks, or between them.
 
-Letters as in `numpy_clip`. A tower is run block by block; `enter` sees the tokens at each block's input, `network`
-makes something of the block's input after its first LayerNorm, which is added to its output. Learnables are nested
-dictionaries, flattened here to names with slashes.
+Learnables are nested dictionaries, flattened here to names with slashes.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tests.reference import numpy_clip
 from tests.reference.methods import Reference
-from tests.reference.numpy_clip import Block
+from tests.reference.numpy_clip import AtLayer, Tower
 
 Losses = dict[str, float]
-FINAL = {
-    "vision": ("vision_model", "post_layernorm", "visual_projection"),
-    "text": ("text_model", "final_layer_norm", "text_projection"),
-}
-AtLayer = Callable[[int, np.ndarray], np.ndarray]
 
 
-def same(layer: int, x: np.ndarray) -> np.ndarray:
-    """Tokens as they are."""
-    return x
-
-
-@dataclasses.dataclass
-class Passed:
-    """What a tower computed."""
-
-    features: np.ndarray  # [B, d]
-    blocks: list[Block]
-    last: np.ndarray  # [B, N, D] after the last block
-    rows: np.ndarray  # [B] the row that is read out
-
-
-def embedded(clip: Reference, tower: str, inputs: np.ndarray, embeddings: np.ndarray | None = None) -> np.ndarray:
+def embedded(clip: Reference, tower: str, inputs: np.ndarray) -> np.ndarray:
     """Tokens at the first block's input: of images `[B, R, R, 3]`, or of token ids `[C, N]`."""
-    if tower == "text":
-        return numpy_clip.encode_text(clip.state, clip.config, inputs, embeddings=embeddings).embedded
-    epsilon = clip.config["vision_config"]["layer_norm_eps"]
-    x = numpy_clip.encode_image(clip.state, clip.config, inputs).embedded
-    return numpy_clip.layer_norm(clip.state, "vision_model.pre_layrnorm", epsilon, x)
+    if tower == "vision":
+        return numpy_clip.embed_image(clip.state, clip.config, inputs)
+    embeddings = numpy_clip.token_embeddings(clip.state, inputs)
+    return embeddings + clip.state["text_model.embeddings.position_embedding.weight"]
 
 
 def forward(
@@ -53,26 +29,11 @@ def forward(
     x: np.ndarray,
     rows: np.ndarray,
     *,
-    enter: AtLayer = same,
+    enter: AtLayer = numpy_clip.unchanged,
     network: AtLayer | None = None,
-) -> Passed:
+) -> Tower:
     """All blocks; `rows [B]` are read after the last."""
-    sizes = clip.config[f"{tower}_config"]
-    name, final, projection = FINAL[tower]
-    epsilon = sizes["layer_norm_eps"]
-    blocks = []
-    for l in range(sizes["num_hidden_layers"]):
-        x = enter(l, x)
-        layer = f"{name}.encoder.layers.{l}"
-        length = x.shape[1]
-        mask = np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf) if tower == "text" else np.zeros(())
-        blocks.append(numpy_clip.block(clip.state, layer, sizes, x, mask, 0.0))
-        added = 0.0
-        if network is not None:
-            added = network(l, numpy_clip.layer_norm(clip.state, f"{layer}.layer_norm1", epsilon, x))
-        x = blocks[-1].output + added
-    read = numpy_clip.layer_norm(clip.state, f"{name}.{final}", epsilon, x[np.arange(len(x)), rows])
-    return Passed(read @ clip.state[f"{projection}.weight"].T, blocks, x, rows)
+    return numpy_clip.run_blocks(clip.state, clip.config, tower, x, rows, enter=enter, beside=network)
 
 
 def shallower(config: Mapping[str, Any]) -> int:

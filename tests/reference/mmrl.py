@@ -65,10 +65,9 @@ def mmrl_losses(
         tower: forward(clip, tower, embedded(clip, tower, inputs), rows[tower], enter=inserted[tower].enter)
         for tower, inputs in (("text", tokens), ("vision", images))
     }
-    epsilon = config["vision_config"]["layer_norm_eps"]
-    norm = "vision_model.post_layernorm"
     learned = saved["vision"].last[:, 1 : 1 + count]
-    mean = numpy_clip.layer_norm(clip.state, norm, epsilon, learned).mean(1)
+    epsilon = config["vision_config"]["layer_norm_eps"]
+    mean = numpy_clip.layer_norm(clip.state, numpy_clip.LAST_NORM["vision"], epsilon, learned).mean(1)
     read = mean @ learnables["vision_readout"]
     image = saved["vision"].features
     text = saved["text"].features

@@ -7,11 +7,16 @@ Letters: `B` images (or texts), `C` classes, `N` tokens, `M` patches, `T`/`V` te
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from tests.reference.weights import State
 
+LAST_NORM = {"vision": "vision_model.post_layernorm", "text": "text_model.final_layer_norm"}
+PROJECTION = {"vision": "visual_projection.weight", "text": "text_projection.weight"}
+
+AtLayer = Callable[[int, np.ndarray], np.ndarray]
 # What is added to a linear layer's output, from the layer's name and its input.
 Branch = Callable[[str, np.ndarray], np.ndarray | float]
 
@@ -19,6 +24,11 @@ Branch = Callable[[str, np.ndarray], np.ndarray | float]
 def no_branch(name: str, x: np.ndarray) -> float:
     """Linear layers as they are."""
     return 0.0
+
+
+def unchanged(layer: int, x: np.ndarray) -> np.ndarray:
+    """Tokens as they are."""
+    return x
 
 
 def linear(state: State, name: str, x: np.ndarray) -> np.ndarray:
@@ -103,11 +113,10 @@ def block(
 
 @dataclasses.dataclass
 class Tower:
-    """A tower's features, its blocks, and what went in and came out."""
+    """A tower's features, its blocks, and what came out."""
 
     features: np.ndarray  # [B, d] un-normalised
     blocks: list[Block]
-    embedded: np.ndarray  # [B, N, D] before the pre-LayerNorm (vision) or the first block (text)
     last: np.ndarray  # [B, N, D] after the last block (and its bias)
     rows: np.ndarray  # [B] the row that the feature is read from
 
@@ -133,32 +142,53 @@ def spread(bias: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
     return added
 
 
+def causal_mask(length: int) -> np.ndarray:
+    """Zero at the tokens that a query sees, else minus infinity."""
+    return np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf)
+
+
 def run_blocks(
     state: State,
+    config: Mapping,
     tower: str,
-    sizes: Mapping,
     x: np.ndarray,
-    mask: np.ndarray,
-    *,
-    prompts: Mapping[int, np.ndarray],
-    slots: slice,
     rows: np.ndarray,
-    bias: np.ndarray | None,
-    taps: Sequence[np.ndarray] | None,
-    branch: Branch,
-) -> tuple[np.ndarray, list[Block]]:
-    """All blocks; `prompts[l]` replaces the `slots` at block l's input, `bias[l]` is added after it (`spread`)."""
+    *,
+    enter: AtLayer = unchanged,
+    beside: AtLayer | None = None,
+    bias: np.ndarray | None = None,
+    taps: Sequence[np.ndarray] | None = None,
+    branch: Branch = no_branch,
+) -> Tower:
+    """All blocks, and the feature of `rows` after the last.
+
+    Args:
+      enter: what stands at a block's input in place of the tokens.
+      beside: what is added to a block's output, made of its input after its first LayerNorm.
+      bias: `bias[l]` is added after block l (`spread`).
+      taps: L arrays that broadcast to [B, H, N, N], added to the attention probabilities.
+      branch: what is added to the linear layers of the blocks.
+    """
+    sizes = config[f"{tower}_config"]
     blocks = []
     for l in range(sizes["num_hidden_layers"]):
-        if l in prompts:
-            x = x.copy()
-            x[:, slots] = prompts[l]
-        tap = 0.0 if taps is None else taps[l]
-        blocks.append(block(state, f"{tower}.encoder.layers.{l}", sizes, x, mask, tap, branch))
-        x = blocks[-1].output
+        x = enter(l, x)
+        name = f"{tower}_model.encoder.layers.{l}"
+        mask = causal_mask(x.shape[1]) if tower == "text" else np.zeros(())
+        blocks.append(block(state, name, sizes, x, mask, 0.0 if taps is None else taps[l], branch))
+        added = 0.0
+        if beside is not None:
+            added = beside(l, layer_norm(state, f"{name}.layer_norm1", sizes["layer_norm_eps"], x))
+        x = blocks[-1].output + added
         if bias is not None:
             x = x + spread(bias[l], rows, x.shape[1])
-    return x, blocks
+    return Tower(project(state, config, tower, x[np.arange(len(x)), rows]), blocks, x, rows)
+
+
+def project(state: State, config: Mapping, tower: str, x: np.ndarray) -> np.ndarray:
+    """Features of tokens after the last block."""
+    normed = layer_norm(state, LAST_NORM[tower], config[f"{tower}_config"]["layer_norm_eps"], x)
+    return normed @ state[PROJECTION[tower]].T
 
 
 def patch_tokens(state: State, sizes: Mapping, images: np.ndarray) -> np.ndarray:
@@ -174,15 +204,20 @@ def patch_tokens(state: State, sizes: Mapping, images: np.ndarray) -> np.ndarray
     return np.stack(tokens, axis=1)
 
 
+def embed_image(state: State, config: Mapping, images: np.ndarray, prompts: np.ndarray | None = None) -> np.ndarray:
+    """[B, N, D] tokens at the first block's input; `prompts` [V, D] are appended after the position embeddings."""
+    sizes = config["vision_config"]
+    patches = patch_tokens(state, sizes, np.asarray(images, np.float64))
+    batch, _, width = patches.shape
+    cls = np.broadcast_to(state["vision_model.embeddings.class_embedding"], (batch, 1, width))
+    x = np.concatenate([cls, patches], 1) + state["vision_model.embeddings.position_embedding.weight"]
+    if prompts is not None:
+        x = np.concatenate([x, np.broadcast_to(prompts, (batch, *prompts.shape))], 1)
+    return layer_norm(state, "vision_model.pre_layrnorm", sizes["layer_norm_eps"], x)
+
+
 def encode_image(
-    state: State,
-    config: Mapping,
-    images: np.ndarray,
-    *,
-    prompts: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    taps: Sequence[np.ndarray] | None = None,
-    branch: Branch = no_branch,
+    state: State, config: Mapping, images: np.ndarray, *, prompts: np.ndarray | None = None, **options: Any
 ) -> Tower:
     """Image features.
 
@@ -190,37 +225,17 @@ def encode_image(
       images: [B, R, R, 3], CLIP-normalised.
       prompts: [depth, V, D]: row 0 is appended after the position embeddings and before the pre-LayerNorm;
         row i replaces the last V tokens at block i's input.
-      bias: [L, D], [L, 2, D] or [L, 1 + M, D], added to the tokens after each block (`spread`).
-      taps: L arrays that broadcast to [B, H, N, N], added to the attention probabilities.
-      branch: what is added to the linear layers of the blocks.
+      options: of `run_blocks`.
     """
-    sizes = config["vision_config"]
-    patches = patch_tokens(state, sizes, np.asarray(images, np.float64))
-    batch, count, width = patches.shape
-    cls = np.broadcast_to(state["vision_model.embeddings.class_embedding"], (batch, 1, width))
-    x = np.concatenate([cls, patches], 1) + state["vision_model.embeddings.position_embedding.weight"]
-    deep = {}
-    if prompts is not None and prompts.shape[1]:
-        x = np.concatenate([x, np.broadcast_to(prompts[0], (batch, *prompts[0].shape))], 1)
-        deep = {l: prompts[l] for l in range(1, len(prompts))}
-    embedded = x
-    x = layer_norm(state, "vision_model.pre_layrnorm", sizes["layer_norm_eps"], x)
-    x, blocks = run_blocks(
-        state,
-        "vision_model",
-        sizes,
-        x,
-        np.zeros(()),
-        prompts=deep,
-        slots=slice(1 + count, None),
-        rows=np.zeros(batch, int),
-        bias=bias,
-        taps=taps,
-        branch=branch,
-    )
-    pooled = layer_norm(state, "vision_model.post_layernorm", sizes["layer_norm_eps"], x[:, 0])
-    features = pooled @ state["visual_projection.weight"].T
-    return Tower(features, blocks, embedded, x, np.zeros(batch, int))
+    x = embed_image(state, config, images, None if prompts is None else prompts[0])
+
+    def enter(layer: int, x: np.ndarray) -> np.ndarray:
+        if prompts is None or not prompts.shape[1] or not 0 < layer < len(prompts):
+            return x
+        kept = x[:, : -prompts.shape[1]]
+        return np.concatenate([kept, np.broadcast_to(prompts[layer], (len(x), *prompts[layer].shape))], 1)
+
+    return run_blocks(state, config, "vision", x, np.zeros(len(x), int), enter=enter, **options)
 
 
 def token_embeddings(state: State, tokens: np.ndarray) -> np.ndarray:
@@ -235,43 +250,28 @@ def encode_text(
     *,
     embeddings: np.ndarray | None = None,
     prompts: Mapping[int, np.ndarray] | None = None,
-    bias: np.ndarray | None = None,
-    taps: Sequence[np.ndarray] | None = None,
-    branch: Branch = no_branch,
+    **options: Any,
 ) -> Tower:
     """Text features, always at full context length.
 
     Args:
       tokens: [C, N] ids; the feature is read where the id is largest, which is the first end of text.
       embeddings: [C, N, D] to use instead of the tokens' own, before position embeddings.
-      prompts: {layer: [T, D]} replacing tokens 1..T at that block's input.
-      bias, taps, branch: as in `encode_image`.
+      prompts: {layer: [T, D], or [C, T, D]} replacing tokens 1..T at that block's input.
+      options: of `run_blocks`.
     """
-    sizes = config["text_config"]
     if embeddings is None:
         embeddings = token_embeddings(state, tokens)
-    embedded = embeddings + state["text_model.embeddings.position_embedding.weight"]
-    length = tokens.shape[1]
-    mask = np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf)
-    prompts = prompts or {}
-    count = len(next(iter(prompts.values()))) if prompts else 0
-    rows = tokens.argmax(-1)
-    x, blocks = run_blocks(
-        state,
-        "text_model",
-        sizes,
-        embedded,
-        mask,
-        prompts=prompts,
-        slots=slice(1, 1 + count),
-        rows=rows,
-        bias=bias,
-        taps=taps,
-        branch=branch,
-    )
-    normed = layer_norm(state, "text_model.final_layer_norm", sizes["layer_norm_eps"], x)
-    features = normed[np.arange(len(x)), rows] @ state["text_projection.weight"].T
-    return Tower(features, blocks, embedded, x, rows)
+    x = embeddings + state["text_model.embeddings.position_embedding.weight"]
+
+    def enter(layer: int, x: np.ndarray) -> np.ndarray:
+        if not prompts or layer not in prompts:
+            return x
+        x = x.copy()
+        x[:, 1 : 1 + prompts[layer].shape[-2]] = prompts[layer]
+        return x
+
+    return run_blocks(state, config, "text", x, tokens.argmax(-1), **{"enter": enter} | options)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

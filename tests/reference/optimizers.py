@@ -6,18 +6,10 @@ serves one training. `p` is a parameter, `g` its gradient, `lr` the learning rat
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-
-
-class Optimizer(Protocol):
-    """What `run` needs of an optimiser."""
-
-    def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
-        """The learnables after one step with learning rate `rate`."""
 
 
 @dataclasses.dataclass
@@ -29,13 +21,10 @@ class SGD:
     velocity: Arrays = dataclasses.field(default_factory=dict)
 
     def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
-        """The learnables after one step with learning rate `rate`."""
-        moved = {}
         for name, value in values.items():
             gradient = gradients[name] + self.weight_decay * value
             self.velocity[name] = self.momentum * self.velocity.get(name, 0.0) + gradient
-            moved[name] = value - rate * self.velocity[name]
-        return moved
+        return {name: value - rate * self.velocity[name] for name, value in values.items()}
 
 
 @dataclasses.dataclass
@@ -47,27 +36,22 @@ class Adam:
 
     epsilon: float = 1e-8
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
     steps: int = 0
-    first: Arrays = dataclasses.field(default_factory=dict)
-    second: Arrays = dataclasses.field(default_factory=dict)
+    moments: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
-        """The learnables after one step with learning rate `rate`."""
         decayed = {name: gradients[name] + self.weight_decay * value for name, value in values.items()}
         return self._move(values, decayed, rate)
 
     def _move(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
         self.steps += 1
-        slow, slower = self.betas
         moved = {}
         for name, value in values.items():
-            gradient = gradients[name]
-            self.first[name] = slow * self.first.get(name, 0.0) + (1 - slow) * gradient
-            self.second[name] = slower * self.second.get(name, 0.0) + (1 - slower) * gradient**2
-            mean = self.first[name] / (1 - slow**self.steps)
-            size = np.sqrt(self.second[name] / (1 - slower**self.steps))
-            moved[name] = value - rate * mean / (size + self.epsilon)
+            m, v = self.moments.get(name, (0.0, 0.0))
+            m, v = 0.9 * m + 0.1 * gradients[name], 0.999 * v + 0.001 * gradients[name] ** 2
+            self.moments[name] = m, v
+            size = np.sqrt(v / (1 - 0.999**self.steps))
+            moved[name] = value - rate * m / (1 - 0.9**self.steps) / (size + self.epsilon)
         return moved
 
 
@@ -78,9 +62,11 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
     def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
-        """The learnables after one step with learning rate `rate`."""
         shrunk = {name: value * (1 - rate * self.weight_decay) for name, value in values.items()}
         return self._move(shrunk, gradients, rate)
+
+
+Optimizer = SGD | Adam
 
 
 def run(
@@ -96,12 +82,12 @@ def run(
     return values
 
 
-def cosine_rates(rate: float, steps: int, final: float = 0.0) -> np.ndarray:
-    """[steps]: `final + (rate - final) (1 + cos(π k / steps)) / 2` for k = 0 … steps - 1, one per step."""
-    return final + (rate - final) * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+def cosine_rates(rate: float, steps: int) -> np.ndarray:
+    """[steps]: `rate (1 + cos(π k / steps)) / 2` for k = 0 … steps - 1, one per step."""
+    return rate * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
 
 
-def warmed_cosine_rates(rate: float, epochs: int, warm: float = 1e-5) -> np.ndarray:
-    """[epochs], one per epoch: `warm` in epoch 0, then `rate (1 + cos(π (e - 1) / epochs)) / 2`."""
+def warmed_cosine_rates(rate: float, epochs: int) -> np.ndarray:
+    """[epochs], one per epoch: 1e-5 in epoch 0, then `rate (1 + cos(π (e - 1) / epochs)) / 2`."""
     later = rate * (1 + np.cos(np.pi * np.arange(epochs - 1) / epochs)) / 2
-    return np.concatenate([[warm], later])
+    return np.concatenate([[1e-5], later])

@@ -55,9 +55,7 @@ def mean_logits(clip: Reference, image: np.ndarray, text: np.ndarray) -> np.ndar
 def patch_features(clip: Reference, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Un-normalised features of patches [M, B, d], each by the last LayerNorm and the projection, and of `[cls]`."""
     tower = numpy_clip.encode_image(clip.state, clip.config, images)
-    epsilon = clip.config["vision_config"]["layer_norm_eps"]
-    normed = numpy_clip.layer_norm(clip.state, "vision_model.post_layernorm", epsilon, tower.last)
-    rows = normed @ clip.state["visual_projection.weight"].T
+    rows = numpy_clip.project(clip.state, clip.config, "vision", tower.last)
     return rows[:, 1:].swapaxes(0, 1), rows[:, 0]
 
 

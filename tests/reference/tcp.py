@@ -1,6 +1,6 @@
 """TCP (Yao et al. 2024): a context, which each class replaces inside the text tower by prompts made of its plain text.
 
-Letters as in `numpy_clip`; the tower is run by `inner_parts`.
+Letters as in `numpy_clip`.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.reference import numpy_clip, weights
-from tests.reference.inner_parts import Losses, embedded, forward, worded_tokens
+from tests.reference.inner_parts import Losses, worded_tokens
 from tests.reference.methods import Learnables, Reference
 
 
@@ -47,12 +47,7 @@ def tcp_losses(
     embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
     embeddings[:, 1 : 1 + count] = context
 
-    def enter(layer: int, x: np.ndarray) -> np.ndarray:
-        if layer != block:
-            return x
-        return np.concatenate([x[:, :1], prompts, x[:, 1 + count :]], axis=1)
-
-    saved = forward(clip, "text", embedded(clip, "text", tokens, embeddings), tokens.argmax(-1), enter=enter)
+    saved = numpy_clip.encode_text(clip.state, clip.config, tokens, embeddings=embeddings, prompts={block: prompts})
     image = numpy_clip.unit(numpy_clip.encode_image(clip.state, clip.config, images).features)
     text = numpy_clip.unit(saved.features)
     scale = np.exp(clip.state["logit_scale"])

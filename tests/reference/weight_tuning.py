@@ -15,74 +15,15 @@ from tests.reference.methods import Forward, Learnables, Reference
 from tests.reference.numpy_clip import Branch
 from tests.reference.weights import State
 
-TOWERS = ("vision", "text")
 
-
-def layers(config: Mapping, towers: Sequence[str] = TOWERS, blocks: Sequence[int] | None = None) -> Iterator[str]:
-    """Names of the blocks, those of `blocks` (counted from 0) or all."""
-    for tower in towers:
-        count = config[f"{tower}_config"]["num_hidden_layers"]
-        for l in range(count):
-            if blocks is None or l in blocks:
-                yield f"{tower}_model.encoder.layers.{l}"
+def layers(config: Mapping) -> Iterator[str]:
+    """Names of the blocks of both towers."""
+    for tower in ("vision", "text"):
+        for l in range(config[f"{tower}_config"]["num_hidden_layers"]):
+            yield f"{tower}_model.encoder.layers.{l}"
 
 
 # CLIP-LoRA (Zanella & Ben Ayed 2024)
-
-
-def lora_shapes(
-    config: Mapping,
-    *,
-    rank: int = 2,
-    parts: Sequence[str] = ("q", "k", "v"),
-    towers: Sequence[str] = TOWERS,
-    blocks: Sequence[int] | None = None,
-) -> dict[str, tuple[int, int]]:
-    """`A` [r, D] and `B` [D, r] of each part (of q, k, v, o), separately, in every block."""
-    shapes = {}
-    for layer in layers(config, towers, blocks):
-        width = config[f"{layer.split('_')[0]}_config"]["hidden_size"]
-        for part in parts:
-            name = f"{layer}.self_attn.{'out' if part == 'o' else part}_proj"
-            shapes[f"{name}.A"], shapes[f"{name}.B"] = (rank, width), (width, rank)
-    return shapes
-
-
-def random_lora(shapes: Mapping[str, tuple[int, int]], *, size: float = 0.3, seed: int = 0) -> dict[str, np.ndarray]:
-    """Learnables (float32) of these shapes, `B` not zero: at zero `A` has no gradient."""
-    return {
-        name: np.float32(size) * weights.deterministic_uniform(4000 + seed, stream, shape)
-        for stream, (name, shape) in enumerate(shapes.items())
-    }
-
-
-def lora_masks(
-    learnables: Learnables, config: Mapping, *, images: int, classes: int, rate: float = 0.25, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Which inputs of each branch are kept: 1 or 0, `[B, N, D]`, an own mask for each linear layer."""
-    vision = config["vision_config"]
-    tokens = {
-        "vision": (images, 1 + (vision["image_size"] // vision["patch_size"]) ** 2),
-        "text": (classes, config["text_config"]["max_position_embeddings"]),
-    }
-    masks = {}
-    for stream, name in enumerate(key.removesuffix(".A") for key in learnables if key.endswith(".A")):
-        shape = (*tokens[name.split("_")[0]], learnables[f"{name}.A"].shape[1])
-        # Uniform in ±√3; below the rate's quantile an input is dropped.
-        draws = weights.deterministic_uniform(5000 + seed, stream, shape)
-        masks[name] = (draws >= (2 * rate - 1) * np.sqrt(3)).astype(np.float64)
-    return masks
-
-
-def _lora_scale(learnables: Learnables, alpha: float) -> float:
-    """`γ = α / √r`."""
-    ranks = {value.shape[0] for name, value in learnables.items() if name.endswith(".A")}
-    (rank,) = ranks
-    return alpha / np.sqrt(rank)
-
-
-def _drop(x: np.ndarray, masks: Mapping[str, np.ndarray] | None, name: str, rate: float) -> np.ndarray:
-    return x if masks is None else x * masks[name] / (1 - rate)
 
 
 def lora_branch(
@@ -92,13 +33,14 @@ def lora_branch(
     masks: Mapping[str, np.ndarray] | None = None,
     rate: float = 0.25,
 ) -> Branch:
-    """`γ · drop(h) Aᵀ Bᵀ`, added to `h Wᵀ + b`; dropout (with `masks`) is on the branch's input alone."""
-    scale = _lora_scale(learnables, alpha)
+    """`γ · drop(h) Aᵀ Bᵀ` with `γ = α / √r`, beside `h Wᵀ + b`; dropout (with `masks`) is on its input alone."""
 
     def branch(name: str, x: np.ndarray) -> np.ndarray | float:
         if f"{name}.A" not in learnables:
             return 0.0
-        return scale * _drop(x, masks, name, rate) @ learnables[f"{name}.A"].T @ learnables[f"{name}.B"].T
+        a, b = learnables[f"{name}.A"], learnables[f"{name}.B"]
+        kept = x if masks is None else x * masks[name] / (1 - rate)
+        return alpha / np.sqrt(len(a)) * kept @ a.T @ b.T
 
     return branch
 
@@ -106,10 +48,9 @@ def lora_branch(
 def fold_lora(state: State, learnables: Learnables, *, alpha: float = 1.0) -> State:
     """Plain CLIP weights that compute what the tuned model does at evaluation: `W + γ B A`."""
     folded = dict(state)
-    scale = _lora_scale(learnables, alpha)
     for name in (key.removesuffix(".A") for key in learnables if key.endswith(".A")):
-        change = scale * np.asarray(learnables[f"{name}.B"], np.float64) @ learnables[f"{name}.A"]
-        folded[f"{name}.weight"] = state[f"{name}.weight"] + change
+        a, b = (np.asarray(learnables[f"{name}.{letter}"], np.float64) for letter in "AB")
+        folded[f"{name}.weight"] = state[f"{name}.weight"] + alpha / np.sqrt(len(a)) * b @ a
     return folded
 
 
@@ -125,7 +66,7 @@ def lora(
 ) -> Forward:
     """Both towers with their branches and the logits `100 · cos`: the number 100, not the model's scale.
 
-    `masks` (`lora_masks`) are those of a training step; without them nothing is dropped, as at evaluation.
+    `masks`, `[B, N, D]` of 1 or 0 for each linear layer, are those of a training step; without them nothing is dropped.
     """
     inputs = methods.prepare(clip, "zero_shot", class_names, {})
     learnables = weights.double(learnables)
@@ -156,11 +97,6 @@ def layer_norm_names(config: Mapping, *, outer: bool = False) -> list[str]:
     norms = [f"{layer}.layer_norm{i}" for layer in layers(config) for i in (1, 2)]
     norms += OUTER_NORMS if outer else ()
     return [f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")]
-
-
-def pretrained(state: State, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The learnables that tuning starts from."""
-    return {name: state[name].copy() for name in names}
 
 
 def with_weights(clip: Reference, learnables: Learnables) -> Reference:

@@ -13,7 +13,7 @@ import pytest
 from clipbias.clip import Clip, PackedTokens, TextTokens, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.training import mesh as meshes
-from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, place_text, train_step
+from clipbias.training.step import place_inputs, place_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
@@ -128,20 +128,6 @@ def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("parts", [("k", "o"), ("v", "fc1", "fc2")])
-def test_logits_equal_numpy_without_dropout(parts: tuple[str, ...], other: tuple[Clip, Reference]) -> None:
-    """As evaluation has them, whatever is dropped in training."""
-    clip, reference = other
-    template = "a {} of another dataset."
-    task = Task(clip, "clip_lora", common.CLASS_NAMES, template=template, parts=parts, dropout=0.5, **SOME)
-    learnables = start(task)
-    images = helpers.random_images(reference.config, len(common.LABELS))
-    logits = jax.jit(task.logits)(clip.params, learnables, images)
-    arguments = reference, common.CLASS_NAMES, named(task, learnables), images
-    common.close(logits, weight_tuning.lora(*arguments, alpha=2.0).logits, common.LOGITS)
-
-
-@pytest.mark.ci
 @pytest.mark.parametrize("name", helpers.short(TRAININGS, "both"))
 def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
@@ -172,33 +158,25 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tup
     common.check_training(task, learnables, rule, training, seed=5)
 
 
-@pytest.mark.long
-def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference]) -> None:
-    clip, _ = other
-    task = Task(clip, "clip_lora", common.CLASS_NAMES)
-    mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
-    batch = {
-        "images": common.pictures(clip.config.vision.image_size)[0],
-        "labels": common.LABELS,
-        "mask": np.ones(4, bool),
-    }
-
-    def losses(*seeds: int) -> np.ndarray:
-        """Before each of two steps, of runs that differ in their seed alone."""
-        learnables, rows = (jax.tree.map(lambda x: np.stack([x] * len(seeds)), tree) for tree in (start(task), batch))
-        state = init_state(task.method, common.SGD, learnables)
-        losses_of_steps = []
-        static = StepStatic(task.classifier, clip.preprocessing, common.SGD)
-        inputs = place_inputs(mesh, task, clip.params, learnables, seeds)
-        scalars = StepScalars(np.full(len(seeds), 0.01, np.float32))
-        for _ in range(2):
-            state, metrics = train_step(static, inputs, state, rows, scalars)
-            losses_of_steps.append(np.asarray(metrics["loss"]))
-        return np.stack(losses_of_steps)
-
-    together = losses(3, 4)
-    np.testing.assert_allclose(together, np.concatenate([losses(3), losses(4)], axis=1), rtol=common.LOGITS)
-    assert len(np.unique(np.round(together, 6))) == 4  # of two runs and two steps
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("clip_lora", {"parts": ("v", "fc1", "fc2"), "dropout": 0.5, **SOME}), ("lora", {"rank": 1})],
+)
+def test_logits_equal_numpy_without_dropout(method: str, options: dict, other: tuple[Clip, Reference]) -> None:
+    """As evaluation has them, whatever is dropped in training. Plain LoRA has all kernels and CLIP's own scale."""
+    clip, reference = other
+    task = Task(clip, method, common.CLASS_NAMES, template="a {} of another dataset.", **options)
+    learnables = start(task)
+    images = helpers.random_images(reference.config, len(common.LABELS))
+    logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, images))
+    pairs = named(task, learnables)
+    if method == "lora":
+        logits = logits * 100 / np.exp(reference.state["logit_scale"])
+        assert len(pairs) == 2 * 6 * sum(getattr(clip.config, tower).layers for tower in ("vision", "text"))
+    alpha = options.get("alpha", 1.0)
+    expected = weight_tuning.lora(reference, common.CLASS_NAMES, pairs, images, alpha=alpha).logits
+    common.close(logits, expected, common.LOGITS)
 
 
 def test_every_class_token_and_part_drops_by_itself() -> None:
@@ -252,17 +230,3 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
         if kind is TextTokens:
             assert text.ids.sharding.shard_shape(text.ids.shape)[0] == 3
         assert isinstance(place_text(mesh, task, clip.params), PackedTokens)  # evaluation
-
-
-@pytest.mark.ci
-def test_plain_lora_has_all_kernels_and_clips_own_scale(other: tuple[Clip, Reference]) -> None:
-    """Logits are the reference's, whose factor is 100, in CLIP's scale."""
-    clip, reference = other
-    task = Task(clip, "lora", common.CLASS_NAMES, rank=1)
-    learnables = start(task)
-    images = helpers.random_images(reference.config, len(common.LABELS))
-    logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, images))
-    pairs = named(task, learnables)
-    assert len(pairs) == 2 * 6 * sum(getattr(clip.config, tower).layers for tower in ("vision", "text"))
-    expected = weight_tuning.lora(reference, common.CLASS_NAMES, pairs, images).logits
-    common.close(logits * 100 / np.exp(reference.state["logit_scale"]), expected, common.LOGITS)

@@ -13,18 +13,14 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
 from clipbias.settings import from_config
-from clipbias.training.evaluate import fingerprint
 from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import make_specs
-from clipbias.tuning import Descriptions, Task, read_descriptions
+from clipbias.tuning import Task, read_descriptions
 from clipbias.tuning.adapter import read_adapter, save_adapter
-from configs import evaluate as evaluate_config
 from configs import table1 as table1_config
-from experiments import evaluate, table1
+from experiments import table1
 from tests import helpers
 from tests.reference import methods, numpy_clip, teachers
-from tests.training.sweeps import TinySweep
-from tests.tuning.test_teacher_runs import RECIPE
 
 NAMES = ("cat", "maine_coon", "a bird")
 TEXTS = {
@@ -57,32 +53,18 @@ def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.ci
-def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) -> None:
-    task = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS)
-    expected = plain_logits(pair, images, np.stack([numpy_clip.unit(features).mean(0) for features in raw]))
-    text = jax.jit(task.text_input)(pair[0].params, {})
-    logits = jax.jit(task.logits)(pair[0].params, {}, images, text)
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
-    # More devices and parts only deal the texts out.
-    split = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS).with_memory(class_chunks=2, class_shards=2)
-    np.testing.assert_allclose(
-        jax.jit(split.logits)(pair[0].params, {}, images), expected, atol=1e-5 * np.abs(expected).max()
-    )
-
-
-@pytest.mark.long
-def test_a_residual_is_added_to_their_mean(pair, raw, images) -> None:
-    task = Task(pair[0], "taskres", NAMES, descriptions=TEXTS)
-    residual = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
-    classes = np.stack([numpy_clip.unit(of_class).mean(0) for of_class in raw]) + 0.5 * residual
-    logits = jax.jit(task.logits)(pair[0].params, {"text_residual": residual}, images)
-    expected = plain_logits(pair, images, classes)
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
-    of_class = {name: texts[:1] for name, texts in TEXTS.items()}  # a single text is taken as it is
-    classes = np.stack([features[0] for features in raw]) + 0.5 * residual
-    alone = Task(pair[0], "taskres", NAMES, descriptions=of_class)
-    logits = jax.jit(alone.logits)(pair[0].params, {"text_residual": residual}, images)
-    expected = plain_logits(pair, images, classes)
+@pytest.mark.parametrize(
+    ("method", "memory"), [("zero_shot", {"class_chunks": 2, "class_shards": 2}), ("taskres", {}), ("single", {})]
+)
+def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images, method, memory) -> None:
+    """More devices and parts only deal the texts out; a residual is added to the mean; one text is taken as it is."""
+    texts, classes = TEXTS, np.stack([numpy_clip.unit(features).mean(0) for features in raw])
+    if method == "single":
+        texts, classes = {name: texts[:1] for name, texts in TEXTS.items()}, np.stack([one[0] for one in raw])
+    task = Task(pair[0], "zero_shot" if memory else "taskres", NAMES, descriptions=texts).with_memory(**memory)
+    learnables = jax.tree.map(lambda leaf: leaf + 0.3 * np.sin(np.arange(36.0)).reshape(3, 12), dict(task.init()))
+    expected = plain_logits(pair, images, classes + 0.5 * learnables.get("text_residual", 0))
+    logits = jax.jit(task.logits)(pair[0].params, learnables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -123,39 +105,6 @@ def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -
     expected = teachers.promptsrc_losses(pair[1], saved, teacher, np.array([2, 0]))
     loss = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
     assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-5)
-
-
-COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "blue": ["the bird", "the dog", "cat"]}
-
-
-@pytest.mark.long
-def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
-    recipe = dataclasses.replace(RECIPE, epochs=1)
-    name = "tip_adapter"
-
-    def described(texts: dict[str, list[str]] | None) -> TinySweep:
-        texts = texts and Descriptions(texts)
-        return TinySweep(pair[0], dataclasses.replace(colours, descriptions=texts), recipe, tmp_path)
-
-    tiny = described(COLOUR_TEXTS)
-    (spec,) = tiny.specs(name, seeds=(1,))
-    (row,) = tiny.run([spec])
-    assert row["status"] == "ok", row.get("error")
-    assert [group_spec.key for group_spec in described(dict(COLOUR_TEXTS)).specs(name, seeds=(1,))] == [spec.key]
-    for texts in (None, {**COLOUR_TEXTS, "red": ["a cat", "a dog of a photo."]}):
-        assert spec.key not in {group_spec.key for group_spec in described(texts).specs(name, seeds=(1,))}
-    settings = {"template": colours.template, "descriptions": COLOUR_TEXTS}
-    kgcoop = Task(pair[0], "kgcoop", colours.class_names, **settings)
-    save_adapter(tmp_path / "kgcoop.safetensors", kgcoop, kgcoop.init())
-    for adapter, method, descriptions in (
-        (tiny.adapter(spec), spec.make_method(), COLOUR_TEXTS),
-        (read_adapter(tmp_path / "kgcoop.safetensors"), "kgcoop", None),  # its teacher's alone
-    ):
-        assert adapter.descriptions == descriptions
-        expected = Task(pair[0], method, colours.class_names, **settings)
-        bound = adapter.task(pair[0])  # the same classifier of the same texts
-        assert bound.classifier == expected.classifier
-        jax.tree.map(np.testing.assert_array_equal, bound.text, expected.text)
 
 
 @pytest.fixture(scope="module")
@@ -209,17 +158,3 @@ def test_a_sweep_reads_them(pair, files) -> None:
     path.write_text(json.dumps({name: ["a cat"] for name in json.loads(path.read_text())}))
     (after,) = specs_of(settings)
     assert after.descriptions == read_descriptions(path).digest != before.descriptions
-
-
-@pytest.mark.long
-def test_an_evaluation_reads_them(pair, files, tmp_path) -> None:
-    path, named = files
-    config = evaluate_config.get_config()
-    config.model = pair[0].source
-    config.dataset = "demo/digits"
-    config.descriptions = named
-    evaluate.main(from_config(evaluate_config.EvaluateSettings, config), tmp_path / "work")
-    result, texts = json.loads((tmp_path / "work" / "result.json").read_text()), json.loads(path.read_text())
-    task = Task(pair[0], "zero_shot", list(texts), descriptions=texts)
-    images = clipbias.data.load("demo/digits").split("test")
-    assert result["fingerprint"] == fingerprint(task, {}, "zero_shot", images)

@@ -11,7 +11,7 @@ import pytest
 
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text
-from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
+from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import transfer
 from clipbias.tuning.method import without_constants
 from tests import helpers
@@ -140,13 +140,3 @@ def test_other_classes_have_their_own_features_and_the_same_network(deep_text: t
     runs = transfer(source, target, jax.tree.map(lambda leaf: np.stack([leaf] * 2), learnables), axis=1)
     np.testing.assert_array_equal(runs[CONSTANTS]["classes"][1], moved[CONSTANTS]["classes"])
     np.testing.assert_array_equal(runs["text_context"][1], learnables["text_context"])
-
-
-def test_the_suffix_ends_the_texts(deep_text: tuple[Clip, Reference]) -> None:
-    clip, _ = deep_text
-    assert bound(clip, "tcp", ("cat",)).texts == ("X X X X cat, a type of cat.",)
-    assert bound(clip, "tcp", ("cat",), suffix=".").texts == ("X X X X cat.",)
-
-
-def test_the_authors_batch_of_imagenet() -> None:
-    assert make_method("mma").options_for("imagenet", 16) == {"batch_size": 128}

@@ -14,7 +14,7 @@ from clipbias.tuning.features import Samples
 from clipbias.tuning.method import FeatureMethod
 from tests import families
 from tests.families import CLASSES, Reference
-from tests.reference import heads_gda
+from tests.reference import heads
 from tests.reference.numpy_clip import unit
 
 pytestmark = pytest.mark.ci
@@ -35,7 +35,7 @@ def test_gda_equals_the_reference(siglip: Reference) -> None:
     samples = Samples(features=rows, labels=labels, text=text, scale=100.0)
     assert isinstance(task.method, FeatureMethod)
     learnables = task.method.support(task.init(), samples)
-    weight, bias = heads_gda.few_shot(features=rows, labels=labels, classes=len(CLASSES))
+    weight, bias = heads.gda(rows, labels, len(CLASSES), "few_shot")
     image = unit(expected["image_features"].astype(np.float64))
     expected_logits = 100 * image @ unit(text[0].astype(np.float64)).T + 0.1 * (image @ weight.T + bias)
     logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, siglip.images), np.float64)

@@ -144,13 +144,6 @@ def test_plot_plus_plus(pair) -> None:
     assert whole.method.next_stage(2, after, None) == after
 
 
-def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
-    method = make_method("plot_plus_plus")
-    first = {name: options["phrases"][0] for name, options in method.datasets.items()}
-    assert first["oxford_pets"] == "a photo of a pet" and first["eurosat"] == "a centered satellite photo of"
-    assert all(len(options["phrases"]) == 4 for options in method.datasets.values())
-
-
 # ProDA
 
 

@@ -63,10 +63,15 @@ def test_a_file_with_a_class(tmp_path: Path) -> None:
         ("zs_lp", {}, "imagenet", 1, {"templates": "imagenet_select_and_dataset", "penalised": False}),
         ("prograd", {}, "dtd", 8, {"strength": 0.8, "template": "a texture of {}."}),
         ("prograd", {}, "dtd", 4, {"strength": None}),
+        ("prograd", {"strength": 1.0}, "dtd", 16, {"strength": 1.0}),
+        ("kgcoop", {}, "dtd", 4, {"template": "a photo of a {}, a type of texture."}),
+        ("kgcoop", {}, "oxford_pets", 4, {"template": None}),
         ("taskres", {}, "oxford_flowers", 1, {"alpha": 1.0}),
+        ("mma", {}, "imagenet", 16, {"batch_size": 128}),
         # Unless a preset has its own facts of datasets.
         ("promptsrc", {}, "eurosat", 16, {"mean": 0.9, "deviation": 0.1}),
         ("promptsrc_base_to_new", {}, "eurosat", 16, {"mean": 0.75, "deviation": 0.05}),
+        ("promptsrc_cross_dataset", {}, "imagenet", 16, {"depth": 3}),
         ("mmrl_cross_dataset", {}, "imagenet", 16, {"epochs": 1, "batch_size": 32, "weight": 0.5}),
         ("mmrl_cross_dataset", {}, "eurosat", 16, {"epochs": 1, "weight": 0.01, "space": 2048}),
         # Else the preset's, else the default.

@@ -22,6 +22,7 @@ VIT_B_16 = ClipConfig(
     ("method", "options", "vision", "text", "shared"),
     [
         ("bias", {}, 9_216, 6_144, 0),
+        ("bias", {"text_tower": False}, 9_216, 0, 0),
         ("ivlp_matched", {}, 9_216, 6_144, 0),
         ("bias_by_kind", {}, 18_432, 12_288, 0),
         ("ivlp_matched_2", {}, 18_432, 12_288, 0),

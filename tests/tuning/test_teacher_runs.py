@@ -30,22 +30,6 @@ def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
     return resolve_method(name, options, dataset=dataset, shots=shots)
 
 
-def test_the_authors_options_by_dataset_and_shots() -> None:
-    for dataset in ("oxford_flowers", "dtd", "eurosat"):
-        strengths = [chosen("prograd", dataset, shots).strength for shots in (1, 2, 4, 8, 16)]
-        assert strengths == [None, None, None, 0.8, 0.8]
-    assert chosen("prograd", "food101", 16).strength is None
-    assert chosen("prograd", "oxford_pets", 16).template == "a type of pet, a photo of a {}."
-    assert chosen("prograd", "stanford_cars", 16).template is None
-    assert chosen("kgcoop", "dtd", 4).template == "a photo of a {}, a type of texture."
-    assert chosen("kgcoop", "oxford_pets", 4).template is None
-    assert chosen("prograd", "dtd", 16, strength=1.0).strength == 1.0
-
-
-def test_depths() -> None:
-    assert make_method("promptsrc_cross_dataset").depth == 3 and make_method("promptsrc").depth == 9
-
-
 # PromptSRC's average.
 
 

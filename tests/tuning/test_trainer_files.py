@@ -1,7 +1,5 @@
 """Files of other trainers: their logits by their own modules, what is refused, and that nothing in a file is run."""
 
-import concurrent.futures
-import multiprocessing
 import os
 import pickle
 import tracemalloc
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -34,7 +31,6 @@ NAMES = ("cat", "golden retriever", "satellite")
 KINDS = ("coop", "coop_specific", "cocoop", "vpt", "ivlp", "promptsrc", "maple")
 METHODS = {"coop_specific": "coop"}
 NAN = float("nan")
-MOST_GROWTH = 1 << 30  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +60,6 @@ def file(base: tuple[Reference, Clip], kind: str, folder: Path, **options: Any) 
     return path, model
 
 
-def logits_of(adapter: Any, clip: Clip, images: np.ndarray) -> np.ndarray:
-    task, learnables = adapter.bind(clip)
-    return np.asarray(jax.jit(task.logits)(clip.params, learnables, images))
-
-
 @pytest.mark.parametrize(
     ("kind", "options"),
     [(kind, {}) for kind in KINDS]
@@ -88,24 +79,18 @@ def test_logits_are_those_of_their_modules(
     assert np.abs(logits - expected).max() < 2e-5 * np.exp(reference.state["logit_scale"])
 
 
-@pytest.mark.parametrize(("kind", "tokens"), [("coop", 4), ("coop", 6), ("maple", 2), ("ivlp", 3)])
-def test_class_names_are_in_the_file(kind: str, tokens: int, base: tuple[Reference, Clip], tmp_path: Path) -> None:
-    _, clip = base
-    path, _ = file(base, kind, tmp_path, tokens=tokens, half=True)
-    with_names = import_adapter(path, clip, NAMES)
-    without = import_adapter(path, clip)
-    assert without.class_names == NAMES
-    assert without.options == with_names.options
-
-
-def test_half_precision_and_weights_that_an_average_has_moved(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "tokens"), [("coop", 6), ("maple", 2), ("promptsrc", 4)])
+def test_class_names_and_half_precision(kind: str, tokens: int, base: tuple[Reference, Clip], tmp_path: Path) -> None:
     """PromptSRC's averages run over the frozen weights in half precision."""
-    _, clip = base
-    path, model = file(base, "promptsrc", tmp_path, half=True)
-    adapter = import_adapter(path, clip, NAMES)
-    prompts = model.image_encoder.VPT.detach().half().float().numpy()
-    np.testing.assert_array_equal(adapter.learnables["vision_prompts"][0], prompts)
-    assert adapter.learnables["vision_prompts"].dtype == np.float32
+    path, model = file(base, kind, tmp_path, tokens=tokens, half=True)
+    with_names = import_adapter(path, base[1], NAMES)
+    if kind == "promptsrc":
+        prompts = model.image_encoder.VPT.detach().half().float().numpy()
+        np.testing.assert_array_equal(with_names.learnables["vision_prompts"][0], prompts)
+        assert with_names.learnables["vision_prompts"].dtype == np.float32
+    else:
+        without = import_adapter(path, base[1])
+        assert without.class_names == NAMES and without.options == with_names.options
 
 
 def state_of(base: tuple[Reference, Clip], kind: str) -> dict[str, np.ndarray]:
@@ -134,7 +119,6 @@ def changed(base: tuple[Reference, Clip], kind: str, folder: Path, **changes: An
             {"text_encoder__transformer__resblocks__1__VPT_shallow": None},
             r"the text tower has prompts in block 2 and none in block 1; no method here has such ones",
         ),
-        ("vpt", {"image_encoder__VPT": None}, "the vision tower has prompts in block 1 and none in block 0"),
         ("maple", {"proj__bias": None}, "it lacks 'proj.bias'"),
         ("coop", {"ctx": lambda x: x[:, :8]}, r"its 'ctx' is \[4, 8\], and should be \[T, 16\] for .*; load the CLIP"),
         (
@@ -143,12 +127,8 @@ def changed(base: tuple[Reference, Clip], kind: str, folder: Path, **changes: An
             r"its frozen weights are not those of .* \(see image_encoder.conv1.weight\); load their CLIP",
         ),
         ("coop", {"token_prefix": lambda x: x + 1}, "its texts have tokens that .* does not have; load their CLIP"),
-        ("coop", {"token_suffix": lambda x: x + 1}, "its texts have tokens that .* does not have; load their CLIP"),
         ("coop", {"token_prefix": lambda x: x * NAN}, "its 'token_prefix' holds NaN or infinite numbers"),
-        ("coop", {"token_suffix": lambda x: x * NAN}, "its 'token_suffix' holds NaN or infinite numbers"),
-        ("ivlp", {"ln_final__weight": lambda x: x * NAN}, r"its 'text_encoder\.ln_final\.weight' holds NaN"),
         ("vpt", {"VPT_shallow": lambda x: x * NAN}, "VPT_shallow' holds NaN or infinite numbers; take a checkpoint"),
-        ("maple", {"proj__weight": lambda x: x.double() * 1e300}, "its 'proj.weight' holds NaN or infinite numbers"),
         ("coop", {"ctx": lambda x: x.long()}, "its 'ctx' is int64, and should be one of bfloat16, float16, float32"),
         ("maple", {"compound_prompts_text__0": None}, "it has text prompts in 1 blocks and maps of them in 2"),
     ],
@@ -236,37 +216,33 @@ def measured(call: Callable[[], Any], folder: Path) -> str | None:
     return message
 
 
-@pytest.mark.parametrize("number", ["1000000", "9" * 4000])
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("vpt", "image_encoder.transformer.resblocks.{}.VPT_shallow"), ("maple", "compound_prompts_text.{}")],
-)
-def test_a_far_block(kind: str, name: str, number: str, base: tuple[Reference, Clip], tmp_path: Path) -> None:
-    torch_files.save(tmp_path / "a", state_of(base, kind) | {name.format(number): np.zeros((3, 16), np.float32)})
-    message = measured(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path)
-    assert message is not None and "tower has prompts in block 1" in message.replace("999", "1") and len(message) < 500
+def hostile(base: tuple[Reference, Clip]) -> dict[str, tuple[dict, dict, str]]:
+    """Arrays and described tensors by name, and words of the refusal."""
+    zeros = np.zeros((3, 16), np.float32)
+    far = {
+        f"{kind} {len(number)}": (
+            state_of(base, kind) | {name.format(number): zeros},
+            {},
+            "tower has prompts in block ",
+        )
+        for kind, name in (
+            ("vpt", "image_encoder.transformer.resblocks.{}.VPT_shallow"),
+            ("maple", "compound_prompts_text.{}"),
+        )
+        for number in ("1000000", "9" * 4000)
+    }
+    shared = {f"fc.{i}": torch_files.tensor("s", "float16", 1 << 18, 0, (1 << 18,), (1,)) for i in range(100)}
+    axes = {"ctx": torch_files.tensor("s", "float16", 1 << 18, 0, (1,) * 10_000, (1,) * 10_000)}
+    return far | {"shared": ({}, shared, "tensors that share the member"), "axes": ({}, axes, "")}
 
 
-def test_tensors_that_share_a_storage(base: tuple[Reference, Clip], tmp_path: Path) -> None:
-    count = 1 << 18
-    many = {f"fc.{i}": torch_files.tensor("0", "float16", count, 0, (count,), (1,)) for i in range(100)}
-    torch_files.write(tmp_path / "a", torch_files.pickle_of(many), {"0": bytes(2 * count)})
-    message = measured(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path)
-    assert message is not None and "tensors that share the member" in message
-
-
-def test_ten_thousand_axes(base: tuple[Reference, Clip], tmp_path: Path) -> None:
-    axes = (1,) * 10_000
-    torch_files.save(
-        tmp_path / "a", {}, {"ctx": torch_files.tensor("s", "float32", 6, 0, axes, axes)}, {"s": bytes(24)}
-    )
-    message = answered(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path)
-    assert message is not None and len(message) < 500
-
-
-def test_no_tensor_is_read_that_is_not_needed(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_hostile_files_are_refused_in_little_memory(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+    for name, (state, described, words) in hostile(base).items():
+        torch_files.save(tmp_path / "a", state, described, {"s": bytes(2 << 18)} if described else {})
+        message = measured(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path)
+        assert message is not None and words in message and len(message) < 500, name
     state = state_of(base, "coop") | {f"fc.{i}": np.zeros(1 << 20, np.float16) for i in range(20)}
-    torch_files.save(tmp_path / "a", state)
+    torch_files.save(tmp_path / "a", state)  # none of these is read
     assert measured(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path) is None
 
 
@@ -284,99 +260,3 @@ def test_the_output_is_no_other_file(base: tuple[Reference, Clip], tmp_path: Pat
     for output in (adapter, tmp_path / "new.safetensors"):
         main(ImportSettings(file=str(source), output=str(output), model=base[1].source))
         assert read_adapter(output).class_names == NAMES
-
-
-VALUES = (NAN, np.inf, 1e38, 0, 1.0001, 1.5)
-TYPES = (np.int64, np.float16, ml_dtypes.bfloat16, np.float64)
-SIZES = (0, 1, 2, 7, 2**31, 2**40, 2**62 - 1, 2**62)
-NUMBERS = ("", "-1", "00", "0", "2", "7", "1000000000", "9" * 3900, "x", "\u0663")
-ODD_NAMES = (
-    *("compound_prompts_text.{}", "compound_prompt_projections.{}.weight", "meta_net.linear1.weight", "proj.weight"),
-    *("image_encoder.transformer.resblocks.{}.VPT_shallow", "text_encoder.transformer.resblocks.{}.VPT_shallow"),
-    *("image_encoder.VPT", "prompt_learner.ctx", "ctx", "ctx.{}", "VPT_image_trans.{}", "\x1b[31m\0{}", "token_suffix"),
-)
-
-
-def write_hostile(path: Path, state: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-    """A checkpoint with one to three things that should not be so."""
-    state, described = dict(state), {}
-    learned = [name for name in state if "encoder." not in name or "VPT" in name]
-    for kind in rng.choice(
-        ("shape", "shape", "value", "type", "missing", "name", "sizes", "shared"), rng.integers(1, 4)
-    ):
-        name = str(rng.choice(learned if rng.random() < 0.7 else [*state]))
-        array = state.get(name, np.ones((2, 16), np.float32))
-        if kind == "shape":
-            shapes = [array[None], array[..., None], array.T, np.zeros((1,) * 40, np.float32)]
-            if array.ndim:
-                shapes += [array[0], array[:1], array[..., :0], array[..., ::2], np.tile(array, 30)]
-            state[name] = shapes[rng.integers(len(shapes))]
-        elif kind == "value":
-            with np.errstate(invalid="ignore", over="ignore"):
-                state[name] = (array * np.float32(rng.choice(VALUES))).astype(array.dtype)
-        elif kind == "type":
-            state[name] = array.astype(TYPES[rng.integers(len(TYPES))])
-        elif kind == "missing":
-            state.pop(name, None)
-        elif kind == "name":
-            state[str(rng.choice(ODD_NAMES)).format(rng.choice(NUMBERS))] = array
-        elif kind == "sizes":
-            sizes = [int(size) for size in rng.choice(SIZES, 6)]
-            described[name] = torch_files.tensor("s", "float16", *sizes[:2], sizes[2:4], sizes[4:])
-        else:
-            count = 1 << 20
-            for other in (*learned, *(f"fc.{i}" for i in range(rng.integers(300)))):
-                described[other] = torch_files.tensor("s", "float16", count, 0, (count // 16, 16), (16, 1))
-    torch_files.save(path, state, described, {"s": bytes(2 << 20)})
-    if rng.random() < 0.1:
-        content = path.read_bytes()
-        path.write_bytes(content[: rng.integers(len(content))])
-
-
-def most_memory() -> int:
-    """The most bytes that this process had at once. `ru_maxrss` would begin with those of the process before it."""
-    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-
-
-def import_hostile(folder: str, states: dict[str, dict[str, np.ndarray]], count: int) -> tuple[int, int, int]:
-    """How many of `count` hostile files are imported, how many messages the others have, and the memory this took."""
-    clip = clipbias.load(folder)
-    path = Path(folder) / "model.pth.tar-1"
-    before = most_memory()
-    messages = []
-    for number in range(count):
-        rng = np.random.default_rng([9, number])
-        write_hostile(path, states[KINDS[number % len(KINDS)]], rng)
-        adapters: list[Any] = []
-        names = NAMES if rng.random() < 0.7 else None
-        message = answered(lambda: adapters.append(import_adapter(path, clip, names)), Path(folder))  # noqa: B023
-        assert message is None or "\n" not in message
-        messages.append(message)
-        for adapter in adapters:
-            adapter.task(clip)
-            learnables = adapter.learnables
-            assert all(np.isfinite(leaf).all() for leaf in learnables.values())
-            first = learnables["text_context"] if "text_context" in learnables else learnables["vision_prompts"][0]
-            with open_torch(path, skip_objects=True) as tensors:
-                named = [
-                    tensors[name] for name in ("ctx", "prompt_learner.ctx", "image_encoder.VPT") if name in tensors
-                ]
-                assert any(np.array_equal(tensor.read(), first) for tensor in named)
-    return messages.count(None), len({*messages} - {None}), most_memory() - before
-
-
-def test_some_hostile_files(base: tuple[Reference, Clip], tmp_path: Path) -> None:
-    helpers.tiny_checkpoint(tmp_path, seed=2, vision=(16, 4, 2))
-    imported, messages, grown = import_hostile(str(tmp_path), {kind: state_of(base, kind) for kind in KINDS}, 28)
-    assert 0 < imported < 14 and messages > 10 and grown < MOST_GROWTH
-
-
-@pytest.mark.long
-def test_a_thousand_hostile_files(base: tuple[Reference, Clip], tmp_path: Path) -> None:
-    """In a process of its own, whose memory nothing else has used."""
-    helpers.tiny_checkpoint(tmp_path, seed=2, vision=(16, 4, 2))
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        arguments = str(tmp_path), {kind: state_of(base, kind) for kind in KINDS}, 1000
-        imported, messages, grown = pool.submit(import_hostile, *arguments).result()
-    assert 50 < imported < 500 and messages > 150 and grown < MOST_GROWTH
