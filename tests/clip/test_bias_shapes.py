@@ -167,17 +167,3 @@ def test_only_one_vector_per_layer_changes_weights(both):
     for shape in SHAPES:
         adaptation = Adaptation(vision_bias=bias(reference.config, "vision", shape))
         assert adaptation.only_changes_weights == (shape == "vector")
-
-
-def test_equal_rows_are_one_vector(both):
-    """`[L, D]`, and the same vector for both kinds or at every position, are one computation to rounding."""
-    clip, reference = both
-    images = helpers.random_images(reference.config, 2)
-    vector = bias(reference.config, "vision", "vector")
-    count = 1 + clip.config.vision.patches
-    encode = jax.jit(functools.partial(encode_image, config=clip.config))
-    plain, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=vector))
-    for rows in (2, count):
-        same = np.tile(vector[:, None], (1, rows, 1))
-        features, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=same))
-        close(features, np.asarray(plain, np.float64), VALUES)

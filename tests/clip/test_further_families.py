@@ -17,7 +17,6 @@ import safetensors.numpy
 
 import clipbias
 from clipbias.clip import encode_image, encode_text, tower
-from clipbias.clip.layers import angles
 from clipbias.clip.vision import embed_image, head_attention, pool_image, project_image
 from clipbias.errors import ClipbiasError
 from clipbias.export import fold
@@ -189,16 +188,6 @@ def test_padding_changes_no_text_of_bert(folder: Path) -> None:
         alone = clip.encode_texts(["a cat"])
         beside = clip.encode_texts(["a cat", "a photo of a golden retriever and a big bird"])
         assert difference(beside[:1], alone) < FEATURES
-
-
-def test_angles_are_those_of_rows_and_columns(perception_encoder: Reference) -> None:
-    vision = perception_encoder.clip.config.vision
-    table = angles(vision, vision.tokens + 2)
-    assert table.shape == (vision.tokens + 2, vision.width // vision.heads // 2)
-    assert not table[0].any() and not table[-2:].any()  # [cls] and prompts
-    pairs = table.shape[1] // 2
-    np.testing.assert_array_equal(table[1 + 2 * vision.grid + 3, :1], [4.0])  # row 2, column 3, from 1
-    np.testing.assert_array_equal(table[1 + 2 * vision.grid + 3, pairs], 3.0)
 
 
 @pytest.mark.ci

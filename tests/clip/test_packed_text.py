@@ -58,34 +58,6 @@ def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), expected, actual)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("groups", [1, 4])
-def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
-    rows = ids()
-    other = rows.copy()
-    other[:, 2] = 9  # a word of its own at a context's place, and the last one is longer
-    other[-1, 6:9] = 12, 11, CONFIG.text.eos_token_id
-    tokens = as_tokens(np.concatenate([rows, other]), CONFIG, 2)
-    packed = pack(tokens, groups=groups, sets=2)
-    assert packed.shared == 3 and len(packed.ids) == 2 * groups
-    texts = packed.texts[packed.texts >= 0]
-    np.testing.assert_array_equal(np.bincount(texts), [*np.asarray(LENGTHS) + 1, *np.asarray(LENGTHS[:-1]) + 1, 6])
-    weights = np.random.default_rng(2).normal(size=(2 * len(LENGTHS), CONFIG.projection_width)).astype(np.float32)
-
-    def plain(context):
-        added = Adaptation(text_context=jnp.repeat(context, len(LENGTHS), axis=0))
-        return (weights * encode_text(params, CONFIG, tokens, added, observe=lambda view: None)[0]).sum()
-
-    def together(context):
-        added = Adaptation(text_context=context)
-        chunks = 2 if groups > 1 else 1
-        return (weights * encode_packed_text(params, CONFIG, packed, added, chunks=chunks)).sum()
-
-    contexts = np.random.default_rng(1).normal(scale=0.1, size=(2, 2, CONFIG.text.width)).astype(np.float32)
-    expected, actual = (jax.jit(jax.value_and_grad(encode))(contexts) for encode in (plain, together))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), expected, actual)
-
-
 def test_every_token_once():
     tokens = as_tokens(ids(), CONFIG, 2)
     packed = pack(tokens)

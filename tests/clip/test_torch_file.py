@@ -17,7 +17,7 @@ from clipbias.clip.formats import NAMES, Record, _Unpickler, open_torch
 from clipbias.errors import ClipbiasError
 from tests import torch_files
 from tests.fuzz.answers import answered
-from tests.torch_files import ORDERED, numbers, pickle_of, tensor, text, whole
+from tests.torch_files import numbers, pickle_of, tensor, text, whole
 
 ZEROS = bytes(24)  # of six float32
 
@@ -114,9 +114,9 @@ DEEP = b"\x80\x02)" + b"\x85" * 100_000
 GOOD = tensor("0", "float32", 6, 0, (6,), (1,))
 
 
-def described(key: bytes = text("0"), kind: bytes = b"ctorch\nFloatStorage\n", count: bytes = whole(6)) -> bytes:
-    """A tensor whose storage is described by these."""
-    storage = b"(" + text("storage") + kind + key + text("") + count + b"tQ"
+def described(key: bytes) -> bytes:
+    """A tensor whose storage has this name."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + key + text("") + whole(6) + b"tQ"
     return pickle_of(
         {"a": b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + whole(0) + numbers((6,)) + numbers((1,)) + b"tR"}
     )
@@ -125,43 +125,27 @@ def described(key: bytes = text("0"), kind: bytes = b"ctorch\nFloatStorage\n", c
 HOSTILE = {
     "nothing": b"",
     "no stop": pickle_of({"a": GOOD})[:-1],
-    "a list": b"\x80\x02].",
-    "no names": b"\x80\x02" + GOOD + b".",
     "deep": DEEP + b".",
     "deep as a key": b"\x80\x02}" + DEEP[2:] + b"Ns.",
-    "deep as one of keys": b"\x80\x02" + ORDERED + b"(" + DEEP[2:] + b"Nu.",
-    "deep in a set": b"\x80\x04\x8f(" + DEEP[2:] + b"\x90.",
     "deep dictionaries": b"\x80\x02" + b"}" + text("a") + b"}" + (text("a") + b"}") * 5000 + b"s" * 5001 + b".",
     "a dictionary in itself": b"\x80\x02}q\x00" + text("a") + b"h\x00s.",
     "dictionaries by the power": b"\x80\x02}q\x00" + (b"0}(" + text("a") + b"h\x00" + text("b") + b"h\x00uq\x00") * 50
     + b".",
     "a far memo": b"\x80\x02}r\xff\xff\xff\xff.",
-    "a missing memo": b"\x80\x02j\xff\xff\xff\xff.",
     "a long text": b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.",
-    "a long array": b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.",
     "a long number": b"\x80\x02\x8b\xff\xff\xff\x7f.",
-    "many digits": b"I" + b"9" * 100_000 + b"\n.",
     "a huge count": pickle_of({"a": tensor("0", "float32", 10**300, 0, (6,), (1,))}),
     "other length": pickle_of({"a": tensor("0", "float32", 5, 0, (5,), (1,))}),
     "beyond the end": pickle_of({"a": tensor("0", "float32", 6, 1, (6,), (1,))}),
-    "a long stride": pickle_of({"a": tensor("0", "float32", 6, 0, (2,), (6,))}),
     "expanded": pickle_of({"a": tensor("0", "float32", 6, 0, (10**6, 10**6), (0, 0))}),
     "negative offset": pickle_of({"a": tensor("0", "float32", 6, -1, (6,), (1,))}),
-    "negative stride": pickle_of({"a": tensor("0", "float32", 6, 5, (6,), (-1,))}),
-    "negative size": pickle_of({"a": tensor("0", "float32", 6, 0, (-6,), (1,))}),
     "huge sizes": pickle_of({"a": tensor("0", "float32", 6, 0, (2**40, 2**40), (1, 1))}),
-    "too few strides": pickle_of({"a": tensor("0", "float32", 6, 0, (2, 3), (1,))}),
-    "a number in many tensors": pickle_of({f"a{i}": tensor("0", "float32", 6, 0, (6,), (1,)) for i in range(5)}),
     "many dimensions": pickle_of({"a": tensor("0", "float32", 6, 0, (1,) * 70, (1,) * 70)}),
     "a member that is not there": pickle_of({"a": tensor("../../etc/passwd", "float32", 6, 0, (6,), (1,))}),
     "a storage's name deep down": described(key=DEEP[2:]),
-    "a storage's type deep down": described(kind=DEEP[2:]),
-    "a storage's count deep down": described(count=DEEP[2:]),
     "a storage that is none": b"\x80\x02" + numbers((1, 2)) + b"Q.",
     "attributes of a number": b"\x80\x02" + whole(1) + b"}b.",
-    "attributes of a dictionary": b"\x80\x02}}b.",
     "a call of a text": b"\x80\x02" + text("a") + b")R.",
-    "an object of a text": b"\x80\x02" + text("a") + b")\x81.",
     "an extension": b"\x80\x02\x82\x01.",
     "bad text": b"\x80\x02X\x02\x00\x00\x00\xff\xff.",
 }  # fmt: skip
