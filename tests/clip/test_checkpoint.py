@@ -1,5 +1,6 @@
-"""Loading and saving the Hugging Face format, and what is refused."""
+"""Which files of a folder are read, one model in every format, the Hugging Face format, and what is refused."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,13 +11,19 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from safetensors.numpy import load_file, save_file
 
 import clipbias
+from clipbias.clip import Clip, encode_image, encode_text
 from clipbias.clip.checkpoint import INDEX, WEIGHTS
+from clipbias.clip.families import choose
+from clipbias.clip.hub import parse
 from clipbias.errors import ClipbiasError
 from tests import helpers
 from tests.fuzz.answers import answered
+from tests.reference import formats
+from tests.reference.weights import read_config
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +128,123 @@ def test_a_folder_is_known_by_its_whole_path(source: Path, monkeypatch: pytest.M
     monkeypatch.chdir(source.parent)
     assert clipbias.load(source.name).name == str(source.resolve())
     assert clipbias.load("demo").name == "demo"
+
+
+COMMON = ["README.md", "config.json", "merges.txt", "preprocessor_config.json", "tokenizer.json", "vocab.json"]
+OPEN_CLIP = "open_clip_config.json"
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [
+        (["pytorch_model.bin", "flax_model.msgpack"], "flax_model.msgpack"),
+        (["flax_model.msgpack", "model.safetensors", "pytorch_model.bin", "tf_model.h5"], "model.safetensors"),
+        (["pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
+        (["open_clip_model.safetensors", OPEN_CLIP, "model.safetensors"], "model.safetensors"),
+        (["open_clip_pytorch_model.bin", "open_clip_model.safetensors", OPEN_CLIP], "open_clip_model.safetensors"),
+        (["open_clip_pytorch_model.bin", OPEN_CLIP], "open_clip_pytorch_model.bin"),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
+    ],
+)
+def test_one_file_is_chosen(configured: Path, names: list[str], file: str) -> None:
+    assert choose(configured, [*COMMON, *names]) == (file, OPEN_CLIP if "open_clip" in file else "config.json")
+
+
+def test_weights_without_their_configuration_do_not_count(configured: Path) -> None:
+    names = ["model.safetensors", "open_clip_model.safetensors", OPEN_CLIP]
+    assert choose(configured, names) == ("open_clip_model.safetensors", OPEN_CLIP)
+    (configured / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')  # timm's
+    assert choose(configured, [*names, "config.json"]) == ("open_clip_model.safetensors", OPEN_CLIP)
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/17", "v1.0", "feature-x/y", "0" * 40])
+def test_a_revision_belongs_to_the_name(revision: str) -> None:
+    for prefix in ("", "hf-hub:"):
+        assert str(parse(f"{prefix}owner/name@{revision}")) == f"owner/name@{revision}"
+
+
+@pytest.mark.parametrize("revision", ["", "../../elsewhere", "a/../../b", "-x", "/x", "a//b", "a b", "a@b", "a\n"])
+def test_what_names_no_revision_is_not_looked_up(revision: str) -> None:
+    """It would be part of paths in the cache, and of the command that an error prints."""
+    assert parse(f"owner/name@{revision}") is None
+
+
+def test_openais_names_are_those_of_their_repositories() -> None:
+    assert str(parse("ViT-B/16")) == "openai/clip-vit-base-patch16"
+    assert str(parse("ViT-L/14@336px")) == "openai/clip-vit-large-patch14-336"
+    assert str(parse("ViT-L/14@main")) == "ViT-L/14@main"  # a repository of that name
+
+
+ROUNDING = 3e-6  # of float32 in towers of two layers, relative to the largest number
+
+# By writer, what lies there: folders as they are on the hub, and single files.
+WRITTEN = {
+    "flax": "flax",
+    "torch": "transformers",
+    "torch_sharded": "transformers",
+    "open_clip": "open_clip",
+    "open_clip_half": "open_clip",
+    "openai/ViT-tiny.pt": "openai",
+    "training/epoch_3.pt": "open_clip",
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Clip:
+    """The same weights without a detour: as safetensors in Hugging Face's names."""
+    folder = tmp_path_factory.mktemp("original")
+    settings = formats.config(folder)
+    helpers.write_checkpoint(folder, settings, formats.state(settings))
+    return clipbias.load(folder)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(formats.FORMATS / "expected.safetensors")
+
+
+def loaded(name: str) -> Clip:
+    # A training checkpoint says nothing of its activation.
+    return clipbias.load(formats.FORMATS / name, activation="quick_gelu" if name.startswith("training") else None)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_the_same_weights_are_the_same_model(name, original):
+    clip = loaded(name)
+    jax.tree.map(np.testing.assert_array_equal, clip.params, original.params)
+    assert (clip.fingerprint, clip.config) == (original.fingerprint, original.config)
+    library = "transformers" if (formats.FORMATS / name / "config.json").exists() else "open_clip"
+    resizing = dataclasses.replace(original.preprocessing.resizing, library=library)
+    assert clip.preprocessing == dataclasses.replace(original.preprocessing, resizing=resizing)
+    texts = ["a photo of a cat.", "757-200"]
+    np.testing.assert_array_equal(clip.tokenize(texts), original.tokenize(texts))
+
+
+def test_inputs_and_weights_are_those_of_the_script(original, expected):
+    """So that the files can be made anew, and compared with what the reference computes."""
+    settings = read_config(formats.FORMATS / "torch")
+    for name, value in formats.inputs(settings).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+@pytest.fixture(scope="module")
+def features(original, expected) -> dict[str, jax.Array]:
+    encoders = {"image": (encode_image, expected["images"]), "text": (encode_text, expected["tokens"].astype(np.int32))}
+    return {
+        f"{name}_features": jax.jit(encode, static_argnums=1)(original.params, original.config, inputs)[0]
+        for name, (encode, inputs) in encoders.items()
+    }
+
+
+@pytest.mark.parametrize("writer", sorted(set(WRITTEN.values())))
+def test_features_equal_the_writers_own(writer, features, expected):
+    for name, value in features.items():
+        theirs = expected[f"{writer}.{name}"]
+        assert theirs.shape == value.shape
+        assert np.abs(value - theirs).max() / np.abs(theirs).max() < ROUNDING

@@ -1,6 +1,7 @@
-"""Flax's msgpack files, against `flax.serialization` itself, and files that only look like them."""
+"""Flax msgpack files against `flax.serialization`, files that only look like them, and the page for their users."""
 
 import dataclasses
+import re
 import resource
 import struct
 from pathlib import Path
@@ -155,3 +156,22 @@ def test_other_types_are_named_with_the_tensor(tmp_path):
 
 def encoded(x: np.ndarray) -> bytes:
     return msgpack.packb((x.shape, x.dtype.name, x.tobytes()), use_bin_type=True)
+
+
+ROOT = Path(__file__).parents[2]
+FLAX = ROOT / "tests" / "data_files" / "formats" / "flax"
+
+
+@pytest.mark.ci  # two trainings at full length
+def test_the_code_for_users_of_flax_clip_model() -> None:
+    page = (ROOT / "docs" / "models.md").read_text().split("## From `FlaxCLIPModel`")[1]
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    code = code.replace('"openai/clip-vit-base-patch16"', repr(str(FLAX)))
+    picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    names: dict = {"picture": picture}
+    exec(code, names)
+    clip = names["clip"]
+    np.testing.assert_allclose(names["features"], clip.encode_images([picture]), atol=1e-5)
+    assert float(names["loss"]) > 0
+    for tree in (names["gradients"]["vision"], names["learned"]):
+        assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))

@@ -101,15 +101,3 @@ def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, im
         jax.tree.leaves(program(*placed)), zip(*map(jax.tree.leaves, expected), strict=True), strict=True
     ):
         np.testing.assert_allclose(outputs, np.stack(alone_output), rtol=2e-5, atol=2e-6)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_fused_attention_is_attention(causal: bool) -> None:
-    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 7, 3, 8))
-    scores = np.einsum("BNHK,BMHK->BHNM", q, k) / np.sqrt(8)
-    if causal:
-        scores[..., ~np.tri(7, dtype=bool)] = -np.inf
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    expected = np.einsum("BHNM,BMHK->BNHK", weights / weights.sum(-1, keepdims=True), v)
-    attention = layers.fused_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), causal=causal)
-    np.testing.assert_allclose(attention, expected, rtol=2e-5, atol=2e-6)

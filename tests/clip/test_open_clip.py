@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 
 import clipbias
 from clipbias.clip import checkpoint, tables
-from clipbias.clip import tokenizer as tokenizer_files
 from clipbias.errors import ClipbiasError
 from tests import torch_files
 
@@ -142,14 +141,6 @@ def test_hugging_face_names_in_a_file(tmp_path: Path) -> None:
     path.with_name("config.json").unlink()
     clip = clipbias.load(path, activation="quick_gelu")
     assert (clip.fingerprint, clip.config) == (whole.fingerprint, whole.config)
-
-
-def test_clips_own_tokenizer() -> None:
-    """Ids that OpenAI's and transformers' documentation shows."""
-    tokenizer = tokenizer_files.clip_tokenizer()
-    assert len(tokenizer) == tokenizer_files.CLIP_VOCABULARY
-    ids = tokenizer(["a photo of a cat", "a diagram"])["input_ids"]
-    assert ids == [[49406, 320, 1125, 539, 320, 2368, 49407], [49406, 320, 22697, 49407]]
 
 
 def test_the_table_gives_back_what_open_clip_wrote() -> None:

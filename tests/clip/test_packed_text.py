@@ -1,14 +1,13 @@
-"""Packed texts give the features and gradients of plain ones, and hold every token once."""
+"""Packed texts hold every token once. That they give the features of plain ones is found in `test_bias_shapes`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import Adaptation, encode_packed_text, encode_text, init_params, pack
+from clipbias.clip import Adaptation, encode_packed_text, init_params, pack
 from clipbias.clip.packed_text import TILE, first_fit
 from clipbias.clip.text import as_tokens
-from tests import helpers
 from tools.benchmarks.model import geometry
 
 CONFIG = geometry("tiny")
@@ -29,33 +28,6 @@ def ids():
         row[3 : 3 + length] = rng.integers(10, 500, length)
         row[3 + length] = end
     return rows
-
-
-def adaptation(specific: bool) -> Adaptation:
-    rng = np.random.default_rng(1)
-    shape = (len(LENGTHS), 2, CONFIG.text.width) if specific else (2, CONFIG.text.width)
-    return Adaptation(
-        text_context=rng.normal(scale=0.1, size=shape).astype(np.float32),
-        text_prompts=rng.normal(scale=0.1, size=(1, 2, CONFIG.text.width)).astype(np.float32),
-        text_bias=rng.normal(scale=0.1, size=(CONFIG.text.layers, CONFIG.text.width)).astype(np.float32),
-    )
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3), unpack=True))
-def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
-    tokens = as_tokens(ids(), CONFIG, 2)
-    packed = pack(tokens, groups=groups, class_specific=specific)
-    weights = np.random.default_rng(2).normal(size=(len(LENGTHS), CONFIG.projection_width)).astype(np.float32)
-
-    def plain(added):
-        return (weights * encode_text(params, CONFIG, tokens, added, observe=lambda view: None)[0]).sum()
-
-    def together(added):
-        return (weights * encode_packed_text(params, CONFIG, packed, added)).sum()
-
-    expected, actual = (jax.jit(jax.value_and_grad(encode))(adaptation(specific)) for encode in (plain, together))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), expected, actual)
 
 
 def test_every_token_once():
@@ -79,12 +51,15 @@ def test_a_tile_holds_whole_texts_and_no_more_than_fits():
 def test_the_backward_pass_keeps_no_weights(params):
     """What a training step keeps for its backward pass is tokens, not slices of the frozen weights."""
     packed = pack(as_tokens(ids(), CONFIG, 2))
+    width = CONFIG.text.width
+    shapes = {"text_context": (2, width), "text_prompts": (1, 2, width), "text_bias": (CONFIG.text.layers, width)}
+    added = Adaptation(**{name: np.ones(shape, np.float32) for name, shape in shapes.items()})
     weights = {leaf.shape[1:] for leaf in jax.tree.leaves(params["text"]["layers"]) if leaf.ndim == 3}
 
     def loss(added):
         return encode_packed_text(params, CONFIG, packed, added).sum()
 
-    _, pull = jax.vjp(jax.jit(loss), adaptation(False))
+    _, pull = jax.vjp(jax.jit(loss), added)
     saved = [leaf.shape for leaf in jax.tree.leaves(pull) if isinstance(leaf, jnp.ndarray)]
     assert saved
     stacks = [shape for shape in saved if shape[:1] == (CONFIG.text.layers - 1,)]

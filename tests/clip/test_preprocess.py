@@ -15,7 +15,6 @@ from clipbias.clip.encode import preprocess
 from clipbias.clip.preprocess import of_open_clip, preprocessor_json, read_preprocessor
 from clipbias.data.files import split_of_files
 from clipbias.data.images import pictures as read_pictures
-from clipbias.data.user_images import labelled_split
 from tests.clip import pixels
 
 CONFIG = ClipConfig(
@@ -46,16 +45,6 @@ def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
         ours_of_all = preprocess(preprocessing, [*pixels.pictures().values()])
         for picture, ours, theirs in zip(pixels.pictures(), ours_of_all, expected[name], strict=True):
             assert np.abs(ours - theirs).max() < ROUNDING, (name, picture)
-
-
-def test_a_labelled_split_has_the_same_pixels(tmp_path: Path) -> None:
-    expected = safetensors.numpy.load_file(pixels.EXPECTED)
-    images = list(pixels.pictures().values())
-    del images[-2]  # a PNG cannot hold ink
-    split = labelled_split(images, [0] * len(images), ["cat"])
-    for name, preprocessing in recipes(tmp_path).items():
-        ours = np.asarray(preprocessing.normalize(read_pictures(split, range(len(images)), preprocessing.resizing)))
-        assert np.abs(ours - np.delete(expected[name], -2, axis=0)).max() < ROUNDING, name
 
 
 def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp_path: Path) -> None:

@@ -89,13 +89,3 @@ def test_equals_the_owners(kind: str, owners: dict[str, list[list[int]]]) -> Non
 def test_clips_own_vocabulary_equals_open_clips(owners: dict[str, list[list[int]]]) -> None:
     for text, ids in zip(ODD_TEXTS, owners["clip"], strict=True):
         assert encode(clip_tokenizer(), [text])[0] == ids, text
-
-
-def test_clips_vocabulary_begins_with_a_letter_for_every_byte() -> None:
-    """As OpenAI's `bytes_to_unicode` lists them: printable bytes first, each as itself, then the others from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]
-    vocabulary = clip_tokenizer().get_vocab()
-    assert [vocabulary[letter] for letter in letters] == list(range(256))
-    assert [vocabulary[f"{letter}</w>"] for letter in letters] == list(range(256, 512))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Adaptation, encode_image, encode_packed_text, encode_text, pack
-from clipbias.clip.layers import fold_changes
 from clipbias.clip.text import as_tokens
 from tests import helpers
 from tests.reference import numpy_clip
@@ -123,17 +122,3 @@ def test_texts_in_every_layout(clip, reference):
 
     for features in layouts(clip.params, adaptation):
         close(features, expected)
-
-
-@pytest.mark.parametrize("tower", ["vision", "text"])
-def test_folded_weights_compute_the_same(clip, reference, tower):
-    change = changes(clip, tower)
-    folded = {**clip.params, tower: fold_changes(clip.params[tower], change)}
-    assert jax.tree.structure(folded) == jax.tree.structure(clip.params)
-    ids = as_tokens(helpers.random_tokens(reference.config, LENGTHS), clip.config)
-    images = helpers.random_images(reference.config, 3)
-    adaptation = Adaptation(**{f"{tower}_weights": change})
-    encode = encode_image if tower == "vision" else encode_text
-    inputs = images if tower == "vision" else ids
-    run = jax.jit(lambda params, adaptation: encode(params, clip.config, inputs, adaptation)[0])
-    close(run(folded, Adaptation()), np.asarray(run(clip.params, adaptation)))

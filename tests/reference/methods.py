@@ -193,20 +193,6 @@ def losses(
     return {"cross_entropy": numpy_clip.cross_entropy(scores, labels)}, scores
 
 
-def ensemble_logits(
-    clip: Reference, class_names: Sequence[str], images: np.ndarray, templates: Sequence[str]
-) -> np.ndarray:
-    """Zero-shot logits whose class features are the unit mean of the unit features over `templates`."""
-    total: Any = 0.0
-    for template in templates:
-        texts = [template.format(name.replace("_", " ")) for name in class_names]
-        total = total + numpy_clip.unit(
-            numpy_clip.encode_text(clip.state, clip.config, clip.tokenizer.tokenize(texts)).features
-        )
-    features = numpy_clip.encode_image(clip.state, clip.config, images).features
-    return numpy_clip.logits(clip.state, features, numpy_clip.unit(total / len(templates)))
-
-
 def random_learnables(
     config: Mapping,
     method: str,

@@ -176,7 +176,7 @@ def run_blocks(
         name = f"{tower}_model.encoder.layers.{l}"
         mask = causal_mask(x.shape[1]) if tower == "text" else np.zeros(())
         blocks.append(block(state, name, sizes, x, mask, 0.0 if taps is None else taps[l], branch))
-        added = 0.0
+        added: np.ndarray | float = 0.0
         if beside is not None:
             added = beside(l, layer_norm(state, f"{name}.layer_norm1", sizes["layer_norm_eps"], x))
         x = blocks[-1].output + added

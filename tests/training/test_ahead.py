@@ -51,10 +51,7 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
         raise KeyboardInterrupt
     assert away() is None and target() == device and device.platform == "cpu"
     assert cudnn.check_cudnn_version is answer
-
-
-def test_a_tpu_has_no_cudnn() -> None:
-    with Topology("v5e:4x4", CHIPS["v5e"], []):
+    with Topology("v5e:4x4", CHIPS["v5e"], []):  # a TPU has no cuDNN
         assert target() == Target("tpu", 0.0, CHIPS["v5e"].memory)
         assert cudnn.check_compute_capability.__module__ == cudnn.__name__
 
@@ -112,9 +109,6 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
         Exchange("all-gather", 64 * 2, looped=False),
         Exchange("all-reduce", 2 * 3 * 4 + 4, looped=False),
     ]
-
-
-def test_exchanges_in_words() -> None:
     exchanged = [Exchange("all-reduce", 1_000_000, False), Exchange("all-reduce", 500_000, True)]
     assert describe_exchanges(exchanged) == "2 all-reduces of 1.5 MB, 1 in a loop"
     assert describe_exchanges([Exchange("all-gather", 20_000, False)]) == "1 all-gather of 20 kB, none in a loop"

@@ -1,11 +1,15 @@
-"""Training against itself: devices, side-by-side runs, interruption, bad losses."""
+"""Training against itself: devices, side-by-side runs, interruption, bad losses; and checkpoints on disk."""
 
 import dataclasses
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +21,9 @@ from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.job import TrainResult
+from clipbias.training.loop import Checkpoints
 from clipbias.tuning.recipe import Recipe
+from tests.forks import ROOT
 from tests.training.conftest import group, train_runs
 
 
@@ -51,15 +57,6 @@ def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> TrainResult:
     return train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
 
 
-@pytest.mark.long
-def test_eight_devices_give_the_numbers_of_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path
-) -> None:
-    """Batches of six images and three classes do not divide by four devices: they are padded and masked."""
-    mesh = meshes.make_mesh(run=2, data=4)
-    assert_close(train_runs(*group(clip, colours, "bias", (1, 2), groups=4), recipe, mesh), whole)
-
-
 @pytest.mark.ci
 def test_runs_side_by_side_are_the_runs_one_by_one(
     clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult
@@ -79,25 +76,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     goes_on()
     continued = train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
     jax.tree.map(np.testing.assert_array_equal, continued.learnables, whole.learnables)
-    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
-
-
-@pytest.mark.long
-def test_a_run_moves_between_devices_at_every_notice_to_stop(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
-
-    def on(devices: int) -> TrainResult:
-        task, runs = group(clip, colours, "bias", (1, 2), groups=devices)
-        return train_runs(task, runs, recipe, meshes.make_mesh(run=1, data=devices), **where)
-
-    goes_on = stop_at((1, 2, 3), monkeypatch)
-    for step, devices in enumerate((8, 1, 8), start=1):
-        with stoppable(), pytest.raises(Stopped, match=f"stopped at step {step} of 6"):
-            on(devices)
-    goes_on()
-    assert_close(on(2), whole)
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
 
 
@@ -135,3 +113,79 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours:
     task, (run,) = group(clip, colours, "bias", (1,))
     with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step 4"):  # the warm-up takes two
         train_runs(task, [dataclasses.replace(run, learning_rate=1e38)], recipe)
+
+
+def state(value: float) -> dict[str, Any]:
+    return {"a": jnp.full((2, 3), value), "b": [jnp.arange(4)]}
+
+
+def save(folder: Path, steps: tuple[int, ...]) -> None:
+    checkpoints = Checkpoints(folder)
+    for step in steps:
+        checkpoints.save(step, state(step), [step / 7, float("nan")])
+    checkpoints.close()
+
+
+def restore(folder: Path, like: Any = None) -> Any:
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.restore(like or state(0))
+    finally:
+        checkpoints.close()
+
+
+def test_the_latest_of_two_comes_back(tmp_path: Path) -> None:
+    assert restore(tmp_path / "new") is None
+    save(tmp_path, (1, 2, 3))
+    step, restored, losses = restore(tmp_path)
+    assert step == 3 and losses[0] == 3 / 7 and np.isnan(losses[1])
+    np.testing.assert_array_equal(restored["a"], state(3)["a"])
+    np.testing.assert_array_equal(restored["b"][0], np.arange(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    save(tmp_path, (1,))
+    for like in ({"a": jnp.zeros((2, 4)), "b": [jnp.arange(4)]}, {"c": jnp.zeros(3)}):
+        with pytest.raises(ClipbiasError, match=r"cannot read the checkpoint of step 1 .*remove that folder to start"):
+            restore(tmp_path, like)
+    for path in tmp_path.rglob("*METADATA*"):
+        path.write_text("{")
+    with pytest.raises(ClipbiasError, match=r"cannot (open|read) the checkpoint.*remove that folder to start anew"):
+        restore(tmp_path)
+
+
+def test_a_state_moves_to_another_mesh(tmp_path: Path) -> None:
+    values = {"a": np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, meshes.device_put(meshes.make_mesh(run=2, data=4), values, meshes.RUN), [])
+    checkpoints.close()
+    step, restored, _ = restore(tmp_path, {"a": np.zeros((2, 4), np.float32)})
+    moved = meshes.device_get(meshes.device_put(meshes.make_mesh(run=1, data=8), restored, meshes.RUN))
+    assert step == 5
+    np.testing.assert_array_equal(moved["a"], values["a"])
+
+
+@pytest.mark.ci
+def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path: Path) -> None:
+    program = """
+import sys
+import numpy as np
+from clipbias.training.loop import Checkpoints
+checkpoints = Checkpoints(sys.argv[1])
+for step in range(1, 10**6):
+    checkpoints.save(step, {"a": np.full(10**6, step)}, [])
+    if step > 1:
+        print("said", step - 1, flush=True)  # which is on disk: the next one is being saved
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        before = next(int(line[5:]) for line in run.stdout if line == "said 3\n")
+        run.send_signal(signal.SIGKILL)
+    step, restored, _ = restore(tmp_path, {"a": np.zeros(10**6, np.int64)})
+    assert step >= before
+    np.testing.assert_array_equal(restored["a"], step)
+    save(tmp_path / "on", (step + 1,))
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]

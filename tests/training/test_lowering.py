@@ -26,7 +26,6 @@ from clipbias.tuning.features import Sampling
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS
-from tests import helpers
 from tools.benchmarks import model
 
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
@@ -45,8 +44,6 @@ def firsts() -> list[str]:
 # Prompts in both towers, no tower in a step, and no gradient in a tower; all that stand for all in a long test.
 FEW = ("maple", "prolip", "taskres")
 SOME = pytest.mark.parametrize("some", [FEW, pytest.param((), marks=pytest.mark.long)], ids=["few", "all"])
-# Of these, everything that an evaluation is made of.
-COVERING = ("mma", "bias", "prolip", "mmrl", "ivlp", "visual_prompting", "plot", "tpt", "cocoop", "zero_shot")
 TRAINED = [name for name in firsts() if METHODS[name][0].trains]
 
 
@@ -177,7 +174,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", helpers.short(firsts(), *COVERING))
+@pytest.mark.parametrize("name", firsts())
 def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> None:
     """Features of images and texts, and answers, of one run."""
     task = Task(small, name, NAMES)
@@ -203,15 +200,14 @@ def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
 
 
 @pytest.mark.long
-@SOME
-def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: tuple[str, ...]) -> None:
+def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip) -> None:
     """In float32 and in half precision by turns; attention is computed explicitly there."""
     size = small.config.vision.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     explained = [name for name in firsts() if not why_no_maps(Task(small, name, NAMES))]
     names = covering(small, explained, ("logits", "adapt_to"))
     assert len(names) > 6
-    for turn, name in enumerate(some[::2] or names):
+    for turn, name in enumerate(names):
         task = Task(small, name, NAMES, dtype=("float32", "bfloat16")[turn % 2])
 
         def maps(params, learnables, images, task=task):

@@ -110,24 +110,19 @@ def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: s
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", helpers.short(("ivlp", "vpt", "coop"), "coop"))
+@pytest.mark.parametrize("method", ["vpt", "coop"])
 def test_nothing_is_compiled_twice(
     colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4]) if method == "ivlp" else meshes.single_device()
     # Of sizes that no other test has, so that nothing is compiled already.
     helpers.tiny_checkpoint(tmp_path / "model", vision=(20, 2, 2), text=(28, 2, 2))
-    tiny = TinySweep(clipbias.load(tmp_path / "model"), colours, recipe, tmp_path / "sweep", mesh=mesh)
+    tiny = TinySweep(clipbias.load(tmp_path / "model"), colours, recipe, tmp_path / "sweep")
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax._src.dispatch"):
-        tiny.rows(method, seeds=(1, 2) if method == "ivlp" else (1,))
+        tiny.rows(method, seeds=(1,))
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
     fixed = method == "vpt"  # texts that no learnable changes are encoded before, once for training and evaluation
     for name in ("train_step", *([] if fixed else ["text_features"]), "image_features"):
         assert sum(f"jit({name})" in message for message in compiled) == 1, name
-
-
-def test_the_device_tells_its_memory() -> None:
-    assert 0 < device.device_limit() < 1 << 45
 
 
 def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +172,11 @@ def test_other_errors_of_the_device_pass() -> None:
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+def test_bytes_in_words() -> None:
+    assert [device.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
+    assert 0 < device.device_limit() < 1 << 45
+
+
 GROUPS = """
 import jax, numpy as np
 from clipbias.training import device
@@ -213,7 +213,3 @@ def test_dropped_programs_give_their_memory_maps_back() -> None:
     printed = subprocess.run([sys.executable, "-c", GROUPS], capture_output=True, text=True, check=True, env=alone)
     first, _, dropped, *_, with_programs = map(int, printed.stdout.split())
     assert dropped - first < 12 < with_programs - dropped
-
-
-def test_bytes_in_words() -> None:
-    assert [device.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]

@@ -20,15 +20,14 @@ from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
 from clipbias.training import calibration, loop
 from clipbias.training import mesh as meshes
-from clipbias.training.device import Compute
 from clipbias.training.evaluate import KnownPredictions
-from clipbias.training.job import TrainJob, TrainResult, validation_images
+from clipbias.training.job import validation_images
 from clipbias.training.run import make_job
 from clipbias.training.select import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import Learnables, make_method
+from clipbias.tuning import make_method
 from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
@@ -57,6 +56,10 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
     again = TinySweep(clip, colours, recipe, tmp_path).run(specs)
     assert again[2:] == rows[2:] and again[0]["error"] == rows[0]["error"]
     assert not [*tmp_path.glob("checkpoints/*")]
+    parts = TinySweep(clip, colours, recipe, tmp_path / "parts")
+    assert [row["method"] for row in parts.run(specs[2:], part=(0, 2))] == ["zero_shot"]
+    both = parts.run(specs[2:], part=(1, 2))
+    assert [(row["correct"], row["loss"]) for row in both] == [(row["correct"], row["loss"]) for row in rows[2:]]
 
 
 @pytest.mark.ci
@@ -202,16 +205,6 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
     assert parse_part("2/4") == (1, 4) and parse_part(None) == (0, 1)
 
 
-def test_parts_together_are_the_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    tiny = TinySweep(clip, colours, recipe, tmp_path / "parts")
-    specs = tiny.specs("zero_shot", "taskres")
-    assert [row["method"] for row in tiny.run(specs, part=(1, 2))] == ["taskres"] * 2
-    rows = tiny.run(specs, part=(0, 2))
-    assert [row["method"] for row in rows] == ["zero_shot", *["taskres"] * 2]
-    whole = TinySweep(clip, colours, recipe, tmp_path / "whole").run(specs)
-    assert [(row["correct"], row["loss"]) for row in rows] == [(row["correct"], row["loss"]) for row in whole]
-
-
 @pytest.mark.ci
 def test_learning_rates_train_side_by_side_and_fail_one_by_one(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,43 +212,30 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
     """And are chosen without a look at a test image."""
     sizes = []
     train = loop.train
+    monkeypatch.setattr(loop, "train", lambda job, start: sizes.append(len(job.runs)) or train(job, start))
 
-    def counted(job: TrainJob, start: Learnables) -> TrainResult:
-        sizes.append(len(job.runs))
-        return train(job, start)
-
-    monkeypatch.setattr(loop, "train", counted)
-
-    def run(folder: str, *rates: float, dataset: Dataset = colours, **options: Any) -> tuple[list[Row], TinySweep]:
+    def run(folder: str, *rates: float, dataset: Dataset = colours, **options: Any) -> list[Row]:
         tiny = TinySweep(clip, dataset, recipe, tmp_path / folder)
-        return tiny.rows("taskres", learning_rates=rates, **options), tiny
+        return tiny.rows("taskres", learning_rates=rates, **options)
 
-    together, tiny = run("a", 0.05, 0.01)
-    alone = [*run("b", 0.05)[0], *run("c", 0.01)[0]]
+    together, alone = run("a", 0.05, 0.01), [*run("b", 0.05), *run("c", 0.01)]
     assert sizes == [4, 2, 2]
     assert [(row["learning_rate"], row["seed"]) for row in together] == [(0.05, 1), (0.05, 2), (0.01, 1), (0.01, 2)]
     for joint, other in zip(together, alone, strict=True):
         assert joint["loss"] == pytest.approx(other["loss"], rel=2e-5, abs=1e-6)
         assert joint["correct"] == other["correct"]
     sizes.clear()
-    broken, _ = run("d", 0.05, 1e38)
+    broken = run("d", 0.05, 1e38)
     assert sizes == [4, 2, 2]
-    assert [row["status"] for row in broken] == ["ok", "ok", "failed", "failed"]
-    assert [row["learning_rate"] for row in broken] == [0.05, 0.05, 1e38, 1e38]
+    assert [(row["status"], row["learning_rate"]) for row in broken] == [("ok", 0.05)] * 2 + [("failed", 1e38)] * 2
     assert [row["loss"] for row in broken[:2]] == [row["loss"] for row in alone[:2]]
-    assert len(list((tmp_path / "a" / "adapters").iterdir())) == 4
-
-    def refuse(index: int) -> bytes:
-        raise AssertionError("a test image was read")
-
-    blind = {
-        **colours.splits,
-        "test": dataclasses.replace(colours.split("test"), read=refuse, contents=lambda paths: []),
-    }
+    unread = {"read": lambda index: pytest.fail("a test image was read"), "contents": lambda paths: []}
+    blind = {**colours.splits, "test": dataclasses.replace(colours.split("test"), **unread)}
     unseen = dataclasses.replace(colours, splits=blind)
-    scored, _ = run("e", 0.05, 0.01, dataset=unseen, score_on=VALIDATION)
+    scored = run("e", 0.05, 0.01, dataset=unseen, score_on=VALIDATION)
     assert {(row["status"], row["validation"]) for row in scored} == {("ok", "validation split")}
     assert [row["loss"] for row in scored] == [row["loss"] for row in together]
+    tiny = TinySweep(clip, colours, recipe, tmp_path / "a")
     specs = tiny.specs("taskres", learning_rates=(0.05, 0.01))
     for spec, row in zip(specs, scored, strict=True):
         score = score_of(tiny.adapter(spec, specs), clip, colours.split("val"))
@@ -320,19 +300,6 @@ def test_options_of_one_dataset_are_its_own(clip: Clip, colours: Dataset, recipe
     options = {"taskres": {"alpha": 0.5}, "taskres@again": {"alpha": 1.0}}
     tiny = TinySweep(clip, datasets, recipe, tmp_path, options=options)
     assert [spec.make_method().alpha for spec in tiny.specs("taskres", seeds=(1,))] == [0.5, 1.0]
-
-
-def test_every_step_can_be_saved(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    saved = []
-    compute = Compute(trackers=(), eval_batch_size=8, checkpoint_seconds=0.0)
-    tiny = TinySweep(clip, colours, recipe, tmp_path, compute=compute)
-    original = loop.Checkpoints.save
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop.Checkpoints, "save", lambda self, step, *rest: saved.append(step) or original(self, step, *rest)
-        )
-        tiny.rows("taskres")
-    assert saved == [1, 2, 3]
 
 
 def test_a_run_that_was_killed_is_put_in_order(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from clipbias.data.images import Images
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.job import Logging, TrainJob, TrainResult
-from clipbias.training.step import divergence
-from clipbias.training.teacher import Teacher, split_logits
+from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
 from clipbias.tuning.method import select_run, stack_runs
 from clipbias.tuning.recipe import Recipe
@@ -69,13 +68,6 @@ def expected_divergence(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def test_the_loss_is_the_divergence() -> None:
-    teacher, student = np.random.default_rng(0).normal(0, 20, (2, 50, 7)).astype(np.float32)
-    values = divergence(jnp.asarray(teacher), jnp.asarray(student))
-    np.testing.assert_allclose(values, expected_divergence(teacher, student), rtol=1e-5, atol=1e-5)
-    assert np.abs(expected_divergence(student, teacher) - values).max() > 1  # it has a direction
-
-
 def test_a_step_follows_differences_of_the_loss(reference: tuple[Reference, Clip], colours: Dataset) -> None:
     """IVLP teaches bias tuning; both and their divergence in float64."""
     plain, clip = reference
@@ -112,22 +104,6 @@ def test_no_label_is_read(clip: Clip, colours: Dataset) -> None:
     first, second = (train(each) for each in (job, shuffled))
     jax.tree.map(np.testing.assert_array_equal, first.learnables, second.learnables)
     assert np.abs(first.learnables["vision_bias"]).max() > 0.01
-
-
-def test_a_student_that_is_the_teacher_stays(clip: Clip, colours: Dataset) -> None:
-    teacher = random_teacher(clip, "bias")
-    result = train(
-        job_of(teacher, teacher.task, colours, dataclasses.replace(ADAM, optimizer="sgd")), teacher.learnables
-    )
-    assert abs(result.losses[0]) < 1e-5
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-5), result.learnables, teacher.learnables)
-
-
-def test_a_zero_shot_teacher_leaves_a_student_at_zero(clip: Clip, colours: Dataset) -> None:
-    job = job_of(Teacher(Task(clip, "zero_shot", NAMES), {}), Task(clip, "bias", NAMES), colours, ADAM)
-    result = train(dataclasses.replace(job, recipe=dataclasses.replace(ADAM, optimizer="sgd")))
-    assert abs(result.losses[0]) < 1e-6
-    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(result.learnables)) < 1e-6
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -174,22 +150,9 @@ def test_a_student_goes_on_where_it_was_stopped(clip: Clip, colours: Dataset, tm
     )
     whole = train(job)
     logging = Logging(checkpoints=tmp_path / "checkpoints", checkpoint_seconds=0)
-    first = dataclasses.replace(job, logging=logging, recipe=dataclasses.replace(job.training, steps=6))
-    stopped = dataclasses.replace(first, recipe=dataclasses.replace(job.training, steps=6))
+    logged = dataclasses.replace(job, logging=logging)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.hosts, "stops", iter([False, False, True]).__next__)
         with pytest.raises(loop.hosts.Stopped):
-            train(stopped)
-    jax.tree.map(np.testing.assert_array_equal, train(first).learnables, whole.learnables)
-
-
-def test_logits_of_a_split(clip: Clip, colours: Dataset) -> None:
-    teacher = random_teacher(clip, "ivlp")
-    context = make_job(teacher.task, few_shot_runs(colours, (1,)), ADAM).context
-    split = colours.split("test")
-    pixels = np.stack([Images(split).evaluated(index, clip.preprocessing.resizing) for index in range(len(split))])
-    expected = jax.jit(teacher.task.logits)(clip.params, teacher.learnables, clip.preprocessing.normalize(pixels))
-    logits, read = split_logits(teacher, Images(split), context)
-    assert read.all() and logits.shape == (len(split), 3)
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
-    assert split_logits(teacher, Images(split), context)[0] is logits  # computed once
+            train(logged)
+    jax.tree.map(np.testing.assert_array_equal, train(logged).learnables, whole.learnables)

@@ -4,11 +4,11 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.data import Dataset
 from tests import helpers
 from tests.reference.methods import Reference
-from tests.training.conftest import COLOURS, colour_split
+from tests.training.conftest import colours
 
+__all__ = ["colours"]
 VISION, TEXT = (16, 4, 2), (24, 3, 3)  # width, blocks and heads: of unequal depth, as in ViT-L/14
 
 
@@ -26,9 +26,3 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
     folder = tmp_path_factory.mktemp("long")
     reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), image_size=8, context_length=64)
     return clipbias.load(folder), reference
-
-
-@pytest.fixture(scope="session")
-def colours() -> Dataset:
-    splits = {"train": colour_split(4, 0), "test": colour_split(3, 2)}
-    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)

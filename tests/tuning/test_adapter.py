@@ -26,17 +26,6 @@ def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     return read_adapter(path)
 
 
-# Those of all methods come back in `tests/end_to_end/test_every_method.py`; here a preset's name, and trees of arrays.
-@pytest.mark.parametrize("method", ["zero_shot", "ivlp_matched", "clip_lora"])
-def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
-    task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.")
-    adapter = saved(clip, tmp_path / "a.safetensors", method)
-    again = adapter.task(clip)
-    assert (again.method, again.class_names, again.template) == (task.method, task.class_names, task.template)
-    assert adapter.notes == {"accuracy": 1.5}
-    jax.tree.map(np.testing.assert_array_equal, dict(task.init(seed=3)), dict(adapter.learnables))
-
-
 # As many other names, and more of them.
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "ivlp", "bias", "maple", "visual_prompting"])
 @pytest.mark.parametrize("names", [("bird", "cat"), ("bird", "maine_coon", "cat")], ids=len)

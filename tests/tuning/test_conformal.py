@@ -72,35 +72,14 @@ def test_what_could_not_be_read_has_an_empty_set_and_is_not_rejected() -> None:
     assert not rule().sets(nothing).any() and not rule().rejected(nothing).any()
 
 
-@pytest.mark.parametrize(("images", "coverage"), [(19, 0.9), (20, 0.9), (99, 0.95), (10, 0.5)])
-def test_the_coverage_over_many_splits_is_what_is_promised(images: int, coverage: float) -> None:
-    """Exactly `k / (n + 1)` in the mean, for a classifier that is mostly wrong about its confidence, too."""
-    pool = LOGITS * 4
-    draw = np.random.default_rng(1)
-    held = []
-    for _ in range(600):
-        order = draw.permutation(len(pool))
-        calibrating, tested = order[:images], order[images : images + 100]
-        made = Calibration.of(pool[calibrating], LABELS[calibrating], SCALE).rule(AnswerOptions(coverage=coverage))
-        held.append(made.sets(pool[tested])[np.arange(100), LABELS[tested]].mean())
-    promised = math.ceil((images + 1) * Fraction(str(coverage))) / (images + 1)
-    assert np.mean(held) == pytest.approx(promised, abs=0.007)
-
-
-@pytest.mark.parametrize(("coverage", "fewest"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99), (0.93, 14)])
-def test_a_coverage_takes_as_many_images_as_the_sentence_says(coverage: float, fewest: int) -> None:
-    def made(images: int) -> AnswerRule:
-        return Calibration.of(LOGITS[:images], LABELS[:images], SCALE).rule(AnswerOptions(coverage=coverage))
-
-    assert made(fewest).images == fewest
-    if fewest > 1:
-        with pytest.raises(ClipbiasError, match=f"takes {fewest} calibration images, and this model has {fewest - 1}"):
-            made(fewest - 1)
-
-
 @pytest.mark.parametrize(("accepted", "fewest"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99), (1.0, 1)])
-def test_fewer_images_than_a_rejection_takes_are_named(accepted: float, fewest: int) -> None:
+def test_too_few_images_are_named(accepted: float, fewest: int) -> None:
     """One in `n + 1` such images lies below the lowest score of `n`, and `1 - accepted` at most may."""
+    if fewest > 1:  # a coverage takes as many
+        assert Calibration.of(LOGITS[:fewest], LABELS[:fewest], SCALE).rule(AnswerOptions(coverage=accepted))
+        few = Calibration.of(LOGITS[: fewest - 1], LABELS[: fewest - 1], SCALE)
+        with pytest.raises(ClipbiasError, match=f"takes {fewest} calibration images, and this model has {fewest - 1}"):
+            few.rule(AnswerOptions(coverage=accepted))
     for images in sorted({1, max(1, fewest - 1), fewest, fewest + 1}):
         made = Calibration.of(LOGITS[:images], LABELS[:images], SCALE).rule(
             AnswerOptions(coverage=0.5, accepted=accepted)

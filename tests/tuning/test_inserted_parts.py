@@ -1,7 +1,5 @@
 """MMA, MMRL and TCP: what stands in the blocks of a tower, on every path through it, and for other classes."""
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Adaptation, Clip, encode_image, encode_text
+from clipbias.clip import Adaptation, Clip, encode_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import transfer
 from clipbias.tuning.method import without_constants
@@ -61,58 +59,6 @@ def test_kernels_start_as_the_authors_do(clip: Clip) -> None:
     assert np.std(learnables["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
 
 
-def paths(
-    task: Task, adaptation: Adaptation, images: np.ndarray | None, *, is_observable: bool = True
-) -> Iterator[list[jax.Array]]:
-    """Features of texts packed, fused and observed; and of images fused, observed and with those of patches."""
-    clip = task.clip
-
-    def observe(view: Any) -> jax.Array:
-        return view.index
-
-    @jax.jit
-    def texts(params: Any) -> list[jax.Array]:
-        packed = task.classifier.encode_text(params, adaptation, task.text)
-        ways = (None, observe) if is_observable else (None,)
-        return [packed, *(encode_text(params, clip.config, task.tokens, adaptation, observe=x)[0] for x in ways)]
-
-    yield texts(clip.params)
-    if images is not None:
-        encode = jax.jit(encode_image, static_argnames=("config", "observe", "patches"))
-        fused, seen = (encode(clip.params, clip.config, images, adaptation, observe=x)[0] for x in (None, observe))
-        yield [fused, seen, encode(clip.params, clip.config, images, adaptation, patches=True)[0][:, 0]]
-
-
-@pytest.mark.parametrize("method", ["mma", "tcp"])
-def test_every_path_through_the_towers_is_the_same(
-    method: str, other: tuple[Clip, Reference], deep_text: tuple[Clip, Reference]
-) -> None:
-    """Also where something is learned in the blocks behind the one with prompts."""
-    clip, reference = other if method == "mma" else deep_text
-    task = bound(clip, method)
-    adaptation = task.method.adapt(start(task))
-    images = helpers.random_images(reference.config, 2)
-    if method == "tcp":
-        task = task.with_memory(class_shards=2)
-        images = None
-        bias = common.drawn(np.zeros((clip.config.text.layers, clip.config.text.width), np.float32), 0.5)
-        adaptation = dataclasses.replace(adaptation, text_bias=bias)
-    for first, *others in paths(task, adaptation, images):
-        for path_logits in others:
-            common.close(path_logits, np.asarray(first), common.LOGITS)
-
-
-@pytest.mark.parametrize(("blocks", "layers"), helpers.short([(1, 3), (2, 5), (3, 3)], (2, 5), (3, 3), unpack=True))
-def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
-    helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
-    clip = clipbias.load(tmp_path)
-    task = bound(clip, "mmrl").with_memory(class_shards=2)
-    tokens = common.drawn({"tokens": np.zeros((blocks, 3, 24), np.float32)}, 0.5)["tokens"]
-    adaptation = Adaptation(text_tokens=tokens)
-    ((packed, plain),) = paths(task, adaptation, None, is_observable=False)
-    common.close(packed, np.asarray(plain), common.LOGITS)
-
-
 def test_mmrl_predicts_by_the_image_alone_for_other_classes(other: tuple[Clip, Reference]) -> None:
     """The tokens' logits are of classes that training saw."""
     task, few = (bound(other[0], "mmrl", names) for names in (common.CLASS_NAMES, common.CLASS_NAMES[:2]))
@@ -140,3 +86,15 @@ def test_other_classes_have_their_own_features_and_the_same_network(deep_text: t
     runs = transfer(source, target, jax.tree.map(lambda leaf: np.stack([leaf] * 2), learnables), axis=1)
     np.testing.assert_array_equal(runs[CONSTANTS]["classes"][1], moved[CONSTANTS]["classes"])
     np.testing.assert_array_equal(runs["text_context"][1], learnables["text_context"])
+
+
+@pytest.mark.parametrize(("blocks", "layers"), [(2, 5), (3, 3)])
+def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
+    """Tokens that enter at the first block, or behind more blocks than they have."""
+    helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
+    clip = clipbias.load(tmp_path)
+    task = bound(clip, "mmrl").with_memory(class_shards=2)
+    adaptation = Adaptation(text_tokens=common.drawn(np.zeros((blocks, 3, 24), np.float32), 0.5))
+    packed = jax.jit(task.classifier.encode_text)(clip.params, adaptation, task.text)
+    plain, _ = jax.jit(encode_text, static_argnums=1)(clip.params, clip.config, task.tokens, adaptation)
+    common.close(packed, np.asarray(plain), common.LOGITS)

@@ -1,19 +1,27 @@
-"""Trainings of prompts per image, of several sets and with a teacher over devices, and of two stages in a sweep."""
+"""Trainings of prompts over devices, of two stages in a sweep, and PromptSRC's average over epochs."""
 
 import dataclasses
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
+from clipbias.training.job import TrainResult
 from clipbias.tuning import Learnables, Method, Recipe, Task, make_method
+from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
+from clipbias.tuning.registry import resolve_method
+from tests.reference import teachers
 from tests.reference.methods import Reference
 from tests.training.conftest import few_shot_runs, train_runs
 from tests.training.sweeps import TinySweep
@@ -72,3 +80,81 @@ def test_a_sweep_of_two_trainings(pair: tuple[Clip, Reference], colours: Dataset
     assert row["status"] == "ok", row.get("error")
     assert (tiny.adapter(spec).learnables["text_residual"] == 2).all()
     assert steps_done(tmp_path, "Twice") == 4  # two epochs of a step each
+
+
+SHORT = dataclasses.replace(COMMON, batch_size=3)
+
+
+def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
+    """The method with the options that it has on a dataset and with so many shots."""
+    return resolve_method(name, options, dataset=dataset, shots=shots)
+
+
+# PromptSRC's average.
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "epochs", "mean", "deviation"),
+    [
+        ("promptsrc", "imagenet", 50, 30, 30),
+        ("promptsrc", "eurosat", 50, 45, 5),
+        ("promptsrc", "stanford_cars", 10, 9, 1),
+        ("promptsrc_base_to_new", "eurosat", 20, 15, 1),
+        ("promptsrc_cross_dataset", "imagenet", 20, 6, 10),
+        ("promptsrc_base_to_new", "eurosat", 10, 7.5, 0.5),
+    ],
+)
+def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation) -> None:
+    weights = chosen(name, dataset, 16).average(epochs)
+    np.testing.assert_allclose(weights, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
+    assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
+
+
+class Averaged(TaskRes):
+    """A method whose steps are quickly compiled, with PromptSRC's average."""
+
+    def average(self, epochs: int) -> Sequence[float] | None:
+        return PromptSRC().average(epochs)
+
+
+def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) -> TrainResult:
+    return train_runs(task, few_shot_runs(dataset, (1, 2)), recipe, mesh, **logging)
+
+
+@pytest.mark.ci
+def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
+    task = Task(pair[0], Averaged(), colours.class_names)
+    recipe = dataclasses.replace(SHORT, epochs=4, batch_size=6)  # two steps in each
+    original = loop.train_step
+    states = []
+
+    def watched(*arguments, **options):
+        state, values = original(*arguments, **options)
+        states.append(jax.tree.map(np.array, meshes.device_get(state.learnables)))
+        return state, values
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    whole = train(task, colours, recipe).learnables
+    epochs = states[1::2]
+    assert len(epochs) == 4
+    expected = teachers.average(epochs, PromptSRC().average(4))
+    for name, value in expected.items():
+        np.testing.assert_allclose(whole[name], value, atol=1e-6 * np.abs(value).max())
+        assert np.abs(whole[name] - epochs[-1][name]).max() > 1e-4 * np.abs(value).max()
+
+    for stop in (3, 4):  # in an epoch, and at its end
+
+        def stopped(*arguments, stop=stop, **options):
+            if len(states) == stop - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return watched(*arguments, **options)
+
+        states.clear()
+        monkeypatch.setattr(loop, "train_step", stopped)
+        where = {"checkpoints": tmp_path / str(stop), "checkpoint_seconds": 3600.0}
+        with hosts.stoppable(), pytest.raises(hosts.Stopped, match=f"stopped at step {stop} of 8"):
+            train(task, colours, recipe, **where)
+        monkeypatch.setattr(loop, "train_step", original)
+        continued = train(task, colours, recipe, **where).learnables
+        for name, value in whole.items():
+            np.testing.assert_array_equal(continued[name], value)

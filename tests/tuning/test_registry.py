@@ -31,24 +31,6 @@ class Own(Method):
 """
 
 
-def test_every_name_makes_a_method_that_can_be_a_static_argument() -> None:
-    for name in METHODS:
-        assert hash(make_method(name)) == hash(make_method(name))
-        assert make_method(name) == make_method(name)
-
-
-def test_presets_and_options() -> None:
-    assert make_method("ivlp_matched") == IVLP(text_tokens=1, vision_tokens=1)
-    assert make_method("ivlp_matched", depth=2) == IVLP(text_tokens=1, vision_tokens=1, depth=2)
-
-
-def test_a_file_with_a_class(tmp_path: Path) -> None:
-    path = tmp_path / "own_class.py"
-    path.write_text(CLASS)
-    assert make_method(str(path), size=5).size == 5
-    assert type(make_method(f"{path}:Own")).__name__ == "Own"
-
-
 @pytest.mark.parametrize(
     ("name", "options", "dataset", "shots", "expected"),
     [
@@ -135,7 +117,11 @@ def test_options_can_be_set_on_a_command_line(tmp_path: Path) -> None:
 
 def test_the_name_of_a_method() -> None:
     for name in METHODS:
-        assert make_method(name_of(make_method(name)), **method_options(make_method(name))) == make_method(name)
+        method = make_method(name)
+        assert make_method(name_of(method), **method_options(method)) == method and hash(method) == hash(
+            make_method(name)
+        )
+    assert make_method("ivlp_matched", depth=2) == IVLP(text_tokens=1, vision_tokens=1, depth=2)
     assert name_of(make_method("ivlp", text_tokens=1, vision_tokens=1, depth=3)) == "ivlp_matched"
     assert name_of(make_method("tests.own_methods:Cache")) == "tests.own_methods:Cache"
 

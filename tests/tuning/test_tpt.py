@@ -19,7 +19,7 @@ from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, images
 from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.data.pictures import encoded, picture
-from tests.reference import methods, tpt
+from tests.reference import methods, prompts
 from tests.reference.differences import along_directions
 from tests.reference.weights import double
 from tests.tuning import weights_common as common
@@ -71,10 +71,10 @@ def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> N
 
     differentiate = jax.jit(jax.value_and_grad(objective, has_aux=True))
     for crops, image in zip(features, images, strict=True):
-        surest = tpt.most_confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
+        surest = prompts.most_confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
         (value, picks), slopes = differentiate(start, crops)
         np.testing.assert_array_equal(picks, surest)
-        entropy = functools.partial(tpt.entropy, reference, CLASS_NAMES, views=image, surest=surest)
+        entropy = functools.partial(prompts.tpt_entropy, reference, CLASS_NAMES, views=image, surest=surest)
         assert float(value) == pytest.approx(entropy(double(start)), rel=common.LOGITS)
         assert max(along_directions(entropy, double(start), slopes).values()) < common.GRADIENTS
 
@@ -88,7 +88,7 @@ def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
     normal = clip.preprocessing.normalize(jnp.asarray(raw))
     compute = jax.jit(task.logits)
     logits = np.asarray(compute(clip.params, start, normal))
-    expected = tpt.logits(reference, CLASS_NAMES, start, images, steps=steps, **RULE)
+    expected = prompts.tpt_logits(reference, CLASS_NAMES, start, images, steps=steps, **RULE)
     common.close(logits, expected, 2e-4)  # AdamW's first steps are as long as the rate, whatever the gradient's size
     untouched = methods.task_logits(reference, "coop", CLASS_NAMES, double(start), images[:, 0])
     assert np.abs(logits - untouched).max() > 1e-2  # so that the steps are what is compared
@@ -103,14 +103,14 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
     clip, reference = pair
     _, images = views
     task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
-    best = tpt.logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
+    best = prompts.tpt_logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
     split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
     mesh = meshes.make_mesh(data=2, devices=jax.devices()[:2])
     other = jax.tree.map(lambda leaf: -leaf, start)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), start, other)
     static, inputs = make_evaluation(task, meshes.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
     scores = Evaluator(split, mesh=mesh, batch_size=24).accuracy(static, inputs)
-    second = tpt.logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
+    second = prompts.tpt_logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
     assert [score["correct"] for score in scores] == [COUNT, int((second == best).sum())] and (second != best).any()
     assert images_per_step(24, CROPS, meshes.single_device()) == 2
     assert images_per_step(1, CROPS, meshes.make_mesh(data=2, devices=jax.devices()[:2])) == 2
@@ -165,17 +165,6 @@ def test_views_depend_on_the_image_alone() -> None:
     splits.append(splits[0].subset([1, 0]))
     batches = [next(evaluated(split, resizing=RESIZING, batch_size=2, crops=40))["images"] for split in splits]
     np.testing.assert_array_equal(batches[0][::-1], batches[1])
-
-
-def test_augmix_mixes_the_same_crops() -> None:
-    plain, mixed = (transforms.test_views(picture(0), Resizing(32), 40, mixed=mixed) for mixed in (False, True))
-    assert mixed.dtype == np.float32 and mixed.min() >= 0 and mixed.max() <= 255
-    np.testing.assert_array_equal(mixed[0], plain[0])  # the image as it is evaluated stays
-    np.testing.assert_array_equal(transforms.test_views(picture(0), Resizing(32), 40, mixed=True), mixed)
-    apart = np.abs(mixed[1:] - plain[1:]).mean((1, 2, 3))
-    assert (apart > 0.1).sum() > 35 and np.median(apart) < 30
-    correlated = [np.corrcoef(mixture.ravel(), two.ravel())[0, 1] for mixture, two in zip(mixed, plain, strict=True)]
-    assert np.median(correlated) > 0.8
 
 
 def test_augmix_is_for_the_authors_datasets() -> None:

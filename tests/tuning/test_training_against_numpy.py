@@ -1,7 +1,8 @@
 """Training of methods against their rules in NumPy: logits, terms of the loss, gradients and three steps of each."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,34 +11,54 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.tuning import CONSTANTS, Learnables, Task
+from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
 from clipbias.tuning.method import without_constants
+from clipbias.tuning.methods.bitfit import BitFit
+from clipbias.tuning.methods.layer_norm import LayerNormTuning
+from clipbias.tuning.prompts import imagenet_full
 from tests import helpers
 from tests.reference import (
     inner_parts,
+    methods,
     mma,
     mmrl,
     optimizers,
+    prompts,
     prompts_cocoop,
     prompts_plot,
-    prompts_proda,
     tcp,
-    upl,
-    visual_prompting,
+    teachers,
+    weight_tuning,
 )
 from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy
-from tests.tuning.weights_common import CLASS_NAMES, LABELS, RATES, SGD, Step, Training, Values, check_training, drawn
+from tests.tuning.weights_common import (
+    CLASS_NAMES,
+    LABELS,
+    RATES,
+    SGD,
+    Step,
+    Training,
+    Values,
+    check_training,
+    drawn,
+    named,
+    pictures,
+)
 
 pytestmark = pytest.mark.ci
 
-Rule = Callable[[Reference, Task, Values, Step], tuple[Mapping[str, float], np.ndarray]]
+Terms = tuple[Mapping[str, float], np.ndarray]  # of the loss, and logits
+Rule = Callable[[Values, Step], Terms]
 CLIPS: dict[str, dict[str, Any]] = {
     "long": {"vision": (16, 3, 2), "image_size": 8, "projection": 48, "context_length": 64},
     "other": {"seed": 5, "vision": (16, 4, 2), "text": (24, 3, 3), "projection": 20},  # of unequal width and depth
     "deep_text": {"seed": 5, "vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40},
     "pixels": {"vision": (16, 2, 2), "image_size": 16},
 }
+PAINTING = "a painting of a {}, a type of cat."
+WITH_COMMA = "a type of cat, a photo of a {}."
+PHRASES = ("a photo of a", "photo of the dog type", "of a cat")  # of as many tokens as words of the first, more, fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,108 +66,176 @@ class Case:
     """A training and NumPy's rule of it.
 
     Attributes:
-      rule: terms of the loss and logits.
+      rule: of the model and the task.
       clip: of `CLIPS`.
       options, template: of the task.
       size: of the random learnables; the method's own where it is 0.
       shapes: of the learnables, where the reference says them.
       training: made anew for each test, since NumPy's optimiser keeps a state.
       rates: of the steps.
+      method: its name, if it is not the case's.
     """
 
-    rule: Rule
+    rule: Callable[[Reference, Task], Rule]
     clip: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     template: str = "a photo of a {}."
     size: float = 0.4
     shapes: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] | None = None
-    training: Callable[[], Training] = Training
+    training: Callable[[Reference], Training] = lambda reference: Training()
     rates: tuple[float, ...] = RATES
+    method: Any = None
 
 
-def of_logits(logits: Callable[[Reference, Values, Step], np.ndarray]) -> Rule:
+def of_logits(logits: Callable[..., np.ndarray], **options: Any) -> Callable[[Reference, Task], Rule]:
     """The mean cross-entropy of logits."""
 
-    def rule(reference: Reference, task: Task, values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
-        scores = logits(reference, values, step)
-        return {"cross_entropy": cross_entropy(scores, LABELS)}, scores
+    def make(reference: Reference, task: Task) -> Rule:
+        def rule(values: Values, step: Step) -> Terms:
+            point = {"point": step.start} if logits.__module__.endswith("prompts_plot") else {}
+            scores = logits(reference, CLASS_NAMES, values, step.images, **options, **point)
+            return {"cross_entropy": cross_entropy(scores, LABELS)}, scores
 
-    return rule
+        return rule
+
+    return make
 
 
-def mma_rule(reference: Reference, task: Task, values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
-    return mma.mma_losses(reference, CLASS_NAMES, values, step.images, LABELS, factor=0.05)
+def of_losses(losses: Callable[..., Terms], **options: Any) -> Callable[[Reference, Task], Rule]:
+    """Terms of the loss and logits."""
+    return lambda reference, task: (
+        lambda values, step: losses(reference, CLASS_NAMES, values, step.images, LABELS, **options)
+    )
 
 
-def mmrl_rule(reference: Reference, task: Task, values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
-    options = {"template": "a painting of a {}.", "weight": 2.0}
-    losses, z, z_r = mmrl.mmrl_losses(reference, CLASS_NAMES, values, step.images, LABELS, **options)
+def mmrl_terms(*arguments: Any, **options: Any) -> Terms:
+    losses, z, z_r = mmrl.mmrl_losses(*arguments, **options)
     assert min(losses.values()) > 2e-3
     return losses, 0.7 * z + 0.3 * z_r
 
 
-def tcp_rule(reference: Reference, task: Task, values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
-    options = {"template": "a painting of a {}, a type of cat.", "suffix": ", a type of cat.", "block": 2}
-    losses, logits = tcp.tcp_losses(reference, CLASS_NAMES, values, step.images, LABELS, **options)
-    assert losses["distillation"] > 0.1
-    return losses, logits
-
-
-def upl_rule(reference: Reference, task: Task, values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
-    assert task.text.shared == 6  # the start and each set's context
-    scores = upl.logits(reference, CLASS_NAMES, values, step.images)
-    return upl.losses(reference, CLASS_NAMES, values, step.images, LABELS), scores
-
-
-def proda_rule(reference: Reference, task: Task, values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
+def proda_rule(reference: Reference, task: Task) -> Rule:
     """Of the sets that the run's seed says."""
-    sets = np.asarray(task.method.templates_in_training(jax.random.key(SEED), step.number)).tolist()
-    return prompts_proda.losses(reference, CLASS_NAMES, values, step.images, LABELS, sets)
+
+    def rule(values: Values, step: Step) -> Terms:
+        sets = np.asarray(task.method.templates_in_training(jax.random.key(SEED), step.number)).tolist()
+        return prompts.proda_losses(reference, CLASS_NAMES, values, step.images, LABELS, sets)
+
+    return rule
 
 
-def by(optimizer: str, epsilon: float, decay: float) -> Callable[[], Training]:
+def kgcoop_rule(reference: Reference, task: Task) -> Rule:
+    inputs = functools.partial(methods.prepare, reference, "coop")
+    losses = functools.partial(teachers.kgcoop_losses, class_names=CLASS_NAMES, template=PAINTING)
+    return of_forward(reference, inputs, losses)
+
+
+def prograd_rule(reference: Reference, task: Task) -> Rule:
+    inputs = functools.partial(teachers.prograd_inputs, reference, template=WITH_COMMA)
+    options = {"class_names": CLASS_NAMES, "template": WITH_COMMA, "temperature": 2.0}
+    return of_forward(reference, inputs, functools.partial(teachers.prograd_losses, **options))
+
+
+def promptsrc_rule(reference: Reference, task: Task) -> Rule:
+    images = pictures(reference.config["vision_config"]["image_size"])[1]
+    teacher = teachers.promptsrc_teacher(reference, CLASS_NAMES, images, imagenet_full()[:60])
+    inputs = functools.partial(methods.prepare, reference, "ivlp")
+    return of_forward(reference, inputs, functools.partial(teachers.promptsrc_losses, teacher=teacher))
+
+
+def of_forward(reference: Reference, inputs: Callable[..., Any], losses: Callable[..., Mapping[str, float]]) -> Rule:
+    def rule(values: Values, step: Step) -> Terms:
+        saved = methods.forward(reference, inputs(class_names=CLASS_NAMES, learnables=values), step.images)
+        return losses(reference, saved, labels=LABELS), saved.logits
+
+    return rule
+
+
+class BitFitAndLayerNorm(BitFit):
+    """What both methods tune. Each of them only says what that is, so that one training is both's."""
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        biases = super().init(rng, clip, class_names)
+        norms = LayerNormTuning(outer=True).init(rng, clip, class_names)
+        return {tower: merged(biases[tower], norms[tower]) for tower in biases}
+
+
+def merged(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: merged(a[name], b[name]) for name in a.keys() & b.keys() if isinstance(a[name], dict)}
+    return {**a, **b, **both}
+
+
+def whole_weights(reference: Reference) -> Training:
+    """AdamW draws whole weights towards zero, not their changes."""
+    names = {*weight_tuning.bitfit_names(reference.config, qkv=True)}
+    names |= {*weight_tuning.layer_norm_names(reference.config, outer=True)}
+    return dataclasses.replace(
+        by("adamw", 1e-3, 0.5)(reference),
+        flat=named,
+        frozen={name: np.asarray(reference.state[name], np.float64) for name in names},
+        unseen={name for name in names if name.endswith("k_proj.bias")},  # softmax does not see the biases of keys
+    )
+
+
+def by(optimizer: str, epsilon: float, decay: float) -> Callable[[Reference], Training]:
     """Adam or AdamW with a decay of the size of a step, and an epsilon that keeps rounding out of the steps' signs."""
     recipe = dataclasses.replace(SGD, optimizer=optimizer, weight_decay=decay, epsilon=epsilon)
     kind = {"adam": optimizers.Adam, "adamw": optimizers.AdamW}[optimizer]
-    return lambda: Training(recipe, kind(epsilon=epsilon, weight_decay=decay))
+    return lambda reference: Training(recipe, kind(epsilon=epsilon, weight_decay=decay))
 
 
-def scaled() -> Training:
+def scaled(reference: Reference) -> Training:
     """Steps are given the gradient over MMA's factor, and decay as it is: as large a part of a step."""
     recipe = dataclasses.replace(SGD, weight_decay=10.0)
     optimizer = optimizers.SGD(weight_decay=10.0)
     return Training(recipe, optimizer, flat=inner_parts.flatten, times=1 / 0.05)
 
 
-def warmed() -> Training:
+def projected(reference: Reference) -> Training:
+    """ProGrad's combination of the gradients of its two terms."""
+    return Training(combine=lambda gradients: teachers.project(*gradients, strength=0.8))
+
+
+def warmed(reference: Reference) -> Training:
     """Visual prompting's own schedule."""
-    recipe = clipbias.tuning.make_method("visual_prompting").recipe_for(SGD, 16)
+    recipe = make_method("visual_prompting").recipe_for(SGD, 16)
     recipe = dataclasses.replace(recipe, learning_rate=0.5, epochs=6, warmup_epochs=2)
     np.testing.assert_allclose(recipe.step_rates(len(LABELS)), STRIP_RATES, rtol=1e-12)
     return Training(recipe, optimizers.SGD(weight_decay=0.0))
 
 
 SEED = 7
-STRIP_RATES = tuple(visual_prompting.rates(0.5, 2, 6))
+STRIP_RATES = prompts.linear_then_cosine_rates(0.5, 2, 6)
 STRIPS = {
     **dict.fromkeys(("vision_up", "vision_down"), (3, 16, 3)),
     **dict.fromkeys(("vision_left", "vision_right"), (10, 3, 3)),
 }
 CASES = {
-    "cocoop": Case(of_logits(lambda clip, x, step: prompts_cocoop.logits(clip, CLASS_NAMES, x, step.images)), "long"),
-    "plot": Case(
-        of_logits(
-            lambda clip, x, step: prompts_plot.plot_logits(
-                clip, CLASS_NAMES, x, step.images, pooled=True, point=step.start
-            )
-        ),
-        "long",
-        {"pooled": True, "tokens": 5, "sets": 3},
-    ),
+    "cocoop": Case(of_logits(prompts_cocoop.logits), "long"),
+    "plot": Case(of_logits(prompts_plot.plot_logits, pooled=True), "long", {"pooled": True, "tokens": 5, "sets": 3}),
+    "plot_plus_plus": Case(of_logits(prompts_plot.plus_logits, phrases=PHRASES), "long", {"phrases": PHRASES}),
     "proda": Case(proda_rule, "long", {"tokens": 6, "sets": 8, "sets_per_step": 2}),
-    "upl": Case(upl_rule, "long", {"tokens": 5, "sets": 3}),
+    "upl": Case(of_losses(prompts.upl_losses), "long", {"tokens": 5, "sets": 3}),
+    "kgcoop": Case(kgcoop_rule, "long", template=PAINTING),
+    "prograd": Case(
+        prograd_rule,
+        "long",
+        {"tokens": 9, "strength": 0.8, "temperature": 2.0},
+        template=WITH_COMMA,
+        training=projected,
+        method=lambda options: make_method("prograd", template=WITH_COMMA, **options),
+    ),
+    "promptsrc": Case(promptsrc_rule, "long", {"depth": 2}),
+    "bitfit_and_layer_norm": Case(
+        of_logits(lambda *arguments: weight_tuning.weights_forward(*arguments).logits),
+        "other",
+        {"qkv": True},
+        size=0.1,
+        training=whole_weights,
+        method=lambda options: BitFitAndLayerNorm(**options),
+    ),
     "mma": Case(
-        mma_rule,
+        of_losses(mma.mma_losses, factor=0.05),
         "other",
         {"blocks": 2, "width": 6, "factor": 0.05},  # large enough that float32 sees what is added to float32
         template="a {} of another dataset.",
@@ -155,7 +244,7 @@ CASES = {
         rates=(2e-4, 3e-4, 1e-4),
     ),
     "mmrl": Case(
-        mmrl_rule,
+        of_losses(mmrl_terms, template="a painting of a {}.", weight=2.0),
         "other",
         {"tokens": 3, "blocks": 2, "space": 10, "weight": 2.0},
         template="a painting of a {}.",
@@ -164,15 +253,15 @@ CASES = {
         training=by("adamw", 1e-1, 0.5),
     ),
     "tcp": Case(
-        tcp_rule,
+        of_losses(tcp.tcp_losses, template=PAINTING, suffix=", a type of cat.", block=2),
         "deep_text",
         {"block": 2},
-        template="a painting of a {}, a type of cat.",
+        template=PAINTING,
         size=0.3,
         training=by("adam", 1e-2, 0.1),
     ),
     "visual_prompting": Case(
-        of_logits(lambda clip, x, step: visual_prompting.logits(clip, CLASS_NAMES, x, step.images)),
+        of_logits(prompts.framed_logits),
         "pixels",
         {"width": 40},  # 3 pixels of 16: no multiple of a patch
         size=0.0,
@@ -181,42 +270,43 @@ CASES = {
         rates=STRIP_RATES,
     ),
 }
+MASKED = ("kgcoop", "prograd", "promptsrc")
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Clip, Reference]]:
-    made: dict[str, tuple[Clip, Reference]] = {}
-
+    @functools.cache
     def get(name: str) -> tuple[Clip, Reference]:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            reference = helpers.tiny_checkpoint(folder, **CLIPS[name])
-            made[name] = clipbias.load(folder), reference
-        return made[name]
+        folder = tmp_path_factory.mktemp(name)
+        reference = helpers.tiny_checkpoint(folder, **CLIPS[name])
+        return clipbias.load(folder), reference
 
     return get
-
-
-def start(task: Task, size: float) -> Learnables:
-    """Random learnables with the method's own constants."""
-    if not size:
-        return task.init(1)
-    constants = {CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else {}
-    return {**drawn(without_constants(task.shapes), size, seed=3), **constants}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_equals_numpy(name: str, clips: Callable[[str], tuple[Clip, Reference]]) -> None:
     case = CASES[name]
-    clip, reference = clips(CASES[name].clip)
-    task = Task(clip, name, CLASS_NAMES, template=case.template, **case.options)
-    learnables = start(task, case.size)
-    training = case.training()
+    clip, reference = clips(case.clip)
+    method, options = (name, case.options) if case.method is None else (case.method(case.options), {})
+    task = Task(clip, method, CLASS_NAMES, template=case.template, **options)
+    if name in ("plot", "upl"):
+        assert task.text.shared == 6  # the start and each set's context
+    learnables = task.init(1)
+    if case.size:
+        constants = {CONSTANTS: learnables[CONSTANTS]} if CONSTANTS in task.shapes else {}
+        learnables = {**drawn(without_constants(task.shapes), case.size, seed=3), **constants}
+    training = case.training(reference)
+    assert not training.frozen or training.flat(learnables).keys() == training.frozen.keys()
     if case.shapes is not None:
         shapes = {leaf: value.shape for leaf, value in training.flat(learnables).items()}
         assert shapes == case.shapes(reference.config)
-
-    def rule(values: Values, step: Step) -> tuple[Mapping[str, float], np.ndarray]:
-        return case.rule(reference, task, values, step)
-
-    check_training(task, learnables, rule, training, rates=case.rates, seed=SEED)
+    run = check_training(task, learnables, case.rule(reference, task), training, rates=case.rates, seed=SEED)
+    if name in MASKED:  # what is masked does not count
+        images = run.batch["images"][0]
+        mask = np.array([True, True, False, False])
+        other = np.concatenate([images[:2], 255 - images[2:]])
+        alone, two = (run.taken(run.first, run.step(run.first, 0.03, images=x, mask=mask)[0]) for x in (images, other))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), alone, two)
+        whole = run.taken(run.first, run.step(run.first, 0.03)[0])
+        assert np.abs(alone["text_context"] - whole["text_context"]).max() > 1e-3

@@ -13,7 +13,7 @@ from clipbias.training.device import Compute
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from tests.data.pictures import encoded
-from tests.reference import upl
+from tests.reference import prompts
 from tests.training.sweeps import TinySweep
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES
@@ -58,7 +58,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
 def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
     clip, reference = pair
     images = common.pictures(8, IMAGES)[1]
-    pseudo = upl.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
+    pseudo = prompts.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
     counts = np.bincount([label for _, label in pseudo], minlength=len(CLASS_NAMES))
     assert counts.max() == SHOTS and 0 < len(pseudo) < 30  # some are left out
     expected = [(f"train/{image}", label) for image, label in pseudo]
@@ -68,7 +68,7 @@ def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
     # Among the base classes, the images of these alone.
     base = dataset.with_classes(range(3))
     known = [int(key.partition("/")[2]) for key in base.split("train").keys]
-    fewer = upl.pseudo_labels(reference, CLASS_NAMES[:3], images[known], template=TEMPLATE, shots=SHOTS)
+    fewer = prompts.pseudo_labels(reference, CLASS_NAMES[:3], images[known], template=TEMPLATE, shots=SHOTS)
     actual = picked(clip, dataset, tmp_path, "upl", "base_to_new")
     assert actual == [(f"train/{known[image]}", label) for image, label in fewer]
 

@@ -1,7 +1,8 @@
-"""What is set up where steps run on the CPU."""
+"""What is set up where steps run on the CPU, and where compiled programs are kept."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,13 +29,36 @@ def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.Mo
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
     device.choose_code_generator()
     assert device.os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true"
-
-
-def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(jax, "__version_info__", (9, 9, 9))
+    monkeypatch.setattr(jax, "__version_info__", (9, 9, 9))  # which was not tried
     device.choose_code_generator()
     assert device.os.environ["XLA_FLAGS"] == ""
+
+
+@pytest.mark.parametrize(
+    ("configured", "switched_off", "kept_in"),
+    [(None, "", "own/clipbias/xla"), (None, "1", None), ("elsewhere", "", "elsewhere")],
+)
+def test_programs_are_kept_unless_told_otherwise(
+    configured: str | None,
+    switched_off: str,
+    kept_in: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in settings]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setenv("CLIPBIAS_NO_CACHE", switched_off)
+    try:
+        jax.config.update(settings[0], None if configured is None else str(tmp_path / configured))
+        device.keep_programs()
+        setting = getattr(jax.config, settings[0])
+    finally:
+        for name, value in zip(settings, before, strict=True):
+            jax.config.update(name, value)
+    assert setting == (None if kept_in is None else str(tmp_path / kept_in))
+    assert (tmp_path / "own").exists() == bool(kept_in and kept_in.startswith("own"))
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])

@@ -1,4 +1,4 @@
-"""Descriptions of classes as the classifier and as a teacher's texts, against a plain computation."""
+"""Texts of classes: templates, descriptions as the classifier and as a teacher's texts, texts of any kind."""
 
 import dataclasses
 import json
@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import clipbias
+from clipbias.clip import Clip
+from clipbias.clip.tokenizer import encode
 from clipbias.errors import ClipbiasError
+from clipbias.explain.attention import token_labels
 from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
 from clipbias.settings import from_config
@@ -17,10 +20,54 @@ from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import make_specs
 from clipbias.tuning import Task, read_descriptions
 from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.prompts import CHOICES, choose_templates
 from configs import table1 as table1_config
 from experiments import table1
 from tests import helpers
 from tests.reference import methods, numpy_clip, teachers
+
+OWN = "{} texture."
+
+
+def test_choices() -> None:
+    assert [len(choose_templates(choice, OWN)) for choice in CHOICES] == [1, 7, 8, 60, 80]
+    assert choose_templates("imagenet_select_and_dataset", OWN)[-1] == OWN
+    assert choose_templates("my {}.", OWN) == ("my {}.",)
+    assert choose_templates(("a {}.", "b {}."), OWN) == ("a {}.", "b {}.")
+
+
+FREE = ("a dog on_grass.", "two cats {}", "a dog")
+
+
+def ids(task: Task, text: int) -> list[int]:
+    """The tokens of one text without those after its end."""
+    return np.asarray(task.tokens.ids)[text, : task.tokens.eos[text] + 1].tolist()
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "bias", "vpt"])
+def test_texts_stand_alone(clip: Clip, method: str) -> None:
+    task = Task(clip, method, FREE, template="a photo of a {}, a pet.", free_text=True)
+    tokenizer = clip.tokenizer
+    for i, words in enumerate(encode(tokenizer, list(FREE))):
+        assert ids(task, i) == [tokenizer.bos_token_id, *words, tokenizer.eos_token_id]
+    assert task.texts == FREE
+    assert ids(task, 0) != ids(Task(clip, method, ("a dog on grass.",), free_text=True), 0)  # to the letter
+
+
+@pytest.mark.parametrize(("method", "options"), [("coop", {}), ("coop", {"position": "front"}), ("ivlp", {})])
+def test_a_learned_context_stands_before_them(clip: Clip, method: str, options: dict[str, str]) -> None:
+    task = Task(clip, method, FREE, free_text=True, **options)
+    tokenizer = clip.tokenizer
+    learned = [f"[{i}]" for i in range(1, 5)]
+    for i, (words, context) in enumerate(
+        zip(encode(tokenizer, list(FREE)), encode(tokenizer, ["a photo of a"] * 3), strict=True)
+    ):
+        middle = [*words, *context] if options else [*context, *words]
+        assert ids(task, i) == [tokenizer.bos_token_id, *middle, tokenizer.eos_token_id]
+        labels = token_labels(task, i)
+        assert labels[0] == "SOS"
+        assert (labels[-4:] if options else labels[1:5]) == learned
+
 
 NAMES = ("cat", "maine_coon", "a bird")
 TEXTS = {

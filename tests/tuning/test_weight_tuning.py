@@ -1,6 +1,7 @@
-"""2SFS: its two stages against their rules in NumPy, and what holds for classes that training did not see."""
+"""BitFit, LayerNorm tuning and 2SFS: what they tune, 2SFS's stages against NumPy, and other classes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +17,39 @@ from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 
-pytestmark = pytest.mark.ci
-
 OTHERS = ("bird dog", "a cat")
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "names"),
+    [
+        ("bitfit", {}, weight_tuning.bitfit_names),
+        ("bitfit", {"qkv": True}, weight_tuning.bitfit_names),
+        ("layer_norm", {}, weight_tuning.layer_norm_names),
+        ("layer_norm", {"outer": True}, weight_tuning.layer_norm_names),
+    ],
+)
+def test_what_is_tuned(method: str, options: dict, names: Any, other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    learnables = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
+    assert sorted(common.named(learnables)) == sorted(names(reference.config, **options))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(learnables))
+
+
+def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]) -> None:
+    """It changes the same biases, as another test's reference has it, and decays these changes alone."""
+    clip, _ = other
+    bias = clipbias.Task(clip, "bias", common.CLASS_NAMES)
+    part = clipbias.Task(clip, "bitfit", common.CLASS_NAMES, only=("fc2",), decay="changes")
+    same = {
+        f"{tower}_weights": {"layers": {"fc2": {"bias": bias.shapes[f"{tower}_bias"]}}} for tower in ("vision", "text")
+    }
+    assert jax.tree.map(np.shape, part.init()) == jax.tree.map(np.shape, same)
+    start = part.init()
+    assert part.method.decayed_weights(start, clip.params) is start
+
+
+@pytest.mark.ci
 def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     whole = Task(clip, "two_stage", common.CLASS_NAMES)
@@ -54,6 +83,7 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     common.check_training(task, start, rule, training)
 
 
+@pytest.mark.ci
 def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     source, target = (Task(clip, "two_stage", names) for names in (common.CLASS_NAMES, OTHERS))

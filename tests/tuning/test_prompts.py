@@ -1,4 +1,4 @@
-"""Prompts per image and several prompt sets against NumPy: logits, terms of the loss, gradients, steps, starts."""
+"""Prompts per image, several prompt sets, prompts with a teacher and strips of pixels: starts, texts, plans, images."""
 
 import dataclasses
 
@@ -10,6 +10,9 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split
+from clipbias.data.images import Images
+from clipbias.data.transforms import Resizing
+from clipbias.data.transforms import test_image as evaluated
 from clipbias.explain.attention import text_kinds
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.training import mesh as meshes
@@ -17,8 +20,9 @@ from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Task, make_method
 from clipbias.tuning.features import sinkhorn
 from tests import helpers
-from tests.data.pictures import encoded
-from tests.reference import methods, numpy_clip, prompts_plot
+from tests.data.batches import train_batches
+from tests.data.pictures import encoded, picture
+from tests.reference import methods, numpy_clip, prompts_plot, teachers
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
@@ -125,20 +129,14 @@ def test_plot_plus_plus(pair) -> None:
     first = Task(clip, stages[0][0], CLASS_NAMES)
     assert not first.classifier.changes_text(first.shapes)
 
-    for task, begun, added in (
-        (whole, common.drawn(whole.shapes, 0.4, seed=3), {}),
-        (first, moved, {"text_context": context}),
-    ):
+    added = {"text_context": context}
 
-        def rule(values, step, added=added):
-            both = {**values, **added}
-            point = {**step.start, **added}
-            scores = prompts_plot.plus_logits(
-                reference, CLASS_NAMES, both, step.images, phrases=PHRASES, first=bool(added), point=point
-            )
-            return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
+    def rule(values, step):
+        options = {"phrases": PHRASES, "first": True, "point": {**step.start, **added}}
+        scores = prompts_plot.plus_logits(reference, CLASS_NAMES, {**values, **added}, step.images, **options)
+        return {"cross_entropy": numpy_clip.cross_entropy(scores, LABELS)}, scores
 
-        common.check_training(task, begun, rule)
+    common.check_training(first, moved, rule)
     after = whole.method.next_stage(1, moved, None)
     assert after == {"vision_prompts": moved["vision_prompts"], "text_context": start["text_context"]}
     assert whole.method.next_stage(2, after, None) == after
@@ -177,3 +175,75 @@ def test_kinds_of_tokens(pair, name, options) -> None:
     firsts = (kinds == category).argmax(1).reshape(-1, len(names))[:, 0]
     expected = {"cocoop": [5], "plot": [5] * 4, "proda": [1, 3, 5, 5], "plot_plus_plus": [5, 6, 5]}[name]
     np.testing.assert_array_equal(firsts, expected)
+
+
+PAINTING = "a painting of a {}, a type of cat."
+WITH_COMMA = "a type of cat, a photo of a {}."
+
+
+# ProGrad's context and projection, and the teachers' templates.
+
+
+@pytest.mark.parametrize("template", [WITH_COMMA, None])
+def test_prograd_starts_from_as_many_tokens_as_the_template_has_words(pair, template) -> None:
+    clip, reference = pair
+    task = Task(clip, make_method("prograd", template=template), CLASS_NAMES, template=PAINTING)
+    template = template or "a photo of a {}."
+    context = teachers.prograd_context(reference, template)
+    np.testing.assert_allclose(task.init()["text_context"], context, atol=1e-7)
+    inputs = teachers.prograd_inputs(reference, CLASS_NAMES, {"text_context": context}, template)
+    for ids, expected in zip(task.tokens.ids, inputs.tokens, strict=True):
+        end = expected.argmax() + 1
+        np.testing.assert_array_equal(ids[:end], expected[:end])
+    np.testing.assert_array_equal(task.tokens.context_rows[:, 1:17], np.tile(np.arange(16), (len(CLASS_NAMES), 1)))
+    assert (task.tokens.context_rows[:, 17:] == -1).all()
+
+
+def test_a_context_shorter_than_prograds_words_takes_the_first_of_them(pair) -> None:
+    clip, reference = pair
+    task = Task(clip, make_method("prograd", template=WITH_COMMA, tokens=3), CLASS_NAMES)
+    ids = reference.tokenizer.tokenize([WITH_COMMA.replace("{}", "x")])[0]
+    np.testing.assert_array_equal(task.tokens.ids[:, 1:10], np.tile(ids[1:10], (len(CLASS_NAMES), 1)))
+    embeddings = numpy_clip.token_embeddings(reference.state, ids[1:4])
+    np.testing.assert_allclose(task.init()["text_context"], embeddings, atol=1e-7)
+
+
+def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the_teacher_has_none() -> None:
+    method = make_method("prograd")
+    rng = np.random.default_rng(0)
+    gradients = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
+    teacher = {"a": -gradients["a"] + rng.normal(size=(3, 4)), "b": gradients["b"] + 0.1}
+    as_arrays = lambda tree: {name: jnp.asarray(value, jnp.float32) for name, value in tree.items()}  # noqa: E731
+    for scale, strength in ((1.0, 1.0), (1.0, 0.8), (1e-25, 1.0)):  # whose squares are zero in float32
+        scaled = {name: scale * value for name, value in teacher.items()}
+        weighted = make_method("prograd", strength=strength) if strength < 1 else method
+        combined = weighted.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(scaled)})
+        for name, value in teachers.project(gradients, teacher, strength=strength).items():
+            np.testing.assert_allclose(combined[name], value, atol=1e-6)
+    zero = {name: np.zeros_like(value) for name, value in gradients.items()}
+    combined = method.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(zero)})
+    for name, value in gradients.items():
+        np.testing.assert_array_equal(combined[name], value.astype(np.float32))
+
+
+def test_strips_start_at_a_standard_normal_distribution_and_differ(clip: Clip) -> None:
+    runs = [jax.device_get(Task(clip, "visual_prompting", CLASS_NAMES).init(seed)) for seed in range(20)]
+    drawn = np.concatenate([run["vision_up"].ravel() for run in runs])
+    assert abs(drawn.mean()) < 0.1 and drawn.std() == pytest.approx(1, abs=0.05)
+    assert np.abs(runs[0]["vision_up"] - runs[0]["vision_down"]).max() > 0.1
+
+
+def test_authors_warm_up_is_as_long_as_theirs_on_their_data() -> None:
+    recipe = make_method("visual_prompting").recipe_for(common.SGD, None)
+    rates = recipe.step_rates(50_000)
+    assert len(rates) == 195_000 and rates.argmax() in (974, 975) and rates.max() == 40
+    assert recipe.step_rates(64)[[4, -1]] == pytest.approx([40, 0], abs=1e-3)
+
+
+def test_training_images_are_those_of_evaluation() -> None:
+    split = Split(("a", "b", "c"), np.arange(3), lambda index: encoded(picture(index)))
+    images = Images(split)
+    resizing = Resizing(16)
+    batch = next(train_batches(images, resizing=resizing, batch_size=len(split), seed=1, epochs=1, crop=None))
+    expected = {evaluated(images.decoded(index), resizing).tobytes() for index in range(len(images))}
+    assert {image.tobytes() for image in batch["images"]} == expected
