@@ -103,14 +103,14 @@ def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, images: int, m
     """Of few images the lowest loss decides between equal accuracies."""
     monkeypatch.setattr(tip_adapter, "CHUNK", 5 * len(LABELS))  # in seven chunks, the last one smaller
     monkeypatch.setattr(features, "FEW_IMAGES", 34 if images == 5 else 0)
-    method = make_method("tip_adapter", alpha_max=60.0, beta_max=9.0)
+    method = make_method("tip_adapter", alpha_max=30.0, beta_max=9.0)
     assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
     held, labels = samples.validation[:images], samples.validation_labels[:images]
     constants = method.support({}, dataclasses.replace(samples, validation=held, validation_labels=labels))[CONSTANTS]
     case = {"keys": heads.tip_keys(samples.features), "values": np.eye(CLASSES)[LABELS], "text_features": samples.text}
     close(constants["keys"], case["keys"], 1e-7)
     assert (constants["labels"] == LABELS).all()
-    alpha, beta, best = heads.tip_search(held, labels, beta_max=9.0, alpha_max=60.0, few=images == 5, **case)
+    alpha, beta, best = heads.tip_search(held, labels, beta_max=9.0, alpha_max=30.0, few=images == 5, **case)
     assert images == 5 or (alpha > 0.1 and beta > 0.1 and best < 1)
     close([constants["alpha"], constants["beta"]], [alpha, beta], 1e-6)
     expected = heads.tip_logits(samples.validation, alpha=alpha, beta=beta, **case)
