@@ -119,18 +119,6 @@ def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
         assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"
 
 
-@pytest.mark.ci
-def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
-    wrong = [
-        ("experiments.table1", ["--config=configs/demo.py", "--config.lerning_rate=1"]),
-        ("experiments.prepare_data", ["check"]),
-        ("tools.benchmarks", ["train", "--klasses=3"]),
-    ]
-    command_jobs = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
-    results = jobs(command_jobs, folder, run=False)
-    assert [result["status"] != 0 for result in results] == [True] * len(wrong), results
-
-
 @functools.cache
 def sources() -> str:
     """All of the package."""

@@ -1,6 +1,5 @@
 """The page of the public API: every public name is on it, with a docstring that describes its own arguments."""
 
-import importlib
 import re
 from typing import Any
 
@@ -39,24 +38,9 @@ def test_every_name_is_on_the_page_once() -> None:
 
 
 @pytest.mark.parametrize("package", packages())
-def test_what_is_public_is_there(package: str) -> None:
-    module = importlib.import_module(package)
-    assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
-    assert all(callable(value) for value in public(package).values())
-
-
-@pytest.mark.parametrize("package", packages())
 def test_docstrings_are_there_and_describe_arguments_that_exist(package: str, tree: Any) -> None:
     for value in public(package).values():
         documented = tree[f"{value.__module__}.{value.__qualname__}".removeprefix("clipbias.")]
         assert documented.docstring, f"write a docstring for {documented.path}"
         for function in functions_of(documented):
             assert not unknown_arguments(function), f"{function.path} has no such argument"
-
-
-def test_a_misspelt_argument_is_seen() -> None:
-    with griffe.temporary_visited_module(
-        'def load(name, seed):\n    """Loads.\n\n    Args:\n      nmae, seed: Which.\n    """\n',
-        docstring_parser="google",
-    ) as module:
-        assert unknown_arguments(module["load"]) == {"nmae"}

@@ -32,14 +32,6 @@ def test_a_command_shows_its_own_settings_a_line_each(command: str) -> None:
         assert summary(field.help, ROOM).startswith(first.removesuffix(";")), f"{name}: shorten the first clause"
 
 
-def test_the_help_of_predict_begins_with_its_own_settings_and_has_none_of_training() -> None:
-    text = page("predict", full=False)
-    settings = text[text.index("==== settings") :].splitlines()
-    assert settings[2] == "The settings of `predict`."
-    assert settings[4] == "  --config.images=None                  Image files and folders, separated by commas."
-    assert len(settings) < 35 and "learning_rate" not in text and "epochs" not in text
-
-
 def test_the_full_help_has_every_word() -> None:
     known = fields_of(settings_type(importlib.import_module("experiments.table1").main))
     words = " ".join(page("table1", full=True).split())

@@ -77,16 +77,11 @@ def test_rows_of_the_evaluator_agree(folder: Path, capsys: pytest.CaptureFixture
     ("number", "change", "words"),
     [
         (0, lambda row: row.update(accuracy=row["accuracy"] + 0.5), "test: accuracy is "),
-        (0, lambda row: row.update(correct=1), "test: correct is 1 in the row, "),
         (0, lambda row: row["calibration"].update(ece=math.nan), "test: ece is nan in the row, "),
         (1, lambda row: row["calibrations"]["new"].update(adaptive_ece=0.0), "new: adaptive_ece is 0.0 in the row, "),
-        (0, lambda row: row["class_summary"].update(macro_f1=1.0), "test: macro_f1 is 1.0 in the row, "),
         (1, lambda row: row["class_summaries"]["new"].update(worst_accuracy=1.0), "new: worst_accuracy is 1.0 in the "),
         (1, lambda row: row["tested_images"].update(base=7), "base: images is 7 in the row, 200 by the predictions"),
         (0, lambda row: row.pop("calibration"), "test: the row lacks a number: KeyError('calibrations')"),
-        (0, lambda row: row.update(accuracy="high"), "test: accuracy is high in the row, "),
-        (0, lambda row: row.pop("predictions"), "the row names no predictions"),
-        (0, lambda row: row.pop("fingerprints"), "test: the row has no fingerprint of its predictions"),
         (0, lambda row: row["predictions"].update(test="elsewhere"), "test: cannot read elsewhere.npz: FileNotFound"),
     ],
 )
@@ -98,6 +93,13 @@ def test_what_a_row_says_is_recomputed(
     _write_rows(folder, rows)
     (line,) = _lines(folder, capsys)
     assert line.startswith(words)
+
+
+def _change(path: Path, change: Callable[[Arrays], object]) -> None:
+    with np.load(path) as file:
+        arrays = {name: np.array(file[name]) for name in file.files}
+    change(arrays)
+    np.savez(path, **arrays)
 
 
 def _forge(arrays: Arrays) -> None:
@@ -115,40 +117,23 @@ def _correct_one(arrays: Arrays) -> None:
         (_forge, "images without a prediction (-1): with all of them wrong "),
         (_correct_one, "classes and log-probabilities contradict each other on 1 image"),
         (lambda arrays: arrays["log_probs"].__setitem__((3, 0), np.nan), "log-probabilities are not finite"),
-        (lambda arrays: arrays["predicted"].__setitem__(slice(None), -1), "no image has a prediction"),
         (lambda arrays: arrays["predicted"].__setitem__(3, 6), "bias-test-0.npz has numbers that belong to no class"),
-        (lambda arrays: arrays.update(predicted=arrays["predicted"][:9]), "does not hold one integer label and one "),
-        (lambda arrays: arrays.update(labels=arrays["labels"] / 1.0), "does not hold one integer label and one "),
         (lambda arrays: arrays.update(log_probs=arrays["log_probs"][:, :5]), "log_probs is not a half-precision array"),
-        (lambda arrays: arrays.pop("labels"), "cannot read bias-test-0.npz: KeyError"),
     ],
 )
 def test_predictions_are_not_trusted_either(
     folder: Path, capsys: pytest.CaptureFixture, change: Callable[[Arrays], object], words: str
 ) -> None:
     path = folder / "predictions" / "bias-test-0.npz"
-    with np.load(path) as file:
-        arrays = {name: np.array(file[name]) for name in file.files}
-    change(arrays)
-    np.savez(path, **arrays)
+    _change(path, change)
     assert any(words in line for line in _lines(folder, capsys))
-
-
-def test_a_damaged_file_is_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    path = folder / "predictions" / "bias-test-0.npz"
-    path.write_bytes(path.read_bytes()[:-300])
-    (line,) = _lines(folder, capsys)
-    assert line.startswith("test: cannot read bias-test-0.npz: ")
 
 
 def test_a_forged_accuracy_of_100_is_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
     path = folder / "predictions" / "bias-test-0.npz"
     rows = _read_rows(folder)
     correct = rows[0]["correct"]
-    with np.load(path) as file:
-        arrays = {name: np.array(file[name]) for name in file.files}
-    _forge(arrays)
-    np.savez(path, **arrays)
+    _change(path, _forge)
     rows[0] |= {"accuracy": 100.0, "images": correct, "skipped_images": 200 - correct}
     _write_rows(folder, rows)
     words = f"test: {200 - correct} images without a prediction (-1): with all of them wrong {correct / 2:.2f} %"
@@ -182,15 +167,6 @@ def test_rows_that_exchange_predictions_and_scores_are_told(folder: Path, capsys
     assert _lines(folder, capsys) == ["its adapter has another accuracy, fingerprints"] * 2
 
 
-def test_a_run_is_listed_once(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    rows = _read_rows(folder)
-    _write_rows(folder, [*rows, rows[0]])
-    assert _lines(folder, capsys) == ["the run is listed twice"]
-    _write_rows(folder, rows)
-    assert recompute.main([str(folder), f"{folder}/../{folder.name}"]) == 0
-    assert capsys.readouterr().out.startswith("2 of 2 rows agree")
-
-
 def test_a_failure_with_results_is_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
     rows = _read_rows(folder)
     names = ("method", "dataset", "shots", "seed", "key")
@@ -200,14 +176,3 @@ def test_a_failure_with_results_is_told(folder: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "1 of 1 rows agree with their predictions; 1 run failed. Neither is trusted.\n"
     _write_rows(folder, [rows[0] | failed, rows[1]])
     assert _lines(folder, capsys) == ["the run counts as failed, but has results"]
-    adapter = Adapter({}, "zero_shot", {}, tuple(CLASSES), "a {}.", "demo", "0", {"key": "key 0"})
-    write_adapter(folder / "adapters" / "bias.safetensors", adapter)
-    _write_rows(folder, [failed, rows[1]])
-    assert _lines(folder, capsys) == ["the run counts as failed, but has results"]
-
-
-def test_folders_without_rows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(recompute.ClipbiasError, match=r"none of the folders has a results\.jsonl"):
-        recompute.main([str(tmp_path)])
-    with pytest.raises(recompute.ClipbiasError, match="give work folders"):
-        recompute.main([])

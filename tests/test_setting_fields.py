@@ -67,10 +67,7 @@ def test_a_configuration_holds_all_settings_and_gives_them_back() -> None:
     ("change", "words"),
     [
         ({"shots": 0}, "shots is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
-        ({"rate": -1.0}, "rate is -1.0; it must be a finite number of at least 0"),
-        ({"names": (5,)}, "names is 5; it must be a text"),
         ({"more": 1}, "there is no setting 'more'; take it out"),
-        ({"mesh": {"runs": 1}}, "there is no setting 'mesh.runs'"),
         ({"mesh": {"run": 0}}, "mesh.run is 0; it must be a whole number from 1"),
     ],
 )

@@ -21,7 +21,6 @@ import experiments.train
 from clipbias.cli import COMMANDS, folder, overview
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.verdict import FEWEST_IMAGES
 from clipbias.settings import as_json, from_config
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -43,10 +42,6 @@ def test_every_configuration_and_preset_suits_its_binary(name: str) -> None:
     if hasattr(module, "PRESETS"):
         with pytest.raises(ClipbiasError, match="the preset is 'ful'; choose from"):
             module.get_config("ful")
-
-
-def test_a_first_look_has_images_enough_for_a_verdict() -> None:
-    assert importlib.import_module("configs.explain").get_config("quick").image_limit >= FEWEST_IMAGES
 
 
 def test_every_binary_is_a_command_and_is_listed() -> None:
@@ -94,49 +89,23 @@ predict = experiments.predict
 NULL_BYTE = "embedded null byte" if sys.version_info < (3, 13) else "stat: embedded null character in path"
 WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (train, "seed", -1, "seed is -1; it must be a whole number from 0"),
-    (train, "seed", 2**64, "seed is 18446744073709551616; it must be a whole number"),
-    (train, "seed", "one", "seed is 'one'; it must be a whole number"),
-    (train, "epochs", 10**9, "epochs is 1000000000; it must be a whole number from 1 to 1,000,000, or None"),
     (train, "learning_rate", float("inf"), "learning_rate is inf; it must be a finite number"),
-    (train, "learning_rate", 1e300, "learning_rate is 1e+300; it must be a finite number"),
-    (train, "momentum", float("nan"), "momentum is nan; it must be a finite number"),
-    (train, "weight_decay", -1.0, "weight_decay is -1.0; it must be a finite number of at least 0"),
     (train, "shots", True, "shots is True; it must be a whole number"),
-    (train, "batch_size", 2**31, "batch_size is 2147483648; it must be a whole number"),
     (train, "dry_run", 1, "dry_run is 1; it must be True or False"),
     (train, "topology", "v5e:4x4", "nothing can be run on v5e:4x4; add --config.dry_run"),
-    (train, "method", "\0.py", r"no file '\x00.py' to take a method from"),
-    (train, "method", "os.path", "'os.path' defines no subclass of clipbias.tuning.Method"),
     (train, "method_options", 5, "method_options is 5; it must hold values by name"),
-    (train, "method_options", {"tokens": [[1]]}, "method 'bias' has no option 'tokens'"),
     (train, "dataset", "\0", r"there is no dataset '\x00'"),
     (train, "data_dir", "x" * 5000, "File name too long; check the path"),
-    (train, "data_dir", 5, "data_dir is 5; it must be a text"),
     (train, "template", "{0}", "the template '{0}' must hold exactly one {} for the class name"),
-    (train, "dtype", "float16", "dtype is 'float16'; choose from auto, float32"),
     (train, "mesh", {"run": 0, "data": 0}, "mesh.run is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
-    (train, "mesh", {"run": 1}, "the configuration has no mesh.data"),
-    (train, "mesh", {"run": 1, "data": 1, "model": 1}, "there is no setting 'mesh.model'"),
-    (table1, "methods", ("bias", 5), "methods is 5; it must be a text"),
     (table1, "methods", ("bais",), "unknown method 'bais'; did you mean 'bias'?"),
     (table1, "methods", (), "there are no methods"),
-    (table1, "seeds", (), "there are no seeds"),
     (table1, "seeds", (1, 2, 1), "seeds has 1 twice; name each once"),
-    (table1, "methods", ("bias", "bias"), "methods has 'bias' twice"),
     (table1, "targets", ("folder",), "the protocol few_shot stays within one dataset"),
-    (table1, "protocol", "few_shots", "protocol is 'few_shots'; choose from few_shot"),
     (table1, "method_options", {"bias": 5}, "method_options.bias is 5; it must hold options by name"),
-    (explain, "image_limit", 0, "image_limit is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
-    (train, "shots", 0, "shots is 0; it must be a whole number from 1 to 2,147,483,647, or None"),
-    (train, "data_dir", "", "data_dir is ''; it must be a text that is not empty, or None"),
-    (explain, "explore_images", 0, "explore_images is 0; it must be a whole number from 1"),
-    (explain, "dataset", "..", "there is no dataset '..'"),
     (explain, "datasets", ("demo/digits",), "give --config.dataset or --config.datasets, not both"),
-    (predict, "classes", "\0", "class 0 has an empty name"),
     (predict, "images", "\0", rf"cannot open '\x00': {NULL_BYTE}"),
-    (predict, "top", 0, "top is 0; it must be a whole number from 1"),
     (evaluate, "split", "tset", "folder has no tset images; it has test, train, val"),
-    (evaluate, "adapters", "\0", rf"cannot open '\x00': {NULL_BYTE}"),
 ]
 
 
@@ -151,13 +120,11 @@ def test_wrong_values(
 @pytest.mark.parametrize(
     ("binary", "settings"),
     [
-        pytest.param(train, {}, marks=pytest.mark.long),
         pytest.param(
             table1,
             {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)},
             marks=pytest.mark.long,
         ),
-        (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),
         (explain, {"explore_images": 1000, "image_limit": 10**9}),
     ],
@@ -169,7 +136,7 @@ def test_large_values_are_taken_for_all_there_is(
     assert status == 0, message
 
 
-@pytest.mark.parametrize("workdir", ["\0", "x" * 5000, "/dev/null", "/proc/1/x", "\ud800", "file", "file/x"])
+@pytest.mark.parametrize("workdir", ["\0", "/proc/1/x", "\ud800", "file/x"])
 def test_folders_that_cannot_be(workdir: str, model: Path, place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     workdir = str(tmp_path / workdir) if workdir.startswith("file") else workdir

@@ -77,11 +77,6 @@ def test_rank_labels_leave_out_absent_classes(tmp_path):
     assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_links_and_other_folder_names(root, tmp_path):
-    os.symlink(root / "ucf101", tmp_path / "UCF101")
-    assert len(data.load("ucf101", data_dir=tmp_path).splits["train"]) == 15
-
-
 def test_index_file_fixes_the_training_images(root, tmp_path):
     keys = data.load("imagenet", data_dir=root).splits["train"].keys
     picks = random.Random(0).sample(keys, 4)
@@ -90,7 +85,3 @@ def test_index_file_fixes_the_training_images(root, tmp_path):
     for name in ("picks.txt", "picks.json"):
         picked = data.load("imagenet", data_dir=root, index_file=tmp_path / name).splits["train"]
         assert list(picked.keys) == picks
-
-
-def test_a_template_of_its_own(root):
-    assert data.load("dtd", data_dir=root, template="a {}.").template == "a {}."

@@ -111,21 +111,6 @@ def test_missing_and_broken_say_what_to_do(tmp_path):
     assert "SUN397     missing" in benchmark_check.table([dataclasses.replace(finding, state="missing")])
 
 
-def test_images_absent_altogether(tmp_path):
-    folder = miniatures.make(tmp_path, "food101")
-    (folder / "images").rename(tmp_path / "elsewhere")
-    finding = benchmark_check.check(entry_of("food101"), tmp_path)
-    assert "30 images missing" in finding.problems[0] and "; and 27 more" in finding.problems[0]
-    assert "images from https://" in finding.problems[1]
-
-
-@pytest.mark.parametrize("name", ["fgvc_aircraft", "imagenet", "imagenet_v2"])
-def test_other_layouts_are_checked_too(tmp_path, name):
-    miniatures.make(tmp_path, name)
-    finding = benchmark_check.check(catalog.ENTRIES[name], tmp_path, decode=True)
-    assert finding.state == "differs" and finding.split_hash == ""
-
-
 def test_contact_sheet_shows_picks_and_crops(tmp_path):
     miniatures.make(tmp_path, "eurosat")
     dataset = data.load("eurosat", data_dir=tmp_path)
@@ -139,7 +124,7 @@ def test_contact_sheet_shows_picks_and_crops(tmp_path):
     np.testing.assert_array_equal(np.asarray(sheet)[top : top + tile, gap : gap + tile], expected)
 
 
-@pytest.mark.parametrize("letter", "üñßøžЖα")
+@pytest.mark.parametrize("letter", "ßЖ")
 def test_a_contact_sheet_has_letters_of_other_languages(letter):
     letter_bytes, missing = (bytes(contact_sheet.font(14).getmask(text)) for text in (letter, "\U0010ffff"))
     assert letter_bytes != missing

@@ -39,7 +39,7 @@ SHORT = np.concatenate([np.repeat([2, 0], 18), np.repeat(1, 3), np.repeat(3, 1)]
 
 
 @pytest.mark.parametrize("labels", [GROUPED, INTERLEAVED, LATE_FIRST, SHORT])
-@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("shots", [1, 4, 16])
 def test_equals_plain_rendering(labels, shots):
     train, val = make_split(labels, "train"), make_split(labels[::-1], "val")
     for seed in (1, 2, 3):

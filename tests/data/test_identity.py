@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
 from clipbias.data.tables import from_hub_dataset
 from clipbias.data.user_images import labelled_split
-from clipbias.errors import ClipbiasError
 from tests.data.pictures import picture, write
 from tests.data.test_user_datasets import table
 
@@ -153,19 +151,3 @@ def test_rows_of_two_tables_are_two_images() -> None:
     again = from_hub_dataset(named).split("train")
     assert again.digest == from_hub_dataset(named).split("train").digest
     assert again.stored_digest == from_hub_dataset(named).split("train").stored_digest
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [([0, 0.5] * 5, "has the label 0.5"), ([0] * 9, "10 rows and 9 labels"), ([0] * 11, "10 rows and 11 labels")],
-)
-def test_labels_of_a_table_are_one_class_for_each_row(labels: Sequence[float], message: str) -> None:
-    of_table = table()
-    of_table.columns = {**of_table.columns, "label": labels}
-    of_table.__class__ = type("Rows", (type(of_table),), {"__len__": lambda self: 10})
-    of_table_values = of_table.columns["label"]
-    type(of_table).__getitem__ = (  # type: ignore[method-assign]
-        lambda self, key: of_table_values if key == "label" else super(type(self), self).__getitem__(key)
-    )
-    with pytest.raises(ClipbiasError, match=message):
-        from_hub_dataset(of_table)

@@ -109,14 +109,6 @@ def test_pictures_in_formats_that_are_not_read_are_counted_and_named(
         find_images(str(tmp_path / "cat"))
 
 
-def test_a_picture_that_is_not_read_is_named_below_its_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for number in range(4):
-        write(tmp_path / "train" / "cat" / f"{number}.jpg", number)
-    (tmp_path / "train" / "cat" / "a.dng").write_bytes(b"?")
-    data.load("folder", data_dir=tmp_path)
-    assert "(train/cat/a.dng)" in caplog.text
-
-
 HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 

@@ -41,7 +41,7 @@ def plain_draw(train, val, shots, seed):
     return drawn
 
 
-@pytest.mark.parametrize("name", catalog.ELEVEN)
+@pytest.mark.parametrize("name", ["imagenet", "oxford_pets", "fgvc_aircraft"])
 def test_base_to_new_equals_plain_rendering(root, name):
     dataset = data.load(name, data_dir=root)
     train, val, test = (items(dataset.splits[part], dataset.class_names) for part in ("train", "val", "test"))
@@ -140,15 +140,3 @@ def test_validation_without_a_split_is_what_was_not_picked(shots, counts):
     base = protocols.base_to_new(dataset, shots=shots, seed=2)
     assert set(base.validation().labels.tolist()) <= {0, 1}
     assert not set(base.validation().keys) & set(base.source.splits["train"].keys)
-
-
-def test_no_validation_where_every_image_was_picked():
-    dataset = noise({"train": (2, 2, 2), "test": (1, 1, 1)})
-    assert protocols.few_shot(dataset, shots=2, seed=1).validation() is None
-    assert protocols.full(dataset).validation() is None
-
-
-def test_many_unpicked_images_give_four_of_a_class():
-    dataset = noise({"train": (40, 40, 40), "test": (1, 1, 1)})
-    validation = protocols.few_shot(dataset, shots=16, seed=1).validation()
-    assert np.bincount(validation.labels).tolist() == [4, 4, 4]

@@ -1,14 +1,10 @@
 """Tables of own images: CSV, JSON lines and Hugging Face metadata."""
 
-import errno
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from clipbias import data
-from clipbias.errors import ClipbiasError
 from tests.data.pictures import write
 
 
@@ -27,18 +23,6 @@ def test_csv_without_splits_is_divided(tmp_path):
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 10, "val": 4, "test": 6}
     train = dataset.splits["train"]
     assert train.read(0) == (tmp_path / train.keys[0]).read_bytes()
-
-
-def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
-    """Played, since nothing is closed to the user that tests may run as."""
-
-    def closed(path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    write(tmp_path / "train" / "cat" / "0.png")
-    monkeypatch.setattr(Path, "is_file", closed)
-    with pytest.raises(ClipbiasError, match=r"cannot read the folder .*: Permission denied; check its permissions\."):
-        data.load("folder", data_dir=tmp_path)
 
 
 def test_csv_with_splits_quotes_and_other_columns(tmp_path):

@@ -1,7 +1,6 @@
 """Threads that make elements ahead: their order, their errors, what is dropped, and what counts as waiting."""
 
 import threading
-import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -48,26 +47,6 @@ def test_no_more_is_made_ahead_than_it_takes():
         assert list(next(made)) == [None] * 3
         made.close()
         assert len(set(begun)) <= depth + 1
-
-
-def test_what_an_element_is_made_in_is_not_kept_as_long_as_the_element():
-    class Buffer:
-        pass
-
-    buffers = []
-
-    def begin(number):
-        buffer = Buffer()
-        buffers.append(weakref.ref(buffer))
-        return [lambda: setattr(buffer, "number", number)] * 2, lambda: buffer.number
-
-    made = Ahead(Workers(1), range(3), begin, pieces=2)
-    assert next(made) == 0
-    assert [element.result(10) for element, _ in made._elements] == [1, 2]
-    made._workers.shutdown()  # nor does a thread that just made it
-    made._finisher.shutdown()
-    assert [buffer() for buffer in buffers] == [None] * 3
-    assert list(made) == [1, 2]
 
 
 def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
@@ -138,27 +117,6 @@ def test_waiting_is_what_the_steps_wait_for(monkeypatch):
         next(elements)
         clock[0] += work
     assert elements.seconds_waiting == 8 and elements.waiting_share == pytest.approx(3 / 9)
-
-
-def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
-    clock = [0.0]
-    left = [4]
-    monkeypatch.setattr(images.time, "perf_counter", lambda: clock[0])
-
-    def look(made, seconds):
-        clock[0] += 1
-        left[0] -= 1
-        for element in made:
-            element._at -= 1
-
-    monkeypatch.setattr(images, "wait", look)
-    elements = ahead(0, None, busy=lambda: left[0] > 0)
-    elements._elements.extend([(Late(clock, 7), []), (Late(clock, 2), [])])
-    next(elements)  # four of the seven seconds pass while the device works
-    assert elements.seconds_waiting == 3
-    left[0] = 9
-    next(elements)
-    assert elements.seconds_waiting == 3 and clock[0] == 9
 
 
 def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """Pretraining of the demo model: it learns, continues where it stopped, and writes a model that loads."""
 
-import functools
 import json
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,7 @@ from clipbias.clip.vision import encode_image
 from clipbias.data import demo
 from tests.data.drawn_icons import glyphs
 from tools import pretrain_demo
-from tools.demo import concepts, contrastive, corpus, icons, scenes, vocabulary
+from tools.demo import contrastive, corpus, icons, vocabulary
 
 SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2, report_every=2, watch=[], workers=1)
 
@@ -78,48 +77,6 @@ def test_equal_captions_of_other_images_count_for_nothing_in_siglips_loss():
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
-def test_crops_leave_a_flat_image_flat_and_whole_windows_unchanged():
-    crop = jax.jit(contrastive.random_crops, static_argnames="smallest")
-    images = np.full((4, 48, 48, 3), 7.0, np.float32)
-    np.testing.assert_allclose(crop(images, jax.random.key(0)), images, rtol=1e-5)
-    images = np.random.default_rng(1).random((2, 48, 48, 3), np.float32)
-    whole = crop(images, jax.random.key(2), smallest=1.0)
-    np.testing.assert_allclose(whole, images, atol=1e-5)
-
-
-def shapes(family="clip"):
-    """Of a small model's parameters."""
-    return jax.eval_shape(functools.partial(init_params, pretrain_demo.model_config(16, 1, family)), jax.random.key(0))
-
-
-def test_weight_decay_spares_biases_norms_and_the_logit_scale():
-    decayed = contrastive.decayed(shapes())
-    assert not decayed["logit_scale"]
-    assert not decayed["vision"]["layers"]["norm1"]["scale"] and not decayed["text"]["layers"]["fc1"]["bias"]
-    assert decayed["vision"]["layers"]["qkv"]["kernel"] and decayed["text"]["projection"]
-
-
-def test_a_siglip_starts_from_what_a_clip_has_too():
-    draw = np.random.default_rng(0)
-    clip, siglip = (
-        jax.tree.map(
-            lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype),
-            jax.eval_shape(
-                functools.partial(init_params, pretrain_demo.model_config(16, 1, family)), jax.random.key(0)
-            ),
-        )
-        for family in ("clip", "siglip")
-    )
-    clip["vision"]["position_embedding"] = np.arange(37 * 16, dtype=np.float32).reshape(37, 16)
-    started = pretrain_demo.started_from(clip, siglip)
-    assert jax.tree.structure(started) == jax.tree.structure(siglip)
-    for path in (("text", "token_embedding"), ("text", "projection"), ("vision", "patch_embedding")):
-        np.testing.assert_array_equal(started[path[0]][path[1]], clip[path[0]][path[1]])
-    jax.tree.map(np.testing.assert_array_equal, started["vision"]["layers"], clip["vision"]["layers"])
-    np.testing.assert_array_equal(started["vision"]["position_embedding"], clip["vision"]["position_embedding"][1:])
-    jax.tree.map(np.testing.assert_array_equal, started["vision"]["pool"], siglip["vision"]["pool"])
-
-
 @pytest.mark.ci
 def test_a_deeper_model_starts_from_repeated_blocks():
     """Where blocks add constants, three blocks that each add a third of a block's are that block."""
@@ -142,27 +99,6 @@ def test_a_deeper_model_starts_from_repeated_blocks():
     images = draw.normal(size=(2, 48, 48, 3)).astype(np.float32)
     features = [encode_image(*model, images)[0] for model in ((params, shallow), (started, deep))]
     np.testing.assert_allclose(*features, atol=1e-5)
-
-
-def test_scenes_of_emoji_are_of_styles_that_no_demo_dataset_shows(monkeypatch, drawn_icons):
-    styles = set()
-    monkeypatch.setattr(icons, "glyphs", lambda style, names: styles.add(style) or glyphs(style, names))
-    samples = [scenes._emoji(np.random.default_rng(seed)) for seed in range(60)]
-    assert styles == set(icons.SEEN)
-    known = {concepts.noun(icon) for icon in concepts.described()}
-    assert {scene.name for scene in samples} <= known
-    of_classes = np.mean([scene.name in concepts.CLASSES for scene in samples])
-    assert 0.25 < of_classes < 0.65  # a third, and those of the classes among all icons
-    grey = [scene for scene in samples if (scene.image == scene.image[..., :1]).all()]
-    assert 0 < len(grey) < 30
-
-
-def test_every_class_of_the_emoji_has_keywords_and_is_a_noun():
-    described = concepts.described()
-    assert {icon for members in concepts.CLASSES.values() for icon in members} <= set(described)
-    assert set(concepts.CLASSES) <= set(concepts.nouns())
-    assert concepts.noun("dog-face") == "dog" and concepts.noun("running-shoe") == "sneaker"
-    assert "trousers" in described["jeans"]
 
 
 @pytest.mark.ci
