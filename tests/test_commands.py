@@ -31,7 +31,6 @@ BUDGET = {
     "experiments.table1": (
         "--config.epochs=1",
         "--config.datasets=('demo/fashion',)",
-        "--config.shots=(16,)",
         "--config.seeds=(1,)",
         "--config.eval_batch_size=300",
     ),
@@ -41,6 +40,7 @@ BUDGET = {
         "--config.sections=text_attention,vision_attention",
         "--config.image_limit=100",
     ),
+    "experiments.distil": ("--config.steps=3",),
     "experiments.train": ("--config.epochs=1",),
 }
 
@@ -60,8 +60,10 @@ def reduced(command: Command) -> list[str]:
     budget = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
         programs = tuple(re.findall(r"[=,](\w+\.py)", command.text))
-        needed = ("bias",) if "--workdir=" in command.text else ("ivlp", "bias", "coop")
-        budget.append(f"--config.methods={programs[:1] or needed}")
+        if "--workdir=" in command.text:
+            budget += [f"--config.methods={programs[:1] or ('bias',)}", "--config.shots=(2,)"]
+        else:
+            budget += ["--config.methods=('ivlp', 'bias', 'coop')", "--config.shots=(16,)"]
     changed = {word.partition("=")[0] for word in budget}
     return [word for word in command.arguments if word.partition("=")[0] not in changed] + budget
 
@@ -78,7 +80,7 @@ def is_embedded(command: Command) -> bool:
     if command.module == "experiments.app":
         return False
     # A dry run for absent devices needs their compiler, which `.ci/accelerators` has.
-    elsewhere = (FULL, ".topology")
+    elsewhere = (FULL, ".topology", "workdir/paper")  # a sweep of other methods, which the others stand for
     return any(mark in command.text for mark in EMBEDDED) and not any(mark in command.text for mark in elsewhere)
 
 

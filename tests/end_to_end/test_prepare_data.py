@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from clipbias import data
 from clipbias.data import transforms
@@ -22,11 +21,6 @@ def root(tmp_path_factory):
 def test_check_lists_all_fifteen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer_here(prepare_data, {"data_dir": str(root)}) == (1, "")
     assert sum(" differs " in line for line in capsys.readouterr().out.splitlines()) == 15
-
-
-def test_nothing_found_is_no_failure(tmp_path: Path) -> None:
-    printed, _ = succeed_here(prepare_data, {"data_dir": str(tmp_path), "datasets": ("eurosat",)})
-    assert "missing" in printed and "EuroSAT: there is no folder" in printed
 
 
 BUILD = {"action": "build", "datasets": ("ucf101",)}
@@ -54,22 +48,12 @@ def test_a_notice_to_stop_during_a_build_leaves_nothing(root, tmp_path, monkeypa
     assert not out.exists()
 
 
-def test_draw_writes_a_picture(root: Path, tmp_path: Path) -> None:
-    settings = {"action": "draw", "datasets": ("oxford_pets",), "shots": 2, "output": str(tmp_path / "sheet.png")}
-    succeed_here(prepare_data, settings | {"data_dir": str(root)})
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size[0] >= 480
-
-
 def test_mistakes_are_one_sentence(root: Path, tmp_path: Path) -> None:
     draw = {"action": "draw", "output": str(tmp_path / "sheet.png")}
     for settings, message in (
-        ({"action": "chek"}, "action is 'chek'; choose from check, build, draw"),
         ({}, "check needs --config.data_dir"),
-        ({"datasets": ("eurosta",), "data_dir": str(root)}, "did you mean eurosat"),
         (BUILD | {"data_dir": str(root)}, "build needs --config.datasets, and --config.output"),
         (draw, "draw needs --config.datasets with one name"),
         (draw | {"datasets": ("ucf101",), "data_dir": str(tmp_path / "nowhere")}, "there is no folder"),
-        (draw | {"datasets": ("ucf101",), "data_dir": str(root), "shots": 0}, "shots is 0; it must be a whole number"),
     ):
         assert message in refusal_here(prepare_data, settings)

@@ -67,7 +67,6 @@ OURS = ["error: an error of orbax", "warning: ours"]
     ("verbosity", "shown"),
     [
         ("-1", OURS),
-        pytest.param("-2", OURS[:1], marks=pytest.mark.long),
         ("1", ["warning: of orbax", OURS[0], "warning: <string>:10: UserWarning: of Python", OURS[1]]),
     ],
 )

@@ -21,20 +21,6 @@ from tests.end_to_end.binaries import SHORT_RUN
 from tests.training.conftest import COLOURS, colour_split
 
 
-@pytest.mark.long
-def test_a_run_that_is_no_better_than_zero_shot_says_so(
-    model: Path, trained: tuple[Path, str, str], tmp_path: Path
-) -> None:
-    short = SHORT_RUN | {"model": str(model)}
-    # TaskRes starts as zero-shot, with the dataset's own template.
-    still = {"method": "taskres", "method_options": {}, "learning_rate": 1e-7, "warmup_learning_rate": 1e-7}
-    printed, _ = binaries.succeed_here(train, short | still, tmp_path)
-    assert "the tuned model is no better than zero-shot on 1,120 test images: " in printed
-    # What it advises works in the same folder.
-    binaries.succeed_here(train, short, tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text())["learning_rate"] == 0.5
-
-
 def test_zero_shot_is_that_of_a_run_of_its_own(
     model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,23 +29,6 @@ class Shift(Method):
     def adapt(self, learnables):
         return Adaptation(text_residual=learnables["shift"][None])
 '''
-WEIGHTS = '''"""A LayerNorm of the vision tower, and queries, keys and values of the text tower by low rank."""
-import dataclasses
-import jax.numpy as jnp
-from clipbias.tuning import Adaptation, Method
-
-@dataclasses.dataclass(frozen=True)
-class Weights(Method):
-    def init(self, rng, clip, class_names):
-        vision, text = clip.config.vision, clip.config.text
-        scale = {"scale": jnp.zeros((vision.layers, vision.width))}
-        shapes = {"down": (text.layers, 3, text.width, 2), "up": (text.layers, 3, 2, text.width)}
-        low_rank = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-        return {"vision_weights": {"layers": {"norm1": scale}}, "text_weights": {"layers": {"qkv": low_rank}}}
-
-    def adapt(self, learnables):
-        return Adaptation(**learnables)
-'''
 
 
 def learned(task: Task, size: float = 0.3, seed: int = 0) -> Learnables:

@@ -84,14 +84,3 @@ def test_a_siglip_of_open_clip_has_its_ids_in_transformers(model: Reference, tmp
     assert f'`AutoTokenizer` reads this folder too, with `padding="max_length", max_length={length}`' in card
     assert "of texts with HTML entities, or with letters that were decoded wrongly, it makes other tokens" in card
     assert "CLIPProcessor" not in card
-
-
-@pytest.mark.parametrize("family", ["siglip_2"])
-def test_a_card_says_which_pixels_a_processor_makes(model: Reference) -> None:
-    resizing = dataclasses.replace(model.clip.preprocessing.resizing, library="open_clip")
-    preprocessing = dataclasses.replace(model.clip.preprocessing, resizing=resizing)
-    for clip, says in ((dataclasses.replace(model.clip, preprocessing=preprocessing), True), (model.clip, False)):
-        task = clipbias.Task(clip, "bias", CLASSES)
-        adapter = Adapter(task.init(), "bias", {}, CLASSES, "a {}.", clip.name, clip.fingerprint)
-        words = "Of a picture with transparency or a palette the processor of transformers alone makes other pixels"
-        assert (words in model_card(adapter, task, "checkpoint")) == says
