@@ -1,10 +1,10 @@
 from .attention import observe_distance_and_entropy as observe_distance_and_entropy
+from .attention import observe_parts as observe_parts
 from .attention import observe_similarity as observe_similarity
 from .attention import observe_text_shares as observe_text_shares
 from .bias import measure_equivalent_bias as measure_equivalent_bias
 from .causal import mix_images as mix_images
 from .causal import mix_texts as mix_texts
-from .decomposition import observe_parts as observe_parts
 from .model import Model as Model
 from .options import StudyOptions as StudyOptions
 from .relevancy import MapOptions as MapOptions

@@ -1,24 +1,35 @@
-"""What attention does: shares by kind of token (Fig. 4), distance and entropy (Fig. 5), `[cls]` maps, and how near
-patches are to prompts (Fig. 6).
+"""What attention does: shares by kind of token (Fig. 4), distance and entropy (Fig. 5), `[cls]` maps, how near patches
+are to prompts (Fig. 6), and what of its output comes from prompts (Eq. 12, Fig. 1).
+
+    attention_out_i = W_o cat_h(Σ_{j input} A_ij v_j) + W_o cat_h(Σ_{k prompt} A_ik v_k) + b_o
+
+Per head the input part is `(1 − m_ih)` times the output renormalised over the input tokens, where `m_ih` is the
+attention that query `i` spends on prompts.
 
 An observer reduces one layer's `LayerView` to one small array per sample while the forward pass runs, so that a dataset
 of any size needs the memory of one batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import LayerView
+from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.config import VisionConfig
+from clipbias.clip.params import Params
 from clipbias.clip.tokenizer import encode
 from clipbias.clip.tower import Observe
-from clipbias.explain.results import TEXT_KINDS
-from clipbias.explain.statistics import stretched
-from clipbias.tuning import Learnables, Task
+from clipbias.clip.vision import head_attention
+from clipbias.explain.model import Model, additions, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
+from clipbias.explain.results import TEXT_KINDS, AttentionVariant, Average, Missing, TextAttention, VisionAttention
+from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation, stretched
+from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.prompts import name_tokens
 
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
@@ -30,38 +41,10 @@ _BROKEN = "\ufffd"
 
 @struct.dataclass
 class Roles:
-    """Roles of a tower's tokens, `[N]` or `[B, N]`.
+    """Roles of a tower's tokens, `[N]` or `[B, N]`."""
 
-    Attributes:
-      prompts: learned prompts and contexts.
-      queries: input tokens that have an influence and see at least one prompt.
-    """
-
-    prompts: jax.Array | np.ndarray
-    queries: jax.Array | np.ndarray
-
-
-def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
-    """`(V, T)`: the numbers of learned tokens in the vision and in the text tower."""
-    adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision = adaptation.vision_prompts
-    text = adaptation.text_context
-    return 0 if vision is None else vision.shape[-2], 0 if text is None else text.shape[-2]
-
-
-def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
-    """In how many layers, from the first on, learned tokens are put in: `(vision, text)`, 0 in a tower without any.
-
-    In these layers what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
-    """
-    adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision = 0
-    if adaptation.vision_prompts is not None:
-        vision = adaptation.vision_prompts.shape[-3]
-    if adaptation.text_context is None:
-        return vision, 0
-    deeper = adaptation.text_prompts
-    return vision, 1 if deeper is None else 1 + deeper.shape[0]
+    prompts: jax.Array | np.ndarray  # learned prompts and contexts
+    queries: jax.Array | np.ndarray  # input tokens that have an influence and see at least one prompt
 
 
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:
@@ -153,10 +136,7 @@ def token_labels(task: Task, text: int) -> list[str]:
 
 
 def _learns_context(task: Task) -> bool:
-    return jax.eval_shape(task.method.adapt, task.shapes).text_context is not None
-
-
-QUANTITIES = ("distance", "entropy", "cls_entropy")
+    return additions(task).text_context is not None
 
 
 def patch_distances(config: VisionConfig) -> np.ndarray:
@@ -213,11 +193,6 @@ def observe_distance_and_entropy(config: VisionConfig, prompts: int) -> Observe:
     return observe
 
 
-def cls_map(view: LayerView, patches: int) -> jax.Array:
-    """Attention of `[cls]` to the patches, mean over heads: `[B, M]`."""
-    return view.probabilities[:, :, 0, 1 : 1 + patches].mean(1)
-
-
 def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
     """Rows `[C, …, N]` summed over the tokens of each kind `[C, N]`: `[C, …, 6]`."""
     member = jax.nn.one_hot(kinds, len(TEXT_KINDS), dtype=rows.dtype)
@@ -254,7 +229,7 @@ def observe_similarity(patches: int, *, prompts: int, first: int = 1) -> Observe
     """`{"cls": [B, M]}`, attention of `[cls]` if there is one, and with prompts `{"distance": [B, M]}`, their mean."""
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
-        seen = {"cls": cls_map(view, patches)} if first else {}
+        seen = {"cls": view.probabilities[:, :, 0, 1 : 1 + patches].mean(1)} if first else {}
         if prompts:
             seen["distance"] = prompt_distances(view.tokens, patches, first).mean(1)
         return seen
@@ -269,3 +244,251 @@ def to_image(maps: jax.Array, image_size: int) -> jax.Array:
     shape = (*leading, image_size, image_size)
     images = jax.image.resize(maps.reshape(*leading, side, side), shape, "bilinear")
     return stretched(images.reshape(*leading, -1)).reshape(shape)
+
+
+def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None = None) -> Observe:
+    """Statistics of Eq. 12 for every layer.
+
+    Args:
+      roles: of the tokens.
+      pooled: `[B]`, the row of `[cls]` or EOS; `None` in a tower that is read by a pooling head.
+      mask: `[B]`, which samples count in the averages over samples.
+
+    Returns:
+      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
+      `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as `Moments`:
+      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its
+      sum over a sample's queries; `tokens`, the number of these.
+    """
+
+    def observe(view: LayerView) -> dict[str, Any]:
+        on_prompts = jnp.where(roles.prompts[..., None, None, :], view.probabilities, 0)
+        mass = on_prompts.sum(-1)
+        projected = view.project(view.heads_output(on_prompts)).astype(jnp.float32)
+        norms = jnp.linalg.norm(projected, axis=-1)
+        of_inputs = view.project(view.heads_output(view.probabilities - on_prompts))
+        both = norms + jnp.linalg.norm(of_inputs.astype(jnp.float32), axis=-1)
+        share = norms / jnp.maximum(both, jnp.finfo(jnp.float32).tiny)
+        batch, length = view.tokens.shape[:2]
+        counted = jnp.broadcast_to(roles.queries, (batch, length))
+        if mask is not None:
+            counted = counted & mask[:, None]
+        rows = None if pooled is None else pooled[:, None, None]
+        return {
+            "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
+            **({} if rows is None else {"pooled_mass": jnp.take_along_axis(mass, rows, axis=2)[..., 0]}),
+            "norm_share": share.mean(-1, where=roles.queries),
+            "part": Moments.of(projected, counted),
+            "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
+            "tokens": Moments.of(counted.sum(-1), mask),
+        }
+
+    return observe
+
+
+def observe_layers(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array
+) -> dict[str, jax.Array]:
+    """Attention of `[cls]` and distances between patches and prompts in every layer, of normalised images.
+
+    Returns:
+      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts "distance"
+      `[B, L, V, M]`. A tower with a pooling head has the attention of that head, the same in all layers.
+    """
+    adaptation = classifier.method.adapt(learnables)
+    config = classifier.config
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[-2]
+
+    def observe(view: LayerView) -> dict[str, jax.Array]:
+        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)} if is_read_at_cls else {}
+        if prompts:
+            seen["distance"] = prompt_distances(view.tokens, config.vision.patches, config.vision.first_patch)
+        return seen
+
+    is_read_at_cls = config.vision.pooling == "cls"
+    seen = encode_image(params, config, images, adaptation, observe=observe, dtype=classifier.dtype)[1]
+    if not is_read_at_cls:
+        head = head_attention(params, config, images, adaptation, dtype=classifier.dtype)
+        head = jnp.pad(head, [(0, 0), (0, prompts)])
+        seen["attention"] = jnp.broadcast_to(head, (config.vision.layers, *head.shape))
+    return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
+
+
+def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.Array]:
+    """`observe_layers` of raw images `[B, R, R, 3]`."""
+
+    def maps(params: Params, learnables: Learnables, images: jax.Array) -> dict[str, jax.Array]:
+        return observe_layers(model.task.classifier, params, learnables, study.normalize(images))
+
+    return study.program("layers", model, maps)(study.params, study.learnables[model.key], images)
+
+
+# Of the prompts' part alone, as `Moments`: of each pass by itself, since each has its prompts.
+PARTS = ("part", "total", "tokens")
+
+
+def compute_text_attention(study: Study) -> Section[dict[str, TextAttention | Missing]]:
+    """Fig. 4, over the classes, and over all their texts where they have several."""
+    results: dict[str, TextAttention | Missing] = {}
+    for model in (study.worded, *study.tuned):
+        if reason := why_no_text_attention(model.task):
+            results[model.key] = Missing(reason)
+            continue
+        totals: Totals = {}
+        for shares in eos_shares(study, model):
+            totals = merge(totals, {"shares": over_texts(shares)})
+        results[model.key] = TextAttention(
+            shares=totals["shares"].average,
+            count=totals["shares"].samples,
+            texts=model.texts,
+            text=prompt_text(model.task),
+        )
+    yield ()  # a section is a generator, and this one reads no image
+    return results
+
+
+def eos_shares(study: Study, model: Model) -> list[Any]:
+    """Attention of EOS by kind of token, `[L, C, H, 6]`, of each of a model's texts per class by itself."""
+
+    def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
+        shares = observe_text_shares(jnp.asarray(tokens.eos), kinds)
+        return lambda view: {"shares": shares(view)}
+
+    return [seen["shares"] for seen in observe_texts(study, model, observe, text_kinds(model.task))]
+
+
+def observe_texts(
+    study: Study, model: Model, observe: Callable[[TextTokens, Any], Observe], facts: Any
+) -> list[dict[str, Any]]:
+    """What is seen in the text tower, `[L, C, …]`: of each of a model's `S` texts per class by itself.
+
+    Args:
+      observe: makes an observer of the texts' tokens and their `facts`.
+      facts: arrays with a row per text.
+    """
+    task = model.task
+    texts = np.arange(len(task.tokens.ids))
+
+    @jax.jit
+    def run(params: Params, learnables: Learnables, tokens: TextTokens, facts: Any, rows: jax.Array) -> dict[str, Any]:
+        adaptation = of_texts(task.method.adapt(learnables), rows, len(texts))
+        observer = observe(tokens, facts)
+        dtype = task.classifier.dtype
+        return encode_text(params, study.clip.config, tokens, adaptation, observe=observer, dtype=dtype)[1]
+
+    results = []
+    for rows in np.split(texts, model.texts):
+        tokens, of_rows = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (task.tokens, facts))
+        results.append(meshes.device_get(run(study.params, study.learnables[model.key], tokens, of_rows, rows)))
+    return results
+
+
+def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
+    """Of values `[L, B, …]` their moments; averages stay as they are."""
+    return value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
+
+
+over_texts = jax.jit(_over_samples)
+
+
+def vision_totals(study: Study, models: Sequence[Model]) -> Section[dict[str, Totals]]:
+    """By model every average over images that one observed forward pass gives: attention, similarity, decomposition.
+
+    Of several passes over an image it is their mean, but for what `PARTS` tells apart.
+    """
+    requests = {
+        model.key: SumRequest(
+            f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model)
+        )
+        for model in models
+    }
+    results = yield list(requests.values())
+    return {key: results[request.name] for key, request in requests.items()}
+
+
+def _vision_step(study: Study, model: Model) -> Step:
+    config = study.clip.config
+    prompts = model.prompts[0]
+    dtype = model.task.classifier.dtype
+    statistics = observe_distance_and_entropy(config.vision, prompts)
+    is_read_at_cls = config.vision.pooling == "cls"
+    similarity = observe_similarity(config.vision.patches, prompts=prompts, first=config.vision.first_patch)
+
+    @jax.jit
+    def step(params: Params, learnables: Learnables, batch: Batch) -> dict[str, Moments]:
+        images = study.normalize(batch["images"])
+        mask = batch["mask"]
+        roles = vision_roles(config.vision, prompts)
+        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if is_read_at_cls else None, mask)
+
+        def observe(view: LayerView) -> dict[str, Any]:
+            seen = {
+                f"attention/{variant}/{quantity}": value
+                for variant, quantities in statistics(view).items()
+                for quantity, value in quantities.items()
+            }
+            if prompts:
+                maps = similarity(view)
+                if is_read_at_cls:
+                    seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
+                else:
+                    seen["distance"] = maps["distance"]
+                seen |= source(view)
+            return seen
+
+        def look(adaptation: Adaptation) -> dict[str, Any]:
+            seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+            if "distance" in seen:
+                head = head_attention(params, config, images, adaptation, dtype=dtype)
+                seen["rank_correlation"] = jax.vmap(rank_correlation, (None, 0))(head, -seen.pop("distance"))
+            return seen
+
+        each = [look(adaptation) for adaptation in by_pass(model.task.method.adapt(learnables))]
+        apart = {f"{name}/{i}": seen[name] for i, seen in enumerate(each) for name in PARTS if name in seen}
+        means = {name: sum(seen[name] for seen in each) / len(each) for name in each[0] if name not in PARTS}
+        by_layer = {  # of each image, `[n, L]`: what observations are made of
+            f"{name}/layers": Moments.each(value.mean(2).T, batch["numbers"], len(study.split), mask)
+            for name, value in means.items()
+            if name.startswith("attention/")
+        }
+        if "rank_correlation" in means:
+            nearness = means["rank_correlation"].T
+            by_layer["rank_correlation/layers"] = Moments.each(nearness, batch["numbers"], len(study.split), mask)
+        averages = {name: _over_samples(value, mask) for name, value in (means | apart).items()}
+        return by_layer | averages
+
+    return lambda batch: step(study.params, study.learnables[model.key], batch)
+
+
+def compute_vision_attention(study: Study) -> Section[dict[str, VisionAttention | Missing]]:
+    """Fig. 5."""
+    reasons = {model.key: why_no_vision_attention(model.task) for model in study.models}
+    results: dict[str, VisionAttention | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
+    models = [model for model in study.models if not reasons[model.key]]
+    totals = yield from vision_totals(study, models)
+    for model in models:
+        results[model.key] = _vision_attention(study, model, totals[model.key])
+    return results
+
+
+def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAttention:
+    has_cls = bool(study.clip.config.vision.first_patch)
+
+    def quantity(name: str) -> Average:
+        return totals[name].average
+
+    def variant(name: str) -> AttentionVariant:
+        return AttentionVariant(
+            distance=quantity(f"attention/{name}/distance"),
+            entropy=quantity(f"attention/{name}/entropy"),
+            cls_entropy=quantity(f"attention/{name}/cls_entropy") if has_cls else None,
+        )
+
+    prompts = model.prompts[0]
+    return VisionAttention(
+        count=totals[f"attention/{'with_prompt' if prompts else 'clip'}/distance"].samples,
+        clip=None if prompts else variant("clip"),
+        without_prompt=variant("without_prompt") if prompts else None,
+        with_prompt=variant("with_prompt") if prompts else None,
+        no_cls_entropy=None if has_cls else "This vision tower has no [cls], so that no query of it has an entropy.",
+    )

@@ -20,7 +20,6 @@ to it, and has CLIP's own head.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +38,10 @@ from clipbias.constants import TOWERS
 from clipbias.data import Split
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import Model
+from clipbias.explain.model import Model, by_pass, of_texts
 from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
-from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
 from clipbias.tuning.method import crops_of
@@ -216,30 +214,28 @@ def _sum_changes(
     return tower.scan_blocks(run, step, (run.tokens, words), None)[2]
 
 
-def _bias_of(sums: BlockSums, tower: str) -> EquivalentBias:
-    """Of a tower's differences by position, and at the pooled token."""
-    pooled: Moments | None = sums.get(f"{tower}/pooled")
-    count, mean = _count_and_mean(sums[f"{tower}/token"])
-    samples = count.sum(1)
-    total = (count[..., None] * mean).sum(1)
-    pooled_count = np.zeros(len(count))
-    pooled_mean = np.zeros_like(total)
-    if pooled is not None:
-        pooled_count, pooled_mean = _count_and_mean(pooled)
-    others = total - pooled_count[:, None] * pooled_mean
-    by_kind = np.stack([pooled_mean, _ratio(others, samples - pooled_count)], axis=1)
-    if pooled is None:
-        by_kind = by_kind[:, 1:]
-    return EquivalentBias(vector=_ratio(total, samples).astype(np.float32), kind=by_kind.astype(np.float32))
+def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
+    """By tower, of the sums that `vision_moments` and `text_moments` give: by position, and at the pooled token."""
 
+    def count_and_total(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+        count = np.asarray(moments.count, np.float64)
+        return count, count[..., None] * np.asarray(moments.mean, np.float64)
 
-def _count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
+    def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Means of sums `[L, D]` over counts `[L]`, float32; 0 where nothing was counted."""
+        return (total / np.maximum(count, 1)[:, None]).astype(np.float32)
 
-
-def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Means of sums `[L, D]` over counts `[L]`; 0 where nothing was counted."""
-    return total / np.maximum(count, 1)[:, None]
+    biases = {}
+    for name in TOWERS:
+        if f"{name}/token" in sums:
+            count, total = (x.sum(1) for x in count_and_total(sums[f"{name}/token"]))
+            vector = ratio(total, count)
+            kinds = [vector]  # a pooling head reads all tokens
+            if f"{name}/pooled" in sums:
+                of_pooled, pooled = count_and_total(sums[f"{name}/pooled"])
+                kinds = [ratio(pooled, of_pooled), ratio(total - pooled, count - of_pooled)]
+            biases[name] = EquivalentBias(vector=vector, kind=np.stack(kinds, axis=1))
+    return biases
 
 
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
@@ -299,11 +295,6 @@ def image_moments(
     return sums
 
 
-def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
-    """By tower, of the sums that `vision_moments` and `text_moments` give."""
-    return {tower: _bias_of(sums, tower) for tower in TOWERS if f"{tower}/token" in sums}
-
-
 def measure_equivalent_bias(
     task: Task,
     params: Params,
@@ -350,14 +341,6 @@ def measure_equivalent_bias(
     return equivalent_biases(sums), images
 
 
-@dataclasses.dataclass(frozen=True)
-class MeasuredBiases:
-    """The equivalent bias of a study's model in each tower that it changes, and on how many training images."""
-
-    towers: dict[str, EquivalentBias]
-    training_images: int
-
-
 def missing(study: Study, model: Model) -> str | None:
     """One sentence why there is nothing to measure of a study's model, or `None`."""
     if reason := why_no_equivalent_bias(model.task, model.learnables):
@@ -367,8 +350,8 @@ def missing(study: Study, model: Model) -> str | None:
     return None
 
 
-def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, MeasuredBiases]]:
-    """By model of a study the equivalent bias, on the study's training images."""
+def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, EquivalentBias]]]:
+    """By model of a study and by tower the equivalent bias, on the study's training images."""
     totals: dict[str, Totals] = {}
     requests: dict[str, SumRequest] = {}
     for model in models:
@@ -387,28 +370,20 @@ def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[
                 crops=model.crops,
             )
     sums = yield list(requests.values())
-    measured = {}
-    for model in models:
-        of_images = sums[requests[model.key].name] if model.key in requests else {}
-        count = of_images["images"].samples if of_images else 0
-        towers = equivalent_biases(totals[model.key] | of_images)
-        measured[model.key] = MeasuredBiases(towers=towers, training_images=count)
-    return measured
+    for key, request in requests.items():
+        totals[key] |= sums[request.name]
+    return {key: equivalent_biases(of_model) for key, of_model in totals.items()}
 
 
 def _measuring_step(study: Study, model: Model) -> Step:
     learnables = study.learnables[model.key]
     initial = model.task.init(model.seed)
 
-    def step(batch: Batch) -> dict[str, Any]:
+    def step(batch: Batch) -> BlockSums:
         pixels = study.normalize(batch["images"])
-        moments = image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
-        return moments | {"images": _moments(batch["mask"], batch["mask"])}
+        return image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
 
     return step
-
-
-_moments = jax.jit(Moments.of)
 
 
 # What an adapter can hold, and the method that it is then one of.
@@ -431,35 +406,10 @@ def equivalent_bias(
     initial = task.init(start_seed(notes))
     batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
-    return as_bias_adapter(task, initial, biases, form, notes=notes, images=count)
-
-
-def as_bias_adapter(
-    task: Task,
-    initial: Learnables,
-    biases: Mapping[str, EquivalentBias],
-    form: str,
-    *,
-    notes: Mapping[str, object],
-    images: int,
-) -> Adapter:
-    """The measured bias of a tuned method as an adapter of bias tuning.
-
-    Args:
-      task: of the method, bound to its classes or others.
-      initial: its learnables before training.
-      biases: by tower.
-      form: "vector" or "kind".
-      notes: of the tuned adapter.
-      images: how many were averaged over.
-
-    Raises:
-      ClipbiasError: the texts that the method starts from are not those of bias tuning.
-    """
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
     _check_texts(task, initial, bias_task, task.method_name)
-    source = {"method": task.method_name, "options": task.options(), "images": images}
+    source = {"method": task.method_name, "options": task.options(), "images": count}
     return make_adapter(
         bias_task,
         {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()},

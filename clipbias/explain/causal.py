@@ -40,8 +40,8 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.vision import embed_image, project_image
 from clipbias.explain.attention import renormalise
+from clipbias.explain.model import of_texts
 from clipbias.explain.statistics import Moments, Totals, merge
-from clipbias.explain.targets import of_texts
 
 # Texts that run at once, with their attention.
 _TEXTS_AT_ONCE = 32
@@ -79,20 +79,14 @@ class Level(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Frozen blocks on tokens of their own.
+    """Frozen blocks on tokens of their own."""
 
-    Attributes:
-      attention, mass: the runs whose A and m they have.
-      level: what stands for s; `NOTHING` is the reference's, which is 0 for images.
-      readout: whose weights behind the last block read the feature.
-      draw: which of the other images, for `OTHER`.
-    """
-
+    # attention, mass: the runs whose A and m they have.
     attention: Run
     mass: Run
-    level: Level
-    readout: Run
-    draw: int = 0
+    level: Level  # what stands for s; `NOTHING` is the reference's, which is 0 for images
+    readout: Run  # whose weights behind the last block read the feature
+    draw: int = 0  # which of the other images, for `OTHER`
 
     @classmethod
     def corner(cls, corner: Corner) -> "Stream":
@@ -110,17 +104,12 @@ class Stream:
 class Added:
     """What a tuned run adds to tokens beyond the frozen model, or a mean of it.
 
-    Attributes:
-      start: before the first block, where a method changes pixels or weights before it, `[..., D]`.
-      slots: to the output of attention, `[L, ..., D]`.
-      blocks: behind a block, `[L, ..., D]`; `None` where a method changes no block.
-
     The axes between are tokens `N` for a mean by position, and kinds `K` for one by kind.
     """
 
-    start: Any
-    slots: Any
-    blocks: Any
+    start: Any  # before the first block, where a method changes pixels or weights before it, `[..., D]`
+    slots: Any  # to the output of attention, `[L, ..., D]`
+    blocks: Any  # behind a block, `[L, ..., D]`; `None` where a method changes no block
 
     @classmethod
     def mean(cls, totals: Totals) -> "Added":
@@ -144,20 +133,15 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunPair:
-    """Both runs of one tower up to the first block.
-
-    Attributes:
-      slots: bool `[N']` or `[B, N']` over the tuned run's tokens.
-      kinds: int `[N]` or `[B, N]` over the first `inputs` tokens: 0 for the one that is read out, 1 for all others, -1
-        for slots. All are 0 where a pooling head reads all tokens.
-      inputs: the reference's number of tokens, which come first; slots beyond it are the tuned run's alone.
-    """
+    """Both runs of one tower up to the first block."""
 
     reference: tower.TowerInput
     tuned: tower.TowerInput
-    slots: jax.Array
+    slots: jax.Array  # bool `[N']` or `[B, N']` over the tuned run's tokens
+    # Int `[N]` or `[B, N]` over the first `inputs` tokens: 0 for the one that is read out, 1 for all others, -1 for
+    # slots. All are 0 where a pooling head reads all tokens.
     kinds: jax.Array
-    inputs: int
+    inputs: int  # the reference's number of tokens, which come first; slots beyond it are the tuned run's alone
     config: TowerConfig
 
     @property

@@ -30,14 +30,12 @@ from clipbias.explain.causal import (
     mix_images,
     mix_texts,
 )
-from clipbias.explain.effects import Measured, Sample, measure, measured_shares, over_seeds
-from clipbias.explain.model import Model, why_no_causal_test
-from clipbias.explain.passes import predictor
+from clipbias.explain.effects import Measured, Sample, measure, over_seeds
+from clipbias.explain.model import Model, by_pass, of_texts, why_no_causal_test
 from clipbias.explain.results import ByOutcome, CausalNumbers, CausalTest, CausalTests, Levels, same_but_for_seed
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, RowRequest, Section, Study, SumRequest, spread
-from clipbias.explain.targets import by_pass, of_texts
-from clipbias.explain.uncertainty import Estimate, estimate
+from clipbias.explain.study import Batch, RowRequest, Section, Step, Study, SumRequest, spread
+from clipbias.explain.uncertainty import Estimate, estimate, shares
 from clipbias.tuning import Learnables
 
 # Other images for each image, over whose outcomes the level is averaged.
@@ -75,19 +73,13 @@ _TOWERS = {"vision": Way.VISION, "text": Way.TEXT}
 
 @struct.dataclass
 class LevelInputs:
-    """What levels need besides the two runs; arrays on devices.
+    """What levels need besides the two runs; arrays on devices."""
 
-    Attributes:
-      image: the means of each pass over an image; empty where what is added to images is not measured.
-      text: the mean over classes, or `None`.
-      donors: uint8 `[P, R, R, 3]`, training images, or `None`.
-      drawn: int32 `[n, DRAWS]`: which of them each image of the split gets.
-    """
-
+    # The means of each pass over an image; empty where what is added to images is not measured.
     image: tuple[dict[Level, Added], ...] = ()
-    text: Added | None = None
-    donors: jax.Array | None = None
-    drawn: jax.Array | None = None
+    text: Added | None = None  # the mean over classes, or `None`
+    donors: jax.Array | None = None  # uint8 `[P, R, R, 3]`, training images, or `None`
+    drawn: jax.Array | None = None  # int32 `[n, DRAWS]`: which of them each image of the split gets
 
 
 def compute_causal(study: Study) -> Section[CausalTests]:
@@ -96,9 +88,12 @@ def compute_causal(study: Study) -> Section[CausalTests]:
     mixed = [model for model in study.tuned if not reasons[model.key]]
     inputs = yield from measure_levels(study, mixed)
     requests = {}
-    steps = {model.key: CausalStep(study, model, inputs[model.key]) for model in mixed}
+    ways = {}
     for model in study.tuned:
-        step = steps.get(model.key) or _two_models(study, model)
+        if reasons[model.key]:
+            ways[model.key], step = [Way.REFERENCE, Way.TUNED], _two_models(study, model)
+        else:
+            ways[model.key], step = _mixed_runs(study, model, inputs[model.key])
         title = f"{model.label}: causal test"
         requests[model.key] = RowRequest(f"causal-{model.key}", title, study.images, step, crops=model.crops)
     rows = yield list(requests.values())
@@ -106,15 +101,14 @@ def compute_causal(study: Study) -> Section[CausalTests]:
     measured: dict[str, Measured] = {}
     for model in study.tuned:
         of_model = rows[requests[model.key].name]
-        ways = steps[model.key].ways if model.key in steps else [Way.REFERENCE, Way.TUNED]
         measured[model.key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
         tests[model.key] = CausalTest(
-            ways=tuple(way.value for way in ways),
+            ways=tuple(way.value for way in ways[model.key]),
             outcomes=measured[model.key].outcomes(of_model["images"]),
             why=reasons[model.key],
             why_no_levels={
                 tower: reason
-                for tower in (changed_towers(model) if model.key in steps else ())
+                for tower in ([] if reasons[model.key] else changed_towers(model))
                 if (reason := why_no_levels(study, model, tower))
             },
         )
@@ -145,6 +139,7 @@ def why_no_levels(study: Study, model: Model, tower: str) -> str:
 
 def measure_levels(study: Study, models: Sequence[Model]) -> Section[dict[str, LevelInputs]]:
     """What levels need, by key of a model."""
+    config = study.clip.config
     towers = {
         model.key: [tower for tower in changed_towers(model) if not why_no_levels(study, model, tower)]
         for model in models
@@ -163,17 +158,20 @@ def measure_levels(study: Study, models: Sequence[Model]) -> Section[dict[str, L
         draw = np.random.default_rng(study.options.seed).integers(0, len(pixels), (len(study.split), DRAWS))
         donors, drawn = study.replicate((pixels, draw.astype(np.int32)))
     inputs = {}
-    kinds = image_kinds(study.clip.config)
     for model in models:
         text = None
         if "text" in towers[model.key]:
             task = model.task
             runs = task.method.adapt(model.learnables), reference_adaptation(task, task.init(model.seed))
-            text = study.replicate(Added.mean(added_to_texts(study.clip.config, study.params, task.tokens, *runs)))
+            text = study.replicate(Added.mean(added_to_texts(config, study.params, task.tokens, *runs)))
         inputs[model.key] = LevelInputs(text=text)
         if model.key in means:
-            by_position = _by_pass(results[means[model.key].name])
-            image = tuple({Level.POSITION: mean, Level.KIND: mean.by_kind(kinds)} for mean in by_position)
+            sums: list[dict[str, Moments]] = [{} for _ in range(model.passes)]
+            for name, moments in results[means[model.key].name].items():
+                number, _, part = name.partition("/")
+                sums[int(number)][part] = moments
+            by_position = [Added.mean(of_pass) for of_pass in sums]
+            image = tuple({Level.POSITION: mean, Level.KIND: mean.by_kind(image_kinds(config))} for mean in by_position)
             inputs[model.key] = LevelInputs(study.replicate(image), text, donors, drawn)
     return inputs
 
@@ -183,76 +181,89 @@ def _mean_request(study: Study, model: Model) -> SumRequest:
 
     def step(batch: Batch) -> dict[str, Any]:
         images = study.normalize(batch["images"])
-        totals: dict[str, Any] = {}
-        for number, adaptation in enumerate(by_pass(model.task.method.adapt(learnables))):
-            sums = added_to_images(study.clip.config, study.params, images, batch["mask"], adaptation)
-            totals |= {f"{number}/{name}": moments for name, moments in sums.items()}
-        return totals
+        return {
+            f"{number}/{name}": moments
+            for number, adaptation in enumerate(by_pass(model.task.method.adapt(learnables)))
+            for name, moments in added_to_images(
+                study.clip.config, study.params, images, batch["mask"], adaptation
+            ).items()
+        }
 
     title = f"{model.label}: what it adds on average"
     return SumRequest(f"causal-means-{model.key}", title, study.training_images, step, split=study.training)
 
 
-def _by_pass(totals: Mapping[str, Moments]) -> list[Added]:
-    passes: dict[str, dict[str, Moments]] = {}
-    for name, moments in totals.items():
-        number, _, part = name.partition("/")
-        passes.setdefault(number, {})[part] = moments
-    return [Added.mean(passes[number]) for number in sorted(passes, key=int)]
-
-
-def _two_models(study: Study, model: Model) -> Any:
+def _two_models(study: Study, model: Model) -> Step:
     """A step to "logits" `[B, 2, C]` of zero-shot and of a model whose runs are not mixed."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
         views = batch["images"]
         images = views[:, 0] if model.crops else views
-        frozen = predictor(study, study.zero_shot).logits(images, batch["mask"])
-        return {"logits": jnp.stack([frozen, predictor(study, model).logits(views, batch["mask"])], axis=1)}
+        frozen = study.predictor(study.zero_shot).logits(images, batch["mask"])
+        return {"logits": jnp.stack([frozen, study.predictor(model).logits(views, batch["mask"])], axis=1)}
 
     return step
 
 
-class CausalStep:
-    """From a batch to "logits" `[B, K, C]` of all `ways`, three for `Way.IMAGE_OTHER`.
+def _mixed_runs(study: Study, model: Model, levels: LevelInputs) -> tuple[list[Way], Step]:
+    """Ways to classify, and a step from a batch to their "logits" `[B, K, C]`, three for `Way.IMAGE_OTHER`.
 
     A class's texts and an image's passes, where there are several, are runs by themselves: the head sees the features
     of all of them under one stream. Where texts depend on the image, so do both the tuned run and its streams.
     """
+    task = model.task
+    classifier = task.classifier
+    config = study.clip.config
+    dtype = classifier.dtype
+    learnables = study.learnables[model.key]
+    towers = changed_towers(model)
+    image_streams = _CORNERS + (_IMAGE_LEVELS if levels.image else [])
+    text_streams = _CORNERS + ([] if levels.text is None else _TEXT_LEVELS)
+    text_means = {} if levels.text is None else {Level.KIND: levels.text}
+    places = _places(towers, bool(levels.image), levels.text is not None)
+    runs = study.replicate((task.method.adapt(learnables), reference_adaptation(task, task.init(model.seed))))
 
-    def __init__(self, study: Study, model: Model, levels: LevelInputs) -> None:
-        """`levels` are what `measure_levels` gives of the model."""
-        self._study = study
-        self._model = model
-        self._task = model.task
-        self._levels = levels
-        self._dtype = model.task.classifier.dtype
-        self._learnables = study.learnables[model.key]
-        towers = changed_towers(model)
-        self._changes_vision = "vision" in towers
-        self._image_streams = _CORNERS + (_IMAGE_LEVELS if levels.image else [])
-        self._text_streams = _CORNERS + ([] if levels.text is None else _TEXT_LEVELS)
-        self._places = _places(towers, bool(levels.image), levels.text is not None)
-        reference = reference_adaptation(self._task, self._task.init(model.seed))
-        self._runs = study.replicate((self._task.method.adapt(self._learnables), reference))
-        self._mix_texts = jax.jit(self._mixed_texts)
-        self._step = jax.jit(self._classify)
-        self._texts: jax.Array | None = None
-        if "text" not in towers:
-            self._texts = self._task.text_features(study.params, self._learnables)[None]
-        elif not self._task.method.conditional:
-            self._texts = self._all_texts(study.params, self._runs)
+    def image_features(
+        params: Params, tuned: Adaptation, images: jax.Array, levels: LevelInputs, numbers: jax.Array
+    ) -> jax.Array:
+        """`[S, B, d]` of both runs and the streams, or `[S, B, m, d]` of several passes."""
+        donors = None
+        if levels.donors is not None and levels.drawn is not None:
+            donors = study.normalize(levels.donors[jnp.moveaxis(levels.drawn[numbers], 1, 0)])
+        passes = []
+        for number, adaptation in enumerate(by_pass(tuned)):
+            means = levels.image[number] if levels.image else {}
+            mixed = mix_images(params, config, images, adaptation, image_streams, means, donors, dtype=dtype)
+            passes.append(_together(mixed))
+        return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
 
-    @property
-    def ways(self) -> list[Way]:
-        """The names of the logits."""
-        return [way for way, _, _ in self._places]
+    @jax.jit
+    def mix(params: Params, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array) -> jax.Array:
+        tuned, reference = (of_texts(adaptation, rows, len(task.texts)) for adaptation in runs)
+        return _together(mix_texts(params, config, tokens, tuned, reference, text_streams, text_means, dtype=dtype))
 
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
-        return self._step(self._study.params, self._learnables, self._runs, self._texts, self._levels, batch)
+    def all_texts(params: Params, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
+        """`[S, T · C, d]` of both runs and the streams, one of the `T` texts of every class after another."""
+        features = []
+        for rows in np.split(np.arange(len(task.texts)), model.texts):
+            tokens = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], task.tokens)
+            features.append(mix(params, runs, tokens, rows))
+        return jnp.concatenate(features, axis=1)
 
-    def _classify(
-        self,
+    def classify(
+        params: Params, learnables: Learnables, features: jax.Array, texts: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        """`[K, B, C]`. A tower that nothing changes has the reference's features alone."""
+        images_at = np.minimum([place for _, place, _ in places], len(features) - 1)
+        texts_at = np.minimum([place for _, _, place in places], len(texts) - 1)
+
+        def head(image: jax.Array, text: jax.Array) -> jax.Array:
+            return classifier.head(params, learnables, image, text, mask)
+
+        return jax.vmap(head)(features[images_at], texts[texts_at])
+
+    @jax.jit
+    def step(
         params: Params,
         learnables: Learnables,
         runs: tuple[Adaptation, Adaptation],
@@ -260,71 +271,27 @@ class CausalStep:
         levels: LevelInputs,
         batch: Batch,
     ) -> dict[str, jax.Array]:
-        views = self._study.normalize(batch["images"])
-        images = views[:, 0] if self._model.crops else views
-        if self._changes_vision:
-            features = self._image_features(params, runs[0], images, levels, batch["numbers"])
+        views = study.normalize(batch["images"])
+        images = views[:, 0] if model.crops else views
+        if "vision" in towers:
+            features = image_features(params, runs[0], images, levels, batch["numbers"])
         else:
-            features = self._task.classifier.encode_images(params, Adaptation(), images)[None]
-        if not self._task.method.conditional:
-            assert texts is not None
-            logits = self._logits(params, learnables, features, texts, batch["mask"])
-            return {"logits": jnp.moveaxis(logits, 0, 1)}
+            features = classifier.encode_images(params, Adaptation(), images)[None]
+        if texts is not None:
+            return {"logits": jnp.moveaxis(classify(params, learnables, features, texts, batch["mask"]), 0, 1)}
 
         def of_image(image: tuple[jax.Array, jax.Array]) -> jax.Array:
-            tuned = self._task.classifier.adaptation_for(params, learnables, image[1], self._task.text)
-            texts = self._all_texts(params, (tuned, runs[1]))
-            return self._logits(params, learnables, image[0][:, None], texts, None)[:, 0]
+            tuned = classifier.adaptation_for(params, learnables, image[1], task.text)
+            return classify(params, learnables, image[0][:, None], all_texts(params, (tuned, runs[1])), None)[:, 0]
 
-        seen = self._task.classifier.encode_images(params, self._task.method.adapt(learnables), views)
+        seen = classifier.encode_images(params, task.method.adapt(learnables), views)
         return {"logits": jax.lax.map(of_image, (jnp.moveaxis(features, 1, 0), seen))}
 
-    def _image_features(
-        self, params: Params, tuned: Adaptation, images: jax.Array, levels: LevelInputs, numbers: jax.Array
-    ) -> jax.Array:
-        """`[S, B, d]` of both runs and the streams, or `[S, B, m, d]` of several passes."""
-        donors = None
-        if levels.donors is not None and levels.drawn is not None:
-            donors = self._study.normalize(levels.donors[jnp.moveaxis(levels.drawn[numbers], 1, 0)])
-        passes = []
-        for number, adaptation in enumerate(by_pass(tuned)):
-            means = levels.image[number] if levels.image else {}
-            config = self._study.clip.config
-            mixed = mix_images(
-                params, config, images, adaptation, self._image_streams, means, donors, dtype=self._dtype
-            )
-            passes.append(_together(mixed))
-        return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
-
-    def _all_texts(self, params: Params, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
-        """`[S, T · C, d]` of both runs and the streams, one of the `T` texts of every class after another."""
-        features = []
-        for rows in np.split(np.arange(len(self._task.texts)), self._model.texts):
-            tokens = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], self._task.tokens)
-            features.append(self._mix_texts(params, runs, tokens, rows))
-        return jnp.concatenate(features, axis=1)
-
-    def _mixed_texts(
-        self, params: Params, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array
-    ) -> jax.Array:
-        tuned, reference = (of_texts(adaptation, rows, len(self._task.texts)) for adaptation in runs)
-        means = {} if self._levels.text is None else {Level.KIND: self._levels.text}
-        config = self._study.clip.config
-        return _together(
-            mix_texts(params, config, tokens, tuned, reference, self._text_streams, means, dtype=self._dtype)
-        )
-
-    def _logits(
-        self, params: Params, learnables: Learnables, features: jax.Array, texts: jax.Array, mask: jax.Array | None
-    ) -> jax.Array:
-        """`[K, B, C]`. A tower that nothing changes has the reference's features alone."""
-        of_images = np.minimum([place for _, place, _ in self._places], len(features) - 1)
-        of_texts = np.minimum([place for _, _, place in self._places], len(texts) - 1)
-
-        def head(image: jax.Array, text: jax.Array) -> jax.Array:
-            return self._task.classifier.head(params, learnables, image, text, mask)
-
-        return jax.vmap(head)(features[of_images], texts[of_texts])
+    texts = None  # where they depend on the image
+    if not task.method.conditional:
+        is_changed = "text" in towers
+        texts = all_texts(study.params, runs) if is_changed else task.text_features(study.params, learnables)[None]
+    return [way for way, _, _ in places], lambda batch: step(study.params, learnables, runs, texts, levels, batch)
 
 
 def _together(mixed: Features) -> jax.Array:
@@ -361,29 +328,31 @@ def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumber
     unit = np.eye(len(ways))
     mean = {Way(name): np.mean([unit[k] for k, each in enumerate(ways) if each == name], axis=0) for name in ways}
     frozen, tuned = mean[Way.REFERENCE], mean[Way.TUNED]
+    of_gain = {"gain": tuned - frozen}
+    of_gain |= {way.name: mean[way] - frozen for way in _ALONE if way in mean}
+    levels: dict[str, dict[str, np.ndarray]] = {}  # of what is added to image and to text tokens
+    if Way.IMAGE_NOTHING in mean:
+        nothing = mean[Way.IMAGE_NOTHING]
+        levels["image"] = {
+            "all": tuned - nothing,
+            "kind": mean[Way.IMAGE_KIND] - nothing,
+            "position": mean[Way.IMAGE_POSITION] - nothing,
+            "other": mean[Way.IMAGE_OTHER] - nothing,
+            "exchange": tuned - mean[Way.IMAGE_OTHER],
+        }
+    if Way.TEXT_NOTHING in mean:
+        nothing = mean[Way.TEXT_NOTHING]
+        # Where the text tower alone is changed, images are CLIP's in the tuned model too.
+        levels["text"] = {"all": mean.get(Way.TEXT, tuned) - nothing, "kind": mean[Way.TEXT_KIND] - nothing}
+    of_gain |= {tokens: weights["all"] for tokens, weights in levels.items()}
 
     def of_outcome(sample: Sample) -> CausalNumbers:
-        weights = {"gain": tuned - frozen}
-        weights |= {way.name: mean[way] - frozen for way in _ALONE if way in mean}
-        image = text = None
-        if Way.IMAGE_NOTHING in mean:
-            nothing = mean[Way.IMAGE_NOTHING]
-            weights["image"] = tuned - nothing
-            levels = {
-                "all": tuned - nothing,
-                "kind": mean[Way.IMAGE_KIND] - nothing,
-                "position": mean[Way.IMAGE_POSITION] - nothing,
-                "other": mean[Way.IMAGE_OTHER] - nothing,
-                "exchange": tuned - mean[Way.IMAGE_OTHER],
-            }
-            image = Levels(**_differences(sample, levels, of="all"))
-        if Way.TEXT_NOTHING in mean:
-            nothing = mean[Way.TEXT_NOTHING]
-            # Where the text tower alone is changed, images are CLIP's in the tuned model too.
-            weights["text"] = mean.get(Way.TEXT, tuned) - nothing
-            levels = {"all": weights["text"], "kind": mean[Way.TEXT_KIND] - nothing}
-            text = Levels(**_differences(sample, levels, of="all"), position=None, other=None, exchange=None)
-        numbers = _differences(sample, weights, of="gain")
+        numbers = _differences(sample, of_gain, of="gain")
+        added: dict[str, Levels | None] = dict.fromkeys(("image", "text"))
+        for tokens, weights in levels.items():
+            parts: dict[str, Any] = dict.fromkeys(("position", "other", "exchange"))
+            parts |= _differences(sample, weights, of="all")
+            added[tokens] = Levels(**{**parts, "all": numbers[tokens]})
         reference = sample.contrast(frozen[:, None])
         return CausalNumbers(
             reference=estimate(float(reference.mean[0]), reference.draws[:, 0]),
@@ -391,8 +360,7 @@ def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumber
             attention=numbers.get(Way.ATTENTION.name),
             tokens=numbers.get(Way.TOKENS.name),
             towers={tower: numbers[way.name] for tower, way in _TOWERS.items() if way.name in numbers},
-            image=None if image is None else dataclasses.replace(image, all=numbers["image"]),
-            text=None if text is None else dataclasses.replace(text, all=numbers["text"]),
+            **added,
         )
 
     samples = measured.samples
@@ -400,5 +368,10 @@ def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumber
 
 
 def _differences(sample: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:
-    """Differences by name with their intervals, and their shares of one of them."""
-    return measured_shares(sample.contrast(np.stack(list(weights.values()), axis=1)), list(weights), of=of)
+    """Differences by name with their intervals, and their shares of one of them, which has none itself."""
+    contrast = sample.contrast(np.stack(list(weights.values()), axis=1))
+    place = list(weights).index(of)
+    numbers = shares(contrast.mean, contrast.draws, contrast.mean[place], contrast.draws[:, place])
+    by_name = dict(zip(weights, numbers, strict=True))
+    by_name[of] = dataclasses.replace(by_name[of], share=None)
+    return by_name

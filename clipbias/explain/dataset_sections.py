@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.clip.params import Params
 from clipbias.explain.attention import index_kinds, kind_sums, prompt_text, text_kinds
 from clipbias.explain.model import Model, why_no_maps
-from clipbias.explain.passes import predictor, relevancy_maps
 from clipbias.explain.relevancy import Relevancy as RelevancyMaps
+from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import (
     GROUPS,
     TEXT_KINDS,
@@ -23,6 +24,8 @@ from clipbias.explain.results import (
 from clipbias.explain.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
 from clipbias.explain.study import Batch, RowRequest, Section, Step, Study, SumRequest
 from clipbias.sentences import counted
+from clipbias.tuning import Learnables
+from clipbias.tuning.task import Text
 
 
 def compute_predictions(study: Study) -> Section[Predictions]:
@@ -52,7 +55,7 @@ def compute_predictions(study: Study) -> Section[Predictions]:
 
 def _prediction(study: Study, model: Model) -> RowRequest:
     def step(batch: Batch) -> dict[str, jax.Array]:
-        return {"predicted": _largest(predictor(study, model).logits(batch["images"], batch["mask"]))}
+        return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
 
     title = f"{model.label}: predictions"
     return RowRequest(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
@@ -82,6 +85,27 @@ def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np
     groups[spread, GROUPS.index("both_right")] = both[spread]
     groups[spread, GROUPS.index("all")] = True
     return groups
+
+
+def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> RelevancyMaps:
+    """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`."""
+
+    def maps(
+        params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
+    ) -> RelevancyMaps:
+        return relevancy(
+            model.task,
+            params,
+            learnables,
+            study.normalize(images),
+            targets,
+            chunk=model.chunk(images),
+            text=text,
+        )
+
+    text = study.predictor(model).text if model.has_own_head else None
+    run = study.program("relevancy", model, maps)
+    return run(study.params, study.learnables[model.key], text, images, targets)
 
 
 def why_no_relevancy(study: Study, model: Model) -> str:

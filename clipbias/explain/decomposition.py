@@ -1,9 +1,6 @@
-"""The attention's output by source (Eq. 12, Fig. 1): what comes from input tokens and what comes from prompts.
+"""Eq. 12 and Fig. 1 over a dataset: what prompts add to attention's output, and how constant that is.
 
-    attention_out_i = W_o cat_h(Σ_{j input} A_ij v_j) + W_o cat_h(Σ_{k prompt} A_ik v_k) + b_o
-
-Per head the input part is `(1 − m_ih)` times the output renormalised over the input tokens, where `m_ih` is the
-attention that query `i` spends on prompts. If prompts are a bias, the prompt part is the same for every sample.
+If prompts are a bias, the prompt part is the same for every sample.
 """
 
 from collections.abc import Mapping
@@ -13,60 +10,89 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import LayerView
+from clipbias.clip import TextTokens
 from clipbias.clip.tower import Observe
-from clipbias.explain.attention import Roles
-from clipbias.explain.statistics import Moments
+from clipbias.explain.attention import PARTS, Roles, observe_parts, observe_texts, over_texts, text_roles, vision_totals
+from clipbias.explain.model import Model, why_no_text_attention, why_no_vision_attention
+from clipbias.explain.results import Decomposition, Missing, TowerDecomposition
+from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.explain.study import Section, Study
+
+_PER_SAMPLE = ("prompt_mass", "pooled_mass", "norm_share")
 
 
-def prompt_probabilities(view: LayerView, roles: Roles) -> jax.Array:
-    """The attention probabilities `[B, H, N, N]` with every key but the prompts set to 0."""
-    return jnp.where(roles.prompts[..., None, None, :], view.probabilities, 0)
+def compute_decomposition(study: Study) -> Section[dict[str, Decomposition | Missing]]:
+    """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
+    results: dict[str, Decomposition | Missing] = {}
+    towers: dict[str, list[str]] = {}
+    for model in study.tuned:
+        reasons = {"vision": why_no_vision_attention(model.task), "text": why_no_text_attention(model.task)}
+        counts = dict(zip(reasons, model.prompts, strict=True))
+        towers[model.key] = [tower for tower, reason in reasons.items() if counts[tower] and not reason]
+        if not towers[model.key]:
+            reason = next(filter(None, reasons.values()), "There are no prompts that attention could go to.")
+            results[model.key] = Missing(reason)
+    totals = yield from vision_totals(study, [model for model in study.tuned if "vision" in towers[model.key]])
+    for model in study.tuned:
+        of_model = {}
+        for tower in towers[model.key]:
+            if tower == "vision":
+                means = totals[model.key]
+                runs = [{name: means[f"{name}/{number}"] for name in PARTS} for number in range(model.passes)]
+            else:
+                runs = text_parts(study, model)
+                means = {}
+                for run in runs:  # averages over the samples of all runs together
+                    means = merge(means, {quantity: run[quantity] for quantity in _PER_SAMPLE})
+            of_model[tower] = _decompose(study, model, tower, means, runs)
+        if of_model:
+            results[model.key] = Decomposition(vision=of_model.get("vision"), text=of_model.get("text"))
+    return results
 
 
-def parts(view: LayerView, roles: Roles) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The input part and the prompt part of the heads' outputs, `[B, N, H, K]` each, and the mass `m [B, H, N]`."""
-    on_prompts = prompt_probabilities(view, roles)
-    input_part = view.heads_output(view.probabilities - on_prompts)
-    return input_part, view.heads_output(on_prompts), on_prompts.sum(-1)
+def text_parts(study: Study, model: Model) -> list[Totals]:
+    """Eq. 12 in the text tower, with classes for samples: of each of the `S` texts that a class has."""
+
+    def observe(tokens: TextTokens, roles: Roles) -> Observe:
+        return observe_parts(roles, jnp.asarray(tokens.eos))
+
+    return [
+        {name: jax.device_get(over_texts(value)) for name, value in seen.items()}
+        for seen in observe_texts(study, model, observe, text_roles(model.task))
+    ]
 
 
-def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None = None) -> Observe:
-    """Statistics of Eq. 12 for every layer.
+def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list[Totals]) -> TowerDecomposition:
+    """One tower of a model, of averages over samples, and of each text of a class, or pass over an image."""
+    biases = learned_biases(study, tower)
+    constancies = [constancy(sums, biases) for sums in runs]
+    return TowerDecomposition(
+        count=means["norm_share"].samples,
+        depth=model.depths[tower == "text"],
+        prompt_mass=means["prompt_mass"].average,
+        pooled_mass=means["pooled_mass"].average if "pooled_mass" in means else None,
+        norm_share=means["norm_share"].average,
+        constancy=np.mean([each["constancy"] for each in constancies], axis=0),
+        bias_likeness=np.mean([each["bias_likeness"] for each in constancies], axis=0),
+        bias_cosine={bias: np.mean([each["bias_cosine"][bias] for each in constancies], axis=0) for bias in biases},
+    )
 
-    Args:
-      roles: of the tokens.
-      pooled: `[B]`, the row of `[cls]` or EOS; `None` in a tower that is read by a pooling head.
-      mask: `[B]`, which samples count in the averages over samples.
 
-    Returns:
-      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
-      `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as `Moments`:
-      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its
-      sum over a sample's queries; `tokens`, the number of these.
+def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
+    """The biases `[L, D]` of the models that learned any in this tower, by model.
+
+    Of a bias by kind it is the vector of all tokens but the pooled one, of one by token the mean: what is compared with
+    them is a mean over tokens too.
     """
-
-    def observe(view: LayerView) -> dict[str, Any]:
-        input_part, prompt_part, mass = parts(view, roles)
-        projected = view.project(prompt_part).astype(jnp.float32)
-        norms = jnp.linalg.norm(projected, axis=-1)
-        both = norms + jnp.linalg.norm(view.project(input_part).astype(jnp.float32), axis=-1)
-        share = norms / jnp.maximum(both, jnp.finfo(jnp.float32).tiny)
-        batch, length = view.tokens.shape[:2]
-        counted = jnp.broadcast_to(roles.queries, (batch, length))
-        if mask is not None:
-            counted = counted & mask[:, None]
-        rows = None if pooled is None else pooled[:, None, None]
-        return {
-            "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
-            **({} if rows is None else {"pooled_mass": jnp.take_along_axis(mass, rows, axis=2)[..., 0]}),
-            "norm_share": share.mean(-1, where=roles.queries),
-            "part": Moments.of(projected, counted),
-            "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
-            "tokens": Moments.of(counted.sum(-1), mask),
-        }
-
-    return observe
+    biases = {}
+    for model in study.tuned:
+        bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
+        if bias is not None:
+            values = np.asarray(bias)
+            if values.ndim == 3:
+                values = values[:, 1] if values.shape[1] == 2 else values.mean(1)
+            biases[model.key] = values
+    return biases
 
 
 def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -15,30 +15,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipbias.explain.results import ByOutcome, ImageOutcomes, Replacements
-from clipbias.explain.uncertainty import Estimate, cross, resample, shares
+from clipbias.explain.results import ImageOutcomes
+from clipbias.explain.uncertainty import cross, resample
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 
-# Units, and what outcomes are called in sentences.
+# Their names, units, and digits.
 OUTCOMES = ("accuracy", "calibrated")
 UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
-OUTCOME_NAMES = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihood"}
-REFERENCE = "reference"
-TUNED = "tuned"
-KEPT = "kept"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Mean outcomes of `K` ways to classify the same images.
+    """Mean outcomes of `K` ways to classify the same images."""
 
-    Attributes:
-      mean: `[K]`.
-      draws: `[RESAMPLES, K]`, the same over resamples of the images.
-    """
-
-    mean: np.ndarray
-    draws: np.ndarray
+    mean: np.ndarray  # `[K]`
+    draws: np.ndarray  # `[RESAMPLES, K]`, the same over resamples of the images
 
     def contrast(self, matrix: np.ndarray) -> "Sample":
         """Linear combinations `matrix [K, Q]` of them."""
@@ -47,17 +38,11 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Outcomes of one model, or of several that differ in their seed alone.
+    """Outcomes of one model, or of several that differ in their seed alone."""
 
-    Attributes:
-      samples: "accuracy" in points, "calibrated" log-likelihood in nats.
-      values: the same of every image, `[n, K]`, a mean over the models.
-      images: how many.
-    """
-
-    samples: Mapping[str, Sample]
-    values: Mapping[str, np.ndarray]
-    images: int
+    samples: Mapping[str, Sample]  # "accuracy" in points, "calibrated" log-likelihood in nats
+    values: Mapping[str, np.ndarray]  # the same of every image, `[n, K]`, a mean over the models
+    images: int  # how many
 
     def outcomes(self, images: np.ndarray) -> ImageOutcomes:
         """Those of every image, `[n, K]`, by the images' numbers in the split."""
@@ -81,12 +66,8 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Measure
         "accuracy": 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None]),
         "calibrated": calibrate(logits, labels, seed=seed)[0],
     }
-    samples = {name: _sampled(rows, seed=seed) for name, rows in values.items()}
+    samples = {name: Sample(rows.mean(0), resample(rows, seed=seed)) for name, rows in values.items()}
     return Measured(samples, values, len(labels))
-
-
-def _sampled(values: np.ndarray, *, seed: int) -> Sample:
-    return Sample(values.mean(0), resample(values, seed=seed))
 
 
 def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -131,32 +112,3 @@ def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
         samples[name] = Sample(np.mean(means, axis=0), draws)
     values = {name: np.mean([each.values[name] for each in measured], axis=0) for name in measured[0].values}
     return Measured(samples, values, measured[0].images)
-
-
-def summarize_replacements(measured: Measured, forms: Sequence[str]) -> ByOutcome[Replacements]:
-    """By outcome what every replacement keeps of the gain.
-
-    Args:
-      measured: of the forms.
-      forms: "reference", "tuned" and "kept:NAME" (the frozen model with a replacement), in any order.
-    """
-    unit = dict(zip(forms, np.eye(len(forms)), strict=True))
-    contrasts = {form: unit[form] - unit[REFERENCE] for form in forms if form.startswith(f"{KEPT}:")}
-    contrasts["gain"] = unit[TUNED] - unit[REFERENCE]
-    matrix = np.stack(list(contrasts.values()), axis=1)
-
-    def summarize(outcome: str) -> Replacements:
-        numbers = measured_shares(measured.samples[outcome].contrast(matrix), list(contrasts))
-        kept = {name.removeprefix(f"{KEPT}:"): number for name, number in numbers.items() if name != "gain"}
-        return Replacements(gain=numbers["gain"], kept=kept)
-
-    return ByOutcome(accuracy=summarize("accuracy"), calibrated=summarize("calibrated"))
-
-
-def measured_shares(sample: Sample, names: Sequence[str], *, of: str = "gain") -> dict[str, Estimate]:
-    """Every number by name, with its interval and its share of the one that is named so, which has none itself."""
-    place = names.index(of)
-    numbers = shares(sample.mean, sample.draws, sample.mean[place], sample.draws[:, place])
-    by_name = dict(zip(names, numbers, strict=True))
-    by_name[of] = dataclasses.replace(by_name[of], share=None)
-    return by_name

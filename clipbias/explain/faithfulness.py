@@ -12,16 +12,13 @@ import numpy as np
 
 from clipbias.clip.params import Params
 from clipbias.explain.model import Model, why_no_maps
-from clipbias.explain.passes import chunk, predictor
 from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, explanations
 from clipbias.explain.results import (
     MAPS,
     Faithfulness,
-    MapCurves,
     Missing,
     ModelFaithfulness,
     PerturbationCurve,
-    TargetCurves,
 )
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, spread
@@ -112,26 +109,25 @@ def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=results)
 
 
-def _curves(accuracy: np.ndarray) -> dict[str, MapCurves]:
-    """By map, of accuracies `[targets, maps, directions, steps]`."""
+def _curves(accuracy: np.ndarray) -> dict[str, dict[str, dict[str, PerturbationCurve]]]:
+    """By map, direction and target, of accuracies `[targets, maps, directions, steps]`."""
 
-    def curve(target: str, place: int, direction: str) -> PerturbationCurve:
-        values = accuracy[TARGETS.index(target), place, DIRECTIONS.index(direction)]
-        return PerturbationCurve(accuracy=values.astype(np.float32), area=area_under_curve(FRACTIONS, values))
-
-    def targets(place: int, direction: str) -> TargetCurves:
-        return TargetCurves(predicted=curve("predicted", place, direction), true=curve("true", place, direction))
+    def curve(*place: int) -> PerturbationCurve:
+        return PerturbationCurve(accuracy[place].astype(np.float32), area_under_curve(FRACTIONS, accuracy[place]))
 
     return {
-        name: MapCurves(positive=targets(place, "positive"), negative=targets(place, "negative"))
-        for place, name in enumerate(MAPS)
+        name: {
+            direction: {target: curve(k, number, way) for k, target in enumerate(TARGETS)}
+            for way, direction in enumerate(DIRECTIONS)
+        }
+        for number, name in enumerate(MAPS)
     }
 
 
 def _perturbation_step(study: Study, model: Model) -> Step:
     config = study.clip.config.vision
     task = model.task
-    of_model = predictor(study, model)
+    of_model = study.predictor(model)
     key = jax.random.key(study.options.seed)
     counts = np.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
     # Maps that do not depend on the target are tested once.
@@ -156,7 +152,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
             learnables,
             study.normalize(raw),
             targets=jnp.stack([predicted, batch["labels"]], axis=1),
-            options=MapOptions(chunk=chunk(model, raw)),
+            options=MapOptions(chunk=model.chunk(raw)),
             text=text if model.has_own_head else None,
         )
         maps = {name: explained[name].vision[..., : config.patches] for name in REDUCTIONS}

@@ -9,11 +9,11 @@ import hashlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation
 from clipbias.clip.precision import named
-from clipbias.explain.attention import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import crops_of
 
@@ -26,10 +26,53 @@ def additions(task: Task) -> Adaptation:
     return jax.eval_shape(task.method.adapt, task.shapes)
 
 
+def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
+    """`(V, T)`: the numbers of learned tokens in the vision and in the text tower."""
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    vision = adaptation.vision_prompts
+    text = adaptation.text_context
+    return 0 if vision is None else vision.shape[-2], 0 if text is None else text.shape[-2]
+
+
+def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
+    """In how many layers, from the first on, learned tokens are put in: `(vision, text)`, 0 in a tower without any.
+
+    In these layers what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
+    """
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    vision = 0
+    if adaptation.vision_prompts is not None:
+        vision = adaptation.vision_prompts.shape[-3]
+    if adaptation.text_context is None:
+        return vision, 0
+    deeper = adaptation.text_prompts
+    return vision, 1 if deeper is None else 1 + deeper.shape[0]
+
+
 def passes(task: Task) -> int:
     """The number of passes over an image, each with other vision prompts."""
     prompts = additions(task).vision_prompts
     return prompts.shape[0] if prompts is not None and len(prompts.shape) == 4 else 1
+
+
+def by_pass(adaptation: Adaptation) -> list[Adaptation]:
+    """An adaptation for each pass over an image: one, or as many as there are sets of vision prompts."""
+    prompts = adaptation.vision_prompts
+    if prompts is None or prompts.ndim == 3:
+        return [adaptation]
+    return [dataclasses.replace(adaptation, vision_prompts=prompts_of_pass) for prompts_of_pass in prompts]
+
+
+def of_texts(adaptation: Adaptation, texts: jax.Array | np.ndarray, count: int) -> Adaptation:
+    """The same for some of `count` texts, where they have contexts of their own, or share one with the next texts."""
+    context = adaptation.text_context
+    class_prompts = adaptation.text_class_prompts
+    if context is not None and context.ndim == 3:
+        contexts = jnp.asarray(context)[texts // (count // context.shape[0])]
+        adaptation = dataclasses.replace(adaptation, text_context=contexts)
+    if class_prompts is not None:
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=jnp.asarray(class_prompts)[texts])
+    return adaptation
 
 
 def why_no_maps(task: Task) -> str:
@@ -145,6 +188,10 @@ class Model:
     def prompts(self) -> tuple[int, int]:
         """`(V, T)`: learned tokens in the vision and in the text tower."""
         return prompt_counts(self.task, self.learnables)
+
+    def chunk(self, images: jax.Array) -> int | None:
+        """The images that `relevancy` takes at a time: fewer where a class has several texts; `None` for all."""
+        return None if self.texts == 1 else max(1, len(images) // self.texts)
 
     @property
     def depths(self) -> tuple[int, int]:

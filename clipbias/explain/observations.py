@@ -12,21 +12,15 @@ methods with vision prompts. Changes are tuned less zero-shot, attention is a me
 images are those that zero-shot gets wrong and the tuned model right.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import TextTokens
-from clipbias.clip.tower import Observe
-from clipbias.explain.attention import observe_text_shares, text_kinds
-from clipbias.explain.attention_sections import observe_texts, vision_totals
+from clipbias.explain.attention import eos_shares, layer_maps, vision_totals
 from clipbias.explain.dataset_sections import relevancy_totals
-from clipbias.explain.model import Model, why_no_similarity, why_no_text_attention, why_no_vision_attention
-from clipbias.explain.passes import layer_maps
+from clipbias.explain.model import why_no_similarity, why_no_text_attention, why_no_vision_attention
 from clipbias.explain.results import (
     TEXT_KINDS,
     ModelFacts,
@@ -43,6 +37,7 @@ from clipbias.explain.statistics import Moments, total_variation
 from clipbias.explain.study import Batch, Section, Study, SumRequest
 from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, weigh
 from clipbias.explain.verdict import QUARTER
+from clipbias.explain.wording import in_points
 
 FEWEST_SAMPLES = 10
 UNCHANGED = 10.0  # percent
@@ -56,11 +51,6 @@ _WHERE = {
     Where.OUTSIDE: Outcome.DOES_NOT,
 }
 _WHAT = {What.SAME: Outcome.HOLDS, What.DEPENDS: Outcome.DOES_NOT, What.NOTHING: Outcome.DOES_NOT}
-
-# Numbers of each sample, `[n, q]` with NaN where there is none, of one model; `None` where nothing was measured.
-Columns = Callable[[StudyResults, str], np.ndarray | None]
-# From means over samples `[..., q]` to the number `[...]`.
-Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def compute_observations(study: Study) -> Section[Observations]:
@@ -83,31 +73,20 @@ def compute_observations(study: Study) -> Section[Observations]:
             sides = [of_relevancy[f"each/text_kinds/{side}"].values for side in ("zero_shot", "tuned")]
             text_relevancy = np.stack(sides, axis=1)
         nearness = of_vision.get("rank_correlation/layers")
+        eos_attention = None
+        if not why_no_text_attention(model.task):  # of zero-shot with the text that figures show it with
+            texts = eos_shares(study, study.worded if model is study.zero_shot else model)
+            eos_attention = np.mean([shares.mean((0, 2)) for shares in texts], axis=0)
         models[model.key] = ObservedModel(
             text_relevancy=text_relevancy,
             patch_variation=of_relevancy["each/variation"].values[:, 0] if of_relevancy else None,
-            eos_attention=None if why_no_text_attention(model.task) else _eos_attention(study, model),
+            eos_attention=eos_attention,
             distance=of_vision[f"{among_inputs}/distance/layers"].values if of_vision else None,
             entropy=of_vision[f"{among_inputs}/entropy/layers"].values if of_vision else None,
             nearness=nearness.values.mean(1) if nearness is not None else None,
             cls_variation=maps[model.key].values if model.key in maps else None,
         )
     return Observations(models=models, rows=())
-
-
-def _eos_attention(study: Study, model: Model) -> np.ndarray:
-    """The attention of EOS by kind of token, a mean over layers, heads and a class's texts: `[C, 6]`.
-
-    Zero-shot has the text that figures show it with.
-    """
-    shown = study.worded if model is study.zero_shot else model
-
-    def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
-        shares = observe_text_shares(jnp.asarray(tokens.eos), kinds)
-        return lambda view: {"shares": shares(view)}
-
-    texts = observe_texts(study, shown, observe, text_kinds(shown.task))
-    return np.mean([seen["shares"].mean((0, 2)) for seen in texts], axis=0)
 
 
 def _cls_variations(study: Study) -> Section[Mapping[str, Moments]]:
@@ -140,7 +119,9 @@ def decide(number: Estimate | None, low: float, high: float) -> Outcome:
     return Outcome.DOES_NOT if number.high < low or high < number.low else Outcome.UNDECIDED
 
 
-def estimate_over(samples: Sequence[np.ndarray], statistic: Statistic, *, seed: int = 0) -> tuple[Estimate, int]:
+def estimate_over(
+    samples: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+) -> tuple[Estimate, int]:
     """A function of means over samples, with its interval.
 
     Args:
@@ -172,70 +153,49 @@ def estimate_over(samples: Sequence[np.ndarray], statistic: Statistic, *, seed: 
     return estimate(middle, cross(means, draws, seed=seed)[:, 0]), fewest
 
 
-def _relevancy_change(results: StudyResults, key: str, *, kinds: Sequence[str]) -> np.ndarray | None:
-    """By how many points the share of some kinds of text tokens changes, on images that tuning corrected."""
-    shares = _observed(results, key).text_relevancy
-    if shares is None:
-        return None
-    sums = shares[..., [TEXT_KINDS.index(kind) for kind in kinds]].sum(-1)
-    return _corrected(results, key, 100 * (sums[:, 1] - sums[:, 0]))
+def columns_of(results: StudyResults, key: str) -> dict[str, np.ndarray]:
+    """What claims about a model are numbers of, by claim: `[n, q]`, NaN where a sample has none.
 
+    What was not measured is left out. Where a claim compares both models, the first half of the columns is the model's
+    and the second zero-shot's.
+    """
+    if results.observations is None:
+        return {}
+    model, plain = (results.observations.models[each] for each in (key, results.zero_shot.key))
+    corrected = results.predictions.changes(key) == 0
+    columns: dict[str, np.ndarray] = {}
 
-def _patch_variation(results: StudyResults, key: str) -> np.ndarray | None:
-    variation = _observed(results, key).patch_variation
-    return None if variation is None else _corrected(results, key, 100 * variation)
+    def kinds(shares: np.ndarray, *names: str) -> np.ndarray:
+        return shares[..., [TEXT_KINDS.index(name) for name in names]].sum(-1)
 
+    def of_corrected(values: np.ndarray) -> np.ndarray:
+        return np.where(corrected, values, np.nan)[:, None]
 
-def _corrected(results: StudyResults, key: str, values: np.ndarray) -> np.ndarray:
-    """Values `[n]` of the images that zero-shot gets wrong and the model right, NaN for others: `[n, 1]`."""
-    return np.where(results.predictions.changes(key) == 0, values, np.nan)[:, None]
-
-
-def _eos_to_sos(results: StudyResults, key: str) -> np.ndarray | None:
-    shares = _observed(results, key).eos_attention
-    return None if shares is None else 100 * shares[:, [TEXT_KINDS.index("sos")]]
-
-
-def _eos_to_places(results: StudyResults, key: str) -> np.ndarray | None:
-    """By how many points attention to the prompts' places changes."""
-    both = _eos_of_both(results, key, PLACES)
-    return None if both is None else 100 * (both[:, :1] - both[:, 1:])
-
-
-def _eos_of_both(results: StudyResults, key: str, kinds: Sequence[str] = ("category",)) -> np.ndarray | None:
-    """EOS's attention to some kinds, of the model and of zero-shot: `[C, 2]`."""
-    sides = [_observed(results, each).eos_attention for each in (key, results.zero_shot.key)]
-    sums = [side[:, [TEXT_KINDS.index(kind) for kind in kinds]].sum(1) for side in sides if side is not None]
-    return np.stack(sums, axis=1) if len(sums) == 2 else None
-
-
-def _vision_of_both(results: StudyResults, key: str, *, quantity: str) -> np.ndarray | None:
-    """Distance or entropy by layer, of the model and of zero-shot: `[n, 2 L]`."""
-    sides = [getattr(_observed(results, each), quantity) for each in (key, results.zero_shot.key)]
-    return None if any(side is None for side in sides) else np.concatenate(sides, axis=1)
-
-
-def _first_layer_of_both(results: StudyResults, key: str) -> np.ndarray | None:
-    """Distance and entropy in layer 1, of the model and of zero-shot: `[n, 4]`."""
-    both = [_vision_of_both(results, key, quantity=quantity) for quantity in ("distance", "entropy")]
-    if any(columns is None for columns in both):
-        return None
-    sides = [columns.reshape(len(columns), 2, -1)[..., 0] for columns in both if columns is not None]
-    return np.stack(sides, axis=-1).reshape(len(sides[0]), -1)
-
-
-def _nearness(results: StudyResults, key: str) -> np.ndarray | None:
-    nearness = _observed(results, key).nearness
-    return None if nearness is None else nearness[:, None]
-
-
-def _cls_variation(results: StudyResults, key: str) -> np.ndarray | None:
-    variation = _observed(results, key).cls_variation
-    return None if variation is None else 100 * variation[:, None]
-
-
-def _observed(results: StudyResults, key: str) -> ObservedModel:
-    return results.observations.models[key] if results.observations else ObservedModel()
+    if model.text_relevancy is not None:
+        for claim, names in (("category", ("category",)), ("sos", ("sos",)), ("prompts", PLACES)):
+            before, after = kinds(model.text_relevancy, *names).T
+            columns[f"relevancy of {claim}"] = of_corrected(100 * (after - before))
+    if model.patch_variation is not None:
+        columns["relevancy of patches"] = of_corrected(100 * model.patch_variation)
+    if model.eos_attention is not None:
+        columns["EOS to SOS"] = 100 * kinds(model.eos_attention, "sos")[:, None]
+    if model.eos_attention is not None and plain.eos_attention is not None:
+        both = [model.eos_attention, plain.eos_attention]
+        moved = kinds(both[0], *PLACES) - kinds(both[1], *PLACES)
+        columns["EOS to prompts"] = 100 * moved[:, None]
+        columns["EOS to category"] = np.stack([kinds(shares, "category") for shares in both], axis=1)
+    pairs = {"distance": (model.distance, plain.distance), "entropy": (model.entropy, plain.entropy)}
+    for quantity, (tuned, before) in pairs.items():
+        if tuned is not None and before is not None:
+            columns[quantity] = np.concatenate([tuned, before], axis=1)
+    if "distance" in columns and "entropy" in columns:  # in layer 1
+        sides = [columns[quantity].reshape(len(columns[quantity]), 2, -1)[..., 0] for quantity in pairs]
+        columns["layer 1"] = np.stack(sides, axis=-1).reshape(len(sides[0]), -1)
+    if model.nearness is not None:
+        columns["nearness"] = model.nearness[:, None]
+    if model.cls_variation is not None:
+        columns["[cls] map"] = 100 * model.cls_variation[:, None]
+    return columns
 
 
 def _mean(means: np.ndarray) -> np.ndarray:
@@ -260,109 +220,78 @@ def _largest_difference(means: np.ndarray) -> np.ndarray:
     return np.abs(_relative(means)).max(-1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Claim:
-    """A claim of a figure: its words, its number, and the range in which it holds.
+class _Number(NamedTuple):
+    """A number and the range in which a claim about it holds.
 
-    Attributes:
-      tower: "vision" or "text", whose prompts it is about; "" of the frozen model.
+    `tower` is "vision" or "text", whose prompts it is about; "" of the frozen model. `columns` names what it is made
+    of (`columns_of`), and `of` takes their means `[..., q]` to the number `[...]`.
     """
+
+    unit: str
+    range: tuple[float, float]
+    tower: str
+    columns: str
+    of: Callable[[np.ndarray], np.ndarray] = _mean
+
+
+class _Claim(NamedTuple):
+    """A claim of a figure in words: where it stands, the claim, the statistic; and its number."""
 
     source: str
     claim: str
     statistic: str
-    unit: str
-    low: float
-    high: float
-    tower: str
-    columns: Columns
-    number: Statistic = _mean
+    number: _Number
 
 
-_INFINITE = float("inf")
+_FALLS = (-np.inf, 0.0)
+_RISES = (0.0, np.inf)
+_KEPT = (-np.inf, UNCHANGED)
 _CLAIMS = (
     _Claim(
         "Fig. 2",
         "Relevancy of the category falls",
         "change of the class name's share of relevancy, corrected images",
-        "points",
-        -_INFINITE,
-        0,
-        "text",
-        functools.partial(_relevancy_change, kinds=("category",)),
+        _Number("points", _FALLS, "text", "relevancy of category"),
     ),
     _Claim(
         "Fig. 2",
         "Relevancy of SOS falls",
         "change of SOS's share of relevancy, corrected images",
-        "points",
-        -_INFINITE,
-        0,
-        "text",
-        functools.partial(_relevancy_change, kinds=("sos",)),
+        _Number("points", _FALLS, "text", "relevancy of sos"),
     ),
     _Claim(
         "Fig. 2",
         "Relevancy of prompts rises",
         "change of the share of relevancy on prompts or words in their places, corrected images",
-        "points",
-        0,
-        _INFINITE,
-        "text",
-        functools.partial(_relevancy_change, kinds=PLACES),
+        _Number("points", _RISES, "text", "relevancy of prompts"),
     ),
     _Claim(
         "Fig. 3",
         "Patches keep their relative relevancy",
         "part of the patches' relevancy that moves to other patches, corrected images",
-        "%",
-        -_INFINITE,
-        UNCHANGED,
-        "vision",
-        _patch_variation,
+        _Number("%", _KEPT, "vision", "relevancy of patches"),
     ),
     _Claim(
-        "Fig. 4",
-        "EOS looks at SOS",
-        "SOS's share of EOS's attention",
-        "%",
-        50,
-        _INFINITE,
-        "",
-        _eos_to_sos,
+        "Fig. 4", "EOS looks at SOS", "SOS's share of EOS's attention", _Number("%", (50.0, np.inf), "", "EOS to SOS")
     ),
     _Claim(
         "Fig. 4",
         "EOS's attention moves to prompts",
         "change of the share of prompts or words in their places",
-        "points",
-        0,
-        _INFINITE,
-        "text",
-        _eos_to_places,
+        _Number("points", _RISES, "text", "EOS to prompts"),
     ),
     _Claim(
         "Fig. 4",
         "The category keeps its part of EOS's attention",
         "relative change of the class name's share",
-        "%",
-        -UNCHANGED,
-        UNCHANGED,
-        "text",
-        _eos_of_both,
-        _relative_change,
+        _Number("%", (-UNCHANGED, UNCHANGED), "text", "EOS to category", _relative_change),
     ),
     *(
         _Claim(
             "Fig. 5",
             f"Attention {quantity} is unchanged",
             "size of its relative change among input tokens, mean over layers",
-            "%",
-            -_INFINITE,
-            UNCHANGED,
-            "vision",
-            functools.partial(_vision_of_both, quantity=quantity),
-            _mean_difference,
+            _Number("%", _KEPT, "vision", quantity, _mean_difference),
         )
         for quantity in ("distance", "entropy")
     ),
@@ -370,32 +299,19 @@ _CLAIMS = (
         "Fig. 5",
         "Layer 1 is identical without prompts",
         "larger relative change of both among input tokens",
-        "%",
-        -_INFINITE,
-        IDENTICAL,
-        "vision",
-        _first_layer_of_both,
-        _largest_difference,
+        _Number("%", (-np.inf, IDENTICAL), "vision", "layer 1", _largest_difference),
     ),
     _Claim(
         "Fig. 6",
         "Prompts resemble background",
         "rank correlation of [cls] attention and nearness to prompts",
-        "",
-        -_INFINITE,
-        0,
-        "vision",
-        _nearness,
+        _Number("", _FALLS, "vision", "nearness"),
     ),
     _Claim(
         "Fig. 6",
         "The [cls] map is unchanged",
         "part of [cls] attention that moves to other patches",
-        "%",
-        -_INFINITE,
-        UNCHANGED,
-        "vision",
-        _cls_variation,
+        _Number("%", _KEPT, "vision", "[cls] map"),
     ),
 )
 
@@ -410,36 +326,32 @@ def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
     if results.observations is None:
         return ()
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
+    columns = {model.key: columns_of(results, model.key) for model in (results.zero_shot, *results.tuned)}
     rows = []
     for claim in _CLAIMS:
-        about = methods if claim.tower else [[results.zero_shot]]
-        rows += [_row(results, claim, models, seed) for models in about if _is_about(claim, models[0])]
+        about = claim.number
+        for models in methods if about.tower else [[results.zero_shot]]:
+            if about.tower and not getattr(models[0], f"{about.tower}_prompts"):
+                continue
+            measured = [columns[model.key][about.columns] for model in models if about.columns in columns[model.key]]
+            number, samples = None, 0
+            if len(measured) == len(models):
+                number, samples = estimate_over(measured, about.of, seed=seed)
+            rows.append(
+                Observation(
+                    source=claim.source,
+                    claim=claim.claim,
+                    method=models[0].name if len(models) > 1 else models[0].label,
+                    statistic=claim.statistic,
+                    unit=about.unit,
+                    number=number if samples else None,
+                    samples=samples,
+                    outcome=decide(number, *about.range),
+                )
+            )
     for models in methods:
         rows += _hypotheses(results, models)
     return tuple(rows)
-
-
-def _is_about(claim: _Claim, model: ModelFacts) -> bool:
-    prompts = {"": 1, "vision": model.vision_prompts, "text": model.text_prompts}
-    return bool(prompts[claim.tower])
-
-
-def _row(results: StudyResults, claim: _Claim, models: Sequence[ModelFacts], seed: int) -> Observation:
-    columns = [claim.columns(results, model.key) for model in models]
-    measured = [each for each in columns if each is not None]
-    number, samples = None, 0
-    if len(measured) == len(models):
-        number, samples = estimate_over(measured, claim.number, seed=seed)
-    return Observation(
-        source=claim.source,
-        claim=claim.claim,
-        method=models[0].name if len(models) > 1 else models[0].label,
-        statistic=claim.statistic,
-        unit=claim.unit,
-        number=number if samples else None,
-        samples=samples,
-        outcome=decide(number, claim.low, claim.high),
-    )
 
 
 def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
@@ -478,7 +390,7 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
             method=method.name,
             statistic=statistic,
             unit="%",
-            number=_in_percent(number),
+            number=None if number is None else in_points(number),
             samples=method.images if number else 0,
             outcome=outcome,
         )
@@ -499,10 +411,3 @@ def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[
     loss = Estimate(1 - kept.value, low, high)
     sides = [excludes(share, 1 - QUARTER) for share in (attention, tokens)]
     return loss, Outcome.DOES_NOT if 1 in sides else Outcome.HOLDS if sides == [-1, -1] else Outcome.UNDECIDED
-
-
-def _in_percent(share: Estimate | None) -> Estimate | None:
-    if share is None:
-        return None
-    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
-    return Estimate(100 * share.value, low, high)

@@ -7,11 +7,9 @@ from jax.typing import ArrayLike
 from PIL import Image
 
 from clipbias.data import Split
-from clipbias.explain.attention import text_kinds, to_image, token_labels
-from clipbias.explain.attention_sections import vision_totals
-from clipbias.explain.dataset_sections import compute_predictions, corrected
+from clipbias.explain.attention import layer_maps, text_kinds, to_image, token_labels, vision_totals
+from clipbias.explain.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.explain.model import Model, why_no_maps, why_no_similarity
-from clipbias.explain.passes import layer_maps, predictor, relevancy_maps
 from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import (
     CHANGES,
@@ -81,7 +79,7 @@ def first_text(rows: ArrayLike) -> np.ndarray:
 
 def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> tuple[Relevancy, np.ndarray]:
     def run(pictures: jax.Array, labels: jax.Array) -> tuple[Relevancy, jax.Array]:
-        return relevancy_maps(study, model, pictures, labels), predictor(study, model).logits(pictures)
+        return relevancy_maps(study, model, pictures, labels), study.predictor(model).logits(pictures)
 
     return study.in_passes(run, pictures, labels)
 
@@ -266,7 +264,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> RowRequ
     """By layer the attention of `[cls]` and distances to prompts; and the true class's margin and log-likelihood."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        logits = predictor(study, model).logits(batch["images"])
+        logits = study.predictor(model).logits(batch["images"])
         return layer_maps(study, model, batch["images"]) | _margin_and_log_likelihood(logits, batch["labels"])
 
     return RowRequest(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)

@@ -1,7 +1,7 @@
-"""Relevancy of image and text tokens for a class (Eq. 13 to 16; Chefer, Gur, Wolf 2021).
+"""Maps of what a class is based on, as reductions of attention and its gradient (Eq. 13 to 16; Chefer, Gur, Wolf 2021).
 
-For a target's logit `y`, `exp(logit_scale) · cos(f, g)` unless the method has a head of its own, and each branch by
-itself,
+The target is a class's logit `y`, `exp(logit_scale) · cos(f, g)` unless the method has a head of its own, and each
+branch counts by itself. Relevancy is
 
     Ā_l = mean_h relu(∂y/∂A_l ⊙ A_l),    R ← R + Ā_l R,    first layer to last, R = I at the start,
 
@@ -9,21 +9,15 @@ read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a 
 which is where gradients come from, so one backward scan yields it. A head of one's own is differentiated by the image's
 features and by those of the target's texts; the texts of the other classes and whatever else it holds stay fixed.
 
-Gradients with respect to attention, one layer at a time, reduced before the next layer is touched.
-
 One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or the
 tokens of every so many-th block, from which the others are computed again. One scan backward differentiates a block by
 its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and
 forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by
-another.
+another. The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one
+row and continues with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its
+query is that row, and the last block counts as a whole.
 
-The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and
-continues with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its query is
-that row, and the last block counts as a whole.
-
-Maps of what a class is based on, as reductions of the attention and its gradient from the last layer down.
-
-- `relevancy` (Chefer, Gur, Wolf 2021): the pooled row of `(I + Ā_L) … (I + Ā_1)`, `Ā = mean_h relu(∂y/∂A ⊙ A)`.
+- `relevancy`: as above.
 - `attention`: the last layer's attention of the pooled row, mean over heads.
 - `rollout` (Abnar, Zuidema 2020): the pooled row of `Â_L … Â_1`, `Â = (mean_h A + I)` with rows that sum to 1.
 - `legrad` (Bousselham et al. 2024), from the gradient of the final score alone: `relu(∂y/∂A)`, mean over layers, heads
@@ -48,7 +42,7 @@ from flax import struct
 from clipbias.checks import check_int, shown
 from clipbias.clip import Adaptation, TextTokens, block, layers, tower
 from clipbias.clip.block import Keep, Record, run_block
-from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
+from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -57,15 +51,6 @@ from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, pool_image, project_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import why_no_maps
-from clipbias.explain.targets import (
-    check_targets,
-    first_layer,
-    image_contexts,
-    own_pair_logits,
-    pair_logits,
-    target_adaptation,
-    target_text,
-)
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.method import check_order
@@ -210,41 +195,30 @@ def block_backward(
 
 @struct.dataclass
 class LastRow:
-    """The pooled row of the last layer.
+    """The pooled row of the last layer."""
 
-    Attributes:
-      attention: its probabilities `[B, H, N]`.
-      cosine: of its query and each key, all heads together, `[B, N]` float32.
-      number: the row `[B]`; `None` where it is no token's, but a pooling head's.
-      others: which other tokens it sees, bool `[B, N]`.
-    """
-
-    attention: jax.Array
-    cosine: jax.Array
-    number: jax.Array | None
-    others: jax.Array
+    attention: jax.Array  # its probabilities `[B, H, N]`
+    cosine: jax.Array  # of its query and each key, all heads together, `[B, N]` float32
+    number: jax.Array | None  # the row `[B]`; `None` where it is no token's, but a pooling head's
+    others: jax.Array  # which other tokens it sees, bool `[B, N]`
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable.
+    """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable."""
 
-    Attributes:
-      first: from the last layer's pooled row and the gradient `[B, H, N]` of its probabilities to a state of any shape
-        that starts with `B`.
-      step: from the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
-      finish: from the state, the number of layers and the number of tokens that have an influence `[B]`, to a map
-        `[B, N]`.
-    """
-
+    # From the last layer's pooled row and the gradient `[B, H, N]` of its probabilities to a state of any shape that
+    # starts with `B`.
     first: Callable[[LastRow, jax.Array], jax.Array]
+    # From the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
     step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    # From the state, the number of layers and the number of tokens that have an influence `[B]`, to a map `[B, N]`.
     finish: Callable[[jax.Array, int, jax.Array], jax.Array] = lambda state, layers, tokens: state
 
 
-def _relevancy_first(row: LastRow, gradient: jax.Array) -> jax.Array:
-    """`e (I + Ā_L)`: `[B, N]`."""
-    return _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1)
+def _unit_row(row: LastRow) -> jax.Array | float:
+    """`e`: `[B, N]`; nothing for a row that is no token's."""
+    return 0.0 if row.number is None else jax.nn.one_hot(row.number, row.attention.shape[-1])
 
 
 def _relevancy_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -253,34 +227,14 @@ def _relevancy_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -
     return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
 
 
-def _unit_row(row: LastRow) -> jax.Array | float:
-    """`e`: `[B, N]`; nothing for a row that is no token's."""
-    if row.number is None:
-        return 0.0
-    return jax.nn.one_hot(row.number, row.attention.shape[-1])
-
-
-def _with_identity(row: jax.Array | float, passed: jax.Array) -> jax.Array:
-    """`r (mean_h A + I) / 2`: attention rows sum to 1, so halving is what normalises."""
-    return (row + passed) / 2
-
-
 def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
-    if row.number is None:
-        return row.attention.mean(1)
-    return _with_identity(_unit_row(row), row.attention.mean(1))
+    passed = row.attention.mean(1)
+    # Attention rows sum to 1, so halving is what normalises `mean_h A + I`.
+    return passed if row.number is None else (_unit_row(row) + passed) / 2
 
 
 def _rollout_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    return _with_identity(row, jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1])
-
-
-def _legrad_first(row: LastRow, gradient: jax.Array) -> jax.Array:
-    return jax.nn.relu(gradient).mean(1)
-
-
-def _legrad_step(total: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    return total + jax.nn.relu(gradient).mean(1).sum(1)
+    return (row + jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1]) / 2
 
 
 def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
@@ -296,25 +250,24 @@ def _of_last_layer(state: jax.Array, attention: jax.Array, gradient: jax.Array) 
     return state
 
 
-RELEVANCY = Reduction(_relevancy_first, _relevancy_step)
-ATTENTION = Reduction(lambda row, gradient: row.attention.mean(1), _of_last_layer)
-ROLLOUT = Reduction(_rollout_first, _rollout_step)
-LEGRAD = Reduction(_legrad_first, _legrad_step, lambda total, layers, tokens: total / (layers * tokens[:, None]))
-GRAD_ECLIP = Reduction(_grad_eclip, _of_last_layer)
-
 REDUCTIONS = {
-    "relevancy": RELEVANCY,
-    "attention": ATTENTION,
-    "rollout": ROLLOUT,
-    "legrad": LEGRAD,
-    "grad_eclip": GRAD_ECLIP,
+    "relevancy": Reduction(
+        first=lambda row, gradient: _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1),
+        step=_relevancy_step,
+    ),
+    "attention": Reduction(lambda row, gradient: row.attention.mean(1), _of_last_layer),
+    "rollout": Reduction(_rollout_first, _rollout_step),
+    "legrad": Reduction(
+        first=lambda row, gradient: jax.nn.relu(gradient).mean(1),
+        step=lambda total, attention, gradient: total + jax.nn.relu(gradient).mean(1).sum(1),
+        finish=lambda total, layers, tokens: total / (layers * tokens[:, None]),
+    ),
+    "grad_eclip": Reduction(_grad_eclip, _of_last_layer),
 }
 # Those that depend on the class that is explained.
 OF_TARGET = ("relevancy", "legrad", "grad_eclip")
 
-
 States = dict[str, jax.Array]  # of reductions, by the names of their maps
-_Carry = tuple[jax.Array, States]
 
 
 @struct.dataclass
@@ -326,8 +279,7 @@ class Relevancy:
       text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
       scores: `[B]`: the scaled logits that were explained.
 
-    With several targets per image each has a further axis `K` after `B`; by layer, maps have one of layers before the
-    tokens.
+    With several targets per image each has a further axis `K` after `B`.
     """
 
     vision: jax.Array
@@ -344,35 +296,25 @@ class MapOptions:
       start_layer: the first layer that counts, in both towers; negative counts from the end.
       chunk: so many images at a time; `None` all at once.
       recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
-      by_layer: whether there is a map for each layer that could be the first.
     """
 
     maps: tuple[str, ...] = tuple(REDUCTIONS)
     start_layer: int = 0
     chunk: int | None = None
     recompute: int = 0
-    by_layer: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerPass:
-    """A tower's forward pass.
+    """A tower's forward pass."""
 
-    Attributes:
-      inputs: the tower up to its first block.
-      config: its geometry.
-      saved: what `run_forward` saved of the blocks.
-      features: as they are read out, `[B, d]`.
-      pull: from the features' gradient to those of the tokens that reach the last block and of the row's attention.
-      row: the pooled row in the last layer.
-    """
-
-    inputs: TowerInput
-    config: TowerConfig
-    saved: Saved | jax.Array
-    features: jax.Array
+    inputs: TowerInput  # the tower up to its first block
+    config: TowerConfig  # its geometry
+    saved: Saved | jax.Array  # what `run_forward` saved of the blocks
+    features: jax.Array  # as they are read out, `[B, d]`
+    # From the features' gradient to those of the tokens that reach the last block and of the row's attention.
     pull: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    row: LastRow
+    row: LastRow  # the pooled row in the last layer
 
 
 def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig) -> tuple[jax.Array, LastRow]:
@@ -458,8 +400,7 @@ def reduce_backward(
       options: which maps, and of which layers.
 
     Returns:
-      For each reduction its map `[K, B, N]`; by layer `[K, B, L − start_layer, N]`, of what each layer and those above
-      it give.
+      For each reduction its map `[K, B, N]`.
     """
     inputs = tower_pass.inputs
     config = tower_pass.config
@@ -471,7 +412,7 @@ def reduce_backward(
         for name, reduction in reductions.items()
     }
 
-    def step(carry: _Carry, index: jax.Array) -> tuple[_Carry, States | None]:
+    def step(carry: tuple[jax.Array, States], index: jax.Array) -> tuple[tuple[jax.Array, States], None]:
         saved = saved_at(tower_pass.saved, index, inputs, config, options.recompute)
         pull, probabilities = block_backward(saved, layer_at(inputs, index), inputs, config)
 
@@ -482,39 +423,144 @@ def reduce_backward(
                 for name, reduction in reductions.items()
             }
 
-        gradients, states = jax.vmap(step_target)(*carry)
-        return (gradients, states), states if options.by_layer else None
+        return jax.vmap(step_target)(*carry), None
 
-    last = states
-    lower = None
     top = whole_blocks(inputs, config)
     if start_layer < top:
         below = jnp.arange(start_layer, top)
-        (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
+        (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     batch, length = inputs.tokens.shape[:2]
     influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)
     if inputs.causal:
         influential = jnp.asarray(inputs.pooled) + 1
-    count = top + 1 - start_layer
-
-    def finish(states: States, layers: int) -> States:
-        return {
-            name: jax.vmap(lambda state, r=reduction: r.finish(state, layers, influential))(states[name])
-            for name, reduction in reductions.items()
-        }
-
-    if not options.by_layer:
-        return finish(states, count)
-    by_layer = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
-    if inputs.pooled is not None:
-        by_layer.append(finish(last, 1))
-    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *by_layer)
+    return {
+        name: jax.vmap(lambda state, r=reduction: r.finish(state, top + 1 - start_layer, influential))(states[name])
+        for name, reduction in reductions.items()
+    }
 
 
-def _before_end(text: TextTokens, by_layer: bool) -> jax.Array:
-    """Which tokens are read before the end of their text, `[T, n]`, or `[T, 1, n]` for maps by layer."""
-    before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
-    return before_end[:, None] if by_layer else before_end
+def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
+    """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
+    targets = jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
+    if targets.ndim not in (1, 2) or targets.shape[0] != images.shape[0] or targets.size == 0:
+        raise ClipbiasError(
+            f"targets have shape {targets.shape} for {images.shape[0]} images; expected [B], or [B, K] for K classes "
+            "per image."
+        )
+    if not isinstance(targets, jax.core.Tracer) and targets.is_fully_addressable:
+        low = np.asarray(targets).min()
+        high = np.asarray(targets).max()
+        if low < 0 or high >= len(task.class_names):
+            raise ClipbiasError(
+                f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."
+            )
+    return targets
+
+
+def first_layer(start_layer: int, config: TowerConfig) -> int:
+    """`start_layer` counted from 0; negative ones count from the last layer."""
+    if not -config.layers <= start_layer < config.layers:
+        tower_name = "text" if isinstance(config, TextConfig) else "vision"
+        raise ClipbiasError(
+            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
+            "layers or -1 for the last one."
+        )
+    return start_layer % config.layers
+
+
+def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
+    """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
+    classes = tokens.ids.shape[0] // templates
+    rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
+    texts: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
+    return texts
+
+
+def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:
+    """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
+    adaptation = classifier.method.adapt(learnables)
+    context = adaptation.text_context
+    residual = adaptation.text_residual
+    if context is not None and context.ndim == 3:
+        context = jnp.asarray(context)
+        if context.shape[0] == classifier.templates:  # of templates, in the order of `target_text`
+            contexts = jnp.tile(context, (targets.shape[0], 1, 1))
+        else:
+            by_class = context.reshape(classifier.templates, -1, *context.shape[1:])[:, targets]
+            contexts = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
+        adaptation = dataclasses.replace(adaptation, text_context=contexts)
+    if adaptation.text_class_prompts is not None:
+        class_prompts = jnp.asarray(adaptation.text_class_prompts)[targets]
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=class_prompts)
+    if residual is not None:
+        adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
+    return adaptation
+
+
+def image_contexts(classifier: Classifier, learnables: Learnables, images: jax.Array, targets: int) -> jax.Array:
+    """The contexts that images of features `[B, d]` give the texts of so many `targets` each: `[B · K · n, T, Dt]`.
+
+    They are in the order of `target_text`. Whoever differentiates the texts by them holds the images fixed.
+    """
+    contexts = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(images)
+    assert contexts is not None
+    if contexts.ndim == 3:
+        contexts = jnp.repeat(contexts[:, None], classifier.templates, axis=1)
+    return jnp.repeat(contexts, targets, axis=0).reshape(-1, *contexts.shape[-2:])
+
+
+def own_pair_logits(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    texts: jax.Array,
+    class_features: jax.Array,
+    targets: jax.Array,
+) -> jax.Array:
+    """The logits of a method with a head of its own for every pair of an image and a target: `[B, K]`.
+
+    The target's texts stand among those of all classes, which are held fixed together with the learnables.
+
+    Args:
+      classifier: of the task.
+      params: the frozen weights.
+      learnables: whole, whatever the targets.
+      images: image features `[B, d]`.
+      texts: text features of the pairs `[B · K · n, d]`.
+      class_features: text features of all classes `[n · C, d]`.
+      targets: `[B, K]`.
+    """
+    fixed = classifier.split_by_template(class_features)
+
+    def logit(image: jax.Array, texts: jax.Array, target: jax.Array) -> jax.Array:
+        all_texts = fixed.at[:, target].set(texts).reshape(-1, texts.shape[-1])
+        return classifier.head(params, learnables, image[None], all_texts)[0, target]
+
+    over_targets = jax.vmap(logit, (None, 0, 0))
+    return jax.vmap(over_targets)(images, texts.reshape(*targets.shape, classifier.templates, -1), targets)
+
+
+def pair_logits(
+    scale: jax.Array, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
+) -> jax.Array:
+    """`y = s · cos(f, g)` of every pair: `[B, K]`.
+
+    Args:
+      scale: `s`, `exp(logit_scale)` or the method's own.
+      images: image features `[B, d]`.
+      texts: text features of the pairs `[B · K · n, d]`.
+      residual: `[B · K, d]`, or `None`.
+      templates: `n`.
+    """
+    if templates > 1:
+        texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
+    texts = unit_length(texts if residual is None else texts + residual)
+    texts = texts.reshape(images.shape[0], -1, texts.shape[-1])
+    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
+    return scale * pairs
 
 
 @with_precision
@@ -523,25 +569,17 @@ def compute_maps(
     options: MapOptions,
     params: Params,
     learnables: Learnables,
+    tokens: TextTokens,
+    class_features: jax.Array | None,
     images: jax.Array,
     targets: jax.Array,
-    tokens: TextTokens,
-    class_features: jax.Array | None = None,
     *,
     dtype: str = "float32",
 ) -> dict[str, Relevancy]:
-    """The maps that `options` name of images `[B, R, R, 3]` and target classes `[B, K]`.
+    """The maps that `options` name of normalised images `[B, R, R, 3]` and target classes `[B, K]`.
 
-    Args:
-      classifier: of the task.
-      options: which maps, and how they are computed.
-      params: the frozen weights.
-      learnables: as from `task.init`.
-      images: normalised.
-      targets: the classes that are explained in each image.
-      tokens: of all the task's texts; only the targets' texts are run.
-      class_features: text features of all classes `[n · C, d]`, for a method with a head of its own; else `None`.
-      dtype: compute type by name.
+    Of `tokens`, those of all the task's texts, only the targets' are run. `class_features [n · C, d]` are of all
+    classes, for a method with a head of its own; else `None`.
     """
     config = classifier.config
     templates = classifier.templates
@@ -578,12 +616,12 @@ def compute_maps(
     text_gradients = jax.tree.map(lambda x: x[None], text_pass.pull(pull(jnp.ones_like(logits))[1]))
     vision = reduce_backward(vision_pass, image_gradients, options)
     words = reduce_backward(text_pass, text_gradients, options)
-    before_end = _before_end(text, options.by_layer)
+    before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
     shape = (batch, per_image) if templates == 1 else (batch, per_image, templates)
     return {
         name: Relevancy(
             vision=jnp.moveaxis(vision[name], 0, 1)[..., config.vision.first_patch :],
-            text=jnp.where(before_end, words[name][0], 0).reshape(*shape, *words[name].shape[2:]),
+            text=jnp.where(before_end, words[name][0], 0).reshape(*shape, -1),
             scores=logits,
         )
         for name in options.maps
@@ -601,7 +639,6 @@ def relevancy(
     chunk: int | None = None,
     recompute: int = 0,
     text: Text | None = None,
-    by_layer: bool = False,
 ) -> Relevancy:
     """How much each patch, prompt and text token contributes to the logit of a class.
 
@@ -625,19 +662,15 @@ def relevancy(
         the same; above 1 they cannot be differentiated in reverse mode themselves.
       text: what `task.text_features` returned, to compute it once for many calls; a method without a head of its own
         has no use for it.
-      by_layer: whether to return a map for each first layer from `start_layer` on, from the same pass.
 
     Returns:
-      `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`); by layer, `vision
-      [B, L − start_layer, M + V]` and `text` likewise, of its own number of layers.
+      `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
 
     Raises:
       ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
         no whole number or too small.
     """
-    options = MapOptions(
-        maps=("relevancy",), start_layer=start_layer, chunk=chunk, recompute=recompute, by_layer=by_layer
-    )
+    options = MapOptions(("relevancy",), start_layer, chunk, recompute)
     return explanations(task, params, learnables, images, targets, options, text=text)["relevancy"]
 
 
@@ -651,17 +684,9 @@ def explanations(
     *,
     text: Text | None = None,
 ) -> dict[str, Relevancy]:
-    """Several maps of the same images and targets by name, from one pass.
+    """Several maps of the same images and targets by name, from one pass; arguments are as in `relevancy`.
 
-    Args:
-      task: as in `relevancy`.
-      params: likewise.
-      learnables: likewise.
-      images: likewise.
-      targets: likewise.
-      options: which maps, by default all of "relevancy", "attention", "rollout", "legrad", "grad_eclip"; and the other
-        arguments of `relevancy`.
-      text: as in `relevancy`.
+    By default all of "relevancy", "attention", "rollout", "legrad", "grad_eclip".
     """
     unknown = sorted(set(options.maps) - set(REDUCTIONS))
     if unknown:
@@ -703,19 +728,9 @@ def _explanations(
     if class_texts is not None:
         class_features = classifier.encode_text(params, classifier.method.adapt(learnables), class_texts)
 
-    def run(images: jax.Array, targets: jax.Array) -> dict[str, Relevancy]:
-        return compute_maps(
-            classifier,
-            options,
-            params,
-            learnables,
-            images,
-            targets,
-            tokens,
-            class_features,
-            dtype=classifier.dtype,
-        )
-
+    run = functools.partial(
+        compute_maps, classifier, options, params, learnables, tokens, class_features, dtype=classifier.dtype
+    )
     batch = images.shape[0]
     chunk = options.chunk
     if chunk is None or chunk >= batch:

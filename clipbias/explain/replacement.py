@@ -22,14 +22,14 @@ from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import divide_unlabelled
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias import METHODS as MEANS
-from clipbias.explain.bias import MeasuredBiases, measure_equivalent_biases, missing
+from clipbias.explain.bias import measure_equivalent_biases, missing
 from clipbias.explain.effects import calibrate
 from clipbias.explain.model import Model
-from clipbias.explain.passes import predictor
 from clipbias.explain.results import (
     PLAIN,
     ByOutcome,
     Comparison,
+    EquivalentBias,
     ImageComparisons,
     Kind,
     MethodReplacements,
@@ -104,20 +104,20 @@ def by_image(
     every = (frozen, teacher, *outputs)
     logits = np.stack([each.logits for each in every], axis=1)
     decisions = logits.argmax(-1)
+
+    def cosines_of(student: Outputs) -> np.ndarray:
+        if frozen.features is None or teacher.features is None or student.features is None:
+            return np.full(len(student.logits), np.nan)
+        return cosines(frozen.features, teacher.features, student.features)
+
     return ImageComparisons(
         students=tuple(students),
         decisions=decisions.astype(np.uint16),
         divergences=np.stack([divergences(teacher.logits, each.logits) for each in every], 1).astype(np.float32),
-        cosines=np.stack([_cosines(frozen, teacher, each) for each in every], 1).astype(np.float32),
+        cosines=np.stack([cosines_of(each) for each in every], 1).astype(np.float32),
         correct=None if labels is None else (decisions == labels[:, None]).astype(np.uint8),
         calibrated=None if labels is None else calibrate(logits, labels)[0].astype(np.float32),
     )
-
-
-def _cosines(frozen: Outputs, teacher: Outputs, student: Outputs) -> np.ndarray:
-    if frozen.features is None or teacher.features is None or student.features is None:
-        return np.full(len(student.logits), np.nan)
-    return cosines(frozen.features, teacher.features, student.features)
 
 
 def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | None, tuple[Comparison, ...]]:
@@ -200,21 +200,20 @@ class _Means:
 
     @classmethod
     def of(cls, models: Sequence[ImageComparisons], place: tuple[Kind, str] | None = None) -> "_Means":
-        """Of what `_counts` and `_values` say of each image; seeds and images are crossed.
+        """Of what `_columns` says of each image; seeds and images are crossed.
 
         Raises:
           ValueError: the models are of different images.
         """
-        counts = [_counts(model, place) for model in models]
-        columns = [count | _values(model, place) for count, model in zip(counts, models, strict=True)]
-        names = list(columns[0])
-        arrays = [np.stack([each[name] for name in names], axis=1).astype(np.float64) for each in columns]
+        columns = [_columns(model, place) for model in models]
+        names = [*columns[0][0], *columns[0][1]]
+        arrays = [np.stack([*counts.values(), *values.values()], axis=1) for counts, values in columns]
         if len({len(rows) for rows in arrays}) > 1:
             raise ValueError("models that differ in their seeds are compared on the same images")
         draws = [resample(rows) for rows in arrays]
         # The same half images for all models, as they have the same images.
         extra = np.random.default_rng(0).normal(0.0, _HALF_IMAGE / len(arrays[0]), draws[0].shape)
-        extra[:, len(counts[0]) :] = 0.0
+        extra[:, len(columns[0][0]) :] = 0.0
         means = [rows.mean(0) for rows in arrays]
         crossed = cross(means, [of_model + extra for of_model in draws])
         return cls(
@@ -233,42 +232,44 @@ class _Means:
         return self.number(name, of=of).share
 
 
-def _counts(model: ImageComparisons, place: tuple[Kind, str] | None) -> dict[str, np.ndarray]:
-    """Of each image `[n]`, by name, what numbers of images are made of; without a place, of the teacher alone."""
+def _columns(
+    model: ImageComparisons, place: tuple[Kind, str] | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of each image `[n]`, float64 by name, what numbers of images are made of, and what other means are.
+
+    Without a place of a student they are of the teacher alone.
+    """
     frozen, teacher = model.decisions[:, 0], model.decisions[:, 1]
+    at = [] if place is None else _at(model, place)
     groups = {"every": np.ones(len(frozen), bool), "moved": teacher != frozen}
     if model.correct is not None:
         was_right, is_right = model.correct[:, 0] > 0, model.correct[:, 1] > 0
         groups |= {"fixed": is_right & ~was_right, "broken": was_right & ~is_right}
-    columns: dict[str, np.ndarray] = {name: 1.0 * rows for name, rows in groups.items()}
+    counts: dict[str, np.ndarray] = {name: 1.0 * rows for name, rows in groups.items()}
+    values: dict[str, np.ndarray] = {}
     if place is not None:
         same = _same(model, place)
-        columns |= {f"same {name}": rows * same for name, rows in groups.items()}
-        if ceiling := _ceiling(model):
-            columns["less ceiling"] = groups["moved"] * (same - _same(model, ceiling))
+        counts |= {f"same {name}": rows * same for name, rows in groups.items()}
+        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Kind.CEILING]
+        if ceilings:
+            counts["less ceiling"] = groups["moved"] * (same - _same(model, ceilings[0]))
     if model.correct is not None:
         correct = model.correct.astype(np.float64)
-        columns["gain"] = correct[:, 1] - correct[:, 0]
+        counts["gain"] = correct[:, 1] - correct[:, 0]
         if place is not None:
-            columns["accuracy"] = correct[:, _at(model, place)].mean(1)
-            columns["student's gain"] = columns["accuracy"] - correct[:, 0]
-            columns["difference"] = columns["accuracy"] - correct[:, 1]
-    return columns
-
-
-def _values(model: ImageComparisons, place: tuple[Kind, str] | None) -> dict[str, np.ndarray]:
-    """Of each image `[n]`, by name, what other means are made of."""
-    columns: dict[str, np.ndarray] = {}
+            counts["accuracy"] = correct[:, at].mean(1)
+            counts["student's gain"] = counts["accuracy"] - correct[:, 0]
+            counts["difference"] = counts["accuracy"] - correct[:, 1]
     if model.calibrated is not None:
         nats = model.calibrated.astype(np.float64)
-        columns["nats"] = nats[:, 1] - nats[:, 0]
+        values["nats"] = nats[:, 1] - nats[:, 0]
         if place is not None:
-            columns["student's nats"] = nats[:, _at(model, place)].mean(1) - nats[:, 0]
+            values["student's nats"] = nats[:, at].mean(1) - nats[:, 0]
     if place is not None:
-        cosine = model.cosines[:, _at(model, place)].astype(np.float64)
-        columns["divergence"] = model.divergences[:, _at(model, place)].astype(np.float64).mean(1)
-        columns["cosine"], columns["moved feature"] = np.nan_to_num(cosine).mean(1), np.isfinite(cosine).mean(1)
-    return columns
+        cosine = model.cosines[:, at].astype(np.float64)
+        values["divergence"] = model.divergences[:, at].astype(np.float64).mean(1)
+        values["cosine"], values["moved feature"] = np.nan_to_num(cosine).mean(1), np.isfinite(cosine).mean(1)
+    return counts, values
 
 
 def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Comparison:
@@ -328,11 +329,6 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Com
 def _at(model: ImageComparisons, place: tuple[Kind, str]) -> list[int]:
     """The columns of what is in a place."""
     return [at for at, student in enumerate(model.students, start=2) if (student.kind, student.form) == place]
-
-
-def _ceiling(model: ImageComparisons) -> tuple[Kind, str] | None:
-    """The place of the teacher's own method that was fitted to it."""
-    return next(((each.kind, each.form) for each in model.students if each.kind is Kind.CEILING), None)
 
 
 def _same(model: ImageComparisons, place: tuple[Kind, str]) -> np.ndarray:
@@ -517,9 +513,8 @@ class _Fits:
         return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
 
 
-def _means(study: Study, model: Model, measured: MeasuredBiases) -> list[Candidate]:
+def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:
     """The mean of what a model's blocks add, in place of what forms of the same shapes learn."""
-    towers = measured.towers
     candidates = []
     for form, name in MEANS.items():
         method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
@@ -550,7 +545,7 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
     controls = [control for _, control in _controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        frozen, tuned, *others = (predictor(study, each) for each in (study.worded, model, *controls))
+        frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *controls))
         outputs = [
             each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
         ]

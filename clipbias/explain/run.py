@@ -9,10 +9,10 @@ from typing import Any
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.explain import (
-    attention_sections,
+    attention,
     causal_section,
     dataset_sections,
-    decomposition_section,
+    decomposition,
     faithfulness,
     observations,
     pictures,
@@ -38,10 +38,10 @@ from clipbias.tuning import parameter_count
 COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
     "predictions": dataset_sections.compute_predictions,
     "relevancy": dataset_sections.compute_relevancy,
-    "text_attention": attention_sections.compute_text_attention,
-    "vision_attention": attention_sections.compute_vision_attention,
+    "text_attention": attention.compute_text_attention,
+    "vision_attention": attention.compute_vision_attention,
     "similarity": pictures.compute_prompt_similarity,
-    "decomposition": decomposition_section.compute_decomposition,
+    "decomposition": decomposition.compute_decomposition,
     "causal": causal_section.compute_causal,
     "faithfulness": faithfulness.compute_faithfulness,
     "examples": pictures.compute_examples,
@@ -113,19 +113,14 @@ def _dataset(study: Study, predictions: Predictions, name: str, split: str) -> D
 
 def _geometry(study: Study) -> ClipFacts:
     vision = study.clip.config.vision
-    text = study.clip.config.text
     return ClipFacts(
         name=study.clip.name,
         fingerprint=study.clip.fingerprint,
         image_size=vision.image_size,
-        patch_size=vision.patch_size,
         grid=vision.grid,
         patches=vision.patches,
         tokens=vision.tokens,
         vision_layers=vision.layers,
-        vision_heads=vision.heads,
-        text_layers=text.layers,
-        text_heads=text.heads,
     )
 
 
@@ -135,7 +130,6 @@ def _describe(model: Model, predictions: Predictions) -> ModelFacts:
     if not images:
         raise ClipbiasError("none of the images could be read; check the data folder.")
     vision_prompts, text_prompts = model.prompts
-    vision_depth, text_depth = model.depths
     counts = parameter_count(model.learnables)
     return ModelFacts(
         key=model.key,
@@ -149,11 +143,9 @@ def _describe(model: Model, predictions: Predictions) -> ModelFacts:
         ),
         vision_prompts=vision_prompts,
         text_prompts=text_prompts,
-        vision_depth=vision_depth,
-        text_depth=text_depth,
+        vision_depth=model.depths[0],
         changes_vision=model.task.method.adapt(model.learnables).changes_vision,
         accuracy=100 * correct / images,
-        correct=correct,
         images=images,
         source=model.source,
     )

@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 from jax.scipy.stats import rankdata
 
-from clipbias.explain.results import Average, SampledAverage
+from clipbias.explain.results import Average
 
 
 def _widen(x: Any, ndim: int) -> Any:
@@ -91,11 +91,6 @@ class Moments:
     def average(self) -> Average:
         """Mean and standard error, float32."""
         return Average(np.asarray(self.mean, np.float32), np.asarray(self.standard_error, np.float32))
-
-    def sampled(self, each: "Moments") -> SampledAverage:
-        """The same, beside one number of each sample (`each`)."""
-        average = self.average
-        return SampledAverage(average.mean, average.standard_error, each.values)
 
 
 Totals = dict[str, Moments]

@@ -1,6 +1,4 @@
-"""A zero-shot model, tuned ones and a dataset: what every section of a study works with.
-
-One pass over images that serves every section of a study that needs them.
+"""A zero-shot model, tuned ones and a dataset, and one pass over images that serves every section that needs them.
 
 A `Section` is a generator. It yields a `SumRequest` or a `RowRequest` for all that it needs of images, and receives the
 results by name. Its next requests may depend on them: the causal test needs means over images, then runs with these
@@ -39,43 +37,34 @@ from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import split_batches
+from clipbias.training.evaluate import Predictor
 from clipbias.tuning import Task
 from clipbias.tuning.prompts import Classes
 
 Batch = Mapping[str, jax.Array]
 Step = Callable[[Batch], Mapping[str, Any]]
 T = TypeVar("T")
+Program = TypeVar("Program", bound=Callable[..., object])
 SAVE_SECONDS = 60.0
 _FINGERPRINT = "__fingerprint__"
 _EXAMPLES = "__examples__"
+_FIELDS = ("count", "mean", "squares")  # of `Moments`
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a section needs of images.
+    """What a section needs of images."""
 
-    Attributes:
-      name: unique in a study; a file name.
-      title: for a progress bar.
-      indices: numbers of the images in the split.
-      step: from a batch (uint8 "images" `[B, R, R, 3]`, "labels", "mask" and "numbers" `[B]`) to arrays or `Moments`.
-      split: the images; `None` takes the study's.
-      crops: views of each image besides itself; images are then `[B, 1 + crops, R, R, 3]`.
-    """
-
-    name: str
-    title: str
-    indices: np.ndarray
+    name: str  # unique in a study; a file name
+    title: str  # for a progress bar
+    indices: np.ndarray  # numbers of the images in the split
+    # From a batch (uint8 "images" `[B, R, R, 3]`, "labels", "mask" and "numbers" `[B]`) to arrays or `Moments`.
     step: Step
-    split: Split | None = None
-    crops: int = 0
-
-    def start(self) -> Any:
-        """The state before the first batch."""
-        raise NotImplementedError
+    split: Split | None = None  # the images; `None` takes the study's
+    crops: int = 0  # views of each image besides itself; images are then `[B, 1 + crops, R, R, 3]`
 
     def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
-        """The state after a batch.
+        """The state, `{}` at first, after a batch.
 
         Args:
           state: before it; not changed.
@@ -101,49 +90,36 @@ class Request:
 class SumRequest(Request):
     """For `Moments` by name, summed over all images: `Totals`."""
 
-    def start(self) -> Totals:
-        return {}
-
     def add(self, state: Totals, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Totals:
         return merge(state, batch)
 
     def pack(self, state: Totals) -> dict[str, np.ndarray]:
-        arrays = {}
-        for name, moments in state.items():
-            for field in dataclasses.fields(moments):
-                arrays[f"{name}|{field.name}"] = np.asarray(getattr(moments, field.name), np.float64)
-        return arrays
+        return {
+            f"{name}|{field}": np.asarray(getattr(moments, field), np.float64)
+            for name, moments in state.items()
+            for field in _FIELDS
+        }
 
     def unpack(self, arrays: dict[str, np.ndarray]) -> Totals:
-        parts: dict[str, dict[str, np.ndarray]] = {}
-        for place, value in sorted(arrays.items()):
-            name, _, field = place.rpartition("|")
-            parts.setdefault(name, {})[field] = value
-        return {name: _moments(fields) for name, fields in parts.items()}
-
-
-def _moments(fields: Mapping[str, np.ndarray]) -> Moments:
-    return Moments(fields["count"], fields["mean"], fields["squares"])
+        names = sorted({place.rpartition("|")[0] for place in arrays})
+        return {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
 
 
 class RowRequest(Request):
     """For arrays `[n, …]` by name, a row per image that could be read; "images" are the numbers of these."""
 
-    def start(self) -> list[dict[str, np.ndarray]]:
-        return []
-
     def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
         rows = {name: np.asarray(value)[: len(examples)][read] for name, value in batch.items()}
-        return [*state, rows | {"images": examples[read].astype(np.int32)}]
+        rows["images"] = examples[read].astype(np.int32)
+        return {name: [*state.get(name, ()), values] for name, values in rows.items()}
 
-    def pack(self, state: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([rows[name] for rows in state]) for name in (state[0] if state else ())}
+    def pack(self, state: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate(parts) for name, parts in state.items()}
 
-    def unpack(self, arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-        return [arrays] if arrays else []
+    def unpack(self, arrays: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+        return {name: [rows] for name, rows in arrays.items()}
 
-    def result(self, state: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return self.pack(state)
+    result = pack
 
 
 # Yields requests, receives their results by name, returns the section's result.
@@ -158,7 +134,16 @@ class RequestProgress:
         self.request = request
         self._path = folder / f"{request.name}.npz"
         self._fingerprint = fingerprint
-        self.state, self.done = self._load()
+        self.state: Any = {}
+        self.done = 0
+        if self._path.exists():
+            try:
+                arrays = load_arrays(self._path)
+                if str(arrays.pop(_FINGERPRINT, None)) == fingerprint:
+                    done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
+                    self.state, self.done = request.unpack(arrays), done
+            except (ClipbiasError, KeyError, ValueError):
+                pass
         self._saved = self.done
 
     def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
@@ -173,31 +158,6 @@ class RequestProgress:
             marks = {_FINGERPRINT: np.asarray(self._fingerprint), _EXAMPLES: np.asarray(self.done)}
             save_arrays(self._path, {**self.request.pack(self.state), **marks})
             self._saved = self.done
-
-    def _load(self) -> tuple[Any, int]:
-        if self._path.exists():
-            try:
-                arrays = load_arrays(self._path)
-                if str(arrays.pop(_FINGERPRINT, None)) == self._fingerprint:
-                    done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
-                    return self.request.unpack(arrays), done
-            except (ClipbiasError, KeyError, ValueError):
-                pass
-        return self.request.start(), 0
-
-
-class Saver:
-    """Says when a minute has passed since the last time."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether to save now; if so the next minute begins."""
-        due = time.monotonic() - self._last > SAVE_SECONDS
-        if due:
-            self._last = time.monotonic()
-        return due
 
 
 class Study:
@@ -253,7 +213,7 @@ class Study:
         self.clip = models[0].task.clip
         self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
-        self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use (`passes`)
+        self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use
         self.fingerprint = self._fingerprint()
 
     @property
@@ -278,6 +238,17 @@ class Study:
         """A tree of host arrays on every device of the mesh."""
         return meshes.replicate(self.mesh, tree)
 
+    def predictor(self, model: Model) -> Predictor:
+        """The model with its texts encoded, once for all sections."""
+        place = ("predictor", model.task)
+        if place not in self.shared:
+            self.shared[place] = Predictor.of(model.task, self.learnables[model.key], self.params)
+        return self.shared[place]
+
+    def program(self, name: str, model: Model, function: Program) -> Program:
+        """`function` compiled, once for all sections."""
+        return self.shared.setdefault((name, model.task), jax.jit(function))
+
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         for model in self.models:
@@ -288,14 +259,10 @@ class Study:
         digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         return digest.hexdigest()
 
-    def spread(self, count: int | None) -> np.ndarray:
-        """`count` example numbers spread evenly over the split; all of them for `None`."""
-        return spread(len(self.split), count)
-
     @property
     def images(self) -> np.ndarray:
         """Numbers of the images that most sections look at."""
-        return self.spread(self.options.image_limit)
+        return spread(len(self.split), self.options.image_limit)
 
     @property
     def training_images(self) -> np.ndarray:
@@ -346,19 +313,21 @@ class Study:
     def _pass(self, requests: Sequence[RequestProgress]) -> None:
         """Brings requests for the same images, as far as each other, to the end in one pass over the images."""
         first = requests[0].request
-        saver = Saver()
         title = first.title
         if len(requests) > 1:
             title = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
         size = self._size(first.split, first.crops)
-        batches = self.batches(first.indices, requests[0].done, split=first.split, crops=first.crops)
+        saved = time.monotonic()
         try:
-            for batch, number, total in batches:
+            for batch, number, total in self.batches(
+                first.indices, requests[0].done, split=first.split, crops=first.crops
+            ):
                 mask = meshes.device_get(batch["mask"])
                 for progress in requests:  # fetched in turn, so that processes that compile do not drift apart
                     progress.add(meshes.device_get(dict(progress.request.step(batch))), size, mask)
                 self.advance(title, number, total)
-                if number == total or saver.is_due():
+                if number == total or time.monotonic() - saved > SAVE_SECONDS:
+                    saved = time.monotonic()
                     self._save(requests)
                 if hosts.stops():  # several processes, which all stop at the same batch
                     raise hosts.Stopped

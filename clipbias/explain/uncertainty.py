@@ -6,7 +6,6 @@ the same draws, so that differences and shares stay paired.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,23 +13,19 @@ import numpy as np
 RESAMPLES = 2000
 LEVEL = 0.95
 LARGEST_SHARE = 10.0
-FEWEST_DATASETS = 5
 # Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
 _AT_ONCE = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
-
-    Attributes:
-      low, high: `None` where there is no interval.
-      share: of a gain; `None` where the gain's interval includes 0, or where it is no part of one.
-    """
+    """A number with its 95 % interval."""
 
     value: float
+    # low, high: `None` where there is no interval.
     low: float | None = None
     high: float | None = None
+    # Of a gain; `None` where the gain's interval includes 0, or where it is no part of one.
     share: "Estimate | None" = None
 
 
@@ -128,21 +123,3 @@ def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
     if number.low > threshold:
         return 1
     return -1 if number.high < threshold else 0
-
-
-def mean_over_datasets(values: Sequence[float]) -> Estimate:
-    """The mean over datasets; with an interval only from `FEWEST_DATASETS` on, since a dataset is one observation."""
-    mean = mean_of_few(values)
-    return mean if len(values) >= FEWEST_DATASETS else Estimate(mean.value)
-
-
-def mean_of_few(values: Sequence[float]) -> Estimate:
-    """The mean of a few independent numbers, such as one per dataset, with Student's interval; none below two."""
-    from scipy import stats
-
-    numbers = np.asarray(values, np.float64)
-    mean = float(numbers.mean())
-    if len(numbers) < 2:
-        return Estimate(mean)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(numbers) - 1) * numbers.std(ddof=1) / math.sqrt(len(numbers)))
-    return Estimate(mean, mean - half, mean + half)

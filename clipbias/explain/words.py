@@ -22,17 +22,11 @@ NEAREST = 5  # words of each prompt
 
 @dataclasses.dataclass(frozen=True)
 class Nearest:
-    """The nearest words of `n` vectors.
+    """The nearest words of `n` vectors."""
 
-    Attributes:
-      ids: `[n, k]` token ids, the nearest first; equally near ones by id.
-      distances: `[n, k]` Euclidean distances, float64.
-      mean_distance: `[n]`, to the whole vocabulary.
-    """
-
-    ids: np.ndarray
-    distances: np.ndarray
-    mean_distance: np.ndarray
+    ids: np.ndarray  # `[n, k]` token ids, the nearest first; equally near ones by id
+    distances: np.ndarray  # `[n, k]` Euclidean distances, float64
+    mean_distance: np.ndarray  # `[n]`, to the whole vocabulary
 
 
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
@@ -84,7 +78,6 @@ def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
         PromptWords(
             prompt=row % count,
             class_name=names[row // count % len(names)] if by_class else None,
-            ids=tuple(ids),
             words=tuple(readable_token(study.clip.tokenizer, token) for token in ids),
             distances=tuple(near.distances[row].tolist()),
             mean_distance=float(near.mean_distance[row]),

@@ -131,7 +131,7 @@ def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]
     def place(series: str) -> dict[str, object]:
         return {**common, "panel": _PANELS.get(series, _COSINE), "series": series}
 
-    frames = [averages(tower.prompt_mass.average, "layer", "head", labels=place("prompt_mass"))]
+    frames = [averages(tower.prompt_mass, "layer", "head", labels=place("prompt_mass"))]
     if tower.pooled_mass is not None:
         frames.append(averages(tower.pooled_mass, "layer", "head", labels=place("pooled_mass")))
     frames += [
@@ -184,7 +184,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         for variant, quantities in result.variants.items():
             place = {"row": f"{labels[key]} {VARIANT_NAMES[variant]}".strip(), "model": key, "variant": variant}
             for quantity, number in quantities.quantities.items():
-                frames.append(averages(number.average, "layer", "head", labels={**place, "quantity": quantity}))
+                frames.append(averages(number, "layer", "head", labels={**place, "quantity": quantity}))
     frame = joined(frames)
     if frame.empty:
         return None

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from clipbias.explain.effects import Measured, Sample, calibrate, halves, measure, over_seeds, summarize_replacements
-from clipbias.explain.uncertainty import RESAMPLES, Estimate, cross, draw_counts, mean_over_datasets
+from clipbias.explain.effects import calibrate, halves, measure, over_seeds
+from clipbias.explain.uncertainty import cross, draw_counts
 from clipbias.training.calibration import fit_temperatures
 from tests.reference import calibration
 
@@ -115,20 +115,6 @@ def test_calibrated_intervals_cover():
     assert np.mean(covered) >= 0.9
 
 
-def test_what_is_kept_counts_from_the_reference():
-    draw = np.random.default_rng(0)
-    mean = np.array([60.0, 55.0, 40.0])
-    draws = mean + 0.1 * draw.normal(size=(RESAMPLES, 3))
-    measured = Measured({name: Sample(mean, draws) for name in ("accuracy", "calibrated")}, {}, 10)
-    replacements = summarize_replacements(measured, ("tuned", "kept:kind", "reference"))
-    for numbers in (replacements.accuracy, replacements.calibrated):
-        assert numbers.gain.value == 20 and list(numbers.kept) == ["kind"]
-        share = numbers.kept["kind"].share
-        assert share.value == pytest.approx(15 / 20)
-        low, high = np.quantile((draws[:, 1] - draws[:, 2]) / (draws[:, 0] - draws[:, 2]), [0.025, 0.975])
-        assert [share.low, share.high] == pytest.approx([low, high])
-
-
 # Student's 75, 97.5 and 99.5 % quantiles by degrees of freedom, from a printed table.
 STUDENT = {1: (1.0, 12.706, 63.657), 2: (0.8165, 4.3027, 9.9248), 4: (0.7407, 2.7764, 4.6041)}
 
@@ -178,9 +164,3 @@ def test_several_seeds_are_averaged_and_their_spread_counts():
         assert sample.draws.std(0).min() > min(of_seed.samples[name].draws.std(0).min() for of_seed in single)
     with pytest.raises(ValueError, match="same images"):
         over_seeds([single[0], measure(logits[:50], labels[:50])])
-
-
-def test_datasets_are_generalised_from_five_on():
-    assert mean_over_datasets([1.0, 2.0, 3.0, 6.0]) == Estimate(3.0)
-    interval = mean_over_datasets([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert interval.low == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))

@@ -183,7 +183,6 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
     made_study = make(clip, tmp_path, training=split().subset([6, 3, 1]))
     (model,) = made_study.tuned
     measured_biases = made_study.run_section(measure_equivalent_biases(made_study, [model]))["vpt"]
-    assert measured_biases.training_images == 3
     expected, _ = measure_equivalent_bias(
         model.task,
         clip.params,
@@ -192,7 +191,7 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
         image_batches(clip.preprocessing, split().subset([6, 3, 1]), 3),
     )
     for form in FORMS:
-        vector = getattr(measured_biases.towers["vision"], form)
+        vector = getattr(measured_biases["vision"], form)
         np.testing.assert_allclose(vector, getattr(expected["vision"], form), rtol=0, atol=1e-6)
 
 

@@ -11,10 +11,9 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
-from clipbias.explain.attention import text_kinds, token_labels
+from clipbias.explain.attention import observe_layers, text_kinds, token_labels
 from clipbias.explain.bias import measure_equivalent_bias, reference_adaptation
 from clipbias.explain.causal import Corner, Stream, mix_images, mix_texts
-from clipbias.explain.passes import observe_layers
 from clipbias.explain.relevancy import MapOptions, explanations
 from clipbias.tuning.features import unit_length
 from tests import families

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from clipbias.explain.relevancy import RELEVANCY, LastRow, relevancy
+from clipbias.explain.relevancy import REDUCTIONS, LastRow, relevancy
 from clipbias.training import mesh as meshes
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods
@@ -31,10 +31,10 @@ def test_two_layers_by_hand():
         number=jnp.array([0]),
         others=jnp.array([[False, True]]),
     )
-    row = RELEVANCY.first(last, jnp.array([[[-1.0, 4.0]]]))
+    row = REDUCTIONS["relevancy"].first(last, jnp.array([[[-1.0, 4.0]]]))
     np.testing.assert_allclose(row, [[1.0, 3.0]])  # e + relu([-0.25, 3])
     # relu(G A) = [[1, 0], [2, 4]]: [1, 3] + [1, 3] @ that
-    np.testing.assert_allclose(RELEVANCY.step(row, attention, gradient), [[8.0, 15.0]])
+    np.testing.assert_allclose(REDUCTIONS["relevancy"].step(row, attention, gradient), [[8.0, 15.0]])
 
 
 @pytest.mark.long
@@ -116,13 +116,6 @@ def test_the_last_layer_alone(clip, images):
     task, learnables = tuned(clip, "vpt")
     last = relevancy(task, clip.params, learnables, images, TARGETS, start_layer=-1)
     assert_close(last, relevancy(task, clip.params, learnables, images, TARGETS, start_layer=2))
-    each = relevancy(task, clip.params, learnables, images, jnp.stack([TARGETS, TARGETS], 1), by_layer=True)
-    assert each.vision.shape[:3] == (4, 2, 3)
-    assert_close((each.vision[:, 1, 2], each.text[:, 1, 2]), (last.vision, last.text))
-    for layer in (0, 1):
-        plain = jax.jit(functools.partial(plain_relevancy, task, start_layer=layer))
-        expected = plain(clip.params, learnables, images, TARGETS)
-        assert_close((each.vision[:, 0, layer], each.text[:, 1, layer]), (expected.vision, expected.text))
 
 
 @pytest.mark.ci

@@ -413,7 +413,7 @@ def test_the_section(
     # The decisions and features are those of the models themselves, and of the bias that the tuned model amounts to.
     pixels = clip.preprocess(np.stack([test.image(index) for index in range(len(test))]))
     (bias,) = measured
-    mean = {f"{tower}_bias": each.kind for tower, each in bias["ivlp"].towers.items()}
+    mean = {f"{tower}_bias": each.kind for tower, each in bias["ivlp"].items()}
     learnables = [*(model.learnables for model in (study.worded, *models[1:])), mean]
     tasks = [study.worded.task, models[1].task, models[1].task, kind, kind]
     outputs = {task: jax.jit(lambda *args, task=task: (task.logits(*args), features_of(task, *args))) for task in tasks}

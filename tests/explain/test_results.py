@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import ARRAYS, SCALARS, files, load_arrays, load_results, save_results
+from clipbias.explain.results import ARRAYS, SCALARS, load_arrays, load_results, save_results, study
 from tests.report.synthetic import synthetic_results
 
 
@@ -87,7 +87,7 @@ def test_an_edited_field_is_named(tmp_path, place, value, words):
     else:
         inside[last] = value
     del content["sha256"]
-    (tmp_path / SCALARS).write_text(json.dumps({**content, "sha256": files._digest(content)}))
+    (tmp_path / SCALARS).write_text(json.dumps({**content, "sha256": study._digest(content)}))
     with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json is not as it was written: {words}; ") as error:
         load_results(tmp_path)
     assert "\n" not in str(error.value)

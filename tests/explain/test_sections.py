@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipbias.data import Split
 from clipbias.explain import pictures
-from clipbias.explain.decomposition_section import compute_decomposition
+from clipbias.explain.decomposition import compute_decomposition
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.run import run_study
@@ -181,9 +181,6 @@ def test_vision_attention(results, reference):
             for quantity, values in expected.items():
                 average = results.vision_attention[name].variants[variant].quantities[quantity]
                 averages(average, [values[i] for i in SPREAD])
-                each = average.each
-                close(each[SPREAD], [values[i].mean() for i in SPREAD])
-                assert np.isnan(np.delete(each, SPREAD)).all() and len(each) == len(LABELS)
 
 
 def test_similarity(results, reference):
@@ -250,14 +247,6 @@ def test_decomposition(decomposed, reference, tower):
     assert tower_results.depth == 2 and tower_results.count == len(queries)
     for quantity in ("constancy", "bias_likeness"):
         close(getattr(tower_results, quantity), expected[quantity], 1e-4)
-    passes_of = passes.vision if tower == "vision" else passes.text
-    each = []
-    for sample, at in enumerate(queries):
-        attention = np.stack([block.attention[sample] for block in passes_of.blocks])
-        each.append(attention[:, :, at, slots].sum(-1).mean())
-    each_mass = tower_results.prompt_mass.each
-    close(each_mass[np.isfinite(each_mass)], each)
-    assert np.flatnonzero(np.isfinite(each_mass)).tolist() == (list(SPREAD) if tower == "vision" else [0, 1, 2])
 
 
 def steps(maps, name, expected, tolerance=2e-5):
@@ -328,8 +317,7 @@ def test_examples(results, reference):
 
 
 def test_models_tell_their_depths(results):
-    depths = [(model.vision_depth, model.text_depth) for model in results.models]
-    assert depths == [(0, 0), (2, 2)]
+    assert [model.vision_depth for model in results.models] == [0, 2]
 
 
 @pytest.mark.parametrize("key", RUNS)

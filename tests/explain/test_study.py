@@ -22,7 +22,7 @@ from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import Predictions, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import RowRequest, Study, SumRequest
+from clipbias.explain.study import RowRequest, Study, SumRequest, spread
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods
@@ -233,7 +233,7 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
         study.parts = tmp_path / f"parts{number}"
         study.known = lambda model, known=known: whole[model.key] if model.key in known else None
         predicted = study.run_section(compute_predictions(study)).models
-        seen = np.arange(COUNT) if len(known) == 2 else study.spread(3)
+        seen = np.arange(COUNT) if len(known) == 2 else spread(COUNT, 3)
         for key in whole:
             assert np.flatnonzero(predicted[key] >= 0).tolist() == seen.tolist()
             if key in known:
@@ -322,10 +322,9 @@ def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     assert load_results(tmp_path).models[1].images == COUNT - 1
 
 
-def test_spread_covers_the_split(clip, tmp_path):
-    study = make(clip, tmp_path)
-    assert study.spread(None).tolist() == study.spread(99).tolist() == list(range(COUNT))
-    assert study.spread(3).tolist() == [0, 3, 6]
+def test_spread_covers_the_split():
+    assert spread(COUNT, None).tolist() == spread(COUNT, 99).tolist() == list(range(COUNT))
+    assert spread(COUNT, 3).tolist() == [0, 3, 6]
 
 
 SECTIONS = ("causal",)
@@ -353,9 +352,9 @@ def test_heads_of_their_own(clip, tmp_path, sections):
     for number, (name, guesses) in enumerate(expected.items(), start=1):
         np.testing.assert_array_equal(results.predictions.models[name], guesses)
         right = guesses == study.split.labels
-        assert results.models[number].correct == right.sum()
+        assert results.models[number].accuracy == pytest.approx(100 * right.mean())
         if "faithfulness" in sections:
-            curve = results.faithfulness.models[name].maps["relevancy"].positive.true.accuracy
+            curve = results.faithfulness.models[name].maps["relevancy"]["positive"]["true"].accuracy
             assert curve[0] == pytest.approx(right.mean())
     # The other model changes no tower and so has no second run.
     tests = results.causal.models
@@ -363,7 +362,7 @@ def test_heads_of_their_own(clip, tmp_path, sections):
     head = tests["head"]
     np.testing.assert_array_equal(head.outcomes.images, np.arange(COUNT))
     tuned = head.outcomes.correct[:, head.ways.index("tuned")]
-    assert tuned.sum() == results.models[1].correct
+    assert 100 * tuned.mean() == pytest.approx(results.models[1].accuracy)
     if "faithfulness" in sections:
         page = write_report(tmp_path, tmp_path / "report").read_text()
         assert "cache: No token and no weight of the towers is changed" in page

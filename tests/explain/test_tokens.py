@@ -3,13 +3,12 @@ import pytest
 
 from clipbias.explain.attention import (
     index_kinds,
-    prompt_counts,
-    prompt_depths,
     text_kinds,
     text_roles,
     token_labels,
     vision_roles,
 )
+from clipbias.explain.model import prompt_counts, prompt_depths
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES
 

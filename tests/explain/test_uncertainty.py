@@ -5,11 +5,9 @@ import pytest
 
 from clipbias.explain import uncertainty
 from clipbias.explain.uncertainty import (
-    Estimate,
     estimate,
     excludes,
     interval,
-    mean_of_few,
     resample,
     share,
     shares,
@@ -52,14 +50,6 @@ def test_no_share_of_a_gain_that_may_be_nothing():
     part = share(means[0], draws[:, 0], means[1], draws[:, 1])
     assert part.share is None and excludes(part.share, 0.5) == 0
     assert excludes(estimate(means[1], draws[:, 1])) == 0
-
-
-def test_a_few_numbers_get_students_interval():
-    interval = mean_of_few([1.0, 2.0, 4.0])
-    half = 4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)
-    assert interval.value == pytest.approx(7 / 3)
-    assert [interval.low, interval.high] == pytest.approx([7 / 3 - half, 7 / 3 + half])
-    assert mean_of_few([2.0]) == Estimate(2.0)
 
 
 def test_a_share_in_a_resample_without_the_gain_is_as_large_as_shares_get():

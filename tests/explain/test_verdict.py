@@ -105,10 +105,8 @@ def model(key, method="ivlp"):
         vision_prompts=4,
         text_prompts=4,
         vision_depth=1,
-        text_depth=1,
         changes_vision=True,
         accuracy=50.0,
-        correct=IMAGES // 2,
         images=IMAGES,
         source="",
     )

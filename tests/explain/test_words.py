@@ -97,7 +97,7 @@ def test_a_study_has_the_words_of_contexts(clip, tmp_path, ivlp):
     assert [prompt.words[0] for prompt in result.prompts] == ["photo", "cat"]
     assert [(prompt.prompt, prompt.class_name) for prompt in result.prompts] == [(0, None), (1, None)]
     for prompt in result.prompts:
-        assert len(prompt.words) == len(prompt.ids) == len(prompt.distances) == 5
+        assert len(prompt.words) == len(prompt.distances) == 5
         assert prompt.distances[0] == 0 < prompt.distances[1] <= prompt.distances[2] < prompt.mean_distance
 
 

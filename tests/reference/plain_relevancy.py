@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from clipbias.clip import encode_image, encode_text
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
-from clipbias.explain.relevancy import Relevancy
-from clipbias.explain.targets import first_layer, pair_logits, target_adaptation, target_text
+from clipbias.explain.relevancy import Relevancy, first_layer, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Learnables, Task
 
 
@@ -61,8 +60,8 @@ def plain_relevancy(
             r = r + jnp.matmul(mean[l], r, precision="highest")
         return r
 
-    vision_matrix = matrix(vision, vision_gradient, first_layer(start_layer, config.vision, "vision"))
-    text_matrix = matrix(words, text_gradient, first_layer(start_layer, config.text, "text"))
+    vision_matrix = matrix(vision, vision_gradient, first_layer(start_layer, config.vision))
+    text_matrix = matrix(words, text_gradient, first_layer(start_layer, config.text))
     rows = jnp.take_along_axis(text_matrix, text.eos[:, None, None], axis=1)[:, 0]
     rows = jnp.where(jnp.arange(rows.shape[1]) < text.eos[:, None], rows, 0)
     if classifier.templates > 1:

@@ -157,10 +157,8 @@ class _Builder(MapSections):
                 vision_prompts=vision,
                 text_prompts=text,
                 vision_depth=(self.layers - 1 or 1) if vision else 0,
-                text_depth=self.layers if text else 0,
                 changes_vision=key != "zero_shot",
                 accuracy=100 * round(accuracy * self.images / 100) / self.images,
-                correct=round(accuracy * self.images / 100),
                 images=self.images,
                 source=f"runs/{key}/adapter.safetensors",
             )
@@ -179,14 +177,10 @@ class _Builder(MapSections):
             name="demo",
             fingerprint="0123456789abcdef",
             image_size=self.image_size,
-            patch_size=self.image_size // self.grid,
             grid=self.grid,
             patches=self.patches,
             tokens=self.patches + 1,
             vision_layers=self.layers,
-            vision_heads=self.heads,
-            text_layers=self.layers,
-            text_heads=self.heads,
         )
         names = tuple(f"class {index}" for index in range(self.classes))
         return {

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from clipbias.explain.results import Average, SampledAverage
+from clipbias.explain.results import Average
 
 
 @dataclasses.dataclass
@@ -28,10 +28,6 @@ class Draws:
     def average(self, mean, relative_error=0.06):
         mean = np.asarray(mean, np.float32)
         return Average(mean, (relative_error * np.abs(mean)).astype(np.float32))
-
-    def sampled(self, average, count):
-        each = average.mean.mean() * self.draw.normal(1, 0.1, count)
-        return SampledAverage(average.mean, average.standard_error, each)
 
     def steps(self, *shape):
         return self.draw.integers(0, 256, (*shape, self.patches), dtype=np.uint8)

@@ -14,7 +14,6 @@ from clipbias.explain.results import (
     Exploration,
     ExploredModel,
     Faithfulness,
-    MapCurves,
     Missing,
     ModelFaithfulness,
     ModelWords,
@@ -23,10 +22,8 @@ from clipbias.explain.results import (
     Relevancy,
     RelevancyGroup,
     RelevancyText,
-    SampledAverage,
     Similarity,
     SimilarityMaps,
-    TargetCurves,
     TextAttention,
     TowerDecomposition,
     VisionAttention,
@@ -104,9 +101,7 @@ class MapSections(Draws):
                     "entropy": self.average(limit * (0.4 + 0.55 * depth * noise)),
                     "cls_entropy": self.average(limit * (0.3 + 0.6 * depth * noise)),
                 }
-                variants[variant] = AttentionVariant(
-                    **{name: self.sampled(average, self.images) for name, average in averages.items()}
-                )
+                variants[variant] = AttentionVariant(**averages)
             results[model.key] = VisionAttention(count=self.images, **variants, no_cls_entropy=None)
         return results
 
@@ -131,15 +126,13 @@ class MapSections(Draws):
         towers = {}
         for tower in ("vision", "text"):
             mass = self.draw.beta(2, 12, (self.layers, self.heads))
-            average = self.average(mass)
-            each = mass.mean() * self.draw.normal(1, 0.1, self.images)
             norm_share = self.average(self.draw.uniform(0.05, 0.4, self.layers))
             constancy = self.draw.uniform(0.75, 0.99, self.layers)
             cosine = self.draw.uniform(-0.1, 0.5, self.layers)
             towers[tower] = TowerDecomposition(
                 count=self.images if tower == "vision" else self.classes,
-                depth=self.models[1].vision_depth if tower == "vision" else self.models[1].text_depth,
-                prompt_mass=SampledAverage(average.mean, average.standard_error, each),
+                depth=self.models[1].vision_depth if tower == "vision" else self.layers,
+                prompt_mass=self.average(mass),
                 pooled_mass=self.average(np.clip(mass * 1.4, 0, 1)),
                 norm_share=norm_share,
                 constancy=constancy,
@@ -157,12 +150,12 @@ class MapSections(Draws):
             return PerturbationCurve(accuracy, float(np.trapezoid(accuracy, fractions)))
 
         def targets(*place):
-            return TargetCurves(curve(*place), curve(*place))
+            return {"predicted": curve(*place), "true": curve(*place)}
 
         results = {}
         for model in self.models:
             maps = {
-                kind: MapCurves(targets(model, position, "positive"), targets(model, position, "negative"))
+                kind: {direction: targets(model, position, direction) for direction in ("positive", "negative")}
                 for position, kind in enumerate(MAPS)
             }
             results[model.key] = ModelFaithfulness(self.images, maps)
@@ -234,6 +227,6 @@ class MapSections(Draws):
             prompts = []
             for number in range(model.text_prompts):
                 distances = tuple(np.sort(self.draw.uniform(0.1, 0.4, 2)).tolist())
-                prompts.append(PromptWords(number, None, (7, 9), ("photo", "tex-"), distances, 0.5))
+                prompts.append(PromptWords(number, None, ("photo", "tex-"), distances, 0.5))
             results[model.key] = ModelWords(tuple(prompts)) if prompts else Missing("There are no prompts.")
         return results

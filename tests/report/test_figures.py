@@ -321,7 +321,7 @@ def test_areas_are_those_of_the_results(study):
     assert len(table.columns) == 6 and len(table.rows) == 3 * len(MAPS)
     legrad = study.faithfulness.models["bias"].maps["legrad"]
     row = next(row for row in table.rows if [*row[:2]] == ["Bias tuning", "LeGrad"])
-    assert row[2] == f"{100 * legrad.positive.predicted.area:.1f}"
+    assert row[2] == f"{100 * legrad['positive']['predicted'].area:.1f}"
 
 
 def test_examples_show_every_model_with_its_prediction(study, drawn):

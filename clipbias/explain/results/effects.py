@@ -1,4 +1,4 @@
-"""The causal test and the verdict that it allows."""
+"""The causal test and the verdict that it allows; and how students compare with their teacher."""
 
 import dataclasses
 import enum
@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from clipbias.explain.results.facts import Missing
 from clipbias.explain.uncertainty import Estimate
 
 T = TypeVar("T")
@@ -27,76 +28,51 @@ class ByOutcome(Generic[T]):
 
 @dataclasses.dataclass(frozen=True)
 class ImageOutcomes:
-    """What became of each of `n` images in `K` ways to classify, `[n, K]`.
+    """What became of each of `n` images in `K` ways to classify, `[n, K]`."""
 
-    Attributes:
-      images: numbers of the examples in the split, `[n]`.
-      correct: uint8.
-      calibrated: log-likelihood of the true class in nats, each way's logits divided by a temperature of its own that
-        was fitted on other images.
-    """
-
-    images: np.ndarray
-    correct: np.ndarray
+    images: np.ndarray  # numbers of the examples in the split, `[n]`
+    correct: np.ndarray  # uint8
+    # Log-likelihood of the true class in nats, each way's logits divided by a temperature of its own that was fitted on
+    # other images.
     calibrated: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """What a tuned run adds to a tower's tokens, against nothing, at its own attention, in one outcome (`causal`).
+    """What a tuned run adds to a tower's tokens, against nothing, at its own attention, in one outcome (`causal`)."""
 
-    Attributes:
-      all: all of it, with its share of the gain; of texts, whose images are the frozen model's, of the text's gain.
-      kind: the mean by layer and kind of token over training images, or over classes; with its share of all.
-      position: the mean by layer and position, likewise; `None` of texts.
-      other: what it adds for another image, likewise.
-      exchange: an image's own less another image's: what exchanging it between images costs; with its share of all.
-    """
-
+    # All of it, with its share of the gain; of texts, whose images are the frozen model's, of the text's gain.
     all: Estimate
-    kind: Estimate
-    position: Estimate | None
-    other: Estimate | None
+    kind: Estimate  # the mean by layer and kind of token over training images, or over classes; with its share of all
+    position: Estimate | None  # the mean by layer and position, likewise; `None` of texts
+    other: Estimate | None  # what it adds for another image, likewise
+    # An image's own less another image's: what exchanging it between images costs; with its share of all.
     exchange: Estimate | None
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalNumbers:
-    """What a gain is made of in one outcome; all but the first two with their shares of the gain.
+    """What a gain is made of in one outcome; all but the first two with their shares of the gain."""
 
-    Attributes:
-      reference: the outcome of the frozen model.
-      gain: of the tuned model over it.
-      attention: the corner PR, attention alone; `None` where the two runs are not mixed, as for heads.
-      tokens: the corner RP, what is added to tokens, attention frozen.
-      towers: by name, what each tower gains alone, where a method changes both.
-      image, text: what is added to image and to text tokens, where that was measured.
-    """
-
-    reference: Estimate
-    gain: Estimate
-    attention: Estimate | None
-    tokens: Estimate | None
-    towers: dict[str, Estimate]
+    reference: Estimate  # the outcome of the frozen model
+    gain: Estimate  # of the tuned model over it
+    attention: Estimate | None  # the corner PR, attention alone; `None` where the two runs are not mixed, as for heads
+    tokens: Estimate | None  # the corner RP, what is added to tokens, attention frozen
+    towers: dict[str, Estimate]  # by name, what each tower gains alone, where a method changes both
+    # image, text: what is added to image and to text tokens, where that was measured.
     image: Levels | None
     text: Levels | None
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalTest:
-    """The causal test of one model.
+    """The causal test of one model."""
 
-    Attributes:
-      ways: names of the `K` ways to classify, members of `causal_section.Way`; three for three other images.
-      outcomes: of each image.
-      why: why the two runs are not mixed, or "".
-      why_no_levels: by tower, why what is added there was not measured.
-    """
-
+    # Names of the `K` ways to classify, members of `causal_section.Way`; three for three other images.
     ways: tuple[str, ...]
-    outcomes: ImageOutcomes
-    why: str
-    why_no_levels: dict[str, str]
+    outcomes: ImageOutcomes  # of each image
+    why: str  # why the two runs are not mixed, or ""
+    why_no_levels: dict[str, str]  # by tower, why what is added there was not measured
 
 
 class Where(enum.Enum):
@@ -128,29 +104,17 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class MethodResult:
-    """One method: its only adapter, or all its seeds together, over seeds and images crossed.
+    """One method: its only adapter, or all its seeds together, over seeds and images crossed."""
 
-    Attributes:
-      label: its name, with the number of seeds where there are several.
-      name: the same without that number.
-      method: as the registry names it.
-      models: keys of its adapters.
-      accuracy: in percent, a mean over seeds.
-      images: how many were tested.
-      numbers: of the causal test; `None` where it was not run.
-      labels: `None` where it was not run, or on too few images.
-      sentence: the verdict in words.
-    """
-
-    label: str
-    name: str
-    method: str
-    models: tuple[str, ...]
-    accuracy: float
-    images: int
-    numbers: ByOutcome[CausalNumbers] | None
-    labels: Labels | None
-    sentence: str
+    label: str  # its name, with the number of seeds where there are several
+    name: str  # the same without that number
+    method: str  # as the registry names it
+    models: tuple[str, ...]  # keys of its adapters
+    accuracy: float  # in percent, a mean over seeds
+    images: int  # how many were tested
+    numbers: ByOutcome[CausalNumbers] | None  # of the causal test; `None` where it was not run
+    labels: Labels | None  # `None` where it was not run, or on too few images
+    sentence: str  # the verdict in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +130,6 @@ class CausalTests:
 
 
 @dataclasses.dataclass(frozen=True)
-class Replacements:
-    """What stands in a method's place keeps of a gain, in one outcome; by name."""
-
-    gain: Estimate
-    kept: dict[str, Estimate]
-
-
-@dataclasses.dataclass(frozen=True)
 class EquivalentBias:
     """The mean of what a method's blocks add in one tower, in its two forms, float32.
 
@@ -185,3 +141,130 @@ class EquivalentBias:
 
     vector: np.ndarray
     kind: np.ndarray
+
+
+# The form that sentences are about: two vectors per layer.
+PLAIN = "kind"
+
+
+class Kind(enum.StrEnum):
+    """What stands in a teacher's place."""
+
+    FITTED = "fitted"  # a form that learned the teacher's outputs
+    CEILING = "ceiling"  # the teacher's own method that did, from another start
+    MEAN = "mean"  # the mean of what the teacher's blocks add; nothing was fitted
+    LABELS = "on labels"  # the form's method, trained on labels
+    RETRAINED = "retrained"  # the teacher's method, trained again on the same labelled images
+
+
+class Word(enum.StrEnum):
+    """What is concluded of a form that was fitted to a teacher (`explain.replacement.conclude`)."""
+
+    REPLACES = "replaces"
+    GAIN = "has the gain of"
+    MOST = "has most of the gain of"
+    NOT_MATCHED = "not matched with so many images and steps"
+    UNDECIDED = "undecided"
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """What stands in a teacher's place."""
+
+    kind: Kind  # how it came to be
+    form: str  # the form's name, or the method's
+    words: str  # what it is
+    numbers: int  # how many it stores
+    # fitted_divergence, held_back_divergence: mean KL from the teacher in nats on the images that it was fitted on
+    # (high: the form or the steps do not suffice) and on held-back ones (high beside a low first: the images do not);
+    # `None` where nothing was fitted.
+    fitted_divergence: float | None = None
+    held_back_divergence: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher, on images that it was not fitted on. Intervals are over these images, and seeds.
+
+    R is the frozen model, P the teacher, F the student.
+    """
+
+    student: Student  # what it is
+    # models, images, moved_images: how many teachers; images; decisions that tuning moved, `argmax z_R ≠ argmax z_P`, a
+    # mean over the teachers.
+    models: int
+    images: int
+    moved_images: int
+    divergence: Estimate  # mean KL `softmax z_P ‖ softmax z_F` in nats
+    agreement: Estimate  # share of images with the teacher's decision
+    # moved, fixed, broken: the same, of images whose decision tuning moved, made right, and made wrong; `None` where
+    # there is no such image.
+    moved: Estimate | None
+    fixed: Estimate | None
+    broken: Estimate | None
+    # Mean over images of that between `f_F - f_R` and `f_P - f_R`, of unit-length image features. What texts and heads
+    # change is not in it. `None` where one of the two moves no image feature.
+    cosine: Estimate | None
+    accuracy: float | None = None  # of the student
+    difference: Estimate | None = None  # from the teacher's, paired; both a share of images, `None` without labels
+    # Over the frozen model in points and in nats, with the share of the teacher's gain; `None` without labels.
+    gain: ByOutcome[Estimate] | None = None
+    less_ceiling: Estimate | None = None  # `moved` less the ceiling's, paired; `None` of what has no ceiling
+    word: Word | None = None  # what is concluded; `None` of what was not fitted
+
+    @property
+    def margin(self) -> float | None:
+        """The smallest loss of accuracy that the interval rules out, a share; `None` without labels."""
+        if self.difference is None or self.difference.low is None:
+            return None
+        return max(0.0, -self.difference.low)
+
+    @property
+    def share(self) -> Estimate | None:
+        """Of the teacher's gain in calibrated log-likelihood; `None` where that is not surely above 0."""
+        return None if self.gain is None else self.gain.calibrated.share
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageComparisons:
+    """A teacher and its students on each of `n` images. Columns `K` are frozen model, teacher, then the students."""
+
+    students: tuple[Student, ...]  # `K - 2` of them
+    decisions: np.ndarray  # the class that each gives each image, uint16 `[n, K]`
+    divergences: np.ndarray  # KL from the teacher in nats, float32 `[n, K]`
+    cosines: np.ndarray  # as of `Comparison`, float32 `[n, K]`; NaN where an image's feature does not move
+    correct: np.ndarray | None = None  # uint8 `[n, K]`
+    # Log-likelihood of the true class in nats, float32 `[n, K]`. Both are `None` without labels.
+    calibrated: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReplacements:
+    """What was fitted to one tuned model."""
+
+    steps: int  # of each fit
+    # fitted_images, held_back_images: how many, without labels.
+    fitted_images: int
+    held_back_images: int
+    images: np.ndarray  # numbers of the study's images in the split, `[n]`
+    by_image: ImageComparisons  # all that follows is from this
+    no_ceiling: str  # why the method was not fitted to itself; "" where it was
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodReplacements:
+    """What one method can be exchanged for, over all its seeds."""
+
+    name: str  # how the method is called
+    models: tuple[str, ...]  # keys of its models
+    gain: ByOutcome[Estimate]  # over the frozen model, by outcome
+    rows: tuple[Comparison, ...]  # what stands in its place
+    sentence: str  # what is concluded of two vectors per layer, or of the first form
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacementResults:
+    """All replacements of a study: by model, and by method over its seeds."""
+
+    models: dict[str, ModelReplacements | Missing]
+    methods: tuple[MethodReplacements, ...]

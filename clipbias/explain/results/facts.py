@@ -26,54 +26,27 @@ class Average:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampledAverage:
-    """A mean over samples with its standard error, and a number of each sample `[n]`; NaN where it was not read."""
-
-    mean: np.ndarray
-    standard_error: np.ndarray
-    each: np.ndarray
-
-    @property
-    def average(self) -> Average:
-        return Average(self.mean, self.standard_error)
-
-
-@dataclasses.dataclass(frozen=True)
 class DatasetFacts:
-    """The images that were explained.
-
-    Attributes:
-      images: how many could be read.
-      template: zero-shot's text.
-    """
+    """The images that were explained."""
 
     name: str
     split: str
-    images: int
+    images: int  # how many could be read
     class_names: tuple[str, ...]
-    template: str
+    template: str  # zero-shot's text
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipFacts:
-    """The frozen model and its geometry.
-
-    Attributes:
-      grid: patches along one side.
-      tokens: of an image without prompts: the patches, and `[cls]` where there is one.
-    """
+    """The frozen model and its geometry."""
 
     name: str
     fingerprint: str
     image_size: int
-    patch_size: int
-    grid: int
+    grid: int  # patches along one side
     patches: int
-    tokens: int
+    tokens: int  # of an image without prompts: the patches, and `[cls]` where there is one
     vision_layers: int
-    vision_heads: int
-    text_layers: int
-    text_heads: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,36 +61,24 @@ class ParameterCount:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A model of the study.
+    """A model of the study."""
 
-    Attributes:
-      key: unique in the study; "zero_shot" for the first.
-      label: in figures.
-      name: of all its seeds together.
-      trained_on: its dataset, where that is known.
-      vision_prompts, text_prompts: learned tokens, `V` and `T`.
-      vision_depth, text_depth: layers with learned tokens of their own.
-      changes_vision: whether its vision tower is another than CLIP's.
-      correct, images: of the images that could be read.
-      source: where its adapter lies.
-    """
-
-    key: str
-    label: str
-    name: str
+    key: str  # unique in the study; "zero_shot" for the first
+    label: str  # in figures
+    name: str  # of all its seeds together
     method: str
     options: dict[str, object]
-    trained_on: str | None
+    trained_on: str | None  # its dataset, where that is known
     parameters: ParameterCount
+    # vision_prompts, text_prompts: learned tokens, `V` and `T`.
     vision_prompts: int
     text_prompts: int
-    vision_depth: int
-    text_depth: int
-    changes_vision: bool
+    vision_depth: int  # layers of the vision tower with learned tokens of their own
+    changes_vision: bool  # whether its vision tower is another than CLIP's
+    # accuracy, images: in percent, of the images that could be read.
     accuracy: float
-    correct: int
     images: int
-    source: str
+    source: str  # where its adapter lies
 
     @property
     def has_prompts(self) -> bool:
@@ -131,14 +92,10 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The class that every model gives each image, int32 `[n]`; -1 for an image that not all models saw.
-
-    Attributes:
-      models: by key.
-    """
+    """The class that every model gives each image, int32 `[n]`; -1 for an image that not all models saw."""
 
     labels: np.ndarray
-    models: dict[str, np.ndarray]
+    models: dict[str, np.ndarray]  # by key
 
     @property
     def zero_shot(self) -> np.ndarray:
