@@ -21,8 +21,8 @@ from clipbias.report.captions import CaptionedFigure, write_csv
 from clipbias.report.names import dataset_name
 from clipbias.report.overview import load_studies
 from clipbias.report.replacement import replacement_figure
-from clipbias.report.table import Table, render
-from clipbias.report.verdict import COLUMNS, overview_figure, verdict_rows
+from clipbias.report.table import render
+from clipbias.report.verdict import overview_figure, verdict_table
 from clipbias.terminal import printable
 from experiments import common
 
@@ -52,8 +52,8 @@ def draw_verdicts(studies: Sequence[StudyResults]) -> bool:
     if figure is None:
         return False
     for study in studies:
-        rows = verdict_rows(study.methods)
-        print(render(Table(dataset_name(study.dataset.name), "", COLUMNS, tuple(rows), words={1}), "text"))
+        if table := verdict_table(study, study.methods, dataset_name(study.dataset.name)):
+            print(render(table, "text"))
         for method in study.methods:
             print(printable(method.sentence))
         print()

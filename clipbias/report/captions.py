@@ -37,9 +37,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "verdict": (
         "Where each method acts, and what it adds",
         """Shares of the gain in calibrated log-likelihood. Attention alone: all else frozen. Tokens alone: attention
-        frozen. All that is added: to image tokens, against nothing. Of that: its means over training images, another
-        image's, and the exchange, own less another image's. Dashed: ¼ and ½, by which labels are decided. Lines: 95 %
-        intervals.""",
+        frozen. All added: to image tokens, against nothing. Of that: means over training images, another
+        image's, and the exchange, own less another image's. Dashed: ¼ and ½, which decide labels. Lines: 95 %.""",
     ),
     "verdict_overview": (
         "Where each method acts, and what it adds",

@@ -14,7 +14,7 @@ from clipbias.report.relevancy_figures import dataset_figures
 from clipbias.report.replacement import replacement_figure
 from clipbias.report.study_page import FIGURES, REPORT, method_sentences
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict import COLUMNS, NOTE, overview_figure, verdict_rows
+from clipbias.report.verdict import overview_figure, verdict_table
 from clipbias.sentences import counted
 
 OVERVIEW = "overview.html"
@@ -44,8 +44,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     sections = []
     for study in ordered:
         groups = [(method.label, method_sentences(study, method)) for method in study.methods]
-        tables = [Table("", NOTE, COLUMNS, tuple(rows), words={1})] if (rows := verdict_rows(study.methods)) else []
-        sections.append(pages.Section(f"Verdicts on {_name(study)}", tables=tables, groups=groups))
+        table = verdict_table(study, study.methods)
+        sections.append(pages.Section(f"Verdicts on {_name(study)}", tables=[table] if table else [], groups=groups))
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         figures = dataset_figures(ordered, key, label)
         pictures = [pages.save_picture(figure, output / FIGURES) for figure in figures]

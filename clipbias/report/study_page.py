@@ -35,13 +35,12 @@ from clipbias.report.study_figures import (
 from clipbias.report.study_tables import image_tables, word_table
 from clipbias.report.table import Table, cells
 from clipbias.report.verdict import (
-    COLUMNS,
-    NOTE,
     other_levels,
-    seed_rows,
+    replaced,
+    seed_table,
     shown_methods,
     verdict_figure,
-    verdict_rows,
+    verdict_table,
     why_not_mixed,
 )
 from clipbias.sentences import counted
@@ -86,7 +85,6 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     """
     study = load_results(results_folder)
     output = Path(output_folder)
-    shown = shown_methods(study)
     sentences = {method.label: method_sentences(study, method) for method in study.methods}
     first = list(sentences)[:MOST_SENTENCES]
     figure = verdict_figure(study)
@@ -104,9 +102,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         sentences=[" ".join(sentences[label]) for label in first] or ["There is no tuned model here to explain."],
         basis=f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
         f"{study.zero_shot.accuracy:.1f} %.",
-        columns=COLUMNS,
-        rows=verdict_rows(shown),
-        note=NOTE,
+        table=verdict_table(study, shown_methods(study)),
         picture=pages.save_picture(figure, output / FIGURES) if figure else None,
         sections=sections,
     )
@@ -114,16 +110,13 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
 
 def method_sentences(study: StudyResults, method: MethodResult) -> list[str]:
     """The verdict on a method, then what can stand in its place, if that was measured."""
-    fitted = study.replacement.methods if study.replacement else ()
-    return [method.sentence, *(each.sentence for each in fitted if set(each.models) <= set(method.models))][:2]
+    fitted = replaced(study, method)
+    return [method.sentence, fitted.sentence] if fitted else [method.sentence]
 
 
 def _sections(study: StudyResults, sentences: dict[str, list[str]], output: Path) -> list[pages.Section]:
     """All that is folded, in reading order; none of it empty."""
-    seeds = seed_rows(study)
-    tables = [Table("Seed by seed", NOTE, COLUMNS, tuple(seeds), words={1})] if seeds else []
-    if apart := other_levels(study.methods):
-        tables.append(apart)
+    tables = [table for table in (seed_table(study), other_levels(study.methods)) if table]
     fitted = replacement_table(study)
     observed = observations_table(study)
     sections = [

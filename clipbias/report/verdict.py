@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clipbias.explain.effects import OUTCOMES, UNITS
-from clipbias.explain.results import CausalNumbers, Labels, MethodResult, StudyResults, What
+from clipbias.explain.results import (
+    PLAIN,
+    CausalNumbers,
+    Kind,
+    Labels,
+    MethodReplacements,
+    MethodResult,
+    StudyResults,
+    What,
+)
 from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import by_reason, change, percent
 from clipbias.report import style
@@ -52,11 +61,13 @@ _TOWERS = ("vision", "text")
 COLUMNS = (
     *("Model", "In", "Gain", "Attention alone", "Tokens alone"),
     *("All added", "Mean by kind", "By position", "Another image's", "Exchange"),
+    *("Two vectors", "Ceiling"),
 )
 NOTE = (
     "Each method twice: in points of accuracy, and in calibrated log-likelihood, which decides: its gain in nats, the"
-    " next three as shares of it, the others as shares of all that is added to image tokens. In brackets 95 %."
-    " A dash: not measured, or the whole is not surely above 0."
+    " next three as shares of it, then of all that is added to image tokens. Two vectors per layer, and the method"
+    " itself (ceiling), fitted to its predictions: above, moved decisions that they share; below, their share of the"
+    " gain. In brackets 95 %. A dash: not measured, or the whole is not surely above 0."
 )
 
 
@@ -88,34 +99,51 @@ def shown_methods(study: StudyResults) -> list[MethodResult]:
     return [method for method in methods if any(method is each for each in largest)]
 
 
-def verdict_rows(methods: Sequence[MethodResult]) -> list[tuple[str, ...]]:
-    """Two rows of `COLUMNS` for each method."""
+def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
+    """What was fitted to a method, or to the first of its seeds; `None` where nothing was."""
+    fitted = study.replacement.methods if study.replacement else ()
+    return next((each for each in fitted if set(each.models) <= set(method.models)), None)
+
+
+def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: str = "") -> Table | None:
+    """Two rows for each method with numbers, of `COLUMNS` but for those that have nothing but dashes."""
     rows = []
     for method in methods:
         if method.numbers is None:
             continue
+        fitted = replaced(study, method)
+        stand_ins = {
+            row.student.kind: row
+            for row in (fitted.rows if fitted else ())
+            if row.student.kind is Kind.CEILING or row.student.form == PLAIN
+        }
         for outcome, numbers in method.numbers.items():
+            decides = outcome != "accuracy"
             named = quantities(numbers, method.labels)
-            texts = [change(numbers.gain, outcome)]
-            for name in _LOOKS:
-                number = named.get(name)
-                share = None if number is None else number.share
-                in_points = MISSING if number is None else change(number, outcome)
-                of_whole = share if excludes(numbers.gain) > 0 else None
-                texts.append(in_points if outcome == "accuracy" else share_text(of_whole))
-            rows.append(cells(method.label, "points" if outcome == "accuracy" else "nats, %", *texts))
-    return rows
+            texts = [method.label, "nats, %" if decides else "points", change(numbers.gain, outcome)]
+            for number in map(named.get, _LOOKS):
+                if decides:
+                    texts.append(share_text(number.share if number and excludes(numbers.gain) > 0 else None))
+                else:
+                    texts.append(change(number, outcome) if number else MISSING)
+            shown = [stand_ins.get(kind) for kind in (Kind.FITTED, Kind.CEILING)]
+            rows.append(
+                [*texts, *(share_text((row.share if decides else row.moved) if row else None) for row in shown)]
+            )
+    measured = [place for place, texts in enumerate(zip(*rows, strict=True)) if set(texts) != {MISSING}]
+    heads = [COLUMNS[place] for place in measured]
+    return Table(title, NOTE, heads, [[row[place] for place in measured] for row in rows], words={1}) if rows else None
 
 
-def seed_rows(study: StudyResults) -> list[tuple[str, ...]]:
-    """The rows of each seed of methods that have several."""
+def seed_table(study: StudyResults) -> Table | None:
+    """The same of each seed of methods that have several."""
     seeds = []
     labels = {model.key: model.label for model in study.tuned}
     for method in study.methods:
         for key in method.models if len(method.models) > 1 else ():
             numbers = None if study.causal is None else study.causal.of((key,))
             seeds.append(dataclasses.replace(method, label=labels[key], models=(key,), numbers=numbers))
-    return verdict_rows(seeds)
+    return verdict_table(study, seeds, "Seed by seed")
 
 
 def share_text(share: Estimate | None) -> str:

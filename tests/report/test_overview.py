@@ -8,17 +8,17 @@ import pandas as pd
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Labels, What, Where, save_results
+from clipbias.explain.results import Kind, Labels, What, Where, save_results
 from clipbias.explain.verdict import judge, sentence
 from clipbias.report.overview import load_studies
 from clipbias.report.verdict import (
     COLUMNS,
     overview_figure,
-    seed_rows,
+    seed_table,
     shown_methods,
     verdict_figure,
     verdict_frame,
-    verdict_rows,
+    verdict_table,
 )
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, PAIRS, SHARES
@@ -70,16 +70,18 @@ def test_every_number_of_the_file_is_recomputed(numbers, studies):
 
 def test_the_table_has_both_outcomes_of_every_method(results, numbers):
     study = results["demo/fashion"]
-    rows = verdict_rows(shown_methods(study))
+    table = verdict_table(study, shown_methods(study))
+    rows = [tuple(row) for row in table.rows]
+    assert list(table.columns) == [*COLUMNS]
     assert [row[:2] for row in rows] == [
         *(("IVLP, 2 seeds", "points"), ("IVLP, 2 seeds", "nats, %")),
         *(("Bias tuning", "points"), ("Bias tuning", "nats, %")),
     ]
     heads = ["gain", *list(PAIRS)[1:]]
     for row, method in zip(rows, ("IVLP", "IVLP", "Bias tuning", "Bias tuning"), strict=True):
-        assert len(row) == len(COLUMNS) == 2 + len(heads)
+        assert len(row) == len(COLUMNS) == 4 + len(heads)
         outcome = "accuracy" if row[1] == "points" else "calibrated"
-        for text, quantity in zip(row[2:], heads, strict=True):
+        for text, quantity in zip(row[2:-2], heads, strict=True):
             of_quantity = numbers[method, outcome, "demo/fashion"][quantity]
             if outcome == "accuracy" or quantity == "gain":
                 digits = 1 if outcome == "accuracy" else 3
@@ -88,10 +90,33 @@ def test_the_table_has_both_outcomes_of_every_method(results, numbers):
             else:
                 middle, low, high = (round(100 * of_quantity[end]) for end in SHARES)
                 assert text == f"{middle} % ({low} to {high})"
-    seeds = seed_rows(study)
+    seeds = seed_table(study).rows
     assert [row[0] for row in seeds] == ["IVLP", "IVLP", "IVLP (seed 2)", "IVLP (seed 2)"]
     alone = recomputed.quantities(study, ["ivlp_seed2"], "calibrated")["gain"]["value"]
     assert seeds[3][2].startswith(f"{alone:+.3f}")
+
+
+def test_the_table_has_two_vectors_beside_their_ceiling(results):
+    """Moved decisions in the first row, the share of the gain below; dashes where nothing was fitted."""
+    study = results["demo/fashion"]
+    table = verdict_table(study, study.methods)
+    by_image = study.replacement.models["ivlp"].by_image
+    plain, tuned, *others = by_image.decisions.T
+    gains = by_image.calibrated.mean(0)
+    (method,) = study.replacement.methods
+    ivlp, ivlp_below, *bias = (row[-2:] for row in table.rows)
+    assert bias == [["–", "–"]] * 2
+    for place, kind in enumerate((Kind.FITTED, Kind.CEILING)):
+        (k,) = [k for k, each in enumerate(by_image.students) if each.kind is kind]
+        (row,) = [row for row in method.rows if row.student.kind is kind]
+        moved = 100 * np.mean(others[k][plain != tuned] == tuned[plain != tuned])
+        share = 100 * (gains[2 + k] - gains[0]) / (gains[1] - gains[0])
+        for text, value, number in ((ivlp[place], moved, row.moved), (ivlp_below[place], share, row.share)):
+            assert text == f"{value:.0f} % ({100 * number.low:.0f} to {100 * number.high:.0f})"
+    without = dataclasses.replace(study, replacement=None)
+    assert verdict_table(without, study.methods).columns == list(COLUMNS[:-2])
+    seeds = [row[-2:] for row in seed_table(study).rows]
+    assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
 
 
 def test_marks_stand_in_the_row_of_their_quantity(results, numbers):
@@ -137,7 +162,8 @@ def test_a_study_without_a_sure_gain_has_no_picture(results):
     study = judge(dataclasses.replace(results["dtd"], causal=dataclasses.replace(causal, numbers=unsure)))
     assert verdict_figure(study) is None and overview_figure([study]) is None
     assert all(method.labels.where.value == "no gain" for method in study.methods)
-    assert {text for row in verdict_rows(study.methods)[1::2] for text in row[3:]} == {"–"}
+    rows = verdict_table(dataclasses.replace(study, replacement=None), study.methods).rows
+    assert {text for row in rows[1::2] for text in row[3:]} == {"–"}
 
 
 def test_the_command_draws_studies_and_prints_their_sentences(results, tmp_path, capsys, monkeypatch):
@@ -177,6 +203,6 @@ def test_methods_that_were_studied_apart_stand_together(results, tmp_path):
 def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
     (ivlp, _) = results["dtd"].methods
     labels = Labels(Where.ATTENTION, What.NOTHING)
-    row = verdict_rows([dataclasses.replace(ivlp, labels=labels)])[1]
-    assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 :]) == {"–"}
+    row = verdict_table(results["dtd"], [dataclasses.replace(ivlp, labels=labels)]).rows[1]
+    assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 : -2]) == {"–"}
     assert "another image" not in sentence("IVLP", "dtd", labels, ivlp.numbers, 50)

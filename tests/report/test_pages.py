@@ -123,6 +123,7 @@ def test_the_first_page_says_its_sentence_and_has_a_table_and_a_picture(whole):
         results.methods[0].sentence,
         "50 images of the test split.",
         "Attention alone Tokens alone",
+        "Two vectors Ceiling",
         "Each method twice:",
         "Where each method acts, and what it adds.",
     )
