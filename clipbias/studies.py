@@ -19,10 +19,9 @@ from clipbias.data.held_out import unlabelled_images
 from clipbias.data.sources import open_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import SECTIONS, Labels, StudyResults
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.report import write_report
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.study_page import method_sentences

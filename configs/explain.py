@@ -12,8 +12,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from clipbias.checks import check_choice
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import SECTIONS
+from clipbias.explain.study import StudyOptions
 from clipbias.settings import group, setting, to_config
 from configs._common import AdapterSettings, DatasetSettings
 

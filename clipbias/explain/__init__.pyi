@@ -6,7 +6,6 @@ from .bias import measure_equivalent_bias as measure_equivalent_bias
 from .causal import mix_images as mix_images
 from .causal import mix_texts as mix_texts
 from .model import Model as Model
-from .options import StudyOptions as StudyOptions
 from .relevancy import MapOptions as MapOptions
 from .relevancy import Relevancy as Relevancy
 from .relevancy import explanations as explanations
@@ -14,3 +13,4 @@ from .results import EquivalentBias as EquivalentBias
 from .results import load_results as load_results
 from .run import run_study as run_study
 from .study import Study as Study
+from .study import StudyOptions as StudyOptions

@@ -25,7 +25,7 @@ from clipbias.clip.tokenizer import encode
 from clipbias.clip.tower import Observe
 from clipbias.clip.vision import head_attention
 from clipbias.explain.model import Model, additions, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
-from clipbias.explain.results import TEXT_KINDS, AttentionVariant, Average, Missing, TextAttention, VisionAttention
+from clipbias.explain.results import TEXT_KINDS, AttentionVariant, Missing, TextAttention, VisionAttention
 from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation, stretched
 from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
 from clipbias.training import mesh as meshes
@@ -257,8 +257,8 @@ def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None
     Returns:
       An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
       `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as `Moments`:
-      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its
-      sum over a sample's queries; `tokens`, the number of these.
+      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its sum over a sample's
+      queries; `tokens`, the number of these.
     """
 
     def observe(view: LayerView) -> dict[str, Any]:
@@ -291,9 +291,8 @@ def observe_layers(
 ) -> dict[str, jax.Array]:
     """Attention of `[cls]` and distances between patches and prompts in every layer, of normalised images.
 
-    Returns:
-      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts "distance"
-      `[B, L, V, M]`. A tower with a pooling head has the attention of that head, the same in all layers.
+    "attention" is that to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts there is "distance"
+    `[B, L, V, M]`. A tower with a pooling head has the attention of that head, the same in all layers.
     """
     adaptation = classifier.method.adapt(learnables)
     config = classifier.config
@@ -362,9 +361,7 @@ def observe_texts(
 ) -> list[dict[str, Any]]:
     """What is seen in the text tower, `[L, C, …]`: of each of a model's `S` texts per class by itself.
 
-    Args:
-      observe: makes an observer of the texts' tokens and their `facts`.
-      facts: arrays with a row per text.
+    `observe` makes an observer of the texts' tokens and their `facts`, arrays with a row per text.
     """
     task = model.task
     texts = np.arange(len(task.tokens.ids))
@@ -474,21 +471,14 @@ def compute_vision_attention(study: Study) -> Section[dict[str, VisionAttention 
 def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAttention:
     has_cls = bool(study.clip.config.vision.first_patch)
 
-    def quantity(name: str) -> Average:
-        return totals[name].average
-
     def variant(name: str) -> AttentionVariant:
-        return AttentionVariant(
-            distance=quantity(f"attention/{name}/distance"),
-            entropy=quantity(f"attention/{name}/entropy"),
-            cls_entropy=quantity(f"attention/{name}/cls_entropy") if has_cls else None,
-        )
+        distance, entropy = (totals[f"attention/{name}/{quantity}"].average for quantity in ("distance", "entropy"))
+        return AttentionVariant(distance, entropy, totals[f"attention/{name}/cls_entropy"].average if has_cls else None)
 
-    prompts = model.prompts[0]
+    names = ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",)
+    variants = dict.fromkeys(("clip", "without_prompt", "with_prompt")) | {name: variant(name) for name in names}
     return VisionAttention(
-        count=totals[f"attention/{'with_prompt' if prompts else 'clip'}/distance"].samples,
-        clip=None if prompts else variant("clip"),
-        without_prompt=variant("without_prompt") if prompts else None,
-        with_prompt=variant("with_prompt") if prompts else None,
+        count=totals[f"attention/{names[-1]}/distance"].samples,
+        **variants,
         no_cls_entropy=None if has_cls else "This vision tower has no [cls], so that no query of it has an entropy.",
     )

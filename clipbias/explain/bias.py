@@ -149,11 +149,7 @@ def _sum_text_changes(
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
     """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
 
-    Args:
-      task: the method bound to classes.
-      params: the frozen weights.
-      learnables: as tuned.
-      initial: as before training.
+    `initial` are the learnables before training.
     """
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
@@ -241,24 +237,14 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
     """The towers in whose blocks a method changes tokens or weights."""
     adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision = (
-        adaptation.vision_prompts,
-        adaptation.vision_tokens,
-        adaptation.vision_bias,
-        adaptation.vision_adapters,
-        of_layers(adaptation.vision_weights),
-    )
-    text = (
-        adaptation.text_context,
-        adaptation.text_prompts,
-        adaptation.text_class_prompts,
-        adaptation.text_tokens,
-        adaptation.text_bias,
-        adaptation.text_adapters,
-        of_layers(adaptation.text_weights),
-    )
-    parts = {"vision": vision, "text": text}
-    return tuple(name for name in TOWERS if any(leaf.size for leaf in jax.tree.leaves(parts[name])))
+    names = ("context", "prompts", "class_prompts", "tokens", "bias", "adapters")
+    towers = []
+    for tower_name in TOWERS:
+        parts = [getattr(adaptation, f"{tower_name}_{name}", None) for name in names]
+        parts.append(of_layers(getattr(adaptation, f"{tower_name}_weights")))
+        if any(leaf.size for leaf in jax.tree.leaves(parts)):
+            towers.append(tower_name)
+    return tuple(towers)
 
 
 def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str | None:

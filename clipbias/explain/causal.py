@@ -355,12 +355,8 @@ def _given(
 ) -> BlockHooks:
     """Hooks of a frozen block of `K` streams `[K, B, N, D]` whose attention is given; values are of their own tokens.
 
-    Args:
-      attentions: `A [B, H, N, N]`.
-      counts: for how many of the streams, in a row, each of them is.
-      masses: `m [B, N, H]` of each stream.
-      slots: what each gets behind attention, `[B, N, D]`.
-      beyond: what each gets behind the block, `[B, N, D]`, or `None`.
+    Each of `attentions`, `A [B, H, N, N]`, is for so many of the streams in a row as `counts` says. `masses [B, N, H]`,
+    what `slots [B, N, D]` give behind attention, and what comes behind the block (`beyond`) are of each stream.
     """
 
     def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, keep: Keep) -> jax.Array:
@@ -391,9 +387,8 @@ def added_to_images(
 ) -> Totals:
     """What a method adds to each token of normalised images `[B, R, R, 3]` where `mask [B]` is true; in float32 always.
 
-    Returns:
-      Moments over images by position: "start" (`mean [N, D]`), "slots" (`[L, N, D]`), and "blocks" where the method,
-      which has one set of prompts at most, changes blocks.
+    Returns moments over images by position: "start" (`mean [N, D]`), "slots" (`[L, N, D]`), and "blocks" where the
+    method, which has one set of prompts at most, changes blocks.
     """
     with jax.default_matmul_precision("highest"):
         pair = image_pair(params, config, images, tuned, "float32")

@@ -3,6 +3,13 @@
 While what is added to images varies, texts are as tuned. While what is added to texts varies, images are CLIP's; there
 is no other text's level, since texts differ in length. Features of all streams go through the model's own head, so the
 reference of a method with one is the frozen towers under that head.
+
+*Calibrated log-likelihood* decides. A temperature moves no decision, but the raw log-likelihood books it as a gain. So
+the logits of each way to classify are divided by a temperature of its own, fitted by maximum likelihood (Guo et al.
+2017) on one half of the images and used on the other, and the other way round. Halves are drawn by a seed and have
+half of every class. A half that a way gets wholly right has no temperature of its own: its likelihood rises down to the
+lower bound, where a single mistake in the other half would cost hundreds of nats. It takes the temperature of all
+images. Temperatures are fixed in the resamples, whose intervals do not hold their spread.
 """
 
 import dataclasses
@@ -30,12 +37,20 @@ from clipbias.explain.causal import (
     mix_images,
     mix_texts,
 )
-from clipbias.explain.effects import Measured, Sample, measure, over_seeds
 from clipbias.explain.model import Model, by_pass, of_texts, why_no_causal_test
-from clipbias.explain.results import ByOutcome, CausalNumbers, CausalTest, CausalTests, Levels, same_but_for_seed
+from clipbias.explain.results import (
+    ByOutcome,
+    CausalNumbers,
+    CausalTest,
+    CausalTests,
+    ImageOutcomes,
+    Levels,
+    same_but_for_seed,
+)
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, RowRequest, Section, Step, Study, SumRequest, spread
-from clipbias.explain.uncertainty import Estimate, estimate, shares
+from clipbias.explain.uncertainty import Estimate, cross, estimate, resample, shares
+from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
 
 # Other images for each image, over whose outcomes the level is averaged.
@@ -48,6 +63,88 @@ _IMAGE_LEVELS = [
     *(Stream.at(Level.OTHER, draw) for draw in range(DRAWS)),
 ]
 _TEXT_LEVELS = [Stream.at(Level.NOTHING), Stream.at(Level.KIND)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Mean outcomes of `K` ways to classify the same images."""
+
+    mean: np.ndarray  # `[K]`
+    draws: np.ndarray  # `[RESAMPLES, K]`, the same over resamples of the images
+
+    def contrast(self, matrix: np.ndarray) -> "Sample":
+        """Linear combinations `matrix [K, Q]` of them."""
+        return Sample(self.mean @ matrix, self.draws @ matrix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Outcomes of one model, or of several that differ in their seed alone."""
+
+    samples: Mapping[str, Sample]  # "accuracy" in points, "calibrated" log-likelihood in nats
+    values: Mapping[str, np.ndarray]  # the same of every image, `[n, K]`, a mean over the models
+    images: int  # how many
+
+    def outcomes(self, images: np.ndarray) -> ImageOutcomes:
+        """Those of every image, `[n, K]`, by the images' numbers in the split."""
+        return ImageOutcomes(
+            images=images,
+            correct=(self.values["accuracy"] > 0).astype(np.uint8),
+            calibrated=self.values["calibrated"].astype(np.float32),
+        )
+
+
+def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Measured:
+    """Accuracy and calibrated log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.
+
+    `seed` draws the resamples and the halves for calibration.
+    """
+    labels = np.asarray(labels)
+    values = {
+        "accuracy": 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None]),
+        "calibrated": calibrate(logits, labels, seed=seed)[0],
+    }
+    samples = {name: Sample(rows.mean(0), resample(rows, seed=seed)) for name, rows in values.items()}
+    return Measured(samples, values, len(labels))
+
+
+def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Which images are in the second half, bool `[n]`: half of every class, up to one image, drawn by the seed."""
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]
+    second = np.zeros(len(labels), bool)
+    second[by_class[1::2]] = True
+    return second
+
+
+def calibrate(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihoods `[n, K]` of the true class in nats, each image with the temperature of the other half.
+
+    Of `logits [n, K, C]` and `labels [n]`; `seed` draws the halves. Returns these, and the temperatures `[2, K]` of the
+    first half and of the second.
+    """
+    labels = np.asarray(labels)
+    second = halves(labels, seed=seed)
+    temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
+    lowest = temperatures == COLDEST
+    if lowest.any():
+        temperatures = np.where(lowest, fit_temperatures(logits, labels), temperatures)
+    log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
+    return log_likelihoods(logits, labels, log_scales[:, :, None])[:, :, 0, 0], temperatures
+
+
+def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
+    """Models that differ in their seed alone, on the same images: both are resampled, crossed."""
+    if len({each.images for each in measured}) > 1:
+        raise ValueError("models that are crossed with images were measured on the same images")
+    samples = {}
+    for name in measured[0].samples:
+        of_seeds = [each.samples[name] for each in measured]
+        means = [sample.mean for sample in of_seeds]
+        draws = cross(means, [sample.draws for sample in of_seeds], seed=seed)
+        samples[name] = Sample(np.mean(means, axis=0), draws)
+    values = {name: np.mean([each.values[name] for each in measured], axis=0) for name in measured[0].values}
+    return Measured(samples, values, measured[0].images)
 
 
 class Way(enum.Enum):
@@ -319,12 +416,7 @@ def _places(towers: Sequence[str], image_levels: bool, text_levels: bool) -> lis
 
 
 def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumbers]:
-    """What the gain is made of, by outcome.
-
-    Args:
-      measured: of the ways.
-      ways: their names, of `Way`; outcomes of those with the same name are averaged.
-    """
+    """What the gain is made of, by outcome, of outcomes under `ways`, names of `Way`; equal names are averaged."""
     unit = np.eye(len(ways))
     mean = {Way(name): np.mean([unit[k] for k, each in enumerate(ways) if each == name], axis=0) for name in ways}
     frozen, tuned = mean[Way.REFERENCE], mean[Way.TUNED]

@@ -39,8 +39,13 @@ def compute_predictions(study: Study) -> Section[Predictions]:
         known = study.known(model)
         if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
             predicted[model.key] = known
-        else:
-            requests[model.key] = _prediction(study, model)
+            continue
+
+        def step(batch: Batch, model: Model = model) -> dict[str, jax.Array]:
+            return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
+
+        title = f"{model.label}: predictions"
+        requests[model.key] = RowRequest(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
     results = yield list(requests.values())
     for key, request in requests.items():
         rows = results[request.name]
@@ -51,14 +56,6 @@ def compute_predictions(study: Study) -> Section[Predictions]:
         labels=np.asarray(study.split.labels, np.int32),
         models={model.key: np.where(seen, predicted[model.key], -1).astype(np.int32) for model in study.models},
     )
-
-
-def _prediction(study: Study, model: Model) -> RowRequest:
-    def step(batch: Batch) -> dict[str, jax.Array]:
-        return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
-
-    title = f"{model.label}: predictions"
-    return RowRequest(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
 
 
 @jax.jit
@@ -145,13 +142,8 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
             results[model.key] = Missing(why_no_relevancy(study, model))
             continue
         totals = every[model.key]
-        results[model.key] = Relevancy(
-            zero_shot=_relevancy_text(study.worded),
-            tuned=_relevancy_text(model),
-            corrected=_relevancy_group(_below(totals, "corrected/")),
-            both_right=_relevancy_group(_below(totals, "both_right/")),
-            all=_relevancy_group(_below(totals, "all/")),
-        )
+        groups = {group: _relevancy_group(_below(totals, f"{group}/")) for group in GROUPS}
+        results[model.key] = Relevancy(_relevancy_text(study.worded), _relevancy_text(model), **groups)
     return results
 
 
@@ -168,19 +160,12 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
     """The averages over a group of images; `None` where it has none."""
     if not totals or not totals["order"].samples:
         return None
-
-    def both(what: str) -> BothModels:
-        return BothModels(zero_shot=totals[f"{what}/zero_shot"].average, tuned=totals[f"{what}/tuned"].average)
-
-    return RelevancyGroup(
-        count=totals["order"].samples,
-        vision=both("vision"),
-        text=both("text"),
-        vision_kinds=both("vision_kinds"),
-        text_kinds=both("text_kinds"),
-        order=totals["order"].average,
-        variation=totals["variation"].average,
-    )
+    both = {
+        what: BothModels(zero_shot=totals[f"{what}/zero_shot"].average, tuned=totals[f"{what}/tuned"].average)
+        for what in ("vision", "text", "vision_kinds", "text_kinds")
+    }
+    order, variation = totals["order"], totals["variation"]
+    return RelevancyGroup(count=order.samples, **both, order=order.average, variation=variation.average)
 
 
 def _kinds_by_class(model: Model) -> np.ndarray:

@@ -110,11 +110,7 @@ def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> 
         |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
 
     Both are divided by the mean square of the part. An estimate can fall a little below 0, and the second a little
-    above the first.
-
-    Args:
-      totals: what `observe_parts` saw: `part` `[L, N, D]` with counts `[L, N]`, `total [L, D]` and `tokens [L]`.
-      bias: learned biases `[L, D]` by name, of the same tower.
+    above the first. `totals` are what `observe_parts` saw, `bias` has learned biases `[L, D]` of that tower by name.
 
     Returns:
       - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains, over the

@@ -39,11 +39,6 @@ def ranks_to_remove(maps: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
 
 
-def removed(maps: jax.Array, fraction: float, direction: str) -> jax.Array:
-    """Which of the patches `[B, M]` are gone: the share `fraction` of the highest ("positive") or lowest ones."""
-    return ranks_to_remove(maps)[..., DIRECTIONS.index(direction), :, :] < round(fraction * maps.shape[-1])
-
-
 def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Array:
     """`images [B, R, R, 3]` of raw pixels with the patches `[B, M]` set to 0."""
     batch, size = images.shape[:2]
@@ -55,15 +50,11 @@ def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Arr
 
 
 def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is to be classified where several maps, steps or classes remove the same patches of an image.
+    """What is to be classified where several tries, each a map, step and class, remove the same patches of an image.
 
-    Args:
-      gone: which patches `[K, B, M]` each of `K` tries removes, bool.
-      read: which images count, bool `[B]`.
-
-    Returns:
-      Images `[P]` and their removed patches `[P, M]`, every pair once, ordered by image; and which of them each try of
-      each image is, `[K, B]`, 0 for images that do not count.
+    `gone [K, B, M]` says which patches each of `K` tries removes, `read [B]` which images count. Returns images `[P]`
+    and their removed patches `[P, M]`, every pair once, ordered by image; and which of them each try of each image is,
+    `[K, B]`, 0 for images that do not count.
     """
     tries, _, patches = gone.shape
     images = np.flatnonzero(read).astype(np.int32)
@@ -92,13 +83,12 @@ IMAGES = 40  # at most so many are perturbed, each of which runs over a hundred 
 def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     indices = study.images[spread(len(study.images), IMAGES)]
-    reasons = {model.key: why_no_maps(model.task) for model in study.models}
-    results: dict[str, ModelFaithfulness | Missing] = {
-        key: Missing(reason) for key, reason in reasons.items() if reason
-    }
+    results: dict[str, ModelFaithfulness | Missing] = {}
     requests = {}
     for model in study.models:
-        if not reasons[model.key]:
+        if reason := why_no_maps(model.task):
+            results[model.key] = Missing(reason)
+        else:
             step = _perturbation_step(study, model)
             title = f"{model.label}: faithfulness"
             requests[model.key] = SumRequest(f"faithfulness-{model.key}", title, indices, step)
@@ -167,9 +157,9 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         return black_out(raw[which], gone, config.patch_size)
 
     def step(batch: Batch) -> dict[str, Moments]:
-        facts = {name: batch[name] for name in ("images", "labels", "mask")}
         logits = of_model.logits(batch["images"])
         ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
+        facts = {name: batch[name] for name in ("images", "labels", "mask")}
         (predicted, ranks), host = meshes.device_get((ordered, facts))
         # An image without the same patches is classified once: if the predicted class is the true one, both targets
         # share all their images.

@@ -45,12 +45,14 @@ IDENTICAL = 0.1
 # Learned prompts take the places of frozen words, so that both together are what stands there.
 PLACES = ("prompt", "words")
 # Labels of the verdict that decide a hypothesis; by others it is undecided.
-_WHERE = {
+_DECIDED: Mapping[object, Outcome] = {
     Where.ATTENTION: Outcome.HOLDS,
     Where.NOT_ATTENTION: Outcome.DOES_NOT,
     Where.OUTSIDE: Outcome.DOES_NOT,
+    What.SAME: Outcome.HOLDS,
+    What.DEPENDS: Outcome.DOES_NOT,
+    What.NOTHING: Outcome.DOES_NOT,
 }
-_WHAT = {What.SAME: Outcome.HOLDS, What.DEPENDS: Outcome.DOES_NOT, What.NOTHING: Outcome.DOES_NOT}
 
 
 def compute_observations(study: Study) -> Section[Observations]:
@@ -198,26 +200,10 @@ def columns_of(results: StudyResults, key: str) -> dict[str, np.ndarray]:
     return columns
 
 
-def _mean(means: np.ndarray) -> np.ndarray:
-    return means[..., 0]
-
-
 def _relative(means: np.ndarray) -> np.ndarray:
     """Percent by which the first half of the columns, the model's, differs from the second, zero-shot's."""
     tuned, plain = np.split(means, 2, axis=-1)
     return 100 * (tuned / plain - 1)
-
-
-def _relative_change(means: np.ndarray) -> np.ndarray:
-    return _relative(means)[..., 0]
-
-
-def _mean_difference(means: np.ndarray) -> np.ndarray:
-    return np.abs(_relative(means)).mean(-1)
-
-
-def _largest_difference(means: np.ndarray) -> np.ndarray:
-    return np.abs(_relative(means)).max(-1)
 
 
 class _Number(NamedTuple):
@@ -231,7 +217,7 @@ class _Number(NamedTuple):
     range: tuple[float, float]
     tower: str
     columns: str
-    of: Callable[[np.ndarray], np.ndarray] = _mean
+    of: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
 
 
 class _Claim(NamedTuple):
@@ -284,14 +270,14 @@ _CLAIMS = (
         "Fig. 4",
         "The category keeps its part of EOS's attention",
         "relative change of the class name's share",
-        _Number("%", (-UNCHANGED, UNCHANGED), "text", "EOS to category", _relative_change),
+        _Number("%", (-UNCHANGED, UNCHANGED), "text", "EOS to category", lambda means: _relative(means)[..., 0]),
     ),
     *(
         _Claim(
             "Fig. 5",
             f"Attention {quantity} is unchanged",
             "size of its relative change among input tokens, mean over layers",
-            _Number("%", _KEPT, "vision", quantity, _mean_difference),
+            _Number("%", _KEPT, "vision", quantity, lambda means: np.abs(_relative(means)).mean(-1)),
         )
         for quantity in ("distance", "entropy")
     ),
@@ -299,7 +285,7 @@ _CLAIMS = (
         "Fig. 5",
         "Layer 1 is identical without prompts",
         "larger relative change of both among input tokens",
-        _Number("%", (-np.inf, IDENTICAL), "vision", "layer 1", _largest_difference),
+        _Number("%", (-np.inf, IDENTICAL), "vision", "layer 1", lambda means: np.abs(_relative(means)).max(-1)),
     ),
     _Claim(
         "Fig. 6",
@@ -319,9 +305,7 @@ _CLAIMS = (
 def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
     """A row for each claim of the paper and each method with the prompts that it is about, seeds together.
 
-    Args:
-      results: with the section `observations`, and for the hypotheses with the causal test.
-      seed: draws the resamples.
+    Of results with the section `observations`, and for the hypotheses with the causal test; `seed` draws the resamples.
     """
     if results.observations is None:
         return ()
@@ -358,31 +342,34 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
     """The three hypotheses of Sec. 4.2.1 on a method, in calibrated log-likelihood."""
     keys = tuple(model.key for model in models)
     method = next(each for each in results.methods if each.models == keys)
-    numbers = None if method.numbers is None else method.numbers.calibrated
-    attention, tokens = (None, None) if numbers is None else (numbers.attention, numbers.tokens)
-    image = None if numbers is None else numbers.image
+    where, what = (None, None) if method.labels is None else (method.labels.where, method.labels.what)
+    attention = tokens = exchange = None
+    if method.numbers is not None:
+        numbers = method.numbers.calibrated
+        attention, tokens = (None if each is None else each.share for each in (numbers.attention, numbers.tokens))
+        if numbers.image is not None and numbers.image.exchange is not None:
+            exchange = numbers.image.exchange.share
     rows = [
         (
             "Prompts change where input tokens look",
             "share of the gain that attention alone has",
-            _share(attention),
-            _WHERE.get(method.labels.where, Outcome.UNDECIDED) if method.labels else Outcome.UNDECIDED,
+            attention,
+            _DECIDED.get(where, Outcome.UNDECIDED),
+        ),
+        (
+            "Prompts add a bias, the same for every image",
+            "cost of exchanging it between images, of all that is added",
+            exchange,
+            _DECIDED.get(what, Outcome.UNDECIDED),
         ),
         (
             "Both are indispensable",
             "share of the gain that is lost without either, the smaller one",
-            *_smaller_loss(_share(attention), _share(tokens)),
+            *_smaller_loss(attention, tokens),
         ),
     ]
-    if models[0].vision_prompts:
-        what = method.labels.what if method.labels else None
-        bias = (
-            "Prompts add a bias, the same for every image",
-            "cost of exchanging it between images, of all that is added",
-            _share(None if image is None else image.exchange),
-            _WHAT.get(what, Outcome.UNDECIDED) if what else Outcome.UNDECIDED,
-        )
-        rows.insert(1, bias)
+    if not models[0].vision_prompts:
+        del rows[1]
     return [
         Observation(
             source="Sec. 4.2.1",
@@ -396,10 +383,6 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
         )
         for claim, statistic, number, outcome in rows
     ]
-
-
-def _share(number: Estimate | None) -> Estimate | None:
-    return None if number is None else number.share
 
 
 def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, Outcome]:

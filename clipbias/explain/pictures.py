@@ -58,7 +58,11 @@ def compute_examples(study: Study) -> Section[Examples]:
         if reason := why_no_maps(model.task):
             models[model.key] = Missing(reason)
             continue
-        maps, logits = _explain(study, model, pictures, labels)
+
+        def run(pictures: jax.Array, labels: jax.Array, model: Model = model) -> tuple[Relevancy, jax.Array]:
+            return relevancy_maps(study, model, pictures, labels), study.predictor(model).logits(pictures)
+
+        maps, logits = study.in_passes(run, pictures, labels)
         models[model.key] = ExampleMaps(
             vision=np.asarray(maps.vision, np.float32),
             text=first_text(maps.text),
@@ -77,13 +81,6 @@ def first_text(rows: ArrayLike) -> np.ndarray:
     return texts if texts.ndim == 2 else texts[:, 0]
 
 
-def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> tuple[Relevancy, np.ndarray]:
-    def run(pictures: jax.Array, labels: jax.Array) -> tuple[Relevancy, jax.Array]:
-        return relevancy_maps(study, model, pictures, labels), study.predictor(model).logits(pictures)
-
-    return study.in_passes(run, pictures, labels)
-
-
 def compute_prompt_similarity(study: Study) -> Section[Similarity]:
     """Fig. 6: the attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
     reasons = {model.key: why_no_similarity(model.task) for model in study.tuned}
@@ -91,7 +88,8 @@ def compute_prompt_similarity(study: Study) -> Section[Similarity]:
     prompted = [model for model in study.tuned if not reasons[model.key]]
     if not prompted:
         return Similarity(images=None, rotations=None, layers=None, models=models)
-    layers = _layers(study)
+    count = study.clip.config.vision.layers
+    layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
     upright = study.pictures(choose_examples(study, predictions))
@@ -111,25 +109,16 @@ def compute_prompt_similarity(study: Study) -> Section[Similarity]:
     return Similarity(images=pictures, rotations=every_rotation, layers=layers, models=models)
 
 
-def _layers(study: Study) -> np.ndarray:
-    """The first, the middle and the last two."""
-    count = study.clip.config.vision.layers
-    return np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
-
-
 def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
     """Maps `[K, S, R, R]` of pictures `[K, R, R, 3]` in some layers, at the pictures' size."""
     vision = study.clip.config.vision
     maps = study.in_passes(lambda images: layer_maps(study, model, images), pictures)
-    enlarged = {"cls": _at_full_size(maps["attention"][:, layers, : vision.patches], vision.image_size)}
+    cls = _enlarged(maps["attention"][:, layers, : vision.patches], vision.image_size)
+    enlarged = {"cls": np.asarray(cls, np.float32)}
     if "distance" in maps:
-        distance = maps["distance"][:, layers].mean(2)
-        enlarged["prompts"] = 1 - _at_full_size(distance, vision.image_size)
+        distance = _enlarged(maps["distance"][:, layers].mean(2), vision.image_size)
+        enlarged["prompts"] = 1 - np.asarray(distance, np.float32)
     return enlarged
-
-
-def _at_full_size(values: ArrayLike, size: int) -> np.ndarray:
-    return np.asarray(_enlarged(values, size), np.float32)
 
 
 _enlarged = jax.jit(to_image, static_argnums=1)
@@ -164,8 +153,8 @@ def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
     seen: dict[int, int] = {}
     turn = []
     for label in labels[numbers].tolist():
-        seen[label] = turn_of = seen.get(label, -1) + 1
-        turn.append(turn_of)
+        seen[label] = seen.get(label, -1) + 1
+        turn.append(seen[label])
     return numbers[np.argsort(turn, kind="stable")].tolist()
 
 
@@ -204,7 +193,16 @@ def compute_explore(study: Study) -> Section[Exploration]:
     predictions = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
     images = choose_images(study, predictions, count)
-    pairs = _classes_of_images(study, predictions, images)
+    # Pairs of an image's row and a class: its true one first, then those that models give it.
+    labels = study.split.labels[images]
+    predicted = [predictions.models[model.key][images] for model in study.models]
+    pairs = np.array(
+        [
+            (row, each)
+            for row, label in enumerate(labels)
+            for each in dict.fromkeys([label, *(of_model[row] for of_model in predicted)])
+        ]
+    )
     reasons = {model.key: why_no_maps(model.task) for model in study.models}
     models = [model for model in study.models if not reasons[model.key]]
     pictures_of_pairs = _pairs(study, images[pairs[:, 0]], pairs[:, 1])
@@ -216,31 +214,17 @@ def compute_explore(study: Study) -> Section[Exploration]:
         pair_rows = rows[of_pairs[model.key].name]
         image_rows = rows[of_images[model.key].name]
         results[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
+    pictures = study.pictures(images)
+    if pictures.shape[1] > THUMBNAIL:
+        size = (THUMBNAIL, THUMBNAIL)
+        pictures = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in pictures])
     return Exploration(
         images=images.astype(np.int32),
-        pictures=_thumbnails(study.pictures(images)),
+        pictures=pictures,
         pairs=pairs.astype(np.int32).reshape(-1, 2),
         names=tuple(study.split.keys[int(index)] for index in images),
         models=results,
     )
-
-
-def _classes_of_images(study: Study, predictions: Predictions, images: np.ndarray) -> np.ndarray:
-    """Pairs `[P, 2]` of an image's row and a class: its true one first, then those that models give it."""
-    labels = study.split.labels[images]
-    predicted = [predictions.models[model.key][images] for model in study.models]
-    pairs = []
-    for row, label in enumerate(labels):
-        classes = dict.fromkeys([label, *(of_model[row] for of_model in predicted)])
-        pairs += [(row, each) for each in classes]
-    return np.array(pairs)
-
-
-def _thumbnails(pictures: np.ndarray) -> np.ndarray:
-    if pictures.shape[1] <= THUMBNAIL:
-        return pictures
-    size = (THUMBNAIL, THUMBNAIL)
-    return np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in pictures])
 
 
 def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
@@ -277,22 +261,14 @@ def _pack(
     pair_rows: dict[str, np.ndarray],
     image_rows: dict[str, np.ndarray],
 ) -> ExploredModel:
-    """A model's maps in few bytes.
-
-    Args:
-      classes: the classes whose text tokens are listed.
-      pair_rows: of `_relevancy_of_pairs`.
-      image_rows: of `_layers_of_images`.
-    """
+    """A model's maps in few bytes, and the text tokens of some classes."""
     patches = study.clip.config.vision.patches
     vision = pair_rows["vision"]
     relevancy, relevancy_scale = quantise(vision[:, :patches])
     attention, attention_scale = quantise(image_rows["attention"][..., :patches])
-    distance = None
-    distance_scale = None
-    distance_lowest = None
+    distance: tuple[np.ndarray | None, ...] = (None, None, None)
     if "distance" in image_rows:
-        distance, distance_scale, distance_lowest = quantise(image_rows["distance"], low=True)
+        distance = quantise(image_rows["distance"], low=True)
     tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
     kinds = text_kinds(model.task)
     return ExploredModel(
@@ -306,9 +282,9 @@ def _pack(
         slot_attention=image_rows["attention"][..., patches:].astype(np.float32),
         margin=image_rows["margin"].astype(np.float32),
         log_likelihood=image_rows["log_likelihood"].astype(np.float32),
-        distance=distance,
-        distance_scale=distance_scale,
-        distance_lowest=distance_lowest,
+        distance=distance[0],
+        distance_scale=distance[1],
+        distance_lowest=distance[2],
         texts=model.texts,
         tokens=tokens,
         kinds={label: tuple(TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]) for label in classes},

@@ -33,6 +33,7 @@ query is that row, and the last block counts as a whole.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,100 +63,6 @@ Saved = dict[str, jax.Array]
 TOKENS = "tokens"
 
 
-def layer_at(inputs: TowerInput, index: int | jax.Array) -> block.LayerInput:
-    """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly the whole model."""
-    return jax.tree.map(lambda leaf: leaf[index], inputs.layers)
-
-
-def observed_block(
-    tokens: jax.Array,
-    layer: block.LayerInput,
-    inputs: TowerInput,
-    config: TowerConfig,
-    keep: Keep,
-    tap: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Advances `tokens [B, N, D]` by one block; returns its attention probabilities `[B, H, N, N]`, too.
-
-    A `tap` is added to them.
-    """
-    tower.refuse_inserted(inputs)
-    seen = Record()
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        # Heads before tokens, so that the products of both passes read their operands as they lie.
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-        mask = inputs.mask(q.shape[2])
-        if mask is not None:
-            scores = jnp.where(mask, scores, -jnp.inf)
-        probabilities = jax.nn.softmax(scores, axis=-1)
-        seen["probabilities"] = probabilities if tap is None else probabilities + tap
-        heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
-        return heads.swapaxes(1, 2)
-
-    output = run_block(tokens, layer, config, dataclasses.replace(inputs.hooks(attend), keep=keep))
-    return output, seen["probabilities"]
-
-
-def block_forward(
-    tokens: jax.Array, index: int | jax.Array, inputs: TowerInput, config: TowerConfig
-) -> tuple[jax.Array, Saved]:
-    """Advances `tokens [B, N, D]` by one block; returns what it is differentiated by, too."""
-    seen = Record()
-    output, _ = observed_block(tokens, layer_at(inputs, index), inputs, config, seen)
-    return output, {TOKENS: tokens} | {name: seen[name] for name in layers.KEPT}
-
-
-def run_blocks(
-    tokens: jax.Array, first: jax.Array, end: jax.Array, inputs: TowerInput, config: TowerConfig
-) -> jax.Array:
-    """Advances `tokens [B, N, D]` by the blocks from `first` up to `end`, which is not run, and keeps nothing."""
-    return jax.lax.fori_loop(first, end, lambda index, x: block_forward(x, index, inputs, config)[0], tokens)
-
-
-def whole_blocks(inputs: TowerInput, config: TowerConfig) -> int:
-    """How many blocks are needed at all rows: all but the last, which is read at one, or all for a pooling head."""
-    return config.layers - (inputs.pooled is not None)
-
-
-def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Saved | jax.Array, jax.Array]:
-    """All blocks but the last, and that too where a pooling head reads all its rows.
-
-    Returns:
-      What is saved, stacked: a `Saved` of every block, or with `recompute` the tokens at the input of every so many-th;
-      and the tokens `[B, N, D]` that reach the last block, or that head.
-    """
-    count = whole_blocks(inputs, config)
-
-    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
-        output, saved = block_forward(tokens, index, inputs, config)
-        return output, tokens if recompute else saved
-
-    def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return run_blocks(tokens, first, jnp.minimum(first + recompute, count), inputs, config), tokens
-
-    saved: Saved | jax.Array
-    if recompute > 1:
-        tokens, saved = jax.lax.scan(segment, inputs.tokens, jnp.arange(0, count, recompute))
-    else:
-        tokens, saved = jax.lax.scan(step, inputs.tokens, jnp.arange(count))
-    return saved, tokens
-
-
-def saved_at(
-    saved: Saved | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int
-) -> Saved:
-    """What block `index` is differentiated by, computed again where `run_forward` did not keep it."""
-    if isinstance(saved, dict):
-        return jax.tree.map(lambda leaf: leaf[index], saved)
-    segment = index // recompute
-    tokens = saved[segment]
-    if recompute > 1:
-        tokens = run_blocks(tokens, segment * recompute, index, inputs, config)
-    return block_forward(tokens, index, inputs, config)[1]
-
-
 @jax.custom_jvp
 def _as_saved(computed: jax.Array, saved: jax.Array) -> jax.Array:
     """`saved`, with the gradient of `computed`, whose value is then not needed: the compiler leaves it out."""
@@ -169,28 +76,132 @@ def _change_as_computed(
     return primals[1], tangents[0]
 
 
-def block_backward(
-    saved: Saved, layer: block.LayerInput, inputs: TowerInput, config: TowerConfig
-) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
-    """Differentiates one block where the forward pass left it.
+@dataclasses.dataclass(frozen=True)
+class _Tower:
+    """A tower whose blocks are differentiated one at a time."""
 
-    Every part of it starts from what was saved, so that no matrix product of the forward pass is repeated but `q kᵀ`.
+    inputs: TowerInput  # up to its first block
+    config: TowerConfig
+    recompute: int  # as of `MapOptions`
 
-    Returns:
-      A function from the gradient of the block's output to that of its tokens and of its attention; and the attention
-      probabilities `[B, H, N, N]`.
-    """
+    @property
+    def whole_blocks(self) -> int:
+        """How many blocks are needed at all rows: all but the last, which is read at one, or all for a pooling head."""
+        return self.config.layers - (self.inputs.pooled is not None)
 
-    def put_back(computed: jax.Array, name: str) -> jax.Array:
-        return _as_saved(computed, saved[name]) if name in saved else computed
+    def layer(self, index: int | jax.Array) -> block.LayerInput:
+        """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly all of them."""
+        return jax.tree.map(lambda leaf: leaf[index], self.inputs.layers)
 
-    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return observed_block(tokens, layer, inputs, config, put_back, tap)
+    def observe(
+        self, tokens: jax.Array, index: int | jax.Array, keep: Keep, tap: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Advances `tokens [B, N, D]` by one block; returns its attention probabilities `[B, H, N, N]`, too.
 
-    batch, length = saved[TOKENS].shape[:2]
-    tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
-    _, pull, probabilities = jax.vjp(run, saved[TOKENS], tap, has_aux=True)
-    return pull, probabilities
+        A `tap` is added to them.
+        """
+        tower.refuse_inserted(self.inputs)
+        seen = Record()
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            # Heads before tokens, so that the products of both passes read their operands as they lie.
+            q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+            scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+            mask = self.inputs.mask(q.shape[2])
+            if mask is not None:
+                scores = jnp.where(mask, scores, -jnp.inf)
+            probabilities = jax.nn.softmax(scores, axis=-1)
+            seen["probabilities"] = probabilities if tap is None else probabilities + tap
+            heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
+            return heads.swapaxes(1, 2)
+
+        hooks = dataclasses.replace(self.inputs.hooks(attend), keep=keep)
+        return run_block(tokens, self.layer(index), self.config, hooks), seen["probabilities"]
+
+    def block(self, tokens: jax.Array, index: int | jax.Array) -> tuple[jax.Array, Saved]:
+        """Advances `tokens [B, N, D]` by one block; returns what it is differentiated by, too."""
+        seen = Record()
+        output, _ = self.observe(tokens, index, seen)
+        return output, {TOKENS: tokens} | {name: seen[name] for name in layers.KEPT}
+
+    def run_blocks(self, tokens: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
+        """Advances `tokens [B, N, D]` by the blocks from `first` up to `end`, which is not run, and keeps nothing."""
+        return jax.lax.fori_loop(first, end, lambda index, x: self.block(x, index)[0], tokens)
+
+    def forward(self) -> tuple[Saved | jax.Array, jax.Array]:
+        """All blocks but the last, and that too where a pooling head reads all its rows.
+
+        Returns what is saved, stacked: a `Saved` of every block, or with `recompute` the tokens at the input of every
+        so many-th; and the tokens `[B, N, D]` that reach the last block, or that head.
+        """
+        count, every = self.whole_blocks, self.recompute
+
+        def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
+            output, saved = self.block(tokens, index)
+            return output, tokens if every else saved
+
+        def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self.run_blocks(tokens, first, jnp.minimum(first + every, count)), tokens
+
+        saved: Saved | jax.Array
+        if every > 1:
+            tokens, saved = jax.lax.scan(segment, self.inputs.tokens, jnp.arange(0, count, every))
+        else:
+            tokens, saved = jax.lax.scan(step, self.inputs.tokens, jnp.arange(count))
+        return saved, tokens
+
+    def saved_at(self, saved: Saved | jax.Array, index: jax.Array) -> Saved:
+        """What block `index` is differentiated by, computed again where `forward` did not keep it."""
+        if isinstance(saved, dict):
+            return jax.tree.map(lambda leaf: leaf[index], saved)
+        segment = index // self.recompute
+        tokens = saved[segment]
+        if self.recompute > 1:
+            tokens = self.run_blocks(tokens, segment * self.recompute, index)
+        return self.block(tokens, index)[1]
+
+    def backward(
+        self, saved: Saved, index: jax.Array
+    ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
+        """Differentiates one block where the forward pass left it.
+
+        Every part of it starts from what was saved, so that no matrix product of the forward pass is repeated but
+        `q kᵀ`. Returns a function from the gradient of the block's output to that of its tokens and of its attention;
+        and the attention probabilities `[B, H, N, N]`.
+        """
+
+        def put_back(computed: jax.Array, name: str) -> jax.Array:
+            return _as_saved(computed, saved[name]) if name in saved else computed
+
+        batch, length = saved[TOKENS].shape[:2]
+        tap = jnp.zeros((batch, self.config.heads, length, length), jnp.float32)
+        _, pull, probabilities = jax.vjp(
+            lambda tokens, tap: self.observe(tokens, index, put_back, tap), saved[TOKENS], tap, has_aux=True
+        )
+        return pull, probabilities
+
+    def last_rows(self, tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, "LastRow"]:
+        """The last block at the pooled row alone, of tokens `[B, N, D]` at its input.
+
+        Returns its output `[B, D]` and what reductions start from; `tap [B, H, N]` is added to the row's attention.
+        """
+        places = jnp.arange(tokens.shape[1])
+        number = jnp.asarray(self.inputs.pooled)[:, None]
+        visible = self.inputs.pooled_visible(tokens.shape[1])
+        row: LastRow | None = None
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            nonlocal row
+            mask = None if visible is None else visible[:, None, None, :]
+            attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
+            others = places != number if visible is None else visible & (places != number)
+            row = LastRow(attention, _cosine(q, k), number[:, 0], others)
+            return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
+
+        last = self.layer(self.config.layers - 1)
+        rows = run_block(tokens, last, self.config, self.inputs.pooled_hooks(attend))
+        assert row is not None
+        return rows, row
 
 
 @struct.dataclass
@@ -308,40 +319,12 @@ class MapOptions:
 class TowerPass:
     """A tower's forward pass."""
 
-    inputs: TowerInput  # the tower up to its first block
-    config: TowerConfig  # its geometry
-    saved: Saved | jax.Array  # what `run_forward` saved of the blocks
+    tower: _Tower
+    saved: Saved | jax.Array  # what its blocks are differentiated by
     features: jax.Array  # as they are read out, `[B, d]`
     # From the features' gradient to those of the tokens that reach the last block and of the row's attention.
     pull: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     row: LastRow  # the pooled row in the last layer
-
-
-def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig) -> tuple[jax.Array, LastRow]:
-    """The last block at the pooled row alone: its output `[B, D]` and what reductions start from.
-
-    Args:
-      tokens: `[B, N, D]` at its input.
-      tap: added to that row's attention probabilities, `[B, H, N]`.
-      inputs: of the tower.
-      config: likewise.
-    """
-    places = jnp.arange(tokens.shape[1])
-    number = jnp.asarray(inputs.pooled)[:, None]
-    visible = inputs.pooled_visible(tokens.shape[1])
-    row: LastRow | None = None
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        nonlocal row
-        mask = None if visible is None else visible[:, None, None, :]
-        attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
-        others = places != number if visible is None else visible & (places != number)
-        row = LastRow(attention, _cosine(q, k), number[:, 0], others)
-        return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
-
-    rows = run_block(tokens, layer_at(inputs, config.layers - 1), config, inputs.pooled_hooks(attend))
-    assert row is not None
-    return rows, row
 
 
 def pooling_row(
@@ -364,47 +347,40 @@ def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def run_tower(
-    inputs: TowerInput,
-    config: TowerConfig,
-    recompute: int,
+    observed: _Tower,
     project: Callable[[jax.Array], jax.Array],
     head: Callable[[jax.Array, jax.Array], tuple[jax.Array, LastRow]] | None = None,
 ) -> TowerPass:
     """Runs a tower forward: its last block at the pooled row, and the feature that `project` makes of it.
 
-    Where a pooling `head` reads all tokens, it takes those behind the last block, and what to add to its attention.
+    A pooling `head` takes all tokens behind the last block, and what to add to its attention.
     """
-    saved, tokens = run_forward(inputs, config, recompute)
+    saved, tokens = observed.forward()
+    config, is_pooled = observed.config, observed.inputs.pooled is not None
 
     def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
-        if head is not None and inputs.pooled is None:
+        if head is not None and not is_pooled:
             return head(tokens, tap)
-        rows, row = last_rows(tokens, tap, inputs, config)
+        rows, row = observed.last_rows(tokens, tap)
         return project(rows), row
 
-    heads = config.pool_heads if isinstance(config, VisionConfig) and inputs.pooled is None else config.heads
+    heads = config.pool_heads if isinstance(config, VisionConfig) and not is_pooled else config.heads
     tap = jnp.zeros((tokens.shape[0], heads, tokens.shape[1]), jnp.float32)
     features, pull, row = jax.vjp(run, tokens, tap, has_aux=True)
-    return TowerPass(inputs, config, saved, features, pull, row)
+    return TowerPass(observed, saved, features, pull, row)
 
 
 def reduce_backward(
     tower_pass: TowerPass, gradients: tuple[jax.Array, jax.Array], options: MapOptions
 ) -> dict[str, jax.Array]:
-    """Runs the reductions from the last layer down to `start_layer`.
+    """Runs the reductions from the last layer down to `start_layer`; returns the map `[K, B, N]` of each.
 
-    Args:
-      tower_pass: from `run_tower`.
-      gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
-        attention `[K, B, H, N]`.
-      options: which maps, and of which layers.
-
-    Returns:
-      For each reduction its map `[K, B, N]`.
+    `gradients` are, for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
+    attention `[K, B, H, N]`.
     """
-    inputs = tower_pass.inputs
-    config = tower_pass.config
-    start_layer = first_layer(options.start_layer, config)
+    observed = tower_pass.tower
+    inputs = observed.inputs
+    start_layer = first_layer(options.start_layer, observed.config)
     reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
@@ -413,8 +389,7 @@ def reduce_backward(
     }
 
     def step(carry: tuple[jax.Array, States], index: jax.Array) -> tuple[tuple[jax.Array, States], None]:
-        saved = saved_at(tower_pass.saved, index, inputs, config, options.recompute)
-        pull, probabilities = block_backward(saved, layer_at(inputs, index), inputs, config)
+        pull, probabilities = observed.backward(observed.saved_at(tower_pass.saved, index), index)
 
         def step_target(gradient: jax.Array, states: States) -> tuple[jax.Array, States]:
             gradient, attention_gradient = pull(gradient)
@@ -425,7 +400,7 @@ def reduce_backward(
 
         return jax.vmap(step_target)(*carry), None
 
-    top = whole_blocks(inputs, config)
+    top = observed.whole_blocks
     if start_layer < top:
         below = jnp.arange(start_layer, top)
         (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
@@ -442,20 +417,18 @@ def reduce_backward(
 def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
     """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
     targets = jnp.asarray(targets)
+    last = len(task.class_names) - 1
     if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
+        raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {last}).")
     if targets.ndim not in (1, 2) or targets.shape[0] != images.shape[0] or targets.size == 0:
         raise ClipbiasError(
             f"targets have shape {targets.shape} for {images.shape[0]} images; expected [B], or [B, K] for K classes "
             "per image."
         )
     if not isinstance(targets, jax.core.Tracer) and targets.is_fully_addressable:
-        low = np.asarray(targets).min()
-        high = np.asarray(targets).max()
-        if low < 0 or high >= len(task.class_names):
-            raise ClipbiasError(
-                f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."
-            )
+        low, high = np.asarray(targets).min(), np.asarray(targets).max()
+        if low < 0 or high > last:
+            raise ClipbiasError(f"targets go from {low} to {high}; the task has classes 0 … {last}.")
     return targets
 
 
@@ -482,21 +455,18 @@ def target_adaptation(classifier: Classifier, learnables: Learnables, targets: j
     """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
     adaptation = classifier.method.adapt(learnables)
     context = adaptation.text_context
-    residual = adaptation.text_residual
+    picked: dict[str, Any] = {}
     if context is not None and context.ndim == 3:
         context = jnp.asarray(context)
         if context.shape[0] == classifier.templates:  # of templates, in the order of `target_text`
-            contexts = jnp.tile(context, (targets.shape[0], 1, 1))
+            picked["text_context"] = jnp.tile(context, (targets.shape[0], 1, 1))
         else:
             by_class = context.reshape(classifier.templates, -1, *context.shape[1:])[:, targets]
-            contexts = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
-        adaptation = dataclasses.replace(adaptation, text_context=contexts)
-    if adaptation.text_class_prompts is not None:
-        class_prompts = jnp.asarray(adaptation.text_class_prompts)[targets]
-        adaptation = dataclasses.replace(adaptation, text_class_prompts=class_prompts)
-    if residual is not None:
-        adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
-    return adaptation
+            picked["text_context"] = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
+    for name in ("text_class_prompts", "text_residual"):
+        if getattr(adaptation, name) is not None:
+            picked[name] = jnp.asarray(getattr(adaptation, name))[targets]
+    return dataclasses.replace(adaptation, **picked)
 
 
 def image_contexts(classifier: Classifier, learnables: Learnables, images: jax.Array, targets: int) -> jax.Array:
@@ -522,16 +492,8 @@ def own_pair_logits(
 ) -> jax.Array:
     """The logits of a method with a head of its own for every pair of an image and a target: `[B, K]`.
 
-    The target's texts stand among those of all classes, which are held fixed together with the learnables.
-
-    Args:
-      classifier: of the task.
-      params: the frozen weights.
-      learnables: whole, whatever the targets.
-      images: image features `[B, d]`.
-      texts: text features of the pairs `[B · K · n, d]`.
-      class_features: text features of all classes `[n · C, d]`.
-      targets: `[B, K]`.
+    Of image features `[B, d]` and the pairs' text features `[B · K · n, d]`, which stand among those of all classes
+    `[n · C, d]`, which are held fixed together with the learnables; `targets` are `[B, K]`.
     """
     fixed = classifier.split_by_template(class_features)
 
@@ -548,12 +510,8 @@ def pair_logits(
 ) -> jax.Array:
     """`y = s · cos(f, g)` of every pair: `[B, K]`.
 
-    Args:
-      scale: `s`, `exp(logit_scale)` or the method's own.
-      images: image features `[B, d]`.
-      texts: text features of the pairs `[B · K · n, d]`.
-      residual: `[B · K, d]`, or `None`.
-      templates: `n`.
+    Of image features `[B, d]`, the pairs' text features `[B · K · n, d]` in `n` templates, and a residual `[B · K, d]`.
+    `scale` is `s`, `exp(logit_scale)` or the method's own.
     """
     if templates > 1:
         texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
@@ -587,9 +545,7 @@ def compute_maps(
     adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)
     vision_pass = run_tower(
-        embed_image(params, config, images, adaptation, dtype=dtype),
-        config.vision,
-        options.recompute,
+        _Tower(embed_image(params, config, images, adaptation, dtype=dtype), config.vision, options.recompute),
         project=lambda rows: project_image(params, config, rows, adaptation),
         head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
@@ -597,9 +553,7 @@ def compute_maps(
         context = image_contexts(classifier, learnables, vision_pass.features, per_image)
         adaptation = dataclasses.replace(adaptation, text_context=context)
     text_pass = run_tower(
-        embed_text(params, config, text, adaptation, dtype=dtype),
-        config.text,
-        options.recompute,
+        _Tower(embed_text(params, config, text, adaptation, dtype=dtype), config.text, options.recompute),
         project=lambda rows: project_text(params, config, rows, adaptation),
     )
 
@@ -688,8 +642,7 @@ def explanations(
 
     By default all of "relevancy", "attention", "rollout", "legrad", "grad_eclip".
     """
-    unknown = sorted(set(options.maps) - set(REDUCTIONS))
-    if unknown:
+    if unknown := sorted(set(options.maps) - set(REDUCTIONS)):
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     if not isinstance(task, Task):
         raise ClipbiasError(

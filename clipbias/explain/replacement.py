@@ -23,7 +23,7 @@ from clipbias.data.held_out import divide_unlabelled
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias import METHODS as MEANS
 from clipbias.explain.bias import measure_equivalent_biases, missing
-from clipbias.explain.effects import calibrate
+from clipbias.explain.causal_section import calibrate
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
     PLAIN,
@@ -121,14 +121,10 @@ def by_image(
 
 
 def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | None, tuple[Comparison, ...]]:
-    """Students beside their teachers.
+    """Students beside their teachers: of one model, or of several of one method that differ in their seeds alone.
 
-    Args:
-      models: of one model, or of several of one method that differ in their seeds, on the same images.
-
-    Returns:
-      The teachers' gain over the frozen model in points and in nats, `None` without labels. And a comparison for each
-      kind and form, a mean where several students of a model are of it, over the models that have it.
+    Returns the teachers' gain over the frozen model in points and in nats, `None` without labels. And a comparison for
+    each kind and form, a mean where several students of a model are of it, over the models that have it.
     """
     places = dict.fromkeys((student.kind, student.form) for model in models for student in model.students)
     rows = tuple(_compare([model for model in models if _at(model, place)], place) for place in places)
@@ -141,9 +137,8 @@ def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | N
 def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
     """The word for a fitted form.
 
-    Args:
-      share: of the gain in calibrated log-likelihood; `None` where that is not surely above 0.
-      less_ceiling: of the moved decisions that it makes, less the ceiling's; `None` without a ceiling.
+    Of its `share` of the gain in calibrated log-likelihood, `None` where that is not surely above 0; and of the moved
+    decisions that it makes, less the ceiling's, `None` without a ceiling.
     """
     if excludes(share, WHOLE) > 0:
         return Word.REPLACES if excludes(less_ceiling, -MARGIN) > 0 else Word.GAIN
@@ -159,18 +154,17 @@ def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
 
 
 def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
-    """What two vectors per layer, or the first form, are in a method's place.
+    """What two vectors per layer, or the first form, are in the place of the method of that name.
 
-    Args:
-      name: the method's.
-      rows: of `compare`.
-      no_ceiling: why the method was not fitted to itself, a sentence.
+    `rows` are of `compare`; `no_ceiling` says why the method was not fitted to itself, in a sentence.
     """
     row = plain_form(rows)
     if row is None:
         return ""
     words = row.student.words[:1].upper() + row.student.words[1:]
-    part = "" if row.share is None else f" ({_percent(row.share)})"
+    part = ""
+    if row.share is not None and row.share.low is not None and row.share.high is not None:
+        part = f" ({100 * row.share.value:.0f} %, {100 * row.share.low:.0f} to {100 * row.share.high:.0f})"
     text = {
         Word.REPLACES: f"{words} can replace {name}: they have the same gain",
         Word.GAIN: f"{words} have {'more' if excludes(row.share, 1 / WHOLE) > 0 else 'the same'} gain",
@@ -341,11 +335,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(present)) if present else None
 
 
-def _percent(number: Estimate | None) -> str:
-    assert number is not None and number.low is not None and number.high is not None, "a share has an interval"
-    return f"{100 * number.value:.0f} %, {100 * number.low:.0f} to {100 * number.high:.0f}"
-
-
 FEWEST = 10
 # A student's description and the model itself.
 Candidate = tuple[Student, Teacher]
@@ -367,7 +356,7 @@ def compute_replacement(study: Study) -> Section[ReplacementResults]:
     assert study.unlabelled is not None, "without images nothing is fitted"
     fitted, held_back, _ = divide_unlabelled(study.unlabelled)
     biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
-    fits = _Fits(study, fitted, held_back, teachers)
+    fits = Fits(study, fitted, held_back, teachers)
     beside: dict[str, list[Candidate]] = {}
     for model in teachers:
         beside[model.key] = fits.fit(model)
@@ -378,13 +367,11 @@ def compute_replacement(study: Study) -> Section[ReplacementResults]:
     rows = yield list(requests.values())
     for model in teachers:
         of_model = rows[requests[model.key].name]
-        outputs = [
-            Outputs(logits, features)
-            for logits, features in zip(
-                np.moveaxis(of_model["logits"], 1, 0), np.moveaxis(of_model["features"], 1, 0), strict=True
-            )
-        ]
-        students = [student for student, _ in (*beside[model.key], *_controls(study, model))]
+        both = (np.moveaxis(of_model[name], 1, 0) for name in ("logits", "features"))
+        outputs = [Outputs(logits, features) for logits, features in zip(*both, strict=True)]
+        students = [student for student, _ in beside[model.key]]
+        for kind, form, other in controls(study, model):
+            students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
         labels = study.split.labels[of_model["images"]]
         models[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
@@ -409,7 +396,7 @@ def why_not_fitted(study: Study, model: Model) -> str:
     if any(_is_of_form(model, form) for form in (*CONSTANTS, *study.options.replacement_forms)):
         return "It is one of the forms that others are replaced by, trained on labels."
     earlier = study.tuned[: study.tuned.index(model)]
-    if any(other in retrainings(study, model) for other in earlier):
+    if any(kind is Kind.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
         return "It is another start of a model that forms are fitted to, and stands beside these."
     return ""
 
@@ -421,18 +408,22 @@ def no_ceiling(model: Model) -> str:
     return f"{name} cannot be fitted to outputs, so there is no ceiling: {reason}." if reason else ""
 
 
-def retrainings(study: Study, model: Model) -> list[Model]:
-    """The method trained again on the same images with another start and order."""
-    return [
-        other
-        for other in _same_images(study, model)
+def controls(study: Study, model: Model) -> list[tuple[Kind, str, Model]]:
+    """Models of the study trained on the same images as a tuned one, to which nothing is fitted: kind, form, model.
+
+    The same method with another start and order, and the forms' own methods trained on the labels.
+    """
+    if model.few_shot_split is None:
+        return []
+    others = [each for each in study.tuned if each.few_shot_split == model.few_shot_split and each.key != model.key]
+    found = [
+        (Kind.RETRAINED, model.method, other)
+        for other in others
         if (other.method, other.options) == (model.method, model.options) and other.seed != model.seed
     ]
-
-
-def on_labels(study: Study, model: Model, form: str) -> list[Model]:
-    """The form's method, with the form's options, trained on the labels of the same images."""
-    return [other for other in _same_images(study, model) if _is_of_form(other, form)]
+    for form in study.options.replacement_forms:
+        found += [(Kind.LABELS, form, other) for other in others if _is_of_form(other, form)]
+    return found
 
 
 def _is_of_form(model: Model, form: str) -> bool:
@@ -440,29 +431,22 @@ def _is_of_form(model: Model, form: str) -> bool:
     return model.options == method_options(method) and type(model.task.method) is type(method)
 
 
-def _same_images(study: Study, model: Model) -> list[Model]:
-    if model.few_shot_split is None:
-        return []
-    others = [other for other in study.tuned if other.few_shot_split == model.few_shot_split]
-    return [other for other in others if other.key != model.key]
-
-
-class _Fits:
+class Fits:
     """The fits of a study, in one bar that says how long all of them still take."""
 
     def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
-        self._study = study
-        self._fitted, self._held_back = fitted, held_back
-        self._steps = study.options.replacement_steps
-        self._context: SweepContext = make_context(
+        self.study = study
+        self.fitted, self.held_back = fitted, held_back
+        self.context: SweepContext = make_context(
             study.clip,
             study.mesh,
             dtype=study.zero_shot.task.classifier.dtype,
             on_image_error=study.options.on_image_error,
             workers=study.options.workers,
         )
-        ceiling = 3 * min(self._steps, TRIAL_STEPS) + self._steps * (self._steps > TRIAL_STEPS)
-        forms = self._steps * len(study.options.replacement_forms)
+        self.steps = study.options.replacement_steps
+        ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
+        forms = self.steps * len(study.options.replacement_forms)
         total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
         say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
@@ -470,47 +454,44 @@ class _Fits:
     def fit(self, model: Model) -> list[Candidate]:
         """The ceiling, where there is one, then each form."""
         teacher = Teacher(model.task, model.learnables)  # which computes its logits of a list of images once
-        candidates = [] if no_ceiling(model) else [self._fit_ceiling(model, teacher)]
-        for name in self._study.options.replacement_forms:
-            form = FORMS[name]
-            task = form.task(self._study.clip, model.task, self._context.dtype)
-            student = self._fit(model, teacher, task, form.learning_rate, self._steps)
-            candidates.append(self._describe(model, teacher, student, Kind.FITTED, name, form.words))
-        return candidates
 
-    def _fit_ceiling(self, model: Model, teacher: Teacher) -> Candidate:
         def divergence(rate: float) -> float:
             try:
-                trial = self._fit(model, teacher, model.task, rate, min(self._steps, TRIAL_STEPS))
-                return mean_divergence(teacher, trial, self._held_back, self._context)
+                trial = self._fit(model, teacher, model.task, rate, min(self.steps, TRIAL_STEPS))
+                return mean_divergence(teacher, trial, self.held_back, self.context)
             except ClipbiasError:  # a loss that is not finite: the rate is too high
                 return np.nan
 
-        rate = select_rate(divergence)
-        ceiling = self._fit(model, teacher, model.task, rate, self._steps)
-        words = f"{model.name or model.label} itself, from another start"
-        return self._describe(model, teacher, ceiling, Kind.CEILING, model.method, words)
+        def described(student: Teacher, kind: Kind, form: str, words: str) -> Candidate:
+            kl = [mean_divergence(teacher, student, split, self.context) for split in (self.fitted, self.held_back)]
+            say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
+            numbers = parameter_count(student.learnables)["total"]
+            return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
+
+        candidates = []
+        if not no_ceiling(model):
+            ceiling = self._fit(model, teacher, model.task, select_rate(divergence), self.steps)
+            words = f"{model.name or model.label} itself, from another start"
+            candidates.append(described(ceiling, Kind.CEILING, model.method, words))
+        for name in self.study.options.replacement_forms:
+            form = FORMS[name]
+            task = form.task(self.study.clip, model.task, self.context.dtype)
+            student = self._fit(model, teacher, task, form.learning_rate, self.steps)
+            candidates.append(described(student, Kind.FITTED, name, form.words))
+        return candidates
 
     def _fit(self, model: Model, teacher: Teacher, task: Task, rate: float, steps: int) -> Teacher:
         recipe = fit_recipe(learning_rate=rate, steps=steps)
-        seed = self._study.options.seed
+        seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
         # What a fit depends on. A study with other models beside this one continues from its fits.
-        facts = [model.digest, self._study.clip.fingerprint, self._fitted.stored_digest, task.options()]
+        facts = [model.digest, self.study.clip.fingerprint, self.fitted.stored_digest, task.options()]
         key = stable_hash([*facts, recipe.facts(), seed])
-        folder = self._study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
+        folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
         progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
         logging = Logging(checkpoints=folder, progress=progress)
-        learnables = fit_student(task, teacher, self._fitted, recipe, self._context, seed=seed, logging=logging)
+        learnables = fit_student(task, teacher, self.fitted, recipe, self.context, seed=seed, logging=logging)
         return Teacher(task, learnables)
-
-    def _describe(
-        self, model: Model, teacher: Teacher, student: Teacher, kind: Kind, form: str, words: str
-    ) -> Candidate:
-        kl = [mean_divergence(teacher, student, split, self._context) for split in (self._fitted, self._held_back)]
-        say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
-        numbers = parameter_count(student.learnables)["total"]
-        return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
 
 
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:
@@ -525,27 +506,16 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _controls(study: Study, model: Model) -> list[tuple[Student, Model]]:
-    """Models of the study beside a tuned one; nothing was fitted to these."""
-    controls = [(Kind.RETRAINED, model.method, other) for other in retrainings(study, model)]
-    for form in study.options.replacement_forms:
-        controls += [(Kind.LABELS, form, other) for other in on_labels(study, model, form)]
-    return [
-        (Student(kind, form, other.label, parameter_count(other.learnables)["total"]), other)
-        for kind, form, other in controls
-    ]
-
-
 def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> RowRequest:
     """For "logits" `[n, K, C]` and "features" `[n, K, d]`: frozen model, tuned model, `beside`, then its controls.
 
     What is kept of it is named by the images that forms were fitted on, which the study's fingerprint does not cover.
     """
     predictors = [Predictor.of(each.task, each.learnables, study.params) for _, each in beside]
-    controls = [control for _, control in _controls(study, model)]
+    others_of = [other for _, _, other in controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *controls))
+        frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *others_of))
         outputs = [
             each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
         ]

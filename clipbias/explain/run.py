@@ -81,9 +81,24 @@ def run_study(
     requested = tuple(name for name in SECTIONS if name in sections or name == "predictions")
     computed = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in requested})
     predictions: Predictions = computed.pop("predictions")
+    task, vision = study.zero_shot.task, study.clip.config.vision
     facts = StudyResults(
-        dataset=_dataset(study, predictions, dataset, split),
-        clip=_geometry(study),
+        dataset=DatasetFacts(
+            name=dataset,
+            split=split,
+            images=int((predictions.zero_shot >= 0).sum()),
+            class_names=tuple(task.class_names),
+            template=task.template,
+        ),
+        clip=ClipFacts(
+            name=study.clip.name,
+            fingerprint=study.clip.fingerprint,
+            image_size=vision.image_size,
+            grid=vision.grid,
+            patches=vision.patches,
+            tokens=vision.tokens,
+            vision_layers=vision.layers,
+        ),
         models=tuple(_describe(model, predictions) for model in study.models),
         sections=requested,
         config=dict(config or {}),
@@ -100,37 +115,12 @@ def run_study(
     return results
 
 
-def _dataset(study: Study, predictions: Predictions, name: str, split: str) -> DatasetFacts:
-    task = study.zero_shot.task
-    return DatasetFacts(
-        name=name,
-        split=split,
-        images=int((predictions.zero_shot >= 0).sum()),
-        class_names=tuple(task.class_names),
-        template=task.template,
-    )
-
-
-def _geometry(study: Study) -> ClipFacts:
-    vision = study.clip.config.vision
-    return ClipFacts(
-        name=study.clip.name,
-        fingerprint=study.clip.fingerprint,
-        image_size=vision.image_size,
-        grid=vision.grid,
-        patches=vision.patches,
-        tokens=vision.tokens,
-        vision_layers=vision.layers,
-    )
-
-
 def _describe(model: Model, predictions: Predictions) -> ModelFacts:
     images = int((predictions.models[model.key] >= 0).sum())
     correct = int(predictions.right(model.key).sum())
     if not images:
         raise ClipbiasError("none of the images could be read; check the data folder.")
     vision_prompts, text_prompts = model.prompts
-    counts = parameter_count(model.learnables)
     return ModelFacts(
         key=model.key,
         label=model.label,
@@ -138,9 +128,7 @@ def _describe(model: Model, predictions: Predictions) -> ModelFacts:
         method=model.method,
         options=model.options,
         trained_on=model.trained_on,
-        parameters=ParameterCount(
-            total=counts["total"], vision=counts["vision"], text=counts["text"], shared=counts["shared"]
-        ),
+        parameters=ParameterCount(**parameter_count(model.learnables)),
         vision_prompts=vision_prompts,
         text_prompts=text_prompts,
         vision_depth=model.depths[0],

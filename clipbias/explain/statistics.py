@@ -105,12 +105,7 @@ def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals
 
 
 def divided_by_sum(rows: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-    """Rows `[..., N]`, each divided by its sum; a row without any relevancy stays 0.
-
-    Args:
-      rows: none below 0.
-      visible: where a row has values, for rows that are padded; 0 elsewhere.
-    """
+    """Rows `[..., N]`, none below 0, each divided by its sum where it is `visible`; one of zeros stays as it is."""
     if visible is not None:
         rows = jnp.where(visible, rows, 0)
     return _ratio(rows, rows.sum(-1, keepdims=True))

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable
 
-from clipbias.explain.effects import UNITS
 from clipbias.explain.uncertainty import Estimate
+
+# Outcomes by name, their units, and digits.
+OUTCOMES = ("accuracy", "calibrated")
+UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
 
 
 def change(number: Estimate, outcome: str) -> str:

@@ -7,7 +7,7 @@ Nearest is not near: every result carries the mean distance over the whole vocab
 shorter than the embeddings is nearest to the shortest of them, whatever its direction.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
@@ -20,8 +20,7 @@ from clipbias.explain.study import Section, Study
 NEAREST = 5  # words of each prompt
 
 
-@dataclasses.dataclass(frozen=True)
-class Nearest:
+class Nearest(NamedTuple):
     """The nearest words of `n` vectors."""
 
     ids: np.ndarray  # `[n, k]` token ids, the nearest first; equally near ones by id

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clipbias.explain.effects import OUTCOMES, UNITS
 from clipbias.explain.results import (
     PLAIN,
     CausalNumbers,
@@ -19,7 +18,7 @@ from clipbias.explain.results import (
     What,
 )
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import by_reason, change, percent
+from clipbias.explain.wording import OUTCOMES, UNITS, by_reason, change, percent
 from clipbias.report import style
 from clipbias.report.captions import CaptionedFigure, captioned
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods

@@ -1,4 +1,4 @@
-"""Tasks for these tests, and a model whose evidence lies where the test puts it."""
+"""Tasks for these tests."""
 
 from typing import Any
 
@@ -31,27 +31,3 @@ def moved(task: Task) -> Any:
         else np.asarray(leaf)
         for leaf in leaves
     )
-
-
-def transparent(clip: Clip) -> dict[str, Any]:
-    """Parameters of a model that can be worked out by hand.
-
-    Every block lets each token look evenly at all tokens (queries and keys are zero) and adds what it sees; MLPs add
-    nothing. So `[cls]` sums up the patches, and a patch speaks for a class as far as its token points its way.
-    """
-    params = jax.tree.map(np.array, clip.params)
-    tower = params["vision"]
-    width = clip.config.vision.width
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
-        names = [part.key for part in path]
-        if any("norm" in name for name in names):
-            leaf[:] = names[-1] == "scale"
-        elif names[-1] == "bias":
-            leaf[:] = 0
-    layers = tower["layers"]
-    for part in ("qkv", "out", "fc1", "fc2"):
-        layers[part]["kernel"][:] = 0
-    layers["qkv"]["kernel"][:, :, 2 * width :] = np.eye(width)
-    layers["out"]["kernel"][:] = np.eye(width)
-    tower["position_embedding"][:] = 0
-    return params

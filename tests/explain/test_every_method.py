@@ -13,14 +13,12 @@ from clipbias.data import transforms
 from clipbias.data.transforms import Resizing
 from clipbias.explain.bias import measure_equivalent_bias, why_no_equivalent_bias
 from clipbias.explain.causal import Corner
-from clipbias.explain.causal_section import Way, compute_causal
-from clipbias.explain.effects import halves
+from clipbias.explain.causal_section import Way, compute_causal, halves
 from clipbias.explain.model import Model, why_no_causal_test, why_no_maps
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import StudyResults, present
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.wording import by_reason
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved

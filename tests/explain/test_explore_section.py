@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clipbias.explain import pictures
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.pictures import bytes_per_image, choose_images, compute_explore, quantise
 from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import Predictions
+from clipbias.explain.study import StudyOptions
 from tests.explain.test_study import COUNT, knows, make
 
 

@@ -9,12 +9,17 @@ import pytest
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.explain import faithfulness
-from clipbias.explain.faithfulness import FRACTIONS, compute_faithfulness
+from clipbias.explain.faithfulness import (
+    FRACTIONS,
+    area_under_curve,
+    compute_faithfulness,
+    distinct_rows,
+    ranks_to_remove,
+)
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, Relevancy
 from clipbias.explain.results import MAPS
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.tuning import Task
 from tests.explain import test_study
 from tests.explain.models import CLASS_NAMES
@@ -155,3 +160,22 @@ def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, r
     tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
     assert counts["right"] <= 5.5 * tries
     assert counts["right"] < counts["wrong"] <= 8.5 * tries
+
+
+def test_of_equal_patches_the_first_goes_first():
+    first, last = np.asarray(ranks_to_remove(np.array([[0.1, 0.9, 0.5, 0.5]], np.float32)))
+    assert (first.tolist(), last.tolist()) == ([[3, 0, 1, 2]], [[0, 3, 1, 2]])
+
+
+def test_area_under_curve():
+    assert area_under_curve((0.0, 0.5, 0.75), np.array([1.0, 1.0, 0.0])) == pytest.approx((0.5 + 0.125) / 0.75)
+
+
+def test_nothing_is_classified_where_no_image_could_be_read():
+    images, patches, which = distinct_rows(np.ones((2, 3, 9), bool), np.zeros(3, bool))
+    assert images.shape == (0,) and patches.shape == (0, 9) and not which.any()
+
+
+def test_image_numbers_beyond_one_byte_stay_in_order():
+    images, _, which = distinct_rows(np.ones((1, 300, 4), bool), np.ones(300, bool))
+    assert images.tolist() == list(range(300)) == which[0].tolist()

@@ -12,8 +12,8 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain import verdict
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import What, Where
+from clipbias.explain.study import StudyOptions
 from tests.documents import ROOT
 from tools.mechanisms import models, picture, rules, score, train
 from tools.mechanisms.models import Spec, digest

@@ -9,8 +9,8 @@ import pytest
 from clipbias.clip import Adaptation
 from clipbias.constants import ZERO_SHOT
 from clipbias.explain.causal import Corner, Level, Stream, added_to_images, mix_images
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import What, Where
+from clipbias.explain.study import StudyOptions
 from clipbias.tuning import Task
 from clipbias.tuning.registry import resolve_method
 from tools.mechanisms import models, score, tasks
@@ -86,14 +86,15 @@ def test_planted_gains(name):
 
 
 @pytest.mark.long
-def test_planted_prompts_are_explained(tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["planted_constant", "planted_image"])
+def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
     monkeypatch.setattr(tasks, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
-    spec = Spec("planted_constant", models.PLANTED, outliers=False, seed=1, strength=1.0)
+    spec = Spec(family, models.PLANTED, outliers=False, seed=1, strength=1.0)
     train_model(tmp_path, spec, steps=1)
     options = StudyOptions(replacement_forms=("kind",), replacement_steps=2)
     (scored_model,) = score.score(tmp_path, [spec], options).to_dict("records")
-    assert scored_model["counts"] and scored_model["truth: what"] == What.SAME.value
+    assert scored_model["counts"] and scored_model["truth: what"] == FAMILIES[family].what.value
     assert scored_model["verdict: where"] == Where.NOT_ATTENTION.value
-    assert scored_model["verdict: what"] == What.SAME.value
+    assert scored_model["verdict: what"] == FAMILIES[family].what.value
     (other,) = score.score(tmp_path, [spec], options).to_dict("records")  # the study is read
     assert other == scored_model

@@ -12,13 +12,12 @@ from scipy.special import log_softmax
 
 from clipbias.clip import Clip
 from clipbias.explain import replacement
-from clipbias.explain.effects import halves
+from clipbias.explain.causal_section import halves
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
-from clipbias.explain.replacement import Outputs, by_image, compare, conclude, cosines, plain_form, sentence
+from clipbias.explain.replacement import Outputs, by_image, compare, conclude, plain_form, sentence
 from clipbias.explain.results import Comparison, Kind, Missing, Word, load_results
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import Estimate
 from clipbias.training import loop, teacher
 from clipbias.training.calibration import fit_temperatures
@@ -49,21 +48,6 @@ def wilson(same: int, of: int) -> tuple[float, float]:
     middle = (p + z**2 / (2 * of)) / (1 + z**2 / of)
     half = z / (1 + z**2 / of) * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
     return middle - half, middle + half
-
-
-def test_divergences_and_cosines_of_single_images() -> None:
-    of_teacher, of_student = np.random.default_rng(0).normal(0, 30, (2, 40, 5)).astype(np.float32)
-    log_p, log_q = log_softmax(of_teacher.astype(np.float64), -1), log_softmax(of_student.astype(np.float64), -1)
-    expected = np.einsum("nc,nc->n", np.exp(log_p), log_p - log_q)
-    np.testing.assert_allclose(divergences(of_teacher, of_student), expected, rtol=1e-9)
-    frozen, tuned, other = np.random.default_rng(1).normal(size=(3, 9, 6))
-    other[:2] = frozen[:2] + 1e-8  # moves by rounding
-    found = cosines(frozen, tuned, other)
-    assert np.isnan(found[:2]).all()
-    for index in range(2, 9):
-        a, b = tuned[index] - frozen[index], other[index] - frozen[index]
-        assert found[index] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)))
-    np.testing.assert_allclose(cosines(frozen, tuned, tuned), 1)
 
 
 def test_numbers_against_numpy() -> None:
@@ -286,10 +270,9 @@ def models_of(clip: Clip) -> list[Model]:
 def test_which_models_stand_beside_the_forms(clip: Clip, tmp_path: Path) -> None:
     models = models_of(clip)
     study = Study(models, colour_split(1, 3), StudyOptions(), tmp_path)
-    assert [each.key for each in replacement.retrainings(study, models[1])] == ["again"]
-    assert [each.key for each in replacement.on_labels(study, models[1], "kind")] == ["kind"]
-    assert not replacement.on_labels(study, models[1], "vector")
-    assert not replacement.retrainings(study, models[4])
+    beside = [(kind, form, each.key) for kind, form, each in replacement.controls(study, models[1])]
+    assert beside == [(Kind.RETRAINED, "ivlp", "again"), (Kind.LABELS, "kind", "kind")]
+    assert not replacement.controls(study, models[4])
 
 
 def test_what_is_not_fitted_and_why(clip: Clip, tmp_path: Path) -> None:
@@ -443,9 +426,9 @@ def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Pat
     models = [models_of(clip)[0], Model("bias", "Bias", "bias", bias, drawn(bias.shapes, 0.1), seed=1)]
     images = colour_split(6, 0)
     study = Study(models, colour_split(4, 3), StudyOptions(replacement_steps=60), tmp_path, unlabelled=images)
-    fits = replacement._Fits(study, images, images, study.tuned)
+    fits = replacement.Fits(study, images, images, study.tuned)
     teacher_model = teacher.Teacher(bias, models[1].learnables)
     zero = teacher.Teacher(bias, bias.init(0))
     (ceiling, fitted), _ = fits.fit(models[1])
     assert ceiling.kind is Kind.CEILING and fitted.task == bias
-    assert ceiling.fitted_divergence < 0.5 * mean_divergence(teacher_model, zero, images, fits._context)
+    assert ceiling.fitted_divergence < 0.5 * mean_divergence(teacher_model, zero, images, fits.context)

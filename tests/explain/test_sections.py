@@ -11,9 +11,8 @@ from clipbias.data import Split
 from clipbias.explain import pictures
 from clipbias.explain.decomposition import compute_decomposition
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.tuning import Task
 from tests.explain.conftest import FOLDER
 from tests.reference import methods, relevancy, sections, statistics, weights

@@ -6,8 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from clipbias.explain.causal_section import Way, summarize
-from clipbias.explain.effects import measure, over_seeds
+from clipbias.explain.causal_section import Way, measure, over_seeds, summarize
 from clipbias.explain.model import NOTHING_INSIDE
 from clipbias.explain.results import (
     ByOutcome,

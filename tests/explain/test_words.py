@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import Missing
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.words import compute_words, context_words, readable_token
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES

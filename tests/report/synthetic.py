@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipbias.explain.causal_section import DRAWS, Way, summarize
-from clipbias.explain.effects import measure, over_seeds
+from clipbias.explain.causal_section import DRAWS, Way, measure, over_seeds, summarize
 from clipbias.explain.replacement import Outputs, by_image, compare, sentence
 from clipbias.explain.results import (
     SECTIONS,

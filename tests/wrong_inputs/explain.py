@@ -9,11 +9,10 @@ import numpy as np
 import clipbias
 from clipbias.data import Split
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import ARRAYS, SCALARS, load_results, save_arrays, save_results
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from tests.bad_files import NO_OBJECT
 from tests.report.synthetic import only_sections, synthetic_results
 from tests.wrong_inputs.place import Case, Place, case

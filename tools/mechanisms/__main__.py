@@ -17,7 +17,7 @@ import pandas as pd
 from absl import app, flags
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.options import StudyOptions
+from clipbias.explain.study import StudyOptions
 from clipbias.report import style
 from clipbias.report.captions import write_csv
 from tools.mechanisms import picture, score

@@ -13,10 +13,9 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import StudyResults, What, Where, load_results
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Study
+from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import RESAMPLES
 from clipbias.tuning import Task
 from tools.mechanisms.models import OWN, Spec, digest

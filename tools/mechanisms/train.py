@@ -21,7 +21,7 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.effects import measure
+from clipbias.explain.causal_section import measure
 from clipbias.explain.uncertainty import estimate, excludes
 from clipbias.training import mesh as meshes
 from clipbias.training.context import make_context
