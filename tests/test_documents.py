@@ -22,7 +22,6 @@ from clipbias.data.folder import complete_splits
 from clipbias.data.held_out import hold_out
 from tests.documents import PAGES, ROOT
 from tools import make_demo_tables
-from tools.pages import END
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -103,7 +102,7 @@ def test_each_number_of_a_table_is_in_its_csv(name: str) -> None:
     path = ROOT / "docs" / page
     text = path.read_text(encoding="utf-8")
     assert text == make_demo_tables.page(path), f"run python -m tools.make_demo_tables docs/{page}"
-    section = text.partition(f"<!-- From images/{name}")[2].partition(END)[0]
+    section = text.partition(f"<!-- From images/{name}")[2].partition(make_demo_tables.END)[0]
     heads, _, *lines = [line.removesuffix(" |").split(" | ") for line in section.splitlines() if line.startswith("|")]
     rows, shown = rows_of(name), []
     for line in lines:

@@ -8,8 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.documents import ROOT
-from tools import make_notebook
-from tools.make_notebook import Cell
+from tools.make_notebook import notebook_of
 
 SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 
@@ -20,8 +19,9 @@ def notebook(script: Path) -> dict:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_the_notebook_is_its_script(script: Path) -> None:
-    cells = [Cell(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
-    assert cells == make_notebook.cells_of(script), f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
+    expected = [(cell.cell_type, cell.source) for cell in notebook_of(script).cells]
+    assert cells == expected, f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -45,7 +45,7 @@ def test_the_first_hour_runs_with_another_model(model: Path, tmp_path: Path, mon
         "LEARNING_RATES": dict.fromkeys(("ivlp", "bias", "bias_by_kind"), 0.1),
         "IMAGES": 20,
     }
-    settings, *rest = [cell.source for cell in make_notebook.cells_of(SCRIPTS[0]) if cell.kind == "code"]
+    settings, *rest = [cell.source for cell in notebook_of(SCRIPTS[0]).cells if cell.cell_type == "code"]
     names: dict = {}
     exec(settings, names)
     assert other.keys() <= names.keys()
@@ -64,13 +64,3 @@ def run(source: str, names: dict) -> object:
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, "cell", "exec"), names)
     return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
-
-
-def test_cells_and_what_colab_needs() -> None:
-    script = "# %% [markdown]\n# # Title\n#\n# Words.\n\n# %%\nx = 1\n\n\ny = 2  # %% no cell\n\n# %%\nx\n"
-    plain = [Cell("markdown", "# Title\n\nWords."), Cell("code", "x = 1\n\n\ny = 2  # %% no cell"), Cell("code", "x")]
-    assert make_notebook.cells(script, "docs/a.ipynb", None) == plain
-    opened, install, *rest = make_notebook.cells(script, "docs/a.ipynb", "https://github.com/them/it")
-    assert "(https://colab.research.google.com/github/them/it/blob/main/docs/a.ipynb)" in opened.source
-    assert install.source.endswith('%pip install --quiet "clipbias @ git+https://github.com/them/it"')
-    assert opened.source.startswith(plain[0].source) and rest == plain[1:]

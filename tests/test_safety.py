@@ -45,7 +45,6 @@ IMPORTERS = {
     "clipbias/tuning/registry.py",
     "experiments/common.py",
     "tools/docs_site.py",
-    "tools/benchmarks/ways.py",
 }
 
 

@@ -12,18 +12,24 @@ A test holds these pages to their numbers: measure again, and run this again.
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Kind
-from clipbias.io import read_text
+from clipbias.io import read_text, write_text
 from clipbias.report.names import dataset_name
 from clipbias.report.table import MISSING
-from tools.pages import markdown, with_section, write_page
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
+END = "<!-- What follows is written by hand. -->"
 Row = Mapping[str, str]
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *lines))
 
 
 def _with_ends(row: Row, value: str, digits: int) -> str:
@@ -43,7 +49,7 @@ def zoo(rows: Sequence[Row]) -> str:
         (row["kind"], f"`{row['method']}`", f"{float(row['parameters']):,.0f}", _with_ends(row, "value", 1))
         for row in sorted(ordered, key=lambda row: kinds.index(row["kind"]))
     ]
-    return markdown(("kind", "method", "parameters", "gain (points)"), lines).rstrip()
+    return markdown(("kind", "method", "parameters", "gain (points)"), lines)
 
 
 # Methods of the table of replacements: the paper's with prompts.
@@ -64,7 +70,7 @@ def replacements(rows: Sequence[Row]) -> str:
             line = (*place, _percent(row, ""), _percent(row, "moved_"))
             ceiling = _percent(ceilings.get((row["method"], row["dataset"])), "moved_")
             lines.append((*line, ceiling) if ceilings else line)
-    return markdown((*heads, "the method, fitted to itself (%)") if ceilings else heads, lines).rstrip()
+    return markdown((*heads, "the method, fitted to itself (%)") if ceilings else heads, lines)
 
 
 def _percent(row: Row | None, start: str) -> str:
@@ -83,7 +89,7 @@ def observations(rows: Sequence[Row]) -> str:
         claim = row["claim"] if is_about_method else f"{row['claim']} ({row['method']})"
         line = lines.setdefault((row["source"], claim, row["statistic"]), [MISSING] * len(methods))
         line[methods.index(row["method"]) if is_about_method else 0] = _observed(row)
-    return markdown(("", "claim", "statistic", *methods), [(*key, *line) for key, line in lines.items()]).rstrip()
+    return markdown(("", "claim", "statistic", *methods), [(*key, *line) for key, line in lines.items()])
 
 
 def _observed(row: Row) -> str:
@@ -115,12 +121,21 @@ def page(whole: Path) -> str:
     text = read_text(whole)
     for names, make in PAGES[whole.name].items():
         files = [csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))) for name in names]
-        text = with_section(whole, text, BEGIN.format(name=" and ".join(names)), make(*map(list, files)))
+        begin = BEGIN.format(name=" and ".join(names))
+        before, marker, rest = text.partition(begin)
+        _, end, after = rest.partition(END)
+        if not marker or not end:
+            raise ClipbiasError(f"{whole} has no place for the table; write the lines {begin!r} and {END!r} there.")
+        text = f"{before}{begin}\n\n{make(*map(list, files))}\n\n{END}{after}"
     return text
 
 
 def main() -> None:
-    write_page("tools.make_demo_tables", __doc__, page)
+    try:
+        for name in sys.argv[1:]:
+            write_text(Path(name), page(Path(name)))
+    except ClipbiasError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

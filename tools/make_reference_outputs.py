@@ -10,7 +10,7 @@ weights are too large to keep and are drawn anew from their seed. Checks the Num
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from tests.reference import methods, numpy_clip, weights
 from tests.reference.cases import CASES, CLASS_NAMES, LABELS, LEARNING_RATE, STEPS, TINY, VIT_B_16, Case
 from tests.reference.differences import along_directions
 from tests.reference.tokenizer import SimpleTokenizer
-from tools.benchmarks import torch_methods
 
 DATA = Path(__file__).parents[1] / "tests" / "data_files"
 Arrays = dict[str, np.ndarray]
+Tokenize = Callable[[list[str]], torch.Tensor]
 
 
 def torch_clip(config: Mapping, state: Mapping[str, np.ndarray]) -> transformers.CLIPModel:
@@ -54,15 +54,13 @@ def forward(model: transformers.CLIPModel, tokens: np.ndarray, images: np.ndarra
     }
 
 
-def tune(model: transformers.CLIPModel, tokenize: torch_methods.Tokenize, case: Case, images: np.ndarray) -> Arrays:
+def tune(model: transformers.CLIPModel, tokenize: Tokenize, case: Case, images: np.ndarray) -> Arrays:
     """Logits, loss, gradients, and the learnables after `STEPS` steps of `torch.optim.SGD`."""
     initial = methods.random_learnables(methods_config(model), case.method, len(CLASS_NAMES), **case.sizes)
     learnables = {name: torch.from_numpy(value).double().requires_grad_() for name, value in initial.items()}
 
     def scores() -> torch.Tensor:
-        return torch_methods.logits(
-            model, tokenize, case.method, CLASS_NAMES, learnables, pixels(images), **case.options
-        )
+        return torch_logits(model, tokenize, case.method, CLASS_NAMES, learnables, pixels(images), **case.options)
 
     first = scores()
     labels = torch.tensor(LABELS)
@@ -183,6 +181,130 @@ def make_full() -> None:
     compare("ViT-B/16 text features", text.features, outputs["text_features"])
     compare("ViT-B/16 logits", numpy_clip.logits(doubled, vision.features, text.features), outputs["logits"])
     save(DATA / "vit_b_16.safetensors", outputs)
+
+
+# The tuning methods in PyTorch, on `transformers.CLIPModel`, step by step as in their authors' public code. CoOp:
+# KaiyangZhou/CoOp. VPT, IVLP, MaPLe: muzairkhattak/multimodal-prompt-learning. TaskRes: geekyutao/TaskRes.
+
+
+def prompt_text(method: str, names: Sequence[str], count: int, template: str, worded: bool) -> list[str]:
+    """The text of each class: the dataset's template, or the context's words or placeholders and the name."""
+    if method in ("zero_shot", "taskres"):
+        return [template.format(name) for name in names]
+    keeps_words = worded if method == "coop" else count <= 4
+    prefix = "a photo of a" if keeps_words else " ".join(["X"] * count)
+    return [f"{prefix} {name}." for name in names]
+
+
+def context_embeddings(
+    embedding: torch.Tensor, context: torch.Tensor, lengths: Sequence[int], position: str
+) -> torch.Tensor:
+    """CoOp's `PromptLearner.forward`: [C, N, D] token embeddings with the context put in around the class name."""
+    count = context.shape[-2]
+    if context.dim() == 2:
+        context = context.unsqueeze(0).expand(len(embedding), -1, -1)
+    prefix, suffix = embedding[:, :1], embedding[:, 1 + count :]
+    if position == "end":
+        return torch.cat([prefix, context, suffix], dim=1)
+    half = count // 2 if position == "middle" else 0
+    prompts = []
+    for i, length in enumerate(lengths):
+        parts = [prefix[i], context[i, :half], suffix[i, :length], context[i, half:], suffix[i, length:]]
+        prompts.append(torch.cat(parts))
+    return torch.stack(prompts)
+
+
+def run_layers(
+    layers: torch.nn.ModuleList,
+    x: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    deep: Sequence[torch.Tensor],
+    is_text: bool,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """`ResidualAttentionBlock_IVLP` and `_MaPLe`: from the second block on, prompts replace the last block's."""
+    for i, layer in enumerate(layers):
+        if 1 <= i <= len(deep):
+            prompts = deep[i - 1].expand(len(x), -1, -1)
+            count = prompts.shape[1]
+            if is_text:
+                x = torch.cat([x[:, :1], prompts, x[:, 1 + count :]], dim=1)
+            else:
+                x = torch.cat([x[:, : x.shape[1] - count], prompts], dim=1)
+        x = layer(x, mask)
+        if bias is not None:
+            x = x + bias[i]
+    return x
+
+
+def torch_image_features(
+    model: torch.nn.Module, pixels: torch.Tensor, prompts: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """[B, d] of `pixels` [B, 3, R, R]; `prompts` [depth, V, Dv]."""
+    tower = model.vision_model
+    x = tower.embeddings(pixels)
+    deep: Sequence[torch.Tensor] = ()
+    if prompts is not None:
+        x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], dim=1)
+        deep = prompts[1:]
+    x = run_layers(tower.encoder.layers, tower.pre_layrnorm(x), mask=None, deep=deep, is_text=False, bias=bias)
+    return model.visual_projection(tower.post_layernorm(x[:, 0]))
+
+
+def torch_text_features(
+    model: torch.nn.Module,
+    tokens: torch.Tensor,
+    embedding: torch.Tensor,
+    deep: Sequence[torch.Tensor],
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """[C, d] of token embeddings [C, N, Dt]."""
+    tower = model.text_model
+    length = tokens.shape[1]
+    mask = torch.full((length, length), float("-inf"), dtype=embedding.dtype).triu_(1)[None, None]
+    x = embedding + tower.embeddings.position_embedding.weight[:length]
+    x = run_layers(tower.encoder.layers, x, mask=mask, deep=deep, is_text=True, bias=bias)
+    x = tower.final_layer_norm(x)
+    return model.text_projection(x[torch.arange(len(x)), tokens.argmax(dim=-1)])
+
+
+def torch_logits(
+    model: torch.nn.Module,
+    tokenize: Tokenize,
+    method: str,
+    class_names: Sequence[str],
+    learnables: Mapping[str, torch.Tensor],
+    pixels: torch.Tensor,
+    *,
+    template: str = "a photo of a {}.",
+    position: str = "end",
+    worded: bool = True,
+    alpha: float = 0.5,
+) -> torch.Tensor:
+    """[B, C] logits of a method."""
+    names = [name.replace("_", " ") for name in class_names]
+    context = learnables.get("text_context")
+    count = 0 if context is None else context.shape[-2]
+    tokens = tokenize(prompt_text(method, names, count, template, worded))
+    embedding = model.text_model.embeddings.token_embedding(tokens)
+    if context is not None:
+        # Start and end of text are not counted.
+        lengths = [int(row.argmax()) - 1 for row in tokenize(names)]
+        embedding = context_embeddings(embedding, context, lengths, position)
+    text_prompts = learnables.get("text_prompts", ())
+    vision_prompts = learnables.get("vision_prompts")
+    if method == "maple":
+        rows = [context, *text_prompts]
+        maps = zip(rows, learnables["projection_kernel"], learnables["projection_bias"], strict=True)
+        vision_prompts = torch.stack([functional.linear(row, kernel.T, bias) for row, kernel, bias in maps])
+    images = torch_image_features(model, pixels, vision_prompts, learnables.get("vision_bias"))
+    texts = torch_text_features(model, tokens, embedding, text_prompts, learnables.get("text_bias"))
+    if method == "taskres":
+        texts = texts + alpha * learnables["text_residual"]
+    images = images / images.norm(dim=-1, keepdim=True)
+    texts = texts / texts.norm(dim=-1, keepdim=True)
+    return model.logit_scale.exp() * images @ texts.t()
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.clip.params import empty_params
 from clipbias.training.ahead import Topology, open_topology
-from tools.benchmarks import model
+from tools import benchmark as model
 
 ACCELERATOR = os.environ.get("CLIPBIAS_ACCELERATOR", "")
 ALL = os.environ.get("CLIPBIAS_ACCELERATOR_ALL") == "1"

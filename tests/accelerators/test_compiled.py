@@ -33,7 +33,7 @@ from clipbias.tuning.features import Sampling
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.registry import METHODS
 from tests.accelerators.conftest import ACCELERATOR, ALL, TOPOLOGIES
-from tools.benchmarks import model
+from tools import benchmark as model
 
 FIRSTS = [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
 TRAINED = [name for name in FIRSTS if METHODS[name][0].trains]

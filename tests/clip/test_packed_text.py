@@ -8,7 +8,7 @@ import pytest
 from clipbias.clip import Adaptation, encode_packed_text, init_params, pack
 from clipbias.clip.packed_text import TILE, first_fit
 from clipbias.clip.text import as_tokens
-from tools.benchmarks.model import geometry
+from tools.benchmark import geometry
 
 CONFIG = geometry("tiny")
 LENGTHS = (3, 9, 4, 4, 20, 5, 3)  # name tokens; with the context, one text needs more than a tile of the least length

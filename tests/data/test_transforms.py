@@ -1,4 +1,4 @@
-"""Transforms against torchvision's recorded outputs, against live torchvision, and odd image modes."""
+"""Transforms against torchvision's outputs (`tools/make_transform_reference.py` of commit 879c20d8), and odd images."""
 
 import io
 from pathlib import Path

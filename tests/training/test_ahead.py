@@ -25,7 +25,7 @@ from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Recipe, Task
 from tests.training.sweeps import TinySweep
-from tools.benchmarks import model
+from tools import benchmark as model
 
 RECIPE = Recipe(0.0025, 10, 1, 1e-5, 8, 0.9, 5e-4)
 # Three layers: in a loop that runs once nothing could be seen.

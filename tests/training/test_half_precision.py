@@ -17,7 +17,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.memory import StepShape, training_program
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
-from tools.benchmarks import measure, model
+from tools import benchmark as model
 
 SIZES = (1e-3, 3e-3)  # of the noise by which learnables are moved, as training moves them
 
@@ -102,7 +102,7 @@ def test_a_step_takes_two_products_forward_and_one_back() -> None:
     for dtype in ("float32", "bfloat16"):
         task = Task(clip, "ivlp", ["red", "blue"], dtype=dtype)
         step = training_program(task, recipe, StepShape(4, 1, meshes.single_device()))
-        counts[dtype] = measure.traced(step.function, *step.arguments)
+        counts[dtype] = model.traced(step.function, *step.arguments)
     assert 1.3 < counts["bfloat16"] / counts["float32"] < 1.52
 
 

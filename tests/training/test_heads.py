@@ -28,7 +28,7 @@ from clipbias.tuning.recipe import Recipe
 from tests.own_methods import Probe, Projection
 from tests.training.sweeps import TinySweep, score_of
 from tests.training.test_loop import stop_at
-from tools.benchmarks import measure
+from tools import benchmark as measure
 
 PROBE, CACHE, PROJECTION = (f"tests.own_methods:{name}" for name in ("Probe", "Cache", "Projection"))
 OWN = ["tests.own_methods"]

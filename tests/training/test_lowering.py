@@ -26,7 +26,7 @@ from clipbias.tuning.features import Sampling
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS
-from tools.benchmarks import model
+from tools import benchmark as model
 
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 NAMES = ["red", "a green one", "blue"]

@@ -26,7 +26,7 @@ from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.training.sweeps import TinySweep
-from tools.benchmarks import model
+from tools import benchmark as model
 
 GIB = 1 << 30
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)

@@ -1,1 +1,0 @@
-"""What `python -m tools.benchmarks` measures, one file per sub-command, and what they share."""
