@@ -159,37 +159,17 @@ def test_it_learns_and_into_another_base(clip: Clip, long: Clip) -> None:
     assert other.model.clip is long
 
 
-@pytest.mark.parametrize("form", helpers.short(["vector", "layer_norm", "lora"], "vector"))
-def test_the_folder_in_torch(form: str, clip: Clip, distilled: clipbias.Distilled, tmp_path: Path) -> None:
-    """A plain CLIP of transformers, whose logits are ours to a hundred-thousandth of the scale."""
-    torch = pytest.importorskip("torch")
-    import transformers
-
-    found = distilled if form == "vector" else distil(clip, form)
+def test_the_folder_has_the_certificate(clip: Clip, distilled: clipbias.Distilled, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert found.model.export(out) == "checkpoint"
-    images = pixels(clip)
-    expected = models.task_logits(found.model.task, found.model.learnables, images)
-    frozen = models.task_logits(Task(clip, "zero_shot", NAMES, template="a photo of a {}."), {}, images)
-    assert np.abs(expected - frozen).max() > 0.1  # it has learned
-    model = transformers.CLIPModel.from_pretrained(out).eval()
-    inputs = transformers.AutoTokenizer.from_pretrained(out)(
-        [f"a photo of a {name}." for name in NAMES], return_tensors="pt", padding=True
-    )
-    inputs["pixel_values"] = torch.from_numpy(
-        np.asarray(clip.preprocessing.normalize(images)).transpose(0, 3, 1, 2).copy()
-    )
-    with torch.no_grad():
-        logits = model(**inputs).logits_per_image.numpy()
-    assert np.abs(logits - expected).max() < 1e-5 * float(np.exp(clip.params["logit_scale"]))
+    assert distilled.model.export(out) == "checkpoint"
     certificate = json.loads((out / "certificate.json").read_text())
-    assert certificate == json.loads(json.dumps(found.model.notes["certificate"]))
-    stored = dataclasses.asdict(found.certificate)
+    assert certificate == json.loads(json.dumps(distilled.model.notes["certificate"]))
+    stored = dataclasses.asdict(distilled.certificate)
     assert {name: certificate[name] for name in stored} == json.loads(json.dumps(stored))
-    assert certificate["margin"] == found.certificate.margin and certificate["teacher"]["method"] == "ivlp"
-    assert certificate["sentences"] == list(found.sentences) and len(certificate["candidates"]) == 1
+    assert certificate["margin"] == distilled.certificate.margin and certificate["teacher"]["method"] == "ivlp"
+    assert certificate["sentences"] == list(distilled.sentences) and len(certificate["candidates"]) == 1
     card = (out / "README.md").read_text()
-    assert all(sentence.removesuffix(".") in card.replace("\\", "") for sentence in found.sentences)
+    assert all(sentence.removesuffix(".") in card.replace("\\", "") for sentence in distilled.sentences)
     assert "images per class" not in card  # those of the teacher
     assert read_adapter(out).notes["certificate"] == certificate
 

@@ -6,7 +6,6 @@ import pytest
 
 from clipbias import data
 from clipbias.data import shards
-from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests import bucket as buckets
 from tests.bucket import Bucket
@@ -50,29 +49,6 @@ def test_shards_open_by_their_index_alone(served, folders) -> None:
     assert served.ranges == [] and INDEX in served.read_objects
     assert_opens(folders)
     assert {path.rpartition("-train.")[2][:12] for path, _ in served.ranges} >= {"array_record"}
-
-
-def test_without_an_index_records_are_read_once(served, folders, monkeypatch) -> None:
-    read = []
-    original = PreparedDataset._read_index
-
-    def noted(self, split, id_feature):
-        read.append(split)
-        return original(self, split, id_feature)
-
-    monkeypatch.setattr(PreparedDataset, "_read_index", noted)
-    before = served.cat_file(INDEX)
-    served.rm_file(INDEX)
-    served.written.clear()
-    assert_opens(folders)
-    assert_opens(folders)
-    assert read == ["train"] and served.written == [INDEX]
-    assert len(served.cat_file(INDEX)) == len(before)
-    served.rm_file(INDEX)
-    served.refuse_writing = "no objects.create access"
-    assert_opens(folders)
-    assert_opens(folders)  # from the user's cache folder
-    assert read == ["train", "train"] and not served.exists(INDEX)
 
 
 def test_records_that_tfds_has_prepared(served, tmp_path) -> None:

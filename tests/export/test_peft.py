@@ -1,7 +1,6 @@
 """Folders of PEFT's: names and shapes always; PEFT's own logits where it is installed."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 import clipbias
@@ -111,22 +109,6 @@ def test_a_folder_without_its_adapter(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "peft" / "adapter.safetensors").unlink()
     with pytest.raises(ClipbiasError, match=r"read it with clipbias\.export\.read_peft"):
         read_adapter(tmp_path / "peft")
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("base", ["demo", "demo-siglip"])
-def test_the_cards_code(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch"), pytest.importorskip("peft")
-    clip = clipbias.load(base)
-    adapter = tuned(clip, tmp_path)
-    export(adapter, clip, tmp_path / "out", form="peft")
-    (image,) = models.pictures(clip, 1)
-    Image.fromarray(image).save(tmp_path / "out" / "image.png")
-    monkeypatch.chdir(tmp_path / "out")
-    namespace: dict = {}
-    exec(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[0], namespace)
-    expected = models.logits(clip, adapter, image[None]) - clip.params.get("logit_bias", 0)
-    models.assert_close(namespace["logits"].numpy(), expected)
 
 
 DATA = Path(__file__).parents[1] / "data_files"

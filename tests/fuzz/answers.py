@@ -1,36 +1,31 @@
 """What every input must be answered with, and strategies for inputs that are not what they should be."""
 
-import contextlib
 import resource
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hypothesis import strategies as st
 
 from clipbias.errors import ClipbiasError
 
-SECONDS = 300  # an answer that takes longer is taken for a hang
 MOST_BYTES = 3 << 30  # an input may not make the process grow by more
 
 
 def answered(call: Callable[[], Any], folder: Path) -> str | None:
     """Calls `call`, which must succeed or raise `ClipbiasError` with one clear sentence.
 
-    Any other exception, a hang, and a process that grows by gigabytes fail. `folder` is where the input lies.
+    Any other exception and a process that grows by gigabytes fail. `folder` is where the input lies.
 
     Returns:
       The message, or `None` for success.
     """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     message = None
-    with deadline():
-        try:
-            call()
-        except ClipbiasError as error:
-            message = str(error)
+    try:
+        call()
+    except ClipbiasError as error:
+        message = str(error)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < MOST_BYTES, f"grew by {grown / 2**30:.1f} GiB"
     if message is not None:
@@ -38,26 +33,6 @@ def answered(call: Callable[[], Any], folder: Path) -> str | None:
         assert message == message.strip() and "Traceback" not in message and "\0" not in message, message
         assert all(letter.isprintable() or letter == "\n" for letter in message), message
     return message
-
-
-class Late(BaseException):
-    """Raised after `SECONDS`. Not an `Exception`: what reads broken files takes those for what is wrong with them."""
-
-
-@contextlib.contextmanager
-def deadline() -> Iterator[None]:
-    """Fails if the block takes longer than `SECONDS`."""
-
-    def late(_number: int, _frame: FrameType | None) -> None:
-        raise Late(f"no answer within {SECONDS} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 EXTREME = (0, 1, -1, 2, 7, 255, 2**31 - 1, 2**31, -(2**31), 2**32, 2**63 - 1, 2**63, 10**30, 10**400)
