@@ -1,17 +1,10 @@
-"""Parts of sentences: counts with their nouns, lists, capitals."""
-
-from collections.abc import Sequence
+"""Parts of sentences: counts with their nouns, capitals."""
 
 
 def counted(number: int, thing: str) -> str:
     """`1 image`, `1,200 images`, `2 classes`, `2 batches`, `2 epochs`."""
     plural = thing + ("es" if thing.endswith(("s", "tch")) else "s")
     return f"{number:,} {thing if number == 1 else plural}"
-
-
-def join_words(parts: Sequence[str]) -> str:
-    """`A, B and C`; of nothing, nothing."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def capitalize(sentence: str) -> str:
