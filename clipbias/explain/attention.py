@@ -139,12 +139,6 @@ def _learns_context(task: Task) -> bool:
     return additions(task).text_context is not None
 
 
-def patch_distances(config: VisionConfig) -> np.ndarray:
-    """Distance between the centres of every two patches in pixels, `[M, M]`."""
-    rows, columns = np.divmod(np.arange(config.patches), config.grid)
-    return config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns)
-
-
 def entropy(probabilities: jax.Array) -> jax.Array:
     """`−Σ a ln a` over the last axis, in nats, with `0 ln 0 = 0`."""
     positive = probabilities > 0  # twice, so that the gradient at 0 is finite too
@@ -165,7 +159,10 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     """
     first = config.first_patch
     inputs = config.tokens
-    pixels = jnp.asarray(patch_distances(config), jnp.float32)
+    rows, columns = np.divmod(np.arange(config.patches), config.grid)
+    # Between the centres of every two patches, `[M, M]`.
+    pixels = config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+    pixels = jnp.asarray(pixels, jnp.float32)
     among_patches = probabilities[..., first:inputs, first:inputs]
     of_queries = entropy(probabilities[..., :inputs, :])
     return {

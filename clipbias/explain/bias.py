@@ -213,9 +213,8 @@ def _sum_changes(
 def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
     """By tower, of the sums that `vision_moments` and `text_moments` give: by position, and at the pooled token."""
 
-    def count_and_total(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
-        count = np.asarray(moments.count, np.float64)
-        return count, count[..., None] * np.asarray(moments.mean, np.float64)
+    def count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
 
     def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         """Means of sums `[L, D]` over counts `[L]`, float32; 0 where nothing was counted."""
@@ -224,12 +223,14 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
     biases = {}
     for name in TOWERS:
         if f"{name}/token" in sums:
-            count, total = (x.sum(1) for x in count_and_total(sums[f"{name}/token"]))
+            count, mean = count_and_mean(sums[f"{name}/token"])
+            total, count = (count[..., None] * mean).sum(1), count.sum(1)
             vector = ratio(total, count)
             kinds = [vector]  # a pooling head reads all tokens
             if f"{name}/pooled" in sums:
-                of_pooled, pooled = count_and_total(sums[f"{name}/pooled"])
-                kinds = [ratio(pooled, of_pooled), ratio(total - pooled, count - of_pooled)]
+                of_pooled, pooled = count_and_mean(sums[f"{name}/pooled"])
+                others = ratio(total - of_pooled[:, None] * pooled, count - of_pooled)
+                kinds = [pooled.astype(np.float32), others]
             biases[name] = EquivalentBias(vector=vector, kind=np.stack(kinds, axis=1))
     return biases
 

@@ -168,13 +168,6 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
     return RelevancyGroup(count=order.samples, **both, order=order.average, variation=variation.average)
 
 
-def _kinds_by_class(model: Model) -> np.ndarray:
-    """The kinds of the tokens of all a class' texts, one after another: `[C, S · N]`."""
-    kinds = text_kinds(model.task)
-    by_text = kinds.reshape(model.texts, -1, kinds.shape[-1])
-    return by_text.swapaxes(0, 1).reshape(by_text.shape[1], -1)
-
-
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
     """Averages of every tuned model and of zero-shot for comparison, by `{key}/{group}/{what}`."""
     patches = study.clip.config.vision.patches
@@ -210,7 +203,10 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         }
 
     models = (study.worded, *tuned)
-    kinds = [study.replicate(_kinds_by_class(model)) for model in models]
+    kinds = []  # of the tokens of all a class' texts, one after another: `[C, S · N]`
+    for model in models:
+        by_text = text_kinds(model.task).reshape(model.texts, len(model.task.class_names), -1)
+        kinds.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
     members = study.replicate({model.key: groups[model.key] for model in tuned})
 
     def step(batch: Batch) -> dict[str, Moments]:

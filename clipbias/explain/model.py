@@ -26,29 +26,6 @@ def additions(task: Task) -> Adaptation:
     return jax.eval_shape(task.method.adapt, task.shapes)
 
 
-def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
-    """`(V, T)`: the numbers of learned tokens in the vision and in the text tower."""
-    adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision = adaptation.vision_prompts
-    text = adaptation.text_context
-    return 0 if vision is None else vision.shape[-2], 0 if text is None else text.shape[-2]
-
-
-def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
-    """In how many layers, from the first on, learned tokens are put in: `(vision, text)`, 0 in a tower without any.
-
-    In these layers what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
-    """
-    adaptation = jax.eval_shape(task.method.adapt, learnables)
-    vision = 0
-    if adaptation.vision_prompts is not None:
-        vision = adaptation.vision_prompts.shape[-3]
-    if adaptation.text_context is None:
-        return vision, 0
-    deeper = adaptation.text_prompts
-    return vision, 1 if deeper is None else 1 + deeper.shape[0]
-
-
 def passes(task: Task) -> int:
     """The number of passes over an image, each with other vision prompts."""
     prompts = additions(task).vision_prompts
@@ -81,7 +58,15 @@ def why_no_maps(task: Task) -> str:
         return "The classes' texts are descriptions, and maps follow the tokens of a template."
     if crops_of(task.method):
         return "The context is learned anew from crops of each test image, and maps follow one image."
-    if task.method.conditional and (task.method.overrides("logits") or not _shifts_context_alone(task)):
+    shifts_more = task.method.conditional and task.method.overrides("logits")
+    if task.method.conditional and not shifts_more:
+        image = jax.ShapeDtypeStruct((task.clip.config.projection_width,), "float32")
+        adaptations = jax.eval_shape(task.method.adapt_to, task.shapes, image), additions(task)
+        fields = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
+        others = [name for name in fields if name not in ("text_context", "text_class_block")]
+        changed = any(getattr(each, name) is not None for each in adaptations for name in others)
+        shifts_more = changed or adaptations[0].text_context is None
+    if shifts_more:
         return "The texts depend on the image by more than their context, and maps follow that alone."
     if additions(task).inserts_tokens:
         return "Tokens are inserted inside the towers, and maps follow attention over the same tokens in all layers."
@@ -90,15 +75,6 @@ def why_no_maps(task: Task) -> str:
     if passes(task) > 1:
         return "The head reads several passes over an image, and maps follow one alone."
     return ""
-
-
-def _shifts_context_alone(task: Task) -> bool:
-    image = jax.ShapeDtypeStruct((task.clip.config.projection_width,), "float32")
-    of_image = jax.eval_shape(task.method.adapt_to, task.shapes, image)
-    fields = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
-    others = [name for name in fields if name not in ("text_context", "text_class_block")]
-    adaptations = (of_image, additions(task))
-    return of_image.text_context is not None and all(getattr(x, name) is None for x in adaptations for name in others)
 
 
 def why_no_text_attention(task: Task) -> str:
@@ -187,7 +163,10 @@ class Model:
     @property
     def prompts(self) -> tuple[int, int]:
         """`(V, T)`: learned tokens in the vision and in the text tower."""
-        return prompt_counts(self.task, self.learnables)
+        adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
+        arrays = adaptation.vision_prompts, adaptation.text_context
+        vision, text = (0 if each is None else each.shape[-2] for each in arrays)
+        return vision, text
 
     def chunk(self, images: jax.Array) -> int | None:
         """The images that `relevancy` takes at a time: fewer where a class has several texts; `None` for all."""
@@ -195,8 +174,14 @@ class Model:
 
     @property
     def depths(self) -> tuple[int, int]:
-        """How many layers of the vision and of the text tower have learned tokens of their own."""
-        return prompt_depths(self.task, self.learnables)
+        """In how many layers of the vision and of the text tower, from the first on, learned tokens are put in.
+
+        In these what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
+        """
+        adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
+        prompts, deeper = adaptation.vision_prompts, adaptation.text_prompts
+        text = 0 if adaptation.text_context is None else 1 if deeper is None else 1 + deeper.shape[0]
+        return 0 if prompts is None else prompts.shape[-3], text
 
     @property
     def texts(self) -> int:

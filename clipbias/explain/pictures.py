@@ -169,14 +169,9 @@ def bytes_per_image(study: Study) -> int:
 
 
 def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]:
-    """Rows as uint8 `q`, the largest 255.
+    """Rows `[…, M]` as uint8 `q`, the largest 255, with a `scale […]`: the values are about `q · scale / 255`.
 
-    Args:
-      values: `[…, M]`; without `low` none below 0.
-      low: whether the smallest is 0 in `q`, rather than 0 itself.
-
-    Returns:
-      `q [… , M]` and `scale […]`, with `values ≈ q · scale / 255`; with `low`, `lowest […]` as well, which is added.
+    None may be below 0. With `low` any may be: the smallest is 0 in `q`, and `lowest […]`, which is added, comes third.
     """
     values = np.asarray(values, np.float64)
     lowest = values.min(-1) if low else np.zeros(values.shape[:-1])

@@ -469,18 +469,6 @@ def target_adaptation(classifier: Classifier, learnables: Learnables, targets: j
     return dataclasses.replace(adaptation, **picked)
 
 
-def image_contexts(classifier: Classifier, learnables: Learnables, images: jax.Array, targets: int) -> jax.Array:
-    """The contexts that images of features `[B, d]` give the texts of so many `targets` each: `[B · K · n, T, Dt]`.
-
-    They are in the order of `target_text`. Whoever differentiates the texts by them holds the images fixed.
-    """
-    contexts = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(images)
-    assert contexts is not None
-    if contexts.ndim == 3:
-        contexts = jnp.repeat(contexts[:, None], classifier.templates, axis=1)
-    return jnp.repeat(contexts, targets, axis=0).reshape(-1, *contexts.shape[-2:])
-
-
 def own_pair_logits(
     classifier: Classifier,
     params: Params,
@@ -550,8 +538,15 @@ def compute_maps(
         head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
     if classifier.method.overrides("adapt_to"):
-        context = image_contexts(classifier, learnables, vision_pass.features, per_image)
-        adaptation = dataclasses.replace(adaptation, text_context=context)
+        # The contexts that images give their targets' texts, `[B · K · n, T, Dt]`: the images are held fixed.
+        contexts = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(
+            vision_pass.features
+        )
+        assert contexts is not None
+        if contexts.ndim == 3:
+            contexts = jnp.repeat(contexts[:, None], templates, axis=1)
+        contexts = jnp.repeat(contexts, per_image, axis=0).reshape(-1, *contexts.shape[-2:])
+        adaptation = dataclasses.replace(adaptation, text_context=contexts)
     text_pass = run_tower(
         _Tower(embed_text(params, config, text, adaptation, dtype=dtype), config.text, options.recompute),
         project=lambda rows: project_text(params, config, rows, adaptation),

@@ -57,16 +57,12 @@ def resample(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def cross(means: Sequence[np.ndarray], draws: Sequence[np.ndarray], *, seed: int = 0) -> np.ndarray:
-    """Resamples `[R, q]` of seeds and images crossed. One seed alone keeps its resamples of images.
+    """Resamples `[R, q]` of seeds and images crossed, of means `[q]` and draws `[R, q]` of each on the same images.
 
-    Seeds are too few for a bootstrap of their own: its intervals cover 49 % for two seeds and 86 % for five where seeds
-    are all of the variance. So to the mean of the seeds' resamples comes a weighted sum of the seeds' deviations, with
-    weights that make it Student's t times the standard error over seeds, in every linear combination of the numbers. A
-    factor for the interval alone would do that at one level, and p-values need all of them.
-
-    Args:
-      means: `[q]` of each of the `S` seeds.
-      draws: `[R, q]` of each, over the same resamples of the same images.
+    One seed alone keeps its resamples of images. Seeds are too few for a bootstrap of their own: its intervals cover
+    49 % for two seeds and 86 % for five where seeds are all of the variance. So to the mean of the seeds' resamples
+    comes a weighted sum of the seeds' deviations, with weights that make it Student's t times the standard error over
+    seeds, in every linear combination of the numbers. A factor for the interval alone would do that at one level.
     """
     if len(draws) == 1:
         return draws[0]
@@ -101,19 +97,16 @@ def shares(means: np.ndarray, draws: np.ndarray, gain: float, gain_draws: np.nda
     low, high = interval(gain_draws)
     if low <= 0 <= high:
         return numbers
-    of_gain = _with_intervals(means / gain, _ratios(draws, gain_draws[:, None], np.sign(gain)))
+    # In a resample at most `LARGEST_SHARE`: what a share tends to as the gain tends to 0 from its side.
+    sign = np.sign(gain)
+    gains = np.where(sign * gain_draws > 0, gain_draws, sign * np.finfo(np.float32).tiny)[:, None]
+    of_gain = _with_intervals(means / gain, np.clip(draws / gains, -LARGEST_SHARE, LARGEST_SHARE))
     return [dataclasses.replace(number, share=part) for number, part in zip(numbers, of_gain, strict=True)]
 
 
 def _with_intervals(means: np.ndarray, draws: np.ndarray) -> list[Estimate]:
     low, high = interval(draws).tolist()
     return [Estimate(*ends) for ends in zip(means.tolist(), low, high, strict=True)]
-
-
-def _ratios(draws: np.ndarray, gain_draws: np.ndarray, sign: float) -> np.ndarray:
-    """Shares of every resample, at most `LARGEST_SHARE`: what a share tends to as the gain tends to 0 from its side."""
-    gains = np.where(sign * gain_draws > 0, gain_draws, sign * np.finfo(np.float32).tiny)
-    return np.clip(draws / gains, -LARGEST_SHARE, LARGEST_SHARE)
 
 
 def excludes(number: Estimate | None, threshold: float = 0.0) -> int:

@@ -35,17 +35,10 @@ def test_kinds_of_change_take_turns(clip, tmp_path):
     assert choose_images(study, predicted, 99).tolist() == list(range(COUNT))
     predicted = predictions([0, 0, 0, -1, 1, 0, 1], [0, 0, 0, 0, 0, -1, 1])
     assert choose_images(study, predicted, 99).tolist() == [0, 1, 2, 4, 6]
-
-
-def test_classes_take_turns(clip, tmp_path):
-    nothing = [0] * COUNT
-    assert choose_images(make(clip, tmp_path), predictions(nothing, nothing), 3).tolist() == [0, 1, 2]
-
-
-def test_only_images_of_the_causal_test(clip, tmp_path):
-    study = make(clip, tmp_path, options=StudyOptions(image_limit=3))
-    nothing = [0] * COUNT
-    assert choose_images(study, predictions(nothing, nothing), 99).tolist() == [0, 3, 6]
+    nothing = predictions([0] * COUNT, [0] * COUNT)
+    assert choose_images(study, nothing, 3).tolist() == [0, 1, 2]  # of each class one
+    few = make(clip, tmp_path, options=StudyOptions(image_limit=3))  # the images of the causal test
+    assert choose_images(few, nothing, 99).tolist() == [0, 3, 6]
 
 
 @pytest.mark.ci

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,3 +134,28 @@ def test_the_hash_is_of_labels_and_rules(tmp_path, name):
     text = (tmp_path / name).read_text()
     (tmp_path / name).write_text(text.replace("0.02", "0.03") if name == "models.py" else text.replace("HALF", "MOST"))
     assert digest(tmp_path, rule) != digest() and np.isscalar(digest())
+
+
+def test_a_work_folder_has_one_frozen_model(tmp_path, clip):
+    clip.save(tmp_path / "other", exact=True)
+    for _ in range(2):
+        train.choose_model(tmp_path / "work", str(tmp_path / "other"))
+    (spec,) = models.table(["last_mlp"])[:1]
+    stored = train.frozen_model(tmp_path / "work", spec)
+    jax.tree.map(np.testing.assert_array_equal, stored.params, clip.params)
+    with pytest.raises(ClipbiasError, match="another frozen one than demo; give another --workdir"):
+        train.choose_model(tmp_path / "work", "demo")
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore::UserWarning")  # two steps gain nothing
+@pytest.mark.parametrize("family", ["map_8", "query_bias", "bias_by_position"])
+def test_a_model_is_trained_on_the_images_of_its_seed(tmp_path, family):
+    (spec, *_) = models.table([family])
+    train.choose_model(tmp_path, "demo")
+    few = train.training_images(train.dataset_of(tmp_path, spec), spec)
+    assert len(few) == 160
+    model = train.train_model(tmp_path, spec, steps=2)
+    before = model.task.init(spec.seed)
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), model.learnables, before)
+    assert not all(jax.tree.leaves(same)) and train.adapter_path(tmp_path, spec).exists()

@@ -59,12 +59,10 @@ IN_WORDS = r"relevancy\['ivlp'\].corrected.vision.tuned.mean"
     ("place", "value", "words"),
     [
         ("clip/patches", "many", "clip.patches holds 'many', not a whole number"),
-        ("clip/patches", 2.5, "clip.patches holds 2.5, not a whole number"),
         ("clip/name", ["demo"], r"clip.name holds \['demo'\], not a text"),
         ("seconds", "1.5", "seconds holds '1.5', not a number"),
         ("models", "ivlp", "models holds 'ivlp', not a list"),
         ("models", [1, 2], "models holds values of the wrong kind"),
-        ("relevancy", [], "relevancy holds values of the wrong kind"),
         ("sections", ["relevancy", 7], "sections holds 7, not a text"),
         ("dataset/more", 1, "dataset has an unknown field more"),
         (MEAN, "high", f"{IN_WORDS} holds 'high', not an array"),

@@ -315,10 +315,6 @@ def test_examples(results, reference):
             close(maps.logits[k], reference.saved[name].logits[index])
 
 
-def test_models_tell_their_depths(results):
-    assert [model.vision_depth for model in results.models] == [0, 2]
-
-
 @pytest.mark.parametrize("key", RUNS)
 def test_what_observations_are_made_of(results, reference, key):
     observed = results.observations.models[key]

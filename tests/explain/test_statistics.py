@@ -37,6 +37,7 @@ def test_batches_add_up_to_the_whole():
     assert moments.samples == 9
     np.testing.assert_allclose(moments.mean, counted.mean(0), rtol=1e-6)
     np.testing.assert_allclose(moments.standard_error, counted.std(0, ddof=1) / 3, rtol=1e-5)
+    assert np.isnan(of(VALUES[:1]).standard_error).all()
 
 
 def test_counts_may_differ_within_a_sample():
@@ -52,10 +53,6 @@ def test_a_far_mean_costs_no_precision():
     values = np.float32(1e4) + DRAW.normal(0, 1, (400, 1)).astype(np.float32)
     moments = batched(values, np.ones(400, bool))
     np.testing.assert_allclose(moments.squares, 400 * values.astype(np.float64).var(0), rtol=1e-3)
-
-
-def test_one_sample_has_no_error():
-    assert np.isnan(Moments(np.array(1), np.ones(2), np.zeros(2)).standard_error).all()
 
 
 def test_sharded_input_gives_the_same():

@@ -306,12 +306,8 @@ def test_spread_covers_the_split():
     assert spread(COUNT, 3).tolist() == [0, 3, 6]
 
 
-SECTIONS = ("causal",)
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("sections", [SECTIONS, (*SECTIONS, "faithfulness")])
-def test_heads_of_their_own(clip, tmp_path, sections):
+def test_heads_of_their_own(clip, tmp_path):
     """What classifies in a study, touched or not, is the method's own head."""
     methods = {"head": own_methods.Head(), "cache": own_methods.Cache(sharpness=1e4)}
     tasks = {name: Task(clip, method, CLASS_NAMES) for name, method in methods.items()}
@@ -325,16 +321,15 @@ def test_heads_of_their_own(clip, tmp_path, sections):
         *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
     ]
     study = Study(models, split(), StudyOptions(batch_size=4), tmp_path)
-    results = run_study(study, tmp_path, dataset="noise", sections=sections)
+    results = run_study(study, tmp_path, dataset="noise", sections=("causal", "faithfulness"))
     logits = np.asarray(jax.jit(tasks["head"].logits)(clip.params, learnables["head"], images))
     expected = {"head": logits.argmax(-1), "cache": (split().labels + 1) % 3}
     for number, (name, guesses) in enumerate(expected.items(), start=1):
         np.testing.assert_array_equal(results.predictions.models[name], guesses)
         right = guesses == study.split.labels
         assert results.models[number].accuracy == pytest.approx(100 * right.mean())
-        if "faithfulness" in sections:
-            curve = results.faithfulness.models[name].maps["relevancy"]["positive"]["true"].accuracy
-            assert curve[0] == pytest.approx(right.mean())
+        curve = results.faithfulness.models[name].maps["relevancy"]["positive"]["true"].accuracy
+        assert curve[0] == pytest.approx(right.mean())
     # The other model changes no tower and so has no second run.
     tests = results.causal.models
     assert "No token and no weight" in tests["cache"].why and tests["cache"].ways == ("reference", "tuned")
@@ -342,6 +337,5 @@ def test_heads_of_their_own(clip, tmp_path, sections):
     np.testing.assert_array_equal(head.outcomes.images, np.arange(COUNT))
     tuned = head.outcomes.correct[:, head.ways.index("tuned")]
     assert 100 * tuned.mean() == pytest.approx(results.models[1].accuracy)
-    if "faithfulness" in sections:
-        page = write_report(tmp_path, tmp_path / "report").read_text()
-        assert "cache: No token and no weight of the towers is changed" in page
+    page = write_report(tmp_path, tmp_path / "report").read_text()
+    assert "cache: No token and no weight of the towers is changed" in page

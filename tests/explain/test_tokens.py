@@ -14,7 +14,7 @@ from clipbias.explain.attention import (
     token_labels,
     vision_roles,
 )
-from clipbias.explain.model import prompt_counts, prompt_depths
+from clipbias.explain.model import Model
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES
 
@@ -58,7 +58,8 @@ def test_depth_and_count_of_prompts(clip):
         ("bias", {}, (0, 0), (0, 0)),
     ):
         task = Task(clip, method, ["cat"], **options)
-        assert (prompt_depths(task, task.shapes), prompt_counts(task, task.shapes)) == (depths, counts), method
+        model = Model(method, method, method, task, task.shapes)
+        assert (model.depths, model.prompts) == (depths, counts), method
 
 
 def test_parts_of_a_character_are_told_with_the_whole(clip):

@@ -46,17 +46,6 @@ def test_a_row_is_at_distance_0_from_itself_however_long_it_is() -> None:
     assert nearest.distances[:, 0].tolist() == [0] * 50
 
 
-def test_a_context_of_known_words_finds_them(clip: Clip) -> None:
-    words = ["photo", "cat", "texture", "of"]
-    ids = [encode(clip.tokenizer, [word])[0] for word in words]
-    assert all(len(tokens) == 1 for tokens in ids)
-    table = np.asarray(clip.params["text"]["token_embedding"])
-    nearest = context_words(table[[tokens[0] for tokens in ids]], table, 3)
-    assert [readable_token(clip.tokenizer, i) for i in nearest.ids[:, 0]] == words
-    assert nearest.distances[:, 0].tolist() == [0] * 4
-    assert (nearest.distances[:, 1] > 0).all()
-
-
 def test_many_contexts_are_compared_in_parts(clip: Clip) -> None:
     table = np.asarray(clip.params["text"]["token_embedding"])
     contexts = np.tile(table[:5], (40, 1))

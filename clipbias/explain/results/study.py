@@ -213,10 +213,6 @@ def _with_arrays(value: Any, place: str, arrays: Mapping[str, np.ndarray]) -> An
     return value
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _problem(error: BaseException, kind: type | None) -> str:
     """A field's error in words."""
     if isinstance(error, ClipbiasError):
@@ -236,7 +232,7 @@ def _check(value: object, kinds: type | tuple[type, ...], words: str) -> None:
 
 def _codec() -> cattrs.Converter:
     codec = cattrs.Converter(forbid_extra_keys=True)
-    codec.register_unstructure_hook(float, _finite)
+    codec.register_unstructure_hook(float, lambda value: float(value) if np.isfinite(value) else None)
 
     def array(value: Any, _: Any) -> np.ndarray:
         _check(value, np.ndarray, "an array")
