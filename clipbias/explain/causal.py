@@ -81,23 +81,21 @@ class Level(enum.Enum):
 class Stream:
     """Frozen blocks on tokens of their own."""
 
-    # attention, mass: the runs whose A and m they have.
-    attention: Run
-    mass: Run
+    attention: Run  # the run whose A they have
+    mass: Run  # the run whose m they have, and whose weights behind the last block read the feature
     level: Level  # what stands for s; `NOTHING` is the reference's, which is 0 for images
-    readout: Run  # whose weights behind the last block read the feature
     draw: int = 0  # which of the other images, for `OTHER`
 
     @classmethod
     def corner(cls, corner: Corner) -> "Stream":
         """The stream of a corner."""
         attention, tokens = corner.value
-        return cls(attention, tokens, Level.OWN if tokens is Run.TUNED else Level.NOTHING, tokens)
+        return cls(attention, tokens, Level.OWN if tokens is Run.TUNED else Level.NOTHING)
 
     @classmethod
     def at(cls, level: Level, draw: int = 0) -> "Stream":
         """The stream of a level, all else of the tuned run."""
-        return cls(Run.TUNED, Run.TUNED, level, Run.TUNED, draw)
+        return cls(Run.TUNED, Run.TUNED, level, draw)
 
 
 @struct.dataclass
@@ -336,7 +334,7 @@ def _mix(
     pooled = pair.reference.pooled
     reference = read(tower.take_rows(tokens.reference, pooled), Run.REFERENCE)
     features = [
-        read(tower.take_rows(tokens.streams[order.index(place)], pooled), stream.readout)
+        read(tower.take_rows(tokens.streams[order.index(place)], pooled), stream.mass)
         for place, stream in enumerate(streams)
     ]
     return Features(

@@ -135,7 +135,7 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
     by_keys[" ".join(keys)] = summarize(over_seeds(list(measured.values())), ways)
     return StudyResults(
         dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
-        clip=ClipFacts("tiny", "", 16, 4, 4, 16, 17, 2, 2, 2, 2),
+        clip=ClipFacts("tiny", "f", 16, 4, 16, 17, 2),
         models=(model("zero_shot", "zero_shot"), *map(model, keys)),
         sections=("predictions", "causal"),
         config={},
