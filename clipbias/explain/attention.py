@@ -27,7 +27,7 @@ from clipbias.clip.vision import head_attention
 from clipbias.explain.model import Model, additions, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
 from clipbias.explain.results import TEXT_KINDS, AttentionVariant, Missing, TextAttention, VisionAttention
 from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation, stretched
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
+from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, divide
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.prompts import name_tokens
@@ -456,13 +456,9 @@ def _vision_step(study: Study, model: Model) -> Step:
 
 def compute_vision_attention(study: Study) -> Section[dict[str, VisionAttention | Missing]]:
     """Fig. 5."""
-    reasons = {model.key: why_no_vision_attention(model.task) for model in study.models}
-    results: dict[str, VisionAttention | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
-    models = [model for model in study.models if not reasons[model.key]]
+    models, left_out = divide(study.models, why_no_vision_attention)
     totals = yield from vision_totals(study, models)
-    for model in models:
-        results[model.key] = _vision_attention(study, model, totals[model.key])
-    return results
+    return left_out | {model.key: _vision_attention(study, model, totals[model.key]) for model in models}
 
 
 def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAttention:

@@ -38,7 +38,7 @@ from clipbias.constants import TOWERS
 from clipbias.data import Split
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import Model, by_pass, of_texts
+from clipbias.explain.model import Model, by_pass, of_texts, sum_over_texts
 from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
@@ -153,17 +153,11 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
     """
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
-    size = min(count, _TEXTS_AT_ONCE)
-    sums: BlockSums = {}
-    for start in range(0, count, size):
-        numbers = np.arange(start, start + size)
-        texts = np.minimum(numbers, count - 1)
-        tokens: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], task.tokens)
-        moments = _text_moments(
-            task.classifier, count, params, learnables, reference, tokens, texts, mask=numbers < count
-        )
-        sums = merge(sums, jax.device_get(moments))
-    return sums
+
+    def sums(tokens: TextTokens, texts: np.ndarray, mask: np.ndarray) -> BlockSums:
+        return _text_moments(task.classifier, count, params, learnables, reference, tokens, texts, mask=mask)
+
+    return sum_over_texts(task.tokens, _TEXTS_AT_ONCE, sums)
 
 
 def _sum_changes(
@@ -175,12 +169,8 @@ def _sum_changes(
 ) -> BlockSums:
     """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
 
-    Args:
-      run: the tuned tower up to its first block.
-      config: of the tower.
-      counted: `[B, N']`: which of the first `N'` tokens count. The others are slots, or of no influence.
-      slots: `[B, N]`: which tokens are slots, where they stand among the first `N'`.
-      words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
+    `counted [B, N']` says which of the first `N'` tokens count: the others are slots, or of no influence. Where slots
+    stand among them (`slots [B, N]`), frozen blocks have `words [B, N, D]` there, tokens of the reference run.
     """
     length = counted.shape[1]
 

@@ -40,8 +40,8 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.vision import embed_image, project_image
 from clipbias.explain.attention import renormalise
-from clipbias.explain.model import of_texts
-from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.explain.model import of_texts, sum_over_texts
+from clipbias.explain.statistics import Moments, Totals
 
 # Texts that run at once, with their attention.
 _TEXTS_AT_ONCE = 32
@@ -397,16 +397,12 @@ def added_to_texts(
     config: ClipConfig, params: Params, tokens: TextTokens, tuned: Adaptation, reference: Adaptation
 ) -> Totals:
     """`added_to_images` of texts `[C, N]` up to their ends, by kind: `mean [K, D]` and `[L, K, D]`."""
-    count = len(tokens.ids)
-    size = min(count, _TEXTS_AT_ONCE)
-    totals: Totals = {}
-    for start in range(0, count, size):
-        numbers = np.arange(start, start + size)
-        texts = np.minimum(numbers, count - 1)
-        of_batch: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], tokens)
-        runs = [of_texts(adaptation, texts, count) for adaptation in (tuned, reference)]
-        totals = merge(totals, jax.device_get(_some_texts(config, params, of_batch, *runs, numbers < count)))
-    return totals
+
+    def sums(some: TextTokens, texts: np.ndarray, mask: np.ndarray) -> Totals:
+        runs = [of_texts(adaptation, texts, len(tokens.ids)) for adaptation in (tuned, reference)]
+        return _some_texts(config, params, some, *runs, mask)
+
+    return sum_over_texts(tokens, _TEXTS_AT_ONCE, sums)
 
 
 @jax.jit(static_argnums=0)

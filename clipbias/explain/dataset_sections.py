@@ -12,6 +12,7 @@ from clipbias.explain.model import Model, why_no_maps
 from clipbias.explain.relevancy import Relevancy as RelevancyMaps
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import (
+    CHANGES,
     GROUPS,
     TEXT_KINDS,
     BothModels,
@@ -65,8 +66,7 @@ def _largest(logits: jax.Array) -> jax.Array:
 
 def corrected(predictions: Predictions, model: Model) -> np.ndarray:
     """Numbers of the images that zero-shot gets wrong and the tuned model right."""
-    before = predictions.zero_shot
-    return np.flatnonzero((before >= 0) & (before != predictions.labels) & predictions.right(model.key))
+    return np.flatnonzero(predictions.changes(model.key) == CHANGES.index("wrong → right"))
 
 
 def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np.ndarray:
@@ -77,10 +77,9 @@ def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np
     """
     groups = np.zeros((len(predictions.labels), len(GROUPS)), bool)
     groups[corrected(predictions, model), GROUPS.index("corrected")] = True
-    spread = study.images
-    both = (predictions.zero_shot == predictions.labels) & predictions.right(model.key)
-    groups[spread, GROUPS.index("both_right")] = both[spread]
-    groups[spread, GROUPS.index("all")] = True
+    both = predictions.changes(model.key) == CHANGES.index("both right")
+    groups[study.images, GROUPS.index("both_right")] = both[study.images]
+    groups[study.images, GROUPS.index("all")] = True
     return groups
 
 

@@ -46,7 +46,7 @@ def compute_decomposition(study: Study) -> Section[dict[str, Decomposition | Mis
                     means = merge(means, {quantity: run[quantity] for quantity in _PER_SAMPLE})
             of_model[tower] = _decompose(study, model, tower, means, runs)
         if of_model:
-            results[model.key] = Decomposition(vision=of_model.get("vision"), text=of_model.get("text"))
+            results[model.key] = Decomposition(of_model)
     return results
 
 

@@ -21,7 +21,7 @@ from clipbias.explain.results import (
     PerturbationCurve,
 )
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, spread
+from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, divide, spread
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
@@ -83,15 +83,14 @@ IMAGES = 40  # at most so many are perturbed, each of which runs over a hundred 
 def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     indices = study.images[spread(len(study.images), IMAGES)]
-    results: dict[str, ModelFaithfulness | Missing] = {}
-    requests = {}
-    for model in study.models:
-        if reason := why_no_maps(model.task):
-            results[model.key] = Missing(reason)
-        else:
-            step = _perturbation_step(study, model)
-            title = f"{model.label}: faithfulness"
-            requests[model.key] = SumRequest(f"faithfulness-{model.key}", title, indices, step)
+    models, left_out = divide(study.models, why_no_maps)
+    results: dict[str, ModelFaithfulness | Missing] = {**left_out}
+    requests = {
+        model.key: SumRequest(
+            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
+        )
+        for model in models
+    }
     sums = yield list(requests.values())
     for key, request in requests.items():
         hits = sums[request.name]["hits"]

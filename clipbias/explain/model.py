@@ -7,13 +7,15 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation
+from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.precision import named
+from clipbias.explain.statistics import Totals, merge
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import crops_of
 
@@ -50,6 +52,21 @@ def of_texts(adaptation: Adaptation, texts: jax.Array | np.ndarray, count: int) 
     if class_prompts is not None:
         adaptation = dataclasses.replace(adaptation, text_class_prompts=jnp.asarray(class_prompts)[texts])
     return adaptation
+
+
+def sum_over_texts(
+    tokens: TextTokens, at_once: int, sums: Callable[[TextTokens, np.ndarray, np.ndarray], Totals]
+) -> Totals:
+    """The sums that a function gives of some of a task's texts, their numbers, and which of them count `[C]`."""
+    count = len(tokens.ids)
+    size = min(count, at_once)
+    totals: Totals = {}
+    for start in range(0, count, size):
+        numbers = np.arange(start, start + size)
+        texts = np.minimum(numbers, count - 1)
+        some: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], tokens)
+        totals = merge(totals, jax.device_get(sums(some, texts, numbers < count)))
+    return totals
 
 
 def why_no_maps(task: Task) -> str:

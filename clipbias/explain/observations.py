@@ -34,7 +34,7 @@ from clipbias.explain.results import (
     same_but_for_seed,
 )
 from clipbias.explain.statistics import Moments, total_variation
-from clipbias.explain.study import Batch, Section, Study, SumRequest
+from clipbias.explain.study import Batch, Section, Study, SumRequest, divide
 from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, weigh
 from clipbias.explain.verdict import QUARTER
 from clipbias.explain.wording import in_points
@@ -93,7 +93,7 @@ def compute_observations(study: Study) -> Section[Observations]:
 
 def _cls_variations(study: Study) -> Section[Mapping[str, Moments]]:
     """How much of each image's attention of `[cls]` lies on other patches than zero-shot's, by model."""
-    models = [model for model in study.tuned if not why_no_similarity(model.task)]
+    models, _ = divide(study.tuned, why_no_similarity)
     if not models:
         return {}
     patches = study.clip.config.vision.patches
@@ -124,15 +124,10 @@ def decide(number: Estimate | None, low: float, high: float) -> Outcome:
 def estimate_over(
     samples: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
 ) -> tuple[Estimate, int]:
-    """A function of means over samples, with its interval.
+    """A function of means over samples, with its interval, and the fewest samples of a seed.
 
-    Args:
-      samples: of each seed of a method `[n, q]`, the same images or classes; rows with NaN do not count.
-      statistic: of the means `[..., q]`.
-      seed: draws the resamples.
-
-    Returns:
-      The mean over seeds, with an interval from `FEWEST_SAMPLES` samples of each on; and the fewest samples of a seed.
+    `samples` are of each seed of a method `[n, q]`, the same images or classes; rows with NaN do not count. `statistic`
+    is of the means `[..., q]`. There is an interval from `FEWEST_SAMPLES` samples of each seed on.
     """
     there = np.stack([~np.isnan(rows).any(1) for rows in samples])
     fewest = int(there.sum(1).min())

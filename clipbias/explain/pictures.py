@@ -23,7 +23,7 @@ from clipbias.explain.results import (
     Similarity,
     SimilarityMaps,
 )
-from clipbias.explain.study import Batch, RowRequest, Section, Study
+from clipbias.explain.study import Batch, RowRequest, Section, Study, divide
 
 EXAMPLES = 4
 ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
@@ -83,9 +83,8 @@ def first_text(rows: ArrayLike) -> np.ndarray:
 
 def compute_prompt_similarity(study: Study) -> Section[Similarity]:
     """Fig. 6: the attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
-    reasons = {model.key: why_no_similarity(model.task) for model in study.tuned}
-    models: dict[str, SimilarityMaps | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
-    prompted = [model for model in study.tuned if not reasons[model.key]]
+    prompted, left_out = divide(study.tuned, why_no_similarity)
+    models: dict[str, SimilarityMaps | Missing] = {**left_out}
     if not prompted:
         return Similarity(images=None, rotations=None, layers=None, models=models)
     count = study.clip.config.vision.layers
@@ -198,13 +197,12 @@ def compute_explore(study: Study) -> Section[Exploration]:
             for each in dict.fromkeys([label, *(of_model[row] for of_model in predicted)])
         ]
     )
-    reasons = {model.key: why_no_maps(model.task) for model in study.models}
-    models = [model for model in study.models if not reasons[model.key]]
+    models, left_out = divide(study.models, why_no_maps)
     pictures_of_pairs = _pairs(study, images[pairs[:, 0]], pairs[:, 1])
     of_pairs = {model.key: _relevancy_of_pairs(study, model, pictures_of_pairs) for model in models}
     of_images = {model.key: _layers_of_images(study, model, images) for model in models}
     rows = yield list(of_pairs.values()) + list(of_images.values())
-    results: dict[str, ExploredModel | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
+    results: dict[str, ExploredModel | Missing] = {**left_out}
     for model in models:
         pair_rows = rows[of_pairs[model.key].name]
         image_rows = rows[of_images[model.key].name]

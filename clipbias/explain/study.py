@@ -32,7 +32,7 @@ from clipbias.data.images import Workers, pictures
 from clipbias.data.reading import ImageReading, OnImageError, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import FORMAT, load_arrays, save_arrays
+from clipbias.explain.results import FORMAT, Missing, load_arrays, save_arrays
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of
@@ -116,13 +116,9 @@ class Request:
     crops: int = 0  # views of each image besides itself; images are then `[B, 1 + crops, R, R, 3]`
 
     def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
-        """The state, `{}` at first, after a batch.
+        """The state, `{}` at first and never changed, after a `batch` that `step` returned, on the host.
 
-        Args:
-          state: before it; not changed.
-          batch: what `step` returned, on the host.
-          examples: the images of the batch, without what fills it up.
-          read: which of them could be read.
+        `examples` are the images of the batch, without what fills it up, and `read` says which could be read.
         """
         raise NotImplementedError
 
@@ -456,6 +452,13 @@ class Study:
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
         return pictures(self.split, indices, self.clip.preprocessing.resizing)
+
+
+def divide(models: Sequence[Model], why_not: Callable[[Task], str]) -> tuple[list[Model], dict[str, Missing]]:
+    """The models that a section has, and by key why it has not the others."""
+    reasons = {model.key: why_not(model.task) for model in models}
+    kept = [model for model in models if not reasons[model.key]]
+    return kept, {key: Missing(reason) for key, reason in reasons.items() if reason}
 
 
 def spread(total: int, count: int | None) -> np.ndarray:

@@ -139,7 +139,7 @@ class MapSections(Draws):
                 bias_likeness=constancy * 0.85,
                 bias_cosine={"bias": cosine},
             )
-        return {"ivlp": Decomposition(**towers)}
+        return {"ivlp": Decomposition(towers)}
 
     def faithfulness(self):
         fractions = np.linspace(0, 1, 11)

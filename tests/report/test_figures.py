@@ -265,7 +265,7 @@ def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(s
         assert_line(cosine, "cosine to Bias tuning", result.bias_cosine["bias"])
         shaded = [(patch.get_x(), patch.get_width()) for patch in constancy.patches]
         assert shaded == ([(2.5, 1.0)] if tower == "vision" else [])  # vision prompts reach the second of three layers
-    mean = study.decomposition["ivlp"].text.prompt_mass.mean
+    mean = study.decomposition["ivlp"].towers["text"].prompt_mass.mean
     row = numbers(drawing, tower="text", series="prompt_mass", layer=3, head=2).iloc[0]
     assert row["value"] == pytest.approx(mean[2, 1])
 

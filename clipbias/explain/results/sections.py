@@ -238,16 +238,9 @@ class TowerDecomposition:
 
 @dataclasses.dataclass(frozen=True)
 class Decomposition:
-    """Eq. 12 and Fig. 1, of the towers in which a model has prompts."""
+    """Eq. 12 and Fig. 1, of the towers in which a model has prompts, by name."""
 
-    vision: TowerDecomposition | None
-    text: TowerDecomposition | None
-
-    @property
-    def towers(self) -> dict[str, TowerDecomposition]:
-        """Those that there are, by name."""
-        towers = {"vision": self.vision, "text": self.text}
-        return {name: tower for name, tower in towers.items() if tower is not None}
+    towers: dict[str, TowerDecomposition]
 
 
 @dataclasses.dataclass(frozen=True)
