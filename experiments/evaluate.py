@@ -30,8 +30,8 @@ from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
+from clipbias.report.predictions import Answers, weakest_classes, write_answers
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable

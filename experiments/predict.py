@@ -33,7 +33,7 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.io import is_remote, write_text
 from clipbias.prediction import Prediction
 from clipbias.report.overlay import save_overlay
-from clipbias.report.prediction_table import BETWEEN, key, open_table
+from clipbias.report.predictions import BETWEEN, key, open_table
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable

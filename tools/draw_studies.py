@@ -17,12 +17,11 @@ from absl import app, flags
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SCALARS, StudyResults
 from clipbias.report import style
-from clipbias.report.captions import CaptionedFigure, write_csv
 from clipbias.report.names import dataset_name
-from clipbias.report.overview import load_studies
-from clipbias.report.replacement import replacement_figure
+from clipbias.report.pages import CaptionedFigure, write_csv
+from clipbias.report.study_page import load_studies
 from clipbias.report.table import render
-from clipbias.report.verdict import overview_figure, verdict_table
+from clipbias.report.verdict import overview_figure, replacement_figure, verdict_table
 from clipbias.terminal import printable
 from experiments import common
 

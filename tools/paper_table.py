@@ -9,20 +9,74 @@ sweep is one of `experiments.table1` with `bias` and `ivlp_matched`.
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from absl import app, flags
 
 from clipbias.errors import ClipbiasError
+from clipbias.explain.observations import decide
 from clipbias.explain.results import Observation, load_results
+from clipbias.explain.uncertainty import Estimate
 from clipbias.io import read_json_lines
 from clipbias.report import read_sweep
-from clipbias.report.captions import write_csv
-from clipbias.report.observations import bias_above_prompts, observation_frame
+from clipbias.report.frames import ACCURACY, WITHIN, Sweep, difference_error
+from clipbias.report.names import dataset_name, method_name
+from clipbias.report.pages import write_csv
 from clipbias.training.evaluate import FOLDER as PREDICTIONS
 from clipbias.training.sweep import RESULTS
 from experiments import common
 
 SWEEP = flags.DEFINE_string("sweep", None, "The folder of experiments.table1; None leaves Table 1's observation out.")
 OUTPUT = flags.DEFINE_string("to", "paper.csv", "The CSV to write.")
+
+
+# Methods of as many parameters, one vector per layer and tower.
+BIAS = "bias"
+PROMPTS = "ivlp_matched"
+
+
+def bias_above_prompts(sweep: Sweep) -> tuple[Observation, ...]:
+    """Table 1's observation, of each dataset: at equal numbers a bias is more accurate than prompts.
+
+    Args:
+      sweep: with the methods "bias" and "ivlp_matched", whose most shots count.
+
+    Returns:
+      The difference in points with its interval: test images compared in pairs, and seeds (`report.frames`). Empty
+      where either method is missing.
+    """
+    rows = []
+    for dataset in sweep.datasets:
+        bias, prompts = (sweep.cells.get((ACCURACY, method, dataset, sweep.shots[-1])) for method in (BIAS, PROMPTS))
+        if bias is None or prompts is None:
+            continue
+        difference = float(bias["mean"] - prompts["mean"])
+        half = WITHIN * difference_error(bias, prompts)
+        number = Estimate(difference, difference - half, difference + half)
+        rows.append(
+            Observation(
+                source="Table 1",
+                claim="A bias is better than prompts at equal numbers",
+                method=f"{method_name(BIAS)} and {method_name(PROMPTS)}, {dataset_name(dataset)}",
+                statistic="difference of accuracies",
+                unit="points",
+                number=number,
+                samples=int(bias["images"]),
+                outcome=decide(number, 0, float("inf")),
+            )
+        )
+    return tuple(rows)
+
+
+def observation_frame(rows: Sequence[Observation]) -> pd.DataFrame:
+    """A line for each observation, with the ends of its interval: what CSV files hold."""
+    columns = ("source", "claim", "method", "statistic", "unit", "value", "low", "high", "samples", "outcome")
+    lines = []
+    for row in rows:
+        number = (None,) * 3 if row.number is None else (row.number.value, row.number.low, row.number.high)
+        lines.append(
+            (row.source, row.claim, row.method, row.statistic, row.unit, *number, row.samples, row.outcome.value)
+        )
+    return pd.DataFrame(lines, columns=columns)
 
 
 def rows(folder: str, sweep: str | None) -> list[Observation]:

@@ -1,13 +1,12 @@
 """One picture of a dataset's few-shot picks: labels, prompts and training crops, to see that all is as meant."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clipbias.data import transforms
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import Dataset
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import augmentation_rng
 from clipbias.sentences import counted
@@ -29,31 +28,33 @@ FAINT = (110, 110, 110)
 def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
     """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
 
-    Args:
-      dataset: Any dataset with training images.
-      shots: Images per class of the draw.
-      seed: The draw's seed, which also keys the crops.
+    The few-shot split of `shots` images per class and the crops are those of a run with this seed.
     """
     train = dataset.split("train")
     indices, _ = few_shot(train, None, shots=shots, seed=seed)
     drawn = train.subset(indices)
     labels = list(dict.fromkeys(drawn.labels.tolist()))[:CLASSES]
-    columns = min(shots, PICKS) + CROPS
-    width = max(columns * (TILE + GAP) + 3 * GAP, 480)
+    width = max((min(shots, PICKS) + CROPS) * (TILE + GAP) + 3 * GAP, 480)
     sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     counts = f"{counted(len(dataset.class_names), 'class')}, {counted(shots, 'shot')}"
     title = f"{dataset.name}: {counts}, seed {seed}, {dataset.template!r}"
     draw.text((GAP, GAP), title, fill=INK, font=font(14))
-    note = f"right: {CROPS} training crops of the first pick"
-    draw.text((GAP, GAP + 18), note, fill=FAINT, font=font(11))
-    top = HEADER
-    for label in labels:
-        of_label = np.flatnonzero(drawn.labels == label).tolist()
+    draw.text((GAP, GAP + 18), f"right: {CROPS} training crops of the first pick", fill=FAINT, font=font(11))
+    for place, label in enumerate(labels):
+        top = HEADER + place * (TILE + CAPTION + GAP)
         prompt = printable(dataset.template.replace("{}", dataset.class_names[label].replace("_", " ")))
         draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=font(12))
-        _row(sheet, top + CAPTION, _tiles(drawn, of_label, seed), min(shots, PICKS))
-        top += TILE + CAPTION + GAP
+        of_label = np.flatnonzero(drawn.labels == label).tolist()
+        images = [drawn.image(index) for index in of_label[:PICKS]]
+        tiles = [transforms.test_image(image, transforms.Resizing(TILE)) for image in images]
+        lefts = [GAP + column * (TILE + GAP) for column in range(len(tiles))]
+        for epoch in range(CROPS):
+            rng = augmentation_rng(seed, epoch, of_label[0])
+            tiles.append(transforms.train_image(images[0], rng, transforms.Resizing(TILE)))
+            lefts.append(3 * GAP + (min(shots, PICKS) + epoch) * (TILE + GAP))
+        for tile, left in zip(tiles, lefts, strict=True):
+            sheet.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top + CAPTION))
     return sheet
 
 
@@ -62,17 +63,3 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib  # it takes a while
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
-
-
-def _tiles(drawn: Split, indices: Sequence[int], seed: int) -> list[list[np.ndarray]]:
-    images = [drawn.image(index) for index in indices[:PICKS]]
-    picks = [transforms.test_image(image, transforms.Resizing(TILE)) for image in images]
-    rngs = [augmentation_rng(seed, epoch, indices[0]) for epoch in range(CROPS)]
-    return [picks, [transforms.train_image(images[0], rng, transforms.Resizing(TILE)) for rng in rngs]]
-
-
-def _row(sheet: Image.Image, top: int, tiles: list[list[np.ndarray]], first_columns: int) -> None:
-    for group, start in zip(tiles, (0, first_columns), strict=True):
-        for column, tile in enumerate(group, start=start):
-            left = GAP + column * (TILE + GAP) + (2 * GAP if start else 0)
-            sheet.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top))

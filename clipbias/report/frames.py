@@ -1,9 +1,20 @@
-"""The rows of `results.jsonl` as data frames: the one place where numbers of a sweep's tables and figures are made."""
+"""Sweeps as data frames: the one place where numbers of their tables and figures are made from rows of `results.jsonl`.
+
+What ± is in every table, one standard error: two things are drawn at random, the test images, and what goes with a seed
+(training images, the learnables' start, their order). Each gives a variance of a mean over seeds, and the standard
+error is the root of their sum:
+
+    ±² = p (1 − p) / images + s² / seeds
+
+All seeds are tested on the same images, so more seeds reduce the second part alone. What varies from image to image
+*and* from seed to seed is in both parts, so that errors are rather too large than too small.
+"""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +22,83 @@ import numpy as np
 import pandas as pd
 
 from clipbias.data.confusion import binomial_error
-from clipbias.report.errors import Answers, harmonic_error
-from clipbias.report.names import at_rate, ordered_datasets, ordered_methods
+from clipbias.errors import ClipbiasError
+from clipbias.io import check_file, read_bytes
+from clipbias.report.names import ordered_datasets, ordered_methods
+from clipbias.sentences import counted
+
+# Half the width of a 95 % interval, in standard errors.
+WITHIN = 1.96
+# From so many standard errors on a difference is seen in 80 % of studies like it.
+DETECTABLE = 1.959964 + 0.841621
+EXPLAINED = (
+    "± is one standard error: of the test images, √(p (1 − p) / images), and of the seeds, s / √n, added in squares."
+)
+
+
+def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> float:
+    """The error of the harmonic mean `2 b n / (b + n)` of independent `b` and `n`, to first order."""
+    if base + new <= 0:
+        return 0.0
+    slopes = 2 * (new / (base + new)) ** 2, 2 * (base / (base + new)) ** 2
+    return math.hypot(*(slope * error for slope, error in zip(slopes, errors, strict=True)))
+
+
+def difference_error(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    """The standard error of the difference of two methods' accuracies on one dataset; NaN where it is not known.
+
+    Args:
+      first, second: lines of `frames.Sweep.cells`: `images_error`, `seeds_error`, and `correct`, the share of seeds
+        that were right on each test image, float `[n]`. With `correct` of both, test images are compared in pairs;
+        else they count as if each method had images of its own, which is too much.
+    """
+    seeds = math.hypot(first["seeds_error"], second["seeds_error"])
+    if first["correct"] is None or second["correct"] is None:
+        return math.hypot(seeds, first["images_error"], second["images_error"])
+    each = first["correct"] - second["correct"]
+    return math.hypot(seeds, 100 * float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else 0.0)
+
+
+class Answers:
+    """Which test images a run was right on, from the predictions in a work folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._images: dict[str, np.ndarray] = {}  # by dataset: all methods must be tested on the same
+
+    def correct(self, dataset: str, names: Sequence[object], accuracies: Sequence[float]) -> np.ndarray | None:
+        """The share of some runs, by their files without `.npz`, that were right on each image, float `[n]`.
+
+        `None` where a file is missing or damaged, has other images, or does not agree with its row's accuracy.
+        """
+        shares = []
+        for name, accuracy in zip(names, accuracies, strict=True):
+            if self._folder is None or not isinstance(name, str) or not name or Path(name).name != name:
+                return None
+            try:
+                labels, predicted, images = read_predictions(self._folder / f"{name}.npz", "images")
+                right, images = (labels == predicted)[predicted >= 0], images[predicted >= 0]
+            except (ClipbiasError, Exception):  # as of arrays that do not fit together
+                return None
+            known = self._images.setdefault(dataset, images)
+            if not len(right) or not np.array_equal(known, images) or abs(100 * right.mean() - accuracy) > 1e-6:
+                return None
+            shares.append(right)
+        return np.mean(shares, axis=0) if shares else None
+
+
+def read_predictions(path: Path, *others: str) -> tuple[np.ndarray, ...]:
+    """Labels, predictions (-1: not read) and other arrays of a file in `predictions/`.
+
+    Raises `ClipbiasError` where it is missing or damaged.
+    """
+    check_file(path)
+    try:
+        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+            return tuple(stored[name] for name in ("labels", "predicted", *others))
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise ClipbiasError(f"{path} holds no predictions: {error}; evaluate again.") from error
+
 
 Row = Mapping[str, Any]
 # Measure, method, dataset and shots of a cell; shots are `None` for all images.
@@ -31,10 +117,9 @@ class Sweep:
 
     Attributes:
       rows: of `results.jsonl`; a method that was trained at several learning rates has as many names.
-      cells: a line for each measure, method, dataset (or `AVERAGE`) and number of shots, its index. `mean` over `seeds`
-        runs in percent of `images`; `drawn`, False for a method that draws no images; `images_error` and
-        `seeds_error`, whose hypotenuse is the standard `error` (`report.errors`); and `correct`, the share of seeds
-        that were right on each image, or `None`.
+      cells: by measure, method, dataset (or `AVERAGE`) and number of shots: `mean` over `seeds` runs in percent of
+        `images`; `drawn`, False for a method that draws no images; `images_error` and `seeds_error`, whose hypotenuse
+        is the standard `error`; and `correct`, the share of seeds that were right on each image, or `None`.
       measures: "accuracy", or what a protocol measures: base, new and H, or datasets.
       methods, datasets: in the order in which they are shown.
       shots: ascending; `None` alone if no run was trained on few images.
@@ -42,7 +127,7 @@ class Sweep:
     """
 
     rows: Sequence[Row]
-    cells: pd.DataFrame
+    cells: Mapping[CellKey, Row]
     measures: tuple[str, ...]
     methods: tuple[str, ...]
     datasets: tuple[str, ...]
@@ -64,15 +149,14 @@ class Sweep:
         """The rows of each method."""
         return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
 
-    @functools.cached_property
-    def lines(self) -> dict[CellKey, Row]:
-        """The cells by measure, method, dataset and shots."""
-        return cell_lines(self.cells)
+    def means_of(self, values: Callable[[Row], Mapping[str, float | None]]) -> dict[CellKey, Row]:
+        """Cells of other numbers of the rows."""
+        return cells_of(run_frame(self.rows, values), self.shots, self.datasets, Answers(None))
 
     def table(self, measure: str, shots: int | None, what: str = "mean") -> pd.DataFrame:
         """A field of the cells, methods x datasets; NaN where nothing is known."""
         each = {
-            column: [self.lines.get((measure, name, column, shots), {}).get(what, math.nan) for name in self.methods]
+            column: [self.cells.get((measure, name, column, shots), {}).get(what, math.nan) for name in self.methods]
             for column in self.columns
         }
         return pd.DataFrame(each, index=list(self.methods))
@@ -89,15 +173,27 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
       rows: one per run, as `training.run` writes them.
       predictions: folder of the answers to each test image, by which methods are compared in pairs; `None` reads none.
     """
-    named = _named_by_rate([{**row, **{key: _writable(row[key]) for key in ("method", "dataset")}} for row in rows])
+    # Data frames refuse halves of surrogate pairs, which folders' names may have: they become escapes.
+    named = [
+        {**row, **{name: row[name].encode("utf-8", "backslashreplace").decode() for name in ("method", "dataset")}}
+        for row in rows
+    ]
+    # A method that was trained at several learning rates on the same draw goes by as many names.
+    rates: dict[tuple[str, str, int, int | None], set[float | None]] = {}
+    for row in named:
+        rates.setdefault(_key(row), set()).add(row.get("learning_rate"))
+    several = {key[0] for key, of_draw in rates.items() if len(of_draw - {None}) > 1}
+    for row in named:
+        if row["method"] in several and row.get("learning_rate") is not None:
+            row["method"] += f", rate {row['learning_rate']:g}"
     runs = run_frame(named, _accuracies)
-    shots = _shots(named)
+    shots = tuple(sorted({row["shots"] for row in named if row.get("shots")})) or (None,)
     measures = tuple(dict.fromkeys(runs["measure"])) or (ACCURACY,)
     datasets = ordered_datasets(row["dataset"] for row in named)
     finished = {tuple(line) for line in runs[_KEY].itertuples(index=False)}
     return Sweep(
         rows=named,
-        cells=cell_frame(runs, shots, datasets, Answers(predictions)),
+        cells=cells_of(runs, shots, datasets, Answers(predictions)),
         measures=measures,
         methods=ordered_methods(row["method"] for row in named),
         datasets=datasets,
@@ -106,9 +202,9 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
     )
 
 
-def _writable(name: str) -> str:
-    """A name whose halves of surrogate pairs, which folders' names may have and data frames refuse, are escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def shots_words(shots: int | None) -> str:
+    """`16 shots`, or of `None` all training images."""
+    return "all images" if shots is None else counted(shots, "shot")
 
 
 def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
@@ -135,9 +231,9 @@ def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | 
     return pd.DataFrame(lines, columns=columns).astype({"drawn": bool}).drop_duplicates([*_KEY, "measure"], keep="last")
 
 
-def cell_frame(
+def cells_of(
     runs: pd.DataFrame, shots: Sequence[int | None], datasets: Sequence[str], answers: Answers
-) -> pd.DataFrame:
+) -> dict[CellKey, Row]:
     """Means over seeds and datasets with their standard errors: `Sweep.cells`."""
     counts = pd.DataFrame({"shots": [count or _ALL for count in shots]})
     same = runs[~runs["drawn"]].drop(columns="shots").merge(counts, how="cross")
@@ -168,14 +264,8 @@ def cell_frame(
     ]
     if len(datasets) > 1:
         cells = pd.concat([cells, _averages(cells, len(datasets))])
-    keys = [(*where, None if count == _ALL else count) for *where, count in cells.index]
-    return cells.set_axis(pd.MultiIndex.from_tuples(keys, names=_CELL)) if keys else cells
-
-
-def cell_lines(cells: pd.DataFrame) -> dict[CellKey, Row]:
-    """The lines of `cell_frame` by measure, method, dataset and shots. The index of a frame has NaN for `None`."""
     lines = cells.to_dict("index").items()
-    return {(*where, None if pd.isna(count) else int(count)): line for (*where, count), line in lines}
+    return {(*where, None if count == _ALL else int(count)): line for (*where, count), line in lines}
 
 
 def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
@@ -211,20 +301,3 @@ def _is_drawn(row: Row) -> bool:
 
 def _key(row: Row) -> tuple[str, str, int, int | None]:
     return row["method"], row["dataset"], row.get("shots") or _ALL, row.get("seed") if _is_drawn(row) else 0
-
-
-def _shots(rows: Sequence[Row]) -> tuple[int | None, ...]:
-    return tuple(sorted({row["shots"] for row in rows if row.get("shots")})) or (None,)
-
-
-def _named_by_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in which a method that was trained at several learning rates on the same draw goes by as many names."""
-    rates: dict[tuple[str, str, int, int | None], set[float]] = {}
-    for row in rows:
-        if row.get("learning_rate") is not None:
-            rates.setdefault(_key(row), set()).add(row["learning_rate"])
-    methods = {key[0] for key, of_draw in rates.items() if len(of_draw) > 1}
-    for row in rows:
-        if row["method"] in methods and row.get("learning_rate") is not None:
-            row["method"] = at_rate(row["method"], row["learning_rate"])
-    return rows

@@ -1,14 +1,20 @@
-"""Relevancy over a picture and over its text: the picture beside its heat map, the prompts' share, the words."""
+"""Maps over single pictures: the heat map, the prompts' share, the words; and what the page's explorer shows."""
 
+import base64
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
+from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
+from clipbias.explain.results import CHANGES, TEXT_KINDS, StudyResults, present
 from clipbias.report import style
+from clipbias.report.names import KIND_NAMES
 from clipbias.terminal import printable
 
 if TYPE_CHECKING:
@@ -38,48 +44,50 @@ class Overlay:
 
 
 def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
-    """Draws the picture and, per overlay, its heat map with the prompts' share as a bar and the coloured text below.
+    """The picture with its title, then side by side each overlay's heat map, with the coloured text below.
 
-    Args:
-      image: the picture as the model saw it, [R, R, 3] uint8.
-      overlays: one or more, drawn side by side.
-      title: above the picture.
-
-    Raises:
-      ClipbiasError: the patches do not fill a square grid.
+    `image` is the picture as the model saw it, [R, R, 3] uint8. Raises `ClipbiasError` where the patches do not fill a
+    square grid.
     """
-    columns = 1 + len(overlays)
-    with style.styled():
-        figure = style.new_figure(2.3 * columns, 2.75)
-        grid = figure.subplots(2, columns, squeeze=False, height_ratios=(4, 1))
-        show_picture(grid[0, 0], image)
-        grid[0, 0].set_title(title, fontsize=8)
-        grid[1, 0].set_axis_off()
-        for (above, below), overlay in zip(grid[:, 1:].T, overlays, strict=True):
-            draw_overlay(above, image, overlay)
-            draw_text(below, overlay)
-    return figure
+    return overlay_grid((2.3 * (1 + len(overlays)), 2.75), (4, 1), [image], [title], [overlays])
 
 
 def overlay_rows(images: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
-    """Draws each picture with its own heat map beside it and the coloured text below, one below the other.
+    """Each picture with its own overlay beside it, one below the other."""
+    heights = [part for overlay in overlays for part in (4, 1 if overlay.tokens else 0.05)]
+    size = (4.6, 0.55 * sum(heights) + 0.3)
+    return overlay_grid(size, heights, images, [""] * len(images), [[overlay] for overlay in overlays])
+
+
+def overlay_grid(
+    size: tuple[float, float],
+    heights: Sequence[float],
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    overlays: Sequence[Sequence[Overlay]],
+    *,
+    scale: bool = False,
+) -> "Figure":
+    """A row for each picture: itself, and the heat map of each of its overlays with the coloured text below.
 
     Args:
-      images: the pictures as the model saw them, [R, R, 3] uint8.
-      overlays: one of each picture.
-
-    Raises:
-      ClipbiasError: the patches do not fill a square grid.
+      size: of the figure in inches.
+      heights: of the two lines of each row, relative to one another.
+      images, titles, overlays: of each picture; as many overlays for each.
+      scale: whether a bar says what the colours are.
     """
-    heights = [part for overlay in overlays for part in (4, 1 if overlay.tokens else 0.05)]
     with style.styled():
-        figure = style.new_figure(4.6, 0.55 * sum(heights) + 0.3)
-        grid = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
-        for above, (blank, below), image, overlay in zip(grid[::2], grid[1::2], images, overlays, strict=True):
+        figure = style.new_figure(*size)
+        grid = figure.subplots(2 * len(images), 1 + len(overlays[0]), squeeze=False, height_ratios=heights)
+        for above, below, image, title, row in zip(grid[::2], grid[1::2], images, titles, overlays, strict=True):
             show_picture(above[0], image)
-            draw_overlay(above[1], image, overlay)
-            blank.set_axis_off()
-            draw_text(below, overlay)
+            above[0].set_title(title, fontsize=8)
+            below[0].set_axis_off()
+            for axes, words, overlay in zip(above[1:], below[1:], row, strict=True):
+                draw_overlay(axes, image, overlay)
+                draw_text(words, overlay)
+        if scale:
+            heat_scale(figure, grid)
     return figure
 
 
@@ -89,18 +97,11 @@ def save_overlay(path: Path, image: np.ndarray, overlays: Sequence[Overlay], *, 
 
 
 def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
-    """The patches' relevancy at image size, [R, R], bilinear with half-pixel centres, scaled to 0 … 1.
-
-    Args:
-      vision: relevancy of patches and prompts, [M + V].
-      image_size: R.
-      patches: M.
-    """
+    """The patches' relevancy at image size, [R, R], scaled to 0 … 1, of that of patches and prompts, [M + V]."""
     side = round(patches**0.5)
     if side * side != patches or patches > len(vision):
         raise ClipbiasError(f"{patches} patches of a row of {len(vision)} relevancies do not fill a square grid.")
-    values = np.asarray(vision[:patches], np.float32).reshape(side, side)
-    values = upsample(values, image_size)
+    values = upsample(np.asarray(vision[:patches], np.float32).reshape(side, side), image_size)
     span = values.max() - values.min()
     return (values - values.min()) / span if span > 0 else np.zeros_like(values)
 
@@ -113,12 +114,6 @@ def upsample(values: np.ndarray, size: int) -> np.ndarray:
     weight = np.clip(centres - low, 0, 1).astype(np.float32)
     across = values[:, low] * (1 - weight) + values[:, high] * weight
     return across[low] * (1 - weight[:, None]) + across[high] * weight[:, None]
-
-
-def prompt_share(vision: np.ndarray, patches: int) -> float:
-    """The prompts' part of the row's sum, 0 where the row is all zero."""
-    total = float(np.sum(vision))
-    return float(np.sum(vision[patches:])) / total if total > 0 else 0.0
 
 
 def show_picture(axes: "Axes", image: np.ndarray) -> None:
@@ -150,16 +145,14 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
     axes.set_axis_off()
     axes.set_title(printable(overlay.title, keep="\n"), fontsize=8)
     if len(overlay.vision) > overlay.patches:
-        _share_bar(axes, prompt_share(overlay.vision, overlay.patches))
-
-
-def _share_bar(axes: "Axes", share: float) -> None:
-    bar = axes.inset_axes((1.03, 0, 0.05, 1))
-    bar.bar([0], [share], width=1, color=style.TUNED)
-    bar.bar([0], [1 - share], width=1, bottom=[share], color="#D1D5DB")
-    bar.set(xlim=(-0.5, 0.5), ylim=(0, 1), xticks=[], yticks=[])
-    bar.grid(False)
-    bar.set_xlabel(f"prompts\n{100 * share:.0f} %", fontsize=6, color=style.TUNED, labelpad=2)
+        total = float(np.sum(overlay.vision))
+        share = float(np.sum(overlay.vision[overlay.patches :])) / total if total > 0 else 0.0
+        bar = axes.inset_axes((1.03, 0, 0.05, 1))
+        bar.bar([0], [share], width=1, color=style.TUNED)
+        bar.bar([0], [1 - share], width=1, bottom=[share], color="#D1D5DB")
+        bar.set(xlim=(-0.5, 0.5), ylim=(0, 1), xticks=[], yticks=[])
+        bar.grid(False)
+        bar.set_xlabel(f"prompts\n{100 * share:.0f} %", fontsize=6, color=style.TUNED, labelpad=2)
 
 
 def draw_text(axes: "Axes", overlay: Overlay) -> None:
@@ -177,8 +170,16 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
     rest = values[1:] if len(values) > 1 else values
     scale = rest.max() if rest.size and rest.max() > 0 else 1.0
     colours = colormaps["Oranges"]
-    for x, y, token, value in _laid_out(axes, overlay.tokens, values):
-        level = min(1.0, value / scale)
+    place = axes.get_subplotspec()
+    assert place is not None  # panels are made by `subplots`
+    width = style.size_inches(axes)[0] * 72 / place.get_gridspec().ncols * 0.92  # of a line in points
+    x, y = 0.0, 1.0
+    for token, value in zip(overlay.tokens, values, strict=True):
+        length = (len(token) * 4.1 + 7) / width
+        if x > 0 and x + length > 1:
+            x = 0.0
+            y -= 0.36
+        level = min(1.0, float(value) / scale)
         axes.text(
             x,
             y,
@@ -188,21 +189,101 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
             color="white" if level > 0.65 else style.BLACK,
             bbox={"boxstyle": "round,pad=0.22", "facecolor": colours(0.05 + 0.85 * level), "edgecolor": "none"},
         )
-
-
-def _laid_out(axes: "Axes", tokens: Sequence[str], values: np.ndarray) -> "list[tuple[float, float, str, float]]":
-    """Places words from left to right in lines, in axes units, by the width of their letters."""
-    place = axes.get_subplotspec()
-    assert place is not None  # panels are made by `subplots`
-    width = style.size_inches(axes)[0] * 72 / place.get_gridspec().ncols * 0.92
-    x = 0.0
-    y = 1.0
-    placed = []
-    for token, value in zip(tokens, values, strict=True):
-        length = (len(token) * 4.1 + 7) / width
-        if x > 0 and x + length > 1:
-            x = 0.0
-            y -= 0.36
-        placed.append((x, y, token, float(value)))
         x += length
-    return placed
+
+
+_LOSSLESS = 64  # pixels: pictures so small are shown pixel by pixel
+_ARRAYS = (
+    "relevancy",
+    "relevancy_scale",
+    "relevancy_sum",
+    "slot_relevancy",
+    "text",
+    "attention",
+    "attention_scale",
+    "slot_attention",
+    "distance",
+    "distance_scale",
+    "distance_lowest",
+)
+
+
+def explorer_data(study: StudyResults) -> dict[str, Any] | None:
+    """All that the page's script reads, in JSON's types, or `None` where the study has no images to explore."""
+    from matplotlib import colormaps
+
+    explore = study.explore
+    if explore is None or not len(explore.images):
+        return None
+    explored = present(explore.models)
+    models = [model for model in study.models if model.key in explored]
+    if not models:
+        return None
+    numbers = explore.images
+    names = study.dataset.class_names
+    labels = study.predictions.labels[numbers]
+    predicted = {model.key: study.predictions.models[model.key][numbers] for model in models}
+    changes = {
+        model.key: study.predictions.changes(model.key)[numbers] for model in models if model is not study.zero_shot
+    }
+    images = [
+        {
+            "name": explore.names[row],
+            "number": int(number),
+            "picture": _picture(explore.pictures[row]),
+            "label": int(labels[row]),
+            "pairs": np.flatnonzero(explore.pairs[:, 0] == row).tolist(),
+            "models": {
+                model.key: {
+                    "predicted": int(predicted[model.key][row]),
+                    "margin": float(explored[model.key].margin[row]),
+                    "likelihood": float(explored[model.key].log_likelihood[row]),
+                }
+                for model in models
+            },
+            "changes": {key: int(of_images[row]) for key, of_images in changes.items()},
+        }
+        for row, number in enumerate(numbers)
+    ]
+    described = [
+        {
+            "key": model.key,
+            "label": model.label,
+            "tuned": model.key != ZERO_SHOT,
+            "slots": model.vision_prompts,
+            "depth": model.vision_depth,
+            "tokens": explored[model.key].tokens,
+            "kinds": explored[model.key].kinds,
+            "arrays": {
+                name: _packed(array) for name in _ARRAYS if (array := getattr(explored[model.key], name)) is not None
+            },
+        }
+        for model in models
+    ]
+    classes = np.unique(np.concatenate([explore.pairs[:, 1], *predicted.values()])).tolist()
+    return {
+        "grid": [study.clip.grid, study.clip.grid],
+        "layers": study.clip.vision_layers,
+        "colours": _packed(np.rint(255 * colormaps[HEAT](np.arange(256))[:, :3]).astype(np.uint8)),
+        "changes": list(CHANGES),
+        "classes": {number: names[number] for number in classes},
+        "kinds": [[kind, KIND_NAMES[kind]] for kind in TEXT_KINDS[:-1]],
+        "pairs": explore.pairs[:, 1].tolist(),
+        "images": images,
+        "models": described,
+    }
+
+
+def _picture(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    kind = "png" if len(pixels) <= _LOSSLESS else "jpeg"
+    Image.fromarray(pixels).save(file, kind, quality=85)  # which PNG does not look at
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _packed(array: np.ndarray) -> dict[str, Any]:
+    """An array as the script reads it: bytes, or little-endian 32-bit floats, in base64."""
+    plain = array if array.dtype == np.uint8 else np.asarray(array, "<f4")
+    kind = "uint8" if plain.dtype == np.uint8 else "float32"
+    data = base64.b64encode(np.ascontiguousarray(plain).tobytes()).decode("ascii")
+    return {"type": kind, "shape": list(plain.shape), "data": data}

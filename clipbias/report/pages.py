@@ -1,19 +1,77 @@
-"""Self-contained HTML pages from the templates beside this file: every picture is inlined and every text escaped."""
+"""Figures with their words and numbers, and the self-contained HTML pages that show them, every text escaped."""
 
 import base64
 import dataclasses
 import functools
+import importlib.resources
 import re
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
+import pandas as pd
 
-from clipbias.io import write_text
-from clipbias.report.captions import CaptionedFigure
+from clipbias.io import atomic_path, write_text
+from clipbias.report import style
 from clipbias.report.table import Table
 from clipbias.terminal import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@functools.cache
+def captions() -> dict[str, dict[str, str]]:
+    """By kind of figure its title and its caption, as templates."""
+    return tomllib.loads((importlib.resources.files("clipbias.report") / "templates/captions.toml").read_text("utf-8"))
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedFigure:
+    """One figure with its words and numbers.
+
+    Attributes:
+      name: the stem of its files.
+      title: what it shows, in a few words.
+      caption: whole sentences: the definition of every quantity, the number of samples, the options used.
+      numbers: one observation per row.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: "Figure"
+    numbers: pd.DataFrame
+
+    def save(self, folder: Path) -> tuple[Path, Path, Path]:
+        """Writes NAME.pdf, NAME.png and NAME.csv and returns their paths. Raises `ClipbiasError` where it cannot."""
+        pdf, png = style.save_figure(self.figure, folder / self.name)
+        table = folder / f"{self.name}.csv"
+        write_csv(table, self.numbers)
+        return pdf, png, table
+
+
+def captioned(kind: str, figure: "Figure", numbers: pd.DataFrame, *, name: str = "", **facts: Any) -> CaptionedFigure:
+    """The figure with the title and the caption of its kind, a key of `captions()`, whose braces `facts` fill.
+
+    Its files are named by its kind, or by `name`.
+    """
+    title, caption = (" ".join(captions()[kind][part].format(**facts).split()) for part in ("title", "caption"))
+    return CaptionedFigure(name or kind, title, caption, figure, numbers)
+
+
+def file_name(text: str) -> str:
+    """Letters, digits, dots and underscores only: `demo/digits` becomes `demo_digits`."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.") or "unnamed"
+
+
+def write_csv(path: Path, numbers: pd.DataFrame) -> None:
+    """Writes a table atomically. Numbers keep all their digits; the cell of one that is not finite is left empty."""
+    with atomic_path(path) as temporary:
+        numbers.replace([np.inf, -np.inf], np.nan).to_csv(temporary, index=False, lineterminator="\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +97,7 @@ class Picture:
 class Section:
     """A part of a page that a reader unfolds. Its content is shown in the order of the attributes.
 
-    Attributes:
-      groups: headings, each with its sentences.
-      open: whether it is unfolded from the start.
+    `groups` are headings, each with its sentences.
     """
 
     title: str
@@ -52,7 +108,6 @@ class Section:
     remarks: Sequence[str] = ()
     explorer: Mapping[str, Any] | None = None
     code: str = ""
-    open: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -73,6 +128,12 @@ def save_picture(figure: CaptionedFigure, folder: Path) -> Picture:
     )
 
 
+def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] | None], folder: Path) -> list[Picture]:
+    """The same of all figures that there are, some of them in lists."""
+    listed = [[each] if isinstance(each, CaptionedFigure) else each or [] for each in figures]
+    return [save_picture(figure, folder) for some in listed for figure in some]
+
+
 def render(template: str, *, title: str, **content: Any) -> str:
     """A page from `templates/TEMPLATE.html.j2`."""
     return _environment().get_template(f"{template}.html.j2").render(title=title, **content)
@@ -90,26 +151,24 @@ _JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    def displayable(value: Any) -> Any:
+        # What macros return is HTML already. HTML has no control characters, so they are shown as their escapes.
+        if hasattr(value, "__html__"):
+            return value
+        return _JOINED.sub("\u00a0", printable(value, keep="\n\t\u200c\u200d"))
+
+    def data_uri(data: bytes | str, kind: str) -> str:
+        # An image of its own, so that an SVG's ids and styles cannot meet those of another.
+        encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
+        return f"data:{kind};base64,{encoded}"
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipbias.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_displayable,
+        finalize=displayable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": _data_uri, "thousands": "{:,}".format}
+    environment.filters["data_uri"] = data_uri
     return environment
-
-
-def _displayable(value: Any) -> Any:
-    # What macros return is HTML already. HTML has no control characters, so they are shown as their escapes.
-    if hasattr(value, "__html__"):
-        return value
-    return _JOINED.sub("\u00a0", printable(value, keep="\n\t\u200c\u200d"))
-
-
-def _data_uri(data: bytes | str, kind: str) -> str:
-    """A picture inlined as an image of its own, so that an SVG's ids and styles cannot meet those of another."""
-    encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
-    return f"data:{kind};base64,{encoded}"

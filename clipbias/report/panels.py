@@ -4,21 +4,21 @@ A figure's numbers are a data frame with one observation per row. `value` is dra
 its interval, NaN where there is none. The other columns say what the value is of, and two of them lay out the panels.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from clipbias.explain.results import Average
 from clipbias.report import style
+from clipbias.report.frames import WITHIN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# 95 % of a normal distribution lie within so many standard errors.
-_ARMS = 1.96
 # From so many points on, an interval is a band instead of whiskers.
 _CROWDED = 24
 
@@ -26,50 +26,27 @@ Look = Mapping[str, Any]
 Share = bool | Literal["none", "all", "row", "col"]
 
 
-def tidy(
-    values: np.ndarray, error: np.ndarray | None, axes: Sequence[str], labels: Mapping[str, object]
-) -> pd.DataFrame:
-    """An array as a frame: a row per number, its places counted from 1.
+def tidy(numbers: Average | np.ndarray, *axes: str, **labels: object) -> pd.DataFrame:
+    """An array, or an average with its 95 % interval, as a frame: a row per number, its places counted from 1.
 
     Args:
-      values: any array.
-      error: the standard errors of its numbers; the interval is 1.96 of them to either side.
+      numbers: of any shape.
       axes: a column's name for each axis of the array.
       labels: columns that are the same for all rows.
     """
-    places = np.indices(np.shape(values)).reshape(np.ndim(values), -1) + 1
-    frame = pd.DataFrame({**labels, **dict(zip(axes, places, strict=True))}, index=range(np.size(values)))
-    arms = _ARMS * (np.full(np.shape(values), np.nan) if error is None else np.asarray(error, float)).ravel()
-    frame["value"] = np.asarray(values, float).ravel()
+    values = np.asarray(numbers.mean if isinstance(numbers, Average) else numbers, float)
+    error = numbers.standard_error if isinstance(numbers, Average) else np.full(values.shape, np.nan)
+    places = np.indices(values.shape).reshape(values.ndim, -1) + 1
+    frame = pd.DataFrame({**labels, **dict(zip(axes, places, strict=True))}, index=range(values.size))
+    frame["value"] = values.ravel()
+    arms = WITHIN * np.asarray(error, float).ravel()
     return frame.assign(low=frame["value"] - arms, high=frame["value"] + arms)
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Sizes, names and axes of a grid of panels.
-
-    Attributes:
-      size: of a panel in inches.
-      names: what the values of both columns are called, if not by themselves.
-      x_label, y_label: of every column and row.
-      share_x, share_y: which panels have one scale, as for `Figure.subplots`.
-      wrap: without rows, start a new line of panels after so many.
-      widths: of columns, relative to one another.
-      bottom: where all y axes begin.
-    """
-
-    size: tuple[float, float] = (2.2, 1.9)
-    names: Mapping[Any, str] = dataclasses.field(default_factory=dict)
-    x_label: str = ""
-    y_label: str = ""
-    share_x: Share = True
-    share_y: Share = "row"
-    wrap: int | None = None
-    widths: Sequence[float] | None = None
-    bottom: float | None = None
-
-
-LAYOUT = Layout()
+def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """All frames as one; those without rows may lack columns."""
+    there = [frame for frame in frames if len(frame)]
+    return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
 
 
 def panels(
@@ -77,7 +54,15 @@ def panels(
     draw: Callable[["Axes", pd.DataFrame], None],
     *,
     by: tuple[str, str],
-    layout: Layout = LAYOUT,
+    size: tuple[float, float] = (2.2, 1.9),
+    names: Mapping[Any, str] | None = None,
+    x_label: str = "",
+    y_label: str = "",
+    share_x: Share = True,
+    share_y: Share = "row",
+    wrap: int | None = None,
+    widths: Sequence[float] | None = None,
+    bottom: float | None = None,
     legend: bool | Mapping[str, Look] = True,
 ) -> "Figure":
     """Draws a grid of panels, one for each pair of values of two columns, and one legend for all of them below.
@@ -86,65 +71,55 @@ def panels(
       frame: the numbers.
       draw: draws one panel, given its axes and its part of the frame.
       by: the column whose values are rows of panels, and the one whose values are columns; "" where there is one only.
-      layout: sizes, names and axes.
+      size: of a panel in inches.
+      names: what the values of both columns are called, if not by themselves.
+      x_label, y_label: of every column and row.
+      share_x, share_y: which panels have one scale, as for `Figure.subplots`.
+      wrap: without rows, start a new line of panels after so many.
+      widths: of columns, relative to one another.
+      bottom: where all y axes begin.
       legend: whether to name what panels label, or looks to name instead, by label.
     """
+    names = names or {}
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
-    across = min(layout.wrap or len(columns), len(columns))
+    across = min(wrap or len(columns), len(columns))
     down = len(rows) * -(-len(columns) // across)
     with style.styled():
-        inches = (layout.size[0] * (sum(layout.widths) if layout.widths else across) + 0.5, layout.size[1] * down)
-        figure = style.new_figure(inches[0], inches[1] + 0.5)
-        grid = figure.subplots(
-            down,
-            across,
-            squeeze=False,
-            sharex=layout.share_x,
-            sharey=layout.share_y,
-            width_ratios=layout.widths,
-        )
+        figure = style.new_figure(size[0] * (sum(widths) if widths else across) + 0.5, size[1] * down + 0.5)
+        grid = figure.subplots(down, across, squeeze=False, sharex=share_x, sharey=share_y, width_ratios=widths)
         cells = [(row, column) for row in rows for column in columns]
         for number, axes in enumerate(grid.ravel()):
-            row, column = cells[number] if number < len(cells) else (None, None)
-            part = frame[_is(frame, by[0], row) & _is(frame, by[1], column)]
-            if column and (layout.wrap or number < across):
-                axes.set_title(layout.names.get(column, str(column)), loc="left")
+            row, column = cells[number] if number < len(cells) else ("", "")
+            part = frame if number < len(cells) else frame[:0]
+            for name, value in zip(by, (row, column), strict=True):
+                part = part[part[name] == value] if name else part
+            if column and (wrap or number < across):
+                axes.set_title(names.get(column, str(column)), loc="left")
             if part.empty:
                 axes.set_axis_off()
                 continue
             draw(axes, part)
             below = number + across >= len(cells)
-            axes.set_xlabel(layout.x_label if below else "")
-            axes.tick_params(labelbottom=below or layout.share_x in (False, "none", "row"))
+            axes.set_xlabel(x_label if below else "")
+            axes.tick_params(labelbottom=below or share_x in (False, "none", "row"))
             if number % across == 0:
-                axes.set_ylabel("\n".join(filter(None, (layout.names.get(row, str(row)), layout.y_label))))
-        if layout.bottom is not None:
+                axes.set_ylabel("\n".join(filter(None, (names.get(row, str(row)), y_label))))
+        if bottom is not None:
             for axes in grid.ravel():  # only now: until all is drawn, what shares an axis may still make it longer
-                axes.set_ylim(bottom=layout.bottom)
+                axes.set_ylim(bottom=bottom)
         if legend:
-            _legend(
-                figure, _labelled(figure) if legend is True else {name: _handle(look) for name, look in legend.items()}
-            )
+            _legend(figure, None if legend is True else legend)
     return figure
 
 
-def _is(frame: pd.DataFrame, name: str, value: Any) -> "pd.Series[bool]":
-    return frame[name] == value if name else pd.Series(value is not None, index=frame.index)
-
-
-def _labelled(figure: "Figure") -> dict[str, Any]:
-    legends = [axes.get_legend_handles_labels() for axes in figure.axes]
-    return {label: handle for handles, labels in legends for handle, label in zip(handles, labels, strict=True)}
-
-
-def _handle(look: Look) -> Any:
+def _legend(figure: "Figure", looks: Mapping[str, Look] | None) -> None:
+    """One legend below all panels: of looks by label, or of what the panels label."""
     from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
-    return Patch(**look) if "hatch" in look else Line2D([], [], **look)
-
-
-def _legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
+    handles: dict[str, Any] = {name: Line2D([], [], **look) for name, look in (looks or {}).items()}
+    for axes in figure.axes if looks is None else ():
+        of_panel, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, of_panel, strict=True))
     if handles:
         # As many names in a line as fit: letters are about half as wide as they are high, and a mark as wide as ten.
         fit = max(1, int(figure.get_figwidth() * 72 / (max(map(len, handles)) * 4.4 + 46)))
@@ -163,15 +138,10 @@ def groups(part: pd.DataFrame, hue: str, looks: Mapping[Any, Look]) -> Iterator[
 def lines(
     axes: "Axes", part: pd.DataFrame, *, x: str, hue: str = "", looks: Mapping[Any, Look], dots: bool = False
 ) -> None:
-    """A line for each value of the column `hue`, with its intervals.
+    """A line along the column `x` for each value of the column `hue`, with its intervals.
 
     Where a line has several rows at one x, such as heads, it is their mean, and its interval the mean of theirs, which
-    is never too narrow.
-
-    Args:
-      x: the column along the x axis.
-      looks: by value of `hue`, in the order in which they are drawn: keywords of `Axes.plot`.
-      dots: whether to draw each of these rows as a dot.
+    is never too narrow. `dots` draws each of these rows too. `looks` are keywords of `Axes.plot` by value of `hue`.
     """
     for of_hue, look in groups(part, hue, looks):
         if dots and of_hue[x].duplicated().any():
@@ -182,8 +152,15 @@ def lines(
             axes.fill_between(mean.index, mean["low"], mean["high"], color=look["color"], alpha=0.18, lw=0)
         else:
             _whiskers(axes, mean.index, mean["value"], mean["low"], mean["high"], **look)
-    if x == "layer":
-        style.layer_ticks(axes, int(part[x].max()))
+    if x == "layer":  # about seven of them with a number
+        count = int(part[x].max())
+        step = 1 if count <= 6 else math.ceil(count / 6)
+        ticks = [layer for layer in range(1, count + 1) if (layer - 1) % step == 0 or layer == count]
+        if len(ticks) > 1 and ticks[-1] - ticks[-2] < step:
+            del ticks[-2]
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.set_xlim(0.3, count + 0.7)
+        axes.grid(axis="x", visible=False)
 
 
 def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
@@ -199,72 +176,28 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
     axes.errorbar(x, y, **error, **{"elinewidth": 0.8, "capsize": 1.6, "linewidth": 1.2} | look)
 
 
-def bars(
-    axes: "Axes",
-    part: pd.DataFrame,
-    *,
-    category: str,
-    looks: Mapping[Any, Look],
-    hue: str = "",
-    colours: Mapping[str, str] | None = None,
-    text: Callable[[pd.Series], str] | None = None,
-    loose: Sequence[str] = (),
-) -> None:
+def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Mapping[Any, Look]) -> None:
     """Horizontal bars from 0 with intervals, the first category on top, their numbers to the right of the panel.
 
-    Args:
-      category: the column whose values have a place each on the y axis.
-      hue: the column whose values have a bar each in every place; without it bars are coloured by category.
-      looks: by value of `hue`, or of `category`: keywords of `Axes.barh`.
-      colours: by category, where `hue` is not told apart by colour.
-      text: writes a row's number.
-      loose: categories that may be cut off where others do not reach: a bar gets a break, a whisker an arrow.
+    Each value of the column `category` has a place on the y axis, and each of `hue` a bar in it.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(part[category]))}
-    present = [value for value in looks if not hue or (part[hue] == value).any()]
-    height = 0.78 / (len(present) if hue else 1)
-    low, high = _limits(part, part[category].isin(loose))
+    height = 0.78 / sum((part[hue] == value).any() for value in looks)
     for _, row in part.iterrows():
-        values = [value for value in present if not hue or _has(part, category, row, hue, value)]
-        y = places[row[category]] + (height * (values.index(row[hue]) - (len(values) - 1) / 2) if hue else 0.0)
-        look = (
-            {"linewidth": 0}
-            | ({"color": colours[row[category]]} if colours else {})
-            | dict(looks[row[hue or category]])
-        )
-        value, *ends = (min(max(row[end], low), high) for end in ("value", "low", "high"))
-        axes.barh(y, value, 0.9 * height, **look)
-        if value != row["value"]:
-            x = value - np.sign(value) * 0.06 * (high - low)
-            mark = axes.text(x, y, "//", fontsize=9, color="white", weight="bold", ha="center", va="center")
-            mark.set_gid("break")
-        else:
-            _whiskers(axes, [value], [y], [ends[0]], [ends[1]], along="x", color="#374151", fmt="none")
-            for end, name, marker in zip(ends, ("low", "high"), "<>", strict=True):
-                if end != row[name] and not np.isnan(row[name]):
-                    axes.plot(end, y, marker, color="#374151", ms=3, clip_on=False, gid="cut")
-        if text:
-            axes.text(1.02, y, text(row), transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+        of_place = part.loc[part[category] == row[category], hue].to_list()
+        values = [value for value in looks if value in of_place]
+        y = places[row[category]] + height * (values.index(row[hue]) - (len(values) - 1) / 2)
+        axes.barh(y, row["value"], 0.9 * height, **{"linewidth": 0} | dict(looks[row[hue]]))
+        _whiskers(axes, [row["value"]], [y], [row["low"]], [row["high"]], along="x", color="#374151", fmt="none")
+        text = f"{row['value']:.2f}"
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
     axes.axvline(0, color="#4B5563", linewidth=0.8)
-    axes.set_xlim(low, high)
-    category_ticks(axes, list(places))
-
-
-def _has(part: pd.DataFrame, category: str, row: pd.Series, hue: str, value: Any) -> bool:
-    return bool(((part[category] == row[category]) & (part[hue] == value)).any())
-
-
-def _limits(part: pd.DataFrame, loose: "pd.Series[bool]") -> tuple[float, float]:
-    """What bars and intervals span but for loose ones, which get some room where they go beyond."""
-    ends = part.loc[~loose, ["value", "low", "high"]].to_numpy(float)
+    ends = part[["value", "low", "high"]].to_numpy(float)
     low = min(0.0, np.nanmin(ends, initial=0))
     high = max(0.0, np.nanmax(ends, initial=0))
     room = 0.08 * (high - low or 1.0)
-    high += room * (high > 0 or low == 0)
-    low -= room * (low < 0)
-    beyond = part.loc[loose, "value"]
-    span = 0.2 * (high - low)
-    return min(low, -span) if (beyond < low).any() else low, max(high, span) if (beyond > high).any() else high
+    axes.set_xlim(low - room * (low < 0), high + room * (high > 0 or low == 0))
+    category_ticks(axes, list(places))
 
 
 def points(

@@ -13,9 +13,9 @@ from typing import Any
 from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
-from clipbias.report.accuracy_tables import make_accuracy_tables
 from clipbias.report.frames import read_sweep
 from clipbias.report.names import shown_shots
+from clipbias.report.sweep_tables import make_accuracy_tables
 from clipbias.report.table import MISSING, Table, render
 from clipbias.sentences import counted
 
@@ -80,7 +80,6 @@ def read_workdir(folder: str | Path) -> Workdir:
     parts = sorted(path.glob("parts/*/"))  # of jobs that share a sweep
     environment = next(filter(None, (_read_object(inside / "environment.json") for inside in (path, *parts))), {})
     states = {inside: _read_object(inside / "state.json") for inside in (path, *parts)}
-    settings = _settings(config, environment)
     summary: dict[str, Any] = {
         "name": str(folder),
         "binary": next((binary for setting, binary in _BINARIES.items() if setting in config), "unknown"),
@@ -91,8 +90,10 @@ def read_workdir(folder: str | Path) -> Workdir:
         "seconds": sum(each.get("seconds") or 0 for each in states.values()) or None,
         "state": _state_words(path, states[path]),
     }
+    rows: list[dict[str, Any]] = []  # of each run or model
+    results: list[dict[str, Any]] = []
     if summary["binary"] == "table1":
-        rows = _read_lines(path / "results.jsonl", _ROW)
+        results = rows = _read_lines(path / "results.jsonl", _ROW)
         failed = [row for row in rows if row["status"] != "ok"]
         done = len(rows) - len(failed)
         expected = environment.get("runs")  # known when runs on test images begin
@@ -106,35 +107,25 @@ def read_workdir(folder: str | Path) -> Workdir:
             summary["state"] += f"; {counted(len(failed), 'run')} failed: {failed[0].get('error')}"
         summary["progress"] = f"{done} of {counted(expected, 'run')}" if expected else counted(done, "run")
         summary["learning_rate"] = sorted({row.get("learning_rate") for row in rows} - {None})
-        return Workdir(summary, settings, runs=_runs(summary, rows), results=rows)
-    if summary["binary"] == "explain":
+    elif summary["binary"] == "explain":
         folders = [path / name.replace("/", "_") for name in config.get("datasets") or ()] or [path]
         studies = [study for inside in folders if (study := _read_object(inside / "results.json"))]
-        runs = _runs(
-            summary,
-            [
-                {**model, "dataset": study.get("dataset", {}).get("name"), "status": "ok"}
-                for study in studies
-                for model in study.get("models", ())
-            ],
-        )
-        for name in ("method", "accuracy", "error", "images", "parameters"):
-            summary[name] = [run[name] for run in runs]
-        summary["dataset"] = summary["dataset"] or list(dict.fromkeys(run["dataset"] for run in runs))
+        for study in studies:
+            facts = {"dataset": study.get("dataset", {}).get("name"), "status": "ok"}
+            rows += [{**model, **facts} for model in study.get("models", ())]
+        models = [_results(row) for row in rows]
+        summary |= {name: [row[name] for row in models] for name in ("method", "accuracy", "error", "images")}
+        summary["parameters"] = [row["parameters"] for row in models]
+        summary["dataset"] = summary["dataset"] or list(dict.fromkeys(row["dataset"] for row in models))
         summary["progress"] = f"{len(studies)} of {counted(len(folders), 'dataset')}"
-        return Workdir(summary, settings, runs=runs)
-    last = (_read_lines(path / "metrics.jsonl", ["step"]) or [{}])[-1]
-    if last.get("steps") is not None:
-        summary["progress"] = f"{last['step']} of {counted(last['steps'], 'step')}"
-    summary |= {"learning_rate": config.get("learning_rate"), "loss": last.get("loss")}
-    result = _results(_read_object(path / "result.json"))
-    summary |= {name: value for name, value in result.items() if value is not None}
-    return Workdir(summary, settings)
-
-
-def _runs(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The runs or models of a folder."""
-    return [
+    else:
+        last = (_read_lines(path / "metrics.jsonl", ["step"]) or [{}])[-1]
+        if last.get("steps") is not None:
+            summary["progress"] = f"{last['step']} of {counted(last['steps'], 'step')}"
+        summary |= {"learning_rate": config.get("learning_rate"), "loss": last.get("loss")}
+        result = _results(_read_object(path / "result.json"))
+        summary |= {name: value for name, value in result.items() if value is not None}
+    runs = [
         {
             "name": f"{summary['name']}#{number}",
             "binary": summary["binary"],
@@ -144,6 +135,7 @@ def _runs(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list
         }
         for number, row in enumerate(rows, start=1)
     ]
+    return Workdir(summary, _settings(config, environment), runs, results)
 
 
 def _results(row: Mapping[str, Any]) -> dict[str, Any]:

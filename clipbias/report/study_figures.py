@@ -1,19 +1,31 @@
-"""The figures of a study that are lines, points and bars: a function each, from a study's arrays to panels."""
+"""The figures of a study: a function each, from a study's arrays to panels, maps over pictures, and captions."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from clipbias.explain.results import MAPS, TEXT_KINDS, Average, ModelFacts, StudyResults, TowerDecomposition, present
+from clipbias.explain.results import (
+    GROUPS,
+    MAPS,
+    TEXT_KINDS,
+    VISION_KINDS,
+    ModelFacts,
+    Relevancy,
+    Similarity,
+    StudyResults,
+    present,
+)
 from clipbias.report import style
-from clipbias.report.captions import CaptionedFigure, captioned
-from clipbias.report.names import KIND_NAMES, VARIANT_NAMES
-from clipbias.report.panels import Layout, level, lines, panels, tidy
-from clipbias.report.table import Table, cells
+from clipbias.report.names import KIND_NAMES, dataset_name
+from clipbias.report.overlay import Overlay, heat_scale, overlay_grid, show_heat, show_picture
+from clipbias.report.pages import CaptionedFigure, captioned, file_name
+from clipbias.report.panels import bars, joined, level, lines, panels, points, tidy
+from clipbias.report.table import Table
 from clipbias.sentences import counted
+from clipbias.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,32 +59,14 @@ _SERIES: dict[str, Any] = {
     "constancy": {"color": style.TUNED, "marker": "s", "ms": 3, "label": "constant token by token"},
     "bias_likeness": {**_DASHED, "marker": "s", "ms": 3, "label": "constant as one vector"},
 }
-_PANELS = {
-    "prompt_mass": "a  mass on prompts",
-    "pooled_mass": "a  mass on prompts",
-    "norm_share": "b  relative size",
-    "constancy": "c  constancy",
-    "bias_likeness": "c  constancy",
-}
-_COSINE = "d  cosine to a bias"
-_COSINES = "bias_cosine/"
+_MASS, _SIZE, _CONSTANCY, _COSINE = "a  mass on prompts", "b  relative size", "c  constancy", "d  cosine to a bias"
+_VARIANTS = {"clip": "", "without_prompt": " W/O Prompt", "with_prompt": " W Prompt"}
 _QUANTITIES = {
     "distance": "distance (pixels)",
     "entropy": "entropy, all queries (nats)",
     "cls_entropy": "entropy, [cls] query (nats)",
 }
 _FIRST = {"positive": "most", "negative": "least"}
-
-
-def averages(average: Average, *axes: str, labels: Mapping[str, object]) -> pd.DataFrame:
-    """An average with its interval as a frame; `labels` as in `tidy`."""
-    return tidy(average.mean, average.standard_error, axes, labels)
-
-
-def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """All frames as one."""
-    there = [frame for frame in frames if len(frame)]
-    return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
 
 
 def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
@@ -92,15 +86,23 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     frames = []
     counts = []
     for key, decomposition in present(study.decomposition).items():
-        for tower, result in decomposition.towers.items():
-            row = f"{labels[key]}, {tower}"
-            counts.append(f"{row}: {counted(result.count, 'image' if tower == 'vision' else 'class')}")
-            for number, bias in enumerate(sorted(result.bias_cosine)):
+        for name, tower in decomposition.towers.items():
+            row = f"{labels[key]}, {name}"
+            counts.append(f"{row}: {counted(tower.count, 'image' if name == 'vision' else 'class')}")
+            place = {"model": key, "tower": name, "row": row, "depth": tower.depth}
+            frames.append(tidy(tower.prompt_mass, "layer", "head", **place, panel=_MASS, series="prompt_mass"))
+            if tower.pooled_mass is not None:
+                frames.append(tidy(tower.pooled_mass, "layer", "head", **place, panel=_MASS, series="pooled_mass"))
+            frames += [
+                tidy(tower.norm_share, "layer", **place, panel=_SIZE, series="norm_share"),
+                tidy(tower.constancy, "layer", **place, panel=_CONSTANCY, series="constancy"),
+                tidy(tower.bias_likeness, "layer", **place, panel=_CONSTANCY, series="bias_likeness"),
+            ]
+            for number, bias in enumerate(sorted(tower.bias_cosine)):
+                series = f"bias_cosine/{bias}"
                 label = f"cosine to {labels.get(bias, bias)}"
-                colour = style.COLOURS[2 + number]
-                looks[f"{_COSINES}{bias}"] = {"color": colour, "marker": "D", "ms": 3, "label": label}
-            place = {"model": key, "tower": tower, "row": row, "depth": result.depth}
-            frames.append(_decomposition_frame(result, place))
+                looks[series] = {"color": style.COLOURS[2 + number], "marker": "D", "ms": 3, "label": label}
+                frames.append(tidy(tower.bias_cosine[bias], "layer", **place, panel=_COSINE, series=series))
     frame = joined(frames)
     if frame.empty:
         return None
@@ -114,42 +116,21 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
         if panel == _COSINE:
             low = -1.0
             level(axes, 0)
-        elif panel == _PANELS["constancy"]:
+        elif panel == _CONSTANCY:
             if depth < last:
                 axes.axvspan(depth + 0.5, last + 0.5, color=style.GREY, alpha=0.12, lw=0)
         else:
             level(axes, 0.5)
         axes.set_ylim(1.03 * low, 1.03)
 
-    figure = panels(frame, draw, by=("row", "panel"), layout=Layout(x_label="layer", share_x=False, share_y=False))
+    figure = panels(frame, draw, by=("row", "panel"), x_label="layer", share_x=False, share_y=False)
     return captioned("fig1_decomposition", figure, frame.drop(columns="row"), counts="; ".join(counts))
-
-
-def _decomposition_frame(tower: TowerDecomposition, common: Mapping[str, object]) -> pd.DataFrame:
-    """A row for each number of a tower, with its `panel` and `series`, and `common` columns."""
-
-    def place(series: str) -> dict[str, object]:
-        return {**common, "panel": _PANELS.get(series, _COSINE), "series": series}
-
-    frames = [averages(tower.prompt_mass, "layer", "head", labels=place("prompt_mass"))]
-    if tower.pooled_mass is not None:
-        frames.append(averages(tower.pooled_mass, "layer", "head", labels=place("pooled_mass")))
-    frames += [
-        averages(tower.norm_share, "layer", labels=place("norm_share")),
-        tidy(tower.constancy, None, ("layer",), place("constancy")),
-        tidy(tower.bias_likeness, None, ("layer",), place("bias_likeness")),
-    ]
-    for bias in sorted(tower.bias_cosine):
-        frames.append(tidy(tower.bias_cosine[bias], None, ("layer",), place(f"{_COSINES}{bias}")))
-    return joined(frames)
 
 
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 4: the EOS row's attention by kind of token."""
     results = present(study.text_attention)
-    frame = joined(
-        averages(result.shares, "layer", "head", "kind", labels={"model": key}) for key, result in results.items()
-    )
+    frame = joined(tidy(result.shares, "layer", "head", "kind", model=key) for key, result in results.items())
     if frame.empty:
         return None
     frame["kind"] = frame["kind"].map(lambda number: TEXT_KINDS[number - 1])
@@ -164,7 +145,11 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         used,
         draw,
         by=("", "model"),
-        layout=Layout(wrap=4, names={"": "", **labels}, x_label="layer", y_label="share of attention", share_y=True),
+        wrap=4,
+        names={"": "", **labels},
+        x_label="layer",
+        y_label="share of attention",
+        share_y=True,
     )
     return captioned(
         "fig4_text_attention",
@@ -179,13 +164,19 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 5: attention distance and entropies, a row for each model and variant."""
     results = present(study.vision_attention)
     labels = labels_of(study.models)
-    frames = []
-    for key, result in results.items():
-        for variant, quantities in result.variants.items():
-            place = {"row": f"{labels[key]} {VARIANT_NAMES[variant]}".strip(), "model": key, "variant": variant}
-            for quantity, number in quantities.quantities.items():
-                frames.append(averages(number, "layer", "head", labels={**place, "quantity": quantity}))
-    frame = joined(frames)
+    frame = joined(
+        tidy(
+            number,
+            *("layer", "head"),
+            row=labels[key] + _VARIANTS[variant],
+            model=key,
+            variant=variant,
+            quantity=quantity,
+        )
+        for key, result in results.items()
+        for variant, of_variant in result.variants.items()
+        for quantity, number in of_variant.quantities.items()
+    )
     if frame.empty:
         return None
     zero_shot = study.zero_shot.key
@@ -204,12 +195,8 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         if quantity != "distance":
             level(axes, math.log(clip.tokens))
 
-    figure = panels(
-        frame,
-        draw,
-        by=("row", "quantity"),
-        layout=Layout(names=_QUANTITIES, x_label="layer", size=(2.6, 1.6), share_y="col", bottom=0),
-    )
+    by = ("row", "quantity")
+    figure = panels(frame, draw, by=by, names=_QUANTITIES, x_label="layer", size=(2.6, 1.6), share_y="col", bottom=0)
     return captioned(
         "fig5_vision_attention",
         figure,
@@ -227,7 +214,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """The rank correlation of `[cls]` attention and similarity to the prompts by layer."""
     results = present(None if study.similarity is None else study.similarity.models)
-    frame = joined(averages(result.rank_correlation, "layer", labels={"model": key}) for key, result in results.items())
+    frame = joined(tidy(result.rank_correlation, "layer", model=key) for key, result in results.items())
     if frame.empty:
         return None
 
@@ -241,11 +228,15 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         draw,
         by=("", "model"),
+        wrap=4,
+        names={"": "", **labels},
+        x_label="layer",
+        y_label="rank correlation",
+        share_y=True,
         legend=False,
-        layout=Layout(wrap=4, share_y=True, names={"": "", **labels}, x_label="layer", y_label="rank correlation"),
     )
-    counts = {key: result.count for key, result in results.items()}
-    return captioned("fig6_rank_correlation", figure, frame, counts=counts_of(labels, counts))
+    counts = counts_of(labels, {key: result.count for key, result in results.items()})
+    return captioned("fig6_rank_correlation", figure, frame, counts=counts)
 
 
 def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
@@ -258,12 +249,12 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     for key, result in results.items():
         for direction, first in _FIRST.items():
             for target in ("predicted", "true"):
-                panel = f"{first} relevant first,\nmap of {target} class"
+                place = {"model": key, "direction": direction, "target": target}
+                place["panel"] = f"{first} relevant first,\nmap of {target} class"
                 for kind in MAPS:
                     curve = result.maps[kind][direction][target].accuracy
-                    place = {"map": kind, "model": key, "direction": direction, "target": target, "panel": panel}
-                    numbers = tidy(100 * np.asarray(curve), None, ("point",), place)
-                    frames.append(numbers.assign(point=removed).rename(columns={"point": "removed"}))
+                    numbers = tidy(100 * np.asarray(curve), "removed", map=kind, **place)
+                    frames.append(numbers.assign(removed=removed))
     frame = joined(frames)
     if frame.empty:
         return None
@@ -276,7 +267,10 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
         frame,
         draw,
         by=("model", "panel"),
-        layout=Layout(bottom=0, names=labels, x_label="patches removed (%)", y_label="accuracy (%)"),
+        names=labels,
+        x_label="patches removed (%)",
+        y_label="accuracy (%)",
+        bottom=0,
     )
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
@@ -285,19 +279,338 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
 
 def area_table(study: StudyResults) -> Table | None:
     """The areas under the curves of the perturbation test in percent, a row per model and map."""
-    if study.faithfulness is None:
-        return None
     labels = labels_of(study.models)
     targets = ("predicted", "true")
     rows = []
-    for key, result in present(study.faithfulness.models).items():
-        for kind in MAPS:
-            curves = result.maps[kind]
+    for key, result in present(study.faithfulness.models if study.faithfulness else None).items():
+        for kind, curves in ((kind, result.maps[kind]) for kind in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
-            rows.append(cells(labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
+            rows.append((labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
     caption = (
         "Area under each curve in percent. Most relevant first: the smaller, the better the map; least relevant first:"
         " the larger, the better."
     )
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
-    return Table("", caption, ("Model", "Map", *heads), tuple(rows), words={1}) if rows else None
+    return Table("", caption, ("Model", "Map", *heads), rows, words={1}) if rows else None
+
+
+SIDES: dict[str, Any] = {
+    "zero_shot": {"color": style.ZERO_SHOT, "linestyle": (0, (4, 1.5)), "label": "zero-shot"},
+    "tuned": {"color": style.TUNED, "label": "tuned"},
+}
+_BARS: dict[str, Any] = {
+    "zero_shot": {"color": style.ZERO_SHOT, "hatch": "////", "edgecolor": "white"},
+    "tuned": {"color": style.TUNED},
+}
+_KINDS = {"text": TEXT_KINDS[:-1], "vision": VISION_KINDS}
+_THINGS = {"text": "text tokens", "vision": "patches and vision prompts"}
+_GROUPS = {"corrected": ("corrected", "o"), "both_right": ("both right", "s"), "all": ("all", "^")}
+_WIDTHS = {"tokens": 1.6, "prompts": 0.6, "kinds": 1.1}
+
+
+def relevancy_frame(
+    study: StudyResults, key: str, result: Relevancy, part: str, group: str = "corrected"
+) -> pd.DataFrame:
+    """Both models' rows by token and their sums by kind of token; empty without samples.
+
+    Its `panel` is "tokens" (in text without SOS), "prompts" of the vision tower, or "kinds".
+    """
+    averaged = result.groups.get(group)
+    if averaged is None:
+        return pd.DataFrame()
+    frames = []
+    for side in SIDES:
+        place = {"model": key, "group": group, "side": side}
+        tokens = tidy(getattr(getattr(averaged, part), side), "index", **place)
+        tokens["index"] -= 1
+        if part == "text":
+            known = getattr(result, side).index_kinds[: len(tokens)]
+            tokens["kind"] = pd.Series(list(known)).reindex(tokens.index, fill_value="")
+            tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
+        else:
+            prompts = tokens["index"] >= study.clip.patches
+            tokens["kind"] = prompts.map(VISION_KINDS.__getitem__)
+            tokens["panel"] = np.where(prompts, "prompts", "tokens")
+        kinds = tidy(getattr(getattr(averaged, f"{part}_kinds"), side), "index", **place)
+        kinds = kinds.assign(kind=[KIND_NAMES.get(name, name) for name in _KINDS[part]][: len(kinds)], panel="kinds")
+        frames += [tokens, kinds.assign(index=-1)]
+    return joined(frames)
+
+
+def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
+    """Fig. 2: relevancy by token index without SOS, and its sums by kind of token."""
+    frame, facts = _of_models(study, "text")
+    if frame.empty:
+        return None
+    names = labels_of(study.tuned) | {"tokens": "by token, without SOS", "kinds": "by kind of token"}
+    figure = panels(
+        frame,
+        _draw,
+        by=("model", "panel"),
+        size=(3.2, 1.8),
+        widths=(1.3, 1),
+        names=names,
+        y_label="relevancy",
+        share_x=False,
+        share_y=False,
+    )
+    return captioned("fig2_text_relevancy", figure, frame, **facts)
+
+
+def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
+    """Fig. 3: relevancy by token index, its sums by kind of token, and the patches as maps."""
+    frame, facts = _of_models(study, "vision")
+    if frame.empty:
+        return None
+    tokens = frame["panel"] != "kinds"
+    maps = joined(frame[(frame["panel"] == "tokens") & (frame["side"] == side)].assign(panel=side) for side in SIDES)
+    grid = (study.clip.grid, study.clip.grid)
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        model = part["model"].iloc[0]
+        if part["panel"].iloc[0] not in SIDES:
+            _draw(axes, part)
+            if part["panel"].iloc[0] != "kinds":  # prompts on the scale of the patches
+                ends = frame.loc[tokens & (frame["model"] == model), ["value", "high"]]
+                axes.set_ylim(0, 1.05 * np.nanmax(ends))
+            return
+        top = maps.loc[maps["model"] == model, "value"].max()
+        axes.imshow(part["value"].to_numpy().reshape(grid), cmap="viridis", vmin=0, vmax=top)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+
+    names = labels_of(study.tuned) | {"tokens": "patches by index", "prompts": "prompts", "kinds": "by kind"}
+    names |= {"zero_shot": "zero-shot's map", "tuned": "tuned model's"}
+    order = {"tokens": 0, "prompts": 1, "kinds": 2, "zero_shot": 3, "tuned": 4}
+    laid_out = joined([frame, maps]).sort_values("panel", key=lambda panel: panel.map(order), kind="stable")
+    figure = panels(
+        laid_out,
+        draw,
+        by=("model", "panel"),
+        size=(1.85, 2.0),
+        widths=[_WIDTHS.get(name, 0.8) for name in dict.fromkeys(laid_out["panel"])],
+        names=names,
+        y_label="relevancy",
+        share_x=False,
+        share_y=False,
+    )
+    return captioned("fig3_vision_relevancy", figure, frame, **facts)
+
+
+def _draw(axes: "Axes", part: pd.DataFrame) -> None:
+    """Lines by token with the prompts shaded, or bars by kind of token."""
+    if part["panel"].iloc[0] == "kinds":
+        bars(axes, part, category="kind", hue="side", looks=_BARS)
+        return
+    shown = part[part["kind"] != "sos"]  # beside it the others are hard to see; its number is among the kinds
+    lines(axes, shown, x="index", hue="side", looks=SIDES)
+    for index in shown.loc[shown["kind"].isin(("prompt", "prompts")) & (shown["side"] == "tuned"), "index"]:
+        axes.axvspan(index - 0.5, index + 0.5, color=style.TUNED, alpha=0.08, lw=0)
+    axes.set_ylim(bottom=0)
+
+
+def _of_models(study: StudyResults, part: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Of all models the numbers, and what their caption leaves open."""
+    results = present(study.relevancy)
+    counts = {key: result.corrected_count for key, result in results.items()}
+    facts = {"what": _THINGS[part], "counts": counts_of(labels_of(study.tuned), counts)}
+    frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
+    return frame, {**facts, "text": zero_shot_text(results.values())}
+
+
+def zero_shot_text(results: Iterable[Relevancy]) -> str:
+    """The text that zero-shot's rows were computed with."""
+    texts = {result.zero_shot.text for result in results}
+    return " or ".join(f"“{text}”" for text in sorted(texts))
+
+
+def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
+    """Relevancy by kind of token over corrected images, over the control, and over all; and how far patches moved."""
+    results = {key: result for key, result in present(study.relevancy).items() if result.groups}
+    labels = labels_of(study.tuned)
+    frames = []
+    counts = []
+    for key, result in results.items():
+        of_groups = []
+        for group, averaged in result.groups.items():
+            of_groups.append(f"{_GROUPS[group][0]} {counted(averaged.count, 'image')}")
+            for part in _KINDS:
+                frame = relevancy_frame(study, key, result, part, group)
+                frames.append(frame[frame["panel"] == "kinds"].assign(panel=_THINGS[part]))
+            place = {"model": key, "group": group, "side": "", "panel": "change of patches"}
+            frames += [
+                tidy(averaged.order, "index", kind="rank correlation", **place),
+                tidy(averaged.variation, "index", kind="total variation", **place),
+            ]
+        counts.append(f"{labels[key]}: {', '.join(of_groups)}")
+    frame = joined(frames)
+    if frame.empty:
+        return None
+    frame["series"] = frame["group"] + " " + frame["side"]
+    sides = {"zero_shot": style.ZERO_SHOT, "tuned": style.TUNED, "": style.BLACK}
+    looks: dict[str, Any] = {
+        f"{group} {side}": {"color": colour, "marker": _GROUPS[group][1], "ms": 3.5, "label": None}
+        for group in GROUPS
+        for side, colour in sides.items()
+    }
+    legend: dict[str, Any] = {
+        name: {"color": style.GREY, "marker": marker, "linestyle": ""} for name, marker in _GROUPS.values()
+    }
+    legend |= {SIDES[side]["label"]: {"color": sides[side], "linewidth": 3} for side in SIDES}
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        points(axes, part, category="kind", hue="series", looks=looks, step=0.13)
+
+    by = ("model", "panel")
+    figure = panels(frame, draw, by=by, legend=legend, names=labels, size=(2.7, 2.2), share_x=False, share_y=False)
+    numbers = frame.drop(columns=["series", "index"])
+    text = zero_shot_text(results.values())
+    return captioned("relevancy_groups", figure, numbers, counts="; ".join(counts), text=text)
+
+
+def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> list[CaptionedFigure]:
+    """Fig. 2 and 3 of one model over several datasets: a panel for each."""
+    made = []
+    for part, number in (("text", 2), ("vision", 3)):
+        frames = []
+        texts = []
+        for study in studies:
+            result = present(study.relevancy).get(key)
+            if result is not None and result.corrected_count:
+                title = f"{dataset_name(study.dataset.name)} (n = {result.corrected_count})"
+                frame = relevancy_frame(study, key, result, part)
+                frames.append(frame.assign(dataset=study.dataset.name, title=title))
+                texts.append(zero_shot_text([result]))
+        frame = joined(frames)
+        if frame.empty:
+            continue
+        figure = panels(
+            frame[frame["panel"] != "kinds"].assign(panel="tokens"),
+            _draw,
+            by=("", "title"),
+            wrap=3,
+            share_x=False,
+            share_y=False,
+            size=(3.0, 2.0),
+            x_label="token index",
+            y_label="relevancy",
+        )
+        made.append(
+            captioned(
+                "dataset_relevancy",
+                figure,
+                frame.drop(columns="title"),
+                name=f"fig{number}_{part}_relevancy_{file_name(key)}",
+                what=_THINGS[part],
+                label=label,
+                text=" or ".join(dict.fromkeys(texts)),
+            )
+        )
+    return made
+
+
+_ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
+_PICTURES = 4  # per figure: one in four rotations
+_ACROSS = 2  # pictures side by side
+_SIDE = 0.82  # inches of a map
+
+
+def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
+    """Fig. 6: a figure per tuned model, and one of the two maps' rank correlation over the dataset."""
+    if study.similarity is None:
+        return []
+    labels = labels_of(study.tuned)
+    models = present(study.similarity.models)
+    figures = [_similarity_figure(study, study.similarity, key, labels[key]) for key in models]
+    correlation = correlation_figure(study)
+    return figures if correlation is None else [*figures, correlation]
+
+
+def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, label: str) -> CaptionedFigure:
+    images, rotations, depths = similarity.images, similarity.rotations, similarity.layers
+    assert images is not None and rotations is not None and depths is not None
+    result = present(similarity.models)[key]
+    maps = {name: getattr(result, name) for name in _ROWS}
+    shown = min(_PICTURES, len(images))
+    columns = 1 + len(depths)
+    across = min(_ACROSS, shown)
+    down = -(-shown // across)
+    with style.styled():
+        figure = style.new_figure(across * columns * _SIDE + 0.6, down * (len(maps) * _SIDE + 0.3) + 0.6)
+        grid = figure.subplots(down * len(maps), across * columns, squeeze=False)
+        for axes in grid.ravel():
+            axes.set_axis_off()
+        for picture in range(shown):
+            first = (picture // across * len(maps), picture % across * columns)
+            block = grid[first[0] : first[0] + len(maps), first[1] : first[1] + columns]
+            show_picture(block[0, 0], images[picture])
+            for line, (name, values) in zip(block, maps.items(), strict=True):
+                for axes, heat in zip(line[1:], values[picture], strict=True):
+                    show_heat(axes, images[picture], heat)
+                place = line[1].transAxes
+                line[1].text(-0.08, 0.5, _ROWS[name], fontsize=6.5, ha="right", va="center", transform=place)
+            titles = [f"input, {int(rotations[picture])}°"] + [f"layer {depth + 1}" for depth in depths]
+            for axes, title in zip(block[0], titles, strict=True):
+                axes.set_title(title, fontsize=7, fontweight="normal")
+        heat_scale(figure, grid)
+    size = study.clip.grid
+    frames = []
+    for name, values in maps.items():
+        for picture, place in np.ndindex(len(images), len(depths)):
+            pixels = values[picture, place]
+            side = len(pixels) // size  # of a patch, whose number is the mean over its pixels
+            means = pixels[: size * side, : size * side].reshape(size, side, size, side).mean((1, 3))
+            where = {"rotation": int(rotations[picture]), "layer": int(depths[place]) + 1}
+            frames.append(tidy(means, "row", "column", picture=picture, map=name).assign(**where))
+    return captioned(
+        "fig6_similarity",
+        figure,
+        joined(frames).drop(columns=["low", "high"]),
+        name=f"fig6_similarity_{file_name(key)}",
+        label=label,
+        dataset=study.dataset.name,
+        shown=shown,
+        counts=counted(len(images), "picture"),
+    )
+
+
+def examples_figure(study: StudyResults) -> CaptionedFigure | None:
+    """Example pictures with every model's relevancy over patches and text."""
+    examples = study.examples
+    if examples is None or not len(examples.images):
+        return None
+    labels = labels_of(study.models)
+    classes = study.dataset.class_names
+    models = present(examples.models)
+    overlays: list[list[Overlay]] = []
+    frames = []
+    for picture, label in enumerate(map(int, examples.labels)):
+        overlays.append([])
+        for key, maps in models.items():
+            title = f"{labels[key]} {_prediction(maps.logits[picture], classes, label)}"
+            tokens, text = maps.tokens[picture], maps.text[picture]
+            overlay = Overlay(title, maps.vision[picture], study.clip.patches, tokens, text)
+            overlays[-1].append(overlay)
+            frames.append(_numbers(overlay).assign(picture=picture, name=examples.names[picture], model=key))
+    count = len(examples.images)
+    size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
+    titles = [printable(classes[int(label)]) for label in examples.labels]
+    figure = overlay_grid(size, (4.2, 1) * count, list(examples.images), titles, overlays, scale=True)
+    counts = counted(count, "picture")
+    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
+
+
+def _prediction(logits: np.ndarray, classes: Sequence[str], label: int) -> str:
+    """A mark whether the prediction is right, the class, and its probability."""
+    predicted = int(np.argmax(logits))
+    probability = float(1 / np.exp(logits - logits.max()).sum())
+    mark = "✓" if predicted == label else "✗"
+    return f"{mark}\n{printable(classes[predicted])}, {100 * probability:.0f} %"
+
+
+def _numbers(overlay: Overlay) -> pd.DataFrame:
+    """A row for each patch, prompt and token of the text."""
+    text = np.zeros(0) if overlay.text is None else overlay.text[: len(overlay.tokens)]
+    rows = [("patch" if i < overlay.patches else "prompt", i, "", value) for i, value in enumerate(overlay.vision)]
+    rows += [("text", i, token, value) for i, (token, value) in enumerate(zip(overlay.tokens, text, strict=True))]
+    return pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])

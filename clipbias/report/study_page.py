@@ -1,42 +1,47 @@
 """The report of one study: one HTML file that needs nothing else, and its figures as PDF, PNG and CSV.
 
 Its first page has the verdict in a sentence for each method, one table and one picture. All else is folded below, a
-part per section, each figure with its caption.
+part per section, each figure with its caption. Of studies of several datasets a page has the verdicts side by side,
+accuracies, and relevancy panels.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias.explain.results import MethodResult, StudyResults, load_results
+import numpy as np
+import pandas as pd
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import MethodResult, Observation, StudyResults, load_results, present
 from clipbias.explain.wording import by_reason
 from clipbias.report import pages
-from clipbias.report.explorer import explorer_data
-from clipbias.report.observations import observations_table
-from clipbias.report.relevancy_figures import (
-    examples_figure,
-    relevancy_groups_figure,
-    similarity_figures,
-    text_relevancy_figure,
-    vision_relevancy_figure,
-)
-from clipbias.report.replacement import replacement_table
+from clipbias.report.names import dataset_name, ordered_datasets
+from clipbias.report.overlay import explorer_data
 from clipbias.report.study_figures import (
     area_table,
+    dataset_figures,
     decomposition_figure,
+    examples_figure,
     faithfulness_figure,
     labels_of,
+    relevancy_groups_figure,
+    similarity_figures,
     text_attention_figure,
+    text_relevancy_figure,
     vision_attention_figure,
+    vision_relevancy_figure,
 )
-from clipbias.report.study_tables import image_tables, word_table
-from clipbias.report.table import Table, cells
+from clipbias.report.table import MISSING, Table
 from clipbias.report.verdict import (
     other_levels,
+    overview_figure,
     replaced,
+    replacement_figure,
+    replacement_table,
     seed_table,
     shown_methods,
     verdict_figure,
@@ -46,6 +51,7 @@ from clipbias.report.verdict import (
 from clipbias.sentences import counted
 
 REPORT = "report.html"
+OVERVIEW = "overview.html"
 FIGURES = "figures"
 MOST_SENTENCES = 3  # of the first page, one for each method
 
@@ -87,14 +93,27 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     output = Path(output_folder)
     sentences = {method.label: method_sentences(study, method) for method in study.methods}
     first = list(sentences)[:MOST_SENTENCES]
-    figure = verdict_figure(study)
-    sections = _sections(study, sentences if len(sentences) > len(first) else {}, output)
-    drawn = {section.identifier for section in sections}
-    sections.append(
-        pages.Section(
-            "How it was made", "config", tables=[_models(study)], remarks=_missing(study, drawn), code=_config(study)
-        )
-    )
+    groups = list(sentences.items()) if len(sentences) > len(first) else []
+
+    def section(title: str, name: str, *tables: Table | None, **content: Any) -> pages.Section:
+        return pages.Section(title, name, tables=[table for table in tables if table], **content)
+
+    sections = [
+        section("All methods", "verdict", seed_table(study), other_levels(study.methods), groups=groups),
+        section("Class by class", "classes", class_table(study)),
+        section("What can stand for it", "replacement", replacement_table(study)),
+        section("What the paper observes", "observations", observations_table(study)),
+        section("Explore the images", "explore", explorer=explorer_data(study)),
+    ]
+    for name, (title, draws, _) in _DRAWN.items():
+        pictures = pages.save_pictures([draw(study) for draw in draws], output / FIGURES)
+        areas = area_table(study) if name == "faithfulness" and pictures else None
+        sections.append(section(title, name, areas, pictures=pictures))
+    sections.append(section("Nearest words", "nearest", word_table(study)))
+    sections = [each for each in sections if not each.is_empty]
+    missing = _missing(study, {each.identifier for each in sections})
+    sections.append(section("How it was made", "config", _models(study), remarks=missing, code=_config(study)))
+    pictures = pages.save_pictures([verdict_figure(study)], output / FIGURES)
     return pages.write_page(
         output / REPORT,
         "report",
@@ -103,7 +122,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         basis=f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
         f"{study.zero_shot.accuracy:.1f} %.",
         table=verdict_table(study, shown_methods(study)),
-        picture=pages.save_picture(figure, output / FIGURES) if figure else None,
+        pictures=pictures,
         sections=sections,
     )
 
@@ -114,49 +133,23 @@ def method_sentences(study: StudyResults, method: MethodResult) -> list[str]:
     return [method.sentence, fitted.sentence] if fitted else [method.sentence]
 
 
-def _sections(study: StudyResults, sentences: dict[str, list[str]], output: Path) -> list[pages.Section]:
-    """All that is folded, in reading order; none of it empty."""
-    tables = [table for table in (seed_table(study), other_levels(study.methods)) if table]
-    fitted = replacement_table(study)
-    observed = observations_table(study)
-    sections = [
-        pages.Section("All methods", "verdict", tables=tables, groups=list(sentences.items())),
-        pages.Section("Class by class", "classes", tables=image_tables(study)),
-        pages.Section("What can stand for it", "replacement", tables=[fitted] if fitted else []),
-        pages.Section("What the paper observes", "observations", tables=[observed] if observed else []),
-        pages.Section("Explore the images", "explore", explorer=explorer_data(study)),
-    ]
-    for name, (title, draws, _) in _DRAWN.items():
-        made = [figure for draw in draws for figure in _listed(draw(study))]
-        pictures = [pages.save_picture(figure, output / FIGURES) for figure in made]
-        areas = area_table(study) if name == "faithfulness" and pictures else None
-        sections.append(pages.Section(title, name, pictures, [areas] if areas else []))
-    words = word_table(study)
-    sections.append(pages.Section("Nearest words", "nearest", tables=[words] if words else []))
-    return [section for section in sections if not section.is_empty]
-
-
-def _listed(made: Any) -> list[Any]:
-    return made if isinstance(made, list) else [made] if made else []
-
-
 def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
     """One sentence for each section that is not on the page, and for each model that a section leaves out."""
+
+    def title(section: str) -> str:
+        return section.replace("_", " ").capitalize()
+
     sentences = why_not_mixed(study)
     for name in ("causal", "explore", *_DRAWN):
         if name not in study.sections:
-            sentences.append(f"{_title(name)}: not computed; --config.sections={name} has it.")
+            sentences.append(f"{title(name)}: not computed; --config.sections={name} has it.")
         elif name in _DRAWN and name not in drawn:
-            sentences.append(f"{_title(name)}: {_DRAWN[name][2]}.")
+            sentences.append(f"{title(name)}: {_DRAWN[name][2]}.")
     labels = labels_of(study.models)
     for name in study.sections:
         reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
-        sentences += [f"{_title(name)}, {line}" for line in reasons]
+        sentences += [f"{title(name)}, {line}" for line in reasons]
     return list(dict.fromkeys(sentences))
-
-
-def _title(section: str) -> str:
-    return section.replace("_", " ").capitalize()
 
 
 def _models(study: StudyResults) -> Table:
@@ -164,15 +157,14 @@ def _models(study: StudyResults) -> Table:
     rows = []
     for model in study.models:
         count = model.parameters
-        numbers = (count.total, count.vision, count.text, count.shared)
-        prompts = (str(model.vision_prompts), str(model.text_prompts))
+        numbers = [count.total, count.vision, count.text, count.shared, model.vision_prompts, model.text_prompts]
         accuracy = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
-        rows.append(cells(model.label, accuracy, *(f"{number:,}" for number in numbers), *prompts))
+        rows.append([model.label, accuracy, *map("{:,}".format, numbers)])
     caption = (
         "Accuracy ± one binomial standard error. Learned parameters: all, of each tower, of both together. Zero-shot's"
         f" text: {study.dataset.template}"
     )
-    return Table("", caption, columns, tuple(rows))
+    return Table("", caption, columns, rows)
 
 
 def _config(study: StudyResults) -> str:
@@ -187,3 +179,195 @@ def _config(study: StudyResults) -> str:
         "config": study.config,
     }
     return json.dumps(facts, indent=2, ensure_ascii=False)
+
+
+def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: str | os.PathLike) -> Path:
+    """Draws one page over the studies of several datasets.
+
+    Args:
+      results_folders: one folder per dataset, as `write_report` reads them; where a folder also holds its report, at
+        its top or in `report/`, the page links to it.
+      output_folder: where to write `overview.html` and `figures/`.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      ClipbiasError: no folder was given, two folders hold a method on the same dataset, or results are missing or
+        damaged.
+    """
+    if not results_folders:
+        raise ClipbiasError("an overview needs at least one folder with results; none was given.")
+    studies = load_studies(map(Path, results_folders))
+    ordered = list(studies.values())
+    names = [dataset_name(study.dataset.name) for study in ordered]
+    output = Path(output_folder)
+    verdict = pages.save_pictures([overview_figure(ordered)], output / FIGURES)
+    sections = []
+    for study, name in zip(ordered, names, strict=True):
+        table = verdict_table(study, study.methods)
+        groups = [(method.label, method_sentences(study, method)) for method in study.methods]
+        sections.append(pages.Section(f"Verdicts on {name}", tables=[table] if table else [], groups=groups))
+    for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
+        pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
+        sections.append(pages.Section(f"Relevancy: {label}", pictures=pictures))
+    pictures = pages.save_pictures([replacement_figure(ordered)], output / FIGURES)
+    sections.append(pages.Section("What can stand for each method", pictures=pictures))
+    reports = []
+    for folder, name in zip(studies, names, strict=True):
+        path = folder / REPORT if (folder / REPORT).is_file() else folder / "report" / REPORT
+        if path.is_file():
+            reports.append((name, Path(os.path.relpath(path, output)).as_posix()))
+    return pages.write_page(
+        output / OVERVIEW,
+        "overview",
+        title=f"Why does tuning help on {counted(len(ordered), 'dataset')}?",
+        datasets=names,
+        pictures=verdict,
+        accuracies=_accuracies(ordered),
+        reports=reports,
+        sections=[section for section in sections if not section.is_empty],
+    )
+
+
+def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
+    """Studies by their folders, in the order in which datasets are shown.
+
+    Raises:
+      ClipbiasError: two folders hold the same method on the same dataset, or results are missing or damaged.
+    """
+    studies: dict[Path, StudyResults] = {}
+    holders: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        studies[folder] = study = load_results(folder)
+        dataset = study.dataset.name
+        for name in dict.fromkeys(model.name for model in study.tuned):
+            if (holder := holders.setdefault((dataset, name), folder)) != folder:
+                raise ClipbiasError(
+                    f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong into one"
+                    " study."
+                )
+    order = ordered_datasets(study.dataset.name for study in studies.values())
+    return dict(sorted(studies.items(), key=lambda item: order.index(item[1].dataset.name)))
+
+
+def _accuracies(studies: Sequence[StudyResults]) -> Table:
+    labels = {model.key: model.label for study in studies for model in study.models}
+    rows = []
+    accuracies: dict[str, list[float]] = {key: [] for key in labels}
+    for study in studies:
+        texts = dict.fromkeys(labels, MISSING)
+        for model in study.models:
+            texts[model.key] = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
+            accuracies[model.key].append(model.accuracy)
+        rows.append([dataset_name(study.dataset.name), f"{study.zero_shot.images:,}", *texts.values()])
+    if len(studies) > 1:
+        means = (f"{np.mean(values):.1f}" if len(values) == len(studies) else MISSING for values in accuracies.values())
+        rows.append(["Average", "", *means])
+    caption = (
+        "Top-1 accuracy in percent ± one binomial standard error; an average is given where every dataset has the"
+        " model."
+    )
+    return Table("", caption, ("Dataset", "Images", *labels.values()), rows)
+
+
+WORD_ROWS = 96  # on the page; the results have all
+CLASS_ROWS = 30  # with more classes, those that gained and lost most
+
+
+def word_table(study: StudyResults) -> Table | None:
+    """The nearest words, a row per prompt; `None` where there is no learned text prompt."""
+    labels = labels_of(study.tuned)
+    prompts = [(labels[key], prompt) for key, result in present(study.words).items() for prompt in result.prompts]
+    rows = []
+    for label, prompt in prompts[:WORD_ROWS]:
+        words = [f"{word} ({far:.3g})" for word, far in zip(prompt.words, prompt.distances, strict=True)]
+        name = label if prompt.class_name is None else f"{label}, {prompt.class_name}"
+        rows.append((name, str(prompt.prompt + 1), ", ".join(words), f"{prompt.mean_distance:.3g}"))
+    caption = (
+        "The vocabulary's tokens nearest to each learned text prompt, with Euclidean distances; a hyphen ends a piece"
+        " of a word. Last column: the mean distance to the whole vocabulary; nearest words that are hardly nearer than"
+        " that say nothing. Prompts of deeper layers stand in the place of hidden states, which are no words."
+    )
+    if more := len(prompts) - len(rows):
+        caption += f" {counted(more, 'more prompt')} in results.json."
+    heads = ("Model", "Prompt", "Nearest words (distance)", "Mean")
+    return Table("", caption, heads, rows, words={2}) if rows else None
+
+
+def class_table(study: StudyResults) -> Table | None:
+    """Per class, zero-shot's accuracy and what it takes the class for, and every tuned model's change of accuracy."""
+    if not study.tuned:
+        return None
+    predictions = study.predictions
+    answered = predictions.zero_shot >= 0
+    steps = {}  # of each image: +1 where tuning made the answer right, -1 where it made it wrong, else 0
+    for model in study.tuned:
+        changes = predictions.changes(model.key)
+        steps[model.key] = np.select([changes == 0, changes == 1], [1, -1], 0)
+        answered &= changes >= 0
+    columns = {"label": predictions.labels, "zero_shot": predictions.zero_shot, **steps}
+    names = study.dataset.class_names
+    rows = {}
+    net = {}
+    for label, images in pd.DataFrame(columns)[answered].groupby("label"):
+        wrong = images["zero_shot"][images["zero_shot"] != label].value_counts(sort=False).sort_index()
+        taken_for = f"{names[wrong.idxmax()]} ({wrong.max()} of {len(images)})" if len(wrong) else MISSING
+        rows[label] = [names[label], str(len(images)), f"{100 * (images['zero_shot'] == label).mean():.1f}", taken_for]
+        for key in steps:
+            change = images[key]
+            error = f" ± {100 * change.sem():.1f}" if len(change) > 1 else ""
+            became = f"({(change == 1).sum()}, {(change == -1).sum()})"
+            rows[label].append(f"{100 * change.mean():+.1f}{error} {became}")
+        net[label] = images[list(steps)].mean().sum()
+    order = sorted(rows, key=lambda label: (net[label], label))
+    half = CLASS_ROWS // 2
+    ends = ""
+    if len(order) > CLASS_ROWS:
+        ends = f"; of {len(order)} classes the {half} at either end"
+        order = order[:half] + order[-half:]
+    return Table(
+        "Which classes gain and lose",
+        "Change of accuracy against zero-shot in points ± one standard error, of the images of a class.",
+        ("Class", "Images", "Zero-shot (%)", "Zero-shot takes it most for", *labels_of(study.tuned).values()),
+        [rows[label] for label in order],
+        words={3},
+        note=f"Classes by the sum of these changes, the largest losses first{ends}. In brackets how many images became"
+        " right, and how many wrong.",
+    )
+
+
+_OBSERVATIONS = (
+    "Claims of the paper (arXiv 2312.11570). In brackets 95 % intervals over images, of text attention over classes,"
+    " and over seeds where there are several. A claim holds if the whole interval lies in its range, does not if all"
+    " of it lies outside, else it is undecided. Falls: below 0; rises: above 0; looks at: above 50 %; unchanged: within"
+    " 10 %; identical: within 0.1 %. Hypotheses of Sec. 4.2.1: by the labels of the verdict. Changes are tuned less"
+    " zero-shot; attention is a mean over layers and heads; corrected images are those that tuning gets right anew."
+)
+
+
+def observations_table(study: StudyResults) -> Table | None:
+    """A row for each claim and method; `None` where no observation was measured."""
+    rows = study.observations.rows if study.observations else ()
+    if not rows:
+        return None
+    lines = [
+        (f"{row.source}: {row.claim}", row.method, row.statistic, number_text(row), row.outcome.value) for row in rows
+    ]
+    heads = ("Claim", "Model", "Statistic", "Value", "It")
+    return Table("", _OBSERVATIONS, heads, lines, words={1, 2, 4})
+
+
+def number_text(row: Observation) -> str:
+    """`+5.3 (+3.1 to +7.5) points` of a change, `74 (68 to 79) %`, or a dash."""
+    if row.number is None:
+        return MISSING
+    digits, sign = {"points": (1, "+"), "%": (1, ""), "": (2, "")}[row.unit]
+
+    def text(value: float) -> str:
+        return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+
+    number = text(row.number.value)
+    if row.number.low is not None and row.number.high is not None:
+        number += f" ({text(row.number.low)} to {text(row.number.high)})"
+    return f"{number} {row.unit}".rstrip()

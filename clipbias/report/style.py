@@ -1,35 +1,27 @@
 """Colours, sizes and ways to save that all figures share.
 
 The colours are Okabe and Ito's, told apart by colour-blind readers too; no figure relies on colour alone.
-
-Below: how figures draw each method and each kind of method.
 """
 
 import contextlib
 import functools
 import io
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipbias.io import atomic_path
-from clipbias.report import style
 from clipbias.report.names import base_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = {
-    **{"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442"},
-    **{"blue": "#0072B2", "red": "#D55E00", "purple": "#CC79A7", "grey": "#6B7280"},
-}
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = PALETTE.values()
-DARKER = {YELLOW: "#7A7000"}  # for letters, which the colour itself leaves too pale on white
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B7280"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things without an order
 
 # As in the paper: the original model blue, the tuned one red, which looks orange here.
@@ -132,14 +124,12 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, ...]:
     with styled():
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # the layout just found stays, instead of being found again for each file
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
-        path = stem.with_name(f"{stem.name}.{kind}")
-        drawn = io.BytesIO()  # a writer that runs out of room would leave its file open
-        with styled():
+        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
+            drawn = io.BytesIO()  # a writer that runs out of room would leave its file open
             figure.savefig(drawn, format=kind, metadata=metadata)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(drawn.getbuffer())
-        written.append(path)
+            written.append(stem.with_name(f"{stem.name}.{kind}"))
+            with atomic_path(written[-1]) as temporary:
+                temporary.write_bytes(drawn.getbuffer())
     return tuple(written)
 
 
@@ -149,21 +139,20 @@ def apart(positions: Sequence[float], gap: float) -> np.ndarray:
     Neighbours that would touch are spread evenly around their common mean, and so is any group that grows into
     the next.
     """
+
+    def bottom(group: Sequence[float]) -> float:
+        return float(np.mean(group)) - gap * (len(group) - 1) / 2
+
     order = np.argsort(positions, kind="stable")
     groups: list[list[float]] = []  # each: the wanted positions of labels that touch
     for position in np.asarray(positions, float)[order]:
         groups.append([position])
-        while len(groups) > 1 and _bottom(groups[-1], gap) < _bottom(groups[-2], gap) + gap * len(groups[-2]):
+        while len(groups) > 1 and bottom(groups[-1]) < bottom(groups[-2]) + gap * len(groups[-2]):
             last = groups.pop()
             groups[-1].extend(last)
-    placed = [position for group in groups for position in _bottom(group, gap) + gap * np.arange(len(group))]
     result = np.empty(len(order))
-    result[order] = placed
+    result[order] = [position for group in groups for position in bottom(group) + gap * np.arange(len(group))]
     return result
-
-
-def _bottom(group: Sequence[float], gap: float) -> float:
-    return float(np.mean(group)) - gap * (len(group) - 1) / 2
 
 
 def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, size: float = 7.5) -> None:
@@ -180,7 +169,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
             xytext=(1.05, y),
             xycoords="data",
             textcoords=("axes fraction", "data"),
-            color=DARKER.get(colour, colour),
+            color=colour,
             fontsize=size,
             va="center",
             annotation_clip=False,
@@ -188,38 +177,26 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
         )
 
 
-def log_scale(axes: "Axes", which: Literal["x", "y"] = "y") -> None:
-    """A logarithmic axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
+def log_scale(axes: "Axes") -> None:
+    """A logarithmic x axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
+    axes.set_xscale("log")
+    low, high = axes.xaxis.get_view_interval()
     # Within a decade or two, 1, 2 and 5 of each.
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def layer_ticks(axes: "Axes", count: int) -> None:
-    """Layers 1 … count on the x axis, about seven of them with a number."""
-    step = 1 if count <= 6 else math.ceil(count / 6)
-    ticks = [layer for layer in range(1, count + 1) if (layer - 1) % step == 0 or layer == count]
-    if len(ticks) > 1 and ticks[-1] - ticks[-2] < step:
-        del ticks[-2]
-    axes.set_xticks(ticks, [str(layer) for layer in ticks])
-    axes.set_xlim(0.3, count + 0.7)
-    axes.grid(axis="x", visible=False)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 # In the order in which they are shown: title, colour and marker of a kind of method.
 KINDS = {
-    "training-free": ("Training-free", style.BLACK, "o"),
-    "head": ("Heads", style.BLUE, "s"),
-    "prompts": ("Prompts", style.GREEN, "^"),
-    "weights": ("Weights", style.RED, "D"),
-    "test-time": ("Test-time", style.PURPLE, "P"),
-    None: ("Others", style.GREY, "X"),
+    "training-free": ("Training-free", BLACK, "o"),
+    "head": ("Heads", BLUE, "s"),
+    "prompts": ("Prompts", GREEN, "^"),
+    "weights": ("Weights", RED, "D"),
+    "test-time": ("Test-time", PURPLE, "P"),
+    None: ("Others", GREY, "X"),
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "h", "*")
 # The method whose line is thicker and above the others, and whose name is bold.
@@ -227,7 +204,7 @@ STANDS_OUT = "bias"
 
 
 # By the hundreds of a preset's place in tables: zero-shot, CoOp's family, VPT's, IVLP's, MaPLe's, heads, and weights.
-_FAMILIES = (style.ZERO_SHOT, style.ORANGE, style.SKY, style.GREEN, style.PURPLE, style.GREY, style.RED)
+_FAMILIES = (ZERO_SHOT, ORANGE, SKY, GREEN, PURPLE, GREY, RED)
 
 
 def method_look(method: str) -> tuple[str, str, Any]:
@@ -240,9 +217,9 @@ def method_look(method: str) -> tuple[str, str, Any]:
 
     name = base_name(method)
     if name == "zero_shot":
-        return style.ZERO_SHOT, "", style.DASHED
+        return ZERO_SHOT, "", DASHED
     if name not in METHODS or METHODS[name][1].order // 100 >= len(_FAMILIES):
-        return style.BLACK, "X", style.SOLID
+        return BLACK, "X", SOLID
     families = {each: preset.order // 100 for each, (_, preset) in METHODS.items()}
     place = [each for each, family in families.items() if family == families[name]].index(name)
-    return _FAMILIES[families[name]], MARKERS[place % len(MARKERS)], style.LINES[place % len(style.LINES)]
+    return _FAMILIES[families[name]], MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]

@@ -1,21 +1,22 @@
-"""Accuracy against shots: one panel per dataset and one for their average.
+"""The pictures of a sweep: accuracy against shots and against costs, and what each method gains over zero-shot."""
 
-What each method gains over zero-shot: a dot and an interval, the largest on top, equal budgets side by side.
-"""
-
+import itertools
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from clipbias.constants import ZERO_SHOT
 from clipbias.report import style
-from clipbias.report.captions import CaptionedFigure, captioned
-from clipbias.report.errors import WITHIN, difference_error
-from clipbias.report.frames import ACCURACY, AVERAGE, Row, Sweep, read_sweep
-from clipbias.report.names import dataset_name, draws, method_kind, method_name
-from clipbias.report.panels import category_ticks
+from clipbias.report.frames import ACCURACY, AVERAGE, WITHIN, Row, Sweep, difference_error, read_sweep, shots_words
+from clipbias.report.names import base_name, dataset_name, draws, method_kind, method_name
+from clipbias.report.pages import CaptionedFigure, captioned
+from clipbias.report.panels import Look, category_ticks, panels
+from clipbias.report.style import KINDS, STANDS_OUT
+from clipbias.report.table import Table
 from clipbias.sentences import counted
 
 if TYPE_CHECKING:
@@ -75,19 +76,27 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
             figure.set_figwidth(max(width, legend.get_window_extent().width / figure.dpi))
         elif panels:
             figure.draw_without_rendering()  # places the panels, so that the labels know how high they are
-            _label(flat[len(panels) - 1], sweep, panels[-1], measure)
+            ends = {method: _cells(sweep, panels[-1], method, measure) for method in sweep.methods}
+            style.label_ends(
+                flat[len(panels) - 1],
+                [
+                    (cells.index[-1] or 1, cells["mean"].iloc[-1], method_name(name), style.method_look(name)[0])
+                    for name, cells in ends.items()
+                    if len(cells)
+                ],
+            )
     return figure
 
 
 def _cells(sweep: Sweep, panel: str, method: str, measure: str) -> pd.DataFrame:
     """The method's finished cells of a panel by shots."""
-    lines = {shots: sweep.lines.get((measure, method, panel, shots)) for shots in sweep.shots}
-    finished = {shots: line for shots, line in lines.items() if line is not None and not math.isnan(line["mean"])}
+    cells = {shots: sweep.cells.get((measure, method, panel, shots)) for shots in sweep.shots}
+    finished = {shots: cell for shots, cell in cells.items() if cell is not None and not math.isnan(cell["mean"])}
     return pd.DataFrame(list(finished.values()), index=pd.Index(list(finished), dtype=object))
 
 
 def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
-    axes.set_title(panel if panel == AVERAGE else dataset_name(panel))
+    axes.set_title(dataset_name(panel))
     few = [shots for shots in sweep.shots if shots is not None]
     if few:
         # Every doubling is one step; the ticks are the shots that were run.
@@ -106,7 +115,7 @@ def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
         if not draws(method) and cells["mean"].nunique() == 1:
             axes.axhline(cells["mean"].iloc[0], color=colour, linestyle=line, label=method, zorder=1)
             continue
-        stands_out = method == style.STANDS_OUT  # not at one of several rates
+        stands_out = method == STANDS_OUT  # not at one of several rates
         # Methods stand side by side by a hair, so that error bars do not hide one another.
         aside = 1 + min(0.014, 0.17 / len(sweep.methods)) * (position - len(sweep.methods) / 2)
         axes.errorbar(
@@ -127,20 +136,6 @@ def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
         )
 
 
-def _label(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
-    ends = []
-    for method in sweep.methods:
-        cells = _cells(sweep, panel, method, measure)
-        if not cells.empty:
-            colour = style.method_look(method)[0]
-            ends.append((cells.index[-1] or 1, cells["mean"].iloc[-1], method_name(method), colour))
-    style.label_ends(axes, ends)
-
-
-# Where the columns of numbers end, in widths of the panel.
-_COLUMNS = (1.13, 1.42)
-
-
 def gain_frame(sweep: Sweep) -> pd.DataFrame:
     """Each method's gain in accuracy over zero-shot in points, with most shots, as it is drawn from the top.
 
@@ -151,20 +146,33 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
       `value`, `low` and `high` (95 % over test images, compared in pairs, and seeds), and each dataset's own gain.
       Empty without zero-shot or without another method.
     """
+    shots = sweep.shots[-1]
     rows = []
     for method in sweep.methods:
-        each = {dataset: _gain(sweep, method, dataset) for dataset in sweep.datasets}
-        if method == ZERO_SHOT or not draws(method) or any(math.isnan(value) for value, _ in each.values()):
+        tuned, plain = (
+            [sweep.cells.get((ACCURACY, name, dataset, shots)) for dataset in sweep.datasets]
+            for name in (method, ZERO_SHOT)
+        )
+        pairs = [(after, before) for after, before in zip(tuned, plain, strict=True) if after and before]
+        gains = [after["mean"] - before["mean"] for after, before in pairs]
+        if method == ZERO_SHOT or not draws(method) or len(pairs) < len(tuned) or any(map(math.isnan, gains)):
             continue
-        value = sum(value for value, _ in each.values()) / len(each)
-        half = WITHIN * math.hypot(*(error for _, error in each.values())) / len(each)  # datasets are independent
+        value = sum(gains) / len(gains)
+        half = WITHIN * math.hypot(*(difference_error(*pair) for pair in pairs)) / len(pairs)  # independent datasets
         counts = [row["parameters"] for row in sweep.by_method[method] if row.get("parameters") is not None]
-        parameters = round(sum(counts) / len(counts)) if counts else 0
-        varies = len(set(counts)) > 1
-        numbers = {"value": value, "low": value - half, "high": value + half}
-        gains = {dataset: gain for dataset, (gain, _) in each.items()}
-        place = {"method": method, "label": method_name(method), "kind": style.KINDS[method_kind(method)][0]}
-        rows.append({**place, "parameters": parameters, "varies": varies, **numbers, **gains})
+        rows.append(
+            {
+                "method": method,
+                "label": method_name(method),
+                "kind": KINDS[method_kind(method)][0],
+                "parameters": round(sum(counts) / len(counts)) if counts else 0,
+                "varies": len(set(counts)) > 1,
+                "value": value,
+                "low": value - half,
+                "high": value + half,
+                **dict(zip(sweep.datasets, gains, strict=True)),
+            }
+        )
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
@@ -173,56 +181,324 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
     return frame.loc[places].reset_index(drop=True)
 
 
-def _gain(sweep: Sweep, method: str, dataset: str) -> tuple[float, float]:
-    """The gain and its standard error; NaN where a run is missing."""
-    shots = sweep.shots[-1]
-    tuned = sweep.lines.get((ACCURACY, method, dataset, shots))
-    plain = sweep.lines.get((ACCURACY, ZERO_SHOT, dataset, shots))
-    if tuned is None or plain is None:
-        return math.nan, math.nan
-    return tuned["mean"] - plain["mean"], difference_error(tuned, plain)
-
-
 def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
     """A row for each method; `None` where there is no gain to show."""
     frame = gain_frame(sweep)
     if frame.empty:
         return None
-    shots = sweep.shots[-1]
     with style.styled():
         figure = style.new_figure(6.6, 0.9 + 0.29 * len(frame))
         engine: Any = figure.get_layout_engine()
         engine.set(rect=(0, 0, 0.92, 1))  # leaves room for the columns
         axes = figure.subplots()
-        _draw(axes, frame)
-    place = AVERAGE if len(sweep.datasets) > 1 else sweep.datasets[0]
-    seeds = sweep.seeds(ACCURACY, shots)
+
+        def write(x: float, y: float, text: str, **look: Any) -> None:
+            axes.text(x, y, text, transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8, **look)
+
+        columns = (1.13, 1.42)  # where numbers end, in widths of the panel
+        for place, row in frame.iterrows():
+            colour, marker, _ = style.method_look(str(row["method"]))
+            stands_out = row["method"] == STANDS_OUT
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.4 if stands_out else 1.6)
+            axes.plot(row["value"], place, marker, color=colour, markersize=7 if stands_out else 6)
+            write(columns[0], place, f"{row['value']:+.1f}")
+            write(columns[1], place, f"{'mean ' if row['varies'] else ''}{row['parameters']:,}")
+        write(columns[0], -0.85, "gain", weight="bold")
+        write(columns[1], -0.85, "parameters", weight="bold")
+        for _, same in frame.groupby("parameters"):
+            if len(same) > 1:
+                axes.axhspan(same.index[0] - 0.44, same.index[-1] + 0.44, color="#F1F5F9", zorder=0)
+        axes.axvline(0, color=style.ZERO_SHOT, linestyle="--", linewidth=1.0)
+        category_ticks(axes, list(frame["label"]))
+        axes.set_xlabel("points of accuracy over zero-shot CLIP")
+    shots = sweep.shots[-1]
+    place = sweep.columns[-1]
     return captioned(
         "gains",
         figure,
         frame,
-        zero_shot=f"{sweep.lines[ACCURACY, ZERO_SHOT, place, shots]['mean']:.1f}",
+        zero_shot=f"{sweep.cells[ACCURACY, ZERO_SHOT, place, shots]['mean']:.1f}",
         over=f"mean of {len(sweep.datasets)} datasets" if place == AVERAGE else dataset_name(place),
-        seeds=counted(seeds, "seed"),
+        seeds=counted(sweep.seeds(ACCURACY, shots), "seed"),
         shots=f"{counted(shots, 'image')} per class" if shots else "all training images",
     )
 
 
-def _draw(axes: "Axes", frame: pd.DataFrame) -> None:
-    for place, row in frame.iterrows():
-        colour, marker, _ = style.method_look(str(row["method"]))
-        stands_out = row["method"] == style.STANDS_OUT
-        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.4 if stands_out else 1.6)
-        axes.plot(row["value"], place, marker, color=colour, markersize=7 if stands_out else 6)
-        texts = f"{row['value']:+.1f}", f"{'mean ' if row['varies'] else ''}{row['parameters']:,}"
-        for x, text in zip(_COLUMNS, texts, strict=True):
-            axes.text(x, place, text, transform=axes.get_yaxis_transform(), va="center", ha="right", fontsize=8)
-    for x, head in zip(_COLUMNS, ("gain", "parameters"), strict=True):
-        transform = axes.get_yaxis_transform()
-        axes.text(x, -0.85, head, transform=transform, va="center", ha="right", fontsize=8, weight="bold")
-    for _, same in frame.groupby("parameters"):
-        if len(same) > 1:
-            axes.axhspan(same.index[0] - 0.44, same.index[-1] + 0.44, color="#F1F5F9", zorder=0)
-    axes.axvline(0, color=style.ZERO_SHOT, linestyle="--", linewidth=1.0)
-    category_ticks(axes, list(frame["label"]))
-    axes.set_xlabel("points of accuracy over zero-shot CLIP")
+PARAMETERS = "parameters"
+TRAINING = "training_seconds"
+_TIMES = (
+    "Training counts the features that are made of training images and all steps, without compiling. Runs that were"
+    " trained side by side have equal shares. Times are of the machine that ran this."
+)
+
+
+def cost_frame(sweep: Sweep, shots: int | None) -> pd.DataFrame:
+    """Kind, mean accuracy over datasets with its error, parameters and training seconds of each method, by its name.
+
+    Methods come in the order of kinds; those whose costs were not measured are left out.
+    """
+
+    def costs(row: Row) -> dict[str, float]:
+        return {name: row[name] for name in (PARAMETERS, TRAINING) if row.get(name) is not None}
+
+    means = sweep.means_of(costs)
+    rows = {}
+    for kind, (title, *_) in KINDS.items():
+        for method in [name for name in sweep.methods if method_kind(name) == kind]:
+            key = (method, sweep.columns[-1], shots)
+            accuracy = sweep.cells.get((sweep.measure, *key), {})
+            numbers = [accuracy.get("mean", math.nan)]
+            numbers += [means.get((cost, *key), {}).get("mean", math.nan) for cost in (PARAMETERS, TRAINING)]
+            if not any(map(math.isnan, numbers)):
+                rows[method] = (title, numbers[0], accuracy["error"], *numbers[1:])
+    return pd.DataFrame(list(rows.values()), list(rows), ["kind", "accuracy", "error", PARAMETERS, TRAINING])
+
+
+def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
+    """Accuracy and cost of each method, grouped by kind, a table for each number of shots; none without costs."""
+    over = "mean over datasets, " if len(sweep.datasets) > 1 else ""
+    what = "accuracy" if sweep.measure == ACCURACY else f"accuracy ({sweep.measure})"
+    caption = f"Top-1 {what} in percent ± one standard error, {over}with learned parameters and training time."
+    made = []
+    for shots in sweep.shots:
+        rows = [
+            (
+                method_name(line.Index),
+                line.kind,
+                f"{line.accuracy:.1f}" + ("" if math.isnan(line.error) else f" ± {line.error:.1f}"),
+                f"{line.parameters:,.0f}",
+                duration_words(line.training_seconds),
+            )
+            for line in cost_frame(sweep, shots).itertuples()
+        ]
+        title = f"Accuracy and cost, {shots_words(shots)}" if shots else "Accuracy and cost"
+        heads = ("Method", "Kind", "Accuracy", "Parameters", "Training")
+        made += [Table(title, caption, heads, rows, words={1}, note=_TIMES)] if rows else []
+    return tuple(made)
+
+
+def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
+    """Accuracy against learned parameters, and against training time, with most shots; none without costs."""
+    frame = cost_frame(sweep, sweep.shots[-1])
+    if len(frame) < 2:
+        return ()
+    over = ", ".join(map(dataset_name, sweep.datasets))
+    about = f"Top-1 {sweep.measure} in percent with {shots_words(sweep.shots[-1])}, mean over {over}, of each method. "
+    made = []
+    for cost, name, words, unit, what in (
+        (
+            PARAMETERS,
+            "parameters",
+            "learned parameters",
+            "",
+            "Parameters are the mean over datasets of what a run learns.",
+        ),
+        (TRAINING, "time", "training time", " (s)", _TIMES),
+    ):
+        columns = {"method": frame.index, "label": map(method_name, frame.index), "kind": frame["kind"]}
+        columns |= {cost: frame[cost], sweep.measure: frame["accuracy"], "standard error": frame["error"]}
+        shown = pd.DataFrame({head: list(values) for head, values in columns.items()})
+        y_label = "accuracy (%)" if sweep.measure == ACCURACY else f"{sweep.measure} (%)"
+        figure = cost_scatter(shown, x=cost, y=sweep.measure, x_label=words + unit, y_label=y_label)
+        caption = f"{about}{what} What is at the left of the break costs nothing."
+        made.append(CaptionedFigure(f"accuracy_by_{name}", f"Accuracy against {words}", caption, figure, shown))
+    return tuple(made)
+
+
+def duration_words(seconds: float) -> str:
+    """Two digits and a unit: `0 s`, `3.1 ms`, `12 s`, `4.5 min`."""
+    units = {"h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
+    unit = next((name for name, length in units.items() if seconds >= length), "s" if seconds == 0 else "µs")
+    value = seconds / units[unit]
+    return f"{value:.1f} {unit}" if 0 < value < 10 else f"{value:.0f} {unit}"
+
+
+MARKER = 5.5  # points, with its edge
+# Where a name may stand, the best place first: at so many points from its marker, in these directions.
+_REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100, 125, 150)
+_BESIDE = 7  # from farther away it has a line to its marker
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.7, -0.7), repeat=2))
+_DIRECTIONS += tuple(
+    (math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33)[1:] if a % (math.pi / 4) > 1e-6
+)
+
+Place = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
+    """Accuracy against a cost on a logarithmic axis, a named point per method; what costs nothing has its own panel.
+
+    Args:
+      frame: columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
+      x, y: the columns that are drawn.
+    """
+    ordered = frame.assign(panel=np.where(frame[x] > 0, "paid", "free")).sort_values("panel", kind="stable")
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        for title, colour, marker in KINDS.values():
+            of_kind = part[part["kind"] == title]
+            if len(of_kind):
+                axes.plot(
+                    of_kind[x],
+                    of_kind[y],
+                    label=title,
+                    color=colour,
+                    marker=marker,
+                    linestyle="",
+                    ms=5,
+                    mec="white",
+                    mew=0.5,
+                )
+        if (part["panel"] == "paid").all():
+            axes.set_xlim(part[x].min() / 2, part[x].max() * 3)
+            style.log_scale(axes)
+        else:
+            axes.set_xlim(-1, 1)
+            axes.set_xticks([0], ["0"])
+        axes.margins(y=0.06)
+
+    widths = {"free": 0.17, "paid": 1.0}
+    figure = panels(
+        ordered,
+        draw,
+        by=("", "panel"),
+        names=dict.fromkeys(("", "free", "paid"), ""),
+        size=(6.4, 4.6),
+        y_label=y_label,
+        x_label=x_label,
+        share_x=False,
+        share_y=True,
+        widths=[widths[name] for name in dict.fromkeys(ordered["panel"])],
+    )
+    for axes in figure.axes[: len(figure.axes) - 1]:
+        axes.set_xlabel("")
+    colours = {title: colour for title, colour, _ in KINDS.values()}
+    with style.styled():
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+        for axes, (_, part) in zip(figure.axes, ordered.groupby("panel", sort=False), strict=True):
+            spread_markers(axes)
+            looks = [
+                {"color": colours[kind], "fontweight": "bold" if base_name(method) == STANDS_OUT else "normal"}
+                for kind, method in zip(part["kind"], part["method"], strict=True)
+            ]
+            name_points(axes, list(part["label"]), part[[x, y]].to_numpy(float), looks)
+    return figure
+
+
+def spread_markers(axes: "Axes") -> None:
+    """Moves markers sideways by as many widths as it takes that none covers another."""
+    step = MARKER * _pixels(axes)
+    taken: list[Place] = []
+    for line in axes.lines:
+        first = len(taken)
+        for x, y in axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])):
+            shifts = (x + step * sign * count for count in itertools.count() for sign in (1, -1))
+            taken.append(
+                next(
+                    (at, y) for at in shifts if all(abs(at - a) >= step - 1e-6 or abs(y - b) >= step for a, b in taken)
+                )
+            )
+        line.set_xdata(axes.transData.inverted().transform(taken[first:])[:, 0])
+
+
+def _pixels(axes: "Axes") -> float:
+    """Of a point."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure.dpi / 72
+
+
+def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: Sequence[Look]) -> None:
+    """Writes a name at each point, in the first place where it covers nothing; from afar with a line to its marker.
+
+    Args:
+      axes: already laid out, and with its markers.
+      names: N of them.
+      points: [N, 2], in the axes' units.
+      looks: of the names.
+    """
+    scale = _pixels(axes)
+    to_axes = axes.transData.inverted()
+    # Where the markers stand in pixels: those of a point's height that are nearest.
+    drawn = [axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])) for line in axes.lines]
+    left = [(float(x), float(y)) for x, y in np.concatenate(drawn)]
+    places = []
+    for x, y in axes.transData.transform(points):
+        places.append(min(left, key=lambda place: (abs(place[1] - y) > 0.01, abs(place[0] - x))))
+        left.remove(places[-1])
+    labels = []
+    for name, place, look in zip(names, places, looks, strict=True):
+        x, y = to_axes.transform(place)
+        label = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", annotation_clip=False)
+        label.set(ha="center", va="center", fontsize=6.5, **look)
+        labels.append(label)
+    extents = [label.get_window_extent() for label in labels]
+    sizes = [(extent.width + 2 * scale, extent.height + scale) for extent in extents]
+    frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
+
+    def crowd(i: int) -> int:
+        return sum(math.dist(places[i], place) < 60 * scale for place in places)
+
+    # What is named first has the better place: several orders are tried.
+    keys = (lambda i: places[i], lambda i: places[i][::-1], lambda i: sizes[i], crowd)
+    orders = [sorted(range(len(names)), key=key, reverse=back) for key in keys for back in (True, False)]
+    _, arranged = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=operator.itemgetter(0))
+    for index, (dx, dy, boxes) in arranged.items():
+        labels[index].set_position((dx / scale, dy / scale))
+        if len(boxes) > 1:
+            ends = to_axes.transform([places[index], _nearest(places[index], boxes[0])])
+            axes.plot(*ends.T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
+
+
+def _arranged(
+    order: Sequence[int], places: Sequence[Place], sizes: Sequence[Place], frame: Box, scale: float
+) -> tuple[float, dict[int, tuple[float, float, list[Box]]]]:
+    """Finds a place for each name in turn.
+
+    Returns:
+      How bad it is: what is covered, and how far names are from their markers; and by name the shift of its middle
+      from its marker in pixels, its box, and small pieces of the line to the marker, if it has one.
+    """
+    half = MARKER * scale / 2
+    total = 0.0
+    markers = [(x - half, y - half, x + half, y + half) for x, y in places]
+    taken: list[Box] = []
+    arranged: dict[int, tuple[float, float, list[Box]]] = {}
+    for index in order:
+        x, y = places[index]
+        width, height = sizes[index]
+        others = np.array([*taken, *markers[:index], *markers[index + 1 :], (0, 0, 0, 0)])
+        best: tuple[float, float, float, list[Box]] | None = None
+        for reach, (right, up) in itertools.product(_REACHES, _DIRECTIONS):
+            dx = (reach * scale + half) * right + width / 2 * np.sign(right)
+            dy = (reach * scale + half) * up + height / 2 * np.sign(up)
+            box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
+            boxes = [box]
+            if reach > _BESIDE:  # the line to the marker but for its ends, in small pieces
+                end = _nearest((x, y), box)
+                for a, b in [(x + t * (end[0] - x), y + t * (end[1] - y)) for t in np.linspace(0.1, 0.9, 12)]:
+                    boxes.append((a - scale / 2, b - scale / 2, a + scale / 2, b + scale / 2))
+            some = np.array(boxes)[:, None]
+            meet = (some[..., :2] < others[:, 2:]) & (others[:, :2] < some[..., 2:])
+            covered = 1e5 * int(meet.all(-1).sum())
+            covered += 1e6 * (box[0] < frame[0] or box[1] < frame[1])
+            covered += 1e6 * (box[2] > frame[2] or box[3] > frame[3])
+            if reach <= _BESIDE:  # clearly nearest to its own marker, or a reader takes it for another's
+                clear = math.dist((x, y), _nearest((x, y), box)) + 4 * scale
+                covered += 1e5 * (sum(math.dist(other, _nearest(other, box)) < clear for other in places) - 1)
+            if best is None or covered + reach**1.5 < best[0]:
+                best = (covered + reach**1.5, dx, dy, boxes)
+            if covered == 0:
+                break
+        assert best is not None
+        total += best[0]
+        arranged[index] = best[1:]
+        taken += best[3]
+    return total, arranged
+
+
+def _nearest(point: Place, box: Box) -> Place:
+    """The place of a box that is nearest to a point."""
+    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])

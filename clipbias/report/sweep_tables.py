@@ -1,33 +1,396 @@
-"""The files of a sweep's tables and pictures."""
+"""The tables of a sweep, each a short function of its frames, and their files."""
 
-from collections.abc import Sequence
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from clipbias.data import catalog
+from clipbias.data.few_shot import SMALL, range_words, wilson_interval
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_text
 from clipbias.report import pages
-from clipbias.report.accuracy_tables import BOLD, make_tables, shots_words
-from clipbias.report.class_tables import class_tables
-from clipbias.report.classes import write_class_table
-from clipbias.report.costs import cost_figures, cost_tables
-from clipbias.report.frames import Row, Sweep, read_sweep
-from clipbias.report.names import are_the_eleven, dataset_name, method_name
+from clipbias.report.frames import (
+    ACCURACY,
+    AVERAGE,
+    DETECTABLE,
+    EXPLAINED,
+    WITHIN,
+    CellKey,
+    Row,
+    Sweep,
+    difference_error,
+    read_sweep,
+    shots_words,
+)
+from clipbias.report.names import are_the_eleven, dataset_name, method_name, published, shown_shots
+from clipbias.report.predictions import write_class_table
 from clipbias.report.style import save_figure, svg_text
-from clipbias.report.sweep_figures import accuracy_figure, gain_figure
-from clipbias.report.table import Table, latex_text, markdown_text, render
+from clipbias.report.sweep_figures import accuracy_figure, cost_figures, cost_tables, gain_figure
+from clipbias.report.table import MISSING, Table, latex_text, markdown_text, render
+from clipbias.sentences import counted
 from clipbias.terminal import printable
 
+BOLD = f"Bold: the best of a column, and all that are within {WITHIN} standard errors of the difference to it."
 FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
 _EMPTY = "There are no results yet."
+# Scores that count each class alike: title, and what it is.
+_CLASS_MEASURES = {
+    "balanced_accuracy": ("Balanced accuracy", "the mean over classes of their accuracies"),
+    "macro_f1": ("Macro-F1", "the mean over classes of the harmonic mean of precision and recall"),
+    "worst_accuracy": ("Accuracy of the worst class", "the lowest accuracy of a class"),
+}
+_Columns = Mapping[str, tuple[str, str, int | None]]  # measure, dataset and shots by head
 
 
-def failure_line(row: Row) -> str:
-    """A failed run and its reason."""
-    where = [method_name(row["method"]), dataset_name(row["dataset"])]
-    where += [shots_words(row["shots"])] if row.get("shots") else []
-    where += [f"seed {row['seed']}"] if row.get("seed") is not None else []
-    return f"{', '.join(where)}: {' '.join(str(row.get('error') or 'no reason was recorded').split())}"
+def make_tables(sweep: Sweep) -> list[Table]:
+    """Accuracies, selected learning rates, sizes, calibration, and what papers report of the same datasets."""
+    if not sweep.rows:
+        return []
+    made = [*make_accuracy_tables(sweep), _rate_table(sweep), _size_table(sweep), _calibration_table(sweep)]
+    for paper in published()["sixteen_shots"] if are_the_eleven(sweep.datasets) else ():
+        names = [*published()["datasets"], "average"]
+        frame = pd.DataFrame(paper["accuracy"]).T[names].map("{:.1f}".format).rename(columns={"average": AVERAGE})
+        note = f"{paper['source']}: {paper['setting']}. The recipes differ from those used here: compare with care."
+        title = f"Published, {paper['source'].partition(',')[0]}"
+        made.append(Table.of(frame, title, "Top-1 accuracy in percent that others published.", note=note))
+    return [table for table in made if table is not None]
+
+
+def make_accuracy_tables(sweep: Sweep) -> list[Table]:
+    """For each measure the average over datasets by shots, and a table for each number of shots."""
+    if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
+        return [_measure_table(sweep, shots) for shots in sweep.shots]
+    made = []
+    for measure in sweep.measures:
+        made += [_average_table(sweep, measure)] if len(sweep.datasets) > 1 and len(sweep.shots) > 1 else []
+        made += [_dataset_table(sweep, measure, shots) for shots in sweep.shots]
+    return made
+
+
+def _average_table(sweep: Sweep, measure: str) -> Table:
+    columns = {shots_words(shots): (measure, AVERAGE, shots) for shots in sweep.shots}
+    frame, bold = _accuracy_frame(sweep, columns)
+    note = _note(sweep)
+    if measure == ACCURACY and are_the_eleven(sweep.datasets):
+        paper = published()["averages"]
+        note += [f"Published: {paper['source']} ({paper['setting']}); {paper['caution']}."]
+        for place, shots in reversed(list(enumerate(sweep.shots, start=1))):
+            if shots in paper["shots"]:
+                column = paper["shots"].index(shots)
+                theirs = {method: f"{values[column]:.1f}" for method, values in paper["accuracy"].items()}
+                texts = [theirs.get(method, MISSING) for method in sweep.methods]
+                frame.insert(place, f"{shots_words(shots)}, published", texts)
+                bold = {(row, column + (column > place)) for row, column in bold}
+    caption = (
+        f"Top-1 {_measure_words(measure)} in percent ± one standard error, mean of {len(sweep.datasets)} datasets."
+    )
+    return Table.of(frame, _titled("Accuracy, average over datasets", measure), caption, note=" ".join(note), bold=bold)
+
+
+def _dataset_table(sweep: Sweep, measure: str, shots: int | None) -> Table:
+    columns = {dataset_name(name): (measure, name, shots) for name in sweep.columns}
+    caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {training_words(sweep, shots)}."
+    title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
+    table = _with_facts(sweep, columns, title, caption)
+    seen = power_words(sweep, measure, sweep.columns[-1], shots)
+    return dataclasses.replace(table, note=f"{table.note} {seen}".strip())
+
+
+def _measure_table(sweep: Sweep, shots: int | None) -> Table:
+    """Several numbers of training on one dataset, such as base and new classes, or other datasets."""
+    (dataset,) = map(dataset_name, sweep.datasets)
+    columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
+    what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
+    caption = f"Top-1 accuracy in percent ± one standard error; {what}{training_words(sweep, shots)} of {dataset}."
+    return _with_facts(sweep, columns, f"Accuracy, {f'{shots_words(shots)} of ' if shots else ''}{dataset}", caption)
+
+
+def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Table:
+    """A table whose last columns are the validation policy, where anything was selected, and parameters."""
+    frame, bold = _accuracy_frame(sweep, columns)
+    note = _note(sweep)
+    images: dict[str, int] = {}  # of the test, by head
+    for head, (measure, dataset, shots) in columns.items():
+        cells = (sweep.cells.get((measure, method, dataset, shots), {}) for method in sweep.methods)
+        if counts := [cell["images"] for cell in cells if cell.get("images", math.nan) >= 1]:
+            images[head] = int(min(counts))
+    if images:
+        several = ", ".join(f"{head} {count:,}" for head, count in images.items())
+        note.append(f"Test images: {several if len(columns) > 1 else f'{min(images.values()):,}'}.")
+        if min(images.values()) < SMALL:
+            note.append(f"In parentheses: the 95 % interval, with fewer than {SMALL} test images.")
+    policies = [
+        {str(row["validation"]) for row in sweep.by_method[name] if row.get("validation")} for name in sweep.methods
+    ]
+    words: set[int] = set()
+    if set().union(*policies) - {"none"}:
+        frame["Validation"] = [", ".join(sorted(names)) or MISSING for names in policies]
+        words = {len(frame.columns)}
+        note.append("Validation: the images on which a learning rate, or something else, was selected.")
+    frame["Parameters"] = [_range(sweep, name, "parameters") for name in sweep.methods]
+    return Table.of(frame, title, caption, words=words, note=" ".join(note), bold=bold)
+
+
+def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
+    """Accuracies as texts, and the places of the best."""
+    texts: dict[str, list[str]] = {}
+    bold: set[tuple[int, int]] = set()
+    for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
+        expected = sweep.seeds(measure, shots)
+        texts[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
+        best = best_methods(sweep, measure, dataset, shots)
+        bold |= {(row, place) for row, name in enumerate(sweep.methods) if name in best}
+    return pd.DataFrame(texts, index=list(map(method_name, sweep.methods))), bold
+
+
+def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
+    """A mean with its error; of few test images Wilson's interval, to which that of seeds is added in squares."""
+    if key not in sweep.cells:
+        _, method, dataset, shots = key
+        lost = ((row["method"], row["dataset"], row.get("shots")) for row in sweep.failures)
+        return "failed" if any(run in {(method, dataset, shots), (method, dataset, None)} for run in lost) else MISSING
+    cell = sweep.cells[key]
+    mean = cell["mean"]
+    fewer = f" (n = {cell['seeds']})" if cell["drawn"] and cell["seeds"] < expected else ""
+    if cell.get("images", math.nan) < SMALL and mean >= 0:
+        low, high = wilson_interval(mean, cell["images"])
+        seeds = WITHIN * cell["seeds_error"]
+        low, high = max(0.0, mean - math.hypot(mean - low, seeds)), min(100.0, mean + math.hypot(high - mean, seeds))
+        return f"{mean:.1f} ({low:.0f} to {high:.0f}){fewer}"
+    return _number(mean) + (f" ± {cell['error']:.1f}" if cell["error"] >= 0 else "") + fewer
+
+
+def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> set[str]:
+    """The best method, and those that its standard error does not tell apart from it; empty for fewer than two."""
+    errors = _errors_to_best(sweep, measure, dataset, shots)
+    means = {name: sweep.cells[measure, name, dataset, shots]["mean"] for name in errors}
+    return {name for name, error in errors.items() if max(means.values()) - means[name] <= max(0.0, WITHIN * error)}
+
+
+def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> dict[str, float]:
+    """The standard error of each method's difference to the best, 0 for that and where nothing is known.
+
+    Test images are compared in pairs where all answers are known. Empty for fewer than two methods.
+    """
+    means = sweep.table(measure, shots)[dataset].dropna().astype(float)
+    if len(means) < 2:
+        return {}
+    first = str(means.idxmax())
+    errors = {first: 0.0}
+    for method in means.index.difference([first]):
+        each = [
+            difference_error(sweep.cells[measure, first, name, shots], sweep.cells[measure, method, name, shots])
+            for name in (sweep.datasets if dataset == AVERAGE else (dataset,))
+        ]
+        error = math.hypot(*each) / len(each)  # datasets are independent
+        errors[str(method)] = error if error >= 0 else 0.0
+    return errors
+
+
+def power_words(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> str:
+    """Which difference to the best method could have been seen, by the median of its errors; "" where none is known."""
+    errors = [error for error in _errors_to_best(sweep, measure, dataset, shots).values() if error > 0]
+    if not errors:
+        return ""
+    over = "on average" if dataset == AVERAGE else f"on {dataset_name(dataset)}"
+    return f"A difference of {DETECTABLE * statistics.median(errors):.1f} points {over} could have been seen."
+
+
+def _rate_table(sweep: Sweep) -> Table | None:
+    """Accuracies on validation images by learning rate, by which rates were selected; `None` if none was."""
+    selected: dict[tuple[str, ...], float] = {}
+    accuracies: dict[tuple[str, ...], dict[float, float | None]] = {}
+    for row in sweep.rows:
+        if choice := row.get("choice"):
+            cell: tuple[str, ...] = (row["method"], "all", "all")
+            if choice["for"] == "cell":
+                cell = (row["method"], dataset_name(row["dataset"]), str(shown_shots(row)))
+            selected[cell] = row["learning_rate"]
+            accuracies[cell] = {line["learning_rate"]: line.get("accuracy") for line in choice["tried"]}
+    if not selected:
+        return None
+    rates = sorted({rate for by_rate in accuracies.values() for rate in by_rate})
+    rows: list[list[str]] = []
+    bold: set[tuple[int, int]] = set()
+    for place, ((method, *where), by_rate) in enumerate(accuracies.items()):
+        texts = [_number(by_rate[rate], "failed") if rate in by_rate else MISSING for rate in rates]
+        rows.append([method_name(method), *where, *texts])
+        bold |= {(place, 3 + i) for i, rate in enumerate(rates) if rate == selected[method, *where]}
+    caption = "Top-1 accuracy in percent on validation images by learning rate, of which the bold one was selected."
+    note = "Means over seeds, datasets and shots. Of equal rates the one of the lower cross-entropy was selected."
+    heads = ["Method", "Dataset", "Shots", *(f"{rate:g}" for rate in rates)]
+    return Table("Learning rates", caption, heads, rows, words={1}, note=note, bold=bold)
+
+
+def _size_table(sweep: Sweep) -> Table:
+    """Learned parameters, in all and by where they are, and how each method was trained."""
+    fields = {"Parameters": "", "Vision": "_vision", "Text": "_text", "Shared": "_shared"}
+    frame = pd.DataFrame(
+        {head: [_range(sweep, name, f"parameters{part}") for name in sweep.methods] for head, part in fields.items()},
+        index=list(map(method_name, sweep.methods)),
+    )
+    frame["Learning rate"] = [_range(sweep, name, "learning_rate", "g") for name in sweep.methods]
+    note = [
+        f"{method_name(name)} differs from the common recipe in: {words}."
+        for name in sweep.methods
+        if (words := _recipe_words(sweep.by_method[name]))
+    ]
+    caption = "Learned parameters: in all, of the vision tower, of the text tower, and shared between both."
+    return Table.of(frame, "Size", caption, note=" ".join(note))
+
+
+def _calibration_table(sweep: Sweep) -> Table | None:
+    """The expected calibration error of each method; `None` where none was measured."""
+    names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
+
+    def values(row: Row) -> dict[str, float]:
+        calibrations = row.get("calibrations") or {"": row.get("calibration") or {}}
+        return {
+            f"{evaluation} {name}".strip(): numbers[key]
+            for evaluation, numbers in calibrations.items()
+            for key, name in names.items()
+            if key in numbers
+        }
+
+    cells = sweep.means_of(values)
+    columns = {
+        f"{measure}, {shots_words(shots)}" if shots else measure: (measure, sweep.columns[-1], shots)
+        for measure in dict.fromkeys(measure for measure, *_ in cells)
+        for shots in sweep.shots
+    }
+    caption = "Expected calibration error (ECE) in percent, 15 bins of equal width, mean over seeds and datasets."
+    note = (
+        "Temperature: after the logits were divided by the one that suits at most 4 validation images of a class best."
+    )
+    frame = _cell_frame(sweep, cells, columns, lambda cell: _number(cell["mean"], digits=2))
+    return Table.of(frame, "Calibration", caption, note=note) if cells else None
+
+
+def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
+    """For each measure of `data.confusion.CLASS_MEASURES` and each number of shots a table, methods by datasets."""
+
+    def summaries(row: Row) -> dict[str, Row]:
+        """Of a run by evaluation."""
+        return dict(row.get("class_summaries") or ({ACCURACY: row["class_summary"]} if "class_summary" in row else {}))
+
+    def text(cell: Row) -> str:
+        return f"{cell['mean']:.1f}" + (f" ± {cell['seeds_error']:.1f}" if cell["drawn"] and cell["seeds"] > 1 else "")
+
+    untested = {
+        row["dataset"]: names
+        for row in sweep.rows
+        for summary in summaries(row).values()
+        if (names := summary.get("untested_classes"))
+    }
+    left_out = [
+        f"Left out of {dataset_name(name)}: {counted(len(classes), 'class')} without test images "
+        f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})."
+        for name, classes in untested.items()
+    ]
+    made = []
+    for measure in measures:
+        title, meaning = _CLASS_MEASURES[measure]
+
+        def values(row: Row, measure: str = measure) -> dict[str, float]:
+            return {name: summary[measure] for name, summary in summaries(row).items()}
+
+        cells = sweep.means_of(values)
+        for shots in sweep.shots if cells else ():
+            columns = {
+                dataset_name(name) + ("" if evaluation == ACCURACY else f", {dataset_name(evaluation)}"): (
+                    evaluation,
+                    name,
+                    shots,
+                )
+                for evaluation in dict.fromkeys(evaluation for evaluation, *_ in cells)
+                for name in sweep.columns
+            }
+            made.append(
+                Table.of(
+                    _cell_frame(sweep, cells, columns, text),
+                    f"{title}, {shots_words(shots)}" if shots else title,
+                    f"{title} in percent, {meaning}; {training_words(sweep, shots)}.",
+                    note=" ".join(["±: one standard error over seeds.", *left_out]),
+                )
+            )
+    return made
+
+
+def _cell_frame(
+    sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, text: Callable[[Row], str]
+) -> pd.DataFrame:
+    """Cells as texts, methods by columns."""
+    texts = {
+        head: [
+            text(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods
+        ]
+        for head, (measure, dataset, shots) in columns.items()
+    }
+    return pd.DataFrame(texts, index=list(map(method_name, sweep.methods)))
+
+
+def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str:
+    return missing if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
+    """A number of all runs of a method, or the smallest and largest: `5,120–16,384`."""
+    values = sorted({row[field] for row in sweep.by_method[method] if row.get(field) is not None})
+    return "–".join(dict.fromkeys(f"{value:{form}}" for value in values[:1] + values[-1:])) or MISSING
+
+
+def training_words(sweep: Sweep, shots: int | None) -> str:
+    """How many images of a class runs were trained on, and how many seeds a number is the mean of."""
+    trained = "all training images" if any(row.get("protocol") == "full" for row in sweep.rows) else "no training"
+    counts = [
+        row["images_per_class"] for row in sweep.rows if row.get("shots") == shots and row.get("images_per_class")
+    ]
+    if counts and (shots or trained == "all training images"):
+        numbers = [number for pair in counts for number in pair]
+        words = f"{range_words(numbers)} training image{'s' * (max(numbers) != 1)} a class"
+        if not shots:
+            words = f"all training images, {range_words(numbers)} a class"
+    else:
+        words = f"{shots} training image{'s' * (shots != 1)} a class" if shots else trained
+    seeds = max(sweep.seeds(measure, shots) for measure in sweep.measures)
+    return f"{words}, mean of {seeds} seeds" if seeds > 1 else words
+
+
+def _measure_words(measure: str) -> str:
+    return {ACCURACY: "accuracy", "H": "harmonic mean of base and new accuracy"}.get(measure, f"accuracy, {measure},")
+
+
+def _titled(words: str, measure: str) -> str:
+    return words if measure == ACCURACY else f"{words}: {measure}"
+
+
+def _note(sweep: Sweep) -> list[str]:
+    rates = {row["learning_rate"] for row in sweep.rows if row.get("learning_rate") and not row.get("own_recipe")}
+    sentences = [EXPLAINED, BOLD]
+    if len(rates) == 1:
+        sentences.append(f"Learning rate {min(rates):g}.")
+    elif rates:
+        sentences.append("Learning rates: see Size.")
+    methods = [method_name(name) for name in sweep.methods if _recipe_words(sweep.by_method[name])]
+    if methods:
+        sentences.append(f"Not trained by the common recipe: {', '.join(methods)}; see Size.")
+    return sentences
+
+
+def _recipe_words(rows: Sequence[Row]) -> str:
+    """What a method's own recipe has otherwise than the common one."""
+    from clipbias.tuning.recipe import MOST  # reading results alone loads no model
+
+    settings: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, value in (row.get("own_recipe") or {}).items():
+            full = name == "batch_size" and value >= MOST  # no set of images fills it
+            settings.setdefault(name, {})[printable("of all images" if full else value)] = None
+    return "; ".join(f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in settings.items())
 
 
 def render_tables(
@@ -35,7 +398,13 @@ def render_tables(
 ) -> str:
     """All tables and failed runs in one of `table.FORMS`; an HTML page shows the figure above its tables."""
     made = make_tables(sweep) if tables is None else tables
-    failures = list(map(failure_line, sweep.failures))
+    failures = []
+    for row in sweep.failures:
+        where = [method_name(row["method"]), dataset_name(row["dataset"])]
+        where += [shots_words(row["shots"])] if row.get("shots") else []
+        where += [f"seed {row['seed']}"] if row.get("seed") is not None else []
+        reason = " ".join(str(row.get("error") or "no reason was recorded").split())
+        failures.append(f"{', '.join(where)}: {reason}")
     if form == "html":
         return pages.render("tables", title="Table 1", svg=figure_svg, tables=made, failures=failures, empty=_EMPTY)
     parts = [render(table, form) for table in made] or [_EMPTY]
@@ -79,8 +448,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
         for picture in cost_figures(sweep):
             picture.save(workdir)
         for table in costs:
-            lines += render(table, "text").split("\n")
-            lines.append("")
+            lines += [*render(table, "text").split("\n"), ""]
     write_class_table(workdir)
     return [*lines, f"Tables and picture: {workdir / 'table.html'}"]
 

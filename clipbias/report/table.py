@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -61,46 +62,15 @@ class Table:
     bold: Collection[tuple[int, int]] = ()
 
     @classmethod
-    def of(
-        cls,
-        frame: pd.DataFrame,
-        title: str,
-        caption: str,
-        *,
-        words: Collection[int] = (),
-        note: str = "",
-        bold: Collection[tuple[int, int]] = (),
-    ) -> "Table":
-        """A table of a data frame of texts whose index names the methods of the rows.
-
-        Args:
-          frame: the texts.
-          title, caption: of the table.
-          words, note, bold: as of the table.
-        """
+    def of(cls, frame: pd.DataFrame, title: str, caption: str, **others: Any) -> "Table":
+        """A table of a data frame of texts whose index names the methods of the rows; `others` are fields."""
         rows = [(str(name), *texts) for name, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
-        heads = list(map(str, frame.columns))
-        return cls(title, caption, ("Method", *heads), rows, words=words, note=note, bold=bold)
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The texts."""
-        return pd.DataFrame([list(row) for row in self.rows], columns=list(self.columns), dtype=object)
-
-    @property
-    def label(self) -> str:
-        """The name that LaTeX refers to the table by."""
-        return "tab:" + re.sub(r"\W+", "-", self.title.lower()).strip("-")
+        return cls(title, caption, ("Method", *map(str, frame.columns)), rows, **others)
 
     @property
     def html(self) -> Markup:
         """For a page, whose headings are its own."""
         return Markup(_html(self))
-
-
-def cells(*texts: str) -> tuple[str, ...]:
-    """A row."""
-    return texts
 
 
 def render(table: Table, form: str) -> str:
@@ -113,9 +83,8 @@ def render(table: Table, form: str) -> str:
 
 def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
     """The frame with texts escaped, and those that stand out in bold letters."""
-    frame = table.frame
-    frame.columns = pd.Index([escaped(str(name)) for name in frame.columns])
-    frame = frame.map(lambda text: escaped(str(text)))
+    rows = [[escaped(str(text)) for text in row] for row in table.rows]
+    frame = pd.DataFrame(rows, columns=[escaped(str(name)) for name in table.columns], dtype=object)
     for row, column in table.bold:
         frame.iat[row, column] = bold.format(frame.iat[row, column])
     return frame
@@ -161,6 +130,7 @@ def latex_text(text: str) -> str:
 
 def _latex(table: Table) -> str:
     letters = "".join(side[0] for side in _aligned(table))
+    label = re.sub(r"\W+", "-", table.title.lower()).strip("-")
     body = _marked(table, latex_text, r"\textbf{{{}}}").to_latex(index=False, escape=False, column_format=letters)
     body = body.strip()
     if len(table.columns) > _MOST_COLUMNS:
@@ -169,7 +139,7 @@ def _latex(table: Table) -> str:
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{latex_text(table.caption or table.title)}}}",
-        rf"\label{{{table.label}}}",
+        rf"\label{{tab:{label}}}",
         body,
     ]
     if table.note:

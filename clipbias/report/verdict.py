@@ -1,4 +1,4 @@
-"""The verdict on methods as pages show it: one table and one picture, and the same of several datasets."""
+"""The verdict on methods, and what can stand in their place: tables and pictures, of one dataset or of several."""
 
 import dataclasses
 import textwrap
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from clipbias.errors import ClipbiasError
 from clipbias.explain.results import (
     PLAIN,
     CausalNumbers,
@@ -18,27 +19,20 @@ from clipbias.explain.results import (
     What,
 )
 from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import OUTCOMES, UNITS, by_reason, change, percent
+from clipbias.explain.wording import OUTCOMES, UNITS, by_reason, change, in_points, percent
 from clipbias.report import style
-from clipbias.report.captions import CaptionedFigure, captioned
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
-from clipbias.report.panels import Layout, panels, points
-from clipbias.report.table import MISSING, Table, cells
+from clipbias.report.pages import CaptionedFigure, captioned
+from clipbias.report.panels import level, panels, points
+from clipbias.report.table import MISSING, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_METHODS = 7  # of the first table and picture; those that gain most
-GAIN = "gain"
-ATTENTION = "attention alone"
-TOKENS = "tokens alone"
-ADDED = "all that is added"
-KIND = "mean by kind"
-POSITION = "mean by position"
-OTHER = "another image's"
-EXCHANGE = "exchange"
-# What is drawn, in the order of the table's columns: colour and marker.
+GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
+# What is drawn, in the order of the table's columns; from `KIND` on shares of all that is added.
+KIND, POSITION, OTHER, EXCHANGE = "mean by kind", "mean by position", "another image's", "exchange"
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": name, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, colour, marker in (
@@ -51,12 +45,6 @@ _LOOKS: dict[str, dict[str, Any]] = {
         (EXCHANGE, style.RED, "s"),
     )
 }
-# What labels are decided by, in percent.
-_THRESHOLDS = (25.0, 50.0)
-# Percent: what lies outside is cut off.
-_LIMITS = (-60.0, 160.0)
-_ROW_HEIGHT = 0.2  # inches
-_TOWERS = ("vision", "text")
 COLUMNS = (
     *("Model", "In", "Gain", "Attention alone", "Tokens alone"),
     *("All added", "Mean by kind", "By position", "Another image's", "Exchange"),
@@ -70,32 +58,30 @@ NOTE = (
 )
 
 
+def share_text(share: Estimate | None) -> str:
+    """A share with its interval, or a dash where there is nothing to share out."""
+    return MISSING if share is None else percent(share)
+
+
 def quantities(numbers: CausalNumbers, labels: Labels | None) -> dict[str, Estimate]:
     """Those of the table, by name; shares of the gain, from `KIND` on of all that is added to image tokens.
 
     Where hardly anything is added there is nothing to share out.
     """
     named: dict[str, Estimate | None] = {GAIN: numbers.gain, ATTENTION: numbers.attention, TOKENS: numbers.tokens}
-    if numbers.image is not None:
-        levels = numbers.image
-        named |= {ADDED: levels.all, KIND: levels.kind, POSITION: levels.position}
-        named |= {OTHER: levels.other, EXCHANGE: levels.exchange}
-    if labels is not None and labels.what is What.NOTHING:
-        for name in (KIND, POSITION, OTHER, EXCHANGE):
-            if (part := named.get(name)) is not None:
-                named[name] = dataclasses.replace(part, share=None)
+    if levels := numbers.image:
+        parts = {KIND: levels.kind, POSITION: levels.position, OTHER: levels.other, EXCHANGE: levels.exchange}
+        if labels is not None and labels.what is What.NOTHING:
+            parts = {name: part and dataclasses.replace(part, share=None) for name, part in parts.items()}
+        named |= {ADDED: levels.all, **parts}
     return {name: number for name, number in named.items() if number is not None}
 
 
 def shown_methods(study: StudyResults) -> list[MethodResult]:
     """Those with numbers, in the study's order; of too many those that gain most in calibrated log-likelihood."""
-    methods = [method for method in study.methods if method.numbers is not None]
-
-    def gain(method: MethodResult) -> float:
-        return 0.0 if method.numbers is None else method.numbers.calibrated.gain.value
-
-    largest = sorted(methods, key=gain)[-MOST_METHODS:]
-    return [method for method in methods if any(method is each for each in largest)]
+    gains = {id(method): method.numbers.calibrated.gain.value for method in study.methods if method.numbers}
+    largest = sorted(gains, key=gains.__getitem__)[-MOST_METHODS:]
+    return [method for method in study.methods if id(method) in largest]
 
 
 def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
@@ -125,10 +111,10 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
                     texts.append(share_text(number.share if number and excludes(numbers.gain) > 0 else None))
                 else:
                     texts.append(change(number, outcome) if number else MISSING)
-            shown = [stand_ins.get(kind) for kind in (Kind.FITTED, Kind.CEILING)]
-            rows.append(
-                [*texts, *(share_text((row.share if decides else row.moved) if row else None) for row in shown)]
-            )
+            for kind in (Kind.FITTED, Kind.CEILING):
+                row = stand_ins.get(kind)
+                texts += [share_text((row.share if decides else row.moved) if row else None)]
+            rows.append(texts)
     measured = [place for place, texts in enumerate(zip(*rows, strict=True)) if set(texts) != {MISSING}]
     heads = [COLUMNS[place] for place in measured]
     return Table(title, NOTE, heads, [[row[place] for place in measured] for row in rows], words={1}) if rows else None
@@ -136,18 +122,16 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
 
 def seed_table(study: StudyResults) -> Table | None:
     """The same of each seed of methods that have several."""
-    seeds = []
     labels = {model.key: model.label for model in study.tuned}
-    for method in study.methods:
-        for key in method.models if len(method.models) > 1 else ():
-            numbers = None if study.causal is None else study.causal.of((key,))
-            seeds.append(dataclasses.replace(method, label=labels[key], models=(key,), numbers=numbers))
+    seeds = [
+        dataclasses.replace(
+            method, label=labels[key], models=(key,), numbers=study.causal.of((key,)) if study.causal else None
+        )
+        for method in study.methods
+        if len(method.models) > 1
+        for key in method.models
+    ]
     return verdict_table(study, seeds, "Seed by seed")
-
-
-def share_text(share: Estimate | None) -> str:
-    """A share with its interval, or a dash where there is nothing to share out."""
-    return MISSING if share is None else percent(share)
 
 
 def other_levels(methods: Sequence[MethodResult]) -> Table | None:
@@ -157,27 +141,24 @@ def other_levels(methods: Sequence[MethodResult]) -> Table | None:
         if method.numbers is None or excludes(method.numbers.calibrated.gain) <= 0:
             continue
         numbers = method.numbers.calibrated
-        towers = [share_text(numbers.towers[name].share if name in numbers.towers else None) for name in _TOWERS]
-        text = numbers.text
-        levels = [MISSING, MISSING] if text is None else [share_text(text.all.share), share_text(text.kind.share)]
-        rows.append(cells(method.label, *towers, *levels))
+        parts = [numbers.towers.get("vision"), numbers.towers.get("text")]
+        parts += [numbers.text.all, numbers.text.kind] if numbers.text else [None, None]
+        rows.append([method.label, *(share_text(part.share if part else None) for part in parts)])
     caption = (
         "Shares of the gain in calibrated log-likelihood: of the tuned model in one tower and CLIP in the other, and of"
         " all that is added to text tokens, with CLIP's images; of that, the share of its mean over classes, by layer"
         " and kind of token."
     )
     heads = ("Model", "Vision tower alone", "Text tower alone", "All added to texts", "Its mean over classes")
-    return Table("Towers apart, and texts", caption, heads, tuple(rows)) if rows else None
+    return Table("Towers apart, and texts", caption, heads, rows) if rows else None
 
 
 def why_not_mixed(study: StudyResults) -> list[str]:
     """One sentence for each reason why the causal test lacks methods, or levels of what they add."""
-    if study.causal is None:
-        return []
     labels = {model.key: model.label for model in study.tuned}
-    reasons = [(labels[key], test.why) for key, test in study.causal.models.items()]
-    reasons += [(labels[key], why) for key, test in study.causal.models.items() for why in test.why_no_levels.values()]
-    return by_reason(reasons)
+    tests = study.causal.models.items() if study.causal else ()
+    reasons = [(labels[key], test.why) for key, test in tests]
+    return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_levels.values()])
 
 
 def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
@@ -214,6 +195,15 @@ def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
     return drawn.assign(value=value, low=low, high=high)
 
 
+def _scale(axes: "Axes") -> None:
+    """Zero, what labels are decided by, and not more than a picture can show; in percent."""
+    axes.axvline(0, color="#4B5563", linewidth=0.8)
+    for threshold in (25.0, 50.0):
+        axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -60.0), min(high, 160.0))
+
+
 def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
     """Of each method the shares that labels are decided by; narrow enough for a phone. `None` without a sure gain."""
     names = [method.name for method in shown_methods(study)]
@@ -226,7 +216,7 @@ def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
     for method, of_method in drawn.groupby("method", sort=False):
         rows += [str(method), *of_method["row"]]
     with style.styled():
-        figure = style.new_figure(3.9, 0.6 + _ROW_HEIGHT * len(rows))
+        figure = style.new_figure(3.9, 0.6 + 0.2 * len(rows))
         axes = figure.subplots()
         points(axes, drawn, category="row", hue="quantity", looks=_LOOKS, places=rows, step=0.0)
         axes.set_yticks(range(len(rows)), [row.rpartition("\n")[2] for row in rows])
@@ -235,14 +225,6 @@ def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
         _scale(axes)
         axes.set_xlabel("%, from “mean by kind” on of all that is added")
     return captioned("verdict", figure, numbers)
-
-
-def _scale(axes: "Axes") -> None:
-    axes.axvline(0, color="#4B5563", linewidth=0.8)
-    for threshold in _THRESHOLDS:
-        axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, _LIMITS[0]), min(high, _LIMITS[1]))
 
 
 def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
@@ -265,16 +247,163 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
         _scale(axes)
 
-    figure: Figure = panels(
+    figure = panels(
         drawn,
         draw,
         by=("", "dataset"),
-        layout=Layout(
-            names={name: dataset_name(name) for name in datasets},
-            size=(2.1, 0.9 * len(lines) + 0.4),
-            x_label="% of the gain, or of what is added",
-            share_y=True,
-            wrap=4,
-        ),
+        names={name: dataset_name(name) for name in datasets},
+        size=(2.1, 0.9 * len(lines) + 0.4),
+        x_label="% of the gain, or of what is added",
+        share_y=True,
+        wrap=4,
     )
     return captioned("verdict_overview", figure, numbers, datasets=", ".join(map(dataset_name, datasets)))
+
+
+_REPLACEMENT_COLUMNS = (
+    *("Method", "Stands for it", "Numbers", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
+    *("Same decisions", "Same moved decisions", "Less the ceiling's", "Cosine", "Conclusion"),
+)
+_REPLACEMENT_CAPTION = (
+    "Forms that learned each method's outputs of training images without labels, on the study's images. The ceiling:"
+    " the method itself, fitted in the same way from another start. Share: of the gain in calibrated log-likelihood; a"
+    " dash where the gain is not surely above 0. Accuracy: the paired difference in points. KL: from the method to what"
+    " stands for it. Moved: images whose decision tuning changed; less the ceiling's in points. Cosine: between what"
+    " both change of the frozen model's image features. Mean: of what the method's blocks add, to which nothing was"
+    " fitted. Retrained: the method on the same labelled images with another start, which says how reproducible a"
+    " training is, and no more. On labels: the form's own method trained on the labels of the same images. In brackets"
+    " 95 % intervals. A fit is a lower bound on what a form can do."
+)
+_KIND_WORDS = {
+    Kind.FITTED: "{}",
+    Kind.CEILING: "the ceiling: {}",
+    Kind.MEAN: "the mean: {}",
+    Kind.LABELS: "{}, on labels",
+    Kind.RETRAINED: "{}, retrained",
+}
+_KIND_LOOKS: dict[str, dict[str, Any]] = {
+    kind: {"label": label, "color": colour, "marker": marker, "ms": 4.5, "elinewidth": 1.2, "capsize": 0}
+    for kind, label, colour, marker in (
+        (Kind.CEILING, "the method itself, fitted (ceiling)", style.BLACK, "D"),
+        (Kind.FITTED, "two vectors, fitted", style.RED, "o"),
+        (Kind.LABELS, "two vectors, on labels", style.BLUE, "s"),
+        (Kind.MEAN, "two vectors, the mean", style.PURPLE, "v"),
+    )
+}
+
+
+def replacement_table(study: StudyResults) -> Table | None:
+    """A row per method and what stands in its place; `None` where nothing was fitted."""
+    rows = [
+        (
+            method.name,
+            _KIND_WORDS[row.student.kind].format(row.student.words),
+            f"{row.student.numbers:,}",
+            share_text(row.share),
+            MISSING if row.difference is None else change(in_points(row.difference), "accuracy"),
+            f"{row.divergence.value:.3g}",
+            share_text(row.agreement),
+            share_text(row.moved),
+            MISSING if row.less_ceiling is None else change(in_points(row.less_ceiling), "accuracy"),
+            MISSING if row.cosine is None else f"{row.cosine.value:.2f}",
+            row.word.value if row.word else "",
+        )
+        for method in (study.replacement.methods if study.replacement else ())
+        for row in method.rows
+    ]
+    return Table("", _REPLACEMENT_CAPTION, _REPLACEMENT_COLUMNS, rows, words={1, 10}) if rows else None
+
+
+def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
+    """A row for each method, dataset and what stands in its place; shares and differences in percent."""
+    order = ordered_datasets(study.dataset.name for study in studies)
+    rows = []
+    for study in sorted(studies, key=lambda study: order.index(study.dataset.name)):
+        for method in study.replacement.methods if study.replacement else ():
+            for row in method.rows:
+                columns: dict[str, object] = {
+                    "method": method.name,
+                    "dataset": study.dataset.name,
+                    "models": row.models,
+                    "kind": row.student.kind.value,
+                    "form": row.student.form,
+                    "numbers": row.student.numbers,
+                    "divergence": row.divergence.value,
+                }
+                parts = {"": row.share, "moved_": row.moved}
+                parts |= {"less_ceiling_": row.less_ceiling, "difference_": row.difference}
+                for start, share in parts.items():
+                    for end in ("value", "low", "high"):
+                        number = None if share is None else getattr(in_points(share), end)
+                        columns[start + end] = float("nan") if number is None else number
+                rows.append({**columns, "word": row.word.value if row.word else ""})
+    return pd.DataFrame(rows)
+
+
+def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] = ()) -> CaptionedFigure | None:
+    """Shares of the gain and of the moved decisions, a column of panels for each dataset, a line for each method.
+
+    Args:
+      studies: of one dataset each.
+      methods: names of those that are drawn; without them all. The numbers have all.
+
+    Returns:
+      `None` where nothing was fitted.
+
+    Raises:
+      ClipbiasError: nothing was fitted to one of the methods.
+    """
+    numbers = replacement_frame(studies)
+    if numbers.empty:
+        return None
+    present = list(dict.fromkeys(numbers["method"]))
+    if unknown := [name for name in methods if name not in present]:
+        raise ClipbiasError(f"nothing was fitted to {unknown[0]!r}; there are {', '.join(present)}.")
+    drawn = list(methods) or present
+    of_form = numbers[numbers["method"].isin(drawn) & (numbers["form"].eq(PLAIN) | numbers["kind"].eq(Kind.CEILING))]
+    parts = []
+    for start, quantity in (("", "gain"), ("moved_", "moved decisions")):
+        ends = {end: of_form[start + end] for end in ("value", "low", "high")}
+        parts.append(of_form[["method", "dataset", "kind"]].assign(quantity=quantity, **ends))
+    shown = pd.concat(parts).dropna(subset="value")
+    if shown.empty:
+        return None
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        level(axes, 0, "x")
+        level(axes, 100, "x")
+        points(axes, part, category="method", hue="kind", looks=_KIND_LOOKS, places=drawn)
+        axes.set_xlim(-20, 140)  # what lies outside is cut off
+
+    figure = panels(
+        shown,
+        draw,
+        by=("quantity", "dataset"),
+        size=(2.0, 0.35 + 0.36 * len(drawn)),
+        names={name: dataset_name(name) for name in shown["dataset"]},
+        x_label="%",
+    )
+    return captioned("replacements", figure, numbers, message=replacement_message(of_form))
+
+
+def replacement_message(numbers: pd.DataFrame) -> str:
+    """One sentence: what two vectors have of the gain and of the moved decisions, and what the ceiling has.
+
+    Args:
+      numbers: rows of `replacement_frame`, of two vectors and ceilings alone.
+    """
+
+    def span(kind: Kind, column: str) -> str:
+        values = numbers.loc[numbers["kind"] == kind, column].dropna()
+        if values.empty:
+            return ""
+        low, high = (f"{end:.0f}" for end in (values.min(), values.max()))
+        return f"{low} %" if low == high else f"{low} to {high} %"
+
+    shares, moved = span(Kind.FITTED, "value"), span(Kind.FITTED, "moved_value")
+    best = span(Kind.CEILING, "moved_value")
+    if not moved:
+        return "No decision was moved."
+    gain = f"have {shares} of the gain in calibrated log-likelihood and " if shares else ""
+    text = f"Two vectors per layer, fitted to each method's outputs, {gain}make {moved} of the decisions that it moved"
+    return f"{text}; the method itself, fitted in the same way, makes {best}." if best else f"{text}."

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipbias.explain.results import CHANGES, Missing, save_results
 from clipbias.report import write_report
-from clipbias.report.explorer import explorer_data
+from clipbias.report.overlay import explorer_data
 from tests.report.exploring import GRID, LAYERS, Expected, near, only_explored, pick, read, tab_to, unfold
 from tests.report.markup import Page
 

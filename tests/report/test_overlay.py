@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipbias.report.overlay import Overlay, heat_map, overlay_figure, prompt_share, save_overlay, upsample
+from clipbias.report.overlay import Overlay, heat_map, overlay_figure, save_overlay, upsample
 
 IMAGE = np.full((12, 12, 3), 128, np.uint8)
 
@@ -30,11 +30,6 @@ def test_a_flat_map_is_cold():
     assert not heat_map(np.ones(4), 8, 4).any()
 
 
-def test_prompt_share():
-    assert prompt_share(np.array([1.0, 2.0, 1.0]), 2) == 0.25
-    assert prompt_share(np.zeros(3), 2) == 0.0
-
-
 def overlay(**changes):
     vision = np.append(np.linspace(0, 1, 9), [0.5, 0.5])
     facts = {
@@ -54,6 +49,8 @@ def test_figure_has_the_picture_the_map_the_bar_and_the_words():
     bar = above.child_axes[0]
     assert bar.patches[0].get_height() == pytest.approx(1 / 5.5)
     assert bar.get_xlabel() == "prompts\n18 %"
+    nothing = overlay_figure(IMAGE, [overlay(vision=np.zeros(11))]).axes[1].child_axes[0]
+    assert nothing.get_xlabel() == "prompts\n0 %"
     assert [text.get_text() for text in below.texts] == ["SOS", "prompt 1", "cat", "."]
 
 

@@ -1,9 +1,121 @@
-"""Saving figures and keeping labels apart."""
+"""Panels draw the numbers of their frames; figures are saved with their words and numbers; labels are kept apart."""
+
+import csv
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import pytest
 
+from clipbias.explain.results import Average
+from clipbias.report import panels as small
 from clipbias.report import style
+from clipbias.report.pages import CaptionedFigure, captioned, captions, write_csv
+
+RED = {"color": "red"}
+BLUE = {"color": "blue"}
+
+
+def frame(**columns):
+    return pd.DataFrame({"low": np.nan, "high": np.nan, **columns})
+
+
+def whiskers(axes, direction):
+    """The ends of all whiskers, in the order in which they are drawn."""
+    bars = [bar for container in axes.containers for bar in getattr(container, "lines", ((), (), ()))[2]]
+    return [tuple(segment[:, direction]) for lines in bars for segment in lines.get_segments()]
+
+
+@pytest.fixture
+def axes():
+    return style.new_figure(3, 2).subplots()
+
+
+def test_arrays_become_rows_with_their_places_and_intervals():
+    values = np.arange(6.0).reshape(2, 3)
+    table = small.tidy(Average(values, np.full((2, 3), 0.5)), "layer", "head", model="m")
+    assert list(table.columns) == ["model", "layer", "head", "value", "low", "high"]
+    for row in table.itertuples():
+        assert row.value == values[row.layer - 1, row.head - 1] and row.model == "m"
+        assert (row.low, row.high) == pytest.approx((row.value - 0.98, row.value + 0.98))
+    assert small.tidy(values, "layer", "head")[["low", "high"]].isna().all().all()
+
+
+def test_lines_are_means_of_their_rows_with_whiskers_or_bands(axes):
+    part = frame(layer=[1, 1, 2, 2], value=[1.0, 3.0, 4.0, 8.0], low=[0.0, 1, 3, 6], high=[2.0, 5, 5, 10], side="a")
+    small.lines(axes, part, x="layer", hue="side", looks={"b": BLUE, "a": RED}, dots=True)
+    np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[1, 1], [1, 3], [2, 4], [2, 8]])
+    np.testing.assert_array_equal(axes.containers[0].lines[0].get_xydata(), [[1, 2], [2, 6]])
+    np.testing.assert_allclose(whiskers(axes, 1), [(0.5, 3.5), (4.5, 7.5)])
+    assert len(axes.containers) == 1
+    many = frame(x=range(30), value=1.0, low=0.5, high=2.0)
+    small.lines(axes, many, x="x", looks={"": RED})
+    band = axes.collections[-1].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (0.5, 2.0)
+    small.lines(axes, frame(layer=range(1, 25), value=1.0), x="layer", looks={"": RED})
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "5", "9", "13", "17", "24"]
+
+
+def test_bars_and_points_stand_beside_each_other_in_their_place(axes):
+    part = frame(
+        name=["a", "b", "b"], side=["x", "x", "y"], value=[1.0, 2.0, -3.0], low=[0.5, 1, -4], high=[2.0, 4, -2]
+    )
+    small.bars(axes, part, category="name", hue="side", looks={"x": RED, "y": BLUE})
+    bars = [(bar.get_width(), round(bar.get_y() + bar.get_height() / 2, 3)) for bar in axes.patches]
+    assert bars == [(1.0, 0.0), (2.0, 0.805), (-3.0, 1.195)]
+    np.testing.assert_allclose(whiskers(axes, 0), [(0.5, 2), (1, 4), (-4, -2)])
+    assert axes.get_xlim()[0] < -4 and axes.get_xlim()[1] > 4
+    assert [text.get_text() for text in axes.texts] == ["1.00", "2.00", "-3.00"]
+    axes = style.new_figure(3, 2).subplots()
+    small.points(axes, part, category="name", hue="side", looks={"x": RED, "y": BLUE}, places=["a", "none", "b"])
+    points = [container.lines[0].get_xydata().tolist() for container in axes.containers]
+    np.testing.assert_allclose(points[0], [[1, -0.1], [2, 1.9]])
+    np.testing.assert_allclose(points[1], [[-3, 2.1]])
+    np.testing.assert_allclose(whiskers(axes, 0), [(0.5, 2), (1, 4), (-4, -2)])
+
+
+def test_panels_have_their_part_their_names_and_one_scale():
+    part = frame(row=["p", "p", "q"], column=["a", "b", "a"], x=1, value=[1.0, 100.0, 5.0])
+
+    def draw(axes, rows):
+        small.lines(axes, rows, x="x", looks={"": {**RED, "marker": "o", "label": "line"}})
+
+    words = {"x_label": "x", "y_label": "y", "names": {"a": "A"}}
+    figure = small.panels(part, draw, by=("row", "column"), bottom=0, **words)
+    (first, second), (third, empty) = np.reshape(figure.axes, (2, 2))
+    shown = [axes.lines[0].get_ydata().tolist() for axes in (first, second, third)]
+    assert shown == [[1], [100], [5]] and not empty.axison and not empty.lines
+    assert [axes.get_title(loc="left") for axes in (first, second, third)] == ["A", "b", ""]
+    assert [axes.get_ylabel() for axes in (first, second, third)] == ["p\ny", "", "q\ny"]
+    assert [axes.get_xlabel() for axes in (first, third)] == ["", "x"]
+    assert first.get_ylim() == second.get_ylim() and first.get_ylim()[0] == 0 and first.get_ylim()[1] > 100
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["line"]
+    figure = small.panels(frame(name=list("abc"), x=1, value=1.0), draw, by=("", "name"), wrap=2, legend={"z": RED})
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == ["a", "b", "c"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["z"]
+
+
+def test_a_legend_is_no_wider_than_its_figure():
+    part = frame(x=1, value=1.0, name=[f"a longer name {number}" for number in range(9)])
+
+    def draw(axes, rows):
+        small.lines(axes, rows, x="x", hue="name", looks={name: {**RED, "marker": "o"} for name in rows["name"]})
+
+    figure = small.panels(part, draw, by=("", ""), size=(3.5, 2))
+    figure.draw_without_rendering()
+    extent = figure.legends[0].get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+
+
+def test_csv_keeps_every_digit_and_leaves_empty_what_is_not_finite(tmp_path):
+    values = [*np.random.default_rng(0).normal(size=5), np.nan, np.inf]
+    names = [f'a "quoted", {index}' for index in range(7)]
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"name": names, "value": values}))
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["name", "value"] and [name for name, _ in rows] == names
+    assert [float(value) for _, value in rows[:5]] == values[:5] and [value for _, value in rows[5:]] == ["", ""]
 
 
 def drawn():
@@ -13,46 +125,45 @@ def drawn():
     return figure
 
 
-def test_save_writes_vector_and_pixels_and_nothing_else(tmp_path):
-    paths = style.save_figure(drawn(), tmp_path / "distance.entropy")
-    assert [path.name for path in paths] == ["distance.entropy.pdf", "distance.entropy.png"]
-    assert paths[0].read_bytes()[:5] == b"%PDF-" and paths[1].read_bytes()[:4] == b"\x89PNG"
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-
-
-def test_the_same_figure_gives_the_same_bytes(tmp_path):
-    first, second = (style.save_figure(drawn(), tmp_path / name) for name in ("a", "b"))
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert style.svg_text(drawn()) == style.svg_text(drawn())
-
-
-def test_the_callers_settings_are_left_alone():
+def test_save_writes_three_files_of_one_stem_the_same_bytes_again(tmp_path):
     before = dict(matplotlib.rcParams)
-    drawn()
-    assert dict(matplotlib.rcParams) == before
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        paths = CaptionedFigure("fig9.x", "title", "caption", drawn(), pd.DataFrame({"a": [1]})).save(folder)
+        assert [path.name for path in paths] == ["fig9.x.pdf", "fig9.x.png", "fig9.x.csv"]
+        assert sorted(folder.iterdir()) == sorted(paths)
+        assert paths[0].read_bytes()[:5] == b"%PDF-" and paths[1].read_bytes()[:4] == b"\x89PNG"
+    first, second = ([path.read_bytes() for path in sorted(folder.iterdir())] for folder in folders)
+    assert first == second and style.svg_text(drawn()) == style.svg_text(drawn())
+    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()  # nor is a figure known to a global list
 
 
-def test_apart_keeps_order_and_distance():
+def test_captions_say_what_their_figures_fill_in():
+    figure = style.new_figure(1, 1)
+    made = captioned("dataset_relevancy", figure, pd.DataFrame(), name="n", what="text", label="IVLP", text="“a”")
+    assert (made.name, made.title) == ("n", "Relevancy of text: IVLP") and "Zero-shot's text is “a”." in made.caption
+    assert all(words["caption"].strip().endswith((".", "}")) for words in captions().values())
+    with pytest.raises(KeyError):
+        captioned("dataset_relevancy", figure, pd.DataFrame(), what="text")
+
+
+def test_labels_keep_their_order_and_distance():
     positions = np.random.default_rng(0).uniform(0, 5, 12)
     placed = style.apart(positions, 0.3)
     assert (np.argsort(placed) == np.argsort(positions)).all()
     assert np.diff(np.sort(placed)).min() >= 0.3 - 1e-9
-
-
-def test_apart_leaves_what_is_already_apart():
     np.testing.assert_allclose(style.apart([3.0, 1.0, 2.0], 0.5), [3.0, 1.0, 2.0])
     np.testing.assert_allclose(style.apart([1.0, 1.0], 0.5), [0.75, 1.25])
     assert style.apart([], 1.0).shape == (0,)
 
 
 def test_logarithmic_ticks_are_numbers() -> None:
-    with style.styled():
-        figure = style.new_figure(3, 2)
-        axes = figure.add_subplot()
-        axes.plot([131, 736], [0.001, 10000])
-        style.log_scale(axes, "x")
-        style.log_scale(axes)
-        figure.draw_without_rendering()
-        x, y = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis))
-    assert {"200", "500"} <= {*x} and {"0.01", "100"} <= {*y}
-    assert all(not text or float(text.replace(",", "")) > 0 for text in x + y)
+    for ends, expected in (([131, 736], {"200", "500"}), ([0.001, 10000], {"0.01", "100"})):
+        with style.styled():
+            figure = style.new_figure(3, 2)
+            axes = figure.add_subplot()
+            axes.plot(ends, [1, 2])
+            style.log_scale(axes)
+            figure.draw_without_rendering()
+        texts = [label.get_text() for label in axes.get_xticklabels()]
+        assert expected <= {*texts} and all(not text or float(text.replace(",", "")) > 0 for text in texts)

@@ -19,7 +19,7 @@ from absl import app, flags
 from clipbias.errors import ClipbiasError
 from clipbias.explain.study import StudyOptions
 from clipbias.report import style
-from clipbias.report.captions import write_csv
+from clipbias.report.pages import write_csv
 from tools.mechanisms import picture, score
 from tools.mechanisms.models import FAMILIES, STEPS, table
 from tools.mechanisms.rules import FORMS

@@ -1,18 +1,21 @@
-"""The report as a reader opens it: one file, everything in it, nothing unescaped."""
+"""The report as a reader opens it: one file, everything in it, nothing unescaped, every table's numbers."""
 
 import base64
+import collections
 import dataclasses
 import re
 
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Missing, load_results, save_results
+from clipbias.explain.results import Missing, Observation, Observations, Outcome, load_results, save_results
+from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import judge
-from clipbias.report import pages, write_overview, write_report
+from clipbias.report import pages, study_page, write_overview, write_report
+from clipbias.report.study_page import class_table, observations_table, word_table
 from tests.documents import ROOT
 from tests.report.markup import Page
-from tests.report.synthetic import only_sections, synthetic_results
+from tests.report.synthetic import OBSERVED, only_sections, synthetic_results
 
 HOSTILE = "<img src=x onerror=\"alert('1')\"> & co"
 
@@ -64,15 +67,9 @@ def written(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("Of it 88 % stay, or more %.", "Of it 88\u00a0% stay, or more %."),
-        ("81 % (72 to 91), 1 to 2", "81\u00a0% (72\u00a0to\u00a091), 1 to 2"),
-        ("+6.0 (-14.0 to +26.0)", "+6.0 (-14.0\u00a0to\u00a0+26.0)"),
-    ],
-)
-def test_a_number_keeps_its_sign_and_its_interval_on_one_line(text, shown):
+def test_a_number_keeps_its_sign_and_its_interval_on_one_line():
+    text = "Of it 88 % stay, or more %. 81 % (72 to 91), 1 to 2; +6.0 (-14.0 to +26.0)"
+    shown = "Of it 88\u00a0% stay, or more %. 81\u00a0% (72\u00a0to\u00a091), 1 to 2; +6.0 (-14.0\u00a0to\u00a0+26.0)"
     assert f"<p>{shown}</p>" in pages.render("tables", title="", svg=None, tables=(), failures=(), empty=text)
 
 
@@ -267,3 +264,68 @@ def test_overview_without_verdicts_says_so(drawn, tmp_path):
 def test_overview_needs_folders_of_different_datasets(tmp_path):
     with pytest.raises(ClipbiasError, match=r"both hold .* on a"):
         write_overview(folders(tmp_path, "a", "a"), tmp_path)
+
+
+def test_classes_by_counting(monkeypatch):
+    results = synthetic_results(pictures=1)
+    predicted = results.predictions.models
+    labels = results.predictions.labels.tolist()
+    zero_shot = predicted["zero_shot"].tolist()
+    table = class_table(results)
+    totals = []
+    for row in table.rows:
+        label = int(row[0].removeprefix("class "))
+        members = [i for i, other_label in enumerate(labels) if other_label == label]
+        right = [zero_shot[i] == label for i in members]
+        assert row[1:3] == [str(len(members)), f"{100 * sum(right) / len(members):.1f}"]
+        (taken, count), *_ = collections.Counter(zero_shot[i] for i in members if zero_shot[i] != label).most_common(1)
+        assert row[3] == f"class {taken} ({count} of {len(members)})"
+        totals.append(0.0)
+        for key, cell in zip(("ivlp", "bias"), row[4:], strict=True):
+            steps = [int(predicted[key][i] == label) - int(zero_shot[i] == label) for i in members]
+            mean = sum(steps) / len(steps)
+            error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
+            assert cell == f"{100 * mean:+.1f} ± {100 * error:.1f} ({steps.count(1)}, {steps.count(-1)})"
+            totals[-1] += mean
+    assert len(totals) == 4 and totals == sorted(totals)
+    monkeypatch.setattr(study_page, "CLASS_ROWS", 2)
+    cut = class_table(results)
+    assert cut.rows == [table.rows[0], table.rows[-1]] and "of 4 classes the 1 at either end" in cut.note
+
+
+def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatch):
+    study = synthetic_results(pictures=1)
+    ivlp = study.words["ivlp"]
+    first, second = ivlp.prompts[1].distances
+    table = word_table(study)
+    assert len(table.rows) == 2
+    assert list(table.rows[1]) == ["IVLP", "2", f"photo ({first:.3g}), tex- ({second:.3g})", "0.5"]
+    named = dataclasses.replace(ivlp, prompts=(dataclasses.replace(ivlp.prompts[0], class_name="a cat"),))
+    study.words["ivlp"] = named
+    assert list(word_table(study).rows[0][:2]) == ["IVLP, a cat", "1"]
+    study.words["ivlp"] = ivlp
+    monkeypatch.setattr(study_page, "WORD_ROWS", 1)
+    cut = word_table(study)
+    assert len(cut.rows) == 1 and "1 more prompt in results.json" in cut.caption
+    del study.words["ivlp"]
+    assert word_table(study) is None and word_table(dataclasses.replace(study, words=None)) is None
+
+
+def test_observations_have_a_row_for_each_claim_and_method(written):
+    change = Observation(
+        "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, Outcome.UNDECIDED
+    )
+    correlation = dataclasses.replace(OBSERVED, unit="", number=Estimate(-0.3349, -0.4, -0.2), outcome=Outcome.DOES_NOT)
+    few = dataclasses.replace(change, number=Estimate(2.0))
+    nothing = dataclasses.replace(change, number=None, samples=0)
+    observations = Observations({}, (OBSERVED, change, correlation, few, nothing))
+    results = dataclasses.replace(only("predictions"), observations=observations)
+    table = observations_table(results)
+    assert [row[0] for row in table.rows[:2]] == ["Fig. 4: EOS looks at SOS", "Fig. 2: SOS falls"]
+    numbers = ["78.0 (77.0 to 79.3) %", "+0.0 (-1.3 to +0.2) points", "-0.33 (-0.40 to -0.20)", "+2.0 points", "–"]
+    assert [row[3] for row in table.rows] == numbers
+    assert [row[4] for row in table.rows[:3]] == ["holds", "undecided", "does not"]
+    _, page = written(results)
+    assert "observations" in page.folded and numbers[0] in page.text.replace("\u00a0", " ")
+    for without in (None, Observations({}, ())):
+        assert observations_table(dataclasses.replace(results, observations=without)) is None

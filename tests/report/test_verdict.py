@@ -1,4 +1,4 @@
-"""The verdict's numbers as tables, pictures and files, recomputed from the images' outcomes."""
+"""The verdict and the replacements as tables, pictures and files, recomputed from the images' outcomes."""
 
 import dataclasses
 import types
@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Kind, Labels, What, Where, save_results
+from clipbias.explain.results import Kind, Labels, ReplacementResults, What, Where, save_results
 from clipbias.explain.verdict import judge, sentence
-from clipbias.report.overview import load_studies
+from clipbias.report.study_page import load_studies
 from clipbias.report.verdict import (
     COLUMNS,
     overview_figure,
+    replacement_figure,
+    replacement_message,
     seed_table,
     shown_methods,
     verdict_figure,
@@ -22,7 +24,7 @@ from clipbias.report.verdict import (
 )
 from tests.report import recomputed
 from tests.report.recomputed import ENDS, PAIRS, SHARES
-from tests.report.synthetic import synthetic_results
+from tests.report.synthetic import model_replacements, only_sections, replaced_method, synthetic_results
 from tools import draw_studies
 
 KEYS = {"IVLP": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
@@ -119,34 +121,40 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
 
 
-def test_marks_stand_in_the_row_of_their_quantity(results, numbers):
+def marks(axes):
+    """The middle of every mark by its place on the y axis, with the ends of its line."""
+    made = {}
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        for x, y, ends in zip(line.get_xdata(), line.get_ydata(), bars.get_segments(), strict=True):
+            made[round(float(y), 2)] = (float(x), *ends[:, 0])
+    return made
+
+
+def test_what_is_drawn_is_the_file(results, numbers, studies):
+    """Each mark in the row of its quantity, or in the panel of its dataset."""
     drawing = verdict_figure(results["dtd"])
+    pd.testing.assert_frame_equal(drawing.numbers, verdict_frame([results["dtd"]]))
     (axes,) = drawing.figure.axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == [row for method in KEYS for row in (method, *list(PAIRS)[1:])]
-    marks = {}
-    for container in axes.containers:
-        line = container.lines[0]
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
-            marks[round(y)] = float(x)
+    of_row = marks(axes)
     for place, row in enumerate(rows):
         if row not in KEYS:
-            method = "IVLP" if place < len(PAIRS) else "Bias tuning"
-            expected = 100 * numbers[method, "calibrated", "dtd"][row]["share"]
-            assert marks[place] == pytest.approx(expected, abs=0.1), row
-    pd.testing.assert_frame_equal(drawing.numbers, verdict_frame([results["dtd"]]))
-
-
-def test_datasets_have_a_panel_each(numbers, studies):
+            of_quantity = numbers["IVLP" if place < len(PAIRS) else "Bias tuning", "calibrated", "dtd"][row]
+            assert of_row[place] == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1), row
     drawing = overview_figure(studies)
-    titles = [axes.get_title(loc="left") for axes in drawing.figure.axes[:3]]
-    assert titles == ["ImageNet", "DTD", "demo/fashion"]
-    axes = drawing.figure.axes[1]
-    labels = [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()]
-    assert labels == ["IVLP", "Bias tuning"]
-    exchange = axes.containers[-1].lines[0]
-    expected = [100 * numbers[method, "calibrated", "dtd"]["exchange"]["share"] for method in KEYS]
-    np.testing.assert_allclose(np.asarray(exchange.get_xdata(), float), expected, atol=0.1)
+    pd.testing.assert_frame_equal(drawing.numbers, verdict_frame(studies))
+    panels = drawing.figure.axes[:3]
+    assert [axes.get_title(loc="left") for axes in panels] == ["ImageNet", "DTD", "demo/fashion"]
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == list(KEYS)
+    for axes, name in zip(panels, DATASETS, strict=True):
+        shown = marks(axes)
+        for place, method in enumerate(KEYS):
+            for step, quantity in enumerate(list(PAIRS)[1:]):
+                of_quantity = numbers[method, "calibrated", name][quantity]
+                middle = shown[round(place + 0.12 * (step - 3), 2)]
+                assert middle == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1)
 
 
 def test_a_study_without_a_sure_gain_has_no_picture(results):
@@ -166,19 +174,23 @@ def test_a_study_without_a_sure_gain_has_no_picture(results):
     assert {text for row in rows[1::2] for text in row[3:]} == {"–"}
 
 
+@pytest.mark.ci
 def test_the_command_draws_studies_and_prints_their_sentences(results, tmp_path, capsys, monkeypatch):
     for place, name in enumerate(("imagenet", "dtd")):
         save_results(tmp_path / "why" / f"study{place}", results[name])
-    picture = tmp_path / "images" / "verdict.png"
-    for name, value in {"TO": str(picture.parent), "SUFFIX": "", "METHODS": []}.items():
+    for name, value in {"TO": str(tmp_path / "images"), "SUFFIX": "_two", "METHODS": []}.items():
         monkeypatch.setattr(draw_studies, name, types.SimpleNamespace(value=value))
     assert draw_studies.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
     for name in ("imagenet", "dtd"):
-        for method in results[name].methods:
+        for method in (*results[name].methods, *results[name].replacement.methods):
             assert method.sentence in printed
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert len(pd.read_csv(picture.with_suffix(".csv"))) == 2 * 2 * 2 * len(PAIRS)
+    for name, lines in {"verdict_two": 2 * 2 * 2 * len(PAIRS), "replacements_two": 2 * 5}.items():
+        assert (tmp_path / "images" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert len(pd.read_csv(tmp_path / "images" / f"{name}.csv")) == lines
+    save_results(tmp_path / "plain", only_sections(results["dtd"]))
+    with pytest.raises(ClipbiasError, match="neither verdicts nor replacements"):
+        draw_studies.main([str(tmp_path / "plain")])
     save_results(tmp_path / "why" / "again", results["dtd"])
     with pytest.raises(ClipbiasError, match="both hold IVLP on dtd"):
         draw_studies.main([str(tmp_path / "why")])
@@ -206,3 +218,90 @@ def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
     row = verdict_table(results["dtd"], [dataclasses.replace(ivlp, labels=labels)]).rows[1]
     assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 : -2]) == {"–"}
     assert "another image" not in sentence("IVLP", "dtd", labels, ivlp.numbers, 50)
+
+
+PLACES = ("demo/digits", "demo/fashion")
+LABELS = {
+    "the method itself, fitted (ceiling)": Kind.CEILING,
+    "two vectors, fitted": Kind.FITTED,
+    "two vectors, on labels": Kind.LABELS,
+    "two vectors, the mean": Kind.MEAN,
+}
+
+
+@pytest.fixture(scope="module")
+def exchanged():
+    """Of two datasets: two seeds of IVLP and one of VPT."""
+    made = []
+    for number, dataset in enumerate(PLACES):
+        ivlp = {f"ivlp_{seed}": model_replacements(10 * number + seed) for seed in (1, 2)}
+        vpt = {"vpt": model_replacements(10 * number + 5)}
+        methods = (replaced_method(ivlp), replaced_method(vpt, "VPT"))
+        study = only_sections(synthetic_results(pictures=1, dataset=dataset), "replacement")
+        made.append(dataclasses.replace(study, replacement=ReplacementResults(ivlp | vpt, methods)))
+    return made
+
+
+def test_the_numbers_are_the_comparisons_and_the_picture_is_the_numbers(exchanged):
+    figure = replacement_figure(exchanged)
+    numbers = figure.numbers
+    assert len(numbers) == 2 * 2 * 5 and list(numbers["dataset"].unique()) == list(PLACES)
+    for study in exchanged:
+        for method in study.replacement.methods:
+            own = numbers[(numbers["dataset"] == study.dataset.name) & (numbers["method"] == method.name)]
+            for row, stored in zip(method.rows, own.to_dict("records"), strict=True):
+                assert (stored["kind"], stored["form"]) == (row.student.kind, row.student.form)
+                assert stored["models"] == len(method.models) and stored["divergence"] == row.divergence.value
+                for start, number in {"": row.share, "moved_": row.moved, "difference_": row.difference}.items():
+                    ends = [stored[f"{start}{end}"] for end in ("value", "low", "high")]
+                    expected = [np.nan] * 3 if number is None else [number.value, number.low, number.high]
+                    np.testing.assert_allclose(ends, 100 * np.array(expected, float))
+                assert stored["word"] == (row.word or "")
+                assert np.isnan(stored["less_ceiling_value"]) == (row.less_ceiling is None)
+    drawn = 0
+    for axes, (start, dataset) in zip(
+        figure.figure.axes, [(start, dataset) for start in ("", "moved_") for dataset in PLACES], strict=True
+    ):
+        for container in axes.containers:
+            kind = LABELS[container.get_label()]
+            rows = numbers[(numbers["dataset"] == dataset) & (numbers["kind"] == kind)]
+            (line,) = [part for part in container.get_children() if hasattr(part, "get_xdata")]
+            (bars,) = container.lines[2]
+            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), rows[f"{start}value"])
+            np.testing.assert_allclose(
+                [segment[:, 0] for segment in bars.get_segments()], rows[[f"{start}low", f"{start}high"]]
+            )
+            assert [round(y) for y in line.get_ydata()] == [0, 1]  # a place for each method
+            drawn += 1
+    assert drawn == 2 * 2 * 4
+
+
+def test_the_message_and_the_caption_have_the_numbers(exchanged):
+    figure = replacement_figure(exchanged, ["IVLP"])
+    rows = [study.replacement.methods[0].rows for study in exchanged]
+
+    def span(values):
+        return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
+
+    shares, moved, best = (
+        span(values)
+        for values in (
+            [row[1].share.value for row in rows],
+            [row[1].moved.value for row in rows],
+            [row[0].moved.value for row in rows],
+        )
+    )
+    message = (
+        f"Two vectors per layer, fitted to each method's outputs, have {shares} of the gain in calibrated"
+        f" log-likelihood and make {moved} of the decisions that it moved; the method itself, fitted in the same way,"
+        f" makes {best}."
+    )
+    assert figure.caption.startswith(message)
+    drawn = figure.numbers[figure.numbers["method"] == "IVLP"]
+    of_form = drawn[(drawn["form"] == "kind") | (drawn["kind"] == Kind.CEILING)]
+    without = of_form[of_form["kind"] != Kind.CEILING].assign(value=np.nan)
+    assert replacement_message(without).endswith(f"outputs, make {moved} of the decisions that it moved.")
+    assert replacement_message(of_form.assign(moved_value=np.nan)) == "No decision was moved."
+    with pytest.raises(ClipbiasError, match="nothing was fitted to 'CoOp'; there are IVLP, VPT"):
+        replacement_figure(exchanged, ["CoOp"])
+    assert replacement_figure([dataclasses.replace(exchanged[0], replacement=None)]) is None

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.errors import ClipbiasError
 from clipbias.report import make_tables, names, read_sweep, render, render_tables
-from clipbias.report.sweep_tables import check_policies
-from clipbias.report.table import FORMS, Table, cells
+from clipbias.report.sweep_tables import check_policies, class_tables
+from clipbias.report.table import FORMS, Table
 from clipbias.tuning.recipe import MOST
 from tests.report.markup import Page
 
@@ -154,13 +155,13 @@ def test_published_numbers_stand_beside_the_eleven_and_nowhere_else():
     table = made["Accuracy, average over datasets"]
     heads = ("1 shot", "4 shots", "4 shots, published", "16 shots", "16 shots, published")
     assert table.columns == ("Method", *heads)
-    theirs = names.published_averages().averages["bias"]
+    theirs = dict(zip((4, 8, 16), names.published()["averages"]["accuracy"]["bias"], strict=True))
     assert entries(table, "Bias tuning")[3::2] == [f"{theirs[4]:.1f}", f"{theirs[16]:.1f}"]
     assert entries(table, "Zero-shot")[3::2] == ["–", "–"] and "2312.11570" in table.note
     assert table.bold == {(1, 1), (1, 2), (1, 4)}  # never a published number
     others = [table for title, table in made.items() if title.startswith("Published")]
-    assert len(others) == len(names.published_sixteen_shots()) > 0
-    first = names.published_sixteen_shots()[0].accuracies
+    assert len(others) == len(names.published()["sixteen_shots"]) > 0
+    first = names.published()["sixteen_shots"][0]["accuracy"]
     name, numbers = next(iter(first.items()))
     assert entries(others[0], name)[1] == f"{numbers['ImageNet']:.1f}"
     for rows in (a_few(), [run(dataset=name, shots=shots) for name in (*ELEVEN, "demo/digits") for shots in (1, 4)]):
@@ -178,7 +179,7 @@ def test_selected_rates_have_a_table():
         run("vpt", learning_rate=0.1, choice=choice((0.1, 71.0), (0.2, 70.0))),
     ]
     table = tables(rows)["Learning rates"]
-    assert table.columns == ("Method", "Dataset", "Shots", "0.1", "0.2", "0.4")
+    assert table.columns == ["Method", "Dataset", "Shots", "0.1", "0.2", "0.4"]
     assert {tuple(row) for row in table.rows} == {
         ("VPT", "all", "all", "71.0", "70.0", "–"),
         ("Bias tuning", "all", "all", "70.0", "75.0", "failed"),
@@ -258,7 +259,7 @@ def test_names_of_any_kind_stay_in_their_cells():
 
 
 def test_names_that_look_like_numbers_are_not_rewritten():
-    table = Table("Title", "", ("Name", "Other"), (cells("1e3", "0012"), cells("007", "1_000")), words={1})
+    table = Table("Title", "", ("Name", "Other"), (("1e3", "0012"), ("007", "1_000")), words={1})
     for form in FORMS:
         assert all(name in render(table, form) for name in ("1e3", "0012", "007", "000"))
 
@@ -267,3 +268,45 @@ def test_names_that_look_like_numbers_are_not_rewritten():
 def test_the_order_in_which_seeds_finish_changes_nothing(form):
     rows = a_few()
     assert render_tables(read_sweep(rows), form) == render_tables(read_sweep(rows[:1] + rows[1:][::-1]), form)
+
+
+def scores(seed, **more):
+    numbers = np.random.default_rng(seed).uniform(0, 100, 3)
+    return dict(zip(CLASS_MEASURES, map(float, numbers), strict=True)) | {"worst_class": "ant"} | more
+
+
+def test_means_over_seeds_and_datasets():
+    runs = [(dataset, seed) for dataset in ("demo/digits", "demo/emoji") for seed in (1, 2, 3)]
+    rows = [run(dataset=name, seed=seed, class_summary=scores(seed + len(name))) for name, seed in runs]
+    frozen = [("demo/digits", 20), ("demo/emoji", 21)]
+    rows += [
+        run("zero_shot", name, None, 0, class_summary=scores(seed, untested_classes=["bee"] if seed == 20 else []))
+        for name, seed in frozen
+    ]
+    rows.append(run("coop", "demo/digits"))  # of before
+    made = class_tables(read_sweep(rows), ("macro_f1", "worst_accuracy"))
+    assert [table.title for table in made] == ["Macro-F1, 16 shots", "Accuracy of the worst class, 16 shots"]
+    for table, measure in zip(made, ("macro_f1", "worst_accuracy"), strict=True):
+        assert table.columns == ("Method", "demo/digits", "demo/emoji", "Average")
+        by_seed = np.array([[scores(seed + len(name))[measure] for seed in (1, 2, 3)] for name, _ in frozen])
+        errors = by_seed.std(axis=1, ddof=1) / np.sqrt(3)
+        means = [*by_seed.mean(axis=1), by_seed.mean()]
+        texts = [
+            f"{mean:.1f} ± {error:.1f}" for mean, error in zip(means, [*errors, np.hypot(*errors) / 2], strict=True)
+        ]
+        assert entries(table, "Bias tuning")[1:] == texts
+        plain = [scores(seed)[measure] for _, seed in frozen]
+        assert entries(table, "Zero-shot")[1:] == [f"{value:.1f}" for value in (*plain, np.mean(plain))]
+        assert entries(table, "CoOp")[1:] == ["–"] * 3
+        assert (
+            "Left out of demo/digits: 1 class without test images (bee)." in table.note and "emoji:" not in table.note
+        )
+    assert class_tables(read_sweep(rows), ()) == [] and class_tables(read_sweep([run()]), CLASS_MEASURES) == []
+
+
+def test_evaluations_have_columns_of_their_own():
+    summaries = {"base": scores(1), "new": scores(2)}
+    row = run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, class_summaries=summaries)
+    (table,) = class_tables(read_sweep([row]), ("balanced_accuracy",))
+    assert table.columns == ("Method", "demo/digits, base", "demo/digits, new")
+    assert entries(table, "Bias tuning")[1:] == [f"{scores(seed)['balanced_accuracy']:.1f}" for seed in (1, 2)]

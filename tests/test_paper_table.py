@@ -1,71 +1,22 @@
-"""The table of the paper's observations, its CSV, and Table 1's observation from a sweep's rows."""
+"""What docs/paper.md is made of: observations as a CSV, and Table 1's observation from a sweep's rows."""
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
-from clipbias.explain.results import Observation, Observations, Outcome, save_results
-from clipbias.explain.uncertainty import Estimate
-from clipbias.report import read_sweep, write_report
-from clipbias.report.observations import bias_above_prompts, number_text, observation_frame, observations_table
-from clipbias.report.table import render
-from tests.report.markup import Page
-from tests.report.synthetic import OBSERVED, only_sections, synthetic_results
-
-SHARE = OBSERVED
-CHANGE = Observation(
-    "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, Outcome.UNDECIDED
-)
-CORRELATION = dataclasses.replace(SHARE, unit="", number=Estimate(-0.3349, -0.4, -0.2), outcome=Outcome.DOES_NOT)
-FEW = dataclasses.replace(CHANGE, number=Estimate(2.0))
-NOTHING = dataclasses.replace(CHANGE, number=None, samples=0)
+from clipbias.explain.results import Outcome
+from clipbias.report import read_sweep
+from tests.report.synthetic import OBSERVED
+from tools.paper_table import bias_above_prompts, observation_frame
 
 
-@pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        (SHARE, "78.0 (77.0 to 79.3) %"),
-        (CHANGE, "+0.0 (-1.3 to +0.2) points"),
-        (CORRELATION, "-0.33 (-0.40 to -0.20)"),
-        (FEW, "+2.0 points"),
-        (NOTHING, "–"),
-    ],
-)
-def test_numbers_in_words(row: Observation, text: str) -> None:
-    assert number_text(row) == text
-
-
-def test_the_table_has_a_row_for_each_claim_and_method() -> None:
-    study = SimpleNamespace(observations=Observations({}, (SHARE, CHANGE, CORRELATION)))
-    table = observations_table(study)
-    assert [row[0] for row in table.rows] == [
-        "Fig. 4: EOS looks at SOS",
-        "Fig. 2: SOS falls",
-        "Fig. 4: EOS looks at SOS",
-    ]
-    assert [row[-1] for row in table.rows] == ["holds", "undecided", "does not"]
-    assert "IVLP" in render(table, "text") and "unchanged: within 10 %" in table.caption
-    assert observations_table(SimpleNamespace(observations=None)) is None
-    assert observations_table(SimpleNamespace(observations=Observations({}, ()))) is None
-
-
-def test_the_page_has_it_folded(tmp_path) -> None:
-    results = only_sections(synthetic_results(pictures=1), "predictions")
-    save_results(tmp_path, dataclasses.replace(results, observations=Observations({}, (SHARE, CHANGE))))
-    page = Page(write_report(tmp_path, tmp_path / "report").read_text(encoding="utf-8"))
-    assert "observations" in page.folded and "What the paper observes" in page.text
-    assert "78.0 (77.0 to 79.3) %" in page.text
-
-
-def test_the_csv_has_every_field() -> None:
-    frame = observation_frame([SHARE, NOTHING])
+def test_the_csv_has_every_field():
+    frame = observation_frame([OBSERVED, dataclasses.replace(OBSERVED, number=None, samples=0)])
     assert frame.loc[0].tolist() == [
         *("Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", 78.04, 77.0, 79.26, 10, "holds")
     ]
-    assert frame.loc[1, ["value", "low", "high"]].isna().all() and frame.loc[1, "outcome"] == "undecided"
+    assert frame.loc[1, ["value", "low", "high"]].isna().all() and frame.loc[1, "outcome"] == "holds"
 
 
 def rows_of(accuracies: dict[str, list[float]], dataset: str = "demo/digits") -> list[dict[str, object]]:
