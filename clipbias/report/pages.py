@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def captions() -> dict[str, dict[str, str]]:
-    """By kind of figure its title and its caption, as templates."""
+    """By kind of figure or table its title and its caption, as templates."""
     return tomllib.loads((importlib.resources.files("clipbias.report") / "templates/captions.toml").read_text("utf-8"))
+
+
+def words_of(kind: str, **facts: Any) -> tuple[str, str]:
+    """The title and the caption of a kind, whose braces `facts` fill."""
+    title, caption = (captions()[kind][part].format(**facts) for part in ("title", "caption"))
+    return title, " ".join(caption.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +61,8 @@ class CaptionedFigure:
 
 
 def captioned(kind: str, figure: "Figure", numbers: pd.DataFrame, *, name: str = "", **facts: Any) -> CaptionedFigure:
-    """The figure with the title and the caption of its kind, a key of `captions()`, whose braces `facts` fill.
-
-    Its files are named by its kind, or by `name`.
-    """
-    title, caption = (" ".join(captions()[kind][part].format(**facts).split()) for part in ("title", "caption"))
-    return CaptionedFigure(name or kind, title, caption, figure, numbers)
+    """The figure with the title and the caption of its kind. Its files are named by its kind, or by `name`."""
+    return CaptionedFigure(name or kind, *words_of(kind, **facts), figure, numbers)
 
 
 def file_name(text: str) -> str:

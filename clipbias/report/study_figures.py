@@ -21,7 +21,7 @@ from clipbias.explain.results import (
 from clipbias.report import style
 from clipbias.report.names import KIND_NAMES, dataset_name
 from clipbias.report.overlay import Overlay, heat_scale, overlay_grid, show_heat, show_picture
-from clipbias.report.pages import CaptionedFigure, captioned, file_name
+from clipbias.report.pages import CaptionedFigure, captioned, file_name, words_of
 from clipbias.report.panels import bars, joined, level, lines, panels, points, tidy
 from clipbias.report.table import Table
 from clipbias.sentences import counted
@@ -286,12 +286,8 @@ def area_table(study: StudyResults) -> Table | None:
         for kind, curves in ((kind, result.maps[kind]) for kind in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
             rows.append((labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
-    caption = (
-        "Area under each curve in percent. Most relevant first: the smaller, the better the map; least relevant first:"
-        " the larger, the better."
-    )
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
-    return Table("", caption, ("Model", "Map", *heads), rows, words={1}) if rows else None
+    return Table(*words_of("areas_table"), ("Model", "Map", *heads), rows, words={1}) if rows else None
 
 
 SIDES: dict[str, Any] = {

@@ -160,11 +160,7 @@ def _models(study: StudyResults) -> Table:
         numbers = [count.total, count.vision, count.text, count.shared, model.vision_prompts, model.text_prompts]
         accuracy = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
         rows.append([model.label, accuracy, *map("{:,}".format, numbers)])
-    caption = (
-        "Accuracy ± one binomial standard error. Learned parameters: all, of each tower, of both together. Zero-shot's"
-        f" text: {study.dataset.template}"
-    )
-    return Table("", caption, columns, rows)
+    return Table(*pages.words_of("models_table", template=study.dataset.template), columns, rows)
 
 
 def _config(study: StudyResults) -> str:
@@ -264,11 +260,7 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
     if len(studies) > 1:
         means = (f"{np.mean(values):.1f}" if len(values) == len(studies) else MISSING for values in accuracies.values())
         rows.append(["Average", "", *means])
-    caption = (
-        "Top-1 accuracy in percent ± one binomial standard error; an average is given where every dataset has the"
-        " model."
-    )
-    return Table("", caption, ("Dataset", "Images", *labels.values()), rows)
+    return Table(*pages.words_of("accuracies_table"), ("Dataset", "Images", *labels.values()), rows)
 
 
 WORD_ROWS = 96  # on the page; the results have all
@@ -284,15 +276,11 @@ def word_table(study: StudyResults) -> Table | None:
         words = [f"{word} ({far:.3g})" for word, far in zip(prompt.words, prompt.distances, strict=True)]
         name = label if prompt.class_name is None else f"{label}, {prompt.class_name}"
         rows.append((name, str(prompt.prompt + 1), ", ".join(words), f"{prompt.mean_distance:.3g}"))
-    caption = (
-        "The vocabulary's tokens nearest to each learned text prompt, with Euclidean distances; a hyphen ends a piece"
-        " of a word. Last column: the mean distance to the whole vocabulary; nearest words that are hardly nearer than"
-        " that say nothing. Prompts of deeper layers stand in the place of hidden states, which are no words."
-    )
+    title, caption = pages.words_of("words_table")
     if more := len(prompts) - len(rows):
         caption += f" {counted(more, 'more prompt')} in results.json."
     heads = ("Model", "Prompt", "Nearest words (distance)", "Mean")
-    return Table("", caption, heads, rows, words={2}) if rows else None
+    return Table(title, caption, heads, rows, words={2}) if rows else None
 
 
 def class_table(study: StudyResults) -> Table | None:
@@ -337,15 +325,6 @@ def class_table(study: StudyResults) -> Table | None:
     )
 
 
-_OBSERVATIONS = (
-    "Claims of the paper (arXiv 2312.11570). In brackets 95 % intervals over images, of text attention over classes,"
-    " and over seeds where there are several. A claim holds if the whole interval lies in its range, does not if all"
-    " of it lies outside, else it is undecided. Falls: below 0; rises: above 0; looks at: above 50 %; unchanged: within"
-    " 10 %; identical: within 0.1 %. Hypotheses of Sec. 4.2.1: by the labels of the verdict. Changes are tuned less"
-    " zero-shot; attention is a mean over layers and heads; corrected images are those that tuning gets right anew."
-)
-
-
 def observations_table(study: StudyResults) -> Table | None:
     """A row for each claim and method; `None` where no observation was measured."""
     rows = study.observations.rows if study.observations else ()
@@ -355,7 +334,7 @@ def observations_table(study: StudyResults) -> Table | None:
         (f"{row.source}: {row.claim}", row.method, row.statistic, number_text(row), row.outcome.value) for row in rows
     ]
     heads = ("Claim", "Model", "Statistic", "Value", "It")
-    return Table("", _OBSERVATIONS, heads, lines, words={1, 2, 4})
+    return Table(*pages.words_of("observations_table"), heads, lines, words={1, 2, 4})
 
 
 def number_text(row: Observation) -> str:

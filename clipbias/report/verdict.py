@@ -22,7 +22,7 @@ from clipbias.explain.uncertainty import Estimate, excludes
 from clipbias.explain.wording import OUTCOMES, UNITS, by_reason, change, in_points, percent
 from clipbias.report import style
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
-from clipbias.report.pages import CaptionedFigure, captioned
+from clipbias.report.pages import CaptionedFigure, captioned, words_of
 from clipbias.report.panels import level, panels, points
 from clipbias.report.table import MISSING, Table
 
@@ -49,12 +49,6 @@ COLUMNS = (
     *("Model", "In", "Gain", "Attention alone", "Tokens alone"),
     *("All added", "Mean by kind", "By position", "Another image's", "Exchange"),
     *("Two vectors", "Ceiling"),
-)
-NOTE = (
-    "Each method twice: in points of accuracy, and in calibrated log-likelihood, which decides: its gain in nats, the"
-    " next three as shares of it, then of all that is added to image tokens. Two vectors per layer, and the method"
-    " itself (ceiling), fitted to its predictions: above, moved decisions that they share; below, their share of the"
-    " gain. In brackets 95 %. A dash: not measured, or the whole is not surely above 0."
 )
 
 
@@ -117,7 +111,8 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
             rows.append(texts)
     measured = [place for place, texts in enumerate(zip(*rows, strict=True)) if set(texts) != {MISSING}]
     heads = [COLUMNS[place] for place in measured]
-    return Table(title, NOTE, heads, [[row[place] for place in measured] for row in rows], words={1}) if rows else None
+    rows = [[row[place] for place in measured] for row in rows]
+    return Table(title, words_of("verdict_table")[1], heads, rows, words={1}) if rows else None
 
 
 def seed_table(study: StudyResults) -> Table | None:
@@ -144,13 +139,8 @@ def other_levels(methods: Sequence[MethodResult]) -> Table | None:
         parts = [numbers.towers.get("vision"), numbers.towers.get("text")]
         parts += [numbers.text.all, numbers.text.kind] if numbers.text else [None, None]
         rows.append([method.label, *(share_text(part.share if part else None) for part in parts)])
-    caption = (
-        "Shares of the gain in calibrated log-likelihood: of the tuned model in one tower and CLIP in the other, and of"
-        " all that is added to text tokens, with CLIP's images; of that, the share of its mean over classes, by layer"
-        " and kind of token."
-    )
     heads = ("Model", "Vision tower alone", "Text tower alone", "All added to texts", "Its mean over classes")
-    return Table("Towers apart, and texts", caption, heads, rows) if rows else None
+    return Table(*words_of("towers_table"), heads, rows) if rows else None
 
 
 def why_not_mixed(study: StudyResults) -> list[str]:
@@ -264,16 +254,6 @@ _REPLACEMENT_COLUMNS = (
     *("Method", "Stands for it", "Numbers", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
     *("Same decisions", "Same moved decisions", "Less the ceiling's", "Cosine", "Conclusion"),
 )
-_REPLACEMENT_CAPTION = (
-    "Forms that learned each method's outputs of training images without labels, on the study's images. The ceiling:"
-    " the method itself, fitted in the same way from another start. Share: of the gain in calibrated log-likelihood; a"
-    " dash where the gain is not surely above 0. Accuracy: the paired difference in points. KL: from the method to what"
-    " stands for it. Moved: images whose decision tuning changed; less the ceiling's in points. Cosine: between what"
-    " both change of the frozen model's image features. Mean: of what the method's blocks add, to which nothing was"
-    " fitted. Retrained: the method on the same labelled images with another start, which says how reproducible a"
-    " training is, and no more. On labels: the form's own method trained on the labels of the same images. In brackets"
-    " 95 % intervals. A fit is a lower bound on what a form can do."
-)
 _KIND_WORDS = {
     Kind.FITTED: "{}",
     Kind.CEILING: "the ceiling: {}",
@@ -311,7 +291,7 @@ def replacement_table(study: StudyResults) -> Table | None:
         for method in (study.replacement.methods if study.replacement else ())
         for row in method.rows
     ]
-    return Table("", _REPLACEMENT_CAPTION, _REPLACEMENT_COLUMNS, rows, words={1, 10}) if rows else None
+    return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 10}) if rows else None
 
 
 def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:

@@ -7,34 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clipbias.explain import results as found
 from clipbias.explain.causal_section import DRAWS, Way, measure, over_seeds, summarize
 from clipbias.explain.replacement import Outputs, by_image, compare, sentence
-from clipbias.explain.results import (
-    SECTIONS,
-    CausalTest,
-    CausalTests,
-    ClipFacts,
-    DatasetFacts,
-    Kind,
-    MethodReplacements,
-    Missing,
-    ModelFacts,
-    ModelReplacements,
-    Observation,
-    Observations,
-    Outcome,
-    ParameterCount,
-    Predictions,
-    ReplacementResults,
-    Student,
-    StudyResults,
-)
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import judge
-from tests.report.synthetic_maps import MapSections
 
-OBSERVED = Observation(
-    "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, Outcome.HOLDS
+OBSERVED = found.Observation(
+    "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, found.Outcome.HOLDS
 )
 WAYS = tuple(way for way in Way for _ in range(DRAWS if way is Way.IMAGE_OTHER else 1))
 # How far each way moves the logit of the true class.
@@ -61,7 +41,7 @@ def synthetic_results(**drawn):
 
 def only_sections(results, *names, sections=None):
     """The results without all sections but the named ones, of which everything that follows is drawn anew."""
-    others = {name: None for name in SECTIONS if name not in ("predictions", *names)}
+    others = {name: None for name in found.SECTIONS if name not in ("predictions", *names)}
     if sections is None:
         sections = tuple(name for name in results.sections if name not in others)
     return judge(dataclasses.replace(results, sections=tuple(sections), methods=(), **others))
@@ -73,7 +53,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study = _Builder(np.random.default_rng(seed), **sizes)
     facts = study.start(dataset)
     study.predicted = study.predictions()
-    results = StudyResults(
+    results = found.StudyResults(
         **facts,
         predictions=study.predicted,
         relevancy=study.relevancy(),
@@ -87,17 +67,17 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
         explore=study.explore(4 * pictures),
         words=study.words(),
         replacement=synthetic_forms(),
-        observations=Observations({}, (OBSERVED,)),
+        observations=found.Observations({}, (OBSERVED,)),
     )
     return judge(results)
 
 
 STUDENTS = (
-    Student(Kind.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
-    Student(Kind.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
-    Student(Kind.MEAN, "kind", "two vectors per layer", 200),
-    Student(Kind.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
-    Student(Kind.LABELS, "kind", "Bias tuning", 200),
+    found.Student(found.Kind.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
+    found.Student(found.Kind.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
+    found.Student(found.Kind.MEAN, "kind", "two vectors per layer", 200),
+    found.Student(found.Kind.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
+    found.Student(found.Kind.LABELS, "kind", "Bias tuning", 200),
 )
 
 
@@ -116,10 +96,12 @@ def form_outputs(seed: int = 0, images: int = 300) -> tuple[list[Outputs], np.nd
     return [outputs(by, alike) for by, alike in sizes], labels
 
 
-def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Student] = STUDENTS) -> ModelReplacements:
+def model_replacements(
+    seed: int = 0, images: int = 300, students: Sequence[found.Student] = STUDENTS
+) -> found.ModelReplacements:
     """What one tuned model can be exchanged for."""
     (frozen, tuned, *others), labels = form_outputs(seed, images)
-    return ModelReplacements(
+    return found.ModelReplacements(
         steps=30,
         fitted_images=80,
         held_back_images=20,
@@ -129,30 +111,95 @@ def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Stud
     )
 
 
-def replaced_method(models: Mapping[str, ModelReplacements], name: str = "IVLP") -> MethodReplacements:
+def replaced_method(models: Mapping[str, found.ModelReplacements], name: str = "IVLP") -> found.MethodReplacements:
     """What these models of one method can be exchanged for."""
     gain, rows = compare([model.by_image for model in models.values()])
     assert gain is not None
-    return MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
+    return found.MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
 
 
-def synthetic_forms() -> ReplacementResults:
+def synthetic_forms() -> found.ReplacementResults:
     """What IVLP can be exchanged for."""
     models = {"ivlp": model_replacements()}
-    return ReplacementResults({**models, "bias": Missing("No form learns.")}, (replaced_method(models),))
+    return found.ReplacementResults({**models, "bias": found.Missing("No form learns.")}, (replaced_method(models),))
 
 
-class _Builder(MapSections):
+@dataclasses.dataclass
+class _Builder:
+    draw: np.random.Generator
+    layers: int = 3
+    heads: int = 2
+    grid: int = 3
+    image_size: int = 24
+    vision_prompts: int = 2
+    text_prompts: int = 2
+    tokens: int = 9
+    classes: int = 4
+    images: int = 50
+    twins: bool = False
+
+    @property
+    def patches(self):
+        return self.grid**2
+
+    def average(self, mean, relative_error=0.06):
+        mean = np.asarray(mean, np.float32)
+        return found.Average(mean, (relative_error * np.abs(mean)).astype(np.float32))
+
+    def steps(self, *shape):
+        return self.draw.integers(0, 256, (*shape, self.patches), dtype=np.uint8)
+
+    def reals(self, *shape):
+        return self.draw.uniform(0.01, 0.2, shape).astype(np.float32)
+
+    def patch_row(self, centre=0.5):
+        rows, columns = np.mgrid[: self.grid, : self.grid] / max(1, self.grid - 1) - centre
+        row = np.exp(-4 * (rows**2 + columns**2)).ravel() * self.draw.lognormal(0, 0.25, self.patches)
+        return row / row.sum()
+
+    def pictures(self, count):
+        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
+        made = []
+        for _ in range(count):
+            centre = self.draw.uniform(-0.2, 0.2, 2)
+            disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) < 0.07
+            ground = self.draw.integers(20, 110, 3)
+            ink = self.draw.integers(130, 250, 3)
+            noise = self.draw.normal(0, 9, (self.image_size, self.image_size, 1))
+            made.append(np.clip(np.where(disc[..., None], ink, ground) + noise, 0, 255).astype(np.uint8))
+        return made
+
+    def maps(self, *shape):
+        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
+        made = np.empty((*shape, self.image_size, self.image_size), np.float32)
+        for index in np.ndindex(*shape):
+            a, b = self.draw.uniform(-0.3, 0.3, 2)
+            spot = np.exp(-8 * ((rows - a) ** 2 + (columns - b) ** 2))
+            made[index] = (spot - spot.min()) / (spot.max() - spot.min())
+        return made
+
+    def logits(self, strengths, labels):
+        """`[n, K, C]` under which the true class is ahead by the strengths `[K]`, beside noise of the images.
+
+        All models share most of that noise: else two seeds would differ by so much that they show no gain.
+        """
+        noise = np.random.default_rng(len(labels)).normal(size=(len(labels), 1, self.classes))
+        logits = noise + np.zeros((1, len(strengths), 1))
+        logits[np.arange(len(labels)), :, labels] += np.asarray(strengths) - 0.5
+        return logits + 0.3 * self.draw.normal(size=logits.shape)
+
     def start(self, dataset):
         def model(key, label, method, accuracy, vision, text):
-            return ModelFacts(
+            return found.ModelFacts(
                 key=key,
                 label=label,
                 name=label.partition(" (seed")[0],
                 trained_on=None,
                 method=method,
                 options={},
-                parameters=ParameterCount(total=10 * (vision + text), vision=10 * vision, text=10 * text, shared=0),
+                parameters=found.ParameterCount(
+                    total=10 * (vision + text), vision=10 * vision, text=10 * text, shared=0
+                ),
                 vision_prompts=vision,
                 text_prompts=text,
                 vision_depth=(self.layers - 1 or 1) if vision else 0,
@@ -172,7 +219,7 @@ class _Builder(MapSections):
             twin = model("ivlp_seed2", "IVLP (seed 2)", "ivlp", 68.5, self.vision_prompts, self.vision_prompts)
             self.models.insert(2, twin)
             self.rates.insert(2, 68.5)
-        clip = ClipFacts(
+        clip = found.ClipFacts(
             name="demo",
             fingerprint="0123456789abcdef",
             image_size=self.image_size,
@@ -183,10 +230,10 @@ class _Builder(MapSections):
         )
         names = tuple(f"class {index}" for index in range(self.classes))
         return {
-            "dataset": DatasetFacts(dataset, "test", self.images, names, "a photo of a {}."),
+            "dataset": found.DatasetFacts(dataset, "test", self.images, names, "a photo of a {}."),
             "clip": clip,
             "models": tuple(self.models),
-            "sections": SECTIONS,
+            "sections": found.SECTIONS,
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "split": "test"},
             "seconds": 41.5,
         }
@@ -197,7 +244,7 @@ class _Builder(MapSections):
         for model, rate in zip(self.models, self.rates, strict=True):
             right = self.draw.random(self.images) < rate / 100
             models[model.key] = np.where(right, labels, (labels + 1) % self.classes)
-        return Predictions(labels.astype(np.int32), models)
+        return found.Predictions(labels.astype(np.int32), models)
 
     def causal(self):
         """Outcomes under every way; bias tuning is the same for every image."""
@@ -208,9 +255,206 @@ class _Builder(MapSections):
         for model in self.models[1:]:
             sizes = SIZES | (dict.fromkeys((Way.IMAGE_KIND, Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {})
             measured[model.key] = measure(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
-            tests[model.key] = CausalTest(names, measured[model.key].outcomes(images), "", {})
+            tests[model.key] = found.CausalTest(names, measured[model.key].outcomes(images), "", {})
         numbers = {key: summarize(each, names) for key, each in measured.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
             numbers[" ".join(keys)] = summarize(over_seeds([measured[key] for key in keys]), names)
-        return CausalTests(tests, numbers)
+        return found.CausalTests(tests, numbers)
+
+    def relevancy(self):
+        results = {}
+        for model in self.models[1:]:
+            counts = zip(found.GROUPS, (27, 11, self.images), strict=True)
+            groups = {group: self.relevancy_of(model, group, count) for group, count in counts}
+            texts = {}
+            for side, prompts in (("zero_shot", 0), ("tuned", model.text_prompts)):
+                kinds = ["sos", *["prompt"] * prompts, *["words"] * (self.text_prompts - prompts)]
+                kinds += [""] * (self.tokens - len(kinds))
+                texts[side] = found.RelevancyText("a photo of a {}.", 1, tuple(kinds))
+            results[model.key] = found.Relevancy(**texts, **groups)
+        return results
+
+    def relevancy_of(self, model, group, count):
+        prompts = model.vision_prompts
+        share = 0.12 if prompts else 0.0
+        tuned = np.concatenate([self.patch_row() * (1 - share), np.full(prompts, share / max(1, prompts))])
+        averages = {name: {} for name in ("vision", "vision_kinds", "text", "text_kinds")}
+        for side, row in (("zero_shot", self.patch_row()), ("tuned", tuned)):
+            averages["vision"][side] = self.average(row)
+            sums = [row[: self.patches].sum(), row[self.patches :].sum()]
+            averages["vision_kinds"][side] = self.average(sums, 0.01)
+            text = np.zeros(self.tokens)
+            length = min(self.tokens, self.text_prompts + 4)
+            text[0] = 0.8
+            text[1:length] = self.draw.dirichlet(np.full(length - 1, 6.0)) * 0.2
+            averages["text"][side] = self.average(text)
+            context = 1 + self.text_prompts
+            learned = bool(model.text_prompts) and side == "tuned"
+            middle = text[1:context].sum()
+            kinds = [
+                text[0],
+                middle * learned,
+                middle * (not learned),
+                text[context : length - 1].sum(),
+                text[length - 1],
+            ]
+            averages["text_kinds"][side] = self.average(kinds, 0.02)
+        return found.RelevancyGroup(
+            count=count,
+            **{name: found.BothModels(**sides) for name, sides in averages.items()},
+            order=self.average([0.71 + 0.05 * found.GROUPS.index(group)]),
+            variation=self.average([0.18 - 0.03 * found.GROUPS.index(group)]),
+        )
+
+    def text_attention(self):
+        results = {}
+        for model in self.models:
+            shares = self.draw.dirichlet([9, 2, 1.5, 0.7, 1.2], (self.layers, self.heads))
+            missing = found.TEXT_KINDS.index("words" if model.text_prompts else "prompt")
+            average = self.average(np.insert(shares, missing, 0, axis=-1))
+            results[model.key] = found.TextAttention(average, self.classes, 1, "a photo of a {}.")
+        return results
+
+    def vision_attention(self):
+        results = {}
+        for model in self.models:
+            variants = dict.fromkeys(("clip", "without_prompt", "with_prompt"))
+            for variant in ("without_prompt", "with_prompt") if model.vision_prompts else ("clip",):
+                depth = np.linspace(0.2, 1, self.layers)[:, None]
+                noise = self.draw.random((self.layers, self.heads))
+                limit = np.log(1 + self.patches)
+                averages = {
+                    "distance": self.average(self.image_size * (0.15 + 0.35 * depth * noise)),
+                    "entropy": self.average(limit * (0.4 + 0.55 * depth * noise)),
+                    "cls_entropy": self.average(limit * (0.3 + 0.6 * depth * noise)),
+                }
+                variants[variant] = found.AttentionVariant(**averages)
+            results[model.key] = found.VisionAttention(count=self.images, **variants, no_cls_entropy=None)
+        return results
+
+    def similarity(self, pictures):
+        shown = sorted({0, self.layers // 2, self.layers - 1})
+        upright = self.pictures(pictures)
+        models = {}
+        for model in self.models[1:]:
+            if not model.vision_prompts:
+                continue
+            maps = {name: self.maps(4 * pictures, len(shown)) for name in ("zero_shot_cls", "cls", "prompts")}
+            correlation = self.average(np.linspace(0.2, -0.45, self.layers))
+            models[model.key] = found.SimilarityMaps(**maps, rank_correlation=correlation, count=self.images)
+        return found.Similarity(
+            images=np.stack([np.rot90(picture, turn) for picture in upright for turn in range(4)]),
+            rotations=np.array([0, 90, 180, 270] * pictures),
+            layers=np.array(shown),
+            models=models,
+        )
+
+    def decomposition(self):
+        towers = {}
+        for tower in ("vision", "text"):
+            mass = self.draw.beta(2, 12, (self.layers, self.heads))
+            norm_share = self.average(self.draw.uniform(0.05, 0.4, self.layers))
+            constancy = self.draw.uniform(0.75, 0.99, self.layers)
+            cosine = self.draw.uniform(-0.1, 0.5, self.layers)
+            towers[tower] = found.TowerDecomposition(
+                count=self.images if tower == "vision" else self.classes,
+                depth=self.models[1].vision_depth if tower == "vision" else self.layers,
+                prompt_mass=self.average(mass),
+                pooled_mass=self.average(np.clip(mass * 1.4, 0, 1)),
+                norm_share=norm_share,
+                constancy=constancy,
+                bias_likeness=constancy * 0.85,
+                bias_cosine={"bias": cosine},
+            )
+        return {"ivlp": found.Decomposition(towers)}
+
+    def faithfulness(self):
+        fractions = np.linspace(0, 1, 11)
+
+        def curve(model, position, direction):
+            speed = 3.0 - 0.5 * position if direction == "positive" else 0.6 + 0.5 * position
+            accuracy = model.accuracy / 100 * np.exp(-speed * fractions)
+            return found.PerturbationCurve(accuracy, float(np.trapezoid(accuracy, fractions)))
+
+        def targets(*place):
+            return {"predicted": curve(*place), "true": curve(*place)}
+
+        results = {}
+        for model in self.models:
+            maps = {
+                kind: {direction: targets(model, position, direction) for direction in ("positive", "negative")}
+                for position, kind in enumerate(found.MAPS)
+            }
+            results[model.key] = found.ModelFaithfulness(self.images, maps)
+        return found.Faithfulness(fractions, results)
+
+    def examples(self, pictures):
+        images = np.stack(self.pictures(pictures))
+        results = {}
+        for model in self.models:
+            prompts = model.vision_prompts
+            vision = [np.append(self.patch_row(), np.full(prompts, 0.05)) for _ in range(pictures)]
+            words = ["SOS", "a", "photo", "of", "a", "class", "1", "."]
+            if prompts:
+                words[1:5] = [f"prompt {index + 1}" for index in range(4)]
+            words = tuple(words[: self.tokens])
+            text = np.zeros((pictures, self.tokens))
+            text[:, : len(words)] = self.draw.dirichlet(np.full(len(words), 1.5), pictures)
+            logits = self.draw.normal(20, 2, (pictures, self.classes))
+            results[model.key] = found.ExampleMaps(np.stack(vision), text, logits, (words,) * pictures, 1)
+        names = tuple(f"test/class_{k}/{k:04d}.png" for k in range(pictures))
+        return found.Examples(images, np.arange(pictures) % self.classes, names, results)
+
+    def explore(self, count):
+        numbers = np.linspace(0, self.images - 1, count).round().astype(np.int32)
+        labels = self.predicted.labels[numbers]
+        predictions = [predicted[numbers] for predicted in self.predicted.models.values()]
+        pairs = []
+        for i in range(count):
+            classes = dict.fromkeys([labels[i], *(predicted[i] for predicted in predictions)])
+            pairs += [(i, number) for number in classes]
+        pictures = np.stack(self.pictures(count))
+        results = {model.key: self.explored(model, count, len(pairs)) for model in self.models}
+        return found.Exploration(
+            images=numbers,
+            pictures=pictures,
+            pairs=np.array(pairs, np.int32),
+            names=tuple(f"test/{number:04d}.png" for number in numbers),
+            models=results,
+        )
+
+    def explored(self, model, count, pairs):
+        slots = model.vision_prompts
+        words = ("SOS", *(["[1]", "[2]"] if slots else ["a", "photo"]), "of", "a", "class", "1", ".")
+        kinds = ("sos", *(2 * ["prompt" if slots else "words"]), *(2 * ["words"]), *(2 * ["category"]), "dot")
+        shape = (count, self.layers)
+        return found.ExploredModel(
+            relevancy=self.steps(pairs),
+            relevancy_scale=self.reals(pairs),
+            relevancy_sum=5 + self.reals(pairs),
+            slot_relevancy=self.reals(pairs, slots),
+            text=self.reals(pairs, len(words)),
+            attention=self.steps(*shape),
+            attention_scale=self.reals(*shape),
+            slot_attention=self.reals(*shape, slots),
+            margin=self.draw.normal(0, 3, count),
+            log_likelihood=-30 * self.reals(count),
+            distance=self.steps(*shape, slots) if slots else None,
+            distance_scale=20 * self.reals(*shape, slots) if slots else None,
+            distance_lowest=50 * self.reals(*shape, slots) if slots else None,
+            texts=1,
+            tokens=dict.fromkeys(range(self.classes), words),
+            kinds=dict.fromkeys(range(self.classes), kinds),
+        )
+
+    def words(self):
+        """Of contexts alone; bias tuning has none."""
+        results = {}
+        for model in self.models[1:]:
+            prompts = []
+            for number in range(model.text_prompts):
+                distances = tuple(np.sort(self.draw.uniform(0.1, 0.4, 2)).tolist())
+                prompts.append(found.PromptWords(number, None, ("photo", "tex-"), distances, 0.5))
+            results[model.key] = found.ModelWords(tuple(prompts)) if prompts else found.Missing("There are no prompts.")
+        return results

@@ -13,8 +13,102 @@ from PIL import Image
 from clipbias.explain.results import CHANGES, Missing, save_results
 from clipbias.report import write_report
 from clipbias.report.overlay import explorer_data
-from tests.report.exploring import GRID, LAYERS, Expected, near, only_explored, pick, read, tab_to, unfold
+from tests.browser import Browser
 from tests.report.markup import Page
+from tests.report.synthetic import only_sections, synthetic_results
+
+GRID = 4
+LAYERS = 3
+SLOTS = 2
+
+
+def only_explored():
+    results = synthetic_results(pictures=3, grid=GRID, image_size=32, layers=LAYERS, vision_prompts=SLOTS)
+    return only_sections(results, "explore", "causal")
+
+
+def read(browser):
+    return browser.evaluate("document.getElementById('explore-read').textContent")
+
+
+def unfold(browser):
+    browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+
+
+def tab_to(browser, identifier):
+    """Reaches an element with Tab alone."""
+    at = f"[document.activeElement.id, document.activeElement.dataset.place].includes('{identifier}')"
+    for _ in range(80):
+        if browser.evaluate(at):
+            return
+        browser.press("Tab")
+    pytest.fail(f"Tab never reaches {identifier}")
+
+
+def pick(browser, name, value):
+    """Changes a choice as a reader does."""
+    browser.evaluate(
+        f"(() => {{ const e = document.getElementById('explore-{name}'); e.value = '{value}';"
+        " for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind)); })()"
+    )
+
+
+def near(text, expected):
+    """Equal up to how the page rounds a number, to three digits."""
+    return float(text) == pytest.approx(expected, rel=6e-3, abs=1e-9)
+
+
+class Expected:
+    """What the page must say, from the results' arrays."""
+
+    def __init__(self, results):
+        self.explore = results.explore
+        self.predictions = results.predictions
+
+    def pair(self, image, label):
+        rows = (self.explore.pairs == (image, label)).all(1)
+        return int(np.flatnonzero(rows)[0])
+
+    def value(self, model, name, *place):
+        """A map's value at a patch, the last of the place."""
+        maps = self.explore.models[model]
+        rest = place[:-1]
+        unit = np.float64(getattr(maps, f"{name}_scale")[rest]) / 255
+        lowest = getattr(maps, f"{name}_lowest", None)
+        return float(getattr(maps, name)[place] * unit + (0 if lowest is None else lowest[rest]))
+
+    def share(self, model, pair, relevancy):
+        return 100 * relevancy / self.explore.models[model].relevancy_sum[pair]
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    opened_browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened_browser
+    opened_browser.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    browser.complaints.clear()
+    browser.open(page)
+    unfold(browser)
+    yield browser
+    assert browser.complaints == []
+
+
+@pytest.fixture(scope="session")
+def explored():
+    """Results; not to be changed."""
+    return only_explored()
+
+
+@pytest.fixture(scope="session")
+def page(explored, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explored")
+    save_results(folder, explored)
+    return write_report(folder, folder / "report")
+
 
 HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & co"
 
@@ -41,19 +135,12 @@ def test_arrays_are_packed_and_images_are_described(explored):
         label = explored.predictions.labels[explore.images[row]]
         assert image["label"] == label == data["pairs"][image["pairs"][0]]
         assert image["models"]["ivlp"]["margin"] == explore.models["ivlp"].margin[row]
-
-
-def test_changes_are_told_by_image_number(explored):
-    labels = explored.predictions.labels
-    predicted = explored.predictions.models
-    words = {(False, True): "wrong → right", (True, False): "right → wrong", (True, True): "both right"}
-    seen = set()
-    for image, number in zip(explorer_data(explored)["images"], explored.explore.images, strict=True):
-        before, after = (predicted[name][number] == labels[number] for name in ("zero_shot", "ivlp"))
-        change = image["changes"]["ivlp"]
-        assert CHANGES[change] == words.get((bool(before), bool(after)), "both wrong")
-        seen.add(change)
-    assert {0, 1} <= seen
+        assert image["models"]["bias"]["likelihood"] == explore.models["bias"].log_likelihood[row]
+        number = explore.images[row]
+        before, after = (explored.predictions.models[name][number] == label for name in ("zero_shot", "ivlp"))
+        words = {(False, True): "wrong → right", (True, False): "right → wrong", (True, True): "both right"}
+        assert CHANGES[image["changes"]["ivlp"]] == words.get((bool(before), bool(after)), "both wrong")
+    assert {0, 1} <= {image["changes"]["ivlp"] for image in data["images"]}
 
 
 @pytest.mark.long

@@ -100,25 +100,10 @@ def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path
     }  # some are told apart from the best, some are not
 
 
-def test_a_cells_error_is_what_other_images_and_seeds_give():
-    """The spread of means over 300 drawings of both; the error is conservative, and not by much."""
-    rng = np.random.default_rng(0)
-    rows = [
-        run(dataset=f"drawing {number}", seed=seed, accuracy=value, images=300)
-        for number in range(300)
-        for seed, value in enumerate(100 * drawn(rng)[0].mean(1))
-    ]
-    cells = [cell for (_, _, dataset, _), cell in read_sweep(rows).cells.items() if dataset != AVERAGE]
-    spread = np.std([cell["mean"] for cell in cells], ddof=1)
-    assert 0.95 * spread < np.sqrt(np.mean([cell["error"] ** 2 for cell in cells])) < 1.35 * spread
-
-
-def test_a_difference_over_the_same_images_is_surer_than_over_others():
-    """Against the spread of 300 drawings."""
+def test_errors_are_what_other_images_and_seeds_give():
+    """Against the spread of 300 drawings of both: conservative, and not by much; surer over the same images."""
     rng = np.random.default_rng(2)
-    points = []
-    paired = []
-    unpaired = []
+    means, points, errors, paired, unpaired = [], [], [], [], []
     for _ in range(300):
         lines = [
             {
@@ -128,11 +113,13 @@ def test_a_difference_over_the_same_images_is_surer_than_over_others():
             }
             for right in drawn(rng, methods=2)
         ]
-        points.append(100 * (lines[0]["correct"].mean() - lines[1]["correct"].mean()))
+        means.append(100 * lines[0]["correct"].mean())
+        errors.append(np.hypot(lines[0]["images_error"], lines[0]["seeds_error"]))
+        points.append(means[-1] - 100 * lines[1]["correct"].mean())
         paired.append(difference_error(*lines))
         unpaired.append(difference_error(lines[0], {**lines[1], "correct": None}))
-    spread = np.std(points)
-    assert 0.95 * spread < np.sqrt(np.mean(np.square(paired))) < 1.35 * spread
+    for values, sizes in ((means, errors), (points, paired)):
+        assert 0.95 * np.std(values) < np.sqrt(np.mean(np.square(sizes))) < 1.35 * np.std(values)
     assert np.mean(unpaired) > 1.1 * np.mean(paired)
 
 
