@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 
 from clipbias.clip import layers
-from clipbias.clip.block import layer_inputs
-from clipbias.clip.config import TowerConfig
-from clipbias.clip.tower import TowerInput, run_fused
 from clipbias.training import mesh as meshes
 from clipbias.training.step import over_runs
 
@@ -36,24 +33,7 @@ def test_cudnn_where_it_has_a_kernel(
     device = types.SimpleNamespace(**({} if capability is None else {"compute_capability": capability}))
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    implementations = []
-
-    def kernel(q: jax.Array, *_: jax.Array, implementation: str, **__: Any) -> jax.Array:
-        implementations.append(implementation)
-        return q
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    config = TowerConfig(2 * width, 2, 2, 8)
-    norm = {"scale": jnp.ones((2, 2 * width)), "bias": jnp.zeros((2, 2 * width))}
-    sizes = {"qkv": (1, 3), "out": (1, 1)}
-    kernels = {name: jnp.ones((2, *(2 * width * n for n in size)), dtype) for name, size in sizes.items()}
-    kernels |= {"fc1": jnp.ones((2, 2 * width, 8), dtype), "fc2": jnp.ones((2, 8, 2 * width), dtype)}
-    weights: dict[str, Any] = {name: {"kernel": x, "bias": jnp.zeros((2, x.shape[-1]))} for name, x in kernels.items()}
-    inputs = layer_inputs(weights | {"norm1": norm, "norm2": norm}, dtype=jnp.dtype(dtype).name)
-    tokens = jnp.ones((1, 5, 2 * width))
-    images = TowerInput(tokens, inputs, None, None, jnp.zeros(1, jnp.int32), causal=False)
-    jax.eval_shape(lambda: run_fused(images, config))
-    assert implementations == ["cudnn"] * taken
+    assert layers.cudnn_takes(jnp.dtype(dtype), width) == taken
 
 
 @pytest.mark.parametrize("tokens", [6, 7])

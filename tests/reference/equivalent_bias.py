@@ -35,32 +35,17 @@ def _forms(changes: list[list[tuple[bool, np.ndarray]]]) -> Forms:
 
 
 def of_images(clip: Reference, tuned: State, inputs: Inputs, images: np.ndarray) -> Forms:
-    """Args:
-    clip: the frozen model.
-    tuned: the weights that the tuned model has.
-    inputs: the method's.
-    images: [B, R, R, 3], CLIP-normalised.
-    """
-    sizes = clip.config["vision_config"]
+    """Of a tuned model's weights and its method's inputs, on images [B, R, R, 3], CLIP-normalised."""
     bias = inputs.vision_bias
     run = numpy_clip.encode_image(tuned, clip.config, images, prompts=inputs.vision_prompts, bias=bias)
-    count = 1 + (sizes["image_size"] // sizes["patch_size"]) ** 2
-    changes: list[list[tuple[bool, np.ndarray]]] = [[] for _ in run.blocks]
-    for l, block in enumerate(run.blocks):
-        for tokens, output in zip(block.tokens, block.output, strict=True):
-            frozen = _frozen(clip.state, "vision_model", sizes, l, tokens[:count], causal=False)
-            added = 0.0 if bias is None else bias[l]
-            changes[l] += [(i == 0, output[i] + added - frozen[i]) for i in range(count)]
-    return _forms(changes)
+    count = 1 + (clip.config["vision_config"]["image_size"] // clip.config["vision_config"]["patch_size"]) ** 2
+    outputs = [block.output + (0.0 if bias is None else bias[l]) for l, block in enumerate(run.blocks)]
+    pairs = [(block.tokens[:, :count], output) for block, output in zip(run.blocks, outputs, strict=True)]
+    return _of_pairs(clip, "vision", pairs, run.rows, count)
 
 
 def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> Forms:
-    """Args:
-    clip: the frozen model.
-    tuned: the weights that the tuned model has.
-    inputs: the method's.
-    initial: the same before training.
-    """
+    """Of a tuned model's weights and its method's inputs, and the inputs before training."""
     sizes = clip.config["text_config"]
     bias = inputs.text_bias
     run = numpy_clip.encode_text(
@@ -80,39 +65,28 @@ def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> 
 
 
 def of_tokens(clip: Reference, tower: str, tokens: list[np.ndarray], rows: np.ndarray) -> Forms:
-    """Args:
-    clip: the frozen model.
-    tower: "vision" or "text".
-    tokens: L + 1 arrays [B, N, D], at the input of every block and after the last, none of them learned.
-    rows: [B], which token is read out.
-    """
-    sizes = clip.config[f"{tower}_config"]
-    causal = tower == "text"
-    changes: list[list[tuple[bool, np.ndarray]]] = []
-    for l, (before, after) in enumerate(itertools.pairwise(tokens)):
-        layer = []
-        for x, y, row in zip(before, after, rows, strict=True):
-            change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
-            layer += [(i == int(row), change[i]) for i in range(int(row) + 1 if causal else len(x))]
-        changes.append(layer)
-    return _forms(changes)
+    """Of L + 1 arrays [B, N, D], at the input of every block and after the last, none of them learned."""
+    return _of_pairs(clip, tower, list(itertools.pairwise(tokens)), rows, tokens[0].shape[1])
 
 
 def of_inserted(clip: Reference, tower: str, blocks: Sequence[Block], rows: np.ndarray, length: int) -> Forms:
-    """Args:
-    clip: the frozen model.
-    tower: "vision" or "text".
-    blocks: of the tuned run, whose last ones have more tokens than `length`, the others behind the first.
-    rows: [B], which token is read out, without these.
-    """
+    """Of blocks of which the last ones have more tokens than `length`, the others behind the first."""
+    pairs = []
+    for block in blocks:
+        places = [0, *range(1 + block.tokens.shape[1] - length, block.tokens.shape[1])]
+        pairs.append((block.tokens[:, places], block.output[:, places]))
+    return _of_pairs(clip, tower, pairs, rows, length)
+
+
+def _of_pairs(clip: Reference, tower: str, pairs: Sequence, rows: np.ndarray, length: int) -> Forms:
+    """Of the tokens before and after each tuned block, and which of them are read out."""
     sizes = clip.config[f"{tower}_config"]
     causal = tower == "text"
     changes: list[list[tuple[bool, np.ndarray]]] = []
-    for l, block in enumerate(blocks):
-        places = [0, *range(1 + block.tokens.shape[1] - length, block.tokens.shape[1])]
+    for l, (before, after) in enumerate(pairs):
         layer = []
-        for x, y, row in zip(block.tokens[:, places], block.output[:, places], rows, strict=True):
-            change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
-            layer += [(i == int(row), change[i]) for i in range(int(row) + 1 if causal else length)]
+        for x, y, row in zip(before, after, rows, strict=True):
+            frozen = _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
+            layer += [(i == int(row), y[i] - frozen[i]) for i in range(int(row) + 1 if causal else length)]
         changes.append(layer)
     return _forms(changes)

@@ -136,6 +136,7 @@ def restore(folder: Path, like: Any = None) -> Any:
 
 def test_the_latest_of_two_comes_back(tmp_path: Path) -> None:
     assert restore(tmp_path / "new") is None
+    tmp_path = tmp_path / "run"
     save(tmp_path, (1, 2, 3))
     step, restored, losses = restore(tmp_path)
     assert step == 3 and losses[0] == 3 / 7 and np.isnan(losses[1])

@@ -5,7 +5,6 @@ import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -67,11 +66,6 @@ class Twice(TaskRes):
         return jax.tree.map(lambda leaf: np.full_like(leaf, stage), learnables) if stage == 2 else learnables
 
 
-def steps_done(folder: Path, name: str) -> int:
-    (metrics,) = (folder / "runs").glob(f"*{name}*/metrics.jsonl")
-    return json.loads(metrics.read_text().splitlines()[-1])["step"]
-
-
 @pytest.mark.ci
 def test_a_sweep_of_two_trainings(pair: tuple[Clip, Reference], colours: Dataset, tmp_path: Path) -> None:
     tiny = TinySweep(pair[0], colours, RECIPE, tmp_path)
@@ -79,15 +73,8 @@ def test_a_sweep_of_two_trainings(pair: tuple[Clip, Reference], colours: Dataset
     (row,) = tiny.run([spec])
     assert row["status"] == "ok", row.get("error")
     assert (tiny.adapter(spec).learnables["text_residual"] == 2).all()
-    assert steps_done(tmp_path, "Twice") == 4  # two epochs of a step each
-
-
-SHORT = dataclasses.replace(COMMON, batch_size=3)
-
-
-def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
-    """The method with the options that it has on a dataset and with so many shots."""
-    return resolve_method(name, options, dataset=dataset, shots=shots)
+    (metrics,) = (tmp_path / "runs").glob("*Twice*/metrics.jsonl")
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 4  # two epochs of a step each
 
 
 # PromptSRC's average.
@@ -105,7 +92,7 @@ def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
     ],
 )
 def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation) -> None:
-    weights = chosen(name, dataset, 16).average(epochs)
+    weights = resolve_method(name, {}, dataset=dataset, shots=16).average(epochs)
     np.testing.assert_allclose(weights, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
 
@@ -124,7 +111,7 @@ def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) ->
 @pytest.mark.ci
 def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
     task = Task(pair[0], Averaged(), colours.class_names)
-    recipe = dataclasses.replace(SHORT, epochs=4, batch_size=6)  # two steps in each
+    recipe = dataclasses.replace(RECIPE, epochs=4)  # two steps in each
     original = loop.train_step
     states = []
 

@@ -27,6 +27,14 @@ from tests import helpers
 from tests.reference import methods, numpy_clip, teachers
 
 OWN = "{} texture."
+FREE = ("a dog on_grass.", "two cats {}", "a dog")
+NAMES = ("cat", "maine_coon", "a bird")
+TEXTS = {
+    "cat": ["a cat.", "a photo of the cat"],
+    "maine coon": ["a golden coon of the type maine coon"],
+    "a_bird": ["bird", "a bird of a photo", "a painting of the bird"],
+    "another class": ["dog"],
+}
 
 
 def test_choices() -> None:
@@ -34,9 +42,6 @@ def test_choices() -> None:
     assert choose_templates("imagenet_select_and_dataset", OWN)[-1] == OWN
     assert choose_templates("my {}.", OWN) == ("my {}.",)
     assert choose_templates(("a {}.", "b {}."), OWN) == ("a {}.", "b {}.")
-
-
-FREE = ("a dog on_grass.", "two cats {}", "a dog")
 
 
 def ids(task: Task, text: int) -> list[int]:
@@ -67,15 +72,6 @@ def test_a_learned_context_stands_before_them(clip: Clip, method: str, options: 
         labels = token_labels(task, i)
         assert labels[0] == "SOS"
         assert (labels[-4:] if options else labels[1:5]) == learned
-
-
-NAMES = ("cat", "maine_coon", "a bird")
-TEXTS = {
-    "cat": ["a cat.", "a photo of the cat"],
-    "maine coon": ["a golden coon of the type maine coon"],
-    "a_bird": ["bird", "a bird of a photo", "a painting of the bird"],
-    "another class": ["dog"],
-}
 
 
 @pytest.fixture(scope="module")
