@@ -1,4 +1,8 @@
-"""Two tiny CLIPs that tests of methods share, so that they share programs too; each with the reference's view of it."""
+"""Tiny CLIPs that tests of methods share, so that they share programs too; each with the reference's view of it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -10,19 +14,39 @@ from tests.training.conftest import colours
 
 __all__ = ["colours"]
 VISION, TEXT = (16, 4, 2), (24, 3, 3)  # width, blocks and heads: of unequal depth, as in ViT-L/14
+CLIPS: dict[str, dict[str, Any]] = {
+    "long": {"vision": (16, 3, 2), "image_size": 8, "projection": 48, "context_length": 64},
+    "other": {"seed": 5, "vision": VISION, "text": TEXT, "projection": 20},
+    "deep_text": {"seed": 5, "vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40},
+    "pixels": {"vision": (16, 2, 2), "image_size": 16},
+}
+Pair = tuple[Clip, Reference]
 
 
 @pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
+    @functools.cache
+    def get(name: str) -> Pair:
+        folder = tmp_path_factory.mktemp(name)
+        reference = helpers.tiny_checkpoint(folder, **CLIPS[name])
+        return clipbias.load(folder), reference
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def other(clips: Callable[[str], Pair]) -> Pair:
     """Towers of unequal width and depth."""
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=VISION, text=TEXT, projection=20)
-    return clipbias.load(folder), reference
+    return clips("other")
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+def pair(clips: Callable[[str], Pair]) -> Pair:
     """Images of a few patches, and long texts."""
-    folder = tmp_path_factory.mktemp("long")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), image_size=8, context_length=64)
-    return clipbias.load(folder), reference
+    return clips("long")
+
+
+@pytest.fixture(scope="session")
+def deep_text(clips: Callable[[str], Pair]) -> Pair:
+    """A text tower deeper than the vision tower."""
+    return clips("deep_text")

@@ -216,32 +216,33 @@ def test_the_probes_search(score) -> None:
 def test_the_probe_is_chosen_on_four_validation_images_of_a_class(
     samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fits = []
-    fit = linear_probe.fit
-    monkeypatch.setattr(linear_probe, "fit", lambda *case: fits.append(case[2]) or fit(*case))
+    asked, inputs, fits = [], [], {}
+    original = linear_probe.fit
+
+    def fit(features: np.ndarray, labels: np.ndarray, inverse: float, iterations: int) -> tuple:
+        asked.append(inverse)
+        inputs[:] = features, labels
+        fits[inverse] = original(features, labels, inverse, iterations)
+        return fits[inverse]
+
+    monkeypatch.setattr(linear_probe, "fit", fit)
     method = make_method("linear_probe")
     assert sampling_of(method).passes == 0
     many = dataclasses.replace(samples, features=np.tile(samples.features[:1], (1, 2, 1)), labels=np.tile(LABELS, 2))
     assert many.shots == 8
     fitted = method.support({}, many)
-    tried = list(fits)
     held, labels = validation_features(samples, 4)
-    assert len(labels) == 12 and len(tried) == len(set(tried))
-
-    def fit_of(inverse: float) -> tuple[np.ndarray, np.ndarray]:
-        return fit(many.features[0].astype(np.float64), many.labels, inverse, 1000)
-
-    def accuracy(inverse: float) -> float:
-        weight, bias = fit_of(inverse)
-        return heads.accuracy(held @ weight.T + bias, labels)
-
-    weight, bias = fit_of(heads.probe_search(accuracy))
+    assert len(labels) == 12 and len(asked) == len(fits)
+    np.testing.assert_array_equal(inputs[0], many.features[0])
+    np.testing.assert_array_equal(inputs[1], many.labels)
+    chosen = heads.probe_search(lambda inverse: heads.accuracy(held @ fits[inverse][0].T + fits[inverse][1], labels))
+    weight, bias = fits[chosen]
     close(fitted["weight"], weight, 1e-6)
     close(fitted["bias"], bias, 1e-6)
     close(scored(method, fitted, samples, samples.validation), samples.validation @ weight.T + bias, LOGITS)
-    fits.clear()
+    asked.clear()
     make_method("linear_probe", inverse=0.5).support({}, without_validation(samples))
-    assert fits == [0.5]
+    assert asked == [0.5]
 
 
 # GDA

@@ -28,14 +28,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def deep_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("deep")
-    sizes = {"vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40}
-    reference = helpers.tiny_checkpoint(folder, seed=5, **sizes)
-    return clipbias.load(folder), reference
-
-
 def bound(clip: Clip, method: str, names: tuple[str, ...] = common.CLASS_NAMES, **options: Any) -> Task:
     return Task(clip, method, names, template=TEMPLATE, **OPTIONS[method] | options)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.images import Images
@@ -19,20 +18,11 @@ from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Task, make_method
 from clipbias.tuning.features import sinkhorn
-from tests import helpers
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture
-from tests.reference import methods, numpy_clip, prompts_plot, teachers
+from tests.reference import numpy_clip, prompts_plot, teachers
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("prompts")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), image_size=8, projection=48, context_length=40)
-    return clipbias.load(folder), reference
-
 
 # CoCoOp
 

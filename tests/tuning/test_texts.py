@@ -105,7 +105,9 @@ def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images, 
     if method == "single":
         texts, classes = {name: texts[:1] for name, texts in TEXTS.items()}, np.stack([one[0] for one in raw])
     task = Task(pair[0], "zero_shot" if memory else "taskres", NAMES, descriptions=texts).with_memory(**memory)
-    learnables = jax.tree.map(lambda leaf: leaf + 0.3 * np.sin(np.arange(36.0)).reshape(3, 12), dict(task.init()))
+    learnables = jax.tree.map(
+        lambda leaf: leaf + 0.3 * np.sin(np.arange(float(leaf.size))).reshape(leaf.shape), dict(task.init())
+    )
     expected = plain_logits(pair, images, classes + 0.5 * learnables.get("text_residual", 0))
     logits = jax.jit(task.logits)(pair[0].params, learnables, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())

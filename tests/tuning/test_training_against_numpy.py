@@ -9,14 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
 from clipbias.tuning.method import without_constants
 from clipbias.tuning.methods.bitfit import BitFit
 from clipbias.tuning.methods.layer_norm import LayerNormTuning
 from clipbias.tuning.prompts import imagenet_full
-from tests import helpers
 from tests.reference import (
     inner_parts,
     methods,
@@ -50,12 +48,6 @@ pytestmark = pytest.mark.ci
 
 Terms = tuple[Mapping[str, float], np.ndarray]  # of the loss, and logits
 Rule = Callable[[Values, Step], Terms]
-CLIPS: dict[str, dict[str, Any]] = {
-    "long": {"vision": (16, 3, 2), "image_size": 8, "projection": 48, "context_length": 64},
-    "other": {"seed": 5, "vision": (16, 4, 2), "text": (24, 3, 3), "projection": 20},  # of unequal width and depth
-    "deep_text": {"seed": 5, "vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40},
-    "pixels": {"vision": (16, 2, 2), "image_size": 16},
-}
 PAINTING = "a painting of a {}, a type of cat."
 WITH_COMMA = "a type of cat, a photo of a {}."
 PHRASES = ("a photo of a", "photo of the dog type", "of a cat")  # of as many tokens as words of the first, more, fewer
@@ -67,7 +59,7 @@ class Case:
 
     Attributes:
       rule: of the model and the task.
-      clip: of `CLIPS`.
+      clip: of `tests/tuning/conftest.py`.
       options, template: of the task.
       size: of the random learnables; the method's own where it is 0.
       shapes: of the learnables, where the reference says them.
@@ -271,17 +263,6 @@ CASES = {
     ),
 }
 MASKED = ("kgcoop", "prograd", "promptsrc")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Clip, Reference]]:
-    @functools.cache
-    def get(name: str) -> tuple[Clip, Reference]:
-        folder = tmp_path_factory.mktemp(name)
-        reference = helpers.tiny_checkpoint(folder, **CLIPS[name])
-        return clipbias.load(folder), reference
-
-    return get
 
 
 @pytest.mark.parametrize("name", CASES)
