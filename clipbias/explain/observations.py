@@ -215,60 +215,50 @@ class _Number(NamedTuple):
     of: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
 
 
-class _Claim(NamedTuple):
-    """A claim of a figure in words: where it stands, the claim, the statistic; and its number."""
-
-    source: str
-    claim: str
-    statistic: str
-    number: _Number
-
-
 _FALLS = (-np.inf, 0.0)
 _RISES = (0.0, np.inf)
 _KEPT = (-np.inf, UNCHANGED)
+# Where a claim stands, the claim, what is measured of it, in words; and its number.
 _CLAIMS = (
-    _Claim(
+    (
         "Fig. 2",
         "Relevancy of the category falls",
         "change of the class name's share of relevancy, corrected images",
         _Number("points", _FALLS, "text", "relevancy of category"),
     ),
-    _Claim(
+    (
         "Fig. 2",
         "Relevancy of SOS falls",
         "change of SOS's share of relevancy, corrected images",
         _Number("points", _FALLS, "text", "relevancy of sos"),
     ),
-    _Claim(
+    (
         "Fig. 2",
         "Relevancy of prompts rises",
         "change of the share of relevancy on prompts or words in their places, corrected images",
         _Number("points", _RISES, "text", "relevancy of prompts"),
     ),
-    _Claim(
+    (
         "Fig. 3",
         "Patches keep their relative relevancy",
         "part of the patches' relevancy that moves to other patches, corrected images",
         _Number("%", _KEPT, "vision", "relevancy of patches"),
     ),
-    _Claim(
-        "Fig. 4", "EOS looks at SOS", "SOS's share of EOS's attention", _Number("%", (50.0, np.inf), "", "EOS to SOS")
-    ),
-    _Claim(
+    ("Fig. 4", "EOS looks at SOS", "SOS's share of EOS's attention", _Number("%", (50.0, np.inf), "", "EOS to SOS")),
+    (
         "Fig. 4",
         "EOS's attention moves to prompts",
         "change of the share of prompts or words in their places",
         _Number("points", _RISES, "text", "EOS to prompts"),
     ),
-    _Claim(
+    (
         "Fig. 4",
         "The category keeps its part of EOS's attention",
         "relative change of the class name's share",
         _Number("%", (-UNCHANGED, UNCHANGED), "text", "EOS to category", lambda means: _relative(means)[..., 0]),
     ),
     *(
-        _Claim(
+        (
             "Fig. 5",
             f"Attention {quantity} is unchanged",
             "size of its relative change among input tokens, mean over layers",
@@ -276,19 +266,19 @@ _CLAIMS = (
         )
         for quantity in ("distance", "entropy")
     ),
-    _Claim(
+    (
         "Fig. 5",
         "Layer 1 is identical without prompts",
         "larger relative change of both among input tokens",
         _Number("%", (-np.inf, IDENTICAL), "vision", "layer 1", lambda means: np.abs(_relative(means)).max(-1)),
     ),
-    _Claim(
+    (
         "Fig. 6",
         "Prompts resemble background",
         "rank correlation of [cls] attention and nearness to prompts",
         _Number("", _FALLS, "vision", "nearness"),
     ),
-    _Claim(
+    (
         "Fig. 6",
         "The [cls] map is unchanged",
         "part of [cls] attention that moves to other patches",
@@ -307,8 +297,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
     columns = {model.key: columns_of(results, model.key) for model in (results.zero_shot, *results.tuned)}
     rows = []
-    for claim in _CLAIMS:
-        about = claim.number
+    for source, claim, statistic, about in _CLAIMS:
         for models in methods if about.tower else [[results.zero_shot]]:
             if about.tower and not getattr(models[0], f"{about.tower}_prompts"):
                 continue
@@ -318,10 +307,10 @@ def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
                 number, samples = estimate_over(measured, about.of, seed=seed)
             rows.append(
                 Observation(
-                    source=claim.source,
-                    claim=claim.claim,
+                    source=source,
+                    claim=claim,
                     method=models[0].name if len(models) > 1 else models[0].label,
-                    statistic=claim.statistic,
+                    statistic=statistic,
                     unit=about.unit,
                     number=number if samples else None,
                     samples=samples,

@@ -81,14 +81,6 @@ def test_a_model_with_hardly_a_mistake_gains_surely(mistakes):
     np.testing.assert_allclose(values[:, 1], calibration.cross_fitted(logits[:, 1], labels, second), atol=1e-8)
 
 
-def test_a_temperature_changes_nothing_that_is_calibrated():
-    logits, labels = classified(forms=1)
-    both = np.concatenate([logits, 7 * logits], axis=1)
-    measured = measure(both, labels)
-    np.testing.assert_allclose(np.ptp(measured.samples["calibrated"].draws, axis=1), 0, atol=1e-6)
-    assert measured.samples["accuracy"].mean[0] == measured.samples["accuracy"].mean[1]
-
-
 def test_calibrated_intervals_cover():
     """Of differences between two ways whose temperatures are far apart, though temperatures are fixed in resamples."""
     draw = np.random.default_rng(1)
