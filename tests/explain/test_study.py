@@ -10,6 +10,7 @@ from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.data.transforms import Resizing
 from clipbias.explain import dataset_sections, study
+from clipbias.explain.attention import CATEGORY, text_kinds
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
@@ -278,6 +279,24 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
                 means = getattr(averaged.vision, side).mean
                 rows = first[images, None] + STRENGTH[name] * np.arange(1.0, 1 + means.shape[-1])
                 np.testing.assert_allclose(means, (rows / rows.sum(1, keepdims=True)).mean(0), rtol=1e-5)
+
+
+def test_texts_of_a_class_are_counted_together(clip, tmp_path, monkeypatch):
+    """Of two templates, where all relevancy lies on the tokens of the class's own name."""
+    task = Task(clip, "zero_shot", CLASS_NAMES, templates=("a {}.", "a photo of a {}."))
+    plain = make(clip, tmp_path)
+    study = Study([plain.models[0], Model("two", "two", "two", task, {})], plain.split, plain.options, tmp_path)
+
+    def maps(study, model, images, targets):
+        kinds = text_kinds(model.task).reshape(model.texts, len(CLASS_NAMES), -1)[:, np.asarray(targets)]
+        text = (kinds == CATEGORY).swapaxes(0, 1).astype("f")
+        seen = np.ones((len(targets), study.clip.config.vision.patches), np.float32)
+        return Relevancy(seen, text if model.texts > 1 else text[:, 0], np.zeros(len(targets), np.float32))
+
+    monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
+    predicted = Predictions(plain.split.labels, dict.fromkeys(("zero_shot", "two"), plain.split.labels))
+    kinds = study.run_section(compute_relevancy(knows(study, predicted)))["two"].all.text_kinds
+    np.testing.assert_allclose(kinds.tuned.mean, np.eye(5)[CATEGORY], atol=1e-6)
 
 
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch):
