@@ -45,12 +45,10 @@ def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> floa
 
 
 def difference_error(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
-    """The standard error of the difference of two methods' accuracies on one dataset; NaN where it is not known.
+    """The standard error of the difference of two cells of `Sweep` on one dataset; NaN where it is not known.
 
-    Args:
-      first, second: lines of `frames.Sweep.cells`: `images_error`, `seeds_error`, and `correct`, the share of seeds
-        that were right on each test image, float `[n]`. With `correct` of both, test images are compared in pairs;
-        else they count as if each method had images of its own, which is too much.
+    With `correct` of both, test images are compared in pairs; else they count as if each method had images of its own,
+    which is too much.
     """
     seeds = math.hypot(first["seeds_error"], second["seeds_error"])
     if first["correct"] is None or second["correct"] is None:
@@ -167,11 +165,9 @@ class Sweep:
 
 
 def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
-    """Makes frames of the rows of a results file.
+    """Makes frames of the rows of a results file, one per run.
 
-    Args:
-      rows: one per run, as `training.run` writes them.
-      predictions: folder of the answers to each test image, by which methods are compared in pairs; `None` reads none.
+    `predictions` is the folder of the answers to each test image, by which methods are compared in pairs.
     """
     # Data frames refuse halves of surrogate pairs, which folders' names may have: they become escapes.
     named = [
@@ -208,16 +204,11 @@ def shots_words(shots: int | None) -> str:
 
 
 def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
-    """A line for each finished run and each of its numbers.
+    """A line for each finished run and each of its numbers, `values` of its row by name.
 
-    Args:
-      rows: of the results.
-      values: the numbers of a row, by name.
-
-    Returns:
-      Columns `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (how many it is of), `predictions` (the
-      file of the answers), and `drawn` (False for a method that draws no training images, whose numbers are the same
-      for any number of shots).
+    Columns `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (how many it is of), `predictions` (the
+    file of the answers), and `drawn` (False for a method that draws no training images, whose numbers are the same for
+    any number of shots).
     """
     lines = []
     for row in filter(_is_ok, rows):

@@ -44,10 +44,9 @@ class Overlay:
 
 
 def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
-    """The picture with its title, then side by side each overlay's heat map, with the coloured text below.
+    """The picture as the model saw it, [R, R, 3] uint8, then side by side each overlay.
 
-    `image` is the picture as the model saw it, [R, R, 3] uint8. Raises `ClipbiasError` where the patches do not fill a
-    square grid.
+    Raises `ClipbiasError` where the patches do not fill a square grid.
     """
     return overlay_grid((2.3 * (1 + len(overlays)), 2.75), (4, 1), [image], [title], [overlays])
 
@@ -70,11 +69,7 @@ def overlay_grid(
 ) -> "Figure":
     """A row for each picture: itself, and the heat map of each of its overlays with the coloured text below.
 
-    Args:
-      size: of the figure in inches.
-      heights: of the two lines of each row, relative to one another.
-      images, titles, overlays: of each picture; as many overlays for each.
-      scale: whether a bar says what the colours are.
+    Rows have two lines, of relative `heights`. With `scale` a bar says what the colours are.
     """
     with style.styled():
         figure = style.new_figure(*size)

@@ -27,12 +27,9 @@ Share = bool | Literal["none", "all", "row", "col"]
 
 
 def tidy(numbers: Average | np.ndarray, *axes: str, **labels: object) -> pd.DataFrame:
-    """An array, or an average with its 95 % interval, as a frame: a row per number, its places counted from 1.
+    """An array, or an average with its 95 % interval, as a frame: a row per number.
 
-    Args:
-      numbers: of any shape.
-      axes: a column's name for each axis of the array.
-      labels: columns that are the same for all rows.
+    A column for each of the array's `axes` counts its places from 1; the columns `labels` are the same for all rows.
     """
     values = np.asarray(numbers.mean if isinstance(numbers, Average) else numbers, float)
     error = numbers.standard_error if isinstance(numbers, Average) else np.full(values.shape, np.nan)
@@ -212,12 +209,7 @@ def points(
 ) -> None:
     """A point with its interval for each value of `hue` in every place of the y axis, the first on top.
 
-    Args:
-      category: the column whose values have a place each.
-      hue: the column whose values have a point each in every place.
-      looks: by value of `hue`: keywords of `Axes.plot`.
-      places: the categories; without it those of the part.
-      step: between two points of one place, which is 1 high.
+    Places are the values of the column `category`, or `places`; `step` is between two points of one, which is 1 high.
     """
     names = list(places or dict.fromkeys(part[category]))
     shown = list(groups(part, hue, looks))

@@ -231,15 +231,10 @@ def key(image: object) -> str:
 
 @contextlib.contextmanager
 def open_table(name: str, columns: Sequence[str], facts: Mapping[str, Any]) -> Iterator[PredictionTable]:
-    """Opens a table, a new one or one to be continued.
+    """Opens a table, a new one or one to be continued; its first column names the picture.
 
-    Args:
-      name: of a file that ends with ".csv".
-      columns: the first one names the picture.
-      facts: what the lines depend on, as JSON values by what they are called in a message.
-
-    Raises:
-      ClipbiasError: the file cannot be written, another process writes it, or it has lines that depend on other facts.
+    Lines depend on `facts`, JSON values by what they are called in a message. Raises `ClipbiasError` where the file
+    cannot be written, another process writes it, or it has lines that depend on other facts.
     """
     path = user_path(name)
     if path.suffix.lower() != ".csv":

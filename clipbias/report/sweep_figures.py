@@ -28,15 +28,10 @@ MOST_NAMES = 12
 
 
 def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> "Figure":
-    """Draws accuracy in percent against shots, one line per method, ± the standard error.
+    """Draws accuracy in percent against shots, one line per method, ± the standard error; zero-shot is a dashed level.
 
-    Args:
-      results: frames, or the rows of a results file.
-      measure: what to draw where runs have several accuracies; without it the plain one, else H, else the first.
-
-    Returns:
-      A figure whose last panel carries the methods' names beside their lines, or with many methods a legend below;
-      zero-shot is a dashed level.
+    The last panel has the methods' names beside their lines, or of many methods a legend stands below. Where runs have
+    several accuracies, `measure` is drawn; without it the plain one, else H, else the first.
     """
     sweep = results if isinstance(results, Sweep) else read_sweep(results)
     measure = measure or sweep.measure
@@ -329,9 +324,7 @@ Box = tuple[float, float, float, float]
 def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
     """Accuracy against a cost on a logarithmic axis, a named point per method; what costs nothing has its own panel.
 
-    Args:
-      frame: columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
-      x, y: the columns that are drawn.
+    The frame has columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
     """
     ordered = frame.assign(panel=np.where(frame[x] > 0, "paid", "free")).sort_values("panel", kind="stable")
 
@@ -411,13 +404,9 @@ def _pixels(axes: "Axes") -> float:
 
 
 def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: Sequence[Look]) -> None:
-    """Writes a name at each point, in the first place where it covers nothing; from afar with a line to its marker.
+    """Writes a name at each point `[N, 2]`, in the first place where it covers nothing; from afar with a line to it.
 
-    Args:
-      axes: already laid out, and with its markers.
-      names: N of them.
-      points: [N, 2], in the axes' units.
-      looks: of the names.
+    The axes are already laid out, and have their markers.
     """
     scale = _pixels(axes)
     to_axes = axes.transData.inverted()
@@ -455,11 +444,9 @@ def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: S
 def _arranged(
     order: Sequence[int], places: Sequence[Place], sizes: Sequence[Place], frame: Box, scale: float
 ) -> tuple[float, dict[int, tuple[float, float, list[Box]]]]:
-    """Finds a place for each name in turn.
+    """Finds a place for each name in turn, and says how bad it is: what is covered, how far names are from markers.
 
-    Returns:
-      How bad it is: what is covered, and how far names are from their markers; and by name the shift of its middle
-      from its marker in pixels, its box, and small pieces of the line to the marker, if it has one.
+    By name: the shift of its middle from its marker in pixels, its box, and small pieces of the line to the marker.
     """
     half = MARKER * scale / 2
     total = 0.0

@@ -323,15 +323,8 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
 def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] = ()) -> CaptionedFigure | None:
     """Shares of the gain and of the moved decisions, a column of panels for each dataset, a line for each method.
 
-    Args:
-      studies: of one dataset each.
-      methods: names of those that are drawn; without them all. The numbers have all.
-
-    Returns:
-      `None` where nothing was fitted.
-
-    Raises:
-      ClipbiasError: nothing was fitted to one of the methods.
+    Of some `methods` by name, or of all; the numbers have all. `None` where nothing was fitted; raises `ClipbiasError`
+    where nothing was fitted to one of the methods.
     """
     numbers = replacement_frame(studies)
     if numbers.empty:
@@ -367,11 +360,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
 
 
 def replacement_message(numbers: pd.DataFrame) -> str:
-    """One sentence: what two vectors have of the gain and of the moved decisions, and what the ceiling has.
-
-    Args:
-      numbers: rows of `replacement_frame`, of two vectors and ceilings alone.
-    """
+    """One sentence on rows of a `replacement_frame`: what two vectors have, and what the ceiling has."""
 
     def span(kind: Kind, column: str) -> str:
         values = numbers.loc[numbers["kind"] == kind, column].dropna()
