@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipbias.report.overlay import Overlay, heat_map, overlay_figure, save_overlay, upsample
+from clipbias.report.overlay import Overlay, heat_map, overlay_figure, overlay_rows, save_overlay, upsample
 
 IMAGE = np.full((12, 12, 3), 128, np.uint8)
 
@@ -79,12 +79,16 @@ def test_long_texts_go_on_in_a_second_line():
     assert len({text.get_position()[1] for text in texts}) > 1
 
 
-def test_save_writes_one_png(tmp_path):
-    save_overlay(tmp_path / "out" / "cat.png", IMAGE, [overlay(), overlay(title="Bias")])
+def test_pictures_one_below_the_other_each_have_their_overlay():
+    figure = overlay_rows([IMAGE, 255 - IMAGE], [overlay(), overlay(title="Bias", tokens=(), text=None)])
+    first, heat, _, words, second, other, *_ = figure.axes[:8]
+    for axes, image in ((first, IMAGE), (second, 255 - IMAGE)):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    assert (heat.get_title(), other.get_title(), len(words.texts)) == ("IVLP", "Bias", 4)
+
+
+def test_save_writes_one_png_and_dollar_signs_are_no_mathematics(tmp_path):
+    odd = overlay(title=r"cash $\oops$ 5 %", tokens=("SOS", "$x_", "$$", "^"))
+    save_overlay(tmp_path / "out" / "cat.png", IMAGE, [overlay(), odd])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.png"]
     assert (tmp_path / "out" / "cat.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_dollar_signs_in_names_are_no_mathematics(tmp_path):
-    save_overlay(tmp_path / "a.png", IMAGE, [overlay(title=r"cash $\oops$ 5 %", tokens=("SOS", "$x_", "$$", "^"))])
-    assert (tmp_path / "a.png").stat().st_size

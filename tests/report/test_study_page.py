@@ -219,41 +219,28 @@ def folders(tmp_path, *datasets, names=("causal",)):
 
 
 def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
-    made = folders(tmp_path, "eurosat", "imagenet", "dtd")
+    """And has each dataset's sentences, the paper's panels, and what can stand for methods."""
+    made = folders(tmp_path, "eurosat", "imagenet", "dtd", names=("causal", "relevancy", "replacement"))
     (made[0] / "report.html").write_text("")
     (made[1] / "report").mkdir()
     (made[1] / "report" / "report.html").write_text("")
     page = Page(write_overview(made, tmp_path / "overview").read_text("utf-8"))
-    assert "3 datasets: ImageNet, DTD, EuroSAT." in page.text
+    assert "3 datasets: ImageNet, DTD, EuroSAT." in page.text and "Average" in page.text
     assert [link for link in page.links if link.endswith(".html")] == [
         "../study1/report/report.html",
         "../study0/report.html",
     ]
-    assert "Average" in page.text and "rank correlation" not in page.text
-    assert list(drawn) == ["verdict_overview"]
+    panels = [f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))]
+    assert list(drawn) == ["verdict_overview", *panels, "replacements"]
     for study in map(load_results, made):
         assert all(method.sentence in page.text for method in study.methods)
-
-
-def test_overview_has_the_papers_panels(drawn, tmp_path):
-    write_overview(folders(tmp_path, "a", "b", names=("relevancy",)), tmp_path)
-    assert list(drawn) == [
-        f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))
-    ]
-    axes = drawn["fig2_text_relevancy_ivlp"].figure.axes
-    assert [panel.get_title(loc="left") for panel in axes[:2]] == ["a (n = 27)", "b (n = 27)"]
-    for drawing in drawn.values():
-        (legend,) = drawing.figure.legends
+    (method,) = study.replacement.methods
+    assert page.text.count(method.sentence) == 3  # with the verdicts on each dataset
+    titles = [panel.get_title(loc="left") for panel in drawn["fig2_text_relevancy_ivlp"].figure.axes[:3]]
+    assert titles == ["ImageNet (n = 27)", "DTD (n = 27)", "EuroSAT (n = 27)"]
+    for name in panels:
+        (legend,) = drawn[name].figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "tuned"]
-
-
-@pytest.mark.ci
-def test_overview_has_what_can_stand_for_methods(drawn, tmp_path):
-    made = folders(tmp_path, "dtd", "eurosat", names=("replacement",))
-    page = Page(write_overview(made, tmp_path).read_text("utf-8"))
-    (method,) = load_results(made[0]).replacement.methods
-    assert page.text.count(method.sentence) == 2  # with the verdicts on each dataset
-    assert list(drawn) == ["replacements"]
 
 
 def test_overview_without_verdicts_says_so(drawn, tmp_path):
