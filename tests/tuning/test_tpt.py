@@ -82,7 +82,7 @@ def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> N
 @pytest.mark.ci
 def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
     clip, reference = pair
-    raw, images = views
+    raw, images = (x[:2] for x in views)  # differences in every coordinate take long
     steps = 2
     task = Task(clip, "tpt", CLASS_NAMES, steps=steps, **OPTIONS)
     normal = clip.preprocessing.normalize(jnp.asarray(raw))
