@@ -4,7 +4,7 @@
     python -m tools.draw_studies workdir/frontier/study --to=docs/images
     python -m tools.make_demo_tables docs/results.md
 
-    python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --to=docs/images/paper.csv
+    python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --csv=docs/images/paper.csv
     python -m tools.make_demo_tables docs/paper.md
 
 A test holds these pages to their numbers: measure again, and run this again.

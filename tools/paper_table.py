@@ -1,6 +1,6 @@
 """Writes what a study, and a sweep, say of each observation of the paper as a CSV: what docs/paper.md is made of.
 
-    python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --to=docs/images/paper.csv
+    python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --csv=docs/images/paper.csv
 
 The argument is a folder of `experiments.explain` with the sections `observations` and those of the causal test; the
 sweep is one of `experiments.table1` with `bias` and `ivlp_matched`.
@@ -26,7 +26,7 @@ from clipbias.training.sweep import RESULTS
 from experiments import common
 
 SWEEP = flags.DEFINE_string("sweep", None, "The folder of experiments.table1; None leaves Table 1's observation out.")
-OUTPUT = flags.DEFINE_string("to", "paper.csv", "The CSV to write.")
+OUTPUT = flags.DEFINE_string("csv", "paper.csv", "The CSV to write.")
 
 
 # Methods of as many parameters, one vector per layer and tower.
