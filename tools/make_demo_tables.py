@@ -10,6 +10,7 @@
 A test holds these pages to their numbers: measure again, and run this again.
 """
 
+import argparse
 import csv
 import io
 import sys
@@ -131,9 +132,12 @@ def page(whole: Path) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.make_demo_tables", description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="+", type=Path, help="the files to write")
+    paths = parser.parse_args().pages
     try:
-        for name in sys.argv[1:]:
-            write_text(Path(name), page(Path(name)))
+        for path in paths:
+            write_text(path, page(path))
     except ClipbiasError as error:
         sys.exit(f"error: {error}")
 
