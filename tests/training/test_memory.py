@@ -19,6 +19,7 @@ from clipbias.training import device, loop, memory
 from clipbias.training import mesh as meshes
 from clipbias.training.device import Compute
 from clipbias.training.memory import StepShape, class_program, training_program
+from clipbias.training.progress import Progress
 from clipbias.training.run import run_group
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Task
@@ -162,7 +163,13 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
     monkeypatch.setattr(loop, "train_step", exhausted)
     tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(trackers=(), eval_batch_size=8, class_chunks=2))
     with pytest.raises(ClipbiasError, match=r"out of memory; a step needs about .*lower --config.batch_size") as caught:
-        run_group(tuple(tiny.specs("taskres", seeds=(1,))), tiny.context, SweepPaths(tmp_path, {}, single=True), recipe)
+        run_group(
+            tuple(tiny.specs("taskres", seeds=(1,))),
+            tiny.context,
+            SweepPaths(tmp_path, {}, single=True),
+            recipe,
+            progress=Progress(0, title="taskres"),
+        )
     assert "2 class chunks" in str(caught.value)
     assert "memory: about" in capsys.readouterr().err
 
