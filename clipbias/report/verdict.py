@@ -192,6 +192,7 @@ def _scale(axes: "Axes") -> None:
         axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -60.0), min(high, 160.0))
+    axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
 
 
 def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
