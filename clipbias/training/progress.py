@@ -112,7 +112,7 @@ class Progress:
         stage = printable(stage)
         at_once = sys.stderr.isatty()
         if self._bar is not None:
-            self._bar.set_description(stage, refresh=at_once)
+            self._bar.set_description_str(stage, refresh=at_once)
         if (self._bar is None or not at_once) and time.monotonic() - self._named > SECONDS_BETWEEN_STAGES:
             self._named = time.monotonic()
             say(stage)

@@ -69,7 +69,7 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(
     settings: dict[str, Any] = dict(recipe=recipe, mesh=meshes.single_device(), template=colours.template)
     names = [colours.class_names[label] for label in labels]
     model = clipbias.fit(clip, "bias", images, names, class_names=colours.class_names, **settings)
-    assert "bias on own images 9/9" in capsys.readouterr().err
+    assert "bias on own images: training 9/9" in capsys.readouterr().err
     expected = clipbias.fit(clip, "bias", colours.split("train"), class_names=colours, progress=False, **settings)
     jax.tree.map(np.testing.assert_array_equal, model.learnables, expected.learnables)
     assert expected.class_names == colours.class_names and expected.notes["seed"] == 1
