@@ -29,7 +29,9 @@ The learning rates were chosen with
     python -m experiments.table1 --config=configs/demo.py:full --config.datasets=demo/digits,demo/fashion \\
         --config.seeds=1 --config.learning_rates=0.02,0.1,0.5,2.0 --config.score_on=validation --workdir=workdir/rates
 
-and those for SigLIP with `demo.py:siglip`.
+for each method on a grid that goes on where its best rate is at an end: VPT and IVLP down to 0.0008, IVLP with two
+prompts, TaskRes and biases up to 32. Each entry is of the `rates.json` of its grid. Those for SigLIP were chosen with
+`demo.py:siglip`.
 """
 
 from ml_collections import ConfigDict
