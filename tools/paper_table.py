@@ -3,7 +3,9 @@
     python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --csv=docs/images/paper.csv
 
 The argument is a folder of `experiments.explain` with the sections `observations` and those of the causal test; the
-sweep is one of `experiments.table1` with `bias` and `ivlp_matched`.
+sweep is one of `experiments.table1` with `bias` and `ivlp_matched`. Without a study there are the sweep's rows alone:
+
+    python -m tools.paper_table --sweep=workdir/demo_full --csv=docs/images/demo_pairs.csv
 """
 
 from collections.abc import Sequence
@@ -79,30 +81,25 @@ def observation_frame(rows: Sequence[Observation]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
-def rows(folder: str, sweep: str | None) -> list[Observation]:
-    """The observations of a study, and of a sweep.
-
-    Raises:
-      ClipbiasError: the study has none, or a folder holds no results.
-    """
-    study = load_results(Path(folder).expanduser())
-    if study.observations is None:
-        raise ClipbiasError(f"{folder} has no observations; run the study with --config.sections=all.")
-    found = list(study.observations.rows)
-    if sweep is not None:
-        place = Path(sweep).expanduser()
-        lines = read_json_lines(place / RESULTS)
-        if not lines:
-            raise ClipbiasError(f"{place} holds no {RESULTS}; give a folder of experiments.table1.")
-        found += bias_above_prompts(read_sweep(lines, place / PREDICTIONS))
-    return found
-
-
-def main(names: Sequence[str]) -> int:
+def main(studies: Sequence[str]) -> int:
     """Writes the file; returns the exit status."""
-    if len(names) != 1:
-        raise ClipbiasError("give one finished study: python -m tools.paper_table FOLDER --to=FILE.csv.")
-    write_csv(Path(OUTPUT.value).expanduser(), observation_frame(rows(names[0], SWEEP.value)))
+    if len(studies) > 1 or not (studies or SWEEP.value):
+        raise ClipbiasError(
+            "give a finished study, a sweep, or both: python -m tools.paper_table FOLDER --sweep=SWEEP."
+        )
+    rows: list[Observation] = []
+    for folder in studies:
+        study = load_results(Path(folder).expanduser())
+        if study.observations is None:
+            raise ClipbiasError(f"{folder} has no observations; run the study with --config.sections=all.")
+        rows += study.observations.rows
+    if SWEEP.value is not None:
+        sweep = Path(SWEEP.value).expanduser()
+        lines = read_json_lines(sweep / RESULTS)
+        if not lines:
+            raise ClipbiasError(f"{sweep} holds no {RESULTS}; give a folder of experiments.table1.")
+        rows += bias_above_prompts(read_sweep(lines, sweep / PREDICTIONS))
+    write_csv(Path(OUTPUT.value).expanduser(), observation_frame(rows))
     common.tell(OUTPUT.value)
     return 0
 
