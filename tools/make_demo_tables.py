@@ -1,5 +1,6 @@
 """Writes what was measured on the demo into pages of docs/, from the numbers beside their pictures.
 
+    cp workdir/demo_full/gains.csv docs/images/demo_gains.csv
     cp workdir/zoo_demo/gains.csv docs/images/zoo_gains.csv
     python -m tools.draw_studies workdir/frontier/study --to=docs/images
     python -m tools.make_demo_tables docs/results.md
@@ -33,13 +34,30 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *lines))
 
 
-def _with_ends(row: Row, value: str, digits: int) -> str:
-    """`+5.3 (+3.1 to +7.5)` of a change, or `74 (68 to 79)` of a share in percent."""
-    ends = ("value", "low", "high") if value == "value" else ("share", "share_low", "share_high")
-    numbers = [float(row[name]) * (1 if digits else 100) for name in ends]
+def _change(*numbers: float) -> str:
+    """`+5.3 (+3.1 to +7.5)`, or a value alone."""
     # Adding 0 makes what rounds to -0 a 0.
-    middle, *others = (f"{round(number, digits) + 0.0:{f'+.{digits}f' if digits else '.0f'}}" for number in numbers)
-    return f"{middle} ({' to '.join(others)})"
+    middle, *ends = (f"{round(number, 1) + 0.0:+.1f}" for number in numbers)
+    return f"{middle} ({' to '.join(ends)})" if ends else middle
+
+
+def _gain(row: Row) -> str:
+    return _change(*(float(row[name]) for name in ("value", "low", "high")))
+
+
+def gains(rows: Sequence[Row]) -> str:
+    """What each method of the README's picture gains, over the three datasets and on each."""
+    datasets = [name for name in rows[0] if name.startswith("demo/")]
+    lines = [
+        (
+            row["label"],
+            f"{float(row['parameters']):,.0f}",
+            _gain(row),
+            *(_change(float(row[name])) for name in datasets),
+        )
+        for row in sorted(rows, key=lambda row: -float(row["value"]))
+    ]
+    return markdown(("method", "parameters", "gain (points)", *map(dataset_name, datasets)), lines)
 
 
 def zoo(rows: Sequence[Row]) -> str:
@@ -47,7 +65,7 @@ def zoo(rows: Sequence[Row]) -> str:
     ordered = sorted(rows, key=lambda row: -float(row["value"]))
     kinds = list(dict.fromkeys(row["kind"] for row in ordered))
     lines = [
-        (row["kind"], f"`{row['method']}`", f"{float(row['parameters']):,.0f}", _with_ends(row, "value", 1))
+        (row["kind"], f"`{row['method']}`", f"{float(row['parameters']):,.0f}", _gain(row))
         for row in sorted(ordered, key=lambda row: kinds.index(row["kind"]))
     ]
     return markdown(("kind", "method", "parameters", "gain (points)"), lines)
@@ -106,7 +124,7 @@ def _observed(row: Row) -> str:
 
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
-    "results.md": {("zoo_gains.csv",): zoo, ("replacements.csv",): replacements},
+    "results.md": {("demo_gains.csv",): gains, ("zoo_gains.csv",): zoo, ("replacements.csv",): replacements},
     "paper.md": {("paper.csv",): observations},
 }
 
