@@ -131,10 +131,11 @@ def sentences() -> dict[str, list[str]]:
         if (row["kind"], row["form"]) == ("fitted", "kind")
     }
     assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"  # the method that is named first
-    bias, prompts = demo["bias"], demo["ivlp_matched"]
-    assert bias["parameters"] == prompts["parameters"] == "896"
+    assert demo["bias"]["parameters"] == demo["ivlp_matched"]["parameters"] == "896"
+    pairs = {row["method"].rpartition("/")[2]: row for row in rows_of("demo_pairs.csv")}
     digits, clothes, emoji = (
-        f"{float(bias[f'demo/{name}']):.1f} and {float(prompts[f'demo/{name}']):.1f}" for name in SETS
+        "{} ({} to {})".format(*(f"{float(pairs[name][end]):+.1f}" for end in ("value", "low", "high")))
+        for name in SETS
     )
     ivlp = ["{value:.0f} % ({low:.0f} to {high:.0f})".format(**fitted["IVLP", name]) for name in SETS]
     moved = [f"{fitted['IVLP', name]['moved_value']:.0f}" for name in SETS]
@@ -142,7 +143,7 @@ def sentences() -> dict[str, list[str]]:
     of_paper, of_all, without = correlations()
     return {
         "README.md": [
-            f"(IVLP) gain {digits} points on digits, {clothes} on clothes and {emoji} on emoji",
+            f"by {digits.replace(' (', ' points (')} on digits, {clothes} on clothes and {emoji} on emoji",
             f"TaskRes, a head, gains most ({float(demo['taskres']['value']):.1f} points)",
             f"have {ivlp[0]} of IVLP's gain on digits, {ivlp[1]} on clothes and {ivlp[2]} on emoji",
             f"of the decisions that IVLP moved they make {moved[0]}, {moved[1]} and {moved[2]} %.",
