@@ -82,7 +82,6 @@ TABLES = {
 
 
 SETS = ("digits", "fashion", "emoji")
-NUMBERS = ("value", "low", "high", "moved_value")
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -125,11 +124,11 @@ def test_each_number_of_a_table_is_in_its_csv(name: str) -> None:
 def sentences() -> dict[str, list[str]]:
     """Sentences with numbers, by the page where they stand."""
     demo = {each["method"]: each for each in rows_of("demo_gains.csv")}
-    fitted = {
-        (row["method"], row["dataset"].removeprefix("demo/")): {name: float(row[name] or "nan") for name in NUMBERS}
+    (head,) = (
+        row
         for row in rows_of("replacements.csv")
-        if (row["kind"], row["form"]) == ("fitted", "kind")
-    }
+        if (row["method"], row["dataset"], row["kind"], row["form"]) == ("TaskRes", "demo/digits", "fitted", "kind")
+    )
     assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"  # the method that is named first
     assert demo["bias"]["parameters"] == demo["ivlp_matched"]["parameters"] == "896"
     pairs = {row["method"].rpartition("/")[2]: row for row in rows_of("demo_pairs.csv")}
@@ -137,23 +136,38 @@ def sentences() -> dict[str, list[str]]:
         "{} ({} to {})".format(*(f"{float(pairs[name][end]):+.1f}" for end in ("value", "low", "high")))
         for name in SETS
     )
-    ivlp = ["{value:.0f} % ({low:.0f} to {high:.0f})".format(**fitted["IVLP", name]) for name in SETS]
-    moved = [f"{fitted['IVLP', name]['moved_value']:.0f}" for name in SETS]
+    why = {(row["method"], row["outcome"], row["quantity"]): row for row in rows_of("why.csv")}
+    labels = {row["method"]: (row["where"], row["what"]) for row in why.values()}
+    assert labels["IVLP"] == ("not attention", "depends on the image") and labels["Bias tuning"][1].startswith(
+        "the same"
+    )
+    gain = float(why["IVLP", "accuracy", "gain"]["value"])
+    other, mean = (
+        [round(100 * float(why["IVLP", "calibrated", name][end])) for end in ("share", "share_low", "share_high")]
+        for name in ("another image's", "mean by kind")
+    )
+    fits = {(row["kind"], row["form"]): row for row in rows_of("why_replacements.csv") if row["method"] == "IVLP"}
+    vectors, ceiling = fits["fitted", "kind"], fits["ceiling", "ivlp"]
+    assert vectors["word"] == "has most of the gain of"
+    share = [round(float(vectors[end])) for end in ("value", "low", "high")]
     few, many = map(fewest_pictures, (2, 10))
     of_paper, of_all, without = correlations()
     return {
         "README.md": [
             f"by {digits.replace(' (', ' points (')} on digits, {clothes} on clothes and {emoji} on emoji",
             f"TaskRes, a head, gains most ({float(demo['taskres']['value']):.1f} points)",
-            f"have {ivlp[0]} of IVLP's gain on digits, {ivlp[1]} on clothes and {ivlp[2]} on emoji",
-            f"of the decisions that IVLP moved they make {moved[0]}, {moved[1]} and {moved[2]} %.",
+            f"it gains {gain:.1f} points, not by changing where CLIP looks",
+            f"worth {other[0]} % ({other[1]} to {other[2]}) of it, the mean by kind of token {mean[0]} % ({mean[1]} to",
+            f"have most of the gain ({share[0]} %, {share[1]} to {share[2]}) and make"
+            f" {float(vectors['moved_value']):.0f} % of the decisions that it moved; IVLP, fitted in the same way,"
+            f" makes {float(ceiling['moved_value']):.0f} %. What bias tuning adds is the same for every image.",
             f"of two classes these are left from {few} pictures each on, of ten from {many}.",
         ],
         "docs/results.md": [
             f"{of_paper} for the six methods of the paper's Table 1",
             f"{of_all} for the eight methods of this table",
             f"{without} without CLIP-LoRA",
-            f"two vectors have {fitted['TaskRes', 'digits']['value']:.0f} % of its gain on digits",
+            f"two vectors have {float(head['value']):.0f} % of its gain on digits",
         ],
     }
 
