@@ -148,7 +148,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         profile = StepProfile(logging.metrics if logging.profile else None, first=step, total=total)
         opened.callback(profile.close)
         interval = _Interval(logging.checkpoint_seconds)
-        compiled = False
+        first = step
         with explain_exhaustion(advice):
             while step < total:
                 profile.before(step)
@@ -164,9 +164,8 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 profile.after(step, metrics)
                 step += 1
                 report.step(logging.steps_before + step, metrics, rates[step - 1])
-                if not compiled:
+                if step == first + 1:  # it was compiled
                     logging.at_work("training")
-                    compiled = True
                 stops = hosts.stops()
                 last = step == total
                 if checkpoints is not None and (stops or (last and keeps_last) or interval.is_over(last=last)):
