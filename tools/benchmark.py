@@ -270,7 +270,7 @@ def step(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
         images = np.random.default_rng(0).standard_normal(pixels.shape, np.float32)
     labels = np.arange(batch, dtype=np.int32) % len(task.class_names)
     start = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
-    static = StepStatic(task.classifier, task.clip.preprocessing, recipe)
+    static = StepStatic.of(task, recipe)
     inputs = place_inputs(mesh, task, cast_weights(task.clip.params, arguments.dtype), start, [0])
     state = init_state(task.method, recipe, start)
     data = jax.device_put({"images": images, "labels": labels[None], "mask": np.ones((1, batch), bool)})

@@ -170,7 +170,8 @@ def scan_all_but_last(
     # Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
     # would take gradients through it all the same. So do the blocks before the first adapter without bias and changes.
     learns = others.bias is not None or others.changes is not None
-    if (learns or others.adapters is not None) and others.prompts is None and others.index.shape[0]:
+    ahead = (learns or others.adapters is not None) and others.prompts is None and remat is not layers.no_gradient
+    if ahead and others.index.shape[0]:
         at = 0 if learns else min(max(others.adapted_from - start, 0), others.index.shape[0] - 1)
         if at:
             before = jax.tree.map(lambda leaf: leaf[:at], dataclasses.replace(others, adapters=None))

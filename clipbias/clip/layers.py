@@ -108,6 +108,11 @@ keep_half = jax.checkpoint_policies.save_only_these_names(*KEPT[:2])
 keep_tokens = jax.checkpoint_policies.nothing_saveable
 
 
+def no_gradient(*_: Any, **_parameters: Any) -> bool:
+    """Of programs that nobody differentiates: no block runs ahead of a loop for its gradient. They compile faster."""
+    return False
+
+
 def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
     """LayerNorm over the last axis; statistics in float32 whatever the compute type."""
     x32 = x.astype(jnp.float32)

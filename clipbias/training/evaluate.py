@@ -21,6 +21,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from clipbias import hosts
+from clipbias.clip.layers import no_gradient
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, named
 from clipbias.clip.preprocess import Preprocessing
@@ -88,7 +89,7 @@ def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
 @functools.partial(jax.jit, static_argnames="static")
 def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
     """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
-    classifier = static.classifier
+    classifier = dataclasses.replace(static.classifier, remat=no_gradient)
 
     def of_run(learnables: Learnables) -> jax.Array:
         return classifier.encode_text(inputs.params, classifier.method.adapt(learnables), inputs.text)
@@ -102,7 +103,7 @@ def image_features(static: EvalStatic, params: Params, learnables: Learnables, i
 
     Images have levels from 0 to 255, unless they come normalised.
     """
-    classifier = static.classifier
+    classifier = dataclasses.replace(static.classifier, remat=no_gradient)
     if static.preprocessing is not None:
         images = static.preprocessing.normalize(images)
 

@@ -1,7 +1,9 @@
 """Runs that train side by side in one program, and all that their training and their scores depend on."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -175,6 +177,14 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
         plan = plan_step(task, stage_recipe, stage.step_shape, job.context.compute)
         stages.append(dataclasses.replace(stage, task=plan.apply(task), plan=plan))
     return tuple(stages)
+
+
+@contextlib.contextmanager
+def compiled_meanwhile(job: TrainJob) -> Iterator[None]:
+    """Compiles the first step of a job in another thread while something else is computed; it is kept for the job."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(plan_stages, dataclasses.replace(job, logging=Logging()))  # the job itself meets its errors
+        yield
 
 
 class NotSideBySide(ClipbiasError):

@@ -125,7 +125,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     logging = job.logging
     images = job.rows * runs
     total = job.steps
-    static = StepStatic(job.task.classifier, job.task.clip.preprocessing, job.training, mesh)
+    static = StepStatic.of(job.task, job.training, mesh)
     rates, weights = _step_numbers(job)
     # The last step is saved where the job is read again: other stages follow, or `keeps_last`.
     keeps_last = logging.keeps_last or total < (logging.total_steps or 0) - logging.steps_before

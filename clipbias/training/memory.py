@@ -92,7 +92,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
     if size.taught:
         batch[TEACHER] = shape((runs, rows, len(task.class_names)), np.float32)
-    static = StepStatic(task.classifier, task.clip.preprocessing, recipe, mesh)
+    static = StepStatic.of(task, recipe, mesh)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(
         learning_rate=meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),

@@ -28,7 +28,14 @@ from clipbias.io import read_json, write_text
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import EvalInputs, EvalStatic, make_evaluation
-from clipbias.training.job import NotSideBySide, TrainJob, TrainResult, check_images, validation_images
+from clipbias.training.job import (
+    NotSideBySide,
+    TrainJob,
+    TrainResult,
+    check_images,
+    compiled_meanwhile,
+    validation_images,
+)
 from clipbias.training.loop import train_job
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
@@ -218,7 +225,8 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
     check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
     try:
-        learnables = train_job(trial).learnables  # all candidates side by side
+        with compiled_meanwhile(job):
+            learnables = train_job(trial).learnables  # all candidates side by side
     except NotSideBySide:  # one after another, since they do not fit the memory
         alone = []
         for number, run in enumerate(trial.runs):

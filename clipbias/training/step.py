@@ -38,6 +38,11 @@ class StepStatic:
     recipe: Recipe
     mesh: Mesh | None = None
 
+    @classmethod
+    def of(cls, task: Task, recipe: Recipe, mesh: Mesh | None = None) -> "StepStatic":
+        """Of a task. The learning rate is an argument of the step, so all rates share a program."""
+        return cls(task.classifier, task.clip.preprocessing, recipe.with_learning_rate(1.0), mesh)
+
 
 @struct.dataclass
 class StepInputs:

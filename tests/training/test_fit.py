@@ -19,6 +19,7 @@ from clipbias.prediction import Prediction
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.spec import VALIDATION
+from clipbias.training.step import train_step
 from clipbias.tuning import Recipe
 from tests.training.conftest import damaged
 from tests.training.sweeps import TinySweep
@@ -90,6 +91,15 @@ def test_a_method_is_a_name_an_object_or_a_file(
     assert vision.learnables.keys() == {"vision_bias"}
     probe = clipbias.fit(clip, "tests.own_methods:Probe", colours, **settings)
     assert probe.task.method_name == "tests.own_methods:Probe"
+
+
+def test_learning_rates_share_a_program(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+    programs = set()
+    for rate in (0.1, 0.2):
+        of_rate = dataclasses.replace(recipe, learning_rate=rate)
+        clipbias.fit(clip, "bias", colours, shots=2, recipe=of_rate, progress=False, mesh=meshes.single_device())
+        programs.add(train_step._cache_size())
+    assert len(programs) == 1
 
 
 def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Dataset) -> None:

@@ -207,3 +207,12 @@ def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip) -> None:
 
         arguments = (meshes.shapes(small.params), task.shapes, images)
         assert lowered(memory.Program("relevancy", jax.jit(maps), arguments), *BOTH)
+
+
+def test_no_block_of_an_evaluation_runs_ahead_of_its_loop(small: Clip) -> None:
+    def products(method: str) -> int:
+        task = Task(small, method, NAMES)
+        first, *_ = memory.evaluation_programs(task, batch=2, runs=1, mesh=meshes.single_device())
+        return first.lower().as_text().count("dot_general")
+
+    assert products("bias") == products("zero_shot")
