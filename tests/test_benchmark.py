@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from clipbias.clip import encode_image
-from clipbias.clip.precision import resolve
-from configs import table1
 from tools import benchmark
 
 SMALL = ["--geometry=tiny", "--repeats=1", "--classes=6", "--batch=2"]
@@ -51,30 +49,6 @@ def test_the_pipeline_is_measured(capsys: pytest.CaptureFixture, monkeypatch: py
         monkeypatch.setattr(benchmark, name, value)
     rows = rows_of(capsys, "pipeline", "--images=5")
     assert len(rows) == 3 and all(row["images_per_second"] > 0 and row["of_a_core"] > 0 for row in rows)
-
-
-def test_all_of_a_device_is_a_page() -> None:
-    parsed = benchmark.argparse.Namespace(geometry="tiny", layers=0, repeats=1)
-    for platform, dtypes in benchmark.OF_DEVICE.items():
-        assert all(resolve(dtype, platform) == dtype for dtype in dtypes) or platform == "cpu"
-        lines = benchmark.commands(parsed, platform)
-        assert len({tuple(line) for line in lines}) == len(lines) > 30
-    step = {"method": "bias", "batch": 32, "share_of_matmul": 0.5, "planned_bytes": 3e9}
-    measured = [
-        {"command": "features", "rows": [{"images_per_second": 1000.0}]},
-        *({"command": "train", "rows": [step | {"classes": n, "seconds": n / 1000}]} for n in (100, 1000)),
-    ]
-    about = {"device": "A card", "platform": "gpu"}
-    record = {"about": about, "failed": {"train x": "no memory"}}
-    record["measured"] = {str(number): {**result, "dtype": "float32"} for number, result in enumerate(measured)}
-    page = benchmark.page(record)
-    assert "| float32 | bias | 32 | 0.5 | 3.00 | 1000 | 1 |" in page and "Failed: `train x`: no memory" in page
-    # Steps of as many milliseconds as there are classes, and images at a thousand a second.
-    config = table1.get_config()
-    entries = [benchmark.ENTRIES[name] for name in config.datasets]
-    steps = sum(3 * 10 * max(1, n * e.classes // 32) * e.classes / 1000 for e in entries for n in (4, 8, 16))
-    tested = 9 * sum(entry.sizes["test"] for entry in entries) / 1000
-    assert f"| bias | float32 | {steps / 3600:.2f} | {tested / 3600:.2f} |" in page
 
 
 @pytest.mark.parametrize(

@@ -5,30 +5,25 @@
     python -m tools.benchmark features --batch=16
     python -m tools.benchmark relevancy --batch=8 --recompute=1
     python -m tools.benchmark pipeline --images=96 --batch=32
-    python -m tools.benchmark all --output=device
 
 Seconds are medians over rounds in which each computation and a large matrix product have their turn, so that other
-work on the machine slows both alike. FLOP are those of the matrix products in a program. `all` measures steps, features
-and relevancy in all compute types of the device, each in a process of its own, writes a JSON file and a page, and
-continues where it stopped. Memory is the compiler's plan for a program, and the peak of the process or the device.
+work on the machine slows both alike. FLOP are those of the matrix products in a program. Memory is the compiler's plan
+for a program, and the peak of the process or the device.
 """
 
 import argparse
 import dataclasses
 import io
-import itertools
 import json
 import math
 import os
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,20 +38,16 @@ from clipbias.clip.params import Params, empty_params
 from clipbias.clip.precision import DTYPES, PRECISIONS, cast_weights
 from clipbias.clip.preprocess import family_preprocessing
 from clipbias.data import transforms
-from clipbias.data.catalog import ENTRIES
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images, processors
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy as relevancy_maps
-from clipbias.io import read_json, write_text
-from clipbias.settings import from_config
 from clipbias.training import mesh as meshes
 from clipbias.training.device import prepare_cpu
 from clipbias.training.memory import StepShape, training_program
 from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, train_step
-from clipbias.tuning import METHODS, Recipe, Task, make_method
-from configs import table1
+from clipbias.tuning import Recipe, Task
 
 # Models with random weights: nothing is downloaded.
 
@@ -391,114 +382,6 @@ def draw_images(count: int) -> list[bytes]:
     return files
 
 
-# All of a device.
-
-CLASSES, BATCHES = (100, 1000), (4, 32)
-OF_DEVICE = {
-    "cpu": ("float32",),
-    "gpu": ("float32", "tensorfloat32", "bfloat16"),
-    "tpu": ("float32", "bfloat16_3x", "bfloat16"),
-}
-HOURS = 2  # that one measurement may take
-
-
-def commands(arguments: argparse.Namespace, platform: str) -> list[list[str]]:
-    """The measurements, those that show most of a device first."""
-    shared = [f"--geometry={arguments.geometry}", f"--layers={arguments.layers}", f"--repeats={arguments.repeats}"]
-    lines = [["features", f"--batch={max(BATCHES)}", f"--dtype={dtype}"] for dtype in OF_DEVICE[platform]]
-    methods = [name for name in table1.get_config().methods if METHODS[name][0].trains]
-    sizes = itertools.product(CLASSES, reversed(BATCHES), reversed(OF_DEVICE[platform]), methods)
-    for classes, batch, dtype, name in sizes:
-        lines.append(["train", f"--methods={name}", f"--classes={classes}", f"--batch={batch}", f"--dtype={dtype}"])
-    for batch, dtype in itertools.product(BATCHES, OF_DEVICE[platform]):
-        lines.append(["relevancy", "--methods=ivlp", f"--batch={batch}", f"--dtype={dtype}"])
-    return [[*line, *shared] for line in lines]
-
-
-def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Writes `arguments.output`.json after each measurement, and the page `arguments.output`.md at the end.
-
-    Raises:
-      ClipbiasError: the file is of another device.
-    """
-    path = Path(f"{arguments.output}.json")
-    # Of a process of its own, so that this one holds no accelerator.
-    asked = "import jax; d = jax.devices()[0]; print(d.device_kind, jax.default_backend(), jax.__version__, sep='|')"
-    device, platform, version = subprocess.check_output([sys.executable, "-c", asked], text=True).strip().split("|")
-    about = {"device": device, "platform": platform, "jax": version}
-    record = read_json(path) if path.exists() else {"about": about, "measured": {}}
-    if record.get("about") != about:
-        raise ClipbiasError(f"{path} is of {record.get('about')}, and this is {about}; give another --output.")
-    record["failed"] = {}  # they are tried again
-    pending = commands(arguments, platform)
-    for number, command in enumerate(pending, start=1):
-        name = " ".join(command)
-        if name in record["measured"]:
-            continue
-        print(f"{number} of {len(pending)}: {name}", flush=True)
-        called = [sys.executable, "-m", "tools.benchmark", *command]
-        done = subprocess.run(called, capture_output=True, text=True, timeout=HOURS * 3600)
-        if done.returncode:
-            record["failed"][name] = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        else:
-            record["measured"][name] = json.loads(done.stdout.splitlines()[-1])
-        write_text(path, json.dumps(record, indent=1) + "\n")
-    text = page(record)
-    write_text(path.with_suffix(".md"), text)
-    print(text)
-    return [{"file": str(path), "measured": len(record["measured"]), "failed": len(record["failed"])}]
-
-
-def page(record: Mapping[str, Any]) -> str:
-    """All of it as tables in Markdown, with the time of Table 1."""
-    text = f"# {record['about']['device']}\n\n{', '.join(f'{k} {v}' for k, v in record['about'].items())}\n"
-    by_command: dict[str, list[dict[str, Any]]] = {}
-    for result in record["measured"].values():
-        by_command.setdefault(result["command"], []).extend({"type": result["dtype"], **row} for row in result["rows"])
-    for command, rows in by_command.items():
-        text += f"\n## {command}\n\n{table(rows)}"
-    text += "\n## Table 1\n\nHours on one device, runs one after another, without reading and compiling.\n\n"
-    lines = []
-    largest = [row for row in by_command.get("train", ()) if row["batch"] == max(BATCHES)]
-    for dtype, name in dict.fromkeys((row["type"], row["method"]) for row in largest):
-        points = {row["classes"]: row["seconds"] for row in largest if (row["type"], row["method"]) == (dtype, name)}
-        rates = [row["images_per_second"] for row in by_command.get("features", ()) if row["type"] == dtype]
-        if len(points) > 1 and rates:
-            hours = (f"{seconds / 3600:.2f}" for seconds in table1_seconds(name, points, rates[0]))
-            lines.append((name, dtype, *hours))
-    text += markdown(("method", "type", "training (h)", "evaluation (h)"), lines)
-    for name, why in record["failed"].items():
-        text += f"\nFailed: `{name}`: {why}\n"
-    return text
-
-
-def table1_seconds(method: str, points: Mapping[int, float], images_per_second: float) -> tuple[float, float]:
-    """Seconds of training and of evaluating all cells of a method of Table 1.
-
-    Args:
-      method: its name.
-      points: seconds of a step by the number of classes; between the least and the most in proportion.
-      images_per_second: through the vision tower.
-    """
-    config = table1.get_config()
-    recipe = from_config(table1.Table1Settings, config).recipe
-    low, high = min(points), max(points)
-    slope = (points[high] - points[low]) / (high - low)
-    training = evaluation = 0.0
-    for dataset, shots in itertools.product(config.datasets, config.shots):
-        entry = ENTRIES[dataset]
-        seconds = max(points[low] + slope * (entry.classes - low), 0.0)
-        steps = make_method(method).recipe_for(recipe, shots).total_steps(shots * entry.classes)
-        training += len(config.seeds) * steps * seconds
-        evaluation += len(config.seeds) * entry.sizes["test"] / images_per_second
-    return training, evaluation
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *lines))
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows in Markdown: bytes in GB, operations in TFLOP."""
 
@@ -510,7 +393,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
     heads = [name.replace("_bytes", " (GB)").replace("flop", "TFLOP").replace("_", " ") for name in rows[0]]
-    return markdown(heads, [[cell(name, row[name]) for name in rows[0]] for row in rows])
+    lines = [heads, ["---"] * len(heads), *([cell(name, row[name]) for name in rows[0]] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 COMMANDS = {
@@ -518,7 +402,6 @@ COMMANDS = {
     "features": features,
     "relevancy": relevancy,
     "pipeline": pipeline,
-    "all": measure_all,
 }
 
 
@@ -537,7 +420,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recompute", type=int, default=0, help="relevancy: its option")
     parser.add_argument("--chunk", type=int, default=0, help="relevancy: its option")
     parser.add_argument("--images", type=int, default=96, help="pipeline")
-    parser.add_argument("--output", default="device", help="all: path without its ending")
     parsed = parser.parse_args(arguments)
     if min(parsed.classes, parsed.batch, parsed.repeats, parsed.images) < 1:
         parser.error("classes, batch, repeats and images must be 1 or more.")
@@ -548,8 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(rows))
-    device = "" if parsed.command == "all" else jax.devices()[0].device_kind
-    facts = {name: getattr(parsed, name) for name in ("command", "geometry", "dtype")} | {"device": device}
+    facts = {name: getattr(parsed, name) for name in ("command", "geometry", "dtype")}
+    facts["device"] = jax.devices()[0].device_kind
     print(json.dumps(facts | {"rows": rows}), flush=True)
     return 0
 
