@@ -22,14 +22,16 @@ from tools.mechanisms.models import OWN, Spec, digest
 from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gains
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
-SECTIONS = ("predictions", "relevancy", "vision_attention", "causal")
+SECTIONS = ("predictions", "causal")
+OF_PROMPTS = ("relevancy", "vision_attention")  # what the evidence of the paper is read from, with prompts alone
 AXES = ("where", "what")
 MODEL = "model"
 
 
 def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResults:
     """The study of one trained model, with constants in its place if it surely gains."""
-    results = study(workdir / "studies" / spec.key, workdir, spec, SECTIONS, options)
+    sections = SECTIONS if spec.of_family.mechanism is None else (*SECTIONS, *OF_PROMPTS)
+    results = study(workdir / "studies" / spec.key, workdir, spec, sections, options)
     if not gains(results, MODEL):
         return results
     # Apart, so that the other training is in no other section.
