@@ -221,10 +221,11 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> j
     tile = jnp.einsum("GHCSK,GHCTK->GHCST", tile_q, tile_k)
     tile = jnp.where(visible[:, None], tile, -jnp.inf)
     prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*tile.shape[:-1], shared)
-    prefix, tile = layers.exponentials(prefix, tile)
+    # Groups and heads on one axis, since XLA's CPU compiler splits the first one over threads.
+    prefix, tile = layers.exponentials(*(part.reshape(-1, *part.shape[2:]) for part in (prefix, tile)))
     # A token sees fewer tokens than a head is wide, so dividing costs less before the sum over values than after it.
     total = prefix.sum(-1, keepdims=True) + tile.sum(-1, keepdims=True)
-    prefix, tile = ((part / total).astype(v.dtype) for part in (prefix, tile))
+    prefix, tile = ((part / total).astype(v.dtype).reshape(*q.shape[:2], *part.shape[1:]) for part in (prefix, tile))
     values = jnp.einsum("GHCST,GHCTK->GHCSK", tile, tile_v).reshape(q.shape)
     values = values + jnp.einsum("GHUP,GHPK->GHUK", prefix.reshape(*q.shape[:3], shared), v[:, :, :shared])
     return values.swapaxes(1, 2)
