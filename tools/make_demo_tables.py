@@ -8,6 +8,9 @@
     python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --csv=docs/images/paper.csv
     python -m tools.make_demo_tables docs/paper.md
 
+    cp workdir/mechanisms/answers.csv docs/images/mechanisms.csv
+    python -m tools.make_demo_tables docs/mechanisms.md
+
 A test holds these pages to their numbers: measure again, and run this again.
 """
 
@@ -18,11 +21,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Kind
 from clipbias.io import read_text, write_text
 from clipbias.report.names import dataset_name
 from clipbias.report.table import MISSING
+from tools.mechanisms import score
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
 END = "<!-- What follows is written by hand. -->"
@@ -122,10 +128,25 @@ def _observed(row: Row) -> str:
     return f"{number}{unit}: **{row['outcome']}**"
 
 
+def mechanisms(rows: Sequence[Row]) -> str:
+    """How often each explainer is right and wrong about models whose mechanism is known."""
+    answers = pd.DataFrame(rows).astype({"counts": "boolean"}).astype({"counts": bool})
+    rates = score.rates(answers)
+    lines = []
+    for rate in rates.to_dict("records"):
+        counts = [
+            "{:.0f} ({:.0f} to {:.0f})".format(*(rate[f"{name}{end}"] for end in ("", "_low", "_high")))
+            for name in ("right", "wrong")
+        ]
+        lines.append((rate["axis"], rate["explainer"], f"{rate['models']}", *counts))
+    return markdown(("label", "explainer", "models", "right (%)", "wrong (%)"), lines)
+
+
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
     "results.md": {("demo_gains.csv",): gains, ("zoo_gains.csv",): zoo, ("replacements.csv",): replacements},
     "paper.md": {("paper.csv",): observations},
+    "mechanisms.md": {("mechanisms.csv",): mechanisms},
 }
 
 

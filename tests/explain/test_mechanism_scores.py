@@ -1,8 +1,6 @@
-"""Scores of the benchmark of mechanisms: counted by hand, drawn, and tied to labels and rules by a hash."""
+"""Scores of the benchmark of mechanisms: counted by hand, and tied to labels and rules by a hash."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,8 +13,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain import verdict
 from clipbias.explain.results import What, Where
 from clipbias.explain.study import StudyOptions
-from tests.documents import ROOT
-from tools.mechanisms import models, picture, rules, score, train
+from tools.mechanisms import models, rules, score, train
 from tools.mechanisms.models import Spec, digest
 from tools.mechanisms.rules import UNDECIDED, Answer
 
@@ -50,9 +47,6 @@ def by_hand():
 
 def test_scores_are_those_counted_by_hand(tmp_path):
     answers = by_hand()
-    what = score.confusion(answers, "verdict", "what")
-    assert what.loc[SAME].to_dict() == {What.NOTHING.value: 0, SAME: 2, DEPENDS: 1, UNDECIDED: 0}
-    assert what.loc[DEPENDS].to_dict() == {What.NOTHING.value: 0, SAME: 0, DEPENDS: 1, UNDECIDED: 1}
     rates = score.rates(answers).set_index(["axis", "explainer"])
     assert list(rates.index) == [
         ("where", "verdict"),
@@ -79,17 +73,6 @@ def test_intervals_are_over_families():
     assert (right["right"], right["right_low"], right["right_high"]) == (50, 0, 100)
 
 
-def test_the_picture_has_the_counts_and_leaves_out_who_never_answers():
-    figure = picture.draw(by_hand())
-    assert len(figure.axes) == 1 + len(rules.RULES)
-    panel = figure.axes[1]
-    assert panel.get_title() == "verdict\n60 % right, 20 % wrong"
-    texts = {text.get_position(): text.get_text() for text in panel.texts}
-    expected = {(1, 1): "2", (2, 1): "1", (2, 2): "1", (3, 2): "1", (0, 0): "0"}
-    assert {place: texts[place] for place in expected} == expected
-    assert [label.get_text() for label in panel.get_yticklabels()] == [What.NOTHING.value, SAME, DEPENDS]
-
-
 def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):
     specs = models.table(["bias", "map_8"])[:3]
     train.choose_model(tmp_path, "demo")
@@ -106,23 +89,6 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
     notes["digest"] = "another"
     with pytest.raises(ClipbiasError, match="trained under other labels or rules"):
         score.score(tmp_path, specs, StudyOptions())
-
-
-@pytest.mark.ci
-def test_the_command_draws_what_was_scored(tmp_path):
-    answers = by_hand()
-    parts = [tmp_path / "first.csv", tmp_path / "second.csv"]
-    answers[:5].to_csv(parts[0], index=False)
-    answers[5:].to_csv(parts[1], index=False)
-
-    def draw(*files):
-        command = [sys.executable, "-m", "tools.mechanisms", "draw", *map(str, files), f"--to={tmp_path / 'made.png'}"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = draw(*parts)
-    assert "verdict" in done.stdout and (tmp_path / "made.png").stat().st_size > 5000
-    pd.testing.assert_frame_equal(score.read_answers(tmp_path / "made.csv"), answers)
-    assert "have a model twice" in draw(parts[0], parts[0]).stderr
 
 
 @pytest.mark.parametrize("name", ["rules.py", "models.py", "verdict.py"])

@@ -13,7 +13,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import StudyResults, What, Where, load_results
+from clipbias.explain.results import StudyResults, Where, load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import RESAMPLES
@@ -133,16 +133,6 @@ def scored(answers: pd.DataFrame, axis: str) -> pd.DataFrame:
     """The models that count, have a label on the axis, and should gain."""
     has_label = answers["counts"] & (answers[f"truth: {axis}"] != "")
     return answers[has_label & (answers["truth: where"] != Where.NO_GAIN.value)]
-
-
-def confusion(answers: pd.DataFrame, explainer: str, axis: str) -> pd.DataFrame:
-    """How many models of each label, down, get each label, across."""
-    of_axis = scored(answers, axis)
-    labels = [label.value for label in (Where if axis == "where" else What)]
-    counts = pd.crosstab(of_axis[f"truth: {axis}"], of_axis[f"{explainer}: {axis}"])
-    across = [label for label in labels if label != UNDECIDED] + [UNDECIDED]
-    down = [label for label in across if label not in (UNDECIDED, Where.NO_GAIN.value)]
-    return counts.reindex(index=down, columns=across, fill_value=0)
 
 
 def rates(answers: pd.DataFrame) -> pd.DataFrame:
