@@ -67,7 +67,8 @@ def test_the_table_has_methods_as_their_own_files_have_them(large: Clip) -> None
         documentation = " ".join(str(inspect.getdoc(inspect.getmodule(kind))).split())
         authors = re.findall(r"[A-Z][\w' -]*?(?: et al\.| & [\w ]+?) 20\d\d", reference)
         assert "this project" in reference or authors, name
-        for words in (*authors, *re.findall(r"arXiv [\d.]+", reference)):
+        numbers = re.findall(r"arxiv\.org/abs/([\d.]+)", reference)
+        for words in (*authors, *(f"arXiv {number}" for number in numbers)):
             assert words in documentation, (name, words)
     text = " ".join(PAGE.read_text("utf-8").split())
     named = text.partition("`clipbias.tuning.Recipe()`, but ")[2].partition(" as their")[0]
