@@ -65,7 +65,7 @@ def test_a_folder_calibrates_from_as_many_pictures_on_as_the_page_says(
 ) -> None:
     """Ten calibration images, and the nineteen that "none of these" takes."""
     page = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
-    assert f"| {classes} | {pictures} | {rejecting} |" in page
+    assert f"- {classes} classes: {pictures} and {rejecting} pictures\n" in page
 
     def calibrating(of_class: int) -> int:
         splits = complete_splits({"all": split(*[of_class] * classes)}, "here")
