@@ -14,7 +14,7 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.training.device import Compute
 from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
-from clipbias.tuning.method import without_constants
+from clipbias.tuning.method import Kind, without_constants
 from tests.documents import ROOT, blocks
 from tests.training.sweeps import TinySweep
 from tests.tuning.test_task import VIT_B_16
@@ -22,6 +22,13 @@ from tests.tuning.test_task import VIT_B_16
 PAGE = ROOT / "docs" / "methods.md"
 CLASSES = 100
 SHOTS = 16
+GROUPS = {
+    "Without": Kind.TRAINING_FREE,
+    "Heads": Kind.HEAD,
+    "Prompts": Kind.PROMPTS,
+    "Weights": Kind.WEIGHTS,
+    "Test-time": Kind.TEST_TIME,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +56,15 @@ def trains_as_its_authors_do(method: Method) -> bool:
     return method.trains and method.recipe_for(common, SHOTS) != common
 
 
-def test_the_table_has_methods_as_their_own_files_have_them(large: Clip) -> None:
-    row = re.compile(r"^\| `(\w+)` \| .*? \| ([\d,]+) \| (.*?) \|$", re.MULTILINE)
-    rows = {name: rest for name, *rest in row.findall(PAGE.read_text("utf-8"))}
-    assert list(rows) == [name for name in METHODS if name in rows]
-    # The first of each file has a row; each of the others has one, or is named below the table.
+def test_the_lists_have_methods_as_their_own_files_have_them(large: Clip) -> None:
+    section = PAGE.read_text("utf-8").partition("## The built-in methods")[2].partition("\nVariants")[0]
+    groups = re.split(r"^\*\*([\w-]+)", section.replace("\n  ", " "), flags=re.MULTILINE)[1:]
+    row = re.compile(r"^- `(\w+)` \(([\d,]+)\): (.*)$", re.MULTILINE)
+    rows = {}
+    for head, group in zip(groups[::2], groups[1::2], strict=True):
+        rows |= {name: rest for name, *rest in row.findall(group)}
+        assert {METHODS[name][0].kind for name, *_ in row.findall(group)} == {GROUPS[head]}
+    # The first of each file has a row; each of the others has one, or is named below the lists.
     assert set(rows) >= {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
     assert all(f"`{name}`" in PAGE.read_text("utf-8") for name in METHODS)
     own_recipes = set()
@@ -65,11 +76,12 @@ def test_the_table_has_methods_as_their_own_files_have_them(large: Clip) -> None
             own_recipes.add(name)
         # Authors, year and number of a paper stand at the head of the method's file, or where it says what is near.
         documentation = " ".join(str(inspect.getdoc(inspect.getmodule(kind))).split())
-        authors = re.findall(r"[A-Z][\w' -]*?(?: et al\.| & [\w ]+?) 20\d\d", reference)
-        assert "this project" in reference or authors, name
-        numbers = re.findall(r"arxiv\.org/abs/([\d.]+)", reference)
-        for words in (*authors, *(f"arXiv {number}" for number in numbers)):
-            assert words in documentation, (name, words)
+        papers = re.findall(r"([A-Z][\w' -]*?(?: & [\w ]+?)?) (20\d\d)", reference)
+        assert papers, name
+        for author, year in papers:
+            assert f"{author} {year}" in documentation or f"{author} et al. {year}" in documentation, (name, author)
+        for number in re.findall(r"arxiv\.org/abs/([\d.]+)", reference):
+            assert f"arXiv {number}" in documentation, (name, number)
     text = " ".join(PAGE.read_text("utf-8").split())
     named = text.partition("`clipbias.tuning.Recipe()`, but ")[2].partition(" as their")[0]
     assert set(re.findall(r"`(\w+)`", named)) == own_recipes
@@ -77,8 +89,8 @@ def test_the_table_has_methods_as_their_own_files_have_them(large: Clip) -> None
 
 def test_the_hooks_are_those_of_the_class() -> None:
     section = PAGE.read_text("utf-8").partition("## Hooks")[2].partition("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    named = {name for row in rows for name in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", row.split(" | ")[0])}
+    rows = re.findall(r"^- ((?:`\w+`,? ?)+)(?:\((`\w+`)\))?:", section, re.MULTILINE)
+    named = {name for hooks, _ in rows for name in re.findall(r"\w+", hooks)}
     hooks = {
         name
         for kind in (Method, FeatureMethod, TestTimeMethod)
@@ -88,12 +100,12 @@ def test_the_hooks_are_those_of_the_class() -> None:
     assert named == (hooks - {"overrides", "logit_scale"}) | {
         *("datasets", "reads_templates", "patches", "scale", "unlabelled")
     }
-    for row in rows:
-        example = re.findall(r"`(\w+)`", row.rsplit(" | ", 1)[1])
-        hook = re.findall(r"`(\w+)", row)[0]
-        kinds = {kind for name in example for kind in [METHODS[name][0]]}
-        bases = Method, FeatureMethod, TestTimeMethod
-        assert all(getattr(kind, hook) not in [getattr(base, hook, None) for base in bases] for kind in kinds), row
+    bases = Method, FeatureMethod, TestTimeMethod
+    for hooks_of_row, example in rows:
+        hook = re.findall(r"\w+", hooks_of_row)[0]
+        assert bool(example) == (hook not in ("init", "adapt")), hook
+        kinds = [METHODS[example.strip("`")][0]] if example else []
+        assert all(getattr(kind, hook) not in [getattr(base, hook, None) for base in bases] for kind in kinds), hook
 
 
 @pytest.fixture(scope="module")

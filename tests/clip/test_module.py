@@ -22,7 +22,6 @@ from clipbias.clip import (
     encode_image,
     encode_text,
 )
-from tests.documents import ROOT, blocks
 
 CONFIG = ClipConfig(
     vision=VisionConfig(16, 2, 2, 32, image_size=8, patch_size=4),
@@ -154,12 +153,3 @@ def test_part_of_another_module(params: Any) -> None:
         return nn.Dense(4).apply({"params": head}, encode_image(clip, CONFIG, IMAGES)[0])
 
     assert program(of_module, params, head) == program(of_functions, params, head)
-
-
-@pytest.mark.ci
-def test_the_example_of_the_documents():
-    (code,) = (code for code in blocks(ROOT / "docs/python.md", "python") if "ClipModule" in code)
-    names: dict = {}
-    exec(code, names)
-    assert names["features"].shape == (2, 128)
-    assert jax.tree.structure(names["fresh"]["params"]) == jax.tree.structure(names["clip"].params)

@@ -28,7 +28,7 @@ from clipbias.export import export, onnx_file
 from clipbias.export.program import program_weights
 from tests import families, helpers
 from tests.browser import Browser
-from tests.documents import ROOT, blocks
+from tests.documents import ROOT
 from tests.export import models
 
 WEB = "ONNXRUNTIME_WEB"  # the folder `dist` of the package onnxruntime-web
@@ -157,7 +157,7 @@ def served(folder: Path) -> Iterator[str]:
 def test_the_page_in_a_browser(clip: Clip, exported: Path, tmp_path: Path) -> None:
     """It loads nothing from elsewhere but ONNX Runtime, which stands beside it here."""
     folder = exported / "workdir/export/onnx"
-    (code,) = blocks(ROOT / "docs" / "export.md", "html")
+    code = (ROOT / "docs" / "browser" / "index.html").read_text(encoding="utf-8")
     (address,) = re.findall(r'"(https://[^"]*/dist)/', code)
     (folder / "index.html").write_text(code.replace(address, "./dist"))
     (folder / "dist").symlink_to(os.environ[WEB])

@@ -81,7 +81,7 @@ def test_everything_after_the_first_page_is_folded(whole):
     ]
     assert page.unfolded == []
     shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))
-    sections = re.findall(r"^\| \*\*(.*?)\*\* \|", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
+    sections = re.findall(r"^- \*\*(.*?)\*\*", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
     assert shown == sections
 
 
