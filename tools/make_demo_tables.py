@@ -2,7 +2,7 @@
 
     cp workdir/demo_full/gains.csv docs/images/demo_gains.csv
     cp workdir/zoo_demo/gains.csv docs/images/zoo_gains.csv
-    python -m tools.draw_studies workdir/frontier/study --to=docs/images
+    python -m tools.draw_studies workdir/why --to=docs/images
     python -m tools.make_demo_tables docs/results.md
 
     python -m tools.paper_table workdir/paper_why --sweep=workdir/paper --csv=docs/images/paper.csv
@@ -77,25 +77,44 @@ def zoo(rows: Sequence[Row]) -> str:
     return markdown(("kind", "method", "parameters", "gain (points)"), lines)
 
 
-# Methods of the table of replacements: the paper's with prompts.
-REPLACED = ("VPT", "IVLP", "MaPLe")
+# Of a study: parts of the gain, and parts of what is added to image tokens.
+PARTS = ("attention alone", "another image's", "mean by kind", "mean by position")
+
+
+def verdicts(rows: Sequence[Row]) -> str:
+    """By method and dataset: the gain in points, shares in log-likelihood, and the labels."""
+    by_study: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
+    for row in rows:
+        by_study.setdefault((row["dataset"], row["method"]), {})[row["outcome"], row["quantity"]] = row
+    lines = []
+    for (dataset, method), parts in by_study.items():
+        gain = parts["accuracy", "gain"]
+        shares = (_share(parts.get(("log_likelihood", part))) for part in PARTS)
+        lines.append((dataset_name(dataset), method, gain["seeds"], _gain(gain), *shares, gain["where"], gain["what"]))
+    heads = ("dataset", "method", "seeds", "gain (points)", *(f"{part} (%)" for part in PARTS), "where", "what")
+    return markdown(heads, lines)
+
+
+def _share(row: Row | None) -> str:
+    if row is None or not row["share"]:
+        return MISSING
+    return "{:.0f} ({:.0f} to {:.0f})".format(*(100 * float(row[f"share{end}"]) for end in ("", "_low", "_high")))
 
 
 def replacements(rows: Sequence[Row]) -> str:
-    """By method and dataset, what two fitted vectors per layer have of the gain and of the moved decisions.
+    """By method and dataset: what two fitted vectors per layer have of the gain and of the moved decisions.
 
-    Of `REPLACED` alone.
+    And what the method itself has of these, fitted in the same way.
     """
     ceilings = {(row["method"], row["dataset"]): row for row in rows if row["kind"] == Kind.CEILING}
-    heads = ["method", "dataset", "seeds", "share of the gain (%)", "same moved decisions (%)"]
+    heads = ("dataset", "method", "seeds", "share of the gain (%)", "moved decisions (%)", "itself, moved (%)")
     lines = []
     for row in rows:
-        if (row["kind"], row["form"]) == (Kind.FITTED, "kind") and row["method"] in REPLACED:
-            place = (row["method"], dataset_name(row["dataset"]), row["models"])
-            line = (*place, _percent(row, ""), _percent(row, "moved_"))
+        if (row["kind"], row["form"]) == (Kind.FITTED, "kind"):
             ceiling = _percent(ceilings.get((row["method"], row["dataset"])), "moved_")
-            lines.append((*line, ceiling) if ceilings else line)
-    return markdown((*heads, "the method, fitted to itself (%)") if ceilings else heads, lines)
+            place = (dataset_name(row["dataset"]), row["method"], row["models"])
+            lines.append((*place, _percent(row, ""), _percent(row, "moved_"), ceiling))
+    return markdown(heads, sorted(lines, key=lambda line: line[0]))
 
 
 def _percent(row: Row | None, start: str) -> str:
@@ -143,10 +162,15 @@ def mechanisms(rows: Sequence[Row]) -> str:
 
 
 # By page: numbers beside its pictures, and what is made of them.
-PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
-    "results.md": {("demo_gains.csv",): gains, ("zoo_gains.csv",): zoo, ("replacements.csv",): replacements},
-    "paper.md": {("paper.csv",): observations},
-    "mechanisms.md": {("mechanisms.csv",): mechanisms},
+PAGES: Mapping[str, Mapping[str, Callable[[Sequence[Row]], str]]] = {
+    "results.md": {
+        "demo_gains.csv": gains,
+        "zoo_gains.csv": zoo,
+        "verdict.csv": verdicts,
+        "replacements.csv": replacements,
+    },
+    "paper.md": {"paper.csv": observations},
+    "mechanisms.md": {"mechanisms.csv": mechanisms},
 }
 
 
@@ -159,14 +183,14 @@ def page(whole: Path) -> str:
     if whole.name not in PAGES:
         raise ClipbiasError(f"{whole} has no table of the demo; {', '.join(PAGES)} have.")
     text = read_text(whole)
-    for names, make in PAGES[whole.name].items():
-        files = [csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))) for name in names]
-        begin = BEGIN.format(name=" and ".join(names))
+    for name, make in PAGES[whole.name].items():
+        rows = list(csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))))
+        begin = BEGIN.format(name=name)
         before, marker, rest = text.partition(begin)
         _, end, after = rest.partition(END)
         if not marker or not end:
             raise ClipbiasError(f"{whole} has no place for the table; write the lines {begin!r} and {END!r} there.")
-        text = f"{before}{begin}\n\n{make(*map(list, files))}\n\n{END}{after}"
+        text = f"{before}{begin}\n\n{make(rows)}\n\n{END}{after}"
     return text
 
 
