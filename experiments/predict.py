@@ -32,7 +32,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.io import is_remote, write_text
 from clipbias.prediction import Prediction
-from clipbias.report.overlay import save_overlay
+from clipbias.report import style
+from clipbias.report.overlay import overlay_figure
 from clipbias.report.predictions import BETWEEN, key, open_table
 from clipbias.sentences import counted
 from clipbias.settings import as_json
@@ -246,7 +247,8 @@ def draw_maps(
     for row, ((number, path), *overlays) in enumerate(zip(batch, *columns, strict=True)):
         if row not in prediction.errors:
             place = workdir / "relevancy" / f"{number + 1:04d}_{path.stem}.png"
-            save_overlay(place, wholes[row], overlays, title=printable(path.name))
+            figure = overlay_figure(wholes[row], overlays, title=printable(path.name))
+            style.save_png(figure, place, dpi=160)
 
 
 def table_row(entry: Entry) -> dict[str, object]:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from clipbias import data
 from clipbias.data import benchmark_check, catalog, shards
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, is_remote
+from clipbias.io import is_remote
+from clipbias.report import style
 from clipbias.report.contact_sheet import contact_sheet
 from configs.prepare_data import PrepareDataSettings
 from experiments import common
@@ -55,9 +56,7 @@ def run_draw(settings: PrepareDataSettings) -> int:
     if settings.datasets is None or len(settings.datasets) != 1 or settings.output is None:
         raise ClipbiasError("draw needs --config.datasets with one name, and --config.output, the PNG file.")
     dataset = data.load(settings.datasets[0], data_dir=settings.data_dir)
-    sheet = contact_sheet(dataset, shots=settings.shots, seed=settings.seed)
-    with atomic_path(settings.output) as temporary:
-        sheet.save(temporary, format="PNG")
+    style.save_png(contact_sheet(dataset, shots=settings.shots, seed=settings.seed), settings.output, dpi=100)
     common.tell(settings.output)
     return 0
 

@@ -1,6 +1,6 @@
 """Numbers of a study in words: changes with their intervals, shares, reasons."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from clipbias.explain.uncertainty import Estimate
 
@@ -9,16 +9,16 @@ OUTCOMES = ("accuracy", "calibrated")
 UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
 
 
-def change(number: Estimate, outcome: str) -> str:
-    """A change with its interval, where it has any, without its unit."""
-    digits = UNITS[outcome][1]
-
-    def text(value: float) -> str:
-        return f"{round(value, digits) + 0.0:+.{digits}f}"
-
+def with_interval(number: Estimate, text: Callable[[float], str]) -> str:
+    """`5.3 (3.1 to 7.5)`: a number with its interval, where it has any."""
     if number.low is None or number.high is None:
         return text(number.value)
     return f"{text(number.value)} ({text(number.low)} to {text(number.high)})"
+
+
+def change(number: Estimate, outcome: str) -> str:
+    """A change with its interval, without its unit."""
+    return with_interval(number, f"{{:+z.{UNITS[outcome][1]}f}}".format)
 
 
 def amount(number: Estimate, outcome: str) -> str:
@@ -28,12 +28,11 @@ def amount(number: Estimate, outcome: str) -> str:
 
 
 def percent(share: Estimate | None) -> str:
-    """A share of a gain with its interval, where it has any, in whole percent."""
+    """A share of a gain with its interval, in whole percent."""
     if share is None:
         return "an unknown part"
-    if share.low is None or share.high is None:
-        return f"{100 * share.value:.0f} %"
-    return f"{round(100 * share.value)} % ({round(100 * share.low)} to {round(100 * share.high)})"
+    value, _, interval = with_interval(in_points(share), "{:z.0f}".format).partition(" ")
+    return f"{value} % {interval}".rstrip()
 
 
 def in_points(share: Estimate) -> Estimate:

@@ -1,65 +1,57 @@
 """One picture of a dataset's few-shot picks: labels, prompts and training crops, to see that all is as meant."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from clipbias.data import transforms
 from clipbias.data.dataset import Dataset
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import augmentation_rng
+from clipbias.report import style
+from clipbias.report.overlay import show_picture
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TILE = 96
-GAP = 4
-HEADER = 42
-CAPTION = 18
 # What is shown at most: classes, picks of each, and training crops of the first pick, those of the first epochs.
 CLASSES = 12
 PICKS = 6
 CROPS = 4
-INK = (30, 30, 30)
-PAPER = (255, 255, 255)
-FAINT = (110, 110, 110)
 
 
-def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> Image.Image:
+def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> "Figure":
     """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
 
     The few-shot split of `shots` images per class and the crops are those of a run with this seed.
     """
     train = dataset.split("train")
-    indices, _ = few_shot(train, None, shots=shots, seed=seed)
-    drawn = train.subset(indices)
+    drawn = train.subset(few_shot(train, None, shots=shots, seed=seed)[0])
     labels = list(dict.fromkeys(drawn.labels.tolist()))[:CLASSES]
-    width = max((min(shots, PICKS) + CROPS) * (TILE + GAP) + 3 * GAP, 480)
-    sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
-    draw = ImageDraw.Draw(sheet)
+    picks = min(shots, PICKS)
     counts = f"{counted(len(dataset.class_names), 'class')}, {counted(shots, 'shot')}"
-    title = f"{dataset.name}: {counts}, seed {seed}, {dataset.template!r}"
-    draw.text((GAP, GAP), title, fill=INK, font=font(14))
-    draw.text((GAP, GAP + 18), f"right: {CROPS} training crops of the first pick", fill=FAINT, font=font(11))
-    for place, label in enumerate(labels):
-        top = HEADER + place * (TILE + CAPTION + GAP)
-        prompt = printable(dataset.template.replace("{}", dataset.class_names[label].replace("_", " ")))
-        draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=font(12))
-        of_label = np.flatnonzero(drawn.labels == label).tolist()
-        images = [drawn.image(index) for index in of_label[:PICKS]]
-        tiles = [transforms.test_image(image, transforms.Resizing(TILE)) for image in images]
-        lefts = [GAP + column * (TILE + GAP) for column in range(len(tiles))]
-        for epoch in range(CROPS):
-            rng = augmentation_rng(seed, epoch, of_label[0])
-            tiles.append(transforms.train_image(images[0], rng, transforms.Resizing(TILE)))
-            lefts.append(3 * GAP + (min(shots, PICKS) + epoch) * (TILE + GAP))
-        for tile, left in zip(tiles, lefts, strict=True):
-            sheet.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top + CAPTION))
-    return sheet
-
-
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's, which has the letters of most languages; Pillow's own lacks those with accents."""
-    import matplotlib  # it takes a while
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    with style.styled():
+        figure = style.new_figure(max(picks + CROPS, 6), 0.6 + 1.2 * len(labels))
+        figure.suptitle(
+            f"{printable(dataset.name)}: {counts}, seed {seed}, {printable(dataset.template)!r}\n"
+            f"right: {CROPS} training crops of the first pick",
+            fontsize=9,
+        )
+        grid = figure.subplots(len(labels), picks + CROPS, squeeze=False)
+        for row, label in zip(grid, labels, strict=True):
+            of_label = np.flatnonzero(drawn.labels == label).tolist()
+            images = [drawn.image(index) for index in of_label[:PICKS]]
+            tiles = dict(enumerate(transforms.test_image(image, transforms.Resizing(TILE)) for image in images))
+            for epoch in range(CROPS):
+                rng = augmentation_rng(seed, epoch, of_label[0])
+                tiles[picks + epoch] = transforms.train_image(images[0], rng, transforms.Resizing(TILE))
+            for place, axes in enumerate(row):
+                axes.set_axis_off()
+                if place in tiles:
+                    show_picture(axes, tiles[place])
+            prompt = dataset.template.replace("{}", dataset.class_names[label].replace("_", " "))
+            row[0].set_title(f"{label}  {printable(prompt)}", loc="left", fontsize=8, fontweight="normal")
+    return figure

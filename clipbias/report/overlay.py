@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,21 +25,13 @@ HEAT = "inferno"
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-    """What one model says about one picture.
+    """What one model says about one picture."""
 
-    Attributes:
-      title: for example the model's name, or the class with its probability.
-      vision: relevancy of the M patches, row by row, then of the V prompts, [M + V].
-      patches: M.
-      tokens: the text's tokens as words, from SOS up to but without EOS.
-      text: relevancy of the tokens, [N]; only the first `len(tokens)` count. None for no text.
-    """
-
-    title: str
-    vision: np.ndarray
-    patches: int
-    tokens: tuple[str, ...] = ()
-    text: np.ndarray | None = None
+    title: str  # for example the model's name, or the class with its probability
+    vision: np.ndarray  # relevancy of the M patches, row by row, then of the V prompts, `[M + V]`
+    patches: int  # M
+    tokens: tuple[str, ...] = ()  # the text's tokens as words, from SOS up to but without EOS
+    text: np.ndarray | None = None  # relevancy of the tokens `[N]`, of which the first `len(tokens)` count
 
 
 def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
@@ -86,29 +77,15 @@ def overlay_grid(
     return figure
 
 
-def save_overlay(path: Path, image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> None:
-    """Writes `overlay_figure` as PNG, atomically."""
-    style.save_png(overlay_figure(image, overlays, title=title), path, dpi=160)
-
-
 def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
     """The patches' relevancy at image size, [R, R], scaled to 0 … 1, of that of patches and prompts, [M + V]."""
     side = round(patches**0.5)
     if side * side != patches or patches > len(vision):
         raise ClipbiasError(f"{patches} patches of a row of {len(vision)} relevancies do not fill a square grid.")
-    values = upsample(np.asarray(vision[:patches], np.float32).reshape(side, side), image_size)
+    small = Image.fromarray(np.asarray(vision[:patches], np.float32).reshape(side, side))
+    values = np.asarray(small.resize((image_size, image_size), Image.Resampling.BILINEAR))
     span = values.max() - values.min()
     return (values - values.min()) / span if span > 0 else np.zeros_like(values)
-
-
-def upsample(values: np.ndarray, size: int) -> np.ndarray:
-    """[g, g] to [size, size]: bilinear, half-pixel centres, edges held."""
-    centres = (np.arange(size) + 0.5) * len(values) / size - 0.5
-    low = np.clip(np.floor(centres).astype(int), 0, len(values) - 1)
-    high = np.minimum(low + 1, len(values) - 1)
-    weight = np.clip(centres - low, 0, 1).astype(np.float32)
-    across = values[:, low] * (1 - weight) + values[:, high] * weight
-    return across[low] * (1 - weight[:, None]) + across[high] * weight[:, None]
 
 
 def show_picture(axes: "Axes", image: np.ndarray) -> None:
@@ -165,9 +142,9 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
     rest = values[1:] if len(values) > 1 else values
     scale = rest.max() if rest.size and rest.max() > 0 else 1.0
     colours = colormaps["Oranges"]
-    place = axes.get_subplotspec()
-    assert place is not None  # panels are made by `subplots`
-    width = style.size_inches(axes)[0] * 72 / place.get_gridspec().ncols * 0.92  # of a line in points
+    place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
+    assert place is not None and figure is not None  # panels are made by `subplots`
+    width = figure.get_size_inches()[0] * 72 / place.get_gridspec().ncols * 0.92  # of a line in points
     x, y = 0.0, 1.0
     for token, value in zip(overlay.tokens, values, strict=True):
         length = (len(token) * 4.1 + 7) / width
@@ -188,19 +165,7 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
 
 
 _LOSSLESS = 64  # pixels: pictures so small are shown pixel by pixel
-_ARRAYS = (
-    "relevancy",
-    "relevancy_scale",
-    "relevancy_sum",
-    "slot_relevancy",
-    "text",
-    "attention",
-    "attention_scale",
-    "slot_attention",
-    "distance",
-    "distance_scale",
-    "distance_lowest",
-)
+_SHOWN_APART = ("margin", "log_likelihood")  # numbers of images, beside them
 
 
 def explorer_data(study: StudyResults) -> dict[str, Any] | None:
@@ -250,7 +215,9 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
             "tokens": explored[model.key].tokens,
             "kinds": explored[model.key].kinds,
             "arrays": {
-                name: _packed(array) for name in _ARRAYS if (array := getattr(explored[model.key], name)) is not None
+                name: _packed(array)
+                for name, array in vars(explored[model.key]).items()
+                if isinstance(array, np.ndarray) and name not in _SHOWN_APART
             },
         }
         for model in models

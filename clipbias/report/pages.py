@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -37,14 +37,7 @@ def words_of(kind: str, **facts: Any) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedFigure:
-    """One figure with its words and numbers.
-
-    Attributes:
-      name: the stem of its files.
-      title: what it shows, in a few words.
-      caption: whole sentences: the definition of every quantity, the number of samples, the options used.
-      numbers: one observation per row.
-    """
+    """One figure with its words, and its numbers, one observation per row. Its files are named by `name`."""
 
     name: str
     title: str
@@ -55,8 +48,7 @@ class CaptionedFigure:
     def save(self, folder: Path) -> tuple[Path, Path, Path]:
         """Writes NAME.pdf, NAME.png and NAME.csv and returns their paths. Raises `ClipbiasError` where it cannot."""
         pdf, png = style.save_figure(self.figure, folder / self.name)
-        table = folder / f"{self.name}.csv"
-        write_csv(table, self.numbers)
+        write_csv(table := folder / f"{self.name}.csv", self.numbers)
         return pdf, png, table
 
 
@@ -76,23 +68,15 @@ def write_csv(path: Path, numbers: pd.DataFrame) -> None:
         numbers.replace([np.inf, -np.inf], np.nan).to_csv(temporary, index=False, lineterminator="\n")
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure whose files are written, as a page shows it.
-
-    Attributes:
-      number: the figure's number in the paper, `Fig. 3. `, or nothing.
-      png: the bytes of the picture.
-      width: in CSS pixels, which keeps a high-resolution picture at its printed size.
-      files: what to link to: the kind of each file and its path relative to the page.
-    """
+class Picture(NamedTuple):
+    """A figure whose files are written, as a page shows it."""
 
     title: str
     caption: str
-    number: str
+    number: str  # the figure's number in the paper, `Fig. 3. `, or nothing
     png: bytes
-    width: int
-    files: tuple[tuple[str, str], ...]
+    width: int  # in CSS pixels, which keeps a high-resolution picture at its printed size
+    files: tuple[tuple[str, str], ...]  # what to link to: the kind of each file and its path relative to the page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,24 +100,20 @@ class Section:
         return not (self.pictures or self.tables or self.groups or self.remarks or self.explorer or self.code)
 
 
-def save_picture(figure: CaptionedFigure, folder: Path) -> Picture:
-    """Writes a figure's files to a folder beside the page. Raises `ClipbiasError` where it cannot."""
-    paths = figure.save(folder)
-    paper = figure.name.partition("_")[0].removeprefix("fig")
-    return Picture(
-        title=figure.title,
-        caption=figure.caption,
-        number=f"Fig. {paper}. " if paper.isdigit() else "",
-        png=paths[1].read_bytes(),
-        width=round(96 * figure.figure.get_size_inches()[0] * 1.15),
-        files=tuple((path.suffix[1:].upper(), f"{folder.name}/{path.name}") for path in paths),
-    )
-
-
 def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] | None], folder: Path) -> list[Picture]:
-    """The same of all figures that there are, some of them in lists."""
-    listed = [[each] if isinstance(each, CaptionedFigure) else each or [] for each in figures]
-    return [save_picture(figure, folder) for some in listed for figure in some]
+    """Writes the files of all figures that there are, some in lists, to a folder beside the page.
+
+    Raises `ClipbiasError` where it cannot.
+    """
+    pictures = []
+    for figure in (one for some in figures for one in ([some] if isinstance(some, CaptionedFigure) else some or [])):
+        paths = figure.save(folder)
+        paper = figure.name.partition("_")[0].removeprefix("fig")
+        number = f"Fig. {paper}. " if paper.isdigit() else ""
+        width = round(96 * figure.figure.get_size_inches()[0] * 1.15)
+        files = tuple((path.suffix[1:].upper(), f"{folder.name}/{path.name}") for path in paths)
+        pictures.append(Picture(figure.title, figure.caption, number, paths[1].read_bytes(), width, files))
+    return pictures
 
 
 def render(template: str, *, title: str, **content: Any) -> str:

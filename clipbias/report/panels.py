@@ -65,15 +65,12 @@ def panels(
     """Draws a grid of panels, one for each pair of values of two columns, and one legend for all of them below.
 
     Args:
-      frame: the numbers.
-      draw: draws one panel, given its axes and its part of the frame.
+      frame: the numbers; `draw` draws one panel, given its axes and its part of them.
       by: the column whose values are rows of panels, and the one whose values are columns; "" where there is one only.
-      size: of a panel in inches.
+      size: of a panel in inches; `widths` are of columns, relative to one another.
       names: what the values of both columns are called, if not by themselves.
-      x_label, y_label: of every column and row.
       share_x, share_y: which panels have one scale, as for `Figure.subplots`.
       wrap: without rows, start a new line of panels after so many.
-      widths: of columns, relative to one another.
       bottom: where all y axes begin.
       legend: whether to name what panels label, or looks to name instead, by label.
     """

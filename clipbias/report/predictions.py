@@ -2,8 +2,8 @@
 
 The table is continued after a kill. Beside `answers.csv`, `answers.csv.json` says what its lines depend on: lines of
 another model or of other settings are never mixed with them. Lines are written batch by batch; one that a kill cut
-short is dropped. A cell that a spreadsheet would take for a formula has an apostrophe before it. A table that another
-program has saved since is refused.
+short is dropped. A cell that a spreadsheet would take for a formula has an apostrophe before it, and ends of lines in a
+cell are escapes. A table that another program has saved otherwise since is refused.
 """
 
 import contextlib
@@ -43,17 +43,11 @@ _MOST_NAMED = 60  # classes whose names fit beside the picture
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What one model answered.
+    """What one model answered."""
 
-    Attributes:
-      labels: true class numbers, int [n].
-      predicted: class numbers, int [n]; -1 for an image that could not be read, which counts nowhere.
-      class_names: [C].
-    """
-
-    labels: np.ndarray
-    predicted: np.ndarray
-    class_names: Sequence[str]
+    labels: np.ndarray  # true class numbers, int `[n]`
+    predicted: np.ndarray  # class numbers, int `[n]`; -1 for an image that could not be read, which counts nowhere
+    class_names: Sequence[str]  # `[C]`
 
     @classmethod
     def read(cls, path: Path) -> "Answers":
@@ -163,57 +157,36 @@ def weakest_classes(answers: Answers, most: int = 3) -> str:
 # Between the names of a prediction set.
 BETWEEN = " | "
 # A formula of a spreadsheet, and one behind apostrophes, so that every cell can be read back.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FORMULA = re.compile(r"'*[=+\-@\t]")
 
 
 class PredictionTable:
-    """An open table.
-
-    Attributes:
-      path: of the file.
-      images: the pictures that have a line, as `key` names them.
-    """
+    """An open table; `images` are the pictures that have a line, as `key` names them."""
 
     def __init__(self, path: Path, columns: Sequence[str], file: BinaryIO) -> None:
         """Takes the lines that are there; of an empty file writes the first one.
 
-        Raises:
-          ClipbiasError: a line is not as it was written.
+        Raises `ClipbiasError` where a line has other columns than were written.
         """
         self.path = path
-        self.images: set[str] = set()
         self._columns = columns
         self._file = file
         header = _line(columns)
-        end = 0
-        number = 1
-        line = b""
-        for part in file:
-            line += part
-            if not line.endswith(b"\n") or line.count(b'"') % 2:
-                continue  # a quoted name may have line breaks
-            cells = _cells(line)
-            # Programs differ in separators, quotes, encodings and ends of lines: the bytes show that another wrote it.
-            if len(cells) != len(columns) or _line(cells) != line or (number == 1 and line != header):
-                raise self._changed(number)
-            if number > 1:
-                self.images.add(cells[0])
-            end += len(line)
-            number += 1
-            line = b""
-        file.seek(end)
-        if not end and not header.startswith(file.read(len(header))):
-            raise self._changed(1)
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        # Programs differ in separators, quotes, marks of encoding and ends of lines: the first line's bytes tell.
+        rows = _rows(content[:end]) if content[:end].startswith(header) else []
+        widths = [len(row) for row in rows] or [len(columns) if header.startswith(content) else 0]
+        if wrong := [number for number, width in enumerate(widths, start=1) if width != len(columns)]:
+            raise ClipbiasError(
+                f"{path} has a line {wrong[0]} that predict did not write, as when a spreadsheet has saved it; choose "
+                "another --config.output, or remove it."
+            )
+        self.images = {row[0] for row in rows[1:]}
         file.seek(end)
         file.truncate()
         if not end:
             self.append([dict(zip(columns, columns, strict=True))])
-
-    def _changed(self, number: int) -> ClipbiasError:
-        return ClipbiasError(
-            f"{self.path} has a line {number} that predict did not write, as when a spreadsheet has saved it; choose "
-            "another --config.output, or remove it."
-        )
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds finished lines, the values by column; they are on the disk when this returns."""
@@ -225,8 +198,9 @@ class PredictionTable:
 
 
 def key(image: object) -> str:
-    """The name of a picture in a table; half surrogate pairs, which UTF-8 lacks, become escapes."""
-    return str(image).encode("utf-8", "backslashreplace").decode()
+    """The name of a picture in a table; ends of lines, and half surrogate pairs, which UTF-8 lacks, become escapes."""
+    text = str(image).encode("utf-8", "backslashreplace").decode()
+    return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 @contextlib.contextmanager
@@ -274,17 +248,16 @@ def _writing(path: Path) -> Iterator[None]:
         raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another --config.output.") from error
 
 
-def _line(cells: Sequence[str]) -> bytes:
+def _line(cells: Sequence[object]) -> bytes:
     """A line of a CSV file."""
     text = io.StringIO(newline="")
-    escaped = [f"'{cell}" if _FORMULA.match(cell) else cell for cell in cells]
-    # The writer quotes the characters that end its lines: both kinds, which readers take for an end.
-    csv.writer(text, lineterminator="\r\n").writerow(escaped)
-    return (text.getvalue().removesuffix("\r\n") + "\n").encode("utf-8", "backslashreplace")
+    named = map(key, cells)
+    csv.writer(text, lineterminator="\n").writerow(f"'{cell}" if _FORMULA.match(cell) else cell for cell in named)
+    return text.getvalue().encode("utf-8")
 
 
-def _cells(line: bytes) -> list[str]:
-    """The cells that `_line` made a line of; others of a line that it did not make."""
-    csv.field_size_limit(max(csv.field_size_limit(), len(line)))  # a prediction set of thousands of classes is long
-    rows = list(csv.reader(io.StringIO(line.decode(errors="replace"), newline="")))
-    return [cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in rows[0]]
+def _rows(lines: bytes) -> list[list[str]]:
+    """The cells of whole lines."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(lines)))  # a prediction set of thousands of classes is long
+    rows = csv.reader(io.StringIO(lines.decode(errors="replace"), newline=""))
+    return [[cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in row] for row in rows]

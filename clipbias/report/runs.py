@@ -50,26 +50,18 @@ _CAPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """What a work folder holds.
+    """What a work folder holds."""
 
-    Attributes:
-      summary: its row, by the fields of `_COLUMNS`: a JSON value, a list of a model or seed each, or several by name.
-      runs: a row per run of a sweep, or per model of a study.
-      settings: configuration and environment, `{"method_options.depth": 9}`.
-      results: the lines of a sweep's `results.jsonl`.
-    """
-
-    summary: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    runs: Sequence[Mapping[str, Any]] = ()
-    results: Sequence[Mapping[str, Any]] = ()
+    summary: Mapping[str, Any]  # its row, by `_COLUMNS`: JSON values, lists of a model or seed each, or several by name
+    settings: Mapping[str, Any]  # configuration and environment, `{"method_options.depth": 9}`
+    runs: Sequence[Mapping[str, Any]] = ()  # a row per run of a sweep, or per model of a study
+    results: Sequence[Mapping[str, Any]] = ()  # the lines of a sweep's `results.jsonl`
 
 
 def read_workdir(folder: str | Path) -> Workdir:
     """Reads a work folder, of a run that is finished or not.
 
-    Raises:
-      ClipbiasError: there is no such folder, it is not the folder of a run, or a file in it is damaged.
+    Raises `ClipbiasError` where there is no such folder, it is not that of a run, or a file in it is damaged.
     """
     path = user_path(folder)
     if not path.is_dir():
@@ -169,13 +161,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that have the needed fields. Raises `ClipbiasError` if no line is a JSON object."""
-    lines = read_json_lines(path)
-    # The first line of all, cut short, is what a run leaves that was killed as it began.
-    content = path.read_bytes().strip() if not lines and path.is_file() else b""
-    if content and not content.startswith(b"{"):
-        raise ClipbiasError(f"{path} is damaged: no line of it is a JSON object.")
-    return [line for line in lines if all(line.get(name) is not None for name in needed)]
+    """The lines of a JSONL file that have the needed fields."""
+    return [line for line in read_json_lines(path) if all(line.get(name) is not None for name in needed)]
 
 
 def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The figures of a study: a function each, from a study's arrays to panels, maps over pictures, and captions."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         draw,
         by=("", "model"),
         wrap=4,
-        names={"": "", **labels},
+        names=labels,
         x_label="layer",
         y_label="share of attention",
         share_y=True,
@@ -229,7 +230,7 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         draw,
         by=("", "model"),
         wrap=4,
-        names={"": "", **labels},
+        names=labels,
         x_label="layer",
         y_label="rank correlation",
         share_y=True,
@@ -301,7 +302,18 @@ _BARS: dict[str, Any] = {
 _KINDS = {"text": TEXT_KINDS[:-1], "vision": VISION_KINDS}
 _THINGS = {"text": "text tokens", "vision": "patches and vision prompts"}
 _GROUPS = {"corrected": ("corrected", "o"), "both_right": ("both right", "s"), "all": ("all", "^")}
-_WIDTHS = {"tokens": 1.6, "prompts": 0.6, "kinds": 1.1}
+_FIGURES = {"text": "fig2_text", "vision": "fig3_vision"}
+# Panels from left to right, with their titles and relative widths.
+_LAYOUTS = {
+    "text": {"tokens": ("by token, without SOS", 1.3), "kinds": ("by kind of token", 1.0)},
+    "vision": {
+        "tokens": ("patches by index", 1.6),
+        "prompts": ("prompts", 0.6),
+        "kinds": ("by kind", 1.1),
+        "zero_shot": ("zero-shot's map", 0.8),
+        "tuned": ("tuned model's", 0.8),
+    },
+}
 
 
 def relevancy_frame(
@@ -333,64 +345,52 @@ def relevancy_frame(
     return joined(frames)
 
 
-def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Fig. 2: relevancy by token index without SOS, and its sums by kind of token."""
-    frame, facts = _of_models(study, "text")
+def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
+    """Fig. 2 (of "text") or 3 (of "vision"): relevancy by token, its sums by kind of token, and patches as maps."""
+    results = present(study.relevancy)
+    labels = labels_of(study.tuned)
+    frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
     if frame.empty:
         return None
-    names = labels_of(study.tuned) | {"tokens": "by token, without SOS", "kinds": "by kind of token"}
-    figure = panels(
-        frame,
-        _draw,
-        by=("model", "panel"),
-        size=(3.2, 1.8),
-        widths=(1.3, 1),
-        names=names,
-        y_label="relevancy",
-        share_x=False,
-        share_y=False,
-    )
-    return captioned("fig2_text_relevancy", figure, frame, **facts)
+    tokens = frame["panel"] == "tokens"
+    maps = pd.DataFrame()
+    if part == "vision":
+        maps = joined(frame[tokens & (frame["side"] == side)].assign(panel=side) for side in SIDES)
 
-
-def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Fig. 3: relevancy by token index, its sums by kind of token, and the patches as maps."""
-    frame, facts = _of_models(study, "vision")
-    if frame.empty:
-        return None
-    tokens = frame["panel"] != "kinds"
-    maps = joined(frame[(frame["panel"] == "tokens") & (frame["side"] == side)].assign(panel=side) for side in SIDES)
-    grid = (study.clip.grid, study.clip.grid)
-
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        model = part["model"].iloc[0]
-        if part["panel"].iloc[0] not in SIDES:
-            _draw(axes, part)
-            if part["panel"].iloc[0] != "kinds":  # prompts on the scale of the patches
-                ends = frame.loc[tokens & (frame["model"] == model), ["value", "high"]]
-                axes.set_ylim(0, 1.05 * np.nanmax(ends))
+    def draw(axes: "Axes", shown: pd.DataFrame) -> None:
+        of_model, panel = frame[frame["model"] == shown["model"].iloc[0]], shown["panel"].iloc[0]
+        if panel not in SIDES:
+            _draw(axes, shown)
+            if part == "vision" and panel != "kinds":  # prompts on the scale of the patches
+                axes.set_ylim(0, 1.05 * np.nanmax(of_model.loc[of_model["panel"] != "kinds", ["value", "high"]]))
             return
-        top = maps.loc[maps["model"] == model, "value"].max()
-        axes.imshow(part["value"].to_numpy().reshape(grid), cmap="viridis", vmin=0, vmax=top)
+        pixels = shown["value"].to_numpy().reshape(study.clip.grid, study.clip.grid)
+        top = of_model.loc[of_model["panel"] == "tokens", "value"].max()
+        axes.imshow(pixels, cmap="viridis", vmin=0, vmax=top)
         axes.set(xticks=[], yticks=[])
         axes.grid(False)
 
-    names = labels_of(study.tuned) | {"tokens": "patches by index", "prompts": "prompts", "kinds": "by kind"}
-    names |= {"zero_shot": "zero-shot's map", "tuned": "tuned model's"}
-    order = {"tokens": 0, "prompts": 1, "kinds": 2, "zero_shot": 3, "tuned": 4}
-    laid_out = joined([frame, maps]).sort_values("panel", key=lambda panel: panel.map(order), kind="stable")
+    layout = _LAYOUTS[part]
+    laid_out = joined([frame, maps])
+    laid_out = laid_out.sort_values("panel", key=lambda panel: panel.map(list(layout).index), kind="stable")
     figure = panels(
         laid_out,
         draw,
         by=("model", "panel"),
-        size=(1.85, 2.0),
-        widths=[_WIDTHS.get(name, 0.8) for name in dict.fromkeys(laid_out["panel"])],
-        names=names,
+        size=(3.2, 1.8) if part == "text" else (1.85, 2.0),
+        widths=[layout[name][1] for name in dict.fromkeys(laid_out["panel"])],
+        names=labels | {name: title for name, (title, _) in layout.items()},
         y_label="relevancy",
         share_x=False,
         share_y=False,
     )
-    return captioned("fig3_vision_relevancy", figure, frame, **facts)
+    counts = counts_of(labels, {key: result.corrected_count for key, result in results.items()})
+    texts = zero_shot_text(results.values())
+    return captioned(f"{_FIGURES[part]}_relevancy", figure, frame, what=_THINGS[part], counts=counts, text=texts)
+
+
+text_relevancy_figure = functools.partial(relevancy_figure, part="text")
+vision_relevancy_figure = functools.partial(relevancy_figure, part="vision")
 
 
 def _draw(axes: "Axes", part: pd.DataFrame) -> None:
@@ -403,15 +403,6 @@ def _draw(axes: "Axes", part: pd.DataFrame) -> None:
     for index in shown.loc[shown["kind"].isin(("prompt", "prompts")) & (shown["side"] == "tuned"), "index"]:
         axes.axvspan(index - 0.5, index + 0.5, color=style.TUNED, alpha=0.08, lw=0)
     axes.set_ylim(bottom=0)
-
-
-def _of_models(study: StudyResults, part: str) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Of all models the numbers, and what their caption leaves open."""
-    results = present(study.relevancy)
-    counts = {key: result.corrected_count for key, result in results.items()}
-    facts = {"what": _THINGS[part], "counts": counts_of(labels_of(study.tuned), counts)}
-    frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
-    return frame, {**facts, "text": zero_shot_text(results.values())}
 
 
 def zero_shot_text(results: Iterable[Relevancy]) -> str:
@@ -467,7 +458,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
 def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> list[CaptionedFigure]:
     """Fig. 2 and 3 of one model over several datasets: a panel for each."""
     made = []
-    for part, number in (("text", 2), ("vision", 3)):
+    for part, figure_name in _FIGURES.items():
         frames = []
         texts = []
         for study in studies:
@@ -496,7 +487,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
                 "dataset_relevancy",
                 figure,
                 frame.drop(columns="title"),
-                name=f"fig{number}_{part}_relevancy_{file_name(key)}",
+                name=f"{figure_name}_relevancy_{file_name(key)}",
                 what=_THINGS[part],
                 label=label,
                 text=" or ".join(dict.fromkeys(texts)),

@@ -17,7 +17,7 @@ import pandas as pd
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import MethodResult, Observation, StudyResults, load_results, present
-from clipbias.explain.wording import by_reason
+from clipbias.explain.wording import by_reason, with_interval
 from clipbias.report import pages
 from clipbias.report.names import dataset_name, ordered_datasets
 from clipbias.report.overlay import explorer_data
@@ -77,17 +77,9 @@ _DRAWN: dict[str, tuple[str, tuple[_Draw, ...], str]] = {
 
 
 def write_report(results_folder: str | os.PathLike, output_folder: str | os.PathLike) -> Path:
-    """Draws everything that a study computed.
+    """Draws all of a study, of the folder with its results, as `report.html` and `figures/`; returns the page's path.
 
-    Args:
-      results_folder: where `results.npz` and `results.json` are.
-      output_folder: where to write `report.html` and `figures/`.
-
-    Returns:
-      The path of the page.
-
-    Raises:
-      ClipbiasError: the results are missing or damaged, or the output cannot be written.
+    Raises `ClipbiasError` where results are missing or damaged, or the output cannot be written.
     """
     study = load_results(results_folder)
     output = Path(output_folder)
@@ -178,19 +170,11 @@ def _config(study: StudyResults) -> str:
 
 
 def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: str | os.PathLike) -> Path:
-    """Draws one page over the studies of several datasets.
+    """Draws one page over studies of several datasets, `overview.html`, with its `figures/`; returns its path.
 
-    Args:
-      results_folders: one folder per dataset, as `write_report` reads them; where a folder also holds its report, at
-        its top or in `report/`, the page links to it.
-      output_folder: where to write `overview.html` and `figures/`.
-
-    Returns:
-      The path of the page.
-
-    Raises:
-      ClipbiasError: no folder was given, two folders hold a method on the same dataset, or results are missing or
-        damaged.
+    Each dataset has a folder, as `write_report` reads it; where that also holds its report, at its top or in `report/`,
+    the page links to it. Raises `ClipbiasError` where none is given, two folders hold a method on the same dataset, or
+    results are missing or damaged.
     """
     if not results_folders:
         raise ClipbiasError("an overview needs at least one folder with results; none was given.")
@@ -229,8 +213,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
 def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
     """Studies by their folders, in the order in which datasets are shown.
 
-    Raises:
-      ClipbiasError: two folders hold the same method on the same dataset, or results are missing or damaged.
+    Raises `ClipbiasError` where two folders hold a method on the same dataset, or results are missing or damaged.
     """
     studies: dict[Path, StudyResults] = {}
     holders: dict[tuple[str, str], Path] = {}
@@ -341,12 +324,5 @@ def number_text(row: Observation) -> str:
     """`+5.3 (+3.1 to +7.5) points` of a change, `74 (68 to 79) %`, or a dash."""
     if row.number is None:
         return MISSING
-    digits, sign = {"points": (1, "+"), "%": (1, ""), "": (2, "")}[row.unit]
-
-    def text(value: float) -> str:
-        return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
-
-    number = text(row.number.value)
-    if row.number.low is not None and row.number.high is not None:
-        number += f" ({text(row.number.low)} to {text(row.number.high)})"
-    return f"{number} {row.unit}".rstrip()
+    form = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}[row.unit]
+    return f"{with_interval(row.number, form.format)} {row.unit}".rstrip()

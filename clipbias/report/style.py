@@ -7,11 +7,9 @@ import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from clipbias.io import atomic_path
 from clipbias.report.names import base_name
@@ -87,94 +85,41 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
-    """The figure as PNG."""
-    buffer = io.BytesIO()
+def _drawn(figure: "Figure", kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()  # a writer that runs out of room would leave its file open
     with styled():
-        figure.savefig(buffer, format="png", dpi=dpi)
+        figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def save_png(figure: "Figure", path: Path, *, dpi: int = 200) -> None:
+def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
+    """The figure as PNG."""
+    return _drawn(figure, "png", dpi=dpi)
+
+
+def svg_text(figure: "Figure") -> str:
+    """The figure as SVG, its letters drawn as outlines so that it looks the same everywhere."""
+    return _drawn(figure, "svg", metadata={"Date": None}).decode("utf-8")
+
+
+def save_png(figure: "Figure", path: str | Path, *, dpi: int = 200) -> None:
     """Writes the figure as PNG, atomically. Raises `ClipbiasError` where it cannot."""
     data = png_bytes(figure, dpi=dpi)  # before a file is opened
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def svg_text(figure: "Figure") -> str:
-    """The figure as SVG, its letters drawn as outlines so that it looks the same everywhere."""
-    buffer = io.BytesIO()
-    with styled():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().decode("utf-8")
-
-
-def size_inches(axes: "Axes") -> tuple[float, float]:
-    """Width and height of the whole figure that a panel is part of."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None  # a panel that is drawn on has one
-    width, height = figure.get_size_inches()
-    return float(width), float(height)
-
-
-def save_figure(figure: "Figure", stem: Path) -> tuple[Path, ...]:
+def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
     """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` where it cannot."""
-    written = []
+    pdf, png = (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png"))
     with styled():
         figure.draw_without_rendering()
-        figure.set_layout_engine(None)  # the layout just found stays, instead of being found again for each file
-        for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
-            drawn = io.BytesIO()  # a writer that runs out of room would leave its file open
-            figure.savefig(drawn, format=kind, metadata=metadata)
-            written.append(stem.with_name(f"{stem.name}.{kind}"))
-            with atomic_path(written[-1]) as temporary:
-                temporary.write_bytes(drawn.getbuffer())
-    return tuple(written)
-
-
-def apart(positions: Sequence[float], gap: float) -> np.ndarray:
-    """Moves label positions as little as needed to be at least `gap` apart, keeping their order.
-
-    Neighbours that would touch are spread evenly around their common mean, and so is any group that grows into
-    the next.
-    """
-
-    def bottom(group: Sequence[float]) -> float:
-        return float(np.mean(group)) - gap * (len(group) - 1) / 2
-
-    order = np.argsort(positions, kind="stable")
-    groups: list[list[float]] = []  # each: the wanted positions of labels that touch
-    for position in np.asarray(positions, float)[order]:
-        groups.append([position])
-        while len(groups) > 1 and bottom(groups[-1]) < bottom(groups[-2]) + gap * len(groups[-2]):
-            last = groups.pop()
-            groups[-1].extend(last)
-    result = np.empty(len(order))
-    result[order] = [position for group in groups for position in bottom(group) + gap * np.arange(len(group))]
-    return result
-
-
-def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, size: float = 7.5) -> None:
-    """Writes each line's name to the right of the panel, in its colour: (last x, last y, text, colour)."""
-    if not ends:
-        return
-    low, high = axes.get_ylim()
-    height = size_inches(axes)[1] * 72 * axes.get_position().height
-    gap = (high - low) * size * 1.25 / height
-    for y, (end_x, end_y, text, colour) in zip(apart([end[1] for end in ends], gap), ends, strict=True):
-        axes.annotate(
-            text,
-            xy=(end_x, end_y),
-            xytext=(1.05, y),
-            xycoords="data",
-            textcoords=("axes fraction", "data"),
-            color=colour,
-            fontsize=size,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 4},
-        )
+    figure.set_layout_engine(None)  # the layout just found stays, instead of being found again for each file
+    data = _drawn(figure, "pdf", metadata={"CreationDate": None})
+    with atomic_path(pdf) as temporary:
+        temporary.write_bytes(data)
+    save_png(figure, png)
+    return pdf, png
 
 
 def log_scale(axes: "Axes") -> None:

@@ -14,7 +14,7 @@ from clipbias.report import style
 from clipbias.report.frames import ACCURACY, AVERAGE, WITHIN, Row, Sweep, difference_error, read_sweep, shots_words
 from clipbias.report.names import base_name, dataset_name, draws, method_kind, method_name
 from clipbias.report.pages import CaptionedFigure, captioned
-from clipbias.report.panels import Look, category_ticks, panels
+from clipbias.report.panels import category_ticks, lines, panels
 from clipbias.report.style import KINDS, STANDS_OUT
 from clipbias.report.table import Table
 from clipbias.sentences import counted
@@ -23,112 +23,62 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More names than this do not fit beside one panel.
-MOST_NAMES = 12
-
 
 def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> "Figure":
     """Draws accuracy in percent against shots, one line per method, ± the standard error; zero-shot is a dashed level.
 
-    The last panel has the methods' names beside their lines, or of many methods a legend stands below. Where runs have
-    several accuracies, `measure` is drawn; without it the plain one, else H, else the first.
+    Where runs have several accuracies, `measure` is drawn; without it the plain one, else H, else the first.
     """
     sweep = results if isinstance(results, Sweep) else read_sweep(results)
     measure = measure or sweep.measure
-    panels = list(sweep.columns)
-    columns = min(4, max(1, len(panels)))
-    lines = max(1, math.ceil(len(panels) / columns))
-    many = len(sweep.methods) > MOST_NAMES
-    with style.styled():
-        width = 2.05 * columns + 1.5
-        names_per_line = columns + 1
-        height = 2.3 * lines + (0.35 if lines == 1 else 0.0)
-        figure = style.new_figure(width, height + many * 0.17 * math.ceil(len(sweep.methods) / names_per_line))
-        grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
-        flat = grid.ravel()
-        for axes, panel in zip(flat, panels, strict=False):
-            _panel(axes, sweep, panel, measure)
-        for axes in flat[len(panels) :]:
-            axes.set_visible(False)
-        for row in grid:
-            row[0].set_ylabel("accuracy (%)" if measure == ACCURACY else f"{measure} (%)")
-        for column in range(columns):
-            shown = [axes for axes in grid[:, column] if axes.get_visible()]
-            if shown:
-                shown[-1].set_xlabel("shots per class")
-                shown[-1].tick_params(labelbottom=True)
-        if many:
-            drawn = [axes.get_legend_handles_labels() for axes in flat[: len(panels)]]
-            named = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
-            shown_names = [method for method in sweep.methods if method in named]
-            legend = figure.legend(
-                [named[method] for method in shown_names],
-                [method_name(method) for method in shown_names],
-                loc="outside lower center",
-                ncols=names_per_line,
-            )
-            figure.draw_without_rendering()  # tells how wide the names are
-            figure.set_figwidth(max(width, legend.get_window_extent().width / figure.dpi))
-        elif panels:
-            figure.draw_without_rendering()  # places the panels, so that the labels know how high they are
-            ends = {method: _cells(sweep, panels[-1], method, measure) for method in sweep.methods}
-            style.label_ends(
-                flat[len(panels) - 1],
-                [
-                    (cells.index[-1] or 1, cells["mean"].iloc[-1], method_name(name), style.method_look(name)[0])
-                    for name, cells in ends.items()
-                    if len(cells)
-                ],
-            )
-    return figure
-
-
-def _cells(sweep: Sweep, panel: str, method: str, measure: str) -> pd.DataFrame:
-    """The method's finished cells of a panel by shots."""
-    cells = {shots: sweep.cells.get((measure, method, panel, shots)) for shots in sweep.shots}
-    finished = {shots: cell for shots, cell in cells.items() if cell is not None and not math.isnan(cell["mean"])}
-    return pd.DataFrame(list(finished.values()), index=pd.Index(list(finished), dtype=object))
-
-
-def _panel(axes: "Axes", sweep: Sweep, panel: str, measure: str) -> None:
-    axes.set_title(dataset_name(panel))
     few = [shots for shots in sweep.shots if shots is not None]
-    if few:
-        # Every doubling is one step; the ticks are the shots that were run.
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(few, [str(shots) for shots in few])
-        axes.set_xlim(few[0] / 1.3, few[-1] * 1.3)
-    else:
-        axes.set_xticks([])
-    axes.minorticks_off()
-    axes.grid(axis="x", visible=False)
+    looks: dict[str, dict[str, Any]] = {}
+    rows = []
     for position, method in enumerate(sweep.methods):
         colour, marker, line = style.method_look(method)
-        cells = _cells(sweep, panel, method, measure)
-        if cells.empty:
-            continue
-        if not draws(method) and cells["mean"].nunique() == 1:
-            axes.axhline(cells["mean"].iloc[0], color=colour, linestyle=line, label=method, zorder=1)
-            continue
-        stands_out = method == STANDS_OUT  # not at one of several rates
+        looks[method] = {"label": method_name(method), "color": colour, "marker": marker, "linestyle": line}
+        looks[method] |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
+        if method == STANDS_OUT:  # not at one of several rates
+            looks[method] |= {"linewidth": 2.0, "zorder": 4}
         # Methods stand side by side by a hair, so that error bars do not hide one another.
         aside = 1 + min(0.014, 0.17 / len(sweep.methods)) * (position - len(sweep.methods) / 2)
-        axes.errorbar(
-            [(1 if shots is None else shots) * aside for shots in cells.index],
-            cells["mean"].tolist(),
-            yerr=cells["error"].fillna(0.0).tolist(),
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            elinewidth=0.8,
-            capsize=1.8,
-            capthick=0.8,
-            linewidth=2.0 if stands_out else 1.3,
-            zorder=4 if stands_out else 2,
-            label=method,
-        )
+        for panel, shots in itertools.product(sweep.columns, sweep.shots):
+            cell = sweep.cells.get((measure, method, panel, shots))
+            if cell is not None and not math.isnan(cell["mean"]):
+                ends = {"low": cell["mean"] - cell["error"], "high": cell["mean"] + cell["error"]}
+                x = (1 if shots is None else shots) * aside
+                rows.append({"panel": panel, "method": method, "x": x, "value": cell["mean"], **ends})
+    if not rows:
+        return style.new_figure(4, 3)
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        is_level = ~part["method"].map(draws) & (part.groupby("method")["value"].transform("nunique") == 1)
+        for method, level in part[is_level].groupby("method", sort=False)["value"].first().items():
+            look = {name: value for name, value in looks[str(method)].items() if not name.startswith("marker")}
+            axes.axhline(level, **look)
+        lines(axes, part[~is_level], x="x", hue="method", looks=looks)
+        axes.set_xticks([])
+        if few:  # every doubling is one step; the ticks are the shots that were run
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(few, [str(shots) for shots in few])
+            axes.set_xlim(few[0] / 1.3, few[-1] * 1.3)
+        axes.minorticks_off()
+        axes.grid(axis="x", visible=False)
+
+    across = min(4, len(sweep.columns))
+    width = max(2.3, 5.0 / across)
+    legend = 0.18 * math.ceil(2.2 * len(looks) / (width * across))  # inches, of which a name takes two
+    return panels(
+        pd.DataFrame(rows),
+        draw,
+        by=("", "panel"),
+        size=(width, 2.3 + legend / math.ceil(len(sweep.columns) / across)),
+        names={"": "", **{panel: dataset_name(panel) for panel in sweep.columns}},
+        x_label="shots per class",
+        y_label="accuracy (%)" if measure == ACCURACY else f"{measure} (%)",
+        share_y="none",
+        wrap=4,
+    )
 
 
 def gain_frame(sweep: Sweep) -> pd.DataFrame:
@@ -327,22 +277,14 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
     The frame has columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
     """
     ordered = frame.assign(panel=np.where(frame[x] > 0, "paid", "free")).sort_values("panel", kind="stable")
+    looks: dict[str, dict[str, Any]] = {
+        title: {"color": colour, "marker": marker, "linestyle": "", "ms": 5, "mec": "white", "mew": 0.5}
+        for title, colour, marker in KINDS.values()
+    }
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        for title, colour, marker in KINDS.values():
-            of_kind = part[part["kind"] == title]
-            if len(of_kind):
-                axes.plot(
-                    of_kind[x],
-                    of_kind[y],
-                    label=title,
-                    color=colour,
-                    marker=marker,
-                    linestyle="",
-                    ms=5,
-                    mec="white",
-                    mew=0.5,
-                )
+        for at, height, kind in zip(part[x], part[y], part["kind"], strict=True):
+            axes.plot(at, height, **looks[kind])
         if (part["panel"] == "paid").all():
             axes.set_xlim(part[x].min() / 2, part[x].max() * 3)
             style.log_scale(axes)
@@ -363,65 +305,41 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
         share_x=False,
         share_y=True,
         widths=[widths[name] for name in dict.fromkeys(ordered["panel"])],
+        legend={title: look for title, look in looks.items() if title in set(frame["kind"])},
     )
-    for axes in figure.axes[: len(figure.axes) - 1]:
+    for axes in figure.axes[:-1]:
         axes.set_xlabel("")
-    colours = {title: colour for title, colour, _ in KINDS.values()}
     with style.styled():
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
         for axes, (_, part) in zip(figure.axes, ordered.groupby("panel", sort=False), strict=True):
-            spread_markers(axes)
-            looks = [
-                {"color": colours[kind], "fontweight": "bold" if base_name(method) == STANDS_OUT else "normal"}
-                for kind, method in zip(part["kind"], part["method"], strict=True)
-            ]
-            name_points(axes, list(part["label"]), part[[x, y]].to_numpy(float), looks)
+            name_points(axes, list(part["label"]), [base_name(method) == STANDS_OUT for method in part["method"]])
     return figure
 
 
-def spread_markers(axes: "Axes") -> None:
-    """Moves markers sideways by as many widths as it takes that none covers another."""
-    step = MARKER * _pixels(axes)
-    taken: list[Place] = []
-    for line in axes.lines:
-        first = len(taken)
-        for x, y in axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])):
-            shifts = (x + step * sign * count for count in itertools.count() for sign in (1, -1))
-            taken.append(
-                next(
-                    (at, y) for at in shifts if all(abs(at - a) >= step - 1e-6 or abs(y - b) >= step for a, b in taken)
-                )
-            )
-        line.set_xdata(axes.transData.inverted().transform(taken[first:])[:, 0])
+def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -> None:
+    """Moves markers sideways until none covers another, and writes a name at each, where it covers nothing.
 
-
-def _pixels(axes: "Axes") -> float:
-    """Of a point."""
+    The axes are already laid out, and have a line for each marker. A name from afar has a line to its marker.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    return figure.dpi / 72
-
-
-def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: Sequence[Look]) -> None:
-    """Writes a name at each point `[N, 2]`, in the first place where it covers nothing; from afar with a line to it.
-
-    The axes are already laid out, and have their markers.
-    """
-    scale = _pixels(axes)
+    scale = figure.dpi / 72  # pixels of a point
     to_axes = axes.transData.inverted()
-    # Where the markers stand in pixels: those of a point's height that are nearest.
-    drawn = [axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])) for line in axes.lines]
-    left = [(float(x), float(y)) for x, y in np.concatenate(drawn)]
-    places = []
-    for x, y in axes.transData.transform(points):
-        places.append(min(left, key=lambda place: (abs(place[1] - y) > 0.01, abs(place[0] - x))))
-        left.remove(places[-1])
+    places: list[Place] = []
+    for line in axes.lines:
+        ((x, y),) = axes.transData.transform(line.get_xydata())
+        step = MARKER * scale
+        shifts = (x + step * sign * count for count in itertools.count() for sign in (1, -1))
+        free = (at for at in shifts if all(abs(at - a) >= step - 1e-6 or abs(y - b) >= step for a, b in places))
+        places.append((next(free), float(y)))
+        line.set_xdata([to_axes.transform(places[-1])[0]])
     labels = []
-    for name, place, look in zip(names, places, looks, strict=True):
-        x, y = to_axes.transform(place)
-        label = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", annotation_clip=False)
-        label.set(ha="center", va="center", fontsize=6.5, **look)
+    for name, place, line, is_bold in zip(names, places, axes.lines, stand_out, strict=True):
+        at = tuple(to_axes.transform(place).tolist())
+        label = axes.annotate(name, at, (0, 0), textcoords="offset points", annotation_clip=False)
+        label.set(ha="center", va="center", fontsize=6.5, color=line.get_color())
+        label.set_fontweight("bold" if is_bold else "normal")
         labels.append(label)
     extents = [label.get_window_extent() for label in labels]
     sizes = [(extent.width + 2 * scale, extent.height + scale) for extent in extents]

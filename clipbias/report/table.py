@@ -41,25 +41,15 @@ _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`<>[]"})
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table as it is shown.
+    """A table as it is shown."""
 
-    Attributes:
-      title: a heading; LaTeX makes the label of it.
-      caption: one sentence: what the numbers are, and what ± is.
-      columns: heads.
-      rows: texts; the first of each names the row.
-      words: numbers of the columns that hold words, which are left-aligned, as the first always is.
-      note: what else a reader may need, in small letters below.
-      bold: places (row, column) of numbers that stand out.
-    """
-
-    title: str
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: Collection[int] = ()
-    note: str = ""
-    bold: Collection[tuple[int, int]] = ()
+    title: str  # a heading; LaTeX makes the label of it
+    caption: str  # one sentence: what the numbers are, and what ± is
+    columns: Sequence[str]  # heads
+    rows: Sequence[Sequence[str]]  # texts; the first of each names the row
+    words: Collection[int] = ()  # numbers of the columns of words, left-aligned, as the first always is
+    note: str = ""  # what else a reader may need, in small letters below
+    bold: Collection[tuple[int, int]] = ()  # places (row, column) of numbers that stand out
 
     @classmethod
     def of(cls, frame: pd.DataFrame, title: str, caption: str, **others: Any) -> "Table":

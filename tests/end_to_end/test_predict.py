@@ -87,11 +87,11 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     }
 
     drawn = []
-    save = experiments.predict.save_overlay
+    draw = experiments.predict.overlay_figure
     monkeypatch.setattr(
         experiments.predict,
-        "save_overlay",
-        lambda *arguments, **named: (drawn.append(arguments), save(*arguments, **named)),
+        "overlay_figure",
+        lambda *arguments, **named: (drawn.append(arguments), draw(*arguments, **named))[1],
     )
     out = tmp_path / "out"
     printed, _ = succeed_here(experiments.predict, settings, out)

@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 
-from clipbias.report.overlay import Overlay, heat_map, overlay_figure, overlay_rows, save_overlay, upsample
+from clipbias.report import style
+from clipbias.report.overlay import Overlay, heat_map, overlay_figure, overlay_rows
 
 IMAGE = np.full((12, 12, 3), 128, np.uint8)
-
-
-def test_upsampling_is_bilinear_with_half_pixel_centres():
-    from PIL import Image
-
-    values = np.random.default_rng(0).random((3, 3)).astype(np.float32)
-    # Pillow's bilinear enlargement samples at half-pixel centres too.
-    expected = np.asarray(Image.fromarray(values).resize((12, 12), Image.Resampling.BILINEAR))
-    np.testing.assert_allclose(upsample(values, 12), expected, atol=1e-6)
 
 
 def test_heat_map_peaks_where_the_relevancy_lies_and_ignores_prompts():
@@ -89,6 +81,6 @@ def test_pictures_one_below_the_other_each_have_their_overlay():
 
 def test_save_writes_one_png_and_dollar_signs_are_no_mathematics(tmp_path):
     odd = overlay(title=r"cash $\oops$ 5 %", tokens=("SOS", "$x_", "$$", "^"))
-    save_overlay(tmp_path / "out" / "cat.png", IMAGE, [overlay(), odd])
+    style.save_png(overlay_figure(IMAGE, [overlay(), odd]), tmp_path / "out" / "cat.png")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.png"]
     assert (tmp_path / "out" / "cat.png").read_bytes()[:4] == b"\x89PNG"

@@ -32,11 +32,12 @@ def unsaved(monkeypatch):
     """Pages without the cost of saving figures, which other tests look at; the figures by name, as they were drawn."""
     figures = {}
 
-    def taken(figure, folder):
-        figures[figure.name] = figure
-        return pages.Picture(figure.title, figure.caption, "", b"", 1, ())
+    def taken(some, folder):
+        listed = [figure for each in some for figure in (each if isinstance(each, list) else [each]) if figure]
+        figures.update({figure.name: figure for figure in listed})
+        return [pages.Picture(figure.title, figure.caption, "", b"", 1, ()) for figure in listed]
 
-    monkeypatch.setattr(pages, "save_picture", taken)
+    monkeypatch.setattr(pages, "save_pictures", taken)
     return figures
 
 

@@ -147,16 +147,6 @@ def test_captions_say_what_their_figures_fill_in():
         captioned("dataset_relevancy", figure, pd.DataFrame(), what="text")
 
 
-def test_labels_keep_their_order_and_distance():
-    positions = np.random.default_rng(0).uniform(0, 5, 12)
-    placed = style.apart(positions, 0.3)
-    assert (np.argsort(placed) == np.argsort(positions)).all()
-    assert np.diff(np.sort(placed)).min() >= 0.3 - 1e-9
-    np.testing.assert_allclose(style.apart([3.0, 1.0, 2.0], 0.5), [3.0, 1.0, 2.0])
-    np.testing.assert_allclose(style.apart([1.0, 1.0], 0.5), [0.75, 1.25])
-    assert style.apart([], 1.0).shape == (0,)
-
-
 def test_logarithmic_ticks_are_numbers() -> None:
     for ends, expected in (([131, 736], {"200", "500"}), ([0.001, 10000], {"0.01", "100"})):
         with style.styled():

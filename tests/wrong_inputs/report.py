@@ -37,7 +37,6 @@ CASES: list[Case] = [
     workdir("is not the work folder of a run"),
     workdir(r"config\.json is not a JSON file \(not valid JSON, line 1", "{"),
     workdir(r"result\.json is not a JSON file", json.dumps(TRAIN), **{"result.json": b"\x00"}),
-    workdir(r"metrics\.jsonl is damaged", json.dumps(TRAIN), **{"metrics.jsonl": b"1\n"}),
     ("there is no folder", lambda place: read_workdir(place.tmp_path / "nowhere")),
     table(r"a\.csv is no table to continue: a\.csv\.json is not beside it; choose another file", ""),
     table(r"a\.csv has lines of other settings \(adapter\); choose another", '{"columns": ["image"]}', adapter="a"),
