@@ -5,11 +5,10 @@ python -m experiments.predict --config.images=photos --config.adapters=workdir/d
 """
 
 import dataclasses
-from typing import Annotated
 
 from ml_collections import ConfigDict
 
-from clipbias.checks import LARGEST, Positive, Range
+from clipbias.checks import Positive
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.reading import OnImageError
 from clipbias.settings import setting, to_config
@@ -39,9 +38,6 @@ class PredictSettings(AdapterSettings, AnswerSettings, InputSettings):
         "the same command continues it (docs/answers.md). None writes predictions.json at the end.",
     )
     relevancy: bool = setting(False, "Whether the relevancy of every image's most likely class is drawn, too.")
-    start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = setting(
-        0, "First layer of relevancy: 0 all layers, -1 the last alone."
-    )
     batch_size: Positive = setting(BATCH_SIZE, "Images at a time.")
     on_image_error: OnImageError = setting(
         "skip", 'For an image that cannot be read: "skip" says so in its line, "raise" stops.'

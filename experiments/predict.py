@@ -34,7 +34,6 @@ from clipbias.io import is_remote, write_text
 from clipbias.prediction import Prediction
 from clipbias.report import style
 from clipbias.report.overlay import overlay_figure
-from clipbias.report.predictions import BETWEEN, key, open_table
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
@@ -49,6 +48,7 @@ from configs.predict import PredictSettings
 from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapter, find_images, listed
+from experiments.prediction_table import BETWEEN, key, open_table
 
 _CONFIG = "configs/predict.py"
 # What is said of an image, see `picture_entry`.
@@ -233,7 +233,6 @@ def draw_maps(
             model.learnables,
             model.clip.preprocessing.normalize(images),
             labels.tolist(),
-            start_layer=settings.start_layer,
             chunk=_MAPS_AT_ONCE,
         )
         kind = "" if len(models) == 1 else "Tuned\n" if model is models[0] else "Zero-shot\n"

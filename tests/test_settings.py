@@ -125,7 +125,7 @@ def test_wrong_values(
             {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)},
             marks=pytest.mark.long,
         ),
-        (predict, {"start_layer": 10**9, "batch_size": 10**9}),
+        (predict, {"batch_size": 10**9}),
         (explain, {"explore_images": 1000, "image_limit": 10**9}),
     ],
 )

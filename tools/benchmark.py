@@ -3,7 +3,7 @@
     python -m tools.benchmark train --methods ivlp --option depth=9 --classes=100 --batch=4
     python -m tools.benchmark train --methods vpt --geometry=SigLIP-B/16 --classes=100
     python -m tools.benchmark features --batch=16
-    python -m tools.benchmark relevancy --batch=8 --recompute=1
+    python -m tools.benchmark relevancy --batch=8 --recompute
     python -m tools.benchmark pipeline --images=96 --batch=32
 
 Seconds are medians over rounds in which each computation and a large matrix product have their turn, so that other
@@ -417,7 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--recompute", type=int, default=0, help="relevancy: its option")
+    parser.add_argument("--recompute", action="store_true", help="relevancy: its option")
     parser.add_argument("--chunk", type=int, default=0, help="relevancy: its option")
     parser.add_argument("--images", type=int, default=96, help="pipeline")
     parsed = parser.parse_args(arguments)

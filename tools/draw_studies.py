@@ -15,7 +15,8 @@ from pathlib import Path
 from absl import app, flags
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SCALARS, StudyResults
+from clipbias.explain.results import StudyResults
+from clipbias.explain.results_file import SCALARS
 from clipbias.report import style
 from clipbias.report.names import dataset_name
 from clipbias.report.pages import CaptionedFigure, write_csv

@@ -16,7 +16,8 @@ from absl import app, flags
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.observations import decide
-from clipbias.explain.results import Observation, load_results
+from clipbias.explain.results import Observation
+from clipbias.explain.results_file import load_results
 from clipbias.explain.uncertainty import Estimate
 from clipbias.io import read_json_lines
 from clipbias.report import read_sweep

@@ -1,8 +1,8 @@
 """Why an adaptation works: relevancy, attention statistics, decomposition, a causal test and its verdict.
 
 Three doors lead in. `clipbias.relevancy` and `explanations` map what an image's class is based on. `run_study` computes
-a `Study` of tuned models over a dataset, and `load_results` reads it again. The observers are arguments of
-`encode_image` and `encode_text`; `mix_images` and `mix_texts` are the causal test.
+a `Study` of tuned models over a dataset, and `load_results` reads it again. The observers of `attention` are arguments
+of `encode_image` and `encode_text`; `causal` has the causal test.
 
 Names are imported when first used, so that a report reads results without loading a model.
 """

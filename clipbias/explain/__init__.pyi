@@ -1,16 +1,9 @@
-from .attention import observe_distance_and_entropy as observe_distance_and_entropy
-from .attention import observe_parts as observe_parts
-from .attention import observe_similarity as observe_similarity
-from .attention import observe_text_shares as observe_text_shares
-from .bias import measure_equivalent_bias as measure_equivalent_bias
-from .causal import mix_images as mix_images
-from .causal import mix_texts as mix_texts
 from .model import Model as Model
 from .relevancy import MapOptions as MapOptions
 from .relevancy import Relevancy as Relevancy
 from .relevancy import explanations as explanations
 from .results import EquivalentBias as EquivalentBias
-from .results import load_results as load_results
+from .results_file import load_results as load_results
 from .run import run_study as run_study
 from .study import Study as Study
 from .study import StudyOptions as StudyOptions

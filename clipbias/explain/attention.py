@@ -199,9 +199,7 @@ def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
 def observe_text_shares(eos: jax.Array, kinds: jax.Array) -> Observe:
     """Fig. 4: the attention of the EOS query by token kind, `[C, H, 6]` in the order of `TEXT_KINDS`, which sum to 1.
 
-    Args:
-      eos: `[C]`, position of EOS.
-      kinds: `[C, N]`, from `text_kinds`.
+    `eos [C]` are the positions of EOS, `kinds [C, N]` from `text_kinds`.
     """
 
     def observe(view: LayerView) -> jax.Array:

@@ -281,19 +281,10 @@ def measure_equivalent_bias(
 ) -> tuple[dict[str, EquivalentBias], int]:
     """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
 
-    Args:
-      task: the method bound to classes.
-      params: the frozen weights.
-      learnables: as tuned.
-      initial: as before training.
-      batches: images `[B, R, R, 3]`, raw (uint8) or normalised, and which of them count `[B]`; unused where the
-        vision tower is as it was and no text depends on an image.
-
-    Returns:
-      `EquivalentBias` by tower, and the number of images.
-
-    Raises:
-      ClipbiasError: it has no equivalent bias, or there is no image.
+    Of a method bound to classes, the frozen weights, and its learnables as tuned and as before training. Of `batches`,
+    images `[B, R, R, 3]`, raw (uint8) or normalised, come with which of them count `[B]`; they are unused where the
+    vision tower is as it was and no text depends on an image. Returns `EquivalentBias` by tower, and the number of
+    images. Raises `ClipbiasError` where it has no equivalent bias, or there is no image.
     """
     if reason := why_no_equivalent_bias(task, learnables):
         raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")

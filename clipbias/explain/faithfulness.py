@@ -13,13 +13,7 @@ import numpy as np
 from clipbias.clip.params import Params
 from clipbias.explain.model import Model, why_no_maps
 from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, explanations
-from clipbias.explain.results import (
-    MAPS,
-    Faithfulness,
-    Missing,
-    ModelFaithfulness,
-    PerturbationCurve,
-)
+from clipbias.explain.results import MAPS, Faithfulness, Missing, ModelFaithfulness, PerturbationCurve
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, divide, spread
 from clipbias.training import mesh as meshes

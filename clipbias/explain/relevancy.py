@@ -9,8 +9,8 @@ read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a 
 which is where gradients come from, so one backward scan yields it. A head of one's own is differentiated by the image's
 features and by those of the target's texts; the texts of the other classes and whatever else it holds stay fixed.
 
-One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or the
-tokens of every so many-th block, from which the others are computed again. One scan backward differentiates a block by
+One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or
+these tokens alone, from which the rest is computed again. One scan backward differentiates a block by
 its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and
 forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by
 another. The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one
@@ -40,10 +40,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.checks import check_int, shown
+from clipbias.checks import check_int
 from clipbias.clip import Adaptation, TextTokens, block, layers, tower
 from clipbias.clip.block import Keep, Record, run_block
-from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
+from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -82,7 +82,7 @@ class _Tower:
 
     inputs: TowerInput  # up to its first block
     config: TowerConfig
-    recompute: int  # as of `MapOptions`
+    recompute: bool  # as of `MapOptions`
 
     @property
     def whole_blocks(self) -> int:
@@ -124,41 +124,25 @@ class _Tower:
         output, _ = self.observe(tokens, index, seen)
         return output, {TOKENS: tokens} | {name: seen[name] for name in layers.KEPT}
 
-    def run_blocks(self, tokens: jax.Array, first: jax.Array, end: jax.Array) -> jax.Array:
-        """Advances `tokens [B, N, D]` by the blocks from `first` up to `end`, which is not run, and keeps nothing."""
-        return jax.lax.fori_loop(first, end, lambda index, x: self.block(x, index)[0], tokens)
-
     def forward(self) -> tuple[Saved | jax.Array, jax.Array]:
         """All blocks but the last, and that too where a pooling head reads all its rows.
 
-        Returns what is saved, stacked: a `Saved` of every block, or with `recompute` the tokens at the input of every
-        so many-th; and the tokens `[B, N, D]` that reach the last block, or that head.
+        Returns what is saved of every block, stacked, a `Saved`, or with `recompute` its tokens alone; and the tokens
+        `[B, N, D]` that reach the last block, or that head.
         """
-        count, every = self.whole_blocks, self.recompute
 
         def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
             output, saved = self.block(tokens, index)
-            return output, tokens if every else saved
+            return output, tokens if self.recompute else saved
 
-        def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self.run_blocks(tokens, first, jnp.minimum(first + every, count)), tokens
-
-        saved: Saved | jax.Array
-        if every > 1:
-            tokens, saved = jax.lax.scan(segment, self.inputs.tokens, jnp.arange(0, count, every))
-        else:
-            tokens, saved = jax.lax.scan(step, self.inputs.tokens, jnp.arange(count))
+        tokens, saved = jax.lax.scan(step, self.inputs.tokens, jnp.arange(self.whole_blocks))
         return saved, tokens
 
     def saved_at(self, saved: Saved | jax.Array, index: jax.Array) -> Saved:
         """What block `index` is differentiated by, computed again where `forward` did not keep it."""
         if isinstance(saved, dict):
             return jax.tree.map(lambda leaf: leaf[index], saved)
-        segment = index // self.recompute
-        tokens = saved[segment]
-        if self.recompute > 1:
-            tokens = self.run_blocks(tokens, segment * self.recompute, index)
-        return self.block(tokens, index)[1]
+        return self.block(saved[index], index)[1]
 
     def backward(
         self, saved: Saved, index: jax.Array
@@ -300,19 +284,11 @@ class Relevancy:
 
 @dataclasses.dataclass(frozen=True)
 class MapOptions:
-    """How maps are computed; see `relevancy.relevancy`.
+    """How maps are computed; see `relevancy`."""
 
-    Attributes:
-      maps: names of `reductions.REDUCTIONS`.
-      start_layer: the first layer that counts, in both towers; negative counts from the end.
-      chunk: so many images at a time; `None` all at once.
-      recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
-    """
-
-    maps: tuple[str, ...] = tuple(REDUCTIONS)
-    start_layer: int = 0
-    chunk: int | None = None
-    recompute: int = 0
+    maps: tuple[str, ...] = tuple(REDUCTIONS)  # their names
+    chunk: int | None = None  # so many images at a time; `None` all at once
+    recompute: bool = False  # whether blocks' intermediate tokens are computed twice, and not kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,14 +349,13 @@ def run_tower(
 def reduce_backward(
     tower_pass: TowerPass, gradients: tuple[jax.Array, jax.Array], options: MapOptions
 ) -> dict[str, jax.Array]:
-    """Runs the reductions from the last layer down to `start_layer`; returns the map `[K, B, N]` of each.
+    """Runs the reductions from the last layer down; returns the map `[K, B, N]` of each.
 
     `gradients` are, for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
     attention `[K, B, H, N]`.
     """
     observed = tower_pass.tower
     inputs = observed.inputs
-    start_layer = first_layer(options.start_layer, observed.config)
     reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
@@ -401,15 +376,14 @@ def reduce_backward(
         return jax.vmap(step_target)(*carry), None
 
     top = observed.whole_blocks
-    if start_layer < top:
-        below = jnp.arange(start_layer, top)
-        (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
+    if top:
+        (_, states), _ = jax.lax.scan(step, (token_gradients, states), jnp.arange(top), reverse=True)
     batch, length = inputs.tokens.shape[:2]
     influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)
     if inputs.causal:
         influential = jnp.asarray(inputs.pooled) + 1
     return {
-        name: jax.vmap(lambda state, r=reduction: r.finish(state, top + 1 - start_layer, influential))(states[name])
+        name: jax.vmap(lambda state, r=reduction: r.finish(state, top + 1, influential))(states[name])
         for name, reduction in reductions.items()
     }
 
@@ -430,17 +404,6 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
         if low < 0 or high > last:
             raise ClipbiasError(f"targets go from {low} to {high}; the task has classes 0 … {last}.")
     return targets
-
-
-def first_layer(start_layer: int, config: TowerConfig) -> int:
-    """`start_layer` counted from 0; negative ones count from the last layer."""
-    if not -config.layers <= start_layer < config.layers:
-        tower_name = "text" if isinstance(config, TextConfig) else "vision"
-        raise ClipbiasError(
-            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
-            "layers or -1 for the last one."
-        )
-    return start_layer % config.layers
 
 
 def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
@@ -584,15 +547,14 @@ def relevancy(
     images: jax.Array,
     targets: jax.Array | Sequence[int],
     *,
-    start_layer: int = 0,
     chunk: int | None = None,
-    recompute: int = 0,
+    recompute: bool = False,
     text: Text | None = None,
 ) -> Relevancy:
     """How much each patch, prompt and text token contributes to the logit of a class.
 
     No attention is stacked over layers. What grows with depth is what is kept between the forward and the backward
-    pass: the blocks' intermediate tokens, nine times `[L, B, N, D]`, or once or less with `recompute`. For comparison,
+    pass: the blocks' intermediate tokens, nine times `[L, B, N, D]`, or once with `recompute`. For comparison,
     attention `[B, H, N, N]` is `N / 64` times as large as `[B, N, D]`, and differentiating all layers at once keeps
     several of them per layer.
 
@@ -603,12 +565,9 @@ def relevancy(
       images: `[B, R, R, 3]`, normalised.
       targets: the class to explain in each image, int `[B]`, or `K` classes per image `[B, K]` that share one forward
         pass of the image.
-      start_layer: the first layer that counts; 0 all of them, -1 the last alone.
       chunk: so many images at a time, which bounds the memory of any batch; `None` all at once.
-      recompute: 1 keeps nothing of a block but its tokens `[B, N, D]` and computes the rest again, about a third of
-        the memory for an eighth more time; `n` keeps those of every `n`-th block, for about `(n + 1) / 2` more forward
-        passes: with `n` in proportion to `L` memory does not grow with depth. 0 computes nothing twice. The maps are
-        the same; above 1 they cannot be differentiated in reverse mode themselves.
+      recompute: keeps nothing of a block but its tokens `[B, N, D]` and computes the rest again, about a third of the
+        memory for an eighth more time; the maps are the same.
       text: what `task.text_features` returned, to compute it once for many calls; a method without a head of its own
         has no use for it.
 
@@ -616,10 +575,9 @@ def relevancy(
       `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
 
     Raises:
-      ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
-        no whole number or too small.
+      ClipbiasError: targets do not fit the images or the classes, or `chunk` is no whole number from 1 on.
     """
-    options = MapOptions(("relevancy",), start_layer, chunk, recompute)
+    options = MapOptions(("relevancy",), chunk, recompute)
     return explanations(task, params, learnables, images, targets, options, text=text)["relevancy"]
 
 
@@ -639,17 +597,11 @@ def explanations(
     """
     if unknown := sorted(set(options.maps) - set(REDUCTIONS)):
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
-    if not isinstance(task, Task):
-        raise ClipbiasError(
-            f"the first argument is {shown(task)} and no task; the order is task, clip.params, learnables, images, "
-            "targets."
-        )
     if reason := why_no_maps(task):
         raise ClipbiasError(f"{type(task.method).__name__} has no maps. {reason}")
     check_order(params, learnables)
     check_images(images, task.clip.config.vision.image_size)
     targets = check_targets(task, images, targets)
-    check_int("recompute", options.recompute)
     if options.chunk is not None:
         check_int("chunk", options.chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets

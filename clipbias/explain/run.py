@@ -28,8 +28,8 @@ from clipbias.explain.results import (
     ParameterCount,
     Predictions,
     StudyResults,
-    save_results,
 )
+from clipbias.explain.results_file import save_results
 from clipbias.explain.study import Section, Study
 from clipbias.explain.verdict import judge
 from clipbias.tuning import parameter_count
@@ -61,18 +61,10 @@ def run_study(
     config: Mapping[str, Any] | None = None,
     sections: Sequence[str] = SECTIONS,
 ) -> StudyResults:
-    """Computes `sections` and writes `results.npz` and `results.json` into `folder`.
+    """Computes `sections`, some of `SECTIONS`, and writes `results.npz` and `results.json` into `folder`.
 
-    Args:
-      study: models, images and options.
-      folder: where results go.
-      dataset: its name.
-      split: the name of the images' split.
-      config: stored with the results.
-      sections: some of `SECTIONS`; predictions are always made.
-
-    Raises:
-      ClipbiasError: an unknown section, or no image could be read.
+    Predictions are always made. `dataset` and `split` name the images, and `config` is stored with the results. Raises
+    `ClipbiasError` for an unknown section, or where no image could be read.
     """
     unknown = [name for name in sections if name not in SECTIONS]
     if unknown:

@@ -32,7 +32,8 @@ from clipbias.data.images import Workers, pictures
 from clipbias.data.reading import ImageReading, OnImageError, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import FORMAT, Missing, load_arrays, save_arrays
+from clipbias.explain.results import Missing
+from clipbias.explain.results_file import FORMAT, load_arrays, save_arrays
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of

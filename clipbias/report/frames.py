@@ -57,32 +57,32 @@ def difference_error(first: Mapping[str, Any], second: Mapping[str, Any]) -> flo
     return math.hypot(seeds, 100 * float(each.std(ddof=1)) / math.sqrt(len(each)) if len(each) > 1 else 0.0)
 
 
-class Answers:
-    """Which test images a run was right on, from the predictions in a work folder."""
+def answers(
+    folder: Path | None,
+    known: dict[str, np.ndarray],
+    dataset: str,
+    names: Sequence[object],
+    accuracies: Sequence[float],
+) -> np.ndarray | None:
+    """The share of some runs, by their files without `.npz`, that were right on each test image, float `[n]`.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._images: dict[str, np.ndarray] = {}  # by dataset: all methods must be tested on the same
-
-    def correct(self, dataset: str, names: Sequence[object], accuracies: Sequence[float]) -> np.ndarray | None:
-        """The share of some runs, by their files without `.npz`, that were right on each image, float `[n]`.
-
-        `None` where a file is missing or damaged, has other images, or does not agree with its row's accuracy.
-        """
-        shares = []
-        for name, accuracy in zip(names, accuracies, strict=True):
-            if self._folder is None or not isinstance(name, str) or not name or Path(name).name != name:
-                return None
-            try:
-                labels, predicted, images = read_predictions(self._folder / f"{name}.npz", "images")
-                right, images = (labels == predicted)[predicted >= 0], images[predicted >= 0]
-            except (ClipbiasError, Exception):  # as of arrays that do not fit together
-                return None
-            known = self._images.setdefault(dataset, images)
-            if not len(right) or not np.array_equal(known, images) or abs(100 * right.mean() - accuracy) > 1e-6:
-                return None
-            shares.append(right)
-        return np.mean(shares, axis=0) if shares else None
+    `None` where a file is missing or damaged, has other images than are `known` of the dataset, since all methods must
+    be tested on the same, or does not agree with its row's accuracy.
+    """
+    shares = []
+    for name, accuracy in zip(names, accuracies, strict=True):
+        if folder is None or not isinstance(name, str) or not name or Path(name).name != name:
+            return None
+        try:
+            labels, predicted, images = read_predictions(folder / f"{name}.npz", "images")
+            right, images = (labels == predicted)[predicted >= 0], images[predicted >= 0]
+        except (ClipbiasError, Exception):  # as of arrays that do not fit together
+            return None
+        of_dataset = known.setdefault(dataset, images)
+        if not len(right) or not np.array_equal(of_dataset, images) or abs(100 * right.mean() - accuracy) > 1e-6:
+            return None
+        shares.append(right)
+    return np.mean(shares, axis=0) if shares else None
 
 
 def read_predictions(path: Path, *others: str) -> tuple[np.ndarray, ...]:
@@ -111,26 +111,18 @@ _ALL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep.
+    """The runs of a sweep."""
 
-    Attributes:
-      rows: of `results.jsonl`; a method that was trained at several learning rates has as many names.
-      cells: by measure, method, dataset (or `AVERAGE`) and number of shots: `mean` over `seeds` runs in percent of
-        `images`; `drawn`, False for a method that draws no images; `images_error` and `seeds_error`, whose hypotenuse
-        is the standard `error`; and `correct`, the share of seeds that were right on each image, or `None`.
-      measures: "accuracy", or what a protocol measures: base, new and H, or datasets.
-      methods, datasets: in the order in which they are shown.
-      shots: ascending; `None` alone if no run was trained on few images.
-      failures: the rows of runs that failed.
-    """
-
-    rows: Sequence[Row]
+    rows: Sequence[Row]  # of `results.jsonl`; a method that was trained at several learning rates has as many names
+    # By measure, method, dataset (or `AVERAGE`) and number of shots: `mean` over `seeds` runs in percent of `images`;
+    # `drawn`, False for a method that draws no images; `images_error` and `seeds_error`, whose hypotenuse is the
+    # standard `error`; and `correct`, the share of seeds that were right on each image, or `None`.
     cells: Mapping[CellKey, Row]
-    measures: tuple[str, ...]
-    methods: tuple[str, ...]
+    measures: tuple[str, ...]  # "accuracy", or what a protocol measures: base, new and H, or datasets
+    methods: tuple[str, ...]  # they and datasets are in the order in which they are shown
     datasets: tuple[str, ...]
-    shots: tuple[int | None, ...]
-    failures: Sequence[Row]
+    shots: tuple[int | None, ...]  # ascending; `None` alone if no run was trained on few images
+    failures: Sequence[Row]  # the rows of runs that failed
 
     @property
     def measure(self) -> str:
@@ -149,7 +141,7 @@ class Sweep:
 
     def means_of(self, values: Callable[[Row], Mapping[str, float | None]]) -> dict[CellKey, Row]:
         """Cells of other numbers of the rows."""
-        return cells_of(run_frame(self.rows, values), self.shots, self.datasets, Answers(None))
+        return cells_of(run_frame(self.rows, values), self.shots, self.datasets)
 
     def table(self, measure: str, shots: int | None, what: str = "mean") -> pd.DataFrame:
         """A field of the cells, methods x datasets; NaN where nothing is known."""
@@ -189,7 +181,7 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
     finished = {tuple(line) for line in runs[_KEY].itertuples(index=False)}
     return Sweep(
         rows=named,
-        cells=cells_of(runs, shots, datasets, Answers(predictions)),
+        cells=cells_of(runs, shots, datasets, predictions),
         measures=measures,
         methods=ordered_methods(row["method"] for row in named),
         datasets=datasets,
@@ -223,9 +215,10 @@ def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | 
 
 
 def cells_of(
-    runs: pd.DataFrame, shots: Sequence[int | None], datasets: Sequence[str], answers: Answers
+    runs: pd.DataFrame, shots: Sequence[int | None], datasets: Sequence[str], predictions: Path | None = None
 ) -> dict[CellKey, Row]:
     """Means over seeds and datasets with their standard errors: `Sweep.cells`."""
+    known: dict[str, np.ndarray] = {}  # test images by dataset
     counts = pd.DataFrame({"shots": [count or _ALL for count in shots]})
     same = runs[~runs["drawn"]].drop(columns="shots").merge(counts, how="cross")
     groups = (pd.concat([runs[runs["drawn"]], same]) if len(same) else runs).groupby(_CELL, sort=False)
@@ -248,7 +241,7 @@ def cells_of(
     cells["images_error"] = list(errors.values())
     cells["error"] = np.hypot(cells["images_error"], cells["seeds_error"])
     cells["correct"] = [
-        answers.correct(dataset if measure == ACCURACY else f"{dataset}/{measure}", files, values)
+        answers(predictions, known, dataset if measure == ACCURACY else f"{dataset}/{measure}", files, values)
         for (measure, _, dataset, _), files, values in zip(
             cells.index, groups["predictions"].agg(list), groups["value"].agg(list), strict=True
         )

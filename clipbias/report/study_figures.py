@@ -574,30 +574,20 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     for picture, label in enumerate(map(int, examples.labels)):
         overlays.append([])
         for key, maps in models.items():
-            title = f"{labels[key]} {_prediction(maps.logits[picture], classes, label)}"
-            tokens, text = maps.tokens[picture], maps.text[picture]
-            overlay = Overlay(title, maps.vision[picture], study.clip.patches, tokens, text)
-            overlays[-1].append(overlay)
-            frames.append(_numbers(overlay).assign(picture=picture, name=examples.names[picture], model=key))
+            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.tokens[picture]
+            predicted = int(np.argmax(logits))
+            title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
+            title += f"{100 / np.exp(logits - logits.max()).sum():.0f} %"
+            overlays[-1].append(Overlay(title, vision, study.clip.patches, tokens, maps.text[picture]))
+            # A row for each patch, prompt and token of the text.
+            parts = ["patch" if i < study.clip.patches else "prompt" for i in range(len(vision))]
+            rows = [(part, i, "", value) for i, (part, value) in enumerate(zip(parts, vision, strict=True))]
+            rows += [("text", i, token, maps.text[picture][i]) for i, token in enumerate(tokens)]
+            of_model = pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])
+            frames.append(of_model.assign(picture=picture, name=examples.names[picture], model=key))
     count = len(examples.images)
     size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
     titles = [printable(classes[int(label)]) for label in examples.labels]
     figure = overlay_grid(size, (4.2, 1) * count, list(examples.images), titles, overlays, scale=True)
     counts = counted(count, "picture")
     return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
-
-
-def _prediction(logits: np.ndarray, classes: Sequence[str], label: int) -> str:
-    """A mark whether the prediction is right, the class, and its probability."""
-    predicted = int(np.argmax(logits))
-    probability = float(1 / np.exp(logits - logits.max()).sum())
-    mark = "✓" if predicted == label else "✗"
-    return f"{mark}\n{printable(classes[predicted])}, {100 * probability:.0f} %"
-
-
-def _numbers(overlay: Overlay) -> pd.DataFrame:
-    """A row for each patch, prompt and token of the text."""
-    text = np.zeros(0) if overlay.text is None else overlay.text[: len(overlay.tokens)]
-    rows = [("patch" if i < overlay.patches else "prompt", i, "", value) for i, value in enumerate(overlay.vision)]
-    rows += [("text", i, token, value) for i, (token, value) in enumerate(zip(overlay.tokens, text, strict=True))]
-    return pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import MethodResult, Observation, StudyResults, load_results, present
+from clipbias.explain.results import MethodResult, Observation, StudyResults, present
+from clipbias.explain.results_file import load_results
 from clipbias.explain.wording import by_reason, with_interval
 from clipbias.report import pages
 from clipbias.report.names import dataset_name, ordered_datasets

@@ -227,26 +227,19 @@ def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
     frame = cost_frame(sweep, sweep.shots[-1])
     if len(frame) < 2:
         return ()
-    over = ", ".join(map(dataset_name, sweep.datasets))
-    about = f"Top-1 {sweep.measure} in percent with {shots_words(sweep.shots[-1])}, mean over {over}, of each method. "
+    facts = {"measure": sweep.measure, "shots": shots_words(sweep.shots[-1])}
+    facts["datasets"] = ", ".join(map(dataset_name, sweep.datasets))
+    y_label = "accuracy (%)" if sweep.measure == ACCURACY else f"{sweep.measure} (%)"
     made = []
-    for cost, name, words, unit, what in (
-        (
-            PARAMETERS,
-            "parameters",
-            "learned parameters",
-            "",
-            "Parameters are the mean over datasets of what a run learns.",
-        ),
-        (TRAINING, "time", "training time", " (s)", _TIMES),
+    for cost, kind, x_label in (
+        (PARAMETERS, "accuracy_by_parameters", "learned parameters"),
+        (TRAINING, "accuracy_by_time", "training time (s)"),
     ):
         columns = {"method": frame.index, "label": map(method_name, frame.index), "kind": frame["kind"]}
         columns |= {cost: frame[cost], sweep.measure: frame["accuracy"], "standard error": frame["error"]}
         shown = pd.DataFrame({head: list(values) for head, values in columns.items()})
-        y_label = "accuracy (%)" if sweep.measure == ACCURACY else f"{sweep.measure} (%)"
-        figure = cost_scatter(shown, x=cost, y=sweep.measure, x_label=words + unit, y_label=y_label)
-        caption = f"{about}{what} What is at the left of the break costs nothing."
-        made.append(CaptionedFigure(f"accuracy_by_{name}", f"Accuracy against {words}", caption, figure, shown))
+        figure = cost_scatter(shown, x=cost, y=sweep.measure, x_label=x_label, y_label=y_label)
+        made.append(captioned(kind, figure, shown, times=_TIMES, **facts))
     return tuple(made)
 
 

@@ -426,10 +426,8 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
     """Writes `table.md`, `.tex`, `.html`, pictures, `costs.md` and `classes.csv`; returns lines to print.
 
     The pictures are `gains`, over zero-shot with most shots, and of several numbers of shots `accuracy` against them.
-    Each of `measures`, scores that count classes alike (`class_tables`), has tables of its own.
-
-    Raises:
-      ClipbiasError: the rows follow two validation policies, which one table may not mix.
+    Each of `measures`, scores that count classes alike (`class_tables`), has tables of its own. Raises `ClipbiasError`
+    where the rows follow two validation policies.
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")
@@ -454,11 +452,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
 
 
 def check_policies(rows: Sequence[Row]) -> None:
-    """Refuses rows that selected something on validation images of two kinds: their accuracies are not comparable.
-
-    Raises:
-      ClipbiasError: naming the two policies.
-    """
+    """Refuses rows that selected something on validation images of two kinds: their accuracies are not comparable."""
     used = {str(row["validation"]): row for row in rows if row.get("validation") not in (None, "none")}
     if len(used) > 1:
         names = (f"{policy!r} ({row['method']} on {row['dataset']})" for policy, row in sorted(used.items()))

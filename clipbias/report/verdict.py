@@ -206,15 +206,16 @@ def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
     rows: list[str] = []
     for method, of_method in drawn.groupby("method", sort=False):
         rows += [str(method), *of_method["row"]]
-    with style.styled():
-        figure = style.new_figure(3.9, 0.6 + 0.2 * len(rows))
-        axes = figure.subplots()
-        points(axes, drawn, category="row", hue="quantity", looks=_LOOKS, places=rows, step=0.0)
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        points(axes, part, category="row", hue="quantity", looks=_LOOKS, places=rows, step=0.0)
         axes.set_yticks(range(len(rows)), [row.rpartition("\n")[2] for row in rows])
         for row, label in zip(rows, axes.get_yticklabels(), strict=True):
             label.set_fontweight("normal" if "\n" in row else "bold")
         _scale(axes)
-        axes.set_xlabel("%, from “mean by kind” on of all that is added")
+
+    x_label = "%, from “mean by kind” on of all that is added"
+    figure = panels(drawn, draw, by=("", ""), size=(3.4, 0.1 + 0.2 * len(rows)), x_label=x_label, legend=False)
     return captioned("verdict", figure, numbers)
 
 
@@ -297,9 +298,8 @@ def replacement_table(study: StudyResults) -> Table | None:
 
 def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
     """A row for each method, dataset and what stands in its place; shares and differences in percent."""
-    order = ordered_datasets(study.dataset.name for study in studies)
     rows = []
-    for study in sorted(studies, key=lambda study: order.index(study.dataset.name)):
+    for study in studies:
         for method in study.replacement.methods if study.replacement else ():
             for row in method.rows:
                 columns: dict[str, object] = {

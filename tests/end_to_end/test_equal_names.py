@@ -13,7 +13,7 @@ from PIL import Image
 import clipbias
 from clipbias import data
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import ARRAYS, load_arrays, load_results
+from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
 from clipbias.io import read_json, read_json_lines
 from clipbias.training.evaluate import stored_fingerprint
 from clipbias.tuning.adapter import read_adapter

@@ -11,13 +11,8 @@ import experiments.evaluate
 import experiments.explain
 from clipbias import TunedModel, data
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import (
-    ARRAYS,
-    SECTIONS,
-    load_arrays,
-    load_results,
-    same_but_for_seed,
-)
+from clipbias.explain.results import SECTIONS, same_but_for_seed
+from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
 from clipbias.studies import bind_models, few_shot_split
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter

@@ -15,7 +15,8 @@ from clipbias.explain import replacement
 from clipbias.explain.causal_section import halves
 from clipbias.explain.model import Model
 from clipbias.explain.replacement import Outputs, by_image, compare, conclude, plain_form, sentence
-from clipbias.explain.results import Comparison, Kind, Missing, Word, load_results
+from clipbias.explain.results import Comparison, Kind, Missing, Word
+from clipbias.explain.results_file import load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import Estimate

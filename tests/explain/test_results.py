@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import ARRAYS, SCALARS, load_arrays, load_results, save_results, study
+from clipbias.explain.results_file import ARRAYS, SCALARS, load_arrays, load_results, save_results
 from tests.report.synthetic import synthetic_results
 
 
@@ -51,41 +51,15 @@ def test_what_is_no_number_stays_none(tmp_path):
     assert np.isnan(load_results(tmp_path).seconds)
 
 
-MEAN = "relevancy/ivlp/corrected/vision/tuned/mean"
-IN_WORDS = r"relevancy\['ivlp'\].corrected.vision.tuned.mean"
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "words"),
-    [
-        ("clip/patches", "many", "clip.patches holds 'many', not a whole number"),
-        ("clip/name", ["demo"], r"clip.name holds \['demo'\], not a text"),
-        ("seconds", "1.5", "seconds holds '1.5', not a number"),
-        ("models", "ivlp", "models holds 'ivlp', not a list"),
-        ("models", [1, 2], "models holds values of the wrong kind"),
-        ("sections", ["relevancy", 7], "sections holds 7, not a text"),
-        ("dataset/more", 1, "dataset has an unknown field more"),
-        (MEAN, "high", f"{IN_WORDS} holds 'high', not an array"),
-        (MEAN, {"npz": "predictions/labels"}, f"{IN_WORDS} holds .*'predictions/labels'.*, not an array"),
-        (MEAN, {"npz": ["mean"]}, f"{IN_WORDS} holds .*, not an array"),
-        ("dataset/split", None, "dataset.split holds None, not a text"),
-        ("dataset/split", ..., "dataset.split is missing"),
-    ],
-)
-def test_an_edited_field_is_named(tmp_path, place, value, words):
-    """Although its digest was made anew."""
+@pytest.mark.parametrize(("place", "value"), [("clip/patches", 7), ("dataset/name", "other"), ("models", [])])
+def test_an_edited_file_is_refused(tmp_path, place, value):
     save_results(tmp_path, synthetic_results(pictures=1))
     content = json.loads((tmp_path / SCALARS).read_text())
     inside = content
     *parents, last = place.split("/")
     for parent in parents:
         inside = inside[parent]
-    if value is ...:
-        del inside[last]
-    else:
-        inside[last] = value
-    del content["sha256"]
-    (tmp_path / SCALARS).write_text(json.dumps({**content, "sha256": study._digest(content)}))
-    with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json is not as it was written: {words}; ") as error:
+    inside[last] = value
+    (tmp_path / SCALARS).write_text(json.dumps(content))
+    with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json is not as it was written; "):
         load_results(tmp_path)
-    assert "\n" not in str(error.value)

@@ -19,7 +19,8 @@ from clipbias.explain.dataset_sections import (
 )
 from clipbias.explain.model import Model
 from clipbias.explain.relevancy import Relevancy
-from clipbias.explain.results import Predictions, load_results
+from clipbias.explain.results import Predictions
+from clipbias.explain.results_file import load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import RowRequest, Study, StudyOptions, SumRequest, spread

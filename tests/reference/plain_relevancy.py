@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from clipbias.clip import encode_image, encode_text
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
-from clipbias.explain.relevancy import Relevancy, first_layer, pair_logits, target_adaptation, target_text
+from clipbias.explain.relevancy import Relevancy, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Learnables, Task
 
 
@@ -18,8 +18,6 @@ def plain_relevancy(
     learnables: Learnables,
     images: jax.Array,
     targets: jax.Array,
-    *,
-    start_layer: int = 0,
 ) -> Relevancy:
     """The maps of `clipbias.relevancy` by the letter of Eq. 13 to 16: whole matrices.
 
@@ -53,15 +51,15 @@ def plain_relevancy(
 
     (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
 
-    def matrix(attention: jax.Array, gradient: jax.Array, start: int) -> jax.Array:
+    def matrix(attention: jax.Array, gradient: jax.Array) -> jax.Array:
         mean = jax.nn.relu(attention * gradient).mean(2)
         r = jnp.broadcast_to(jnp.eye(mean.shape[-1]), mean.shape[1:])
-        for l in range(start, mean.shape[0]):
+        for l in range(mean.shape[0]):
             r = r + jnp.matmul(mean[l], r, precision="highest")
         return r
 
-    vision_matrix = matrix(vision, vision_gradient, first_layer(start_layer, config.vision))
-    text_matrix = matrix(words, text_gradient, first_layer(start_layer, config.text))
+    vision_matrix = matrix(vision, vision_gradient)
+    text_matrix = matrix(words, text_gradient)
     rows = jnp.take_along_axis(text_matrix, text.eos[:, None, None], axis=1)[:, 0]
     rows = jnp.where(jnp.arange(rows.shape[1]) < text.eos[:, None], rows, 0)
     if classifier.templates > 1:

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Missing, Observation, Observations, Outcome, load_results, save_results
+from clipbias.explain.results import Missing, Observation, Observations, Outcome
+from clipbias.explain.results_file import load_results, save_results
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import judge
 from clipbias.report import pages, study_page, write_overview, write_report

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Kind, Labels, ReplacementResults, What, Where, save_results
+from clipbias.explain.results import Kind, Labels, ReplacementResults, What, Where
+from clipbias.explain.results_file import save_results
 from clipbias.explain.verdict import judge, sentence
 from clipbias.report.study_page import load_studies
 from clipbias.report.verdict import (

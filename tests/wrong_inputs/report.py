@@ -3,8 +3,8 @@
 import json
 
 from clipbias.report import style, write_report
-from clipbias.report.predictions import open_table
 from clipbias.report.runs import read_workdir
+from experiments.prediction_table import open_table
 from tests.report.test_runs import TRAIN
 from tests.wrong_inputs.place import Case, Place, case
 

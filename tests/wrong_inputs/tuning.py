@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import clipbias
 from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.tuning import Task, make_method, read_descriptions
 from clipbias.tuning.registry import match_user_method
@@ -125,7 +124,6 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: task.logits(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: jax.jit(task.logits)(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
-    swapped("and no task; the order is task", lambda *args: clipbias.relevancy(args[1], args[0], {}, IMAGES, [0])),
     losing(r"there are 2 images and labels of shape \[1\]; give the number of its class for each image", np.array([1])),
     losing("labels go from -1 to 1; there are 2 classes, from 0 to 1", np.array([-1, 1])),
     losing("labels have type float64 and shape", np.array([0.0, 1.0])),

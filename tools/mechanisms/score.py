@@ -13,7 +13,8 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
-from clipbias.explain.results import StudyResults, Where, load_results
+from clipbias.explain.results import StudyResults, Where
+from clipbias.explain.results_file import load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import RESAMPLES

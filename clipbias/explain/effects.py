@@ -1,4 +1,7 @@
-"""The causal test and the verdict that it allows; and how students compare with their teacher."""
+"""Records of the causal test and of the verdict that it allows, and of how students compare with their teacher.
+
+Letters of shapes are those of `results`.
+"""
 
 import dataclasses
 import enum
@@ -6,23 +9,22 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from clipbias.explain.results.facts import Missing
 from clipbias.explain.uncertainty import Estimate
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
-class ByOutcome(Generic[T]):
+class ByOutcome(Generic[_T]):
     """The same in both outcomes: accuracy in points, calibrated log-likelihood in nats, by which labels are decided."""
 
-    accuracy: T
-    calibrated: T
+    accuracy: _T
+    calibrated: _T
 
-    def __getitem__(self, outcome: str) -> T:
+    def __getitem__(self, outcome: str) -> _T:
         return {"accuracy": self.accuracy, "calibrated": self.calibrated}[outcome]
 
-    def items(self) -> tuple[tuple[str, T], ...]:
+    def items(self) -> tuple[tuple[str, _T], ...]:
         return (("accuracy", self.accuracy), ("calibrated", self.calibrated))
 
 
@@ -260,11 +262,3 @@ class MethodReplacements:
     gain: ByOutcome[Estimate]  # over the frozen model, by outcome
     rows: tuple[Comparison, ...]  # what stands in its place
     sentence: str  # what is concluded of two vectors per layer, or of the first form
-
-
-@dataclasses.dataclass(frozen=True)
-class ReplacementResults:
-    """All replacements of a study: by model, and by method over its seeds."""
-
-    models: dict[str, ModelReplacements | Missing]
-    methods: tuple[MethodReplacements, ...]

@@ -1,16 +1,147 @@
-"""What sections find: relevancy and other maps, attention and its decomposition, words, the paper's observations."""
+"""What a study finds: `explain` computes these records, `results_file` keeps them, `report` reads them.
+
+Layers are counted from 0. A section that was not requested is `None`; a model that a section leaves out has `Missing`
+in its place. Letters of shapes: `n` images of the split, `K` pictures or mixtures, `L` layers, `H` heads, `M` patches,
+`V` vision prompts, `N` tokens, `C` classes, `D` width, `R` pixels along a side.
+"""
 
 import dataclasses
 import enum
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from clipbias.explain.results.facts import Average, Missing
+from clipbias.data.confusion import binomial_error
+from clipbias.explain.effects import *  # noqa: F403  # all records are imported from here
+from clipbias.explain.effects import CausalTests, MethodReplacements, MethodResult, ModelReplacements
 from clipbias.explain.uncertainty import Estimate
 
+SECTIONS = (
+    "predictions",
+    "relevancy",
+    "text_attention",
+    "vision_attention",
+    "similarity",
+    "decomposition",
+    "causal",
+    "faithfulness",
+    "examples",
+    "explore",
+    "words",
+    "replacement",
+    "observations",
+)
+CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
+TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 VISION_KINDS = ("patches", "prompts")
 GROUPS = ("corrected", "both_right", "all")
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """Why a section has no result for a model, in one sentence."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """A mean over samples and its standard error, arrays of one shape."""
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFacts:
+    """The images that were explained."""
+
+    name: str
+    split: str
+    images: int  # how many could be read
+    class_names: tuple[str, ...]
+    template: str  # zero-shot's text
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFacts:
+    """The frozen model and its geometry."""
+
+    name: str
+    fingerprint: str
+    image_size: int
+    grid: int  # patches along one side
+    patches: int
+    tokens: int  # of an image without prompts: the patches, and `[cls]` where there is one
+    vision_layers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of learned parameters; `shared` belong to no single tower."""
+
+    total: int
+    vision: int
+    text: int
+    shared: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """A model of the study."""
+
+    key: str  # unique in the study; "zero_shot" for the first
+    label: str  # in figures
+    name: str  # of all its seeds together
+    method: str
+    options: dict[str, object]
+    trained_on: str | None  # its dataset, where that is known
+    parameters: ParameterCount
+    # vision_prompts, text_prompts: learned tokens, `V` and `T`.
+    vision_prompts: int
+    text_prompts: int
+    vision_depth: int  # layers of the vision tower with learned tokens of their own
+    changes_vision: bool  # whether its vision tower is another than CLIP's
+    # accuracy, images: in percent, of the images that could be read.
+    accuracy: float
+    images: int
+    source: str  # where its adapter lies
+
+    @property
+    def has_prompts(self) -> bool:
+        return bool(self.vision_prompts or self.text_prompts)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, binomial, in points."""
+        return binomial_error(self.accuracy, self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The class that every model gives each image, int32 `[n]`; -1 for an image that not all models saw."""
+
+    labels: np.ndarray
+    models: dict[str, np.ndarray]  # by key
+
+    @property
+    def zero_shot(self) -> np.ndarray:
+        return next(iter(self.models.values()))
+
+    def right(self, key: str) -> np.ndarray:
+        """Which images a model gets right."""
+        return self.models[key] == self.labels
+
+    def changes(self, key: str) -> np.ndarray:
+        """What a tuned model changes of every image, numbers of `CHANGES`; -1 for an image that was not read."""
+        was_right = self.zero_shot == self.labels
+        is_right = self.right(key)
+        change = np.select([~was_right & is_right, was_right & ~is_right, was_right & is_right], [0, 1, 2], 3)
+        return np.where((self.zero_shot < 0) | (self.models[key] < 0), -1, change)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,3 +438,71 @@ class Observations:
 
     models: dict[str, ObservedModel]
     rows: tuple[Observation, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacementResults:
+    """All replacements of a study: by model, and by method over its seeds."""
+
+    models: dict[str, ModelReplacements | Missing]
+    methods: tuple[MethodReplacements, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyResults:
+    """All that a study found: facts, then the sections of `SECTIONS`, then what follows from them."""
+
+    dataset: DatasetFacts
+    clip: ClipFacts
+    models: tuple[ModelFacts, ...]
+    sections: tuple[str, ...]
+    config: dict[str, object]
+    seconds: float
+    predictions: Predictions
+    relevancy: dict[str, Relevancy | Missing] | None = None
+    text_attention: dict[str, TextAttention | Missing] | None = None
+    vision_attention: dict[str, VisionAttention | Missing] | None = None
+    similarity: Similarity | None = None
+    decomposition: dict[str, Decomposition | Missing] | None = None
+    causal: CausalTests | None = None
+    faithfulness: Faithfulness | None = None
+    examples: Examples | None = None
+    explore: Exploration | None = None
+    words: dict[str, ModelWords | Missing] | None = None
+    replacement: ReplacementResults | None = None
+    observations: Observations | None = None
+    methods: tuple[MethodResult, ...] = ()
+
+    @property
+    def zero_shot(self) -> ModelFacts:
+        return self.models[0]
+
+    @property
+    def tuned(self) -> tuple[ModelFacts, ...]:
+        return self.models[1:]
+
+    def why_missing(self, section: str) -> dict[str, str]:
+        """By model the reason why a section leaves it out."""
+        result = getattr(self, section)
+        models = result if isinstance(result, dict) else getattr(result, "models", {})
+        return {key: model.reason for key, model in models.items() if isinstance(model, Missing)}
+
+    @property
+    def sentence(self) -> str:
+        """The verdicts in words, a sentence for each method."""
+        return " ".join(method.sentence for method in self.methods)
+
+
+def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
+    """Of a section's results by model those that there are."""
+    return {key: result for key, result in (results or {}).items() if not isinstance(result, Missing)}
+
+
+def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:
+    """Models by method, options and training set, in the order in which they come."""
+    groups: dict[tuple[str, str, str | None], list[T]] = {}
+    for model in models:
+        facts: Any = model  # of a study (`Model`), or of its results (`ModelFacts`)
+        settings = facts.method, json.dumps(facts.options, sort_keys=True), facts.trained_on
+        groups.setdefault(settings, []).append(model)
+    return list(groups.values())
