@@ -221,24 +221,22 @@ def equivalent_bias(
     return TunedModel.of(adapter, model.clip)
 
 
-def push_to_hub(repository: str, model: TunedModel | Clip, *, private: bool | None = None) -> str:
-    """Uploads a tuned model, as an adapter, or a frozen one, with a model card, as a commit on the main branch.
+def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = None) -> str:
+    """Uploads a tuned model as an adapter with a model card, as a commit on the main branch.
 
         clipbias.push_to_hub("you/fashion-bias", model)
 
     Args:
       repository: "owner/name", made if it is not there.
-      model: what `fit` or `load_adapter` returned, or a model from `load`.
+      model: what `fit` or `load_adapter` returned.
       private: who may read a repository that is made; `None` takes the owner's default.
 
     Returns:
-      "owner/name@commit", which `load_adapter`, or of a frozen model `load`, takes.
+      "owner/name@commit", which `load_adapter` takes.
 
     Raises:
       ClipbiasError: the name is none, or the hub refuses or cannot be reached.
     """
-    if isinstance(model, Clip):
-        return upload(repository, model, private=private)
     _check_model(model)
     return upload(repository, model.to_adapter(), private=private)
 

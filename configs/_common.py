@@ -61,7 +61,6 @@ class DatasetSettings(InputSettings):
         'TFDS: "coop" imposes the benchmark\'s splits, "builder" keeps TFDS\'s own; None takes the source\'s default.',
     )
     split_dir: str | None = setting(None, "TFDS: folder of the split_zhou_*.json files.")
-    index_file: str | None = setting(None, "TFDS: file that lists ImageNet's training picks.")
     mesh: MeshSettings = group(MeshSettings, flat=False)
 
 

@@ -191,7 +191,7 @@ def load_dataset(settings: "DatasetSettings", name: str) -> "Dataset":
     """Opens a dataset with the settings that are given; the others are left to the source."""
     from clipbias import data
 
-    source = {"split": settings.split_source, "split_dir": settings.split_dir, "index_file": settings.index_file}
+    source = {"split": settings.split_source, "split_dir": settings.split_dir}
     options = {option: value for option, value in source.items() if value is not None}
     try:
         dataset = data.load(name, data_dir=settings.data_dir, template=settings.template, **options)

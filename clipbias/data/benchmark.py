@@ -12,7 +12,7 @@ from clipbias.data import catalog, files
 from clipbias.data.catalog import CatalogEntry
 from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
-from clipbias.io import data_path, read_json, read_text
+from clipbias.io import read_json, read_text
 
 # The paths of a split's images below the image folder, and their labels, int32.
 SplitListing = tuple[Sequence[str], np.ndarray]
@@ -30,21 +30,11 @@ class DatasetListing:
     splits: Mapping[str, SplitListing]
 
 
-def load(
-    entry: CatalogEntry,
-    data_dir: str | os.PathLike | None,
-    *,
-    template: str | None = None,
-    index_file: str | os.PathLike | None = None,
-) -> Dataset:
+def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Opens a dataset of the catalogue, with the benchmark's prompt template or another.
 
-    Args:
-      data_dir: The root that holds the dataset's folder, or that folder itself; links are followed.
-      index_file: A list of training images that replaces the training split, in its order: one path per line, or the
-        JSON of a split file. Makes ImageNet's few-shot picks reproducible.
-
-    Raises `ClipbiasError` for a folder, split file or list that is missing (with where to get it) or malformed.
+    `data_dir` is the root that holds the dataset's folder, or that folder itself; links are followed. Raises
+    `ClipbiasError` for a folder, split file or list that is missing (with where to get it) or malformed.
     """
     root = find_root(entry, data_dir)
     images = root / entry.images
@@ -70,8 +60,7 @@ def load(
         paths, labels = split_listing
         splits[name] = files.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
     template = entry.template if template is None else template
-    dataset = Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
-    return with_index(dataset, index_file)
+    return Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
 
 
 def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
@@ -212,34 +201,6 @@ def from_class_folders(
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]
     return DatasetListing(tuple(names[identifier] for identifier in ids), ids, splits)
-
-
-def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Dataset:
-    """Replaces the training split by the images that `index_file` lists, in its order; None changes nothing."""
-    if index_file is None:
-        return dataset
-    path = data_path(index_file)
-    if not path.exists():
-        raise ClipbiasError(f"there is no index file {path}; check index_file.")
-    if path.suffix == ".json":
-        content = read_json(path)
-        items = content.get("train") if isinstance(content, dict) else content
-        rows = items if isinstance(items, list) else []
-        keys = [str(row[0]) if isinstance(row, list) and row else row for row in rows]
-        if not all(isinstance(key, str) for key in keys):
-            raise ClipbiasError(f"{path} is not a list of images: expected paths, or [path, label, class name].")
-    else:
-        keys = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    train = dataset.split("train")
-    position = {key: index for index, key in enumerate(train.keys)}
-    unknown = [key for key in keys if key not in position]
-    if unknown or not keys:
-        raise ClipbiasError(
-            f"{path} lists {unknown[0] if unknown else 'no image'}, which is not among the training images "
-            f"(paths look like {train.keys[0]})."
-        )
-    subset = train.subset([position[key] for key in keys])
-    return dataclasses.replace(dataset, splits={**dataset.splits, "train": subset})
 
 
 def _lines(path: Path, entry: CatalogEntry) -> list[str]:

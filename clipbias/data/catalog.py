@@ -148,7 +148,7 @@ class CatalogEntry:
 
 
 # Sizes are the official figures. The official validation set is both val and test. CoOp draws from an unsorted
-# directory listing, so its picks depend on the file system; here files are sorted, or listed by index_file.
+# directory listing, so its picks depend on the file system; here files are sorted.
 IMAGENET = CatalogEntry(
     name="imagenet",
     title="ImageNet",

@@ -17,7 +17,7 @@ from etils import epath
 
 from clipbias import hosts
 from clipbias.checks import check_text
-from clipbias.data import benchmark, transforms
+from clipbias.data import transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.tfds import PreparedDataset, records_path
 from clipbias.errors import ClipbiasError
@@ -125,9 +125,7 @@ def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
     return folder if (folder / "dataset_info.json").exists() else None
 
 
-def load(
-    folder: epath.PathLike, *, template: str | None = None, index_file: str | os.PathLike | None = None
-) -> Dataset:
+def load(folder: epath.PathLike, *, template: str | None = None) -> Dataset:
     """Opens shards made by `build`. Arguments and errors as for `benchmark.load`."""
     records_path(folder)
     prepared = PreparedDataset(folder)
@@ -138,14 +136,13 @@ def load(
             records = prepared.records(split_name, "key")
             split = Split(records.ids, records.labels, records.read, source=str(folder), contents=prepared.sizes)
             stored[split_name] = split.subset(records.order)
-        dataset = Dataset(
+        return Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),
             metadata["template"] if template is None else template,
             {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
             tuple(metadata["class_ids"]),
         )
-    return benchmark.with_index(dataset, index_file)
 
 
 def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:

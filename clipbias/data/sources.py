@@ -43,10 +43,10 @@ def load(
     | name | `data_dir` | options |
     | --- | --- | --- |
     | "demo/..." | | |
-    | a catalogue name: "eurosat" | all datasets in CoOp's layout, or their shards | `index_file` |
+    | a catalogue name: "eurosat" | all datasets in CoOp's layout, or their shards | |
     | "tfds/..." and a catalogue or builder name | TFDS's data folder | `split`, `split_dir` |
     | "folder" | one folder per class, optionally below train/ val/ test/, or images with metadata.jsonl | |
-    | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names`, `path_column`, ... |
+    | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names` |
 
     A prompt template has one `{}`; None takes the dataset's own.
 

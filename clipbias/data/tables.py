@@ -34,8 +34,6 @@ def load(
     *,
     template: str | None = None,
     class_names: Sequence[str] | None = None,
-    path_column: str = "path",
-    label_column: str = "label",
 ) -> Dataset:
     """Reads a table of images: `path,label[,split]`.
 
@@ -43,7 +41,6 @@ def load(
       data_dir: The `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder and stay below
         it.
       class_names: Names of integer labels 0, 1, ...; None takes the labels themselves as names, sorted.
-      path_column, label_column: The columns or keys that hold path and label.
 
     Raises `ClipbiasError` for no such file, a missing column, an unknown split, a path that leaves the folder.
     """
@@ -52,7 +49,7 @@ def load(
     path = data_path(data_dir)
     if not _is_file(path):
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
-    rows = _rows(path, path_column, label_column, "")
+    rows = _rows(path, "path", "")
     return _dataset("csv", path.parent, list(rows), template, class_names, str(path))
 
 
@@ -85,14 +82,14 @@ def load_metadata(
         for name in METADATA:
             path = folder / place / name
             if _is_file(path):
-                for image, label, row_split in _rows(path, "file_name", "label", split_name):
+                for image, label, row_split in _rows(path, "file_name", split_name):
                     rows.append((f"{place}/{image}" if place else image, label, row_split))
     return _dataset("folder", folder, rows, template, class_names, str(folder))
 
 
-def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> Iterator[TableRow]:
+def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
     for number, record in _records(path):
-        for column in (path_column, label_column):
+        for column in (path_column, "label"):
             if record.get(column) in (None, ""):
                 columns = ", ".join(key for key in record if key)
                 raise ClipbiasError(f"{path}, line {number}: no value for {column!r}; the columns are {columns}.")
@@ -100,7 +97,7 @@ def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> I
         split = str(record.get("split") or split_name)
         if split and split not in SPLIT_OF:
             raise ClipbiasError(f"{path}, line {number}: the split is {split!r}; it must be train, val or test.")
-        yield image, str(record[label_column]), SPLIT_OF.get(split, "")
+        yield image, str(record["label"]), SPLIT_OF.get(split, "")
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:

@@ -1,7 +1,5 @@
 """The model card of an exported adapter: its content, training, accuracy and use."""
 
-import contextlib
-import importlib.metadata
 import inspect
 import json
 import re
@@ -9,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbias.clip import Clip
 from clipbias.clip.checkpoint import EMBEDDED
 from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
@@ -20,6 +17,7 @@ from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
+from clipbias.version import __version__
 
 # The note of a distilled adapter that holds its certificate.
 NOTE = "certificate"
@@ -178,22 +176,6 @@ def certified_sentences(notes: Mapping[str, Any]) -> list[str]:
     return [sentence for sentence in sentences if isinstance(sentence, str)]
 
 
-def base_card(clip: Clip) -> str:
-    """The card of a model without an adapter, as `push_to_hub` uploads it."""
-    from huggingface_hub import ModelCardData
-
-    card: Any = ModelCardData(
-        base_model=_on_the_hub(clip.name),
-        library_name=_library("checkpoint", clip.config.family),
-        pipeline_tag="zero-shot-image-classification",
-        tags=["clip", "clipbias"],
-    )
-    return (
-        f"---\n{card.to_yaml()}\n---\n\n# CLIP\n\nA CLIP model, written by clipbias from "
-        f'{as_code(clip.source)}.\n\n```python\nimport clipbias\n\nclip = clipbias.load(".")\n```\n'
-    )
-
-
 def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     notes = adapter.notes
     counts = parameter_count(adapter.learnables)
@@ -221,7 +203,7 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
         ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
         ("base model", as_code(adapter.base)),
         ("its weights", f"SHA-256 {as_code(adapter.base_fingerprint)}, as clipbias reads them"),
-        ("exported with", f"clipbias {_version()}".strip()),
+        ("exported with", f"clipbias {__version__}"),
     ]
     return [(name, value) for name, value in facts if value]
 
@@ -309,12 +291,6 @@ def _on_the_hub(base: str) -> str | None:
     """The hub id of a base model, without its revision; `None` for a folder and for the embedded demo."""
     name = base.partition("@")[0]
     return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(base).exists() else None
-
-
-def _version() -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("clipbias")
-    return ""
 
 
 def as_code(text: str) -> str:

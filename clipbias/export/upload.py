@@ -1,18 +1,17 @@
-"""Uploads of models and adapters to the Hugging Face hub."""
+"""Uploads of adapters to the Hugging Face hub."""
 
 import tempfile
 from pathlib import Path
 
-from clipbias.clip import Clip
 from clipbias.clip.hub import parse
 from clipbias.errors import ClipbiasError
-from clipbias.export.card import base_card, model_card
+from clipbias.export.card import model_card
 from clipbias.io import reason, shorten, write_text
 from clipbias.tuning.adapter import FILE, Adapter, write_adapter
 
 
-def upload(repository: str, content: Adapter | Clip, *, private: bool | None = None) -> str:
-    """Uploads an adapter or a model, see `clipbias.push_to_hub`."""
+def upload(repository: str, adapter: Adapter, *, private: bool | None = None) -> str:
+    """Uploads an adapter, see `clipbias.push_to_hub`."""
     from huggingface_hub import HfApi, constants, errors
 
     name = parse(repository) if isinstance(repository, str) else None
@@ -20,13 +19,9 @@ def upload(repository: str, content: Adapter | Clip, *, private: bool | None = N
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if isinstance(content, Clip):
-            content.save(folder, exact=True)
-            write_text(folder / "README.md", base_card(content))
-        else:
-            write_adapter(folder / FILE, content)
-            write_text(folder / "README.md", model_card(content, None, "adapter"))
-        message = "Upload a CLIP model" if isinstance(content, Clip) else f"Upload a {content.method} adapter"
+        write_adapter(folder / FILE, adapter)
+        write_text(folder / "README.md", model_card(adapter, None, "adapter"))
+        message = f"Upload a {adapter.method} adapter"
         try:
             api = HfApi()
             api.create_repo(name.repository, private=private, exist_ok=True)

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import functools
 import importlib.resources
+import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,8 +106,9 @@ def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] 
 
     Raises `ClipbiasError` where it cannot.
     """
+    listed = ([each] if isinstance(each, CaptionedFigure) else each or [] for each in figures)
     pictures = []
-    for figure in (one for some in figures for one in ([some] if isinstance(some, CaptionedFigure) else some or [])):
+    for figure in itertools.chain.from_iterable(listed):
         paths = figure.save(folder)
         paper = figure.name.partition("_")[0].removeprefix("fig")
         number = f"Fig. {paper}. " if paper.isdigit() else ""

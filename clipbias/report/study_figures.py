@@ -577,7 +577,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
             logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.tokens[picture]
             predicted = int(np.argmax(logits))
             title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
-            title += f"{100 / np.exp(logits - logits.max()).sum():.0f} %"
+            title += f"{100 * float(1 / np.exp(logits - logits.max()).sum()):.0f} %"
             overlays[-1].append(Overlay(title, vision, study.clip.patches, tokens, maps.text[picture]))
             # A row for each patch, prompt and token of the text.
             parts = ["patch" if i < study.clip.patches else "prompt" for i in range(len(vision))]

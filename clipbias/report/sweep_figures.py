@@ -73,7 +73,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
         draw,
         by=("", "panel"),
         size=(width, 2.3 + legend / math.ceil(len(sweep.columns) / across)),
-        names={"": "", **{panel: dataset_name(panel) for panel in sweep.columns}},
+        names={panel: dataset_name(panel) for panel in sweep.columns},
         x_label="shots per class",
         y_label="accuracy (%)" if measure == ACCURACY else f"{measure} (%)",
         share_y="none",

@@ -1,8 +1,6 @@
 """The fifteen datasets in CoOp's layout, from miniatures, and what is said when something is off."""
 
-import json
 import os
-import random
 
 import pytest
 
@@ -75,13 +73,3 @@ def test_rank_labels_leave_out_absent_classes(tmp_path):
     dataset = data.load("imagenet_a", data_dir=tmp_path)
     assert dataset.class_names == ("tench", "missile", "missile")
     assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_index_file_fixes_the_training_images(root, tmp_path):
-    keys = data.load("imagenet", data_dir=root).splits["train"].keys
-    picks = random.Random(0).sample(keys, 4)
-    (tmp_path / "picks.txt").write_text("\n".join(picks))
-    (tmp_path / "picks.json").write_text(json.dumps({"train": [[key, 0, "x"] for key in picks]}))
-    for name in ("picks.txt", "picks.json"):
-        picked = data.load("imagenet", data_dir=root, index_file=tmp_path / name).splits["train"]
-        assert list(picked.keys) == picks

@@ -6,7 +6,6 @@ import pytest
 from clipbias.explain import uncertainty
 from clipbias.explain.causal_section import calibrate, halves, measure, over_seeds
 from clipbias.explain.uncertainty import cross, draw_counts, estimate, excludes, resample, share, shares
-from clipbias.training.calibration import fit_temperatures
 from tests.reference import calibration
 
 
@@ -27,16 +26,6 @@ def test_halves_hold_half_of_every_class():
     assert abs(second.sum() - len(labels) / 2) <= 0.5
     np.testing.assert_array_equal(halves(labels, seed=3), second)
     assert (halves(labels, seed=4) != second).any()
-
-
-@pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.01), (-1.0, 100.0)])
-def test_temperatures_stay_within_bounds(sign, expected):
-    labels = np.arange(40) % 2
-    logits = sign * 10 * np.eye(2, dtype=np.float32)[labels][:, None]
-    assert fit_temperatures(logits, labels) == pytest.approx(expected)
-    values, temperatures = calibrate(logits, labels)
-    np.testing.assert_allclose(temperatures, expected)
-    np.testing.assert_allclose(values, calibration.log_likelihoods(logits[:, 0], labels, expected)[:, None])
 
 
 def test_log_likelihoods_have_the_temperature_of_the_other_half():

@@ -126,11 +126,3 @@ def test_ways_to_compute_agree(clip, images):
         sharded = run(params, placed, meshes.place_rows(mesh, shards), meshes.place_rows(mesh, targets))
         assert sharded.vision.sharding.spec[:1] == PartitionSpec("data")[:1]
         assert_close(jax.tree.map(lambda x, k=k: x[:, k], many), sharded)
-
-
-@pytest.mark.long
-def test_can_be_vectorised(clip, images):
-    task, learnables = tuned(clip, "ivlp")
-    one_by_one = jax.vmap(lambda i, t: relevancy(task, clip.params, learnables, i[None], t[None]))(images, TARGETS)
-    whole = relevancy(task, clip.params, learnables, images, TARGETS)
-    assert_close(jax.tree.map(lambda x: x[:, 0], one_by_one), whole)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results_file import ARRAYS, SCALARS, load_arrays, load_results, save_results
+from clipbias.explain.results_file import SCALARS, load_results, save_results
 from tests.report.synthetic import synthetic_results
 
 
@@ -33,15 +33,6 @@ def test_saved_results_come_back(tmp_path, twins):
     results = synthetic_results(pictures=1, twins=twins)
     save_results(tmp_path, results)
     assert_same(dataclasses.replace(results, config={}), dataclasses.replace(load_results(tmp_path), config={}), "")
-
-
-def test_arrays_are_named_by_their_places(tmp_path):
-    results = synthetic_results(pictures=1)
-    save_results(tmp_path, results)
-    arrays = load_arrays(tmp_path / ARRAYS)
-    mean = results.relevancy["ivlp"].corrected.vision.tuned.mean
-    np.testing.assert_array_equal(arrays["relevancy/ivlp/corrected/vision/tuned/mean"], mean)
-    np.testing.assert_array_equal(arrays["predictions/models/ivlp"], results.predictions.models["ivlp"])
 
 
 def test_what_is_no_number_stays_none(tmp_path):

@@ -8,10 +8,8 @@ from clipbias.explain.statistics import (
     merge,
     rank_correlation,
     stretched,
-    total_variation,
 )
 from clipbias.explain.study import RequestProgress, SumRequest
-from clipbias.training import mesh as meshes
 
 DRAW = np.random.default_rng(0)
 of = jax.jit(Moments.of)
@@ -55,13 +53,6 @@ def test_a_far_mean_costs_no_precision():
     np.testing.assert_allclose(moments.squares, 400 * values.astype(np.float64).var(0), rtol=1e-3)
 
 
-def test_sharded_input_gives_the_same():
-    mesh = meshes.make_mesh(data=8)
-    rows = meshes.place_rows(mesh, VALUES[:8])
-    moments, expected = of(rows), of(VALUES[:8])
-    np.testing.assert_allclose(moments.squares, expected.squares, rtol=1e-5)
-
-
 def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
     moments = batched(VALUES, np.ones(11, bool))
     request = SumRequest("x", "x", np.arange(5), lambda batch: {})
@@ -94,8 +85,3 @@ def test_rank_correlation_shares_ranks_of_equal_values():
     assert float(run(x, y)) == pytest.approx(expected, rel=1e-5)
     assert float(run(x, -x)) == pytest.approx(-1)
     assert float(run(x, np.ones(4, np.float32))) == 0
-
-
-def test_total_variation():
-    distances = jax.jit(total_variation)(*np.array([[[2, 0], [1, 1]], [[0, 5], [3, 1]]], np.float32))
-    np.testing.assert_allclose(distances, [1, 0.25])

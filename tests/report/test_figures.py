@@ -13,7 +13,6 @@ from matplotlib.text import Text
 from clipbias.explain.results import GROUPS, MAPS
 from clipbias.report import study_figures, style
 from clipbias.report.overlay import HEAT
-from tests import helpers
 from tests.report.synthetic import synthetic_results
 
 TEXT = ("SOS", "prompts", "words", "category", "“.”", "EOS")
@@ -409,25 +408,3 @@ def test_no_text_shows_how_it_is_written_and_what_was_not_computed_is_not_drawn(
     section = name.partition("_figure")[0]
     section = {"correlation": "similarity"}.get(section, "relevancy" if "relevancy" in section else section)
     assert not getattr(study_figures, name)(dataclasses.replace(synthetic_results(), **{section: None}))
-
-
-@pytest.fixture(scope="module")
-def smallest():
-    """A study of one tuned model of one layer and one head."""
-    results = synthetic_results(layers=1, heads=1, grid=2, image_size=8, pictures=1)
-    sections = (results.relevancy, results.text_attention, results.vision_attention)
-    for models in (*sections, results.faithfulness.models, results.examples.models):
-        models.pop("bias")
-    return dataclasses.replace(results, models=results.models[:2])
-
-
-# `test_pages.py` draws all of one layer and one head.
-@pytest.mark.parametrize(
-    "name", helpers.short(EVERY, "text_relevancy_figure", "vision_attention_figure", "decomposition_figure")
-)
-def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(name, smallest):
-    made = getattr(study_figures, name)(smallest)
-    for drawing in made if isinstance(made, list) else [made]:
-        with style.styled():
-            drawing.figure.canvas.draw()
-        assert np.ptp(np.asarray(drawing.figure.canvas.buffer_rgba())) > 0

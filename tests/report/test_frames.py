@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipbias.data.confusion import binomial_error
 from clipbias.report import read_sweep, render_tables
-from clipbias.report.frames import AVERAGE, WITHIN, difference_error, harmonic_error
+from clipbias.report.frames import AVERAGE, WITHIN, harmonic_error
 from clipbias.report.sweep_tables import best_methods, power_words
 
 
@@ -31,12 +30,6 @@ def kept(folder: Path, name: str, right: np.ndarray, images: np.ndarray | None =
     predicted = np.where(right, labels, (labels + 1) % 5)
     np.savez(folder / f"{name}.npz", images=images, labels=labels, predicted=predicted)
     return {"test": name}
-
-
-def drawn(rng, images=300, seeds=3, methods=1):
-    """Correct or not `[methods, seeds, images]`: images are harder or easier, seeds better or worse."""
-    ease = rng.normal(0.7, 1.2, (1, 1, images)) + rng.normal(0, 0.35, (methods, seeds, 1))
-    return rng.random((methods, seeds, images)) < 1 / (1 + np.exp(-ease))
 
 
 def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path) -> None:
@@ -98,29 +91,6 @@ def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path
         True,
         False,
     }  # some are told apart from the best, some are not
-
-
-def test_errors_are_what_other_images_and_seeds_give():
-    """Against the spread of 300 drawings of both: conservative, and not by much; surer over the same images."""
-    rng = np.random.default_rng(2)
-    means, points, errors, paired, unpaired = [], [], [], [], []
-    for _ in range(300):
-        lines = [
-            {
-                "correct": right.mean(0),
-                "images_error": binomial_error(100 * right.mean(), 300),
-                "seeds_error": (100 * right.mean(1)).std(ddof=1) / np.sqrt(3),
-            }
-            for right in drawn(rng, methods=2)
-        ]
-        means.append(100 * lines[0]["correct"].mean())
-        errors.append(np.hypot(lines[0]["images_error"], lines[0]["seeds_error"]))
-        points.append(means[-1] - 100 * lines[1]["correct"].mean())
-        paired.append(difference_error(*lines))
-        unpaired.append(difference_error(lines[0], {**lines[1], "correct": None}))
-    for values, sizes in ((means, errors), (points, paired)):
-        assert 0.95 * np.std(values) < np.sqrt(np.mean(np.square(sizes))) < 1.35 * np.std(values)
-    assert np.mean(unpaired) > 1.1 * np.mean(paired)
 
 
 def test_parts_of_an_error():

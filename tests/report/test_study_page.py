@@ -158,8 +158,9 @@ def test_what_is_missing_says_why(written, drawn):
     assert "Similarity: no model has vision prompts." in page.text
 
 
-def test_a_study_without_a_verdict_says_so(written):
-    _, page = written(only())
+def test_a_study_without_a_verdict_says_so_and_has_no_figures(written):
+    path, page = written(only())
+    assert "img" not in page.tags and not (path.parent / "figures").exists()
     assert "Causal: not computed; --config.sections=causal has it." in page.text
     assert "Why IVLP differs from CLIP on demo/digits was not tested" in page.text
 
@@ -204,11 +205,6 @@ def test_every_text_is_escaped(written, drawn):
     path, page = written(dataclasses.replace(results, dataset=dataset, models=models, methods=methods))
     assert page.tags.count("img") == 2  # of the first page, and the one that was asked for
     assert "<img src=x" not in path.read_text("utf-8")
-
-
-def test_a_study_of_nothing_has_a_page_without_figures(written):
-    path, page = written(only())
-    assert "img" not in page.tags and not (path.parent / "figures").exists()
 
 
 def folders(tmp_path, *datasets, names=("causal",)):

@@ -96,18 +96,6 @@ def test_panels_have_their_part_their_names_and_one_scale():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["z"]
 
 
-def test_a_legend_is_no_wider_than_its_figure():
-    part = frame(x=1, value=1.0, name=[f"a longer name {number}" for number in range(9)])
-
-    def draw(axes, rows):
-        small.lines(axes, rows, x="x", hue="name", looks={name: {**RED, "marker": "o"} for name in rows["name"]})
-
-    figure = small.panels(part, draw, by=("", ""), size=(3.5, 2))
-    figure.draw_without_rendering()
-    extent = figure.legends[0].get_window_extent()
-    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
-
-
 def test_csv_keeps_every_digit_and_leaves_empty_what_is_not_finite(tmp_path):
     values = [*np.random.default_rng(0).normal(size=5), np.nan, np.inf]
     names = [f'a "quoted", {index}' for index in range(7)]
