@@ -321,10 +321,6 @@ def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
     assert select_rate(lambda rate: np.nan if rate > 0.004 else 1.0) < 0.004
 
 
-def features_of(task: Task, params: Any, learnables: Any, pixels: Any) -> Any:
-    return task.image_features(params, learnables, pixels)
-
-
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Equivalent biases that the section measured, for one form alone."""
@@ -397,7 +393,9 @@ def test_the_section(
     mean = {f"{tower}_bias": each.kind for tower, each in bias["ivlp"].items()}
     learnables = [*(model.learnables for model in (study.worded, *models[1:])), mean]
     tasks = [study.worded.task, models[1].task, models[1].task, kind, kind]
-    outputs = {task: jax.jit(lambda *args, task=task: (task.logits(*args), features_of(task, *args))) for task in tasks}
+    outputs = {
+        task: jax.jit(lambda *args, task=task: (task.logits(*args), task.image_features(*args))) for task in tasks
+    }
     logits, features = zip(
         *(outputs[task](clip.params, each, pixels) for task, each in zip(tasks, learnables, strict=True)), strict=True
     )

@@ -158,10 +158,25 @@ class _Builder:
         return row / row.sum()
 
     def pictures(self, count):
-        return list(self.draw.integers(0, 256, (count, self.image_size, self.image_size, 3), dtype=np.uint8))
+        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
+        made = []
+        for _ in range(count):
+            centre = self.draw.uniform(-0.2, 0.2, 2)
+            disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) < 0.07
+            ground = self.draw.integers(20, 110, 3)
+            ink = self.draw.integers(130, 250, 3)
+            noise = self.draw.normal(0, 9, (self.image_size, self.image_size, 1))
+            made.append(np.clip(np.where(disc[..., None], ink, ground) + noise, 0, 255).astype(np.uint8))
+        return made
 
     def maps(self, *shape):
-        return self.draw.random((*shape, self.image_size, self.image_size), np.float32)
+        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
+        made = np.empty((*shape, self.image_size, self.image_size), np.float32)
+        for index in np.ndindex(*shape):
+            a, b = self.draw.uniform(-0.3, 0.3, 2)
+            spot = np.exp(-8 * ((rows - a) ** 2 + (columns - b) ** 2))
+            made[index] = (spot - spot.min()) / (spot.max() - spot.min())
+        return made
 
     def logits(self, strengths, labels):
         """`[n, K, C]` under which the true class is ahead by the strengths `[K]`, beside noise of the images.

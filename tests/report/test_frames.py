@@ -87,10 +87,7 @@ def test_a_tables_numbers_are_those_of_its_results_by_plain_numpy(tmp_path: Path
                 variance += apart.var(ddof=1) / sizes[d] + numbers(best, d)[2] + numbers(method, d)[2]
             bold = method == best or means[best] - means[method] <= 1.96 * np.sqrt(variance) / count
             assert shown[name][column] == (bold, round(means[method], 1), round(error, 1))
-    assert {seed_right[0][0] for seed_right in shown.values()} == {
-        True,
-        False,
-    }  # some are told apart from the best, some are not
+    assert {texts[0][0] for texts in shown.values()} == {True, False}  # some are told apart from the best, some not
 
 
 def test_parts_of_an_error():
@@ -175,9 +172,8 @@ def test_a_failure_never_hides_a_finished_run_and_the_last_row_counts():
     for rows in ([run(accuracy=10.0), run(accuracy=55.0), lost], [lost, run(accuracy=55.0)]):
         assert read_sweep(rows).failures == [] and cell(rows)["mean"] == 55.0
     sweep = read_sweep([run(), {**lost, "seed": 2}])
-    assert [row["error"] for row in sweep.failures] == ["killed"] and [
-        cell["seeds"] for cell in sweep.cells.values()
-    ] == [1]
+    assert [row["error"] for row in sweep.failures] == ["killed"]
+    assert [cell["seeds"] for cell in sweep.cells.values()] == [1]
     assert read_sweep([]).methods == () and not read_sweep([]).cells
 
 

@@ -9,17 +9,14 @@ from clipbias.report.overlay import Overlay, heat_map, overlay_figure, overlay_r
 IMAGE = np.full((12, 12, 3), 128, np.uint8)
 
 
-def test_heat_map_peaks_where_the_relevancy_lies_and_ignores_prompts():
+def test_heat_map_peaks_where_the_relevancy_lies_and_ignores_prompts_and_a_flat_one_is_cold():
+    assert not heat_map(np.ones(4), 8, 4).any()
     vision = np.zeros(9 + 2)
     vision[5], vision[9:] = 1.0, 7.0
     heat = heat_map(vision, 12, 9)
     assert heat.min() == 0 and heat.max() == 1
     rows, columns = np.nonzero(heat == heat.max())
     assert {*rows} <= {5, 6} and {*columns} <= {9, 10, 11}
-
-
-def test_a_flat_map_is_cold():
-    assert not heat_map(np.ones(4), 8, 4).any()
 
 
 def overlay(**changes):
