@@ -43,7 +43,7 @@ from flax import struct
 from clipbias.checks import check_int
 from clipbias.clip import Adaptation, TextTokens, block, layers, tower
 from clipbias.clip.block import Keep, Record, run_block
-from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
+from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -287,6 +287,7 @@ class MapOptions:
     """How maps are computed; see `relevancy`."""
 
     maps: tuple[str, ...] = tuple(REDUCTIONS)  # their names
+    start_layer: int = 0  # the first layer that counts, in both towers; negative counts from the end
     chunk: int | None = None  # so many images at a time; `None` all at once
     recompute: bool = False  # whether blocks' intermediate tokens are computed twice, and not kept
 
@@ -349,13 +350,14 @@ def run_tower(
 def reduce_backward(
     tower_pass: TowerPass, gradients: tuple[jax.Array, jax.Array], options: MapOptions
 ) -> dict[str, jax.Array]:
-    """Runs the reductions from the last layer down; returns the map `[K, B, N]` of each.
+    """Runs the reductions from the last layer down to `start_layer`; returns the map `[K, B, N]` of each.
 
     `gradients` are, for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
     attention `[K, B, H, N]`.
     """
     observed = tower_pass.tower
     inputs = observed.inputs
+    start_layer = first_layer(options.start_layer, observed.config)
     reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
@@ -376,14 +378,15 @@ def reduce_backward(
         return jax.vmap(step_target)(*carry), None
 
     top = observed.whole_blocks
-    if top:
-        (_, states), _ = jax.lax.scan(step, (token_gradients, states), jnp.arange(top), reverse=True)
+    if start_layer < top:
+        below = jnp.arange(start_layer, top)
+        (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     batch, length = inputs.tokens.shape[:2]
     influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)
     if inputs.causal:
         influential = jnp.asarray(inputs.pooled) + 1
     return {
-        name: jax.vmap(lambda state, r=reduction: r.finish(state, top + 1, influential))(states[name])
+        name: jax.vmap(lambda state, r=reduction: r.finish(state, top + 1 - start_layer, influential))(states[name])
         for name, reduction in reductions.items()
     }
 
@@ -404,6 +407,17 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
         if low < 0 or high > last:
             raise ClipbiasError(f"targets go from {low} to {high}; the task has classes 0 … {last}.")
     return targets
+
+
+def first_layer(start_layer: int, config: TowerConfig) -> int:
+    """`start_layer` counted from 0; negative ones count from the last layer."""
+    if not -config.layers <= start_layer < config.layers:
+        tower_name = "text" if isinstance(config, TextConfig) else "vision"
+        raise ClipbiasError(
+            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
+            "layers or -1 for the last one."
+        )
+    return start_layer % config.layers
 
 
 def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
@@ -547,6 +561,7 @@ def relevancy(
     images: jax.Array,
     targets: jax.Array | Sequence[int],
     *,
+    start_layer: int = 0,
     chunk: int | None = None,
     recompute: bool = False,
     text: Text | None = None,
@@ -565,6 +580,7 @@ def relevancy(
       images: `[B, R, R, 3]`, normalised.
       targets: the class to explain in each image, int `[B]`, or `K` classes per image `[B, K]` that share one forward
         pass of the image.
+      start_layer: the first layer that counts; 0 all of them, -1 the last alone.
       chunk: so many images at a time, which bounds the memory of any batch; `None` all at once.
       recompute: keeps nothing of a block but its tokens `[B, N, D]` and computes the rest again, about a third of the
         memory for an eighth more time; the maps are the same.
@@ -575,9 +591,10 @@ def relevancy(
       `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
 
     Raises:
-      ClipbiasError: targets do not fit the images or the classes, or `chunk` is no whole number from 1 on.
+      ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` is no whole number
+        from 1 on.
     """
-    options = MapOptions(("relevancy",), chunk, recompute)
+    options = MapOptions(("relevancy",), start_layer, chunk, recompute)
     return explanations(task, params, learnables, images, targets, options, text=text)["relevancy"]
 
 

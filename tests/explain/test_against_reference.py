@@ -42,8 +42,8 @@ def assert_rows_equal(actual: jax.Array, expected: np.ndarray) -> None:
     assert np.abs(np.asarray(actual) - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
-# Those whose rivals of relevancy are compared too.
-RIVALS = ("ivlp", "bias_by_kind")
+# Those whose rivals of relevancy are compared too, from what first layer.
+RIVALS = {"ivlp": 1, "bias_by_kind": 0}
 
 
 @pytest.mark.parametrize("name", helpers.short(EXPLAINED, *SHORT, *RIVALS))
@@ -51,13 +51,14 @@ def test_maps_equal_the_full_matrices(name, clip, reference):
     task, case, learnables = bind(clip, reference, name)
     images = helpers.random_images(reference.config, len(TARGETS), seed=1)
     maps = tuple(REDUCTIONS) if name in RIVALS else ("relevancy",)
+    start = RIVALS.get(name, 0)
     arguments = (task, clip.params, learnables, images, TARGETS)
-    maps_by_kind = jax.device_get(explanations(*arguments, MapOptions(maps)))
+    maps_by_kind = jax.device_get(explanations(*arguments, MapOptions(maps, start)))
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
     for i, target in enumerate(TARGETS):
         pair = plain.pair(reference, inputs, images[i], target)
         assert float(maps_by_kind["relevancy"].scores[i]) == pytest.approx(pair.score, rel=1e-5)
-        expected = {"relevancy": plain.relevancy(reference, inputs, images[i], target)}
+        expected = {"relevancy": plain.relevancy(reference, inputs, images[i], target, start_layer=start)}
         if name in RIVALS:
             expected["grad_eclip"] = plain.grad_eclip(reference, inputs, images[i], target)
         for kind, (vision, text) in expected.items():
@@ -72,8 +73,8 @@ def test_maps_equal_the_full_matrices(name, clip, reference):
             gradient = getattr(pair, f"{tower}_gradient")
             expected = {
                 "attention": plain.raw_attention(attention, row),
-                "rollout": plain.rollout(attention)[row],
-                "legrad": plain.legrad(gradient, queries),
+                "rollout": plain.rollout(attention, start)[row],
+                "legrad": plain.legrad(gradient[start:], queries),
             }
             for kind, values in expected.items() if name in RIVALS else ():
                 actual = getattr(maps_by_kind[kind], tower)[i]

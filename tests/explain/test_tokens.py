@@ -1,7 +1,12 @@
+import functools
+
+import jax
 import numpy as np
 import pytest
 
+from clipbias.clip import VisionConfig
 from clipbias.explain.attention import (
+    distance_and_entropy,
     index_kinds,
     text_kinds,
     text_roles,
@@ -79,3 +84,17 @@ def test_roles(clip):
     assert np.flatnonzero(text.queries[0]).tolist() == [3, 4, 5, 6, 7]  # not SOS, which sees no prompt, nor padding
     front = text_roles(Task(clip, "coop", ["cat"], position="front"))
     assert not front.queries[0, 1]  # the name comes first
+
+
+VIT_B_16 = VisionConfig(width=4, layers=1, heads=1, mlp_width=4, image_size=224, patch_size=16)
+
+
+def test_uniform_attention_has_the_known_values():
+    run = jax.jit(functools.partial(distance_and_entropy, config=VIT_B_16))
+    with_cls = run(np.full((1, 1, 197, 197), 1 / 197, np.float32))
+    assert float(with_cls["distance"][0, 0]) == pytest.approx(115.901, abs=5e-4)
+    assert float(with_cls["entropy"][0, 0]) == pytest.approx(np.log(197), abs=1e-5)
+    assert float(with_cls["cls_entropy"][0, 0]) == pytest.approx(np.log(197), abs=1e-5)
+    patches_alone = np.zeros((1, 1, 197, 197), np.float32)
+    patches_alone[..., 1:] = 1 / 196
+    assert float(run(patches_alone)["distance"][0, 0]) == pytest.approx(116.492, abs=5e-4)

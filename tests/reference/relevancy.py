@@ -52,27 +52,31 @@ def pair(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) -> Pai
     )
 
 
-def relevancy_matrix(attention: Sequence[np.ndarray], gradient: Sequence[np.ndarray]) -> np.ndarray:
-    """`R = I; R <- R + mean_h relu(G ⊙ A) R`, from the first layer to the last; [N, N]."""
+def relevancy_matrix(
+    attention: Sequence[np.ndarray], gradient: Sequence[np.ndarray], start_layer: int = 0
+) -> np.ndarray:
+    """`R = I; R <- R + mean_h relu(G ⊙ A) R`, from `start_layer` to the last layer; [N, N]."""
     matrix = np.eye(attention[0].shape[-1])
-    for l in range(len(attention)):
+    for l in range(start_layer, len(attention)):
         mean = np.maximum(gradient[l] * attention[l], 0).mean(0)
         matrix = matrix + mean @ matrix
     return matrix
 
 
-def relevancy(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+def relevancy(
+    clip: Reference, inputs: Inputs, image: np.ndarray, target: int, *, start_layer: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """(vision [M + V], text [e]): row `[cls]` without its own column, and row EOS up to EOS."""
     maps = pair(clip, inputs, image, target)
-    vision = relevancy_matrix(maps.vision_attention, maps.vision_gradient)
-    text = relevancy_matrix(maps.text_attention, maps.text_gradient)
+    vision = relevancy_matrix(maps.vision_attention, maps.vision_gradient, start_layer)
+    text = relevancy_matrix(maps.text_attention, maps.text_gradient, start_layer)
     return vision[0, 1:], text[maps.end, : maps.end]
 
 
-def rollout(attention: Sequence[np.ndarray]) -> np.ndarray:
+def rollout(attention: Sequence[np.ndarray], start_layer: int = 0) -> np.ndarray:
     """Attention rollout (Abnar, Zuidema 2020): product of head means, half the identity; [N, N]."""
     matrix = np.eye(attention[0].shape[-1])
-    for layer in attention:
+    for layer in attention[start_layer:]:
         mean = layer.mean(0) + np.eye(layer.shape[-1])
         matrix = (mean / mean.sum(-1, keepdims=True)) @ matrix
     return matrix

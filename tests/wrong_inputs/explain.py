@@ -48,6 +48,7 @@ CASES: list[Case] = [
     maps(r"targets have shape \(3,\) for 4 images", np.zeros(3, int)),
     maps("targets are float32; give class numbers", np.zeros(4, np.float32)),
     maps("targets go from 0 to 1; the task has classes 0 … 0", np.array([0, 0, 1, 0])),
+    maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
     # Adapters.
     equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
     equivalent_bias("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
