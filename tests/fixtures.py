@@ -17,7 +17,7 @@ from clipbias.clip import Clip
 from clipbias.report import style
 from clipbias.training import device
 from tests import bucket as buckets
-from tests import forks, helpers
+from tests import helpers
 
 # Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,12 +39,10 @@ MOST_MAPS = 5_000  # memory maps of a process; the kernel allows 65,530, and a w
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What programs keep to be made again is kept from the user's, and the user's from the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     gc.freeze()  # nothing that was imported is garbage
-    yield
-    forks.end()
 
 
 @pytest.fixture(scope="session")
