@@ -1,6 +1,5 @@
 """What a training says on the way: on a terminal and elsewhere, in metrics.jsonl, to trackers and the profiler."""
 
-import importlib.machinery
 import io
 import itertools
 import json
@@ -8,8 +7,10 @@ import re
 import sys
 import time
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -40,57 +41,22 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_it_shows_the_work_the_values_and_the_end(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is measured by a clock that only goes forward: the wall's is set back again and again."""
-    later, ticks = itertools.count(), itertools.count(step=10.0)
+def test_it_shows_the_work_its_values_and_the_time_left(
+    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two groups of 2 and 1 runs: after 3 of 4 steps of the first, 1.5 of 3 runs are done; the second counts none.
+
+    Time is measured by a clock that only goes forward: the wall's is set back again and again.
+    """
+    now, later = 0.0, itertools.count()
     monkeypatch.setattr(time, "time", lambda: 1.7e9 - 3600 * next(later))
-    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
-    monkeypatch.setattr("sys.stderr", shown := stream())
-    bar = Progress(0, title="cells")
-    bar.advance()
-    assert not shown.getvalue()  # nothing is counted before a total is known
-    bar.start(3)
-    for _ in range(3):
-        bar.at_work("bias on demo/digits, 4 shots")
-        bar.advance(1, {"lr": 0.0025, "images/s": 133512.4})
-    bar.say("a line")
-    bar.close()
-    for part in ("cells", "bias on demo/digits, 4 shots", "images/s=133,512", "lr=0.0025", " 3/3", "a line\n"):
-        assert part in shown.getvalue(), part
-    assert ("\r" in shown.getvalue()) == shown.isatty()
-    assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
-    assert not shown.isatty() or all(f" {done}/3," in shown.getvalue() for done in (1, 2, 3))
-
-
-@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_the_time_left_is_told_from_the_first_batches(
-    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sixteen batches of thirty seconds each are eight minutes, of which seven are left after two."""
-    now = 0.0
-    monkeypatch.setattr("tqdm.std.time", lambda: now)
-    monkeypatch.setattr("sys.stderr", shown := stream())
-    with progress.progress(16, title="measurements") as bar:
-        for _ in range(16):
-            now += 30.0
-            bar.advance()
-    lines = [line.strip() for line in re.split(r"[\r\n]+", shown.getvalue()) if line.strip()]
-    assert "left" not in lines[0] and " 0/16" in lines[0]
-    (second,) = [line for line in lines if " 2/16" in line]
-    assert ", about 7 min left" in second
-    assert any(" 15/16, about 30 s left" in line for line in lines) and "left" not in lines[-1]
-
-
-@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_steps_of_a_part_move_the_whole_and_stages_are_named(
-    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two groups of 2 and 1 runs: after 3 of 4 steps of the first, 1.5 of 3 runs are done; the second counts none."""
-    now = 0.0
-    monkeypatch.setattr("tqdm.std.time", lambda: now)
     monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
     monkeypatch.setattr("sys.stderr", shown := stream())
-    whole = Progress(3, unit="run", title="runs")
+    whole = Progress(0, unit="run", title="runs")
+    whole.advance()
+    assert not shown.getvalue()  # nothing is counted before a total is known
+    whole.start(3)
     part = whole.part(2, "bias on digits")
     part.at_work("compiling")
     part.start(4)
@@ -102,13 +68,17 @@ def test_steps_of_a_part_move_the_whole_and_stages_are_named(
     whole.advance_to(2)
     now += 20.0
     whole.part(1, "coop on digits").at_work("evaluating")
-    whole.advance_to(3)
+    whole.advance_to(3, {"lr": 0.0025, "images/s": 133512.4})
+    whole.say("a line")
     whole.close()
     lines = [line.strip() for line in re.split(r"[\r\n]+", shown.getvalue()) if line.strip()]
-    assert any(" 1.5/3, about 60 s left" in line for line in lines) and " 3/3" in lines[-1]
-    for stage in ("bias on digits: compiling", "coop on digits: evaluating"):
-        assert any(line.startswith(stage) for line in lines)
-    assert "of a part" not in shown.getvalue()
+    assert "left" not in lines[0] and " 0/3" in lines[0]
+    assert any(" 1.5/3, about 60 s left" in line for line in lines)
+    for words in ("bias on digits: compiling", "coop on digits: evaluating", "a line"):
+        assert any(line.startswith(words) for line in lines), words
+    assert "images/s=133,512" in shown.getvalue() and "lr=0.0025" in shown.getvalue() and " 3/3" in lines[-1]
+    assert "of a part" not in shown.getvalue() and ("\r" in shown.getvalue()) == shown.isatty()
+    assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
 
 
 def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,82 +161,61 @@ def test_a_stopwatch_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 # Trackers
 
 
-class Recorder:
-    """What TensorBoard's writer, Weights & Biases and trackio have in common here: it notes what it is told."""
-
-    def __init__(self, *folder: str, **options: Any) -> None:
-        self.options = options | ({"folder": folder[0]} if folder else {})
-        self.told: list[tuple] = []
-        self.closed = False
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.told.append((step, name, value))
-
-    def log(self, values: dict[str, float], *, step: int) -> None:
-        self.told += [(step, name, value) for name, value in values.items()]
-
-    def close(self) -> None:
-        self.closed = True
-
-    finish = close
-
-
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Recorder]]:
-    """Stand-ins for all three, and what was opened of each."""
-    opened: dict[str, list[Recorder]] = {name: [] for name in TRACKERS}
-
-    def stand_in(name: str) -> types.ModuleType:
-        module = types.ModuleType(TRACKERS[name][0])
-        module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
-
-        def make(*folder: str, **options: Any) -> Recorder:
-            opened[name].append(Recorder(*folder, **options))
-            return opened[name][-1]
-
-        module.init = module.SummaryWriter = make
-        return module
-
-    for name in TRACKERS:
-        monkeypatch.setitem(sys.modules, TRACKERS[name][0], stand_in(name))
-    return opened
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, mock.MagicMock]:
+    """Stand-ins for all three packages."""
+    modules = {name: mock.MagicMock(__spec__=ModuleSpec(module, None)) for name, (module, _) in TRACKERS.items()}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, TRACKERS[name][0], module)
+    return modules
 
 
-def test_every_tracker_is_told_every_number(installed: dict[str, list[Recorder]], tmp_path: Path) -> None:
+def test_every_tracker_is_told_every_number(installed: dict[str, mock.MagicMock], tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "ivlp-digits"
     folder.mkdir(parents=True)
     with MetricWriter(folder, trackers=("tensorboard", "wandb", "trackio")) as metrics:
         metrics.write(1, {"loss": [0.5, 0.25], "learning_rate": 1e-5, "note": "not a number"})
         metrics.write(2, {"loss": [0.4, 0.2], "learning_rate": 1e-3})
-    first = [(1, "loss/0", 0.5), (1, "loss/1", 0.25), (1, "learning_rate", 1e-5)]
-    for name, (recorder,) in installed.items():
-        assert recorder.told == [*first, (2, "loss/0", 0.4), (2, "loss/1", 0.2), (2, "learning_rate", 1e-3)], name
-        assert recorder.closed
-    assert installed["tensorboard"][0].options == {"folder": str(folder / "tensorboard")}
+    told = [
+        {"loss/0": 0.5, "loss/1": 0.25, "learning_rate": 1e-5},
+        {"loss/0": 0.4, "loss/1": 0.2, "learning_rate": 1e-3},
+    ]
     named = {"project": "clipbias", "name": "runs-ivlp-digits", "resume": "allow"}
-    assert installed["trackio"][0].options == named
-    assert installed["wandb"][0].options == named | {"id": "runs-ivlp-digits", "dir": str(folder)}
+    of_wandb = {"id": "runs-ivlp-digits", "dir": str(folder)}
+    for name, options in (("trackio", named), ("wandb", named | of_wandb)):
+        assert installed[name].init.mock_calls[0] == mock.call(**options)
+        run = installed[name].init.return_value
+        assert run.log.mock_calls == [mock.call(values, step=step) for step, values in enumerate(told, start=1)]
+        run.finish.assert_called_once_with()
+    writer = installed["tensorboard"].SummaryWriter
+    assert writer.mock_calls[0] == mock.call(str(folder / "tensorboard"))
+    scalars = [mock.call(*number, step) for step, values in enumerate(told, start=1) for number in values.items()]
+    assert writer.return_value.add_scalar.mock_calls == scalars
+    writer.return_value.close.assert_called_once_with()
 
 
 def test_trackers_that_are_not_there_fail_or_do_not_start(
-    installed: dict[str, list[Recorder]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: dict[str, mock.MagicMock], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    writer, wandb, trackio = (
+        *(installed["tensorboard"].SummaryWriter, installed["wandb"].init, installed["trackio"].init),
+    )
     MetricWriter(tmp_path).close()
-    assert [len(opened) for opened in installed.values()] == [1, 0, 0]  # TensorBoard by itself
+    assert writer.called and not wandb.called and not trackio.called  # TensorBoard by itself
     warnings: list[str] = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
     with MetricWriter(tmp_path, trackers=("wandb", "trackio")) as metrics:
         metrics.write(1, {"loss": 1.0})
-        monkeypatch.setattr(installed["wandb"][0], "log", lambda *_, **__: 1 / 0)
+        wandb.return_value.log.side_effect = ZeroDivisionError("division by zero")
         metrics.write(2, {"loss": 0.5})
         metrics.write(3, {"loss": 0.25})
     assert warnings == ["wandb gets no more metrics (ZeroDivisionError: division by zero); metrics.jsonl has all."]
-    assert [step for step, *_ in installed["trackio"][0].told] == [1, 2, 3]
+    assert trackio.return_value.log.call_count == 3
     assert [line["loss"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1.0, 0.5, 0.25]
-    monkeypatch.setattr(sys.modules["wandb"], "init", lambda **_: 1 / 0)
-    with pytest.raises(ClipbiasError, match=r"wandb does not start \(ZeroDivisionError: .*leave it out of --config"):
+    wandb.side_effect = ZeroDivisionError
+    with pytest.raises(ClipbiasError, match=r"wandb does not start \(ZeroDivisionError.*leave it out of --config"):
         MetricWriter(tmp_path, trackers=("tensorboard", "wandb"))
-    assert installed["tensorboard"][1].closed
+    assert writer.return_value.close.call_count == writer.call_count == 2
     for module in ("trackio", "tensorboardX"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ClipbiasError, match="trackers has 'trackio', which needs trackio: pip install trackio"):
