@@ -15,14 +15,70 @@ from clipbias.clip.encode import preprocess
 from clipbias.clip.preprocess import of_open_clip, preprocessor_json, read_preprocessor
 from clipbias.data.files import split_of_files
 from clipbias.data.images import pictures as read_pictures
-from tests.clip import pixels
+
+# What `tools/reference/write_pixels.py` of commit 879c20d8 stored: pixels by those libraries.
+EXPECTED = Path(__file__).parents[1] / "data_files" / "pixels.safetensors"
+SIZE = 8  # of the model's images
+
+_CUT = {"height": SIZE, "width": SIZE}
+_CLIP = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": SIZE}, "crop_size": _CUT}
+_SIGLIP = {"image_processor_type": "SiglipImageProcessor", "size": _CUT}
+# The content of `preprocessor_config.json`.
+TRANSFORMERS: dict[str, dict] = {
+    "clip": _CLIP,
+    "old": {"feature_extractor_type": "CLIPFeatureExtractor", "size": 10, "crop_size": SIZE, "resample": 2},
+    "square then crop": _CLIP | {"size": {"height": 10, "width": 10}, "do_center_crop": True},
+    "square": _CLIP | {"size": _CUT, "do_center_crop": False, "resample": 1},
+    "no mean": _CLIP | {"do_normalize": False, "image_processor_type": "CLIPImageProcessorFast"},
+    "siglip": _SIGLIP,
+    "siglip 2": _SIGLIP | {"resample": 2, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.25, 0.125]},
+    "vit": {"image_processor_type": "ViTImageProcessor", "size": SIZE},
+}
+# The `preprocess_cfg` of `open_clip_config.json`.
+OPEN_CLIP: dict[str, dict] = {
+    "default": {},
+    "shortest": {"interpolation": "bilinear", "resize_mode": "shortest", "mean": [0, 0, 0], "std": [1, 1, 1]},
+    "squash": {"resize_mode": "squash", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    "pe": {"resize_mode": "squash", "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+}
+
+
+def pictures() -> dict[str, Image.Image]:
+    """Of odd sizes, transparent, grey, with a palette, in CMYK and of one bit, by name."""
+    random = np.random.default_rng(5)
+
+    def noise(height: int, width: int, *channels: int) -> Image.Image:
+        return Image.fromarray(random.integers(0, 256, (height, width, *channels), dtype=np.uint8))
+
+    palette = noise(17, 13, 3).quantize(16)
+    see_through = palette.copy()
+    see_through.info["transparency"] = 3
+    return {
+        "square": noise(8, 8, 3),
+        "margin of 3": noise(11, 8, 3),
+        "another margin of 3": noise(16, 38, 3),
+        "odd": noise(41, 60, 3),
+        "small": noise(3, 5, 3),
+        "transparent": noise(23, 15, 4),
+        "grey": noise(19, 16),
+        "transparent grey": noise(9, 12, 2),
+        "palette": palette,
+        "palette with transparency": see_through,
+        "ink": noise(15, 22, 4).convert("RGB").convert("CMYK"),
+        "one bit": noise(20, 27).convert("1"),
+    }
+
+
+def grey_of_16_bits() -> Image.Image:
+    """Grey levels of 16 bits, of which every library but ours makes white."""
+    return Image.fromarray(np.random.default_rng(6).integers(2000, 60000, (17, 12)).astype(np.uint16))
+
 
 CONFIG = ClipConfig(
-    VisionConfig(8, 1, 1, 8, image_size=pixels.SIZE, patch_size=4),
+    VisionConfig(8, 1, 1, 8, image_size=SIZE, patch_size=4),
     TextConfig(8, 1, 1, 8, vocabulary_size=9, context_length=8, eos_token_id=8),
     projection_width=8,
 )
-DEMO = Path(clipbias.__file__).parent / "assets" / "demo"
 ROUNDING = 1e-6
 
 
@@ -32,28 +88,28 @@ def read(content: Any, folder: Path, name: str = "preprocessor_config.json") -> 
 
 
 def recipes(folder: Path) -> dict[str, Preprocessing]:
-    """Each recipe by the name of its expected pixels."""
-    by_source = {f"transformers.{name}": read(content, folder) for name, content in pixels.TRANSFORMERS.items()}
-    return by_source | {f"open_clip.{name}": of_open_clip(w, pixels.SIZE) for name, w in pixels.OPEN_CLIP.items()}
+    """Each recipe by the name of its expected"""
+    by_source = {f"transformers.{name}": read(content, folder) for name, content in TRANSFORMERS.items()}
+    return by_source | {f"open_clip.{name}": of_open_clip(w, SIZE) for name, w in OPEN_CLIP.items()}
 
 
 def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
-    expected = safetensors.numpy.load_file(pixels.EXPECTED)
+    expected = safetensors.numpy.load_file(EXPECTED)
     made = recipes(tmp_path)
     assert made.keys() == expected.keys()
     for name, preprocessing in made.items():
-        ours_of_all = preprocess(preprocessing, [*pixels.pictures().values()])
-        for picture, ours, theirs in zip(pixels.pictures(), ours_of_all, expected[name], strict=True):
+        ours_of_all = preprocess(preprocessing, [*pictures().values()])
+        for picture, ours, theirs in zip(pictures(), ours_of_all, expected[name], strict=True):
             assert np.abs(ours - theirs).max() < ROUNDING, (name, picture)
 
 
 def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp_path: Path) -> None:
     """Transparency, palettes, grey and ink, by the rule of each library."""
     names = []
-    for name, image in pixels.pictures().items():
+    for name, image in pictures().items():
         names.append(f"{name}.tiff" if name == "ink" else f"{name}.png")
         image.save(tmp_path / names[-1])
-    square = pixels.pictures()["square"]
+    square = pictures()["square"]
     names.append("transparent colour.png")
     square.save(tmp_path / names[-1], transparency=square.getpixel((0, 0)))
     split = split_of_files(tmp_path, names, [0] * len(names))
@@ -73,17 +129,17 @@ def test_what_is_written_gives_the_same_pixels(tmp_path: Path) -> None:
 
 def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    expected = safetensors.numpy.load_file(pixels.EXPECTED)
-    for name in pixels.TRANSFORMERS:
+    expected = safetensors.numpy.load_file(EXPECTED)
+    for name in TRANSFORMERS:
         content = json.loads(preprocessor_json(recipes(tmp_path)[f"transformers.{name}"]))
         processor = getattr(transformers, content["image_processor_type"] + "Pil").from_dict(content)
-        for picture, theirs in zip(pixels.pictures().values(), expected[f"transformers.{name}"], strict=True):
+        for picture, theirs in zip(pictures().values(), expected[f"transformers.{name}"], strict=True):
             ours = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
             assert np.abs(ours - theirs).max() < ROUNDING, name
 
 
 def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
-    image = pixels.grey_of_16_bits()
+    image = grey_of_16_bits()
     upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     for name, preprocessing in recipes(tmp_path).items():
         levels = preprocess(preprocessing, image)
@@ -92,9 +148,9 @@ def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
 
 
 def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path) -> None:
-    read(pixels.TRANSFORMERS["clip"], tmp_path)
+    read(TRANSFORMERS["clip"], tmp_path)
     assert read({"processor_class": "CLIPProcessor"}, tmp_path, "processor_config.json").resizing.whole is False
-    square = read({"image_processor": pixels.TRANSFORMERS["siglip"]}, tmp_path, "processor_config.json")
+    square = read({"image_processor": TRANSFORMERS["siglip"]}, tmp_path, "processor_config.json")
     assert square.resizing.whole and square.mean == (0.5, 0.5, 0.5)
 
 
@@ -113,7 +169,7 @@ def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path
 )
 def test_what_cannot_be_followed_is_refused_by_name(words: str, content: dict, tmp_path: Path) -> None:
     with pytest.raises(clipbias.ClipbiasError, match=rf"^/.*preprocessor_config\.json {words}"):
-        read(pixels.TRANSFORMERS["clip"] | content, tmp_path)
+        read(TRANSFORMERS["clip"] | content, tmp_path)
 
 
 @pytest.mark.parametrize("wishes", [{"resize_mode": "longest"}, {"interpolation": "area"}, {"mode": "L"}])

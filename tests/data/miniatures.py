@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from clipbias.data import Dataset
 from clipbias.data.catalog import ENTRIES
 from tests.data.pictures import write
 
@@ -114,3 +115,13 @@ def _imagenet(images: Path, layout: str) -> None:
                 else:
                     path = f"{identifier}/0.{number:06d}_snake _ rope_0.{number}.jpg"
                 write(images / path, seed=number, height=10, width=12)
+
+
+def assert_same(first: Dataset, other: Dataset) -> None:
+    """Names, and every image with its label."""
+    assert first.class_names == other.class_names and first.template == other.template
+    assert first.splits.keys() == other.splits.keys()
+    for name, split in first.splits.items():
+        twin = other.splits[name]
+        assert split.keys == twin.keys and (split.labels == twin.labels).all()
+        assert [split.read(index) for index in range(len(split))] == [twin.read(index) for index in range(len(twin))]

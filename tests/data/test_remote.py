@@ -1,4 +1,4 @@
-"""Images in an object store: what is opened there is what is opened on a disk."""
+"""Images and records in an object store: what is opened there is what is opened on a disk."""
 
 from pathlib import Path
 
@@ -12,26 +12,22 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from clipbias.tuning.adapter import read_adapter
 from experiments.inputs import find_images
+from tests import bucket as buckets
 from tests.bucket import Bucket
 from tests.data import miniatures
+from tests.data.miniatures import assert_same
 from tests.data.pictures import write
+from tests.data.stock_builders import image, prepare
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 GS = "gs://bucket/data"
+INDEX = f"{GS}/ucf101_coop/1.0.0/clipbias_index_train.npz"
 
 
 def upload(store: Bucket, folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             store.pipe_file(f"{GS}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-
-
-def assert_same(first: data.Dataset, other: data.Dataset) -> None:
-    assert first.class_names == other.class_names and first.splits.keys() == other.splits.keys()
-    for name, split in first.splits.items():
-        assert split.keys == other.splits[name].keys and (split.labels == other.splits[name].labels).all()
-        assert [split.read(index) for index in range(len(split))] == list(
-            map(other.splits[name].read, range(len(split)))
-        )
 
 
 def no_package(path: str) -> None:
@@ -104,3 +100,49 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
     with pytest.raises(ClipbiasError, match=r"gs://bucket/data needs a package to be read: pip install gcsfs"):
         data.load("folder", data_dir=GS)
     assert not files.is_remote("gs:/x") and not files.is_remote(None)
+
+
+# Records, which array_record reads by HTTP.
+
+
+@pytest.fixture
+def served(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The store, as etils sees it and as array_record's reader does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    buckets.serve(bucket, monkeypatch)
+    return bucket
+
+
+@pytest.fixture
+def folders(served: Bucket, tmp_path: Path) -> data.Dataset:
+    """A dataset whose shards are in the store."""
+    miniatures.make(tmp_path / "folders", "ucf101")
+    dataset = data.load("ucf101", data_dir=tmp_path / "folders")
+    shards.build(dataset, tmp_path / "shards")
+    upload(served, tmp_path / "shards")
+    return dataset
+
+
+def test_shards_open_by_their_index_alone(served, folders) -> None:
+    data.load("ucf101", data_dir=GS)
+    assert served.ranges == [] and INDEX in served.read_objects
+    assert_same(data.load("ucf101", data_dir=GS), folders)
+    assert {path.rpartition("-train.")[2][:12] for path, _ in served.ranges} >= {"array_record"}
+
+
+def test_records_that_tfds_has_prepared(served, tmp_path) -> None:
+    records = [(image(number), ["cat", "dog"][number % 2], str(number)) for number in range(6)]
+    prepare(tmp_path / "tfds", "pets", ["cat", "dog"], {"train": records, "test": records[:2]}, id_feature=None)
+    upload(served, tmp_path / "tfds")
+    here, there = (data.load("tfds/pets", data_dir=place) for place in (tmp_path / "tfds", GS))
+    for name, split in here.splits.items():
+        assert there.splits[name].keys == split.keys and there.splits[name].read(0) == split.read(0)
+
+
+def test_a_record_that_cannot_be_read_is_one_sentence(served, folders) -> None:
+    split = data.load("ucf101", data_dir=GS).split("train")
+    for path in served.find(GS):
+        if "-train.array_record" in path:
+            served.rm_file(path)
+    with pytest.raises(ClipbiasError, match=r"record \d+ of train in gs://.*see that this machine may read the bucket"):
+        split.read(0)

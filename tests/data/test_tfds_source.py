@@ -1,17 +1,24 @@
-"""Prepared TFDS datasets: the benchmark's split imposed by file name, the builders' traps, the project's shards."""
+"""Prepared TFDS datasets: the benchmark's split by file name, builders' traps, the project's shards and their index."""
 
 import contextlib
+import os
 import resource
+import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from clipbias import data
-from clipbias.data import catalog, shards
+from clipbias.data import catalog, shards, tfds
+from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
+from tests.data.miniatures import assert_same
 from tests.data.stock_builders import image, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -24,15 +31,6 @@ def same_picks(dataset, other, shots=2):
         indices = data.few_shot(train, val, shots=shots, seed=1)
         picks.append([[split.keys[i] for i in places] for split, places in zip((train, val), indices, strict=True)])
     return picks[0] == picks[1]
-
-
-def assert_equal(dataset, other):
-    assert dataset.class_names == other.class_names and dataset.template == other.template
-    assert dataset.splits.keys() == other.splits.keys()
-    for name, split in dataset.splits.items():
-        assert split.keys == other.splits[name].keys
-        np.testing.assert_array_equal(split.labels, other.splits[name].labels)
-        assert [split.read(i) for i in range(len(split))] == [other.splits[name].read(i) for i in range(len(split))]
 
 
 CARS = ["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012", "BMW X6 2012"]
@@ -93,7 +91,7 @@ def test_a_stock_builders_images_are_the_benchmarks(tmp_path, name, caplog):
     )
     imposed = {} if name.startswith("imagenet") else {"split": "coop", "split_dir": tmp_path}
     loaded = data.load(f"tfds/{source}", data_dir=tmp_path / "tfds", **imposed)
-    assert_equal(loaded, dataset)
+    assert_same(loaded, dataset)
     assert name == "imagenet_r" or same_picks(loaded, dataset)
     # Without the benchmark's split, the builder's own classes and splits, divided where they are missing.
     own = data.load(f"tfds/{source}", data_dir=tmp_path / "tfds")
@@ -144,7 +142,7 @@ def test_shards_equal_their_folder(tmp_path, name):
     dataset = data.load(name, data_dir=tmp_path / "folders")
     folder = shards.build(dataset, tmp_path / "shards")
     again = data.load(name, data_dir=tmp_path / "shards")
-    assert_equal(again, dataset)
+    assert_same(again, dataset)
     assert again.class_ids == dataset.class_ids
     assert same_picks(again, dataset)
     if name == "imagenet":
@@ -196,3 +194,107 @@ def test_tensorflow_is_not_imported(tmp_path):
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The index of records: made with them, or once; believed only where it is theirs.
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, data.Dataset]:
+    """Shards of a small dataset, and the dataset."""
+    root = tmp_path_factory.mktemp("built")
+    miniatures.make(root / "folders", "ucf101")
+    dataset = data.load("ucf101", data_dir=root / "folders")
+    shards.build(dataset, root / "shards")
+    return root / "shards", dataset
+
+
+@pytest.fixture
+def copied(built: tuple[Path, data.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """A copy of the shards' folder, and which of its splits are read whole."""
+    shutil.copytree(built[0], tmp_path / "shards")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read = []
+    original = PreparedDataset._read_index
+
+    def noted(self: PreparedDataset, split: str, id_feature: str | None) -> tfds.RecordIndex:
+        read.append(split)
+        return original(self, split, id_feature)
+
+    monkeypatch.setattr(PreparedDataset, "_read_index", noted)
+    return tmp_path / "shards", read
+
+
+def index_of(root: Path, split: str = "train") -> Path:
+    return root / "ucf101_coop" / "1.0.0" / f"clipbias_index_{split}.npz"
+
+
+def assert_opens(root: Path, dataset: data.Dataset) -> None:
+    assert_same(data.load("ucf101", data_dir=root), dataset)
+
+
+def test_it_is_made_with_the_shards_and_belongs_to_a_copy(built, copied) -> None:
+    root, read = copied
+    assert_opens(root, built[1])
+    assert read == []
+
+
+def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
+    root, read = copied
+    index_of(root).unlink()
+    with caplog.at_level("INFO"):
+        assert_opens(root, built[1])
+    assert read == ["train"] and "has no index: all 15 records of train are read, this once" in caplog.text
+    assert_opens(root, built[1])
+    assert read == ["train"]
+    with np.load(index_of(root)) as made, np.load(index_of(built[0])) as first:
+        assert sorted(made) == sorted(first) and all((made[name] == first[name]).all() for name in made)
+
+
+def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog) -> None:
+    root, read = copied
+    index_of(root).unlink()
+    original = tfds.atomic_path
+
+    def refused(path: epath.Path) -> AbstractContextManager[Path]:
+        if str(path).startswith(str(root)):
+            raise ClipbiasError(f"cannot write {path}: Read-only file system.")
+        return original(path)
+
+    monkeypatch.setattr(tfds, "atomic_path", refused)
+    with caplog.at_level("INFO"):
+        assert_opens(root, built[1])
+    assert "is not kept here" in caplog.text and "Read-only" in caplog.text
+    assert_opens(root, built[1])
+    assert read == ["train"] and not index_of(root).exists()
+    changed = next(index_of(root).parent.glob("*-train.array_record*"))
+    os.utime(changed, (1, 1))  # other times: perhaps other records
+    assert_opens(root, built[1])
+    assert read == ["train", "train"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "of", "labels", "ids"])
+def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage) -> None:
+    root, read = copied
+    index = index_of(root)
+    content = index.read_bytes()
+    with np.load(index) as stored:
+        arrays = dict(stored)
+    if damage == "cut":
+        index.write_bytes(content[:-40])
+    else:
+        wrong = {"of": np.array("other"), "labels": arrays["labels"][1:], "ids": arrays["ids"][1:]}
+        np.savez(index, **arrays | {damage: wrong[damage]})
+    assert_opens(root, built[1])
+    assert read == ["train"]
+
+
+def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "FILE_BYTES", 2 * len(built[1].splits["train"].read(0)))
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)  # none is asked to shuffle
+    shards.build(built[1], tmp_path)
+    files = list(index_of(tmp_path).parent.glob("*-train.array_record*"))
+    assert 3 <= len(files) < len(built[1].splits["train"])
+    assert copied[1] == list(built[1].splits)
+    assert_opens(tmp_path, built[1])
+    assert len(copied[1]) == 3

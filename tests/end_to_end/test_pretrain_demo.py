@@ -1,5 +1,6 @@
 """Pretraining of the demo model: it learns, continues where it stopped, and writes a model that loads."""
 
+import functools
 import json
 from importlib import resources
 from pathlib import Path
@@ -14,20 +15,24 @@ import clipbias
 from clipbias.clip import checkpoint, init_params
 from clipbias.clip.vision import encode_image
 from clipbias.data import demo
-from tests.data.drawn_icons import glyphs
 from tools import pretrain_demo
 from tools.demo import contrastive, corpus, icons, vocabulary
 
 SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2, report_every=2, watch=[], workers=1)
 
 
-@pytest.fixture
-def drawn_icons(monkeypatch):
-    monkeypatch.setattr(icons, "glyphs", glyphs)
+def glyphs(style: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """In place of `tools.demo.icons.glyphs`, without a download: discs in every style, whose shade says the name."""
+    rows, columns = np.mgrid[: icons.PIXELS, : icons.PIXELS] - icons.PIXELS / 2
+    disc = 255 * (rows**2 + columns**2 < (0.4 * icons.PIXELS) ** 2)
+    shades = {name: np.full_like(disc, 3 * index % 64) for index, name in enumerate(names)}
+    return {name: np.dstack([shade] * 3 + [disc]).astype(np.uint8) for name, shade in shades.items()}
 
 
 @pytest.mark.long
-def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch, drawn_icons):
+def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch):
+    """So a scene depends on its seed and index alone, and a batch on its step."""
+    monkeypatch.setattr(icons, "glyphs", functools.cache(glyphs))
     with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "a"), model_folder=str(tmp_path / "whole")):
         pretrain_demo.main([])
     draw = corpus.batch

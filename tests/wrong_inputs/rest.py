@@ -7,7 +7,7 @@ import numpy as np
 import clipbias
 from clipbias.app import ZERO_SHOT, Bench
 from clipbias.settings import from_config
-from configs import table1, train
+from configs import table1
 from tests.wrong_inputs.place import Case, Place, case, pure
 
 LEVELS = np.zeros((2, 20, 16, 3), np.uint8)
@@ -19,12 +19,6 @@ bench = case(lambda place, names: Bench(place.clip, {}).bind(ZERO_SHOT, names))
 @case
 def plotted(place: Place, pictures: Any, **options: Any) -> None:
     place.tuned("ivlp").plot(pictures, **options)
-
-
-FEWER = train.get_config()
-del FEWER["epochs"]
-MORE = train.get_config()
-MORE.warm_up = 5
 
 
 @case
@@ -45,8 +39,6 @@ CASES: list[Case] = [
         ("is no name of a repository", lambda place, name=name: clipbias.push_to_hub(name, place.tuned("zero_shot")))
         for name in ("small", "me/small@main", "")
     ),
-    pure("the configuration has no epochs", from_config, train.TrainSettings, FEWER),
-    pure("there is no setting 'warm_up'", from_config, train.TrainSettings, MORE),
     sweeping("concentration is 0.0; it must be a finite number of at least 0.01", concentration=0.0),
     sweeping(
         "the rates of a.json were selected elsewhere; give --config.rates_file=None",
