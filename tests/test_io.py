@@ -98,6 +98,9 @@ def test_a_work_folder_is_locked_and_what_a_killed_process_left_is_removed(tmp_p
         "    sys.stdin.read()\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / ".lock").symlink_to(tmp_path / "precious")  # a lock that is a link does no harm
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "work"], cwd=ROOT, **pipes) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         assert is_locked(tmp_path / "work")
@@ -111,6 +114,7 @@ def test_a_work_folder_is_locked_and_what_a_killed_process_left_is_removed(tmp_p
         assert list((tmp_path / "work").rglob("half"))
     with lock(tmp_path / "work"):
         assert os.listdir(tmp_path / "work" / "inner") == []
+    assert (tmp_path / "precious").read_text() == "kept"
     (tmp_path / "file").touch()
     with pytest.raises(ClipbiasError, match=r"cannot write .*; choose another --workdir"), lock(tmp_path / "file"):
         pass

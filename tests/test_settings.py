@@ -134,10 +134,3 @@ def test_large_values_are_taken_for_all_there_is(
 ) -> None:
     status, message = answer_here(binary, small(binary, model, place) | settings, tmp_path / "w")
     assert status == 0, message
-
-
-@pytest.mark.parametrize("workdir", ["\0", "/proc/1/x", "\ud800", "file/x"])
-def test_folders_that_cannot_be(workdir: str, model: Path, place: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    workdir = str(tmp_path / workdir) if workdir.startswith("file") else workdir
-    assert sentence(*answer_here(train, small(train, model, place), workdir))

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.clip.formats import FLOATING, open_torch
+from clipbias.clip.formats import FLOATING, open_torch, read_flax
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests import helpers, torch_files
@@ -123,6 +124,20 @@ def test_damaged_torch_files(torch_file: Path, tmp_path: Path, data: st.DataObje
         members = {name.rpartition("/")[2]: archive.read(name) for name in archive.namelist() if "/data/" in name}
     torch_files.write(tmp_path / "a.pt", data.draw(corrupted(description)), members)
     load_torch(tmp_path / "a.pt")
+
+
+FLAX = msgpack_serialize({"a": {"b": np.ones(3, np.float32), "c": np.ones((2, 2), np.float16)}, "e": np.arange(4)})
+
+
+@given(content=corrupted(FLAX))
+@example(content=b"\x81\xa1a" * 100_000)
+def test_damaged_flax_files(tmp_path: Path, content: bytes) -> None:
+    def read() -> None:
+        for tensor in read_flax(tmp_path / "file").values():
+            assert tensor.dtype not in FLOATING or tensor.read().shape == tensor.shape
+
+    (tmp_path / "file").write_bytes(content)
+    answered(read, tmp_path)
 
 
 @given(

@@ -18,12 +18,11 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import CHIPS, Exchange, Topology, describe, describe_exchanges, exchanges, open_topology
-from clipbias.training.device import Compute, device_limit, format_bytes
-from clipbias.training.job import TrainJob, plan_stages
-from clipbias.training.memory import StepShape, training_program
+from clipbias.training.device import Compute, device_limit
+from clipbias.training.job import TrainJob
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
-from clipbias.tuning import Recipe, Task
+from clipbias.tuning import Recipe
 from tests.training.sweeps import TinySweep
 from tools import benchmark as model
 
@@ -63,19 +62,6 @@ def test_a_topology_says_how_many_hosts_it_has() -> None:
 
     name = str(Topology("v5e:2x4", CHIPS["v5e"], [Device(number // 4) for number in range(8)]))
     assert name == "v5e:2x4, 8 x TPU v5e on 2 hosts"
-
-
-def of_a_step(method: str, devices: int) -> list[Exchange]:
-    task = Task(model.random_clip(CONFIG), method, model.class_names(6)).with_memory(class_shards=devices)
-    program = training_program(task, RECIPE, StepShape(8, 1, meshes.make_mesh(data=devices)))
-    return exchanges(program.lower().compile().as_text())
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("method", "count"), [("bias_by_kind", 4), ("taskres", 2)])
-def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -> None:
-    exchanged = of_a_step(method, 4)
-    assert len(exchanged) == count and not any(exchange.looped for exchange in exchanged)
 
 
 def test_loops_are_seen_with_all_that_they_call() -> None:
@@ -123,21 +109,6 @@ def job_of(
     tiny = TinySweep(clip, colours, RECIPE, folder, mesh=mesh, compute=Compute(eval_batch_size=8, **compute))
     (group,) = make_groups(tiny.specs(name, shots=(4,), seeds=seeds))
     return make_job(group, tiny.context)
-
-
-@pytest.mark.long
-def test_a_group_is_described_program_by_program(clip: Clip, colours: Dataset, tmp_path: Path) -> None:
-    """A step's memory is that of its plan."""
-    job = job_of(clip, colours, tmp_path, "coop", seeds=(1, 2, 3, 4), remat="tokens")
-    lines = describe(job)
-    assert lines[:2] == ["12 training images, 10 steps", "parameters per run: 64 (64 text)"]
-    assert lines[4] == "data=8: 1 of 8 images and 1 of 3 classes per device; run=1: 4 runs side by side"
-    programs = lines[5:]
-    assert [line.split(":")[0] for line in programs] == ["train_step", "image_features", "text_features", "outcomes"]
-    assert programs[0].endswith("none in a loop; keeping tokens") and "nothing exchanged" in programs[1]
-    assert all("per device (" in line for line in programs)
-    (stage,) = plan_stages(job)
-    assert programs[0].startswith(f"train_step: {format_bytes(stage.plan.bytes)} per device")
 
 
 @pytest.mark.parametrize(

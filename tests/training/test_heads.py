@@ -87,22 +87,6 @@ def test_a_cache_is_of_the_picked_images(
     assert not np.allclose(first["keys"], second["keys"], atol=1e-3)
 
 
-@pytest.mark.long
-def test_eight_devices_give_the_rows_of_one(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    """Three runs do not divide by two, and batches of eight not the twelve images of a run."""
-    recipe = dataclasses.replace(recipe, batch_size=8, keep_last=True)
-    results = []
-    for name, mesh in (("one", meshes.single_device()), ("eight", meshes.make_mesh(run=2, data=4))):
-        tiny = sweep_of(clip, colours, recipe, tmp_path / name, mesh=mesh)
-        specs = tiny.specs(PROBE, shots=(4,), seeds=(1, 2, 3))
-        rows = tiny.run(specs)
-        errors = [row["calibration"]["ece"] for row in rows]  # tell runs of equal accuracy apart
-        results.append(([row["accuracy"] for row in rows], errors, [tiny.adapter(spec).learnables for spec in specs]))
-    assert results[0][0] == results[1][0]
-    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), results[0][2], results[1][2])
-
-
 @pytest.mark.ci
 def test_a_stopped_sweep_continues_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

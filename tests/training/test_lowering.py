@@ -11,13 +11,11 @@ import re
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from clipbias.clip import Clip
 from clipbias.clip.precision import Target
-from clipbias.explain.model import additions, why_no_maps
-from clipbias.explain.relevancy import relevancy
+from clipbias.explain.model import additions
 from clipbias.training import memory
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import traced_for
@@ -137,22 +135,6 @@ def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) ->
         assert (CUDNN_BACKWARD in text) == (name == step.name), name
 
 
-@pytest.mark.long
-def test_steps_are_lowered_for_gpus_and_tpus(small: Clip, apart: list[str]) -> None:
-    """One run in float32: of the methods that others stand for above, and of some that do."""
-    for name in [*(name for name in TRAINED if name not in apart), *apart[:2]]:
-        for program in steps(small, name, "float32", runs=1):
-            assert "bf16" not in lowered(program, *BOTH), name
-
-
-@pytest.mark.long
-def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
-    with on("tpu"):
-        (program,) = steps(small, "ivlp", "bfloat16", runs=3, rows=5)
-        text = lowered(program, "tpu")
-    assert "bf16" in text and CUDNN not in text
-
-
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("dtype", "platform", "more"),
@@ -174,39 +156,12 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
             assert "HIGH" in formed or program.name == "outcomes", program.name
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", firsts())
-def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> None:
-    """Features of images and texts, and answers, of one run."""
-    task = Task(small, name, NAMES)
-    for program in memory.evaluation_programs(task, batch=4, runs=1, mesh=meshes.single_device()):
-        assert lowered(program, *BOTH)
-
-
 def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
     for dtype, projected in (("float32", True), ("bfloat16", False)):
         task = Task(small, "zero_shot", NAMES, dtype=dtype)
         sampling = Sampling(projected=projected)
         program = memory.features_program(task, sampling, batch=4, mesh=meshes.single_device())
         assert ("bf16" in lowered(program, *BOTH)) == (dtype == "bfloat16")
-
-
-@pytest.mark.long
-def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip) -> None:
-    """In float32 and in half precision by turns; attention is computed explicitly there."""
-    size = small.config.vision.image_size
-    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    explained = [name for name in firsts() if not why_no_maps(Task(small, name, NAMES))]
-    names = covering(small, explained, ("logits", "adapt_to"))
-    assert len(names) > 6
-    for turn, name in enumerate(names):
-        task = Task(small, name, NAMES, dtype=("float32", "bfloat16")[turn % 2])
-
-        def maps(params, learnables, images, task=task):
-            return relevancy(task, params, learnables, images, [0, 1])
-
-        arguments = (meshes.shapes(small.params), task.shapes, images)
-        assert lowered(memory.Program("relevancy", jax.jit(maps), arguments), *BOTH)
 
 
 def test_no_block_of_an_evaluation_runs_ahead_of_its_loop(small: Clip) -> None:

@@ -1,9 +1,6 @@
 """The plan of a step: the compiler's account, the ways from the fastest to the smallest, and their equal numbers."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +34,6 @@ RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 def deep() -> Clip:
     """The tiny geometry with eight blocks in each tower, so that what blocks keep is most of the memory."""
     return model.random_clip(model.geometry("tiny", layers=8))
-
-
-@pytest.mark.long  # chunks of texts are compared in `tests/clip/test_packed_text.py` too
-@pytest.mark.parametrize(
-    ("method", "remat", "chunks", "groups"),
-    [("coop", "tokens", 2, 2), ("ivlp", "half", 3, 1), ("ivlp", "tokens", 2, 2)],
-)
-def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, chunks: int, groups: int) -> None:
-    names = ["red", "a green one", "blue", "dark yellow", "x"]
-    images = np.random.default_rng(0).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)).astype(np.float32)
-    labels = np.array([1, 4])
-    plain = Task(clip, method, names)
-    other = Task(clip, method, names).with_memory(
-        remat=memory.REMATS[remat].keep, class_chunks=chunks, class_shards=groups
-    )
-    start = jax.device_get(plain.init(0))
-    actual, expected = (
-        jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels) for task in (other, plain)
-    )
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
 
 
 @pytest.mark.long
@@ -182,41 +158,3 @@ def test_other_errors_of_the_device_pass() -> None:
 def test_bytes_in_words() -> None:
     assert [device.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
     assert 0 < device.device_limit() < 1 << 45
-
-
-GROUPS = """
-import jax, numpy as np
-from clipbias.training import device
-
-def maps():
-    with open("/proc/self/maps") as file:
-        return sum(1 for _ in file)
-
-def loss(x, factor):
-    return jax.lax.scan(lambda x, _: (jax.nn.gelu(x @ x.T @ x) * factor, None), x, length=4)[0].sum()
-
-step = jax.jit(jax.grad(loss), static_argnums=1)
-
-def group(size):
-    for factor in range(6):
-        jax.block_until_ready(step(np.ones((size, 8)), factor))
-
-for size in range(2, 5):
-    group(size)
-    device.drop_programs()
-    print(maps())
-for size in range(5, 8):
-    group(size)
-    print(maps())
-"""
-
-
-@pytest.mark.long
-def test_dropped_programs_give_their_memory_maps_back() -> None:
-    """Memory maps level off over groups whose programs are dropped, and grow over groups whose programs stay."""
-    if not Path("/proc/self/maps").exists():
-        pytest.skip("the kernel lists no memory maps here")
-    alone = os.environ | {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    printed = subprocess.run([sys.executable, "-c", GROUPS], capture_output=True, text=True, check=True, env=alone)
-    first, _, dropped, *_, with_programs = map(int, printed.stdout.split())
-    assert dropped - first < 12 < with_programs - dropped

@@ -80,23 +80,6 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None
     assert (state(tmp_path)["state"], state(tmp_path)["error"]) == ("finished", None)
 
 
-def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
-    """And a lock that is a link does no harm."""
-    (tmp_path / "precious").write_text("kept")
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / ".lock").symlink_to(tmp_path / "precious")
-    tmp_path = tmp_path / "work"
-    (tmp_path / "below").mkdir()
-    for place in (tmp_path, tmp_path / "below"):
-        (place / f"{PART}abc").mkdir()
-        (place / f"{PART}abc" / "half.json").write_text("{")
-    (tmp_path / "below" / "kept.json").write_text("{}")
-    with open_workdir(tmp_path, {}):
-        left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert left == [".lock", "config.json", "environment.json", "kept.json", "state.json"]
-    assert (tmp_path.parent / "precious").read_text() == "kept"
-
-
 def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> None:
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")

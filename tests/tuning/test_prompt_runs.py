@@ -26,32 +26,7 @@ from tests.training.conftest import few_shot_runs, train_runs
 from tests.training.sweeps import TinySweep
 from tests.tuning.heads_common import COMMON
 
-OPTIONS = {
-    "cocoop": {},
-    "prograd": {},
-    "promptsrc": {"depth": 2, "templates": "a photo of the {}."},
-    "plot": {"tokens": 4, "sets": 2},
-    "proda": {"tokens": 4, "sets": 4, "sets_per_step": 2},
-}
 RECIPE = dataclasses.replace(COMMON, epochs=2, batch_size=6)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", OPTIONS)
-def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: Dataset, name: str) -> None:
-    """And runs side by side those of each run alone, with the draws of its seed.
-
-    Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
-    """
-    task = Task(pair[0], make_method(name, **OPTIONS[name]), colours.class_names)
-    runs = few_shot_runs(colours, (1, 2))
-    alone = [train_runs(task, [run], RECIPE, meshes.single_device()) for run in runs]
-    eight = train_runs(task.with_memory(class_shards=4), runs, RECIPE, meshes.make_mesh(run=2, data=4))
-    np.testing.assert_allclose([one.losses[0] for one in alone], eight.losses, rtol=2e-5)
-    assert eight.losses[0] != eight.losses[1]
-    for number, one in enumerate(alone):
-        for a, b in zip(*(jax.tree.leaves(meshes.device_get(x.learnables)) for x in (one, eight)), strict=True):
-            np.testing.assert_allclose(a[0], b[number], rtol=0, atol=5e-5 * np.abs(a).max())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,18 +140,6 @@ def test_the_teacher_of_kgcoop(pair, raw, images) -> None:
     assert float(loss_of_task) == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.long
-def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -> None:
-    task = Task(pair[0], "promptsrc", NAMES, descriptions=TEXTS, depth=2)
-    learnables = methods.random_learnables(pair[1].config, "ivlp", 3, text_depth=2, vision_depth=2)
-    saved = methods.forward(pair[1], methods.prepare(pair[1], "ivlp", NAMES, learnables), images)
-    image = numpy_clip.unit(numpy_clip.encode_image(pair[1].state, pair[1].config, images).features)
-    teacher = {"text": numpy_clip.unit(np.stack([features.mean(0) for features in raw])), "image": image}
-    expected = teachers.promptsrc_losses(pair[1], saved, teacher, np.array([2, 0]))
-    loss = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
-    assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-5)
-
-
 @pytest.fixture(scope="module")
 def saved(pair, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"

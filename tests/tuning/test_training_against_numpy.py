@@ -22,7 +22,6 @@ from tests.reference import (
     mmrl,
     optimizers,
     prompts,
-    prompts_cocoop,
     prompts_plot,
     tcp,
     teachers,
@@ -203,7 +202,7 @@ STRIPS = {
     **dict.fromkeys(("vision_left", "vision_right"), (10, 3, 3)),
 }
 CASES = {
-    "cocoop": Case(of_logits(prompts_cocoop.logits), "long"),
+    "cocoop": Case(of_logits(prompts.cocoop_logits), "long"),
     "plot": Case(of_logits(prompts_plot.plot_logits, pooled=True), "long", {"pooled": True, "tokens": 5, "sets": 3}),
     "plot_plus_plus": Case(of_logits(prompts_plot.plus_logits, phrases=PHRASES), "long", {"phrases": PHRASES}),
     "proda": Case(proda_rule, "long", {"tokens": 6, "sets": 8, "sets_per_step": 2}),

@@ -86,13 +86,3 @@ def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
     for method in ("upl", "clap", "coop"):
         labelled, other = (picked(pair[0], data, tmp_path, method, "pseudo_labels") for data in (dataset, blind))
         assert labelled == other
-
-
-@pytest.mark.long
-def test_a_class_that_nothing_is_taken_for(pair, dataset, tmp_path) -> None:
-    names = (*CLASS_NAMES, *(f"other {i}" for i in range(20)))
-    wide = dataclasses.replace(dataset, class_names=names)
-    tiny = sweep_of(pair[0], wide, tmp_path, "pseudo_labels")
-    trained, refused = tiny.rows("taskres", "clap", shots=(SHOTS,), seeds=(1,))
-    assert trained["status"] == "ok" and "temperature" not in trained["calibration"]  # nor is one fitted on labels
-    assert refused["status"] == "failed" and "has no training image" in refused["error"]
