@@ -70,7 +70,7 @@ class _Objects(BaseHTTPRequestHandler):
         assert match is not None, self.path
         path = f"gs://{match[1]}/{urllib.parse.unquote(match[2])}"
         first, last = self.headers["Range"][6:].split("-")
-        store: Bucket | None = self.server.store  # type: ignore[attr-defined]
+        store: Bucket | None = self.server.store
         assert store is not None
         if not store.exists(path):
             self._answer(404, b"there is no such object")

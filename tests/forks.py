@@ -47,7 +47,7 @@ def read_only() -> None:
             sys.exit(f"error: unexpected argument {rest[0]!r}")
         sys.exit()
 
-    argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign, assignment]
+    argparse.ArgumentParser.parse_args = parse_args
     app.run = run
 
 

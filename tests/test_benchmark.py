@@ -23,7 +23,7 @@ def rows_of(capsys: pytest.CaptureFixture, *arguments: str) -> list[dict[str, An
     return rows
 
 
-def test_class_names_are_distinct_and_as_long_as_imagenets() -> None:
+def test_class_names_are_distinct_and_as_long_as_imagenets():
     names = benchmark.class_names(1000)
     assert len(set(names)) == 1000
     tokenizer = benchmark.random_clip(benchmark.geometry("tiny")).tokenizer
@@ -32,7 +32,7 @@ def test_class_names_are_distinct_and_as_long_as_imagenets() -> None:
 
 
 @pytest.mark.ci
-def test_steps_features_and_relevancy_are_measured(capsys: pytest.CaptureFixture) -> None:
+def test_steps_features_and_relevancy_are_measured(capsys):
     steps = rows_of(capsys, "train", "--methods", "promptsrc", "clip_adapter")
     assert [row["method"] for row in steps] == ["promptsrc", "clip_adapter"] and all(row["loss"] > 0 for row in steps)
     (features,) = rows_of(capsys, "features", "--dtype=bfloat16")
@@ -44,7 +44,7 @@ def test_steps_features_and_relevancy_are_measured(capsys: pytest.CaptureFixture
         assert row["planned_bytes"] > row["program_bytes"] > 0
 
 
-def test_the_pipeline_is_measured(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_is_measured(capsys, monkeypatch):
     for name, value in dict(HEIGHT=40, WIDTH=50, SIZE=16).items():
         monkeypatch.setattr(benchmark, name, value)
     rows = rows_of(capsys, "pipeline", "--images=5")
@@ -55,14 +55,14 @@ def test_the_pipeline_is_measured(capsys: pytest.CaptureFixture, monkeypatch: py
     ("dtype", "held", "formed"),
     [("float32", "f32", "HIGHEST"), ("tensorfloat32", "f32", "HIGH"), ("bfloat16", "bf16", "HIGH")],
 )
-def test_a_rate_is_that_of_products_of_its_type(dtype: str, held: str, formed: str) -> None:
+def test_a_rate_is_that_of_products_of_its_type(dtype, held, formed):
     multiply, count = benchmark.square_product(dtype, 8)
     (product,) = [line for line in jax.jit(multiply).lower().as_text().splitlines() if "dot_general" in line]
     assert f"(tensor<8x8x{held}>, tensor<8x8x{held}>)" in product and f"precision = [{formed}, {formed}]" in product
     assert count == 8 * 8 * (8 + 8)
 
 
-def test_traced_products_are_those_counted_by_hand() -> None:
+def test_traced_products_are_those_counted_by_hand():
     """17 tokens of width 64 through a whole block and one that is read at one row; 16 patches of 192 numbers."""
     clip = benchmark.random_clip(benchmark.geometry("tiny"))
     block = 2 * 17 * (4 * 64 * 64 + 2 * 64 * 256) + 4 * 17 * 17 * 64

@@ -34,7 +34,7 @@ CHOICE = Annotated[str, Choices(("sum", "mean"))]
         (Annotated[int, "a remark"], [-7], [1.5], "a whole number"),
     ],
 )
-def test_values(kind: Any, accepted: list, refused: list, message: str) -> None:
+def test_values(kind, accepted, refused, message):
     for value in accepted:
         check_value("it", value, kind)
     for value in refused:
@@ -42,11 +42,11 @@ def test_values(kind: Any, accepted: list, refused: list, message: str) -> None:
             check_value("it", value, kind)
 
 
-def test_fields_of_a_dataclass() -> None:
+def test_fields_of_a_dataclass():
     @dataclasses.dataclass(frozen=True)
     class Options:
         size: COUNT = 1
-        unknown: "DefinedNowhere" = None  # type: ignore[name-defined] # noqa: F821
+        unknown: "DefinedNowhere" = None  # noqa: F821
 
         def __post_init__(self) -> None:
             check_fields(self)

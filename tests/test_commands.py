@@ -98,7 +98,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ci
-def test_commands_on_the_embedded_model_run(folder: Path) -> None:
+def test_commands_on_the_embedded_model_run(folder):
     different = {computation(command): command for command in reversed(COMMANDS) if is_embedded(command)}
     command_jobs = [(command, reduced(command)) for command in reversed(different.values())]
     for (command, arguments), result in zip(command_jobs, jobs(command_jobs, folder, run=True), strict=True):
@@ -110,7 +110,7 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
 
 
 @pytest.mark.ci
-def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
+def test_command_lines_are_read_by_their_programs(folder):
     # A module that is only named is checked for being there.
     command_jobs = [
         (command, command.arguments)
@@ -129,7 +129,7 @@ def sources() -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:60])
-def test_every_command_is_of_a_known_kind(command: Command) -> None:
+def test_every_command_is_of_a_known_kind(command):
     program = command.words[0]
     assert program in PROGRAMS, f"{command.page}: nobody checks {program!r}"
     assert all(f'"{name}"' in sources() for name in command.variables), command.text
@@ -153,7 +153,7 @@ def test_every_command_is_of_a_known_kind(command: Command) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_command_hides(page: Path) -> None:
+def test_no_command_hides(page):
     languages = {language for language, _ in fences(page)}
     assert languages <= {*LANGUAGES}, f"{page.name}: say what the blocks in {languages - {*LANGUAGES}} are"
     # Two blocks may hold one command; none may hold one that is not found.
@@ -163,7 +163,7 @@ def test_no_command_hides(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_settings_that_are_named_exist(page: Path) -> None:
+def test_settings_that_are_named_exist(page):
     settings = known_settings()
     flags = known_flags()
     # A cluster's own, which the page's scripts set, and pytest's.

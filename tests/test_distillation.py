@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -64,7 +63,7 @@ def pixels(clip: Clip) -> np.ndarray:
     return np.stack([images.evaluated(index, clip.preprocessing.resizing) for index in range(len(images))])
 
 
-def test_the_certificate_against_numpy(clip: Clip, distilled: clipbias.Distilled) -> None:
+def test_the_certificate_against_numpy(clip, distilled):
     found = distilled.certificate
     frozen = Task(clip, "zero_shot", NAMES, template="a photo of a {}.")
     model = tuned(clip, "ivlp")
@@ -104,7 +103,7 @@ def test_the_certificate_against_numpy(clip: Clip, distilled: clipbias.Distilled
     assert fourth.startswith(f"It stores {numbers:,} numbers, one vector per layer, where ivlp stores {of_teacher:,}; ")
 
 
-def test_no_image_is_in_two_lists() -> None:
+def test_no_image_is_in_two_lists():
     for images, count in ((images_of_dataset(DATA), 39), (images_without_labels(SPLITS["train"]), 18)):
         lists = [set(split.keys) for split in (images.fitted, images.held_back, images.certified)]
         assert sum(map(len, lists)) == len(set.union(*lists)) == count and all(lists)
@@ -114,7 +113,7 @@ def test_no_image_is_in_two_lists() -> None:
     assert len(images.fitted) + len(images.held_back) == len(SPLITS["train"])
 
 
-def test_pictures_without_labels(clip: Clip, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_without_labels(clip, capsys):
     pictures = [Image.fromarray(SPLITS["train"].image(index)) for index in range(18)]
     found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=meshes.single_device(), **QUICK)
     certificate = found.certificate
@@ -125,7 +124,7 @@ def test_pictures_without_labels(clip: Clip, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.long
-def test_without_a_form_all_that_fold_are_fitted(clip: Clip) -> None:
+def test_without_a_form_all_that_fold_are_fitted(clip):
     found = distil(clip, None)
     assert [each.student.form for each in found.candidates] == ["vector", "layer_norm", "lora"]
     assert found.certificate.student.form == select(found.candidates)
@@ -136,20 +135,20 @@ def fit(form: str, numbers: int, agreement: float) -> Comparison:
     return Comparison(student, 1, 10, 0, Estimate(0.1), Estimate(agreement), None, None, None, None)
 
 
-def test_the_smallest_form_within_a_point_of_the_best() -> None:
+def test_the_smallest_form_within_a_point_of_the_best():
     assert select([fit("a", 10, 0.88), fit("b", 20, 0.895), fit("c", 30, 0.90)]) == "b"
     assert select([fit("c", 30, 0.80), fit("a", 10, 0.90)]) == "a"
     assert select([fit("a", 10, 0.5), fit("c", 30, 0.9)]) == "c"
 
 
 @pytest.mark.parametrize("method", helpers.short(TEACHERS, "cocoop"))
-def test_any_method_teaches(method: str, long: Clip) -> None:
+def test_any_method_teaches(method, long):
     model = tuned(long, method)
     found = clipbias.distil(model, DATA, form="vector", mesh=meshes.single_device(), **QUICK)
     assert found.model.task.method_name == "bias" and np.isfinite(found.certificate.divergence.value)
 
 
-def test_it_learns_and_into_another_base(clip: Clip, long: Clip) -> None:
+def test_it_learns_and_into_another_base(clip, long):
     """More steps bring the vector nearer to what it can be: a teacher that is bias tuning itself, small."""
     model = tuned(clip, "bias", 0.1)
     options: dict[str, Any] = {"form": "vector", "batch_size": 8, "progress": False, "mesh": meshes.single_device()}
@@ -159,7 +158,7 @@ def test_it_learns_and_into_another_base(clip: Clip, long: Clip) -> None:
     assert other.model.clip is long
 
 
-def test_the_folder_has_the_certificate(clip: Clip, distilled: clipbias.Distilled, tmp_path: Path) -> None:
+def test_the_folder_has_the_certificate(clip, distilled, tmp_path):
     out = tmp_path / "out"
     assert distilled.model.export(out) == "checkpoint"
     certificate = json.loads((out / "certificate.json").read_text())
@@ -175,7 +174,7 @@ def test_the_folder_has_the_certificate(clip: Clip, distilled: clipbias.Distille
 
 
 @pytest.mark.long
-def test_two_vectors_stay_an_adapter(clip: Clip, tmp_path: Path) -> None:
+def test_two_vectors_stay_an_adapter(clip, tmp_path):
     found = distil(clip, "kind")
     assert found.model.export(tmp_path / "out") == "program"
     assert "it stays an adapter" in found.sentences[-1]

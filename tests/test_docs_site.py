@@ -28,7 +28,7 @@ def functions_of(documented: Any) -> list[Any]:
     return [member for member in members if member.is_function and member.docstring]
 
 
-def test_every_name_is_on_the_page_once() -> None:
+def test_every_name_is_on_the_page_once():
     page = reference()
     identifiers = re.findall(r"^::: (\S+)$", page, re.MULTILINE)
     assert len(identifiers) == len(set(identifiers)) and set(packages()) <= set(identifiers)
@@ -38,7 +38,7 @@ def test_every_name_is_on_the_page_once() -> None:
 
 
 @pytest.mark.parametrize("package", packages())
-def test_docstrings_are_there_and_describe_arguments_that_exist(package: str, tree: Any) -> None:
+def test_docstrings_are_there_and_describe_arguments_that_exist(package, tree):
     for value in public(package).values():
         documented = tree[f"{value.__module__}.{value.__qualname__}".removeprefix("clipbias.")]
         assert documented.docstring, f"write a docstring for {documented.path}"

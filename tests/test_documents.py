@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from tools import make_demo_tables
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_page_picture_and_function_that_is_linked_exists(page: Path) -> None:
+def test_every_page_picture_and_function_that_is_linked_exists(page):
     text = page.read_text(encoding="utf-8")
     for link in set(re.findall(r"\]\(((?!http)[^)#]+)", text)):
         assert (page.parent / link).is_file(), link
@@ -38,19 +37,19 @@ def test_every_page_picture_and_function_that_is_linked_exists(page: Path) -> No
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "THIRD_PARTY_NOTICES.md"])
-def test_every_path_that_is_named_exists(page: str) -> None:
+def test_every_path_that_is_named_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:clipbias|tests|tools|docs|\.ci)/[^`\s]*)`", text))
     assert named and not {name for name in named if not (ROOT / name).exists()}
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (caption,) = re.findall(r"^!\[.*?\)\n\n\*(.*?)\*$", text, re.DOTALL | re.MULTILINE)
     assert len(text.split()) <= 800 and len(caption.split()) <= 60
 
 
-def test_one_version_is_told_everywhere_and_ci_and_images_run_what_the_documents_say() -> None:
+def test_one_version_is_told_everywhere_and_ci_and_images_run_what_the_documents_say():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -63,7 +62,7 @@ def test_one_version_is_told_everywhere_and_ci_and_images_run_what_the_documents
         assert " ".join(re.findall(r'"([^"]*)"', command)) in (ROOT / "README.md").read_text("utf-8"), path.name
 
 
-def test_importing_is_light() -> None:
+def test_importing_is_light():
     code = "import sys, clipbias; print(sorted({'jax', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
@@ -97,7 +96,7 @@ def is_shown(numbers: list[str], row: dict[str, str], start: str) -> bool:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_each_number_of_a_table_is_in_its_csv(name: str) -> None:
+def test_each_number_of_a_table_is_in_its_csv(name):
     page, keys = TABLES[name]
     path = ROOT / "docs" / page
     text = path.read_text(encoding="utf-8")
@@ -212,7 +211,7 @@ def correlations() -> list[str]:
     return texts
 
 
-def test_each_number_of_a_sentence_is_in_its_csv() -> None:
+def test_each_number_of_a_sentence_is_in_its_csv():
     for page, expected in sentences().items():
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
         assert [sentence for sentence in expected if sentence not in text] == [], page

@@ -19,7 +19,7 @@ def page(command: str, *, full: bool) -> str:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_a_command_shows_its_own_settings_a_line_each(command: str) -> None:
+def test_a_command_shows_its_own_settings_a_line_each(command):
     known = fields_of(settings_type(importlib.import_module(f"experiments.{command}").main))
     text = page(command, full=False)
     lines = [line for line in text.splitlines() if line.startswith("  --config.")]
@@ -32,13 +32,13 @@ def test_a_command_shows_its_own_settings_a_line_each(command: str) -> None:
         assert summary(field.help, ROOM).startswith(first.removesuffix(";")), f"{name}: shorten the first clause"
 
 
-def test_the_full_help_has_every_word() -> None:
+def test_the_full_help_has_every_word():
     known = fields_of(settings_type(importlib.import_module("experiments.table1").main))
     words = " ".join(page("table1", full=True).split())
     assert all(" ".join(field.help.split()) in words for field in known.values())
 
 
-def test_a_summary_takes_the_clauses_that_fit() -> None:
+def test_a_summary_takes_the_clauses_that_fit():
     text = "Images per class; None takes all. Few are enough."
     assert summary(text, 80) == text
     assert summary(text, 40) == "Images per class; None takes all."

@@ -76,7 +76,7 @@ def next_said(process: subprocess.Popen) -> Any:
 
 
 @pytest.mark.ci
-def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_other() -> None:
+def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_other():
     """After which the first may draw for longer than the other would wait."""
     with two_processes("leave") as processes:
         errors = set()
@@ -96,7 +96,7 @@ def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_othe
 
 @pytest.mark.ci
 @pytest.mark.parametrize("cause", ["fail", "kill"])
-def test_where_one_process_ends_the_other_ends_too(cause: str) -> None:
+def test_where_one_process_ends_the_other_ends_too(cause):
     with two_processes(cause) as processes:
         for process in processes:
             next_said(process)
@@ -108,7 +108,7 @@ def test_where_one_process_ends_the_other_ends_too(cause: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_notice_sets_a_flag(number: int, status: int) -> None:
+def test_a_notice_sets_a_flag(number, status):
     before = signal.getsignal(signal.SIGTERM)
     with hosts.stoppable(), hosts.stoppable():
         hosts.check()
@@ -134,9 +134,7 @@ def test_a_notice_sets_a_flag(number: int, status: int) -> None:
         ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
     ],
 )
-def test_a_process_with_a_node_for_itself_takes_all_its_devices(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: list[int] | None
-) -> None:
+def test_a_process_with_a_node_for_itself_takes_all_its_devices(monkeypatch, variables, devices):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     joined: list[dict] = []
@@ -145,7 +143,7 @@ def test_a_process_with_a_node_for_itself_takes_all_its_devices(
     assert [options["local_device_ids"] for options in joined] == [devices]
 
 
-def test_without_a_cluster_nothing_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_nothing_is_joined(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("joined a cluster"))
     hosts.start()
@@ -167,9 +165,7 @@ GONE = "INTERNAL: Gloo AllReduce failed: Connection closed by peer [127.0.0.1]:4
         (OSError("Connection reset by peer"), False),  # such as of a download
     ],
 )
-def test_a_process_that_is_gone_is_no_fault_of_the_disk(
-    cause: Exception, lost: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_process_that_is_gone_is_no_fault_of_the_disk(cause, lost, monkeypatch, capsys):
     def checkpoint() -> None:
         try:
             raise cause

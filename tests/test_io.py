@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,11 +23,10 @@ from clipbias.io import (
     write_tensors,
     write_text,
 )
-from tests.bucket import Bucket
 from tests.forks import ROOT
 
 
-def test_a_file_in_the_making_is_private_and_its_name_cannot_be_guessed(tmp_path: Path) -> None:
+def test_a_file_in_the_making_is_private_and_its_name_cannot_be_guessed(tmp_path):
     target = tmp_path / "new" / "result.json"
     folders = set()
     for text in ("1", "2"):
@@ -44,7 +42,7 @@ def test_a_file_in_the_making_is_private_and_its_name_cannot_be_guessed(tmp_path
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
-def test_tensors_have_the_permissions_of_other_files(mask: int, tmp_path: Path) -> None:
+def test_tensors_have_the_permissions_of_other_files(mask, tmp_path):
     before = os.umask(mask)
     try:
         write_tensors(tmp_path / "a.safetensors", {"a": np.arange(3)}, {})
@@ -54,7 +52,7 @@ def test_tensors_have_the_permissions_of_other_files(mask: int, tmp_path: Path) 
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-def test_an_error_leaves_the_file_before(tmp_path: Path) -> None:
+def test_an_error_leaves_the_file_before(tmp_path):
     write_text(tmp_path / "a", "before")
     with pytest.raises(RuntimeError), atomic_path(tmp_path / "a") as part:
         part.write_text("after")
@@ -67,7 +65,7 @@ def test_an_error_leaves_the_file_before(tmp_path: Path) -> None:
         write_text(tmp_path / "a" / "b", "")
 
 
-def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
+def test_a_folder_appears_when_all_is_written(tmp_path):
     final = tmp_path / "new" / "folder"
     with atomic_folder(final) as temporary:
         (temporary / "inner").mkdir()
@@ -89,7 +87,7 @@ def test_a_folder_appears_when_all_is_written(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["late", "new", "plain"]
 
 
-def test_a_work_folder_is_locked_and_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_a_work_folder_is_locked_and_what_a_killed_process_left_is_removed(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from clipbias.io import atomic_path, lock\n"
         "with lock(Path(sys.argv[1])), atomic_path(f'{sys.argv[1]}/inner/half') as part:\n"
@@ -121,12 +119,12 @@ def test_a_work_folder_is_locked_and_what_a_killed_process_left_is_removed(tmp_p
     assert not is_locked(tmp_path / "none")
 
 
-def test_a_torn_line_is_read_past(tmp_path: Path) -> None:
+def test_a_torn_line_is_read_past(tmp_path):
     (tmp_path / "a").write_bytes(b'{"a": 1}\n[]\n{"a": 2}\n{"a": "\xff')
     assert read_json_lines(tmp_path / "a") == [{"a": 1}, {"a": 2}] and read_json_lines(tmp_path / "none") == []
 
 
-def test_a_bucket_takes_whole_objects(bucket: Bucket) -> None:
+def test_a_bucket_takes_whole_objects(bucket):
     place = data_path("gs://bucket/work")
     write_text(place / "a.json", '{"a": 1}')
     write_text("gs://bucket/work/b.jsonl", '{"b": 1}\n{"b')

@@ -87,7 +87,7 @@ def test_the_lists_have_methods_as_their_own_files_have_them(large: Clip) -> Non
     assert set(re.findall(r"`(\w+)`", named)) == own_recipes
 
 
-def test_the_hooks_are_those_of_the_class() -> None:
+def test_the_hooks_are_those_of_the_class():
     section = PAGE.read_text("utf-8").partition("## Hooks")[2].partition("\n## ")[0]
     rows = re.findall(r"^- ((?:`\w+`,? ?)+)(?:\((`\w+`)\))?:", section, re.MULTILINE)
     named = {name for hooks, _ in rows for name in re.findall(r"\w+", hooks)}

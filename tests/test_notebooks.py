@@ -18,14 +18,14 @@ def notebook(script: Path) -> dict:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_the_notebook_is_its_script(script: Path) -> None:
+def test_the_notebook_is_its_script(script):
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
     expected = [(cell.cell_type, cell.source) for cell in notebook_of(script).cells]
     assert cells == expected, f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_the_notebook_was_run_from_top_to_bottom_without_a_complaint(script: Path) -> None:
+def test_the_notebook_was_run_from_top_to_bottom_without_a_complaint(script):
     code = [cell for cell in notebook(script)["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell["outputs"]]
@@ -35,7 +35,7 @@ def test_the_notebook_was_run_from_top_to_bottom_without_a_complaint(script: Pat
 
 
 @pytest.mark.long
-def test_the_first_hour_runs_with_another_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_hour_runs_with_another_model(model, tmp_path, monkeypatch):
     """And with less of everything: one cell alone has to be changed for it."""
     monkeypatch.chdir(tmp_path)
     other = {

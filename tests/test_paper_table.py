@@ -27,7 +27,7 @@ def rows_of(accuracies: dict[str, list[float]], dataset: str = "demo/digits") ->
     ]
 
 
-def test_a_bias_against_prompts_of_as_many_numbers(tmp_path) -> None:
+def test_a_bias_against_prompts_of_as_many_numbers(tmp_path):
     accuracies = {"zero_shot": [50.0], "bias": [62.0, 66.0], "ivlp_matched": [56.0, 57.0]}
     (row,) = bias_above_prompts(read_sweep(rows_of(accuracies)))
     # Without predictions images count as if each method had its own.
@@ -45,7 +45,7 @@ def test_a_bias_against_prompts_of_as_many_numbers(tmp_path) -> None:
     assert bias_above_prompts(read_sweep(rows_of({"bias": [60.0]}))) == ()
 
 
-def test_test_images_are_compared_in_pairs(tmp_path) -> None:
+def test_test_images_are_compared_in_pairs(tmp_path):
     """Two methods that are right on nearly the same images differ more surely than their accuracies say."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 5, 200)

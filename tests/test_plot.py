@@ -24,7 +24,7 @@ def tuned(clip: Clip) -> clipbias.TunedModel:
     return clipbias.TunedModel(task, task.init())
 
 
-def test_pictures_and_maps_stand_side_by_side(clip: Clip, tuned: clipbias.TunedModel) -> None:
+def test_pictures_and_maps_stand_side_by_side(clip, tuned):
     images = clip.preprocess(PIXELS)
     maps = clipbias.relevancy(tuned.task, clip.params, tuned.learnables, images, [1, 0])
     figure = tuned.plot(PIXELS, ["dog", "cat"])
@@ -46,4 +46,4 @@ def test_pictures_and_maps_stand_side_by_side(clip: Clip, tuned: clipbias.TunedM
     single = tuned.plot(PIXELS[0], maps=rows[:1], targets=[1])
     np.testing.assert_array_equal(panels(single)[0].images[0].get_array(), PIXELS[0, 2:18])
     # A notebook shows it.
-    assert single._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert single._repr_png_().startswith(b"\x89PNG")

@@ -81,9 +81,7 @@ def _lines(folder: Path, capsys: pytest.CaptureFixture) -> list[str]:
         (0, lambda row: row["predictions"].update(test="elsewhere"), "test: cannot read elsewhere.npz: FileNotFound"),
     ],
 )
-def test_what_a_row_says_is_recomputed(
-    folder: Path, capsys: pytest.CaptureFixture, number: int, change: Callable[[dict], object], words: str
-) -> None:
+def test_what_a_row_says_is_recomputed(folder, capsys, number, change, words):
     rows = _read_rows(folder)
     change(rows[number])
     _write_rows(folder, rows)
@@ -117,15 +115,13 @@ def _correct_one(arrays: Arrays) -> None:
         (lambda arrays: arrays.update(log_probs=arrays["log_probs"][:, :5]), "log_probs is not a half-precision array"),
     ],
 )
-def test_predictions_are_not_trusted_either(
-    folder: Path, capsys: pytest.CaptureFixture, change: Callable[[Arrays], object], words: str
-) -> None:
+def test_predictions_are_not_trusted_either(folder, capsys, change, words):
     path = folder / "predictions" / "bias-test-0.npz"
     _change(path, change)
     assert any(words in line for line in _lines(folder, capsys))
 
 
-def test_rows_that_exchange_predictions_and_scores_are_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_that_exchange_predictions_and_scores_are_told(folder, capsys):
     first, second = (
         {"method": "bias", "dataset": "demo/fashion", "shots": 4, "seed": seed, "status": "ok", "key": f"key {seed}"}
         | {"fingerprints": {"test": f"bias-test-{seed}"}}
@@ -152,7 +148,7 @@ def test_rows_that_exchange_predictions_and_scores_are_told(folder: Path, capsys
     assert _lines(folder, capsys) == ["its adapter has another accuracy, fingerprints"] * 2
 
 
-def test_a_failure_with_results_is_told(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_failure_with_results_is_told(folder, capsys):
     rows = _read_rows(folder)
     names = ("method", "dataset", "shots", "seed", "key")
     failed = {name: rows[0][name] for name in names} | {"status": "failed", "error": "broken"}

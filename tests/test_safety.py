@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from clipbias.clip import Clip
 from clipbias.data import transforms
 from clipbias.data.files import check_relative, read_image
 from clipbias.errors import ClipbiasError
@@ -69,7 +68,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
             yield path, ast.unparse(node.func), node
 
 
-def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
+def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock():
     for path, name, node in calls():
         assert name not in RUNNERS, f"{path}:{node.lineno}"
         assert name != "time.time", f"{path}:{node.lineno}: durations need time.monotonic"
@@ -85,7 +84,7 @@ def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
 RESTRICTED = "clipbias/clip/formats.py"
 
 
-def test_no_module_that_unpickles_is_imported_and_no_fixed_temporary_name_is_used() -> None:
+def test_no_module_that_unpickles_is_imported_and_no_fixed_temporary_name_is_used():
     for path, node in nodes():
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -105,7 +104,7 @@ class Trap:
         return os.mkdir, (str(self.folder),)
 
 
-def test_objects_in_an_archive_are_refused(tmp_path: Path) -> None:
+def test_objects_in_an_archive_are_refused(tmp_path):
     np.savez(tmp_path / "results.npz", a=np.array([Trap(tmp_path / "sprung")], object), allow_pickle=True)
     with pytest.raises(ClipbiasError, match=r"results\.npz is damaged .*allow_pickle=False"):
         load_arrays(tmp_path / "results.npz")
@@ -118,7 +117,7 @@ def test_objects_in_an_archive_are_refused(tmp_path: Path) -> None:
 OWN = f"{CLASS}\nfrom pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
 
 
-def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> None:
+def test_an_adapter_does_not_choose_what_is_run(clip, tmp_path):
     program, ran = tmp_path / "match_user_method.py", tmp_path / "ran"
     program.write_text(OWN)
     task = Task(clip, str(program), ("a", "b"))
@@ -139,7 +138,7 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", ["antigravity", "os:system", "/etc/passwd.py", "a\0.py"])
-def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method: str) -> None:
+def test_no_module_is_imported_for_an_adapter(clip, tmp_path, method):
     task = Task(clip, "bias", ("a", "b"))
     path = tmp_path / "a.safetensors"
     save_adapter(path, task, task.init())
@@ -153,12 +152,12 @@ def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\x", "a\0b", "..", "a/.."])
-def test_listed_paths_stay_below_their_folder(path: str) -> None:
+def test_listed_paths_stay_below_their_folder(path):
     with pytest.raises(ClipbiasError, match="not a plain path below the image folder"):
         check_relative(path, listed_in="list.json")
 
 
-def test_no_other_program_decodes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_program_decodes_an_image(monkeypatch):
     def refused(*arguments: object, **_: object) -> None:
         raise AssertionError(f"started {arguments}")
 
@@ -171,7 +170,7 @@ def test_no_other_program_decodes_an_image(monkeypatch: pytest.MonkeyPatch) -> N
         transforms.check_format(b"root:x:0:0:root:/root:/bin/bash\n", "x.jpg")
 
 
-def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
+def test_names_do_not_steer_a_terminal(capsys):
     shown = printable(HOSTILE)
     assert shown == r"\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
     assert printable("Katze 猫 🐈 é") == "Katze 猫 🐈 é"
@@ -187,7 +186,7 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
     assert not any(ord(letter) < 32 and letter != "\n" for letter in written.err)
 
 
-def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
+def test_what_is_no_file_is_never_waited_for(tmp_path):
     (tmp_path / "zero.png").symlink_to("/dev/zero")  # reading it would never end
     with pytest.raises(ClipbiasError, match=r"cannot read the image .*: it is not a file"):
         read_image(tmp_path / "zero.png")
@@ -201,14 +200,14 @@ def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
             read(tmp_path / f"circle{name}")
 
 
-def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").write_bytes(b"")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # nothing is closed to the user tests may run as
     with pytest.raises(ClipbiasError, match=r"cannot read .*a\.safetensors: Permission denied; check its permissions"):
         read_adapter(tmp_path / "a.safetensors")
 
 
-def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
+def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path):
     shown = pages.render("tables", title="\0<b>\x1b\ud800'\n", svg=None, tables=(), failures=(), empty="")
     assert r"<h1>\x00&lt;b&gt;\x1b\ud800&#39;" + "\n</h1>" in shown
     write_text(tmp_path / "a", "half a pair: \ud83d")

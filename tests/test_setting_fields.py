@@ -42,7 +42,7 @@ class Other:
     shots: Positive | None = setting(5, "Another default.")
 
 
-def test_a_configuration_holds_all_settings_and_gives_them_back() -> None:
+def test_a_configuration_holds_all_settings_and_gives_them_back():
     config = to_config(Settings, names=["b"], options={"depth": None})
     assert config.to_dict() == {
         "shots": None,
@@ -71,14 +71,14 @@ def test_a_configuration_holds_all_settings_and_gives_them_back() -> None:
         ({"mesh": {"run": 0}}, "mesh.run is 0; it must be a whole number from 1"),
     ],
 )
-def test_wrong_configurations_are_refused(change: dict, words: str) -> None:
+def test_wrong_configurations_are_refused(change, words):
     config = to_config(Settings)
     config.update(change)
     with pytest.raises(ClipbiasError, match=words):
         from_config(Settings, config)
 
 
-def test_missing_settings_and_unknown_changes_are_refused() -> None:
+def test_missing_settings_and_unknown_changes_are_refused():
     config = to_config(Settings)
     del config["rate"]
     with pytest.raises(ClipbiasError, match="the configuration has no rate"):
@@ -87,7 +87,7 @@ def test_missing_settings_and_unknown_changes_are_refused() -> None:
         to_config(Settings, rates=1)
 
 
-def test_settings_of_another_command_take_those_of_the_same_names() -> None:
+def test_settings_of_another_command_take_those_of_the_same_names():
     assert convert(Settings(shots=3), Other) == Other(1.0, 3)
     assert convert(Settings(shots=3), Other, shots=None, rate=0.5) == Other(0.5, None)
 
@@ -102,7 +102,7 @@ class Heir(Other):
     last: Positive = setting(1, "Last.")
 
 
-def test_settings_stand_under_the_class_that_defines_them_its_own_first() -> None:
+def test_settings_stand_under_the_class_that_defines_them_its_own_first():
     headed = {heading: list(settings) for heading, settings in headed_settings(Heir).items()}
     assert list(headed.items()) == [
         ("Of its own.", ["last"]),

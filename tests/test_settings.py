@@ -33,7 +33,7 @@ OF_TABLE1 = ("demo", "zoo")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py")))
-def test_every_configuration_and_preset_suits_its_binary(name: str) -> None:
+def test_every_configuration_and_preset_suits_its_binary(name):
     module = importlib.import_module(f"configs.{name}")
     binary = importlib.import_module(f"experiments.{'table1' if name in OF_TABLE1 else name}")
     for arguments in [(), *((preset,) for preset in getattr(module, "PRESETS", ()))]:
@@ -44,7 +44,7 @@ def test_every_configuration_and_preset_suits_its_binary(name: str) -> None:
             module.get_config("ful")
 
 
-def test_every_binary_is_a_command_and_is_listed() -> None:
+def test_every_binary_is_a_command_and_is_listed():
     runnable = {path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()}
     assert runnable == {*COMMANDS} and folder() == ROOT
     assert re.search(r"^  train +Tunes one method on one dataset", overview(), re.MULTILINE)
@@ -110,9 +110,7 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("binary", "name", "value", "words"), WRONG)
-def test_wrong_values(
-    binary: ModuleType, name: str, value: Any, words: str, model: Path, place: Path, tmp_path: Path
-) -> None:
+def test_wrong_values(binary, name, value, words, model, place, tmp_path):
     value = ConfigDict(value) if isinstance(value, dict) else value
     assert words in sentence(*answer_here(binary, {**small(binary, model, place), name: value}, tmp_path / "w"))
 
@@ -129,8 +127,6 @@ def test_wrong_values(
         (explain, {"explore_images": 1000, "image_limit": 10**9}),
     ],
 )
-def test_large_values_are_taken_for_all_there_is(
-    binary: ModuleType, settings: dict[str, Any], model: Path, place: Path, tmp_path: Path
-) -> None:
+def test_large_values_are_taken_for_all_there_is(binary, settings, model, place, tmp_path):
     status, message = answer_here(binary, small(binary, model, place) | settings, tmp_path / "w")
     assert status == 0, message

@@ -32,7 +32,7 @@ def fresh(demo: Clip, method: str, path: Path) -> TunedModel:
     return model
 
 
-def test_other_classes(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_classes(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fresh(demo, "ivlp", tmp_path / "workdir/demo/adapters/ivlp-demo_fashion-16shots-seed1.safetensors")
     names: dict = {"clipbias": clipbias}
@@ -41,7 +41,7 @@ def test_other_classes(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert prediction.class_names == ("circle", "square", "star")
 
 
-def test_a_space(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_space(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(app, "build", lambda bench: bench)  # gradio need not be there
     fresh(demo, "bias", tmp_path / "bias.safetensors")
@@ -50,7 +50,7 @@ def test_a_space(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert names["page"].models["bias"].clip is names["clip"]
 
 
-def test_prediction_sets() -> None:
+def test_prediction_sets():
     names: dict = {}
     exec(snippet("answers.md", "prediction.sets"), names)
     assert len(names["prediction"].sets) == 1 and names["prediction"].rejected.shape == (1,)
@@ -58,7 +58,7 @@ def test_prediction_sets() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the tuned model is no better")
-def test_a_method_of_ones_own(demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_ones_own(demo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "low_rank.py").write_text(snippet("methods.md", "vision_left"), encoding="utf-8")
     few = data.load("demo/digits")

@@ -29,9 +29,9 @@ def tuned(clip: Clip, method: str, class_names: tuple[str, ...] = CLASS_NAMES, *
 
 
 @pytest.mark.ci
-def test_a_study_and_its_page(clip: Clip, pets: data.Dataset, tmp_path) -> None:
+def test_a_study_and_its_page(clip, pets, tmp_path):
     model = tuned(clip, "bias", ("horse", "cow"), dataset="farm")
-    options = clipbias.explain.StudyOptions(batch_size=4)  # type: ignore[attr-defined]
+    options = clipbias.explain.StudyOptions(batch_size=4)
     sections = ("text_attention", "observations")
     study = clipbias.explain(model, pets, tmp_path, sections=sections, options=options, progress=False)
     assert study.page == tmp_path / "report" / "report.html" and study.page.is_file()
@@ -44,18 +44,18 @@ def test_a_study_and_its_page(clip: Clip, pets: data.Dataset, tmp_path) -> None:
     assert study.labels == {} and "was not tested" in study.sentence
 
 
-def test_the_package_of_the_same_name_stays() -> None:
+def test_the_package_of_the_same_name_stays():
     """Whatever is imported first, `clipbias.explain` is called, and its modules are found."""
     import clipbias.explain.results as results
 
-    assert results.load_results is load_results is clipbias.explain.load_results  # type: ignore[attr-defined]
+    assert results.load_results is load_results is clipbias.explain.load_results
     code = "import clipbias; first = clipbias.explain; import clipbias.explain.results\n"
     code += "print(callable(first), callable(clipbias.explain), clipbias.explain.__name__)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["True", "True", "clipbias.explain"]
 
 
-def test_what_cannot_be_studied(clip: Clip, pets: data.Dataset, tmp_path) -> None:
+def test_what_cannot_be_studied(clip, pets, tmp_path):
     model = tuned(clip, "bias")
     for arguments, message in (
         ((["bias"], pets), "a model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned"),
@@ -74,7 +74,7 @@ def test_what_cannot_be_studied(clip: Clip, pets: data.Dataset, tmp_path) -> Non
         bind_models([model, other], pets)
 
 
-def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip: Clip, pets: data.Dataset) -> None:
+def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip, pets):
     first, second = (tuned(clip, "bias", dataset=pets.name, seed=seed, shots=4) for seed in (1, 2))
     zero_shot, *bound = bind_models([first, second, tuned(clip, "vpt")], pets, sources=["a", "b", "c"])
     assert [(model.key, model.source, model.trained_on) for model in bound] == [
@@ -88,7 +88,7 @@ def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip: Clip, pe
 
 
 @pytest.mark.ci
-def test_relevancy_of_pictures(clip: Clip) -> None:
+def test_relevancy_of_pictures(clip):
     model = tuned(clip, "ivlp")
     images = clip.preprocess(PIXELS[:2])
     expected = clipbias.relevancy(model.task, clip.params, model.learnables, images, [1, 2])

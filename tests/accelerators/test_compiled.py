@@ -82,9 +82,7 @@ def check(program: Program, topology: Topology, dtype: str, *, cudnn: bool, loop
 
 
 @pytest.mark.parametrize(("topology", "name", "dtype", "runs"), CASES)
-def test_training_steps(
-    clip: Clip, topologies: dict[str, Topology], topology: str, name: str, dtype: str, runs: int
-) -> None:
+def test_training_steps(clip, topologies, topology, name, dtype, runs):
     """The fastest way that the plan finds."""
     where = topologies[topology]
     method, recipe = first_stage(name, BATCH)
@@ -103,7 +101,7 @@ def test_training_steps(
 
 
 @pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp",))
-def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> None:
+def test_evaluations(clip, topologies, name):
     where = topologies[TOPOLOGIES[0]]
     mesh = meshes.make_mesh(devices=where.devices)
     jax.clear_caches()
@@ -117,7 +115,7 @@ def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> 
 
 
 @pytest.mark.parametrize("name", SOME if ALL else ("ivlp",))
-def test_another_family(siglip: Clip, topologies: dict[str, Topology], name: str) -> None:
+def test_another_family(siglip, topologies, name):
     """SigLIP's training step; with `ALL` its evaluation and relevancy too, which take minutes."""
     test_training_steps(siglip, topologies, TOPOLOGIES[0], name, "bfloat16", 1)
     if ALL:
@@ -130,7 +128,7 @@ def explained() -> list[str]:
 
 
 @pytest.mark.parametrize("name", explained())
-def test_relevancy(clip: Clip, topologies: dict[str, Topology], name: str) -> None:
+def test_relevancy(clip, topologies, name):
     """On one device, as explanations are computed."""
     where = topologies[TOPOLOGIES[0]]
     size = clip.config.vision.image_size
@@ -146,7 +144,7 @@ def test_relevancy(clip: Clip, topologies: dict[str, Topology], name: str) -> No
         check(program, where, "float32", cudnn=False)
 
 
-def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, Topology]) -> None:
+def test_a_thousand_classes_on_many_devices(clip, topologies):
     """And many runs beside each other, split along the other axis of the mesh."""
     where = topologies[TOPOLOGIES[-1]]
     method, recipe = first_stage("ivlp", 256)
@@ -163,7 +161,7 @@ def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, To
             check(program, where, "bfloat16", cudnn=True)
 
 
-def test_the_compiler_grants_the_memory_that_is_planned_with(topologies: dict[str, Topology]) -> None:
+def test_the_compiler_grants_the_memory_that_is_planned_with(topologies):
     """What does not fit a TPU is refused with the size of its memory."""
     if ACCELERATOR != "tpu":
         pytest.skip("the GPU's compiler plans without a limit")

@@ -8,8 +8,7 @@ import pytest
 import scipy.special
 
 import clipbias
-from clipbias.app import PICTURES, ZERO_SHOT, Bench, classify, read_names, starting_point
-from clipbias.clip import Clip
+from clipbias.app import PICTURES, ZERO_SHOT, classify, read_names, starting_point
 from clipbias.data import demo
 from tests.app.adapters import NAMES, PICTURE, tuned
 
@@ -17,7 +16,7 @@ TEXT = "\n".join(NAMES)
 
 
 @pytest.mark.ci
-def test_probabilities_are_those_of_the_task_for_any_names(bench: Bench, clip: Clip) -> None:
+def test_probabilities_are_those_of_the_task_for_any_names(bench, clip):
     prompts, plain = bench.bind("prompts", "bird, cat"), bench.bind(ZERO_SHOT, "bird, cat", "a {}.")
     assert prompts is bench.bind("prompts", "bird, cat")
     for side, method, text in ((prompts, "ivlp", {}), (plain, "zero_shot", {"template": "a {}."})):
@@ -30,7 +29,7 @@ def test_probabilities_are_those_of_the_task_for_any_names(bench: Bench, clip: C
 
 
 @pytest.mark.ci
-def test_a_calibrated_model_says_which_classes_are_likely_or_that_it_is_none(bench: Bench) -> None:
+def test_a_calibrated_model_says_which_classes_are_likely_or_that_it_is_none(bench):
     model = bench.models["prompts"]
     assert model.calibration is not None
     assert classify(model, PICTURE)[1] == f"90 % set: {model.predict([PICTURE]).classes[0]}"
@@ -38,12 +37,12 @@ def test_a_calibrated_model_says_which_classes_are_likely_or_that_it_is_none(ben
     assert classify(dataclasses.replace(model, calibration=strict), PICTURE)[1] == "none of these"
 
 
-def test_a_sentence_stands_where_there_is_no_map(clip: Clip) -> None:
+def test_a_sentence_stands_where_there_is_no_map(clip):
     shares, words, drawn = classify(tuned(clip, "mmrl", NAMES), PICTURE)
     assert [*shares] == NAMES and drawn is None and "Tokens are inserted inside the towers" in words
 
 
-def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
+def test_the_pictures_to_start_from_are_of_the_classes(bench):
     emoji, clothes = demo.load("demo/emoji"), demo.load("demo/fashion")
     pictures, names, template = starting_point(None)
     assert len(pictures) == PICTURES and (names, template) == (emoji.class_names, emoji.template)
@@ -59,6 +58,6 @@ def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
         np.testing.assert_array_equal(np.asarray(picture), test.image(number))
 
 
-def test_names_are_read_as_people_write_them() -> None:
+def test_names_are_read_as_people_write_them():
     assert read_names("cat, a grey dog,\n") == ["cat", "a grey dog"]
     assert read_names(" cat\n\nsalt, pepper\ncat\n") == ["cat", "salt, pepper"]

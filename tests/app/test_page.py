@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from clipbias.app import LIKELIEST, PICTURES, ZERO_SHOT, Bench, build, classify, serve
-from clipbias.clip import Clip
 from clipbias.report import style
 from tests.app.adapters import NAMES, PICTURE
 from tests.browser import Browser
@@ -85,7 +84,7 @@ def opened(page: Browser, bench: Bench, tmp_path: Path) -> Browser:
     return page
 
 
-def test_what_the_page_does_when_it_is_asked(bench: Bench, files: dict, tmp_path: Path) -> None:
+def test_what_the_page_does_when_it_is_asked(bench, files, tmp_path):
     """Its functions, called as gradio calls them, without a browser."""
     events: dict[str, Any] = {event.fn.__name__: event.fn for event in build(bench).fns.values() if event.fn}
     Image.fromarray(PICTURE).save(path := str(tmp_path / "photo.png"))
@@ -108,7 +107,7 @@ def test_what_the_page_does_when_it_is_asked(bench: Bench, files: dict, tmp_path
     assert [name for name, _ in choices[2:]] == ["shapes.safetensors", "bias.safetensors"]
 
 
-def test_a_picture_is_classified_both_ways(opened: Browser, address: str) -> None:
+def test_a_picture_is_classified_both_ways(opened, address):
     """The prediction set stands below the tuned model's probabilities."""
     column = "document.querySelectorAll('.confidence-set')[3].getBoundingClientRect()"
     box = f"{SET}.getBoundingClientRect()"
@@ -134,9 +133,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading
     return begun, allowed
 
 
-def test_probabilities_and_maps_are_of_the_same_picture(
-    page: Browser, bench: Bench, tmp_path: Path, drawing: tuple[threading.Event, threading.Event]
-) -> None:
+def test_probabilities_and_maps_are_of_the_same_picture(page, bench, tmp_path, drawing):
     """A second picture comes while the maps of the first are drawn."""
     begun, allowed = drawing
     bright = 255 - PICTURE // 4
@@ -150,16 +147,14 @@ def test_probabilities_and_maps_are_of_the_same_picture(
     page.wait_for(f"{MAPS}.length == 2 && {MAPS}.every({BRIGHT})", 10)
 
 
-def test_other_names_and_a_name_that_is_markup(opened: Browser, bench: Bench) -> None:
+def test_other_names_and_a_name_that_is_markup(opened, bench):
     names = ["<b>star</b>", "moon"]
     write(opened, NAMES_FIELD, "\n".join(names))
     click(opened, "Classify")
     opened.wait_for(shown(bench, PICTURE, names), PATIENCE)
 
 
-def test_an_uploaded_adapter_has_its_classes_and_its_name(
-    opened: Browser, bench: Bench, files: dict, drawing: tuple[threading.Event, threading.Event]
-) -> None:
+def test_an_uploaded_adapter_has_its_classes_and_its_name(opened, bench, files, drawing):
     """The last of two counts, both of which come while maps are drawn; an adapter that does not fit is none."""
     begun, allowed = drawing
     field = "input[type=file][accept*=safetensors]"
@@ -177,7 +172,7 @@ def test_an_uploaded_adapter_has_its_classes_and_its_name(
     assert opened.evaluate(ADAPTER) == "bias.safetensors"
 
 
-def test_mistakes_are_told_on_the_page(browser: Browser, clip: Clip, tmp_path: Path) -> None:
+def test_mistakes_are_told_on_the_page(browser, clip, tmp_path):
     """A broken picture in place of another that stood there, without the folders of the server; and no names."""
     page = build(Bench(clip, {}))
     browser.open(serve(page, server_name="127.0.0.1", prevent_thread_lock=True), width=1280, height=800)
@@ -198,7 +193,7 @@ def test_mistakes_are_told_on_the_page(browser: Browser, clip: Clip, tmp_path: P
     page.close(verbose=False)
 
 
-def test_it_fits_a_phone(browser: Browser, address: str) -> None:
+def test_it_fits_a_phone(browser, address):
     browser.open(address, width=400, height=850)
     browser.wait_for(ADAPTER, PATIENCE)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 400

@@ -46,7 +46,7 @@ def rewrite(folder: Path, change) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
-def test_what_is_saved_is_what_was_loaded_bit_for_bit(folder: Path, tmp_path: Path, dtype) -> None:
+def test_what_is_saved_is_what_was_loaded_bit_for_bit(folder, tmp_path, dtype):
     rewrite(folder, lambda tensors: tensors.update({name: x.astype(dtype) for name, x in tensors.items()}))
     clip = clipbias.load(folder)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(clip.params))
@@ -63,7 +63,7 @@ def test_what_is_saved_is_what_was_loaded_bit_for_bit(folder: Path, tmp_path: Pa
     np.testing.assert_array_equal(again.tokenize(["a photo of a cat."]), clip.tokenize(["a photo of a cat."]))
 
 
-def test_shards(folder: Path) -> None:
+def test_shards(folder):
     whole = clipbias.load(folder)
     tensors = load_file(folder / WEIGHTS)
     names = sorted(tensors)
@@ -83,7 +83,7 @@ def test_shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer_config.json", "merges.txt"])
-def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+def test_a_pipe_is_not_waited_for(folder, name):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     message = answered(lambda: clipbias.load(folder), folder)
@@ -91,9 +91,7 @@ def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "added_tokens.json"])
-def test_a_file_that_may_not_be_read_is_not_to_be_fetched_again(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_may_not_be_read_is_not_to_be_fetched_again(folder, name, monkeypatch):
     """Played, since nothing is closed to the user that tests may run as."""
     (folder / name).touch()
     access = os.access
@@ -102,7 +100,7 @@ def test_a_file_that_may_not_be_read_is_not_to_be_fetched_again(
         clipbias.load(folder)
 
 
-def test_what_the_disk_says_of_a_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_disk_says_of_a_tokenizer(folder, monkeypatch):
     path = folder / "added_tokens.json"
     path.write_text("{}")
     original = open
@@ -117,14 +115,14 @@ def test_what_the_disk_says_of_a_tokenizer(folder: Path, monkeypatch: pytest.Mon
         clipbias.load(folder)
 
 
-def test_the_logit_scale_stays_exact_in_half_precision(source: Path) -> None:
+def test_the_logit_scale_stays_exact_in_half_precision(source):
     exact, half = clipbias.load(source), clipbias.load(source, dtype="bfloat16")
     assert half.params["logit_scale"].dtype == np.float32
     assert half.params["logit_scale"] == exact.params["logit_scale"]
     assert half.params["text"]["token_embedding"].dtype == ml_dtypes.bfloat16
 
 
-def test_a_folder_is_known_by_its_whole_path(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_known_by_its_whole_path(source, monkeypatch):
     monkeypatch.chdir(source.parent)
     assert clipbias.load(source.name).name == str(source.resolve())
     assert clipbias.load("demo").name == "demo"
@@ -152,11 +150,11 @@ def configured(tmp_path: Path) -> Path:
         (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
     ],
 )
-def test_one_file_is_chosen(configured: Path, names: list[str], file: str) -> None:
+def test_one_file_is_chosen(configured, names, file):
     assert choose(configured, [*COMMON, *names]) == (file, OPEN_CLIP if "open_clip" in file else "config.json")
 
 
-def test_weights_without_their_configuration_do_not_count(configured: Path) -> None:
+def test_weights_without_their_configuration_do_not_count(configured):
     names = ["model.safetensors", "open_clip_model.safetensors", OPEN_CLIP]
     assert choose(configured, names) == ("open_clip_model.safetensors", OPEN_CLIP)
     (configured / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')  # timm's
@@ -164,18 +162,18 @@ def test_weights_without_their_configuration_do_not_count(configured: Path) -> N
 
 
 @pytest.mark.parametrize("revision", ["refs/pr/17", "v1.0", "feature-x/y", "0" * 40])
-def test_a_revision_belongs_to_the_name(revision: str) -> None:
+def test_a_revision_belongs_to_the_name(revision):
     for prefix in ("", "hf-hub:"):
         assert str(parse(f"{prefix}owner/name@{revision}")) == f"owner/name@{revision}"
 
 
 @pytest.mark.parametrize("revision", ["", "../../elsewhere", "a/../../b", "-x", "/x", "a//b", "a b", "a@b", "a\n"])
-def test_what_names_no_revision_is_not_looked_up(revision: str) -> None:
+def test_what_names_no_revision_is_not_looked_up(revision):
     """It would be part of paths in the cache, and of the command that an error prints."""
     assert parse(f"owner/name@{revision}") is None
 
 
-def test_openais_names_are_those_of_their_repositories() -> None:
+def test_openais_names_are_those_of_their_repositories():
     assert str(parse("ViT-B/16")) == "openai/clip-vit-base-patch16"
     assert str(parse("ViT-L/14@336px")) == "openai/clip-vit-large-patch14-336"
     assert str(parse("ViT-L/14@main")) == "ViT-L/14@main"  # a repository of that name

@@ -1,7 +1,5 @@
 """Pictures of every kind as the model takes them, features in batches, and what is no image."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ def expected(pixels: np.ndarray, clip: Clip) -> np.ndarray:
     return (cut / 255 - preprocessing.mean) / preprocessing.std
 
 
-def test_pictures_of_every_kind_are_the_same_picture(clip: Clip, tmp_path: Path) -> None:
+def test_pictures_of_every_kind_are_the_same_picture(clip, tmp_path):
     expectation = np.stack([expected(pixels, clip) for pixels in PIXELS[:2]])
     Image.fromarray(PIXELS[0]).save(path := tmp_path / "a.png")
     for picture in (path, str(path), Image.fromarray(PIXELS[0]), PIXELS[0], jax.numpy.asarray(PIXELS[0])):
@@ -42,7 +40,7 @@ def test_pictures_of_every_kind_are_the_same_picture(clip: Clip, tmp_path: Path)
     np.testing.assert_allclose(clip.preprocess([PIXELS[0], PIXELS[1][:25]])[0], expectation[0], atol=2e-6)
 
 
-def test_grey_and_transparent_pictures() -> None:
+def test_grey_and_transparent_pictures():
     grey = PIXELS[0, ..., 0]
     for image in (grey, grey[..., None], Image.fromarray(grey)):
         np.testing.assert_array_equal(np.asarray(to_picture(image)), grey)
@@ -52,7 +50,7 @@ def test_grey_and_transparent_pictures() -> None:
 
 
 @pytest.mark.ci
-def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
+def test_features_of_batches_are_those_of_each_image(clip):
     images = clip.preprocess(PIXELS)
     reference = np.asarray(jax.jit(encode_image, static_argnums=1)(clip.params, clip.config, images)[0])
     features = clip.encode_images(PIXELS, batch_size=3)
@@ -67,7 +65,7 @@ def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
 
 
 @pytest.mark.ci
-def test_features_of_texts(clip: Clip) -> None:
+def test_features_of_texts(clip):
     ids = clip.tokenize(TEXTS)
     tokens = as_tokens(ids, clip.config)
     reference = np.asarray(jax.jit(lambda params: encode_text(params, clip.config, tokens)[0])(clip.params))
@@ -76,7 +74,7 @@ def test_features_of_texts(clip: Clip) -> None:
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
 
 
-def test_weights_are_where_they_are_used() -> None:
+def test_weights_are_where_they_are_used():
     """A call copies none of them to the device, and a mesh of that device shares them. On the host they are NumPy's."""
     clip = clipbias.load("demo")
     images = jax.device_put(np.zeros((1, 48, 48, 3), np.float32))
@@ -93,20 +91,20 @@ def test_weights_are_where_they_are_used() -> None:
     jax.tree.map(np.testing.assert_array_equal, on_host.params, clip.params)
 
 
-def test_checks_add_nothing_to_a_compiled_program(clip: Clip) -> None:
+def test_checks_add_nothing_to_a_compiled_program(clip):
     task = clipbias.Task(clip, "bias", ("cat", "dog"))
     images = np.zeros((2, 16, 16, 3), np.float32)
     plain = jax.make_jaxpr(lambda *args: task.classifier.logits(*args, task.text))(clip.params, task.init(), images)
     assert str(jax.make_jaxpr(task.logits)(clip.params, task.init(), images)) == str(plain)
 
 
-def test_labels_by_number_and_by_name() -> None:
+def test_labels_by_number_and_by_name():
     names = ("cat", "dog")
     for labels in (["dog", "cat"], [1, 0], np.array([1, 0], np.uint8), jax.numpy.array([1, 0])):
         np.testing.assert_array_equal(label_numbers(labels, names), [1, 0])
 
 
-def test_a_model_and_a_task_are_told_in_a_line(clip: Clip) -> None:
+def test_a_model_and_a_task_are_told_in_a_line(clip):
     count = sum(leaf.size for leaf in jax.tree.leaves(clip.params))
     assert f"{count:,} parameters, float32" in repr(clip) and "16 px in 16 patches" in repr(clip)
     task = clipbias.Task(clip, "bias", ("cat", "dog", "cow", "hen"))

@@ -163,7 +163,7 @@ FLAX = ROOT / "tests" / "data_files" / "formats" / "flax"
 
 
 @pytest.mark.ci  # two trainings at full length
-def test_the_code_for_users_of_flax_clip_model() -> None:
+def test_the_code_for_users_of_flax_clip_model():
     page = (ROOT / "docs" / "models.md").read_text().split("## From `FlaxCLIPModel`")[1]
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     code = code.replace('"openai/clip-vit-base-patch16"', repr(str(FLAX)))

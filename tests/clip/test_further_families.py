@@ -57,7 +57,7 @@ def perception_encoder(folder: Path) -> Reference:
 
 
 @pytest.mark.parametrize(("family", "number"), layouts())
-def test_tokens_and_logits_equal_the_owners(model: Reference) -> None:
+def test_tokens_and_logits_equal_the_owners(model):
     clip = model.clip
     task = clipbias.Task(clip, "zero_shot", CLASSES)
     ids = np.asarray(task.tokens.ids)
@@ -71,20 +71,20 @@ def test_tokens_and_logits_equal_the_owners(model: Reference) -> None:
 
 
 @pytest.mark.parametrize(("family", "number"), heavy())
-def test_features_and_gradients_equal_the_owners(model: Reference) -> None:
+def test_features_and_gradients_equal_the_owners(model):
     errors = families.pass_errors(model)
     assert errors.pop("gradients") < GRADIENTS and max(errors.values()) < FEATURES
 
 
 @pytest.mark.parametrize(("family", "number", "method"), heavy(METHODS))
-def test_three_steps_equal_the_owners(model: Reference, method: str) -> None:
+def test_three_steps_equal_the_owners(model, method):
     """Of other forms of a family in the check of `tools.reference.write_families`: their code is the same."""
     error, rounding = families.training_error(model, method)
     assert error < max(GRADIENTS, rounding)
 
 
 @pytest.mark.parametrize(("family", "number"), [(family, 1) for family in FAMILIES])
-def test_what_is_saved_is_the_same_model(model: Reference, tmp_path: Path) -> None:
+def test_what_is_saved_is_the_same_model(model, tmp_path):
     clip = model.clip
     with families.sizes(model.geometry):
         clip.save(tmp_path)
@@ -132,7 +132,7 @@ def metas_names(state: Arrays) -> Arrays:
     return new
 
 
-def test_metas_own_file(perception_encoder: Reference, tmp_path: Path) -> None:
+def test_metas_own_file(perception_encoder, tmp_path):
     """Alone in a folder as on the hub, without a configuration: its sizes come from its shapes."""
     clip = perception_encoder.clip
     state = metas_names(safetensors.numpy.load_file(DATA / "pe" / "open_clip_model.safetensors"))
@@ -147,7 +147,7 @@ def test_metas_own_file(perception_encoder: Reference, tmp_path: Path) -> None:
         clipbias.load(tmp_path)
 
 
-def test_chinese_clips_own_file(folder: Path, tmp_path: Path) -> None:
+def test_chinese_clips_own_file(folder, tmp_path):
     """OpenAI's names for images and BERT's for texts, inside a training checkpoint."""
     clip = families.reference("chinese_clip", 1, folder).clip
     theirs = safetensors.numpy.load_file(DATA / "chinese_clip" / "model.safetensors")
@@ -180,7 +180,7 @@ def test_chinese_clips_own_file(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
-def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(perception_encoder: Reference) -> None:
+def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(perception_encoder):
     clip = perception_encoder.clip
     images = perception_encoder.images
     attention = head_attention(clip.params, clip.config, images)
@@ -190,13 +190,13 @@ def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(percepti
         encode_image(clip.params, clip.config, images, patches=True)
 
 
-def test_an_activation_is_no_choice() -> None:
+def test_an_activation_is_no_choice():
     with pytest.raises(ClipbiasError, match="the activation of chinese_clip is known"):
         clipbias.load(DATA / "chinese_clip", activation="gelu")
 
 
 @pytest.mark.parametrize(("family", "number"), [case for case in heavy() if case.values[0] in NEW])
-def test_relevancy_is_that_of_whole_matrices(model: Reference) -> None:
+def test_relevancy_is_that_of_whole_matrices(model):
     """Gradients by taps; the row starts at the pooled token, or at the pooling head."""
     clip = model.clip
     task = clipbias.Task(clip, "zero_shot", CLASSES)

@@ -27,9 +27,7 @@ from clipbias.training.step import over_runs
         (None, jnp.bfloat16, 64, False),
     ],
 )
-def test_cudnn_where_it_has_a_kernel(
-    monkeypatch: pytest.MonkeyPatch, capability: str | None, dtype: Any, width: int, taken: bool
-) -> None:
+def test_cudnn_where_it_has_a_kernel(monkeypatch, capability, dtype, width, taken):
     device = types.SimpleNamespace(**({} if capability is None else {"compute_capability": capability}))
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -38,7 +36,7 @@ def test_cudnn_where_it_has_a_kernel(
 
 @pytest.mark.parametrize("tokens", [6, 7])
 @pytest.mark.parametrize("causal", [False, True])
-def test_what_cudnn_is_given_is_the_same_attention(causal: bool, tokens: int) -> None:
+def test_what_cudnn_is_given_is_the_same_attention(causal, tokens):
     """The arithmetic of the call, by XLA's products: an odd number of tokens, one more added, and its gradient."""
     q, k, v, weight = np.random.default_rng(tokens).normal(size=(4, 2, tokens, 3, 8)).astype(np.float32)
     cudnn = functools.partial(layers.cudnn_attention, implementation="xla")
@@ -57,7 +55,7 @@ def test_what_cudnn_is_given_is_the_same_attention(causal: bool, tokens: int) ->
 
 
 @pytest.mark.parametrize(("run", "runs", "images"), [(2, 4, 4), (2, 3, 4), (1, 2, 3)])
-def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, images: int) -> None:
+def test_devices_that_attend_by_themselves_find_the_same(run, runs, images):
     """Runs side by side on a mesh, split along its axis `run` or not, and images that `data` does not divide."""
     mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
     values = np.random.default_rng(run).normal(size=(4, runs, images, 7, 3, 8))

@@ -61,7 +61,7 @@ def program(run: Callable, *inputs: Any) -> str:
 
 
 @pytest.mark.ci
-def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
+def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions():
     variables = jax.jit(MODULE.init)(jax.random.key(0))
     assert set(variables) == {"params"}
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables["params"])
@@ -89,7 +89,7 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
     ids=lambda observation: "+".join(observation),
 )
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_a_tower_is_the_functions_program(params: Any, adaptation: Adaptation, tower: str, observation: dict) -> None:
+def test_a_tower_is_the_functions_program(params, adaptation, tower, observation):
     encode, inputs = (encode_image, IMAGES) if tower == "image" else (encode_text, IDS)
     if "taps" in observation:
         rows, tokens = (len(IMAGES), 8) if tower == "image" else (len(IDS), 7)
@@ -116,7 +116,7 @@ def test_a_tower_is_the_functions_program(params: Any, adaptation: Adaptation, t
         assert result != program(lambda *both: encode(both[0], CONFIG, inputs, both[1])[0], params, adaptation)
 
 
-def test_both_towers_or_one(params: Any, adaptation: Adaptation) -> None:
+def test_both_towers_or_one(params, adaptation):
     def images(params: Any) -> jax.Array:
         return encode_image(params, CONFIG, IMAGES, adaptation)[0]
 
@@ -134,7 +134,7 @@ def test_both_towers_or_one(params: Any, adaptation: Adaptation) -> None:
     assert bound == program(images, params)
 
 
-def test_part_of_another_module(params: Any) -> None:
+def test_part_of_another_module(params):
     class Classifier(nn.Module):
         """CLIP's image tower with a linear head."""
 

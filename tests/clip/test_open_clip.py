@@ -36,7 +36,7 @@ def rewrite(folder: Path, edit: Callable[[dict], object]) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
-def test_what_a_configuration_says(folder: Path) -> None:
+def test_what_a_configuration_says(folder):
     def edit(content: dict) -> None:
         content["model_cfg"]["vision_cfg"] |= {
             "norm_kwargs": {"eps": 1e-6},
@@ -65,7 +65,7 @@ def test_what_a_configuration_says(folder: Path) -> None:
         ("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", None, "gelu"),
     ],
 )
-def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, setting, activation: str) -> None:
+def test_an_activation_that_is_left_out(folder, monkeypatch, name, setting, activation):
     change(folder, lambda content: content["model_cfg"].pop("quick_gelu", None))
     if setting is not None:
         change(folder, lambda content: content["model_cfg"].update(quick_gelu=setting))
@@ -74,7 +74,7 @@ def test_an_activation_that_is_left_out(folder: Path, monkeypatch, name: str, se
     assert clipbias.load(name).config.vision.activation == activation
 
 
-def test_names_of_a_text_tower_of_its_own_and_a_scale_in_a_list(folder: Path) -> None:
+def test_names_of_a_text_tower_of_its_own_and_a_scale_in_a_list(folder):
     whole = clipbias.load(folder)
 
     def edit(tensors: dict) -> None:
@@ -86,7 +86,7 @@ def test_names_of_a_text_tower_of_its_own_and_a_scale_in_a_list(folder: Path) ->
     assert clipbias.load(folder).fingerprint == whole.fingerprint
 
 
-def test_a_type_that_numpy_lacks(folder: Path) -> None:
+def test_a_type_that_numpy_lacks(folder):
     content = (folder / WEIGHTS).read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -105,7 +105,7 @@ def bare(folder: Path, name: str = "epoch_1.pt", **more: np.ndarray) -> Path:
     return folder / name
 
 
-def test_a_training_checkpoint_is_described_by_what_lies_beside_it(folder: Path) -> None:
+def test_a_training_checkpoint_is_described_by_what_lies_beside_it(folder):
     whole = clipbias.load(folder)
     path = bare(folder)
     assert clipbias.load(path).fingerprint == whole.fingerprint
@@ -121,7 +121,7 @@ def test_a_training_checkpoint_is_described_by_what_lies_beside_it(folder: Path)
     assert clipbias.load(path, activation="gelu", tokenizer=FORMATS / "open_clip").config.text.activation == "gelu"
 
 
-def test_wide_towers_need_a_configuration(folder: Path) -> None:
+def test_wide_towers_need_a_configuration(folder):
     """Their heads are 80 wide or more, which no shape tells: numbers would be wrong without a word."""
     path = bare(folder, **{"visual.conv1.weight": np.zeros((1280, 3, 4, 4), np.float16)})
     (folder / CONFIG).unlink()
@@ -129,13 +129,13 @@ def test_wide_towers_need_a_configuration(folder: Path) -> None:
         clipbias.load(path, activation="gelu")
 
 
-def test_openais_own_file_has_quick_gelu(folder: Path) -> None:
+def test_openais_own_file_has_quick_gelu(folder):
     change(folder, lambda content: content["model_cfg"].update(quick_gelu=False))  # of another model in that folder
     path = bare(folder, **{name: np.asarray(1, np.int64) for name in tables.OPENAI_BUFFERS})
     assert clipbias.load(path).config.vision.activation == "quick_gelu"
 
 
-def test_hugging_face_names_in_a_file(tmp_path: Path) -> None:
+def test_hugging_face_names_in_a_file(tmp_path):
     path = Path(shutil.copytree(FORMATS / "torch", tmp_path / "m")) / "pytorch_model.bin"
     whole = clipbias.load(path)
     path.with_name("config.json").unlink()
@@ -143,7 +143,7 @@ def test_hugging_face_names_in_a_file(tmp_path: Path) -> None:
     assert (clip.fingerprint, clip.config) == (whole.fingerprint, whole.config)
 
 
-def test_the_table_gives_back_what_open_clip_wrote() -> None:
+def test_the_table_gives_back_what_open_clip_wrote():
     clip = clipbias.load(FORMATS / "open_clip")
     written = load_file(FORMATS / "open_clip" / WEIGHTS)
     again = checkpoint.to_tensors(clip.config, clip.params, tables.OPEN_CLIP)

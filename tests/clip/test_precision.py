@@ -1,7 +1,6 @@
 """Compute types: which there are, what a device takes by itself, and how exact each one's products are."""
 
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 import experiments.train
-from clipbias.clip import Clip, encode_image
+from clipbias.clip import encode_image
 from clipbias.clip.precision import DEFAULT_DTYPES, Target, cast_weights, resolve
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
@@ -25,30 +24,30 @@ NAMES = ["cat", "maine coon"]
 @pytest.mark.parametrize(
     ("platform", "device"), [("cpu", "CPU"), ("gpu", "GPU"), ("cuda", "GPU"), ("rocm", "GPU"), ("tpu", "TPU")]
 )
-def test_auto_is_by_device(platform: str, device: str) -> None:
+def test_auto_is_by_device(platform, device):
     assert resolve("auto", platform) == DEFAULT_DTYPES[device]
     assert [resolve(name, platform) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
 
 
-def test_a_type_that_the_device_lacks_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_type_that_the_device_lacks_is_refused(model, tmp_path):
     assert resolve("tensorfloat32", "cuda") == "tensorfloat32" and resolve("bfloat16_3x", "tpu") == "bfloat16_3x"
     message = binaries.refusal_here(experiments.train, {"model": str(model), "dtype": "tensorfloat32"}, tmp_path / "w")
     assert "only a GPU has, and this is a CPU" in message and not (tmp_path / "w").exists()
 
 
-def test_a_task_refuses_a_type_that_the_device_lacks(clip: Clip) -> None:
+def test_a_task_refuses_a_type_that_the_device_lacks(clip):
     for platform, dtype in (("cpu", "tensorfloat32"), ("gpu", "bfloat16_3x"), ("tpu", "tensorfloat32")):
         with traced_for(Target(platform)), pytest.raises(ClipbiasError, match="which only a"):
             Task(clip, "bias", NAMES, dtype=dtype)
 
 
-def test_a_task_knows_what_auto_became(clip: Clip) -> None:
+def test_a_task_knows_what_auto_became(clip):
     assert Task(clip, "bias", NAMES, dtype="auto").classifier.dtype == "float32"
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> None:
+def test_no_product_of_a_step_is_left_to_the_device(clip, dtype):
     """Float32 factors are multiplied as the type's name says, or more exactly; half precision has no choice."""
     task = Task(clip, make_method("ivlp"), NAMES, dtype=dtype)
     recipe = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
@@ -64,7 +63,7 @@ def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> N
 
 
 @pytest.mark.ci
-def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip: Clip) -> None:
+def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip):
     mesh = meshes.single_device()
     placed = meshes.place_weights(mesh, clip.params, "bfloat16")
     shapes = meshes.place_weights(mesh, clip.params, "bfloat16", shapes=True)

@@ -93,7 +93,7 @@ def recipes(folder: Path) -> dict[str, Preprocessing]:
     return by_source | {f"open_clip.{name}": of_open_clip(w, SIZE) for name, w in OPEN_CLIP.items()}
 
 
-def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
+def test_pixels_equal_the_publishers(tmp_path):
     expected = safetensors.numpy.load_file(EXPECTED)
     made = recipes(tmp_path)
     assert made.keys() == expected.keys()
@@ -103,7 +103,7 @@ def test_pixels_equal_the_publishers(tmp_path: Path) -> None:
             assert np.abs(ours - theirs).max() < ROUNDING, (name, picture)
 
 
-def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp_path: Path) -> None:
+def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp_path):
     """Transparency, palettes, grey and ink, by the rule of each library."""
     names = []
     for name, image in pictures().items():
@@ -121,13 +121,13 @@ def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp
     assert plain == [f"{name}.png" for name in ("square", "margin of 3", "another margin of 3", "odd", "small", "grey")]
 
 
-def test_what_is_written_gives_the_same_pixels(tmp_path: Path) -> None:
+def test_what_is_written_gives_the_same_pixels(tmp_path):
     for name, preprocessing in recipes(tmp_path).items():
         again = read(json.loads(preprocessor_json(preprocessing)), tmp_path)
         assert again == preprocessing, name
 
 
-def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path: Path) -> None:
+def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path):
     transformers = pytest.importorskip("transformers")
     expected = safetensors.numpy.load_file(EXPECTED)
     for name in TRANSFORMERS:
@@ -138,7 +138,7 @@ def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path: Path) -
             assert np.abs(ours - theirs).max() < ROUNDING, name
 
 
-def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
+def test_grey_of_16_bits_keeps_its_levels(tmp_path):
     image = grey_of_16_bits()
     upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     for name, preprocessing in recipes(tmp_path).items():
@@ -147,7 +147,7 @@ def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
         assert np.ptp(levels) > 0.1
 
 
-def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path) -> None:
+def test_processor_config_counts_where_it_has_the_images_settings(tmp_path):
     read(TRANSFORMERS["clip"], tmp_path)
     assert read({"processor_class": "CLIPProcessor"}, tmp_path, "processor_config.json").resizing.whole is False
     square = read({"image_processor": TRANSFORMERS["siglip"]}, tmp_path, "processor_config.json")
@@ -167,13 +167,13 @@ def test_processor_config_counts_where_it_has_the_images_settings(tmp_path: Path
         ("is not a preprocessor configuration", {"image_std": [0.5, 0, 0.5]}),
     ],
 )
-def test_what_cannot_be_followed_is_refused_by_name(words: str, content: dict, tmp_path: Path) -> None:
+def test_what_cannot_be_followed_is_refused_by_name(words, content, tmp_path):
     with pytest.raises(clipbias.ClipbiasError, match=rf"^/.*preprocessor_config\.json {words}"):
         read(TRANSFORMERS["clip"] | content, tmp_path)
 
 
 @pytest.mark.parametrize("wishes", [{"resize_mode": "longest"}, {"interpolation": "area"}, {"mode": "L"}])
-def test_what_open_clip_asks_for_and_cannot_have(wishes: dict) -> None:
+def test_what_open_clip_asks_for_and_cannot_have(wishes):
     (name, value) = next(iter(wishes.items()))
     with pytest.raises(clipbias.ClipbiasError, match=rf"preprocess_cfg\.{name} = '{value}'; clipbias follows"):
         of_open_clip(wishes, 8)

@@ -76,7 +76,7 @@ def owners() -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_the_owners(kind: str, owners: dict[str, list[list[int]]]) -> None:
+def test_equals_the_owners(kind, owners):
     folder, family, cleaning = KINDS[kind]
     if folder == "sentencepiece":
         pytest.importorskip("sentencepiece")
@@ -86,6 +86,6 @@ def test_equals_the_owners(kind: str, owners: dict[str, list[list[int]]]) -> Non
 
 
 @pytest.mark.ci
-def test_clips_own_vocabulary_equals_open_clips(owners: dict[str, list[list[int]]]) -> None:
+def test_clips_own_vocabulary_equals_open_clips(owners):
     for text, ids in zip(ODD_TEXTS, owners["clip"], strict=True):
         assert encode(clip_tokenizer(), [text])[0] == ids, text

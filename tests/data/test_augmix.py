@@ -19,7 +19,7 @@ def crop() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", reference.OPERATIONS)
-def test_operations_equal_numpy(name: str, crop: np.ndarray) -> None:
+def test_operations_equal_numpy(name, crop):
     changed = 0
     for level in (0.1, 0.4, 0.7, 0.999):
         for sign in (-1, 1):
@@ -29,14 +29,14 @@ def test_operations_equal_numpy(name: str, crop: np.ndarray) -> None:
     assert changed >= 2 and OPERATIONS.keys() == reference.OPERATIONS.keys()
 
 
-def test_flat_images_stay_as_they_are() -> None:
+def test_flat_images_stay_as_they_are():
     flat = np.full((8, 8, 3), 90, np.uint8)
     for name in ("autocontrast", "equalize"):
         np.testing.assert_array_equal(OPERATIONS[name](Image.fromarray(flat), 0.5, 1), flat)
         np.testing.assert_array_equal(reference.OPERATIONS[name](flat, 0.5, 1), flat)
 
 
-def test_the_mixture_equals_numpy(crop: np.ndarray) -> None:
+def test_the_mixture_equals_numpy(crop):
     for seed in range(20):
         mixed = augmix(crop, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
@@ -53,12 +53,12 @@ def test_the_mixture_equals_numpy(crop: np.ndarray) -> None:
         np.testing.assert_allclose(mixed, reference.mixture(crop, chains, shares, weight), rtol=1e-6)
 
 
-def test_what_is_drawn(crop: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_drawn(crop, monkeypatch):
     """Lengths of chains, operations, levels and signs, as often as the rule has them."""
     seen: list[tuple[str, float, int]] = []
     for name in [*OPERATIONS]:
         monkeypatch.setitem(
-            OPERATIONS,  # type: ignore[arg-type]
+            OPERATIONS,
             name,
             lambda image, level, sign, name=name: seen.append((name, level, sign)) or image,
         )

@@ -32,7 +32,7 @@ def counts(part: Split | None, classes: int = 3) -> list[int]:
         ((0, 12, 12), 3),  # a class that is only named
     ],
 )
-def test_a_quarter_of_each_class_at_most(images: tuple[int, ...], count_held: int) -> None:
+def test_a_quarter_of_each_class_at_most(images, count_held):
     train = split(*images)
     held = hold_out(train, None, seed=1)
     assert held.choose is not None and held.from_training and held.calibrate is None and not held.reason
@@ -53,16 +53,14 @@ def test_a_quarter_of_each_class_at_most(images: tuple[int, ...], count_held: in
         ((0, 0, 0), "there is no training image"),
     ],
 )
-def test_a_class_with_one_or_two_images_has_none_to_spare(images: tuple[int, ...], words: str) -> None:
+def test_a_class_with_one_or_two_images_has_none_to_spare(images, words):
     train = split(*images)
     held = hold_out(train, None, seed=1, calibrates=True)
     assert held.choose is None and held.train is train and words in held.reason
 
 
 @pytest.mark.parametrize(("classes", "pictures", "rejecting"), [(2, 96, 196), (5, 90, 190), (10, 80, 180)])
-def test_a_folder_calibrates_from_as_many_pictures_on_as_the_page_says(
-    classes: int, pictures: int, rejecting: int
-) -> None:
+def test_a_folder_calibrates_from_as_many_pictures_on_as_the_page_says(classes, pictures, rejecting):
     """Ten calibration images, and the nineteen that "none of these" takes."""
     page = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
     assert f"- {classes} classes: {pictures} and {rejecting} pictures\n" in page
@@ -77,7 +75,7 @@ def test_a_folder_calibrates_from_as_many_pictures_on_as_the_page_says(
         assert calibrating(of_all // classes) >= fewest > calibrating(of_all // classes - 1)
 
 
-def test_the_validation_split_comes_first_and_no_image_has_two_uses() -> None:
+def test_the_validation_split_comes_first_and_no_image_has_two_uses():
     train = split(50, 50, 50)
     held = hold_out(train, split(9, 40, 1, name="v"), seed=1)
     assert counts(held.choose) == [9, 16, 1] and held.calibrate is None and not held.from_training
@@ -92,7 +90,7 @@ def test_the_validation_split_comes_first_and_no_image_has_two_uses() -> None:
     assert counts(held.choose) == [3, 3, 4] and counts(held.calibrate) == [3, 3, 4]
 
 
-def test_a_protocol_by_the_rule() -> None:
+def test_a_protocol_by_the_rule():
     """Images of the test split are no validation images, and training images never calibrate."""
     dataset = Dataset("d", ("a", "b", "c"), "a {}.", {"train": split(8, 8, 8), "test": split(4, 4, 4, name="t")})
     protocol = held_out.by_the_rule(protocols.few_shot(dataset, shots=4, seed=3), 3)
@@ -107,7 +105,7 @@ def test_a_protocol_by_the_rule() -> None:
     assert counts(protocol.validation()) == counts(protocol.calibration()) == [4, 4, 4]
 
 
-def test_a_shot_of_each_class_is_held_out() -> None:
+def test_a_shot_of_each_class_is_held_out():
     """It never trains, and nothing calibrates; a class with one image keeps it."""
     splits = {"train": split(8, 1, 8), "val": split(8, 8, 8, name="v"), "test": split(4, 4, 4, name="t")}
     protocol = protocols.few_shot(Dataset("d", ("a", "b", "c"), "a {}.", splits), shots=4, seed=3)
@@ -122,7 +120,7 @@ def test_a_shot_of_each_class_is_held_out() -> None:
     assert other is not None and other.keys != choosing.keys
 
 
-def test_what_is_left_to_calibrate_has_no_other_use() -> None:
+def test_what_is_left_to_calibrate_has_no_other_use():
     """All validation images where nothing is selected; of many, as many of each class; training images never."""
     train, test = split(8, 8, 8), split(4, 4, 4, name="t")
     bare = Dataset("d", ("a", "b", "c"), "a {}.", {"train": train, "test": test})

@@ -65,7 +65,7 @@ def content(split: Split) -> list[object]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(first=LISTS, second=LISTS, in_memory=st.booleans())
-def test_digests_are_equal_where_the_lists_are(roots: Path, first: Drawn, second: Drawn, in_memory: bool) -> None:
+def test_digests_are_equal_where_the_lists_are(roots, first, second, in_memory):
     make = of_memory if in_memory else of_files
     if not (first[1] and second[1]):
         return
@@ -82,7 +82,7 @@ def test_digests_are_equal_where_the_lists_are(roots: Path, first: Drawn, second
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(first=LISTS, second=LISTS)
-def test_images_are_told_apart_by_their_files(roots: Path, first: Drawn, second: Drawn) -> None:
+def test_images_are_told_apart_by_their_files(roots, first, second):
     """What one list has and another has not, and what a cache that both share gives for each."""
     if not (first[1] and second[1]):
         return
@@ -96,7 +96,7 @@ def test_images_are_told_apart_by_their_files(roots: Path, first: Drawn, second:
             np.testing.assert_array_equal(images.decoded(index), split.image(index))
 
 
-def test_folders_of_equal_names(roots: Path) -> None:
+def test_folders_of_equal_names(roots):
     one, two, link = (data.load("folder", data_dir=roots / name) for name in ("one", "two", "link"))
     for split in ("train", "val", "test"):
         assert one.split(split).keys == two.split(split).keys
@@ -108,10 +108,10 @@ def test_folders_of_equal_names(roots: Path) -> None:
     both = Dataset("both", one.class_names, "{}", {"train": one.split("train"), "val": two.split("train")})
     joined = unlabelled_images(both, one.split("test"))
     assert joined is not None and len(joined) == 2 * len(one.split("train"))
-    assert content(joined)[1] == [*content(one.split("train"))[1], *content(two.split("train"))[1]]  # type: ignore
+    assert content(joined)[1] == [*content(one.split("train"))[1], *content(two.split("train"))[1]]
 
 
-def test_a_file_that_is_replaced_is_another_image(tmp_path: Path) -> None:
+def test_a_file_that_is_replaced_is_another_image(tmp_path):
     write(tmp_path / "cat" / "a.png", 1)
     write(tmp_path / "dog" / "a.png", 2)
     before = data.load("folder", data_dir=tmp_path).split("train").stored_digest
@@ -120,7 +120,7 @@ def test_a_file_that_is_replaced_is_another_image(tmp_path: Path) -> None:
     assert data.load("folder", data_dir=tmp_path).split("train").stored_digest != before
 
 
-def test_the_sets_of_the_demo_differ() -> None:
+def test_the_sets_of_the_demo_differ():
     names = ("demo/emoji", "demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
     splits = [data.load(name).split("test") for name in names]
     assert len({split.keys for split in splits}) == 1
@@ -133,7 +133,7 @@ def lists(*pictures: bytes) -> Split:
     return Split([f"{number}.png" for number in range(len(pictures))], [0] * len(pictures), pictures.__getitem__)
 
 
-def test_lists_without_a_source_are_told_apart_by_what_is_read() -> None:
+def test_lists_without_a_source_are_told_apart_by_what_is_read():
     one, other = lists(b"a", b"b"), lists(b"a", b"c")
     assert one.digest != other.digest and one.digest == one.subset([0, 1]).digest
     assert one.stored_digest == lists(b"a", b"b").stored_digest != other.stored_digest
@@ -142,12 +142,12 @@ def test_lists_without_a_source_are_told_apart_by_what_is_read() -> None:
     assert labelled.digest != one.digest and labelled.stored_digest != one.stored_digest
 
 
-def test_rows_of_two_tables_are_two_images() -> None:
+def test_rows_of_two_tables_are_two_images():
     train, validation = (from_hub_dataset(table(first, first + 5)).split("train") for first in (0, 5))
     assert train.keys == validation.keys
     assert len(validation.without(train)) == 5 and train.stored_digest != validation.stored_digest
     named = table()
-    named._fingerprint = "3f2a"  # type: ignore[attr-defined]
+    named._fingerprint = "3f2a"
     again = from_hub_dataset(named).split("train")
     assert again.digest == from_hub_dataset(named).split("train").digest
     assert again.stored_digest == from_hub_dataset(named).split("train").stored_digest

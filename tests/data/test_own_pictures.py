@@ -2,7 +2,6 @@
 
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 import pillow_heif
@@ -49,7 +48,7 @@ def turned(orientation: int, exif: bytes | None = None) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", list(STORED))
-def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientation: int, tmp_path: Path) -> None:
+def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientation, tmp_path):
     path = tmp_path / "cat" / "a.png"
     path.parent.mkdir()
     path.write_bytes(turned(orientation))
@@ -76,14 +75,12 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\5\0"])
-def test_damaged_exif_data_cost_no_picture(exif: bytes, tmp_path: Path) -> None:
+def test_damaged_exif_data_cost_no_picture(exif, tmp_path):
     (tmp_path / "a.png").write_bytes(turned(1, b"Exif\0\0" + exif))
     np.testing.assert_array_equal(to_picture(tmp_path / "a.png"), UPRIGHT)
 
 
-def test_pictures_in_formats_that_are_not_read_are_counted_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_in_formats_that_are_not_read_are_counted_and_named(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(transforms, "is_installed", lambda: False)
     for number in range(4):
         write(tmp_path / "cat" / f"{number}.jpg", number)
@@ -107,7 +104,7 @@ def test_pictures_in_formats_that_are_not_read_are_counted_and_named(
         find_images(str(tmp_path / "cat"))
 
 
-def test_heic_is_read(tmp_path: Path) -> None:
+def test_heic_is_read(tmp_path):
     smooth = np.asarray(Image.fromarray(UPRIGHT).resize((90, 60), Image.Resampling.BICUBIC))
     pillow_heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "a.heic", quality=95)
     assert find_images(str(tmp_path)) == [tmp_path / "a.heic"]
@@ -121,7 +118,7 @@ def zero_shot(clip: Clip) -> TunedModel:
 
 
 @pytest.mark.ci
-def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, tmp_path: Path) -> None:
+def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot, tmp_path):
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(5)]
     files[1].write_bytes(files[1].read_bytes()[:-200])
     lazy = Image.open(io.BytesIO(files[1].read_bytes()))  # Pillow finds out when it needs the pixels
@@ -150,7 +147,7 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot: TunedModel, 
 
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:there are no validation images")
-def test_training_leaves_out_what_cannot_be_read(clip: Clip, tmp_path: Path) -> None:
+def test_training_leaves_out_what_cannot_be_read(clip, tmp_path):
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
     files[1].write_bytes(b"")
     labels = ["cat", "cat", "dog", "dog"]
@@ -161,8 +158,8 @@ def test_training_leaves_out_what_cannot_be_read(clip: Clip, tmp_path: Path) -> 
     assert np.isfinite(model.predict(files[2:]).probabilities).all()
 
 
-def test_images_of_a_batch_are_counted_once() -> None:
-    images = UserImages([b"", "nowhere.png"])  # type: ignore[list-item]
+def test_images_of_a_batch_are_counted_once():
+    images = UserImages([b"", "nowhere.png"])
     with pytest.raises(ClipbiasError, match="image 0 is b''; give a path"):
         images.decoded(0)
     with pytest.raises(UnreadableImage):

@@ -123,14 +123,14 @@ def folders(served: Bucket, tmp_path: Path) -> data.Dataset:
     return dataset
 
 
-def test_shards_open_by_their_index_alone(served, folders) -> None:
+def test_shards_open_by_their_index_alone(served, folders):
     data.load("ucf101", data_dir=GS)
     assert served.ranges == [] and INDEX in served.read_objects
     assert_same(data.load("ucf101", data_dir=GS), folders)
     assert {path.rpartition("-train.")[2][:12] for path, _ in served.ranges} >= {"array_record"}
 
 
-def test_records_that_tfds_has_prepared(served, tmp_path) -> None:
+def test_records_that_tfds_has_prepared(served, tmp_path):
     records = [(image(number), ["cat", "dog"][number % 2], str(number)) for number in range(6)]
     prepare(tmp_path / "tfds", "pets", ["cat", "dog"], {"train": records, "test": records[:2]}, id_feature=None)
     upload(served, tmp_path / "tfds")
@@ -139,7 +139,7 @@ def test_records_that_tfds_has_prepared(served, tmp_path) -> None:
         assert there.splits[name].keys == split.keys and there.splits[name].read(0) == split.read(0)
 
 
-def test_a_record_that_cannot_be_read_is_one_sentence(served, folders) -> None:
+def test_a_record_that_cannot_be_read_is_one_sentence(served, folders):
     split = data.load("ucf101", data_dir=GS).split("train")
     for path in served.find(GS):
         if "-train.array_record" in path:

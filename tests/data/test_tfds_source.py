@@ -233,13 +233,13 @@ def assert_opens(root: Path, dataset: data.Dataset) -> None:
     assert_same(data.load("ucf101", data_dir=root), dataset)
 
 
-def test_it_is_made_with_the_shards_and_belongs_to_a_copy(built, copied) -> None:
+def test_it_is_made_with_the_shards_and_belongs_to_a_copy(built, copied):
     root, read = copied
     assert_opens(root, built[1])
     assert read == []
 
 
-def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
+def test_without_one_the_records_are_read_once(built, copied, caplog):
     root, read = copied
     index_of(root).unlink()
     with caplog.at_level("INFO"):
@@ -251,7 +251,7 @@ def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
         assert sorted(made) == sorted(first) and all((made[name] == first[name]).all() for name in made)
 
 
-def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog) -> None:
+def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog):
     root, read = copied
     index_of(root).unlink()
     original = tfds.atomic_path
@@ -274,7 +274,7 @@ def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, c
 
 
 @pytest.mark.parametrize("damage", ["cut", "of", "labels", "ids"])
-def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage) -> None:
+def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage):
     root, read = copied
     index = index_of(root)
     content = index.read_bytes()
@@ -289,7 +289,7 @@ def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage) ->
     assert read == ["train"]
 
 
-def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch) -> None:
+def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "FILE_BYTES", 2 * len(built[1].splits["train"].read(0)))
     monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)  # none is asked to shuffle
     shards.build(built[1], tmp_path)

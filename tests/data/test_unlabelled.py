@@ -20,18 +20,18 @@ def read(images: Split | None) -> list[bytes]:
     return [images.read(index) for index in range(len(images))]
 
 
-def test_training_and_validation_images_each_once() -> None:
+def test_training_and_validation_images_each_once():
     assert read(unlabelled_images(DATA, DATA.split("test"))) == [b"a", b"b", b"c"]
 
 
-def test_no_image_that_is_evaluated() -> None:
+def test_no_image_that_is_evaluated():
     assert read(unlabelled_images(DATA, DATA.split("val"))) == [b"a", b"b"]
     assert read(unlabelled_images(DATA, DATA.split("train"))) == [b"c"]
     alone = dataclasses.replace(DATA, splits={"test": split("d")})
     assert unlabelled_images(alone, alone.split("test")) is None
 
 
-def test_a_fifth_is_held_back_whatever_the_labels() -> None:
+def test_a_fifth_is_held_back_whatever_the_labels():
     images = split(*map(str, range(50)))
     fitted, held_back, rest = divide_unlabelled(images)
     assert (len(fitted), len(held_back), len(rest)) == (40, 10, 0)

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image as Pillow
 
 import clipbias
 from clipbias import data
-from clipbias.clip import Clip
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.sources import open_images
 from clipbias.data.tables import from_hub_dataset
@@ -80,12 +78,12 @@ def table(first: int = 0, last: int = 10, **features: Any) -> Table:
     columns = {
         "text": ["a"] * (last - first),
         "image": [{"bytes": encoded(pixels), "path": None} for pixels in PIXELS[first:last]],
-        "label": [FEATURES["label"].names.index(label) for label in LABELS[first:last]],  # type: ignore[attr-defined]
+        "label": [FEATURES["label"].names.index(label) for label in LABELS[first:last]],
     }
     return Table(columns, {**FEATURES, **features})
 
 
-def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path: Path) -> None:
+def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path):
     path = write(tmp_path / "a.png", 7)
     mixed = [path, Pillow.fromarray(PIXELS[1]), *PIXELS[2:]]
     dataset = data.from_arrays(mixed, LABELS)
@@ -109,7 +107,7 @@ def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path: Path) -> None
     )
 
 
-def test_splits_may_be_given() -> None:
+def test_splits_may_be_given():
     splits = ["train", "test", "train", "train", "validation"] * 2
     dataset = data.from_arrays(
         np.stack([x[:, :10] for x in PIXELS]), LABELS, splits=splits, template="a {}.", name="pets"
@@ -127,7 +125,7 @@ def equal(split: Split, numbers: Sequence[int]) -> None:
         np.testing.assert_array_equal(split.image(row), PIXELS[number])
 
 
-def test_tables_of_hugging_face() -> None:
+def test_tables_of_hugging_face():
     dataset = from_hub_dataset(table())
     assert dataset.class_names == ("cat", "dog")
     equal(dataset.split("train"), range(10))
@@ -138,12 +136,12 @@ def test_tables_of_hugging_face() -> None:
     assert len({key for split in of_splits.splits.values() for key in split.keys}) == 10
 
 
-def test_an_image_of_hugging_face_may_lie_in_a_file(tmp_path: Path) -> None:
+def test_an_image_of_hugging_face_may_lie_in_a_file(tmp_path):
     files = table()
     path = tmp_path / "x.png"
     path.write_bytes(encoded(PIXELS[3]))
     files.columns["image"][3].update(bytes=None, path=str(path))
-    files.columns["image"][4] = None  # type: ignore[index]
+    files.columns["image"][4] = None
     split = from_hub_dataset(files).split("train")
     np.testing.assert_array_equal(split.image(3), PIXELS[3])
     with pytest.raises(ClipbiasError, match=r"row 4 of the dataset has no image; .*on_image_error=skip"):
@@ -171,21 +169,21 @@ def stream() -> Any:
         ("different classes", {"train": table(), "test": table(label=ClassLabel(["dog", "cat"]))}),
     ],
 )
-def test_tables_that_cannot_be_used(words: str, source: Any) -> None:
+def test_tables_that_cannot_be_used(words, source):
     with pytest.raises(ClipbiasError, match=words):
         open_images(source)
 
 
-def test_rows_without_a_label_are_named() -> None:
+def test_rows_without_a_label_are_named():
     unlabelled = table()
-    unlabelled.columns["label"][2] = -1  # type: ignore[index]
+    unlabelled.columns["label"][2] = -1
     with pytest.raises(
         ClipbiasError, match="row 2 of the dataset has the label -1, which is no class; leave such rows"
     ):
         open_images(unlabelled)
 
 
-def test_paths_are_opened(tmp_path: Path) -> None:
+def test_paths_are_opened(tmp_path):
     for name in ("cat", "dog"):
         for number in range(4):
             write(tmp_path / "pets" / name / f"{number}.png", number)
@@ -209,7 +207,7 @@ def test_paths_are_opened(tmp_path: Path) -> None:
 
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:(the tuned model|there are no validation images)")
-def test_fit_and_evaluate_take_them_as_they_are(clip: Clip, tmp_path: Path) -> None:
+def test_fit_and_evaluate_take_them_as_they_are(clip, tmp_path):
     """The numbers are those of pictures with labels beside them."""
     splits = ["train"] * 4 + ["val"] * 2 + ["test"] * 4
     for number, (pixels, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
@@ -232,5 +230,5 @@ def test_fit_and_evaluate_take_them_as_they_are(clip: Clip, tmp_path: Path) -> N
     np.testing.assert_allclose(fitted(table(0, 4)), fitted(PIXELS[:4], LABELS[:4]), rtol=1e-3, atol=1e-5)
     accuracy = model.evaluate(PIXELS[6:], LABELS[6:])
     for tested in (memory, table(6, 10), tmp_path):
-        evaluated = model.evaluate(tested)  # type: ignore[arg-type]
+        evaluated = model.evaluate(tested)
         assert len(evaluated.labels) == 4 and evaluated.accuracy == accuracy.accuracy

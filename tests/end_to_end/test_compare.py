@@ -1,9 +1,6 @@
 """A results file beside published numbers."""
 
 import json
-from pathlib import Path
-
-import pytest
 
 import experiments.table1
 from clipbias.data import catalog
@@ -17,7 +14,7 @@ def rows(datasets: tuple[str, ...]) -> str:
     return "".join(json.dumps({**names, **facts, "dataset": dataset}) + "\n" for dataset in datasets)
 
 
-def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare(tmp_path, monkeypatch):
     """Without its pictures, which `tests/report` draws."""
     (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN[1:]))
     compare = {"compare": True}

@@ -23,9 +23,7 @@ def settings(adapters: list[str], model: Path, images: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.ci
-def test_the_same_command_is_done_and_others_are_refused_before_a_fit(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_command_is_done_and_others_are_refused_before_a_fit(settings, tmp_path, monkeypatch):
     work, out = tmp_path / "work", tmp_path / "out"
     printed, said = succeed_here(experiments.distil, settings, work)
     assert f"the result is written to {out}, everything else to {work}" in said
@@ -39,9 +37,7 @@ def test_the_same_command_is_done_and_others_are_refused_before_a_fit(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == files
 
 
-def test_a_folder_that_holds_something_else_is_refused_before_a_fit(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_holds_something_else_is_refused_before_a_fit(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.distil, "distil_model", never)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()

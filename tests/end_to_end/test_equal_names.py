@@ -65,9 +65,7 @@ def accuracies(adapter: Path, folders: tuple[Path, Path]) -> tuple[float, float]
     return first, second
 
 
-def test_train(
-    model: Path, folders: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train(model, folders, run, tmp_path, monkeypatch):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(train, "run_group", never)
     refusal = refusal_here(train, settings_of(model, folders[1]), tmp_path)
@@ -78,7 +76,7 @@ def test_train(
     assert accuracies(run, folders)[0] == pytest.approx(row["accuracy"])
 
 
-def test_table1(model: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_table1(model, folders, tmp_path):
     """Files of the second sweep have the names of the first, which so is run again: zero-shot, and what is trained."""
     methods = ("zero_shot", "bias")
     grid = RECIPE | {"model": str(model), "datasets": ("folder",), "methods": methods, "shots": (2,), "seeds": (1,)}
@@ -98,7 +96,7 @@ def test_table1(model: Path, folders: tuple[Path, Path], tmp_path: Path) -> None
     assert rows_of(folders[0], tmp_path / "both") == first
 
 
-def test_evaluate(folders: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
+def test_evaluate(folders, run, tmp_path):
     expected = accuracies(run, folders)
     settings = {"adapters": str(run), "dataset": "folder"}
     for number, folder in enumerate(folders):
@@ -108,7 +106,7 @@ def test_evaluate(folders: tuple[Path, Path], run: Path, tmp_path: Path) -> None
     assert "holds the evaluation of another adapter or of other images" in refusal
 
 
-def test_explain(folders: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
+def test_explain(folders, run, tmp_path):
     """The predictions of the run lie beside its adapter, and the sums of a study in its folder."""
     expected = accuracies(run, folders)
     for name, number in (("both", 0), ("both", 1), ("fresh", 1)):
@@ -122,7 +120,7 @@ def test_explain(folders: tuple[Path, Path], run: Path, tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, both, fresh)
 
 
-def test_distil(folders: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distil(folders, run, tmp_path, monkeypatch):
     def stop(*_: Any) -> Any:
         raise ClipbiasError("the disk is full.")
 
@@ -150,7 +148,7 @@ def test_distil(folders: tuple[Path, Path], run: Path, tmp_path: Path, monkeypat
     assert "certified exists already" in refusal_here(distil, FORM | files, tmp_path / "both")
 
 
-def test_predict(folders: tuple[Path, Path], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict(folders, run, tmp_path, monkeypatch):
     """A line of a table is of one file, from whatever folder the command is run."""
 
     def lines(folder: Path, images: str, name: str) -> list[list[str]]:
@@ -169,7 +167,7 @@ def test_predict(folders: tuple[Path, Path], run: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.filterwarnings("ignore:the tuned model is no better than zero-shot")
-def test_python(model: Path, folders: tuple[Path, Path]) -> None:
+def test_python(model, folders):
     """In one process, the folders by turns, and both in one call."""
     clip = clipbias.load(model)
     sets = [data.load("folder", data_dir=folder) for folder in folders]

@@ -90,7 +90,7 @@ def images(clip: Clip) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FIRST.values())
-def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, clip: Clip, tmp_path: Path) -> None:
+def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name, clip, tmp_path):
     task = Task(clip, name, NAMES, **OPTIONS.get(name, {}))
     learnables = tuned(task)
     path = tmp_path / "adapter.safetensors"
@@ -111,9 +111,7 @@ def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, cl
 
 
 @pytest.mark.parametrize("name", helpers.short(FIRST.values(), *COVERING))
-def test_an_exported_file_has_the_logits_that_are_explained(
-    name: str, clip: Clip, images: np.ndarray, tmp_path: Path
-) -> None:
+def test_an_exported_file_has_the_logits_that_are_explained(name, clip, images, tmp_path):
     """What other programs load has the logits that relevancy explains, or the task's; else it is refused in a sentence.
 
     That the task's own are those of the method is found number by number in `tests/tuning`.

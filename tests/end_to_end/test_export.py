@@ -20,7 +20,7 @@ BASE = str(DATA / "tiny_quick_gelu")
 
 
 @pytest.mark.ci
-def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path) -> None:
+def test_an_adapter_of_prompts_and_one_of_biases(tmp_path):
     printed, _ = succeed_here(export, {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "prompts")})
     assert "adapter_format_1.safetensors as a program:" in printed and "classifier.stablehlo" in printed
     task = clipbias.Task(clipbias.load(BASE), "bias", ("cat", "dog"))
@@ -30,7 +30,7 @@ def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path) -> None:
     assert clipbias.load(tmp_path / "biases").fingerprint == task.clip.fingerprint  # biases of zero
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
     full, out = str(tmp_path / "full"), str(tmp_path / "out")
@@ -44,9 +44,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("notice", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_a_notice_to_stop_during_the_write_leaves_nothing(
-    notice: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notice_to_stop_during_the_write_leaves_nothing(notice, status, tmp_path, monkeypatch):
     original = clipbias.export.folder.write_text
 
     def stopped(path: Path, text: str) -> None:

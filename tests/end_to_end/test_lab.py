@@ -1,7 +1,6 @@
 """The whole work of a lab in miniature: three sweeps, the causal test, and rows made anew."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ SMALL = {
 }
 
 
-def test_the_sweeps_of_the_eleven_datasets() -> None:
+def test_the_sweeps_of_the_eleven_datasets():
     sweeps = experiments.lab.stages(from_config(settings.LabSettings, settings.get_config()))
     assert {name: (len(stage.methods), stage.shots, stage.seeds, stage.protocol) for name, stage in sweeps.items()} == {
         "few_shot": (13, (1, 2, 4, 8), (1, 2, 3), "few_shot"),  # zero-shot CLIP sees no images
@@ -37,7 +36,7 @@ def test_the_sweeps_of_the_eleven_datasets() -> None:
 
 
 @pytest.mark.long
-def test_a_lab_in_miniature(tmp_path: Path) -> None:
+def test_a_lab_in_miniature(tmp_path):
     workdir = tmp_path / "lab"
     binaries.succeed_here(experiments.lab, SMALL, workdir)
     assert sorted(path.parent.name for path in workdir.glob("*/results.jsonl")) == SWEEPS
@@ -54,7 +53,7 @@ def test_a_lab_in_miniature(tmp_path: Path) -> None:
     assert recompute.main([str(path.parent)]) == 1
 
 
-def test_a_part_waits_for_the_adapters_of_others(tmp_path: Path) -> None:
+def test_a_part_waits_for_the_adapters_of_others(tmp_path):
     config = settings.get_config("demo")
     (sentence,) = experiments.lab.causal_tests(from_config(settings.LabSettings, config), tmp_path)
     assert sentence.startswith("the causal test on demo/fashion lacks 4 adapters")

@@ -31,7 +31,7 @@ from tests.end_to_end.binaries import (
 )
 
 
-def test_a_name_may_have_a_comma(tmp_path: Path) -> None:
+def test_a_name_may_have_a_comma(tmp_path):
     (tmp_path / "a, b").mkdir()
     files = [tmp_path / "a, b" / "it's, c.png", tmp_path / "d.png"]
     for file in files:
@@ -45,7 +45,7 @@ def test_a_name_may_have_a_comma(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, tmp_path: Path) -> None:
+def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model, tmp_path):
     """Also beside a method that learns of crops of each image."""
     clip = clipbias.load(model)
     names = ("cat", "dog", "bird")
@@ -203,7 +203,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.ci
-def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) -> None:
+def test_sets_and_none_of_these(calibrated, images, tmp_path):
     """Printed and saved as the model's own prediction has them."""
     picture = images / "test" / "cat"
     settings = {"images": str(picture), "adapters": str(calibrated), "coverage": 0.8, "accepted": 0.5, "top": 1}
@@ -223,9 +223,7 @@ def test_sets_and_none_of_these(calibrated: Path, images: Path, tmp_path: Path) 
 
 
 @pytest.mark.ci
-def test_a_table_goes_on_where_it_was_killed(
-    calibrated: Path, photos: list[Path], cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_goes_on_where_it_was_killed(calibrated, photos, cache, tmp_path, capsys):
     """With the lines of a table that nobody disturbed, but for the last digits that depend on the batch."""
     table = tmp_path / "answers.csv"
     settings = {"images": str(photos[0].parent), "adapters": str(calibrated), "output": str(table), "batch_size": 1}

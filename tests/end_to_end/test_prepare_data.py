@@ -2,7 +2,6 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ def root(tmp_path_factory):
     return miniatures.make_all(tmp_path_factory.mktemp("all"))
 
 
-def test_check_lists_all_fifteen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_lists_all_fifteen(root, capsys):
     assert answer_here(prepare_data, {"data_dir": str(root)}) == (1, "")
     assert sum(" differs " in line for line in capsys.readouterr().out.splitlines()) == 15
 
@@ -26,7 +25,7 @@ def test_check_lists_all_fifteen(root: Path, capsys: pytest.CaptureFixture[str])
 BUILD = {"action": "build", "datasets": ("ucf101",)}
 
 
-def test_build_then_load(root: Path, tmp_path: Path) -> None:
+def test_build_then_load(root, tmp_path):
     printed, _ = succeed_here(prepare_data, BUILD | {"data_dir": str(root), "output": str(tmp_path)})
     assert f"ucf101: {tmp_path}/ucf101_coop/1.0.0" in printed
     built, made_of = (data.load("ucf101", data_dir=place).splits["val"] for place in (tmp_path, root))
@@ -48,7 +47,7 @@ def test_a_notice_to_stop_during_a_build_leaves_nothing(root, tmp_path, monkeypa
     assert not out.exists()
 
 
-def test_mistakes_are_one_sentence(root: Path, tmp_path: Path) -> None:
+def test_mistakes_are_one_sentence(root, tmp_path):
     draw = {"action": "draw", "output": str(tmp_path / "sheet.png")}
     for settings, message in (
         ({}, "check needs --config.data_dir"),

@@ -87,7 +87,7 @@ HELPED = [
 
 
 @pytest.mark.ci
-def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache: Path, tmp_path: Path) -> None:
+def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache, tmp_path):
     (tmp_path / "syntax.py").write_text("x = (\n")
     (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     files = {"SYNTAX": str(tmp_path / "syntax.py"), "RAISES": str(tmp_path / "raises.py")}
@@ -100,9 +100,7 @@ def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache: 
 
 
 @pytest.mark.ci
-def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
-    model: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pictures, tmp_path, caplog):
     few = {"dataset": "folder", "data_dir": str(pictures), "shots": 2}
     assert "0.png" in refused(model, tmp_path / "refused", **few)
     settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", "method": "taskres", **few}
@@ -113,7 +111,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
 
 
 @pytest.mark.ci
-def test_an_adapter_of_another_model(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+def test_an_adapter_of_another_model(trained, tmp_path):
     folder, _, output = trained
     # The start is one line; the whole configuration is in the folder, whose name it has.
     assert output.startswith(f"train: everything is written to {folder}, the settings to config.json there\n")
@@ -134,7 +132,7 @@ def test_an_adapter_of_another_model(trained: tuple[Path, str, str], tmp_path: P
 
 
 @pytest.mark.ci
-def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_folders_that_may_not_be_written(model, cache, tmp_path):
     """Permission bits close the work folder and the cache; root is made to heed them."""
     heed = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
     if heed and shutil.which(heed[0]) is None:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from tests.end_to_end import binaries
 from tests.report.test_runs import state, trained
 
 
-def test_what_can_be_read_is_shown(tmp_path: Path) -> None:
+def test_what_can_be_read_is_shown(tmp_path):
     first, second = trained(tmp_path / "runs" / "one", state=state("finished")), trained(tmp_path / "runs" / "two")
     (tmp_path / "broken").mkdir()
     runs = (f"{tmp_path}/runs/*", tmp_path / "broken", tmp_path / "nowhere")
@@ -33,7 +32,7 @@ def test_what_can_be_read_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.ci
 @pytest.mark.parametrize("line", helpers.short(["", "show --help", "show --config.runs=FOLDER"], "show --help"))
-def test_a_reader_that_stops_reading_ends_a_command_quietly(line: str, tmp_path: Path) -> None:
+def test_a_reader_that_stops_reading_ends_a_command_quietly(line, tmp_path):
     """As `clipbias show --help | head` does, here before the first line."""
     words = line.replace("FOLDER", str(trained(tmp_path))).split()
     reading, writing = os.pipe()
@@ -70,7 +69,7 @@ OURS = ["error: an error of orbax", "warning: ours"]
         ("1", ["warning: of orbax", OURS[0], "warning: <string>:10: UserWarning: of Python", OURS[1]]),
     ],
 )
-def test_log_lines_are_sentences(verbosity: str, shown: list[str]) -> None:
+def test_log_lines_are_sentences(verbosity, shown):
     """Without times and numbers of threads, and those of other libraries only where they are asked for."""
     command = [sys.executable, "-c", LOGS, f"--verbosity={verbosity}"]
     done = subprocess.run(command, cwd=binaries.ROOT, capture_output=True, text=True, check=True)

@@ -15,7 +15,6 @@ import configs.explain
 import experiments.explain
 import experiments.table1
 import experiments.train
-from clipbias.clip import Clip
 from clipbias.data import demo
 from clipbias.explain import study
 from clipbias.io import PART
@@ -64,12 +63,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 @pytest.mark.ci
-def test_a_run(
-    model: Path,
-    trained: tuple[Path, str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run(model, trained, tmp_path, monkeypatch):
     """Of `train`; that a sweep continues to the same rows is found in `tests/training/test_sweep.py` too."""
     before = signal.getsignal(signal.SIGTERM)
     settings = binaries.SHORT_RUN | {"model": str(model)}
@@ -94,19 +88,7 @@ def test_a_run(
         (evaluate, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
-def test_a_sweep(
-    where: Any,
-    name: str,
-    call: int,
-    number: int,
-    status: int,
-    sentence: str,
-    model: Path,
-    whole: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_sweep(where, name, call, number, status, sentence, model, whole, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGTERM)
     signal_at(monkeypatch, where, name, call, number)
     assert table1(model, tmp_path) == status
@@ -120,9 +102,7 @@ def test_a_sweep(
 
 
 @pytest.mark.long
-def test_a_study(
-    model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_study(model, clip, tmp_path, monkeypatch, capsys):
     task = Task(clip, "vpt", demo.load("demo/digits").class_names)
     save_adapter(tmp_path / "a.safetensors", task, task.init())
     config = configs.explain.get_config()
@@ -145,7 +125,7 @@ def test_a_study(
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_a_training_that_is_stopped_again_and_again(seed: int, model: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_training_that_is_stopped_again_and_again(seed, model, cache, tmp_path):
     """At random moments, by kill -9, SIGTERM or Ctrl-C."""
     draw = np.random.default_rng(seed)
     folder = tmp_path / "stopped"

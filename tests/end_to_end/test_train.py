@@ -21,9 +21,7 @@ from tests.end_to_end.binaries import SHORT_RUN
 from tests.training.conftest import COLOURS, colour_split
 
 
-def test_zero_shot_is_that_of_a_run_of_its_own(
-    model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zero_shot_is_that_of_a_run_of_its_own(model, trained, tmp_path, monkeypatch):
     short = SHORT_RUN | {"model": str(model)}
     binaries.succeed_here(train, short | {"method": "zero_shot", "method_options": {}}, tmp_path)
     tuned, plain = (json.loads((folder / "result.json").read_text()) for folder in (trained[0], tmp_path))
@@ -35,13 +33,13 @@ def test_zero_shot_is_that_of_a_run_of_its_own(
 
 
 @pytest.mark.long
-def test_a_small_set_is_trained_for_enough_steps(model: Path, tmp_path: Path) -> None:
+def test_a_small_set_is_trained_for_enough_steps(model, tmp_path):
     binaries.succeed_here(train, {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": None}, tmp_path)
     row = json.loads((tmp_path / "result.json").read_text())
     assert row["steps"] == 300  # of ten images each
 
 
-def test_sentences_about_a_run() -> None:
+def test_sentences_about_a_run():
     row = {"learning_rate": 0.1, "accuracy": 60.0, "zero_shot_accuracy": 50.0, "images": 30, "loss": 1.0}
     bias = make_method("bias")
     assert select.cautions_of_row(row, bias, 3) == ()
@@ -63,7 +61,7 @@ def test_sentences_about_a_run() -> None:
     ("images", "higher", "lower", "chance"),
     [(7, 6, 2, False), (10, 9, 3, False), (7, 6, 3, True), (30, 3, 0, True), (30, 8, 2, False), (30, 30, 26, True)],
 )
-def test_a_difference_is_within_chance(images: int, higher: int, lower: int, chance: bool) -> None:
+def test_a_difference_is_within_chance(images, higher, lower, chance):
     """Newcombe (1998) has intervals of 6 and 2 of 7 from 0.058, of 9 and 3 of 10 from 0.17."""
     assert select.within_chance(100 * higher / images, 100 * lower / images, images) == chance
 
@@ -71,7 +69,7 @@ def test_a_difference_is_within_chance(images: int, higher: int, lower: int, cha
 @pytest.mark.parametrize(
     ("images", "right", "tells"), [(6, 5, False), (6, 2, True), (6, 6, False), (30, 28, False), (160, 152, True)]
 )
-def test_so_few_images_that_no_gain_could_show(images: int, right: int, tells: bool) -> None:
+def test_so_few_images_that_no_gain_could_show(images, right, tells):
     """Whatever the tuned model answers: six of six after five is within chance, and after two is not."""
     frozen, tuned = (Candidate(None, 100 * count / images, None) for count in (right, images))
     sentence = select.too_few_to_tell(tuned, frozen, images, "validation image")
@@ -82,9 +80,7 @@ def test_so_few_images_that_no_gain_could_show(images: int, right: int, tells: b
 
 
 @pytest.mark.ci
-def test_a_run_is_calibrated(
-    model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_calibrated(model, trained, tmp_path, monkeypatch):
     """On all validation images, since none selected anything; but not by default. One that is not runs again."""
     folder = tmp_path / "run"
     shutil.copytree(trained[0], folder)
@@ -116,7 +112,7 @@ def test_a_run_is_calibrated(
 
 
 @pytest.mark.ci
-def test_what_selected_a_setting_calibrates_no_adapter_of_a_sweep(model: Path, tmp_path: Path) -> None:
+def test_what_selected_a_setting_calibrates_no_adapter_of_a_sweep(model, tmp_path):
     grid = {"model": str(model), "datasets": ("demo/digits",), "methods": ("gda",), "shots": (1,), "seeds": (1,)}
     printed, _ = binaries.succeed_here(table1, grid | {"calibrate": True}, tmp_path)
     assert "no prediction sets: its validation images (validation split) selected a setting" in printed
@@ -137,9 +133,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ci
-def test_the_rate_of_own_pictures_is_selected(
-    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rate_of_own_pictures_is_selected(model, pictures, tmp_path, monkeypatch):
     settings = {"model": str(model), "dataset": "folder", "data_dir": str(pictures), "epochs": 6, "batch_size": 6}
     _, progress = binaries.succeed_here(train, settings, tmp_path / "own")
     row = json.loads((tmp_path / "own" / "result.json").read_text())

@@ -82,9 +82,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ci
-def test_two_processes_train_what_one_does(
-    model: Path, trained: tuple[Path, str, str], cache: Path, tmp_path: Path
-) -> None:
+def test_two_processes_train_what_one_does(model, trained, cache, tmp_path):
     """Each on its half of every batch and of the test images; one speaks for both."""
     whole = trained[0]
     steps = SHORT_RUN["epochs"]
@@ -104,9 +102,7 @@ def test_two_processes_train_what_one_does(
 
 
 @pytest.mark.long
-def test_a_run_moves_between_processes_and_devices(
-    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_moves_between_processes_and_devices(model, cache, tmp_path, monkeypatch):
     """One device, two processes, eight devices: that two processes also end a run is seen in the first test."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     metrics = moved / "metrics.jsonl"
@@ -138,7 +134,7 @@ def test_a_run_moves_between_processes_and_devices(
 
 
 @pytest.mark.long
-def test_two_processes_share_the_features_of_training_images(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_features_of_training_images(model, cache, tmp_path):
     """A cache of ten passes, training on fresh ones, and a search on validation images: each has its share of all."""
     first, two = tmp_path / "one", tmp_path / "two"
     expected = here(model, first, 1, "tip_adapter_f")
@@ -168,7 +164,7 @@ def start_sweep(model: Path, workdir: Path, cache: Path, **changes: Any) -> list
 
 
 @pytest.mark.long
-def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_what_both_refuse_alike_costs_no_other_run(model, cache, tmp_path):
     """What learned something for each class is refused for new ones, and what comes after it is run."""
     methods = ("taskres", "zero_shot")
     processes = start_sweep(model, tmp_path, cache, methods=methods, protocol="base_to_new", rates_file=None)
@@ -181,7 +177,7 @@ def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp
 
 
 @pytest.mark.long
-def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_two_processes_choose_the_rates_that_one_does(model, cache, tmp_path):
     """On as many devices as one process has: by the same accuracies on validation images, and with the same bits."""
     single, two = tmp_path / "one", tmp_path / "two"
     changes = {"methods": ("vpt",), "learning_rates": (0.5, 20.0), "rates_file": None}
@@ -210,7 +206,7 @@ def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, 
 
 
 @pytest.mark.long
-def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_where_one_process_is_killed_the_other_ends_and_both_continue(model, cache, tmp_path):
     changes = {"methods": ("vpt",), "epochs": 3}
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     config = demo.get_config()
@@ -231,9 +227,7 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Pat
 
 
 @pytest.mark.long
-def test_a_study_of_two_processes_is_that_of_one(
-    model: Path, images: Path, adapters: list[str], cache: Path, tmp_path: Path
-) -> None:
+def test_a_study_of_two_processes_is_that_of_one(model, images, adapters, cache, tmp_path):
     """Batches of four rows on one device, and split between two processes: the same images in other hands."""
     settings = {"adapters": adapters[0], "dataset": "folder", "data_dir": images, "batch_size": 4}
     settings |= {"sections": "relevancy,vision_attention,causal"}
@@ -265,7 +259,7 @@ def test_a_study_of_two_processes_is_that_of_one(
 
 
 @pytest.mark.long
-def test_a_broken_image_is_the_last_line_of_who_read_it(model: Path, images: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_the_last_line_of_who_read_it(model, images, cache, tmp_path):
     """Whatever JAX says while both end, and nobody blames the disk."""
     shutil.copytree(images, tmp_path / "images")
     broken = sorted((tmp_path / "images" / "train").rglob("*.png"))[0]

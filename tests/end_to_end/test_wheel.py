@@ -67,14 +67,14 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("installed"), wheel)
 
 
-def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Path) -> None:
+def test_a_script_beside_the_clone_finds_the_package(source, tmp_path):
     """Python also finds the clone's folder there, a namespace package of the same name."""
     python = install(tmp_path, "-e", source) / "python"
     (source.parent / "script.py").write_text("import clipbias\nprint(clipbias.__version__)\n", encoding="utf-8")
     assert call(python, "script.py", cwd=source.parent) == f"{__version__}\n"
 
 
-def test_every_file_of_the_package_is_in_a_small_wheel(wheel: Path) -> None:
+def test_every_file_of_the_package_is_in_a_small_wheel(wheel):
     assert wheel.stat().st_size <= 14e6
     inside = set(zipfile.ZipFile(wheel).namelist())
     for name in ("clipbias", "configs", "experiments"):
@@ -88,7 +88,7 @@ def test_every_file_of_the_package_is_in_a_small_wheel(wheel: Path) -> None:
         assert not re.search(r"^\s*(from|import) (tools|tests)\b", source, re.MULTILINE), name
 
 
-def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+def test_the_command_works_in_an_empty_folder(programs, tmp_path):
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     printed = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
     assert "Tables and picture: workdir/demo_full/table.html" in printed
@@ -97,7 +97,7 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
 
 
-def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+def test_other_commands_work_in_an_empty_folder(programs, tmp_path):
     listed = call(programs / "clipbias", cwd=tmp_path)
     assert "  table1         Trains methods x datasets" in listed
     trained(tmp_path / "run", state=state("finished"))
@@ -113,7 +113,7 @@ def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) 
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:
+def test_the_readme_runs_on_the_installed_wheel(programs, tmp_path):
     python = programs / "python"
     (packages,) = (programs.parent / "lib").glob("python*/site-packages")
     examples = *blocks(ROOT / "README.md", "python"), *blocks(ROOT / "docs/python.md", "python")[:2]

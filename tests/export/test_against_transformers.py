@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[1] / "data_files"
 @pytest.mark.parametrize(
     "base", [DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo", "demo-siglip"], ids=lambda base: Path(base).name
 )
-def test_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
+def test_the_folded_checkpoint(base, tmp_path):
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -40,7 +40,7 @@ def test_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["demo", "demo-siglip"])
 @pytest.mark.parametrize("method", ["bias", "coop"])
-def test_the_cards_code(method: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cards_code(method, base, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     clip = clipbias.load(base)
     adapter = models.adapter(clip, method, tmp_path)

@@ -9,13 +9,12 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from clipbias.clip import Clip
 from clipbias.export import export
 from clipbias.export.card import model_card
 from tests.export import models
 
 
-def test_the_front_matter_is_what_the_hub_reads(clip: Clip, tmp_path: Path) -> None:
+def test_the_front_matter_is_what_the_hub_reads(clip, tmp_path):
     adapter = models.adapter(clip, "bias", tmp_path)
     task = adapter.task(clip)
     text = model_card(dataclasses.replace(adapter, base="openai/clip-vit-base-patch16@main"), task, "checkpoint")
@@ -26,7 +25,7 @@ def test_the_front_matter_is_what_the_hub_reads(clip: Clip, tmp_path: Path) -> N
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("pets", "accuracy", 75.0)
 
 
-def test_the_facts(clip: Clip, tmp_path: Path) -> None:
+def test_the_facts(clip, tmp_path):
     adapter = models.adapter(clip, "bias", tmp_path)
     text = model_card(adapter, adapter.task(clip), "checkpoint")
     assert "base_model" not in text.split("---\n")[1]  # a folder of this machine is no model of the hub
@@ -44,7 +43,7 @@ def test_the_facts(clip: Clip, tmp_path: Path) -> None:
         assert fact in text
 
 
-def test_a_card_has_the_true_counts(clip: Clip, tmp_path: Path) -> None:
+def test_a_card_has_the_true_counts(clip, tmp_path):
     notes = {"shots": 16, "train_images": 38, "images_per_class": [6, 16], "accuracy": 100 * 11 / 12, "images": 12}
     adapter = models.adapter(clip, "coop", tmp_path)
     text = model_card(dataclasses.replace(adapter, notes=notes), None, "adapter")
@@ -57,7 +56,7 @@ def test_a_card_has_the_true_counts(clip: Clip, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": None, "shots": None}])
-def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) -> None:
+def test_whatever_notes_an_adapter_has(clip, tmp_path, notes):
     adapter = dataclasses.replace(models.adapter(clip, "coop", tmp_path), notes=notes)
     text = model_card(adapter, adapter.task(clip), "head")
     assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
@@ -68,7 +67,7 @@ def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) 
 EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascript:b) `c` \x1b[31m \ud800"
 
 
-def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip: Clip, tmp_path: Path) -> None:
+def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip, tmp_path):
     adapter = models.adapter(clip, "bias", tmp_path)
     notes = dict.fromkeys(("dataset", "protocol", "mine"), EVIL) | {EVIL: EVIL}
     text = model_card(dataclasses.replace(adapter, class_names=(EVIL, "b"), base=EVIL, notes=notes), None, "adapter")
@@ -80,9 +79,7 @@ def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip: Clip, tmp_path: 
 
 
 @pytest.mark.ci
-def test_the_cards_code_with_clipbias(
-    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_cards_code_with_clipbias(clip, tmp_path, monkeypatch, capsys):
     adapter = models.adapter(clip, "bias", tmp_path)
     export(adapter, clip, tmp_path / "out")
     (image,) = models.pictures(clip, 1)

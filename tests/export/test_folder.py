@@ -1,10 +1,7 @@
 """Which form an adapter gets, what is refused, and what stands in every folder."""
 
-from pathlib import Path
-
 import pytest
 
-from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export import export, natural_form
 from clipbias.tuning import Task
@@ -31,12 +28,12 @@ from tests.export import models
         ("tests.own_methods:Cache", {}, "program"),
     ],
 )
-def test_the_natural_form(clip: Clip, method: str, options: dict, form: str) -> None:
+def test_the_natural_form(clip, method, options, form):
     task = Task(clip, method, models.CLASS_NAMES, **options)
     assert natural_form(task, task.shapes) == form
 
 
-def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip: Clip, tmp_path: Path) -> None:
+def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip, tmp_path):
     adapter = models.adapter(clip, "taskres", tmp_path)
     export(adapter, clip, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -44,7 +41,7 @@ def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip: Clip, tmp_path: P
     assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (tmp_path / "tuned.safetensors").read_bytes()
 
 
-def test_a_full_folder_is_refused(clip: Clip, tmp_path: Path) -> None:
+def test_a_full_folder_is_refused(clip, tmp_path):
     adapter = models.adapter(clip, "bias", tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import clipbias
-from clipbias.clip import Clip
 from clipbias.clip.checkpoint import INDEX, WEIGHTS
 from clipbias.export import export
 from tests import helpers
@@ -33,9 +32,7 @@ def is_folded(name: str) -> bool:
         ("prolip", "a {} of a pet.", 100),
     ],
 )
-def test_tuned_weights_fold_with_the_scale_of_their_cosines(
-    method: str, template: str, scale: float | None, clip: Clip, tmp_path: Path
-) -> None:
+def test_tuned_weights_fold_with_the_scale_of_their_cosines(method, template, scale, clip, tmp_path):
     adapter = models.adapter(clip, method, tmp_path)
     assert export(adapter, clip, tmp_path / "out") == "checkpoint"
     images = models.pictures(clip)
@@ -56,7 +53,7 @@ def test_tuned_weights_fold_with_the_scale_of_their_cosines(
     helpers.short([np.float32, np.float16, ml_dtypes.bfloat16], np.float16),
     ids=lambda dtype: np.dtype(dtype).name,
 )
-def test_no_bias_is_rounded_and_no_other_weight_touched(model: Path, tmp_path: Path, dtype: type) -> None:
+def test_no_bias_is_rounded_and_no_other_weight_touched(model, tmp_path, dtype):
     base_folder = Path(shutil.copytree(model, tmp_path / "base"))
     base = {name: x.astype(dtype) for name, x in load_file(model / WEIGHTS).items()}
     save_file(base, base_folder / WEIGHTS)
@@ -79,7 +76,7 @@ def test_no_bias_is_rounded_and_no_other_weight_touched(model: Path, tmp_path: P
     models.assert_close(models.zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
 
 
-def test_a_sharded_base_makes_the_same_checkpoint(model: Path, clip: Clip, tmp_path: Path) -> None:
+def test_a_sharded_base_makes_the_same_checkpoint(model, clip, tmp_path):
     folder = Path(shutil.copytree(model, tmp_path / "sharded"))
     tensors = load_file(folder / WEIGHTS)
     owner = {name: f"{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}

@@ -34,7 +34,7 @@ def tuned(model: Reference, method: str, folder: Path) -> Adapter:
 
 @pytest.mark.ci
 @pytest.mark.parametrize("family", ["pe", "biomed_clip", "chinese_clip"])
-def test_a_bias_is_exported_as_a_checkpoint(model: Reference, tmp_path: Path) -> None:
+def test_a_bias_is_exported_as_a_checkpoint(model, tmp_path):
     adapter = tuned(model, "bias", tmp_path)
     with families.sizes(model.geometry):
         assert export(adapter, model.clip, tmp_path / "out") == "checkpoint"
@@ -50,7 +50,7 @@ def test_a_bias_is_exported_as_a_checkpoint(model: Reference, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("family", ["chinese_clip"])
-def test_transformers_computes_the_same(model: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_computes_the_same(model, tmp_path, monkeypatch):
     """With the code of the card, whose pixels are the model's, too."""
     pytest.importorskip("torch")
     adapter = tuned(model, "bias", tmp_path)
@@ -66,7 +66,7 @@ def test_transformers_computes_the_same(model: Reference, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("family", ["siglip_2"])
-def test_a_siglip_of_open_clip_has_its_ids_in_transformers(model: Reference, tmp_path: Path) -> None:
+def test_a_siglip_of_open_clip_has_its_ids_in_transformers(model, tmp_path):
     """open_clip takes punctuation away, which the files of its tokenizer do not say."""
     import transformers
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 import clipbias
-from clipbias.clip import Clip, encode_image
+from clipbias.clip import encode_image
 from clipbias.export import export
 from tests.export import models
 
@@ -27,9 +27,7 @@ encode = jax.jit(encode_image, static_argnums=1)
         ("own.py", {}, ["a photo of a {}."]),
     ],
 )
-def test_the_head_reproduces_the_logits(
-    clip: Clip, tmp_path: Path, method: str, options: dict, templates: list
-) -> None:
+def test_the_head_reproduces_the_logits(clip, tmp_path, method, options, templates):
     if method == "own.py":
         method = str(tmp_path / method)
         Path(method).write_text(models.SHIFT)
@@ -48,7 +46,7 @@ def test_the_head_reproduces_the_logits(
     models.assert_close(np.exp(scale) * features_of_images @ features.T, models.logits(clip, adapter, images))
 
 
-def test_the_head_beside_a_checkpoint_is_that_checkpoints_own(clip: Clip, tmp_path: Path) -> None:
+def test_the_head_beside_a_checkpoint_is_that_checkpoints_own(clip, tmp_path):
     export(models.adapter(clip, "bias", tmp_path), clip, tmp_path / "out")
     folded = clipbias.load(tmp_path / "out")
     task = clipbias.Task(folded, "zero_shot", models.CLASS_NAMES, template="a photo of a {}.")

@@ -74,7 +74,7 @@ FUNCTIONS: dict[str, Function] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_onnx_runtime_computes_what_jax_computes(name: str) -> None:
+def test_onnx_runtime_computes_what_jax_computes(name):
     def function(images: jax.Array) -> jax.Array:
         return FUNCTIONS[name](images.astype(jnp.float32) / 64)
 
@@ -97,12 +97,12 @@ def test_onnx_runtime_computes_what_jax_computes(name: str) -> None:
     ],
     ids=["sort", "iota", "length"],
 )
-def test_what_has_no_translation_is_named(function: Function, message: str) -> None:
+def test_what_has_no_translation_is_named(function, message):
     with pytest.raises(NotImplementedError, match=message):
         to_onnx(lambda images: function(images.astype(jnp.float32)), SHAPE)
 
 
-def test_constants_that_float16_holds_are_stored_in_half_the_bytes() -> None:
+def test_constants_that_float16_holds_are_stored_in_half_the_bytes():
     exact = TABLE[0].astype(np.float16).astype(np.float32)
     for table, bytes_each in ((exact, 2), (TABLE[0], 4)):
         model = to_onnx(lambda images, table=table: images.astype(jnp.float32) + table, SHAPE)

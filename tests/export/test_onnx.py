@@ -50,7 +50,7 @@ def expected(clip: Clip, folder: Path) -> np.ndarray:
 
 @pytest.mark.ci
 @pytest.mark.parametrize("method", helpers.short(METHODS, METHODS[0]))
-def test_the_file_gives_jaxs_logits_for_any_batch_size(clip: Clip, tmp_path: Path, method: str) -> None:
+def test_the_file_gives_jaxs_logits_for_any_batch_size(clip, tmp_path, method):
     adapter = models.adapter(clip, method, tmp_path)
     assert export(adapter, clip, tmp_path / "out", form="onnx", own_methods=(method,)) == "onnx"
     session = onnxruntime.InferenceSession(tmp_path / "out" / "classifier.onnx")
@@ -68,7 +68,7 @@ def test_the_file_gives_jaxs_logits_for_any_batch_size(clip: Clip, tmp_path: Pat
 
 @pytest.mark.ci
 @pytest.mark.parametrize("family", helpers.short(["pe", "siglip", "metaclip_2", "biomed_clip"], "pe", "siglip"))
-def test_other_families_towers(tmp_path: Path, family: str) -> None:
+def test_other_families_towers(tmp_path, family):
     """Rotary positions, attention pooling, and the exact GELU."""
     model = families.reference(family, 1, tmp_path)
     task = families.task_of(model, "ivlp")
@@ -80,9 +80,7 @@ def test_other_families_towers(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.ci
-def test_a_file_that_computes_something_else_is_not_left(
-    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_computes_something_else_is_not_left(clip, tmp_path, monkeypatch):
     adapter = models.adapter(clip, "bias", tmp_path)
     original = onnx_file.classify
     monkeypatch.setattr(onnx_file, "classify", lambda *args: original(*args) * 1.001)
@@ -132,7 +130,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(WEB not in os.environ, reason="onnxruntime-web is not there")
-def test_the_page_in_a_browser(clip: Clip, exported: Path, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(clip, exported, tmp_path):
     """It loads nothing from elsewhere but ONNX Runtime, which stands beside it here."""
     folder = exported / "workdir/export/onnx"
     code = (ROOT / "docs" / "browser" / "index.html").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ BASES = (DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo")
 
 @pytest.mark.ci
 @pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
-def test_it_is_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
+def test_it_is_the_folded_checkpoint(base, tmp_path):
     clip = clipbias.load(base)
     adapter = models.adapter(clip, "bias", tmp_path)
     assert export(adapter, clip, tmp_path / "out", form="open_clip") == "open_clip"
@@ -43,7 +43,7 @@ def test_it_is_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
-def test_open_clip_computes_the_same(base: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_clip_computes_the_same(base, tmp_path, monkeypatch):
     """With the code of the card, and with texts of its own."""
     torch = pytest.importorskip("torch")
     open_clip = pytest.importorskip("open_clip")

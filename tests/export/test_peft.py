@@ -42,7 +42,7 @@ def tuned(clip: Clip, folder: Path, **options: Any) -> Adapter:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) -> None:
+def test_names_shapes_and_the_way_back(name, clip, tmp_path):
     options = OPTIONS[name]
     adapter = tuned(clip, tmp_path, **options)
     assert export(adapter, clip, tmp_path / "out", form="peft") == "peft"
@@ -86,7 +86,7 @@ def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) ->
     save_adapter(tmp_path / "back.safetensors", back.task(clip), back.learnables)
 
 
-def test_plain_lora_is_scaled_by_its_rank(clip: Clip, tmp_path: Path) -> None:
+def test_plain_lora_is_scaled_by_its_rank(clip, tmp_path):
     export(tuned(clip, tmp_path, rank=4, alpha=3.0), clip, tmp_path / "out", form="peft")
     path = tmp_path / "out" / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": False}))
@@ -103,7 +103,7 @@ def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_a_folder_without_its_adapter(exported: Path, tmp_path: Path) -> None:
+def test_a_folder_without_its_adapter(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "peft")
     assert read_adapter(tmp_path / "peft").method == "clip_lora"  # this project's own file lies there
     (tmp_path / "peft" / "adapter.safetensors").unlink()
@@ -116,7 +116,7 @@ DATA = Path(__file__).parents[1] / "data_files"
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", OPTIONS)
-def test_peft_computes_the_same(name: str, tmp_path: Path) -> None:
+def test_peft_computes_the_same(name, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     import transformers
 

@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import clipbias
-from clipbias.clip import Clip
 from clipbias.data.transforms import test_image as crop
 from clipbias.export import export
 from clipbias.export.program import export_program, program_weights
@@ -31,7 +30,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", helpers.short(METHODS, METHODS[0]))
-def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) -> None:
+def test_the_program_in_this_process(clip, tmp_path, method):
     adapter = models.adapter(clip, method, tmp_path)
     export(adapter, clip, tmp_path / "out", form="program", own_methods=(method,))
     program = jax.export.deserialize(bytearray((tmp_path / "out" / "classifier.stablehlo").read_bytes()))
@@ -48,7 +47,7 @@ def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) ->
 
 
 @pytest.mark.parametrize("family", helpers.short([*families.FAMILIES], "siglip"))
-def test_the_batch_size_is_open_in_every_family(family: str) -> None:
+def test_the_batch_size_is_open_in_every_family(family):
     clip = families.load_first(family)
     task = clipbias.Task(clip, "vpt", models.CLASS_NAMES)
     learnables = models.learned(task)
@@ -60,7 +59,7 @@ def test_the_batch_size_is_open_in_every_family(family: str) -> None:
         models.assert_close(program.call(weights, images[:count]), logits[:count], 1e-4)
 
 
-def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip: Clip, tmp_path: Path) -> None:
+def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip, tmp_path):
     """A program says in no file of this machine where an operation stands, whatever JAX is told to note elsewhere."""
     adapter = models.adapter(clip, "vpt", tmp_path)
 
@@ -84,7 +83,7 @@ def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip: Cli
 
 
 @pytest.mark.long
-def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path: Path) -> None:
+def test_the_cards_code_in_a_fresh_process_without_clipbias(demo, tmp_path):
     """On the embedded model, whose half-precision weights stay half in the file."""
     adapter = models.adapter(demo, "ivlp", tmp_path)
     out = tmp_path / "out"

@@ -1,7 +1,6 @@
 """Image files of every kind and in every state."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,18 +60,18 @@ def use(encoded: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", list(WHOLE))
-def test_whole_files_are_read(kind: str, tmp_path: Path) -> None:
+def test_whole_files_are_read(kind, tmp_path):
     assert answered(lambda: use(WHOLE[kind]), tmp_path) is None
 
 
 @given(st.sampled_from(sorted(WHOLE)).flatmap(lambda kind: corrupted(WHOLE[kind])))
-def test_damaged_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, encoded: bytes) -> None:
+def test_damaged_files_are_read_or_refused(tmp_path_factory, encoded):
     message = answered(lambda: use(encoded), tmp_path_factory.getbasetemp())
     assert message is None or message.startswith("the image x.jpg ")
 
 
 @pytest.mark.parametrize("kind", bad_files.PICTURES)
-def test_what_is_no_image_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused_by_name(kind, tmp_path):
     message = answered(lambda: use(bad_files.PICTURES[kind]), tmp_path)
     assert message and message.startswith("the image x.jpg ") and "0x" not in message
 
@@ -80,7 +79,7 @@ def test_what_is_no_image_is_refused_by_name(kind: str, tmp_path: Path) -> None:
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from((1, 1, 1, 300)), st.integers(1, 40))
 @example(10, 2000, 10, 16)
 @example(1, 60, 300, 224)
-def test_any_shape_is_cut_to_size(height: int, width: int, stretch: int, size: int) -> None:
+def test_any_shape_is_cut_to_size(height, width, stretch, size):
     for image in (np.zeros((height, width * stretch, 3), np.uint8), np.zeros((width * stretch, height, 3), np.uint8)):
         assert transforms.test_image(image, Resizing(size)).shape == (size, size, 3)
         assert transforms.train_image(image, augmentation_rng(0, 0, 0), Resizing(size)).shape == (

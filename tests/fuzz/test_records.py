@@ -54,25 +54,25 @@ def use_with(folder: Path, name: str, content: bytes | str) -> None:
 
 
 @given(st.data(), st.sampled_from(DESCRIPTIONS))
-def test_damaged_descriptions(built: Path, data: st.DataObject, name: str) -> None:
+def test_damaged_descriptions(built, data, name):
     content = (built / name).read_bytes()
     use_with(built, name, data.draw(corrupted(content)))
     use_with(built, name, json.dumps(data.draw(mutated(json.loads(content)))))
 
 
 @given(st.data())
-def test_a_damaged_index(built: Path, data: st.DataObject) -> None:
+def test_a_damaged_index(built, data):
     use_with(built, INDEX, data.draw(corrupted((built / INDEX).read_bytes())))
 
 
 @given(st.data(), st.sampled_from(("train", "test")))
-def test_damaged_records(built: Path, data: st.DataObject, split: str) -> None:
+def test_damaged_records(built, data, split):
     path = next(built.glob(f"*-{split}.array_record*"))
     use_with(built, path.name, data.draw(corrupted(path.read_bytes())))
 
 
 @pytest.mark.parametrize("split", ["../../../escaped", "a/b", "", "train\0"])
-def test_a_split_does_not_name_a_file_elsewhere(built: Path, split: str) -> None:
+def test_a_split_does_not_name_a_file_elsewhere(built, split):
     """Neither the description nor the metadata."""
     described = json.loads((built / "dataset_info.json").read_text())
     for part in described["splits"]:
@@ -86,7 +86,7 @@ def test_a_split_does_not_name_a_file_elsewhere(built: Path, split: str) -> None
 
 
 @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
-def test_a_description_does_not_choose_what_is_imported(built: Path, key: str) -> None:
+def test_a_description_does_not_choose_what_is_imported(built, key):
     before = set(sys.modules)
     described = json.loads((built / "features.json").read_text())
     described["featuresDict"]["features"]["key"] = {key: "antigravity.Feature", "text": {}}

@@ -76,14 +76,14 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_headers(folder: Path, model: Path, content: bytes, tmp_path: Path) -> None:
+def test_hostile_headers(folder, model, content, tmp_path):
     assert load_with(folder, model, "model.safetensors", content)
     (tmp_path / "a.safetensors").write_bytes(content)
     assert answered(lambda: read_adapter(tmp_path / "a.safetensors"), tmp_path)
 
 
 @given(st.data())
-def test_damaged_weights(folder: Path, model: Path, data: st.DataObject) -> None:
+def test_damaged_weights(folder, model, data):
     whole = (model / "model.safetensors").read_bytes()
     load_with(folder, model, "model.safetensors", data.draw(corrupted(whole)))
     header, rest = header_of(whole)
@@ -116,7 +116,7 @@ def load_torch(path: Path) -> str | None:
 
 
 @given(st.data())
-def test_damaged_torch_files(torch_file: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_torch_files(torch_file, tmp_path, data):
     (tmp_path / "a.pt").write_bytes(data.draw(corrupted(torch_file.read_bytes())))
     load_torch(tmp_path / "a.pt")
     with zipfile.ZipFile(torch_file) as archive:
@@ -131,7 +131,7 @@ FLAX = msgpack_serialize({"a": {"b": np.ones(3, np.float32), "c": np.ones((2, 2)
 
 @given(content=corrupted(FLAX))
 @example(content=b"\x81\xa1a" * 100_000)
-def test_damaged_flax_files(tmp_path: Path, content: bytes) -> None:
+def test_damaged_flax_files(tmp_path, content):
     def read() -> None:
         for tensor in read_flax(tmp_path / "file").values():
             assert tensor.dtype not in FLOATING or tensor.read().shape == tensor.shape
@@ -143,7 +143,7 @@ def test_damaged_flax_files(tmp_path: Path, content: bytes) -> None:
 @given(
     st.lists(st.sampled_from(EXTREME) | st.integers(-3, 9), min_size=6, max_size=6), st.sampled_from(sorted(STORAGES))
 )
-def test_tensors_of_any_size(tmp_path: Path, sizes: list[int], dtype: str) -> None:
+def test_tensors_of_any_size(tmp_path, sizes, dtype):
     count, offset, rows, columns, *strides = (size if abs(size) < 10**60 else 2**200 for size in sizes)
     described = torch_files.tensor("0", dtype, count, offset, (rows, columns), strides)
     torch_files.write(tmp_path / "a.pt", torch_files.pickle_of({"a": described}), {"0": b"\0" * 48})
@@ -159,20 +159,20 @@ def test_tensors_of_any_size(tmp_path: Path, sizes: list[int], dtype: str) -> No
 @example("vision_config", "hidden_size", 0)
 @example("text_config", "vocab_size", 10**6)
 @example("text_config", "hidden_size", 10**30)
-def test_a_changed_size(folder: Path, model: Path, tower: str, name: str, value: object) -> None:
+def test_a_changed_size(folder, model, tower, name, value):
     config = json.loads((model / "config.json").read_text())
     config[tower][name] = value
     load_with(folder, model, "config.json", json.dumps(config))
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "vocab.json", "tokenizer_config.json"])
-def test_deep_nesting_and_endless_numbers(folder: Path, model: Path, name: str) -> None:
+def test_deep_nesting_and_endless_numbers(folder, model, name):
     for content in (DEEP, '{"a": ' + DEEP + "}", "9" * 5000, '{"image_mean": ' + "9" * 5000 + "}"):
         load_with(folder, model, name, content)
 
 
 @given(st.data(), st.sampled_from(("preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer_config.json")))
-def test_damaged_small_files(folder: Path, model: Path, data: st.DataObject, name: str) -> None:
+def test_damaged_small_files(folder, model, data, name):
     content = (model / name).read_bytes()
     load_with(folder, model, name, data.draw(corrupted(content)))
     if name.endswith("config.json"):
@@ -194,7 +194,7 @@ def use(path: Path, clip: Clip) -> None:
 
 
 @given(st.data())
-def test_damaged_adapters(adapter: Path, clip: Callable[[], Clip], tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_adapters(adapter, clip, tmp_path, data):
     path = tmp_path / "a.safetensors"
     whole = adapter.read_bytes()
     path.write_bytes(data.draw(corrupted(whole)))

@@ -14,7 +14,7 @@ import clipbias
 from clipbias.clip.hub import PINS, command, parse
 from clipbias.errors import ClipbiasError
 from tests.hub.conftest import without_weights
-from tests.hub.server import Hub, Repository
+from tests.hub.server import Repository
 from tests.reference.formats import FORMATS
 
 DEFAULT = "openai/clip-vit-base-patch16"
@@ -40,9 +40,7 @@ def run_hf(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.value.code in (None, 0)
 
 
-def test_one_weight_file_and_what_describes_it(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_weight_file_and_what_describes_it(hub, files, monkeypatch):
     made = hub.repositories["someone/small"] = Repository(files | OTHER)
     first = clipbias.load("someone/small")
     assert (first.name, first.revision) == ("someone/small", made.references["main"])
@@ -59,7 +57,7 @@ def test_one_weight_file_and_what_describes_it(
     assert hub.requests == []
 
 
-def test_official_models_are_read_at_their_pinned_commits(hub: Hub, files: dict[str, bytes]) -> None:
+def test_official_models_are_read_at_their_pinned_commits(hub, files):
     for name, pin in PINS.items():
         hub.repositories[name] = Repository(files, pin.commit)
         hub.repositories[name].add(without_weights(files))  # main moved on since
@@ -73,7 +71,7 @@ def test_official_models_are_read_at_their_pinned_commits(hub: Hub, files: dict[
         assert hub.requests == []
 
 
-def test_revisions_of_all_kinds(hub: Hub, files: dict[str, bytes]) -> None:
+def test_revisions_of_all_kinds(hub, files):
     made = hub.repositories["someone/small"] = Repository(without_weights(files))
     commit = made.add(files, reference="refs/pr/1")
     for revision in (commit, "refs/pr/1"):
@@ -82,7 +80,7 @@ def test_revisions_of_all_kinds(hub: Hub, files: dict[str, bytes]) -> None:
     assert "no revision 'v2'" in refusal("someone/small@v2")
 
 
-def test_a_download_that_breaks_off_is_made_again(hub: Hub, files: dict[str, bytes]) -> None:
+def test_a_download_that_breaks_off_is_made_again(hub, files):
     hub.repositories["someone/small"] = Repository(files)
     hub.break_at["small/model.safetensors"] = len(files["model.safetensors"]) // 2
     assert "try again" in refusal("someone/small")
@@ -90,9 +88,7 @@ def test_a_download_that_breaks_off_is_made_again(hub: Hub, files: dict[str, byt
     clipbias.load("someone/small")
 
 
-def test_no_such_repository_and_one_that_is_closed(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_such_repository_and_one_that_is_closed(hub, files, monkeypatch):
     hub.repositories["someone/gated"] = hub.repositories["someone/private"] = Repository(files)
     hub.gated.add("someone/gated")
     hub.private.add("someone/private")
@@ -106,7 +102,7 @@ def test_no_such_repository_and_one_that_is_closed(
     assert clipbias.load("someone/private").revision
 
 
-def test_a_cache_that_cannot_be_written(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(hub, files, monkeypatch):
     def full(*_, **__) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -119,7 +115,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, files: dict[str, bytes], monke
     assert "cache" in refusal("someone/small")
 
 
-def test_offline_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_offline_without_a_cache(hub, monkeypatch, capsys):
     """The command that is printed downloads, where there is a network, what is then read as a folder."""
     files = {path.name: path.read_bytes() for path in (FORMATS / "flax").iterdir()}
     hub.repositories[DEFAULT] = Repository(files | {"tf_model.h5": b"", "pytorch_model.bin": b""}, PINS[DEFAULT].commit)
@@ -136,7 +132,7 @@ def test_offline_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch, caps
     assert "cannot be downloaded from http://127.0.0.1:9" in refusal("someone/small@main")
 
 
-def test_the_printed_command_names_what_is_read() -> None:
+def test_the_printed_command_names_what_is_read():
     assert command(parse("a/b")) == "hf download a/b --exclude '*.h5'"
     assert command(parse("a/b@refs/pr/3")) == "hf download a/b --revision refs/pr/3 --exclude '*.h5'"
     for name, pin in PINS.items():

@@ -1,7 +1,6 @@
 """The commands of the README with their default model, on a machine whose cache is empty."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -41,7 +40,7 @@ def weights(hub: Hub) -> list[str]:
 
 
 @pytest.mark.ci
-def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dry_run_of_the_papers_table(official, tmp_path, capsys):
     config = table1_config.get_config()
     config.dry_run = True
     config.update(datasets=("eurosat",), methods=("zero_shot", "bias"), shots=(4,))  # each program takes seconds
@@ -54,7 +53,7 @@ def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: py
 
 
 @pytest.mark.ci
-def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_training(official, tmp_path, capsys):
     config = train_config.get_config("taskres")
     miniatures.make(tmp_path / "data", "eurosat")
     config.update(data_dir=str(tmp_path / "data"), dataset="eurosat", shots=1, epochs=1, batch_size=4)

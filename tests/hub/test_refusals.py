@@ -75,18 +75,18 @@ def refusal(name: str, contents: dict[str, Any], hub: Hub) -> str:
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
-def test_a_repository_is_refused_before_its_weights_are_fetched(name: str, hub: Hub) -> None:
+def test_a_repository_is_refused_before_its_weights_are_fetched(name, hub):
     contents, sign = REPOSITORIES[name]
     message = refusal(name, contents, hub)
     assert f" holds a network that clipbias does not compute ({sign}); {LOADS}" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("file", ["mobileclip_s0.pt", "PE-Core-G14-448.pt", "clip_cn_rn50.pt"])
-def test_files_of_other_networks_are_listed(file: str, hub: Hub) -> None:
+def test_files_of_other_networks_are_listed(file, hub):
     assert refusal("x/y", {file: None}, hub).endswith(f"; it holds {file}.")
 
 
-def test_a_file_of_weights_is_refused_by_its_tensors() -> None:
+def test_a_file_of_weights_is_refused_by_its_tensors():
     """Before anything is asked of the user, such as the activation."""
     names = ["visual.conv1.weight", "logit_scale", *(f"visual.layer{number}.0.conv1.weight" for number in (1, 2, 3))]
     tensors = {name: Tensor((1,), "float32", lambda: pytest.fail("read")) for name in names}

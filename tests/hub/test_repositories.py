@@ -12,7 +12,7 @@ import pytest
 import clipbias
 from clipbias.clip.hub import PINS
 from tests.documents import ROOT
-from tests.hub.server import LARGE, Hub, Repository
+from tests.hub.server import LARGE, Repository
 from tests.reference.formats import FORMATS
 
 NEVER = b"never read"
@@ -89,9 +89,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("source", CASES)
-def test_a_repository_loads_and_nothing_else_of_it_is_fetched(
-    hub: Hub, safetensors: dict[str, bytes], source: str
-) -> None:
+def test_a_repository_loads_and_nothing_else_of_it_is_fetched(hub, safetensors, source):
     content, weights = CASES[source]
     files = content(safetensors)
     repository, _, revision = source.removeprefix("hf-hub:").partition("@")
@@ -113,7 +111,7 @@ def test_a_repository_loads_and_nothing_else_of_it_is_fetched(
     assert hub.requests == []
 
 
-def test_the_page_on_models_names_each_tested_repository() -> None:
+def test_the_page_on_models_names_each_tested_repository():
     page = (ROOT / "docs" / "models.md").read_text()
     tested = page.split("Tested repositories: ")[1].split("\n\n")[0]
     named = {source.removeprefix("hf-hub:") for source in CASES}

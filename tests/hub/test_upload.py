@@ -19,7 +19,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
 from configs import train
 from tests.documents import ROOT, blocks
-from tests.hub.server import Hub, Repository
+from tests.hub.server import Repository
 
 # The hub's own client says so to itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -45,7 +45,7 @@ def same(first: Adapter, other: Adapter) -> None:
         assert getattr(first, name) == getattr(other, name)
 
 
-def test_an_adapter_comes_back(hub: Hub, tuned: TunedModel, adapter: Adapter, clip: Clip) -> None:
+def test_an_adapter_comes_back(hub, tuned, adapter, clip):
     place = clipbias.push_to_hub("me/pets-bias", tuned)
     commit = hub.repositories["me/pets-bias"].references["main"]
     assert place == f"me/pets-bias@{commit}"
@@ -75,7 +75,7 @@ def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, byte
     }
 
 
-def test_what_is_refused(hub: Hub, tuned: TunedModel, files: dict[str, bytes]) -> None:
+def test_what_is_refused(hub, tuned, files):
     hub.repositories["someone/small"] = Repository(files)
     hub.private.add("someone/else")
     with pytest.raises(ClipbiasError, match=r"does not let you write 'someone/else'; run `hf auth login`"):
@@ -88,7 +88,7 @@ def test_what_is_refused(hub: Hub, tuned: TunedModel, files: dict[str, bytes]) -
     assert not any("none.safetensors" in request for request in hub.requests)  # a file's name is not looked up
 
 
-def test_offline(hub: Hub, tuned: TunedModel, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline(hub, tuned, adapter, monkeypatch):
     place = clipbias.push_to_hub("me/pets-bias", tuned)
     read_adapter(place)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -97,7 +97,7 @@ def test_offline(hub: Hub, tuned: TunedModel, adapter: Adapter, monkeypatch: pyt
         clipbias.push_to_hub("me/pets-bias", tuned)
 
 
-def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_page_on_models(hub, monkeypatch, tmp_path):
     """Its Python runs, and its download is the one that an error suggests."""
     (code,) = [block for block in blocks(ROOT / "docs" / "models.md", "python") if "push_to_hub" in block]
     (path,) = re.findall(r'load_adapter\("(workdir.*?)"', code)

@@ -32,13 +32,13 @@ CONFIG = model._geometry((48, 3, 2, 32, 8), (24, 3, 2), 16, vocabulary=512)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v6e:2x2", "tpu"), ("h100:1x1x1", "cuda12")])
-def test_a_compiler_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+def test_a_compiler_that_is_not_installed(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(ClipbiasError, match=rf"pip install 'jax\[{extra}\]=={jax.__version__}'"):
         open_topology(name)
 
 
-def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one() -> None:
+def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one():
     device = target()
     answer = cudnn.check_cudnn_version
     chip = CHIPS["h100"]
@@ -55,7 +55,7 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
         assert cudnn.check_compute_capability.__module__ == cudnn.__name__
 
 
-def test_a_topology_says_how_many_hosts_it_has() -> None:
+def test_a_topology_says_how_many_hosts_it_has():
     @dataclasses.dataclass
     class Device:
         process_index: int
@@ -64,7 +64,7 @@ def test_a_topology_says_how_many_hosts_it_has() -> None:
     assert name == "v5e:2x4, 8 x TPU v5e on 2 hosts"
 
 
-def test_loops_are_seen_with_all_that_they_call() -> None:
+def test_loops_are_seen_with_all_that_they_call():
     """An exchange in what a loop's body calls is in the loop, and one in what else the program calls is not."""
     program = """HloModule step
 
@@ -123,9 +123,7 @@ def job_of(
         ("tip_adapter", ["frozen_features", "image_features", "outcomes"]),
     ],
 )
-def test_every_stage_and_what_is_computed_once_have_their_programs(
-    clip: Clip, colours: Dataset, tmp_path: Path, name: str, programs: list[str]
-) -> None:
+def test_every_stage_and_what_is_computed_once_have_their_programs(clip, colours, tmp_path, name, programs):
     lines = describe(job_of(clip, colours, tmp_path, name))
     assert [line.split(":")[0] for line in lines if "per device (" in line] == programs
     assert ("no training steps" in lines) == (name != "two_stage")

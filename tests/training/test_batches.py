@@ -42,9 +42,7 @@ def counted(split: Split, reads: list[str]) -> Split:
     ("run", "data", "seeds", "sent"),
     [(1, 1, SEEDS, 3), (2, 4, SEEDS, 3), (2, 1, (1, 2, 3, 1), 4), (1, 2, (3, 1, 2), 3)],
 )
-def test_they_are_those_of_each_run(
-    colours: Dataset, recipe: Recipe, run: int, data: int, seeds: tuple[int, ...], sent: int
-) -> None:
+def test_they_are_those_of_each_run(colours, recipe, run, data, seeds, sent):
     """Five runs are filled up to six on two rows of devices, and batches of six images to eight on four columns.
 
     What runs with one seed share is sent once, unless that is more than what each device's own runs take.
@@ -76,7 +74,7 @@ def test_they_are_those_of_each_run(
     assert {key: reads.count(key) for key in reads} == dict.fromkeys(set().union(*(split.keys for split in splits)), 1)
 
 
-def test_images_that_cannot_be_read_are_told_or_masked_and_counted(colours: Dataset, recipe: Recipe) -> None:
+def test_images_that_cannot_be_read_are_told_or_masked_and_counted(colours, recipe):
     split = colours.split("train")
     with pytest.raises(UnreadableImage, match=rf"{split.keys[2]} cannot be decoded"):
         list(run_batches([Images(damaged(split, 2))] * 3, recipe, meshes.single_device()))
@@ -121,7 +119,7 @@ def assert_close(actual, expected) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> None:
+def test_a_pass_holds_the_images_of_an_epoch(clip, colours):
     """Pass `p` is the images of epoch `p` of a training on images, in list order; batches in between do not matter."""
     resizing = clip.preprocessing.resizing
     count = len(colours.split("train"))
@@ -145,7 +143,7 @@ def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> No
     assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), resizing) for i in range(count)]))))
 
 
-def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip: Clip, colours: Dataset) -> None:
+def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip, colours):
     whole, damaged = source(clip, colours), source(clip, colours, broken=(0, 7, 17))
     epochs = epoch_features(damaged, Sampling(passes=1), 2)
     readable = damaged.readable
@@ -157,7 +155,7 @@ def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip: Clip
         np.testing.assert_array_equal(features, expected[:, readable])
 
 
-def test_batches_mask_rows_of_images_that_cannot_be_read(recipe: Recipe) -> None:
+def test_batches_mask_rows_of_images_that_cannot_be_read(recipe):
     recipe = dataclasses.replace(recipe, batch_size=5)
     readable = np.arange(10) != 3
     for pooled in (False, True):
@@ -167,20 +165,20 @@ def test_batches_mask_rows_of_images_that_cannot_be_read(recipe: Recipe) -> None
             assert mask[1].all()
 
 
-def test_features_cost_the_same_for_every_method_that_takes_them(clip: Clip, colours: Dataset) -> None:
+def test_features_cost_the_same_for_every_method_that_takes_them(clip, colours):
     features = source(clip, colours)
     assert features.seconds(6) == 0  # nothing was computed
     features.passes(2)
     assert 0 < features.seconds(6) == 2 * features.seconds(3)
 
 
-def test_rows_before_the_projection(clip: Clip, colours: Dataset) -> None:
+def test_rows_before_the_projection(clip, colours):
     rows = source(clip, colours, projected=False).passes(1)
     assert rows.shape == (1, 18, clip.config.vision.width)
     assert_close(rows @ np.asarray(clip.params["vision"]["projection"]), source(clip, colours).passes(1))
 
 
-def test_eight_devices_give_the_features_of_one(clip: Clip, colours: Dataset) -> None:
+def test_eight_devices_give_the_features_of_one(clip, colours):
     sharded = source(clip, colours, mesh=meshes.make_mesh(run=2, data=4))
     single = source(clip, colours)
     assert_close(sharded.passes(2), single.passes(2))
@@ -209,7 +207,7 @@ def taken(batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("keep_last", [False, True])
 @pytest.mark.parametrize("devices", [1, 4, 8])
-def test_an_epoch_takes_its_pass_in_the_order_of_images(recipe: Recipe, keep_last: bool, devices: int) -> None:
+def test_an_epoch_takes_its_pass_in_the_order_of_images(recipe, keep_last, devices):
     recipe = dataclasses.replace(recipe, batch_size=4, keep_last=keep_last)
     iterator = batches(recipe, devices=devices)
     for epoch in range(3):
@@ -227,7 +225,7 @@ def test_an_epoch_takes_its_pass_in_the_order_of_images(recipe: Recipe, keep_las
     np.testing.assert_array_equal(taken(next(batches(recipe, start_step=4)))[0], taken(later)[0])
 
 
-def test_pooled_epochs_shuffle_the_rows_of_all_passes(recipe: Recipe) -> None:
+def test_pooled_epochs_shuffle_the_rows_of_all_passes(recipe):
     """As many batches as one pass has, and no row twice."""
     recipe = dataclasses.replace(recipe, batch_size=4, keep_last=True)
     iterator = batches(recipe, pooled=True)

@@ -48,9 +48,7 @@ def assert_calibrated_on(model: TunedModel, images: Split) -> None:
     np.testing.assert_allclose(np.sort(model.calibration.nonconformity), np.sort(expected), atol=1e-5)
 
 
-def test_what_chose_a_setting_does_not_calibrate(
-    clip: Clip, validated: Dataset, recipe: Recipe, fitted: TunedModel
-) -> None:
+def test_what_chose_a_setting_does_not_calibrate(clip, validated, recipe, fitted):
     """Of a search on validation images one half chooses; where nothing is selected all calibrate."""
     train, validation = validated.split("train"), validated.split("val")
     held = hold_out(train, validation, seed=3, calibrates=True)
@@ -65,7 +63,7 @@ def test_what_chose_a_setting_does_not_calibrate(
     jax.tree.map(np.testing.assert_array_equal, plain.learnables, fitted.learnables)
 
 
-def test_images_that_train_never_calibrate(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+def test_images_that_train_never_calibrate(clip, colours, recipe):
     """Six validation images are too few; of a method that learns from no image the training images are free."""
     model = clipbias.fit(clip, "bias", colours, recipe=recipe, **SETTINGS)
     assert model.calibration is None
@@ -78,7 +76,7 @@ def test_images_that_train_never_calibrate(clip: Clip, colours: Dataset, recipe:
 
 
 @pytest.mark.parametrize("method", ["cocoop", "tip_adapter", "tpt_coop"])
-def test_every_kind_of_method_has_sets(clip: Clip, colours: Dataset, method: str) -> None:
+def test_every_kind_of_method_has_sets(clip, colours, method):
     """The true class of as many of the calibration images as the quantile says, and as many accepted."""
     task = Task(clip, method, colours, template=colours.template)
     model = TunedModel(task, task.init(0))
@@ -104,7 +102,7 @@ def test_every_kind_of_method_has_sets(clip: Clip, colours: Dataset, method: str
     assert len(few) == 2 and few[1].startswith('"none of these" means little with 15 calibration images: ')
 
 
-def test_an_evaluation_says_how_sets_do(validated: Dataset, fitted: TunedModel) -> None:
+def test_an_evaluation_says_how_sets_do(validated, fitted):
     test = validated.split("test")
     prediction = fitted.predict([test.image(index) for index in range(len(test))], coverage=0.8, rejection="mcm")
     accuracy = fitted.evaluate(validated, coverage=0.8, rejection="mcm", mesh=meshes.single_device())

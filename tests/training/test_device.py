@@ -2,18 +2,16 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip
 from clipbias.training import device
 from clipbias.training import mesh as meshes
 
 
-def test_weights_exist_once(clip: Clip) -> None:
+def test_weights_exist_once(clip):
     on_host = jax.tree.map(np.asarray, clip.params)  # as `load(device="host")` returns them
     placed = meshes.replicate(meshes.single_device(), on_host)
     for ours, copy in zip(jax.tree.leaves(on_host), jax.tree.leaves(placed), strict=True):
@@ -21,7 +19,7 @@ def test_weights_exist_once(clip: Clip) -> None:
             assert copy.addressable_data(0).unsafe_buffer_pointer() == ours.ctypes.data
 
 
-def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch):
     monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     device.choose_code_generator()
@@ -39,13 +37,7 @@ def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.Mo
     ("configured", "switched_off", "kept_in"),
     [(None, "", "own/clipbias/xla"), (None, "1", None), ("elsewhere", "", "elsewhere")],
 )
-def test_programs_are_kept_unless_told_otherwise(
-    configured: str | None,
-    switched_off: str,
-    kept_in: str | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_programs_are_kept_unless_told_otherwise(configured, switched_off, kept_in, tmp_path, monkeypatch):
     settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = [getattr(jax.config, name) for name in settings]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
@@ -62,7 +54,7 @@ def test_programs_are_kept_unless_told_otherwise(
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_c_library_is_left_alone(platform, monkeypatch):
     def missing(name: str) -> None:
         raise OSError(name)
 
@@ -88,7 +80,7 @@ for _ in range(5):
 
 
 @pytest.mark.ci
-def test_a_step_is_over_when_its_call_returns() -> None:
+def test_a_step_is_over_when_its_call_returns():
     """So that the next one finds the memory of its intermediate arrays free."""
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"] * 5

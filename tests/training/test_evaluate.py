@@ -8,7 +8,7 @@ from scipy.special import softmax
 from sklearn import metrics
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset, Split
+from clipbias.data import Split
 from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration
@@ -55,9 +55,7 @@ def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split)
     ("method", "devices"),
     [("bias", 8), *(pytest.param(name, 1, marks=pytest.mark.long) for name in ("maple", "taskres"))],
 )
-def test_accuracy_calibration_and_detection_are_those_of_single_images(
-    clip: Clip, colours: Dataset, method: str, devices: int
-) -> None:
+def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, colours, method, devices):
     mesh = meshes.make_mesh(run=1, data=devices, devices=jax.devices()[:devices])
     task = Task(clip, method, colours.class_names).with_memory(class_shards=devices)
     learnables = jax.tree.map(
@@ -100,7 +98,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(
         assert result["ood"][name]["auroc"] == pytest.approx(100 * expected, abs=1e-6)
 
 
-def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
+def test_kept_features_change_nothing(clip, colours):
     mesh = meshes.single_device()
     params = meshes.replicate(mesh, clip.params)
     shared = Evaluator(colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
@@ -117,7 +115,7 @@ def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
     assert both | {"calibration": 0} == alone | {"calibration": 0}
 
 
-def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
     mesh = meshes.make_mesh(run=2, devices=jax.devices()[:8])
     calls = []
 
@@ -135,7 +133,7 @@ def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeyp
     assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
 
 
-def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -> None:
+def test_an_unreadable_image_is_named_or_skipped(clip, colours):
     split = broken(colours.split("test"))
     mesh = meshes.single_device()
     task = Task(clip, "zero_shot", ("a", "b", "c"))
@@ -147,7 +145,7 @@ def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -
     assert np.flatnonzero(predicted == -1).tolist() == [1] and (predicted == split.labels).sum() == score["correct"]
 
 
-def test_no_temperature_is_fitted_on_what_is_evaluated(colours: Dataset) -> None:
+def test_no_temperature_is_fitted_on_what_is_evaluated(colours):
     test, val = colours.split("test"), colours.split("val")
     assert validation_outside_test(test, None) is None
     assert validation_outside_test(test, test.subset([3, 1])) is None  # as ImageNet's are

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,9 +43,7 @@ def fitted(clip: Clip, colours: Dataset, recipe: Recipe) -> dict[str, TunedModel
     return {method: clipbias.fit(clip, method, colours, **settings) for method in OPTIONS}
 
 
-def test_it_learns_what_the_driver_learns(
-    clip: Clip, colours: Dataset, recipe: Recipe, fitted: dict[str, TunedModel], tmp_path: Path
-) -> None:
+def test_it_learns_what_the_driver_learns(clip, colours, recipe, fitted, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
     specs = tiny.specs(*OPTIONS, seeds=(3,))
     assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 2
@@ -63,9 +60,7 @@ def test_it_learns_what_the_driver_learns(
 
 
 @pytest.mark.ci
-def test_arrays_with_names_for_labels_are_a_dataset_too(
-    clip: Clip, colours: Dataset, recipe: Recipe, capsys: pytest.CaptureFixture
-) -> None:
+def test_arrays_with_names_for_labels_are_a_dataset_too(clip, colours, recipe, capsys):
     images, labels = pictures(colours, "train")
     settings: dict[str, Any] = dict(recipe=recipe, mesh=meshes.single_device(), template=colours.template)
     names = [colours.class_names[label] for label in labels]
@@ -80,9 +75,7 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(
 
 
 @pytest.mark.ci
-def test_a_method_is_a_name_an_object_or_a_file(
-    clip: Clip, colours: Dataset, recipe: Recipe, fitted: dict[str, TunedModel]
-) -> None:
+def test_a_method_is_a_name_an_object_or_a_file(clip, colours, recipe, fitted):
     settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device(), recipe=recipe)
     bias = clipbias.fit(clip, fitted["bias"].task.method, colours, **settings)
     jax.tree.map(np.testing.assert_array_equal, bias.learnables, fitted["bias"].learnables)
@@ -110,7 +103,7 @@ def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Datas
 
 
 @pytest.mark.ci
-def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
+def test_predictions_are_the_softmax_of_the_logits(clip, colours, fitted):
     model = fitted["bias"]
     images, _ = pictures(colours, "test")
     ready = clip.preprocess(images)
@@ -127,7 +120,7 @@ def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset,
     assert lines[0].startswith(f"{prediction.classes[0]} {100 * expected[0].max():.1f} %")
 
 
-def test_tensors_are_arrays(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
+def test_tensors_are_arrays(clip, colours, fitted):
     torch = pytest.importorskip("torch")
     images, labels = pictures(colours, "test")
     array = np.stack(images)
@@ -146,7 +139,7 @@ def test_tensors_are_arrays(clip: Clip, colours: Dataset, fitted: dict[str, Tune
     assert accuracy.accuracy == fitted["bias"].evaluate(colours, **settings).accuracy
 
 
-def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
+def test_accuracy_counts_what_is_taken_for_what(clip, colours, fitted):
     model = fitted["bias"]
     images, labels = pictures(colours, "test")
     predicted = model.predict(images, batch_size=4).labels
@@ -166,9 +159,7 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
 
 
-def test_broken_images_are_named_together_before_the_first_step(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_images_are_named_together_before_the_first_step(clip, colours, recipe, tmp_path, monkeypatch):
     """Those of training and those that select a learning rate, by `fit` and by a sweep; long lists are not read."""
     monkeypatch.setattr(loop, "plan_stages", lambda job: pytest.fail("a step was compiled"))
     train = colours.split("train")
@@ -196,16 +187,14 @@ def test_broken_images_are_named_together_before_the_first_step(
     check_readable([Images(dataset.split("train"))], None, Workers(1))
 
 
-def test_a_method_that_learns_nothing_needs_nothing(clip: Clip, colours: Dataset) -> None:
+def test_a_method_that_learns_nothing_needs_nothing(clip, colours):
     images, _ = pictures(colours, "test")
     model = clipbias.fit(clip, "zero_shot", colours)
     assert model.learnables == {} and repr(model).startswith("TunedModel(Task('zero_shot' of")
     assert isinstance(model.predict(images), Prediction) and len(model.predict([])) == 0
 
 
-def test_a_saved_model_comes_back(
-    clip: Clip, colours: Dataset, fitted: dict[str, TunedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saved_model_comes_back(clip, colours, fitted, tmp_path, monkeypatch):
     """On the model that is given: none is loaded beside it."""
     model = fitted["bias"]
     path = tmp_path / "a.safetensors"
@@ -222,7 +211,7 @@ def test_a_saved_model_comes_back(
     np.testing.assert_array_equal(again.predict(images).probabilities, model.predict(images).probabilities)
 
 
-def test_other_classes(clip: Clip, colours: Dataset, fitted: dict[str, TunedModel]) -> None:
+def test_other_classes(clip, colours, fitted):
     other = fitted["bias"].with_classes(["a dog", "a cat"])
     assert other.class_names == ("a dog", "a cat") and other.task.template == colours.template
     assert fitted["bias"].with_classes(colours).class_names == colours.class_names

@@ -66,7 +66,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["bias", "ivlp"])
-def test_what_is_learned_shows_as_in_float32(method: str) -> None:
+def test_what_is_learned_shows_as_in_float32(method):
     """Without the second part of the tokens a change of a thousandth would hardly be seen (cosine below 0.9)."""
     exact = changes(method, "float32")
 
@@ -80,7 +80,7 @@ def test_what_is_learned_shows_as_in_float32(method: str) -> None:
         assert cosines(one_part())[0] < 0.9
 
 
-def test_a_product_in_two_parts_and_its_gradients() -> None:
+def test_a_product_in_two_parts_and_its_gradients():
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 64), (5, 48)))
     kernel = jnp.asarray(rng.normal(size=(64, 48)), jnp.bfloat16)
@@ -95,7 +95,7 @@ def test_a_product_in_two_parts_and_its_gradients() -> None:
 
 
 @pytest.mark.ci
-def test_a_step_takes_two_products_forward_and_one_back() -> None:
+def test_a_step_takes_two_products_forward_and_one_back():
     clip = model.random_clip(model.geometry("tiny", layers=8))
     recipe = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
     counts = {}
@@ -107,7 +107,7 @@ def test_a_step_takes_two_products_forward_and_one_back() -> None:
 
 
 @pytest.mark.ci
-def test_what_the_backward_pass_keeps_of_hidden_units_is_in_half_precision() -> None:
+def test_what_the_backward_pass_keeps_of_hidden_units_is_in_half_precision():
     clip = model.random_clip(model.geometry("tiny", layers=4))
     task = Task(clip, "ivlp", ["red", "blue"], dtype="bfloat16")
     images = jnp.zeros((2, 32, 32, 3))

@@ -47,7 +47,7 @@ def sweep_of(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path, **optio
 
 
 @pytest.mark.ci
-def test_a_row_and_its_adapter(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_row_and_its_adapter(clip, colours, recipe, tmp_path):
     """Parameters of three classes and eighteen images; what is constant is none."""
     tiny = sweep_of(clip, colours, recipe, tmp_path, options=OPTIONS)
     specs = tiny.specs(*FEW, shots=(6,), seeds=(1,))
@@ -71,9 +71,7 @@ def test_a_row_and_its_adapter(clip: Clip, colours: Dataset, recipe: Recipe, tmp
     assert again.run(specs) == rows
 
 
-def test_a_cache_is_of_the_picked_images(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_is_of_the_picked_images(clip, colours, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Stopwatch, "__exit__", lambda watch, *_: setattr(watch, "seconds", 1000.0))
     tiny = sweep_of(clip, colours, recipe, tmp_path)
     specs = tiny.specs(CACHE, shots=(4,))
@@ -88,9 +86,7 @@ def test_a_cache_is_of_the_picked_images(
 
 
 @pytest.mark.ci
-def test_a_stopped_sweep_continues_with_the_same_bits(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_sweep_continues_with_the_same_bits(clip, colours, recipe, tmp_path, monkeypatch):
     recipe = dataclasses.replace(recipe, batch_size=5, epochs=4, keep_last=True)
     options = {PROBE: {"training": "pooled", "keep_last": True}}
     whole, cut = (sweep_of(clip, colours, recipe, tmp_path / name, options=options) for name in ("whole", "cut"))
@@ -111,7 +107,7 @@ def test_a_stopped_sweep_continues_with_the_same_bits(
     assert not list((cut.folder / "checkpoints").iterdir())
 
 
-def test_no_tower_runs_in_a_step_on_features(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+def test_no_tower_runs_in_a_step_on_features(clip, colours, recipe):
     """All products of a step on eight images are fewer than those of a tower on one."""
     image = np.zeros((1, 16, 16, 3), np.float32)
     tower = jax.jit(lambda params, images: encode_image(params, clip.config, images)[0])

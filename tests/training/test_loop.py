@@ -58,17 +58,13 @@ def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> TrainResult:
 
 
 @pytest.mark.ci
-def test_runs_side_by_side_are_the_runs_one_by_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult
-) -> None:
+def test_runs_side_by_side_are_the_runs_one_by_one(clip, colours, recipe, whole):
     for index, seed in enumerate((1, 2)):
         assert_close(whole, train_runs(*group(clip, colours, "bias", (seed,)), recipe), slice(index, index + 1))
     assert whole.losses[0] != whole.losses[1]
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(
-    clip: Clip, colours: Dataset, recipe: Recipe, whole: TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_with_the_same_bits(clip, colours, recipe, whole, tmp_path, monkeypatch):
     where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
     goes_on = stop_at((2,), monkeypatch)
     with stoppable(), pytest.raises(Stopped, match="stopped at step 2 of 6"):
@@ -80,9 +76,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 
 @pytest.mark.long
-def test_runs_that_do_not_divide_are_filled_up(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_that_do_not_divide_are_filled_up(clip, colours, recipe, tmp_path, monkeypatch):
     """Three runs on an axis of four: each device computes one, one program serves all steps, and any mesh continues."""
     original = loop.train_step
     states = []
@@ -109,7 +103,7 @@ def test_runs_that_do_not_divide_are_filled_up(
     assert_close(moved, three)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip, colours, recipe):
     task, (run,) = group(clip, colours, "bias", (1,))
     with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step 4"):  # the warm-up takes two
         train_runs(task, [dataclasses.replace(run, learning_rate=1e38)], recipe)
@@ -134,7 +128,7 @@ def restore(folder: Path, like: Any = None) -> Any:
         checkpoints.close()
 
 
-def test_the_latest_of_two_comes_back(tmp_path: Path) -> None:
+def test_the_latest_of_two_comes_back(tmp_path):
     assert restore(tmp_path / "new") is None
     tmp_path = tmp_path / "run"
     save(tmp_path, (1, 2, 3))
@@ -145,7 +139,7 @@ def test_the_latest_of_two_comes_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
 
-def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_one_sentence(tmp_path):
     save(tmp_path, (1,))
     for like in ({"a": jnp.zeros((2, 4)), "b": [jnp.arange(4)]}, {"c": jnp.zeros(3)}):
         with pytest.raises(ClipbiasError, match=r"cannot read the checkpoint of step 1 .*remove that folder to start"):
@@ -156,7 +150,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         restore(tmp_path)
 
 
-def test_a_state_moves_to_another_mesh(tmp_path: Path) -> None:
+def test_a_state_moves_to_another_mesh(tmp_path):
     values = {"a": np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)}
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, meshes.device_put(meshes.make_mesh(run=2, data=4), values, meshes.RUN), [])
@@ -168,7 +162,7 @@ def test_a_state_moves_to_another_mesh(tmp_path: Path) -> None:
 
 
 @pytest.mark.ci
-def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path: Path) -> None:
+def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path):
     program = """
 import sys
 import numpy as np

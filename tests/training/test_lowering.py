@@ -101,9 +101,7 @@ def apart(small: Clip) -> list[str]:
 
 @pytest.mark.ci
 @SOME
-def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
-    small: Clip, apart: list[str], some: tuple[str, ...]
-) -> None:
+def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small, apart, some):
     """Forward and backward, with odd and even numbers of tokens, of runs side by side."""
     assert len(apart) > 8
     for name in some or apart:
@@ -117,7 +115,7 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
 
 @pytest.mark.ci
 @pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=pytest.mark.long)])
-def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) -> None:
+def test_devices_attend_to_their_own_images(small, run, runs):
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
     mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
     rows = 32
@@ -140,9 +138,7 @@ def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) ->
     ("dtype", "platform", "more"),
     [("bfloat16_3x", "tpu", 0), pytest.param("tensorfloat32", "cuda", 2, marks=pytest.mark.long)],
 )
-def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
-    small: Clip, apart: list[str], dtype: str, platform: str, more: int
-) -> None:
+def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(small, apart, dtype, platform, more):
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
     with on(platform):
         task = Task(small, "ivlp", NAMES, dtype=dtype)
@@ -156,7 +152,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
             assert "HIGH" in formed or program.name == "outcomes", program.name
 
 
-def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
+def test_frozen_features_are_lowered_for_gpus_and_tpus(small):
     for dtype, projected in (("float32", True), ("bfloat16", False)):
         task = Task(small, "zero_shot", NAMES, dtype=dtype)
         sampling = Sampling(projected=projected)

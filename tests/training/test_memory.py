@@ -1,7 +1,6 @@
 """The plan of a step: the compiler's account, the ways from the fastest to the smallest, and their equal numbers."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import device, loop, memory
 from clipbias.training import mesh as meshes
@@ -37,7 +35,7 @@ def deep() -> Clip:
 
 
 @pytest.mark.long
-def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
     monkeypatch.setattr(memory, "COUNTS", (1, 4))  # each is a program to compile
     task = Task(deep, "coop", model.class_names(400))
 
@@ -59,7 +57,7 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
 
 
 @pytest.mark.ci
-def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
+def test_a_plan_counts_what_a_step_holds(deep):
     """At least weights, momentum and all that the backward pass reads, and in proportion to the images of all runs."""
 
     def needed(batch: int, runs: int = 1) -> int:
@@ -77,7 +75,7 @@ def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
 
 
 @pytest.mark.parametrize("method", ["ivlp", "maple"])
-def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: str) -> None:
+def test_the_first_layer_alone_is_planned_as_it_is_trained(deep, method):
     """An empty set of prompts is no axis of images."""
     task = Task(deep, method, model.class_names(3), depth=1)
     step = training_program(task, RECIPE, StepShape(4, 1, meshes.single_device(), images=12))
@@ -88,9 +86,7 @@ def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: s
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["vpt", "coop"])
-def test_nothing_is_compiled_twice(
-    colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
-) -> None:
+def test_nothing_is_compiled_twice(colours, recipe, tmp_path, caplog, method):
     # Of sizes that no other test has, so that nothing is compiled already.
     helpers.tiny_checkpoint(tmp_path / "model", vision=(20, 2, 2), text=(28, 2, 2))
     tiny = TinySweep(clipbias.load(tmp_path / "model"), colours, recipe, tmp_path / "sweep")
@@ -102,7 +98,7 @@ def test_nothing_is_compiled_twice(
         assert sum(f"jit({name})" in message for message in compiled) == 1, name
 
 
-def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ensemble_is_encoded_in_parts(clip, monkeypatch):
     names = model.class_names(20)
     templates = ("a photo of a {}.", "a drawing of the {}.", "{}")
     whole = Task(clip, "zero_shot", names, templates=templates)
@@ -116,7 +112,7 @@ def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.ci
-def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) -> None:
+def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep):
     task = Task(deep, "coop", model.class_names(100))
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
 
@@ -131,8 +127,8 @@ def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) 
 
 
 def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+    clip, colours, recipe, tmp_path, monkeypatch, capsys
+):
     def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.")
 
@@ -150,11 +146,11 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
     assert "memory: about" in capsys.readouterr().err
 
 
-def test_other_errors_of_the_device_pass() -> None:
+def test_other_errors_of_the_device_pass():
     with pytest.raises(jax.errors.JaxRuntimeError), device.explain_exhaustion("x"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-def test_bytes_in_words() -> None:
+def test_bytes_in_words():
     assert [device.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
     assert 0 < device.device_limit() < 1 << 45

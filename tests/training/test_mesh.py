@@ -7,13 +7,13 @@ import pytest
 from clipbias.training import mesh as meshes
 
 
-def test_axes_take_what_is_left() -> None:
+def test_axes_take_what_is_left():
     assert dict(meshes.make_mesh().shape) == {"run": 1, "data": jax.device_count()}
     assert dict(meshes.make_mesh(run=2).shape) == {"run": 2, "data": jax.device_count() // 2}
     assert dict(meshes.make_mesh(run=None, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
 
 
-def test_arrays_come_back_as_they_went() -> None:
+def test_arrays_come_back_as_they_went():
     mesh = meshes.make_mesh(run=2, data=4)
     values = {"a": np.arange(48.0).reshape(2, 8, 3), "b": np.float32(3)}
     placed = meshes.device_put(mesh, values, meshes.RUN, meshes.DATA)
@@ -62,9 +62,7 @@ def devices(processes: int, each: int) -> list[Device]:
         (1, 8, {"run": 3}, (3, 2)),
     ],
 )
-def test_processes_hold_equal_parts_that_make_up_the_whole(
-    monkeypatch: pytest.MonkeyPatch, processes: int, each: int, settings: dict[str, int | None], shape: tuple[int, int]
-) -> None:
+def test_processes_hold_equal_parts_that_make_up_the_whole(monkeypatch, processes, each, settings, shape):
     mesh = meshes.make_mesh(**settings, devices=devices(processes, each))
     assert mesh.devices.shape == shape
     assert len({device.id for device in mesh.devices.flat}) == shape[0] * shape[1]
@@ -80,7 +78,7 @@ def test_processes_hold_equal_parts_that_make_up_the_whole(
     assert (held == 1).all()
 
 
-def test_the_runs_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_process(monkeypatch):
     mesh = meshes.make_mesh(run=16, devices=devices(8, 8))
     monkeypatch.setattr(jax, "process_index", lambda: 7)
     share = meshes.share(mesh)
@@ -89,7 +87,7 @@ def test_the_runs_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share.runs(mesh, 1) == [0]
 
 
-def test_runs_are_filled_up_and_cut_again() -> None:
+def test_runs_are_filled_up_and_cut_again():
     mesh = meshes.make_mesh(run=4, data=2)
     assert [meshes.padded(mesh, runs) for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
     tree = {"a": np.arange(6.0).reshape(3, 2), "count": np.int32(5)}

@@ -8,7 +8,6 @@ import sys
 import time
 import types
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,8 +16,6 @@ import numpy as np
 import pytest
 from absl import logging
 
-from clipbias.clip import Clip
-from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.training import progress
@@ -31,7 +28,6 @@ from clipbias.training.progress import (
     forecast,
     readable,
 )
-from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import group, train_runs
 
 
@@ -41,9 +37,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
-def test_it_shows_the_work_its_values_and_the_time_left(
-    stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     """Two groups of 2 and 1 runs: after 3 of 4 steps of the first, 1.5 of 3 runs are done; the second counts none.
 
     Time is measured by a clock that only goes forward: the wall's is set back again and again.
@@ -81,7 +75,7 @@ def test_it_shows_the_work_its_values_and_the_time_left(
     assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
 
 
-def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch):
     assert [readable(value) for value in (133500.4, 412.0, 0.0025, 1e-5)] == ["133,500", "412", "0.0025", "1e-05"]
     said = [" ".join(forecast(seconds).split()[1:3]) for seconds in (2.0, 44.0, 89.0, 100.0, 3600.0, 3 * 3600.0)]
     assert said == ["10 s", "40 s", "90 s", "2 min", "60 min", "3 h"]
@@ -96,7 +90,7 @@ def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch
 # metrics.jsonl
 
 
-def test_steps_that_are_done_again_are_there_once(tmp_path: Path) -> None:
+def test_steps_that_are_done_again_are_there_once(tmp_path):
     def lines() -> list[tuple]:
         return [(line["step"], line["loss"]) for line in read_json_lines(tmp_path / "metrics.jsonl")]
 
@@ -130,14 +124,14 @@ def told(clock: list[float], waiting: list[float] | None, key: str, monkeypatch:
     return shown
 
 
-def test_the_progress_shows_what_share_is_waited_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_shows_what_share_is_waited_for_images(monkeypatch):
     """With the share of the moment; images a second are a mean without the first step."""
     assert told([0, 1, 2], [0.0, 0.127, 1.0], "waiting", monkeypatch) == ["13%", "100%", "100%"]
     assert told([0, 1, 2], None, "waiting", monkeypatch) == [None] * 3
     assert told([0, 60, 70, 80], None, "images/s", monkeypatch) == [None, 4.0, 4.0, 6.0]
 
 
-def test_a_training_takes_its_steps_times_their_median_whatever_compiling_took(tmp_path: Path) -> None:
+def test_a_training_takes_its_steps_times_their_median_whatever_compiling_took(tmp_path):
     # The first step compiles, and so does the fourth: the run was stopped before it, and continued.
     seconds = [9.0, 1.0, 1.0, 8.0, 2.0, *(0.5,) * 3, 7.0, 0.25]
     lines = [json.dumps({"step": number + 1, "seconds": value}) for number, value in enumerate(seconds)]
@@ -148,7 +142,7 @@ def test_a_training_takes_its_steps_times_their_median_whatever_compiling_took(t
     assert progress.step_seconds(path, []) == progress.step_seconds(tmp_path / "none.jsonl", [5]) == 0
 
 
-def test_a_stopwatch_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopwatch_adds_up(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 12.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     watch = progress.Stopwatch()
@@ -170,7 +164,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, mock.MagicMock]:
     return modules
 
 
-def test_every_tracker_is_told_every_number(installed: dict[str, mock.MagicMock], tmp_path: Path) -> None:
+def test_every_tracker_is_told_every_number(installed, tmp_path):
     folder = tmp_path / "runs" / "ivlp-digits"
     folder.mkdir(parents=True)
     with MetricWriter(folder, trackers=("tensorboard", "wandb", "trackio")) as metrics:
@@ -194,9 +188,7 @@ def test_every_tracker_is_told_every_number(installed: dict[str, mock.MagicMock]
     writer.return_value.close.assert_called_once_with()
 
 
-def test_trackers_that_are_not_there_fail_or_do_not_start(
-    installed: dict[str, mock.MagicMock], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_that_are_not_there_fail_or_do_not_start(installed, tmp_path, monkeypatch):
     writer, wandb, trackio = (
         *(installed["tensorboard"].SummaryWriter, installed["wandb"].init, installed["trackio"].init),
     )
@@ -230,9 +222,7 @@ def test_trackers_that_are_not_there_fail_or_do_not_start(
     ("first", "total", "traced"),
     [(0, 100, range(2, 7)), (40, 100, range(42, 47)), (0, 4, range(4)), (97, 100, range(97, 100))],
 )
-def test_which_steps_are_traced(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: int, total: int, traced: range
-) -> None:
+def test_which_steps_are_traced(monkeypatch, tmp_path, first, total, traced):
     running: list[str] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
     monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
@@ -252,9 +242,7 @@ def test_which_steps_are_traced(
 
 
 @pytest.mark.ci  # the profiler takes 300 MB for good
-def test_the_trace_of_a_training_lies_beside_its_metrics(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_the_trace_of_a_training_lies_beside_its_metrics(clip, colours, recipe, tmp_path):
     train_runs(*group(clip, colours, "bias", (1,)), recipe, metrics=tmp_path, profile=True)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert b"train_step" in trace.read_bytes()

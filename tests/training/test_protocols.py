@@ -1,14 +1,12 @@
 """Every protocol through a sweep, on drawn data."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
-from clipbias.clip import Clip
-from clipbias.data import Dataset, held_out, protocols
+from clipbias.data import held_out, protocols
 from clipbias.data.few_shot import imbalanced_counts
 from clipbias.data.held_out import SHOT
 from clipbias.training.loop import sample_features
@@ -17,7 +15,6 @@ from clipbias.training.select import METHOD, choose
 from clipbias.training.spec import VALIDATION
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import transfer
-from clipbias.tuning.recipe import Recipe
 from tests.training.sweeps import TinySweep
 
 PROBE = "tests.own_methods:Probe"
@@ -25,7 +22,7 @@ CACHE = "tests.own_methods:Cache"
 
 
 @pytest.mark.ci
-def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_base_to_new(clip, colours, recipe, tmp_path):
     """A method makes something of other classes; what one that refuses them says is in its row."""
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new")
     probe, cache = tiny.rows(PROBE, CACHE, seeds=(1,))
@@ -36,9 +33,7 @@ def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Pat
 
 
 @pytest.mark.ci
-def test_imbalanced_draws_and_scores_that_count_classes_alike(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_imbalanced_draws_and_scores_that_count_classes_alike(clip, colours, recipe, tmp_path):
     """The scores of a row are scikit-learn's of the predictions beside it; the parameter is in the spec."""
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="imbalanced")
     specs = tiny.specs("zero_shot", "taskres", shots=(3,), concentration=0.3)
@@ -61,7 +56,7 @@ def test_imbalanced_draws_and_scores_that_count_classes_alike(
 
 
 @pytest.mark.ci
-def test_a_held_out_shot_selects_and_never_trains(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_held_out_shot_selects_and_never_trains(clip, colours, recipe, tmp_path):
     """A rate, and what a method searches for; nothing is held out where nothing is selected."""
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     shots = {"shots": (3,), "seeds": (1,), "hold_out_shot": True}
@@ -82,21 +77,21 @@ def test_a_held_out_shot_selects_and_never_trains(clip: Clip, colours: Dataset, 
 
 
 @pytest.mark.ci
-def test_targets_have_classes_of_their_own(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_targets_have_classes_of_their_own(clip, colours, recipe, tmp_path):
     part = dataclasses.replace(colours.with_classes([2, 0]), name="part")
     datasets = {"colours": colours, "part": part}
     tiny = TinySweep(clip, datasets, recipe, tmp_path, protocol="domain_generalization", targets=("part",))
     assert [set(row["accuracies"]) for row in tiny.rows("taskres")] == [{"colours", "part"}] * 2
 
 
-def test_transfer_takes_the_rows_of_the_classes(clip: Clip) -> None:
+def test_transfer_takes_the_rows_of_the_classes(clip):
     source, target = Task(clip, "taskres", ("a", "b", "c")), Task(clip, "taskres", ("c", "a"))
     learnables = {"text_residual": np.arange(3.0)[:, None] + np.zeros(clip.config.projection_width)}
     moved = transfer(source, target, learnables, (2, 0))
     np.testing.assert_array_equal(moved["text_residual"][:, 0], [2, 0])
 
 
-def test_transfer_leaves_a_bias_alone_even_where_layers_and_classes_are_equally_many(clip: Clip) -> None:
+def test_transfer_leaves_a_bias_alone_even_where_layers_and_classes_are_equally_many(clip):
     layers = clip.config.vision.layers
     source, target = (Task(clip, "bias", [f"{name}{i}" for i in range(layers)]) for name in "ab")
     learnables = source.init()

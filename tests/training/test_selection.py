@@ -49,7 +49,7 @@ def fitted(clip: Clip, colours: Dataset) -> TunedModel:
     return fit_and_listen(clip, "bias", without_validation(colours), mesh=meshes.single_device(), **GIVEN)[0]
 
 
-def test_the_best_of_four_rates_trains_on_all_images(clip: Clip, colours: Dataset, fitted: TunedModel) -> None:
+def test_the_best_of_four_rates_trains_on_all_images(clip, colours, fitted):
     choice: Any = fitted.notes["choice"]
     dataset = without_validation(colours)
     held = hold_out(dataset.split("train"), None, seed=3)
@@ -74,9 +74,7 @@ def test_the_best_of_four_rates_trains_on_all_images(clip: Clip, colours: Datase
     assert "choice" not in direct.notes and direct.notes["learning_rate"] == best
 
 
-def test_candidates_that_fail_or_do_not_fit_together(
-    clip: Clip, colours: Dataset, fitted: TunedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monkeypatch):
     """One that is not finite is no reason to stop, and those that do not fit the memory are trained one by one."""
     sizes = []
 
@@ -118,7 +116,7 @@ def test_candidates_that_fail_or_do_not_fit_together(
         select.select(job, held, compares_rates=True)
 
 
-def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Dataset) -> None:
+def test_alpha_is_searched_on_images_that_are_held_out(clip, colours):
     """The search sees the images that are not held out; the classifier is made of all of them."""
     dataset = without_validation(colours)
     held = hold_out(dataset.split("train"), None, seed=3)
@@ -143,7 +141,7 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip: Clip, colours: Data
     assert make_method("tip_adapter").searched_options(learnables) == {"alpha": 0.1, "beta": 5.3}
 
 
-def test_held_out_images_that_cannot_be_read_do_not_count(clip: Clip, colours: Dataset) -> None:
+def test_held_out_images_that_cannot_be_read_do_not_count(clip, colours):
     """Neither those that select a setting, nor those that tell whether the tuned model is better."""
     train = colours.split("train")
     held = hold_out(train, None, seed=3)
@@ -159,7 +157,7 @@ def test_held_out_images_that_cannot_be_read_do_not_count(clip: Clip, colours: D
     assert select.compare(job, learnables, held)[2] == 5
 
 
-def test_a_model_that_got_worse_says_so(clip: Clip, colours: Dataset) -> None:
+def test_a_model_that_got_worse_says_so(clip, colours):
     """Of images that zero-shot classifies rightly, after a rate that destroys what the model knows."""
     task = Task(clip, ZERO_SHOT, colours, template=colours.template)
     right = TunedModel(task, {}).evaluate(colours, mesh=meshes.single_device())

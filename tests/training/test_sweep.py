@@ -12,7 +12,6 @@ import pytest
 from scipy.special import logsumexp
 
 import clipbias
-from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
@@ -32,14 +31,11 @@ from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
 from experiments import table1
-from tests.bucket import Bucket
 from tests.training.sweeps import TinySweep, score_of
 from tests.tuning.test_registry import CLASS
 
 
-def test_every_run_once_and_a_failing_one_costs_no_other(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_every_run_once_and_a_failing_one_costs_no_other(clip, colours, recipe, tmp_path):
     file = tmp_path / "broken.py"
     file.write_text(CLASS.replace("return Adaptation()", "return 1 / 0"))
     tiny = TinySweep(clip, colours, recipe, tmp_path)
@@ -64,7 +60,7 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
 
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")
-def test_another_start_on_the_same_images(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     """A run with a start of its own has the few-shot split of its seed, and the learnables' start of the other."""
     recipe = dataclasses.replace(recipe, learning_rate=1e-6, warmup_learning_rate=1e-6)  # close to the start
     tiny = TinySweep(clip, colours, recipe, tmp_path)
@@ -90,9 +86,7 @@ def test_another_start_on_the_same_images(clip: Clip, colours: Dataset, recipe: 
     assert fitted.notes["start_seed"] == 5
 
 
-def test_validation_images_are_those_of_each_split(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_validation_images_are_those_of_each_split(clip, colours, recipe, tmp_path):
     """Runs with one start have splits of their own, and validation images of these."""
     splits = {name: split for name, split in colours.splits.items() if name != "val"}
     tiny = TinySweep(clip, dataclasses.replace(colours, splits=splits), recipe, tmp_path)
@@ -103,9 +97,7 @@ def test_validation_images_are_those_of_each_split(
 
 
 @pytest.mark.ci
-def test_an_adapter_gives_its_rows_accuracy(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "FEWEST_TO_CALIBRATE", 6)
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("bias")
@@ -137,7 +129,7 @@ def test_an_adapter_gives_its_rows_accuracy(
         assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
 
 
-def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_key_names_all_that_numbers_depend_on(clip, colours, recipe, tmp_path):
     file = tmp_path / "own.py"
     file.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
     renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
@@ -169,7 +161,7 @@ def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, re
     assert len({plain, program, *keys}) == len(keys) + 2
 
 
-def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_groups_differ_in_seed_and_rate_alone(clip, colours, recipe, tmp_path):
     tiny = TinySweep(
         clip,
         {"a": dataclasses.replace(colours, name="a"), "b": dataclasses.replace(colours, name="b")},
@@ -206,9 +198,7 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
 
 
 @pytest.mark.ci
-def test_learning_rates_train_side_by_side_and_fail_one_by_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_learning_rates_train_side_by_side_and_fail_one_by_one(clip, colours, recipe, tmp_path, monkeypatch):
     """And are chosen without a look at a test image."""
     sizes = []
     train = loop.train
@@ -244,7 +234,7 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
 
 
 @pytest.mark.parametrize("shots", [None, 2])
-def test_rates_of_a_cell_hold_for_its_shots_alone(shots: int | None) -> None:
+def test_rates_of_a_cell_hold_for_its_shots_alone(shots):
     rows = [
         {"method": "bias", "dataset": "a", "shots": count, "learning_rate": rate, "status": "ok"}
         | {"validation_accuracy": accuracy, "validation_loss": 1.0}
@@ -256,7 +246,7 @@ def test_rates_of_a_cell_hold_for_its_shots_alone(shots: int | None) -> None:
     assert choose(rows[:2], METHOD).of("bias", "b", None) == 0.2
 
 
-def test_rates_that_were_chosen_are_taken(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     rates = Rates(
         (
@@ -269,9 +259,7 @@ def test_rates_that_were_chosen_are_taken(clip: Clip, colours: Dataset, recipe: 
     assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
 
 
-def test_only_rates_of_the_common_recipe_are_chosen(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_rates_of_the_common_recipe_are_chosen(clip, colours, recipe, tmp_path, monkeypatch):
     """A method with its authors' rate, or with none, is not run on validation images."""
     requests = []
 
@@ -295,14 +283,14 @@ def test_only_rates_of_the_common_recipe_are_chosen(
     assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
 
 
-def test_options_of_one_dataset_are_its_own(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_options_of_one_dataset_are_its_own(clip, colours, recipe, tmp_path):
     datasets = {name: dataclasses.replace(colours, name=name) for name in ("colours", "again")}
     options = {"taskres": {"alpha": 0.5}, "taskres@again": {"alpha": 1.0}}
     tiny = TinySweep(clip, datasets, recipe, tmp_path, options=options)
     assert [spec.make_method().alpha for spec in tiny.specs("taskres", seeds=(1,))] == [0.5, 1.0]
 
 
-def test_a_run_that_was_killed_is_put_in_order(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_is_put_in_order(clip, colours, recipe, tmp_path):
     """Results lie in one file a group, and `results.jsonl` is made of these anew.
 
     A run may be killed after its rows were written and before its checkpoints were removed.
@@ -319,9 +307,7 @@ def test_a_run_that_was_killed_is_put_in_order(clip: Clip, colours: Dataset, rec
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
 
 
-def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_end_with_the_groups_of_a_method_on_a_dataset(clip, colours, recipe, tmp_path, monkeypatch):
     events: list[str] = []
     module = importlib.import_module("clipbias.training.sweep")
     monkeypatch.setattr(module, "drop_programs", lambda: events.append("drop"))
@@ -334,9 +320,7 @@ def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
 
 
 @pytest.mark.ci
-def test_a_work_folder_in_a_bucket(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_work_folder_in_a_bucket(clip, colours, recipe, tmp_path, bucket, monkeypatch):
     """Rows, adapters, predictions, metrics and tables are written as whole objects. Checkpoints are orbax's affair."""
 
     class NoCheckpoints:
@@ -362,7 +346,7 @@ def test_a_work_folder_in_a_bucket(
     assert {str(path).removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == local
 
 
-def test_tasks_are_told_apart_by_their_options(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+def test_tasks_are_told_apart_by_their_options(clip, colours, recipe, tmp_path):
     context = TinySweep(clip, colours, recipe, tmp_path).context
     method = make_method("bias")
     task = context.bind(method, colours)

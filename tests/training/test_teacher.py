@@ -68,7 +68,7 @@ def expected_divergence(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def test_a_step_follows_differences_of_the_loss(reference: tuple[Reference, Clip], colours: Dataset) -> None:
+def test_a_step_follows_differences_of_the_loss(reference, colours):
     """IVLP teaches bias tuning; both and their divergence in float64."""
     plain, clip = reference
     teacher = random_teacher(clip, "ivlp")
@@ -96,7 +96,7 @@ def test_a_step_follows_differences_of_the_loss(reference: tuple[Reference, Clip
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=2e-3)
 
 
-def test_no_label_is_read(clip: Clip, colours: Dataset) -> None:
+def test_no_label_is_read(clip, colours):
     job = job_of(random_teacher(clip, "ivlp"), Task(clip, "bias", NAMES), colours, ADAM)
     (run,) = job.runs
     split = dataclasses.replace(run.images.split, labels=np.roll(run.images.split.labels, 5))
@@ -107,7 +107,7 @@ def test_no_label_is_read(clip: Clip, colours: Dataset) -> None:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_a_teacher_of_another_base(clip: Clip, other: Clip, colours: Dataset, augment: bool) -> None:
+def test_a_teacher_of_another_base(clip, other, colours, augment):
     """Its logits are those of the same images, and of the same crops, at its own resolution."""
     teacher = random_teacher(other, "maple")
     recipe = dataclasses.replace(ADAM, augment=augment)
@@ -131,7 +131,7 @@ def test_a_teacher_of_another_base(clip: Clip, other: Clip, colours: Dataset, au
     assert np.isfinite(loop.train_job(job).losses).all()
 
 
-def test_students_side_by_side_on_devices(clip: Clip, colours: Dataset) -> None:
+def test_students_side_by_side_on_devices(clip, colours):
     """A conditional teacher, twelve images on a mesh of two by two; and one student alone."""
     teacher = random_teacher(clip, "cocoop")
     student = Task(clip, "taskres", NAMES)
@@ -144,7 +144,7 @@ def test_students_side_by_side_on_devices(clip: Clip, colours: Dataset) -> None:
     np.testing.assert_allclose(*residuals, atol=1e-4)
 
 
-def test_a_student_goes_on_where_it_was_stopped(clip: Clip, colours: Dataset, tmp_path: Any) -> None:
+def test_a_student_goes_on_where_it_was_stopped(clip, colours, tmp_path):
     job = job_of(
         random_teacher(clip, "ivlp"), Task(clip, "bias", NAMES), colours, dataclasses.replace(ADAM, batch_size=4)
     )

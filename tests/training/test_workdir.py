@@ -28,13 +28,13 @@ def state(folder: Path) -> dict:
         (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
     ],
 )
-def test_a_run_that_does_not(error: BaseException, expected: str, sentence: str, tmp_path: Path) -> None:
+def test_a_run_that_does_not(error, expected, sentence, tmp_path):
     with pytest.raises(type(error)), open_workdir(tmp_path, {}):
         raise error
     assert (state(tmp_path)["state"], state(tmp_path)["error"]) == (expected, sentence)
 
 
-def test_seconds_add_up_until_a_run_is_finished(tmp_path: Path) -> None:
+def test_seconds_add_up_until_a_run_is_finished(tmp_path):
     def write(name: str) -> None:
         (tmp_path / "state.json").write_text(json.dumps({"state": name, "seconds": 1000.0}))
 
@@ -52,7 +52,7 @@ def test_seconds_add_up_until_a_run_is_finished(tmp_path: Path) -> None:
     assert opened() < 1000
 
 
-def test_parts_share_a_folder_and_each_has_its_own_state(tmp_path: Path) -> None:
+def test_parts_share_a_folder_and_each_has_its_own_state(tmp_path):
     with open_workdir(tmp_path, {"part": "1/2"}, part=(0, 2)) as folder:
         assert folder == tmp_path
         with pytest.raises(ClipbiasError, match="another process works in"), open_workdir(tmp_path, {}, part=(0, 2)):
@@ -67,7 +67,7 @@ def test_parts_share_a_folder_and_each_has_its_own_state(tmp_path: Path) -> None
         assert json.loads((place / "environment.json").read_text())["python"].startswith("3.")
 
 
-def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
     with open_workdir(tmp_path, {"run": 1}):
         assert state(tmp_path)["state"] == "running"
         (tmp_path / f"{PART}x").touch()  # what the first is writing just now
@@ -80,7 +80,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None
     assert (state(tmp_path)["state"], state(tmp_path)["error"]) == ("finished", None)
 
 
-def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_what_a_result_depends_on(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
@@ -102,9 +102,7 @@ def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypa
     assert environment()["git"] == {"commit": facts["commit"], "changed": True}
 
 
-def test_a_file_system_without_locks_is_worked_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_system_without_locks_is_worked_on(tmp_path, monkeypatch, caplog):
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

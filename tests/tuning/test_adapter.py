@@ -29,7 +29,7 @@ def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
 # As many other names, and more of them.
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "ivlp", "bias", "maple", "visual_prompting"])
 @pytest.mark.parametrize("names", [("bird", "cat"), ("bird", "maine_coon", "cat")], ids=len)
-def test_other_class_names(clip: Clip, tmp_path: Path, method: str, names: tuple[str, ...]) -> None:
+def test_other_class_names(clip, tmp_path, method, names):
     """What one file says about other classes is what a task of those classes says with the same learnables."""
     task = saved(clip, tmp_path / "a.safetensors", method).task(clip, names)
     fresh = clipbias.Task(clip, method, names, template="a {}.")
@@ -39,9 +39,7 @@ def test_other_class_names(clip: Clip, tmp_path: Path, method: str, names: tuple
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
 @pytest.mark.parametrize("names", [("bird", "horse"), ("dog", "cat"), ("cat", "dog", "bird")], ids=" ".join)
-def test_what_belongs_to_classes_is_refused_for_others(
-    clip: Clip, tmp_path: Path, method: str, options: dict, names: tuple[str, ...]
-) -> None:
+def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options, names):
     """As many other classes, too, and the same ones in another order: rows would be given to the wrong classes."""
     adapter = saved(clip, tmp_path / "a.safetensors", method, **options)
     assert adapter.task(clip, ["cat", "dog"]).class_names == ("cat", "dog")
@@ -57,7 +55,7 @@ def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
     return task, {CONSTANTS: held | change}
 
 
-def test_constants_come_back(clip: Clip, tmp_path: Path) -> None:
+def test_constants_come_back(clip, tmp_path):
     task, learnables = cached(clip)
     path = tmp_path / "a.safetensors"
     save_adapter(path, task, learnables)
@@ -79,7 +77,7 @@ def test_constants_come_back(clip: Clip, tmp_path: Path) -> None:
         ({"more": np.zeros(1)}, "'constants/more'.* are not those of method"),
     ],
 )
-def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: str) -> None:
+def test_damaged_constants(clip, tmp_path, change, message):
     """They are not written, and a file that holds them is refused."""
     path = tmp_path / "a.safetensors"
     task, learnables = cached(clip)
@@ -95,7 +93,7 @@ def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: st
 
 
 @pytest.mark.ci
-def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
+def test_learnables_for_other_classes(clip, tmp_path):
     """What a method makes of them for other classes comes with the task; the task alone would mislead."""
     path = tmp_path / "a.safetensors"
     method = "tests.own_methods:Probe"
@@ -118,7 +116,7 @@ def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
         read_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
 
 
-def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip: Clip, tmp_path: Path) -> None:
+def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip, tmp_path):
     path = tmp_path / "a.safetensors"
     classes = ("cat", "dog")
     matched = clipbias.Task(clip, "ivlp_matched", classes)

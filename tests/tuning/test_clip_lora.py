@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip, PackedTokens, TextTokens, layers
+from clipbias.clip import PackedTokens, TextTokens, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.training import mesh as meshes
 from clipbias.training.step import place_inputs, place_text
@@ -18,7 +18,6 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
 from tests.reference import optimizers, weight_tuning
-from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 
@@ -116,7 +115,7 @@ def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) ->
     return masks
 
 
-def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
+def test_it_starts_as_clip_with_down_uniform(clip):
     task = Task(clip, "clip_lora", ("cat", "dog"), rank=50)
     learnables = task.init(3)
     for tower, pairs in learnables.items():
@@ -129,7 +128,7 @@ def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", helpers.short(TRAININGS, "both"))
-def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tuple[Clip, Reference]) -> None:
+def test_training_with_dropout_equals_numpy_with_its_masks(name, other):
     clip, reference = other
     options, remat = TRAININGS[name]
     task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.4, **options).with_memory(remat=remat)
@@ -163,7 +162,7 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tup
     ("method", "options"),
     [("clip_lora", {"parts": ("v", "fc1", "fc2"), "dropout": 0.5, **SOME}), ("lora", {"rank": 1})],
 )
-def test_logits_equal_numpy_without_dropout(method: str, options: dict, other: tuple[Clip, Reference]) -> None:
+def test_logits_equal_numpy_without_dropout(method, options, other):
     """As evaluation has them, whatever is dropped in training. Plain LoRA has all kernels and CLIP's own scale."""
     clip, reference = other
     task = Task(clip, method, common.CLASS_NAMES, template="a {} of another dataset.", **options)
@@ -179,7 +178,7 @@ def test_logits_equal_numpy_without_dropout(method: str, options: dict, other: t
     common.close(logits, expected, common.LOGITS)
 
 
-def test_every_class_token_and_part_drops_by_itself() -> None:
+def test_every_class_token_and_part_drops_by_itself():
     weights = {"down": jnp.zeros((3, 64, 2)), "key": jax.random.key(1), "rate": jnp.float32(0.25)}
     fake = {"kernel": jnp.zeros((64, 192)), "bias": jnp.zeros(192), "up": jnp.zeros((3, 2, 64))}
     draw = jax.jit(layers.kept, static_argnums=1)
@@ -202,7 +201,7 @@ def test_every_class_token_and_part_drops_by_itself() -> None:
     assert (odd[..., :6:2] & odd[..., 1:6:2]).mean() == pytest.approx(0.9**2, abs=0.01)  # halves of one word
 
 
-def test_towers_layers_runs_and_products_have_keys_of_their_own(other: tuple[Clip, Reference]) -> None:
+def test_towers_layers_runs_and_products_have_keys_of_their_own(other):
     clip, _ = other
     task = Task(clip, "clip_lora", common.CLASS_NAMES, parts=("q", "o"))
     adapt = jax.jit(task.method.adapt_in_training)
@@ -217,7 +216,7 @@ def test_towers_layers_runs_and_products_have_keys_of_their_own(other: tuple[Cli
     assert len(np.unique(keys, axis=0)) == len(keys) == 2 * 2 * (4 + 3)  # seeds, products, layers of both towers
 
 
-def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other: tuple[Clip, Reference]) -> None:
+def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other):
     clip, _ = other
     names = (*common.CLASS_NAMES, "dog")  # six
     mesh = meshes.make_mesh(data=2, devices=jax.devices()[:2])

@@ -3,13 +3,11 @@
 import dataclasses
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipbias import TunedModel
-from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
@@ -30,11 +28,11 @@ def shares(row: np.ndarray, temperature: float = 1.0) -> list[float]:
 
 
 def rule(**options: float | str) -> AnswerRule:
-    return CALIBRATION.rule(AnswerOptions(**options))  # type: ignore[arg-type]
+    return CALIBRATION.rule(AnswerOptions(**options))
 
 
 @pytest.mark.parametrize("coverage", ["0.5", "0.9", "0.95", "0.995"])
-def test_sets_are_those_of_plain_loops(coverage: str) -> None:
+def test_sets_are_those_of_plain_loops(coverage):
     scores = sorted(1 - shares(row)[label] for row, label in zip(LOGITS[:203], LABELS[:203], strict=True))
     largest = scores[math.ceil(204 * Fraction(coverage)) - 1]
     expected = [[1 - share <= largest for share in shares(row)] for row in LOGITS[203:]]
@@ -53,7 +51,7 @@ def test_sets_are_those_of_plain_loops(coverage: str) -> None:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_an_image_is_rejected_below_what_most_calibration_images_reach(score: str) -> None:
+def test_an_image_is_rejected_below_what_most_calibration_images_reach(score):
     definition = {
         "max_logit": lambda row: float(max(row)),
         "mcm": lambda row: max(shares(row, SCALE)),
@@ -67,13 +65,13 @@ def test_an_image_is_rejected_below_what_most_calibration_images_reach(score: st
     assert not rule(rejection=score, accepted=1.0).rejected(LOGITS[:203]).any()
 
 
-def test_what_could_not_be_read_has_an_empty_set_and_is_not_rejected() -> None:
+def test_what_could_not_be_read_has_an_empty_set_and_is_not_rejected():
     nothing = np.full((1, CLASSES), np.nan, np.float32)
     assert not rule().sets(nothing).any() and not rule().rejected(nothing).any()
 
 
 @pytest.mark.parametrize(("accepted", "fewest"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99), (1.0, 1)])
-def test_too_few_images_are_named(accepted: float, fewest: int) -> None:
+def test_too_few_images_are_named(accepted, fewest):
     """One in `n + 1` such images lies below the lowest score of `n`, and `1 - accepted` at most may."""
     if fewest > 1:  # a coverage takes as many
         assert Calibration.of(LOGITS[:fewest], LABELS[:fewest], SCALE).rule(AnswerOptions(coverage=accepted))
@@ -91,7 +89,7 @@ def test_too_few_images_are_named(accepted: float, fewest: int) -> None:
             assert f"with {images} calibration image" in made.caution and f"takes {fewest}," in made.caution
 
 
-def test_scores_are_kept_to_the_last_bit(tmp_path: Path, clip: Clip) -> None:
+def test_scores_are_kept_to_the_last_bit(tmp_path, clip):
     task = Task(clip, "bias", tuple("abcdefg"))
     model = TunedModel(task, task.init(), {"seed": 1}, CALIBRATION)
     model.save(tmp_path / "a.safetensors")

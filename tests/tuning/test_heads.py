@@ -40,7 +40,7 @@ def without_validation(samples: Samples) -> Samples:
     return dataclasses.replace(samples, validation=None, validation_labels=None)
 
 
-def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samples: Samples) -> None:
+def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samples):
     features, labels = validation_features(samples, SHOTS)
     assert np.bincount(labels).tolist() == [SHOTS] * CLASSES
     places = [int(np.flatnonzero((samples.validation == row).all(1))[0]) for row in features]
@@ -50,7 +50,7 @@ def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samp
     assert [len(rows) for rows in validation_features(samples)] == [33, 33]
 
 
-def test_rows_of_zeros_stand_for_texts_that_a_class_lacks(samples: Samples) -> None:
+def test_rows_of_zeros_stand_for_texts_that_a_class_lacks(samples):
     text = samples.text.copy()
     text[1, 2] = 0
     whole = text_classifier(text)
@@ -60,7 +60,7 @@ def test_rows_of_zeros_stand_for_texts_that_a_class_lacks(samples: Samples) -> N
     close(cosines(features), heads.unit(samples.validation) @ whole.T, LOGITS)
 
 
-def test_a_task_of_a_head_takes_features_in_place_of_images(clip: Clip) -> None:
+def test_a_task_of_a_head_takes_features_in_place_of_images(clip):
     """As training does; of a method that sees images they are no images."""
     rng = np.random.default_rng(0)
     width = clip.config.projection_width
@@ -74,7 +74,7 @@ def test_a_task_of_a_head_takes_features_in_place_of_images(clip: Clip) -> None:
             other.logits(clip.params, learned, images)
 
 
-def test_clip_adapter(clip: Clip, samples: Samples) -> None:
+def test_clip_adapter(clip, samples):
     method = make_method("clip_adapter")
     start = method.init(jax.random.key(0), clip, "abc")
     width = clip.config.projection_width
@@ -99,7 +99,7 @@ def test_clip_adapter(clip: Clip, samples: Samples) -> None:
 
 
 @pytest.mark.parametrize("images", [33, 5])
-def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tip_adapter_and_its_search(clip, samples, images, monkeypatch):
     """Of few images the lowest loss decides between equal accuracies."""
     monkeypatch.setattr(tip_adapter, "CHUNK", 5 * len(LABELS))  # in seven chunks, the last one smaller
     monkeypatch.setattr(features, "FEW_IMAGES", 34 if images == 5 else 0)
@@ -117,7 +117,7 @@ def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, images: int, m
     close(scored(method, {CONSTANTS: constants}, samples, samples.validation), expected, LOGITS)
 
 
-def test_tip_adapter_keeps_its_numbers_where_no_image_says_others(samples: Samples) -> None:
+def test_tip_adapter_keeps_its_numbers_where_no_image_says_others(samples):
     wrong = dataclasses.replace(samples, validation_labels=np.full(33, 7, np.int32))  # none is ever right
     for images in (wrong, without_validation(samples)):
         fixed = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, images)[CONSTANTS]
@@ -125,7 +125,7 @@ def test_tip_adapter_keeps_its_numbers_where_no_image_says_others(samples: Sampl
 
 
 @pytest.mark.ci
-def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
+def test_tip_adapter_f(clip, samples):
     method = make_method("tip_adapter_f", alpha=2.0, beta=1.7, alpha_max=60.0, beta_max=9.0)
     start = method.support({}, samples)
     close(start["keys"], heads.tip_keys(samples.features), 1e-7)
@@ -158,7 +158,7 @@ def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
 
 
 @pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
-def test_a_cache_for_other_classes(clip: Clip, samples: Samples, name: str) -> None:
+def test_a_cache_for_other_classes(clip, samples, name):
     method = make_method(name, alpha=50.0)
     learnables = method.support(method.init(jax.random.key(0), clip, "abc"), without_validation(samples))
     plain = heads.zero_shot_logits(samples.validation, samples.text)
@@ -171,7 +171,7 @@ def test_a_cache_for_other_classes(clip: Clip, samples: Samples, name: str) -> N
     assert np.abs(cached).max() > 1
 
 
-def test_what_the_authors_choose_for_each_dataset() -> None:
+def test_what_the_authors_choose_for_each_dataset():
     for name in ("tip_adapter", "tip_adapter_f"):
         facts = type(make_method(name)).datasets
         assert set(facts) == set(catalog.ELEVEN) and facts["imagenet"]["templates"] == "imagenet_select"
@@ -183,7 +183,7 @@ def test_what_the_authors_choose_for_each_dataset() -> None:
 
 
 @pytest.mark.parametrize(("classes", "inverse"), [(2, 1e-2), (3, 0.3)])
-def test_the_probes_fit_is_the_multinomial_minimum(samples: Samples, classes: int, inverse: float) -> None:
+def test_the_probes_fit_is_the_multinomial_minimum(samples, classes, inverse):
     labels = LABELS[classes > LABELS]
     features = samples.features[0][classes > LABELS].astype(np.float64)
     weight, bias = linear_probe.fit(features, labels, inverse, 1000)
@@ -194,7 +194,7 @@ def test_the_probes_fit_is_the_multinomial_minimum(samples: Samples, classes: in
     close(np.c_[weight, bias], best.x.reshape(classes, -1), 1e-2)
 
 
-def test_a_single_class_has_nothing_to_tell_apart(samples: Samples) -> None:
+def test_a_single_class_has_nothing_to_tell_apart(samples):
     weight, bias = linear_probe.fit(samples.features[0], np.zeros(9, int), 1.0, 10)
     assert weight.shape == (1, samples.features.shape[-1]) and not weight.any() and not bias.any()
 
@@ -209,13 +209,11 @@ def test_a_single_class_has_nothing_to_tell_apart(samples: Samples) -> None:
         lambda c: round(-abs(np.log10(c) + 3.1), 1),  # with ties
     ],
 )
-def test_the_probes_search(score) -> None:
+def test_the_probes_search(score):
     assert linear_probe.search(score) == heads.probe_search(score)
 
 
-def test_the_probe_is_chosen_on_four_validation_images_of_a_class(
-    samples: Samples, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_probe_is_chosen_on_four_validation_images_of_a_class(samples, monkeypatch):
     asked, inputs, fits = [], [], {}
     original = linear_probe.fit
 
@@ -260,7 +258,7 @@ def with_more_images(samples: Samples) -> Samples:
     ("covariance", "rule", "few"),
     [("pooled", "few_shot", True), ("classes", "base_classes", True), ("pooled", "few_shot", False)],
 )
-def test_gda(samples: Samples, covariance: str, rule: str, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gda(samples, covariance, rule, few, monkeypatch):
     monkeypatch.setattr(features, "FEW_IMAGES", 40 if few else 0)
     method = make_method("gda", **({} if covariance == "pooled" else {"covariance": covariance}))
     assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
@@ -281,7 +279,7 @@ def test_gda(samples: Samples, covariance: str, rule: str, few: bool, monkeypatc
     assert method.support({}, without_validation(samples))[CONSTANTS]["alpha"] == np.float32(0.1)
 
 
-def test_gda_with_fewer_rows_than_dimensions(samples: Samples) -> None:
+def test_gda_with_fewer_rows_than_dimensions(samples):
     few = dataclasses.replace(samples, features=samples.features[:, :3], labels=LABELS[:3])
     constants = make_method("gda", covariance="classes").support({}, few)[CONSTANTS]
     weight, bias = heads.gda(few.features, few.labels, CLASSES, "base_classes")
@@ -289,7 +287,7 @@ def test_gda_with_fewer_rows_than_dimensions(samples: Samples) -> None:
     close(constants["bias"], bias, 1e-6)
 
 
-def test_gda_of_new_classes(clip: Clip, samples: Samples) -> None:
+def test_gda_of_new_classes(clip, samples):
     samples = with_more_images(samples)
     method = make_method("gda", covariance="classes", keep_rows=True)
     learnables = method.support({}, samples)
@@ -309,7 +307,7 @@ def test_gda_of_new_classes(clip: Clip, samples: Samples) -> None:
 
 
 @pytest.mark.parametrize("name", ["clap", "zs_lp"])
-def test_clap(clip: Clip, samples: Samples, name: str) -> None:
+def test_clap(clip, samples, name):
     method = make_method(name)
     assert sampling_of(method).passes == 20 and sampling_of(method).training == "pooled"
     start = method.support(method.init(jax.random.key(0), clip, NAMES), samples)
@@ -339,7 +337,7 @@ def test_clap(clip: Clip, samples: Samples, name: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [9, 300])
-def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
+def test_lp_plus_plus(clip, samples, steps):
     method = make_method("lp_plus_plus", steps=steps)
     assert sampling_of(method).passes == 1 and sampling_of(method).crop == 0.5
     start = method.init(jax.random.key(2), clip, NAMES)
@@ -365,7 +363,7 @@ def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "clap", "zs_lp", "lp_plus_plus", "gda"])
-def test_rows_of_a_part_of_the_classes(clip: Clip, samples: Samples, name: str) -> None:
+def test_rows_of_a_part_of_the_classes(clip, samples, name):
     task, part = (Task(clip, name, names) for names in (NAMES, ("blue", "red")))
     method = task.method
     shapes = method.support({}, samples) if name == "gda" else method.init(jax.random.key(0), clip, NAMES)
@@ -393,7 +391,7 @@ def prolip(clip: Clip, **options: float) -> tuple[Task, Samples]:
 
 
 @pytest.mark.parametrize(("options", "strength"), [({}, 1 / SHOTS), ({"strength": 0.7}, 0.7)])
-def test_prolip(clip: Clip, options: dict, strength: float) -> None:
+def test_prolip(clip, options, strength):
     task, samples = prolip(clip, **options)
     method = task.method
     original = np.asarray(clip.params["vision"]["projection"], np.float64)
@@ -421,7 +419,7 @@ def test_prolip(clip: Clip, options: dict, strength: float) -> None:
 
 
 @pytest.mark.ci
-def test_images_are_projected_by_the_tuned_projection(clip: Clip) -> None:
+def test_images_are_projected_by_the_tuned_projection(clip):
     """What is trained on rows is what the tower computes of images afterwards."""
     task, _ = prolip(clip)
     learnables = common.drawn(task.shapes, 0.05)

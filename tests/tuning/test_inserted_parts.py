@@ -1,6 +1,5 @@
 """MMA, MMRL and TCP: what stands in the blocks of a tower, on every path through it, and for other classes."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from clipbias.tuning.adapter import transfer
 from clipbias.tuning.method import without_constants
 from tests import helpers
 from tests.reference import tcp
-from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
 
 pytestmark = pytest.mark.ci
@@ -37,7 +35,7 @@ def start(task: Task) -> Learnables:
     return {**learned, CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else learned
 
 
-def test_kernels_start_as_the_authors_do(clip: Clip) -> None:
+def test_kernels_start_as_the_authors_do(clip):
     learnables = Task(clip, "mma", ("cat", "dog"), blocks=2, width=200).init(3)
     for part, outputs in (
         (learnables["vision"]["up"], 24),
@@ -51,14 +49,14 @@ def test_kernels_start_as_the_authors_do(clip: Clip) -> None:
     assert np.std(learnables["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
 
 
-def test_mmrl_predicts_by_the_image_alone_for_other_classes(other: tuple[Clip, Reference]) -> None:
+def test_mmrl_predicts_by_the_image_alone_for_other_classes(other):
     """The tokens' logits are of classes that training saw."""
     task, few = (bound(other[0], "mmrl", names) for names in (common.CLASS_NAMES, common.CLASS_NAMES[:2]))
     moved, same = transfer(task, few, start(task)), transfer(task, few, start(task), labels=[0, 1])
     assert float(moved[CONSTANTS]["alpha"]) == 1 and float(same[CONSTANTS]["alpha"]) == pytest.approx(0.7)
 
 
-def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text: tuple[Clip, Reference]) -> None:
+def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text):
     clip, reference = deep_text
     task = bound(clip, "tcp", block=8)
     images = common.pictures(clip.config.vision.image_size)[1]
@@ -69,7 +67,7 @@ def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text: tuple[Clip,
     common.close(logits, tcp.tcp_losses(*arguments, **options)[1], common.LOGITS)
 
 
-def test_other_classes_have_their_own_features_and_the_same_network(deep_text: tuple[Clip, Reference]) -> None:
+def test_other_classes_have_their_own_features_and_the_same_network(deep_text):
     clip, _ = deep_text
     source, target = bound(clip, "tcp"), bound(clip, "tcp", ("bird dog", "a cat"))
     learnables = start(source)
@@ -81,7 +79,7 @@ def test_other_classes_have_their_own_features_and_the_same_network(deep_text: t
 
 
 @pytest.mark.parametrize(("blocks", "layers"), [(2, 5), (3, 3)])
-def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
+def test_both_layouts_of_texts_are_the_same(blocks, layers, tmp_path):
     """Tokens that enter at the first block, or behind more blocks than they have."""
     helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
     clip = clipbias.load(tmp_path)

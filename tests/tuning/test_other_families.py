@@ -1,7 +1,6 @@
 """Methods on SigLIP 2 whose results are no training's: GDA, and the export and transfer of a bias."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return families.reference("siglip_2", 1, tmp_path_factory.mktemp("siglip"))
 
 
-def test_gda_equals_the_reference(siglip: Reference) -> None:
+def test_gda_equals_the_reference(siglip):
     clip = siglip.clip
     expected = siglip.expected
     task = clipbias.Task(clip, "gda", CLASSES)
@@ -43,7 +42,7 @@ def test_gda_equals_the_reference(siglip: Reference) -> None:
     assert np.abs(logits - expected_logits).max() < 1e-5 * np.abs(expected_logits).max()
 
 
-def test_a_bias_is_exported_as_a_checkpoint_and_transferred(siglip: Reference, tmp_path: Path) -> None:
+def test_a_bias_is_exported_as_a_checkpoint_and_transferred(siglip, tmp_path):
     """Bias by kind of the vision tower is one vector per layer there, which folds into the weights as bias tuning's."""
     clip = siglip.clip
     task = clipbias.Task(clip, "bias_by_kind", CLASSES, text_tower=False)
@@ -62,7 +61,7 @@ def test_a_bias_is_exported_as_a_checkpoint_and_transferred(siglip: Reference, t
 
 
 @pytest.mark.parametrize(("family", "method"), [("chinese_clip", "plot"), ("pe", "mmrl")])
-def test_methods_that_read_other_tokens_learn(family: str, method: str, tmp_path: Path) -> None:
+def test_methods_that_read_other_tokens_learn(family, method, tmp_path):
     """Patches of a vision tower beside a BERT; inserted tokens, which do not turn, in a tower with rotary positions."""
     model = families.reference(family, 1, tmp_path)
     task = clipbias.Task(model.clip, method, CLASSES)

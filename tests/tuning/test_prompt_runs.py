@@ -4,14 +4,12 @@ import dataclasses
 import json
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from clipbias import hosts
-from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
@@ -21,7 +19,6 @@ from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
 from clipbias.tuning.registry import resolve_method
 from tests.reference import teachers
-from tests.reference.methods import Reference
 from tests.training.conftest import few_shot_runs, train_runs
 from tests.training.sweeps import TinySweep
 from tests.tuning.heads_common import COMMON
@@ -42,7 +39,7 @@ class Twice(TaskRes):
 
 
 @pytest.mark.ci
-def test_a_sweep_of_two_trainings(pair: tuple[Clip, Reference], colours: Dataset, tmp_path: Path) -> None:
+def test_a_sweep_of_two_trainings(pair, colours, tmp_path):
     tiny = TinySweep(pair[0], colours, RECIPE, tmp_path)
     (spec,) = tiny.specs(f"{__name__}:Twice", seeds=(1,))
     (row,) = tiny.run([spec])
@@ -66,7 +63,7 @@ def test_a_sweep_of_two_trainings(pair: tuple[Clip, Reference], colours: Dataset
         ("promptsrc_base_to_new", "eurosat", 10, 7.5, 0.5),
     ],
 )
-def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation) -> None:
+def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation):
     weights = resolve_method(name, {}, dataset=dataset, shots=16).average(epochs)
     np.testing.assert_allclose(weights, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
@@ -84,7 +81,7 @@ def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) ->
 
 
 @pytest.mark.ci
-def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
+def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch):
     task = Task(pair[0], Averaged(), colours.class_names)
     recipe = dataclasses.replace(RECIPE, epochs=4)  # two steps in each
     original = loop.train_step

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.transforms import Resizing
@@ -27,7 +26,7 @@ from tests.tuning.weights_common import CLASS_NAMES, LABELS
 # CoCoOp
 
 
-def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
+def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair):
     clip, reference = pair
     task = Task(clip, "cocoop", CLASS_NAMES)
     runs = [jax.device_get(task.init(seed)) for seed in range(60)]
@@ -45,7 +44,7 @@ def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
 
 
 @pytest.mark.ci
-def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair) -> None:
+def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair):
     clip, reference = pair
     task = Task(clip, "plot", CLASS_NAMES, pooled=True, tokens=5, sets=3)
     assert task.text.shared == 6  # the start and each set's context
@@ -63,7 +62,7 @@ def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair) -> None:
     assert evaluate(task, start, split, **settings)[0]["accuracy"] == 100.0
 
 
-def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pair) -> None:
+def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pair):
     rng = np.random.default_rng(8)
     image, text = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 6, 4), (4, 5, 4)))
     clip = dataclasses.replace(pair[1], state={"logit_scale": np.log(7)})
@@ -79,7 +78,7 @@ def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pa
     assert np.abs(found(None)[:1] - alone).max() > 10 * common.LOGITS * np.abs(alone).max()
 
 
-def test_plans_end_for_the_images_that_count_together() -> None:
+def test_plans_end_for_the_images_that_count_together():
     rng = np.random.default_rng(8)
     image, text = rng.normal(size=(3, 6, 4)), rng.normal(size=(4, 5, 4))
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
@@ -105,7 +104,7 @@ PHRASES = ("a photo of a", "photo of the dog type", "of a cat")
 
 
 @pytest.mark.ci
-def test_plot_plus_plus(pair) -> None:
+def test_plot_plus_plus(pair):
     """Two trainings: the first one leaves the contexts at their words and adds to the logits."""
     clip, reference = pair
     whole = Task(clip, "plot_plus_plus", CLASS_NAMES, phrases=PHRASES)
@@ -135,7 +134,7 @@ def test_plot_plus_plus(pair) -> None:
 # ProDA
 
 
-def test_proda_takes_all_its_sets_in_turn() -> None:
+def test_proda_takes_all_its_sets_in_turn():
     method = make_method("proda", sets=12, sets_per_step=4)
     draws = np.stack([method.templates_in_training(jax.random.key(3), step) for step in range(9)])
     for cycle in draws.reshape(3, 12):
@@ -155,7 +154,7 @@ def test_proda_takes_all_its_sets_in_turn() -> None:
         ("proda", {"tokens": 4, "sets": 4}),
     ],
 )
-def test_kinds_of_tokens(pair, name, options) -> None:
+def test_kinds_of_tokens(pair, name, options):
     clip, _ = pair
     task = Task(clip, name, CLASS_NAMES, **options)
     kinds = text_kinds(task)
@@ -175,7 +174,7 @@ WITH_COMMA = "a type of cat, a photo of a {}."
 
 
 @pytest.mark.parametrize("template", [WITH_COMMA, None])
-def test_prograd_starts_from_as_many_tokens_as_the_template_has_words(pair, template) -> None:
+def test_prograd_starts_from_as_many_tokens_as_the_template_has_words(pair, template):
     clip, reference = pair
     task = Task(clip, make_method("prograd", template=template), CLASS_NAMES, template=PAINTING)
     template = template or "a photo of a {}."
@@ -189,7 +188,7 @@ def test_prograd_starts_from_as_many_tokens_as_the_template_has_words(pair, temp
     assert (task.tokens.context_rows[:, 17:] == -1).all()
 
 
-def test_a_context_shorter_than_prograds_words_takes_the_first_of_them(pair) -> None:
+def test_a_context_shorter_than_prograds_words_takes_the_first_of_them(pair):
     clip, reference = pair
     task = Task(clip, make_method("prograd", template=WITH_COMMA, tokens=3), CLASS_NAMES)
     ids = reference.tokenizer.tokenize([WITH_COMMA.replace("{}", "x")])[0]
@@ -198,7 +197,7 @@ def test_a_context_shorter_than_prograds_words_takes_the_first_of_them(pair) -> 
     np.testing.assert_allclose(task.init()["text_context"], embeddings, atol=1e-7)
 
 
-def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the_teacher_has_none() -> None:
+def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the_teacher_has_none():
     method = make_method("prograd")
     rng = np.random.default_rng(0)
     gradients = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
@@ -216,21 +215,21 @@ def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the
         np.testing.assert_array_equal(combined[name], value.astype(np.float32))
 
 
-def test_strips_start_at_a_standard_normal_distribution_and_differ(clip: Clip) -> None:
+def test_strips_start_at_a_standard_normal_distribution_and_differ(clip):
     runs = [jax.device_get(Task(clip, "visual_prompting", CLASS_NAMES).init(seed)) for seed in range(20)]
     drawn = np.concatenate([run["vision_up"].ravel() for run in runs])
     assert abs(drawn.mean()) < 0.1 and drawn.std() == pytest.approx(1, abs=0.05)
     assert np.abs(runs[0]["vision_up"] - runs[0]["vision_down"]).max() > 0.1
 
 
-def test_authors_warm_up_is_as_long_as_theirs_on_their_data() -> None:
+def test_authors_warm_up_is_as_long_as_theirs_on_their_data():
     recipe = make_method("visual_prompting").recipe_for(common.SGD, None)
     rates = recipe.step_rates(50_000)
     assert len(rates) == 195_000 and rates.argmax() in (974, 975) and rates.max() == 40
     assert recipe.step_rates(64)[[4, -1]] == pytest.approx([40, 0], abs=1e-3)
 
 
-def test_training_images_are_those_of_evaluation() -> None:
+def test_training_images_are_those_of_evaluation():
     split = Split(("a", "b", "c"), np.arange(3), lambda index: encoded(picture(index)))
     images = Images(split)
     resizing = Resizing(16)

@@ -52,17 +52,17 @@ def warmed(learning_rate: float, epochs: int, batch_size: int) -> dict[str, Any]
         ("tcp", AUTHORS, 16, warmed(0.002, 50, 32) | {"optimizer": "adam", "epsilon": 1e-3}),
     ],
 )
-def test_recipes(name: str, options: dict[str, Any], shots: int | None, changes: dict[str, Any]) -> None:
+def test_recipes(name, options, shots, changes):
     assert make_method(name, **options).recipe_for(SGD, shots) == dataclasses.replace(SGD, **changes)
 
 
-def test_candidates_are_the_recipes_rate_and_larger_ones() -> None:
+def test_candidates_are_the_recipes_rate_and_larger_ones():
     assert Recipe().candidates() == (0.0025, 0.02, 0.16, 1.28)
     lora = make_method("clip_lora").recipe_for(Recipe(), 4)
     assert lora.candidates() == pytest.approx((2e-4, 8e-4, 3.2e-3, 1.28e-2))
 
 
-def test_a_third_of_the_steps() -> None:
+def test_a_third_of_the_steps():
     """Of ten images in batches of 4: two steps an epoch."""
     short = Recipe(epochs=9, batch_size=4, warmup_epochs=4).shortened(10)
     assert (short.total_steps(10), short.total_steps(6), short.warmup_epochs) == (6, 6, 1)
@@ -74,7 +74,7 @@ def test_a_third_of_the_steps() -> None:
     assert lora.shortened(12).total_steps(9) == 2000 // 3
 
 
-def test_a_warm_up_is_never_the_whole_training() -> None:
+def test_a_warm_up_is_never_the_whole_training():
     """It would train at 1e-5 alone. Where another epoch follows the rates stay what they were."""
     np.testing.assert_allclose(Recipe(epochs=1).learning_rates(), [0.0025])
     np.testing.assert_allclose(

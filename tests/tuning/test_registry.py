@@ -2,12 +2,10 @@
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.names import method_name, ordered_methods
@@ -62,14 +60,14 @@ class Own(Method):
         ("mmrl_base_to_new", {}, "demo/digits", 16, {"epochs": 10, "batch_size": 4, "weight": 0.5}),
     ],
 )
-def test_the_one_rule_of_options(name: str, options: dict, dataset: str | None, shots: int, expected: dict) -> None:
+def test_the_one_rule_of_options(name, options, dataset, shots, expected):
     method = resolve_method(name, options, dataset=dataset, shots=shots)
     assert expected.items() <= method_options(method).items()
     assert resolve_method(name, method_options(method)) == method
     assert resolve_method(name, method_options(method), dataset="stanford_cars", shots=1) == method
 
 
-def test_a_task_of_a_dataset_has_the_dataset_s_options(clip: Clip) -> None:
+def test_a_task_of_a_dataset_has_the_dataset_s_options(clip):
     split = Split((), np.zeros(0), lambda index: b"")
     cars = Dataset("stanford_cars", ("cat", "dog"), "a photo of a {}, a car.", {"test": split})
     task = Task(clip, "mmrl", cars, shots=16, blocks=1)
@@ -89,7 +87,7 @@ def test_a_task_of_a_dataset_has_the_dataset_s_options(clip: Clip) -> None:
     assert Task(clip, "zero_shot", described).texts == ("it purrs.", "it barks.")
 
 
-def test_options_can_be_set_on_a_command_line(tmp_path: Path) -> None:
+def test_options_can_be_set_on_a_command_line(tmp_path):
     path = tmp_path / "unset.py"
     fields = "size: Annotated[int, Range(1)] | None = None\n    rate: float = 0.5\n"
     fields += "    words: tuple[str, ...] | None = None"
@@ -115,7 +113,7 @@ def test_options_can_be_set_on_a_command_line(tmp_path: Path) -> None:
         assert object not in option_types(name).values()
 
 
-def test_the_name_of_a_method() -> None:
+def test_the_name_of_a_method():
     for name in METHODS:
         method = make_method(name)
         assert make_method(name_of(method), **method_options(method)) == method and hash(method) == hash(
@@ -126,7 +124,7 @@ def test_the_name_of_a_method() -> None:
     assert name_of(make_method("tests.own_methods:Cache")) == "tests.own_methods:Cache"
 
 
-def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
+def test_only_zero_shot_has_nothing_to_train(tmp_path):
     assert [name for name in METHODS if not make_method(name).uses_images] == ["zero_shot", "tpt"]
     path = tmp_path / "own_class.py"
     path.write_text(CLASS)
@@ -149,7 +147,7 @@ DROPPED = (
 )
 
 
-def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_is_one_file(tmp_path, monkeypatch):
     """A file that is put into the package is known by name, and shown, everywhere."""
     (tmp_path / "dropped_in.py").write_text(DROPPED)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
@@ -177,7 +175,7 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert method_name("dropped") == "dropped" and method_look("dropped") == ("#000000", "X", "-")
 
 
-def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path: Path) -> None:
+def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path):
     presets = "presets = {'x': Preset('My \\x1b method')}\n"
     path = tmp_path / "of_class.py"
     path.write_text(CLASS.replace("    size", f"    {presets}    size").replace("Method\n", "Method, Preset\n", 1))
@@ -188,7 +186,7 @@ def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path: Path) -> None:
         assert method_look(name) == ("#000000", "X", "-") and registry.find_kind(name) is None
 
 
-def test_two_files_of_one_name(tmp_path: Path) -> None:
+def test_two_files_of_one_name(tmp_path):
     methods = {}
     for owner, size in (("mine", 3), ("yours", 4)):
         path = tmp_path / owner / "a.py"
@@ -212,12 +210,12 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         ("package.own", ("own", "package.own"), "package.own"),
     ],
 )
-def test_the_program_that_an_adapter_means(recorded: str, arguments: tuple[str, ...], expected: str) -> None:
+def test_the_program_that_an_adapter_means(recorded, arguments, expected):
     assert match_user_method(recorded, arguments) == expected
 
 
 @pytest.mark.parametrize("where", ["paper", "demo"])
-def test_the_comparison_has_every_method_that_is_built_in(where: str) -> None:
+def test_the_comparison_has_every_method_that_is_built_in(where):
     config = zoo.get_config(where)
     left_out = {METHODS[name][0] for name in zoo.LEFT_OUT} if where == "demo" else set()
     assert {METHODS[name][0] for name in config.methods} == {kind for kind, _ in METHODS.values()} - left_out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Clip, ClipConfig, TextConfig, VisionConfig
+from clipbias.clip import ClipConfig, TextConfig, VisionConfig
 from clipbias.tuning import parameter_count
 
 VIT_B_16 = ClipConfig(
@@ -47,9 +47,7 @@ VIT_B_16 = ClipConfig(
         ("mmrl", {"space": 2048}, 7 * 2049 * 768 + 768 * 512, 7 * 2049 * 512, 5 * 2048),
     ],
 )
-def test_parameter_counts_of_vit_b_16(
-    clip: Clip, method: str, options: dict, vision: int, text: int, shared: int
-) -> None:
+def test_parameter_counts_of_vit_b_16(clip, method, options, vision, text, shared):
     tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
     large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
     counts = parameter_count(clipbias.Task(large, method, ("cat", "dog"), **options).shapes)
@@ -57,7 +55,7 @@ def test_parameter_counts_of_vit_b_16(
 
 
 @pytest.mark.parametrize("method", ["coop", "ivlp", "maple", "taskres", "bias_by_kind"])
-def test_learnables_of_a_file_may_be_closed_over(clip: Clip, method: str) -> None:
+def test_learnables_of_a_file_may_be_closed_over(clip, method):
     task = clipbias.Task(clip, method, ("cat", "dog"))
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     learnables = jax.device_get(task.init())
@@ -67,9 +65,7 @@ def test_learnables_of_a_file_may_be_closed_over(clip: Clip, method: str) -> Non
 
 
 @pytest.mark.parametrize("method", ["prograd", "kgcoop", "tcp"])
-def test_a_template_that_the_teacher_alone_takes_is_said(
-    clip: Clip, method: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_template_that_the_teacher_alone_takes_is_said(clip, method, caplog):
     names = ("cat", "dog")
     template = "a type of pet, a photo of a {}."
     task = clipbias.Task(clip, method, names, template=template)
@@ -85,7 +81,7 @@ def test_a_template_that_the_teacher_alone_takes_is_said(
     assert not caplog.messages
 
 
-def test_memory_settings_change_the_program_and_not_the_task(clip: Clip) -> None:
+def test_memory_settings_change_the_program_and_not_the_task(clip):
     task = clipbias.Task(clip, "bias", ("cat", "dog", "bird"))
     smaller = task.with_memory(class_chunks=2)
     shared = smaller.with_memory(class_shards=2)

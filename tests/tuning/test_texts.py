@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import token_labels
@@ -37,7 +36,7 @@ TEXTS = {
 }
 
 
-def test_choices() -> None:
+def test_choices():
     assert [len(choose_templates(choice, OWN)) for choice in CHOICES] == [1, 7, 8, 60, 80]
     assert choose_templates("imagenet_select_and_dataset", OWN)[-1] == OWN
     assert choose_templates("my {}.", OWN) == ("my {}.",)
@@ -50,7 +49,7 @@ def ids(task: Task, text: int) -> list[int]:
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "bias", "vpt"])
-def test_texts_stand_alone(clip: Clip, method: str) -> None:
+def test_texts_stand_alone(clip, method):
     task = Task(clip, method, FREE, template="a photo of a {}, a pet.", free_text=True)
     tokenizer = clip.tokenizer
     for i, words in enumerate(encode(tokenizer, list(FREE))):
@@ -60,7 +59,7 @@ def test_texts_stand_alone(clip: Clip, method: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "options"), [("coop", {}), ("coop", {"position": "front"}), ("ivlp", {})])
-def test_a_learned_context_stands_before_them(clip: Clip, method: str, options: dict[str, str]) -> None:
+def test_a_learned_context_stands_before_them(clip, method, options):
     task = Task(clip, method, FREE, free_text=True, **options)
     tokenizer = clip.tokenizer
     learned = [f"[{i}]" for i in range(1, 5)]
@@ -99,7 +98,7 @@ def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("method", "memory"), [("zero_shot", {"class_chunks": 2, "class_shards": 2}), ("taskres", {}), ("single", {})]
 )
-def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images, method, memory) -> None:
+def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images, method, memory):
     """More devices and parts only deal the texts out; a residual is added to the mean; one text is taken as it is."""
     texts, classes = TEXTS, np.stack([numpy_clip.unit(features).mean(0) for features in raw])
     if method == "single":
@@ -113,7 +112,7 @@ def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images, 
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_an_ensemble_gives_way_to_them(pair) -> None:
+def test_an_ensemble_gives_way_to_them(pair):
     single, two = (Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, **options) for options in ({}, OF_TWO))
     assert single.classifier == dataclasses.replace(two.classifier, method=single.method) and single.texts == two.texts
 
@@ -122,13 +121,13 @@ OF_TWO = {"templates": ("a {}.", "the {}.")}
 
 
 @pytest.mark.parametrize("method", ["coop", "vpt", "bias", "ivlp"])
-def test_a_method_with_a_prompt_of_its_own_keeps_it(pair, method) -> None:
+def test_a_method_with_a_prompt_of_its_own_keeps_it(pair, method):
     with_them, without = (Task(pair[0], method, NAMES, descriptions=descriptions) for descriptions in (TEXTS, None))
     assert with_them.texts == without.texts and with_them.descriptions is None
     assert with_them.classifier == without.classifier
 
 
-def test_the_teacher_of_kgcoop(pair, raw, images) -> None:
+def test_the_teacher_of_kgcoop(pair, raw, images):
     task = Task(pair[0], "kgcoop", NAMES, descriptions=TEXTS, weight=2.0)
     learnables = {"text_context": methods.random_learnables(pair[1].config, "coop", 3)["text_context"]}
     saved = methods.forward(pair[1], methods.prepare(pair[1], "coop", NAMES, learnables), images)
@@ -147,7 +146,7 @@ def saved(pair, tmp_path_factory) -> Path:
     return path
 
 
-def test_an_adapter_for_other_classes(pair, saved) -> None:
+def test_an_adapter_for_other_classes(pair, saved):
     adapter = read_adapter(saved)
     assert adapter.task(pair[0], ("a_bird", "cat")).texts[:2] == ("bird", "a cat.")
     with pytest.raises(ClipbiasError, match="the adapter's descriptions have no texts for the class 'dog'"):
@@ -156,7 +155,7 @@ def test_an_adapter_for_other_classes(pair, saved) -> None:
     assert task.texts == ("a dog",)
 
 
-def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_path) -> None:
+def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_path):
     adapter = read_adapter(saved)
     assert export(adapter, pair[0], tmp_path / "out") == "head"
     assert read_adapter(tmp_path / "out").descriptions == adapter.descriptions
@@ -180,7 +179,7 @@ def specs_of(settings: table1_config.Table1Settings) -> list[RunSpec]:
     return make_specs(context, settings.recipe, axes, rates)
 
 
-def test_a_sweep_reads_them(pair, files) -> None:
+def test_a_sweep_reads_them(pair, files):
     path, named = files
     config = table1_config.get_config()
     config.update({"model": pair[0].source, "methods": ("zero_shot",), "datasets": ("demo/digits",)})

@@ -52,7 +52,7 @@ def start(pair) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.ci
-def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> None:
+def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views):
     clip, reference = pair
     raw, images = views
     task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
@@ -80,7 +80,7 @@ def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> N
 
 
 @pytest.mark.ci
-def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
+def test_tuned_contexts_and_logits_equal_numpy(pair, start, views):
     clip, reference = pair
     raw, images = (x[:2] for x in views)  # differences in every coordinate take long
     steps = 2
@@ -98,7 +98,7 @@ def test_tuned_contexts_and_logits_equal_numpy(pair, start, views) -> None:
 
 
 @pytest.mark.long
-def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, views) -> None:
+def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, views):
     """Two runs side by side over two devices, of which the second run has another start."""
     clip, reference = pair
     _, images = views
@@ -116,7 +116,7 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
     assert images_per_step(1, CROPS, meshes.make_mesh(data=2, devices=jax.devices()[:2])) == 2
 
 
-def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
+def test_features_of_views_are_computed_once(pair, start, monkeypatch):
     clip = pair[0]
     mesh = meshes.single_device()
     seen = []
@@ -152,7 +152,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
     assert len(seen) == 4 * COUNT
 
 
-def test_views_depend_on_the_image_alone() -> None:
+def test_views_depend_on_the_image_alone():
     image = picture(0)
     others = [picture(0), picture(1)]
     crops = transforms.test_views(image, RESIZING, 40)
@@ -167,7 +167,7 @@ def test_views_depend_on_the_image_alone() -> None:
     np.testing.assert_array_equal(batches[0][::-1], batches[1])
 
 
-def test_augmix_is_for_the_authors_datasets() -> None:
+def test_augmix_is_for_the_authors_datasets():
     names = (*catalog.ELEVEN, *catalog.VARIANTS, "demo/digits")
     names_with = [name for name in names if make_method("tpt").options_for(name, None) == {"augmix": True}]
     assert names_with == [name for name in catalog.ELEVEN if name != "imagenet"]
@@ -175,7 +175,7 @@ def test_augmix_is_for_the_authors_datasets() -> None:
     assert all(make_method("tpt_coop", augmix=augmix).augmix_at_test() is made for augmix, made in choices.items())
 
 
-def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> None:
+def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time():
     # 100 at the left end and 150 at the right one, which the centre does not show: a filter that overshoots would leave
     # that range.
     wide = np.full((16, 64, 3), 120, np.uint8)
@@ -191,7 +191,7 @@ def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> No
 
 
 @pytest.mark.ci
-def test_coop_trains_what_tpt_then_tunes(pair, start) -> None:
+def test_coop_trains_what_tpt_then_tunes(pair, start):
     clip = pair[0]
     inputs = clip.preprocessing.normalize(jnp.asarray(common.pictures(8)[0])), common.LABELS
     programs = [

@@ -65,9 +65,7 @@ def file(base: tuple[Reference, Clip], kind: str, folder: Path, **options: Any) 
     [(kind, {}) for kind in KINDS]
     + [("coop", {"tokens": 6}), ("maple", {"tokens": 2, "depth": 3}), ("ivlp", {"tokens": 2, "wrapped": True})],
 )
-def test_logits_are_those_of_their_modules(
-    kind: str, options: dict[str, Any], base: tuple[Reference, Clip], tmp_path: Path
-) -> None:
+def test_logits_are_those_of_their_modules(kind, options, base, tmp_path):
     reference, clip = base
     path, model = file(base, kind, tmp_path, **options)
     images = helpers.random_images(reference.config, 3)
@@ -80,7 +78,7 @@ def test_logits_are_those_of_their_modules(
 
 
 @pytest.mark.parametrize(("kind", "tokens"), [("coop", 6), ("maple", 2), ("promptsrc", 4)])
-def test_class_names_and_half_precision(kind: str, tokens: int, base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_class_names_and_half_precision(kind, tokens, base, tmp_path):
     """PromptSRC's averages run over the frozen weights in half precision."""
     path, model = file(base, kind, tmp_path, tokens=tokens, half=True)
     with_names = import_adapter(path, base[1], NAMES)
@@ -133,20 +131,18 @@ def changed(base: tuple[Reference, Clip], kind: str, folder: Path, **changes: An
         ("maple", {"compound_prompts_text__0": None}, "it has text prompts in 1 blocks and maps of them in 2"),
     ],
 )
-def test_what_is_refused(
-    kind: str, changes: dict[str, Any], words: str, base: tuple[Reference, Clip], tmp_path: Path
-) -> None:
+def test_what_is_refused(kind, changes, words, base, tmp_path):
     with pytest.raises(ClipbiasError, match=words):
         import_adapter(changed(base, kind, tmp_path, **changes), base[1], NAMES)
 
 
-def test_a_context_for_each_class_has_its_classes(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_a_context_for_each_class_has_its_classes(base, tmp_path):
     path, _ = file(base, "coop_specific", tmp_path)
     with pytest.raises(ClipbiasError, match="a context for each of 3 classes, and there are 2 class names"):
         import_adapter(path, base[1], NAMES[:2])
 
 
-def test_other_files(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_other_files(base, tmp_path):
     path = tmp_path / "other.pth.tar-1"
     torch.save({"state_dict": {"fc.weight": torch.zeros(3)}}, path)
     with pytest.raises(ClipbiasError, match="it holds no prompts of CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC"):
@@ -166,7 +162,7 @@ class Hostile:
         return os.mkdir, (str(self.path),)
 
 
-def test_nothing_in_a_file_is_run(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_nothing_in_a_file_is_run(base, tmp_path):
     path, model = file(base, "coop", tmp_path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)  # for the scheduler that it holds
@@ -183,7 +179,7 @@ def test_nothing_in_a_file_is_run(base: tuple[Reference, Clip], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_wrong_shape_is_named(kind: str, base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_every_wrong_shape_is_named(kind, base, tmp_path):
     state = state_of(base, kind)
     path = tmp_path / "model.pth.tar-1"
     for name, array in state.items():
@@ -198,7 +194,7 @@ def test_every_wrong_shape_is_named(kind: str, base: tuple[Reference, Clip], tmp
             assert expected in message, (name, message)
 
 
-def test_texts_begin_as_those_of_clip(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_texts_begin_as_those_of_clip(base, tmp_path):
     state = state_of(base, "coop")
     torch_files.save(tmp_path / "a", state | {"token_prefix": state["token_suffix"][:, :1]})
     with pytest.raises(ClipbiasError, match="its texts begin with another token than those of"):
@@ -236,7 +232,7 @@ def hostile(base: tuple[Reference, Clip]) -> dict[str, tuple[dict, dict, str]]:
     return far | {"shared": ({}, shared, "tensors that share the member"), "axes": ({}, axes, "")}
 
 
-def test_hostile_files_are_refused_in_little_memory(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_hostile_files_are_refused_in_little_memory(base, tmp_path):
     for name, (state, described, words) in hostile(base).items():
         torch_files.save(tmp_path / "a", state, described, {"s": bytes(2 << 18)} if described else {})
         message = measured(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path)
@@ -246,7 +242,7 @@ def test_hostile_files_are_refused_in_little_memory(base: tuple[Reference, Clip]
     assert measured(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path) is None
 
 
-def test_the_output_is_no_other_file(base: tuple[Reference, Clip], tmp_path: Path) -> None:
+def test_the_output_is_no_other_file(base, tmp_path):
     source, other, adapter = (tmp_path / name for name in ("model.pth.tar-1", "model.safetensors", "a.safetensors"))
     torch_files.save(source, state_of(base, "coop"))
     (tmp_path / "link").symlink_to(source)

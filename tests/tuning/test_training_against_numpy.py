@@ -22,6 +22,7 @@ from tests.reference import (
     mmrl,
     optimizers,
     prompts,
+    prompts_cocoop,
     prompts_plot,
     tcp,
     teachers,
@@ -202,7 +203,7 @@ STRIPS = {
     **dict.fromkeys(("vision_left", "vision_right"), (10, 3, 3)),
 }
 CASES = {
-    "cocoop": Case(of_logits(prompts.cocoop_logits), "long"),
+    "cocoop": Case(of_logits(prompts_cocoop.logits), "long"),
     "plot": Case(of_logits(prompts_plot.plot_logits, pooled=True), "long", {"pooled": True, "tokens": 5, "sets": 3}),
     "plot_plus_plus": Case(of_logits(prompts_plot.plus_logits, phrases=PHRASES), "long", {"phrases": PHRASES}),
     "proda": Case(proda_rule, "long", {"tokens": 6, "sets": 8, "sets_per_step": 2}),
@@ -265,7 +266,7 @@ MASKED = ("kgcoop", "prograd", "promptsrc")
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_equals_numpy(name: str, clips: Callable[[str], tuple[Clip, Reference]]) -> None:
+def test_training_equals_numpy(name, clips):
     case = CASES[name]
     clip, reference = clips(case.clip)
     method, options = (name, case.options) if case.method is None else (case.method(case.options), {})

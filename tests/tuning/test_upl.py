@@ -55,7 +55,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
 
 
 @pytest.mark.ci
-def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
+def test_picks_equal_numpy(pair, dataset, tmp_path):
     clip, reference = pair
     images = common.pictures(8, IMAGES)[1]
     pseudo = prompts.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
@@ -73,14 +73,14 @@ def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
     assert actual == [(f"train/{known[image]}", label) for image, label in fewer]
 
 
-def test_picks_are_per_class_and_by_confidence() -> None:
+def test_picks_are_per_class_and_by_confidence():
     predicted, other_odds = np.array([0, 1, 0, 0, -1, 1, 3]), np.array([0.3, 0.2, 1e-30, 1e-20, 0.0, 0.2, 9.0])
     np.testing.assert_array_equal(most_confident(predicted, other_odds, shots=2), [2, 3, 1, 5, 6])
     np.testing.assert_array_equal(most_confident(predicted, other_odds, shots=None), [2, 3, 0, 1, 5, 6])
     assert most_confident(predicted[4:5], other_odds[4:5], shots=2).size == 0
 
 
-def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
+def test_no_label_is_looked_at(pair, dataset, tmp_path):
     blind = dataclasses.replace(dataset.splits["train"], labels=np.zeros(30, int))
     blind = dataclasses.replace(dataset, splits={**dataset.splits, "train": blind})
     for method in ("upl", "clap", "coop"):

@@ -1,19 +1,16 @@
 """BitFit, LayerNorm tuning and 2SFS: what they tune, 2SFS's stages against NumPy, and other classes."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.adapter import transfer
 from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
 from tests.reference import optimizers, weight_tuning
-from tests.reference.methods import Reference
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
 
@@ -29,14 +26,14 @@ OTHERS = ("bird dog", "a cat")
         ("layer_norm", {"outer": True}, weight_tuning.layer_norm_names),
     ],
 )
-def test_what_is_tuned(method: str, options: dict, names: Any, other: tuple[Clip, Reference]) -> None:
+def test_what_is_tuned(method, options, names, other):
     clip, reference = other
     learnables = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
     assert sorted(common.named(learnables)) == sorted(names(reference.config, **options))
     assert all(not leaf.any() for leaf in jax.tree.leaves(learnables))
 
 
-def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]) -> None:
+def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other):
     """It changes the same biases, as another test's reference has it, and decays these changes alone."""
     clip, _ = other
     bias = clipbias.Task(clip, "bias", common.CLASS_NAMES)
@@ -50,7 +47,7 @@ def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]
 
 
 @pytest.mark.ci
-def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
+def test_the_second_stage_equals_numpy(other):
     clip, reference = other
     whole = Task(clip, "two_stage", common.CLASS_NAMES)
     method = whole.method
@@ -84,7 +81,7 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
 
 
 @pytest.mark.ci
-def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Reference]) -> None:
+def test_other_classes_are_those_of_the_tuned_text_tower(other):
     clip, reference = other
     source, target = (Task(clip, "two_stage", names) for names in (common.CLASS_NAMES, OTHERS))
     learnables = common.drawn(source.shapes, 0.2)
@@ -100,7 +97,7 @@ def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Refe
     np.testing.assert_array_equal(rows, np.asarray(learnables["classes"])[[3, 2]])
 
 
-def test_the_stages_share_the_recipe() -> None:
+def test_the_stages_share_the_recipe():
     method = make_method("two_stage")
     recipe = method.recipe_for(common.SGD, 4)
     (first, first_recipe), (second, two) = method.stages(recipe)

@@ -1,9 +1,5 @@
 """Wrong inputs are refused in words that fit them: a table of such calls for each package."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from clipbias.errors import ClipbiasError
@@ -21,8 +17,6 @@ TABLES = (adapters, clip, data, explain, export, report, rest, training, tuning)
         for case in table.CASES
     ],
 )
-def test_a_wrong_input_is_refused_in_these_words(
-    words: str, call: Callable[[Place], Any], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_wrong_input_is_refused_in_these_words(words, call, tmp_path, request):
     with pytest.raises(ClipbiasError, match=words):
         call(Place(tmp_path, request))
