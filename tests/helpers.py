@@ -56,13 +56,7 @@ def write_tokenizer(folder: str | os.PathLike, *, context_length: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     merges = learn_merges(CORPUS, 90)
     alphabet = list(byte_alphabet().values())
-    vocabulary = [
-        *alphabet,
-        *(character + "</w>" for character in alphabet),
-        *(a + b for a, b in merges),
-        START,
-        END,
-    ]
+    vocabulary = [*alphabet, *(character + "</w>" for character in alphabet), *(a + b for a, b in merges), START, END]
     vocab = {piece: index for index, piece in enumerate(dict.fromkeys(vocabulary))}
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")

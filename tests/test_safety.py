@@ -40,11 +40,7 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "ya
 # The only places that load a program by name: the built-in methods and the one that a user names, a binary's
 # configuration and the one that a user names, the packages of the API reference, and a tool's own modules in its child
 # process.
-IMPORTERS = {
-    "clipbias/tuning/registry.py",
-    "experiments/common.py",
-    "tools/docs_site.py",
-}
+IMPORTERS = {"clipbias/tuning/registry.py", "experiments/common.py", "tools/docs_site.py"}
 
 
 @functools.cache

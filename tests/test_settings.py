@@ -119,9 +119,7 @@ def test_wrong_values(binary, name, value, words, model, place, tmp_path):
     ("binary", "settings"),
     [
         pytest.param(
-            table1,
-            {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)},
-            marks=pytest.mark.long,
+            table1, {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)}, marks=pytest.mark.long
         ),
         (predict, {"batch_size": 10**9}),
         (explain, {"explore_images": 1000, "image_limit": 10**9}),

@@ -58,9 +58,7 @@ def test_what_is_drawn(crop, monkeypatch):
     seen: list[tuple[str, float, int]] = []
     for name in [*OPERATIONS]:
         monkeypatch.setitem(
-            OPERATIONS,
-            name,
-            lambda image, level, sign, name=name: seen.append((name, level, sign)) or image,
+            OPERATIONS, name, lambda image, level, sign, name=name: seen.append((name, level, sign)) or image
         )
     draws = []
     rng = np.random.default_rng(0)

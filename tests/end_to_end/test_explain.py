@@ -18,12 +18,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from configs.explain import ExplainSettings
 from experiments.inputs import find_adapter, find_adapters
-from tests.end_to_end.binaries import (
-    answer_here,
-    assert_recorded,
-    refusal_here,
-    succeed_here,
-)
+from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed_here
 
 SETTINGS = {"dataset": "folder", "batch_size": 4, "replacement_steps": 2}
 
@@ -33,10 +28,7 @@ CAUSAL = ("causal",)
 
 @pytest.mark.parametrize(
     "sections",
-    [
-        pytest.param(CAUSAL, marks=pytest.mark.ci, id="causal"),
-        pytest.param(SECTIONS, marks=pytest.mark.long, id="all"),
-    ],
+    [pytest.param(CAUSAL, marks=pytest.mark.ci, id="causal"), pytest.param(SECTIONS, marks=pytest.mark.long, id="all")],
 )
 def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two.

@@ -64,10 +64,7 @@ OURS = ["error: an error of orbax", "warning: ours"]
 
 @pytest.mark.parametrize(
     ("verbosity", "shown"),
-    [
-        ("-1", OURS),
-        ("1", ["warning: of orbax", OURS[0], "warning: <string>:10: UserWarning: of Python", OURS[1]]),
-    ],
+    [("-1", OURS), ("1", ["warning: of orbax", OURS[0], "warning: <string>:10: UserWarning: of Python", OURS[1]])],
 )
 def test_log_lines_are_sentences(verbosity, shown):
     """Without times and numbers of threads, and those of other libraries only where they are asked for."""

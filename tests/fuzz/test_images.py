@@ -82,8 +82,4 @@ def test_what_is_no_image_is_refused_by_name(kind, tmp_path):
 def test_any_shape_is_cut_to_size(height, width, stretch, size):
     for image in (np.zeros((height, width * stretch, 3), np.uint8), np.zeros((width * stretch, height, 3), np.uint8)):
         assert transforms.test_image(image, Resizing(size)).shape == (size, size, 3)
-        assert transforms.train_image(image, augmentation_rng(0, 0, 0), Resizing(size)).shape == (
-            size,
-            size,
-            3,
-        )
+        assert transforms.train_image(image, augmentation_rng(0, 0, 0), Resizing(size)).shape == (size, size, 3)

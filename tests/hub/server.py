@@ -188,8 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = json.loads(body)["files"]
             modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
             self._answer(
-                200,
-                {"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]},
+                200, {"files": [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in modes.items()]}
             )
         elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
             objects = [

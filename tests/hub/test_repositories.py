@@ -80,10 +80,7 @@ CASES = {
         "open_clip_model.safetensors",
     ),
     "facebook/metaclip-b16-400m": (lambda _: unread() | folder("torch"), "pytorch_model.bin"),
-    "someone/sharded": (
-        lambda _: unread() | folder("torch_sharded"),
-        "pytorch_model.bin.index.json",
-    ),
+    "someone/sharded": (lambda _: unread() | folder("torch_sharded"), "pytorch_model.bin.index.json"),
     "apple/DFN2B-CLIP-ViT-B-16": (lambda _: unread() | folder("open_clip_half"), OPEN_CLIP),
 }
 

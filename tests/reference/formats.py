@@ -43,7 +43,4 @@ def state(settings: dict) -> weights.State:
 
 def inputs(settings: dict) -> dict[str, np.ndarray]:
     """Images `[3, R, R, 3]` and tokens `[3, N]`, padded with the end of a text."""
-    return {
-        "images": helpers.random_images(settings, 3),
-        "tokens": helpers.random_tokens(settings, TEXT_LENGTHS),
-    }
+    return {"images": helpers.random_images(settings, 3), "tokens": helpers.random_tokens(settings, TEXT_LENGTHS)}

@@ -168,12 +168,7 @@ def forward(
 
 
 def task_logits(
-    clip: Reference,
-    method: str,
-    class_names: Sequence[str],
-    learnables: Learnables,
-    images: np.ndarray,
-    **options: Any,
+    clip: Reference, method: str, class_names: Sequence[str], learnables: Learnables, images: np.ndarray, **options: Any
 ) -> np.ndarray:
     """[B, C] logits of a method."""
     return forward(clip, prepare(clip, method, class_names, learnables, **options), images).logits

@@ -14,19 +14,14 @@ import regex
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 PATTERN = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
 
 
 def byte_alphabet() -> dict[int, str]:
     """Byte -> printable character: printable Latin-1 stands for itself, the rest is moved past U+0100."""
     alphabet = {}
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     for byte in printable:
         alphabet[byte] = chr(byte)
     unprintable = 0

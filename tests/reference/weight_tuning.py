@@ -27,11 +27,7 @@ def layers(config: Mapping) -> Iterator[str]:
 
 
 def lora_branch(
-    learnables: Learnables,
-    *,
-    alpha: float = 1.0,
-    masks: Mapping[str, np.ndarray] | None = None,
-    rate: float = 0.25,
+    learnables: Learnables, *, alpha: float = 1.0, masks: Mapping[str, np.ndarray] | None = None, rate: float = 0.25
 ) -> Branch:
     """`γ · drop(h) Aᵀ Bᵀ` with `γ = α / √r`, beside `h Wᵀ + b`; dropout (with `masks`) is on its input alone."""
 

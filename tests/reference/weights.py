@@ -100,11 +100,7 @@ def _shapes_and_scales(config: Mapping) -> dict[str, tuple[tuple[int, ...], floa
         ),
         "vision_model.embeddings.position_embedding.weight": ((patches + 1, vision["hidden_size"]), 0, 0.4),
         "text_projection.weight": ((projection, text["hidden_size"]), 0, 1 / math.sqrt(text["hidden_size"])),
-        "visual_projection.weight": (
-            (projection, vision["hidden_size"]),
-            0,
-            1 / math.sqrt(vision["hidden_size"]),
-        ),
+        "visual_projection.weight": ((projection, vision["hidden_size"]), 0, 1 / math.sqrt(vision["hidden_size"])),
     }
     for name, width in (
         ("text_model.final_layer_norm", text["hidden_size"]),

@@ -48,12 +48,7 @@ class TinySweep:
             self.datasets = {self.datasets.name: self.datasets}
         self.mesh = self.mesh or meshes.single_device()
         self.context = SweepContext(
-            self.clip,
-            self.datasets,
-            self.compute,
-            self.mesh,
-            dtype=self.dtype,
-            on_image_error=self.on_image_error,
+            self.clip, self.datasets, self.compute, self.mesh, dtype=self.dtype, on_image_error=self.on_image_error
         )
 
     def specs(

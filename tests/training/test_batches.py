@@ -92,12 +92,7 @@ SEED = 3
 
 
 def source(
-    clip: Clip,
-    colours: Dataset,
-    *,
-    mesh=None,
-    projected: bool = True,
-    broken: tuple[int, ...] = (),
+    clip: Clip, colours: Dataset, *, mesh=None, projected: bool = True, broken: tuple[int, ...] = ()
 ) -> TrainingFeatures:
     mesh = mesh or meshes.single_device()
     split = colours.split("train")

@@ -19,15 +19,7 @@ from absl import logging
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.training import progress
-from clipbias.training.progress import (
-    TRACKERS,
-    MetricWriter,
-    Progress,
-    StepReport,
-    check_trackers,
-    forecast,
-    readable,
-)
+from clipbias.training.progress import TRACKERS, MetricWriter, Progress, StepReport, check_trackers, forecast, readable
 from tests.training.conftest import group, train_runs
 
 

@@ -136,11 +136,6 @@ CASES: list[Case] = [
     # Pictures and batches of them.
     pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode, JPEG[: len(JPEG) // 2], "pets/cat.jpg"),
     pure(
-        "choose from raise, skip",
-        pipeline.test_batches,
-        split(),
-        resizing=Resizing(8),
-        batch_size=4,
-        on_error="ignore",
+        "choose from raise, skip", pipeline.test_batches, split(), resizing=Resizing(8), batch_size=4, on_error="ignore"
     ),
 ]
