@@ -1,11 +1,13 @@
 """Fixtures of all tests, and what a process that runs tests sets: eight simulated devices, parsed absl flags."""
 
+import functools
 import gc
 import importlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -18,6 +20,8 @@ from clipbias.report import style
 from clipbias.training import device
 from tests import bucket as buckets
 from tests import helpers
+from tests.data import miniatures
+from tests.reference.methods import Reference
 
 # Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,6 +61,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(model: Path) -> Clip:
     """The same, loaded."""
     return clipbias.load(model)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Clip, Reference]]:
+    """Random models by their sizes (`helpers.tiny_checkpoint`), each with the float64 reference's view of it."""
+
+    @functools.cache
+    def get(**sizes: Any) -> tuple[Clip, Reference]:
+        folder = tmp_path_factory.mktemp("tiny")
+        reference = helpers.tiny_checkpoint(folder, **sizes)
+        return clipbias.load(folder), reference
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def fifteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniatures of all benchmark datasets, not to be changed."""
+    return miniatures.make_all(tmp_path_factory.mktemp("fifteen"))
 
 
 @pytest.fixture(scope="module", autouse=True)

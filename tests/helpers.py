@@ -1,12 +1,15 @@
 """A tiny CLIP for tests: a tokenizer learned from a few words, and checkpoints in Hugging Face format."""
 
+import contextlib
 import itertools
 import json
 import os
+import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,6 +32,20 @@ def short(values: Iterable[Any], *always: Any, unpack: bool = False) -> list[Any
         pytest.param(*(value if unpack else (value,)), marks=() if value in always else pytest.mark.long)
         for value in values
     ]
+
+
+@contextlib.contextmanager
+def signal_at(where: Any, name: str, call: int, number: int = signal.SIGTERM) -> Iterator[None]:
+    """This process gets a signal at the given call of a function."""
+    original, calls = getattr(where, name), itertools.count(1)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(number)
+        return original(*arguments, **options)
+
+    with mock.patch.object(where, name, called):
+        yield
 
 
 def learn_merges(corpus: str, count: int) -> list[tuple[str, str]]:

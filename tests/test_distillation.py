@@ -13,7 +13,6 @@ from scipy.special import log_softmax
 import clipbias
 from clipbias import TunedModel
 from clipbias.clip import Clip
-from clipbias.data import Dataset
 from clipbias.data.images import Images
 from clipbias.distillation import images_of_dataset, images_without_labels, select
 from clipbias.explain.results import Comparison, Kind, Student
@@ -23,14 +22,14 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
 from tests import helpers
 from tests.export import models
-from tests.training.conftest import COLOURS, colour_split
+from tests.training.conftest import COLOURS, colour_dataset
 from tests.tuning.weights_common import drawn
 
 pytestmark = pytest.mark.ci
 
 NAMES = tuple(COLOURS)
-SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
-DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)
+DATA = colour_dataset()
+SPLITS = DATA.splits
 QUICK: dict[str, Any] = {"steps": 3, "learning_rate": 0.05, "batch_size": 8, "progress": False}
 # Heads, conditional texts, prompts in both towers, patches, inserted tokens.
 TEACHERS = ("ivlp", "maple", "promptsrc", "cocoop", "mmrl", "plot", "taskres", "clip_adapter")
@@ -42,11 +41,9 @@ def tuned(clip: Clip, method: str, size: float = 0.4) -> TunedModel:
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+def long(tiny) -> Clip:
     """With room for the texts of all methods."""
-    folder = tmp_path_factory.mktemp("long")
-    helpers.tiny_checkpoint(folder, context_length=48)
-    return clipbias.load(folder)
+    return tiny(context_length=48)[0]
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 One vector per layer, two by kind (the token that is read out, all others), or one for each position.
 """
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, pack
 from clipbias.clip.text import as_tokens
 from tests import helpers
@@ -34,11 +32,8 @@ SHORT = [("vision", *case) for case in VISION[1:4]] + [("text", *case) for case 
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("tiny")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), text=(12, 3, 2), image_size=8, context_length=20)
-    clip = clipbias.load(folder)
-    return dataclasses.replace(clip, params=jax.device_put(clip.params)), reference
+def both(tiny) -> tuple[Clip, Reference]:
+    return tiny(vision=(16, 3, 2), text=(12, 3, 2), image_size=8, context_length=20)
 
 
 def draw(number: int, *shape: int) -> np.ndarray:

@@ -26,17 +26,10 @@ from tests.reference import formats
 from tests.reference.weights import read_config
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    helpers.tiny_checkpoint(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(source: Path, tmp_path: Path) -> Path:
+def folder(model: Path, tmp_path: Path) -> Path:
     """A copy of the model that a test may damage."""
-    return Path(shutil.copytree(source, tmp_path / "model"))
+    return Path(shutil.copytree(model, tmp_path / "model"))
 
 
 def rewrite(folder: Path, change) -> None:
@@ -115,16 +108,16 @@ def test_what_the_disk_says_of_a_tokenizer(folder, monkeypatch):
         clipbias.load(folder)
 
 
-def test_the_logit_scale_stays_exact_in_half_precision(source):
-    exact, half = clipbias.load(source), clipbias.load(source, dtype="bfloat16")
+def test_the_logit_scale_stays_exact_in_half_precision(model):
+    exact, half = clipbias.load(model), clipbias.load(model, dtype="bfloat16")
     assert half.params["logit_scale"].dtype == np.float32
     assert half.params["logit_scale"] == exact.params["logit_scale"]
     assert half.params["text"]["token_embedding"].dtype == ml_dtypes.bfloat16
 
 
-def test_a_folder_is_known_by_its_whole_path(source, monkeypatch):
-    monkeypatch.chdir(source.parent)
-    assert clipbias.load(source.name).name == str(source.resolve())
+def test_a_folder_is_known_by_its_whole_path(model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    assert clipbias.load(model.name).name == str(model.resolve())
     assert clipbias.load("demo").name == "demo"
 
 

@@ -16,9 +16,9 @@ LENGTHS = (3, 1, 5, 2)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
+def reference(tiny):
     """The same weights as the fixture `clip`."""
-    return helpers.tiny_checkpoint(tmp_path_factory.mktemp("reference"))
+    return tiny()[1]
 
 
 def changes(clip, tower, seed=0):

@@ -1,10 +1,17 @@
 """Training batches of one process."""
 
+import dataclasses
 from typing import Any
 
 from clipbias.data import Split, transforms
 from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
+
+
+def counted(split: Split, reads: list[str]) -> Split:
+    """A split that notes the name of each image that is read."""
+    read = lambda index: reads.append(split.keys[index]) or split.read(index)  # noqa: E731
+    return dataclasses.replace(split, read=read)
 
 
 def train_batches(

@@ -1,6 +1,7 @@
-"""Class folders in the layouts that people have, and broken ones."""
+"""Class folders and tables in the layouts that people have, and broken ones."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -148,3 +149,64 @@ def test_names_that_are_not_utf8_are_left_out_by_name(tmp_path, caplog):
     os.rename(cat, os.fsencode(tmp_path) + b"/\xff")
     with pytest.raises(ClipbiasError, match="not UTF-8; rename it"):
         data.load("folder", data_dir=tmp_path)
+
+
+# Tables: CSV, JSON lines and Hugging Face metadata
+
+
+def write_csv(folder, lines, name="list.csv"):
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_csv_without_splits_is_divided(tmp_path):
+    rows = [f"{label}/{index}.png,{label}" for label in ("zebra", "Ant") for index in range(10)]
+    for row in rows:
+        write(tmp_path / row.split(",")[0])
+    dataset = data.load("csv", data_dir=write_csv(tmp_path, ["path,label", *rows]))
+    assert dataset.class_names == ("Ant", "zebra") and dataset.template == "a photo of a {}."
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 10, "val": 4, "test": 6}
+    train = dataset.splits["train"]
+    assert train.read(0) == (tmp_path / train.keys[0]).read_bytes()
+
+
+def test_csv_with_splits_quotes_and_other_columns(tmp_path):
+    rows = ['"a, b.png","the ""one""",train', "c.png,two,validation", "d.png,two,test", "e.png,two,train"]
+    path = write_csv(tmp_path, ["file,kind,split", *rows])
+    dataset = data.load("csv", data_dir=path, path_column="file", label_column="kind", template="one {}.")
+    assert dataset.class_names == ('the "one"', "two")
+    assert dataset.splits["train"].keys == ("a, b.png", "e.png")
+    assert dataset.splits["val"].labels.tolist() == [1]
+
+
+def test_integer_labels_sort_as_numbers_and_may_be_named(tmp_path):
+    path = write_csv(tmp_path, ["path,label,split", *(f"{n}.png,{n},train" for n in (10, 2, 1)), "x.png,2,val"])
+    assert data.load("csv", data_dir=path).class_names == ("1", "2", "10")
+    names = [f"class {number}" for number in range(11)]
+    dataset = data.load("csv", data_dir=path, class_names=names)
+    assert dataset.class_names == tuple(names) and dataset.splits["train"].labels.tolist() == [10, 2, 1]
+
+
+def test_json_lines(tmp_path):
+    records = [{"path": f"{n}.png", "label": "ab"[n % 2], "split": "train" if n < 4 else "test"} for n in range(6)]
+    path = tmp_path / "list.jsonl"
+    path.write_text("\n\n".join(json.dumps(record) for record in records))
+    dataset = data.load("csv", data_dir=path)
+    assert len(dataset.splits["test"]) == 2 and len(dataset.splits["train"]) + len(dataset.splits["val"]) == 4
+
+
+@pytest.mark.parametrize("places", [("",), ("train", "validation", "test")])
+def test_metadata_folders(tmp_path, places):
+    for place in places:
+        (tmp_path / place).mkdir(exist_ok=True)
+        records = [{"file_name": f"im {n}.png", "label": "ab"[n % 2]} for n in range(10)]
+        (tmp_path / place / "metadata.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+        for record in records:
+            write(tmp_path / place / record["file_name"])
+    dataset = data.load("folder", data_dir=tmp_path)
+    assert dataset.class_names == ("a", "b")
+    if len(places) == 3:
+        assert [len(split) for split in dataset.splits.values()] == [10, 10, 10]
+        assert dataset.splits["val"].keys[1] == "validation/im 1.png"
+    assert dataset.splits["val"].read(0)

@@ -7,7 +7,7 @@ import pytest
 
 from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.folder import complete_splits
-from clipbias.data.held_out import hold_out
+from clipbias.data.held_out import divide_unlabelled, hold_out, unlabelled_images
 from tests.documents import ROOT
 
 
@@ -138,3 +138,41 @@ def test_what_is_left_to_calibrate_has_no_other_use():
     assert counts(calibrating(8, 8, 8, selects=True)) == [4, 4, 4]
     assert calibrating(3, 3, 3, selects=False) is None and calibrating(5, 6, 6, selects=True) is None
     assert counts(calibrating(400, 900, 10, selects=False)) == [334, 334, 10]
+
+
+# Which images a model learns from without their labels
+
+
+def letters(*keys: str) -> Split:
+    return Split(keys, np.arange(len(keys)), lambda index: keys[index].encode(), source="letters")
+
+
+DATA = Dataset(
+    "letters", tuple("abc"), "{}", {"train": letters("a", "b"), "val": letters("b", "c"), "test": letters("d")}
+)
+
+
+def read(images: Split | None) -> list[bytes]:
+    assert images is not None and not images.labels.any()
+    return [images.read(index) for index in range(len(images))]
+
+
+def test_training_and_validation_images_each_once():
+    assert read(unlabelled_images(DATA, DATA.split("test"))) == [b"a", b"b", b"c"]
+
+
+def test_no_image_that_is_evaluated():
+    assert read(unlabelled_images(DATA, DATA.split("val"))) == [b"a", b"b"]
+    assert read(unlabelled_images(DATA, DATA.split("train"))) == [b"c"]
+    alone = dataclasses.replace(DATA, splits={"test": letters("d")})
+    assert unlabelled_images(alone, alone.split("test")) is None
+
+
+def test_a_fifth_is_held_back_whatever_the_labels():
+    images = letters(*map(str, range(50)))
+    fitted, held_back, rest = divide_unlabelled(images)
+    assert (len(fitted), len(held_back), len(rest)) == (40, 10, 0)
+    other = dataclasses.replace(images, labels=images.labels[::-1])
+    assert [part.keys for part in divide_unlabelled(other)] == [fitted.keys, held_back.keys, rest.keys]
+    parts = divide_unlabelled(images, certified=True)
+    assert [len(part) for part in parts] == [30, 10, 10] and parts[1].keys == held_back.keys

@@ -1,16 +1,17 @@
 """Batches: determinism over workers, hosts and resumption; padding; unreadable images; caching."""
 
 import threading
+from concurrent.futures import CancelledError
 
 import jax
 import numpy as np
 import pytest
 
-from clipbias.data import pipeline, transforms
+from clipbias.data import images, pipeline, transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import ImageCache, Images, Workers, check_readable, unset
+from clipbias.data.images import Ahead, ImageCache, Images, Workers, check_readable, unset
 from clipbias.errors import ClipbiasError, UnreadableImage
-from tests.data.batches import train_batches
+from tests.data.batches import counted, train_batches
 from tests.data.pictures import encoded, picture
 
 SIZE = 12
@@ -141,8 +142,7 @@ def test_cache_keeps_what_fits_and_changes_nothing():
     one_image = 14 * 18 * 3
     split = make_split(6)
     reads = []
-    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index), source="")
-    images = Images(counted, ImageCache(4 * one_image + 1))
+    images = Images(counted(split, reads), ImageCache(4 * one_image + 1))
     assert_same(train(split, batch_size=6), train(images, batch_size=6, workers=1))
     assert len(images.cache) == 4
     assert len(reads) == 6 + 2 + 2
@@ -174,8 +174,7 @@ def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
 def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
     split = make_split(6)
     reads = []
-    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index), source="")
-    images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
+    images = Images(counted(split, reads), ImageCache(6 * SIZE * SIZE * 3))
     assert_same(train(images, batch_size=6, crop=None, workers=1), train(split, batch_size=6, crop=None, cache_bytes=0))
     assert len(reads) == 6 and {images.cache.get((key, RESIZING)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
     whole = transforms.Resizing(SIZE, whole=True)
@@ -218,24 +217,24 @@ def test_a_batch_is_where_a_cpu_takes_it_without_a_copy():
 def test_images_are_checked_once_and_kept_as_the_training_takes_them():
     reads = []
     split = make_split(6)
-    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    watched = counted(split, reads)
     with Workers(2) as workers:
         for resizing, crop in ((None, 0.5), (RESIZING, None)):
             cache = ImageCache(1 << 20)
-            sources = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
+            sources = [Images(watched, cache), Images(watched.subset([4, 5, 2]), cache)]
             check_readable(sources, resizing, workers)
             check_readable(sources, resizing, workers)
             train(sources[0], batch_size=6, crop=crop)
-            assert sorted(reads) == [*range(6)] and len(cache) == 6
+            assert sorted(reads) == [*split.keys] and len(cache) == 6
             reads.clear()
-        small = Images(counted, ImageCache(0))  # what does not fit is not decoded again either
+        small = Images(watched, ImageCache(0))  # what does not fit is not decoded again either
         check_readable([small], None, workers)
         check_readable([small], None, workers)
-        assert sorted(reads) == [*range(6)]
+        assert sorted(reads) == [*split.keys]
         small.cache.keep_only([split.subset([3])])
         reads.clear()
         check_readable([small], None, workers)
-        assert sorted(reads) == [0, 1, 2, 4, 5]
+        assert sorted(reads) == [f"{index}.png" for index in (0, 1, 2, 4, 5)]
 
 
 def test_abandoned_batches_end_their_threads():
@@ -247,3 +246,125 @@ def test_abandoned_batches_end_their_threads():
         if thread is not threading.current_thread() and threading.active_count() > before:
             thread.join(timeout=0.5)
     assert threading.active_count() <= before + 1
+
+
+# Threads that make elements ahead: their order, their errors, what is dropped, and what counts as waiting
+
+
+def ahead(count: int, make, *, pieces: int = 3, threads: int = 2, **options) -> Ahead:
+    """Elements that are lists of what `make(number, piece)` returns."""
+
+    def begin(number):
+        pieces_made = [None] * pieces
+
+        def one(piece):
+            pieces_made[piece] = make(number, piece)
+
+        return [lambda piece=piece: one(piece) for piece in range(pieces)], lambda: pieces_made
+
+    return Ahead(Workers(threads), range(count), begin, pieces=pieces, **options)
+
+
+def test_elements_come_whole_and_in_order():
+    elements = list(ahead(20, lambda number, piece: (number, piece), threads=4))
+    assert elements == [[(number, piece) for piece in range(3)] for number in range(20)]
+
+
+def test_no_more_is_made_ahead_than_it_takes():
+    begun = []
+    gate = threading.Event()
+
+    def make(number, piece):
+        begun.append(number)
+        gate.wait(10)
+
+    bytes_each = images.MOST_BYTES // 5
+    for threads, size, depth in ((1, 1 << 40, 1), (1, 1, 4), (1, bytes_each, 2), (16, 1, 7), (16, bytes_each, 5)):
+        begun.clear()
+        gate.clear()
+        made = ahead(100, make, threads=threads, size=size)
+        made._refill()
+        assert len(made._elements) == depth  # 16 threads have work while one element of three pieces is in use
+        gate.set()
+        assert list(next(made)) == [None] * 3
+        made.close()
+        assert len(set(begun)) <= depth + 1
+
+
+def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
+    late = threading.Event()
+
+    def make(number, piece):
+        if number == 1 and piece == 0:
+            late.wait(10)
+            raise ValueError("first")
+        if number == 1 and piece == 2:
+            late.set()
+            raise KeyError("third")
+        return number
+
+    made = ahead(3, make)
+    assert next(made) == [0, 0, 0]
+    with pytest.raises(ValueError, match="first"):
+        next(made)
+    assert next(made) == [2, 2, 2]
+    with pytest.raises(StopIteration):
+        next(made)
+
+
+def test_what_is_dropped_is_not_made():
+    gate = threading.Event()
+    made = []
+
+    def make(number, piece):
+        gate.wait(10)
+        made.append((number, piece))
+
+    elements = ahead(50, make, threads=1)
+    elements._refill()
+    pending = [element for element, _ in elements._elements]
+    elements.close()
+    gate.set()
+    for future in pending:
+        with pytest.raises(CancelledError):
+            future.result(10)
+    assert len(made) <= 1  # what had begun
+    with pytest.raises(StopIteration):
+        next(elements)
+
+
+class Late:
+    """An element that is there after so many seconds of a clock of the test's own."""
+
+    def __init__(self, clock, seconds):
+        self._clock = clock
+        self._at = seconds
+
+    def done(self):
+        return self._at <= 0
+
+    def cancel(self):
+        pass
+
+    def result(self):
+        self._clock[0] += max(self._at, 0)
+
+
+def test_waiting_is_what_the_steps_wait_for(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(images.time, "perf_counter", lambda: clock[0])
+    elements = ahead(0, None)
+    elements._elements.extend((Late(clock, seconds), []) for seconds in (5, 1, 0, 2))
+    for work in (100, 3, 3, 0):  # the first one compiles
+        next(elements)
+        clock[0] += work
+    assert elements.seconds_waiting == 8 and elements.waiting_share == pytest.approx(3 / 9)
+
+
+def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(images.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    for text, expected in (("max 100000", 6), ("250000 100000", 3), ("5000 100000", 1), ("9000000 100000", 6), ("", 6)):
+        (tmp_path / "cpu.max").write_text(text)
+        monkeypatch.setattr(images, "Path", lambda _: tmp_path / "cpu.max")
+        assert images.processors() == expected
+    assert Workers(3).count == Workers.of(3).count == 3 and Workers.of(None).count == 6

@@ -12,11 +12,6 @@ from clipbias.data.dataset import Dataset, Split
 from tests.data import miniatures
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return miniatures.make_all(tmp_path_factory.mktemp("all"))
-
-
 def items(split, class_names):
     return [(key, label, class_names[label]) for key, label in zip(split.keys, split.labels.tolist(), strict=True)]
 
@@ -42,8 +37,8 @@ def plain_draw(train, val, shots, seed):
 
 
 @pytest.mark.parametrize("name", ["imagenet", "oxford_pets", "fgvc_aircraft"])
-def test_base_to_new_equals_plain_rendering(root, name):
-    dataset = data.load(name, data_dir=root)
+def test_base_to_new_equals_plain_rendering(fifteen, name):
+    dataset = data.load(name, data_dir=fifteen)
     train, val, test = (items(dataset.splits[part], dataset.class_names) for part in ("train", "val", "test"))
     for shots, seed in ((1, 1), (2, 2), (4, 3)):
         plan = protocols.base_to_new(dataset, shots=shots, seed=seed)
@@ -70,8 +65,8 @@ def test_halves_have_the_published_sizes():
         assert tuple(len(evaluation.dataset.class_names) for evaluation in plan.evaluations) == sizes
 
 
-def test_few_shot_and_full(root):
-    dataset = data.load("eurosat", data_dir=root)
+def test_few_shot_and_full(fifteen):
+    dataset = data.load("eurosat", data_dir=fifteen)
     plan = protocols.few_shot(dataset, shots=2, seed=1)
     picks, val = data.few_shot(dataset.splits["train"], dataset.splits["val"], shots=2, seed=1)
     assert plan.source.splits["train"].keys == dataset.splits["train"].subset(picks).keys
@@ -81,8 +76,8 @@ def test_few_shot_and_full(root):
     assert protocols.full(dataset).source is dataset
 
 
-def test_cross_dataset_takes_the_other_ten(root):
-    plan = protocols.make_protocol("cross_dataset", "imagenet", lambda name: data.load(name, data_dir=root), shots=1)
+def test_cross_dataset_takes_the_other_ten(fifteen):
+    plan = protocols.make_protocol("cross_dataset", "imagenet", lambda name: data.load(name, data_dir=fifteen), shots=1)
     assert [evaluation.name for evaluation in plan.evaluations] == list(catalog.ELEVEN)
     assert plan.evaluations[0].source_labels == (0, 1, 2, 3)
     assert all(evaluation.source_labels is None for evaluation in plan.evaluations[1:])
@@ -90,7 +85,7 @@ def test_cross_dataset_takes_the_other_ten(root):
     assert len(plan.source.splits["train"]) == 4
 
 
-def test_domain_generalization_maps_classes_to_the_source(root, tmp_path):
+def test_domain_generalization_maps_classes_to_the_source(fifteen, tmp_path):
     miniatures.make(tmp_path, "imagenet_a")
     images = tmp_path / "imagenet-adversarial" / "imagenet-a"
     for path in (images / miniatures.WNIDS[1]).iterdir():
@@ -98,7 +93,7 @@ def test_domain_generalization_maps_classes_to_the_source(root, tmp_path):
     (images / miniatures.WNIDS[1]).rmdir()
 
     def load(name):
-        return data.load(name, data_dir=tmp_path if name == "imagenet_a" else root)
+        return data.load(name, data_dir=tmp_path if name == "imagenet_a" else fifteen)
 
     plan = protocols.make_protocol("domain_generalization", "imagenet", load, shots=1, seed=2)
     labels = {evaluation.name: evaluation.source_labels for evaluation in plan.evaluations}

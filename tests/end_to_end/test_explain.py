@@ -77,33 +77,6 @@ def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model
     assert_recorded(tmp_path, "overview.html")
 
 
-@pytest.mark.long
-def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters, tmp_path):
-    common = {"dataset": "folder", "data_dir": str(images), "model": str(model)}
-    for name, adapter in (("zero_shot", None), ("bias", adapters[1])):
-        settings = common | {"adapters": adapter, "eval_batch_size": 4}
-        assert answer_here(experiments.evaluate, settings, tmp_path / name)[0] == 0
-    settings = common | {"sections": "text_attention", "adapters": adapters[1], "batch_size": 4}
-    read = settings | {"predictions": f"{tmp_path / 'zero_shot'},{tmp_path / 'bias'}"}
-    outputs = [
-        answer_here(experiments.explain, dataset_settings, tmp_path / name)[1]
-        for dataset_settings, name in ((settings, "a"), (read, "b"))
-    ]
-    assert [lines.count("predictions read") for lines in outputs] == [0, 2]
-    computed, read_predictions = (load_results(tmp_path / name).predictions.models for name in "ab")
-    for key in ("zero_shot", "bias"):
-        np.testing.assert_array_equal(read_predictions[key], computed[key])
-    # And read they were: a study believes what it finds.
-    (path,) = (tmp_path / "bias" / "predictions").iterdir()
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    arrays["predicted"] = (arrays["predicted"] + 1) % 3
-    np.savez(path, **arrays)
-    assert answer_here(experiments.explain, read, tmp_path / "c")[0] == 0
-    changed = load_results(tmp_path / "c").predictions.models["bias"]
-    np.testing.assert_array_equal(changed, (computed["bias"] + 1) % 3)
-
-
 def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_path):
     clip = clipbias.load(model)
     dataset = data.load("demo/digits")

@@ -1,7 +1,6 @@
 """A command that is stopped or killed ends with the undisturbed results when it runs again, and leaves no more."""
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -15,29 +14,11 @@ import configs.explain
 import experiments.explain
 import experiments.table1
 import experiments.train
-from clipbias.data import demo
-from clipbias.explain import study
 from clipbias.io import PART
 from clipbias.training import evaluate, loop
-from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
 from experiments import common
+from tests import helpers
 from tests.end_to_end import binaries
-
-
-def signal_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGTERM) -> None:
-    """Sends this process a signal during the given call of a function."""
-    original = getattr(where, name)
-    calls = 0
-
-    def called(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            os.kill(os.getpid(), number)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(where, name, called)
 
 
 def table1(model: Path, workdir: Path) -> int:
@@ -63,17 +44,16 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 @pytest.mark.ci
-def test_a_run(model, trained, tmp_path, monkeypatch):
+def test_a_run(model, trained, tmp_path):
     """Of `train`; that a sweep continues to the same rows is found in `tests/training/test_sweep.py` too."""
     before = signal.getsignal(signal.SIGTERM)
     settings = binaries.SHORT_RUN | {"model": str(model)}
-    signal_at(monkeypatch, loop, "train_step", 2)
-    status, output = binaries.answer_here(experiments.train, settings, tmp_path)
+    with helpers.signal_at(loop, "train_step", 2):
+        status, output = binaries.answer_here(experiments.train, settings, tmp_path)
     assert status == 143 and "stopped at step 2 of 5" in output
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list(tmp_path.rglob(f"{PART}*"))
     assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
-    monkeypatch.undo()
     binaries.succeed_here(experiments.train, settings, tmp_path)
     assert binaries.results(tmp_path) == binaries.results(trained[0]) != {}
 
@@ -82,45 +62,21 @@ def test_a_run(model, trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("where", "name", "call", "number", "status", "sentence"),
     [
-        (loop, "train_step", 2, signal.SIGTERM, 143, "stopped at step 2 of"),
         # While the last step is awaited, and in an evaluation.
         (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),
         (evaluate, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
-def test_a_sweep(where, name, call, number, status, sentence, model, whole, tmp_path, monkeypatch, capsys):
+def test_a_sweep(where, name, call, number, status, sentence, model, whole, tmp_path, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    signal_at(monkeypatch, where, name, call, number)
-    assert table1(model, tmp_path) == status
+    with helpers.signal_at(where, name, call, number):
+        assert table1(model, tmp_path) == status
     assert sentence in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list(tmp_path.rglob(f"{PART}*"))
     assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
-    monkeypatch.undo()
     assert table1(model, tmp_path) == 0
     assert binaries.results(tmp_path) == whole
-
-
-@pytest.mark.long
-def test_a_study(model, clip, tmp_path, monkeypatch, capsys):
-    task = Task(clip, "vpt", demo.load("demo/digits").class_names)
-    save_adapter(tmp_path / "a.safetensors", task, task.init())
-    config = configs.explain.get_config()
-    config.model = str(model)
-    config.adapters = str(tmp_path / "a.safetensors")
-    config.dataset = "demo/digits"
-    config.batch_size = 16
-    config.image_limit = 64
-    config.sections = "vision_attention"
-    config.mesh.data = 1
-    assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
-    signal_at(monkeypatch, study, "merge", 6)
-    assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
-    assert "stopped; the same command continues." in capsys.readouterr().err
-    assert list((tmp_path / "cut" / "parts").glob("*.npz"))
-    monkeypatch.undo()
-    assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 0
-    assert (tmp_path / "whole" / "results.npz").read_bytes() == (tmp_path / "cut" / "results.npz").read_bytes()
 
 
 @pytest.mark.long

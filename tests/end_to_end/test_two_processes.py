@@ -27,6 +27,7 @@ from tests import bad_files
 from tests.end_to_end import binaries
 from tests.end_to_end.binaries import SHORT_RUN
 from tests.forks import Fork
+from tests.helpers import signal_at
 
 STEPS = 20
 CHANGES = {"dataset": "demo/digits", "shots": 4, "epochs": STEPS, "checkpoint_seconds": 0.0, "learning_rate": 0.02}
@@ -38,13 +39,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_two(
-    model: Path, workdir: Path, cache: Path, method: str = "bias", changes: dict[str, Any] = CHANGES
-) -> list[Fork]:
+def start(cache: Path, binary: str, workdir: Path, *arguments: str, **settings: Any) -> list[Fork]:
+    """A binary in two processes."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    arguments = [f"--config=configs/train.py:{method}", f"--config.model={model}", f"--workdir={workdir}"]
-    arguments += [f"--config.{name}={value}" for name, value in changes.items()]
-    return [binaries.start("train", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
+    words = [*arguments, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in settings.items())]
+    return [binaries.start(binary, *words, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
+
+
+def start_train(model: Path, workdir: Path, cache: Path, method: str = "bias", **changes: Any) -> list[Fork]:
+    return start(
+        cache, "train", workdir, f"--config=configs/train.py:{method}", **{"model": model, **(changes or CHANGES)}
+    )
 
 
 def ends(processes: list[Fork]) -> list[tuple[str, str]]:
@@ -66,19 +71,12 @@ def here(model: Path, workdir: Path, devices: int, method: str = "bias") -> dict
     return json.loads((workdir / "result.json").read_text())
 
 
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the step after so many send SIGTERM to this process."""
-    original = loop.train_step
-    calls = 0
-
-    def step_and_signal(*arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
+def assert_same_adapters(first: Path, other: Path) -> dict[str, np.ndarray]:
+    adapters = [load_file(folder / ADAPTER) for folder in (first, other)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name in adapters[0]:
+        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+    return adapters[0]
 
 
 @pytest.mark.ci
@@ -86,7 +84,7 @@ def test_two_processes_train_what_one_does(model, trained, cache, tmp_path):
     """Each on its half of every batch and of the test images; one speaks for both."""
     whole = trained[0]
     steps = SHORT_RUN["epochs"]
-    processes = start_two(model, tmp_path, cache, changes=SHORT_RUN)
+    processes = start_train(model, tmp_path, cache, **SHORT_RUN)
     for index, (output, errors) in enumerate(ends(processes)):
         assert processes[index].returncode == 0, errors[-3000:]
         assert ("test images" in output) == (f"{steps}/{steps}" in errors) == (index == 0)
@@ -95,25 +93,21 @@ def test_two_processes_train_what_one_does(model, trained, cache, tmp_path):
         assert rows[0][name] == rows[1][name], name
     losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, tmp_path)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    adapters = [load_file(folder / ADAPTER) for folder in (whole, tmp_path)]
-    assert adapters[0].keys() == adapters[1].keys()
-    for name in adapters[0]:
-        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+    assert_same_adapters(whole, tmp_path)
 
 
 @pytest.mark.long
-def test_a_run_moves_between_processes_and_devices(model, cache, tmp_path, monkeypatch):
+def test_a_run_moves_between_processes_and_devices(model, cache, tmp_path):
     """One device, two processes, eight devices: that two processes also end a run is seen in the first test."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     metrics = moved / "metrics.jsonl"
     expected = here(model, whole, 1)
 
-    stop_after(3, monkeypatch)
-    with stoppable(), pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
+    stops = signal_at(loop, "train_step", 3)
+    with stops, stoppable(), pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
         here(model, moved, 1)
-    monkeypatch.undo()
 
-    processes = start_two(model, moved, cache)
+    processes = start_train(model, moved, cache)
     deadline = time.monotonic() + 120
     while len(read_json_lines(metrics)) < 4 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -128,9 +122,7 @@ def test_a_run_moves_between_processes_and_devices(model, cache, tmp_path, monke
     losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, moved)]
     assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    adapters = [load_file(folder / ADAPTER) for folder in (whole, moved)]
-    for name in adapters[0]:
-        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+    assert_same_adapters(whole, moved)
 
 
 @pytest.mark.long
@@ -138,7 +130,7 @@ def test_two_processes_share_the_features_of_training_images(model, cache, tmp_p
     """A cache of ten passes, training on fresh ones, and a search on validation images: each has its share of all."""
     first, two = tmp_path / "one", tmp_path / "two"
     expected = here(model, first, 1, "tip_adapter_f")
-    processes = start_two(model, two, cache, "tip_adapter_f")
+    processes = start_train(model, two, cache, "tip_adapter_f")
     for index, (output, errors) in enumerate(ends(processes)):
         assert processes[index].returncode == 0, errors[-3000:]
         assert ("test images" in output) == (index == 0)  # one process speaks for all
@@ -146,21 +138,22 @@ def test_two_processes_share_the_features_of_training_images(model, cache, tmp_p
     result = json.loads((two / "result.json").read_text())
     assert (result["accuracy"], result["key"]) == (expected["accuracy"], expected["key"])
     np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-4)
-    adapters = [load_file(folder / ADAPTER) for folder in (first, two)]
-    assert adapters[0].keys() == adapters[1].keys() and any(name.startswith("constants/") for name in adapters[0])
-    for name in adapters[0]:
-        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+    assert any(name.startswith("constants/") for name in assert_same_adapters(first, two))
 
 
 SWEEP = {"methods": ("taskres",), "datasets": ("demo/digits",), "epochs": 2, "shots": (1,), "seeds": (1, 2)}
 
 
 def start_sweep(model: Path, workdir: Path, cache: Path, **changes: Any) -> list[Fork]:
-    """Two processes of `table1`."""
-    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    arguments = ["--config=configs/demo.py", f"--workdir={workdir}"]
-    arguments += [f"--config.{name}={value}" for name, value in ({"model": model} | SWEEP | changes).items()]
-    return [binaries.start("table1", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
+    return start(cache, "table1", workdir, "--config=configs/demo.py", **{"model": model, **SWEEP, **changes})
+
+
+def sweep_here(model: Path, workdir: Path, **changes: Any) -> None:
+    """On as many devices of this process."""
+    config = demo.get_config()
+    config.update(SWEEP | changes | {"model": str(model)})
+    config.mesh.data = 2
+    table1.main(from_config(Table1Settings, config), workdir)
 
 
 @pytest.mark.long
@@ -182,10 +175,7 @@ def test_two_processes_choose_the_rates_that_one_does(model, cache, tmp_path):
     single, two = tmp_path / "one", tmp_path / "two"
     changes = {"methods": ("vpt",), "learning_rates": (0.5, 20.0), "rates_file": None}
     processes = start_sweep(model, two, cache, **changes)
-    config = demo.get_config()
-    config.update(SWEEP | changes | {"model": str(model)})
-    config.mesh.data = 2
-    table1.main(from_config(Table1Settings, config), single)
+    sweep_here(model, single, **changes)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
     assert read_json(two / "rates.json") == read_json(single / "rates.json")
@@ -209,10 +199,7 @@ def test_two_processes_choose_the_rates_that_one_does(model, cache, tmp_path):
 def test_where_one_process_is_killed_the_other_ends_and_both_continue(model, cache, tmp_path):
     changes = {"methods": ("vpt",), "epochs": 3}
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
-    config = demo.get_config()
-    config.update(SWEEP | changes | {"model": str(model)})
-    config.mesh.data = 2
-    table1.main(from_config(Table1Settings, config), whole)
+    sweep_here(model, whole, **changes)
     processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(disturbed.glob("runs/*/metrics.jsonl")):
@@ -233,13 +220,7 @@ def test_a_study_of_two_processes_is_that_of_one(model, images, adapters, cache,
     settings |= {"sections": "relevancy,vision_attention,causal"}
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     first = binaries.start("explain", *arguments, f"--workdir={tmp_path / 'one'}", cache=cache)
-    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    two = [
-        binaries.start(
-            "explain", *arguments, f"--workdir={tmp_path / 'two'}", cache=cache, JAX_PROCESS_ID=str(index), **job
-        )
-        for index in range(2)
-    ]
+    two = start(cache, "explain", tmp_path / "two", **settings)
     ended = ends([first, *two])
     assert all(process.returncode == 0 for process in (first, *two)), ended
     whole, split = (load_arrays(tmp_path / name / ARRAYS) for name in ("one", "two"))
@@ -265,7 +246,7 @@ def test_a_broken_image_is_the_last_line_of_who_read_it(model, images, cache, tm
     broken = sorted((tmp_path / "images" / "train").rglob("*.png"))[0]
     broken.write_bytes(bad_files.PICTURES["a PNG's beginning"])
     changes = SHORT_RUN | {"dataset": "folder", "data_dir": tmp_path / "images", "shots": 2}
-    processes = start_two(model, tmp_path / "w", cache, changes=changes)
+    processes = start_train(model, tmp_path / "w", cache, **changes)
     said = [errors.strip() for _, errors in ends(processes)]
     assert all(process.returncode for process in processes)
     last = [errors.splitlines()[-1] for errors in said]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from clipbias.errors import ClipbiasError
 from clipbias.export import export, natural_form
 from clipbias.tuning import Task
 from tests.export import models
@@ -39,12 +38,3 @@ def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip, tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["README.md", "adapter.safetensors", "classifier.safetensors"]
     assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (tmp_path / "tuned.safetensors").read_bytes()
-
-
-def test_a_full_folder_is_refused(clip, tmp_path):
-    adapter = models.adapter(clip, "bias", tmp_path)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").touch()
-    with pytest.raises(ClipbiasError, match="exists already"):
-        export(adapter, clip, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]

@@ -7,7 +7,6 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from tests import helpers
 from tests.hub.server import Hub, serve
 
 
@@ -35,11 +34,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def files(model: Path) -> dict[str, bytes]:
     """A small model's files: configuration, tokenizer, preprocessing, `model.safetensors`."""
-    folder = tmp_path_factory.mktemp("files")
-    helpers.tiny_checkpoint(folder)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in model.iterdir()}
 
 
 def without_weights(files: dict[str, bytes]) -> dict[str, bytes]:

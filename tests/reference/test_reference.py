@@ -28,8 +28,8 @@ def test_differences_tell_a_wrong_gradient_from_a_right_one():
         np.testing.assert_allclose(second[name], 3 * slope, rtol=1e-8)
 
 
-def test_attention_gradients_equal_finite_differences_through_taps(tmp_path):
-    clip = helpers.tiny_checkpoint(tmp_path, vision=(16, 2, 2), image_size=8)
+def test_attention_gradients_equal_finite_differences_through_taps(tiny):
+    _, clip = tiny(vision=(16, 2, 2), image_size=8)
     learnables = methods.random_learnables(clip.config, "ivlp", 5, text=2, vision=2)
     inputs = methods.prepare(clip, "ivlp", CLASS_NAMES, learnables)
     image = helpers.random_images(clip.config, 1)

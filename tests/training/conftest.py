@@ -41,6 +41,11 @@ def colour_split(count: int, seed: int) -> Split:
     return Split(tuple(f"{seed}/{i}.png" for i in range(len(labels))), np.array(labels), encoded.__getitem__, source="")
 
 
+def colour_dataset() -> Dataset:
+    splits = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
+    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
+
+
 def damaged(split: Split, *broken: int) -> Split:
     """The split with some images that cannot be decoded."""
     return dataclasses.replace(split, read=lambda index: b"broken" if index in broken else split.read(index))
@@ -78,8 +83,7 @@ def train_runs(
 
 @pytest.fixture(scope="session")
 def colours() -> Dataset:
-    splits = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
-    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
+    return colour_dataset()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 That their own compilers take the programs is tested in `tests/accelerators`, which needs them installed.
 """
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,9 @@ from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Recipe
 from tests.training.sweeps import TinySweep
-from tools import benchmark as model
+from tests.training.test_mesh import devices
 
 RECIPE = Recipe(0.0025, 10, 1, 1e-5, 8, 0.9, 5e-4)
-# Three layers: in a loop that runs once nothing could be seen.
-CONFIG = model._geometry((48, 3, 2, 32, 8), (24, 3, 2), 16, vocabulary=512)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v6e:2x2", "tpu"), ("h100:1x1x1", "cuda12")])
@@ -56,11 +53,7 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
 
 
 def test_a_topology_says_how_many_hosts_it_has():
-    @dataclasses.dataclass
-    class Device:
-        process_index: int
-
-    name = str(Topology("v5e:2x4", CHIPS["v5e"], [Device(number // 4) for number in range(8)]))
+    name = str(Topology("v5e:2x4", CHIPS["v5e"], devices(2, 4)))
     assert name == "v5e:2x4, 8 x TPU v5e on 2 hosts"
 
 

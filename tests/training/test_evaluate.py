@@ -18,17 +18,9 @@ from clipbias.training.evaluate import Budget, Evaluator, evaluate, image_featur
 from clipbias.training.memory import evaluation_programs
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
+from tests.training.conftest import damaged
 
 pytestmark = pytest.mark.ci
-
-BROKEN = b"not an image"
-
-
-def broken(split: Split) -> Split:
-    def read(index: int) -> bytes:
-        return BROKEN if index == 1 else split.read(index)
-
-    return Split(split.keys, split.labels, read)
 
 
 def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split) -> np.ndarray:
@@ -38,7 +30,7 @@ def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split)
     logits_of = jax.jit(task.logits)
     for index in range(len(split)):
         encoded = split.read(index)
-        if encoded == BROKEN:
+        if encoded == b"broken":
             continue
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         width, height = image.size
@@ -63,7 +55,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
     )
     test = colours.split("test")
     validation = colours.split("train")
-    outside = broken(colours.split("val"))
+    outside = damaged(colours.split("val"), 1)
     result, _ = evaluate(
         task,
         learnables,
@@ -134,7 +126,7 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
 
 
 def test_an_unreadable_image_is_named_or_skipped(clip, colours):
-    split = broken(colours.split("test"))
+    split = damaged(colours.split("test"), 1)
     mesh = meshes.single_device()
     task = Task(clip, "zero_shot", ("a", "b", "c"))
     with pytest.raises(ClipbiasError, match=r"2/1\.png"):

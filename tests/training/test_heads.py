@@ -16,6 +16,7 @@ from clipbias.clip import Clip, encode_image
 from clipbias.data import Dataset
 from clipbias.data.few_shot import few_shot
 from clipbias.io import read_json_lines
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.device import Compute
 from clipbias.training.memory import StepShape, training_program
@@ -25,9 +26,9 @@ from clipbias.training.sweep import RESULTS
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe
+from tests import helpers
 from tests.own_methods import Probe, Projection
 from tests.training.sweeps import TinySweep, score_of
-from tests.training.test_loop import stop_at
 from tools import benchmark as measure
 
 PROBE, CACHE, PROJECTION = (f"tests.own_methods:{name}" for name in ("Probe", "Cache", "Projection"))
@@ -86,16 +87,15 @@ def test_a_cache_is_of_the_picked_images(clip, colours, recipe, tmp_path, monkey
 
 
 @pytest.mark.ci
-def test_a_stopped_sweep_continues_with_the_same_bits(clip, colours, recipe, tmp_path, monkeypatch):
+def test_a_stopped_sweep_continues_with_the_same_bits(clip, colours, recipe, tmp_path):
     recipe = dataclasses.replace(recipe, batch_size=5, epochs=4, keep_last=True)
     options = {PROBE: {"training": "pooled", "keep_last": True}}
     whole, cut = (sweep_of(clip, colours, recipe, tmp_path / name, options=options) for name in ("whole", "cut"))
     specs = whole.specs("zero_shot", PROBE, shots=(4,))
     rows = whole.run(specs)
-    goes_on = stop_at((5,), monkeypatch)
-    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 5 of 12"):
+    stops = helpers.signal_at(loop, "train_step", 5)
+    with stops, hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 5 of 12"):
         cut.run(specs)
-    goes_on()
     assert [row["method"] for row in read_json_lines(cut.folder / RESULTS)] == ["zero_shot"]
     assert list((cut.folder / "checkpoints").iterdir())
     again = cut.run(specs)

@@ -4,7 +4,6 @@ import dataclasses
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from clipbias.training.job import TrainResult
 from clipbias.training.loop import Checkpoints
 from clipbias.tuning.recipe import Recipe
 from tests.forks import ROOT
+from tests.helpers import signal_at
 from tests.training.conftest import group, train_runs
 
 
@@ -33,22 +33,6 @@ def assert_close(first: TrainResult, second: TrainResult, index: slice = slice(N
     for a, b in zip(jax.tree.leaves(first.learnables), jax.tree.leaves(second.learnables), strict=True):
         # Of sums in another order: small numbers differ by as much as large ones do.
         np.testing.assert_allclose(a[index], b, rtol=0, atol=2e-5 * np.abs(b).max())
-
-
-def stop_at(steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Raises a notice to stop at these calls of a step; returns what ends this."""
-    original = loop.train_step
-    calls = 0
-
-    def step_and_signal(*arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls in steps:
-            signal.raise_signal(signal.SIGTERM)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
-    return lambda: monkeypatch.setattr(loop, "train_step", original)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +48,11 @@ def test_runs_side_by_side_are_the_runs_one_by_one(clip, colours, recipe, whole)
     assert whole.losses[0] != whole.losses[1]
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(clip, colours, recipe, whole, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_bits(clip, colours, recipe, whole, tmp_path):
     where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
-    goes_on = stop_at((2,), monkeypatch)
-    with stoppable(), pytest.raises(Stopped, match="stopped at step 2 of 6"):
+    stops = signal_at(loop, "train_step", 2)
+    with stops, stoppable(), pytest.raises(Stopped, match="stopped at step 2 of 6"):
         train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
-    goes_on()
     continued = train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
     jax.tree.map(np.testing.assert_array_equal, continued.learnables, whole.learnables)
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images
@@ -20,8 +19,7 @@ from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
 from clipbias.tuning.method import select_run, stack_runs
 from clipbias.tuning.recipe import Recipe
-from tests import helpers
-from tests.reference.methods import Reference, task_logits
+from tests.reference.methods import task_logits
 from tests.training.conftest import few_shot_runs, make_job
 from tests.tuning.weights_common import drawn
 
@@ -34,17 +32,9 @@ NAMES = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, Clip]:
-    folder = tmp_path_factory.mktemp("reference")
-    return helpers.tiny_checkpoint(folder, seed=3), clipbias.load(folder)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+def other(tiny) -> Clip:
     """Of another width, depth, projection and resolution."""
-    folder = tmp_path_factory.mktemp("other")
-    helpers.tiny_checkpoint(folder, seed=4, vision=(32, 2, 2), projection=20, image_size=24, patch_size=8)
-    return clipbias.load(folder)
+    return tiny(seed=4, vision=(32, 2, 2), projection=20, image_size=24, patch_size=8)[0]
 
 
 def random_teacher(clip: Clip, method: str, names: tuple[str, ...] = NAMES) -> Teacher:
@@ -68,9 +58,9 @@ def expected_divergence(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
 
 
-def test_a_step_follows_differences_of_the_loss(reference, colours):
+def test_a_step_follows_differences_of_the_loss(tiny, colours):
     """IVLP teaches bias tuning; both and their divergence in float64."""
-    plain, clip = reference
+    clip, plain = tiny(seed=3)
     teacher = random_teacher(clip, "ivlp")
     student = Task(clip, "bias", NAMES)
     start = drawn(student.shapes, 0.2)

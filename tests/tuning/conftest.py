@@ -1,14 +1,11 @@
 """Tiny CLIPs that tests of methods share, so that they share programs too; each with the reference's view of it."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-import clipbias
 from clipbias.clip import Clip
-from tests import helpers
 from tests.reference.methods import Reference
 from tests.training.conftest import colours
 
@@ -24,14 +21,8 @@ Pair = tuple[Clip, Reference]
 
 
 @pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
-    @functools.cache
-    def get(name: str) -> Pair:
-        folder = tmp_path_factory.mktemp(name)
-        reference = helpers.tiny_checkpoint(folder, **CLIPS[name])
-        return clipbias.load(folder), reference
-
-    return get
+def clips(tiny: Callable[..., Pair]) -> Callable[[str], Pair]:
+    return lambda name: tiny(**CLIPS[name])
 
 
 @pytest.fixture(scope="session")

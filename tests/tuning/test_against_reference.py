@@ -61,7 +61,7 @@ def initial(config: Mapping, case: Case, classes: int, seed: int = 0) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[Clip, methods.Reference]:
+def of_torch() -> tuple[Clip, methods.Reference]:
     """What PyTorch's numbers are of."""
     folder = DATA / "tiny_quick_gelu"
     config = weights.read_config(folder)
@@ -79,8 +79,8 @@ def expected() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_numpy_equals_the_authors_rules_in_pytorch(name, tiny, expected):
-    reference = tiny[1]
+def test_numpy_equals_the_authors_rules_in_pytorch(name, of_torch, expected):
+    reference = of_torch[1]
     case = CASES[name]
     start = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
 
@@ -102,20 +102,13 @@ OTHER_NAMES = ("yellow dog-fish", "yellow dog-fin", "o", "a_very_long_name: of a
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory) -> tuple[clipbias.clip.Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(
-        folder, seed=5, vision=(16, 2, 2), text=(32, 4, 4), projection=20, context_length=40
-    )
-    return clipbias.load(folder), reference
+def other(tiny) -> tuple[Clip, methods.Reference]:
+    return tiny(seed=5, vision=(16, 2, 2), text=(32, 4, 4), projection=20, context_length=40)
 
 
 @pytest.fixture(scope="module")
-def smallest(tmp_path_factory) -> tuple[clipbias.clip.Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("smallest")
-    sizes = {"vision": (8, 2, 2), "text": (12, 3, 3), "projection": 6}
-    reference = helpers.tiny_checkpoint(folder, seed=5, image_size=8, context_length=40, **sizes)
-    return clipbias.load(folder), reference
+def smallest(tiny) -> tuple[Clip, methods.Reference]:
+    return tiny(seed=5, vision=(8, 2, 2), text=(12, 3, 3), projection=6, image_size=8, context_length=40)
 
 
 IN_FULL = ("bias", "taskres")  # small enough for differences in every coordinate
@@ -146,8 +139,8 @@ def test_training_equals_numpy(name, other, smallest):
 
 
 @pytest.mark.parametrize("name", helpers.short([name for name in CASES if name != "zero_shot"], "bias"))
-def test_steps_equal_the_authors_rules_in_pytorch(name, tiny, expected):
-    clip, reference = tiny
+def test_steps_equal_the_authors_rules_in_pytorch(name, of_torch, expected):
+    clip, reference = of_torch
     case = CASES[name]
     task = clipbias.Task(clip, case.method, CLASS_NAMES, **task_options(case))
     start = initial(reference.config, case, len(CLASS_NAMES))

@@ -6,12 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Adaptation, Clip, encode_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import transfer
 from clipbias.tuning.method import without_constants
-from tests import helpers
 from tests.reference import tcp
 from tests.tuning import weights_common as common
 
@@ -79,10 +77,9 @@ def test_other_classes_have_their_own_features_and_the_same_network(deep_text):
 
 
 @pytest.mark.parametrize(("blocks", "layers"), [(2, 5), (3, 3)])
-def test_both_layouts_of_texts_are_the_same(blocks, layers, tmp_path):
+def test_both_layouts_of_texts_are_the_same(blocks, layers, tiny):
     """Tokens that enter at the first block, or behind more blocks than they have."""
-    helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
-    clip = clipbias.load(tmp_path)
+    clip, _ = tiny(seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
     task = bound(clip, "mmrl").with_memory(class_shards=2)
     adaptation = Adaptation(text_tokens=common.drawn(np.zeros((blocks, 3, 24), np.float32), 0.5))
     packed = jax.jit(task.classifier.encode_text)(clip.params, adaptation, task.text)

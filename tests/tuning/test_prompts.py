@@ -1,26 +1,38 @@
 """Prompts per image, several prompt sets, prompts with a teacher and strips of pixels: starts, texts, plans, images."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.data import Split
+from clipbias import hosts
+from clipbias.data import Dataset, Split
 from clipbias.data.images import Images
 from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as evaluated
 from clipbias.explain.attention import text_kinds
 from clipbias.explain.results import TEXT_KINDS
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
-from clipbias.tuning import Features, Task, make_method
+from clipbias.training.job import TrainResult
+from clipbias.tuning import Features, Learnables, Method, Recipe, Task, make_method
 from clipbias.tuning.features import sinkhorn
+from clipbias.tuning.methods.promptsrc import PromptSRC
+from clipbias.tuning.methods.taskres import TaskRes
+from clipbias.tuning.registry import resolve_method
 from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture
+from tests.helpers import signal_at
 from tests.reference import numpy_clip, prompts_plot, teachers
+from tests.training.conftest import few_shot_runs, train_runs
+from tests.training.sweeps import TinySweep
 from tests.tuning import weights_common as common
+from tests.tuning.heads_common import COMMON
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
 # CoCoOp
@@ -236,3 +248,95 @@ def test_training_images_are_those_of_evaluation():
     batch = next(train_batches(images, resizing=resizing, batch_size=len(split), seed=1, epochs=1, crop=None))
     expected = {evaluated(images.decoded(index), resizing).tobytes() for index in range(len(images))}
     assert {image.tobytes() for image in batch["images"]} == expected
+
+
+# Trainings of two stages in a sweep, and PromptSRC's average over epochs
+
+
+RECIPE = dataclasses.replace(COMMON, epochs=2, batch_size=6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice(TaskRes):
+    """Two trainings whose steps are quickly compiled; its end is told by numbers of its own."""
+
+    def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
+        return [(self, recipe)] * 2
+
+    def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
+        assert (text is not None) == (stage == 1)
+        return jax.tree.map(lambda leaf: np.full_like(leaf, stage), learnables) if stage == 2 else learnables
+
+
+@pytest.mark.ci
+def test_a_sweep_of_two_trainings(pair, colours, tmp_path):
+    tiny = TinySweep(pair[0], colours, RECIPE, tmp_path)
+    (spec,) = tiny.specs(f"{__name__}:Twice", seeds=(1,))
+    (row,) = tiny.run([spec])
+    assert row["status"] == "ok", row.get("error")
+    assert (tiny.adapter(spec).learnables["text_residual"] == 2).all()
+    (metrics,) = (tmp_path / "runs").glob("*Twice*/metrics.jsonl")
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 4  # two epochs of a step each
+
+
+# PromptSRC's average.
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "epochs", "mean", "deviation"),
+    [
+        ("promptsrc", "imagenet", 50, 30, 30),
+        ("promptsrc", "eurosat", 50, 45, 5),
+        ("promptsrc", "stanford_cars", 10, 9, 1),
+        ("promptsrc_base_to_new", "eurosat", 20, 15, 1),
+        ("promptsrc_cross_dataset", "imagenet", 20, 6, 10),
+        ("promptsrc_base_to_new", "eurosat", 10, 7.5, 0.5),
+    ],
+)
+def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation):
+    weights = resolve_method(name, {}, dataset=dataset, shots=16).average(epochs)
+    np.testing.assert_allclose(weights, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
+    assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
+
+
+class Averaged(TaskRes):
+    """A method whose steps are quickly compiled, with PromptSRC's average."""
+
+    def average(self, epochs: int) -> Sequence[float] | None:
+        return PromptSRC().average(epochs)
+
+
+def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) -> TrainResult:
+    return train_runs(task, few_shot_runs(dataset, (1, 2)), recipe, mesh, **logging)
+
+
+@pytest.mark.ci
+def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch):
+    task = Task(pair[0], Averaged(), colours.class_names)
+    recipe = dataclasses.replace(RECIPE, epochs=4)  # two steps in each
+    original = loop.train_step
+    states = []
+
+    def watched(*arguments, **options):
+        state, values = original(*arguments, **options)
+        states.append(jax.tree.map(np.array, meshes.device_get(state.learnables)))
+        return state, values
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    whole = train(task, colours, recipe).learnables
+    monkeypatch.setattr(loop, "train_step", original)
+    epochs = states[1::2]
+    assert len(epochs) == 4
+    expected = teachers.average(epochs, PromptSRC().average(4))
+    for name, value in expected.items():
+        np.testing.assert_allclose(whole[name], value, atol=1e-6 * np.abs(value).max())
+        assert np.abs(whole[name] - epochs[-1][name]).max() > 1e-4 * np.abs(value).max()
+
+    for stop in (3, 4):  # in an epoch, and at its end
+        where = {"checkpoints": tmp_path / str(stop), "checkpoint_seconds": 3600.0}
+        stops, refused = signal_at(loop, "train_step", stop), pytest.raises(hosts.Stopped, match=f"step {stop} of 8")
+        with stops, hosts.stoppable(), refused:
+            train(task, colours, recipe, **where)
+        continued = train(task, colours, recipe, **where).learnables
+        for name, value in whole.items():
+            np.testing.assert_array_equal(continued[name], value)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
@@ -17,7 +16,6 @@ from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, images_per_step, make_evaluation
 from clipbias.tuning import Task, make_method
-from tests import helpers
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, prompts
 from tests.reference.differences import along_directions
@@ -33,10 +31,8 @@ RULE = {"share": 0.3, "decay": 2.0}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("tpt")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 2, 2), image_size=8)
-    return clipbias.load(folder), reference
+def pair(tiny) -> tuple[Clip, methods.Reference]:
+    return tiny(vision=(16, 2, 2), image_size=8)
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, Clip]:
-    folder = tmp_path_factory.mktemp("base")
-    return helpers.tiny_checkpoint(folder, seed=2, vision=(16, 4, 2), projection=48), clipbias.load(folder)
+def base(tiny) -> tuple[Reference, Clip]:
+    clip, reference = tiny(seed=2, vision=(16, 4, 2), projection=48)
+    return reference, clip
 
 
 def ids_of(reference: Reference, tokens: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 import clipbias
 from clipbias import TunedModel
-from clipbias.data import Dataset, Split
+from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
@@ -23,14 +23,13 @@ from clipbias.training.teacher import Teacher
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.conformal import Calibration
-from tests.training.conftest import COLOURS, colour_split, group, make_job, train_runs
+from tests.training.conftest import COLOURS, colour_dataset, group, make_job, train_runs
 from tests.training.test_mesh import devices
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 NAMES = tuple(COLOURS)
-SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
 HELD = {"hold_out_shot": True}
-DATA = Dataset("colours", NAMES, "a photo of a {}.", SPLITS)
+DATA = colour_dataset()
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
 meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))
@@ -125,7 +124,7 @@ CASES: list[Case] = [
     ("is .* and no method; the order is the model, the", lambda place: clipbias.fit(place.clip, DATA, "bias")),
     fitted("colours has classes of its own", DATA, class_names=("cat", "dog")),
     fitted("neither images nor class names"),
-    fitted("a split has no class names; give class_names=dataset", SPLITS["train"]),
+    fitted("a split has no class names; give class_names=dataset", DATA.split("train")),
     fitted("have labels of their own", DATA, LABELS),
     fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
     fitted("learning_rate is -1", DATA, learning_rate=-1),

@@ -1,0 +1,276 @@
+"""Commands that are not trainings, as a user runs them: export, prepare_data, distil, show, table1 --compare, lab."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clipbias
+import experiments.distil
+import experiments.lab
+import experiments.show
+import experiments.table1
+from clipbias import data
+from clipbias.data import catalog, transforms
+from clipbias.export import folder
+from clipbias.report import style, sweep_tables
+from clipbias.settings import from_config
+from clipbias.tuning.adapter import save_adapter
+from configs import lab as lab_config
+from experiments import export, prepare_data
+from tests import helpers
+from tests.end_to_end import binaries
+from tests.end_to_end.binaries import answer_here, refusal_here, succeed_here
+from tests.helpers import signal_at
+from tests.report.test_runs import state, trained
+from tools import recompute
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data_files"
+ADAPTER = str(DATA / "adapter_format_1.safetensors")
+BASE = str(DATA / "tiny_quick_gelu")
+
+
+@pytest.mark.ci
+def test_an_adapter_of_prompts_and_one_of_biases(tmp_path):
+    printed, _ = succeed_here(export, {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "prompts")})
+    assert "adapter_format_1.safetensors as a program:" in printed and "classifier.stablehlo" in printed
+    task = clipbias.Task(clipbias.load(BASE), "bias", ("cat", "dog"))
+    run_folder = tmp_path / "run"  # as experiments.train leaves it
+    save_adapter(run_folder / "adapter.safetensors", task, task.init())
+    succeed_here(export, {"adapters": str(run_folder), "output": str(tmp_path / "biases")})
+    assert clipbias.load(tmp_path / "biases").fingerprint == task.clip.fingerprint  # biases of zero
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    full, out = str(tmp_path / "full"), str(tmp_path / "out")
+    for settings, message in (
+        ({"adapters": ADAPTER}, "give an adapter and the folder to write"),
+        ({"adapters": ADAPTER, "output": full, "model": BASE}, "exists already"),
+        ({"adapters": ADAPTER, "output": out, "model": "demo"}, "does not fit"),
+    ):
+        assert message in refusal_here(export, settings)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "precious"]
+
+
+@pytest.mark.parametrize(("notice", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_notice_to_stop_during_the_write_leaves_nothing(notice, status, tmp_path):
+    settings = {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "out")}
+    with signal_at(folder, "write_text", 1, notice):
+        code, output = answer_here(export, settings)
+    assert code == status and "stopped" in output and output.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# `clipbias prepare_data`
+
+
+def test_check_lists_all_fifteen(fifteen, capsys):
+    assert answer_here(prepare_data, {"data_dir": str(fifteen)}) == (1, "")
+    assert sum(" differs " in line for line in capsys.readouterr().out.splitlines()) == 15
+
+
+BUILD = {"action": "build", "datasets": ("ucf101",)}
+
+
+def test_build_then_load(fifteen, tmp_path):
+    printed, _ = succeed_here(prepare_data, BUILD | {"data_dir": str(fifteen), "output": str(tmp_path)})
+    assert f"ucf101: {tmp_path}/ucf101_coop/1.0.0" in printed
+    built, made_of = (data.load("ucf101", data_dir=place).splits["val"] for place in (tmp_path, fifteen))
+    assert built.keys == made_of.keys
+
+
+@pytest.mark.parametrize(("notice", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_notice_to_stop_during_a_build_leaves_nothing(fifteen, tmp_path, notice, status):
+    out = tmp_path / "shards"
+    with signal_at(transforms, "check_format", 2, notice):
+        code, output = answer_here(prepare_data, BUILD | {"data_dir": str(fifteen), "output": str(out)})
+    assert code == status and "stopped; the same command" in output
+    assert not out.exists()
+
+
+def test_mistakes_of_prepare_data(fifteen, tmp_path):
+    draw = {"action": "draw", "output": str(tmp_path / "sheet.png")}
+    for settings, message in (
+        ({}, "check needs --config.data_dir"),
+        (BUILD | {"data_dir": str(fifteen)}, "build needs --config.datasets, and --config.output"),
+        (draw, "draw needs --config.datasets with one name"),
+        (draw | {"datasets": ("ucf101",), "data_dir": str(tmp_path / "nowhere")}, "there is no folder"),
+    ):
+        assert message in refusal_here(prepare_data, settings)
+
+
+# `clipbias distil`, on a tiny model and images of noise
+
+
+SETTINGS = {"dataset": "folder", "form": "vector", "steps": 2, "batch_size": 4, "checkpoint_seconds": 0.0}
+
+
+def never(*_: object) -> Any:
+    raise AssertionError("a form was fitted")
+
+
+@pytest.fixture
+def of_distil(adapters: list[str], model: Path, images: Path, tmp_path: Path) -> dict[str, Any]:
+    """Of a command with six training and six test images."""
+    files = {"adapters": adapters[0], "model": str(model), "data_dir": str(images), "output": str(tmp_path / "out")}
+    return SETTINGS | files
+
+
+@pytest.mark.ci
+def test_the_same_command_is_done_and_others_are_refused_before_a_fit(of_distil, tmp_path, monkeypatch):
+    work, out = tmp_path / "work", tmp_path / "out"
+    printed, said = succeed_here(experiments.distil, of_distil, work)
+    assert f"the result is written to {out}, everything else to {work}" in said
+    assert f"{out} holds it as a checkpoint." in printed
+    assert not list((work / "checkpoints").iterdir())
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(experiments.distil, "distil_model", never)
+    again, _ = succeed_here(experiments.distil, of_distil, work)
+    assert again == printed.replace("as a checkpoint", "already; this command was finished before")
+    assert f"{out} exists already" in refusal_here(experiments.distil, of_distil | {"steps": 3}, work)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
+# `clipbias show`, on folders of which some cannot be read
+
+
+def test_what_can_be_read_is_shown(tmp_path):
+    first, second = trained(tmp_path / "runs" / "one", state=state("finished")), trained(tmp_path / "runs" / "two")
+    (tmp_path / "broken").mkdir()
+    runs = (f"{tmp_path}/runs/*", tmp_path / "broken", tmp_path / "nowhere")
+    settings = {"runs": ",".join(map(str, runs)), "format": "json"}
+    with redirect_stdout(io.StringIO()) as printed:
+        status, errors_printed = binaries.answer_here(experiments.show, settings)
+    assert status == 1 and "Traceback" not in errors_printed
+    errors = [line for line in errors_printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "broken is not the work folder" in errors[0] and "nowhere" in errors[1]
+    content = json.loads(printed.getvalue())
+    assert [run["name"] for run in content["runs"]] == [str(first), str(second)]
+    assert [f"error: {problem}" for problem in content["problems"]] == errors
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("line", helpers.short(["", "show --help", "show --config.runs=FOLDER"], "show --help"))
+def test_a_reader_that_stops_reading_ends_a_command_quietly(line, tmp_path):
+    """As `clipbias show --help | head` does, here before the first line."""
+    words = line.replace("FOLDER", str(trained(tmp_path))).split()
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "clipbias", *words]
+    done = subprocess.run(command, cwd=binaries.ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+LOGS = """
+import logging, warnings
+from absl import app
+from experiments import common
+common.quiet()
+
+def main(words):
+    logging.getLogger("orbax").warning("of orbax")
+    logging.getLogger("orbax").error("an error of orbax")
+    warnings.warn("of Python")
+    record = ("clipbias", logging.WARNING, common.__file__, 1, "ours", (), None)
+    if logging.getLogger().isEnabledFor(logging.WARNING):
+        logging.getLogger().handle(logging.LogRecord(*record))
+
+app.run(main)
+"""
+OURS = ["error: an error of orbax", "warning: ours"]
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "shown"),
+    [("-1", OURS), ("1", ["warning: of orbax", OURS[0], "warning: <string>:10: UserWarning: of Python", OURS[1]])],
+)
+def test_log_lines_are_sentences(verbosity, shown):
+    """Without times and numbers of threads, and those of other libraries only where they are asked for."""
+    command = [sys.executable, "-c", LOGS, f"--verbosity={verbosity}"]
+    done = subprocess.run(command, cwd=binaries.ROOT, capture_output=True, text=True, check=True)
+    lines = [line.split("\\n")[0] for line in done.stderr.splitlines() if not line.startswith("debug: ")]
+    assert lines == shown
+
+
+# A results file beside published numbers
+
+
+def rows(datasets: tuple[str, ...]) -> str:
+    names = {"protocol": "few_shot", "method": "bias", "shots": 16, "seed": 1, "key": "h", "status": "ok"}
+    facts = {"accuracy": 70.0, "parameters": 15360, "parameters_vision": 9216, "parameters_text": 6144}
+    return "".join(json.dumps({**names, **facts, "dataset": dataset}) + "\n" for dataset in datasets)
+
+
+def test_compare(tmp_path, monkeypatch):
+    """Without its pictures, which `tests/report` draws."""
+    (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN[1:]))
+    compare = {"compare": True}
+    assert f"no results for {catalog.ELEVEN[0]}" in binaries.refusal_here(experiments.table1, compare, tmp_path)
+    (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN))
+    monkeypatch.setattr(sweep_tables, "accuracy_figure", lambda _: style.new_figure(1, 1))
+    printed, _ = binaries.succeed_here(experiments.table1, compare, tmp_path)
+    assert "ublished" in printed
+    assert "70.0" in printed
+
+
+# The whole work of a lab in miniature: three sweeps, the causal test, and rows made anew
+
+
+SWEEPS = ["base_to_new", "few_shot", "most_shots"]
+SMALL = {
+    "model": "demo",
+    "datasets": ("demo/fashion",),
+    "methods": ("zero_shot", "bias"),
+    "base_to_new": ("zero_shot", "bias"),
+    "shots": (2, 16),
+    "seeds": (1,),
+    "more_seeds": (1,),
+    "epochs": 1,
+    "causal_images": 24,
+    "dtype": "float32",
+    "eval_batch_size": 300,
+}
+
+
+def test_the_sweeps_of_the_eleven_datasets():
+    sweeps = experiments.lab.stages(from_config(lab_config.LabSettings, lab_config.get_config()))
+    assert {name: (len(stage.methods), stage.shots, stage.seeds, stage.protocol) for name, stage in sweeps.items()} == {
+        "few_shot": (13, (1, 2, 4, 8), (1, 2, 3), "few_shot"),  # zero-shot CLIP sees no images
+        "most_shots": (14, (16,), (1, 2, 3, 4, 5), "few_shot"),
+        "base_to_new": (11, (16,), (1, 2, 3), "base_to_new"),
+    }
+
+
+@pytest.mark.long
+def test_a_lab_in_miniature(tmp_path):
+    workdir = tmp_path / "lab"
+    binaries.succeed_here(experiments.lab, SMALL, workdir)
+    assert sorted(path.parent.name for path in workdir.glob("*/results.jsonl")) == SWEEPS
+    study = workdir / "why" / "demo_fashion"
+    models = json.loads((study / "results.json").read_text())["models"]
+    assert [model["method"] for model in models] == ["zero_shot", "bias"]
+    before = {path: path.stat().st_mtime_ns for path in [*workdir.glob("*/adapters/*"), study / "results.json"]}
+    binaries.succeed_here(experiments.lab, SMALL, workdir)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    assert recompute.main([str(workdir / name) for name in SWEEPS]) == 0
+    path = workdir / "few_shot" / "results.jsonl"
+    path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1'))
+    assert recompute.main([str(path.parent)]) == 1
+
+
+def test_a_part_waits_for_the_adapters_of_others(tmp_path):
+    config = lab_config.get_config("demo")
+    (sentence,) = experiments.lab.causal_tests(from_config(lab_config.LabSettings, config), tmp_path)
+    assert sentence.startswith("the causal test on demo/fashion lacks 4 adapters")

@@ -1,0 +1,192 @@
+"""`transformers` and open_clip, where installed, load what is exported of every family, and compute the same."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from PIL import ExifTags, Image
+from safetensors.numpy import load_file
+
+import clipbias
+from clipbias.clip.tokenizer import read_tokenizer
+from clipbias.export import export
+from clipbias.export.card import model_card
+from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from tests import families
+from tests.export import models
+from tests.families import CLASSES, Reference
+
+DATA = Path(__file__).parents[1] / "data_files"
+
+
+@pytest.mark.parametrize(
+    "base", [DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo", "demo-siglip"], ids=lambda base: Path(base).name
+)
+def test_the_folded_checkpoint(base, tmp_path):
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    clip = clipbias.load(base)
+    adapter = models.adapter(clip, "bias", tmp_path)
+    export(adapter, clip, tmp_path / "out")
+    images = models.pictures(clip, 3)
+    expected = models.logits(clip, adapter, images)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    texts = [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES]
+    # SigLIP reads its whole context.
+    inputs = tokenizer(texts, return_tensors="pt", padding="max_length" if base == "demo-siglip" else True)
+    inputs |= processor([Image.fromarray(x) for x in images], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits_per_image.numpy()
+    models.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("base", ["demo", "demo-siglip"])
+@pytest.mark.parametrize("method", ["bias", "coop"])
+def test_the_cards_code(method, base, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    clip = clipbias.load(base)
+    adapter = models.adapter(clip, method, tmp_path)
+    out = tmp_path / "out"
+    export(adapter, clip, out)
+    (image,) = models.pictures(clip, 1)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # held so that its top is on the left
+    Image.fromarray(np.rot90(image)).save(out / "image.png", exif=turned)
+    monkeypatch.chdir(out)
+    namespace: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    expected = models.logits(clip, adapter, image[None]) - clip.params.get("logit_bias", 0)
+    models.assert_close(namespace["logits"].numpy(), expected)
+    assert namespace["class_names"] == list(models.CLASS_NAMES)
+
+
+# open_clip's format, read back by clipbias, and by open_clip where that is installed
+
+
+BASES = (DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
+def test_it_is_the_folded_checkpoint(base, tmp_path):
+    clip = clipbias.load(base)
+    adapter = models.adapter(clip, "bias", tmp_path)
+    assert export(adapter, clip, tmp_path / "out", form="open_clip") == "open_clip"
+    export(adapter, clip, tmp_path / "plain")
+    read, plain = clipbias.load(tmp_path / "out"), clipbias.load(tmp_path / "plain")
+    jax.tree.map(np.testing.assert_array_equal, read.params, plain.params)
+    assert (read.config, read.fingerprint) == (plain.config, plain.fingerprint)
+    texts = ["a photo of a maine coon.", "naïve café?"]
+    np.testing.assert_array_equal(read.tokenize(texts), plain.tokenize(texts))
+    # The tensors have OpenAI's names and orientation: `x @ proj` and not transformers' `x @ weight.T`.
+    tensors = load_file(tmp_path / "out" / "open_clip_model.safetensors")
+    others = load_file(tmp_path / "plain" / "model.safetensors")
+    np.testing.assert_array_equal(tensors["visual.proj"], others["visual_projection.weight"].T)
+    bias = "encoder.layers.1.mlp.fc2.bias"
+    np.testing.assert_array_equal(
+        tensors["visual.transformer.resblocks.1.mlp.c_proj.bias"], others[f"vision_model.{bias}"]
+    )
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not files & {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
+def test_open_clip_computes_the_same(base, tmp_path, monkeypatch):
+    """With the code of the card, and with texts of its own."""
+    torch = pytest.importorskip("torch")
+    open_clip = pytest.importorskip("open_clip")
+    clip = clipbias.load(base)
+    adapter = models.adapter(clip, "bias", tmp_path)
+    out = tmp_path / "out"
+    export(adapter, clip, out, form="open_clip")
+    (image,) = models.pictures(clip, 1)
+    Image.fromarray(image).save(out / "image.png")
+    monkeypatch.chdir(out)
+    namespace: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    expected = models.logits(clip, adapter, image[None])
+    models.assert_close(namespace["logits"].numpy(), expected)
+    tokenizer = open_clip.get_tokenizer("local-dir:.")
+    texts = [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES]
+    with torch.no_grad():
+        features = namespace["model"].encode_text(tokenizer(texts), normalize=True)
+    logits = namespace["model"].logit_scale.exp() * namespace["features"] @ features.T
+    models.assert_close(logits.detach().numpy(), expected)
+    assert json.loads((out / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == features.shape[1]
+
+
+# Perception Encoder, BiomedCLIP and Chinese-CLIP
+
+
+@pytest.fixture
+def model(family: str, tmp_path: Path) -> Reference:
+    return families.reference(family, 1, tmp_path)
+
+
+def tuned(model: Reference, method: str, folder: Path) -> Adapter:
+    task = families.task_of(model, method)
+    save_adapter(folder / "tuned.safetensors", task, jax.device_get(families.trained(model, method)))
+    return read_adapter(folder / "tuned.safetensors")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("family", ["pe", "biomed_clip", "chinese_clip"])
+def test_a_bias_is_exported_as_a_checkpoint(model, tmp_path):
+    adapter = tuned(model, "bias", tmp_path)
+    with families.sizes(model.geometry):
+        assert export(adapter, model.clip, tmp_path / "out") == "checkpoint"
+        plain = clipbias.load(tmp_path / "out")
+    task = clipbias.Task(plain, "zero_shot", CLASSES)
+    logits = jax.jit(task.logits)(plain.params, task.init(), model.images)
+    bound, learnables = adapter.bind(model.clip)
+    expected = jax.jit(bound.logits)(model.clip.params, learnables, model.images)
+    assert families.difference(logits, np.asarray(expected)) < 1e-5
+    card = (tmp_path / "out" / "README.md").read_text()
+    library = "transformers" if model.family == "chinese_clip" else "open_clip"
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == library
+
+
+@pytest.mark.parametrize("family", ["chinese_clip"])
+def test_transformers_computes_the_same(model, tmp_path, monkeypatch):
+    """With the code of the card, whose pixels are the model's, too."""
+    pytest.importorskip("torch")
+    adapter = tuned(model, "bias", tmp_path)
+    out = tmp_path / "out"
+    export(adapter, model.clip, out)
+    (image,) = models.pictures(model.clip, 1)
+    Image.fromarray(image).save(out / "image.png")
+    monkeypatch.chdir(out)
+    namespace: dict = {}
+    with contextlib.redirect_stdout(None):
+        exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    models.assert_close(namespace["logits"].numpy(), models.logits(model.clip, adapter, image[None]))
+
+
+@pytest.mark.parametrize("family", ["siglip_2"])
+def test_a_siglip_of_open_clip_has_its_ids_in_transformers(model, tmp_path):
+    """open_clip takes punctuation away, which the files of its tokenizer do not say."""
+    import transformers
+
+    text_tokenizer = read_tokenizer(Path(model.clip.files[0]).parent, "siglip", "canonicalize")
+    clip = dataclasses.replace(model.clip, tokenizer=text_tokenizer)
+    clip.save(tmp_path / "out")
+    length = clip.config.text.context_length
+    texts = ["a photo of a Cat, Dog.", "two_words  (and) \t more!", "Ünï", ""]
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = auto(texts, padding="max_length", max_length=length)["input_ids"]
+    np.testing.assert_array_equal(ids, clip.tokenize(texts))
+    task = clipbias.Task(clip, "bias", CLASSES)
+    adapter = Adapter(task.init(), "bias", {}, CLASSES, "a {}.", clip.name, clip.fingerprint)
+    card = model_card(adapter, task, "checkpoint")
+    assert f'`AutoTokenizer` reads this folder too, with `padding="max_length", max_length={length}`' in card
+    assert "of texts with HTML entities, or with letters that were decoded wrongly, it makes other tokens" in card
+    assert "CLIPProcessor" not in card
