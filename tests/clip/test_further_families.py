@@ -78,7 +78,7 @@ def test_features_and_gradients_equal_the_owners(model):
 
 @pytest.mark.parametrize(("family", "number", "method"), heavy(METHODS))
 def test_three_steps_equal_the_owners(model, method):
-    """Of other forms of a family in the check of `tools.reference.write_families`: their code is the same."""
+    """Other forms of a family have the same code."""
     error, rounding = families.training_error(model, method)
     assert error < max(GRADIENTS, rounding)
 

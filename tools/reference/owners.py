@@ -258,9 +258,9 @@ def _perception_encoder(geometry: Geometry, tokenizer: Any) -> Owner:
     return dataclasses.replace(_of_timm(CustomText(trunk, None, text), _largest, 1), rotation=rotation)
 
 
-def siglip_open_clip(geometry: Geometry, tokenizer: Any, approximate: str = "tanh") -> Owner:
-    """SigLIP; `approximate` is how GELUs are computed, "tanh" or "none"."""
-    activation = partial(nn.GELU, approximate=approximate)
+def siglip_open_clip(geometry: Geometry, tokenizer: Any) -> Owner:
+    """SigLIP, with approximate GELUs."""
+    activation = partial(nn.GELU, approximate="tanh")
     trunk = timm.models.vision_transformer.VisionTransformer(
         **_trunk(geometry), num_classes=0, class_token=False, global_pool="map", act_layer=activation
     )

@@ -1,8 +1,7 @@
 r"""Writes what their owners' code computes with small random models of all families but CLIP, in several geometries.
 
   pip install torch torchvision timm open_clip_torch transformers sentencepiece
-  python -m tools.reference.write_families             # tests/data_files
-  python -m tools.reference.write_families pe --check  # and the largest errors of clipbias, a line per geometry
+  python -m tools.reference.write_families [pe ...]    # to tests/data_files
 
 transformers computes MetaCLIP 2, SigLIP, SigLIP 2 and Chinese-CLIP; open_clip, with timm's vision towers, Perception
 Encoder, BiomedCLIP and the other families' forms in its files. Tests need none of them, but sentencepiece for SigLIP's
@@ -13,7 +12,6 @@ after three steps of training.
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from torch import nn
 from tests import families
 from tests.families import DATA, EVERY, FURTHER, GEOMETRIES, LABELS, METHODS, TEXTS, Geometry
 from tools.reference.adapted_owners import Tensors, logits, trained
-from tools.reference.owners import Owner, build, fill, siglip_open_clip, towers_of_metaclip_2, vocabulary_of
+from tools.reference.owners import Owner, build, fill, towers_of_metaclip_2, vocabulary_of
 from tools.reference.small_tokenizers import write_tokenizer
 
 HALF = [0.5, 0.5, 0.5]
@@ -135,36 +133,11 @@ def computed(family: str, geometry: Geometry, owner: Owner, ids: torch.Tensor) -
     return {key: np.array(x, np.int32 if x.dtype.kind == "i" else np.float32, order="C") for key, x in arrays.items()}
 
 
-def check(family: str, number: int, folder: Path) -> str:
-    """All errors of a geometry in a line."""
-    model = families.reference(family, number, folder)
-    errors = families.pass_errors(model)
-    errors |= {method: families.training_error(model, method)[0] for method in METHODS}
-    return ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-
-
-def gelu_errors() -> tuple[float, float]:
-    """How far SigLIP's features of images and texts are from those with exact GELUs, which open_clip has."""
-    geometry = GEOMETRIES["siglip_open_clip"][0]
-    tokenizer = read_tokenizer("siglip_open_clip")
-    pixels = torch.from_numpy(families.images_of(geometry)).permute(0, 3, 1, 2)
-    ids = token_ids("siglip_open_clip", tokenizer, geometry.length)
-    images = []
-    texts = []
-    for approximate in ("none", "tanh"):
-        owner = siglip_open_clip(geometry, tokenizer, approximate)
-        fill(owner)
-        images.append(owner.images(pixels).detach().numpy())
-        texts.append(owner.texts(ids).detach().numpy())
-    return families.difference(images[1], images[0]), families.difference(texts[1], texts[0])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.reference.write_families", description=__doc__.splitlines()[0]
     )
     parser.add_argument("families", nargs="*", choices=[*GEOMETRIES, []], help="by default all")
-    parser.add_argument("--check", action="store_true", help="also print the errors of clipbias")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # such small products only wait for further ones
     pairs = [pair for pair in EVERY if pair[0] in (arguments.families or GEOMETRIES)]
@@ -175,12 +148,6 @@ def main() -> None:
         if folder.parent == DATA:
             write_tokenizer(family, folder)
         write(family, number)
-    if not arguments.check:
-        return
-    with tempfile.TemporaryDirectory() as made:
-        for family, number in pairs:
-            print(family, GEOMETRIES[family][number - 1], check(family, number, Path(made)), flush=True)
-    print("features of SigLIP's images and texts with exact GELUs: {:.1e}, {:.1e}".format(*gelu_errors()))
 
 
 if __name__ == "__main__":
