@@ -121,37 +121,12 @@ def test_a_folder_is_known_by_its_whole_path(model, monkeypatch):
     assert clipbias.load("demo").name == "demo"
 
 
-COMMON = ["README.md", "config.json", "merges.txt", "preprocessor_config.json", "tokenizer.json", "vocab.json"]
 OPEN_CLIP = "open_clip_config.json"
 
 
-@pytest.fixture
-def configured(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("names", "file"),
-    [
-        (["pytorch_model.bin", "flax_model.msgpack"], "flax_model.msgpack"),
-        (["flax_model.msgpack", "model.safetensors", "pytorch_model.bin", "tf_model.h5"], "model.safetensors"),
-        (["pytorch_model.bin", "tf_model.h5"], "pytorch_model.bin"),
-        (["open_clip_model.safetensors", OPEN_CLIP, "model.safetensors"], "model.safetensors"),
-        (["open_clip_pytorch_model.bin", "open_clip_model.safetensors", OPEN_CLIP], "open_clip_model.safetensors"),
-        (["open_clip_pytorch_model.bin", OPEN_CLIP], "open_clip_pytorch_model.bin"),
-        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
-    ],
-)
-def test_one_file_is_chosen(configured, names, file):
-    assert choose(configured, [*COMMON, *names]) == (file, OPEN_CLIP if "open_clip" in file else "config.json")
-
-
-def test_weights_without_their_configuration_do_not_count(configured):
+def test_weights_without_their_configuration_do_not_count(tmp_path):
     names = ["model.safetensors", "open_clip_model.safetensors", OPEN_CLIP]
-    assert choose(configured, names) == ("open_clip_model.safetensors", OPEN_CLIP)
-    (configured / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')  # timm's
-    assert choose(configured, [*names, "config.json"]) == ("open_clip_model.safetensors", OPEN_CLIP)
+    assert choose(tmp_path, names) == ("open_clip_model.safetensors", OPEN_CLIP)
 
 
 @pytest.mark.parametrize("revision", ["refs/pr/17", "v1.0", "feature-x/y", "0" * 40])
