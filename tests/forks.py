@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,10 +70,21 @@ def become(
     sys.argv = ["-m", *arguments]  # as Python has it until the module begins
     if not run:
         read_only()
+    status = None
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        atexit._run_exitfuncs()  # which a fork of multiprocessing leaves out
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+        status = 1
+    # As Python ends, after what it says: a fork of multiprocessing leaves the second out.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.exit(status)
 
 
 class Fork:
