@@ -7,9 +7,8 @@ import pytest
 import clipbias
 from clipbias.clip.hub import PINS
 from clipbias.tuning.adapter import read_adapter
-from configs import table1 as table1_config
 from configs import train as train_config
-from experiments import common, table1, train
+from experiments import common, train
 from experiments.inputs import find_adapter
 from tests import helpers
 from tests.data import miniatures
@@ -37,19 +36,6 @@ def official(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Hub:
 
 def weights(hub: Hub) -> list[str]:
     return [name for name in hub.downloaded() if name.endswith(LARGE)]
-
-
-@pytest.mark.ci
-def test_a_dry_run_of_the_papers_table(official, tmp_path, capsys):
-    config = table1_config.get_config()
-    config.dry_run = True
-    config.update(datasets=("eurosat",), methods=("zero_shot", "bias"), shots=(4,))  # each program takes seconds
-    miniatures.make(tmp_path / "data", "eurosat")
-    config.data_dir = str(tmp_path / "data")
-    assert common.answer(table1.main, config) == 0, capsys.readouterr().err
-    assert " runs\n" in capsys.readouterr().out
-    assert weights(official) == ["flax_model.msgpack"]
-    assert "README.md" not in official.downloaded()
 
 
 @pytest.mark.ci

@@ -10,7 +10,6 @@ from sklearn import metrics
 from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.protocols import validation_outside_test
-from clipbias.errors import ClipbiasError
 from clipbias.training import calibration
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
@@ -123,18 +122,6 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
     plain_evaluator.accuracy(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
     (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
     assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
-
-
-def test_an_unreadable_image_is_named_or_skipped(clip, colours):
-    split = damaged(colours.split("test"), 1)
-    mesh = meshes.single_device()
-    task = Task(clip, "zero_shot", ("a", "b", "c"))
-    with pytest.raises(ClipbiasError, match=r"2/1\.png"):
-        evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
-    score, predicted = evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="skip")
-    assert score["images"] == 14
-    assert score["skipped_images"] == 1
-    assert np.flatnonzero(predicted == -1).tolist() == [1] and (predicted == split.labels).sum() == score["correct"]
 
 
 def test_no_temperature_is_fitted_on_what_is_evaluated(colours):
