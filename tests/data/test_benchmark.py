@@ -1,10 +1,6 @@
 """The fifteen datasets in CoOp's layout, from miniatures, what is said when something is off, and the catalogue."""
 
-<<<<<<< HEAD
-=======
 import collections
-import json
->>>>>>> 89cfc8fb (Tests share set-up: tiny models by their sizes, fifteen datasets, one signal at a call, two processes; small files join)
 import os
 
 import pytest
@@ -74,18 +70,6 @@ def test_rank_labels_leave_out_absent_classes(tmp_path):
     dataset = data.load("imagenet_a", data_dir=tmp_path)
     assert dataset.class_names == ("tench", "missile", "missile")
     assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-<<<<<<< HEAD
-=======
-
-
-def test_index_file_fixes_the_training_images(fifteen, tmp_path):
-    keys = data.load("imagenet", data_dir=fifteen).splits["train"].keys
-    picks = random.Random(0).sample(keys, 4)
-    (tmp_path / "picks.txt").write_text("\n".join(picks))
-    (tmp_path / "picks.json").write_text(json.dumps({"train": [[key, 0, "x"] for key in picks]}))
-    for name in ("picks.txt", "picks.json"):
-        picked = data.load("imagenet", data_dir=fifteen, index_file=tmp_path / name).splits["train"]
-        assert list(picked.keys) == picks
 
 
 # The catalogue is complete and consistent with itself and with published facts
@@ -137,4 +121,3 @@ def test_imagenet_classes_are_sorted_and_two_names_repeat():
     assert sorted(repeated) == ["missile", "sunglasses"]
     names = list(classes.values())
     assert [index for index, name in enumerate(names) if name in repeated] == [657, 744, 836, 837]
->>>>>>> 89cfc8fb (Tests share set-up: tiny models by their sizes, fifteen datasets, one signal at a call, two processes; small files join)

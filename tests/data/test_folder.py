@@ -171,10 +171,10 @@ def test_csv_without_splits_is_divided(tmp_path):
     assert train.read(0) == (tmp_path / train.keys[0]).read_bytes()
 
 
-def test_csv_with_splits_quotes_and_other_columns(tmp_path):
+def test_csv_with_splits_and_quotes(tmp_path):
     rows = ['"a, b.png","the ""one""",train', "c.png,two,validation", "d.png,two,test", "e.png,two,train"]
-    path = write_csv(tmp_path, ["file,kind,split", *rows])
-    dataset = data.load("csv", data_dir=path, path_column="file", label_column="kind", template="one {}.")
+    path = write_csv(tmp_path, ["path,label,split", *rows])
+    dataset = data.load("csv", data_dir=path, template="one {}.")
     assert dataset.class_names == ('the "one"', "two")
     assert dataset.splits["train"].keys == ("a, b.png", "e.png")
     assert dataset.splits["val"].labels.tolist() == [1]

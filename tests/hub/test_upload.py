@@ -58,7 +58,7 @@ def test_an_adapter_comes_back(hub, tuned, adapter, clip):
     assert again.predict(np.zeros((16, 16, 3), np.uint8)).probabilities.shape == (1, 2)
 
 
-def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_adapter_names_its_base_at_the_commit(hub, files, tmp_path):
     repository = hub.repositories["someone/small"] = Repository(files)
     first = clipbias.load("someone/small")
     task = clipbias.Task(first, "bias", ("cat", "dog"))
