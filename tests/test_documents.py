@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -75,12 +76,14 @@ def test_importing_is_light():
 TABLES = {
     "demo_gains.csv": ("results.md", ("label",)),
     "zoo_gains.csv": ("results.md", ("method",)),
+    "verdict.csv": ("results.md", ("method", "dataset")),
     "replacements.csv": ("results.md", ("method", "dataset")),
     "paper.csv": ("paper.md", ("claim", "method", "outcome")),
 }
 
 
 SETS = ("digits", "fashion", "emoji")
+SHARES = {"value": "share", "low": "share_low", "high": "share_high"}
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -108,16 +111,32 @@ def test_each_number_of_a_table_is_in_its_csv(name):
         for head, cell in zip(heads, line, strict=True):
             if not re.match(r"[+-]?\d\S* \(", cell):
                 continue
-            form = {"kind": "ceiling"} if "fitted to itself" in head else {"kind": "fitted", "form": "kind"}
             candidates = [row for row in rows if all(row[key] in " ".join((*line, head)) for key in keys)]
-            if name == "replacements.csv":
-                candidates = [row for row in candidates if form.items() <= row.items()]
-            start = "moved_" if "moved" in head or "fitted to itself" in head else ""
+            candidates = [row for row in candidates if column(name, head).items() <= row.items()]
+            start = "moved_" if "moved" in head else ""
+            if column(name, head).get("outcome") == "log_likelihood":
+                candidates = [in_percent(row) for row in candidates]
             numbers = re.findall(r"[+-]?\d[\d.]*", cell)
             found = [row for row in candidates if is_shown(numbers, row, start)]
             assert found, f"{page}: {cell} of {line[0]} is not in {name}"
             shown += found
-    assert len(shown) >= (len([row for row in rows if row["low"]]) if name != "replacements.csv" else 1)
+    whole = name not in ("replacements.csv", "verdict.csv")
+    assert len(shown) >= (len([row for row in rows if row["low"]]) if whole else len(lines))
+
+
+def column(name: str, head: str) -> dict[str, str]:
+    """What the rows have in common that a column shows."""
+    if name == "replacements.csv":
+        return {"kind": "ceiling"} if "itself" in head else {"kind": "fitted", "form": "kind"}
+    if name == "verdict.csv":
+        outcome = "accuracy" if "points" in head else "log_likelihood"
+        return {"outcome": outcome, "quantity": head.partition(" (")[0]}
+    return {}
+
+
+def in_percent(row: dict[str, str]) -> dict[str, str]:
+    """A row whose value is the share, in percent."""
+    return {end: f"{100 * float(row[share])}" for end, share in SHARES.items() if row[share]}
 
 
 def sentences() -> dict[str, list[str]]:
@@ -142,7 +161,7 @@ def sentences() -> dict[str, list[str]]:
     )
     gain = float(why["IVLP", "accuracy", "gain"]["value"])
     other, mean = (
-        [round(100 * float(why["IVLP", "calibrated", name][end])) for end in ("share", "share_low", "share_high")]
+        [round(100 * float(why["IVLP", "log_likelihood", name][end])) for end in ("share", "share_low", "share_high")]
         for name in ("another image's", "mean by kind")
     )
     fits = {(row["kind"], row["form"]): row for row in rows_of("why_replacements.csv") if row["method"] == "IVLP"}
@@ -167,8 +186,39 @@ def sentences() -> dict[str, list[str]]:
             f"{of_all} for the eight methods of this table",
             f"{without} without CLIP-LoRA",
             f"two vectors have {float(head['value']):.0f} % of its gain on digits",
+            *map(of_prompts, SETS),
         ],
     }
+
+
+def of_prompts(dataset: str) -> str:
+    """What VPT, IVLP and MaPLe have in common on a dataset: the lowest and the highest number."""
+
+    def ends(rows: Iterable[dict[str, str]], name: str, unit: float = 1.0) -> str:
+        numbers = [round(unit * float(row[name])) for row in rows]
+        assert len(numbers) == 3
+        return f"{min(numbers)} to {max(numbers)} %"
+
+    prompts = {"VPT", "IVLP", "MaPLe"}
+    fits = [row for row in rows_of("replacements.csv") if row["method"] in prompts and dataset in row["dataset"]]
+    vectors = [row for row in fits if (row["kind"], row["form"]) == ("fitted", "kind")]
+    itself = [row for row in fits if row["kind"] == "ceiling"]
+    shares = {
+        part: [
+            row
+            for row in rows_of("verdict.csv")
+            if row["method"] in prompts
+            and dataset in row["dataset"]
+            and (row["outcome"], row["quantity"]) == ("log_likelihood", part)
+        ]
+        for part in ("attention alone", "another image's", "mean by kind")
+    }
+    parts = [ends(rows, "share", 100.0) for rows in shares.values()]
+    return (
+        f"attention alone has {parts[0]} of the gain, another image's values are worth {parts[1]} of what is added, the"
+        f" mean by kind {parts[2]}. Two vectors have {ends(vectors, 'value')} of the gain and make"
+        f" {ends(vectors, 'moved_value')} of the moved decisions, the methods themselves {ends(itself, 'moved_value')}."
+    )
 
 
 def fewest_pictures(classes: int) -> int:

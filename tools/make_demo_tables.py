@@ -107,7 +107,7 @@ def replacements(rows: Sequence[Row]) -> str:
     And what the method itself has of these, fitted in the same way.
     """
     ceilings = {(row["method"], row["dataset"]): row for row in rows if row["kind"] == Kind.CEILING}
-    heads = ("dataset", "method", "seeds", "share of the gain (%)", "moved decisions (%)", "itself, moved (%)")
+    heads = ("dataset", "method", "seeds", "share of the gain (%)", "moved decisions (%)", "moved decisions of the method itself (%)")
     lines = []
     for row in rows:
         if (row["kind"], row["form"]) == (Kind.FITTED, "kind"):

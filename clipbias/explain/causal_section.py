@@ -4,9 +4,9 @@ While what is added to images varies, texts are as tuned. While what is added to
 is no other text's level, since texts differ in length. Features of all streams go through the model's own head, so the
 reference of a method with one is the frozen towers under that head.
 
-*Calibrated log-likelihood* decides. A temperature moves no decision, but the raw log-likelihood books it as a gain. So
-the logits of each way to classify are divided by a temperature of its own, fitted by maximum likelihood (Guo et al.
-2017) on one half of the images and used on the other, and the other way round. Halves are drawn by a seed and have
+*Log-likelihood* decides. A temperature moves no decision, but would count as a gain. So the logits of each way to
+classify are divided by a temperature of its own, fitted by maximum likelihood (Guo et al. 2017) on one half of the
+images and used on the other, and the other way round. Halves are drawn by a seed and have
 half of every class. A half that a way gets wholly right has no temperature of its own: its likelihood rises down to the
 lower bound, where a single mistake in the other half would cost hundreds of nats. It takes the temperature of all
 images. Temperatures are fixed in the resamples, whose intervals do not hold their spread.
@@ -81,7 +81,7 @@ class Sample:
 class Measured:
     """Outcomes of one model, or of several that differ in their seed alone."""
 
-    samples: Mapping[str, Sample]  # "accuracy" in points, "calibrated" log-likelihood in nats
+    samples: Mapping[str, Sample]  # "accuracy" in points, "log_likelihood" log-likelihood in nats
     values: Mapping[str, np.ndarray]  # the same of every image, `[n, K]`, a mean over the models
     images: int  # how many
 
@@ -90,19 +90,19 @@ class Measured:
         return ImageOutcomes(
             images=images,
             correct=(self.values["accuracy"] > 0).astype(np.uint8),
-            calibrated=self.values["calibrated"].astype(np.float32),
+            log_likelihood=self.values["log_likelihood"].astype(np.float32),
         )
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Measured:
-    """Accuracy and calibrated log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.
+    """Accuracy and log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.
 
-    `seed` draws the resamples and the halves for calibration.
+    `seed` draws the resamples and the halves for temperatures.
     """
     labels = np.asarray(labels)
     values = {
         "accuracy": 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None]),
-        "calibrated": calibrate(logits, labels, seed=seed)[0],
+        "log_likelihood": at_fitted_temperature(logits, labels, seed=seed)[0],
     }
     samples = {name: Sample(rows.mean(0), resample(rows, seed=seed)) for name, rows in values.items()}
     return Measured(samples, values, len(labels))
@@ -117,7 +117,7 @@ def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return second
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihoods `[n, K]` of the true class in nats, each image with the temperature of the other half.
 
     Of `logits [n, K, C]` and `labels [n]`; `seed` draws the halves. Returns these, and the temperatures `[2, K]` of the
@@ -456,7 +456,7 @@ def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumber
         )
 
     samples = measured.samples
-    return ByOutcome(accuracy=of_outcome(samples["accuracy"]), calibrated=of_outcome(samples["calibrated"]))
+    return ByOutcome(accuracy=of_outcome(samples["accuracy"]), log_likelihood=of_outcome(samples["log_likelihood"]))
 
 
 def _differences(sample: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:

@@ -16,16 +16,16 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class ByOutcome(Generic[_T]):
-    """The same in both outcomes: accuracy in points, calibrated log-likelihood in nats, by which labels are decided."""
+    """The same in both outcomes: accuracy in points, log-likelihood in nats, by which labels are decided."""
 
     accuracy: _T
-    calibrated: _T
+    log_likelihood: _T
 
     def __getitem__(self, outcome: str) -> _T:
-        return {"accuracy": self.accuracy, "calibrated": self.calibrated}[outcome]
+        return {"accuracy": self.accuracy, "log_likelihood": self.log_likelihood}[outcome]
 
     def items(self) -> tuple[tuple[str, _T], ...]:
-        return (("accuracy", self.accuracy), ("calibrated", self.calibrated))
+        return (("accuracy", self.accuracy), ("log_likelihood", self.log_likelihood))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ImageOutcomes:
     correct: np.ndarray  # uint8
     # Log-likelihood of the true class in nats, each way's logits divided by a temperature of its own that was fitted on
     # other images.
-    calibrated: np.ndarray
+    log_likelihood: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +223,8 @@ class Comparison:
 
     @property
     def share(self) -> Estimate | None:
-        """Of the teacher's gain in calibrated log-likelihood; `None` where that is not surely above 0."""
-        return None if self.gain is None else self.gain.calibrated.share
+        """Of the teacher's gain in log-likelihood; `None` where that is not surely above 0."""
+        return None if self.gain is None else self.gain.log_likelihood.share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ class ImageComparisons:
     cosines: np.ndarray  # as of `Comparison`, float32 `[n, K]`; NaN where an image's feature does not move
     correct: np.ndarray | None = None  # uint8 `[n, K]`
     # Log-likelihood of the true class in nats, float32 `[n, K]`. Both are `None` without labels.
-    calibrated: np.ndarray | None = None
+    log_likelihood: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

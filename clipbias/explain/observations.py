@@ -323,13 +323,13 @@ def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
 
 
 def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
-    """The three hypotheses of Sec. 4.2.1 on a method, in calibrated log-likelihood."""
+    """The three hypotheses of Sec. 4.2.1 on a method, in log-likelihood."""
     keys = tuple(model.key for model in models)
     method = next(each for each in results.methods if each.models == keys)
     where, what = (None, None) if method.labels is None else (method.labels.where, method.labels.what)
     attention = tokens = exchange = None
     if method.numbers is not None:
-        numbers = method.numbers.calibrated
+        numbers = method.numbers.log_likelihood
         attention, tokens = (None if each is None else each.share for each in (numbers.attention, numbers.tokens))
         if numbers.image is not None and numbers.image.exchange is not None:
             exchange = numbers.image.exchange.share

@@ -23,7 +23,7 @@ from clipbias.data.held_out import divide_unlabelled
 from clipbias.errors import ClipbiasError
 from clipbias.explain.bias import METHODS as MEANS
 from clipbias.explain.bias import measure_equivalent_biases, missing
-from clipbias.explain.causal_section import calibrate
+from clipbias.explain.causal_section import at_fitted_temperature
 from clipbias.explain.model import Model
 from clipbias.explain.results import (
     PLAIN,
@@ -116,7 +116,7 @@ def by_image(
         divergences=np.stack([divergences(teacher.logits, each.logits) for each in every], 1).astype(np.float32),
         cosines=np.stack([cosines_of(each) for each in every], 1).astype(np.float32),
         correct=None if labels is None else (decisions == labels[:, None]).astype(np.uint8),
-        calibrated=None if labels is None else calibrate(logits, labels)[0].astype(np.float32),
+        log_likelihood=None if labels is None else at_fitted_temperature(logits, labels)[0].astype(np.float32),
     )
 
 
@@ -131,13 +131,13 @@ def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | N
     whole = _Means.of(models)
     if "gain" not in whole.mean:
         return None, rows
-    return ByOutcome(accuracy=whole.number("gain", unit=100.0), calibrated=whole.number("nats")), rows
+    return ByOutcome(accuracy=whole.number("gain", unit=100.0), log_likelihood=whole.number("nats")), rows
 
 
 def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
     """The word for a fitted form.
 
-    Of its `share` of the gain in calibrated log-likelihood, `None` where that is not surely above 0; and of the moved
+    Of its `share` of the gain in log-likelihood, `None` where that is not surely above 0; and of the moved
     decisions that it makes, less the ceiling's, `None` without a ceiling.
     """
     if excludes(share, WHOLE) > 0:
@@ -254,8 +254,8 @@ def _columns(
             counts["accuracy"] = correct[:, at].mean(1)
             counts["student's gain"] = counts["accuracy"] - correct[:, 0]
             counts["difference"] = counts["accuracy"] - correct[:, 1]
-    if model.calibrated is not None:
-        nats = model.calibrated.astype(np.float64)
+    if model.log_likelihood is not None:
+        nats = model.log_likelihood.astype(np.float64)
         values["nats"] = nats[:, 1] - nats[:, 0]
         if place is not None:
             values["student's nats"] = nats[:, at].mean(1) - nats[:, 0]
@@ -311,7 +311,7 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Com
             difference=means.number("difference"),
             gain=ByOutcome(
                 accuracy=means.number("student's gain", of="gain", unit=100.0),
-                calibrated=means.number("student's nats", of="nats"),
+                log_likelihood=means.number("student's nats", of="nats"),
             ),
         )
     if place[0] is not Kind.FITTED:

@@ -1,7 +1,8 @@
 """The verdict on a method: two labels, by one rule, and one sentence.
 
 The paper's hypotheses (Sec. 4.2.1): (a) prompts change where input tokens look; (b) prompts add a bias, the same for
-every image. The labels are decided in calibrated log-likelihood, on whole 95 % intervals:
+every image. The labels are decided in log-likelihood at fitted temperatures (`causal_section`), on whole
+95 % intervals:
 
     gain      not surely above 0: *no gain*
     where     of the gain, attention alone (the corner PR): surely above ½ *attention*, surely below ¼ *not attention*;
@@ -58,7 +59,7 @@ def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool
     """The labels of a method.
 
     Args:
-      numbers: in calibrated log-likelihood.
+      numbers: in log-likelihood.
       outside: whether it changes nothing inside the towers.
       images_changed: whether it changes the vision tower; if not, nothing is added to image tokens.
     """
@@ -104,7 +105,7 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
     labels = None
     if test is not None and numbers is not None and images >= FEWEST_IMAGES:
         changed = first.changes_vision and test.why != NOTHING_INSIDE
-        labels = label(numbers.calibrated, outside=test.why == NOTHING_INSIDE, images_changed=changed)
+        labels = label(numbers.log_likelihood, outside=test.why == NOTHING_INSIDE, images_changed=changed)
     return MethodResult(
         label=f"{name}, {counted(len(models), 'seed')}" if several else name,
         name=name,
@@ -134,21 +135,20 @@ def sentence(
         return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
     if labels is None:
         return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; {FEWEST_IMAGES} are the least."
-    accuracy, calibrated = (amount(numbers[outcome].gain, outcome) for outcome in ("accuracy", "calibrated"))
+    accuracy, log_likelihood = (amount(numbers[outcome].gain, outcome) for outcome in ("accuracy", "log_likelihood"))
     if labels.where is Where.NO_GAIN:
         return (
-            f"{name} has no sure gain on {dataset}: calibrated log-likelihood changes by {calibrated}, accuracy by"
-            f" {accuracy}."
+            f"{name} has no sure gain on {dataset}: log-likelihood changes by {log_likelihood}, accuracy by {accuracy}."
         )
     gains = f"{name} gains {accuracy.removeprefix('+')} on {dataset}"
     if excludes(numbers.accuracy.gain) <= 0:
-        nats = calibrated.removeprefix("+")
-        gains = f"{name} gains {nats} of calibrated log-likelihood on {dataset}, with {accuracy} of accuracy"
+        nats = log_likelihood.removeprefix("+")
+        gains = f"{name} gains {nats} of log-likelihood on {dataset}, with {accuracy} of accuracy"
     text = f"{gains}, {_WHERE[labels.where]}"
     if labels.where is Where.OUTSIDE or labels.what is None:
         return f"{text}."
     text += f"; {_WHAT[labels.what]}"
-    levels = None if labels.what is What.NOTHING else numbers.calibrated.image
+    levels = None if labels.what is What.NOTHING else numbers.log_likelihood.image
     if levels is not None and levels.other is not None and levels.position is not None and levels.other.share:
         text += (
             f" (of all of it, another image's is worth {percent(levels.other.share)}, the mean by kind"

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from clipbias.explain.uncertainty import Estimate
 
 # Outcomes by name, their units, and digits.
-OUTCOMES = ("accuracy", "calibrated")
-UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
+OUTCOMES = ("accuracy", "log_likelihood")
+UNITS = {"accuracy": ("points", 1), "log_likelihood": ("nats", 3)}
 
 
 def with_interval(number: Estimate, text: Callable[[float], str]) -> str:

@@ -72,8 +72,8 @@ def quantities(numbers: CausalNumbers, labels: Labels | None) -> dict[str, Estim
 
 
 def shown_methods(study: StudyResults) -> list[MethodResult]:
-    """Those with numbers, in the study's order; of too many those that gain most in calibrated log-likelihood."""
-    gains = {id(method): method.numbers.calibrated.gain.value for method in study.methods if method.numbers}
+    """Those with numbers, in the study's order; of too many those that gain most in log-likelihood."""
+    gains = {id(method): method.numbers.log_likelihood.gain.value for method in study.methods if method.numbers}
     largest = sorted(gains, key=gains.__getitem__)[-MOST_METHODS:]
     return [method for method in study.methods if id(method) in largest]
 
@@ -130,12 +130,12 @@ def seed_table(study: StudyResults) -> Table | None:
 
 
 def other_levels(methods: Sequence[MethodResult]) -> Table | None:
-    """What each tower gains alone, and what is added to text tokens, in calibrated log-likelihood."""
+    """What each tower gains alone, and what is added to text tokens, in log-likelihood."""
     rows = []
     for method in methods:
-        if method.numbers is None or excludes(method.numbers.calibrated.gain) <= 0:
+        if method.numbers is None or excludes(method.numbers.log_likelihood.gain) <= 0:
             continue
-        numbers = method.numbers.calibrated
+        numbers = method.numbers.log_likelihood
         parts = [numbers.towers.get("vision"), numbers.towers.get("text")]
         parts += [numbers.text.all, numbers.text.kind] if numbers.text else [None, None]
         rows.append([method.label, *(share_text(part.share if part else None) for part in parts)])
@@ -178,7 +178,7 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
 
 
 def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Of a `verdict_frame` the shares in calibrated log-likelihood, in percent."""
+    """Of a `verdict_frame` the shares in log-likelihood, in percent."""
     is_drawn = (numbers["outcome"] == OUTCOMES[1]) & numbers["quantity"].isin(list(_LOOKS)) & numbers["share"].notna()
     drawn = numbers[is_drawn]
     low, high, value = (100 * drawn[f"share{end}"].astype(float) for end in ("_low", "_high", ""))
@@ -374,6 +374,6 @@ def replacement_message(numbers: pd.DataFrame) -> str:
     best = span(Kind.CEILING, "moved_value")
     if not moved:
         return "No decision was moved."
-    gain = f"have {shares} of the gain in calibrated log-likelihood and " if shares else ""
+    gain = f"have {shares} of the gain in log-likelihood and " if shares else ""
     text = f"Two vectors per layer, fitted to each method's outputs, {gain}make {moved} of the decisions that it moved"
     return f"{text}; the method itself, fitted in the same way, makes {best}." if best else f"{text}."

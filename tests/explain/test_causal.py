@@ -292,7 +292,7 @@ def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, refere
     second = halves(split().labels)
     for k, (way, *_) in enumerate(expected):
         likelihood = calibration.cross_fitted(logits[:, k], split().labels, second)
-        np.testing.assert_allclose(test.outcomes.calibrated[:, k], likelihood, atol=2e-3, err_msg=way.value)
+        np.testing.assert_allclose(test.outcomes.log_likelihood[:, k], likelihood, atol=2e-3, err_msg=way.value)
         right = logits[:, k].argmax(-1) == split().labels
         np.testing.assert_array_equal(test.outcomes.correct[:, k], right, err_msg=way.value)
 
@@ -300,7 +300,7 @@ def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, refere
 def test_numbers_are_differences_of_mean_outcomes(tests_of_study):
     test = tests_of_study.models["ivlp"]
     numbers = tests_of_study.of(("ivlp",))
-    for outcome, name, unit in (("accuracy", "correct", 100.0), ("calibrated", "calibrated", 1.0)):
+    for outcome, name, unit in (("accuracy", "correct", 100.0), ("log_likelihood", "log_likelihood", 1.0)):
         values = unit * np.asarray(getattr(test.outcomes, name), np.float64)
         means: dict[str, list[float]] = {}
         for way, value in zip(test.ways, values.mean(0), strict=True):

@@ -1,10 +1,10 @@
-"""Intervals, calibration, crossed seeds and shares against plain float64 computations."""
+"""Intervals, temperatures, crossed seeds and shares against plain float64 computations."""
 
 import numpy as np
 import pytest
 
 from clipbias.explain import uncertainty
-from clipbias.explain.causal_section import calibrate, halves, measure, over_seeds
+from clipbias.explain.causal_section import at_fitted_temperature, halves, measure, over_seeds
 from clipbias.explain.uncertainty import cross, draw_counts, estimate, excludes, resample, share, shares
 from tests.reference import calibration
 
@@ -30,7 +30,7 @@ def test_halves_hold_half_of_every_class():
 
 def test_log_likelihoods_have_the_temperature_of_the_other_half():
     logits, labels = classified()
-    values, temperatures = calibrate(logits, labels, seed=4)
+    values, temperatures = at_fitted_temperature(logits, labels, seed=4)
     second = halves(labels, seed=4)
     for k in range(3):
         np.testing.assert_allclose(values[:, k], calibration.cross_fitted(logits[:, k], labels, second), atol=1e-8)
@@ -45,7 +45,7 @@ def test_resamples_are_means_over_images_with_fixed_temperatures():
     second = halves(labels, seed=2)
     nats = np.stack([calibration.cross_fitted(logits[:, k], labels, second) for k in range(3)], axis=1)
     right = 100.0 * (logits.argmax(-1) == labels[:, None])
-    for name, values in (("calibrated", nats), ("accuracy", right)):
+    for name, values in (("log_likelihood", nats), ("accuracy", right)):
         sample = measured.samples[name]
         np.testing.assert_allclose(sample.mean, values.mean(0), atol=1e-8)
         for row in (0, 77, 1999):
@@ -64,13 +64,13 @@ def test_a_model_with_hardly_a_mistake_gains_surely(mistakes):
     wrong = [np.flatnonzero(half)[0] for half in (second, ~second)][:mistakes]
     tuned[wrong] = tuned[wrong, ::-1]
     logits = np.stack([frozen, tuned], axis=1)
-    draws = measure(logits, labels).samples["calibrated"].draws
+    draws = measure(logits, labels).samples["log_likelihood"].draws
     assert np.quantile(draws[:, 1] - draws[:, 0], 0.025) > 0.5
-    values = calibrate(logits, labels)[0]
+    values = at_fitted_temperature(logits, labels)[0]
     np.testing.assert_allclose(values[:, 1], calibration.cross_fitted(logits[:, 1], labels, second), atol=1e-8)
 
 
-def test_calibrated_intervals_cover():
+def test_intervals_of_log_likelihoods_cover():
     """Of differences between two ways whose temperatures are far apart, though temperatures are fixed in resamples."""
     draw = np.random.default_rng(1)
 
@@ -80,10 +80,10 @@ def test_calibrated_intervals_cover():
         logits = np.stack([3 * (shown + draw.normal(size=(n, 4))), 0.4 * (1.5 * shown + draw.normal(size=(n, 4)))], 1)
         return logits, labels
 
-    truth = np.diff(calibrate(*classify(40_000))[0].mean(0)).item()
+    truth = np.diff(at_fitted_temperature(*classify(40_000))[0].mean(0)).item()
     covered = []
     for _ in range(100):
-        draws = measure(*classify(200)).samples["calibrated"].draws
+        draws = measure(*classify(200)).samples["log_likelihood"].draws
         low, high = np.quantile(draws[:, 1] - draws[:, 0], [0.025, 0.975])
         covered.append(low <= truth <= high)
     assert np.mean(covered) >= 0.9

@@ -170,7 +170,9 @@ def check(test: Any, logits: np.ndarray, labels: np.ndarray, ways: Any) -> None:
     for k, way in enumerate(ways):
         at = test.ways.index(way.value)
         expected = calibration.cross_fitted(logits[:, k], labels, second)
-        np.testing.assert_allclose(test.outcomes.calibrated[:, at], expected, rtol=2e-3, atol=5e-3, err_msg=way.value)
+        np.testing.assert_allclose(
+            test.outcomes.log_likelihood[:, at], expected, rtol=2e-3, atol=5e-3, err_msg=way.value
+        )
         np.testing.assert_array_equal(test.outcomes.correct[:, at], logits[:, k].argmax(-1) == labels)
 
 

@@ -283,7 +283,7 @@ def with_forms(results, shares, less):
     (any_form,) = (row for row in method.rows if row.student.kind is Kind.FITTED)
     forms = []
     for form, of_share, of_less in zip(rules.FORMS, shares, less, strict=True):
-        row = changed(any_form, ["gain", "calibrated", "share"], number(*of_share))
+        row = changed(any_form, ["gain", "log_likelihood", "share"], number(*of_share))
         row = changed(row, ["student", "form"], form)
         forms.append(dataclasses.replace(row, less_ceiling=number(*of_less) if of_less else None))
     return changed(results, ["replacement", "methods"], (dataclasses.replace(method, rows=tuple(forms)),))

@@ -61,7 +61,7 @@ def test_numbers_against_numpy() -> None:
     right = [each.logits.argmax(-1) == labels for each in (frozen, tuned)]
     nats = [log_likelihoods(each.logits, labels).mean() for each in (frozen, tuned)]
     assert gain.accuracy.value == pytest.approx(100 * (right[1].mean() - right[0].mean()))
-    assert gain.calibrated.value == pytest.approx(nats[1] - nats[0], rel=1e-5)
+    assert gain.log_likelihood.value == pytest.approx(nats[1] - nats[0], rel=1e-5)
     r, p = frozen.logits.argmax(-1), tuned.logits.argmax(-1)
     groups = {"moved": p != r, "fixed": (p == labels) & (r != labels), "broken": (p != labels) & (r == labels)}
     assert rows[0].moved_images == groups["moved"].sum()
@@ -80,7 +80,7 @@ def test_numbers_against_numpy() -> None:
         assert row.gain.accuracy.value == pytest.approx(100 * kept)
         assert row.gain.accuracy.share.value == pytest.approx(kept / (right[1].mean() - right[0].mean()))
         of_student = log_likelihoods(other.logits, labels).mean() - nats[0]
-        assert row.gain.calibrated.value == pytest.approx(of_student, abs=1e-5) and row.share is not None
+        assert row.gain.log_likelihood.value == pytest.approx(of_student, abs=1e-5) and row.share is not None
         assert row.share.value == pytest.approx(of_student / (nats[1] - nats[0]), abs=1e-5)
         log_p, log_q = log_softmax(tuned.logits, -1), log_softmax(other.logits, -1)
         assert row.divergence.value == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean(), rel=1e-6)
@@ -223,10 +223,10 @@ def said(share: Estimate | None, word: Word, *, ceiling: bool = True, moved: boo
     """The sentence of a form with this share that makes 76 % of the moved decisions; the ceiling makes 95 %."""
     rows = some_rows()
     assert rows[1].gain is not None
-    calibrated = dataclasses.replace(rows[1].gain.calibrated, share=share)
+    log_likelihood = dataclasses.replace(rows[1].gain.log_likelihood, share=share)
     form = dataclasses.replace(
         rows[1],
-        gain=dataclasses.replace(rows[1].gain, calibrated=calibrated),
+        gain=dataclasses.replace(rows[1].gain, log_likelihood=log_likelihood),
         word=word,
         moved=Estimate(0.757, 0.7, 0.8) if moved else None,
     )

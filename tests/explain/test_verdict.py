@@ -162,7 +162,7 @@ def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, word
     assert f"gains {gain.value:.1f} points ({gain.low:+.1f} to {gain.high:+.1f}) on noise" in method.sentence
     for each in words:
         assert each in method.sentence
-    share = method.numbers.calibrated.image.kind.share
+    share = method.numbers.log_likelihood.image.kind.share
     if expected.what is not What.NOTHING:
         assert f"the mean by kind {round(100 * share.value)} % (" in method.sentence
 
@@ -172,8 +172,8 @@ def test_seeds_have_one_sentence_together():
     (method,) = results.methods
     assert method.models == ("ivlp", "ivlp_seed2") and method.label == "IVLP, 2 seeds" and method.name == "IVLP"
     assert method.numbers == results.causal.of(("ivlp", "ivlp_seed2"))
-    single = [results.causal.of((key,)).calibrated.gain.value for key in method.models]
-    assert method.numbers.calibrated.gain.value == pytest.approx(np.mean(single))
+    single = [results.causal.of((key,)).log_likelihood.gain.value for key in method.models]
+    assert method.numbers.log_likelihood.gain.value == pytest.approx(np.mean(single))
     assert results.sentence.count("IVLP gains") == 1
 
 
@@ -195,22 +195,22 @@ def test_what_was_not_tested_or_is_outside_says_so():
 
 
 def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
-    calibrated = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
-    accuracy = dataclasses.replace(calibrated, gain=Estimate(1.0, -0.5, 2.5))
-    text = sentence("VPT", "d", label(calibrated), ByOutcome(accuracy, calibrated), 100)
-    expected = "VPT gains 0.300 nats (+0.200 to +0.400) of calibrated log-likelihood on d, with +1.0 points"
+    log_likelihood = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
+    accuracy = dataclasses.replace(log_likelihood, gain=Estimate(1.0, -0.5, 2.5))
+    text = sentence("VPT", "d", label(log_likelihood), ByOutcome(accuracy, log_likelihood), 100)
+    expected = "VPT gains 0.300 nats (+0.200 to +0.400) of log-likelihood on d, with +1.0 points"
     assert text.startswith(expected)
-    none = dataclasses.replace(calibrated, gain=UNSURE)
+    none = dataclasses.replace(log_likelihood, gain=UNSURE)
     text = sentence("VPT", "d", label(none), ByOutcome(accuracy, none), 100)
-    assert text.startswith("VPT has no sure gain on d: calibrated log-likelihood changes by +0.100 nats (-0.100 to")
+    assert text.startswith("VPT has no sure gain on d: log-likelihood changes by +0.100 nats (-0.100 to")
 
 
 def test_outcomes_of_images_are_not_what_decides():
-    """Labels are those of calibrated log-likelihood, whatever accuracy says."""
+    """Labels are those of log-likelihood, whatever accuracy says."""
     results = study(SAME)
     (method,) = judge(results).methods
     swapped = {
-        key: ByOutcome(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), calibrated=each.calibrated)
+        key: ByOutcome(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), log_likelihood=each.log_likelihood)
         for key, each in results.causal.numbers.items()
     }
     again = judge(dataclasses.replace(results, causal=CausalTests(results.causal.models, swapped)))

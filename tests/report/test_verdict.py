@@ -27,7 +27,7 @@ from clipbias.report.verdict import (
 from tests.report.synthetic import model_replacements, only_sections, replaced_method, synthetic_results
 from tools import draw_studies
 
-SCALES = {"calibrated": ("calibrated", 1.0), "accuracy": ("correct", 100.0)}
+SCALES = {"log_likelihood": ("log_likelihood", 1.0), "accuracy": ("correct", 100.0)}
 ENDS = ("value", "low", "high")
 SHARES = ("share", "share_low", "share_high")
 # By quantity of a verdict: two ways, the second less the first, and the quantity that it is a share of.
@@ -119,7 +119,7 @@ def numbers(results):
         (method, outcome, name): quantities_of(each, [key for key in keys if key in each.causal.models], outcome)
         for name, each in results.items()
         for method, keys in KEYS.items()
-        for outcome in ("accuracy", "calibrated")
+        for outcome in ("accuracy", "log_likelihood")
     }
 
 
@@ -150,7 +150,7 @@ def test_the_table_has_both_outcomes_of_every_method(results, numbers):
     heads = ["gain", *list(PAIRS)[1:]]
     for row, method in zip(rows, ("IVLP", "IVLP", "Bias tuning", "Bias tuning"), strict=True):
         assert len(row) == len(COLUMNS) == 4 + len(heads)
-        outcome = "accuracy" if row[1] == "points" else "calibrated"
+        outcome = "accuracy" if row[1] == "points" else "log_likelihood"
         for text, quantity in zip(row[2:-2], heads, strict=True):
             of_quantity = numbers[method, outcome, "demo/fashion"][quantity]
             if outcome == "accuracy" or quantity == "gain":
@@ -162,7 +162,7 @@ def test_the_table_has_both_outcomes_of_every_method(results, numbers):
                 assert text == f"{middle} % ({low} to {high})"
     seeds = seed_table(study).rows
     assert [row[0] for row in seeds] == ["IVLP", "IVLP", "IVLP (seed 2)", "IVLP (seed 2)"]
-    alone = quantities_of(study, ["ivlp_seed2"], "calibrated")["gain"]["value"]
+    alone = quantities_of(study, ["ivlp_seed2"], "log_likelihood")["gain"]["value"]
     assert seeds[3][2].startswith(f"{alone:+.3f}")
 
 
@@ -172,7 +172,7 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     table = verdict_table(study, study.methods)
     by_image = study.replacement.models["ivlp"].by_image
     plain, tuned, *others = by_image.decisions.T
-    gains = by_image.calibrated.mean(0)
+    gains = by_image.log_likelihood.mean(0)
     (method,) = study.replacement.methods
     ivlp, ivlp_below, *bias = (row[-2:] for row in table.rows)
     assert bias == [["–", "–"]] * 2
@@ -209,7 +209,7 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
     of_row = marks(axes)
     for place, row in enumerate(rows):
         if row not in KEYS:
-            of_quantity = numbers["IVLP" if place < len(PAIRS) else "Bias tuning", "calibrated", "dtd"][row]
+            of_quantity = numbers["IVLP" if place < len(PAIRS) else "Bias tuning", "log_likelihood", "dtd"][row]
             assert of_row[place] == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1), row
     drawing = overview_figure(studies)
     pd.testing.assert_frame_equal(drawing.numbers, verdict_frame(studies))
@@ -220,7 +220,7 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
         shown = marks(axes)
         for place, method in enumerate(KEYS):
             for step, quantity in enumerate(list(PAIRS)[1:]):
-                of_quantity = numbers[method, "calibrated", name][quantity]
+                of_quantity = numbers[method, "log_likelihood", name][quantity]
                 middle = shown[round(place + 0.12 * (step - 3), 2)]
                 assert middle == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1)
 
@@ -229,12 +229,13 @@ def test_a_study_without_a_sure_gain_has_no_picture(results):
     causal = results["dtd"].causal
     unsure = {}
     for key, each in causal.numbers.items():
-        no_gain = dataclasses.replace(each.calibrated.gain, low=-1.0)
+        no_gain = dataclasses.replace(each.log_likelihood.gain, low=-1.0)
         parts = {
-            name: dataclasses.replace(getattr(each.calibrated, name), share=None) for name in ("attention", "tokens")
+            name: dataclasses.replace(getattr(each.log_likelihood, name), share=None)
+            for name in ("attention", "tokens")
         }
-        calibrated = dataclasses.replace(each.calibrated, gain=no_gain, image=None, **parts)
-        unsure[key] = dataclasses.replace(each, calibrated=calibrated)
+        log_likelihood = dataclasses.replace(each.log_likelihood, gain=no_gain, image=None, **parts)
+        unsure[key] = dataclasses.replace(each, log_likelihood=log_likelihood)
     study = judge(dataclasses.replace(results["dtd"], causal=dataclasses.replace(causal, numbers=unsure)))
     assert verdict_figure(study) is None and overview_figure([study]) is None
     assert all(method.labels.where.value == "no gain" for method in study.methods)
@@ -360,7 +361,7 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
         )
     )
     message = (
-        f"Two vectors per layer, fitted to each method's outputs, have {shares} of the gain in calibrated"
+        f"Two vectors per layer, fitted to each method's outputs, have {shares} of the gain in log_likelihood"
         f" log-likelihood and make {moved} of the decisions that it moved; the method itself, fitted in the same way,"
         f" makes {best}."
     )
