@@ -46,7 +46,7 @@ def test_a_study_and_its_page(clip, pets, tmp_path):
 
 def test_the_package_of_the_same_name_stays():
     """Whatever is imported first, `clipbias.explain` is called, and its modules are found."""
-    import clipbias.explain.results as results
+    import clipbias.explain.results_file as results
 
     assert results.load_results is load_results is clipbias.explain.load_results
     code = "import clipbias; first = clipbias.explain; import clipbias.explain.results\n"
