@@ -142,11 +142,21 @@ def in_percent(row: dict[str, str]) -> dict[str, str]:
 def sentences() -> dict[str, list[str]]:
     """Sentences with numbers, by the page where they stand."""
     demo = {each["method"]: each for each in rows_of("demo_gains.csv")}
-    (head,) = (
+    heads = [
         row
+        for name in SETS
         for row in rows_of("replacements.csv")
-        if (row["method"], row["dataset"], row["kind"], row["form"]) == ("TaskRes", "demo/digits", "fitted", "kind")
+        if row["method"] == "TaskRes" and row["dataset"] == f"demo/{name}"
+    ]
+    two, itself = (
+        [row for row in heads if row["kind"] == kind and row["form"] in ("kind", "taskres")]
+        for kind in ("fitted", "ceiling")
     )
+    head = [round(float(row["value"])) for row in two]
+    moved, own = ([round(float(row["moved_value"])) for row in rows] for rows in (two, itself))
+    of_others = {(row["method"], row["dataset"].removeprefix("demo/")): row["where"] for row in rows_of("verdict.csv")}
+    assert [name for name in SETS if of_others["CLIP-LoRA", name] == "attention"] == ["digits", "fashion"]
+    assert {of_others[method, name] for method in ("TaskRes", "Linear probe", "GDA") for name in SETS} == {"outside"}
     assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"  # the method that is named first
     assert demo["bias"]["parameters"] == demo["ivlp_matched"]["parameters"] == "896"
     pairs = {row["method"].rpartition("/")[2]: row for row in rows_of("demo_pairs.csv")}
@@ -185,7 +195,9 @@ def sentences() -> dict[str, list[str]]:
             f"{of_paper} for the six methods of the paper's Table 1",
             f"{of_all} for the eight methods of this table",
             f"{without} without CLIP-LoRA",
-            f"two vectors have {float(head['value']):.0f} % of its gain on digits",
+            f"two vectors have {head[0]} % of its gain on digits, {head[1]} % on clothes and {head[2]} % on emoji, and make"
+            f" {moved[0]}, {moved[1]} and {moved[2]} % of the decisions that it moved. Fitted in the same way, TaskRes"
+            f" makes {own[0]}, {own[1]} and {own[2]} %.",
             *map(of_prompts, SETS),
         ],
     }

@@ -82,9 +82,11 @@ PARTS = ("attention alone", "another image's", "mean by kind", "mean by position
 
 
 def verdicts(rows: Sequence[Row]) -> str:
-    """By method and dataset: the gain in points, shares in log-likelihood, and the labels."""
+    """By method of several seeds and dataset: the gain in points, shares in log-likelihood, and the labels."""
     by_study: dict[tuple[str, str], dict[tuple[str, str], Row]] = {}
     for row in rows:
+        if row["seeds"] == "1":
+            continue
         by_study.setdefault((row["dataset"], row["method"]), {})[row["outcome"], row["quantity"]] = row
     lines = []
     for (dataset, method), parts in by_study.items():
@@ -102,15 +104,22 @@ def _share(row: Row | None) -> str:
 
 
 def replacements(rows: Sequence[Row]) -> str:
-    """By method and dataset: what two fitted vectors per layer have of the gain and of the moved decisions.
+    """By method of several seeds and dataset: what two fitted vectors have of the gain and of the moved decisions.
 
     And what the method itself has of these, fitted in the same way.
     """
     ceilings = {(row["method"], row["dataset"]): row for row in rows if row["kind"] == Kind.CEILING}
-    heads = ("dataset", "method", "seeds", "share of the gain (%)", "moved decisions (%)", "moved decisions of the method itself (%)")
+    heads = (
+        "dataset",
+        "method",
+        "seeds",
+        "share of the gain (%)",
+        "moved decisions (%)",
+        "moved decisions of the method itself (%)",
+    )
     lines = []
     for row in rows:
-        if (row["kind"], row["form"]) == (Kind.FITTED, "kind"):
+        if (row["kind"], row["form"]) == (Kind.FITTED, "kind") and row["models"] != "1":
             ceiling = _percent(ceilings.get((row["method"], row["dataset"])), "moved_")
             place = (dataset_name(row["dataset"]), row["method"], row["models"])
             lines.append((*place, _percent(row, ""), _percent(row, "moved_"), ceiling))

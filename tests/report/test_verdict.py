@@ -361,7 +361,7 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
         )
     )
     message = (
-        f"Two vectors per layer, fitted to each method's outputs, have {shares} of the gain in log_likelihood"
+        f"Two vectors per layer, fitted to each method's outputs, have {shares} of the gain in"
         f" log-likelihood and make {moved} of the decisions that it moved; the method itself, fitted in the same way,"
         f" makes {best}."
     )
