@@ -124,6 +124,30 @@ def test_each_number_of_a_table_is_in_its_csv(name):
     assert len(shown) >= (len([row for row in rows if row["low"]]) if whole else len(lines))
 
 
+def judged(axis: str, explainer: str) -> list[dict[str, str]]:
+    """The benchmark's models that an explainer is asked about."""
+    rows = [row for row in rows_of("mechanisms.csv") if row["counts"] == "True"]
+    if axis == "no gain":
+        return [row for row in rows if row["truth: where"] == axis]
+    rows = [row for row in rows if row[f"truth: {axis}"] and row["truth: where"] != "no gain"]
+    return [row for row in rows if "Fig." not in explainer or row["family"].startswith("planted")]
+
+
+def test_rates_of_known_mechanisms_are_those_counted():
+    path = ROOT / "docs" / "mechanisms.md"
+    text = path.read_text(encoding="utf-8")
+    assert text == make_demo_tables.page(path)
+    section = text.partition("<!-- From images/mechanisms.csv")[2].partition(make_demo_tables.END)[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    assert {line[1] for line in lines} > {"verdict"} and {line[0] for line in lines} == {"where", "what", "no gain"}
+    for axis, explainer, models, right, wrong in lines:
+        label = "where" if axis == "no gain" else axis
+        said = [(row[f"{explainer}: {label}"], row[f"truth: {label}"]) for row in judged(axis, explainer)]
+        counts = [sum(a == b for a, b in said), sum(a not in (b, "undecided") for a, b in said)]
+        assert int(models) == len(said)
+        assert [round(100 * count / len(said)) for count in counts] == [int(cell.split()[0]) for cell in (right, wrong)]
+
+
 def column(name: str, head: str) -> dict[str, str]:
     """What the rows have in common that a column shows."""
     if name == "replacements.csv":
@@ -179,6 +203,9 @@ def sentences() -> dict[str, list[str]]:
     assert vectors["word"] == "has most of the gain of"
     share = [round(float(vectors[end])) for end in ("value", "low", "high")]
     few, many = map(fewest_pictures, (2, 10))
+    models = rows_of("mechanisms.csv")
+    counted = sum(row["counts"] == "True" for row in models)
+    where, what = (len({row["family"] for row in judged(axis, "verdict")}) for axis in ("where", "what"))
     of_paper, of_all, without = correlations()
     return {
         "README.md": [
@@ -191,13 +218,18 @@ def sentences() -> dict[str, list[str]]:
             f" makes {float(ceiling['moved_value']):.0f} %. What bias tuning adds is the same for every image.",
             f"of two classes these are left from {few} pictures each on, of ten from {many}.",
         ],
+        "docs/mechanisms.md": [
+            f"the models that count ({counted} of {len(models)})",
+            f"There are {where} families with a label *where* and {what} with *what*",
+            f"up to {300 / where:.0f} and {300 / what:.0f} % of families",
+        ],
         "docs/results.md": [
             f"{of_paper} for the six methods of the paper's Table 1",
             f"{of_all} for the eight methods of this table",
             f"{without} without CLIP-LoRA",
-            f"two vectors have {head[0]} % of its gain on digits, {head[1]} % on clothes and {head[2]} % on emoji, and make"
-            f" {moved[0]}, {moved[1]} and {moved[2]} % of the decisions that it moved. Fitted in the same way, TaskRes"
-            f" makes {own[0]}, {own[1]} and {own[2]} %.",
+            f"two vectors have {head[0]} % of its gain on digits, {head[1]} % on clothes and {head[2]} % on emoji, and"
+            f" make {moved[0]}, {moved[1]} and {moved[2]} % of the decisions that it moved. Fitted in the same way,"
+            f" TaskRes makes {own[0]}, {own[1]} and {own[2]} %.",
             *map(of_prompts, SETS),
         ],
     }

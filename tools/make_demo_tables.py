@@ -158,8 +158,8 @@ def _observed(row: Row) -> str:
 
 def mechanisms(rows: Sequence[Row]) -> str:
     """How often each explainer is right and wrong about models whose mechanism is known."""
-    answers = pd.DataFrame(rows).astype({"counts": "boolean"}).astype({"counts": bool})
-    rates = score.rates(answers)
+    answers = pd.DataFrame(rows)
+    rates = score.rates(answers.assign(counts=answers["counts"] == "True"))
     lines = []
     for rate in rates.to_dict("records"):
         counts = [

@@ -19,13 +19,15 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import RESAMPLES
 from clipbias.tuning import Task
-from tools.mechanisms.models import OWN, Spec, digest
+from tools.mechanisms.models import FAMILIES, OWN, Spec, digest
 from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gains
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "causal")
 OF_PROMPTS = ("relevancy", "vision_attention")  # what the evidence of the paper is read from, with prompts alone
 AXES = ("where", "what")
+PROMPTS = [name for name, family in FAMILIES.items() if family.mechanism is not None]
+PAPER = ("relevancy of patches (Fig. 3)", "distance and entropy (Fig. 5)")  # rules that are asked of prompts alone
 MODEL = "model"
 
 
@@ -139,21 +141,24 @@ def scored(answers: pd.DataFrame, axis: str) -> pd.DataFrame:
 def rates(answers: pd.DataFrame) -> pd.DataFrame:
     """How many percent of the models an explainer is right, wrong and undecided about, a row for each axis.
 
-    Intervals hold 95 % of 2,000 resamples of families, since models of a family are copies. An explainer that gives a
-    model no label on an axis is left out there. Models without a gain are a row of their own, *no gain*.
+    Intervals hold 95 % of 2,000 resamples of families, since models of a family are copies. An explainer that gives no
+    model a label on an axis is left out there. Models without a gain are a row of their own, *no gain*.
     """
     rows = []
     for axis in AXES:
         of_axis = scored(answers, axis)
         for explainer in RULES:
-            said = of_axis[f"{explainer}: {axis}"]
+            asked = of_axis
+            if explainer in PAPER:
+                asked = of_axis[of_axis["family"].isin(PROMPTS)]
+            said = asked[f"{explainer}: {axis}"]
             if not len(said) or (said == UNDECIDED).all():
                 continue
-            right = said == of_axis[f"truth: {axis}"]
+            right = said == asked[f"truth: {axis}"]
             outcomes = {"right": right, "wrong": ~right & (said != UNDECIDED), "undecided": said == UNDECIDED}
             row: dict[str, object] = {"axis": axis, "explainer": explainer, "models": len(said)}
             for name, holds in outcomes.items():
-                row |= _over_families(name, holds, of_axis["family"])
+                row |= _over_families(name, holds, asked["family"])
             rows.append(row)
     none = answers[answers["counts"] & (answers["truth: where"] == Where.NO_GAIN.value)]
     if len(none):
