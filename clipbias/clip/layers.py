@@ -115,12 +115,11 @@ def no_gradient(*_: Any, **_parameters: Any) -> bool:
 
 def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
     """LayerNorm over the last axis; statistics in float32 whatever the compute type."""
-    if x.ndim > 2 and x.shape[0] == 1:  # XLA's CPU compiler splits the first axis over threads
-        return layer_norm(x[0], weights, epsilon)[None]
-    x32 = x.astype(jnp.float32)
+    # XLA's CPU compiler splits sums over threads by their first axis.
+    x32 = x.astype(jnp.float32).reshape(x.shape[1:] if x.ndim > 2 and x.shape[0] == 1 else x.shape)
     mean = x32.mean(-1, keepdims=True)
     variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
-    normalised = (x32 - mean) * jax.lax.rsqrt(variance + epsilon)
+    normalised = ((x32 - mean) * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape)
     return (normalised * weights["scale"] + weights["bias"]).astype(x.dtype)
 
 
