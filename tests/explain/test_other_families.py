@@ -100,6 +100,30 @@ def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     assert difference(maps["relevancy"].text, np.where(counted, expected["text"], 0)) < ROUNDING
 
 
+def test_legrad_of_a_padded_text_is_a_mean_over_the_tokens_that_it_sees(tmp_path):
+    model = families.reference("biomed_clip", 1, tmp_path)
+    task = families.task_of(model, "ivlp")
+    params, config = task.clip.params, task.clip.config
+    learnables = families.trained(model, "ivlp")
+    adaptation = task.method.adapt(learnables)
+    images = jnp.asarray(model.images)[:1]
+    tokens = jax.tree.map(jnp.asarray, task.tokens)
+    classes, length = tokens.ids.shape
+    taps = jnp.zeros((config.text.layers, classes, config.text.heads, length, length))
+    image = unit_length(encode_image(params, config, images, adaptation)[0])
+
+    def logit(taps):
+        texts, _ = encode_text(params, config, tokens, adaptation, taps=taps)
+        return (jnp.exp(params["logit_scale"]) * image @ unit_length(texts).T)[0, 0]
+
+    gradient = np.maximum(np.asarray(jax.jit(jax.grad(logit))(taps))[:, 0], 0)
+    seen = int(np.asarray(tokens.visible)[0].sum())
+    expected = gradient.mean(1).sum(1).mean(0) / seen
+    (actual,) = explanations(task, params, learnables, images, np.zeros(1, int), MapOptions(("legrad",)))["legrad"].text
+    end = int(np.asarray(tokens.end)[0])
+    assert end < seen < length and difference(actual[:end], expected[:end]) < ROUNDING
+
+
 @pytest.mark.parametrize(
     "family",
     [
