@@ -73,6 +73,8 @@ def test_images_that_train_never_calibrate(clip, colours, recipe):
         clipbias.fit(clip, "bias", colours, recipe=recipe, calibrate=True, **SETTINGS)
     train = colours.split("train")
     assert_calibrated_on(clipbias.fit(clip, "zero_shot", train, class_names=colours, **SETTINGS), train)
+    plain = clipbias.fit(clip, "zero_shot", train, class_names=colours, calibrate=False, **SETTINGS)
+    assert plain.calibration is None
 
 
 @pytest.mark.parametrize("method", ["cocoop", "tip_adapter", "tpt_coop"])
