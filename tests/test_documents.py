@@ -231,6 +231,7 @@ def sentences() -> dict[str, list[str]]:
             f" make {moved[0]}, {moved[1]} and {moved[2]} % of the decisions that it moved. Fitted in the same way,"
             f" TaskRes makes {own[0]}, {own[1]} and {own[2]} %.",
             *map(of_prompts, SETS),
+            of_siglip(),
         ],
     }
 
@@ -263,6 +264,27 @@ def of_prompts(dataset: str) -> str:
         f" mean by kind {parts[2]}. Two vectors have {ends(vectors, 'value')} of the gain and make"
         f" {ends(vectors, 'moved_value')} of the moved decisions, the methods themselves {ends(itself, 'moved_value')}."
     )
+
+
+def of_siglip() -> str:
+    """Labels and moved decisions of the embedded SigLIP, IVLP before VPT."""
+    what = {(row["method"], row["dataset"].removeprefix("demo/")): row["what"] for row in rows_of("verdict_siglip.csv")}
+    assert {cell for cell, label in what.items() if label != "depends on the image"} == {("VPT", "digits")}
+    assert what["VPT", "digits"] == "undecided"
+    fits = {
+        (row["dataset"].removeprefix("demo/"), row["kind"], row["method"]): round(float(row["moved_value"]))
+        for row in rows_of("replacements_siglip.csv")
+        if row["kind"] == "ceiling" or (row["kind"], row["form"]) == ("fitted", "kind")
+    }
+    moved, own = (
+        {name: f"{fits[name, kind, 'IVLP']} and {fits[name, kind, 'VPT']} %" for name in SETS}
+        for kind in ("fitted", "ceiling")
+    )
+    cells = ", ".join(
+        f"{moved[name]} on {word}, themselves {own[name]}"
+        for name, word in (("fashion", "clothes"), ("emoji", "emoji"), ("digits", "digits"))
+    )
+    return f"Two vectors make of the decisions that IVLP and VPT moved {cells}."
 
 
 def fewest_pictures(classes: int) -> int:
