@@ -59,6 +59,11 @@ def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
 
 
 @pytest.mark.ci
+def test_a_plan_says_how_many_of_how_many_gigabytes():
+    text = str(memory.MemoryPlan("products", 1, int(2.04e9), int(17.1e9)))
+    assert text == "about 2 of 17.1 GB per device (keeping products)"
+
+
 def test_a_plan_counts_what_a_step_holds(deep):
     """At least weights, momentum and all that the backward pass reads, and in proportion to the images of all runs."""
 
