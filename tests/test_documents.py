@@ -166,16 +166,8 @@ def in_percent(row: dict[str, str]) -> dict[str, str]:
 def sentences() -> dict[str, list[str]]:
     """Sentences with numbers, by the page where they stand."""
     demo = {each["method"]: each for each in rows_of("demo_gains.csv")}
-    heads = [
-        row
-        for name in SETS
-        for row in rows_of("replacements.csv")
-        if row["method"] == "TaskRes" and row["dataset"] == f"demo/{name}"
-    ]
-    two, itself = (
-        [row for row in heads if row["kind"] == kind and row["form"] in ("kind", "taskres")]
-        for kind in ("fitted", "ceiling")
-    )
+    fitted = fits("replacements.csv")
+    two, itself = ([fitted[name, kind, "TaskRes"] for name in SETS] for kind in ("fitted", "ceiling"))
     head = [round(float(row["value"])) for row in two]
     moved, own = ([round(float(row["moved_value"])) for row in rows] for rows in (two, itself))
     of_others = {(row["method"], row["dataset"].removeprefix("demo/")): row["where"] for row in rows_of("verdict.csv")}
@@ -198,8 +190,7 @@ def sentences() -> dict[str, list[str]]:
         [round(100 * float(why["IVLP", "log_likelihood", name][end])) for end in ("share", "share_low", "share_high")]
         for name in ("another image's", "mean by kind")
     )
-    fits = {(row["kind"], row["form"]): row for row in rows_of("why_replacements.csv") if row["method"] == "IVLP"}
-    vectors, ceiling = fits["fitted", "kind"], fits["ceiling", "ivlp"]
+    vectors, ceiling = (fits("why_replacements.csv")["fashion", kind, "IVLP"] for kind in ("fitted", "ceiling"))
     assert vectors["word"] == "has most of the gain of"
     share = [round(float(vectors[end])) for end in ("value", "low", "high")]
     few, many = map(fewest_pictures, (2, 10))
@@ -236,6 +227,15 @@ def sentences() -> dict[str, list[str]]:
     }
 
 
+def fits(file: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """Two fitted vectors per layer, "fitted", and the method itself, "ceiling": by dataset, these words and method."""
+    return {
+        (row["dataset"].removeprefix("demo/"), row["kind"], row["method"]): row
+        for row in rows_of(file)
+        if row["kind"] == "ceiling" or (row["kind"], row["form"]) == ("fitted", "kind")
+    }
+
+
 def of_prompts(dataset: str) -> str:
     """What VPT, IVLP and MaPLe have in common on a dataset: the lowest and the highest number."""
 
@@ -244,10 +244,9 @@ def of_prompts(dataset: str) -> str:
         assert len(numbers) == 3
         return f"{min(numbers)} to {max(numbers)} %"
 
-    prompts = {"VPT", "IVLP", "MaPLe"}
-    fits = [row for row in rows_of("replacements.csv") if row["method"] in prompts and dataset in row["dataset"]]
-    vectors = [row for row in fits if (row["kind"], row["form"]) == ("fitted", "kind")]
-    itself = [row for row in fits if row["kind"] == "ceiling"]
+    prompts = ("VPT", "IVLP", "MaPLe")
+    fitted = fits("replacements.csv")
+    vectors, itself = ([fitted[dataset, kind, method] for method in prompts] for kind in ("fitted", "ceiling"))
     shares = {
         part: [
             row
@@ -271,13 +270,12 @@ def of_siglip() -> str:
     what = {(row["method"], row["dataset"].removeprefix("demo/")): row["what"] for row in rows_of("verdict_siglip.csv")}
     assert {cell for cell, label in what.items() if label != "depends on the image"} == {("VPT", "digits")}
     assert what["VPT", "digits"] == "undecided"
-    fits = {
-        (row["dataset"].removeprefix("demo/"), row["kind"], row["method"]): round(float(row["moved_value"]))
-        for row in rows_of("replacements_siglip.csv")
-        if row["kind"] == "ceiling" or (row["kind"], row["form"]) == ("fitted", "kind")
-    }
+    fitted = fits("replacements_siglip.csv")
     moved, own = (
-        {name: f"{fits[name, kind, 'IVLP']} and {fits[name, kind, 'VPT']} %" for name in SETS}
+        {
+            name: "{:.0f} and {:.0f} %".format(*(float(fitted[name, kind, m]["moved_value"]) for m in ("IVLP", "VPT")))
+            for name in SETS
+        }
         for kind in ("fitted", "ceiling")
     )
     cells = ", ".join(

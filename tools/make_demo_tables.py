@@ -97,10 +97,15 @@ def verdicts(rows: Sequence[Row]) -> str:
     return markdown(heads, lines)
 
 
+def _rounded(numbers: Iterable[float]) -> str:
+    """`98 (88 to 108)`."""
+    return "{:.0f} ({:.0f} to {:.0f})".format(*numbers)
+
+
 def _share(row: Row | None) -> str:
     if row is None or not row["share"]:
         return MISSING
-    return "{:.0f} ({:.0f} to {:.0f})".format(*(100 * float(row[f"share{end}"]) for end in ("", "_low", "_high")))
+    return _rounded(100 * float(row[f"share{end}"]) for end in ("", "_low", "_high"))
 
 
 def replacements(rows: Sequence[Row]) -> str:
@@ -130,7 +135,7 @@ def _percent(row: Row | None, start: str) -> str:
     """`98 (88 to 108)` of columns whose names begin with `start`."""
     if row is None or not row[f"{start}value"]:
         return MISSING
-    return "{:.0f} ({:.0f} to {:.0f})".format(*(float(row[f"{start}{end}"]) for end in ("value", "low", "high")))
+    return _rounded(float(row[f"{start}{end}"]) for end in ("value", "low", "high"))
 
 
 def observations(rows: Sequence[Row]) -> str:
@@ -162,10 +167,7 @@ def mechanisms(rows: Sequence[Row]) -> str:
     rates = score.rates(answers.assign(counts=answers["counts"] == "True"))
     lines = []
     for rate in rates.to_dict("records"):
-        counts = [
-            "{:.0f} ({:.0f} to {:.0f})".format(*(rate[f"{name}{end}"] for end in ("", "_low", "_high")))
-            for name in ("right", "wrong")
-        ]
+        counts = (_rounded(rate[f"{name}{end}"] for end in ("", "_low", "_high")) for name in ("right", "wrong"))
         lines.append((rate["axis"], rate["explainer"], f"{rate['models']}", *counts))
     return markdown(("label", "explainer", "models", "right (%)", "wrong (%)"), lines)
 

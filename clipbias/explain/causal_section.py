@@ -6,10 +6,10 @@ reference of a method with one is the frozen towers under that head.
 
 *Log-likelihood* decides. A temperature moves no decision, but would count as a gain. So the logits of each way to
 classify are divided by a temperature of its own, fitted by maximum likelihood (Guo et al. 2017) on one half of the
-images and used on the other, and the other way round. Halves are drawn by a seed and have
-half of every class. A half that a way gets wholly right has no temperature of its own: its likelihood rises down to the
-lower bound, where a single mistake in the other half would cost hundreds of nats. It takes the temperature of all
-images. Temperatures are fixed in the resamples, whose intervals do not hold their spread.
+images and used on the other, and the other way round. Halves are drawn by a seed and have half of every class. A half
+that a way gets wholly right has no temperature of its own: its likelihood rises down to the lower bound, where a single
+mistake in the other half would cost hundreds of nats. It takes the temperature of all images. Temperatures are fixed in
+the resamples, whose intervals do not hold their spread.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Sample:
 class Measured:
     """Outcomes of one model, or of several that differ in their seed alone."""
 
-    samples: Mapping[str, Sample]  # "accuracy" in points, "log_likelihood" log-likelihood in nats
+    samples: Mapping[str, Sample]  # "accuracy" in points, "log_likelihood" in nats
     values: Mapping[str, np.ndarray]  # the same of every image, `[n, K]`, a mean over the models
     images: int  # how many
 

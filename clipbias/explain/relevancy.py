@@ -10,12 +10,12 @@ which is where gradients come from, so one backward scan yields it. A head of on
 features and by those of the target's texts; the texts of the other classes and whatever else it holds stay fixed.
 
 One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or
-these tokens alone, from which the rest is computed again. One scan backward differentiates a block by
-its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and
-forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by
-another. The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one
-row and continues with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its
-query is that row, and the last block counts as a whole.
+these tokens alone, from which the rest is computed again. One scan backward differentiates a block by its tokens and by
+its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and forgets them.
+Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by another. The last
+block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and continues
+with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its query is that row, and
+the last block counts as a whole.
 
 - `relevancy`: as above.
 - `attention`: the last layer's attention of the pooled row, mean over heads.

@@ -329,8 +329,7 @@ class AttentionVariant:
     @property
     def quantities(self) -> dict[str, Average]:
         """Those that there are, by name."""
-        quantities = {"distance": self.distance, "entropy": self.entropy, "cls_entropy": self.cls_entropy}
-        return {name: quantity for name, quantity in quantities.items() if quantity is not None}
+        return {name: quantity for name, quantity in vars(self).items() if isinstance(quantity, Average)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,8 +345,7 @@ class VisionAttention:
     @property
     def variants(self) -> dict[str, AttentionVariant]:
         """Those that there are, by name."""
-        variants = {"clip": self.clip, "without_prompt": self.without_prompt, "with_prompt": self.with_prompt}
-        return {name: variant for name, variant in variants.items() if variant is not None}
+        return {name: variant for name, variant in vars(self).items() if isinstance(variant, AttentionVariant)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ MODEL = "model"
 
 def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResults:
     """The study of one trained model, with constants in its place if it surely gains."""
-    sections = SECTIONS if spec.of_family.mechanism is None else (*SECTIONS, *OF_PROMPTS)
+    sections = (*SECTIONS, *OF_PROMPTS) if spec.family in PROMPTS else SECTIONS
     results = study(workdir / "studies" / spec.key, workdir, spec, sections, options)
     if not gains(results, MODEL):
         return results
@@ -148,9 +148,7 @@ def rates(answers: pd.DataFrame) -> pd.DataFrame:
     for axis in AXES:
         of_axis = scored(answers, axis)
         for explainer in RULES:
-            asked = of_axis
-            if explainer in PAPER:
-                asked = of_axis[of_axis["family"].isin(PROMPTS)]
+            asked = of_axis[of_axis["family"].isin(PROMPTS)] if explainer in PAPER else of_axis
             said = asked[f"{explainer}: {axis}"]
             if not len(said) or (said == UNDECIDED).all():
                 continue
