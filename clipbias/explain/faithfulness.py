@@ -150,7 +150,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         return black_out(raw[which], gone, config.patch_size)
 
     def step(batch: Batch) -> dict[str, Moments]:
-        logits = of_model.logits(batch["images"])
+        logits = of_model.logits(batch["images"], batch["mask"])
         ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
         (predicted, ranks), host = meshes.device_get((ordered, facts))
@@ -161,7 +161,9 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         raw = study.replicate(host["images"])
         seen = which
         if len(images):
-            classified = study.in_passes(lambda *rows: of_model.logits(perturbed(raw, *rows)), images, patches)
+            classified = study.in_passes(
+                lambda which, gone, mask: of_model.logits(perturbed(raw, which, gone), mask), images, patches
+            )
             seen = classified.argmax(-1)[which]
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))

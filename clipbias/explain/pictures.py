@@ -59,8 +59,10 @@ def compute_examples(study: Study) -> Section[Examples]:
             models[model.key] = Missing(reason)
             continue
 
-        def run(pictures: jax.Array, labels: jax.Array, model: Model = model) -> tuple[Relevancy, jax.Array]:
-            return relevancy_maps(study, model, pictures, labels), study.predictor(model).logits(pictures)
+        def run(
+            pictures: jax.Array, labels: jax.Array, mask: jax.Array, model: Model = model
+        ) -> tuple[Relevancy, jax.Array]:
+            return relevancy_maps(study, model, pictures, labels), study.predictor(model).logits(pictures, mask)
 
         maps, logits = study.in_passes(run, pictures, labels)
         models[model.key] = ExampleMaps(
@@ -111,7 +113,7 @@ def compute_prompt_similarity(study: Study) -> Section[Similarity]:
 def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
     """Maps `[K, S, R, R]` of pictures `[K, R, R, 3]` in some layers, at the pictures' size."""
     vision = study.clip.config.vision
-    maps = study.in_passes(lambda images: layer_maps(study, model, images), pictures)
+    maps = study.in_passes(lambda images, mask: layer_maps(study, model, images), pictures)
     cls = _enlarged(maps["attention"][:, layers, : vision.patches], vision.image_size)
     enlarged = {"cls": np.asarray(cls, np.float32)}
     if "distance" in maps:

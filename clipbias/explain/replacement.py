@@ -511,7 +511,7 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
 
     What is kept of it is named by the images that forms were fitted on, which the study's fingerprint does not cover.
     """
-    predictors = [Predictor.of(each.task, each.learnables, study.params) for _, each in beside]
+    predictors = [Predictor.of(each.task, study.replicate(each.learnables), study.params) for _, each in beside]
     others_of = [other for _, _, other in controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -367,19 +368,25 @@ class Study:
             title = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
         size = self._size(first.split, first.crops)
         saved = time.monotonic()
+        # Two at a time, since compiling keeps one core busy; several processes in turn, so that all do the same.
+        at_once = 1 if hosts.multi_process() else 2
         try:
-            for batch, number, total in self.batches(
-                first.indices, requests[0].done, split=first.split, crops=first.crops
-            ):
-                mask = meshes.device_get(batch["mask"])
-                for progress in requests:  # fetched in turn, so that processes that compile do not drift apart
-                    progress.add(meshes.device_get(dict(progress.request.step(batch))), size, mask)
-                self.advance(title, number, total)
-                if number == total or time.monotonic() - saved > SAVE_SECONDS:
-                    saved = time.monotonic()
-                    self._save(requests)
-                if hosts.stops():  # several processes, which all stop at the same batch
-                    raise hosts.Stopped
+            with ThreadPoolExecutor(at_once) as threads:
+                for batch, number, total in self.batches(
+                    first.indices, requests[0].done, split=first.split, crops=first.crops
+                ):
+                    mask = meshes.device_get(batch["mask"])
+                    computed = threads.map(
+                        lambda progress, batch=batch: meshes.device_get(dict(progress.request.step(batch))), requests
+                    )
+                    for progress, results in zip(requests, computed, strict=True):
+                        progress.add(results, size, mask)
+                    self.advance(title, number, total)
+                    if number == total or time.monotonic() - saved > SAVE_SECONDS:
+                        saved = time.monotonic()
+                        self._save(requests)
+                    if hosts.stops():  # several processes, which all stop at the same batch
+                        raise hosts.Stopped
         finally:  # whatever ends it, a notice to stop or an image that cannot be read
             self._save(requests)
 
@@ -399,10 +406,10 @@ class Study:
         return meshes.rows(self.mesh, min(at_once, max(count, 1)))
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
-        """`compute(*rows)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, as batches of images.
+        """`compute(*rows, mask)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, in batches.
 
         All passes have the same size, whatever `n > 0` is, so that one program is compiled. The last one is filled up
-        with zeros.
+        with zeros, where `mask [B]` is false.
         """
         size = self._size()
         local = size // self._parts
@@ -410,7 +417,7 @@ class Study:
         results = []
         for start in range(self._part * local, self._part * local + count, size):
             hosts.check()
-            shards = [values[start : start + local] for values in rows]
+            shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
             padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
             results.append(compute(*(meshes.place_rows(self.mesh, x) for x in padded)))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *meshes.device_get(results))

@@ -669,12 +669,13 @@ class Predictor:
 
         `mask [B]` says which of the images count; the others only fill the batch.
         """
-        return _logits(self.static, self.inputs, images, mask)
+        return self.logits_and_features(images, mask)[0]
 
     def logits_and_features(
         self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """`logits`, and the features of the images, of unit length, `[B, d]`."""
+        mask = np.ones(len(images), bool) if mask is None else mask
         return _logits_and_features(self.static, self.inputs, images, mask)
 
     def classify(
@@ -682,7 +683,7 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The softmax of `logits`, and these; images may come normalised. Raises `ClipbiasError` for infinite ones."""
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
-        scores = _logits(static, self.inputs, images, mask)
+        scores, _ = _logits_and_features(static, self.inputs, images, mask)
         logits = np.asarray(scores)
         check_finite(logits[mask].max(-1))
         return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
@@ -690,14 +691,8 @@ class Predictor:
 
 @functools.partial(jax.jit, static_argnames="static")
 def _logits_and_features(
-    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     features = image_features(static, inputs.params, inputs.learnables, images)
     whole = unit_length(static.classifier.whole_image_features(features[0]))
     return logits(static, inputs, features, mask)[0], whole
-
-
-@functools.partial(jax.jit, static_argnames="static")
-def _logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-    features = image_features(static, inputs.params, inputs.learnables, images)
-    return logits(static, inputs, features, mask)[0]

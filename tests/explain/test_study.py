@@ -230,9 +230,16 @@ def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
 
     study.run_section(few())
     rows = np.arange(10, dtype=np.float32)
-    doubled = study.in_passes(lambda x: sizes.append(len(x)) or {"twice": 2 * x}, rows)
-    np.testing.assert_array_equal(doubled["twice"], 2 * rows)
+    masks = []
+
+    def double(x, mask):
+        sizes.append(len(x))
+        masks.extend(np.asarray(mask).tolist())
+        return {"twice": 2 * x}
+
+    np.testing.assert_array_equal(study.in_passes(double, rows)["twice"], 2 * rows)
     assert sizes == [3] * 5
+    assert masks == [True] * 10 + [False] * 2
     assert StudyOptions(batch_size=5).images_at_once == 5
     assert StudyOptions().images_at_once == (8 if jax.default_backend() == "cpu" else 32)
 
