@@ -23,6 +23,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain import bias
 from clipbias.export.upload import upload
 from clipbias.training.context import make_context
+from clipbias.training.device import keep_programs
 from clipbias.training.run import FitResult, calibrate_untrained, fit_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
@@ -54,7 +55,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     progress: bool = True,
     **options: object,
 ) -> TunedModel:
-    """Tunes a model, with the few-shot splits, steps and numbers of `clipbias train`.
+    """Tunes a model, with the few-shot splits, steps and numbers of `clipbias train`, and its cache of programs.
 
         model = clipbias.fit("demo", "ivlp", pictures, ["cat", "dog", "cat"], depth=9)
 
@@ -96,6 +97,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         ends above that of equal probabilities.
     """
     _check_arguments(clip, method, shots, seed, start_seed)
+    keep_programs()
     clip = as_clip(clip)
     if labels is None or is_hub_dataset(images):
         images = open_images(images)

@@ -30,6 +30,7 @@ from clipbias.sentences import counted
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.context import make_context
+from clipbias.training.device import keep_programs
 from clipbias.training.evaluate import Predictor
 from clipbias.training.run import calibrate
 from clipbias.tuning import Descriptions, Learnables, Task
@@ -102,6 +103,7 @@ class TunedModel:
     @functools.cached_property
     def predictor(self) -> Predictor:
         """The model on JAX's first device, its texts encoded once."""
+        keep_programs()
         return Predictor.of(self.task, self.learnables)
 
     def __repr__(self) -> str:

@@ -194,6 +194,23 @@ def test_a_method_that_learns_nothing_needs_nothing(clip, colours):
     assert isinstance(model.predict(images), Prediction) and len(model.predict([])) == 0
 
 
+def test_programs_are_kept_where_commands_keep_them(clip, colours, tmp_path, monkeypatch):
+    settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in settings]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CLIPBIAS_NO_CACHE", raising=False)
+    kept = []
+    try:
+        for use in (lambda: clipbias.fit(clip, "zero_shot", colours), lambda: model.predictor):
+            jax.config.update(settings[0], None)
+            model = use()
+            kept.append(getattr(jax.config, settings[0]))
+    finally:
+        for name, value in zip(settings, before, strict=True):
+            jax.config.update(name, value)
+    assert kept == [str(tmp_path / "clipbias" / "xla")] * 2
+
+
 def test_a_saved_model_comes_back(clip, colours, fitted, tmp_path, monkeypatch):
     """On the model that is given: none is loaded beside it."""
     model = fitted["bias"]
