@@ -301,6 +301,9 @@ def test_what_panels_compare_with(study, drawn):
     (drawing,) = drawn("text_relevancy_figure")
     assert [patch.get_x() for patch in drawing.figure.axes[0].patches] == [0.5, 1.5]  # the prompts
     assert levels(drawn("correlation_figure")[0].figure.axes[0]) == [0]
+    titles = [axes.get_title(loc="left") for axes in drawn("faithfulness_figure")[0].figure.axes[:4]]
+    ways = [(first, target) for first in ("most", "least") for target in ("predicted", "true")]
+    assert titles == [f"{first} relevant first,\nmap of {target} class" for first, target in ways]
 
 
 def test_captions_state_their_samples(drawn):
@@ -395,7 +398,8 @@ def test_areas_are_those_of_the_results(study):
             curves = study.faithfulness.models[model.key].maps[name]
             areas = [curves[way][to].area for way in ("positive", "negative") for to in ("predicted", "true")]
             expected.append([model.label, study_figures.MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)])
-    assert [list(row) for row in table.rows] == expected
+    heads = ("Most first, predicted", "Most first, true", "Least first, predicted", "Least first, true")
+    assert table.columns == ("Model", "Map", *heads) and [list(row) for row in table.rows] == expected
 
 
 @pytest.mark.parametrize("name", EVERY)
