@@ -359,9 +359,23 @@ def markers(axes):
     return np.concatenate([np.column_stack([line.get_xdata(), line.get_ydata()]) for line in drawn])
 
 
-def test_no_name_covers_a_marker_or_another_name_or_leaves_its_panel(zoo, scatter):
+@pytest.fixture(scope="module")
+def crowd():
+    """Eighteen points in one place, whose names stand far away."""
+    draw = np.random.default_rng(0)
+    columns = {"parameters": 1000 * np.exp(draw.normal(0, 0.1, 18)), "accuracy": 70 + draw.normal(0, 0.1, 18)}
+    names = {"method": [f"m{i}" for i in range(18)], "label": [f"method number {i}" for i in range(18)]}
+    frame = pd.DataFrame({**names, "kind": "Prompts", **columns})
+    frame.loc[:1, ["parameters", "accuracy"]] = [[10, 60.0], [1e6, 80.0]]  # which set the scales
+    return cost_scatter(frame, x="parameters", y="accuracy", x_label="x", y_label="y")
+
+
+@pytest.mark.parametrize("name", ["scatter", "crowd"])
+def test_no_name_covers_a_marker_or_another_name_or_leaves_its_panel(name, request, zoo):
     """And no line to a name crosses another name."""
-    assert sorted(text.get_text() for axes in scatter.axes for text in axes.texts) == sorted(zoo["label"])
+    scatter = request.getfixturevalue(name)
+    labels = list(zoo["label"]) if name == "scatter" else [f"method number {i}" for i in range(18)]
+    assert sorted(text.get_text() for axes in scatter.axes for text in axes.texts) == sorted(labels)
     half = 5 * scatter.dpi / 72 / 2
     for axes in scatter.axes:
         names = [text.get_window_extent().extents for text in axes.texts]
