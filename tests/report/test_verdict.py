@@ -160,10 +160,10 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
 
 
-def marks(axes):
+def marks(containers):
     """The middle of every mark by its place on the y axis, with the ends of its line."""
     made = {}
-    for container in axes.containers:
+    for container in containers:
         line, _, (bars,) = container.lines
         for x, y, ends in zip(line.get_xdata(), line.get_ydata(), bars.get_segments(), strict=True):
             made[round(float(y), 2)] = (float(x), *ends[:, 0])
@@ -177,7 +177,7 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
     (axes,) = drawing.figure.axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == [row for method in KEYS for row in (method, *list(PAIRS)[1:])]
-    of_row = marks(axes)
+    of_row = marks(axes.containers)
     for place, row in enumerate(rows):
         if row not in KEYS:
             of_quantity = numbers["IVLP" if place < len(PAIRS) else "Bias tuning", "log_likelihood", "dtd"][row]
@@ -188,7 +188,7 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
     assert [axes.get_title(loc="left") for axes in panels] == ["ImageNet", "DTD", "demo/fashion"]
     assert [text.get_text() for text in panels[0].get_yticklabels()] == list(KEYS)
     for axes, name in zip(panels, DATASETS, strict=True):
-        shown = marks(axes)
+        shown = marks(axes.containers)
         for place, method in enumerate(KEYS):
             for step, quantity in enumerate(list(PAIRS)[1:]):
                 of_quantity = numbers[method, "log_likelihood", name][quantity]
@@ -302,13 +302,9 @@ def test_the_numbers_are_the_comparisons_and_the_picture_is_the_numbers(exchange
         for container in axes.containers:
             kind = LABELS[container.get_label()]
             rows = numbers[(numbers["dataset"] == dataset) & (numbers["kind"] == kind)]
-            (line,) = [part for part in container.get_children() if hasattr(part, "get_xdata")]
-            (bars,) = container.lines[2]
-            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), rows[f"{start}value"])
-            np.testing.assert_allclose(
-                [segment[:, 0] for segment in bars.get_segments()], rows[[f"{start}low", f"{start}high"]]
-            )
-            assert [round(y) for y in line.get_ydata()] == [0, 1]  # a place for each method
+            shown = marks([container])
+            assert [round(y) for y in shown] == [0, 1]  # a place for each method
+            np.testing.assert_allclose([*shown.values()], rows[[f"{start}{end}" for end in ENDS]])
             drawn += 1
     assert drawn == 2 * 2 * 4
 
