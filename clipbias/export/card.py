@@ -161,7 +161,7 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
     written = "" if form == "adapter" else " This folder was written by `clipbias export`."
     family = "clip" if task is None else task.clip.config.family
     return (
-        f"---\n{_front_matter(adapter, _library(form, family), form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
+        f"---\n{_front_matter(adapter, form, family, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"
         f"## Use\n\n{_usage(adapter, task, form)}"
     )
@@ -249,21 +249,19 @@ def _description(adapter: Adapter, task: Task | None) -> str:
     return ((module and module.__doc__) or "").strip().partition("\n")[0]
 
 
-def _library(form: str, family: str) -> str:
-    """The hub's name of the library that loads a folder."""
-    if form == "open_clip":
-        return form
-    if form == "checkpoint":
-        return "transformers" if family in MODELS else "open_clip"
-    return "peft" if form == "peft" else "clipbias"
-
-
-def _front_matter(adapter: Adapter, library: str, form: str, title: str) -> str:
+def _front_matter(adapter: Adapter, form: str, family: str, title: str) -> str:
+    """What the hub reads: among others the library that loads the folder, and the base model if that is on the hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    library = form if form in ("open_clip", "peft") else "clipbias"
+    if form == "checkpoint":
+        library = "transformers" if family in MODELS else "open_clip"
+    task = "zero-shot-image-classification" if form in ("checkpoint", "open_clip") else "image-classification"
+    base = adapter.base.partition("@")[0]
+    on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(adapter.base).exists()
     dataset = adapter.notes.get("dataset")
     accuracy = _accuracies(adapter.notes).get("")
-    results: list[EvalResult] | None = None
+    results: list[EvalResult] = []
     if dataset and accuracy is not None:
         result = EvalResult(
             task_type="image-classification",
@@ -273,24 +271,16 @@ def _front_matter(adapter: Adapter, library: str, form: str, title: str) -> str:
             metric_value=accuracy,
             metric_name="top-1 accuracy in percent",
         )
-        results = [result]
+        results.append(result)
     card: Any = ModelCardData(
-        base_model=_on_the_hub(adapter.base),
+        base_model=base if on_the_hub else None,
         library_name=library,
-        pipeline_tag="zero-shot-image-classification"
-        if form in ("checkpoint", "open_clip")
-        else "image-classification",
+        pipeline_tag=task,
         tags=["clip", "clipbias", "few-shot"],
-        model_name=None if results is None else title,
-        eval_results=results,
+        model_name=title if results else None,
+        eval_results=results or None,
     )
     return card.to_yaml()
-
-
-def _on_the_hub(base: str) -> str | None:
-    """The hub id of a base model, without its revision; `None` for a folder and for the embedded demo."""
-    name = base.partition("@")[0]
-    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(base).exists() else None
 
 
 def as_code(text: str) -> str:

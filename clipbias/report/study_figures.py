@@ -68,6 +68,7 @@ _QUANTITIES = {
     "cls_entropy": "entropy, [cls] query (nats)",
 }
 _FIRST = {"positive": "most", "negative": "least"}
+_BY_MODEL: dict[str, Any] = {"by": ("", "model"), "wrap": 4, "x_label": "layer", "share_y": True}
 
 
 def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
@@ -142,16 +143,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         axes.set_ylim(-0.02, 1.02)
 
     labels = labels_of(study.models)
-    figure = panels(
-        used,
-        draw,
-        by=("", "model"),
-        wrap=4,
-        names=labels,
-        x_label="layer",
-        y_label="share of attention",
-        share_y=True,
-    )
+    figure = panels(used, draw, names=labels, y_label="share of attention", **_BY_MODEL)
     return captioned(
         "fig4_text_attention",
         figure,
@@ -225,17 +217,7 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         axes.set_ylim(-1, 1)
 
     labels = labels_of(study.models)
-    figure = panels(
-        frame,
-        draw,
-        by=("", "model"),
-        wrap=4,
-        names=labels,
-        x_label="layer",
-        y_label="rank correlation",
-        share_y=True,
-        legend=False,
-    )
+    figure = panels(frame, draw, names=labels, y_label="rank correlation", legend=False, **_BY_MODEL)
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
     return captioned("fig6_rank_correlation", figure, frame, counts=counts)
 
@@ -264,15 +246,8 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
         lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
 
     labels = labels_of(study.models)
-    figure = panels(
-        frame,
-        draw,
-        by=("model", "panel"),
-        names=labels,
-        x_label="patches removed (%)",
-        y_label="accuracy (%)",
-        bottom=0,
-    )
+    axis: dict[str, Any] = {"x_label": "patches removed (%)", "y_label": "accuracy (%)", "bottom": 0}
+    figure = panels(frame, draw, by=("model", "panel"), names=labels, **axis)
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
     return captioned("faithfulness", figure, numbers, dataset=study.dataset.name, counts=counts)

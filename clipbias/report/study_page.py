@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import MethodResult, Observation, StudyResults, present
+from clipbias.explain.results import MethodResult, StudyResults, present
 from clipbias.explain.results_file import load_results
 from clipbias.explain.wording import by_reason, with_interval
 from clipbias.report import pages
@@ -311,19 +311,10 @@ def class_table(study: StudyResults) -> Table | None:
 
 def observations_table(study: StudyResults) -> Table | None:
     """A row for each claim and method; `None` where no observation was measured."""
-    rows = study.observations.rows if study.observations else ()
-    if not rows:
-        return None
-    lines = [
-        (f"{row.source}: {row.claim}", row.method, row.statistic, number_text(row), row.outcome.value) for row in rows
-    ]
+    forms = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}
+    rows = []
+    for row in study.observations.rows if study.observations else ():
+        number = row.number and f"{with_interval(row.number, forms[row.unit].format)} {row.unit}".rstrip()
+        rows.append((f"{row.source}: {row.claim}", row.method, row.statistic, number or MISSING, row.outcome.value))
     heads = ("Claim", "Model", "Statistic", "Value", "It")
-    return Table(*pages.words_of("observations_table"), heads, lines, words={1, 2, 4})
-
-
-def number_text(row: Observation) -> str:
-    """`+5.3 (+3.1 to +7.5) points` of a change, `74 (68 to 79) %`, or a dash."""
-    if row.number is None:
-        return MISSING
-    form = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}[row.unit]
-    return f"{with_interval(row.number, form.format)} {row.unit}".rstrip()
+    return Table(*pages.words_of("observations_table"), heads, rows, words={1, 2, 4}) if rows else None

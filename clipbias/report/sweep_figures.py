@@ -260,9 +260,6 @@ _DIRECTIONS += tuple(
     (math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33)[1:] if a % (math.pi / 4) > 1e-6
 )
 
-Place = tuple[float, float]
-Box = tuple[float, float, float, float]
-
 
 def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
     """Accuracy against a cost on a logarithmic axis, a named point per method; what costs nothing has its own panel.
@@ -318,85 +315,73 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
     figure = axes.get_figure(root=True)
     assert figure is not None
     scale = figure.dpi / 72  # pixels of a point
+    step = MARKER * scale
     to_axes = axes.transData.inverted()
-    places: list[Place] = []
-    for line in axes.lines:
-        ((x, y),) = axes.transData.transform(line.get_xydata())
-        step = MARKER * scale
-        shifts = (x + step * sign * count for count in itertools.count() for sign in (1, -1))
-        free = (at for at in shifts if all(abs(at - a) >= step - 1e-6 or abs(y - b) >= step for a, b in places))
-        places.append((next(free), float(y)))
-        line.set_xdata([to_axes.transform(places[-1])[0]])
+    places = np.empty((0, 2))  # of markers, in pixels
     labels = []
-    for name, place, line, is_bold in zip(names, places, axes.lines, stand_out, strict=True):
-        at = tuple(to_axes.transform(place).tolist())
+    for name, is_bold, line in zip(names, stand_out, list(axes.lines), strict=True):
+        ((x, y),) = axes.transData.transform(line.get_xydata())
+        beside = places[np.abs(places[:, 1] - y) < step, 0]
+        shifts = (x + step * sign * count for count in itertools.count() for sign in (1, -1))
+        places = np.vstack([places, (next(at for at in shifts if (np.abs(beside - at) >= step - 1e-6).all()), y)])
+        at = tuple(to_axes.transform(places[-1]).tolist())
+        line.set_xdata([at[0]])
         label = axes.annotate(name, at, (0, 0), textcoords="offset points", annotation_clip=False)
         label.set(ha="center", va="center", fontsize=6.5, color=line.get_color())
         label.set_fontweight("bold" if is_bold else "normal")
         labels.append(label)
-    extents = [label.get_window_extent() for label in labels]
-    sizes = [(extent.width + 2 * scale, extent.height + scale) for extent in extents]
-    frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
+    sizes = np.array([label.get_window_extent().size for label in labels]) + np.array([2 * scale, scale])
+    # Boxes are [left, bottom, right, top] in pixels.
+    markers = np.hstack([places - step / 2, places + step / 2])
+    directions = np.array(_DIRECTIONS)
 
-    def crowd(i: int) -> int:
-        return sum(math.dist(places[i], place) < 60 * scale for place in places)
+    def meeting(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """How many of the others each box meets."""
+        boxes = boxes[..., None, :]
+        return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)
+
+    def arrange(order: Sequence[int]) -> tuple[float, dict[int, tuple[np.ndarray, np.ndarray | None]]]:
+        """Finds a box for each name in turn, and where its line ends, if it has one; and says how bad all of it is."""
+        total = 0.0
+        taken = np.empty((0, 4))
+        arranged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        for index in order:
+            place, size = places[index], sizes[index]
+            others = np.vstack([taken, np.delete(markers, index, axis=0)])
+            least = math.inf
+            for reach in _REACHES:
+                middles = place + (reach * scale + step / 2) * directions + size / 2 * np.sign(directions)
+                boxes = np.hstack([middles - size / 2, middles + size / 2])
+                ends = np.clip(place, boxes[:, :2], boxes[:, 2:])
+                covered = meeting(boxes, others)
+                outside = (boxes[:, :2] < axes.bbox.min).any(1) * 1 + (boxes[:, 2:] > axes.bbox.max).any(1)
+                pieces = np.empty((0, len(boxes), 4))
+                if reach > _BESIDE:  # the line to the marker but for its ends, in small pieces
+                    along = place + np.linspace(0.1, 0.9, 12)[:, None, None] * (ends - place)
+                    pieces = np.concatenate([along - scale / 2, along + scale / 2], axis=-1)
+                    covered += meeting(pieces, others).sum(0)
+                else:  # clearly nearest to its own marker, or a reader takes it for another's
+                    apart = np.linalg.norm(places - np.clip(places, boxes[:, None, :2], boxes[:, None, 2:]), axis=-1)
+                    covered += (apart < apart[:, [index]] + 4 * scale).sum(1) - 1
+                badness = 1e5 * covered + 1e6 * outside + reach**1.5
+                best = int(badness.argmin())
+                if badness[best] < least:
+                    least = float(badness[best])
+                    chosen = [boxes[best], *pieces[:, best]]
+                    arranged[index] = middles[best], ends[best] if len(pieces) else None
+                if least < 1e5:  # nothing is covered
+                    break
+            total += least
+            taken = np.vstack([taken, *chosen])
+        return total, arranged
 
     # What is named first has the better place: several orders are tried.
-    keys = (lambda i: places[i], lambda i: places[i][::-1], lambda i: sizes[i], crowd)
-    orders = [sorted(range(len(names)), key=key, reverse=back) for key in keys for back in (True, False)]
-    _, arranged = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=operator.itemgetter(0))
-    for index, (dx, dy, boxes) in arranged.items():
-        labels[index].set_position((dx / scale, dy / scale))
-        if len(boxes) > 1:
-            ends = to_axes.transform([places[index], _nearest(places[index], boxes[0])])
+    crowds = (np.linalg.norm(places[:, None] - places, axis=-1) < 60 * scale).sum(1)
+    keys = [list(map(tuple, numbers)) for numbers in (places, places[:, ::-1], sizes, crowds[:, None])]
+    orders = [sorted(range(len(names)), key=key.__getitem__, reverse=back) for key in keys for back in (True, False)]
+    _, arranged = min(map(arrange, orders), key=operator.itemgetter(0))
+    for index, (middle, end) in arranged.items():
+        labels[index].set_position(tuple((middle - places[index]) / scale))
+        if end is not None:
+            ends = to_axes.transform([places[index], end])
             axes.plot(*ends.T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
-
-
-def _arranged(
-    order: Sequence[int], places: Sequence[Place], sizes: Sequence[Place], frame: Box, scale: float
-) -> tuple[float, dict[int, tuple[float, float, list[Box]]]]:
-    """Finds a place for each name in turn, and says how bad it is: what is covered, how far names are from markers.
-
-    By name: the shift of its middle from its marker in pixels, its box, and small pieces of the line to the marker.
-    """
-    half = MARKER * scale / 2
-    total = 0.0
-    markers = [(x - half, y - half, x + half, y + half) for x, y in places]
-    taken: list[Box] = []
-    arranged: dict[int, tuple[float, float, list[Box]]] = {}
-    for index in order:
-        x, y = places[index]
-        width, height = sizes[index]
-        others = np.array([*taken, *markers[:index], *markers[index + 1 :], (0, 0, 0, 0)])
-        best: tuple[float, float, float, list[Box]] | None = None
-        for reach, (right, up) in itertools.product(_REACHES, _DIRECTIONS):
-            dx = (reach * scale + half) * right + width / 2 * np.sign(right)
-            dy = (reach * scale + half) * up + height / 2 * np.sign(up)
-            box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
-            boxes = [box]
-            if reach > _BESIDE:  # the line to the marker but for its ends, in small pieces
-                end = _nearest((x, y), box)
-                for a, b in [(x + t * (end[0] - x), y + t * (end[1] - y)) for t in np.linspace(0.1, 0.9, 12)]:
-                    boxes.append((a - scale / 2, b - scale / 2, a + scale / 2, b + scale / 2))
-            some = np.array(boxes)[:, None]
-            meet = (some[..., :2] < others[:, 2:]) & (others[:, :2] < some[..., 2:])
-            covered = 1e5 * int(meet.all(-1).sum())
-            covered += 1e6 * (box[0] < frame[0] or box[1] < frame[1])
-            covered += 1e6 * (box[2] > frame[2] or box[3] > frame[3])
-            if reach <= _BESIDE:  # clearly nearest to its own marker, or a reader takes it for another's
-                clear = math.dist((x, y), _nearest((x, y), box)) + 4 * scale
-                covered += 1e5 * (sum(math.dist(other, _nearest(other, box)) < clear for other in places) - 1)
-            if best is None or covered + reach**1.5 < best[0]:
-                best = (covered + reach**1.5, dx, dy, boxes)
-            if covered == 0:
-                break
-        assert best is not None
-        total += best[0]
-        arranged[index] = best[1:]
-        taken += best[3]
-    return total, arranged
-
-
-def _nearest(point: Place, box: Box) -> Place:
-    """The place of a box that is nearest to a point."""
-    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])

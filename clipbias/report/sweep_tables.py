@@ -345,17 +345,15 @@ def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
 
 def training_words(sweep: Sweep, shots: int | None) -> str:
     """How many images of a class runs were trained on, and how many seeds a number is the mean of."""
-    trained = "all training images" if any(row.get("protocol") == "full" for row in sweep.rows) else "no training"
-    counts = [
-        row["images_per_class"] for row in sweep.rows if row.get("shots") == shots and row.get("images_per_class")
-    ]
-    if counts and (shots or trained == "all training images"):
-        numbers = [number for pair in counts for number in pair]
+    of_shots = [row for row in sweep.rows if row.get("shots") == shots]
+    numbers = [number for row in of_shots for number in row.get("images_per_class") or ()]
+    if shots:
+        numbers = numbers or [shots]
         words = f"{range_words(numbers)} training image{'s' * (max(numbers) != 1)} a class"
-        if not shots:
-            words = f"all training images, {range_words(numbers)} a class"
+    elif any(row.get("protocol") == "full" for row in sweep.rows):
+        words = "all training images" + (f", {range_words(numbers)} a class" if numbers else "")
     else:
-        words = f"{shots} training image{'s' * (shots != 1)} a class" if shots else trained
+        words = "no training"
     seeds = max(sweep.seeds(measure, shots) for measure in sweep.measures)
     return f"{words}, mean of {seeds} seeds" if seeds > 1 else words
 

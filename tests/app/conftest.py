@@ -12,7 +12,7 @@ import clipbias
 from clipbias.app import ZERO_SHOT, Bench, build, classify, serve
 from clipbias.clip import Clip
 from clipbias.tuning.conformal import Calibration
-from tests.app.adapters import NAMES, PICTURE, tuned
+from tests.app import NAMES, PICTURE, tuned
 from tests.browser import Browser
 
 

@@ -10,7 +10,7 @@ import scipy.special
 import clipbias
 from clipbias.app import PICTURES, ZERO_SHOT, classify, read_names, starting_point
 from clipbias.data import demo
-from tests.app.adapters import NAMES, PICTURE, tuned
+from tests.app import NAMES, PICTURE, tuned
 
 TEXT = "\n".join(NAMES)
 

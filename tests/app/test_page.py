@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipbias.app import LIKELIEST, PICTURES, ZERO_SHOT, Bench, build, classify, serve
 from clipbias.report import style
-from tests.app.adapters import NAMES, PICTURE
+from tests.app import NAMES, PICTURE
 from tests.browser import Browser
 
 pytest.importorskip("gradio")

@@ -1,11 +1,14 @@
 """Adapters with learnables that matter, on a tiny model."""
 
+import contextlib
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 import clipbias
 from clipbias.clip import Clip
@@ -79,6 +82,20 @@ def logits(clip: Clip, adapter: Adapter, images: np.ndarray) -> np.ndarray:
 def zero_shot_logits(folder: Path, images: np.ndarray, template: str = "a photo of a {}.") -> np.ndarray:
     """What an exported checkpoint says as a plain CLIP."""
     return task_logits(Task(clipbias.load(folder), "zero_shot", CLASS_NAMES, template=template), {}, images)
+
+
+def card_code(folder: Path, block: int = 0) -> str:
+    """A block of the code that a folder's card shows."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[block]
+
+
+def run_card(folder: Path, image: np.ndarray, block: int = 0, **options: Any) -> dict[str, Any]:
+    """Runs a block of a card's code in its folder on an image, which is saved with `options`; returns its variables."""
+    Image.fromarray(image).save(folder / "image.png", **options)
+    variables: dict[str, Any] = {}
+    with contextlib.chdir(folder):
+        exec(card_code(folder, block), variables)
+    return variables
 
 
 def assert_close(actual: Any, expected: np.ndarray, tolerance: float = 1e-5) -> None:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from PIL import Image
 
 from clipbias.export import export
 from clipbias.export.card import model_card
@@ -79,12 +77,10 @@ def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip, tmp_path):
 
 
 @pytest.mark.ci
-def test_the_cards_code_with_clipbias(clip, tmp_path, monkeypatch, capsys):
+def test_the_cards_code_with_clipbias(clip, tmp_path, capsys):
     adapter = models.adapter(clip, "bias", tmp_path)
     export(adapter, clip, tmp_path / "out")
     (image,) = models.pictures(clip, 1)
-    Image.fromarray(image).save(tmp_path / "out" / "image.png")
-    monkeypatch.chdir(tmp_path / "out")
-    exec(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[-1], {})
+    models.run_card(tmp_path / "out", image, block=-1)
     likely = models.CLASS_NAMES[int(models.logits(clip, adapter, image[None]).argmax())]
     assert capsys.readouterr().out.startswith(f"{likely} ")

@@ -1,9 +1,7 @@
 """`transformers` and open_clip, where installed, load what is exported of every family, and compute the same."""
 
-import contextlib
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -51,7 +49,7 @@ def test_the_folded_checkpoint(base, tmp_path):
 
 @pytest.mark.parametrize("base", ["demo", "demo-siglip"])
 @pytest.mark.parametrize("method", ["bias", "coop"])
-def test_the_cards_code(method, base, tmp_path, monkeypatch):
+def test_the_cards_code(method, base, tmp_path):
     pytest.importorskip("torch")
     clip = clipbias.load(base)
     adapter = models.adapter(clip, method, tmp_path)
@@ -60,10 +58,7 @@ def test_the_cards_code(method, base, tmp_path, monkeypatch):
     (image,) = models.pictures(clip, 1)
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6  # held so that its top is on the left
-    Image.fromarray(np.rot90(image)).save(out / "image.png", exif=turned)
-    monkeypatch.chdir(out)
-    namespace: dict = {}
-    exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    namespace = models.run_card(out, np.rot90(image), exif=turned)
     expected = models.logits(clip, adapter, image[None]) - clip.params.get("logit_bias", 0)
     models.assert_close(namespace["logits"].numpy(), expected)
     assert namespace["class_names"] == list(models.CLASS_NAMES)
@@ -100,7 +95,7 @@ def test_it_is_the_folded_checkpoint(base, tmp_path):
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
-def test_open_clip_computes_the_same(base, tmp_path, monkeypatch):
+def test_open_clip_computes_the_same(base, tmp_path):
     """With the code of the card, and with texts of its own."""
     torch = pytest.importorskip("torch")
     open_clip = pytest.importorskip("open_clip")
@@ -109,13 +104,10 @@ def test_open_clip_computes_the_same(base, tmp_path, monkeypatch):
     out = tmp_path / "out"
     export(adapter, clip, out, form="open_clip")
     (image,) = models.pictures(clip, 1)
-    Image.fromarray(image).save(out / "image.png")
-    monkeypatch.chdir(out)
-    namespace: dict = {}
-    exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    namespace = models.run_card(out, image)
     expected = models.logits(clip, adapter, image[None])
     models.assert_close(namespace["logits"].numpy(), expected)
-    tokenizer = open_clip.get_tokenizer("local-dir:.")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES]
     with torch.no_grad():
         features = namespace["model"].encode_text(tokenizer(texts), normalize=True)
@@ -156,19 +148,15 @@ def test_a_bias_is_exported_as_a_checkpoint(model, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["chinese_clip"])
-def test_transformers_computes_the_same(model, tmp_path, monkeypatch):
+def test_transformers_computes_the_same(model, tmp_path):
     """With the code of the card, whose pixels are the model's, too."""
     pytest.importorskip("torch")
     adapter = tuned(model, "bias", tmp_path)
     out = tmp_path / "out"
     export(adapter, model.clip, out)
     (image,) = models.pictures(model.clip, 1)
-    Image.fromarray(image).save(out / "image.png")
-    monkeypatch.chdir(out)
-    namespace: dict = {}
-    with contextlib.redirect_stdout(None):
-        exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
-    models.assert_close(namespace["logits"].numpy(), models.logits(model.clip, adapter, image[None]))
+    logits = models.run_card(out, image)["logits"]
+    models.assert_close(logits.numpy(), models.logits(model.clip, adapter, image[None]))
 
 
 @pytest.mark.parametrize("family", ["siglip_2"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,15 +82,16 @@ def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip, tmp
 
 
 @pytest.mark.long
-def test_the_cards_code_in_a_fresh_process_without_clipbias(demo, tmp_path):
+def test_the_cards_code_in_a_fresh_process_without_clipbias(tmp_path):
     """On the embedded model, whose half-precision weights stay half in the file."""
+    demo = clipbias.load("demo")
     adapter = models.adapter(demo, "ivlp", tmp_path)
     out = tmp_path / "out"
     assert export(adapter, demo, out) == "program"
     assert load_file(out / "weights.safetensors")["vision/layers/fc1/kernel"].dtype == np.float16
     picture = np.random.default_rng(1).integers(0, 256, (71, 50, 3), np.uint8)
     Image.fromarray(picture).save(out / "image.png")
-    code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    code = models.card_code(out)
     code += "import sys\nassert 'clipbias' not in sys.modules\nnp.save('logits.npy', logits)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=out, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,16 +5,14 @@ import re
 
 
 class Page(html.parser.HTMLParser):
-    """Tags, links, identifiers and text; fails on a tag closed out of order, and on a script in an attribute."""
+    """Tags, links and text; fails on a tag closed out of order, and on a script in an attribute."""
 
     def __init__(self, text):
         super().__init__()
         self.open = []
         self.tags = []
         self.links = []
-        self.identifiers = []
         self.words = []
-        self.inline_scripts = 0
         self.folded = []
         self.unfolded = []
         self.feed(text)
@@ -23,9 +21,7 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         named = dict(attributes)
-        self.inline_scripts += tag == "script" and "src" not in named
         self.links += [named[name] for name in ("src", "href") if name in named]
-        self.identifiers += [named["id"]] if "id" in named else []
         if tag == "details":
             (self.unfolded if "open" in named else self.folded).append(named.get("id"))
         assert not any(name.startswith("on") for name in named)

@@ -53,6 +53,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study = _Builder(np.random.default_rng(seed), **sizes)
     facts = study.start(dataset)
     study.predicted = study.predictions()
+    causal = study.causal()
     results = found.StudyResults(
         **facts,
         predictions=study.predicted,
@@ -61,7 +62,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
         vision_attention=study.vision_attention(),
         similarity=study.similarity(pictures),
         decomposition=study.decomposition(),
-        causal=study.causal(),
+        causal=causal,
         faithfulness=study.faithfulness(),
         examples=study.examples(pictures),
         explore=study.explore(4 * pictures),
@@ -152,31 +153,15 @@ class _Builder:
     def reals(self, *shape):
         return self.draw.uniform(0.01, 0.2, shape).astype(np.float32)
 
-    def patch_row(self, centre=0.5):
-        rows, columns = np.mgrid[: self.grid, : self.grid] / max(1, self.grid - 1) - centre
-        row = np.exp(-4 * (rows**2 + columns**2)).ravel() * self.draw.lognormal(0, 0.25, self.patches)
-        return row / row.sum()
+    def row(self, length):
+        """Relevancies that add up to 1."""
+        return self.draw.dirichlet(np.full(length, 6.0))
 
     def pictures(self, count):
-        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
-        made = []
-        for _ in range(count):
-            centre = self.draw.uniform(-0.2, 0.2, 2)
-            disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) < 0.07
-            ground = self.draw.integers(20, 110, 3)
-            ink = self.draw.integers(130, 250, 3)
-            noise = self.draw.normal(0, 9, (self.image_size, self.image_size, 1))
-            made.append(np.clip(np.where(disc[..., None], ink, ground) + noise, 0, 255).astype(np.uint8))
-        return made
+        return self.draw.integers(0, 256, (count, self.image_size, self.image_size, 3), dtype=np.uint8)
 
     def maps(self, *shape):
-        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
-        made = np.empty((*shape, self.image_size, self.image_size), np.float32)
-        for index in np.ndindex(*shape):
-            a, b = self.draw.uniform(-0.3, 0.3, 2)
-            spot = np.exp(-8 * ((rows - a) ** 2 + (columns - b) ** 2))
-            made[index] = (spot - spot.min()) / (spot.max() - spot.min())
-        return made
+        return self.draw.random((*shape, self.image_size, self.image_size), dtype=np.float32)
 
     def logits(self, strengths, labels):
         """`[n, K, C]` under which the true class is ahead by the strengths `[K]`, beside noise of the images.
@@ -276,29 +261,17 @@ class _Builder:
         return results
 
     def relevancy_of(self, model, group, count):
-        prompts = model.vision_prompts
-        share = 0.12 if prompts else 0.0
-        tuned = np.concatenate([self.patch_row() * (1 - share), np.full(prompts, share / max(1, prompts))])
         averages = {name: {} for name in ("vision", "vision_kinds", "text", "text_kinds")}
-        for side, row in (("zero_shot", self.patch_row()), ("tuned", tuned)):
+        for side, prompts in (("zero_shot", 0), ("tuned", model.vision_prompts)):
+            row = self.row(self.patches + prompts)
             averages["vision"][side] = self.average(row)
-            sums = [row[: self.patches].sum(), row[self.patches :].sum()]
-            averages["vision_kinds"][side] = self.average(sums, 0.01)
+            averages["vision_kinds"][side] = self.average([row[: self.patches].sum(), row[self.patches :].sum()], 0.01)
             text = np.zeros(self.tokens)
             length = min(self.tokens, self.text_prompts + 4)
-            text[0] = 0.8
-            text[1:length] = self.draw.dirichlet(np.full(length - 1, 6.0)) * 0.2
+            text[:length] = self.row(length)
             averages["text"][side] = self.average(text)
-            context = 1 + self.text_prompts
-            learned = bool(model.text_prompts) and side == "tuned"
-            middle = text[1:context].sum()
-            kinds = [
-                text[0],
-                middle * learned,
-                middle * (not learned),
-                text[context : length - 1].sum(),
-                text[length - 1],
-            ]
+            kinds = self.row(5)
+            kinds[2 if model.text_prompts and side == "tuned" else 1] = 0  # no words, or no prompts
             averages["text_kinds"][side] = self.average(kinds, 0.02)
         return found.RelevancyGroup(
             count=count,
@@ -335,7 +308,6 @@ class _Builder:
 
     def similarity(self, pictures):
         shown = sorted({0, self.layers // 2, self.layers - 1})
-        upright = self.pictures(pictures)
         models = {}
         for model in self.models[1:]:
             if not model.vision_prompts:
@@ -344,7 +316,7 @@ class _Builder:
             correlation = self.average(np.linspace(0.2, -0.45, self.layers))
             models[model.key] = found.SimilarityMaps(**maps, rank_correlation=correlation, count=self.images)
         return found.Similarity(
-            images=np.stack([np.rot90(picture, turn) for picture in upright for turn in range(4)]),
+            images=np.stack([np.rot90(picture, turn) for picture in self.pictures(pictures) for turn in range(4)]),
             rotations=np.array([0, 90, 180, 270] * pictures),
             layers=np.array(shown),
             models=models,
@@ -390,11 +362,11 @@ class _Builder:
         return found.Faithfulness(fractions, results)
 
     def examples(self, pictures):
-        images = np.stack(self.pictures(pictures))
+        images = self.pictures(pictures)
         results = {}
         for model in self.models:
             prompts = model.vision_prompts
-            vision = [np.append(self.patch_row(), np.full(prompts, 0.05)) for _ in range(pictures)]
+            vision = [self.row(self.patches + prompts) for _ in range(pictures)]
             words = ["SOS", "a", "photo", "of", "a", "class", "1", "."]
             if prompts:
                 words[1:5] = [f"prompt {index + 1}" for index in range(4)]
@@ -414,7 +386,7 @@ class _Builder:
         for i in range(count):
             classes = dict.fromkeys([labels[i], *(predicted[i] for predicted in predictions)])
             pairs += [(i, number) for number in classes]
-        pictures = np.stack(self.pictures(count))
+        pictures = self.pictures(count)
         results = {model.key: self.explored(model, count, len(pairs)) for model in self.models}
         return found.Exploration(
             images=numbers,

@@ -21,6 +21,7 @@ from tests.report.synthetic import only_sections, synthetic_results
 GRID = 4
 LAYERS = 3
 SLOTS = 2
+HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & co"
 
 
 def only_explored():
@@ -111,9 +112,6 @@ def page(explored, tmp_path_factory):
     return write_report(folder, folder / "report")
 
 
-HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & co"
-
-
 def unpacked(packed):
     values = np.frombuffer(base64.b64decode(packed["data"]), "u1" if packed["type"] == "uint8" else "<f4")
     return values.reshape(packed["shape"])
@@ -144,28 +142,18 @@ def test_arrays_are_packed_and_images_are_described(explored):
     assert {0, 1} <= {image["changes"]["ivlp"] for image in data["images"]}
 
 
-@pytest.mark.long
-def test_a_model_without_maps_is_left_out_and_told(tmp_path):
+def test_a_model_without_maps_is_left_out_and_names_cannot_end_the_script(tmp_path):
     results = only_explored()
     results.explore.models["bias"] = Missing("No map follows its logit.")
-    data = explorer_data(results)
-    assert [model["key"] for model in data["models"]] == ["zero_shot", "ivlp"]
-    assert all(set(image["models"]) == {"zero_shot", "ivlp"} for image in data["images"])
-    save_results(tmp_path, results)
-    page = Page(write_report(tmp_path, tmp_path / "report").read_text("utf-8"))
-    assert "Explore, Bias tuning: No map follows its logit." in page.text
-
-
-def test_names_cannot_end_the_script(tmp_path):
-    results = only_explored()
     dataset = dataclasses.replace(results.dataset, class_names=(HOSTILE, *results.dataset.class_names[1:]))
     explore = dataclasses.replace(results.explore, names=(HOSTILE, *results.explore.names[1:]))
-    results = dataclasses.replace(results, dataset=dataset, explore=explore)
-    save_results(tmp_path, results)
+    save_results(tmp_path, dataclasses.replace(results, dataset=dataset, explore=explore))
     page = Page(write_report(tmp_path, tmp_path / "report").read_text("utf-8"))
-    assert page.tags.count("script") == 2
+    assert "Explore, Bias tuning: No map follows its logit." in page.text and page.tags.count("script") == 2
     data = next(json.loads(words) for words in page.words if words.startswith('{"changes"'))
-    assert data["images"][0]["name"] == HOSTILE
+    assert data["images"][0]["name"] == data["classes"]["0"] == HOSTILE
+    assert [model["key"] for model in data["models"]] == ["zero_shot", "ivlp"]
+    assert all(set(image["models"]) == {"zero_shot", "ivlp"} for image in data["images"])
 
 
 def check_patch(text, expected, image, label, layer, slots, row, column):
@@ -288,12 +276,8 @@ def test_filters_and_orders(opened, explored):
 def test_maps_are_painted_as_the_static_figures_are(opened, explored):
     """The hottest patch's middle has the colour that its value and the picture beneath it make."""
     opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
-    heat = np.asarray(
-        explored.explore.models["ivlp"].relevancy[
-            Expected(explored).pair(0, explored.predictions.labels[explored.explore.images[0]])
-        ],
-        float,
-    )
+    pair = Expected(explored).pair(0, explored.predictions.labels[explored.explore.images[0]])
+    heat = explored.explore.models["ivlp"].relevancy[pair]
     hottest = int(heat.argmax())
     side = 224 // GRID
     place = [(hottest % GRID) * side + side // 2, (hottest // GRID) * side + side // 2]
@@ -309,25 +293,14 @@ def test_maps_are_painted_as_the_static_figures_are(opened, explored):
     np.testing.assert_allclose(rgba[:3], 0.25 * grey + 0.75 * colour, atol=6)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 360])
-def test_nothing_is_wider_than_the_window(browser, page, width, scheme):
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (360, "light")])
+def test_nothing_is_wider_than_the_window_and_no_choice_is_cut_off(browser, page, width, scheme):
     browser.complaints.clear()
     browser.open(page, width=width, scheme=scheme)
     unfold(browser)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     sizes = browser.evaluate("[...document.querySelectorAll('canvas')].map(e => [e.clientWidth, e.clientHeight])")
     assert len(sizes) == 5 and all(100 < w <= width and abs(w - h) <= 1 for w, h in sizes)
-    ink, paper = browser.evaluate("['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k])")
-    dark = [sum(map(int, re.findall(r"\d+", colour))) < 384 for colour in (ink, paper)]
-    assert dark == ([True, False] if scheme == "light" else [False, True])
-    assert browser.complaints == []
-
-
-@pytest.mark.parametrize("width", [1400, 400])
-def test_no_choice_is_cut_off(browser, page, width):
-    browser.open(page, width=width)
-    unfold(browser)
     cut = browser.evaluate(
         "[...document.querySelectorAll('#explorer select')].filter(e => e.offsetParent).flatMap(e => {"
         " const pen = document.createElement('canvas').getContext('2d'); pen.font = getComputedStyle(e).font;"
@@ -335,6 +308,10 @@ def test_no_choice_is_cut_off(browser, page, width):
         " return [...e.options].map(o => o.text).filter(text => pen.measureText(text).width > room); })"
     )
     assert cut == []
+    ink, paper = browser.evaluate("['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k])")
+    dark = [sum(map(int, re.findall(r"\d+", colour))) < 384 for colour in (ink, paper)]
+    assert dark == ([True, False] if scheme == "light" else [False, True])
+    assert browser.complaints == []
 
 
 def test_paper_has_all_columns(browser, page):

@@ -1,4 +1,7 @@
-"""The figures of a study: each one's frame is computed anew in plain loops, and what is drawn is the frame."""
+"""The figures of a study: each one's frame is computed anew in plain loops, and what is drawn is the frame.
+
+Then maps over single pictures: the heat, the prompts' share, and coloured words.
+"""
 
 import dataclasses
 import functools
@@ -12,7 +15,7 @@ from matplotlib.text import Text
 
 from clipbias.explain.results import GROUPS, MAPS
 from clipbias.report import study_figures, style
-from clipbias.report.overlay import HEAT
+from clipbias.report.overlay import HEAT, Overlay, heat_map, overlay_figure, overlay_rows
 from tests.report.synthetic import synthetic_results
 
 TEXT = ("SOS", "prompts", "words", "category", "“.”", "EOS")
@@ -188,12 +191,17 @@ def ends(part):
 
 
 def check_bars(axes, part):
-    for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
-        values = part.loc[part["side"] == side, "value"]
-        widths = [bar.get_width() for bar in axes.patches if to_hex(bar.get_facecolor()) == to_hex(colour)]
-        np.testing.assert_allclose(widths, values, rtol=1e-6)
-        assert {f"{value:.2f}" for value in values} <= {text.get_text() for text in axes.texts}
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(dict.fromkeys(part["kind"]))
+    """A bar for each row in the place of its kind, in the colour of its side, with its interval and its number."""
+    kinds = list(dict.fromkeys(part["kind"]))
+    assert [label.get_text() for label in axes.get_yticklabels()] == kinds
+    for bar, row in zip(axes.patches, part.itertuples(), strict=True):
+        assert bar.get_width() == pytest.approx(row.value, rel=1e-6)
+        assert kinds[round(bar.get_y() + bar.get_height() / 2)] == row.kind
+        assert to_hex(bar.get_facecolor()) == to_hex(style.ZERO_SHOT if row.side == "zero_shot" else style.TUNED)
+    whiskers = [bars for container in axes.containers if hasattr(container, "lines") for bars in container.lines[2]]
+    np.testing.assert_allclose([bars.get_segments()[0][:, 0] for bars in whiskers], ends(part), rtol=1e-5, atol=1e-7)
+    assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in part["value"]]
+    assert axes.get_xlim()[0] <= ends(part).min() and ends(part).max() <= axes.get_xlim()[1]
 
 
 def check_points(axes, part):
@@ -293,6 +301,9 @@ def test_what_panels_compare_with(study, drawn):
     (drawing,) = drawn("text_relevancy_figure")
     assert [patch.get_x() for patch in drawing.figure.axes[0].patches] == [0.5, 1.5]  # the prompts
     assert levels(drawn("correlation_figure")[0].figure.axes[0]) == [0]
+    titles = [axes.get_title(loc="left") for axes in drawn("faithfulness_figure")[0].figure.axes[:4]]
+    ways = [(first, target) for first in ("most", "least") for target in ("predicted", "true")]
+    assert titles == [f"{first} relevant first,\nmap of {target} class" for first, target in ways]
 
 
 def test_captions_state_their_samples(drawn):
@@ -381,21 +392,14 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
 
 def test_areas_are_those_of_the_results(study):
     table = study_figures.area_table(study)
-    expected = [
-        [model.label, study_figures.MAP_NAMES[name]]
-        + [
-            f"{100 * study.faithfulness.models[model.key].maps[name][way][to].area:.1f}"
-            for way, to in (
-                ("positive", "predicted"),
-                ("positive", "true"),
-                ("negative", "predicted"),
-                ("negative", "true"),
-            )
-        ]
-        for model in study.models
-        for name in MAPS
-    ]
-    assert [list(row) for row in table.rows] == expected
+    expected = []
+    for model in study.models:
+        for name in MAPS:
+            curves = study.faithfulness.models[model.key].maps[name]
+            areas = [curves[way][to].area for way in ("positive", "negative") for to in ("predicted", "true")]
+            expected.append([model.label, study_figures.MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)])
+    heads = ("Most first, predicted", "Most first, true", "Least first, predicted", "Least first, true")
+    assert table.columns == ("Model", "Map", *heads) and [list(row) for row in table.rows] == expected
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -408,3 +412,63 @@ def test_no_text_shows_how_it_is_written_and_what_was_not_computed_is_not_drawn(
     section = name.partition("_figure")[0]
     section = {"correlation": "similarity"}.get(section, "relevancy" if "relevancy" in section else section)
     assert not getattr(study_figures, name)(dataclasses.replace(synthetic_results(), **{section: None}))
+
+
+IMAGE = np.full((12, 12, 3), 128, np.uint8)
+RISING = np.linspace(0, 1, 9)
+
+
+def overlay(vision=(*RISING, 0.5, 0.5), tokens=("SOS", "prompt 1", "cat", "."), text=(9, 1, 3, 0, 0), title="IVLP"):
+    return Overlay(title, np.array(vision), 9, tokens, text and np.array(text))
+
+
+def test_heat_peaks_where_the_relevancy_lies_and_ignores_prompts_and_a_flat_map_is_cold():
+    assert not heat_map(np.ones(4), 8, 4).any()
+    vision = np.zeros(9 + 2)
+    vision[5], vision[9:] = 1.0, 7.0
+    heat = heat_map(vision, 12, 9)
+    assert heat.min() == 0 and heat.max() == 1
+    rows, columns = np.nonzero(heat == heat.max())
+    assert {*rows} <= {5, 6} and {*columns} <= {9, 10, 11}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "share"),
+    [((0.5, 0.5), 1 / 5.5), ((5.0,) * 7, 35 / 39.5), ((0.0,), 0.0), ((), None)],
+    ids=["two", "so many that the row would fill a larger square", "nothing", "none"],
+)
+def test_a_map_has_the_patches_and_beside_it_a_bar_with_the_prompts_share(prompts, share):
+    vision = RISING if share else np.zeros(9)
+    picture, above, *_ = overlay_figure(IMAGE, [overlay((*vision, *prompts))], title="cat.png").axes
+    assert (picture.get_title(), above.get_title()) == ("cat.png", "IVLP")
+    np.testing.assert_array_equal(above.images[1].get_array(), heat_map(vision, 12, 9))
+    assert [axes.get_xlabel() for axes in above.child_axes] == (
+        [] if share is None else [f"prompts\n{100 * share:.0f} %"]
+    )
+    assert [axes.patches[0].get_height() for axes in above.child_axes] == pytest.approx([share][: bool(prompts)])
+
+
+def test_words_are_darker_the_more_relevant_and_sos_does_not_set_the_scale():
+    texts = overlay_figure(IMAGE, [overlay()]).axes[3].texts
+    brightness = {text.get_text(): sum(text.get_bbox_patch().get_facecolor()[:3]) for text in texts}
+    assert list(brightness) == ["SOS", "prompt 1", "cat", "."]
+    assert brightness["SOS"] == brightness["cat"] < brightness["prompt 1"] < brightness["."]
+    words = ("SOS", *(f"word{index}" for index in range(12)))
+    texts = overlay_figure(IMAGE, [overlay(tokens=words, text=(1,) * 13)]).axes[3].texts
+    assert len({text.get_position()[1] for text in texts}) > 1  # long texts go on in a second line
+
+
+def test_pictures_one_below_the_other_each_have_their_overlay():
+    figure = overlay_rows([IMAGE, 255 - IMAGE], [overlay(), overlay(title="Bias", tokens=(), text=None)])
+    first, heat, _, words, second, other, _, nothing = figure.axes[:8]
+    for axes, image in ((first, IMAGE), (second, 255 - IMAGE)):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    assert (heat.get_title(), other.get_title()) == ("IVLP", "Bias")
+    assert (len(words.texts), len(nothing.texts)) == (4, 0)
+
+
+def test_dollar_signs_are_no_mathematics(tmp_path):
+    odd = overlay(title=r"cash $\oops$ 5 %", tokens=("SOS", "$x_", "$$", "^"))
+    style.save_png(overlay_figure(IMAGE, [odd]), tmp_path / "out" / "cat.png")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.png"]
+    assert (tmp_path / "out" / "cat.png").read_bytes()[:4] == b"\x89PNG"

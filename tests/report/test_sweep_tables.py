@@ -13,17 +13,12 @@ from clipbias.report.sweep_tables import check_policies, class_tables
 from clipbias.report.table import FORMS, Table
 from clipbias.tuning.recipe import MOST
 from tests.report.markup import Page
+from tests.report.test_sweep import run
 
 ELEVEN = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
     *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
 )
-
-
-def run(method="bias", dataset="demo/digits", shots=16, seed=1, accuracy=70.0, **others):
-    facts = {"parameters": 15360, "parameters_vision": 9216, "parameters_text": 6144, "parameters_shared": 0}
-    row = {"method": method, "dataset": dataset, "shots": shots, "seed": seed, "accuracy": accuracy, "images": 100}
-    return row | facts | {"learning_rate": 0.0025, "status": "ok"} | others
 
 
 def a_few():
@@ -247,12 +242,8 @@ def test_names_of_any_kind_stay_in_their_cells():
         assert "\x1b" not in text and "\r" not in text
         # The order in which seeds finish changes nothing.
         assert text == render_tables(read_sweep([rows[0], *rows[1:-2][::-1], *rows[-2:]]), form)
-
-
-def test_names_that_look_like_numbers_are_not_rewritten():
-    table = Table("Title", "", ("Name", "Other"), (("1e3", "0012"), ("007", "1_000")), words={1})
-    for form in FORMS:
-        assert all(name in render(table, form) for name in ("1e3", "0012", "007", "000"))
+        numbers = Table("Title", "", ("Name", "Other"), (("1e3", "0012"), ("007", "1_000")), words={1})
+        assert all(name in render(numbers, form) for name in ("1e3", "0012", "007", "000"))  # nor a number of a name
 
 
 def scores(seed, **more):
@@ -260,7 +251,7 @@ def scores(seed, **more):
     return dict(zip(CLASS_MEASURES, map(float, numbers), strict=True)) | {"worst_class": "ant"} | more
 
 
-def test_means_over_seeds_and_datasets():
+def test_scores_of_classes_are_means_over_seeds_and_datasets():
     runs = [(dataset, seed) for dataset in ("demo/digits", "demo/emoji") for seed in (1, 2, 3)]
     rows = [run(dataset=name, seed=seed, class_summary=scores(seed + len(name))) for name, seed in runs]
     frozen = [("demo/digits", 20), ("demo/emoji", 21)]
@@ -287,9 +278,7 @@ def test_means_over_seeds_and_datasets():
             "Left out of demo/digits: 1 class without test images (bee)." in table.note and "emoji:" not in table.note
         )
     assert class_tables(read_sweep(rows), ()) == [] and class_tables(read_sweep([run()]), CLASS_MEASURES) == []
-
-
-def test_evaluations_have_columns_of_their_own():
+    # Evaluations have columns of their own.
     summaries = {"base": scores(1), "new": scores(2)}
     row = run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, class_summaries=summaries)
     (table,) = class_tables(read_sweep([row]), ("balanced_accuracy",))

@@ -1,7 +1,7 @@
 """The verdict and the replacements as tables, pictures and files, recomputed from the images' outcomes."""
 
 import dataclasses
-import functools
+import operator
 import types
 
 import numpy as np
@@ -30,71 +30,42 @@ from tools import draw_studies
 SCALES = {"log_likelihood": ("log_likelihood", 1.0), "accuracy": ("correct", 100.0)}
 ENDS = ("value", "low", "high")
 SHARES = ("share", "share_low", "share_high")
-# By quantity of a verdict: two ways, the second less the first, and the quantity that it is a share of.
+# By quantity of a verdict: the field with its interval, two ways, the second less the first, and the quantity that it
+# is a share of.
 PAIRS = {
-    "gain": ("reference", "tuned", None),
-    "attention alone": ("reference", "attention alone", "gain"),
-    "tokens alone": ("reference", "tokens alone", "gain"),
-    "all that is added": ("image tokens: nothing", "tuned", "gain"),
-    "mean by kind": ("image tokens: nothing", "image tokens: mean by kind", "all that is added"),
-    "mean by position": ("image tokens: nothing", "image tokens: mean by position", "all that is added"),
-    "another image's": ("image tokens: nothing", "image tokens: another image's", "all that is added"),
-    "exchange": ("image tokens: another image's", "tuned", "all that is added"),
+    "gain": ("gain", "reference", "tuned", None),
+    "attention alone": ("attention", "reference", "attention alone", "gain"),
+    "tokens alone": ("tokens", "reference", "tokens alone", "gain"),
+    "all that is added": ("image.all", "image tokens: nothing", "tuned", "gain"),
+    "mean by kind": ("image.kind", "image tokens: nothing", "image tokens: mean by kind", "all that is added"),
+    "mean by position": (
+        *("image.position", "image tokens: nothing", "image tokens: mean by position"),
+        "all that is added",
+    ),
+    "another image's": ("image.other", "image tokens: nothing", "image tokens: another image's", "all that is added"),
+    "exchange": ("image.exchange", "image tokens: another image's", "tuned", "all that is added"),
 }
 
 
-@functools.cache
-def times_drawn(count):
-    """How often each of 2,000 resamples draws an image, [images, 2000]."""
-    rows = np.random.default_rng(0).integers(0, count, (2000, count))
-    return np.stack([np.bincount(row, minlength=count) for row in rows], axis=1).astype(np.float64)
-
-
-@functools.cache
-def pull_of_seeds(count):
-    """How far each resample is drawn to each seed, [2000, seeds]: the same sum over seeds is Student's t."""
-    if count == 1:
-        return np.zeros((2000, 1))
-    generator = np.random.default_rng([0, 1])
-    normal = generator.normal(size=(2000, count))
-    student = normal / np.sqrt(generator.chisquare(count - 1, (2000, 1)) / (count - 1))
-    return student / np.sqrt(count - 1) / np.sqrt(count)
-
-
-def drawn(values):
-    """Of values `[seeds, images]` the mean, then the means of all resamples."""
-    crossed = (values @ times_drawn(values.shape[1]) / values.shape[1]).mean(0)
-    for seed, of_seed in enumerate(values):
-        crossed = crossed + pull_of_seeds(len(values))[:, seed] * (of_seed.mean() - values.mean())
-    return np.array([values.mean(), *crossed])
-
-
-def number(values, whole=None):
-    """Mean and 95 % interval of what `drawn` gave; as shares of a whole too, where that is surely not 0."""
-    of_mean = dict(zip(ENDS, (values[0], *np.quantile(values[1:], [0.025, 0.975])), strict=True))
-    if whole is None or np.prod(np.quantile(whole[1:], [0.025, 0.975])) <= 0:
-        return of_mean
-    sign = np.sign(whole[0])
-    ratios = []
-    for part, all_of_it in zip(values[1:], whole[1:], strict=True):
-        # A resample without the whole: the share is as large as shares may get, on the part's side.
-        ratio = part / all_of_it if sign * all_of_it > 0 else sign * part * np.inf
-        ratios.append(np.clip(ratio, -10, 10))
-    return of_mean | dict(zip(SHARES, (values[0] / whole[0], *np.quantile(ratios, [0.025, 0.975])), strict=True))
-
-
 def quantities_of(results, keys, outcome):
-    """By quantity its numbers, of a method's models."""
+    """By quantity its numbers of a method's models: values and shares from the images' outcomes, and stored ends."""
     name, unit = SCALES[outcome]
     tests = [results.causal.models[key] for key in keys]
-    values = [unit * np.asarray(getattr(test.outcomes, name), np.float64) for test in tests]
+    stored = results.causal.of(tuple(keys))[outcome]
 
     def of_way(way):
         at = [k for k, each in enumerate(tests[0].ways) if each == way]
-        return np.stack([rows[:, at].mean(1) for rows in values])
+        return unit * np.mean([np.asarray(getattr(test.outcomes, name), np.float64)[:, at] for test in tests])
 
-    samples = {quantity: drawn(of_way(after) - of_way(before)) for quantity, (before, after, _) in PAIRS.items()}
-    return {quantity: number(samples[quantity], samples.get(whole)) for quantity, (*_, whole) in PAIRS.items()}
+    numbers = {}
+    for quantity, (field, before, after, whole) in PAIRS.items():
+        number = operator.attrgetter(field)(stored)
+        value = of_way(after) - of_way(before)
+        numbers[quantity] = {"value": value, "low": number.low, "high": number.high}
+        if number.share:
+            share = value / numbers[whole]["value"]
+            numbers[quantity] |= {"share": share, "share_low": number.share.low, "share_high": number.share.high}
+    return numbers
 
 
 KEYS = {"IVLP": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
@@ -189,10 +160,10 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
 
 
-def marks(axes):
+def marks(containers):
     """The middle of every mark by its place on the y axis, with the ends of its line."""
     made = {}
-    for container in axes.containers:
+    for container in containers:
         line, _, (bars,) = container.lines
         for x, y, ends in zip(line.get_xdata(), line.get_ydata(), bars.get_segments(), strict=True):
             made[round(float(y), 2)] = (float(x), *ends[:, 0])
@@ -206,7 +177,7 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
     (axes,) = drawing.figure.axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
     assert rows == [row for method in KEYS for row in (method, *list(PAIRS)[1:])]
-    of_row = marks(axes)
+    of_row = marks(axes.containers)
     for place, row in enumerate(rows):
         if row not in KEYS:
             of_quantity = numbers["IVLP" if place < len(PAIRS) else "Bias tuning", "log_likelihood", "dtd"][row]
@@ -217,7 +188,7 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
     assert [axes.get_title(loc="left") for axes in panels] == ["ImageNet", "DTD", "demo/fashion"]
     assert [text.get_text() for text in panels[0].get_yticklabels()] == list(KEYS)
     for axes, name in zip(panels, DATASETS, strict=True):
-        shown = marks(axes)
+        shown = marks(axes.containers)
         for place, method in enumerate(KEYS):
             for step, quantity in enumerate(list(PAIRS)[1:]):
                 of_quantity = numbers[method, "log_likelihood", name][quantity]
@@ -229,13 +200,10 @@ def test_a_study_without_a_sure_gain_has_no_picture(results):
     causal = results["dtd"].causal
     unsure = {}
     for key, each in causal.numbers.items():
-        no_gain = dataclasses.replace(each.log_likelihood.gain, low=-1.0)
-        parts = {
-            name: dataclasses.replace(getattr(each.log_likelihood, name), share=None)
-            for name in ("attention", "tokens")
-        }
-        log_likelihood = dataclasses.replace(each.log_likelihood, gain=no_gain, image=None, **parts)
-        unsure[key] = dataclasses.replace(each, log_likelihood=log_likelihood)
+        numbers = each.log_likelihood
+        parts = {name: dataclasses.replace(getattr(numbers, name), share=None) for name in ("attention", "tokens")}
+        no_gain = dataclasses.replace(numbers, gain=dataclasses.replace(numbers.gain, low=-1.0), image=None, **parts)
+        unsure[key] = dataclasses.replace(each, log_likelihood=no_gain)
     study = judge(dataclasses.replace(results["dtd"], causal=dataclasses.replace(causal, numbers=unsure)))
     assert verdict_figure(study) is None and overview_figure([study]) is None
     assert all(method.labels.where.value == "no gain" for method in study.methods)
@@ -277,8 +245,8 @@ def test_methods_that_were_studied_apart_stand_together(results, tmp_path):
     studies = load_studies([tmp_path / name for name in ("first", "elsewhere", "second")])
     assert [path.name for path in studies] == ["elsewhere", "first", "second"]
     frame = verdict_frame(list(studies.values()))
-    of_dtd = frame[frame["dataset"] == "dtd"].set_index("method")["value"]
-    assert set(of_dtd.index) == {"IVLP", "Bias tuning", "Other IVLP", "Other Bias tuning"}
+    methods = {"IVLP", "Bias tuning", "Other IVLP", "Other Bias tuning"}
+    assert set(frame.loc[frame["dataset"] == "dtd", "method"]) == methods
 
 
 def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
@@ -334,13 +302,9 @@ def test_the_numbers_are_the_comparisons_and_the_picture_is_the_numbers(exchange
         for container in axes.containers:
             kind = LABELS[container.get_label()]
             rows = numbers[(numbers["dataset"] == dataset) & (numbers["kind"] == kind)]
-            (line,) = [part for part in container.get_children() if hasattr(part, "get_xdata")]
-            (bars,) = container.lines[2]
-            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), rows[f"{start}value"])
-            np.testing.assert_allclose(
-                [segment[:, 0] for segment in bars.get_segments()], rows[[f"{start}low", f"{start}high"]]
-            )
-            assert [round(y) for y in line.get_ydata()] == [0, 1]  # a place for each method
+            shown = marks([container])
+            assert [round(y) for y in shown] == [0, 1]  # a place for each method
+            np.testing.assert_allclose([*shown.values()], rows[[f"{start}{end}" for end in ENDS]])
             drawn += 1
     assert drawn == 2 * 2 * 4
 
@@ -352,14 +316,8 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
     def span(values):
         return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
 
-    shares, moved, best = (
-        span(values)
-        for values in (
-            [row[1].share.value for row in rows],
-            [row[1].moved.value for row in rows],
-            [row[0].moved.value for row in rows],
-        )
-    )
+    shares = span([row[1].share.value for row in rows])
+    moved, best = (span([row[place].moved.value for row in rows]) for place in (1, 0))
     message = (
         f"Two vectors per layer, fitted to each method's outputs, have {shares} of the gain in"
         f" log-likelihood and make {moved} of the decisions that it moved; the method itself, fitted in the same way,"

@@ -1,18 +1,61 @@
 "use strict";
 // The explorer of a report: the images, models, layers and prompt slots of a study, read from the page itself.
 (() => {
-  const packed = JSON.parse(document.getElementById("explore-data").textContent);
-  const [ROWS, COLUMNS] = packed.grid;
-  const { SIDE, unpack, greyed, unit, shades, paint, mark } = heatMaps(ROWS, COLUMNS, packed.colours);
-  const read = exploredData(packed, unpack);
-  const { data, models, at, map, sum } = read;
-  const { number, percent, signed } = wording;
+  const data = JSON.parse(document.getElementById("explore-data").textContent);
+  const [ROWS, COLUMNS] = data.grid;
+  const SIDE = 224; // pixels of a canvas
   const find = (name) => document.getElementById(`explore-${name}`);
   const state = { image: 0, pair: 0, model: "", beside: "", layer: data.layers - 1, slot: -1, patch: -1 };
   let shown = []; // numbers of the images that pass the filters, in order
   let drawn = []; // canvases with what stands on them
+  const models = new Map(data.models.map((model) => [model.key, model]));
+  const colours = unpack(data.colours).values;
+  const pictures = new Map();
+  for (const { arrays } of data.models) for (const name of Object.keys(arrays)) arrays[name] = unpack(arrays[name]);
 
-  const distances = (model) => read.distances(model, state.image, state.layer, state.slot);
+  function unpack({ type, shape, data: text }) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    if (type === "uint8") return { shape, values: bytes };
+    const view = new DataView(bytes.buffer);
+    return { shape, values: Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true)) };
+  }
+
+  /** The part of an array at the first indices: the last axis, or one number. */
+  function at({ shape, values }, ...indices) {
+    const offset = indices.reduce((sum, index, axis) => sum * shape[axis] + index, 0);
+    if (indices.length === shape.length) return values[offset];
+    const length = shape.at(-1);
+    return values.subarray(offset * length, (offset + 1) * length);
+  }
+
+  /** A quantised map as numbers. */
+  function map(model, name, ...indices) {
+    const { [name]: steps, [`${name}_scale`]: scale, [`${name}_lowest`]: lowest } = model.arrays;
+    const [unit, least] = [at(scale, ...indices) / 255, lowest ? at(lowest, ...indices) : 0];
+    return Float32Array.from(at(steps, ...indices), (step) => least + unit * step);
+  }
+
+  /** Distances from the chosen slot, or their mean over slots, to every patch; null for a model without slots. */
+  function distances(model) {
+    if (!model.slots) return null;
+    const slots = state.slot < 0 ? [...Array(model.slots).keys()] : [Math.min(state.slot, model.slots - 1)];
+    const each = slots.map((slot) => map(model, "distance", state.image, state.layer, slot));
+    return each[0].map((_, patch) => each.reduce((sum, values) => sum + values[patch], 0) / each.length);
+  }
+
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
+
+  // Numbers as the page writes them.
+  const number = (value) =>
+    value === 0 ? "0" : Math.abs(value) < 1e-4 ? value.toExponential(2) : value.toPrecision(3);
+  const percent = (part, whole) => `${(whole > 0 ? (100 * part) / whole : 0).toFixed(1)} %`;
+  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+
+  function element(tag, properties = {}, ...children) {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...children);
+    return made;
+  }
 
   function fill(select, choices, chosen) {
     select.replaceChildren(...choices.map(([value, text]) => element("option", { value, textContent: text })));
@@ -239,6 +282,82 @@
     });
     tell(`Row ${Math.floor(patch / COLUMNS) + 1}, column ${(patch % COLUMNS) + 1}. ${said.join(" ")}`);
     for (const each of drawn) mark(each, state.patch);
+  }
+
+  // ---- pixels: maps over patches as the static figures have them; a drawing is {canvas, heat: a map in 0 … 1,
+  // picture: its pixels, once painted}
+
+  /** From the smallest to the largest value in 0 … 1. */
+  function unit(values) {
+    const [least, most] = [Math.min(...values), Math.max(...values)];
+    return values.map((value) => (most > least ? (value - least) / (most - least) : 0));
+  }
+
+  /** Colours of values in 0 … 1, as CSS writes them. */
+  function shades(values) {
+    return values.map((value) => `rgb(${[...colours.subarray(3 * Math.round(255 * value)).subarray(0, 3)].join(" ")})`);
+  }
+
+  /** A picture's brightness, once it is decoded: `SIDE · SIDE` numbers of 0 … 255. */
+  function greyed(source) {
+    if (!pictures.has(source)) pictures.set(source, brightness(source));
+    return pictures.get(source);
+  }
+
+  async function brightness(source) {
+    const image = Object.assign(new Image(), { src: source });
+    await image.decode();
+    const canvas = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = image.naturalWidth > 64;
+    context.drawImage(image, 0, 0, SIDE, SIDE);
+    const { data } = context.getImageData(0, 0, SIDE, SIDE);
+    return Float32Array.from({ length: SIDE * SIDE }, (_, i) => (data[4 * i] + data[4 * i + 1] + data[4 * i + 2]) / 3);
+  }
+
+  /** Where a pixel lies between two patches' middles: the lower one, the upper one and the upper one's weight. */
+  function between(pixel, count) {
+    const centre = Math.min(count - 1, Math.max(0, ((pixel + 0.5) * count) / SIDE - 0.5));
+    const low = Math.floor(centre);
+    return [low, Math.min(low + 1, count - 1), centre - low];
+  }
+
+  /** The hotter a pixel is, the less of the picture shines through. */
+  function paint(drawing, grey, patch) {
+    const { heat, canvas } = drawing;
+    const picture = new ImageData(SIDE, SIDE);
+    const columns = [...Array(SIDE).keys()].map((x) => between(x, COLUMNS));
+    for (let y = 0, i = 0; y < SIDE; y++) {
+      const [top, bottom, down] = between(y, ROWS);
+      for (let x = 0; x < SIDE; x++, i++) {
+        const [left, right, across] = columns[x];
+        const above = heat[top * COLUMNS + left] * (1 - across) + heat[top * COLUMNS + right] * across;
+        const below = heat[bottom * COLUMNS + left] * (1 - across) + heat[bottom * COLUMNS + right] * across;
+        const value = above * (1 - down) + below * down;
+        const alpha = 0.25 + 0.5 * value;
+        const colour = 3 * Math.round(255 * value);
+        for (let c = 0; c < 3; c++) picture.data[4 * i + c] = (1 - alpha) * grey[i] + alpha * colours[colour + c];
+        picture.data[4 * i + 3] = 255;
+      }
+    }
+    drawing.picture = picture;
+    canvas.ariaBusy = "false";
+    mark(drawing, patch);
+  }
+
+  /** Frames the patch whose numbers are read; none for -1. */
+  function mark({ canvas, picture }, patch) {
+    if (!picture) return; // it is painted with its frame later
+    const context = canvas.getContext("2d");
+    context.putImageData(picture, 0, 0);
+    if (patch < 0) return;
+    const [width, height] = [SIDE / COLUMNS, SIDE / ROWS];
+    const [left, top] = [(patch % COLUMNS) * width, Math.floor(patch / COLUMNS) * height];
+    for (const [colour, line] of [["#000", 4], ["#fff", 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = line;
+      context.strokeRect(left + 1, top + 1, width - 2, height - 2);
+    }
   }
 
   // ---- choices
