@@ -33,7 +33,7 @@ from jax.extend.core import jaxprs_in_params
 from PIL import Image
 
 from clipbias.clip import Clip, encode_image
-from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig, siglip_sizes, siglip_text, siglip_vision
+from clipbias.clip.config import SIGLIP_TEXT, SIGLIP_VISION, ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, empty_params
 from clipbias.clip.precision import DTYPES, PRECISIONS, cast_weights
 from clipbias.clip.preprocess import family_preprocessing
@@ -71,9 +71,14 @@ GEOMETRIES = {
     "ViT-L/14": _geometry((1024, 24, 16, 224, 14), (768, 12, 12), 768),
     "ViT-L/14@336": _geometry((1024, 24, 16, 336, 14), (768, 12, 12), 768),
     "SigLIP-B/16": ClipConfig(
-        siglip_vision(siglip_sizes(768, 12, heads=12), image_size=224, patch_size=16),
-        siglip_text(
-            siglip_sizes(768, 12, heads=12), vocabulary_size=32000, context_length=64, eos_token_id=1, pad_token_id=1
+        VisionConfig(768, 12, 12, 3072, **SIGLIP_VISION, pool_heads=12, image_size=224, patch_size=16),
+        TextConfig(
+            *(768, 12, 12, 3072),
+            **SIGLIP_TEXT,
+            vocabulary_size=32000,
+            context_length=64,
+            eos_token_id=1,
+            pad_token_id=1,
         ),
         768,
         "siglip",

@@ -34,7 +34,7 @@ from clipbias.clip.formats import (
     shard_names,
     write_flax,
 )
-from clipbias.clip.open_clip import config_from_shapes, model_json, open_clip_json
+from clipbias.clip.open_clip import config_from_shapes, model_json
 from clipbias.clip.params import Params, abstract_params, empty_params
 from clipbias.clip.precision import resolve
 from clipbias.clip.preprocess import FILES as PREPROCESSING_FILES
@@ -420,8 +420,7 @@ class Clip:
         self.tokenizer.save_pretrained(str(folder))
         if is_open_clip:
             own_tokenizer = self.config.text.vocabulary_size != CLIP_VOCABULARY
-            is_clip = family == "clip"
-            model = model_json(self.config, own_tokenizer=own_tokenizer) if is_clip else open_clip_json(self.config)
+            model = model_json(self.config, own_tokenizer=own_tokenizer)
             described = {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(self.preprocessing)}
             write_text(folder / families.OPEN_CLIP.configuration, json.dumps(described, indent=2) + "\n")
             return

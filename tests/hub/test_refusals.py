@@ -47,7 +47,7 @@ REPOSITORIES: dict[str, tuple[dict[str, Any], str]] = {
             {"image_size": 256, "timm_model_name": "vit_so400m_patch16_siglip_256", "timm_pool": "map"},
             TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_type": "none"},
         ),
-        "SigLIP with text_cfg.proj_type = 'none'",
+        "text_cfg.proj_type = 'none'",
     ),
     "timm/resnet50_clip.openai": (
         open_clip(VISION | {"layers": [3, 4, 6, 3], "patch_size": None}, TEXT),
