@@ -41,7 +41,12 @@ SIZES = {
 TOWER = re.compile(r"vit_(?:(pe)_core_)?([a-z0-9]+)_patch(\d+)(?:_(siglip))?_(\d+)")
 # Perception Encoder's vision tower: CLIP's with rotary positions, and a pooling head before the projection.
 PE_VISION: dict[str, Any] = {"activation": "gelu", "pooling": "attention", "pool_heads": 8, "rotary": True}
-BIOMED_VISION: dict[str, Any] = {"activation": "gelu", "layer_norm_epsilon": 1e-6, "pre_norm": False, "patch_bias": True}
+BIOMED_VISION: dict[str, Any] = {
+    "activation": "gelu",
+    "layer_norm_epsilon": 1e-6,
+    "pre_norm": False,
+    "patch_bias": True,
+}
 # BiomedCLIP's text tower, which its file names and nothing else.
 BIOMED = re.compile(r"microsoft/BiomedNLP-(BiomedBERT|PubMedBERT)-base-uncased-abstract(-fulltext)?", re.IGNORECASE)
 BERT_BASE = (768, 12, 12, 3072)

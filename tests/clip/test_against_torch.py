@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import Clip, checkpoint, config, encode_image, encode_text
+from clipbias.clip import Clip, config, encode_image, encode_text, tables
 from clipbias.clip.formats import Tensor
 from tests import helpers
 from tests.reference import methods, weights
@@ -71,7 +71,7 @@ def test_vit_b_16_equals_transformers():
         name: Tensor(value.shape, value.dtype.name, functools.partial(state.pop, name)) for name, value in state.items()
     }
     geometry = config.from_hugging_face(transformers.CLIPConfig(**settings))
-    params = checkpoint.from_tensors(geometry, tensors, where="the reference")
+    params = tables.from_tensors(geometry, tensors, where="the reference")
     images = helpers.random_images(settings, 2)
     tokens = helpers.random_tokens(settings, (5, 30, 75))
 

@@ -16,8 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import clipbias
 from clipbias.clip import Clip, encode_image, encode_text
-from clipbias.clip.checkpoint import INDEX, WEIGHTS
-from clipbias.clip.families import choose
+from clipbias.clip.checkpoint import INDEX, WEIGHTS, choose
 from clipbias.clip.hub import parse
 from clipbias.errors import ClipbiasError
 from tests import helpers

@@ -146,7 +146,7 @@ def test_hugging_face_names_in_a_file(tmp_path):
 def test_the_table_gives_back_what_open_clip_wrote():
     clip = clipbias.load(FORMATS / "open_clip")
     written = load_file(FORMATS / "open_clip" / WEIGHTS)
-    again = checkpoint.to_tensors(clip.config, clip.params, tables.OPEN_CLIP)
+    again = tables.to_tensors(clip.config, clip.params, tables.OPEN_CLIP)
     assert again.keys() == written.keys()
     for name, value in written.items():
         np.testing.assert_array_equal(again[name], value.reshape(again[name].shape), err_msg=name)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import clipbias
-from clipbias.clip.checkpoint import table_of
 from clipbias.clip.formats import Tensor
+from clipbias.clip.tables import table_of
 from tests.hub.server import Hub, Repository
 
 VISION = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
