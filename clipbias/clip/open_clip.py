@@ -179,7 +179,7 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
             raise other_network(where, f"text_cfg.{key} = {shown(text.get(key))} where {family} has {shown(value)}")
 
     width, layers, heads, mlp_width = SIZES[size]
-    trunk = {"image_size": int(image_size), "patch_size": int(patch_size)}
+    trunk: dict[str, Any] = {"image_size": int(image_size), "patch_size": int(patch_size)}
     trunk |= {"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width}
     if family == "biomed_clip":
         width, layers, heads, mlp_width = BERT_BASE

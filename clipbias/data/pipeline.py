@@ -8,17 +8,18 @@ cost, and every host computes its share of the same global batch.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from clipbias import hosts
-from clipbias.checks import check_choice
+from clipbias.checks import Choices, Range, check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, Images, Workers, unset
-from clipbias.data.reading import ON_ERROR
 from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.settings import setting
 
 DEFAULT_CACHE_BYTES = 2 << 30
 # Images in a batch of everything but training.
@@ -28,6 +29,23 @@ BATCH_SIZE = 100
 PIECE = 16
 
 Batch = dict[str, np.ndarray]
+
+ON_ERROR = ("raise", "skip")
+OnImageError = Annotated[str, Choices(ON_ERROR)]
+WorkerCount = Annotated[int, Range(1, 1024)]  # threads beyond so many only wait for one another
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageReading:
+    """How images are read."""
+
+    on_image_error: OnImageError = setting(
+        "raise", 'What to do with an image that cannot be read: "raise" or "skip" (and count).'
+    )
+    workers: WorkerCount | None = setting(
+        None,
+        "Threads that read and decode images, which all runs side by side share; None takes one for each processor.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +121,6 @@ class Batches(Ahead[Batch]):
     def __next__(self) -> Batch:
         hosts.check()
         return super().__next__()
-
-    @property
-    def skipped(self) -> int:
-        """Number of unreadable images masked so far, with `on_error="skip"`."""
-        return len(self.source.images.unreadable)
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:

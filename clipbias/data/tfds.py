@@ -317,8 +317,6 @@ def load(
     Raises `ClipbiasError` for a dataset that is not prepared (with the command that does it) or not array_record, no
     file names to match, or images of the split that the builder lacks.
     """
-    from clipbias.data import tfds
-
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     builder = name.removeprefix("tfds/")
     entry = None  # with this name, or with this builder, whose configuration may be left out
@@ -340,9 +338,9 @@ def load(
     if entry is None or stock is None:
         if split == "coop":
             raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
-        prepared = tfds.find_prepared(data_dir, builder, "0.0.0")
+        prepared = find_prepared(data_dir, builder)
         return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
-    prepared = tfds.find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
+    prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_builder_split(name, entry, stock, prepared, template)
     split_dir = data_dir if split_dir is None else split_dir
@@ -350,7 +348,7 @@ def load(
 
 
 def _with_builder_split(
-    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: "PreparedDataset", template: str | None
+    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: PreparedDataset, template: str | None
 ) -> Dataset:
     label_names = prepared.label_names
     labels = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
@@ -383,7 +381,7 @@ def _with_benchmark_split(
     name: str,
     entry: CatalogEntry,
     stock: TfdsBuilder,
-    prepared: "PreparedDataset",
+    prepared: PreparedDataset,
     template: str | None,
     split_dir: str | os.PathLike,
 ) -> Dataset:

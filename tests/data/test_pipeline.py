@@ -11,8 +11,7 @@ from clipbias.data import images, pipeline, transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, ImageCache, Images, Workers, check_readable, unset
 from clipbias.errors import ClipbiasError, UnreadableImage
-from tests.data.batches import counted, train_batches
-from tests.data.pictures import encoded, picture
+from tests.data.pictures import counted, encoded, picture, train_batches
 
 SIZE = 12
 RESIZING = transforms.Resizing(SIZE)
@@ -116,7 +115,7 @@ def test_unreadable_image_is_named_or_skipped(caplog):
         list(pipeline.test_batches(split, resizing=RESIZING, batch_size=4))
     batches = pipeline.test_batches(split, resizing=RESIZING, batch_size=4, on_error="skip")
     assert sum(int(batch["mask"].sum()) for batch in batches) == 5
-    assert batches.skipped == 1 and caplog.text.count("2.png") == 1
+    assert len(batches.source.images.unreadable) == 1 and caplog.text.count("2.png") == 1
 
 
 @pytest.mark.parametrize("workers", [1, 5])
