@@ -135,8 +135,9 @@ def test_openais_own_file_has_quick_gelu(folder):
     assert clipbias.load(path).config.vision.activation == "quick_gelu"
 
 
-def test_hugging_face_names_in_a_file(tmp_path):
-    path = Path(shutil.copytree(FORMATS / "torch", tmp_path / "m")) / "pytorch_model.bin"
+@pytest.mark.parametrize(("format", "file"), [("torch", "pytorch_model.bin"), ("flax", "flax_model.msgpack")])
+def test_hugging_face_names_in_a_file(tmp_path, format, file):
+    path = Path(shutil.copytree(FORMATS / format, tmp_path / "m")) / file
     whole = clipbias.load(path)
     path.with_name("config.json").unlink()
     clip = clipbias.load(path, activation="quick_gelu")
