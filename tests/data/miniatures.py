@@ -1,6 +1,7 @@
 """Miniatures of the fifteen benchmark datasets: a few tiny images in the exact folder layout and file naming."""
 
 import json
+import random
 from pathlib import Path
 
 from clipbias.data import Dataset
@@ -125,3 +126,15 @@ def assert_same(first: Dataset, other: Dataset) -> None:
         twin = other.splits[name]
         assert split.keys == twin.keys and (split.labels == twin.labels).all()
         assert [split.read(index) for index in range(len(split))] == [twin.read(index) for index in range(len(twin))]
+
+
+def plain_draw(train: list, val: list, shots: int, seed: int) -> list[list]:
+    """Few-shot draws of lists of items `(path, label, ...)`, one after the other, from one generator."""
+    stream = random.Random(seed)
+    drawn = []
+    for items, count in ((train, shots), (val, min(4, shots))):
+        groups: dict[int, list] = {}
+        for item in items:
+            groups.setdefault(item[1], []).append(item)
+        drawn.append([x for g in groups.values() for x in (stream.sample(g, count) if len(g) >= count else g)])
+    return drawn

@@ -63,16 +63,10 @@ def test_epochs_and_seeds_differ_and_visit_each_example_once():
     assert len(draws) == 20
 
 
-@pytest.mark.parametrize("workers", [1, 5])
-def test_workers_do_not_change_anything(workers):
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 5}, {"start_step": 1}, {"start_step": 3}])
+def test_workers_and_resumption_do_not_change_anything(options):
     split = make_split(9)
-    assert_same(train(split), train(split, workers=workers))
-
-
-@pytest.mark.parametrize("start_step", [1, 3])
-def test_resumed_batches_are_the_rest(start_step):
-    split = make_split(9)
-    assert_same(train(split)[start_step:], train(split, start_step=start_step))
+    assert_same(train(split)[options.get("start_step", 0) :], train(split, **options))
 
 
 def test_hosts_share_a_batch_that_does_not_divide_and_fewer_images_than_hosts():

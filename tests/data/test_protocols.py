@@ -12,22 +12,11 @@ from clipbias.data import catalog, protocols
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot, imbalanced_counts
 from tests.data import miniatures
+from tests.data.miniatures import plain_draw
 
 
 def make_split(labels, prefix) -> Split:
     return Split(tuple(f"{prefix}/{index}" for index in range(len(labels))), labels, lambda index: b"")
-
-
-def plain_draw(train, val, shots, seed):
-    """Draws of lists of items `(path, label, ...)`, one after the other, from one generator."""
-    stream = random.Random(seed)
-    drawn = []
-    for items, count in ((train, shots), (val, min(4, shots))):
-        groups = {}
-        for item in items:
-            groups.setdefault(item[1], []).append(item)
-        drawn.append([x for g in groups.values() for x in (stream.sample(g, count) if len(g) >= count else g)])
-    return drawn
 
 
 GROUPED = np.repeat(np.arange(5), 20)

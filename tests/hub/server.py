@@ -55,7 +55,6 @@ class Hub:
         self.requests: list[str] = []
         self.sent: dict[str, int] = {}
         self.large: dict[str, bytes] = {}
-        self.modes: dict[str, str] = {}
         self.endpoint = ""
 
     def downloaded(self) -> list[str]:
@@ -88,13 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._get()
-
     def do_GET(self) -> None:
-        self._get()
-
-    def _get(self) -> None:
         path = self._path()
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(match[1], unquote(match[2] or "main"))
@@ -104,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(match[1], unquote(match[2]), unquote(match[3]))
         else:
             self._answer(404, {"error": f"no {path}"})
+
+    do_HEAD = do_GET
 
     def _info(self, name: str, revision: str) -> None:
         commit = self._commit(name, revision)
