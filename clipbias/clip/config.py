@@ -49,7 +49,7 @@ class VisionConfig(TowerConfig):
     Attributes:
       image_size, patch_size: in pixels. SigLIP's images may have a margin at the right and bottom that fills no patch.
       pooling: "cls" where the feature is read at the `[cls]` token; "attention" where a learned query attends to the
-        patches, and to `[cls]` where there is one (`vision.pool`).
+        patches, and to `[cls]` where there is one (`vision.pool_image`).
       class_token: whether there is a `[cls]` token. SigLIP has none.
       projection: whether a projection makes the feature. SigLIP's is what the pooling head makes.
       pool_heads: heads of the pooling head; 0 without one.
