@@ -16,11 +16,11 @@ from clipbias.data.confusion import binomial_error
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import SMALL, accuracy_words, images_per_class, range_words, wilson_interval
 from clipbias.data.files import split_of_files
+from clipbias.data.folder import from_hub_dataset
 from clipbias.data.held_out import unlabelled_images
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
 from clipbias.data.sources import describe_missing, open_datasets
-from clipbias.data.tables import from_hub_dataset
 from clipbias.data.user_images import labelled_split
 from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.pictures import picture, write

@@ -17,9 +17,9 @@ from clipbias import TunedModel, data
 from clipbias.clip import Clip
 from clipbias.data import transforms
 from clipbias.data.dataset import Dataset, Split
+from clipbias.data.folder import from_hub_dataset
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.sources import open_images
-from clipbias.data.tables import from_hub_dataset
 from clipbias.data.user_images import UserImages, labelled_split, to_picture
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.tuning import Task

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from clipbias import data
-from clipbias.data import catalog, shards, tfds
+from clipbias.data import catalog, tfds
 from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
@@ -138,7 +138,7 @@ def test_tfrecord_is_explained(tmp_path):
 def test_shards_equal_their_folder(tmp_path, name):
     miniatures.make(tmp_path / "folders", name)
     dataset = data.load(name, data_dir=tmp_path / "folders")
-    folder = shards.build(dataset, tmp_path / "shards")
+    folder = tfds.build_shards(dataset, tmp_path / "shards")
     again = data.load(name, data_dir=tmp_path / "shards")
     assert_same(again, dataset)
     assert again.class_ids == dataset.class_ids
@@ -146,7 +146,7 @@ def test_shards_equal_their_folder(tmp_path, name):
     if name == "imagenet":
         assert not list(folder.glob("*-test.*"))  # stored once, as val
     with pytest.raises(ClipbiasError, match="exists already"):
-        shards.build(dataset, tmp_path / "shards")
+        tfds.build_shards(dataset, tmp_path / "shards")
 
 
 def test_failed_build_leaves_nothing(tmp_path):
@@ -154,8 +154,8 @@ def test_failed_build_leaves_nothing(tmp_path):
     dataset = data.load("ucf101", data_dir=tmp_path)
     (source / "UCF-101-midframes" / dataset.splits["test"].keys[-1]).unlink()
     with pytest.raises(ClipbiasError, match="cannot read the image"):
-        shards.build(dataset, tmp_path / "shards")
-    assert shards.find("ucf101", tmp_path / "shards") is None
+        tfds.build_shards(dataset, tmp_path / "shards")
+    assert tfds.find_shards("ucf101", tmp_path / "shards") is None
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing(small, tmp_path):
     (tmp_path / "own").mkdir()
     for place in ("own", "made"):
         with no_room_for(512), pytest.raises(ClipbiasError, match=r"cannot write shards .*: File too large; choose"):
-            shards.build(small, tmp_path / place)
+            tfds.build_shards(small, tmp_path / place)
     assert not list((tmp_path / "own").iterdir()) and not (tmp_path / "made").exists()
 
 
@@ -192,7 +192,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, data.Dataset]
     root = tmp_path_factory.mktemp("built")
     miniatures.make(root / "folders", "ucf101")
     dataset = data.load("ucf101", data_dir=root / "folders")
-    shards.build(dataset, root / "shards")
+    tfds.build_shards(dataset, root / "shards")
     return root / "shards", dataset
 
 
@@ -277,9 +277,9 @@ def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage):
 
 
 def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "FILE_BYTES", 2 * len(built[1].splits["train"].read(0)))
+    monkeypatch.setattr(tfds, "FILE_BYTES", 2 * len(built[1].splits["train"].read(0)))
     monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)  # none is asked to shuffle
-    shards.build(built[1], tmp_path)
+    tfds.build_shards(built[1], tmp_path)
     files = list(index_of(tmp_path).parent.glob("*-train.array_record*"))
     assert 3 <= len(files) < len(built[1].splits["train"])
     assert copied[1] == list(built[1].splits)
