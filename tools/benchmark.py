@@ -40,7 +40,7 @@ from clipbias.clip.preprocess import family_preprocessing
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images, processors
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
+from clipbias.data.pipeline import Batches, train_source
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy as relevancy_maps
 from clipbias.training import mesh as meshes
@@ -336,7 +336,7 @@ def pipeline(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     batch = min(arguments.batch, arguments.images)
     files = draw_images(arguments.images // batch * batch)  # full batches
     split = Split([f"{number}.jpg" for number in range(len(files))], np.zeros(len(files)), files.__getitem__)
-    cached = Images(split, ImageCache(DEFAULT_CACHE_BYTES))
+    cached = Images(split, ImageCache(2 << 30))
 
     def batches(images: Images, workers: int | None = None) -> Iterable[Any]:
         source = train_source(
@@ -353,8 +353,8 @@ def pipeline(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return Batches(source, workers)
 
     ways: dict[str, Callable[[], Iterable[Any]]] = {
-        "1 thread": lambda: batches(Images.of(split, 0), 1),
-        f"{processors()} threads": lambda: batches(Images.of(split, 0)),
+        "1 thread": lambda: batches(Images(split), 1),
+        f"{processors()} threads": lambda: batches(Images(split)),
         f"{processors()} threads, cached": lambda: batches(cached),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

@@ -21,7 +21,6 @@ from clipbias.data.images import Ahead, Images, Workers, unset
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.settings import setting
 
-DEFAULT_CACHE_BYTES = 2 << 30
 # Images in a batch of everything but training.
 BATCH_SIZE = 100
 # Images that a thread makes in one call. With single images, threads would wait about half a millisecond each for
@@ -240,7 +239,6 @@ def test_batches(
     crops: int = 0,
     mixed: bool = False,
     workers: Workers | int | None = None,
-    cache_bytes: int = 0,
 ) -> Batches:
     """Every image once, in list order; the last batch is padded and masked.
 
@@ -251,13 +249,12 @@ def test_batches(
       crops: V random crops that follow each image (`transforms.test_views`); images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads, which others may share, or their number; None takes one per processor.
-      cache_bytes: Size of the image cache; ignored if `split` is an `Images`.
 
     Returns:
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
       black and has label 0.
     """
-    images = Images.of(split, cache_bytes)
+    images = Images.of(split)
     index, count = shard
     if batch_size % count:
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")

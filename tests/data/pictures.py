@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from clipbias.data import Split, transforms
-from clipbias.data.images import Images, Workers
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
+from clipbias.data.images import ImageCache, Images, Workers
+from clipbias.data.pipeline import Batches, train_source
 
 
 def picture(seed: int, height: int = 20, width: int = 30) -> np.ndarray:
@@ -45,9 +45,10 @@ def train_batches(
     split: Split | Images,
     *,
     workers: Workers | int | None = None,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache_bytes: int = 2 << 30,
     **options: Any,
 ) -> Batches:
     """The batches of `train_source`, from the first step on unless `options` say otherwise."""
     defaults = {"start_step": 0, "shard": (0, 1), "keep_last": False, "crop": transforms.SCALE[0]}
-    return Batches(train_source(Images.of(split, cache_bytes), **(defaults | options)), workers)
+    images = split if isinstance(split, Images) else Images(split, ImageCache(cache_bytes, len(split)))
+    return Batches(train_source(images, **(defaults | options)), workers)

@@ -192,9 +192,9 @@ def test_those_who_share_threads_have_no_more_together():
 
     workers = Workers(2)
     watched = Split(split.keys, split.labels, read)
-    options = dict(resizing=RESIZING, workers=workers, cache_bytes=0)
-    many = [train_batches(watched, batch_size=36, seed=seed, epochs=2, **options) for seed in range(5)]
-    many.append(pipeline.test_batches(watched, batch_size=36, **options))
+    options = dict(resizing=RESIZING, batch_size=36, workers=workers)
+    many = [train_batches(watched, seed=seed, epochs=2, cache_bytes=0, **options) for seed in range(5)]
+    many.append(pipeline.test_batches(watched, **options))
     of_each = [list(batch) for batch in zip(*many, strict=True)]
     assert len(of_each) == 2 and max(most) <= 2
     alone = train(split, batch_size=36, seed=4, epochs=2)

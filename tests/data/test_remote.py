@@ -15,9 +15,8 @@ from experiments.inputs import find_images
 from tests import bucket as buckets
 from tests.bucket import Bucket
 from tests.data import miniatures
-from tests.data.miniatures import assert_same
+from tests.data.miniatures import assert_same, image, prepare
 from tests.data.pictures import write
-from tests.data.stock_builders import image, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 GS = "gs://bucket/data"

@@ -16,8 +16,7 @@ from clipbias.data import catalog, tfds
 from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
-from tests.data.miniatures import assert_same
-from tests.data.stock_builders import image, prepare
+from tests.data.miniatures import assert_same, image, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
