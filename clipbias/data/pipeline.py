@@ -106,16 +106,15 @@ class Source:
 
 
 class Batches(Ahead[Batch]):
-    """An iterator of `count` batches that measures how long its consumer waits. A notice to stop ends it.
+    """An iterator of batches that measures how long its consumer waits. A notice to stop ends it.
 
     It starts with the first `next`; batches are then made ahead of use.
     """
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
-        threads = Workers.of(workers)
-        super().__init__(threads, source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes)
+        pieces = len(source.pieces)
+        super().__init__(Workers.of(workers), source.numbers, source.begin, pieces=pieces, size=source.nbytes)
         self.source = source
-        self.count = len(source.numbers)
 
     def __next__(self) -> Batch:
         hosts.check()

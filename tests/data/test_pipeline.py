@@ -258,11 +258,6 @@ def ahead(count: int, make, *, pieces: int = 3, threads: int = 2, **options) -> 
     return Ahead(Workers(threads), range(count), begin, pieces=pieces, **options)
 
 
-def test_elements_come_whole_and_in_order():
-    elements = list(ahead(20, lambda number, piece: (number, piece), threads=4))
-    assert elements == [[(number, piece) for piece in range(3)] for number in range(20)]
-
-
 def test_no_more_is_made_ahead_than_it_takes():
     begun = []
     gate = threading.Event()
