@@ -48,16 +48,8 @@ from clipbias.io import (
 FILE = "clipbias_index_{split}.npz"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RecordIndex:
-    """The index of `n` records.
-
-    Its `ids` are the identifying feature of each record, which may repeat; empty without one.
-    """
-
-    labels: np.ndarray  # int32 [n]
-    ids: tuple[str, ...]
-    positions: np.ndarray  # int64 [n], the place of each record in the builder's input; empty if unknown
+# The labels of `n` records, int32 [n], and the identifying feature of each, which may repeat; empty without one.
+RecordIndex = tuple[np.ndarray, tuple[str, ...]]
 
 
 def find_or_make(
@@ -73,18 +65,17 @@ def find_or_make(
     for path in places:
         if (index := _read(path, records, count)) is not None:
             return index
-    index = make()
+    labels, ids = make()
+    content = io.BytesIO()
+    np.savez(content, of=np.array(records), labels=labels, ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
     for path in places:
         try:
-            content = io.BytesIO()
-            ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
-            np.savez(content, of=np.array(records), labels=index.labels, ids=ids, positions=index.positions)
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content.getvalue())
             break
         except ClipbiasError as error:
             logging.warning("The index of %s is not kept here: %s", folder, error)
-    return index
+    return labels, ids
 
 
 def _hash(value: object) -> str:
@@ -97,12 +88,10 @@ def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             if str(stored["of"]) != records:
                 return None
-            ids = tuple(json.loads(stored["ids"].tobytes()))
-            index = RecordIndex(stored["labels"], ids, stored["positions"])
+            labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
     except Exception:  # a damaged archive raises nearly anything
         return None
-    whole = len(index.labels) == count and all(len(part) in (0, count) for part in (index.ids, index.positions))
-    return index if whole else None
+    return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
 
 CHUNK = 256  # records that are read at once
@@ -123,7 +112,6 @@ class Records:
 
     ids: tuple[str, ...]
     labels: np.ndarray  # int32 [n]
-    order: np.ndarray  # record numbers in the order in which the builder got the records, int64 [n]; TFDS shuffles them
     read: Callable[[int], bytes]  # encoded image of a record's number
 
 
@@ -199,8 +187,10 @@ class PreparedDataset:
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
         with self.explained(split):
-            index = find_or_make(self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature))
-        ids = index.ids or tuple(f"{number:07d}" for number in range(count))
+            labels, ids = find_or_make(
+                self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature)
+            )
+        ids = ids or tuple(f"{number:07d}" for number in range(count))
         lock = threading.Lock()
         opened = functools.cache(lambda: self.source(split))  # at the first use
 
@@ -213,8 +203,7 @@ class PreparedDataset:
             except ClipbiasError as error:
                 raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error).rstrip(".")) from error
 
-        order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
-        return Records(ids, index.labels, order, read)
+        return Records(ids, labels, read)
 
     def _read_index(self, split: str, id_feature: str | None) -> RecordIndex:
         features = self._builder.info.features
@@ -223,7 +212,6 @@ class PreparedDataset:
                 raise ClipbiasError(f"{self.folder} has no feature {name!r}; it has {', '.join(features)}.")
         ids: list[str] = []
         labels: list[int] = []
-        positions: list[int] = []
         source = self.source(split)
         last_line = time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
@@ -234,12 +222,10 @@ class PreparedDataset:
                     labels.append(int(record["label"]))
                     if id_feature:
                         ids.append(bytes(record[id_feature]).decode())
-                    if "position" in features:
-                        positions.append(int(record["position"]))
                 if time.monotonic() > last_line + SECONDS_BETWEEN_LINES:
                     last_line = time.monotonic()
                     logging.info("%d of %d records of %s", len(labels), len(source), split)
-        return RecordIndex(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
+        return np.asarray(labels, np.int32), tuple(ids)
 
 
 def records_path(path: str | os.PathLike) -> Path:
@@ -538,7 +524,6 @@ def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "label": tfds.features.ClassLabel(num_classes=len(dataset.class_names)),
                 "key": tfds.features.Text(),
-                "position": tfds.features.Scalar(np.int64),
             }
             return Info(
                 builder=self,
@@ -587,8 +572,9 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
     with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
-            split = Split(records.ids, records.labels, records.read, source=str(folder), contents=prepared.sizes)
-            stored[split_name] = split.subset(records.order)
+            stored[split_name] = Split(
+                records.ids, records.labels, records.read, source=str(folder), contents=prepared.sizes
+            )
         return Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),
@@ -605,4 +591,4 @@ def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
         encoded = split.read(position)
         transforms.check_format(encoded, key)  # shards are published: a link must not bring another file into them
         label = int(split.labels[position])
-        yield key, {"image": io.BytesIO(encoded), "label": label, "key": key, "position": position}
+        yield key, {"image": io.BytesIO(encoded), "label": label, "key": key}

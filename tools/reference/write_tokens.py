@@ -19,7 +19,7 @@ import tokenizers
 import transformers
 from open_clip.tokenizer import HFTokenizer
 
-from tests.clip.test_tokenizer import ODD_TEXTS
+from tests.clip.odd_texts import ODD_TEXTS
 from tests.families import DATA
 
 FOLDER = DATA / "tokenizers"
