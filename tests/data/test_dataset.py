@@ -230,6 +230,12 @@ def lists(*pictures: bytes) -> Split:
     return Split([f"{number}.png" for number in range(len(pictures))], [0] * len(pictures), pictures.__getitem__)
 
 
+def test_pictures_may_differ_in_their_palettes_alone():
+    one, other = (Image.new("P", (4, 4)) for _ in range(2))
+    other.putpalette([9, 9, 9])
+    assert labelled_split([one], [0], ["a"]).digest != labelled_split([other], [0], ["a"]).digest
+
+
 def test_lists_without_a_source_are_told_apart_by_what_is_read():
     one, other = lists(b"a", b"b"), lists(b"a", b"c")
     assert one.digest != other.digest and one.digest == one.subset([0, 1]).digest

@@ -108,6 +108,12 @@ def test_missing_records_and_old_versions(tmp_path):
     prepare(tmp_path, "dtd", names, {"train": records}, id_feature="file_name")
     with pytest.raises(ClipbiasError, match=r"lacks 30 images of the benchmark's split, such as "):
         data.load("tfds/dtd", data_dir=tmp_path, split="coop")
+    miniatures.make(tmp_path, "sun397")
+    items = [item for items in miniatures.split_content("sun397").values() for item in items]
+    kept = [(image(0), "/a/abbey", f"/{path}") for path, *_ in items[2:]]  # TFDS could not decode two of them
+    prepare(tmp_path, "sun397", ["/a/abbey"], {"train": kept}, id_feature="file_name", config="standard-part1-120k")
+    loaded = data.load("tfds/sun397", data_dir=tmp_path, split="coop")
+    assert loaded.splits["train"].keys == tuple(path for path, *_ in miniatures.split_content("sun397")["train"][2:])
     prepare(tmp_path, "food101", ["a"], {"train": [(image(0), "a", "")]}, id_feature=None, version="2.0.0")
     with pytest.raises(ClipbiasError, match=r"in version 2\.1\.0 or later .* only version 2\.0\.0"):
         data.load("tfds/food101", data_dir=tmp_path, split="coop")
@@ -115,10 +121,11 @@ def test_missing_records_and_old_versions(tmp_path):
 
 def test_any_builder_and_kept_index(tmp_path):
     records = [(image(n), "ab"[n % 2], "") for n in range(6)]
-    folder = prepare(
-        tmp_path, "own_set", ["a", "b"], {"train": records, "test": records[:2]}, id_feature=None, config="small"
-    )
-    dataset = data.load("tfds/own_set/small", data_dir=tmp_path)
+    options: dict = {"id_feature": None, "config": "small"}
+    splits = {"train": records, "test": records[:2]}
+    folder = prepare(tmp_path, "own_set", ["a", "b"], splits, version="1.10.0", **options)
+    prepare(tmp_path, "own_set", ["c"], {"train": [(image(0), "c", "")]}, version="1.9.0", **options)
+    dataset = data.load("tfds/own_set/small", data_dir=tmp_path)  # the newest version
     assert dataset.class_names == ("a", "b") and len(dataset.splits["test"]) == 2
     with np.load(folder / "clipbias_index_train.npz") as index:
         assert sorted(index["labels"].tolist()) == [0, 0, 0, 1, 1, 1]

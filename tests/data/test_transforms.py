@@ -73,6 +73,12 @@ def test_half_of_all_crops_are_mirrored():
     assert 70 < sum(int(crop[:, -1].mean()) > int(crop[:, 0].mean()) for crop in crops) < 130
 
 
+def test_the_middle_of_a_line_of_pixels_is_evaluated():
+    line = np.random.default_rng(0).integers(0, 256, (2, 200, 3), dtype=np.uint8)
+    whole, middle = (transforms.test_image(pixels, Resizing(8, whole=True)) for pixels in (line, line[:, 68:132]))
+    np.testing.assert_array_equal(whole, middle)
+
+
 def save(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=kind, **options)
