@@ -81,6 +81,14 @@ def test_a_pipe_is_not_waited_for(folder, name):
     assert f"{folder / name} is a pipe, a socket or a device" in message
 
 
+def test_a_million_layers_are_not_looked_for_one_by_one(folder):
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"]["num_hidden_layers"] = 10**6
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ClipbiasError, match="fewer than its configuration asks for layers"):
+        clipbias.load(folder)
+
+
 def test_the_logit_scale_stays_exact_in_half_precision(model):
     exact, half = clipbias.load(model), clipbias.load(model, dtype="bfloat16")
     assert half.params["logit_scale"].dtype == np.float32
